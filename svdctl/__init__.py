@@ -1,0 +1,1 @@
+"""Singular values of convolutional networks: read, bounded, controlled and certified."""

@@ -1,0 +1,47 @@
+"""Every failure a user can cause or meet: one sentence each, saying what, where and what to do."""
+
+from collections.abc import Iterable
+
+
+class SvdctlError(Exception):
+    """Base of all expected failures; the command line prints the message and exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class UsageError(SvdctlError):
+    """Wrong flags, configuration or preset; `faults` lists every fault found, one sentence each."""
+
+    exit_code = 2
+
+    def __init__(self, faults: str | Iterable[str]) -> None:
+        self.faults: tuple[str, ...] = (faults,) if isinstance(faults, str) else tuple(faults)
+        super().__init__("\n".join(self.faults))
+
+
+class DataError(SvdctlError):
+    """Data that is missing, truncated, of another format, or unusable for the task."""
+
+    exit_code = 2
+
+
+class CheckpointError(SvdctlError):
+    """A checkpoint that is missing, damaged, foreign, or does not fit what is asked of it."""
+
+    exit_code = 2
+
+
+class ShapeError(SvdctlError, ValueError):
+    """A layer, kernel or input whose shape or settings the mathematics does not cover."""
+
+    exit_code = 2
+
+
+class TrainingError(SvdctlError):
+    """A run that had begun and could not go on: a loss that is not finite, a full disk, a lost folder."""
+
+
+class Interrupted(SvdctlError):
+    """A run stopped by the user after it saved its state."""
+
+    exit_code = 130
