@@ -1,0 +1,80 @@
+"""Optimiser and learning-rate schedule."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveFloat, model_validator
+
+from svdctl.config.base import Config
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Sgd(Config):
+    """Stochastic gradient descent with momentum."""
+
+    kind: Literal["sgd"] = "sgd"
+    lr: PositiveFloat = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+
+    @model_validator(mode="after")
+    def _nesterov(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("Nesterov needs a momentum above 0; set optimizer.momentum or drop --nesterov")
+        return self
+
+
+class Adam(Config):
+    """Adam, with weight decay as an L2 term of the loss."""
+
+    kind: Literal["adam"] = "adam"
+    lr: PositiveFloat = 1e-3
+    eps: PositiveFloat = 1e-8
+    amsgrad: bool = False
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+
+
+Optimizer = Annotated[Sgd | Adam, Field(discriminator="kind")]
+
+
+class Constant(Config):
+    """The learning rate stays."""
+
+    kind: Literal["constant"] = "constant"
+
+
+class Steps(Config):
+    """The learning rate is multiplied by `factor` at each share of all steps."""
+
+    kind: Literal["steps"] = "steps"
+    at: tuple[Share, ...]
+    factor: PositiveFloat
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        if list(self.at) != sorted(set(self.at)):
+            raise ValueError("schedule.at must rise: shares of all steps, each once, in order")
+        return self
+
+
+class Cosine(Config):
+    """Half a cosine from the full learning rate to nothing."""
+
+    kind: Literal["cosine"] = "cosine"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of all steps in which the rate rises linearly first."""
+
+
+class Cyclic(Config):
+    """A triangle, repeated: up from `lr_min` to the optimiser's rate, then down."""
+
+    kind: Literal["cyclic"] = "cyclic"
+    lr_min: Annotated[float, Field(ge=0)] = 0.0
+    up: Share = 1 / 20
+    """Share of all steps of one rise."""
+    down: Share = 3 / 20
+    """Share of all steps of one fall."""
+
+
+Schedule = Annotated[Constant | Steps | Cosine | Cyclic, Field(discriminator="kind")]
