@@ -41,7 +41,7 @@ class TrainingError(SvdctlError):
     """A run that had begun and could not go on: a loss that is not finite, a full disk, a lost folder."""
 
 
-class Interrupted(SvdctlError):
+class Interrupted(SvdctlError):  # noqa: N818 - it is no error
     """A run stopped by the user after it saved its state."""
 
     exit_code = 130

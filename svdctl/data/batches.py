@@ -1,0 +1,78 @@
+"""Batches of resident data: the same order and the same draws for any number of processes.
+
+Every process draws the randomness of the whole global batch from `(seed, epoch)` and `(seed, step)` and keeps its own
+slice. A run therefore sees the same images on one device and on eight, and a resumed run continues in mid-epoch with
+nothing to restore but the step's number.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from svdctl.config.data import Augment
+from svdctl.data.augment import augment
+from svdctl.data.images import ImageData
+
+
+def derived_seed(seed: int, *what: int | str) -> int:
+    """A 63-bit seed for one purpose, from the run's seed: a hash, so that neighbouring numbers are unrelated."""
+    digest = hashlib.blake2b(repr((seed, *what)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Training batches of one process out of `world`."""
+
+    data: ImageData
+    batch_size: int
+    seed: int
+    augmentation: Augment
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.world:
+            raise ValueError(f"a global batch of {self.batch_size} does not divide into {self.world} equal parts")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of one epoch; the last batch may be smaller on one process, and is dropped if it cannot be shared."""
+        full, rest = divmod(len(self.data), self.batch_size)
+        return max(full + (rest >= self.world and rest > 1 and rest % self.world == 0), 1)
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images in [0, 1] `(B, 3, H, W)`, labels `(B,)`) of the steps `start, ...` of an epoch counted from 0."""
+        device = self.data.images.device
+        shuffle = torch.Generator().manual_seed(derived_seed(self.seed, "order", number))
+        order = torch.randperm(len(self.data), generator=shuffle).to(device)
+        for step in range(start, self.steps_per_epoch):
+            index = order[step * self.batch_size : (step + 1) * self.batch_size]
+            generator = torch.Generator().manual_seed(derived_seed(self.seed, "augment", number, step))
+            draws = torch.rand(len(index), 3, generator=generator)
+            share = len(index) // self.world
+            mine = slice(self.rank * share, (self.rank + 1) * share) if self.world > 1 else slice(None)
+            index = index[mine]
+            images = augment(
+                self.data.images[index],
+                draws[mine].to(device, non_blocking=True),
+                flip=self.augmentation.flip,
+                crop=self.augmentation.crop,
+                pad_mode=self.augmentation.pad,
+            )
+            yield to_pixels(images), self.data.labels[index]
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """Bytes to float32 pixels in [0, 1]."""
+    return images.float().div_(255)
+
+
+def evaluation_batches(data: ImageData, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """All examples in order, as pixels in [0, 1] and labels."""
+    for start in range(0, len(data), batch_size):
+        part = slice(start, start + batch_size)
+        yield to_pixels(data.images[part]), data.labels[part]

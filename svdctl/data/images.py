@@ -1,0 +1,57 @@
+"""A data set as it lives in memory: uint8 images and their labels."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from svdctl.errors import DataError
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Images `(N, 3, H, W)` uint8, labels `(N,)` int64, and the names of the classes."""
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def to(self, device: torch.device) -> Self:
+        """The same data on `device`."""
+        return type(self)(self.images.to(device), self.labels.to(device), self.classes)
+
+    def select(self, index: Tensor) -> Self:
+        """The examples at `index`, in its order."""
+        return type(self)(self.images[index], self.labels[index], self.classes)
+
+    def checked(self, where: str) -> Self:
+        """Itself, after checking that it can be trained on; `where` names it in the error."""
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1] != 3:
+            raise DataError(
+                f"{where}: images must be uint8 of shape (N, 3, H, W), not {self.images.dtype} "
+                f"{tuple(self.images.shape)}"
+            )
+        if len(self.images) != len(self.labels):
+            raise DataError(
+                f"{where}: {len(self.images)} images but {len(self.labels)} labels; give one label an image"
+            )
+        if len(self) == 0:
+            raise DataError(f"{where}: there are no images in it")
+        if len(self.classes) < 2:
+            raise DataError(f"{where}: only one class ({self.classes[0]}); a classifier needs at least two")
+        if int(self.labels.min()) < 0 or int(self.labels.max()) >= len(self.classes):
+            raise DataError(
+                f"{where}: labels run from {int(self.labels.min())} to {int(self.labels.max())}, "
+                f"but there are {len(self.classes)} classes; number them from 0"
+            )
+        return self
