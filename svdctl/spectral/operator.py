@@ -1,0 +1,98 @@
+"""A convolution as mathematics: a kernel with its stride and dilation, free of any module.
+
+Everything that is asked about norms is asked of one normal form, the polyphase kernel. A convolution of stride s sees
+its input as s^d interleaved images, so it is a stride-1 convolution with s^d times the input channels and a shorter
+kernel. For norms over all input sizes a dilation d' changes nothing once the common factor of stride and dilation is
+taken out: the aliased frequencies (w + 2 pi j) / s, multiplied by a d' prime to s, are the same set in another order.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from svdctl.errors import ShapeError
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """Kernel `(G, O, I, *k)` of G groups, with stride and dilation for each of the d spatial axes."""
+
+    kernel: Tensor
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+    @classmethod
+    def make(
+        cls,
+        kernel: Tensor,
+        *,
+        stride: int | tuple[int, ...] = 1,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        transposed: bool = False,
+    ) -> Self:
+        """From a kernel in torch's layout: `(O, I/g, *k)`, or `(I, O/g, *k)` of a transposed convolution.
+
+        A transposed convolution is the adjoint of the convolution with the same weight, so its singular values are
+        those of that one.
+        """
+        axes = kernel.ndim - 2
+        if axes < 1:
+            raise ShapeError(f"a convolution's kernel has at least three axes, not shape {tuple(kernel.shape)}")
+        if kernel.shape[0] % groups:
+            raise ShapeError(f"{kernel.shape[0]} channels do not divide into {groups} groups")
+        del transposed  # the adjoint of the same kernel: nothing to change
+        grouped = kernel.reshape(groups, kernel.shape[0] // groups, *kernel.shape[1:])
+        return cls(grouped, _per_axis(stride, axes), _per_axis(dilation, axes))
+
+    @property
+    def axes(self) -> int:
+        """Number of spatial axes."""
+        return self.kernel.ndim - 3
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """Kernel size along each spatial axis."""
+        return tuple(self.kernel.shape[3:])
+
+    @property
+    def weight(self) -> Tensor:
+        """The kernel in torch's layout, `(G O, I, *k)`."""
+        return self.kernel.flatten(0, 1)
+
+    def with_kernel(self, kernel: Tensor) -> Self:
+        """The same convolution with another kernel `(G, O, I, *k)`."""
+        return replace(self, kernel=kernel)
+
+    def _reduced_stride(self) -> tuple[int, ...]:
+        return tuple(s // math.gcd(s, d) for s, d in zip(self.stride, self.dilation, strict=True))
+
+    def polyphase(self) -> Tensor:
+        """The stride-1 kernel `(G, O, I * prod(s), *k')` of equal norm, its taps past the support zero."""
+        kernel = self.kernel
+        for axis, step in enumerate(self._reduced_stride()):
+            if step == 1:
+                continue
+            kernel = kernel.movedim(3 + axis, -1)
+            kernel = torch.nn.functional.pad(kernel, (0, -kernel.shape[-1] % step))
+            kernel = kernel.unflatten(-1, (-1, step)).movedim(-1, 3).flatten(2, 3).movedim(-1, 3 + axis)
+        return kernel
+
+    def from_polyphase(self, kernel: Tensor) -> Self:
+        """The convolution whose polyphase kernel is `kernel`, taps past the support dropped."""
+        for axis, (step, taps) in reversed(list(enumerate(zip(self._reduced_stride(), self.taps, strict=True)))):
+            if step == 1:
+                continue
+            kernel = kernel.movedim(3 + axis, -1).unflatten(2, (-1, step)).movedim(3, -1).flatten(-2)
+            kernel = kernel[..., :taps].movedim(-1, 3 + axis)
+        return self.with_kernel(kernel.contiguous())
+
+
+def _per_axis(value: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
+    values = (value,) * axes if isinstance(value, int) else tuple(value)
+    if len(values) != axes or min(values) < 1:
+        raise ShapeError(f"stride and dilation need {axes} positive numbers, not {values}")
+    return values

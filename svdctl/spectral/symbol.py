@@ -1,0 +1,77 @@
+"""The symbol `A(w) = sum_p K[p] exp(-i w p)` of a kernel, and the frequencies at which it is looked at."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def centred(taps: tuple[int, ...]) -> Tensor:
+    """Positions of all taps `(prod(k), d)`, float64, counted from 0: a shift changes no singular value."""
+    return torch.cartesian_prod(*(torch.arange(k, dtype=torch.float64) for k in taps)).reshape(-1, len(taps))
+
+
+def half_grid(sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """One of every pair w, -w of a grid: indices `(F, d)` and how often each counts `(F,)`, 1 or 2."""
+    full = torch.cartesian_prod(*(torch.arange(n) for n in sizes)).reshape(-1, len(sizes))
+    return unique_up_to_sign(full, sizes)
+
+
+def unique_up_to_sign(index: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Grid indices `(F, d)` without repetitions and without -w where w is there; multiplicities `(F',)`."""
+    size = torch.tensor(sizes)
+    place = torch.tensor([math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))])
+    flat = ((index % size) * place).sum(1)
+    mirrored = ((-index % size) * place).sum(1)
+    kept = torch.minimum(flat, mirrored).unique()
+    chosen = (kept[:, None] // place) % size
+    own_mirror = ((-chosen % size) * place).sum(1) == kept
+    return chosen, torch.where(own_mirror, 1, 2)
+
+
+def angles(index: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """Frequencies `(F, d)` in radians, float64, of grid indices."""
+    return index.double() * (2 * math.pi / torch.tensor(sizes, dtype=torch.float64))
+
+
+def phases(frequencies: Tensor, taps: tuple[int, ...], like: Tensor) -> Tensor:
+    """`exp(-i w p)` for `(F, d)` frequencies and all taps: complex `(F, prod(k))`, precision and device of `like`."""
+    turn = frequencies @ centred(taps).T
+    return torch.polar(torch.ones_like(turn), -turn).to(like.device, _complex(like.dtype))
+
+
+def symbol(kernel: Tensor, phase: Tensor) -> Tensor:
+    """Symbol `(F * G, O, I)` of a kernel `(G, O, I, *k)` at the frequencies of `phase`, groups innermost."""
+    groups, out, channels = kernel.shape[:3]
+    flat = kernel.reshape(groups * out * channels, -1).T
+    # Two real products: half the work of one complex product with a real kernel.
+    values = torch.complex(phase.real @ flat, phase.imag @ flat)
+    return values.reshape(-1, out, channels)
+
+
+def kernel_from_symbol(values: Tensor, phase: Tensor, weights: Tensor, shape: torch.Size) -> Tensor:
+    """Least-squares kernel of `shape` for a symbol given on a half grid: inverse transform, cut to the support.
+
+    Args:
+        values: `(F * G, O, I)`.
+        phase: `(F, prod(k))`.
+        weights: `(F,)`, multiplicity over number of grid points.
+        shape: `(G, O, I, *k)`.
+    """
+    weighted = (phase * weights[:, None]).T
+    flat = values.reshape(len(weights), -1)
+    # Re(conj(e) a) = Re e Re a + Im e Im a
+    taps = weighted.real @ flat.real + weighted.imag @ flat.imag
+    return taps.T.reshape(shape)
+
+
+def gram(matrices: Tensor) -> Tensor:
+    """`A^H A` on the smaller side, `(B, n, n)`; on a view of the conjugate the product is four times slower."""
+    if matrices.shape[-2] < matrices.shape[-1]:
+        matrices = matrices.mT
+    adjoint = matrices.mH.resolve_conj().contiguous()
+    return torch.bmm(adjoint, matrices.contiguous())
+
+
+def _complex(dtype: torch.dtype) -> torch.dtype:
+    return torch.complex128 if dtype == torch.float64 else torch.complex64
