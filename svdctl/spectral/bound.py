@@ -1,12 +1,12 @@
 """The norm of a convolution over every input size, as a proof: floating point included.
 
 Note 1, cells. Let S be the supremum of sigma_max over all frequencies, reached at w*, and m = (k - 1) / 2 the
-half-width of the kernel along an axis. `u^H A(w) v` is, up to a phase, a trigonometric polynomial of degree m, and such a
-polynomial is at least S cos(m x) at distance x from its maximum (Ehlich and Zeller 1964; M. Riesz). On a grid of N > 2m
-points an axis, the grid point nearest to w* therefore has sigma_max >= S prod_axes cos(pi m / N) =: S c_N. So if
-S > t, some grid point exceeds t c_N; points that do not cannot be nearest to w*, and only the cells of the others are
-looked at on the grid of 2N. When no cell is left, S <= t is proved. Half-integer m (even kernels) obey the same bound:
-substitute w = 2v.
+half-width of the kernel along an axis. `u^H A(w) v` is, up to a phase, a trigonometric polynomial of degree m, and
+such a polynomial is at least S cos(m x) at distance x from its maximum (Ehlich and Zeller 1964; M. Riesz). On a grid
+of N > 2m points an axis, the grid point nearest to w* therefore has sigma_max >= S prod_axes cos(pi m / N) =: S c_N.
+So if S > t, some grid point exceeds t c_N; points that do not cannot be nearest to w*, and only the cells of the
+others are looked at on the grid of 2N. When no cell is left, S <= t is proved. Half-integer m (even kernels) obey the
+same bound: substitute w = 2v.
 
 Note 2, rounding. At each point one Cholesky factorisation decides whether `t^2 I - A^H A` is positive definite. If it
 runs to its end on a matrix shifted down by `c n u trace` the unshifted matrix is positive definite (Rump 2006). The

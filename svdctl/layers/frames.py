@@ -1,0 +1,64 @@
+"""Frames: tall matrices with orthonormal columns, and the ways of keeping them so.
+
+Note, momentum. Retracting a frame U = Q P moves P into the core: the operator stays, its coordinates change. A gradient
+is a covector, so with W = U C the chain rule gives `dW/dQ`-coordinates `m_U P^T` and core coordinates `P^-T m_C`. An
+optimiser's running mean of gradients is carried along by the same maps; left behind, it would point elsewhere, and
+with the sign flips of a plain QR it would point backwards. Adam's second moments have no such map and stay.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+def polar(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """`(Q, P)` with `matrix = Q P`, Q the nearest frame, P symmetric and positive; `(n, r)` of full rank, n >= r."""
+    exact = matrix.double()
+    squares, vectors = torch.linalg.eigh(exact.mT @ exact)
+    root = squares.clamp_min(torch.finfo(torch.float64).tiny).sqrt()
+    inverse = (vectors / root[..., None, :]) @ vectors.mT
+    factor = (vectors * root[..., None, :]) @ vectors.mT
+    return (exact @ inverse).to(matrix.dtype), factor.to(matrix.dtype)
+
+
+def qr_positive(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """`(Q, R)` with `matrix = Q R` and the diagonal of R positive, which makes it unique and continuous."""
+    q, r = torch.linalg.qr(matrix)
+    signs = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(matrix.dtype)
+    return q * signs[..., None, :], r * signs[..., :, None]
+
+
+def retraction(matrix: Tensor, method: Literal["polar", "qr"]) -> tuple[Tensor, Tensor]:
+    """`(Q, P)` by the named method."""
+    return polar(matrix) if method == "polar" else qr_positive(matrix)
+
+
+def gram_defect(frame: Tensor) -> Tensor:
+    """`U^T U - I`, `(r, r)`."""
+    return frame.mT @ frame - torch.eye(frame.shape[-1], dtype=frame.dtype, device=frame.device)
+
+
+def frame_error(frame: Tensor) -> Tensor:
+    """Spectral norm of `U^T U - I`: 0 for a frame (0-d)."""
+    return torch.linalg.matrix_norm(gram_defect(frame.detach()), 2)
+
+
+def random_frame(rows: int, columns: int) -> Tensor:
+    """A frame `(rows, columns)`, uniformly distributed."""
+    return qr_positive(torch.randn(rows, columns))[0]
+
+
+def carry_momentum(
+    optimizer: torch.optim.Optimizer, frame: Tensor, core: Tensor, factor: Tensor, core_axis: Literal[0, 1]
+) -> None:
+    """Carry the optimiser's mean gradients through `frame -> frame P^-1`, `core -> P core` along `core_axis`."""
+    for key in ("momentum_buffer", "exp_avg"):
+        mean = optimizer.state.get(frame, {}).get(key)
+        if mean is not None:
+            mean.copy_(mean @ factor.mT)
+        mean = optimizer.state.get(core, {}).get(key)
+        if mean is not None:
+            along = mean.movedim(core_axis, 0)
+            solved = torch.linalg.solve_ex(factor.mT, along.flatten(1)).result
+            mean.copy_(solved.reshape(along.shape).movedim(0, core_axis))

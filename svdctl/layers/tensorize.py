@@ -1,0 +1,44 @@
+"""Replace the convolutions of any network by TT layers of best fit."""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from svdctl.errors import ShapeError
+from svdctl.layers.tt import FramesKind, TTConv2d
+
+
+def tensorize_(
+    model: nn.Module, *, rank: int, skip: Sequence[str] = (), frames: FramesKind = "retract"
+) -> dict[str, float]:
+    """Replace every `Conv2d` of `model`, in place, by its best `TTConv2d` of this rank.
+
+    Args:
+        model: any module that contains convolutions; a bare convolution has no place to be replaced in.
+        rank: largest rank of both sides.
+        skip: patterns of module names to leave alone, as `conv1` or `layer4.*`.
+        frames: how the frames are to be kept in further training.
+
+    Returns:
+        The relative error of each replaced layer, by name.
+
+    Raises:
+        ShapeError: for a grouped convolution that no pattern skips, before anything is replaced.
+    """
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if type(module) is nn.Conv2d and not any(fnmatchcase(name, pattern) for pattern in skip)
+    }
+    if "" in found:
+        raise ShapeError("a bare convolution cannot be replaced in place; use TTConv2d.from_conv2d(conv, rank)")
+    fitted = {}
+    for name, module in found.items():
+        try:
+            fitted[name] = TTConv2d.from_conv2d(module, rank, frames=frames)
+        except ShapeError as error:
+            raise ShapeError(f"layer {name!r}: {error} (skip=[{name!r}])") from error
+    for name, (layer, _) in fitted.items():
+        model.set_submodule(name, layer)
+    return {name: error for name, (_, error) in fitted.items()}

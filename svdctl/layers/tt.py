@@ -1,0 +1,255 @@
+"""The tensor-train convolution: two frames around a small core."""
+
+import math
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from svdctl.errors import ShapeError
+from svdctl.layers.frames import carry_momentum, qr_positive, random_frame, retraction
+
+FramesKind = Literal["free", "penalty", "retract", "parametrize"]
+
+
+class TTConv2d(nn.Module):
+    """Convolution with kernel `K[o, i] = sum_ab frame_out[o, b] core[b, a] frame_in[i, a]`.
+
+    With orthonormal frames its non-zero singular values are those of the core (Senderovich et al. 2022, Theorem 1).
+    When the rank reaches both widths the frames are absent and the core is the kernel.
+
+    Args:
+        in_channels: I.
+        out_channels: O.
+        kernel_size: one number, or (kh, kw).
+        rank: largest rank of both sides, or (rank_in, rank_out); cut to the widths.
+        stride, padding, dilation: as in `torch.nn.Conv2d`.
+        bias: add a bias of shape `(O,)`.
+        frames: how frames are kept; `parametrize` is built in here, the other ways are applied by the training loop.
+    """
+
+    frame_in: Tensor | None
+    frame_out: Tensor | None
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        *,
+        rank: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        bias: bool = True,
+        frames: FramesKind = "retract",
+    ) -> None:
+        super().__init__()
+        rank_in, rank_out = rank if isinstance(rank, tuple) else (rank, rank)
+        if min(rank_in, rank_out) < 1:
+            raise ShapeError(
+                f"a TT rank is at least 1, not {rank}; leave compression out instead (--new-layer standard)"
+            )
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_size = _pair(kernel_size)
+        self.stride, self.padding, self.dilation = _pair(stride), _pair(padding), _pair(dilation)
+        self.frames_kind = frames
+        rank_in, rank_out = min(rank_in, in_channels), min(rank_out, out_channels)
+        whole = rank_in == in_channels and rank_out == out_channels
+        self.has_frames = not whole
+        self.core = nn.Parameter(torch.empty(rank_out, rank_in, *self.kernel_size))
+        self.register_parameter("frame_in", None if whole else nn.Parameter(torch.empty(in_channels, rank_in)))
+        self.register_parameter("frame_out", None if whole else nn.Parameter(torch.empty(out_channels, rank_out)))
+        self.register_parameter("bias", nn.Parameter(torch.empty(out_channels)) if bias else None)
+        self.reset_parameters()
+        if frames == "parametrize" and not whole:
+            parametrizations.orthogonal(self, "frame_in")
+            parametrizations.orthogonal(self, "frame_out")
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """(rank_in, rank_out)."""
+        return self.core.shape[1], self.core.shape[0]
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Random frames, and a core that gives the layer the output variance of Kaiming normal with fan-out."""
+        taps = math.prod(self.kernel_size)
+        rank_in, rank_out = self.rank
+        # The kernel has O I entries of mean square core^2 r_out r_in / (O I).
+        share = self.out_channels * self.in_channels / (rank_out * rank_in)
+        self.core.normal_(0, math.sqrt(2 / (self.out_channels * taps) * share))
+        if self.frame_in is not None and self.frame_out is not None:
+            self.frame_in.copy_(random_frame(self.in_channels, rank_in))
+            self.frame_out.copy_(random_frame(self.out_channels, rank_out))
+        if self.bias is not None:
+            self.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.frame_in is None or self.frame_out is None:
+            return F.conv2d(x, self.core, self.bias, self.stride, self.padding, self.dilation)
+        if self._factorised_is_cheaper(x.shape):
+            x = F.conv2d(x, self.frame_in.T[:, :, None, None])
+            x = F.conv2d(x, self.core, None, self.stride, self.padding, self.dilation)
+            return F.conv2d(x, self.frame_out[:, :, None, None], self.bias)
+        return F.conv2d(x, self.contracted(), self.bias, self.stride, self.padding, self.dilation)
+
+    def contracted(self) -> Tensor:
+        """The kernel `(O, I, kh, kw)`."""
+        if self.frame_in is None or self.frame_out is None:
+            return self.core
+        return torch.einsum("ob,bahw,ia->oihw", self.frame_out, self.core, self.frame_in)
+
+    def _factorised_is_cheaper(self, shape: torch.Size) -> bool:
+        """Count multiplications of both ways, contraction included."""
+        batch, _, height, width = shape
+        taps = math.prod(self.kernel_size)
+        rank_in, rank_out = self.rank
+        inputs = batch * height * width
+        outputs = batch * (height // self.stride[0]) * (width // self.stride[1])
+        narrow = inputs * self.in_channels * rank_in + outputs * rank_out * (taps * rank_in + self.out_channels)
+        contraction = taps * rank_in * self.out_channels * (rank_out + self.in_channels)
+        return narrow <= outputs * taps * self.in_channels * self.out_channels + contraction
+
+    @torch.no_grad()
+    def small_kernel(self) -> Tensor:
+        """A kernel `(r_out, r_in, kh, kw)` with the layer's own non-zero singular values, whatever the frames are.
+
+        The frames' QR factors are moved into it; with orthonormal frames it is the core, up to signs.
+        """
+        if self.frame_in is None or self.frame_out is None:
+            return self.core.detach()
+        r_in, r_out = (qr_positive(frame.detach())[1] for frame in (self.frame_in, self.frame_out))
+        return torch.einsum("cb,bahw,da->cdhw", r_out, self.core, r_in)
+
+    @torch.no_grad()
+    def set_small_kernel(self, kernel: Tensor, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Make `kernel` the one that `small_kernel` reads: frames become their Q factors."""
+        self.retract_("qr", optimizer)
+        if self.frames_kind == "parametrize" and self.frame_in is not None and self.frame_out is not None:
+            # These frames cannot be written and are orthonormal to rounding: Q = U R^-1 with R near the identity.
+            r_in, r_out = (qr_positive(frame.detach())[1] for frame in (self.frame_in, self.frame_out))
+            kernel = torch.einsum("bc,cdhw,ad->bahw", torch.linalg.inv(r_out), kernel, torch.linalg.inv(r_in))
+        self.core.copy_(kernel)
+
+    @torch.no_grad()
+    def retract_(self, method: Literal["polar", "qr"], optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Make both frames orthonormal; the rest moves into the core, so the operator stays. No host sync."""
+        if self.frames_kind == "parametrize" or self.frame_in is None or self.frame_out is None:
+            return
+        axes: tuple[tuple[Tensor, Literal[0, 1]], ...] = ((self.frame_out, 0), (self.frame_in, 1))
+        for frame, axis in axes:
+            orthonormal, factor = retraction(frame.detach(), method)
+            if optimizer is not None:
+                carry_momentum(optimizer, frame, self.core, factor, axis)
+            frame.copy_(orthonormal)
+            self.core.copy_(torch.tensordot(factor, self.core.detach(), dims=([1], [axis])).movedim(0, axis))
+
+    @classmethod
+    @torch.no_grad()
+    def from_conv2d(
+        cls, conv: nn.Conv2d, rank: int | tuple[int, int], *, frames: FramesKind = "retract"
+    ) -> tuple["TTConv2d", float]:
+        """The layer of this rank nearest to a trained convolution, and its relative error in Frobenius norm.
+
+        Truncated SVDs of both unfoldings, then two sweeps of alternating refinement (HOOI).
+        """
+        if conv.groups != 1:
+            raise ShapeError(
+                f"a convolution with {conv.groups} groups has no TT form here; skip it, or convert it to groups=1 first"
+            )
+        if isinstance(conv.padding, str) or conv.padding_mode != "zeros":
+            raise ShapeError(
+                "TT layers pad with zeros by a number; a convolution with another padding cannot be converted"
+            )
+        layer = cls(
+            conv.in_channels,
+            conv.out_channels,
+            _pair(conv.kernel_size),
+            rank=rank,
+            stride=_pair(conv.stride),
+            padding=_pair(conv.padding),
+            dilation=_pair(conv.dilation),
+            bias=conv.bias is not None,
+            frames=frames,
+        )
+        layer.to(conv.weight.device, conv.weight.dtype)
+        kernel = conv.weight.detach()
+        rank_in, rank_out = layer.rank
+        frame_in = _leading(kernel.movedim(1, 0), rank_in)
+        frame_out = _leading(kernel, rank_out)
+        for _ in range(2):
+            frame_out = _leading(torch.einsum("oihw,ia->oahw", kernel, frame_in), rank_out)
+            frame_in = _leading(torch.einsum("oihw,ob->ibhw", kernel, frame_out), rank_in)
+        if layer.has_frames:
+            layer.frame_in, layer.frame_out = nn.Parameter(frame_in), nn.Parameter(frame_out)
+            # A parametrised frame may come back as another basis of the same span: take the core for what it is.
+            actual_in, actual_out = layer.frame_in, layer.frame_out
+            layer.core.copy_(torch.einsum("oihw,ob,ia->bahw", kernel, actual_out, actual_in))
+        else:
+            layer.core.copy_(kernel)
+        if conv.bias is not None:
+            layer.bias.copy_(conv.bias)
+        error = (layer.contracted() - kernel).norm() / kernel.norm().clamp_min(torch.finfo(kernel.dtype).tiny)
+        return layer, float(error)
+
+    @torch.no_grad()
+    def to_conv2d(self) -> nn.Conv2d:
+        """The same operator as an ordinary convolution."""
+        conv = nn.Conv2d(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            bias=self.bias is not None,
+        ).to(self.core.device, self.core.dtype)
+        conv.weight.copy_(self.contracted())
+        if self.bias is not None and conv.bias is not None:
+            conv.bias.copy_(self.bias)
+        return conv
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, rank={self.rank}, "
+            f"stride={self.stride}, padding={self.padding}, frames={self.frames_kind!r}"
+        )
+
+
+def _leading(tensor: Tensor, rank: int) -> Tensor:
+    """The leading left singular vectors `(n, rank)` of the unfolding along the first axis."""
+    return torch.linalg.svd(tensor.flatten(1), full_matrices=False).U[:, :rank].contiguous()
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    first, second = value
+    return int(first), int(second)
+
+
+def orthonormality_penalty(layers: list[TTConv2d], weight: float, count: Literal["paper", "entries"]) -> Tensor | None:
+    """`weight / count * sum ||U^T U - I||_F^2` over the frames of all layers (0-d); None without frames.
+
+    Counts: `paper`, twice the squared output rank of each layer; `entries`, the entries of all Gram matrices.
+    """
+    framed = [layer for layer in layers if layer.has_frames]
+    if not framed:
+        return None
+    total: Tensor | None = None
+    entries = 0
+    for layer in framed:
+        rank_in, rank_out = layer.rank
+        entries += 2 * rank_out**2 if count == "paper" else rank_in**2 + rank_out**2
+        for frame in (layer.frame_in, layer.frame_out):
+            assert frame is not None
+            gram = frame.T @ frame
+            # ||G - I||^2 without a second r x r matrix
+            defect = gram.square().sum() - 2 * gram.diagonal().sum() + gram.shape[0]
+            total = defect if total is None else total + defect
+    assert total is not None
+    return total * (weight / entries)
