@@ -30,16 +30,7 @@ class Vgg(Config):
     kind: Literal["vgg"] = "vgg"
 
 
-class LipConv(Config):
-    """LipConvNet of 5 stages of `block_size` layers each: LipConvNet-5, -10, ..."""
-
-    kind: Literal["lipconv"] = "lipconv"
-    block_size: PositiveInt = 4
-    in_channels: Annotated[int, Field(gt=0, multiple_of=2)] = 32
-    """Width of the first stage; doubles with each stage."""
-
-
-Model = Annotated[Wrn | Vgg | LipConv, Field(discriminator="kind")]
+Model = Annotated[Wrn | Vgg, Field(discriminator="kind")]
 
 
 class Free(Config):
@@ -101,18 +92,4 @@ class TT(Config):
         return self
 
 
-class Skew(Config):
-    """Skew orthogonal convolutions (SOC)."""
-
-    kind: Literal["skew"] = "skew"
-
-
-class Sott(Config):
-    """SOC cores between two frames (SOTT); one rank, or one for each of the six groups of layers."""
-
-    kind: Literal["sott"] = "sott"
-    rank: PositiveInt | tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt, PositiveInt, PositiveInt]
-    frames: Frames = Retract()
-
-
-Layer = Annotated[Standard | TT | Skew | Sott, Field(discriminator="kind")]
+Layer = Annotated[Standard | TT, Field(discriminator="kind")]

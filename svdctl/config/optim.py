@@ -66,15 +66,4 @@ class Cosine(Config):
     """Share of all steps in which the rate rises linearly first."""
 
 
-class Cyclic(Config):
-    """A triangle, repeated: up from `lr_min` to the optimiser's rate, then down."""
-
-    kind: Literal["cyclic"] = "cyclic"
-    lr_min: Annotated[float, Field(ge=0)] = 0.0
-    up: Share = 1 / 20
-    """Share of all steps of one rise."""
-    down: Share = 3 / 20
-    """Share of all steps of one fall."""
-
-
-Schedule = Annotated[Constant | Steps | Cosine | Cyclic, Field(discriminator="kind")]
+Schedule = Annotated[Constant | Steps | Cosine, Field(discriminator="kind")]

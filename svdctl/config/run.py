@@ -17,8 +17,6 @@ class Evaluation(Config):
     picks `best.pt`; `test`: the test set picks it, as the paper's code did, which every output says."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the training set kept for validation, drawn class by class from the seed."""
-    epsilon: Annotated[float, Field(gt=0)] = 36.0
-    """Radius of certified accuracy, in 1/255 of the pixel range (LipConv networks)."""
 
 
 class Checkpointing(Config):
@@ -56,5 +54,3 @@ class Hardware(Config):
     """Compile the model with torch.compile."""
     channels_last: bool | Literal["auto"] = "auto"
     """Memory layout of images and kernels; auto: on CUDA."""
-    checkpoint_activations: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""

@@ -1,4 +1,4 @@
-"""The whole configuration of one training run, of either training command."""
+"""The whole configuration of one training run."""
 
 from pathlib import Path
 from typing import Annotated, Self
@@ -7,8 +7,8 @@ from pydantic import Field, PositiveInt, model_validator
 
 from svdctl.config.base import Config
 from svdctl.config.control import BatchNormControl, Control, NoControl
-from svdctl.config.data import Augment, Data, Digits, Normalize
-from svdctl.config.model import TT, Layer, LipConv, Model, Standard, Vgg, Wrn
+from svdctl.config.data import Augment, Data, Digits, Folder, Normalize
+from svdctl.config.model import TT, Layer, Model, Standard, Vgg, Wrn
 from svdctl.config.optim import Constant, Optimizer, Schedule, Sgd
 from svdctl.config.run import Checkpointing, Evaluation, Hardware, Log
 
@@ -49,24 +49,11 @@ class TrainConfig(Config):
 
     def _mixes(self) -> list[str]:
         faults = []
-        if not isinstance(self.model, LipConv) and self.layer.kind in ("skew", "sott"):
-            faults.append(
-                f"layer.kind = {self.layer.kind!r} exists for LipConv networks only; "
-                "use svdctl train-lipconv, or --new-layer standard or tt"
-            )
         if self.control.kind == "divide-each" and not isinstance(self.layer, TT):
             faults.append(
                 "control.kind = 'divide-each' divides the factors of TT layers; add --new-layer tt --dec-rank R, "
                 "or use --clipping divide-by-largest"
             )
-        if isinstance(self.model, LipConv):
-            if self.layer.kind in ("skew", "sott") and self.control.kind != "none":
-                faults.append(
-                    f"{self.layer.kind} layers are orthogonal already; leave out --clipping, "
-                    "or use --conv-type tt or standard"
-                )
-        elif isinstance(self.model, Vgg) and getattr(self.data, "size", 32) < 32:
+        if isinstance(self.model, Vgg) and isinstance(self.data, Folder) and self.data.size < 32:
             faults.append("VGG-19 halves its input five times: images need a side of 32 or more (data.size)")
-        if self.batchnorm is not None and isinstance(self.model, LipConv):
-            faults.append("LipConv networks have no batch normalisation; leave out batchnorm (--lip-bn)")
         return faults

@@ -191,7 +191,7 @@ class TTConv2d(nn.Module):
             layer.core.copy_(torch.einsum("oihw,ob,ia->bahw", kernel, actual_out, actual_in))
         else:
             layer.core.copy_(kernel)
-        if conv.bias is not None:
+        if conv.bias is not None and layer.bias is not None:
             layer.bias.copy_(conv.bias)
         error = (layer.contracted() - kernel).norm() / kernel.norm().clamp_min(torch.finfo(kernel.dtype).tiny)
         return layer, float(error)

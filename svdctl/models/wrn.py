@@ -68,13 +68,15 @@ class WideResNet(nn.Module):
         blocks = (depth - 4) // 6
         self.normalize = normalize
         self.conv1 = stem(3, 16, 3, stride=1, padding=1, bias=False)
+        stages = []
         channels = 16
-        for number, (base, stride) in enumerate(((16, 1), (32, 2), (64, 2)), start=1):
-            stage = []
+        for base, stride in ((16, 1), (32, 2), (64, 2)):
+            stage = nn.Sequential()
             for position in range(blocks):
                 stage.append(Block(channels, base * width, stride if position == 0 else 1, conv))
                 channels = base * width
-            self.add_module(f"layer{number}", nn.Sequential(*stage))
+            stages.append(stage)
+        self.layer1, self.layer2, self.layer3 = stages
         self.bn1 = nn.BatchNorm2d(channels)
         self.fc = nn.Linear(channels, classes)
         for module in self.modules():

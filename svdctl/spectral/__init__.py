@@ -1,7 +1,6 @@
 """Singular values of convolutions as pure functions on kernels: exact, bounded, clipped."""
 
 from svdctl.spectral.bound import Bracket, is_bounded, norm_bound, scale_to_bound
-from svdctl.spectral.matrix import matrix_norm_bound
 from svdctl.spectral.operator import Convolution
 from svdctl.spectral.project import assign_kernel, clip_kernel, divide_kernel
 from svdctl.spectral.values import singular_values
@@ -13,7 +12,6 @@ __all__ = [
     "clip_kernel",
     "divide_kernel",
     "is_bounded",
-    "matrix_norm_bound",
     "norm_bound",
     "scale_to_bound",
     "singular_values",

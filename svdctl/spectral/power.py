@@ -39,24 +39,6 @@ class KernelPower:
         return forward.norm(dim=-2).max()
 
 
-class MatrixPower:
-    """The same for the weight `(out, in)` of a linear layer."""
-
-    def __init__(self, matrix: Tensor) -> None:
-        start = torch.randn(matrix.shape[1], generator=torch.Generator().manual_seed(0))
-        self.vectors = (start / start.norm()).to(matrix.device, matrix.dtype)
-        self.step(matrix, steps=10)
-
-    @torch.no_grad()
-    def step(self, matrix: Tensor, steps: int = 1) -> Tensor:
-        """Lower bound of the matrix norm (0-d) after some more power steps."""
-        for _ in range(steps):
-            forward = matrix @ self.vectors
-            backward = matrix.mT @ forward
-            self.vectors = backward / backward.norm().clamp_min(torch.finfo(matrix.dtype).tiny)
-        return forward.norm()
-
-
 @torch.no_grad()
 def paper_sigma(conv: Convolution, input_size: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """The estimate of the paper's code, for comparisons: two power steps from a new random vector (0-d).

@@ -1,0 +1,115 @@
+"""From configuration to objects: the only place that maps tags to classes."""
+
+import math
+from functools import partial
+
+import torch
+from torch import nn
+
+from svdctl.config.model import TT, Layer, Penalty, Vgg
+from svdctl.config.optim import Constant, Cosine, Optimizer, Schedule, Sgd, Steps
+from svdctl.config.train import TrainConfig
+from svdctl.data.batches import derived_seed
+from svdctl.layers.normalize import Normalize
+from svdctl.layers.tt import TTConv2d
+from svdctl.models.vgg import Vgg19
+from svdctl.models.wrn import ConvFactory, WideResNet, default_conv
+
+
+def build_model(config: TrainConfig, classes: int) -> nn.Module:
+    """The network of a configuration, its weights drawn from the configuration's seed; the global stream is left."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(config.seed, "weights"))
+        conv = _conv_factory(config.layer)
+        stem = conv if not isinstance(config.layer, TT) or config.layer.compress_first else default_conv
+        normalize = Normalize(config.normalize.mean, config.normalize.std)
+        model: nn.Module
+        if isinstance(config.model, Vgg):
+            model = Vgg19(classes, conv=conv, stem=stem, normalize=normalize)
+        else:
+            model = WideResNet(
+                config.model.depth, config.model.width, classes, conv=conv, stem=stem, normalize=normalize
+            )
+        if config.layer.init is not None:
+            _start_anew(model, config.layer.init)
+    return model
+
+
+def _conv_factory(layer: Layer) -> ConvFactory:
+    if not isinstance(layer, TT):
+        return default_conv
+    if layer.rank is not None:
+        return partial(TTConv2d, rank=layer.rank, frames=layer.frames.kind)
+    share = layer.rank_scale
+    assert share is not None
+
+    def scaled(
+        in_channels: int, out_channels: int, kernel_size: int, *, stride: int, padding: int, bias: bool
+    ) -> nn.Module:
+        rank = (max(1, int(share * in_channels)), max(1, int(share * out_channels)))
+        return TTConv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            rank=rank,
+            stride=stride,
+            padding=padding,
+            bias=bias,
+            frames=layer.frames.kind,
+        )
+
+    return scaled
+
+
+@torch.no_grad()
+def _start_anew(model: nn.Module, init: str) -> None:
+    start = getattr(nn.init, f"{init}_")
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            start(module.weight)
+        elif isinstance(module, TTConv2d):
+            start(module.core)
+
+
+def build_optimizer(config: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser over all parameters, weight decay on all of them."""
+    if isinstance(config, Sgd):
+        return torch.optim.SGD(
+            model.parameters(),
+            lr=config.lr,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            weight_decay=config.weight_decay,
+        )
+    return torch.optim.Adam(
+        model.parameters(),
+        lr=config.lr,
+        eps=config.eps,
+        amsgrad=config.amsgrad,
+        weight_decay=config.weight_decay,
+    )
+
+
+def lr_factor(schedule: Schedule, step: int, steps: int) -> float:
+    """Factor on the learning rate at a step, counted from 0, of `steps` in all."""
+    if isinstance(schedule, Constant):
+        return 1.0
+    if isinstance(schedule, Steps):
+        return schedule.factor ** sum(step >= share * steps for share in schedule.at)
+    assert isinstance(schedule, Cosine)
+    warm = schedule.warmup * steps
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1.0, steps - warm))))
+
+
+def penalty_of(config: TrainConfig) -> Penalty | None:
+    """The penalty on frames, if the configuration has one."""
+    if isinstance(config.layer, TT) and isinstance(config.layer.frames, Penalty):
+        return config.layer.frames
+    return None
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trainable parameters; a parametrised frame counts as the matrix that it is."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -1,0 +1,93 @@
+"""What can be done to the singular values of one layer; every action leaves the layer on its device and dtype."""
+
+import torch
+from torch import Tensor, nn
+
+from svdctl.layers.frames import qr_positive
+from svdctl.layers.operator import BatchNorm, batchnorm_gain, operator_of, quick_operator, scale_, write_operator_
+from svdctl.layers.tt import TTConv2d
+from svdctl.spectral.bound import is_bounded, norm_bound, scale_to_bound
+from svdctl.spectral.power import KernelPower, paper_clip, paper_sigma
+from svdctl.spectral.project import assign_kernel, clip_kernel
+
+Optimizer = torch.optim.Optimizer | None
+
+
+def clip_layer_(layer: nn.Module, max: float, optimizer: Optimizer = None) -> float:
+    """Bring singular values above `max` down to it, the bound proved; returns the distance moved."""
+    clipped = clip_kernel(operator_of(layer), max)
+    if clipped.distance:
+        write_operator_(layer, clipped.conv, optimizer)
+        seal_layer_(layer, max)
+    return clipped.distance
+
+
+def assign_layer_(layer: nn.Module, value: float, optimizer: Optimizer = None) -> float:
+    """Set all singular values close to `value`, the bound proved; returns the distance moved."""
+    assigned = assign_kernel(operator_of(layer), value)
+    write_operator_(layer, assigned.conv, optimizer)
+    seal_layer_(layer, value)
+    return assigned.distance
+
+
+def divide_layer_(layer: nn.Module, max: float, power: KernelPower) -> None:
+    """Scale by `min(1, max / sigma)`, sigma from a power step with kept vectors; no host synchronisation."""
+    sigma = power.step(quick_operator(layer))
+    scale_(layer, shrink(sigma, max))
+
+
+def divide_each_layer_(layer: TTConv2d, max: float, power: KernelPower) -> None:
+    """Scale the core of a TT layer to at most `max` and its frames to at most 1, each on its own."""
+    core = operator_of(layer).with_kernel(layer.core.detach()[None])
+    layer.core.data.mul_(shrink(power.step(core), max))
+    if layer.frames_kind != "parametrize":
+        for frame in (layer.frame_in, layer.frame_out):
+            if frame is not None:
+                frame.data.mul_(shrink(torch.linalg.matrix_norm(qr_positive(frame.detach())[1], 2), 1.0))
+
+
+def seal_layer_(layer: nn.Module, max: float) -> None:
+    """Scale down until `norm_bound(operator_of(layer)).upper <= max` or the bound `max` is proved directly."""
+    conv = operator_of(layer)
+    while not is_bounded(conv, max):
+        sealed, _ = scale_to_bound(conv, max)
+        largest = conv.kernel.abs().max()
+        scale_(layer, sealed.kernel.abs().max() / largest)
+        conv = operator_of(layer)
+
+
+def paper_divide_layer_(layer: nn.Module, max: float, size: tuple[int, ...], generator: torch.Generator) -> None:
+    """The paper's division: two power steps from a new random vector, too low by some 15 %; no seal."""
+    scale_(layer, shrink(paper_sigma(quick_operator(layer), size, generator), max))
+
+
+def paper_clip_layer_(layer: nn.Module, max: float, size: tuple[int, ...], optimizer: Optimizer = None) -> None:
+    """The paper's clip: one pass on the layer's own grid, cut to the support, no seal."""
+    write_operator_(layer, paper_clip(operator_of(layer), max, size), optimizer)
+
+
+def limit_batchnorm_(layer: BatchNorm, max: float) -> None:
+    """Scale gamma so that `max |gamma / sqrt(running_var + eps)| <= max`; no host synchronisation."""
+    if layer.weight is not None:
+        layer.weight.data.mul_(shrink(batchnorm_gain(layer), max))
+
+
+def shrink(sigma: Tensor, max: float) -> Tensor:
+    """`min(1, max / sigma)`, a little smaller when below 1 so that rounding cannot pass `max` (0-d)."""
+    inside = max * (1 - 8 * torch.finfo(sigma.dtype).eps)
+    return torch.where(sigma > max, inside / sigma, torch.ones_like(sigma))
+
+
+def is_layer_bounded(layer: nn.Module, max: float) -> bool:
+    """Whether the layer's norm is proved to be at most `max`, at every input size."""
+    return is_bounded(operator_of(layer), max)
+
+
+def layer_bracket(layer: nn.Module, allowed: float | None) -> tuple[float, float]:
+    """(largest value found, proved bound) of a layer; the bound is `allowed` where that is proved and sharper."""
+    conv = operator_of(layer)
+    bracket = norm_bound(conv)
+    upper = bracket.upper
+    if allowed is not None and bracket.lower <= allowed < upper and is_bounded(conv, allowed):
+        upper = allowed
+    return bracket.lower, upper

@@ -1,0 +1,74 @@
+"""Metrics of a run: one JSON object a line, always; Weights & Biases when asked for."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from svdctl.config.run import Log
+from svdctl.errors import TrainingError, UsageError
+
+
+class RunLog:
+    """Appends to `metrics.jsonl`; lines of steps after `step` are dropped first, so that a resumed run has each once."""
+
+    def __init__(self, folder: Path, log: Log, config: dict[str, Any], *, step: int = 0) -> None:
+        self.path = folder / "metrics.jsonl"
+        if step and self.path.exists():
+            kept = [line for line in read_log(self.path) if line["step"] <= step]
+            self.path.write_text("".join(_line(line) for line in kept))
+        self._file = self.path.open("a")
+        self._wandb = _start_wandb(folder, log, config) if log.wandb != "off" else None
+
+    def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Record metrics at a step; `kind` is `step` or `epoch`."""
+        self._file.write(_line({"kind": kind, "step": step, **metrics}))
+        self._file.flush()
+        if self._wandb is not None:
+            self._wandb.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._file.close()
+        if self._wandb is not None:
+            self._wandb.finish(quiet=True)
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    # JSON has no NaN: such a value is written as null.
+    clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    return json.dumps(clean) + "\n"
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """All records of a `metrics.jsonl`; a last line cut off by a kill is left out."""
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def _start_wandb(folder: Path, log: Log, config: dict[str, Any]) -> Any:
+    import wandb  # 0.8 s, and needed by few
+
+    try:
+        return wandb.init(
+            project=log.wandb_project,
+            group=log.wandb_group,
+            name=folder.name,
+            dir=str(folder),
+            mode=log.wandb,
+            config=config,
+            settings=wandb.Settings(silent=True),
+        )
+    except wandb.errors.UsageError as error:
+        raise UsageError(
+            f"Weights & Biases refused to start ({str(error).splitlines()[0]}); run `wandb login`, or use "
+            "--wandb offline"
+        ) from error
+    except wandb.errors.CommError as error:
+        raise TrainingError(f"Weights & Biases cannot be reached ({error}); use --wandb offline") from error
