@@ -11,7 +11,7 @@ from svdctl.errors import TrainingError, UsageError
 
 
 class RunLog:
-    """Appends to `metrics.jsonl`; lines of steps after `step` are dropped first, so that a resumed run has each once."""
+    """Appends to `metrics.jsonl`; lines of later steps than `step` are dropped first: a resumed run has each once."""
 
     def __init__(self, folder: Path, log: Log, config: dict[str, Any], *, step: int = 0) -> None:
         self.path = folder / "metrics.jsonl"
@@ -61,7 +61,7 @@ def _start_wandb(folder: Path, log: Log, config: dict[str, Any]) -> Any:
             group=log.wandb_group,
             name=folder.name,
             dir=str(folder),
-            mode=log.wandb,
+            mode="offline" if log.wandb == "offline" else "online",
             config=config,
             settings=wandb.Settings(silent=True),
         )

@@ -74,7 +74,7 @@ class Trainer:
             if channels_last is True or (channels_last == "auto" and device.type == "cuda")
             else torch.contiguous_format
         )
-        self.model.to(device, memory_format=self._layout)
+        self.model.to(device).to(memory_format=self._layout)
         # The raw optimiser is kept: frames carry its momentum along, and checkpoints hold its state.
         self.optimizer = build_optimizer(self.config.optimizer, self.model)
         steps = self.config.epochs * self.batches.steps_per_epoch
@@ -82,7 +82,7 @@ class Trainer:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: lr_factor(self.config.schedule, step, steps)
         )
-        runnable = torch.compile(self.model) if self.config.hardware.compile else self.model
+        runnable: Any = torch.compile(self.model) if self.config.hardware.compile else self.model
         self.runnable, self.stepper = self.fabric.setup(runnable, self.optimizer)
         self.tt_layers = [module for module in self.model.modules() if isinstance(module, TTConv2d)]
         frames = getattr(self.config.layer, "frames", None)

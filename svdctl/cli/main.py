@@ -1,0 +1,54 @@
+"""The entry point: arguments to a command, exceptions to sentences."""
+
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from svdctl.cli import train
+from svdctl.cli.errors import report, wants_debug
+
+app = typer.Typer(
+    name="svdctl",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+train.register(app)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"svdctl {version('svdctl')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _show: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Train, certify and inspect convolutional networks whose singular values are under control."""
+
+
+def normalised(arguments: list[str]) -> list[str]:
+    """`--clip_to=2` as `--clip-to=2`: dashes and underscores are one in the names of options, not in values."""
+    found = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        found.append(name.replace("_", "-") + equals + value if name.startswith("--") else argument)
+    return found
+
+
+def main() -> None:
+    """Run the command line; the process ends with its exit code."""
+    arguments = normalised(sys.argv[1:])
+    try:
+        app(arguments)
+    except Exception as error:
+        sys.exit(report(error, debug=wants_debug(arguments)))
+    except KeyboardInterrupt as error:
+        sys.exit(report(error, debug=wants_debug(arguments)))

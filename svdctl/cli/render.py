@@ -1,0 +1,128 @@
+"""What a person sees of a training: a live bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from svdctl.recipes.train import Reporter, TrainResult
+
+
+def choose_reporter() -> "Reporter":
+    """The reporter that suits stdout."""
+    return RichReporter() if sys.stdout.isatty() else PlainReporter()
+
+
+class PlainReporter:
+    """Lines without escape codes; a progress line every ten seconds."""
+
+    def __init__(self) -> None:
+        self._total = 0
+        self._last = 0.0
+
+    def plan(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            self._say(line)
+
+    def notice(self, text: str) -> None:
+        self._say(f"note: {text}")
+
+    def start(self, total_steps: int, done: int) -> None:
+        self._total = total_steps
+        self._last = time.monotonic()
+
+    def step(self, done: int, metrics: Mapping[str, float]) -> None:
+        if time.monotonic() - self._last >= 10:
+            self._last = time.monotonic()
+            self._say(f"step {done}/{self._total}  {describe(metrics)}")
+
+    def evaluated(self, metrics: Mapping[str, float]) -> None:
+        self._say(evaluation_line(metrics))
+
+    def finished(self, result: "TrainResult") -> None:
+        for line in result_lines(result):
+            self._say(line)
+
+    def _say(self, text: str) -> None:
+        print(text, flush=True)
+
+
+class RichReporter(PlainReporter):
+    """The same lines, with a live progress bar below them."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        super().__init__()
+        self._console = Console(highlight=False)
+        self._bar: Progress | None = None
+
+    def start(self, total_steps: int, done: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[metrics]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._bar.start()
+        self._task = self._bar.add_task("", total=total_steps, completed=done, metrics="")
+
+    def step(self, done: int, metrics: Mapping[str, float]) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, metrics=describe(metrics))
+
+    def finished(self, result: "TrainResult") -> None:
+        self.close()
+        super().finished(result)
+
+    def close(self) -> None:
+        """Give the terminal back."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, soft_wrap=True)
+
+
+def describe(metrics: Mapping[str, float]) -> str:
+    """Epoch, loss, accuracy, speed and time left in one short line."""
+    penalty = f" penalty {metrics['orthogonal_loss']:.3g}" if metrics["orthogonal_loss"] else ""
+    return (
+        f"epoch {metrics['epoch']:.0f}/{metrics['epochs']:.0f} loss {metrics['loss']:.4f}{penalty} "
+        f"acc {metrics['acc']:.1%} {metrics['images_per_second']:.0f} images/s, {metrics['seconds_left']:.0f} s left"
+    )
+
+
+def evaluation_line(metrics: Mapping[str, float]) -> str:
+    """One line for each evaluation."""
+    return (
+        f"epoch {metrics['epoch']:3.0f}/{metrics['epochs']:.0f}  loss {metrics['loss']:.4f}  acc {metrics['acc']:.2%}  "
+        f"held-out loss {metrics['val_loss']:.4f}  acc {metrics['val_acc']:.2%}  "
+        f"{metrics['train_time']:.1f} s (control {metrics['clipping_time']:.1f} s)"
+    )
+
+
+def result_lines(result: "TrainResult") -> list[str]:
+    """Accuracy, the spectrum of every controlled layer, files, and what to type next."""
+    lines = ["", *result.summary]
+    controlled = [row for row in result.layers if row.allowed is not None]
+    rows = controlled or result.layers
+    if rows:
+        width = max(len(row.name) for row in rows)
+        lines += ["", f"{'layer':<{width}}  {'largest':>8}  {'bound':>8}  {'allowed':>8}  shape"]
+        lines += [
+            f"{row.name:<{width}}  {row.largest:8.4f}  {row.bound:8.4f}  "
+            f"{'-' if row.allowed is None else format(row.allowed, '8.4g'):>8}  {row.kind} {row.shape}"
+            for row in rows
+        ]
+        lines.append("largest: a singular value that is reached; bound: proved, at every input size")
+    lines += ["", "files", *(f"  {path}" for path in result.files)]
+    lines += ["", "next", *(f"  {command}" for command in result.next_commands)]
+    return lines

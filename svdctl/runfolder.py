@@ -1,0 +1,95 @@
+"""The folder of one run: made so that no two runs share it, held by a lock while a process trains in it."""
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from svdctl.errors import TrainingError, UsageError
+
+PACKAGES = ("svdctl", "torch", "torchvision", "lightning-fabric", "numpy", "pydantic")
+
+
+def create_run_folder(parent: Path, name: str) -> Path:
+    """A new folder `<name>-<time>` below `parent`; a number is added while the name is taken."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for number in range(1, 10_000):
+        folder = parent.expanduser() / (f"{name}-{stamp}" if number == 1 else f"{name}-{stamp}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError as error:
+            if not parent.expanduser().is_dir():
+                raise UsageError(f"{parent} is a file; give --out-dir a folder") from error
+            continue
+        except OSError as error:
+            raise UsageError(
+                f"no run folder can be made under {parent} ({error.strerror}); give another --out-dir"
+            ) from error
+        return folder
+    raise UsageError(f"{parent} holds ten thousand runs of this second; give another --out-dir or --name")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run folder: a second process that wants it is refused."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise TrainingError(f"another process trains in {folder}; wait for it, or stop it first") from error
+        yield
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside, then rename."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside.write_text(text)
+    beside.replace(path)
+
+
+def environment(device: str, seed: int) -> dict[str, Any]:
+    """What a run ran on."""
+    return {
+        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "device": device,
+        "seed": seed,
+        "commit": _commit(),
+        "command": sys.argv,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def write_environment(folder: Path, device: str, seed: int) -> None:
+    """Write `environment.json`."""
+    write_text(folder / "environment.json", json.dumps(environment(device, seed), indent=2) + "\n")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the source tree that is running, when it is a checkout."""
+    source = Path(__file__).parent.parent
+    if not (source / ".git").exists():
+        return None
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(source), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
