@@ -72,22 +72,19 @@ def _start_anew(model: nn.Module, init: str) -> None:
 
 
 def build_optimizer(config: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser over all parameters, weight decay on all of them."""
+    """The optimiser over all parameters; weight decay on all of them but the coordinates of parametrised frames.
+
+    Decay would pull those coordinates to an arbitrary base point, and it breaks torch's Householder map, which reads
+    signs from a diagonal that must stay exactly 1.
+    """
+    coordinates = [value for name, value in model.named_parameters() if "parametrizations." in name]
+    weights = [value for name, value in model.named_parameters() if "parametrizations." not in name]
+    groups: list[dict[str, object]] = [{"params": weights, "weight_decay": config.weight_decay}]
+    if coordinates:
+        groups.append({"params": coordinates, "weight_decay": 0.0})
     if isinstance(config, Sgd):
-        return torch.optim.SGD(
-            model.parameters(),
-            lr=config.lr,
-            momentum=config.momentum,
-            nesterov=config.nesterov,
-            weight_decay=config.weight_decay,
-        )
-    return torch.optim.Adam(
-        model.parameters(),
-        lr=config.lr,
-        eps=config.eps,
-        amsgrad=config.amsgrad,
-        weight_decay=config.weight_decay,
-    )
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+    return torch.optim.Adam(groups, lr=config.lr, eps=config.eps, amsgrad=config.amsgrad)
 
 
 def lr_factor(schedule: Schedule, step: int, steps: int) -> float:
