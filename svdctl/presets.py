@@ -1,6 +1,7 @@
 """Presets: TOML files that ship with svdctl, or a user's own; the one module that knows where they are."""
 
 import difflib
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -21,35 +22,45 @@ def preset_folder() -> Path:
 def list_presets() -> dict[str, str]:
     """Name and one-line description (the file's first line) of every shipped preset."""
     return {
-        path.stem: path.read_text().splitlines()[0].removeprefix("#").strip()
+        path.stem: path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip()
         for path in sorted(preset_folder().glob("*.toml"))
     }
 
 
+def nearest_preset(name: str) -> str | None:
+    """The shipped preset whose name resembles this one most, None when none does."""
+    near = difflib.get_close_matches(name.lower().replace("_", "-"), list_presets(), n=1, cutoff=0.4)
+    return near[0] if near else None
+
+
 def read_preset(name: str) -> dict[str, Any]:
-    """The nested table of a shipped preset, by name, or of a TOML file, by path; `name` in it defaults to its own.
+    """The nested table of a shipped preset, by name, or of a TOML file, by path; `name` in it defaults to the file's.
 
     Raises:
         UsageError: unknown name (with the nearest one), no such file, or a file that is no TOML.
     """
-    path = Path(name).expanduser()
-    if path.suffix != ".toml" and not path.is_file():
-        path = preset_folder() / f"{name.replace('_', '-')}.toml"
-        if not path.is_file():
-            known = list(list_presets())
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UsageError(f"--preset {name}: there is no such preset or file{hint} (svdctl train --list-presets)")
+    shipped = preset_folder() / f"{name.replace('_', '-')}.toml"
+    own = Path(name).expanduser()
+    path = shipped if shipped.stem in list_presets() else own
+    if path is own and path.suffix != ".toml" and not path.is_file():
+        near = nearest_preset(name)
+        hint = f"; did you mean {near}?" if near else ""
+        raise UsageError(f"--preset {name}: there is no such preset or file{hint} (svdctl train --list-presets)")
     try:
-        table = tomllib.loads(path.read_text())
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"--preset {name}: {path} cannot be read ({error.strerror})") from error
+        raise UsageError(f"--preset {name}: the file cannot be read ({error.strerror}); check its path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"--preset {name}: {path} is no TOML ({error})") from error
-    table.setdefault("name", path.stem)
+        raise UsageError(f"--preset {name}: the file is no TOML ({error}); mend it there") from error
+    table.setdefault("name", run_name(path.stem))
     return table
 
 
+def run_name(text: str) -> str:
+    """The text as a name that a run folder may have."""
+    return re.sub(r"[^A-Za-z0-9._-]+|^[^A-Za-z0-9]+", "-", text).lstrip("-._")[:100] or "run"
+
+
 def to_toml(config: TrainConfig) -> str:
-    """A configuration as TOML; read back it gives an equal configuration."""
+    """A configuration as TOML, fields that are None left out; read back it gives an equal configuration."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))

@@ -15,71 +15,99 @@ FLAG_OF = {
     "name": "--name",
     "max_steps": "--max-steps",
     "out_dir": "--out-dir",
-    "optimizer.lr": "--init-lr",
-    "optimizer.weight_decay": "--weight-dec",
+    "layer.kind": "--new-layer",
     "layer.rank": "--dec-rank",
     "layer.rank_scale": "--dec-scale",
+    "layer.frames.kind": "--frames",
     "layer.frames.weight": "--orthogonal-k",
     "layer.init": "--conv-init",
+    "model.depth": "--architecture",
+    "model.width": "--architecture",
+    "control.kind": "--clipping",
     "control.max": "--clip_to",
     "control.every": "--clip_freq",
     "control.linear_max": "--clip_linear_to",
+    "control.procedure": "--procedure",
     "batchnorm.max": "--bn-eps",
     "batchnorm.every": "--freq-bn",
+    "optimizer.kind": "--opt",
+    "optimizer.lr": "--init-lr",
+    "optimizer.weight_decay": "--weight-dec",
+    "data.kind": "--dataset",
+    "data.root": "--dataset-root",
+    "evaluation.select": "--select",
     "checkpoint.every": "--save_chp_every",
+    "log.wandb": "--wandb",
+    "hardware.accelerator": "--accelerator",
     "hardware.devices": "--devices",
     "hardware.num_nodes": "--num-nodes",
+    "hardware.precision": "--precision",
 }
+TAG_FAULTS = ("union_tag_not_found", "union_tag_invalid")
 
 
 def sentences(error: ValidationError) -> list[str]:
-    """One sentence for each fault that pydantic found."""
-    found: list[str] = []
+    """One sentence for each field at fault; several alternatives of one field make one sentence."""
+    found: dict[str, list[str]] = {}
     for fault in error.errors():
         if fault["type"] == "value_error":
-            found += str(fault["ctx"]["error"]).splitlines()
+            for line in str(fault["ctx"]["error"]).splitlines():
+                found.setdefault(line, [])
             continue
-        key = _key(fault["loc"])
-        if fault["type"] in ("union_tag_not_found", "union_tag_invalid"):
-            found.append(f"{key}.kind: {_tags(fault)}")
-            continue
-        where = f"{FLAG_OF[key]} ({key})" if key in FLAG_OF else key
+        key = _key(fault["loc"], fault["type"])
         if fault["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key.rsplit(".", 1)[-1], sorted(set(known_keys())), n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]}?" if near else "; svdctl train --print-config shows every key"
-            found.append(f"{key}: there is no such key{hint}")
+            found.setdefault(f"{key}: {_unknown(key, fault['loc'])}", [])
         elif fault["type"] == "missing":
-            found.append(f"{where}: a value is needed here")
+            found.setdefault(f"{_where(key)}: a value is needed here", [])
+        elif fault["type"] in TAG_FAULTS:
+            found.setdefault(f"{_where(key)}: {_tags(fault)}", [])
         else:
             message = fault["msg"][0].lower() + fault["msg"][1:]
-            found.append(f"{where}: {message}, not {fault['input']!r:.80}")
-    return list(dict.fromkeys(found))
+            found.setdefault(f"{_where(key)}: {fault['input']!r:.80} does not do; ", []).append(message)
+    return [start + ", or ".join(messages) for start, messages in found.items()]
 
 
 def known_keys() -> Iterator[str]:
-    """Every key of the schema, without its path."""
+    """Every key of the schema, as a dotted path without the tags of unions; the same path may come twice."""
     schema = TrainConfig.model_json_schema()
-    for part in (schema, *schema["$defs"].values()):
-        yield from part.get("properties", {})
+    yield from _paths(schema, schema["$defs"])
+
+
+def _paths(node: dict[str, Any], definitions: dict[str, Any]) -> Iterator[str]:
+    if "$ref" in node:
+        node = definitions[node["$ref"].rpartition("/")[2]]
+    for name, field in node.get("properties", {}).items():
+        yield name
+        yield from (f"{name}.{path}" for path in _paths(field, definitions))
+    for alternative in (*node.get("oneOf", ()), *node.get("anyOf", ())):
+        yield from _paths(alternative, definitions)
+
+
+def _where(key: str) -> str:
+    return f"{FLAG_OF[key]} ({key})" if key in FLAG_OF else key
+
+
+def _unknown(key: str, location: tuple[Any, ...]) -> str:
+    paths = set(known_keys())
+    if key in paths:
+        return f"kind = {location[-2]!r} has no such key; choose another {key.rpartition('.')[0]}.kind first"
+    near = difflib.get_close_matches(key, sorted(paths), n=1, cutoff=0.5)
+    return (
+        f"there is no such key; did you mean {near[0]}?" if near else "there is no such key (--print-config shows all)"
+    )
 
 
 def _tags(fault: Any) -> str:
-    expected = fault.get("ctx", {}).get("expected_tags")
-    if expected is None:
-        return "a kind is needed here; svdctl train --print-config shows an example"
-    return f"{fault['ctx']['tag']!r} is not one of {expected}"
+    expected = fault["ctx"].get("expected_tags")
+    return f"{fault['ctx']['tag']!r} is not one of {expected}" if expected else "a kind is needed here"
 
 
-UNIONS = {"data", "model", "layer", "frames", "control", "optimizer", "schedule"}
-
-
-def _key(location: tuple[Any, ...]) -> str:
-    """`('layer', 'tt', 'rank')` is `layer.rank`: the tags of unions are left out."""
-    parts: list[str] = []
-    known = set(known_keys())
-    for position, part in enumerate(location):
-        is_tag = position > 0 and location[position - 1] in UNIONS and part not in known
-        # The tag stands between the union and its field; the last part is always a field.
-        if not is_tag or position == len(location) - 1:
-            parts.append(str(part))
-    return ".".join(parts)
+def _key(location: tuple[Any, ...], kind: str) -> str:
+    """`('layer', 'tt', 'rank')` is `layer.rank`: pydantic's tags of unions and names of types are left out."""
+    names = {name for path in known_keys() for name in path.split(".")}
+    parts = [
+        str(part)
+        for position, part in enumerate(location)
+        if part in names or isinstance(part, int) or (kind == "extra_forbidden" and position == len(location) - 1)
+    ]
+    return ".".join(parts + ["kind"] * (kind in TAG_FAULTS))

@@ -185,7 +185,10 @@ class TTConv2d(nn.Module):
             frame_out = _leading(torch.einsum("oihw,ia->oahw", kernel, frame_in), rank_out)
             frame_in = _leading(torch.einsum("oihw,ob->ibhw", kernel, frame_out), rank_in)
         if layer.has_frames:
-            layer.frame_in, layer.frame_out = nn.Parameter(frame_in), nn.Parameter(frame_out)
+            if frames == "parametrize":
+                layer.frame_in, layer.frame_out = frame_in, frame_out
+            else:
+                layer.frame_in, layer.frame_out = nn.Parameter(frame_in), nn.Parameter(frame_out)
             # A parametrised frame may come back as another basis of the same span: take the core for what it is.
             actual_in, actual_out = layer.frame_in, layer.frame_out
             layer.core.copy_(torch.einsum("oihw,ob,ia->bahw", kernel, actual_out, actual_in))

@@ -1,0 +1,70 @@
+"""A nested table of configuration values that flags change one field at a time."""
+
+import tomllib
+from typing import Any
+
+from svdctl.errors import UsageError
+
+
+class Overrides:
+    """Values by dotted path; the tags of unions (`control.kind`) decide which fields stay."""
+
+    def __init__(self, table: dict[str, Any]) -> None:
+        self.table = table
+
+    def section(self, path: str) -> dict[str, Any]:
+        """The fields below a path, empty when there are none; reading makes none."""
+        found: Any = self.table
+        for part in path.split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+        return found if isinstance(found, dict) else {}
+
+    def kind(self, path: str) -> Any:
+        """The tag of the union at a path, None when there is none."""
+        return self.section(path).get("kind")
+
+    def put(self, path: str, value: Any) -> None:
+        """Set one field.
+
+        Raises:
+            UsageError: when the path runs through a single value.
+        """
+        *above, key = path.split(".")
+        table = self.table
+        for depth, part in enumerate(above, 1):
+            inner = table.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise UsageError(f"{path}: {'.'.join(above[:depth])} is a single value and has no keys below it")
+            table = inner
+        table[key] = value
+
+    def switch(self, path: str, kind: Any) -> None:
+        """Set the tag of a union; another tag drops the old one's fields, the same tag keeps them."""
+        if self.kind(path) != kind:
+            self.put(path, {"kind": kind})
+
+    def drop(self, path: str) -> None:
+        """Give one field back to its default."""
+        section, _, key = path.rpartition(".")
+        (self.section(section) if section else self.table).pop(key, None)
+
+    def assign(self, assignment: str) -> None:
+        """`key.path=value` with a TOML value; a bare word is a string, nothing at all means the default.
+
+        Raises:
+            UsageError: for another form.
+        """
+        path, equals, text = (part.strip() for part in assignment.partition("="))
+        if not equals or not all(path.split(".")):
+            raise UsageError(f"--set {assignment}: write it as --set key.path=value")
+        if not text:
+            self.drop(path)
+            return
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        if path.endswith(".kind"):
+            self.switch(path.removesuffix(".kind"), value)
+        else:
+            self.put(path, value)

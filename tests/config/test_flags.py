@@ -1,0 +1,176 @@
+"""The paper's flags, presets and `--set`."""
+
+import tomllib
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from svdctl.config.flags import resolve
+from svdctl.config.train import TrainConfig
+from svdctl.errors import UsageError
+from svdctl.presets import list_presets, preset_folder, read_preset, to_toml
+
+WRN = dict(architecture="wrn16-10", epochs=200, init_lr=0.1, opt="SGD", batch_size=128, nesterov=True,
+           weight_dec=0.0001, checkpoints_path="out", gouk_transforms=True)  # fmt: skip
+VGG = dict(architecture="vgg19", init_lr=0.0001, opt="Adam", batch_size=128, epochs=140, weight_dec=0.0,
+           checkpoints_path="out")  # fmt: skip
+TT = dict(new_layer="tt", orthogonal_k=100000)
+DIVIDE = dict(clipping="divide-by-largest", clip_freq=1, lip_bn=True, freq_bn=1, clip_linear=True)
+README_LINES: dict[str, dict[str, Any]] = {
+    "wrn-cifar10": {**WRN, "dataset": "cifar10", "new_layer": "standard"},
+    "wrn-cifar100": {**WRN, "dataset": "cifar100", "new_layer": "standard"},
+    "wrn-cifar10-tt": {**WRN, **TT, "dataset": "cifar10", "dec_rank": 192},
+    "wrn-cifar100-clip": {
+        **WRN, **TT, "dataset": "cifar100", "dec_rank": 320, "clipping": "clip", "clip_to": 2, "clip_freq": 100,
+    },
+    "wrn-cifar10-divide": {
+        **WRN, **TT, **DIVIDE, "dataset": "cifar10", "dec_rank": 192, "clip_to": 7, "bn_eps": 10, "clip_linear_to": 7,
+    },
+    "wrn-cifar100-divide": {
+        **WRN, **TT, **DIVIDE, "dataset": "cifar100", "dec_rank": 320, "clip_to": 10, "bn_eps": 6.1,
+        "clip_linear_to": 3.9, "weight_dec": 0.00005,
+    },
+    "vgg-cifar10": VGG,
+    "vgg-cifar100": {**VGG, "dataset": "cifar100"},
+    "vgg-cifar10-clip": {**VGG, **TT, "dec_rank": 256, "clipping": "clip", "clip_freq": 100, "clip_to": 0.5},
+    "vgg-cifar10-divide": {
+        **VGG, **DIVIDE, "new_layer": "standard", "clip_to": 1.5, "bn_eps": 8, "clip_linear_to": 1.5, "nesterov": True,
+    },
+    "vgg-cifar100-divide": {
+        **VGG, **DIVIDE, "new_layer": "standard", "clip_to": 1.5, "bn_eps": 8, "clip_linear_to": 1.5, "nesterov": True,
+        "dataset": "cifar100",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", README_LINES)
+def test_the_papers_command_line_is_the_preset(name: str) -> None:
+    flags = resolve(README_LINES[name]).config
+    preset = resolve({"preset": name}).config
+    assert flags.model_copy(update={"name": "x", "out_dir": "x"}) == preset.model_copy(
+        update={"name": "x", "out_dir": "x"}
+    )
+
+
+def test_every_preset_has_its_line_and_loads() -> None:
+    files = list(preset_folder().rglob("*.toml"))
+    assert len(files) == 12
+    assert set(list_presets()) == {*README_LINES, "quickstart"}
+    for name, description in list_presets().items():
+        config = resolve({"preset": name}).config
+        assert config.name == name
+        assert len(description) > 10
+
+
+def test_a_printed_configuration_gives_itself_back(tmp_path) -> None:
+    for name in list_presets():
+        config = resolve({"preset": name}).config
+        path = tmp_path / "config.toml"
+        path.write_text(to_toml(config))
+        assert resolve({"preset": str(path)}).config == config
+        assert tomllib.loads(path.read_text())["seed"] == config.seed
+
+
+def test_bases() -> None:
+    assert "quickstart" in resolve({}).base
+    assert resolve({"epochs": 3}).config.data.kind == "digits"
+    assert "paper" in resolve({"new_layer": "standard"}).base
+    paper = resolve({"dataset": "cifar100"}).config
+    assert (paper.optimizer.lr, paper.epochs, paper.batch_size, paper.seed) == (0.01, 200, 128, 3407)
+    assert paper.normalize.mean == (0.5071, 0.4867, 0.4408)
+    assert paper.control.kind == "none"
+
+
+def test_set_reaches_every_field_and_switches_kinds() -> None:
+    config = resolve({"preset": "wrn-cifar100-clip", "set": ["control.max=5", "log.wandb=offline"]}).config
+    assert (config.control.max, config.log.wandb) == (5, "offline")
+    config = resolve({"preset": "wrn-cifar100-clip", "set": ["control.kind=none", "layer.kind=standard"]}).config
+    assert (config.control.kind, config.layer.kind) == ("none", "standard")
+    config = resolve({"preset": "wrn-cifar100-clip", "dec_scale": 0.5}).config
+    assert (config.layer.rank, config.layer.rank_scale) == (None, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"dataset": "cifar10", "dec_rank": 3}, "--new-layer tt"),
+        ({"dataset": "cifar10", "clip_to": 3}, "--clipping"),
+        ({"dataset": "cifar10", "clip_freq": 3}, "--clipping"),
+        ({"dataset": "cifar10", "bn_eps": 3}, "--lip-bn"),
+        ({"dataset": "cifar10", "clipping": "clip", "clip_linear_to": 3}, "--clip-linear"),
+        ({"dataset": "cifar10", "orthogonal_k": 3}, "--new-layer tt"),
+        ({"dataset": "cifar10", "clipping": "divide_each_by_largest"}, "--new-layer tt"),
+        ({"new_layer": "tt", "dec_rank": 3, "dec_scale": 0.5}, "exclude each other"),
+        ({"new_layer": "tt"}, "--dec-rank"),
+        ({"new_layer": "tt", "dec_rank": 0}, "--dec-rank"),
+        ({"preset": "wrn-cifr10"}, "did you mean wrn-cifar10"),
+        ({"set": ["control.mx=3"]}, "did you mean max"),
+        ({"set": ["nonsense"]}, "key.path=value"),
+        ({"architecture": "resnet50"}, "wrn16-10"),
+        ({"architecture": "wrn17-10"}, "6n \\+ 4"),
+        ({"dataset": "imagenet"}, "folder:PATH"),
+        ({"dataset": "folder:"}, "needs a path"),
+        ({"dataset_root": "x"}, "--dataset cifar10"),
+        ({"out_dir": "a", "checkpoints_path": "b"}, "the same folder"),
+        ({"epochs": 0}, "--epochs"),
+    ],
+)
+def test_each_fault_is_a_sentence_with_the_way_out(flags: dict, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        resolve(flags)
+
+
+def test_all_faults_are_reported_together() -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve({"dataset": "cifar10", "dec_rank": 3, "clip_to": 2, "bn_eps": 3, "epochs": -1})
+    assert len(caught.value.faults) == 4
+
+
+def test_notices() -> None:
+    assert "no effect" in resolve({"multiply_by": 2.0}).notices[0]
+    assert "Adam" in resolve({"architecture": "vgg19", "opt": "Adam", "nesterov": True}).notices[0]
+
+
+VALUES: dict[str, Any] = {
+    "dataset": st.sampled_from(["cifar10", "digits", "folder:x", "npz:y", "folder", "what"]),
+    "architecture": st.sampled_from(["wrn16-10", "vgg19", "wrn5-1", "x"]),
+    "new_layer": st.sampled_from(["tt", "standard", "skew"]),
+    "dec_rank": st.integers(-2, 400),
+    "dec_scale": st.floats(-1, 2),
+    "clipping": st.sampled_from(["clip", "divide_by_largest", "assign", "none", "divide-each-by-largest", "?"]),
+    "clip_to": st.floats(-1, 10),
+    "clip_freq": st.integers(-1, 10),
+    "clip_linear": st.just(True),
+    "clip_linear_to": st.floats(-1, 10),
+    "lip_bn": st.just(True),
+    "bn_eps": st.floats(allow_nan=True),
+    "opt": st.sampled_from(["SGD", "Adam", "lion"]),
+    "nesterov": st.booleans(),
+    "frames": st.sampled_from(["free", "retract", "penalty", "parametrize", "none"]),
+    "orthogonal_k": st.floats(-1, 1e6),
+    "preset": st.sampled_from([*list_presets(), "nothing"]),
+    "set": st.lists(
+        st.sampled_from(["a=1", "control=3", "control.max=", "layer.frames=1", "=", "epochs=x", "a.b.c=[1]"])
+    ),
+    "epochs": st.integers(-1, 3),
+}
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.fixed_dictionaries({}, optional=VALUES))
+def test_any_flags_give_a_configuration_or_faults(flags: dict[str, Any]) -> None:
+    try:
+        config = resolve(flags).config
+    except UsageError as error:
+        assert all(error.faults)
+    else:
+        assert TrainConfig.model_validate(tomllib.loads(to_toml(config))) == config
+
+
+def test_a_users_file_that_is_no_toml(tmp_path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("epochs = = 3")
+    with pytest.raises(UsageError, match="no TOML"):
+        read_preset(str(path))

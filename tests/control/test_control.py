@@ -1,0 +1,121 @@
+"""Every kind of control against the dense matrix, on every kind of layer."""
+
+import pytest
+import torch
+from torch import nn
+
+from svdctl.config.control import (
+    Assign,
+    BatchNormControl,
+    Clip,
+    Divide,
+    DivideEach,
+    DivideExact,
+)
+from svdctl.control import Controller
+from svdctl.control.actions import is_layer_bounded
+from svdctl.layers.operator import batchnorm_gain
+from svdctl.layers.tt import TTConv2d
+from tests.dense import dense_values
+
+LAYERS = {
+    "conv1d": (lambda: nn.Conv1d(3, 4, 3, padding=1), (3, 9)),
+    "conv2d": (lambda: nn.Conv2d(4, 5, 3, padding=1), (4, 6, 6)),
+    "strided": (lambda: nn.Conv2d(4, 5, 3, padding=1, stride=2), (4, 7, 7)),
+    "dilated": (lambda: nn.Conv2d(4, 5, 3, padding=2, dilation=2, stride=2), (4, 8, 8)),
+    "grouped": (lambda: nn.Conv2d(4, 6, 3, padding=1, groups=2), (4, 6, 6)),
+    "depthwise": (lambda: nn.Conv2d(4, 4, 3, padding=1, groups=4), (4, 6, 6)),
+    "conv3d": (lambda: nn.Conv3d(2, 3, 2), (2, 4, 4, 4)),
+    "linear": (lambda: nn.Linear(7, 5), (7,)),
+    "tt": (lambda: TTConv2d(6, 8, 3, rank=3, padding=1, frames="free"), (6, 6, 6)),
+    "tt strided": (lambda: TTConv2d(6, 8, 3, rank=(5, 3), padding=1, stride=2, frames="free"), (6, 7, 7)),
+    "tt kept": (lambda: TTConv2d(6, 8, 3, rank=3, padding=1, frames="retract"), (6, 6, 6)),
+    "tt parametrized": (lambda: TTConv2d(6, 8, 3, rank=3, padding=1, frames="parametrize"), (6, 6, 6)),
+}
+CONTROLS = [
+    Clip(max=0.7, every=1, linear_max=0.7),
+    Divide(max=0.7, linear_max=0.7),
+    DivideExact(max=0.7, linear_max=0.7),
+    DivideEach(max=0.7, linear_max=0.7),
+    Assign(max=0.7, every=1, linear_max=0.7),
+]
+
+
+def make(name: str, dtype: torch.dtype) -> nn.Module:
+    torch.manual_seed(0)
+    layer = LAYERS[name][0]().to(dtype)
+    with torch.no_grad():
+        (layer.core if isinstance(layer, TTConv2d) else layer.weight).mul_(5)
+        if isinstance(layer, TTConv2d) and layer.frames_kind == "free":
+            layer.frame_in.add_(0.2 * torch.randn_like(layer.frame_in))
+    return layer
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("control", CONTROLS, ids=lambda control: control.kind)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bound_holds_after_a_step_and_the_seal(name: str, control, dtype: torch.dtype) -> None:
+    layer = make(name, dtype)
+    model = nn.Sequential(layer)
+    assert dense_values(layer.double(), LAYERS[name][1])[0] > 0.7
+    model.to(dtype)
+    controller = Controller(model, control, None)
+    controller.after_step(1)
+    controller.seal()
+    assert is_layer_bounded(layer, 0.7)
+    report = controller.report()[0]
+    assert report.bound <= 0.7
+    largest = float(dense_values(layer.double(), LAYERS[name][1])[0])
+    assert largest <= 0.7
+    assert largest > 0.1
+
+
+def test_assign_brings_values_together() -> None:
+    layer = make("conv2d", torch.float64)
+    spread = dense_values(layer, (4, 6, 6))
+    Controller(nn.Sequential(layer), Assign(max=1.0, every=1), None).after_step(1)
+    after = dense_values(layer, (4, 6, 6))
+    assert after[0] / after[100] < 0.7 * spread[0] / spread[100]
+
+
+def test_divide_sees_no_host_and_follows_the_weights() -> None:
+    layer = make("conv2d", torch.float32)
+    controller = Controller(nn.Sequential(layer), Divide(max=1.0), None)
+    for step in range(1, 20):
+        with torch.no_grad():
+            layer.weight.add_(0.05 * torch.randn_like(layer.weight))
+        controller.after_step(step)
+    assert controller.report()[0].largest < 1.1
+
+
+def test_layers_without_a_maximum_are_left_alone() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2))
+    before = model[2].weight.detach().clone()
+    controller = Controller(model, Clip(max=0.01, every=3), None)
+    controller.after_step(1)
+    controller.after_step(3)
+    controller.seal()
+    assert torch.equal(model[2].weight, before)
+    assert is_layer_bounded(model[0], 0.01)
+
+
+def test_paper_procedure_has_no_seal() -> None:
+    layer = make("conv2d", torch.float32)
+    sizes = {"0": (6, 6)}
+    controller = Controller(nn.Sequential(layer), Clip(max=0.7, every=1, procedure="paper"), None, sizes=sizes)
+    controller.after_step(1)
+    controller.seal()
+    assert not is_layer_bounded(layer, 0.7)
+
+
+@pytest.mark.parametrize("eps", [1e-5, 1e-3])
+def test_batchnorm_gain_uses_the_layers_own_eps(eps: float) -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4, eps=eps)
+    norm.running_var.copy_(torch.tensor([1e-4, 1.0, 4.0, 9.0]))
+    norm.weight.data.normal_()
+    controller = Controller(nn.Sequential(norm), Clip(max=1.0), BatchNormControl(max=2.0))
+    controller.after_step(1)
+    assert batchnorm_gain(norm) <= 2.0
+    norm.eval()
+    assert dense_values(norm.double(), (4, 2, 2))[0] <= 2.0

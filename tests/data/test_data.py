@@ -1,0 +1,179 @@
+"""Loading, splitting and augmenting, on files that the tests write in the published formats."""
+
+import hashlib
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from svdctl.config.data import Augment, Cifar10, Digits, Folder, Npz
+from svdctl.data.augment import augment, pad
+from svdctl.data.batches import Batches, evaluation_batches
+from svdctl.data.images import ImageData
+from svdctl.data.sources import load
+from svdctl.data.split import stratified_split
+from svdctl.errors import DataError
+
+
+def test_digits() -> None:
+    data = load(Digits())
+    assert data.train.images.shape[1:] == (3, 32, 32)
+    assert len(data.train) + len(data.test) == 1797
+    assert data.train.images.max() == 255
+
+
+def test_symmetric_padding_is_numpys() -> None:
+    images = torch.arange(2 * 1 * 3 * 4, dtype=torch.uint8).reshape(2, 1, 3, 4)
+    want = np.pad(images.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2)), mode="symmetric")
+    assert np.array_equal(pad(images, 2, "symmetric").numpy(), want)
+
+
+def test_augmentation_is_crop_and_flip_with_the_right_distribution() -> None:
+    image = torch.arange(1, 26, dtype=torch.uint8).reshape(1, 1, 5, 5)
+    draws = torch.rand(20_000, 3, generator=torch.Generator().manual_seed(0))
+    found = augment(image.expand(20_000, -1, -1, -1), draws, flip=True, crop=1, pad_mode="zero")
+    padded = torch.nn.functional.pad(image, (1, 1, 1, 1))[0, 0]
+    crops = {}
+    for flip in (False, True):
+        for row in range(3):
+            for column in range(3):
+                crop = padded[row : row + 5, column : column + 5]
+                crops[(crop.flip(1) if flip else crop).numpy().tobytes()] = 0
+    assert len(crops) == 18
+    for one in found[:, 0].numpy():
+        crops[one.tobytes()] += 1
+    counts = np.array(list(crops.values()))
+    # 20,000 / 18 = 1111 each, standard deviation 32.
+    assert np.abs(counts - 1111).max() < 5 * 33
+
+
+def test_no_augmentation_changes_nothing() -> None:
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    assert torch.equal(augment(images, torch.rand(4, 3), flip=False, crop=0, pad_mode="zero"), images)
+
+
+def small_data(count: int = 22) -> ImageData:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    return ImageData(images, torch.arange(count) % 2, ("a", "b"))
+
+
+def test_batches_are_the_same_for_any_number_of_processes_and_any_start() -> None:
+    whole = list(Batches(small_data(), 4, 7, Augment()).epoch(3))
+    halves = [list(Batches(small_data(), 4, 7, Augment(), rank, 2).epoch(3)) for rank in (0, 1)]
+    for (images, labels), first, second in zip(whole, *halves, strict=True):
+        assert torch.equal(images, torch.cat([first[0], second[0]]))
+        assert torch.equal(labels, torch.cat([first[1], second[1]]))
+    later = list(Batches(small_data(), 4, 7, Augment()).epoch(3, start=2))
+    assert torch.equal(later[0][0], whole[2][0])
+    other = next(Batches(small_data(), 4, 7, Augment()).epoch(4))
+    assert not torch.equal(other[0], whole[0][0])
+
+
+def test_evaluation_sees_every_image_once() -> None:
+    images = torch.cat([batch for batch, _ in evaluation_batches(small_data(), 5)])
+    assert torch.equal(images.mul(255).round().to(torch.uint8), small_data().images)
+
+
+def test_split_keeps_shares_and_is_disjoint() -> None:
+    rest, part = stratified_split(small_data(40), 0.25, 0)
+    assert part.labels.bincount().tolist() == [5, 5]
+    keys = {image.numpy().tobytes() for image in rest.images}
+    assert not keys & {image.numpy().tobytes() for image in part.images}
+
+
+def write_cifar10(root: Path, count: int = 20) -> None:
+    """CIFAR-10 in the format of its Python version; torchvision's checksums are patched by the test."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    names = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
+    for name in names:
+        data = generator.integers(0, 256, (count, 3072), dtype=np.uint8)
+        batch = {"data": data, "labels": [index % 10 for index in range(count)]}
+        (folder / name).write_bytes(pickle.dumps(batch))
+    meta = {"label_names": [f"class {number}" for number in range(10)]}
+    (folder / "batches.meta").write_bytes(pickle.dumps(meta))
+
+
+def checksums(folder: Path, names: list[str]) -> list[list[str]]:
+    return [[name, hashlib.md5((folder / name).read_bytes()).hexdigest()] for name in names]
+
+
+def test_cifar10_through_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.datasets import CIFAR10
+
+    write_cifar10(tmp_path)
+    folder = tmp_path / "cifar-10-batches-py"
+    monkeypatch.setattr(CIFAR10, "train_list", checksums(folder, [f"data_batch_{n}" for n in range(1, 6)]))
+    monkeypatch.setattr(CIFAR10, "test_list", checksums(folder, ["test_batch"]))
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": checksums(folder, ["batches.meta"])[0][1]})
+    data = load(Cifar10(root=tmp_path))
+    assert data.train.images.shape == (100, 3, 32, 32)
+    assert data.test.classes[3] == "class 3"
+    # A flipped byte is noticed by its checksum, and there is nowhere to download from.
+    broken = bytearray((folder / "data_batch_2").read_bytes())
+    broken[200] ^= 1
+    (folder / "data_batch_2").write_bytes(bytes(broken))
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/nothing")
+    with pytest.raises(DataError, match="--dataset-root"):
+        load(Cifar10(root=tmp_path))
+
+
+def write_folder(root: Path, sizes: tuple[int, int] = (16, 16), classes: int = 2) -> None:
+    generator = np.random.default_rng(0)
+    for name in "abc"[:classes]:
+        (root / name).mkdir(parents=True)
+        for number in range(10):
+            size = sizes[number % 2]
+            Image.fromarray(generator.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(
+                root / name / f"{number}.png"
+            )
+
+
+def test_folder(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    data = load(Folder(path=tmp_path, size=16))
+    assert (len(data.train), len(data.test)) == (16, 4)
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "words"),
+    [
+        (lambda p: write_folder(p, classes=1), {"size": 16}, "only one class"),
+        (lambda p: write_folder(p, sizes=(16, 20)), {"size": 16}, "data.size"),
+        (lambda p: p.mkdir(exist_ok=True), {}, "one sub-folder a class"),
+        (lambda p: (write_folder(p), (p / "a" / "0.png").write_bytes(b"PNG?")), {"size": 16}, "cannot be read"),
+    ],
+)
+def test_bad_folders(tmp_path: Path, make, settings: dict, words: str) -> None:
+    make(tmp_path)
+    with pytest.raises(DataError, match=words):
+        load(Folder(path=tmp_path, **settings))
+
+
+def test_mixed_sizes_are_scaled_when_asked(tmp_path: Path) -> None:
+    write_folder(tmp_path, sizes=(16, 20))
+    assert load(Folder(path=tmp_path, size=16, resize=True)).train.images.shape[-1] == 16
+
+
+def test_npz_and_its_faults(tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    x = np.zeros((6, 8, 8, 3), np.uint8)
+    y = np.arange(6) % 3
+    np.savez(path, x_train=x, y_train=y, x_test=x, y_test=y)
+    assert load(Npz(path=path)).train.images.shape == (6, 3, 8, 8)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DataError, match="not a readable"):
+        load(Npz(path=path))
+    np.savez(path, x_train=x)
+    with pytest.raises(DataError, match="y_train"):
+        load(Npz(path=path))
+    np.savez(path, x_train=np.array([object()]), y_train=y, x_test=x, y_test=y)
+    with pytest.raises(DataError, match="plain arrays"):
+        load(Npz(path=path))
+    with pytest.raises(DataError, match="there is no file"):
+        load(Npz(path=tmp_path / "none.npz"))

@@ -1,0 +1,143 @@
+"""TT layers against their dense kernels."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from svdctl.build import build_optimizer
+from svdctl.config.optim import Sgd
+from svdctl.errors import ShapeError
+from svdctl.layers.frames import frame_error, polar, qr_positive
+from svdctl.layers.operator import operator_of
+from svdctl.layers.tensorize import tensorize_
+from svdctl.layers.tt import TTConv2d, orthonormality_penalty
+from svdctl.spectral import norm_bound
+from tests.dense import dense_values
+
+CASES = [
+    dict(rank=3, stride=1, padding=1, dilation=1),
+    dict(rank=(2, 5), stride=2, padding=1, dilation=1),
+    dict(rank=4, stride=1, padding=2, dilation=2),
+    dict(rank=6, stride=(2, 1), padding=0, dilation=1),
+    dict(rank=9, stride=1, padding=1, dilation=1),
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("frames", ["free", "parametrize"])
+def test_both_ways_and_to_conv2d_agree(case: dict, frames: str) -> None:
+    torch.manual_seed(0)
+    layer = TTConv2d(5, 8, 3, **case, frames=frames).double()
+    x = torch.randn(2, 5, 9, 8, dtype=torch.float64)
+    want = F.conv2d(x, layer.contracted(), layer.bias, layer.stride, layer.padding, layer.dilation)
+    assert torch.allclose(layer(x), want, atol=1e-12)
+    assert torch.allclose(layer.to_conv2d()(x), want, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_small_kernel_has_the_layers_singular_values_with_bad_frames(case: dict) -> None:
+    torch.manual_seed(0)
+    layer = TTConv2d(5, 8, 3, **case, frames="free").double()
+    if layer.has_frames:
+        layer.frame_in.data += 0.3 * torch.randn_like(layer.frame_in)
+        layer.frame_out.data += 0.3 * torch.randn_like(layer.frame_out)
+    whole = norm_bound(operator_of(layer.to_conv2d()))
+    small = norm_bound(operator_of(layer))
+    assert small.lower == pytest.approx(whole.lower, rel=1e-2)
+    assert dense_values(layer, (5, 7, 7))[0] <= small.upper
+
+
+@pytest.mark.parametrize("method", ["polar", "qr"])
+def test_retraction_keeps_the_operator_and_its_momentum_direction(method: str) -> None:
+    torch.manual_seed(0)
+    layer = TTConv2d(6, 7, 3, rank=4, padding=1, bias=False).double()
+    optimizer = build_optimizer(Sgd(lr=0.05, weight_decay=0), layer)
+    x = torch.randn(4, 6, 5, 5, dtype=torch.float64)
+    for _ in range(3):
+        optimizer.zero_grad()
+        layer(x).square().mean().backward()
+        optimizer.step()
+    before = layer.contracted().detach().clone()
+
+    @torch.no_grad()
+    def direction() -> float:
+        """Change of the kernel along the momentum as a covector: its pairing with any tangent must not change."""
+        grads = {name: optimizer.state[p]["momentum_buffer"] for name, p in layer.named_parameters()}
+        # Tangent: the same change of the operator seen in both coordinates, W' = dU C V' with dU = M U for a fixed M.
+        mixer = torch.arange(49, dtype=torch.float64).reshape(7, 7).sin()
+        along_frame = grads["frame_out"] * (mixer @ layer.frame_out)
+        return float(along_frame.sum() + grads["core"].mul(layer.core).sum())
+
+    pairing = direction()
+    layer.retract_(method, optimizer)
+    assert frame_error(layer.frame_in) < 1e-12
+    assert frame_error(layer.frame_out) < 1e-12
+    assert torch.allclose(layer.contracted(), before, atol=1e-12)
+    assert direction() == pytest.approx(pairing, rel=1e-9)
+
+
+def test_factors_multiply_back_and_qr_is_positive() -> None:
+    torch.manual_seed(0)
+    frame = torch.randn(7, 4, dtype=torch.float64)
+    for q, p in (polar(frame), qr_positive(frame)):
+        assert torch.allclose(q @ p, frame, atol=1e-10)
+        assert frame_error(q) < 1e-10
+    assert (qr_positive(frame)[1].diagonal() > 0).all()
+    symmetric = polar(frame)[1]
+    assert torch.allclose(symmetric, symmetric.T, atol=1e-6)
+
+
+def test_best_fit_is_exact_at_full_rank_and_reports_its_error() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 8, 3, padding=1)
+    exact, error = TTConv2d.from_conv2d(conv, 8)
+    assert error == 0
+    assert torch.equal(exact.contracted(), conv.weight)
+    errors = [TTConv2d.from_conv2d(conv, rank)[1] for rank in (1, 2, 4, 6)]
+    assert errors == sorted(errors, reverse=True)
+    layer, error = TTConv2d.from_conv2d(conv, 4, frames="parametrize")
+    distance = (layer.contracted() - conv.weight).norm() / conv.weight.norm()
+    assert float(distance) == pytest.approx(error)
+    assert 0 < error < 1
+
+
+def test_tensorize_replaces_all_but_what_is_skipped_and_refuses_groups() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.Sequential(nn.ReLU(), nn.Conv2d(8, 8, 3)), nn.Conv2d(8, 8, 3, groups=2)
+    )
+    with pytest.raises(ShapeError, match="layer '2'"):
+        tensorize_(model, rank=2)
+    assert isinstance(model[0], nn.Conv2d)
+    errors = tensorize_(model, rank=2, skip=["2"])
+    assert set(errors) == {"0", "1.1"}
+    assert isinstance(model[1][1], TTConv2d)
+    assert model(torch.randn(1, 3, 9, 9)).shape == (1, 8, 3, 3)
+
+
+def test_rank_zero_is_refused() -> None:
+    with pytest.raises(ShapeError, match="at least 1"):
+        TTConv2d(3, 4, 3, rank=0)
+
+
+def test_penalty_by_hand() -> None:
+    torch.manual_seed(0)
+    layer = TTConv2d(6, 7, 3, rank=4, frames="penalty").double()
+    layer.frame_in.data *= 1.1
+    defect = (1.1**2 - 1) ** 2 * 4
+    assert float(orthonormality_penalty([layer], 5.0, "paper")) == pytest.approx(5.0 * defect / (2 * 16))
+    assert float(orthonormality_penalty([layer], 5.0, "entries")) == pytest.approx(5.0 * defect / 32)
+    assert orthonormality_penalty([TTConv2d(3, 3, 3, rank=3)], 5.0, "paper") is None
+
+
+def test_parametrized_frames_stay_frames_under_weight_decay() -> None:
+    torch.manual_seed(0)
+    layer = TTConv2d(6, 40, 3, rank=4, frames="parametrize")
+    optimizer = build_optimizer(Sgd(lr=0.05, weight_decay=0.1), layer)
+    x = torch.randn(4, 6, 5, 5)
+    for _ in range(5):
+        optimizer.zero_grad()
+        (layer(x) - 1).square().mean().backward()
+        optimizer.step()
+    assert frame_error(layer.frame_in) < 1e-5
+    assert frame_error(layer.frame_out) < 1e-5
