@@ -23,7 +23,7 @@ def list_presets() -> dict[str, str]:
     """Name and one-line description (the file's first line) of every shipped preset."""
     return {
         path.stem: path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip()
-        for path in sorted(preset_folder().glob("*.toml"))
+        for path in sorted(preset_folder().glob("*.toml"), key=lambda path: path.stem)
     }
 
 

@@ -4,35 +4,66 @@ import os
 import sys
 import traceback
 
+import typer
+
 from svdctl.errors import SvdctlError, UsageError
+
+# Typer exports this one of its parser's errors; they share its base.
+ParserError: type[BaseException] = typer.BadParameter.__bases__[0]
 
 
 def report(error: BaseException, *, debug: bool) -> int:
     """Print what went wrong; returns the exit code."""
     if debug:
         traceback.print_exception(error)
+    sentences, code = explain(error)
+    for sentence in sentences:
+        print(f"svdctl: {sentence}", file=sys.stderr)
+    return code
+
+
+def explain(error: BaseException) -> tuple[tuple[str, ...], int]:
+    """What to say about an exception, and the exit code; the order of the cases matters."""
     if isinstance(error, UsageError):
-        for fault in error.faults:
-            _say(fault)
-        return error.exit_code
+        return error.faults, error.exit_code
     if isinstance(error, SvdctlError):
-        _say(str(error))
-        return error.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        _say("interrupted; the last checkpoint of the run is intact")
-        return 130
+        return (str(error),), error.exit_code
+    if isinstance(error, ParserError):
+        return (f"{parser_sentence(error)} (--help shows all)",), 2
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return ("interrupted; what the run had saved is intact (svdctl train --resume RUN)",), 130
     if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        _say(f"{where}{error.strerror or error}; free space or choose another folder (--out-dir), then try again")
-        return 1
-    _say(f"{type(error).__name__}: {error} (a bug in svdctl, or a case it should explain better; --debug shows where)")
-    return 1
+        return (os_sentence(error),), 1
+    if out_of_memory(error):
+        return ("out of memory; try a smaller --batch-size, or --precision bf16-mixed",), 1
+    text = " ".join(str(error).split())[:300]
+    what = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return (f"{what}; svdctl did not expect this: run again with --debug to see where it happened",), 1
+
+
+def parser_sentence(error: BaseException) -> str:
+    """The parser's message, with the nearest option when it knows one."""
+    message = getattr(error, "format_message", error.__str__)()
+    return message.replace("(Possible options:", "(did you mean").replace("\n", " ").rstrip(".")
+
+
+def os_sentence(error: OSError) -> str:
+    """File, cause and way out of a failure of the system."""
+    where = f"{error.filename}: " if error.filename else ""
+    cause = (error.strerror or str(error) or type(error).__name__).lower()
+    if isinstance(error, FileNotFoundError):
+        return f"{where}{cause}; check the path"
+    if isinstance(error, PermissionError):
+        return f"{where}{cause}; choose a place that you may read and write (--out-dir, --dataset-root)"
+    return f"{where}{cause}; free space or choose another folder (--out-dir), then try again"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, in Python or on the device; torch is only looked at when it is there already."""
+    torch = sys.modules.get("torch")
+    return isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError))
 
 
 def wants_debug(arguments: list[str]) -> bool:
     """Whether tracebacks are asked for."""
-    return "--debug" in arguments or bool(os.environ.get("SVDCTL_DEBUG"))
-
-
-def _say(sentence: str) -> None:
-    print(f"svdctl: {sentence}", file=sys.stderr)
+    return "--debug" in arguments or os.environ.get("SVDCTL_DEBUG", "") not in ("", "0")

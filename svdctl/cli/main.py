@@ -11,7 +11,6 @@ from svdctl.cli.errors import report, wants_debug
 
 app = typer.Typer(
     name="svdctl",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -47,8 +46,7 @@ def main() -> None:
     """Run the command line; the process ends with its exit code."""
     arguments = normalised(sys.argv[1:])
     try:
-        app(arguments)
-    except Exception as error:
-        sys.exit(report(error, debug=wants_debug(arguments)))
-    except KeyboardInterrupt as error:
-        sys.exit(report(error, debug=wants_debug(arguments)))
+        code = app(arguments or ["--help"], prog_name="svdctl", standalone_mode=False)
+    except (Exception, KeyboardInterrupt) as error:
+        code = report(error, debug=wants_debug(arguments))
+    sys.exit(code or 0)

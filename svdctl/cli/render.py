@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from svdctl.recipes.train import Reporter, TrainResult
+    from svdctl.recipes.train import TrainResult
 
 
-def choose_reporter() -> "Reporter":
+def choose_reporter() -> "PlainReporter":
     """The reporter that suits stdout."""
     return RichReporter() if sys.stdout.isatty() else PlainReporter()
 
@@ -28,7 +28,8 @@ class PlainReporter:
             self._say(line)
 
     def notice(self, text: str) -> None:
-        self._say(f"note: {text}")
+        """To stderr: stdout is the run's."""
+        print(f"note: {text}", file=sys.stderr, flush=True)
 
     def start(self, total_steps: int, done: int) -> None:
         self._total = total_steps
@@ -46,6 +47,9 @@ class PlainReporter:
         for line in result_lines(result):
             self._say(line)
 
+    def close(self) -> None:
+        """Give the terminal back; may be called twice."""
+
     def _say(self, text: str) -> None:
         print(text, flush=True)
 
@@ -61,13 +65,12 @@ class RichReporter(PlainReporter):
         self._bar: Progress | None = None
 
     def start(self, total_steps: int, done: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         self._bar = Progress(
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
             TextColumn("{task.fields[metrics]}"),
-            TimeRemainingColumn(),
             console=self._console,
         )
         self._bar.start()
@@ -82,7 +85,6 @@ class RichReporter(PlainReporter):
         super().finished(result)
 
     def close(self) -> None:
-        """Give the terminal back."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -93,11 +95,18 @@ class RichReporter(PlainReporter):
 
 def describe(metrics: Mapping[str, float]) -> str:
     """Epoch, loss, accuracy, speed and time left in one short line."""
-    penalty = f" penalty {metrics['orthogonal_loss']:.3g}" if metrics["orthogonal_loss"] else ""
+    penalty = f" penalty {metrics['orthogonal_loss']:.3g}" if metrics.get("orthogonal_loss") else ""
     return (
         f"epoch {metrics['epoch']:.0f}/{metrics['epochs']:.0f} loss {metrics['loss']:.4f}{penalty} "
-        f"acc {metrics['acc']:.1%} {metrics['images_per_second']:.0f} images/s, {metrics['seconds_left']:.0f} s left"
+        f"acc {metrics['acc']:.1%} {metrics['images_per_second']:.0f} images/s {duration(metrics['seconds_left'])} left"
     )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `1:02:03`, or `2:03` below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def evaluation_line(metrics: Mapping[str, float]) -> str:

@@ -1,14 +1,19 @@
 """`svdctl train`: flags to a configuration, a configuration to the recipe."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from svdctl.cli.render import PlainReporter
+    from svdctl.recipes.train import TrainResult
 
 PAPER = "Flags of the paper's code (a dash or an underscore)"
 RUN = "Run"
 HARDWARE = "Devices"
-HARDWARE_FLAGS = ("accelerator", "devices", "num_nodes", "precision", "compile")
 
 
 def _option(name: str, text: str, panel: str, **settings: Any) -> Any:
@@ -105,7 +110,9 @@ def train(
     ] = None,
     multiply_by: Annotated[float | None, _option("--multiply-by", "Accepted; has no effect.", PAPER)] = None,
     accelerator: Annotated[str | None, _option("--accelerator", "auto, cpu, cuda or mps.", HARDWARE)] = None,
-    devices: Annotated[int | None, _option("--devices", "Processes on each node, one a device.", HARDWARE)] = None,
+    devices: Annotated[
+        str | None, _option("--devices", "Processes on each node, one a device: a number or auto.", HARDWARE)
+    ] = None,
     num_nodes: Annotated[int | None, _option("--num-nodes", "Nodes.", HARDWARE)] = None,
     precision: Annotated[str | None, _option("--precision", "32, bf16-mixed or 16-mixed.", HARDWARE)] = None,
     compile_: Annotated[bool | None, _option("--compile", "Compile the model.", HARDWARE)] = None,
@@ -121,7 +128,9 @@ def train(
     if list_presets:
         _list_presets()
     elif resume is not None:
-        _resume(resume, flags)
+        # Not shown as new runs are: these two are refused with the flags that cannot change a run.
+        shown = {"print_config": print_config or None, "dry_run": dry_run or None}
+        _resume(resume, {**flags, **shown})
     else:
         _start(flags, print_config=print_config, dry_run=dry_run)
 
@@ -136,43 +145,49 @@ def _list_presets() -> None:
 
 
 def _start(flags: dict[str, Any], *, print_config: bool, dry_run: bool) -> None:
-    from svdctl.cli.render import choose_reporter
     from svdctl.config.flags import resolve
     from svdctl.presets import to_toml
 
     resolved = resolve(flags)
     if print_config:
+        for notice in resolved.notices:
+            typer.echo(f"note: {notice}", err=True)
         typer.echo(to_toml(resolved.config), nl=False)
         return
     # torch takes seconds to import: only now, when the flags are known to be right.
     from svdctl.recipes import train as recipe
 
-    reporter = choose_reporter()
-    for notice in resolved.notices:
-        reporter.notice(notice)
-    if dry_run:
-        reporter.plan(recipe.plan(resolved.config, resolved.base))
-        return
-    _end(recipe.run(resolved.config, base=resolved.base, reporter=reporter))
+    with _reporter() as reporter:
+        for notice in resolved.notices:
+            reporter.notice(notice)
+        if dry_run:
+            reporter.plan(recipe.plan(resolved.config, resolved.base))
+        else:
+            _end(recipe.run(resolved.config, base=resolved.base, reporter=reporter))
 
 
 def _resume(path: Path, flags: dict[str, Any]) -> None:
-    from svdctl.cli.render import choose_reporter
-    from svdctl.errors import UsageError
+    from svdctl.config.flags import resolve_resume
 
-    given = {key: value for key, value in flags.items() if value is not None and value != []}
-    refused = sorted(given.keys() - set(HARDWARE_FLAGS))
-    if refused:
-        raise UsageError(
-            f"--{name.replace('_', '-')} cannot change a run that is resumed; leave it out, or start a new run with "
-            f"--preset {path}/config.toml"
-            for name in refused
-        )
+    hardware, wandb = resolve_resume(flags)
     from svdctl.recipes import train as recipe
 
-    _end(recipe.resume(path, hardware=given, reporter=choose_reporter()))
+    with _reporter() as reporter:
+        _end(recipe.resume(path, hardware=hardware, wandb=wandb, reporter=reporter))
 
 
-def _end(result: Any) -> None:
+@contextmanager
+def _reporter() -> "Iterator[PlainReporter]":
+    """The reporter that suits stdout; the terminal is given back however the run ends."""
+    from svdctl.cli.render import choose_reporter
+
+    reporter = choose_reporter()
+    try:
+        yield reporter
+    finally:
+        reporter.close()
+
+
+def _end(result: "TrainResult") -> None:
     if not result.completed:
         raise typer.Exit(130)

@@ -91,7 +91,8 @@ def _unknown(key: str, location: tuple[Any, ...]) -> str:
     paths = set(known_keys())
     if key in paths:
         return f"kind = {location[-2]!r} has no such key; choose another {key.rpartition('.')[0]}.kind first"
-    near = difflib.get_close_matches(key, sorted(paths), n=1, cutoff=0.5)
+    same_end = [path for path in sorted(paths) if path.rpartition(".")[2] == key.rpartition(".")[2]]
+    near = same_end or difflib.get_close_matches(key, sorted(paths), n=1, cutoff=0.5)
     return (
         f"there is no such key; did you mean {near[0]}?" if near else "there is no such key (--print-config shows all)"
     )

@@ -57,8 +57,10 @@ def resolve_resume(flags: Mapping[str, Any]) -> tuple[dict[str, Any], str | None
     """
     given = given_flags(flags)
     faults = [
-        f"{flag_name(name)} cannot change a run that is resumed; leave it out, or start a new run with --preset "
-        "and the run's config.toml"
+        f"{flag_name(name)} shows a new run; leave it or --resume out"
+        if name in ("print_config", "dry_run")
+        else f"{flag_name(name)} cannot change a run that is resumed; leave it out, or start a new run with "
+        "--preset RUN/config.toml"
         for name in given
         if name not in (*HARDWARE, "wandb")
     ]

@@ -45,7 +45,7 @@ def without_place(config: TrainConfig) -> dict[str, Any]:
 
 
 def test_the_shipped_presets_are_the_papers_commands_and_the_quick_start() -> None:
-    assert SHIPPED == sorted([*COMMANDS, "quickstart"])
+    assert sorted([*COMMANDS, "quickstart"]) == SHIPPED
     assert list(list_presets()) == SHIPPED
 
 
@@ -82,7 +82,9 @@ def test_a_file_without_a_name_gives_its_own_to_the_run(tmp_path: Path) -> None:
     assert resolved.config.optimizer.lr == 0.5
 
 
-@pytest.mark.parametrize(("text", "name"), [("a b", "a-b"), ("é", "run"), (".x", "x"), ("-_1", "1"), ("a" * 200, "a" * 100)])
+@pytest.mark.parametrize(
+    ("text", "name"), [("a b", "a-b"), ("é", "run"), (".x", "x"), ("-_1", "1"), ("a" * 200, "a" * 100)]
+)
 def test_run_names(text: str, name: str) -> None:
     assert run_name(text) == name
 
