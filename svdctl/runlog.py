@@ -32,7 +32,7 @@ class RunLog:
         """Flush and close."""
         self._file.close()
         if self._wandb is not None:
-            self._wandb.finish(quiet=True)
+            self._wandb.finish()
 
 
 def _line(record: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from svdctl.config.control import BatchNormControl, Control, NoControl
 from svdctl.control import actions
@@ -125,7 +126,8 @@ class Controller:
         for name, layer in self.layers.items():
             allowed = self.allowed(name)
             largest, bound = actions.layer_bracket(layer, allowed)
-            rows.append(LayerReport(name, type(layer).__name__, _shape(layer), largest, bound, allowed))
+            kind = type_before_parametrizations(layer).__name__
+            rows.append(LayerReport(name, kind, _shape(layer), largest, bound, allowed))
         limit = self.batchnorm.max if self.batchnorm else None
         for name, norm in self.norms.items():
             gain = float(batchnorm_gain(norm))

@@ -132,16 +132,18 @@ def run(config: TrainConfig, *, base: str, reporter: Reporter) -> TrainResult:
     return _Run(config, parts, fabric, folder, reporter).execute(None)
 
 
-def resume(path: Path, *, hardware: Mapping[str, Any], reporter: Reporter) -> TrainResult:
-    """Go on where a run folder's `last.pt` stands; `hardware` overrides fields of that section."""
+def resume(path: Path, *, hardware: Mapping[str, Any], wandb: str | None = None, reporter: Reporter) -> TrainResult:
+    """Go on where a run folder's `last.pt` stands; `hardware` overrides fields of that section, `wandb` that of log."""
     folder = path if path.is_dir() else path.parent
     checkpoint = read_checkpoint(path)
     if not checkpoint.training:
         raise CheckpointError(f"{path} holds no state of training; resume from {folder / 'last.pt'}")
     config = checkpoint.config
-    if hardware:
-        merged = {**config.hardware.model_dump(), **hardware}
-        config = TrainConfig.model_validate({**config.model_dump(), "hardware": merged})
+    if hardware or wandb:
+        table = config.model_dump()
+        table["hardware"].update(hardware)
+        table["log"]["wandb"] = wandb or config.log.wandb
+        config = TrainConfig.model_validate(table)
     fabric = _fabric(config)
     parts = _load_parts(config)
     if parts.train.classes != checkpoint.classes or parts.train.image_shape != checkpoint.image_shape:
