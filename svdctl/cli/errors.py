@@ -31,7 +31,7 @@ def explain(error: BaseException) -> tuple[tuple[str, ...], int]:
     if isinstance(error, ParserError):
         return (f"{parser_sentence(error)} (--help shows all)",), 2
     if isinstance(error, KeyboardInterrupt | typer.Abort):
-        return ("interrupted; what the run had saved is intact (svdctl train --resume RUN)",), 130
+        return ("interrupted",), 130
     if isinstance(error, OSError):
         return (os_sentence(error),), 1
     if out_of_memory(error):

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from svdctl.errors import Interrupted
+
 if TYPE_CHECKING:
     from svdctl.cli.render import PlainReporter
     from svdctl.recipes.train import TrainResult
@@ -184,6 +186,9 @@ def _reporter() -> "Iterator[PlainReporter]":
     reporter = choose_reporter()
     try:
         yield reporter
+    except KeyboardInterrupt as error:
+        # Typer would end the process without a word.
+        raise Interrupted("interrupted; what the run had saved is intact (svdctl train --resume RUN)") from error
     finally:
         reporter.close()
 

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from pydantic import ValidationError
@@ -67,10 +68,11 @@ def sentences(error: ValidationError) -> list[str]:
     return [start + ", or ".join(messages) for start, messages in found.items()]
 
 
-def known_keys() -> Iterator[str]:
-    """Every key of the schema, as a dotted path without the tags of unions; the same path may come twice."""
+@cache
+def known_keys() -> frozenset[str]:
+    """Every key of the schema, as a dotted path without the tags of unions."""
     schema = TrainConfig.model_json_schema()
-    yield from _paths(schema, schema["$defs"])
+    return frozenset(_paths(schema, schema["$defs"]))
 
 
 def _paths(node: dict[str, Any], definitions: dict[str, Any]) -> Iterator[str]:
@@ -88,7 +90,7 @@ def _where(key: str) -> str:
 
 
 def _unknown(key: str, location: tuple[Any, ...]) -> str:
-    paths = set(known_keys())
+    paths = known_keys()
     if key in paths:
         return f"kind = {location[-2]!r} has no such key; choose another {key.rpartition('.')[0]}.kind first"
     same_end = [path for path in sorted(paths) if path.rpartition(".")[2] == key.rpartition(".")[2]]

@@ -1,0 +1,33 @@
+"""Help, plans of faults and lists of presets come without torch, which takes seconds to import."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "torchvision", "lightning_fabric", "numpy", "matplotlib", "sklearn", "wandb")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import svdctl, svdctl.presets, svdctl.config.flags, svdctl.config.train, svdctl.errors",
+        "import svdctl.cli.main, svdctl.cli.render, svdctl.cli.errors",
+        "import svdctl.presets as p; from svdctl.config.flags import resolve; p.to_toml(resolve({}).config)",
+        "import sys; from svdctl.cli.main import main; sys.argv = ['svdctl', 'train', '--rank', '3']\n"
+        "try: main()\nexcept SystemExit as e: assert e.code == 2",
+        "import sys; from svdctl.cli.main import main; sys.argv = ['svdctl', 'train', '--dec-rank', '0']\n"
+        "try: main()\nexcept SystemExit as e: assert e.code == 2",
+    ],
+)
+def test_nothing_heavy_is_loaded(code: str) -> None:
+    check = f"{code}\nimport sys\nfound = [m for m in {HEAVY} if m in sys.modules]\nassert not found, found"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_python_dash_m() -> None:
+    command = [sys.executable, "-m", "svdctl", "train", "--list-presets"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "quickstart" in done.stdout
+    assert done.stderr == ""

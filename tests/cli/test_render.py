@@ -1,0 +1,111 @@
+"""What a person sees: plain lines without escape codes, or the same lines under a live bar."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from unittest.mock import Mock, patch
+
+import pytest
+from rich.console import Console
+
+from svdctl.cli.render import PlainReporter, RichReporter, choose_reporter, duration, result_lines
+
+STEP = {"epoch": 2, "epochs": 12, "loss": 0.25, "acc": 0.9375, "images_per_second": 1234.4, "seconds_left": 65.0}
+EPOCH = {**STEP, "val_loss": 0.3, "val_acc": 0.91, "train_time": 3.0, "clipping_time": 0.5}
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    largest: float
+    bound: float
+    allowed: float | None
+
+
+def result(*layers: Row) -> Mock:
+    return Mock(
+        summary=["test accuracy 97.50%"],
+        layers=list(layers),
+        files=[Path("runs/x/last.pt")],
+        next_commands=["svdctl y"],
+    )
+
+
+LAYERS = (Row("conv1", "TT", (16, 3, 3, 3), 2.9, 2.99, 3.0), Row("fc", "Linear", (10, 32), 1.5, 1.5, None))
+
+
+def a_whole_run(reporter: PlainReporter) -> None:
+    reporter.plan(["base     preset quickstart", "data     [digits]"])
+    reporter.start(100, 10)
+    for done in range(10, 101, 10):
+        reporter.step(done, STEP)
+    reporter.evaluated(EPOCH)
+    reporter.notice("a remark")
+    reporter.finished(result(*LAYERS))
+    reporter.close()
+    reporter.close()
+
+
+def test_plain_lines_hold_everything_and_no_escape_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    a_whole_run(PlainReporter())
+    shown = capsys.readouterr()
+    assert "\x1b" not in shown.out + shown.err
+    assert "\r" not in shown.out
+    assert shown.out.startswith("base     preset quickstart\ndata     [digits]\n")
+    for part in ("acc 91.00%", "test accuracy 97.50%", "2.9000", "2.9900", "runs/x/last.pt", "svdctl y"):
+        assert part in shown.out
+    assert shown.err == "note: a remark\n"
+
+
+def test_plain_progress_every_ten_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    reporter = PlainReporter()
+    with patch("svdctl.cli.render.time.monotonic") as clock:
+        clock.return_value = 0.0
+        reporter.start(100, 0)
+        for second in range(1, 26):
+            clock.return_value = float(second)
+            reporter.step(second, STEP)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == ["10/100", "20/100"]
+    assert "epoch 2/12 loss 0.2500 acc 93.8% 1234 images/s 1:05 left" in lines[0]
+
+
+def test_the_live_bar_is_drawn_and_taken_away() -> None:
+    reporter = RichReporter()
+    screen = io.StringIO()
+    reporter._console = Console(file=screen, force_terminal=True, width=110, highlight=False)
+    a_whole_run(reporter)
+    shown = screen.getvalue()
+    for part in (
+        "\x1b[",
+        "100/100",
+        "epoch 2/12 loss 0.2500",
+        "1234 images/s 1:05 left",
+        "data     [digits]",
+        "svdctl y",
+    ):
+        assert part in shown
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1  # the cursor is hidden, then given back
+
+
+@pytest.mark.parametrize(("terminal", "kind"), [(True, RichReporter), (False, PlainReporter)])
+def test_stdout_chooses(terminal: bool, kind: type[PlainReporter]) -> None:
+    with patch("svdctl.cli.render.sys.stdout") as stdout:
+        stdout.isatty.return_value = terminal
+        assert type(choose_reporter()) is kind
+
+
+def test_controlled_layers_are_shown_alone_and_all_without_control() -> None:
+    text = "\n".join(result_lines(result(*LAYERS)))
+    assert "conv1" in text
+    assert "fc " not in text
+    free = "\n".join(result_lines(result(LAYERS[1])))
+    assert "fc " in free
+    assert "layer" not in "\n".join(result_lines(result()))
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (65, "1:05"), (3725, "1:02:05")])
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

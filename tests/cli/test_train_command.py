@@ -1,0 +1,209 @@
+"""`svdctl train` gives the recipe exactly what the flags say; every mistake is a sentence and an exit code."""
+
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from unittest.mock import Mock, patch
+
+import pytest
+
+import svdctl.recipes
+from svdctl.cli.main import main
+from svdctl.cli.render import PlainReporter
+from svdctl.config.flags import resolve
+from svdctl.config.train import TrainConfig
+from svdctl.errors import CheckpointError, Interrupted, TrainingError, UsageError
+from svdctl.presets import list_presets
+
+
+@pytest.fixture
+def recipe() -> Iterator[Mock]:
+    """The recipe, replaced whole, so that torch is not imported."""
+    fake = Mock(spec=["plan", "run", "resume"])
+    fake.plan.return_value = ["base     X", "model    Y"]
+    fake.run.return_value = fake.resume.return_value = Mock(completed=True)
+    module = ModuleType("svdctl.recipes.train")
+    module.__dict__.update(plan=fake.plan, run=fake.run, resume=fake.resume)
+    with (
+        patch.dict(sys.modules, {"svdctl.recipes.train": module}),
+        patch.object(svdctl.recipes, "train", module, create=True),
+    ):
+        yield fake
+
+
+def svdctl_exits(*arguments: str) -> int:
+    with patch.object(sys, "argv", ["svdctl", *arguments]), pytest.raises(SystemExit) as caught:
+        main()
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def test_alone_it_runs_the_quick_start(recipe: Mock) -> None:
+    assert svdctl_exits("train") == 0
+    recipe.run.assert_called_once()
+    (config,), named = recipe.run.call_args
+    assert config == resolve({"preset": "quickstart"}).config
+    assert named.keys() == {"base", "reporter"}
+    assert "quickstart" in named["base"]
+    assert isinstance(named["reporter"], PlainReporter)
+    recipe.plan.assert_not_called()
+    recipe.resume.assert_not_called()
+
+
+def test_flags_reach_the_recipe_with_dashes_or_underscores(recipe: Mock) -> None:
+    dashes = "--preset wrn-cifar10-divide --dec-rank 256 --clip-to 5 --clip-freq 2 --checkpoints-path x_y --no-nesterov"
+    underscores = dashes.replace("x_y", "x+y").replace("-", "_").replace("__", "--").replace("x+y", "x_y")
+    assert "--dec_rank 256" in underscores
+    for line in (dashes.split(), underscores.split(), underscores.replace("_path ", "_path=").split()):
+        assert svdctl_exits("train", *line) == 0
+    first, second, third = (call.args[0] for call in recipe.run.call_args_list)
+    assert first == second == third
+    expected = ["layer.rank=256", "control.max=5", "control.every=2", "out_dir=x_y", "optimizer.nesterov=false"]
+    assert first == resolve({"preset": "wrn-cifar10-divide", "set": expected}).config
+
+
+@pytest.mark.parametrize("preset", list_presets())
+def test_a_printed_configuration_gives_itself_back(
+    preset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: Mock
+) -> None:
+    assert svdctl_exits("train", "--preset", preset, "--print-config", "--seed", "9") == 0
+    text = capsys.readouterr().out
+    file = tmp_path / "config.toml"
+    file.write_text(text)
+    assert svdctl_exits("train", "--preset", str(file), "--print-config") == 0
+    assert capsys.readouterr().out == text
+    config = TrainConfig.model_validate(tomllib.loads(text))
+    assert config == resolve({"preset": preset, "seed": 9}).config
+    recipe.run.assert_not_called()
+
+
+def test_notes_go_to_stderr_and_leave_the_printed_configuration_clean(capsys: pytest.CaptureFixture[str]) -> None:
+    assert svdctl_exits("train", "--opt", "Adam", "--nesterov", "--print-config") == 0
+    shown = capsys.readouterr()
+    assert tomllib.loads(shown.out)["optimizer"]["kind"] == "adam"
+    assert shown.err == "note: --nesterov has no effect with Adam\n"
+
+
+def test_a_dry_run_prints_the_plan_alone(recipe: Mock, capsys: pytest.CaptureFixture[str]) -> None:
+    assert svdctl_exits("train", "--preset", "wrn-cifar100-divide", "--dry-run") == 0
+    recipe.plan.assert_called_once_with(resolve({"preset": "wrn-cifar100-divide"}).config, "preset wrn-cifar100-divide")
+    recipe.run.assert_not_called()
+    assert capsys.readouterr().out == "base     X\nmodel    Y\n"
+
+
+def test_presets_are_listed(capsys: pytest.CaptureFixture[str], recipe: Mock) -> None:
+    assert svdctl_exits("train", "--list-presets") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(list_presets())
+    recipe.run.assert_not_called()
+
+
+def test_resume_takes_hardware_and_wandb_flags(recipe: Mock) -> None:
+    assert (
+        svdctl_exits("train", "--resume", "runs/x", "--devices", "2", "--precision", "bf16-mixed", "--wandb", "off")
+        == 0
+    )
+    (path,), named = recipe.resume.call_args
+    assert path == Path("runs/x")
+    assert isinstance(named.pop("reporter"), PlainReporter)
+    assert named == {"hardware": {"devices": 2, "precision": "bf16-mixed"}, "wandb": "off"}
+    recipe.run.assert_not_called()
+
+
+def test_resume_refuses_everything_else_at_once(recipe: Mock, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--epochs", "3", "--clip_to", "2", "--set", "seed=1", "--dry-run", "--no-nesterov", "--precision", "8"]
+    assert svdctl_exits("train", "--resume", "runs/x", *flags) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 6
+    for flag in ("--epochs", "--clip-to", "--set", "--dry-run", "--nesterov", "--precision"):
+        assert sum(flag in line for line in lines) == 1
+    recipe.resume.assert_not_called()
+
+
+@pytest.mark.parametrize("action", ["run", "resume"])
+def test_an_interrupted_run_exits_130(recipe: Mock, action: str) -> None:
+    getattr(recipe, action).return_value = Mock(completed=False)
+    assert svdctl_exits("train", *(["--resume", "x"] if action == "resume" else [])) == 130
+
+
+def test_all_faults_come_together_before_the_recipe(recipe: Mock, capsys: pytest.CaptureFixture[str]) -> None:
+    line = "--dataset cifar10 --dec-rank 3 --clip_to 2 --bn-eps 3 --epochs -1 --set modle.depth=3"
+    assert svdctl_exits("train", *line.split()) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    lines = shown.err.splitlines()
+    assert len(lines) == 5
+    assert all(line.startswith("svdctl: ") for line in lines)
+    assert "did you mean model?" in shown.err
+    recipe.run.assert_not_called()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (UsageError(["a is wrong", "b is wrong"]), 2, "svdctl: a is wrong\nsvdctl: b is wrong\n"),
+        (CheckpointError("the file is cut short"), 2, "svdctl: the file is cut short\n"),
+        (TrainingError("the loss was not finite"), 1, "svdctl: the loss was not finite\n"),
+        (Interrupted("stopped"), 130, "svdctl: stopped\n"),
+        (KeyboardInterrupt(), 130, "--resume"),
+        (FileNotFoundError(2, "No such file or directory", "x.npz"), 1, "svdctl: x.npz: no such file or directory;"),
+        (PermissionError(13, "Permission denied", "runs"), 1, "--out-dir"),
+        (OSError(28, "No space left on device", "runs/last.pt"), 1, "runs/last.pt: no space left on device; free"),
+        (MemoryError(), 1, "--batch-size"),
+        (RuntimeError("odd\nthing"), 1, "RuntimeError: odd thing; svdctl did not expect this: run again with --debug"),
+    ],
+)
+def test_exceptions_become_sentences(
+    recipe: Mock, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, words: str
+) -> None:
+    recipe.run.side_effect = error
+    assert svdctl_exits("train") == code
+    shown = capsys.readouterr()
+    assert words in shown.err
+    assert "Traceback" not in shown.err
+    assert shown.out == ""
+
+
+@pytest.mark.parametrize("way", ["flag", "variable"])
+def test_tracebacks_on_request(
+    recipe: Mock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    recipe.run.side_effect = ZeroDivisionError("here")
+    if way == "variable":
+        monkeypatch.setenv("SVDCTL_DEBUG", "1")
+    assert svdctl_exits("train", *["--debug"] * (way == "flag")) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert shown.splitlines()[-1].startswith("svdctl: ZeroDivisionError: here")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--epoch", "3"], "did you mean --epochs"),
+        (["train", "--epochs", "x"], "--epochs"),
+        (["train", "extra"], "extra"),
+        (["trian"], "trian"),
+    ],
+)
+def test_what_the_parser_refuses(
+    recipe: Mock, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert svdctl_exits(*arguments) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("svdctl: ")
+    assert shown.count("\n") == 1
+    assert words in shown
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["train", "--help"]])
+def test_help(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    assert svdctl_exits(*arguments) == 0
+    assert "Usage: svdctl" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert svdctl_exits("--version") == 0
+    assert capsys.readouterr().out.startswith("svdctl 0.")
