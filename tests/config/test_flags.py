@@ -95,6 +95,15 @@ VALUES: dict[str, Any] = {
         st.sampled_from(["a=1", "control=3", "control.max=", "layer.frames=1", "=", "epochs=x", "a.b.c=[1]"])
     ),
     "epochs": st.integers(-1, 3),
+    "devices": st.sampled_from(["auto", "2", "0", "x"]),
+    "name": st.text(max_size=3),
+    "dataset_root": st.just("x"),
+    "out_dir": st.just("x"),
+    "checkpoints_path": st.sampled_from(["x", "y"]),
+    "multiply_by": st.floats(),
+    "gouk_transforms": st.booleans(),
+    "no_compress_first": st.booleans(),
+    "weight_dec": st.floats(-1, 1),
 }
 
 
