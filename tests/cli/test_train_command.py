@@ -166,6 +166,14 @@ def test_exceptions_become_sentences(
     assert shown.out == ""
 
 
+@pytest.mark.parametrize("error", [None, TrainingError("stop"), KeyboardInterrupt()])
+def test_the_terminal_is_given_back_however_the_run_ends(recipe: Mock, error: BaseException | None) -> None:
+    recipe.run.side_effect = error
+    with patch("svdctl.cli.render.choose_reporter") as choose:
+        svdctl_exits("train")
+    choose.return_value.close.assert_called_once_with()
+
+
 @pytest.mark.parametrize("way", ["flag", "variable"])
 def test_tracebacks_on_request(
     recipe: Mock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, way: str
