@@ -69,11 +69,7 @@ class Trainer:
             self.fabric.world_size,
         )
         channels_last = self.config.hardware.channels_last
-        self._layout = (
-            torch.channels_last
-            if channels_last is True or (channels_last == "auto" and device.type == "cuda")
-            else torch.contiguous_format
-        )
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(device).to(memory_format=self._layout)
         # The raw optimiser is kept: frames carry its momentum along, and checkpoints hold its state.
         self.optimizer = build_optimizer(self.config.optimizer, self.model)

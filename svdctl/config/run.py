@@ -52,5 +52,5 @@ class Hardware(Config):
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
     compile: bool = False
     """Compile the model with torch.compile."""
-    channels_last: bool | Literal["auto"] = "auto"
-    """Memory layout of images and kernels; auto: on CUDA."""
+    channels_last: bool = True
+    """Memory layout of images and kernels: channels innermost, which makes TT layers' 1x1 convolutions products."""
