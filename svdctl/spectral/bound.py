@@ -1,21 +1,23 @@
 """The norm of a convolution over every input size, as a proof: floating point included.
 
-Note 1, cells. Let S be the supremum of sigma_max over all frequencies, reached at w*, and m = (k - 1) / 2 the
-half-width of the kernel along an axis. `u^H A(w) v` is, up to a phase, a trigonometric polynomial of degree m, and
-such a polynomial is at least S cos(m x) at distance x from its maximum (Ehlich and Zeller 1964; M. Riesz). On a grid
-of N > 2m points an axis, the grid point nearest to w* therefore has sigma_max >= S prod_axes cos(pi m / N) =: S c_N.
-So if S > t, some grid point exceeds t c_N; points that do not cannot be nearest to w*, and only the cells of the
-others are looked at on the grid of 2N. When no cell is left, S <= t is proved. Half-integer m (even kernels) obey the
-same bound: substitute w = 2v.
+Let S be the supremum of sigma_max over all frequencies and m = (k - 1) / 2 the half-width of the kernel along an axis.
 
-Note 2, rounding. At each point one Cholesky factorisation decides whether `t^2 I - A^H A` is positive definite. If it
-runs to its end on a matrix shifted down by `c n u trace` the unshifted matrix is positive definite (Rump 2006). The
-shift here also covers the Gram product, `8 (n + rows + 8) u trace`; the rounding of the symbol itself,
-at most `4 (taps + 8) u sum_p ||K_p||_F` in norm, is taken from t. All of it is done in float64, where these are below
-1e-8 relative for a thousand channels.
+Note 1, one axis. For unit u, v the function `Re u^H A(w) v` is, up to a phase, a trigonometric polynomial of degree m
+along the axis, and one that is at most S is at least `S cos(m x)` at distance x from a point where it is S (M. Riesz;
+Ehlich and Zeller 1964; half-integer m by the substitution w = 2v). Let P(y) be the supremum of sigma_max over all
+frequencies whose coordinate on this axis is y. If S > t, the cell (centre y, half-width h) around a maximiser of P has
+`P(y) > t cos(m h)`. So a cell with `P(y) <= t cos(m h)` holds no maximiser, and when no cell is left, S <= t.
+
+Note 2, several axes. P(y) is a supremum over one axis less, and `P(y) <= t cos(m h)` is proved in the same way, with
+that bound in place of t. A cell that is not dropped is cut into two. Dropping a point of a grid on all axes at once by
+the product of the cosines would be wrong: for cos(x + y), the point nearest to a maximiser has only cos(h + h).
+
+Note 3, rounding. At a point, one Cholesky factorisation decides whether `H = t^2 I - A^H A` is positive definite. If it
+runs to its end on H shifted down by `(n + 8) v trace(H)`, v the unit roundoff, H is positive definite (Rump 2006; the
+complex inner product costs two more roundings than the real one). The shift covers the error of A^H A too, Note 2 of
+`gram`. While the cells are wide float32 is exact enough; it gives way to float64 when its shift is felt.
 """
 
-import itertools
 import math
 from dataclasses import dataclass
 
@@ -23,13 +25,13 @@ import torch
 from torch import Tensor
 
 from svdctl.errors import ShapeError
+from svdctl.spectral.gram import GramField, exact_float32
 from svdctl.spectral.operator import Convolution
-from svdctl.spectral.symbol import angles, gram, half_grid, phases, symbol, unique_up_to_sign
+from svdctl.spectral.peak import peak
 
-ROUNDOFF = 2.0**-53
-TOLERANCE = 0.01
-_FINEST = 4096
-_CHUNK_BYTES = 1 << 28
+TOLERANCE = 0.005
+_FINEST = 1e-6
+_COARSE = 8
 
 
 @dataclass(frozen=True)
@@ -41,33 +43,44 @@ class Bracket:
 
 
 @torch.no_grad()
-def norm_bound(conv: Convolution, *, tolerance: float = TOLERANCE) -> Bracket:
+def norm_bound(conv: Convolution, *, tolerance: float = TOLERANCE, floor: float | None = None) -> Bracket:
     """Norm of the convolution on l2 of the whole grid: it bounds the layer at every input size and zero padding.
 
     Args:
         conv: any stride, dilation, groups and number of axes.
         tolerance: wanted `upper / lower - 1`.
+        floor: a bound that is sharp enough; when it is above the norm, `upper` may be as large as this.
+
+    Raises:
+        ShapeError: the kernel is not finite, or the tolerance is below what float64 can prove.
     """
-    grid = _Cells(conv)
-    if grid.is_zero:
+    field = GramField(conv)
+    if field.is_zero:
         return Bracket(0.0, 0.0)
-    lower = grid.first_lower()
-    while not grid.settled(lower * (1 + tolerance)):
-        lower = max(lower, grid.strongest())
-        grid.refine()
-    return Bracket(lower * (1 - 1e-10), lower * (1 + tolerance))
+    if tolerance < _FINEST:
+        raise ShapeError(f"a tolerance of {tolerance} cannot be proved in float64; ask for {_FINEST} or more")
+    lower = peak(field)
+    wanted = 0.0 if floor is None else floor / field.scale
+    sweep = _Sweep(field, max(lower * (1 + tolerance), wanted) / lower)
+    while not sweep.settled(max(lower * (1 + tolerance), wanted)):
+        lower = max(lower, sweep.strongest())
+    return Bracket(lower * field.scale, max(lower * (1 + tolerance), wanted) * field.scale)
 
 
 @torch.no_grad()
 def is_bounded(conv: Convolution, max: float) -> bool:
     """Whether the norm is proved to be at most `max`; False says that it is not, or by less than 1e-6."""
-    grid = _Cells(conv)
-    if grid.is_zero:
-        return True
-    while not grid.settled(max):
-        if grid.strongest() > max or grid.slack() < 1e-6:
+    field = GramField(conv)
+    if field.is_zero:
+        return max >= 0
+    bound = max / field.scale
+    lower = peak(field)
+    if lower * (1 + _FINEST) > bound:
+        return False
+    sweep = _Sweep(field, bound / lower)
+    while not sweep.settled(bound):
+        if sweep.strongest() > bound or sweep.slack() < _FINEST:
             return False
-        grid.refine()
     return True
 
 
@@ -76,102 +89,103 @@ def scale_to_bound(conv: Convolution, max: float, *, tolerance: float = TOLERANC
     """The seal: the convolution, scaled down if it must be, so that `norm_bound(...).upper <= max` after rounding."""
     bracket = norm_bound(conv, tolerance=tolerance)
     while bracket.upper > max:
-        # One step always suffices but for the kernel's own rounding, which the factor anticipates.
+        # One step nearly always suffices: the factor anticipates the rounding of the scaled kernel.
         factor = max / bracket.upper * (1 - 8 * torch.finfo(conv.kernel.dtype).eps)
         conv = conv.with_kernel(conv.kernel * factor)
         bracket = norm_bound(conv, tolerance=tolerance)
     return conv, bracket
 
 
-class _Cells:
-    """Grid cells that can still hold the maximum; see Note 1."""
+class _Sweep:
+    """The cells of the first axis that can still hold the maximum, and the descent through the other axes."""
 
-    def __init__(self, conv: Convolution) -> None:
-        kernel = conv.polyphase().double()
-        if not bool(torch.isfinite(kernel).all()):
-            raise ShapeError("the kernel holds values that are not finite; its norm has no bound")
-        self.kernel = kernel
-        self.taps = tuple(kernel.shape[3:])
-        self.half_width = tuple((k - 1) / 2 for k in self.taps)
-        self.sizes = tuple(1 if k == 1 else max(4, math.ceil(3.5 * (k - 1))) for k in self.taps)
-        per_tap = kernel.flatten(3).square().sum((1, 2)).sqrt().sum(-1)
-        self.is_zero = not bool((per_tap > 0).any())
-        self.symbol_error = 4 * (math.prod(self.taps) + 8) * ROUNDOFF * float(per_tap.max())
-        self.index, _ = half_grid(self.sizes)
-        self.grams: Tensor = torch.empty(0)
+    def __init__(self, field: GramField, ratio: float) -> None:
+        self.field = field
+        self.half_widths = tuple((k - 1) / 2 for k in field.taps)
+        # As many points that the cosines take about what the wanted bound leaves above the maximum.
+        reach = math.sqrt(2 * math.log(max(ratio, 1.0)) / max(len(field.taps), 1)) if ratio > 1 else 0.0
+        self.sizes = tuple(
+            math.ceil(min(max(math.pi * m / max(reach, 1e-3), 2 * m + 2), _COARSE * (m + 0.5)))
+            for m in self.half_widths
+        )
+        self.depth = 0
+        self.cells = self._cells(0)[: self.sizes[0] // 2 + 1] if self.sizes else torch.zeros(1)
+        self.suspects = torch.zeros(0, len(self.sizes), dtype=torch.float64)
+
+    def _cells(self, axis: int) -> Tensor:
+        return torch.arange(self.sizes[axis], dtype=torch.float64) * (2 * math.pi / self.sizes[axis])
+
+    def _width(self, axis: int, depth: int) -> float:
+        """Half-width of a cell of this depth."""
+        return math.pi / (self.sizes[axis] * 2**depth)
 
     def slack(self) -> float:
-        """1 - c_N of the present grid."""
-        return 1 - self._cosines()
-
-    def _cosines(self) -> float:
-        return math.prod(math.cos(math.pi * m / n) for m, n in zip(self.half_width, self.sizes, strict=True))
-
-    def _grams(self, index: Tensor) -> Tensor:
-        """`(points, G, n, n)`."""
-        phase = phases(angles(index, self.sizes), self.taps, self.kernel)
-        groups = self.kernel.shape[0]
-        return gram(symbol(self.kernel, phase)).unflatten(0, (-1, groups))
-
-    def first_lower(self) -> float:
-        """A lower bound close to the grid's maximum: power steps everywhere, exact values at the best point."""
-        best, where = 0.0, self.index[:1]
-        for index in self._chunks():
-            grams = self._grams(index)
-            block = torch.ones(*grams.shape[:2], grams.shape[-1], 1, dtype=grams.dtype, device=grams.device)
-            block = block + 0.5 * torch.randn(
-                grams.shape[-1], 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
-            ).to(grams.device)
-            for _ in range(4):
-                block = grams @ block
-                block = block / block.norm(dim=-2, keepdim=True).clamp_min(1e-300)
-            growth = (grams @ block).norm(dim=-2).amax((1, 2))
-            value, position = growth.max(0)
-            if float(value) > best:
-                best, where = float(value), index[position : position + 1]
-        return self._exact(where)
-
-    def _exact(self, index: Tensor) -> float:
-        top = torch.linalg.eigvalsh(self._grams(index))[..., -1].max()
-        return math.sqrt(max(float(top), 0.0))
+        """What the cells of the present depth leave between a bound and what is proved of the points."""
+        return 1 - math.prod(math.cos(m * self._width(a, self.depth)) for a, m in enumerate(self.half_widths))
 
     def settled(self, bound: float) -> bool:
-        """Drop every cell that cannot hold a value above `bound`; whether none is left."""
-        level = bound * self._cosines() - self.symbol_error
-        kept = [index[self._fails(index, level)] for index in self._chunks()]
-        self.index = torch.cat(kept)
-        return len(self.index) == 0
+        """Go over the cells that are left; True is the proof that the norm is at most `bound`."""
+        if not self.sizes:
+            self.depth += 1
+            return not bool(self._points_fail(torch.zeros(1, 0, dtype=torch.float64), bound).any())
+        level = bound * math.cos(self.half_widths[0] * self._width(0, self.depth))
+        failed = self._fail(self.cells[:, None], level, self.depth)
+        self.cells = self._halves(self.cells[failed], 0, self.depth)
+        self.depth += 1
+        return len(self.cells) == 0
 
-    def _fails(self, index: Tensor, level: float) -> Tensor:
-        """Which points are not proved to have sigma_max < level; see Note 2."""
-        if level <= 0:
-            return torch.ones(len(index), dtype=torch.bool)
-        grams = self._grams(index)
-        size = grams.shape[-1]
-        trace = grams.diagonal(dim1=-2, dim2=-1).real.sum(-1)
-        rows = max(self.kernel.shape[1:3])
-        shift = 8 * (size + rows + 8) * ROUNDOFF * (trace + size * level**2)
-        shifted = -grams
-        shifted.diagonal(dim1=-2, dim2=-1).add_((level**2 - shift)[..., None])
-        info = torch.linalg.cholesky_ex(shifted).info
-        return (info != 0).any(-1).cpu()
+    def _halves(self, centres: Tensor, axis: int, depth: int) -> Tensor:
+        half = self._width(axis, depth) / 2
+        return (centres[:, None] + torch.tensor([-half, half])).flatten()
+
+    def _fail(self, prefix: Tensor, level: float, depth: int) -> Tensor:
+        """Which prefixes `(P, a)` of frequencies are not proved to have all values at most `level`."""
+        axis = prefix.shape[1]
+        if axis == len(self.sizes):
+            return self._points_fail(prefix, level)
+        cells = self._cells(axis)
+        owner = torch.arange(len(prefix)).repeat_interleave(len(cells))
+        centres = cells.repeat(len(prefix))
+        for at in range(depth + 1):
+            below = level * math.cos(self.half_widths[axis] * self._width(axis, at))
+            failed = self._fail(torch.cat((prefix[owner], centres[:, None]), 1), below, at)
+            owner, centres = owner[failed], centres[failed]
+            if at < depth:
+                owner, centres = owner.repeat_interleave(2), self._halves(centres, axis, at)
+        result = torch.zeros(len(prefix), dtype=torch.bool)
+        result[owner] = True
+        return result
+
+    def _points_fail(self, points: Tensor, level: float) -> Tensor:
+        """Which frequencies `(P, d)` are not proved to have sigma_max < level; see Note 3."""
+        dtype = torch.float64
+        if exact_float32(self.field.device) and self._shift(torch.float32, level) < 0.2 * self.slack() * level**2:
+            dtype = torch.float32
+        parts = [self._part_fails(part, level, dtype) for part in points.split(self.field.chunk(dtype))]
+        failed = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.bool)
+        if bool(failed.any()):
+            self.suspects = points[failed]
+        return failed
+
+    def _shift(self, dtype: torch.dtype, level: float) -> float:
+        unit = torch.finfo(dtype).eps / 2
+        trace = self.field.side * level**2
+        return 1.1 * (self.field.side + 8) * unit * trace + 2 * unit * level**2 + self.field.error(dtype)
+
+    def _part_fails(self, points: Tensor, level: float, dtype: torch.dtype) -> Tensor:
+        top = level**2 - self._shift(dtype, level)
+        if top <= 0:
+            return torch.ones(len(points), dtype=torch.bool)
+        grams = self.field.at(points, dtype)
+        if self.field.side == 1:
+            return (grams.real >= top).flatten(1).any(-1).cpu()
+        shifted = grams.neg_()
+        shifted.diagonal(dim1=-2, dim2=-1).add_(top)
+        return (torch.linalg.cholesky_ex(shifted).info != 0).any(-1).cpu()
 
     def strongest(self) -> float:
-        """Largest exact value among the first points that are left."""
-        return self._exact(self.index[: max(1, min(len(self.index), 64))])
-
-    def refine(self) -> None:
-        """Go on to the grid of twice the points, inside the cells that are left."""
-        if max(self.sizes) > _FINEST:
-            raise ShapeError("the norm cannot be bounded to this tolerance in float64; ask for a larger tolerance")
-        doubled = tuple(n if n == 1 else 2 * n for n in self.sizes)
-        steps = torch.tensor(list(itertools.product(*((0,) if n == 1 else (-1, 0, 1) for n in self.sizes))))
-        factor = torch.tensor([1 if n == 1 else 2 for n in self.sizes])
-        children = (self.index[:, None, :] * factor + steps).flatten(0, 1)
-        self.sizes = doubled
-        self.index, _ = unique_up_to_sign(children, doubled)
-
-    def _chunks(self) -> list[Tensor]:
-        groups, out, channels = self.kernel.shape[:3]
-        point = 16 * groups * (2 * out * channels + 3 * min(out, channels) ** 2)
-        return list(torch.split(self.index, max(1, _CHUNK_BYTES // point)))
+        """A lower bound from the points that failed last, exact at one of them."""
+        points = self.suspects
+        found = peak(self.field, points)
+        exact = torch.linalg.eigvalsh(self.field.at(points[len(points) // 2 :][:1])).max()
+        return max(found, math.sqrt(max(float(exact) - self._shift(torch.float64, found), 0.0)))

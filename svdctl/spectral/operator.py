@@ -18,11 +18,15 @@ from svdctl.errors import ShapeError
 
 @dataclass(frozen=True)
 class Convolution:
-    """Kernel `(G, O, I, *k)` of G groups, with stride and dilation for each of the d spatial axes."""
+    """Kernel `(G, O, I, *k)` of G groups, with stride and dilation for each of the d spatial axes.
+
+    `transposed` stands for the adjoint of that convolution: the same singular values, reached from the other side.
+    """
 
     kernel: Tensor
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
+    transposed: bool = False
 
     @classmethod
     def make(
@@ -44,9 +48,8 @@ class Convolution:
             raise ShapeError(f"a convolution's kernel has at least three axes, not shape {tuple(kernel.shape)}")
         if kernel.shape[0] % groups:
             raise ShapeError(f"{kernel.shape[0]} channels do not divide into {groups} groups")
-        del transposed  # the adjoint of the same kernel: nothing to change
         grouped = kernel.reshape(groups, kernel.shape[0] // groups, *kernel.shape[1:])
-        return cls(grouped, _per_axis(stride, axes), _per_axis(dilation, axes))
+        return cls(grouped, _per_axis(stride, axes), _per_axis(dilation, axes), transposed)
 
     @property
     def axes(self) -> int:
@@ -80,6 +83,10 @@ class Convolution:
             kernel = torch.nn.functional.pad(kernel, (0, -kernel.shape[-1] % step))
             kernel = kernel.unflatten(-1, (-1, step)).movedim(-1, 3).flatten(2, 3).movedim(-1, 3 + axis)
         return kernel
+
+    def support(self) -> Tensor:
+        """Ones on the taps of the polyphase kernel that the kernel has, zeros elsewhere: `(1, 1, I * prod(s), *k')`."""
+        return self.with_kernel(torch.ones_like(self.kernel[:1, :1])).polyphase()
 
     def from_polyphase(self, kernel: Tensor) -> Self:
         """The convolution whose polyphase kernel is `kernel`, taps past the support dropped."""

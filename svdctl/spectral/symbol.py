@@ -8,19 +8,26 @@ from torch import Tensor
 
 def centred(taps: tuple[int, ...]) -> Tensor:
     """Positions of all taps `(prod(k), d)`, float64, counted from 0: a shift changes no singular value."""
-    return torch.cartesian_prod(*(torch.arange(k, dtype=torch.float64) for k in taps)).reshape(-1, len(taps))
+    return grid_product([torch.arange(k, dtype=torch.float64) for k in taps])
+
+
+def grid_product(axes: list[Tensor]) -> Tensor:
+    """All combinations `(prod(n), d)` of coordinates, the last axis fastest; one empty one of no axes."""
+    if not axes:
+        return torch.zeros(1, 0, dtype=torch.float64)
+    return torch.cartesian_prod(*axes).reshape(-1, len(axes))
 
 
 def half_grid(sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """One of every pair w, -w of a grid: indices `(F, d)` and how often each counts `(F,)`, 1 or 2."""
-    full = torch.cartesian_prod(*(torch.arange(n) for n in sizes)).reshape(-1, len(sizes))
+    full = grid_product([torch.arange(n) for n in sizes]).long()
     return unique_up_to_sign(full, sizes)
 
 
 def unique_up_to_sign(index: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Grid indices `(F, d)` without repetitions and without -w where w is there; multiplicities `(F',)`."""
-    size = torch.tensor(sizes)
-    place = torch.tensor([math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))])
+    size = torch.tensor(sizes, dtype=torch.int64)
+    place = torch.tensor([math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))], dtype=torch.int64)
     flat = ((index % size) * place).sum(1)
     mirrored = ((-index % size) * place).sum(1)
     kept = torch.minimum(flat, mirrored).unique()

@@ -1,0 +1,106 @@
+"""The Gram matrices `A(w)^H A(w)` of a kernel at any frequencies, by trigonometric interpolation.
+
+Note 1, interpolation. Along an axis of k taps the Gram matrix is a trigonometric polynomial of degree k - 1, so its
+values at 2k - 1 equispaced points determine it: `G(w) = sum_j D(w - w_j) G(w_j)`, D the Dirichlet kernel. A 3x3 kernel
+needs 13 products of matrices (half of 5 x 5 points); every other frequency costs a row of one real matrix product.
+Since `G(-w) = conj G(w)`, real and imaginary parts are interpolated apart, with the even and the odd part of D.
+
+Note 2, rounding. u is the unit roundoff of float64, v that of the precision asked for, T the largest trace and F the
+largest Frobenius norm of a sample, L the sum of the absolute weights (the Lebesgue constant). A complex inner product
+of length r errs by at most (r + 2) u |x|.|y| to first order, in any order of summation. So
+- the symbol's own error is below `e = 4 (taps + 8) u sum_p ||K_p||_F`, which moves a sample by `2 sqrt(T) e + e^2`;
+- the product adds `(rows + 4) u T`;
+- interpolation multiplies both by L and adds `2 (samples + 16) v L F`, the rounding of weights and samples included.
+`error` adds them up with a margin of a tenth. It presumes plain arithmetic: reduced precision matrix products (TF32,
+bfloat16) are never used here, see `exact_float32`.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from svdctl.errors import ShapeError
+from svdctl.spectral.operator import Convolution
+from svdctl.spectral.symbol import angles, gram, half_grid, phases, symbol
+
+_CHUNK_BYTES = 1 << 24
+
+
+class GramField:
+    """Gram matrices `(F, G, n, n)` of a convolution's polyphase symbol on its smaller side.
+
+    Axes of one tap are dropped, and the kernel is scaled by a power of two, so that no square can over- or underflow:
+    `norm of the convolution = norm of the field * scale`.
+    """
+
+    def __init__(self, conv: Convolution) -> None:
+        kernel = conv.polyphase().double()
+        if not bool(torch.isfinite(kernel).all()):
+            raise ShapeError("the kernel holds values that are not finite; its norm has no bound")
+        kernel = kernel.reshape(*kernel.shape[:3], *(k for k in kernel.shape[3:] if k > 1))
+        largest = float(kernel.abs().max()) if kernel.numel() else 0.0
+        self.is_zero = largest == 0.0
+        self.scale = 2.0 ** math.frexp(largest)[1]
+        kernel = kernel / self.scale
+        self.taps = tuple(kernel.shape[3:])
+        self.groups = kernel.shape[0]
+        self.side = min(kernel.shape[1:3])
+        self.device = kernel.device
+        self._sizes = tuple(2 * k - 1 for k in self.taps)
+        index, counts = half_grid(self._sizes)
+        self.sample_points = angles(index, self._sizes)
+        self._shares = counts.double() / 2
+        grams = gram(symbol(kernel, phases(self.sample_points, self.taps, kernel)))
+        self.samples = grams.unflatten(0, (len(index), self.groups))
+        self._parts = {torch.float64: (grams.real.reshape(len(index), -1), grams.imag.reshape(len(index), -1))}
+        self._set_errors(kernel)
+
+    def _set_errors(self, kernel: Tensor) -> None:
+        unit = 2.0**-53
+        trace = float(self.samples.diagonal(dim1=-2, dim2=-1).real.sum(-1).max())
+        per_tap = float(kernel.reshape(*kernel.shape[:3], -1).square().sum((1, 2)).sqrt().sum(-1).max())
+        symbol_error = 4 * (math.prod(self.taps) + 8) * unit * per_tap
+        self.frobenius = float(torch.view_as_real(self.samples).flatten(2).norm(dim=2).max())
+        # The Lebesgue constant of equispaced odd interpolation, axis by axis.
+        self._lebesgue = math.prod(2 + (2 / math.pi) * math.log(n) for n in self._sizes)
+        rows = max(kernel.shape[1:3])
+        self._sample_error = 2 * math.sqrt(trace) * symbol_error + symbol_error**2 + (rows + 4) * unit * trace
+
+    def error(self, dtype: torch.dtype) -> float:
+        """How far `at(..., dtype)` can be from the true Gram matrices, in norm; see Note 2."""
+        unit = torch.finfo(dtype).eps / 2
+        interpolation = 2 * (len(self.sample_points) + 16) * unit * self.frobenius
+        return 1.1 * self._lebesgue * (self._sample_error + interpolation)
+
+    def weights(self, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights `(F, samples)` of the samples' real and imaginary parts at frequencies `(F, d)`."""
+        points = frequencies[:, None, :]
+        there, mirrored = self._dirichlet(points - self.sample_points), self._dirichlet(points + self.sample_points)
+        return (there + mirrored) * self._shares, there - mirrored
+
+    def _dirichlet(self, gap: Tensor) -> Tensor:
+        result = torch.ones(gap.shape[:-1], dtype=torch.float64)
+        for axis, n in enumerate(self._sizes):
+            waves = torch.arange(1, (n + 1) // 2, dtype=torch.float64)
+            result = result * (1 + 2 * torch.cos(gap[..., axis, None] * waves).sum(-1)) / n
+        return result
+
+    def at(self, frequencies: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Gram matrices `(F, G, n, n)` at frequencies `(F, d)` in radians, complex of precision `dtype`."""
+        if dtype not in self._parts:
+            real, imag = self._parts[torch.float64]
+            self._parts[dtype] = (real.to(dtype), imag.to(dtype))
+        real, imag = self._parts[dtype]
+        even, odd = (weight.to(self.device, dtype) for weight in self.weights(frequencies))
+        values = torch.complex(even @ real, odd @ imag)
+        return values.reshape(len(frequencies), self.groups, self.side, self.side)
+
+    def chunk(self, dtype: torch.dtype) -> int:
+        """How many frequencies to ask for at once."""
+        return max(1, _CHUNK_BYTES // (6 * dtype.itemsize * self.groups * self.side**2))
+
+
+def exact_float32(device: torch.device) -> bool:
+    """Whether float32 products are sure to be done in float32, as Note 2 presumes."""
+    return device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
