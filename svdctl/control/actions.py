@@ -4,9 +4,18 @@ import torch
 from torch import Tensor, nn
 
 from svdctl.layers.frames import qr_positive
-from svdctl.layers.operator import BatchNorm, batchnorm_gain, operator_of, quick_operator, scale_, write_operator_
+from svdctl.layers.operator import (
+    BatchNorm,
+    batchnorm_gain,
+    operator_of,
+    quick_operator,
+    scale_,
+    weight_of,
+    write_operator_,
+)
 from svdctl.layers.tt import TTConv2d
-from svdctl.spectral.bound import is_bounded, norm_bound, scale_to_bound
+from svdctl.spectral.bound import is_bounded, norm_bound, scale_to_bound, taps_norm
+from svdctl.spectral.operator import Convolution
 from svdctl.spectral.power import KernelPower, paper_clip, paper_sigma
 from svdctl.spectral.project import assign_kernel, clip_kernel
 
@@ -15,19 +24,34 @@ Optimizer = torch.optim.Optimizer | None
 
 def clip_layer_(layer: nn.Module, max: float, optimizer: Optimizer = None) -> float:
     """Bring singular values above `max` down to it, the bound proved; returns the distance moved."""
-    clipped = clip_kernel(operator_of(layer), max)
+    clipped = clip_kernel(operator_of(layer), _inside(layer, max))
     if clipped.distance:
-        write_operator_(layer, clipped.conv, optimizer)
-        seal_layer_(layer, max)
+        _write_proved_(layer, clipped.conv, max, optimizer)
     return clipped.distance
 
 
 def assign_layer_(layer: nn.Module, value: float, optimizer: Optimizer = None) -> float:
     """Set all singular values close to `value`, the bound proved; returns the distance moved."""
-    assigned = assign_kernel(operator_of(layer), value)
-    write_operator_(layer, assigned.conv, optimizer)
-    seal_layer_(layer, value)
+    assigned = assign_kernel(operator_of(layer), _inside(layer, value))
+    _write_proved_(layer, assigned.conv, value, optimizer)
     return assigned.distance
+
+
+def _inside(layer: nn.Module, max: float) -> float:
+    """A little less than `max` where writing a kernel rounds: into a TT layer, whose frames are not exact frames."""
+    rounds = isinstance(layer, TTConv2d) and layer.has_frames
+    return max * (1 - 64 * torch.finfo(weight_of(layer).dtype).eps) if rounds else max
+
+
+def _write_proved_(layer: nn.Module, conv: Convolution, max: float, optimizer: Optimizer) -> None:
+    """Write a kernel that is proved to be within `_inside(max)`; what rounding moved is proved to fit in the rest."""
+    write_operator_(layer, conv, optimizer)
+    if isinstance(layer, TTConv2d) and layer.has_frames:
+        written = operator_of(layer)
+        # Frames are unique up to signs, so that the kernels can be compared entry by entry.
+        moved = taps_norm(written.kernel.double() - conv.kernel.double())
+        if _inside(layer, max) * (1 + 1e-12) + moved > max:
+            seal_layer_(layer, max)
 
 
 def divide_layer_(layer: nn.Module, max: float, power: KernelPower) -> None:

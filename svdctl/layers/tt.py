@@ -91,11 +91,17 @@ class TTConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.frame_in is None or self.frame_out is None:
             return F.conv2d(x, self.core, self.bias, self.stride, self.padding, self.dilation)
-        if self._factorised_is_cheaper(x.shape):
+        core = self.core
+        apart_in, apart_out = self._cheapest(x.shape)
+        if apart_in:
             x = F.conv2d(x, self.frame_in.T[:, :, None, None])
-            x = F.conv2d(x, self.core, None, self.stride, self.padding, self.dilation)
+        else:
+            core = torch.einsum("bahw,ia->bihw", core, self.frame_in)
+        if apart_out:
+            x = F.conv2d(x, core, None, self.stride, self.padding, self.dilation)
             return F.conv2d(x, self.frame_out[:, :, None, None], self.bias)
-        return F.conv2d(x, self.contracted(), self.bias, self.stride, self.padding, self.dilation)
+        core = torch.einsum("ob,bihw->oihw", self.frame_out, core)
+        return F.conv2d(x, core, self.bias, self.stride, self.padding, self.dilation)
 
     def contracted(self) -> Tensor:
         """The kernel `(O, I, kh, kw)`."""
@@ -103,16 +109,23 @@ class TTConv2d(nn.Module):
             return self.core
         return torch.einsum("ob,bahw,ia->oihw", self.frame_out, self.core, self.frame_in)
 
-    def _factorised_is_cheaper(self, shape: torch.Size) -> bool:
-        """Count multiplications of both ways, contraction included."""
+    def _cheapest(self, shape: torch.Size) -> tuple[bool, bool]:
+        """Which frames to apply on their own, (in, out), rather than contract into the core: fewest multiplications."""
         batch, _, height, width = shape
         taps = math.prod(self.kernel_size)
         rank_in, rank_out = self.rank
         inputs = batch * height * width
         outputs = batch * (height // self.stride[0]) * (width // self.stride[1])
-        narrow = inputs * self.in_channels * rank_in + outputs * rank_out * (taps * rank_in + self.out_channels)
-        contraction = taps * rank_in * self.out_channels * (rank_out + self.in_channels)
-        return narrow <= outputs * taps * self.in_channels * self.out_channels + contraction
+
+        def work(apart: tuple[bool, bool]) -> int:
+            side_in = rank_in if apart[0] else self.in_channels
+            side_out = rank_out if apart[1] else self.out_channels
+            total = outputs * taps * side_in * side_out
+            total += inputs * self.in_channels * rank_in if apart[0] else taps * self.in_channels * rank_in * rank_out
+            total += outputs * rank_out * self.out_channels if apart[1] else taps * side_in * rank_out * side_out
+            return total
+
+        return min(((True, True), (False, True), (True, False), (False, False)), key=work)
 
     @torch.no_grad()
     def small_kernel(self) -> Tensor:

@@ -43,8 +43,22 @@ def peak(field: GramField, starts: Tensor | None = None) -> float:
         groups = groups[kept]
     matrices = _pick(field, points[:2], groups[:2], torch.float64)
     _, vectors = lanczos(matrices, vectors[:2].to(matrices.dtype), 2 * _STEPS[-1])
-    column = vectors[..., None]
-    quotient = (column.mH @ matrices @ column).real.flatten() / vectors.abs().square().sum(-1)
+    return _quotient(field, matrices, vectors)
+
+
+def quick_lower_bound(field: GramField) -> float:
+    """A proved lower bound from a few Lanczos steps at the field's samples: a tenth of the work of `peak`."""
+    single = exact_float32(field.device)
+    matrices = field.samples.flatten(0, 1)
+    values, vectors = lanczos(matrices.to(torch.complex64) if single else matrices, None, 5)
+    best = int(values.argmax())
+    return _quotient(field, matrices[best : best + 1], vectors[best : best + 1])
+
+
+def _quotient(field: GramField, matrices: Tensor, vectors: Tensor) -> float:
+    """Square root of the largest Rayleigh quotient of Gram matrices, in float64, rounded down."""
+    column = vectors.to(matrices.dtype)[..., None]
+    quotient = (column.mH @ matrices @ column).real.flatten() / column.abs().square().sum((-2, -1))
     rounding = field.error(torch.float64) + 8 * (field.side + 8) * 2.0**-53 * field.frobenius
     return math.sqrt(max(float(quotient.max()) - rounding, 0.0)) * (1 - 2.0**-50)
 

@@ -1,9 +1,10 @@
 """Kernels moved as little as possible until all singular values are at most a bound, or equal to a value.
 
 Two convex sets meet here: symbols whose matrices have norm at most `max` on a small grid, and symbols of kernels with
-the given support. Dykstra's algorithm alternates between their projections and converges to the nearest kernel in
-both; its correction is needed for the first set alone, the second being a subspace. A grid of a few points more than
-the kernel's taps is enough, since the supremum over all frequencies is what the seal checks at the end.
+the given support. The nearest point of both is found by Dykstra's alternating projections: one of the sets is a
+subspace, so they are proximal gradient steps on the dual problem, and Nesterov's momentum speeds them up (Beck and
+Teboulle 2009), restarted whenever it points uphill. A grid of a few points more than the kernel has taps is enough for
+the steps; what holds at every frequency is what the seal proves at the end.
 """
 
 import math
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from svdctl.spectral.batched import function_of, is_positive_definite, polar_factors
 from svdctl.spectral.bound import Bracket, is_bounded, scale_to_bound
 from svdctl.spectral.operator import Convolution
 from svdctl.spectral.symbol import angles, gram, half_grid, kernel_from_symbol, phases, symbol
@@ -27,24 +29,42 @@ class Projected:
 
 
 @torch.no_grad()
-def clip_kernel(conv: Convolution, max: float, *, rounds: int = 10) -> Projected:
+def clip_kernel(conv: Convolution, max: float, *, rounds: int = 5, oversampling: float = 1.0) -> Projected:
     """The kernel with singular values above `max` brought down to it; `norm_bound(...).upper <= max` afterwards.
 
     A convolution that is proved to be within the bound comes back as it is.
+
+    Args:
+        conv: any stride, dilation, groups and number of axes.
+        max: the largest singular value allowed.
+        rounds: projections; with more of them, and a finer grid, the result nears the true projection.
+        oversampling: factor on the points of the grid, `2 k + 2` an axis.
     """
     if is_bounded(conv, max):
         return Projected(conv, Bracket(0.0, max), 0.0)
-    fourier = _Fourier(conv)
-    current = fourier.forward(conv.polyphase())
-    correction = torch.zeros_like(current)
-    kernel = conv.polyphase()
-    for _ in range(rounds):
-        shifted = current + correction
-        clipped = _clip_values(shifted, max)
-        correction = shifted - clipped
-        kernel = fourier.backward(clipped)
-        current = fourier.forward(kernel)
-    return _sealed(conv, kernel, max)
+    return _sealed(conv, project_kernel(conv, max, rounds=rounds, oversampling=oversampling), max)
+
+
+@torch.no_grad()
+def project_kernel(conv: Convolution, max: float, *, rounds: int, oversampling: float = 1.0) -> Tensor:
+    """Polyphase kernel near the projection of `conv`'s, not sealed: values between grid points may exceed `max`."""
+    fourier = _Fourier(conv, oversampling)
+    start = fourier.forward(conv.polyphase())
+    correction = ahead = torch.zeros_like(start)
+    weight = 1.0
+    for done in range(1, rounds + 1):
+        # Where `ahead` is zero this is one clip of the start itself.
+        shifted = fourier.inside(start - ahead) + ahead if done > 1 else start
+        previous, correction = correction, shifted - _clip_values(shifted, max)
+        if done == rounds:
+            break
+        uphill = torch.sum(torch.view_as_real((ahead - correction).conj() * (correction - previous))) > 0
+        weight, last = (1 + math.sqrt(1 + 4 * weight**2)) / 2, weight
+        # No host synchronisation: the restart is a factor.
+        ahead = correction + torch.where(uphill, 0.0, (last - 1) / weight).to(start.real.dtype) * (
+            correction - previous
+        )
+    return fourier.backward(start - correction)
 
 
 @torch.no_grad()
@@ -53,7 +73,7 @@ def assign_kernel(conv: Convolution, value: float, *, rounds: int = 5) -> Projec
     fourier = _Fourier(conv)
     kernel = conv.polyphase()
     for _ in range(rounds):
-        kernel = fourier.backward(_polar_factor(fourier.forward(kernel)) * value)
+        kernel = fourier.backward(polar_factors(fourier.forward(kernel)) * value)
     return _sealed(conv, kernel, value)
 
 
@@ -74,22 +94,25 @@ def _sealed(conv: Convolution, kernel: Tensor, max: float) -> Projected:
 class _Fourier:
     """Polyphase kernels to symbols on a small half grid, and back onto the support."""
 
-    def __init__(self, conv: Convolution) -> None:
+    def __init__(self, conv: Convolution, oversampling: float = 1.0) -> None:
         kernel = conv.polyphase()
         self.shape = kernel.shape
         taps = tuple(kernel.shape[3:])
-        sizes = tuple(1 if k == 1 else max(6, 2 * k + 2) for k in taps)
+        sizes = tuple(1 if k == 1 else math.ceil(max(6, 2 * k + 2) * oversampling) for k in taps)
         index, counts = half_grid(sizes)
         self.phase = phases(angles(index, sizes), taps, kernel)
         self.weights = (counts / math.prod(sizes)).to(kernel.device, kernel.dtype)
-        inside = torch.ones_like(conv.kernel)
-        self.support = conv.with_kernel(inside).polyphase()
+        self.support = conv.support()
 
     def forward(self, kernel: Tensor) -> Tensor:
         return symbol(kernel, self.phase)
 
     def backward(self, values: Tensor) -> Tensor:
         return kernel_from_symbol(values, self.phase, self.weights, self.shape) * self.support
+
+    def inside(self, values: Tensor) -> Tensor:
+        """Nearest symbol of a kernel with the support."""
+        return self.forward(self.backward(values))
 
 
 def _clip_values(matrices: Tensor, max: float) -> Tensor:
@@ -99,17 +122,9 @@ def _clip_values(matrices: Tensor, max: float) -> Tensor:
     grams = gram(tall)
     inside = -grams
     inside.diagonal(dim1=-2, dim2=-1).add_(max**2)
-    exceeds = torch.linalg.cholesky_ex(inside).info != 0
-    chosen = torch.nonzero(exceeds).flatten()
+    chosen = torch.nonzero(~is_positive_definite(inside)).flatten()
     if len(chosen) == 0:
         return matrices
-    squares, vectors = torch.linalg.eigh(grams[chosen])
-    factor = (max / squares.clamp_min(max**2).sqrt()).to(vectors.dtype)
     clipped = tall.clone()
-    clipped[chosen] = tall[chosen] @ ((vectors * factor[:, None, :]) @ vectors.mH)
+    clipped[chosen] = tall[chosen] @ function_of(grams[chosen], lambda squares: max / squares.clamp_min(max**2).sqrt())
     return clipped.mT if wide else clipped
-
-
-def _polar_factor(matrices: Tensor) -> Tensor:
-    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
-    return left @ right

@@ -1,18 +1,25 @@
 """Exact singular values of a convolution with circular padding."""
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from svdctl.errors import ShapeError
+from svdctl.spectral.batched import eigenvalues_of, singular_values_of
+from svdctl.spectral.gram import GramField, exact_float32
 from svdctl.spectral.operator import Convolution
-from svdctl.spectral.symbol import angles, gram, half_grid, phases, symbol
+from svdctl.spectral.symbol import angles, grid_product, half_grid, phases, symbol
 
 
 @torch.no_grad()
 def singular_values(
-    conv: Convolution, input_size: tuple[int, ...], *, accuracy: str = "full", memory_budget: int = 1 << 28
+    conv: Convolution,
+    input_size: tuple[int, ...],
+    *,
+    accuracy: Literal["full", "fast"] = "full",
+    memory_budget: int = 1 << 27,
 ) -> Tensor:
     """All singular values of the layer with circular padding on one input, descending.
 
@@ -22,50 +29,90 @@ def singular_values(
     Args:
         conv: the convolution.
         input_size: spatial size of the input, divisible by the stride.
-        accuracy: `full`, or `fast` through Gram matrices: right to sqrt(eps) of the largest value.
+        accuracy: `full`: right to some roundings of the largest value in the kernel's dtype; `fast`: to 1e-3 of it.
         memory_budget: bytes for the matrices that are held at once.
 
     Returns:
         `(G * prod(input_size / stride) * min(O, I * prod(stride)),)` in the kernel's dtype.
+
+    Raises:
+        ShapeError: sizes that do not fit the convolution or its stride, or a kernel that is not finite.
     """
     if len(input_size) != conv.axes or min(input_size) < 1:
         raise ShapeError(f"the input needs {conv.axes} positive sizes, not {input_size}")
     for size, stride in zip(input_size, conv.stride, strict=True):
         if size % stride:
             raise ShapeError(f"the stride {stride} does not divide the input's {size}; pad or crop the input")
-    kernel = conv.kernel
-    groups, out, channels = kernel.shape[:3]
+    if not bool(torch.isfinite(conv.kernel).all()):
+        raise ShapeError("the kernel holds values that are not finite; it has no singular values")
     sizes = tuple(size // stride for size, stride in zip(input_size, conv.stride, strict=True))
     index, counts = half_grid(sizes)
-    aliases = torch.cartesian_prod(*(torch.arange(s) for s in conv.stride)).reshape(-1, conv.axes)
+    own_mirror = counts == 1
+    values = _values_at if conv.kernel.dtype == torch.float64 and accuracy == "full" else _values_by_gram
+    pieces = []
+    # The frequencies that are their own mirror image have real symbols: half the work, and exactly real values.
+    for chosen in (own_mirror, ~own_mirror):
+        if bool(chosen.any()):
+            repeats = 1 if chosen is own_mirror else 2
+            found = values(conv, input_size, index[chosen], repeats == 1, accuracy, memory_budget)
+            pieces += [found] * repeats
+    return torch.cat(pieces).to(conv.kernel.dtype).sort(descending=True).values
+
+
+def _values_at(
+    conv: Convolution, input_size: tuple[int, ...], index: Tensor, real: bool, accuracy: str, memory_budget: int
+) -> Tensor:
+    """Singular values by SVD of the symbols at output frequencies `(F, d)`."""
+    kernel = conv.kernel
+    groups, out, channels = kernel.shape[:3]
+    sizes = torch.tensor([size // stride for size, stride in zip(input_size, conv.stride, strict=True)])
+    aliases = grid_product([torch.arange(s) for s in conv.stride]).long()
     folds = len(aliases)
     dilation = torch.tensor(conv.dilation)
-    side = min(out, channels * folds)
-    point = kernel.element_size() * 2 * groups * (3 * out * channels * folds + 2 * side**2)
+    point = kernel.element_size() * 2 * groups * 5 * out * channels * folds
     pieces = []
-    for part, count in zip(*_split(index, counts, max(1, memory_budget // point)), strict=True):
+    for part in index.split(max(1, memory_budget // point)):
         # All w with w = w_out mod (H / s): the aliases of one output frequency.
-        finer = (part[:, None, :] + aliases * torch.tensor(sizes)) * dilation % torch.tensor(input_size)
+        finer = (part[:, None, :] + aliases * sizes) * dilation % torch.tensor(input_size)
         phase = phases(angles(finer.flatten(0, 1), input_size), conv.taps, kernel)
         matrices = symbol(kernel, phase).unflatten(0, (len(part), folds, groups))
         matrices = matrices.permute(0, 2, 3, 1, 4).reshape(-1, out, folds * channels) / math.sqrt(folds)
-        values = matrix_values(matrices, accuracy).unflatten(0, (len(part), groups)).flatten(1)
-        pieces.append(values.repeat_interleave(count.to(values.device), dim=0).flatten())
-    return torch.cat(pieces).sort(descending=True).values
+        # With a stride the aliases of a real frequency come in conjugate pairs, which are not real one by one.
+        matrices = matrices.real.contiguous() if real and folds == 1 else matrices
+        pieces.append(singular_values_of(matrices).flatten())
+    return torch.cat(pieces)
 
 
-def matrix_values(matrices: Tensor, accuracy: str) -> Tensor:
-    """Singular values `(B, min(m, n))` of a batch; the one place that chooses the algorithm.
+def _values_by_gram(
+    conv: Convolution, input_size: tuple[int, ...], index: Tensor, real: bool, accuracy: str, memory_budget: int
+) -> Tensor:
+    """Singular values as roots of eigenvalues of interpolated Gram matrices.
 
-    Small matrices and full accuracy go to `svdvals`; `fast` takes the Hermitian eigenvalues of the Gram matrices.
+    They err by sqrt(unit roundoff) of the largest value: 1e-8 in float64, finer than float32 itself; 3e-4 in float32.
     """
-    if accuracy == "full":
-        return torch.linalg.svdvals(matrices)
-    if accuracy == "fast":
-        return torch.linalg.eigvalsh(gram(matrices)).clamp_min(0).sqrt()
-    raise ValueError(f"accuracy is 'full' or 'fast', not {accuracy!r}")
+    field = GramField(undilated(conv))
+    side, groups = field.side, field.groups
+    if field.is_zero:
+        return torch.zeros(len(index) * groups * side, dtype=torch.float64, device=conv.kernel.device)
+    sizes = torch.tensor([size // stride for size, stride in zip(input_size, conv.stride, strict=True)])
+    single = accuracy == "fast" and (exact_float32(field.device) or conv.kernel.dtype == torch.float32)
+    dtype = torch.float32 if single else torch.float64
+    # One tap along an axis: no frequency there.
+    kept = [axis for axis, taps in enumerate(undilated(conv).polyphase().shape[3:]) if taps > 1]
+    frequencies = (index.double() * (2 * math.pi / sizes))[:, kept]
+    pieces = []
+    for part in frequencies.split(max(1, memory_budget // (8 * dtype.itemsize * groups * side**2))):
+        grams = field.at(part, dtype).flatten(0, 1)
+        grams = grams.real.contiguous() if real else grams
+        pieces.append(eigenvalues_of(grams).clamp_min(0).sqrt().double().flatten())
+    return torch.cat(pieces) * field.scale
 
 
-def _split(index: Tensor, counts: Tensor, size: int) -> tuple[list[Tensor], list[Tensor]]:
-    starts = range(0, len(index), size)
-    return [index[start : start + size] for start in starts], [counts[start : start + size] for start in starts]
+def undilated(conv: Convolution) -> Convolution:
+    """The same convolution without dilation, its kernel filled up with zeros; itself where there is none."""
+    if max(conv.dilation) == 1:
+        return conv
+    taps = [(k - 1) * d + 1 for k, d in zip(conv.taps, conv.dilation, strict=True)]
+    kernel = conv.kernel.new_zeros(*conv.kernel.shape[:3], *taps)
+    kernel[(slice(None),) * 3 + tuple(slice(None, None, d) for d in conv.dilation)] = conv.kernel
+    return Convolution(kernel, conv.stride, (1,) * conv.axes, conv.transposed)

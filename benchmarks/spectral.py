@@ -1,0 +1,183 @@
+"""The spectral engine against the straightforward way: ratios within one run.
+
+    python benchmarks/spectral.py [--repeats 5] [--threads 2] [--only NAME ...] [--growth FILE.png] [--peers]
+
+The straightforward way is written out below: a complex FFT of the kernel over the whole H x W grid and a batched SVD of
+every frequency. Every round times both sides once, in turn.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from svdctl.build import build_model
+from svdctl.config.flags import resolve
+from svdctl.control.actions import clip_layer_
+from svdctl.layers.operator import is_controllable, operator_of, write_operator_
+from svdctl.layers.shapes import input_sizes
+from svdctl.layers.tt import TTConv2d
+from svdctl.spectral import Convolution, clip_kernel, is_bounded, norm_bound, singular_values
+
+
+def all_symbols(kernel: Tensor, size: tuple[int, int]) -> Tensor:
+    """Symbols `(H, W, O, I)` of a kernel `(O, I, k, k)` on the whole grid."""
+    return torch.fft.fft2(kernel, s=size).permute(2, 3, 0, 1)
+
+
+def plain_values(kernel: Tensor, size: tuple[int, int]) -> Tensor:
+    """All singular values, unsorted."""
+    return torch.linalg.svdvals(all_symbols(kernel, size))
+
+
+def plain_clip(kernel: Tensor, size: tuple[int, int], max: float) -> Tensor:
+    """One clip pass, cut back to the support."""
+    left, values, right = torch.linalg.svd(all_symbols(kernel, size), full_matrices=False)
+    clipped = left * values.clamp_max(max)[..., None, :].to(left.dtype) @ right
+    back = torch.fft.ifft2(clipped.permute(2, 3, 0, 1)).real
+    return back[..., : kernel.shape[2], : kernel.shape[3]]
+
+
+def kernel_of(channels: int) -> Tensor:
+    """A random 3x3 kernel of norm near 2."""
+    torch.manual_seed(0)
+    kernel = torch.randn(channels, channels, 3, 3)
+    return kernel * (2 / norm_bound(Convolution.make(kernel)).upper)
+
+
+def wrn() -> torch.nn.Module:
+    config = resolve({"preset": "wrn-cifar10-tt", "frames": "retract"}).config
+    return build_model(config, 10)
+
+
+def plain_wrn_clip(model: torch.nn.Module, sizes: dict[str, tuple[int, ...]], max: float) -> None:
+    """The straightforward clip of every layer (strided ones by their unfolded kernel), on the layer's own grid."""
+    for name, layer in model.named_modules():
+        if not is_controllable(layer) or len(sizes[name]) != 2:
+            continue
+        conv = operator_of(layer)
+        kernel = conv.polyphase()[0]
+        size = tuple(n // s for n, s in zip(sizes[name], conv.stride, strict=True))
+        write_operator_(layer, conv.from_polyphase(plain_clip(kernel, size, max)[None]))
+
+
+def certified_wrn_clip(model: torch.nn.Module, max: float) -> None:
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Conv2d | TTConv2d):
+            clip_layer_(layer, max)
+
+
+def pairs() -> dict[str, tuple[Callable[[], object], Callable[[], object], float]]:
+    """Name to (straightforward, svdctl, wanted ratio)."""
+    big, small = kernel_of(160), kernel_of(64)
+    conv, narrow = Convolution.make(big), Convolution.make(small)
+    grid = (32, 32)
+    top = float(plain_values(big, grid).max())
+    model, other = wrn(), wrn()
+    sizes = input_sizes(model, (3, 32, 32))
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def values() -> object:
+        return plain_values(big, grid)
+
+    def restored(network: torch.nn.Module) -> torch.nn.Module:
+        network.load_state_dict(start)
+        return network
+
+    return {
+        "all values, full accuracy, 160 channels, 32 x 32": (values, lambda: singular_values(conv, grid), 1.9),
+        "all values, to 1e-3 of the largest, 160 channels": (
+            values,
+            lambda: singular_values(conv, grid, accuracy="fast"),
+            3.5,
+        ),
+        "all values, to 1e-3 of the largest, 64 channels": (
+            lambda: plain_values(small, grid),
+            lambda: singular_values(narrow, grid, accuracy="fast"),
+            3.0,
+        ),
+        "is every value at most 1.05 x the largest, 160": (values, lambda: is_bounded(conv, 1.05 * top), 50),
+        "is every value at most 1.3 x the largest, 160": (values, lambda: is_bounded(conv, 1.3 * top), 50),
+        "largest value, proved within 5 %, 160": (values, lambda: norm_bound(conv, tolerance=0.05), 25),
+        "largest value, proved within 2 %, 160": (values, lambda: norm_bound(conv, tolerance=0.02), 8),
+        "one clip pass to 1 from 2, 160": (
+            lambda: plain_clip(big, grid, 1.0),
+            lambda: clip_kernel(conv, 1.0, rounds=1),
+            40,
+        ),
+        "clip to 1 from 2, all rounds, proved, 160": (
+            lambda: plain_clip(big, grid, 1.0),
+            lambda: clip_kernel(conv, 1.0),
+            1,
+        ),
+        "certified clip to 1 of WRN-16-10 TT 192": (
+            lambda: plain_wrn_clip(restored(model), sizes, 1.0),
+            lambda: certified_wrn_clip(restored(other), 1.0),
+            8,
+        ),
+    }
+
+
+MEMORY = """
+import resource, sys, torch
+sys.path.insert(0, {here!r})
+torch.set_num_threads({threads})
+from spectral import plain_values
+from svdctl.spectral import Convolution, singular_values
+torch.manual_seed(0)
+kernel = torch.randn(640, 640, 3, 3)
+singular_values(Convolution.make(kernel[:8, :8]), (4, 4)), plain_values(kernel[:8, :8], (4, 4))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+{statement}
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def peak_memory(statement: str, threads: int) -> int:
+    """KiB that a statement adds to the peak of a fresh process."""
+    code = MEMORY.format(here=os.path.dirname(os.path.abspath(__file__)), statement=statement, threads=threads)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", nargs="*", default=[""])
+    parser.add_argument("--memory", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, {options.threads} threads, "
+          f"torch {torch.__version__}, n = {options.repeats}, medians\n")  # fmt: skip
+    print("| work | straightforward s | svdctl s | ratio, round by round | wanted |\n|---|---|---|---|---|")
+    for name, (plain, ours, wanted) in pairs().items():
+        if not any(part in name for part in options.only):
+            continue
+        times: list[tuple[float, float]] = []
+        ours()
+        for _ in range(options.repeats):
+            began = time.perf_counter()
+            plain()
+            between = time.perf_counter()
+            ours()
+            times.append((between - began, time.perf_counter() - between))
+        plain_time, our_time = (statistics.median(side) for side in zip(*times, strict=True))
+        ratio = statistics.median(a / b for a, b in times)
+        print(f"| {name} | {plain_time:.3f} | {our_time:.4f} | {ratio:.1f} | {wanted:g} |", flush=True)
+    if options.memory:
+        plain_peak = peak_memory("plain_values(kernel, (32, 32))", options.threads)
+        our_peak = peak_memory("singular_values(Convolution.make(kernel), (32, 32))", options.threads)
+        print(f"\npeak memory, all values, 640 x 640 x 3 x 3 at 32 x 32: {plain_peak / 2**20:.2f} GiB straightforward, "
+              f"{our_peak / 2**20:.3f} GiB svdctl, ratio {plain_peak / our_peak:.1f} (wanted 10)")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
