@@ -20,7 +20,7 @@ from svdctl.config.flags import resolve
 from svdctl.control import Controller
 from svdctl.data.images import ImageData
 from svdctl.layers.tt import TTConv2d, orthonormality_penalty
-from svdctl.recipes.train import _fabric
+from svdctl.recipes.training.setup import launch
 from svdctl.training import Trainer
 
 
@@ -65,14 +65,14 @@ def loop_step(config, batch: int, repeats: int) -> Callable[[], None]:
     model = build_model(config, 10)
     data = images(batch * (repeats + 4))
     controller = Controller(model, config.control, config.batchnorm)
-    trainer = Trainer(config, model, _fabric(config), data, images(batch), controller)
+    trainer = Trainer(config, model, launch(config), data, images(batch), controller)
     model.train()
     totals = torch.zeros(5, dtype=torch.float64)
     batches = trainer.batches.epoch(0)
 
     def step() -> None:
         trainer.train_step(*next(batches), totals)
-        trainer._read(totals, 0)
+        trainer.read(totals, 0)
         totals.zero_()
 
     return step

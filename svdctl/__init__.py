@@ -7,13 +7,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from svdctl.analysis.functions import clip_, divide_, singular_values, spectral_norm_bound
+    from svdctl.analysis.network import spectrum
+    from svdctl.certify.lipschitz import lipschitz_bound
     from svdctl.checkpoint import load
     from svdctl.layers.tensorize import tensorize_
     from svdctl.layers.tt import TTConv2d
 
-__all__ = ["TTConv2d", "load", "tensorize_"]
+__all__ = [
+    "TTConv2d",
+    "clip_",
+    "divide_",
+    "lipschitz_bound",
+    "load",
+    "singular_values",
+    "spectral_norm_bound",
+    "spectrum",
+    "tensorize_",
+]
 
-_HOME = {"TTConv2d": "svdctl.layers.tt", "load": "svdctl.checkpoint", "tensorize_": "svdctl.layers.tensorize"}
+_HOME = {
+    "TTConv2d": "svdctl.layers.tt",
+    "clip_": "svdctl.analysis.functions",
+    "divide_": "svdctl.analysis.functions",
+    "lipschitz_bound": "svdctl.certify.lipschitz",
+    "load": "svdctl.checkpoint",
+    "singular_values": "svdctl.analysis.functions",
+    "spectral_norm_bound": "svdctl.analysis.functions",
+    "spectrum": "svdctl.analysis.network",
+    "tensorize_": "svdctl.layers.tensorize",
+}
 
 
 def __getattr__(name: str) -> Any:

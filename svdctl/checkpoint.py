@@ -1,7 +1,6 @@
 """Checkpoints: written whole or not at all, checked on reading, describing themselves, never executing anything."""
 
 import os
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 from svdctl.build import build_model
 from svdctl.config.train import TrainConfig
 from svdctl.errors import CheckpointError
+from svdctl.weights.archive import read_torch
 
 FORMAT = "svdctl.checkpoint"
 VERSION = 1
@@ -78,12 +78,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         path = path / "last.pt"
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}; give a run folder or one of its .pt files")
-    _check_integrity(path)
-    try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path} cannot be loaded safely ({first[:200]}); use another checkpoint") from error
+    contents = read_torch(path)
     if not isinstance(contents, Mapping) or contents.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of svdctl; give a .pt file that svdctl train wrote")
     if contents["version"] > VERSION:
@@ -102,17 +97,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
         )
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         raise CheckpointError(f"{path} lacks a part of a checkpoint ({error!r:.200}); use another one") from error
-
-
-def _check_integrity(path: Path) -> None:
-    """Every member's CRC-32, which torch writes and does not read."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is damaged or no checkpoint ({error}); use another checkpoint") from error
-    if damaged is not None:
-        raise CheckpointError(f"{path} is damaged: {damaged} fails its checksum; use another checkpoint")
 
 
 def load(path: str | os.PathLike[str]) -> nn.Module:

@@ -41,7 +41,15 @@ class TrainingError(SvdctlError):
     """A run that had begun and could not go on: a loss that is not finite, a full disk, a lost folder."""
 
 
+class EvaluationError(SvdctlError):
+    """An evaluation that cannot go on, or whose figures contradict each other and must not be used."""
+
+
 class Interrupted(SvdctlError):  # noqa: N818 - it is no error
     """A run stopped by the user after it saved its state."""
 
     exit_code = 130
+
+
+class LimitExceeded(SvdctlError):  # noqa: N818 - it is no error of the tool
+    """A bound that a gate asked for does not hold; the message names the layers."""

@@ -1,6 +1,6 @@
-"""Pictures of a run: its curves, and its spectra before and after."""
+"""Pictures of a run: its curves, its spectra before and after, and its certificates."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,21 @@ def plot_curves(records: Sequence[Mapping[str, Any]], path: Path, *, held_out: s
 
 
 def plot_spectra(
-    before: Mapping[str, Tensor], after: Mapping[str, Tensor], allowed: Mapping[str, float | None], path: Path
+    before: Mapping[str, Tensor],
+    after: Mapping[str, Tensor],
+    allowed: Mapping[str, float | None],
+    path: Path,
+    *,
+    skew: Collection[str] = (),
 ) -> None:
-    """Singular values against their index, one panel a layer, before and after training, the allowed maximum drawn."""
+    """Singular values against their index, one panel a layer, before and after training, the allowed maximum drawn.
+
+    Args:
+        before, after: values by the layer's name.
+        allowed: the maximum, where there is one.
+        path: the picture's file.
+        skew: layers whose values are those of the skew convolution that they exponentiate.
+    """
     names = list(after)
     columns = min(6, max(1, round(len(names) ** 0.5 * 1.3)))
     rows = -(-len(names) // columns)
@@ -55,7 +67,7 @@ def plot_spectra(
         limit = allowed[name]
         if limit is not None:
             panel.axhline(limit, color="tab:red", ls="--", lw=1, label="allowed")
-        panel.set_title(name, fontsize=8)
+        panel.set_title(f"{name}, skew" if name in skew else name, fontsize=8)
         panel.set_ylim(0, None)
         panel.tick_params(labelsize=7)
     for panel in panels[len(names) :]:
@@ -64,5 +76,30 @@ def plot_spectra(
         label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    figure.suptitle("singular values by index (0 the largest, 1 the smallest)", fontsize=9)
+    title = "singular values by index (0 the largest, 1 the smallest)"
+    if skew:
+        title += "\nskew: of J, where the layer is exp(J) and its own values are 1"
+    figure.suptitle(title, fontsize=9)
+    figure.savefig(path, dpi=130)
+
+
+def plot_certified(curves: Mapping[str, tuple[Tensor, Tensor]], marks: Sequence[float], path: Path) -> None:
+    """Certified accuracy against the l2 radius, a curve for each network.
+
+    Args:
+        curves: radii in pixels of [0, 1] and the shares that hold from each to the next, by the network's name.
+        marks: radii in 255ths to mark.
+        path: the picture's file.
+    """
+    figure = Figure(figsize=(5.6, 3.8), layout="constrained")
+    panel = figure.subplots()
+    for (name, (radii, shares)), style in zip(curves.items(), ("-", "--", ":", "-.") * len(curves), strict=False):
+        panel.step(radii.tolist(), (100 * shares).tolist(), where="post", label=name, ls=style)
+    for mark in marks:
+        panel.axvline(mark / 255, color="0.85", lw=1, zorder=0)
+        panel.annotate(f"{mark:g}/255", (mark / 255, 101), fontsize=7, color="0.4", ha="center", annotation_clip=False)
+    largest = max([float(radii.max()) for radii, _ in curves.values()] + [max(marks) / 255])
+    panel.set(xlabel="l2 radius, pixels in [0, 1]", ylabel="right and certified, %", ylim=(0, 100))
+    panel.set_xlim(0, 1.02 * largest)
+    panel.legend(frameon=False)
     figure.savefig(path, dpi=130)

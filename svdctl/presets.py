@@ -8,23 +8,31 @@ from typing import Any
 
 import tomli_w
 
+from svdctl.config.command import Command
 from svdctl.config.train import TrainConfig
 from svdctl.errors import UsageError
 
 
-def preset_folder() -> Path:
-    """The shipped presets: of the checkout, or inside the installed package."""
+def resource(name: str) -> Path:
+    """A file or folder that ships with svdctl: inside the installed package, or of the checkout."""
     package = Path(__file__).parent
-    installed = package / "_resources" / "presets"
-    return installed if installed.is_dir() else package.parent / "presets"
+    installed = package / "_resources" / name
+    return installed if installed.exists() else package.parent / name
 
 
-def list_presets() -> dict[str, str]:
-    """Name and one-line description (the file's first line) of every shipped preset."""
-    return {
-        path.stem: path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip()
-        for path in sorted(preset_folder().glob("*.toml"), key=lambda path: path.stem)
-    }
+def preset_folder() -> Path:
+    """The shipped presets."""
+    return resource("presets")
+
+
+def list_presets(command: Command | None = None) -> dict[str, str]:
+    """Name and one-line description (the file's first line) of every shipped preset, or of those of one command."""
+    found = {}
+    for path in sorted(preset_folder().glob("*.toml"), key=lambda path: path.stem):
+        text = path.read_text(encoding="utf-8")
+        if command is None or command.owns(tomllib.loads(text)):
+            found[path.stem] = text.splitlines()[0].removeprefix("#").strip()
+    return found
 
 
 def nearest_preset(name: str) -> str | None:

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from svdctl.cli import train
+from svdctl.cli import eval_robust, inspect_spectrum, reproduce, train, train_lipconv
 from svdctl.cli.errors import report, wants_debug
+from svdctl.cli.variadic import spread
 
 app = typer.Typer(
     name="svdctl",
@@ -16,6 +17,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 train.register(app)
+train_lipconv.register(app)
+reproduce.register(app)
+eval_robust.register(app)
+inspect_spectrum.register(app)
+
+SEVERAL = {"reproduce": reproduce.takers, "eval-robust": eval_robust.takers}
+"""Commands with options that take several values."""
 
 
 def _version(value: bool) -> None:
@@ -45,6 +53,8 @@ def normalised(arguments: list[str]) -> list[str]:
 def main() -> None:
     """Run the command line; the process ends with its exit code."""
     arguments = normalised(sys.argv[1:])
+    if arguments and arguments[0] in SEVERAL:
+        arguments = spread(arguments, SEVERAL[arguments[0]]())
     try:
         code = app(arguments or ["--help"], prog_name="svdctl", standalone_mode=False)
     except (Exception, KeyboardInterrupt) as error:

@@ -1,5 +1,6 @@
 """What a person sees of a training: a live bar on a terminal, plain lines elsewhere."""
 
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from svdctl.recipes.train import TrainResult
+    from svdctl.recipes.training.result import CertifiedEpoch, TrainResult
 
 
 def choose_reporter() -> "PlainReporter":
@@ -111,16 +112,42 @@ def duration(seconds: float) -> str:
 
 def evaluation_line(metrics: Mapping[str, float]) -> str:
     """One line for each evaluation."""
+    certified = ""
+    if "val_certified_acc" in metrics:
+        certified = f"  at {metrics['epsilon']:g}/255 {metrics['val_certified_acc']:.2%}  L {metrics['lipschitz']:.5g}"
+        if "frame_deviation" in metrics:
+            certified += f"  frames {metrics['frame_deviation']:.1e}"
     return (
         f"epoch {metrics['epoch']:3.0f}/{metrics['epochs']:.0f}  loss {metrics['loss']:.4f}  acc {metrics['acc']:.2%}  "
-        f"held-out loss {metrics['val_loss']:.4f}  acc {metrics['val_acc']:.2%}  "
+        f"held-out loss {metrics['val_loss']:.4f}  acc {metrics['val_acc']:.2%}{certified}  "
         f"{metrics['train_time']:.1f} s (control {metrics['clipping_time']:.1f} s)"
     )
+
+
+def certified_lines(rows: Sequence["CertifiedEpoch"]) -> list[str]:
+    """The table of certificates, and what L is made of."""
+    radii = [f"{radius:g}/255" for radius in rows[0].certified]
+    lines = ["", f"{'network':<8} {'epoch':>5} {'accuracy':>9} " + " ".join(f"{name:>8}" for name in radii)]
+    lines[-1] += f" {'mean radius':>12} {'L':>9}"
+    for row in rows:
+        shares = " ".join(f"{share:8.2%}" for share in row.certified.values())
+        lines.append(
+            f"{row.name:<8} {row.epoch:5} {row.accuracy:9.2%} {shares} {row.mean_radius:12.4f} {row.lipschitz:9.5g}"
+        )
+    lines.append("certified: right, and proved to stay at every l2 distance up to the radius, pixels in [0, 1]")
+    for row in rows:
+        factors = " x ".join(f"{kind} {factor:.7g}" for kind, factor in sorted(row.slack.items(), key=lambda f: -f[1]))
+        # Where branches are added the factors of all of them are no product.
+        exact = math.isclose(math.prod(row.slack.values()), row.lipschitz, rel_tol=1e-6)
+        lines.append(f"L of {row.name} = {factors}" if exact else f"L of {row.name} has factors {factors}, by branches")
+    return lines
 
 
 def result_lines(result: "TrainResult") -> list[str]:
     """Accuracy, the spectrum of every controlled layer, files, and what to type next."""
     lines = ["", *result.summary]
+    if result.certified:
+        lines += certified_lines(result.certified)
     controlled = [row for row in result.layers if row.allowed is not None]
     rows = controlled or result.layers
     if rows:

@@ -2,52 +2,19 @@
 
 import difflib
 from collections.abc import Iterator
+from copy import deepcopy
 from functools import cache
 from typing import Any
 
 from pydantic import ValidationError
 
+from svdctl.config.command import Command
 from svdctl.config.train import TrainConfig
 
-FLAG_OF = {
-    "epochs": "--epochs",
-    "batch_size": "--batch-size",
-    "seed": "--seed",
-    "name": "--name",
-    "max_steps": "--max-steps",
-    "out_dir": "--out-dir",
-    "layer.kind": "--new-layer",
-    "layer.rank": "--dec-rank",
-    "layer.rank_scale": "--dec-scale",
-    "layer.frames.kind": "--frames",
-    "layer.frames.weight": "--orthogonal-k",
-    "layer.init": "--conv-init",
-    "model.depth": "--architecture",
-    "model.width": "--architecture",
-    "control.kind": "--clipping",
-    "control.max": "--clip_to",
-    "control.every": "--clip_freq",
-    "control.linear_max": "--clip_linear_to",
-    "control.procedure": "--procedure",
-    "batchnorm.max": "--bn-eps",
-    "batchnorm.every": "--freq-bn",
-    "optimizer.kind": "--opt",
-    "optimizer.lr": "--init-lr",
-    "optimizer.weight_decay": "--weight-dec",
-    "data.kind": "--dataset",
-    "data.root": "--dataset-root",
-    "evaluation.select": "--select",
-    "checkpoint.every": "--save_chp_every",
-    "log.wandb": "--wandb",
-    "hardware.accelerator": "--accelerator",
-    "hardware.devices": "--devices",
-    "hardware.num_nodes": "--num-nodes",
-    "hardware.precision": "--precision",
-}
 TAG_FAULTS = ("union_tag_not_found", "union_tag_invalid")
 
 
-def sentences(error: ValidationError) -> list[str]:
+def sentences(error: ValidationError, command: Command) -> list[str]:
     """One sentence for each field at fault; several alternatives of one field make one sentence."""
     found: dict[str, list[str]] = {}
     for fault in error.errors():
@@ -59,13 +26,35 @@ def sentences(error: ValidationError) -> list[str]:
         if fault["type"] == "extra_forbidden":
             found.setdefault(f"{key}: {_unknown(key, fault['loc'])}", [])
         elif fault["type"] == "missing":
-            found.setdefault(f"{_where(key)}: a value is needed here", [])
+            found.setdefault(f"{command.where(key)}: a value is needed here", [])
         elif fault["type"] in TAG_FAULTS:
-            found.setdefault(f"{_where(key)}: {_tags(fault)}", [])
+            found.setdefault(f"{command.where(key)}: {_tags(fault)}", [])
         else:
             message = fault["msg"][0].lower() + fault["msg"][1:]
-            found.setdefault(f"{_where(key)}: {fault['input']!r:.80} does not do; ", []).append(message)
+            found.setdefault(f"{command.where(key)}: {fault['input']!r:.80} does not do; ", []).append(message)
     return [start + ", or ".join(messages) for start, messages in found.items()]
+
+
+def sentences_of_mixes(table: dict[str, Any], error: ValidationError, command: Command) -> list[str]:
+    """What does not go together, found with the fields at fault left out; nothing when a whole section is at fault."""
+    table = deepcopy(table)
+    for fault in error.errors():
+        if fault["type"] in ("missing", "value_error", *TAG_FAULTS):
+            return []
+        inside, key = table, ""
+        for part in map(str, fault["loc"]):
+            within = inside.get(key)
+            if not key and part in inside:
+                key = part
+            elif isinstance(within, dict) and part in within:
+                inside, key = within, part
+        inside.pop(key, None)
+    try:
+        TrainConfig.model_validate(table)
+    except ValidationError as second:
+        if all(not fault["loc"] for fault in second.errors()):
+            return sentences(second, command)
+    return []
 
 
 @cache
@@ -83,10 +72,6 @@ def _paths(node: dict[str, Any], definitions: dict[str, Any]) -> Iterator[str]:
         yield from (f"{name}.{path}" for path in _paths(field, definitions))
     for alternative in (*node.get("oneOf", ()), *node.get("anyOf", ())):
         yield from _paths(alternative, definitions)
-
-
-def _where(key: str) -> str:
-    return f"{FLAG_OF[key]} ({key})" if key in FLAG_OF else key
 
 
 def _unknown(key: str, location: tuple[Any, ...]) -> str:

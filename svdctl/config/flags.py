@@ -1,4 +1,4 @@
-"""Flags of `svdctl train`, the paper's among them, to a configuration; every fault is collected before one is reported.
+"""Flags of a training command, the paper's among them, to a configuration; every fault is collected before one is told.
 
 A flag changes one field of a base: a preset, the paper's defaults, or the quick start.
 """
@@ -9,15 +9,27 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from svdctl.config.faults import sentences
+from svdctl.config import networks, sections
+from svdctl.config.command import TRAIN, Command, spelled
+from svdctl.config.faults import sentences, sentences_of_mixes
+from svdctl.config.merge import Merge
 from svdctl.config.paper import paper_defaults
-from svdctl.config.sections import Sections, flag_name
 from svdctl.config.train import TrainConfig
 from svdctl.errors import UsageError
 from svdctl.presets import nearest_preset, read_preset
 
 HARDWARE = ("accelerator", "devices", "num_nodes", "precision", "compile")
-MINUS_ONE_IS_OFF = ("dec_rank", "dec_scale", "orthogonal_k", "clip_linear_to")
+SECTIONS = (
+    sections.data,
+    networks.network,
+    sections.layer,
+    sections.control,
+    networks.batchnorm,
+    networks.optimizer,
+    networks.schedule,
+    sections.direct,
+    sections.own,
+)
 
 
 @dataclass(frozen=True)
@@ -29,27 +41,37 @@ class Resolved:
     notices: tuple[str, ...]
 
 
-def resolve(flags: Mapping[str, Any]) -> Resolved:
+def resolve(flags: Mapping[str, Any], command: Command = TRAIN) -> Resolved:
     """The configuration that the flags ask for; keys are names of flags with underscores, None is "not given".
 
     Raises:
         UsageError: with every fault of the flags and of the configuration.
     """
-    given = given_flags(flags)
+    given = command.by_field(given_flags(flags))
     faults: list[str] = []
-    table, base = _base(given, faults)
-    given = {name: value for name, value in given.items() if not (name in MINUS_ONE_IS_OFF and value == -1)}
-    sections = Sections(given, table, faults)
+    table, base = _base(command, given, faults)
+    given = {name: value for name, value in given.items() if not (name in command.minus_one_is_off and value == -1)}
+    for name, default in TrainConfig().model_dump(mode="json").items():
+        if isinstance(default, dict) and "kind" in default:
+            table.setdefault(name, {"kind": default["kind"]})
+    merge = Merge(command, given, table, faults, bare="preset" not in given and bool(given.keys() & command.basis))
+    for section in SECTIONS:
+        try:
+            section(merge)
+        except UsageError as error:
+            faults += error.faults
+    if not command.owns(merge.to.table):
+        faults.append(command.foreign(f"--set model.kind={merge.to.kind('model')}"))
     try:
-        config = sections.config()
+        config = TrainConfig.model_validate(merge.to.table)
     except ValidationError as error:
-        faults += sentences(error)
+        faults += [*sentences(error, command), *sentences_of_mixes(merge.to.table, error, command)]
     if faults:
         raise UsageError(dict.fromkeys(faults))
-    return Resolved(config, base, tuple(sections.notices))
+    return Resolved(config, base, tuple(merge.notices))
 
 
-def resolve_resume(flags: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+def resolve_resume(flags: Mapping[str, Any], command: Command = TRAIN) -> tuple[dict[str, Any], str | None]:
     """The fields of `hardware` and the `log.wandb` that a resumed run takes from its flags; others are refused.
 
     Raises:
@@ -57,9 +79,9 @@ def resolve_resume(flags: Mapping[str, Any]) -> tuple[dict[str, Any], str | None
     """
     given = given_flags(flags)
     faults = [
-        f"{flag_name(name)} shows a new run; leave it or --resume out"
+        f"{spelled(name)} shows a new run; leave it or --resume out"
         if name in ("print_config", "dry_run")
-        else f"{flag_name(name)} cannot change a run that is resumed; leave it out, or start a new run with "
+        else f"{spelled(name)} cannot change a run that is resumed; leave it out, or start a new run with "
         "--preset RUN/config.toml"
         for name in given
         if name not in (*HARDWARE, "wandb")
@@ -70,7 +92,7 @@ def resolve_resume(flags: Mapping[str, Any]) -> tuple[dict[str, Any], str | None
             {"hardware": hardware, "log": {"wandb": given["wandb"]} if "wandb" in given else {}}
         )
     except ValidationError as error:
-        faults += sentences(error)
+        faults += sentences(error, command)
     if faults:
         raise UsageError(faults)
     return (
@@ -84,16 +106,21 @@ def given_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if value is not None and value not in ([], ())}
 
 
-def _base(given: Mapping[str, Any], faults: list[str]) -> tuple[dict[str, Any], str]:
+def _base(command: Command, given: Mapping[str, Any], faults: list[str]) -> tuple[dict[str, Any], str]:
     if "preset" in given:
         name = str(given["preset"])
         try:
-            return read_preset(name), f"preset {name}"
+            table = read_preset(name)
         except UsageError as error:
             faults += error.faults
             # The other flags are judged as if the nearest preset was meant.
             near = nearest_preset(name)
-            return (read_preset(near) if near else paper_defaults(given)), name
-    if given.keys() & {"dataset", "architecture", "new_layer"}:
-        return paper_defaults(given), "the paper's defaults (a flag names data, network or layer)"
-    return read_preset("quickstart"), "preset quickstart (no flag names data, network or layer)"
+            table = read_preset(near) if near else {}
+            return (table if near and command.owns(table) else paper_defaults(command, given)), name
+        if command.owns(table):
+            return table, f"preset {name}"
+        faults.append(command.foreign(f"--preset {name}"))
+        return paper_defaults(command, given), name
+    if given.keys() & command.basis:
+        return paper_defaults(command, given), "the paper's defaults (a flag names data, network or layer)"
+    return read_preset(command.quickstart), f"preset {command.quickstart} (no flag names data, network or layer)"

@@ -2,9 +2,14 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
 
 from svdctl.config.base import Config
+
+STRIDE = 2**5
+"""What LipConvNet's five stages divide the sides of an image by, and multiply its first width by."""
+GROUPS = 6
+"""Convolutions of LipConvNet by rank: those of each stage, and the last one."""
 
 ConvInit = Literal["orthogonal", "kaiming_uniform", "kaiming_normal", "xavier_uniform", "xavier_normal"]
 
@@ -30,7 +35,24 @@ class Vgg(Config):
     kind: Literal["vgg"] = "vgg"
 
 
-Model = Annotated[Wrn | Vgg, Field(discriminator="kind")]
+class LipConv(Config):
+    """LipConvNet: five stages of `block_size` convolutions with MinMax, sides of the images divisible by 32."""
+
+    kind: Literal["lipconv"] = "lipconv"
+    block_size: PositiveInt = 4
+    """Convolutions in each stage: 1, 4 and 6 give LipConvNet-5, -20 and -30."""
+    in_channels: PositiveInt = 32
+    """Width of the first stage; each stage doubles it."""
+    checkpoint_activations: bool = False
+    """Compute activations a second time in the backward pass instead of keeping them: less memory, more time."""
+
+    @property
+    def channels(self) -> int:
+        """Channels before the last convolution."""
+        return STRIDE * self.in_channels
+
+
+Model = Annotated[Wrn | Vgg | LipConv, Field(discriminator="kind")]
 
 
 class Free(Config):
@@ -73,16 +95,30 @@ class Standard(Config):
     """Start every convolution anew in this way; absent: the network's own way."""
 
 
-class TT(Config):
+def _form(rank: object) -> str:
+    return "each" if isinstance(rank, list | tuple) else "one"
+
+
+# Tagged, so that a fault is told of the form that was written and not of both.
+Ranks = Annotated[
+    Annotated[PositiveInt, Tag("one")] | Annotated[tuple[PositiveInt, ...], Tag("each")], Discriminator(_form)
+]
+
+
+class _Ranked(Config):
+    rank: Ranks | None = None
+    """One rank for all layers, or for LipConvNet one for each stage and one for the last convolution."""
+    frames: Frames = Retract()
+
+
+class TT(_Ranked):
     """Tensor-train convolutions: 1x1, core, 1x1."""
 
     kind: Literal["tt"] = "tt"
-    rank: PositiveInt | None = None
     rank_scale: Annotated[float, Field(gt=0, le=1)] | None = None
     """Ranks as a share of each layer's widths, instead of `rank`."""
     compress_first: bool = True
     """Off: the first convolution stays as it is."""
-    frames: Frames = Retract()
     init: ConvInit | None = None
 
     @model_validator(mode="after")
@@ -92,4 +128,24 @@ class TT(Config):
         return self
 
 
-Layer = Annotated[Standard | TT, Field(discriminator="kind")]
+class Soc(Config):
+    """Skew orthogonal convolutions: the exponential of a skew-symmetric one."""
+
+    kind: Literal["soc"] = "soc"
+
+
+class Sott(_Ranked):
+    """Skew orthogonal convolutions of width `rank` between two frames."""
+
+    kind: Literal["sott"] = "sott"
+    pointwise_scale: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor on the skew kernel of 1x1 convolutions; wider ones have 0.7, as in the paper's code these have too."""
+
+    @model_validator(mode="after")
+    def _has_rank(self) -> Self:
+        if self.rank is None:
+            raise ValueError("SOTT layers need a rank, or one for each of 6 groups (--dec-rank, layer.rank)")
+        return self
+
+
+Layer = Annotated[Standard | TT | Soc | Sott, Field(discriminator="kind")]

@@ -66,4 +66,15 @@ class Cosine(Config):
     """Share of all steps in which the rate rises linearly first."""
 
 
-Schedule = Annotated[Constant | Steps | Cosine, Field(discriminator="kind")]
+class Cyclic(Config):
+    """The learning rate rises from `lr_min` to the optimiser's and falls back, over and over."""
+
+    kind: Literal["cyclic"] = "cyclic"
+    lr_min: Annotated[float, Field(ge=0)] = 0.0
+    up: Share = 1 / 20
+    """Share of all steps in which it rises."""
+    down: Share = 3 / 20
+    """Share of all steps in which it falls."""
+
+
+Schedule = Annotated[Constant | Steps | Cosine | Cyclic, Field(discriminator="kind")]

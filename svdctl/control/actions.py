@@ -14,12 +14,13 @@ from svdctl.layers.operator import (
     write_operator_,
 )
 from svdctl.layers.tt import TTConv2d
-from svdctl.spectral.bound import is_bounded, norm_bound, scale_to_bound, taps_norm
+from svdctl.spectral.bound import Bracket, is_bounded, norm_bound, taps_norm
 from svdctl.spectral.operator import Convolution
 from svdctl.spectral.power import KernelPower, paper_clip, paper_sigma
 from svdctl.spectral.project import assign_kernel, clip_kernel
 
 Optimizer = torch.optim.Optimizer | None
+_MARGIN = 1e-4
 
 
 def clip_layer_(layer: nn.Module, max: float, optimizer: Optimizer = None) -> float:
@@ -71,13 +72,29 @@ def divide_each_layer_(layer: TTConv2d, max: float, power: KernelPower) -> None:
 
 
 def seal_layer_(layer: nn.Module, max: float) -> None:
-    """Scale down until `norm_bound(operator_of(layer)).upper <= max` or the bound `max` is proved directly."""
+    """Scale down until the layer's norm is proved to be at most `max`."""
+    divide_exact_layer_(layer, max)
+
+
+def divide_exact_layer_(layer: nn.Module, max: float) -> float:
+    """Scale by `min(1, max / bound)`, the bound proved afterwards; returns the factor."""
+    total = 1.0
     conv = operator_of(layer)
-    while not is_bounded(conv, max):
-        sealed, _ = scale_to_bound(conv, max)
-        largest = conv.kernel.abs().max()
-        scale_(layer, sealed.kernel.abs().max() / largest)
+    if is_bounded(conv, max):
+        return total
+    bracket = norm_bound(conv)
+    while bracket.upper > max:
+        wanted = conv.kernel.double().clone()  # the layer's own memory may be behind it
+        # Rounding moves the scaled kernel by at most a unit of each entry; the next round checks what it did.
+        # The margin makes that round, and later brackets of this width, find nothing left to do.
+        room = bracket.upper * (1 + _MARGIN) + torch.finfo(conv.kernel.dtype).eps * taps_norm(conv.kernel)
+        factor = max / room * (1 - 4 * torch.finfo(conv.kernel.dtype).eps)
+        scale_(layer, factor)
+        total *= factor
         conv = operator_of(layer)
+        moved = taps_norm(conv.kernel.double() - wanted * factor)
+        bracket = Bracket(0.0, bracket.upper * factor * (1 + 1e-12) + moved)
+    return total
 
 
 def paper_divide_layer_(layer: nn.Module, max: float, size: tuple[int, ...], generator: torch.Generator) -> None:

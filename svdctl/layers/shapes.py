@@ -7,12 +7,15 @@ from svdctl.layers.operator import is_controllable
 
 
 @torch.no_grad()
-def input_sizes(model: nn.Module, image_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+def input_sizes(
+    model: nn.Module, image_shape: tuple[int, ...], also: tuple[type[nn.Module], ...] = ()
+) -> dict[str, tuple[int, ...]]:
     """Spatial size of the input of each convolution and linear layer, by name; the model is left as it was.
 
     Args:
         model: any network.
         image_shape: one input without the batch axis, `(C, H, W)`.
+        also: further types of layers to look at.
     """
     sizes: dict[str, tuple[int, ...]] = {}
 
@@ -22,7 +25,9 @@ def input_sizes(model: nn.Module, image_shape: tuple[int, ...]) -> dict[str, tup
 
         return model.get_submodule(name).register_forward_pre_hook(hook)
 
-    handles = [record(name) for name, layer in model.named_modules() if is_controllable(layer)]
+    handles = [
+        record(name) for name, layer in model.named_modules() if is_controllable(layer) or isinstance(layer, also)
+    ]
     training = {module: module.training for module in model.modules()}
     reference = next(model.parameters())
     try:

@@ -1,7 +1,8 @@
 """The tensor-train convolution: two frames around a small core."""
 
 import math
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -91,7 +92,7 @@ class TTConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.frame_in is None or self.frame_out is None:
             return F.conv2d(x, self.core, self.bias, self.stride, self.padding, self.dilation)
-        core = self.core
+        core: Tensor = self.core
         apart_in, apart_out = self._cheapest(x.shape)
         if apart_in:
             x = F.conv2d(x, self.frame_in.T[:, :, None, None])
@@ -248,7 +249,21 @@ def _pair(value: Any) -> tuple[int, int]:
     return int(first), int(second)
 
 
-def orthonormality_penalty(layers: list[TTConv2d], weight: float, count: Literal["paper", "entries"]) -> Tensor | None:
+class Framed(Protocol):
+    """A layer between two frames."""
+
+    has_frames: bool
+    frame_in: Tensor | None
+    frame_out: Tensor | None
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """(rank_in, rank_out)."""
+
+
+def orthonormality_penalty(
+    layers: Sequence[Framed], weight: float, count: Literal["paper", "entries"]
+) -> Tensor | None:
     """`weight / count * sum ||U^T U - I||_F^2` over the frames of all layers (0-d); None without frames.
 
     Counts: `paper`, twice the squared output rank of each layer; `entries`, the entries of all Gram matrices.

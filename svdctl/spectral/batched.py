@@ -12,7 +12,6 @@ from functools import cache
 import torch
 from torch import Tensor
 
-
 _SMALLEST_SHARE = 4
 _SIDES = range(24, 1025)
 

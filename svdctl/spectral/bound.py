@@ -115,9 +115,10 @@ def scale_to_bound(conv: Convolution, max: float, *, tolerance: float = TOLERANC
     bracket = norm_bound(conv, tolerance=tolerance)
     if bracket.upper <= max:
         return conv, bracket
+    # A little more than needed, so that a later bracket, which may differ in its last figures, ends below `max` too.
     # Rounding moves each entry of the scaled kernel by at most half a unit, and its norm by that share of the taps'.
     unit = torch.finfo(conv.kernel.dtype).eps
-    factor = max / (bracket.upper + unit * taps_norm(conv.kernel)) * (1 - 4 * unit)
+    factor = max / (bracket.upper * (1 + tolerance / 50) + unit * taps_norm(conv.kernel)) * (1 - 4 * unit)
     scaled = conv.with_kernel(conv.kernel * factor)
     return scaled, Bracket(min(bracket.lower * factor * (1 - 4 * unit), max), max)
 

@@ -5,6 +5,7 @@ found on a fine grid at next to no cost, and there Lanczos steps find a better v
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -135,3 +136,22 @@ def _quadratic_forms(field: GramField, groups: Tensor, vectors: Tensor) -> tuple
         forms = (columns.conj() * (field.samples[:, group] @ columns)).sum(-2).real
         both[chosen] = forms.T.reshape(2, len(chosen), -1).transpose(0, 1).cpu()
     return both[:, 0], both[:, 1]
+
+
+def lanczos_vector(operator: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> Tensor:
+    """The leading Ritz vector, of `start`'s shape, of a symmetric operator after some steps, orthogonalised in full."""
+    basis = [start.flatten() / start.norm()]
+    images: list[Tensor] = []
+    for _ in range(min(steps, start.numel())):
+        images.append(operator(basis[-1].reshape(start.shape)).flatten())
+        residual = images[-1]
+        span = torch.stack(basis)
+        for _twice in range(2):
+            residual = residual - (span @ residual) @ span
+        size = float(residual.norm())
+        if size <= 1e-6 * float(images[-1].norm()):
+            break
+        basis.append(residual / size)
+    span, image = torch.stack(basis[: len(images)]), torch.stack(images)
+    coordinates = torch.linalg.eigh(span @ image.T).eigenvectors[:, -1]
+    return (coordinates @ span).reshape(start.shape)

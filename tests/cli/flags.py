@@ -6,8 +6,8 @@ from unittest.mock import patch
 from svdctl.cli.main import app, normalised
 
 
-def flags_of(arguments: list[str]) -> dict[str, Any]:
-    """What `svdctl train` makes of its arguments before anything is resolved."""
-    with patch("svdctl.cli.train._start") as start:
-        app(normalised(["train", *arguments]), standalone_mode=False)
-    return start.call_args.args[0]
+def flags_of(arguments: list[str], command: str = "train") -> dict[str, Any]:
+    """What a training command makes of its arguments before anything is resolved."""
+    with patch("svdctl.cli.start.start") as start:
+        app(normalised([command, *arguments]), standalone_mode=False)
+    return start.call_args.args[1]

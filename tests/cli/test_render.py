@@ -8,7 +8,7 @@ from unittest.mock import Mock, patch
 import pytest
 from rich.console import Console
 
-from svdctl.cli.render import PlainReporter, RichReporter, choose_reporter, duration, result_lines
+from svdctl.cli.render import PlainReporter, RichReporter, choose_reporter, duration, evaluation_line, result_lines
 
 STEP = {"epoch": 2, "epochs": 12, "loss": 0.25, "acc": 0.9375, "images_per_second": 1234.4, "seconds_left": 65.0}
 EPOCH = {**STEP, "val_loss": 0.3, "val_acc": 0.91, "train_time": 3.0, "clipping_time": 0.5}
@@ -24,8 +24,9 @@ class Row:
     allowed: float | None
 
 
-def result(*layers: Row) -> Mock:
+def result(*layers: Row, certified: tuple[Mock, ...] = ()) -> Mock:
     return Mock(
+        certified=certified,
         summary=["test accuracy 97.50%"],
         layers=list(layers),
         files=[Path("runs/x/last.pt")],
@@ -109,3 +110,35 @@ def test_controlled_layers_are_shown_alone_and_all_without_control() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (65, "1:05"), (3725, "1:02:05")])
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def certified(name: str, lipschitz: float) -> Mock:
+    made = Mock(
+        epoch=7,
+        accuracy=0.98,
+        certified={36.0: 0.9612, 255.0: 0.1},
+        mean_radius=0.53,
+        lipschitz=lipschitz,
+        slack={"frames": 1.00002, "normalisation": 2.0},
+    )
+    made.name = name
+    return made
+
+
+def test_certificates_are_a_table_and_what_its_constant_is_made_of() -> None:
+    lines = result_lines(result(certified=(certified("last", 2.00004), certified("best", 3.0))))
+    (head,) = (line for line in lines if line.startswith("network"))
+    assert head.split() == ["network", "epoch", "accuracy", "36/255", "255/255", "mean", "radius", "L"]
+    (row,) = (line for line in lines if line.startswith("last"))
+    assert row.split() == ["last", "7", "98.00%", "96.12%", "10.00%", "0.5300", "2"]
+    assert len(head) == len(row)
+    assert "L of last = normalisation 2 x frames 1.00002" in lines
+    assert "L of best has factors normalisation 2 x frames 1.00002, by branches" in lines
+    assert not any("certified" in line for line in result_lines(result()))
+
+
+def test_an_evaluation_with_certificates_tells_them() -> None:
+    proved = {"val_certified_acc": 0.93, "epsilon": 36.0, "lipschitz": 2.00012}
+    assert "acc 91.00%  at 36/255 93.00%  L 2.0001  3.0 s" in evaluation_line({**EPOCH, **proved})
+    assert "L 2.0001  frames 3.1e-07" in evaluation_line({**EPOCH, **proved, "frame_deviation": 3.14e-7})
+    assert "/255" not in evaluation_line(EPOCH)

@@ -1,4 +1,4 @@
-"""`svdctl train` gives the recipe exactly what the flags say; every mistake is a sentence and an exit code."""
+"""The training commands give the recipe exactly what the flags say; every mistake is a sentence and an exit code."""
 
 import sys
 import tomllib
@@ -12,10 +12,13 @@ import pytest
 import svdctl.recipes
 from svdctl.cli.main import main
 from svdctl.cli.render import PlainReporter
+from svdctl.config.command import LIPCONV, TRAIN, Command
 from svdctl.config.flags import resolve
 from svdctl.config.train import TrainConfig
 from svdctl.errors import CheckpointError, Interrupted, TrainingError, UsageError
 from svdctl.presets import list_presets
+
+COMMANDS = (TRAIN, LIPCONV)
 
 
 @pytest.fixture
@@ -64,18 +67,20 @@ def test_flags_reach_the_recipe_with_dashes_or_underscores(recipe: Mock) -> None
     assert first == resolve({"preset": "wrn-cifar10-divide", "set": expected}).config
 
 
-@pytest.mark.parametrize("preset", list_presets())
+@pytest.mark.parametrize(
+    ("command", "preset"), [(command, preset) for command in COMMANDS for preset in list_presets(command)]
+)
 def test_a_printed_configuration_gives_itself_back(
-    preset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: Mock
+    command: Command, preset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: Mock
 ) -> None:
-    assert svdctl_exits("train", "--preset", preset, "--print-config", "--seed", "9") == 0
+    assert svdctl_exits(command.name, "--preset", preset, "--print-config", "--seed", "9") == 0
     text = capsys.readouterr().out
     file = tmp_path / "config.toml"
     file.write_text(text)
-    assert svdctl_exits("train", "--preset", str(file), "--print-config") == 0
+    assert svdctl_exits(command.name, "--preset", str(file), "--print-config") == 0
     assert capsys.readouterr().out == text
     config = TrainConfig.model_validate(tomllib.loads(text))
-    assert config == resolve({"preset": preset, "seed": 9}).config
+    assert config == resolve({"preset": preset, "seed": 9}, command).config
     recipe.run.assert_not_called()
 
 
@@ -93,10 +98,11 @@ def test_a_dry_run_prints_the_plan_alone(recipe: Mock, capsys: pytest.CaptureFix
     assert capsys.readouterr().out == "base     X\nmodel    Y\n"
 
 
-def test_presets_are_listed(capsys: pytest.CaptureFixture[str], recipe: Mock) -> None:
-    assert svdctl_exits("train", "--list-presets") == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(list_presets())
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_a_command_lists_its_own_presets(command: Command, capsys: pytest.CaptureFixture[str], recipe: Mock) -> None:
+    assert svdctl_exits(command.name, "--list-presets") == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert listed == [name for name in list_presets() if name.startswith("lipconv") == (command is LIPCONV)]
     recipe.run.assert_not_called()
 
 
@@ -108,7 +114,7 @@ def test_resume_takes_hardware_and_wandb_flags(recipe: Mock) -> None:
     (path,), named = recipe.resume.call_args
     assert path == Path("runs/x")
     assert isinstance(named.pop("reporter"), PlainReporter)
-    assert named == {"hardware": {"devices": 2, "precision": "bf16-mixed"}, "wandb": "off"}
+    assert named == {"command": TRAIN, "hardware": {"devices": 2, "precision": "bf16-mixed"}, "wandb": "off"}
     recipe.run.assert_not_called()
 
 
@@ -123,9 +129,10 @@ def test_resume_refuses_everything_else_at_once(recipe: Mock, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize("action", ["run", "resume"])
-def test_an_interrupted_run_exits_130(recipe: Mock, action: str) -> None:
+@pytest.mark.parametrize("command", ["train", "train-lipconv"])
+def test_an_interrupted_run_exits_130(recipe: Mock, action: str, command: str) -> None:
     getattr(recipe, action).return_value = Mock(completed=False)
-    assert svdctl_exits("train", *(["--resume", "x"] if action == "resume" else [])) == 130
+    assert svdctl_exits(command, *(["--resume", "x"] if action == "resume" else [])) == 130
 
 
 def test_all_faults_come_together_before_the_recipe(recipe: Mock, capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,6 +201,7 @@ def test_tracebacks_on_request(
         (["train", "--epochs", "x"], "--epochs"),
         (["train", "extra"], "extra"),
         (["trian"], "trian"),
+        (["train-lipconv", "--blok-size", "3"], "--block-size"),
     ],
 )
 def test_what_the_parser_refuses(
@@ -206,7 +214,7 @@ def test_what_the_parser_refuses(
     assert words in shown
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["train", "--help"]])
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["train", "--help"], ["train-lipconv", "--help"]])
 def test_help(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     assert svdctl_exits(*arguments) == 0
     assert "Usage: svdctl" in capsys.readouterr().out

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from svdctl.config.command import LIPCONV, TRAIN, Command
 from svdctl.config.flags import resolve
 from svdctl.config.train import TrainConfig
 from svdctl.errors import UsageError
@@ -37,7 +38,28 @@ COMMANDS = {
     "vgg-cifar10-divide": VGG_DIVIDE,
     "vgg-cifar100-divide": f"{VGG_DIVIDE} --dataset cifar100",
 }
-SHIPPED = sorted(path.stem for path in preset_folder().rglob("*.toml"))
+SOTT = "--conv-type sott --dec-rank"
+LIPCONV_COMMANDS = {
+    # The six lines of the paper's README.
+    "lipconv5-sott128": f"--block-size 1 --lr-max 0.1 {SOTT} 128 --orthogonal-k 5000",
+    "lipconv5-sott256": f"--block-size 1 --lr-max 0.1 {SOTT} 256 --orthogonal-k 5000",
+    "lipconv20-sott128": f"--block-size 4 --lr-max 0.05 {SOTT} 128 --orthogonal-k 70000",
+    "lipconv20-sott256": f"--block-size 4 --lr-max 0.05 {SOTT} 256 --orthogonal-k 70000",
+    "lipconv30-sott128": f"--block-size 6 --lr-max 0.05 {SOTT} 128 --orthogonal-k 200000",
+    "lipconv30-sott256": f"--block-size 6 --lr-max 0.05 {SOTT} 256 --orthogonal-k 200000",
+    "lipconv5-soc": "--block-size 1 --lr-max 0.1 --conv-type skew",
+    "lipconv20-soc": "--lr-max 0.05 --conv-type skew",
+    "lipconv30-soc": "--block-size 6 --lr-max 0.05 --conv-type skew --lr-schedule multistep --lr-min 0",
+    "lipconv5-cifar100-soc": "--dataset cifar100 --block-size 1 --conv-type skew --weight-decay 5e-4 --momentum 0.9",
+    "lipconv5-cifar100-sott128": f"--dataset cifar100 --block-size 1 {SOTT} 128 --orthogonal-k 5e3 --epsilon 36",
+}
+ALL = {**{name: (TRAIN, line) for name, line in COMMANDS.items()},
+       **{name: (LIPCONV, line) for name, line in LIPCONV_COMMANDS.items()}}  # fmt: skip
+SHIPPED = sorted(path.stem for path in preset_folder().glob("*.toml"))
+
+
+def family(preset: str) -> Command:
+    return LIPCONV if preset.startswith("lipconv") else TRAIN
 
 
 def without_place(config: TrainConfig) -> dict[str, Any]:
@@ -45,16 +67,18 @@ def without_place(config: TrainConfig) -> dict[str, Any]:
 
 
 def test_the_shipped_presets_are_the_papers_commands_and_the_quick_start() -> None:
-    assert sorted([*COMMANDS, "quickstart"]) == SHIPPED
+    assert sorted([*ALL, "quickstart", "lipconv-quickstart"]) == SHIPPED
     assert list(list_presets()) == SHIPPED
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", ALL)
 def test_a_paper_command_and_its_preset_are_one_configuration(name: str) -> None:
-    command = resolve(flags_of(shlex.split(f"{COMMANDS[name]} --checkpoints-path somewhere")))
-    preset = resolve({"preset": name})
-    assert without_place(command.config) == without_place(preset.config)
-    assert command.config.out_dir == Path("somewhere")
+    command, line = ALL[name]
+    place = "--checkpoints-path" if command is TRAIN else "--out-dir"
+    flags = resolve(flags_of(shlex.split(f"{line} {place} somewhere"), command.name), command)
+    preset = resolve({"preset": name}, command)
+    assert without_place(flags.config) == without_place(preset.config)
+    assert flags.config.out_dir == Path("somewhere")
     assert preset.config.name == name
 
 
@@ -62,7 +86,7 @@ def test_a_paper_command_and_its_preset_are_one_configuration(name: str) -> None
 def test_a_preset_is_described_and_survives_toml(name: str) -> None:
     assert len(list_presets()[name]) > 10
     assert (preset_folder() / f"{name}.toml").read_text().startswith("# ")
-    config = resolve({"preset": name}).config
+    config = resolve({"preset": name}, family(name)).config
     text = to_toml(config)
     assert TrainConfig.model_validate(tomllib.loads(text)) == config
 
@@ -112,3 +136,11 @@ def test_files_that_are_no_toml(tmp_path: Path) -> None:
             read_preset(str(file))
     with pytest.raises(UsageError, match="cannot be read"):
         read_preset(str(tmp_path / "folder.toml"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_preset_belongs_to_one_command(name: str) -> None:
+    other = TRAIN if family(name) is LIPCONV else LIPCONV
+    with pytest.raises(UsageError, match=f"use svdctl {family(name).name} in place of svdctl {other.name}") as caught:
+        resolve({"preset": name, "epochs": 0}, other)
+    assert len(caught.value.faults) == 2

@@ -113,7 +113,7 @@ def test_notices_name_what_differs_from_the_papers_code() -> None:
         ({**PAPER_TT, "new_layer": "cp"}, "--new-layer (layer.kind): 'cp' is not one of 'standard', 'tt'"),
         ({"set": ["normalize.mean=[1, 2]"]}, "normalize.mean.2: a value is needed here"),
         ({"clipping": "none", "clip_linear": True}, "--clip-linear needs a control; add --clipping, or leave it out"),
-        ({"preset": "wrn-cifar10-divide", "clip_freq": 0}, "--clip_freq (control.every): 0 does not do; "),
+        ({"preset": "wrn-cifar10-divide", "clip_freq": 0}, "--clip-freq (control.every): 0 does not do; "),
         ({"devices": "two"}, "--devices (hardware.devices): 'two' does not do; "),
         ({**PAPER_TT, "frames": "retract", "orthogonal_k": 3.0}, "--orthogonal-k weighs the penalty on frames; "),
     ],

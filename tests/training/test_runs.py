@@ -25,6 +25,7 @@ from svdctl.control.actions import is_layer_bounded
 from svdctl.errors import CheckpointError, DataError, TrainingError, UsageError
 from svdctl.layers.operator import batchnorm_gain
 from svdctl.recipes import train as recipe
+from svdctl.recipes.training.setup import launch, load_parts
 from svdctl.runfolder import create_run_folder, locked
 from svdctl.runlog import read_log
 
@@ -297,8 +298,8 @@ def test_mixed_precision_trains_and_stays_bounded(data: Path, precision: str) ->
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_step_on_cuda_does_not_wait_for_the_host(data: Path) -> None:
     config = make(data, accelerator="cuda")
-    parts = recipe._load_parts(config)
-    fabric = recipe._fabric(config)
+    parts = load_parts(config)
+    fabric = launch(config)
     model = build_model(config, 3).cuda()
     from svdctl.control import Controller
     from svdctl.training import Trainer

@@ -1,0 +1,145 @@
+"""The functions that `import svdctl` offers for single layers, kernels and whole networks."""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from svdctl.control.actions import clip_layer_, divide_exact_layer_
+from svdctl.errors import ShapeError
+from svdctl.layers.operator import is_controllable, operator_of
+from svdctl.spectral import bound, values
+from svdctl.spectral.bound import Bracket
+from svdctl.spectral.operator import Convolution
+
+Layer = nn.Module | Tensor | Convolution
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def convolution_of(
+    layer: Layer, *, stride: int | tuple[int, ...] = 1, dilation: int | tuple[int, ...] = 1, groups: int = 1
+) -> Convolution:
+    """A layer, a kernel `(O, I/g, *k)` or a matrix `(O, I)` as a convolution; the settings are for kernels only."""
+    if isinstance(layer, Convolution):
+        return layer
+    if isinstance(layer, Tensor):
+        kernel = layer.detach()[:, :, None] if layer.ndim == 2 else layer.detach()
+        return Convolution.make(kernel, stride=stride, dilation=dilation, groups=groups)
+    return operator_of(layer)
+
+
+def singular_values(
+    layer: Layer,
+    input_size: int | Sequence[int] = 1,
+    *,
+    stride: int | tuple[int, ...] = 1,
+    dilation: int | tuple[int, ...] = 1,
+    groups: int = 1,
+    accuracy: Literal["full", "fast"] = "full",
+) -> Tensor:
+    """All singular values of a layer with circular padding, exact, descending.
+
+    Args:
+        layer: `Conv1d/2d/3d`, `ConvTranspose`, `Linear`, `TTConv2d`, or a kernel `(O, I/g, *k)` or matrix `(O, I)`.
+        input_size: spatial size of the input; one number stands for all axes. Linear layers need none.
+        stride, dilation, groups: of a kernel; a layer knows its own.
+        accuracy: `full`, or `fast`: to 1e-3 of the largest.
+
+    Returns:
+        The values that the operator has by its shape, zeros of a TT layer's missing rank left out.
+
+    Raises:
+        ShapeError: a stride that does not divide the input, or a layer that is not known.
+
+    >>> import torch
+    >>> svdctl.singular_values(torch.tensor([[[1.0, -1.0]]]), 4).round(decimals=4)
+    tensor([2.0000, 1.4142, 1.4142, 0.0000])
+    """
+    conv = convolution_of(layer, stride=stride, dilation=dilation, groups=groups)
+    size = (input_size,) * conv.axes if isinstance(input_size, int) else tuple(input_size)
+    if isinstance(layer, _TRANSPOSED):
+        size = tuple(n * s for n, s in zip(size, conv.stride, strict=True))
+    return values.singular_values(conv, size, accuracy=accuracy)
+
+
+def spectral_norm_bound(
+    layer: Layer,
+    *,
+    tolerance: float = bound.TOLERANCE,
+    stride: int | tuple[int, ...] = 1,
+    dilation: int | tuple[int, ...] = 1,
+    groups: int = 1,
+) -> Bracket:
+    """Proved bracket of a layer's norm over every input size, for zero and circular padding; rounding included.
+
+    Args:
+        layer: as for `singular_values`.
+        tolerance: wanted `upper / lower - 1`.
+        stride, dilation, groups: of a kernel; a layer knows its own.
+
+    Raises:
+        ShapeError: a layer that is not known, a padding that repeats pixels, or weights that are not finite.
+
+    >>> import torch
+    >>> found = svdctl.spectral_norm_bound(torch.tensor([[[1.0, -1.0]]]))
+    >>> found.lower <= 2 <= found.upper
+    True
+    """
+    padding = getattr(layer, "padding_mode", "zeros")
+    if padding not in ("zeros", "circular"):
+        raise ShapeError(
+            f"padding {padding!r} repeats pixels, so the kernel alone bounds nothing; use svdctl.lipschitz_bound"
+        )
+    return bound.norm_bound(convolution_of(layer, stride=stride, dilation=dilation, groups=groups), tolerance=tolerance)
+
+
+@torch.no_grad()
+def clip_(model: nn.Module, *, max: float, layers: str | Sequence[str] = "*", linear: bool = False) -> dict[str, float]:
+    """Bring all singular values of a network's convolutions down to `max`, in place, the bound proved afterwards.
+
+    Args:
+        model: any module, or a single layer.
+        max: the largest singular value allowed.
+        layers: patterns of names, as `layer3.*`.
+        linear: clip linear layers too.
+
+    Returns:
+        How far each layer moved (Frobenius norm of its kernel's change); 0 for those that were within the bound.
+
+    Raises:
+        ShapeError: no layer matches, or a kernel is not finite.
+    """
+    return {name: clip_layer_(layer, max) for name, layer in _chosen(model, layers, linear).items()}
+
+
+@torch.no_grad()
+def divide_(
+    model: nn.Module, *, max: float, layers: str | Sequence[str] = "*", linear: bool = False
+) -> dict[str, float]:
+    """Scale each convolution of a network by `min(1, max / norm)`, in place, the bound proved afterwards.
+
+    Args and Raises as for `clip_`.
+
+    Returns:
+        The factor of each layer.
+    """
+    return {name: divide_exact_layer_(layer, max) for name, layer in _chosen(model, layers, linear).items()}
+
+
+def _chosen(model: nn.Module, layers: str | Sequence[str], linear: bool) -> dict[str, nn.Module]:
+    patterns = (layers,) if isinstance(layers, str) else tuple(layers)
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if is_controllable(module)
+        and (linear or module is model or not isinstance(module, nn.Linear))
+        and any(fnmatchcase(name, pattern) for pattern in patterns)
+    }
+    if not found:
+        what = "convolution or linear layer" if linear else "convolution"
+        raise ShapeError(
+            f"the pattern {' or '.join(patterns)} matches nothing: no {what} of the network has such a name"
+        )
+    return found

@@ -1,0 +1,125 @@
+"""Functions of each entry: their largest slope, and a bound on the error of their evaluation.
+
+Slopes that are no round numbers are the derivative at its stationary point, rounded up; the tests prove each of them on
+a grid with a bound on the second derivative. Errors presume that exp, log1p, tanh and erf err by at most 8 unit
+roundoffs, relatively: the libraries in use promise 1 to 4.
+"""
+
+import math
+
+from svdctl.certify.facts import Affine, Arithmetic
+from svdctl.certify.rules import Call, rule
+from svdctl.certify.trace import Traced
+
+GELU = 1.1289042
+"""At sqrt(2): `Phi(sqrt 2) + sqrt(2) phi(sqrt 2)`."""
+GELU_TANH = 1.1289931
+SILU = 1.0998394
+MISH = 1.0884982
+SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
+
+
+@rule("relu", "relu6", "hardtanh", "clamp", "clip", "clamp_min", "clamp_max", "abs", "absolute", "neg", "negative")
+def _exact(call: Call) -> Traced:
+    return call.elementwise(1.0)
+
+
+@rule("leaky_relu")
+def _leaky_relu(call: Call) -> Traced:
+    slope = abs(float(call.argument(1, "negative_slope", 0.01)))
+    return call.elementwise(max(1.0, slope), units=2 * slope)
+
+
+@rule("prelu")
+def _prelu(call: Call) -> Traced:
+    slope = float(call.constant(call.argument(1, "weight")).abs().max())
+    return call.elementwise(max(1.0, slope), units=2 * slope)
+
+
+@rule("tanh", "tanhshrink", "sin", "softsign")
+def _unit_slope(call: Call) -> Traced:
+    return call.elementwise(1.0, units=24)
+
+
+@rule("cos", "logsigmoid")
+def _unit_slope_with_offset(call: Call) -> Traced:
+    return call.elementwise(1.0, units=24, offset=1.0)
+
+
+@rule("erf")
+def _erf(call: Call) -> Traced:
+    return call.elementwise(2 / math.sqrt(math.pi), units=16)
+
+
+@rule("sigmoid")
+def _sigmoid(call: Call) -> Traced:
+    return call.elementwise(0.25, units=16, offset=1.0)
+
+
+@rule("hardsigmoid")
+def _hardsigmoid(call: Call) -> Traced:
+    return call.elementwise(1 / 6, units=8, offset=1.0)
+
+
+@rule("hardswish")
+def _hardswish(call: Call) -> Traced:
+    return call.elementwise(1.5, units=16)
+
+
+@rule("silu")
+def _silu(call: Call) -> Traced:
+    return call.elementwise(SILU, units=32)
+
+
+@rule("mish")
+def _mish(call: Call) -> Traced:
+    return call.elementwise(MISH, units=64)
+
+
+@rule("gelu")
+def _gelu(call: Call) -> Traced:
+    return call.elementwise(GELU if call.argument(1, "approximate", "none") == "none" else GELU_TANH, units=64)
+
+
+@rule("elu")
+def _elu(call: Call) -> Traced:
+    if len(call.args) > 3 or not {"alpha", "inplace"}.issuperset(call.kwargs):
+        raise call.unknown("with scales besides alpha")
+    alpha = abs(float(call.argument(1, "alpha", 1.0)))
+    return call.elementwise(max(1.0, alpha), units=16 * max(1.0, alpha))
+
+
+@rule("celu")
+def _celu(call: Call) -> Traced:
+    return call.elementwise(1.0, units=32)
+
+
+@rule("selu")
+def _selu(call: Call) -> Traced:
+    return call.elementwise(SELU_SCALE * SELU_ALPHA * (1 + 1e-15), units=32)
+
+
+@rule("softplus")
+def _softplus(call: Call) -> Traced:
+    beta, threshold = float(call.argument(1, "beta", 1.0)), float(call.argument(2, "threshold", 20.0))
+    # torch returns x itself past the threshold: a jump, which is no slope but an error.
+    jump = math.log1p(math.exp(-threshold)) / beta
+    return call.elementwise(1.0, units=24, offset=1 / beta, jump=jump)
+
+
+@rule("softshrink")
+def _softshrink(call: Call) -> Traced:
+    return call.elementwise(1.0, units=2, offset=abs(float(call.argument(1, "lambd", 0.5))))
+
+
+@rule("softmax")
+def _softmax(call: Call) -> Traced:
+    """Its Jacobian is the covariance of a random unit vector, whose variance along any direction is at most 1/2."""
+    x, output = call.source(), call.run()
+    root = math.sqrt(output.numel())
+
+    def local(size: Affine, arithmetic: Arithmetic) -> Affine:
+        # Rounding x - max shifts each exponent by u (|x| + |max|), and so the outputs by half of it in norm.
+        return size * (4 * root * arithmetic.unit) + Affine(arithmetic.unit * (output.numel() + 32) * root)
+
+    return call.through(x, output, 0.5, local, "activation")

@@ -1,0 +1,118 @@
+"""What is known of one value inside a network, for every image x at distance at most D from a fixed centre c.
+
+Notation: v(x) is the value in exact arithmetic and `v^(x)` as it is computed, in any order of summation. All norms are
+Euclidean, over all entries of one image's value.
+
+Note 1, magnitude. With the error e(D) >= |v^(x) - v(x)|, the computed value satisfies
+`|v^(x)| <= |v(x)| + e(D) <= |v(c)| + L D + e(D) <= |v^(c)| + e(0) + L D + e(D)`,
+and `|v^(c)|` is read off one pass. So errors and magnitudes are affine functions of D, and stay so through a network.
+Several arithmetics are followed at once; the pass itself is done in the first of them.
+
+Note 2, the bounds' own rounding. They are sums and products of non-negative float64 numbers, nothing is subtracted, so
+that every operation costs a relative 2^-53. `outward` multiplies a result by 1 + 1e-10, enough for 400,000 of them.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+def outward(bound: float) -> float:
+    """The bound, enlarged by all that its own computation can have rounded away; see Note 2."""
+    return bound * (1 + 1e-10)
+
+
+def gamma(operations: int, unit: float) -> float:
+    """`n u / (1 - n u)`: the relative error of n roundings (Higham 2002, Lemma 3.1); infinite when n u >= 1/2."""
+    product = operations * unit
+    return product / (1 - product) if product < 0.5 else math.inf
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How values are computed: the precision, and whether the error of a linear layer is measured or bounded."""
+
+    dtype: torch.dtype
+    measured: bool = False
+
+    @property
+    def unit(self) -> float:
+        """Unit roundoff, the largest relative error of one operation."""
+        return torch.finfo(self.dtype).eps / 2
+
+    @property
+    def tiny(self) -> float:
+        """At least the error of a product that underflows."""
+        return torch.finfo(self.dtype).tiny
+
+
+@dataclass(frozen=True)
+class Affine:
+    """`constant + slope * D + sum of coefficients * measured errors`, all non-negative."""
+
+    constant: float = 0.0
+    slope: float = 0.0
+    measured: Mapping[str, float] = field(default_factory=dict)
+    """Coefficients, by the name of the measurement."""
+
+    def __call__(self, distance: float) -> float:
+        """The part without measurements."""
+        # Not inf * 0: a bound that is lost is lost at every distance.
+        return math.inf if math.isinf(self.slope) else self.constant + self.slope * distance
+
+    def __add__(self, other: Self) -> "Affine":
+        names = self.measured.keys() | other.measured.keys()
+        measured = {name: self.measured.get(name, 0.0) + other.measured.get(name, 0.0) for name in names}
+        return Affine(self.constant + other.constant, self.slope + other.slope, measured)
+
+    def __mul__(self, factor: float) -> "Affine":
+        def scaled(part: float) -> float:
+            return 0.0 if part == 0 or factor == 0 else part * factor
+
+        measured = {name: scaled(part) for name, part in self.measured.items()}
+        return Affine(scaled(self.constant), scaled(self.slope), measured)
+
+    @classmethod
+    def root_sum_square(cls, parts: list["Affine"]) -> "Affine":
+        """At least the norm of the parts, by the triangle inequality for the vectors of coefficients."""
+        names = {name for part in parts for name in part.measured}
+        measured = {name: math.hypot(*(part.measured.get(name, 0.0) for part in parts)) for name in names}
+        return cls(
+            math.hypot(*(part.constant for part in parts)), math.hypot(*(part.slope for part in parts)), measured
+        )
+
+
+@dataclass(frozen=True)
+class Readout:
+    """That a value is affine in an earlier one: `value = rows @ earlier + constant`."""
+
+    lipschitz: float
+    """Constant of the earlier value with respect to the image."""
+    rows: Callable[[], tuple[Tensor, float]]
+    """Gives the matrix `(numel of the value, numel of the earlier one)`, float64, and a bound on its error's norm."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is proved of a value."""
+
+    lipschitz: float
+    """Constant of v with respect to the image."""
+    centre: float
+    """At least `|v^(c)|`, in the first arithmetic."""
+    errors: tuple[Affine, ...]
+    """At least `|v^(x) - v(x)|`, for each arithmetic."""
+    readout: Readout | None = None
+
+    def magnitude(self, index: int) -> Affine:
+        """At least `|v^(x)|` in the arithmetic of this index; see Note 1."""
+        return Affine(self.centre + self.errors[0].constant, self.lipschitz) + self.errors[index]
+
+
+def norm_above(tensor: Tensor) -> float:
+    """At least the Euclidean norm of all entries."""
+    return float(tensor.double().norm()) * (1 + (tensor.numel() + 8) * 2.0**-52)

@@ -1,0 +1,102 @@
+"""Bounds for whole networks: how far an output can move with the image, and how far from it rounding can lead."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from svdctl.certify.network import follow, frozen
+from svdctl.certify.trace import Contribution
+
+
+@dataclass(frozen=True)
+class LipschitzBound:
+    """A proved l2 Lipschitz constant of a network with respect to the pixels of its input, in evaluation mode."""
+
+    value: float
+    """The constant, rounded up."""
+    layers: tuple[Contribution, ...]
+    """What each layer and function adds, in the order of the pass; functions of gain 1 are left out."""
+
+    def by_kind(self) -> dict[str, float]:
+        """Product of all factors of one kind; for a network without sums and concatenations their product is L."""
+        totals: dict[str, float] = {}
+        for layer in self.layers:
+            for kind, factor in layer.factors.items():
+                totals[kind] = totals.get(kind, 1.0) * factor
+        return totals
+
+    def __str__(self) -> str:
+        lines = [f"Lipschitz constant at most {self.value:.6g} (l2, per pixel unit)"]
+        width = max((len(layer.name) for layer in self.layers), default=0)
+        for layer in self.layers:
+            parts = ", ".join(f"{kind} {factor:.6g}" for kind, factor in layer.factors.items())
+            lines.append(f"  {layer.name:<{width}}  {layer.kind:<16}  {parts}  ->  {layer.lipschitz:.6g}")
+        return "\n".join(lines)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's tensors lie."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+def own_dtype(model: nn.Module) -> torch.dtype:
+    """float64 for a float64 model, float32 for all others."""
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.dtype.is_floating_point}
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def lipschitz_bound(
+    model: nn.Module, input_shape: tuple[int, ...], *, tolerance: float | None = None
+) -> LipschitzBound:
+    """Bound the l2 Lipschitz constant of a network, from pixels to outputs, in evaluation mode.
+
+    The network is followed through its Python code on one image, so loops and shape checks are fine; whatever depends
+    on the image's numbers, or has no rule, is an error that names the function and the module. Constants multiply along
+    a path, add up in sums, and their squares add up in concatenations. The bound is about real arithmetic with the
+    weights as they are (parametrised ones in the model's precision); `rounding_bound` has the rest. The network must be
+    deterministic, and must treat the images of a batch one by one.
+
+    Args:
+        model: any module from one image batch to one tensor; it is left as it is.
+        input_shape: one image without the batch axis, `(C, H, W)`.
+        tolerance: how far the norm of each kernel may be overestimated, relatively; by default what costs little, see
+            `layer_gain`.
+
+    Raises:
+        ShapeError: an operation without a rule, weights that are not finite, BatchNorm without running statistics.
+    """
+    centre = torch.zeros(1, *input_shape, dtype=own_dtype(model), device=device_of(model))
+    result = follow(frozen(model, centre.dtype), centre, tolerance=tolerance)
+    return LipschitzBound(result.facts.lipschitz, result.contributions)
+
+
+def rounding_bound(
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    dtype: torch.dtype,
+    input_norm: float,
+    *,
+    tolerance: float | None = None,
+) -> float:
+    """Bound `|computed outputs - exact outputs|_2` over all images of norm at most `input_norm`.
+
+    It is an a-priori bound. It presumes IEEE arithmetic in `dtype`, sums of products in any order, with or without
+    fused multiply-add, and elementary functions to 8 unit roundoffs. It does not cover TF32, bfloat16 products inside
+    float32, or convolutions by Winograd or FFT; float64 convolutions are never computed in these ways.
+
+    It grows with the width: about `1e-16 * inputs per output` relative in each layer in float64, where it is harmless.
+    In float32 the true error is some 1e-6, but what can be proved for wide networks is often no better than 1.
+
+    Args:
+        model: as in `lipschitz_bound`; evaluated in `dtype`, weights converted.
+        input_shape: `(C, H, W)`.
+        dtype: float64 or float32.
+        input_norm: Euclidean norm over all pixels; at most `sqrt(C H W)` for images in [0, 1].
+        tolerance: as in `lipschitz_bound`.
+    """
+    centre = torch.zeros(1, *input_shape, dtype=dtype, device=device_of(model))
+    error = follow(frozen(model, dtype), centre, tolerance=tolerance).facts.errors[0](input_norm)
+    return error if not math.isnan(error) else math.inf

@@ -1,0 +1,181 @@
+"""Certified radii: how far, in pixel units, an image can move in l2 before the answer could change.
+
+Note. Let z be the exact logits and z^ the computed ones, L_ij a Lipschitz constant of `z_i - z_j`, and e(D) the bound
+on |z^ - z|_2 at distance D from the grey image. For x in [0, 1]^n (so D <= D0 = sqrt(n) / 2) and |x' - x| <= r,
+`z^_i(x') - z^_j(x') >= z^_i(x) - z^_j(x) - L_ij r - sqrt(2) (e(D0) + e(D0 + r))`.
+With e(D) = e0 + e1 D the right side is positive for all r below
+`(z^_i(x) - z^_j(x) - 2 sqrt(2) e(D0)) / (L_ij + sqrt(2) e1)`.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from svdctl.certify.facts import Facts, outward
+from svdctl.certify.lipschitz import LipschitzBound, device_of
+from svdctl.certify.network import follow, frozen
+from svdctl.errors import DataError, ShapeError
+
+RADII = (36 / 255, 72 / 255, 108 / 255, 255 / 255)
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """What was proved of a set of images."""
+
+    radii: Tensor
+    """`(N,)` float64 on the host, in pixel units; 0 where the answer is wrong or nothing is proved."""
+    correct: Tensor
+    """`(N,)` bool: whether the network's answer is the label."""
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.correct.double().mean())
+
+    @property
+    def mean_radius(self) -> float:
+        """Average certified radius, wrong answers counted as 0."""
+        return float(self.radii.mean())
+
+    def certified_accuracy(self, radius: float) -> float:
+        """Share of images whose answer is right and proved to stay at every distance up to `radius`."""
+        return float((self.radii > radius).double().mean())
+
+    def table(self, radii: Sequence[float] = RADII) -> dict[float, float]:
+        """Certified accuracy at each radius."""
+        return {radius: self.certified_accuracy(radius) for radius in radii}
+
+    def curve(self) -> tuple[Tensor, Tensor]:
+        """Certified accuracy against radius, see `certified_curve`."""
+        return certified_curve(self.radii)
+
+
+def certified_curve(radii: Tensor) -> tuple[Tensor, Tensor]:
+    """The share of images with a larger certified radius, as a function of the radius.
+
+    Args:
+        radii: `(N,)`.
+
+    Returns:
+        Radii `(M,)`, ascending from 0, and shares `(M,)`: `y[i]` holds from `x[i]` to `x[i + 1]` (draw steps "post").
+    """
+    finite = radii[torch.isfinite(radii)].double()
+    x = torch.cat((finite.new_zeros(1), finite)).unique()
+    larger = len(radii) - torch.searchsorted(radii.double().sort().values, x, right=True)
+    return x, larger.double() / max(len(radii), 1)
+
+
+class Certifier:
+    """Certifies the answers of a network; all that does not depend on the images is computed once, here.
+
+    The claim is about the network as evaluated by `logits`: a frozen copy in `dtype`, without autocast, whatever
+    precision it was trained in. In float64 the rounding term is negligible. In float32 it is honest and, for wide
+    networks, often so large that nothing can be certified: see `rounding_bound`.
+
+    Args:
+        model: from images in [0, 1] `(N, *input_shape)` to logits `(N, classes)`; normalisation is its own affair.
+        input_shape: `(C, H, W)`.
+        dtype: float64 or float32.
+        tolerance: see `lipschitz_bound`.
+
+    Raises:
+        ShapeError: an operation without a rule, another dtype, or an output that is not `(N, classes)`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        input_shape: tuple[int, ...],
+        *,
+        dtype: torch.dtype = torch.float64,
+        tolerance: float | None = None,
+    ) -> None:
+        if dtype not in (torch.float64, torch.float32):
+            raise ShapeError(f"certificates are evaluated in float64 or float32, not {dtype}")
+        self.dtype = dtype
+        self.network = frozen(model, dtype)
+        grey = torch.full((1, *input_shape), 0.5, dtype=dtype, device=device_of(model))
+        with plain_arithmetic(dtype):
+            result = follow(self.network, grey, tolerance=tolerance)
+        if result.output.ndim != 2 or result.output.shape[1] < 2:
+            shape = tuple(result.output.shape)
+            raise ShapeError(f"certificates need logits of shape (1, classes) for one image, not {shape}")
+        self.bound = LipschitzBound(result.facts.lipschitz, result.contributions)
+        self.rounding = result.facts.errors[0]
+        self.reach = math.sqrt(grey.numel()) / 2
+        self.pairwise = pairwise_constants(result.facts, result.output.shape[1]).to(grey.device)
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits `(N, classes)` in `dtype`, the ones that the certificates are about."""
+        if images.dtype == torch.float64 and self.dtype != torch.float64:
+            raise ShapeError("float64 images would be rounded by a float32 certifier; convert them first")
+        with plain_arithmetic(self.dtype), torch.autocast(images.device.type, enabled=False):
+            return self.network(images.to(self.dtype))
+
+    @torch.no_grad()
+    def radii(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Certified l2 radii `(N,)` in float64, on the device of the logits.
+
+        Args:
+            logits: `(N, classes)` from `logits`, of images in [0, 1].
+            labels: `(N,)`; an image that is answered otherwise has radius 0.
+        """
+        wide = logits.double()
+        margins = wide.gather(1, labels[:, None]) - wide
+        constants = self.pairwise[labels] + outward(math.sqrt(2) * self.rounding.slope)
+        proved = margins * (1 - 1e-12) - outward(2 * math.sqrt(2) * self.rounding(self.reach))
+        radii = (proved / constants).nan_to_num(nan=0.0, posinf=math.inf)
+        # The label's own column has margin 0.
+        radii.scatter_(1, labels[:, None], math.inf)
+        return radii.amin(1).clamp_min(0.0) * (1 - 1e-12)
+
+    def evaluate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Certificates:
+        """Certify batches of (images in [0, 1], labels).
+
+        Raises:
+            DataError: pixels outside of [0, 1], or no image at all.
+        """
+        radii, correct, outside = [], [], []
+        for images, labels in batches:
+            logits = self.logits(images)
+            radii.append(self.radii(logits, labels))
+            correct.append(logits.argmax(1) == labels)
+            outside.append(torch.stack((images.amin(), -images.amax() + 1)).amin())
+        if not radii:
+            raise DataError("there is no image to certify; give at least one batch")
+        if not bool((torch.stack(outside) >= 0).all()):
+            raise DataError("certificates are for pixels in [0, 1]; give images as they are before normalisation")
+        return Certificates(torch.cat(radii).cpu(), torch.cat(correct).cpu())
+
+
+def pairwise_constants(facts: Facts, classes: int) -> Tensor:
+    """Lipschitz constants `(classes, classes)` of the differences of logits, the last layer's rows used where known."""
+    constants = torch.full((classes, classes), math.sqrt(2) * facts.lipschitz, dtype=torch.float64)
+    if facts.readout is not None:
+        rows, error = facts.readout.rows()
+        apart = torch.cdist(rows.cpu(), rows.cpu(), compute_mode="donot_use_mm_for_euclid_dist")
+        exact = facts.readout.lipschitz * (apart + math.sqrt(2) * error)
+        constants = torch.minimum(constants, exact)
+    return constants * (1 + 1e-10)
+
+
+@contextmanager
+def plain_arithmetic(dtype: torch.dtype) -> Iterator[None]:
+    """Arithmetic as `rounding_bound` presumes: float32 without TF32, bfloat16, Winograd or FFT."""
+    if dtype != torch.float32:
+        yield
+        return
+    precision = torch.get_float32_matmul_precision()
+    with ExitStack() as stack:
+        stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        stack.enter_context(torch.backends.nnpack.flags(enabled=False))
+        try:
+            torch.set_float32_matmul_precision("highest")
+            yield
+        finally:
+            torch.set_float32_matmul_precision(precision)

@@ -1,0 +1,196 @@
+"""Tensors that carry, beside their numbers for one image, what is proved of them for all images.
+
+They are a subclass, so Python's control flow on shapes works as always. Every torch function that meets one is looked
+up in a table (`rules`); one that is not there is an error that names it. The subclass's own storage lies on the meta
+device: whatever slips past the table in C++ gets no numbers, and fails.
+"""
+
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from svdctl.certify.facts import Affine, Arithmetic, Facts, Readout, gamma, norm_above
+from svdctl.certify.gains import Gain
+from svdctl.errors import ShapeError
+
+_MOST_LOGITS = 1000
+_LARGEST_READOUT = 1 << 22
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What one layer or function adds to a Lipschitz constant."""
+
+    name: str
+    """Path of the innermost module that was running."""
+    kind: str
+    gain: float
+    """Proved factor from its input to its output; of a sum, constant of the output over the largest of the operands."""
+    factors: Mapping[str, float]
+    """The gain by kind of slack."""
+    lipschitz: float
+    """Constant of the output with respect to the image."""
+
+
+class Traced(Tensor):
+    """A tensor with facts; made by a `Tracer`."""
+
+    value: Tensor
+    facts: Facts | None
+    tracer: "Tracer"
+
+    @classmethod
+    def make(cls, tracer: "Tracer", value: Tensor, facts: Facts) -> Self:
+        made = torch.Tensor._make_subclass(cls, torch.empty(value.shape, dtype=value.dtype, device="meta"))
+        made.value, made.facts, made.tracer = value, facts, tracer
+        tracer.live.append(weakref.ref(made))
+        return made
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        first = next(value for value in leaves((args, kwargs)) if isinstance(value, Traced))
+        with torch._C.DisableTorchFunctionSubclass():
+            return first.tracer.dispatch(first.tracer, func, tuple(args), kwargs)
+
+
+@dataclass
+class Tracer:
+    """State of one trace.
+
+    Args:
+        dispatch: runs a torch function on traced tensors.
+        tolerance: passed to `layer_gain`.
+        arithmetics: whose rounding is bounded; the pass is done in the first.
+    """
+
+    dispatch: Callable[["Tracer", Any, tuple[Any, ...], dict[str, Any]], Any]
+    tolerance: float | None
+    arithmetics: tuple[Arithmetic, ...]
+    contributions: list[Contribution] = field(default_factory=list)
+    path: list[tuple[str, nn.Module]] = field(default_factory=list)
+    live: list[weakref.ref[Traced]] = field(default_factory=list)
+    gains: dict[Any, tuple[Any, Gain]] = field(default_factory=dict)
+
+    calls: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.arithmetics[0].dtype
+
+    @property
+    def where(self) -> str:
+        """The module being run, for messages."""
+        if not self.path:
+            return "the network"
+        name, module = self.path[-1]
+        return f"module {name!r} ({type(module).__name__})" if name else f"the network ({type(module).__name__})"
+
+    def once(self, key: Any, compute: Callable[[], Gain], keep: Any) -> Gain:
+        """A gain from the cache; `keep` holds the objects alive whose identity is in the key."""
+        if key not in self.gains:
+            try:
+                self.gains[key] = (keep, compute())
+            except ShapeError as error:
+                raise ShapeError(f"{self.where}: {error}") from error
+        return self.gains[key][1]
+
+    def errors(self, bound: Callable[[int, Arithmetic], Affine]) -> tuple[Affine, ...]:
+        """A bound for each arithmetic."""
+        return tuple(bound(index, arithmetic) for index, arithmetic in enumerate(self.arithmetics))
+
+    def wrap(
+        self, value: Tensor, lipschitz: float, errors: tuple[Affine, ...], readout: Readout | None = None
+    ) -> Traced:
+        """A new traced tensor."""
+        if value.dtype != self.dtype:
+            raise ShapeError(
+                f"{self.where} changes the precision from {self.dtype} to {value.dtype}; keep one precision"
+            )
+        centre = norm_above(value)
+        if not (lipschitz < float("inf") and centre < float("inf")):
+            raise ShapeError(f"{self.where} gives values or a gain that are not finite; the network has no bound")
+        return Traced.make(self, value, Facts(lipschitz, centre, errors, readout))
+
+    def contribute(self, kind: str, gain: float, factors: Mapping[str, float], lipschitz: float) -> None:
+        """Note what the innermost module adds."""
+        name = self.path[-1][0] if self.path else ""
+        self.contributions.append(Contribution(name or "(network)", kind, gain, factors, lipschitz))
+
+    def facts(self, tensor: Traced) -> Facts:
+        """The facts of a tensor that is still what it was."""
+        if tensor.facts is None:
+            raise ShapeError(f"{self.where} uses a view of a tensor that was changed in place; clone it before")
+        return tensor.facts
+
+    def replace(self, tensor: Traced, new: Traced) -> Traced:
+        """Give `tensor` the value and facts of `new`: an operation in place. Views that share its memory go stale."""
+        pointer = tensor.value.untyped_storage().data_ptr()
+        alive = [other for other in (reference() for reference in self.live) if other is not None]
+        for other in alive:
+            if other is not tensor and other is not new and other.value.untyped_storage().data_ptr() == pointer:
+                other.facts = None
+        tensor.value, tensor.facts = new.value, new.facts
+        self.live = [weakref.ref(other) for other in alive]
+        return tensor
+
+    def layer(
+        self, kind: str, x: Traced, output: Tensor, gain: Gain, run: Callable[[Tensor], Tensor], measured: str = ""
+    ) -> Traced:
+        """The output of a layer with this gain.
+
+        Args:
+            kind: for the report.
+            x, output: its input, and its output's numbers.
+            gain: what is proved of it.
+            run: the layer, for the rows of a readout.
+            measured: name of the measurement of its error, for arithmetics that have one.
+        """
+        facts = self.facts(x)
+        bias = 0.0 if gain.bias is None else norm_above(gain.bias) * (output.numel() / gain.bias.numel()) ** 0.5
+
+        def error(index: int, arithmetic: Arithmetic) -> Affine:
+            before = facts.errors[index] * gain.value
+            if measured and arithmetic.measured:
+                return before + Affine(measured={measured: 1.0})
+            relative = gain.rounding(arithmetic.unit)
+            if relative == 0:
+                return before
+            tiny = arithmetic.tiny * (gain.terms + 8) * output.numel()
+            local = facts.magnitude(index) * relative
+            return before + local + Affine(gamma(gain.terms + 1, arithmetic.unit) * bias + tiny)
+
+        lipschitz = facts.lipschitz * gain.value
+        self.contribute(kind, gain.value, gain.factors, lipschitz)
+        relative = gain.rounding(self.arithmetics[0].unit)
+        readout = self._readout(x, output, relative, run) if gain.is_affine else None
+        return self.wrap(output, lipschitz, self.errors(error), readout)
+
+    def _readout(self, x: Traced, output: Tensor, relative: float, run: Callable[[Tensor], Tensor]) -> Readout | None:
+        """The affine map's rows, where they are few enough to be the logits'."""
+        count, shape, value = output.numel(), tuple(output.shape[1:]), x.value
+        if len(output) != 1 or count > _MOST_LOGITS or count * value.numel() > _LARGEST_READOUT:
+            return None
+
+        def rows() -> tuple[Tensor, float]:
+            start = value.new_zeros(count, *value.shape[1:]).requires_grad_()
+            units = torch.eye(count, dtype=value.dtype, device=value.device).reshape(count, *shape)
+            with torch.enable_grad():
+                found = torch.autograd.grad(run(start), start, units)[0].double().flatten(1)
+            # A backward pass takes the same stages in turn: it errs as the forward pass does, up to second order.
+            return found, 4 * relative * count**0.5
+
+        return Readout(self.facts(x).lipschitz, rows)
+
+
+def leaves(value: Any) -> list[Any]:
+    """All items of nested sequences and mappings."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [leaf for item in value for leaf in leaves(item)]
+    return [value]

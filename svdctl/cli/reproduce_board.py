@@ -1,0 +1,173 @@
+"""What a person sees of `svdctl reproduce`: a live board of rows on a terminal, plain lines elsewhere."""
+
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from svdctl.cli.render import duration
+
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.table import Table
+
+    from svdctl.recipes.reproduction.execute import Outcome
+    from svdctl.recipes.reproduction.plan import Plan, Run
+    from svdctl.recipes.reproduction.store import Store
+
+
+def choose_board() -> "PlainBoard":
+    """The board that suits stdout."""
+    return LiveBoard() if sys.stdout.isatty() else PlainBoard()
+
+
+@dataclass(frozen=True)
+class RowState:
+    """One run on the board."""
+
+    name: str
+    state: str
+    detail: str
+    left: float | None
+    """Seconds of training left."""
+
+
+class PlainBoard:
+    """A line when a run changes its state, and every half minute for those that go on."""
+
+    every = 30.0
+
+    def __init__(self) -> None:
+        self._runs: list[Run] = []
+        self._ended: dict[str, Outcome] = {}
+        self._began = time.time()
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, plan: "Plan", runs: Sequence["Run"], store: "Store") -> None:
+        self._runs, self._store, self._began = list(runs), store, time.time()
+        titles = ", ".join(table.name for table in plan.tables)
+        self.say(f"{titles}: {len(runs)} runs, in {store.out_dir}")
+        self._begin()
+
+    def _begin(self) -> None:
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def outcome(self, run: "Run", outcome: "Outcome") -> None:
+        self._ended[run.id] = outcome
+        took = duration(time.time() - self._began)
+        what = f"failed: {outcome.figures.reason}" if outcome.state == "failed" else outcome.state
+        self.say(f"[{len(self._ended)}/{len(self._runs)}] {run.config.name}: {what} (after {took}{self._all_left()})")
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+
+    def close(self) -> None:
+        """May be called twice."""
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(self.every):
+            for row in self.states():
+                if row.state not in ("waiting", "done", "failed"):
+                    left = "" if row.left is None else f", {duration(row.left)} left"
+                    self.say(f"{row.name}: {row.state} {row.detail}{left}")
+
+    def _all_left(self) -> str:
+        """Time for all that is left, at the pace so far."""
+        done, rest = len(self._ended), len(self._runs) - len(self._ended)
+        seconds = (time.time() - self._began) / max(1, done) * rest
+        return f", about {duration(seconds)} left" if done and rest else ""
+
+    def states(self) -> Iterator[RowState]:
+        """Every run as it stands, other commands' work included."""
+        for run in self._runs:
+            ended = self._ended.get(run.id)
+            if ended is not None:
+                yield RowState(run.config.name, ended.state, _figures(ended), None)
+                continue
+            status = self._store.read_status(run.key)
+            if status.get("time", 0) < self._began or status.get("state") in ("done", "failed", "interrupted"):
+                yield RowState(run.config.name, "waiting", "", None)
+            else:
+                left = status.get("seconds_left") if status["state"] == "training" else None
+                yield RowState(run.config.name, status["state"], _detail(status), left)
+
+
+def _detail(status: dict[str, Any]) -> str:
+    if status["state"] == "evaluating":
+        return str(status.get("detail", ""))
+    parts = []
+    if "epoch" in status:
+        parts.append(f"epoch {status['epoch']:.0f}/{status['epochs']:.0f}")
+    if "loss" in status:
+        parts.append(f"loss {status['loss']:.3f}")
+    if "val_acc" in status:
+        parts.append(f"held-out {status['val_acc']:.1%}")
+    return " ".join(parts)
+
+
+def _figures(outcome: "Outcome") -> str:
+    from svdctl.recipes.reproduction.columns import LOOKS
+
+    if outcome.figures.reason is not None:
+        return outcome.figures.reason
+    shown = {column: value for column, value in outcome.figures.values.items() if column != "train-hours"}
+    return "  ".join(
+        f"{LOOKS[column].header.removesuffix(', %')} {LOOKS[column].shown(v)}" for column, v in shown.items()
+    )
+
+
+class LiveBoard(PlainBoard):
+    """A table of all runs that is drawn anew twice a second."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        super().__init__()
+        self._console = Console(highlight=False)
+        self._live: Live | None = None
+
+    def _begin(self) -> None:
+        from rich.live import Live
+
+        self._live = Live(
+            get_renderable=self.table, console=self._console, refresh_per_second=2, vertical_overflow="ellipsis"
+        )
+        self._live.start()
+
+    def outcome(self, run: "Run", outcome: "Outcome") -> None:
+        self._ended[run.id] = outcome
+
+    def say(self, text: str) -> None:
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def table(self) -> "Table":
+        """All runs as they stand."""
+        from rich.table import Table
+        from rich.text import Text
+
+        took = duration(time.time() - self._began)
+        caption = f"{len(self._ended)} of {len(self._runs)} done, {took} so far{self._all_left()}"
+        table = Table(box=None, caption=caption, caption_justify="left", pad_edge=False)
+        table.add_column("run", no_wrap=True)
+        table.add_column("state", no_wrap=True)
+        table.add_column("", ratio=1, no_wrap=True, overflow="ellipsis")
+        table.add_column("left", justify="right", no_wrap=True)
+        styles = {"done": "green", "failed": "red", "waiting": "dim"}
+        for row in self.states():
+            left = "" if row.left is None else duration(row.left)
+            style = styles.get(row.state, "bold")
+            table.add_row(Text(row.name), Text(row.state, style=style), Text(row.detail), left)
+        return table

@@ -1,0 +1,89 @@
+"""The plain text of `svdctl reproduce`: finished tables, and what a dry run found."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from svdctl.recipes.reproduction.rehearsal import Rehearsal
+    from svdctl.recipes.reproduction.run import ReproduceResult
+    from svdctl.recipes.reproduction.store import Found
+
+
+def result_lines(result: "ReproduceResult") -> list[str]:
+    """The tables as they are written, the files, and what failed."""
+    from svdctl.recipes.reproduction.layout import markdown
+
+    lines = []
+    for table in result.tables:
+        lines += ["", *aligned(markdown(table).rstrip().splitlines())]
+    lines += ["", "files", *(f"  {path}" for path in result.files)]
+    if result.failed:
+        lines += ["", f"{len(result.failed)} failed; the same command tries them again"]
+    return lines
+
+
+def aligned(lines: Sequence[str]) -> list[str]:
+    """Markdown whose table columns are padded to one width."""
+    rows = [line.strip("|").split("|") for line in lines if line.startswith("|")]
+    rows = [[cell.strip() for cell in row] for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(*(r for r in rows if "---" not in r[0]), strict=True)]
+    found = []
+    for line in lines:
+        if not line.startswith("|"):
+            found.append(line)
+            continue
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if "---" in cells[0]:
+            found.append("  ".join("-" * width for width in widths))
+        else:
+            padded = [cells[0].ljust(widths[0])]
+            padded += [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
+            found.append("  ".join(padded).rstrip())
+    return found
+
+
+def rehearsal_lines(rehearsal: "Rehearsal") -> list[str]:
+    """Every run, and sums."""
+    lines = []
+    for item in rehearsal.runs:
+        config = item.run.config
+        lines += [
+            f"{config.name} ({item.run.key})",
+            f"  serves    {'; '.join(item.tables)}",
+            f"  config    {item.run.base}",
+            f"  network   {item.parameters:,} parameters, {item.compression:.2f}x smaller than uncompressed; "
+            f"{item.step_flops:.3g} FLOPs a step of {config.batch_size}",
+            f"  hours     training {_hours(item.hours.train)}, evaluation at most {_hours(item.hours.evaluate)}",
+            f"  disk      {_size(item.disk)}",
+            f"  there     {_there(item.found)}",
+        ]
+    for name, figure in rehearsal.figures.items():
+        lines += [f"{name}", f"  measured on this machine when it is asked for: {figure.title}"]
+    known = [item.hours_left for item in rehearsal.runs if item.hours_left is not None]
+    lines += [
+        "",
+        f"{len(rehearsal.runs)} runs, {_hours(sum(known))} hours left one after another on this machine"
+        + (f" ({len(rehearsal.runs) - len(known)} of unknown length)" if len(known) < len(rehearsal.runs) else ""),
+        f"disk: {_size(rehearsal.disk_needed)} for new runs, {_size(rehearsal.disk_free)} free",
+        "hours are estimates from a few measured steps on random images (on a CPU of 16 images, scaled to the batch); "
+        "those of attacks hold for images that no attack breaks, and are a bound",
+    ]
+    return lines
+
+
+def _hours(hours: float | None) -> str:
+    if hours is None:
+        return "unknown, the data are not here"
+    return f"{hours:.1f}" if hours >= 1 else f"{hours:.3f}"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def _there(found: "Found | None") -> str:
+    if found is None:
+        return "nothing"
+    if found.finished:
+        return f"trained, in {found.folder}"
+    return f"stopped at step {found.step}, in {found.folder}" if found.step else f"begun, in {found.folder}"

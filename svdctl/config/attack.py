@@ -1,0 +1,35 @@
+"""How a network is attacked with AutoAttack, and on how many images."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from svdctl.config.base import Config
+
+AttackName = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
+Norm = Literal["L1", "L2", "Linf"]
+Protocol = Literal["pixels", "paper"]
+
+
+class AttackSettings(Config):
+    """Everything that determines the outcome of an attack on given weights and images."""
+
+    norm: Norm = "L2"
+    eps: PositiveFloat = 0.5
+    """Radius of the ball, in pixels of [0, 1]; with `protocol = "paper"` in normalised units."""
+    attacks: Literal["standard", "plus", "rand"] | Annotated[tuple[AttackName, ...], Field(min_length=1)] = "standard"
+    """A version of AutoAttack, or a list of single attacks in the order in which they run."""
+    batch_size: PositiveInt = 250
+    """Images attacked together; random draws depend on it, so another size gives slightly other figures."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    examples: PositiveInt | None = None
+    """Images attacked, drawn from the seed without regard to their order; absent: all."""
+    protocol: Protocol = "pixels"
+    """`pixels`: normalisation belongs to the network; `paper`: normalised images are attacked as if they were pixels,
+    as the paper's code did, for comparison with its figures only."""
+
+    @model_validator(mode="after")
+    def _each_attack_once(self) -> Self:
+        if not isinstance(self.attacks, str) and len(set(self.attacks)) < len(self.attacks):
+            raise ValueError(f"attacks = {list(self.attacks)} names one twice; name each attack once")
+        return self

@@ -1,0 +1,16 @@
+"""Which radii a network's certificates are counted at."""
+
+from typing import Annotated
+
+from pydantic import Field, PositiveFloat
+
+from svdctl.config.base import Config
+
+
+class Certificate(Config):
+    """Certified accuracy is measured while training; radii are l2 distances in 255ths of a pixel's range."""
+
+    epsilon: PositiveFloat = 36.0
+    """The radius that is followed while training, and by which the best epoch is chosen."""
+    radii: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (36.0, 72.0, 108.0, 255.0)
+    """The radii of the table at the end."""

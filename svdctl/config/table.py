@@ -1,0 +1,188 @@
+"""What a table file says: rows are presets with overrides, columns are metrics."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, TypeAdapter, model_validator
+
+from svdctl.config.base import Config
+
+Column = Literal[
+    "parameters",
+    "compression",
+    "control-cost",
+    "accuracy",
+    "cifar-c",
+    "ece",
+    "autoattack",
+    "certified-36",
+    "certified-72",
+    "certified-108",
+    "certified-255",
+    "control-time",
+    "train-hours",
+]
+STATIC: tuple[Column, ...] = ("parameters", "compression", "control-cost")
+"""Columns that follow from the configuration alone."""
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Assignments = tuple[str, ...]
+"""`key.path=value`, exactly as `--set` of the training commands takes them."""
+
+
+class Evaluate(Config):
+    """How `eval-robust` is asked, in the words of its flags; a field that is absent means the paper's protocol."""
+
+    examples: PositiveInt | None = None
+    """Test images under attack; absent: all of them."""
+    attacks: tuple[str, ...] = ()
+    """Attacks by name, or another version; absent: AutoAttack's standard list."""
+    eps: PositiveFloat = 0.5
+    """Radius of the attack in pixels of [0, 1]."""
+    norm: Literal["L1", "L2", "Linf"] = "L2"
+    corruptions: tuple[str, ...] = ()
+    """Corruptions by name; absent: those of `corruptions.txt`."""
+    severities: Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], Field(min_length=1)] = (1, 2, 3, 4, 5)
+    corruption_examples: PositiveInt | None = None
+    """Test images that are corrupted; absent: all of them."""
+    batch_size: PositiveInt = 250
+    """Images at once; AutoAttack's random draws depend on it."""
+
+
+class Row(Config):
+    """One trained network."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)]
+    """What `--rows` matches and files of the paper's numbers name."""
+    label: str | None = None
+    """What the table shows; absent: the name."""
+    group: str | None = None
+    """Rows of one group stand together under a rule."""
+    preset: str
+    """Shipped preset by name, or a TOML file beside the table file."""
+    set: Assignments = ()
+    """Changes to the preset."""
+    smoke: Assignments = ()
+    """Further changes at smoke scale, after those of the whole table."""
+
+    @property
+    def shown(self) -> str:
+        """The label, or the name."""
+        return self.label or self.name
+
+
+class Smoke(Config):
+    """The same table in minutes: small networks, few epochs, embedded data, every step of the way real."""
+
+    set: Assignments = ()
+    """Changes to every row, after the row's own."""
+    evaluate: Evaluate = Evaluate()
+
+
+class ResultTable(Config):
+    """A table of trained networks."""
+
+    kind: Literal["table"] = "table"
+    title: Annotated[str, Field(min_length=1)]
+    columns: Annotated[tuple[Column, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (3407,)
+    set: Assignments = ()
+    """Changes to every row, before the row's own."""
+    evaluate: Evaluate = Evaluate()
+    notes: tuple[str, ...] = ()
+    """Footnotes that the file itself asks for."""
+    smoke: Smoke | None = None
+    rows: Annotated[tuple[Row, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        named = {"rows": [row.name for row in self.rows], "columns": self.columns, "seeds": map(str, self.seeds)}
+        for what, values in named.items():
+            twice = sorted(value for value, count in Counter(values).items() if count > 1)
+            if twice:
+                raise ValueError(f"{what} has {', '.join(twice)} twice; name each once")
+        return self
+
+
+class Axis(Config):
+    """One thing that grows while the others stay."""
+
+    values: Annotated[tuple[PositiveInt, ...], Field(min_length=2)]
+    channels: PositiveInt | None = None
+    """Width of the layer; absent on the axis of widths."""
+    size: PositiveInt | None = None
+    """Side of the input; absent on the axis of input sizes."""
+    rank: PositiveInt | None = None
+    """TT rank; absent on the axis of ranks, and on that of widths, where it is `rank_share` of the width."""
+    rank_share: Annotated[float, Field(gt=0, le=1)] = 0.3
+
+
+class Network(Config):
+    """The whole network that is measured beside single layers."""
+
+    preset: str = "wrn-cifar10"
+    set: Assignments = ()
+    ranks: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (192, 256, 320)
+    batch: PositiveInt = 16
+    """Images of a training step."""
+
+
+class SpeedScale(Config):
+    """What is measured, and how often."""
+
+    repeats: Annotated[int, Field(ge=3)] = 5
+    seconds: PositiveFloat = 20.0
+    """No further repetition of one measurement after this long, three at least."""
+    width: Axis
+    rank: Axis
+    input: Axis
+    network: Network = Network()
+
+
+class SpeedFigure(Config):
+    """Time of the spectrum and of one control pass, full against TT."""
+
+    kind: Literal["speed"] = "speed"
+    title: Annotated[str, Field(min_length=1)]
+    max: PositiveFloat = 1.0
+    """Bound of the control pass; random kernels are scaled to twice it first."""
+    full: SpeedScale
+    smoke: SpeedScale
+
+
+class Collection(Config):
+    """Several tables under one name."""
+
+    kind: Literal["collection"] = "collection"
+    title: Annotated[str, Field(min_length=1)]
+    tables: Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+TableFile = ResultTable | SpeedFigure | Collection
+TABLE_FILE: TypeAdapter[TableFile] = TypeAdapter(Annotated[TableFile, Field(discriminator="kind")])
+
+
+class Request(Config):
+    """What `svdctl reproduce` is asked to do."""
+
+    tables: Annotated[tuple[str, ...], Field(min_length=1)]
+    rows: tuple[str, ...] = ()
+    """Patterns of row names; none: all rows."""
+    seeds: tuple[Seed, ...] = ()
+    """Instead of the table's own."""
+    scale: Literal["full", "smoke"] = "full"
+    columns: Literal["all", "static"] = "all"
+    out_dir: Path = Path("runs")
+    reuse: tuple[Path, ...] = ()
+    """Further folders whose finished runs are used."""
+    dataset_root: Path | None = None
+    cifar_c_root: Path | None = None
+    set: Assignments = ()
+    """Changes to every row, after all others."""
+    paper_numbers: Path | None = None
+    wandb: Literal["off", "offline", "online"] = "off"
+    jobs: PositiveInt = 1
+    engine: Literal["local", "ray"] = "local"
+    address: str | None = None
+    """Of a Ray cluster; absent: Ray starts one on this machine."""

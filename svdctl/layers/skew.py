@@ -1,0 +1,67 @@
+"""Skew-symmetric convolutions and their exponentials, as functions of kernels `(c, c, k, k)`, k odd.
+
+Note 1, skew. Under zero padding by k // 2 the transpose of a convolution has the kernel with channels exchanged and
+taps reversed. So `(M - flip-transpose M) / 2` is exactly skew, floating point included, and its exponential orthogonal
+(Singla and Feizi 2021).
+
+Note 2, four norms that are two. The norm of a convolution is at most `k` times the norm of any of the unfoldings
+`(o, i p q)`, `(o p, i q)`, `(o q, i p)`, `(o p q, i)`. Of a skew kernel the first and the last are each other's
+negative transposes with reversed taps, and so are the middle ones: two norms tell all four.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def skew_part(kernel: Tensor) -> Tensor:
+    """`(M - flip-transpose M) / 2` of kernels `(c, c, k, k)`."""
+    return (kernel - kernel.transpose(0, 1).flip((-2, -1))) / 2
+
+
+def unfoldings(kernel: Tensor) -> tuple[Tensor, Tensor]:
+    """The matrices `(c, c k k)` and `(c k, c k)` whose norms are those of all four unfoldings of a skew kernel."""
+    return kernel.flatten(1), kernel.permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
+
+
+def power_step(matrix: Tensor, right: Tensor, steps: int = 1) -> tuple[Tensor, Tensor]:
+    """Left and right unit vectors after some power steps from `right`."""
+    left = matrix @ right
+    for step in range(steps):
+        left = F.normalize(left if step == 0 else matrix @ right, dim=0)
+        right = F.normalize(matrix.T @ left, dim=0)
+    return left, right
+
+
+def exponential_series(x: Tensor, kernel: Tensor, terms: int, inputs: int, outputs: int) -> Tensor:
+    """`sum_{i <= terms} J^i x / i!` for a skew convolution J under zero padding, channels padded and cut.
+
+    Args:
+        x: `(N, inputs, H, W)`; the missing channels up to c are zeros, and are never made.
+        kernel: `(c, c, k, k)`.
+        terms: last power.
+        inputs: channels of x.
+        outputs: channels of the result `(N, outputs, H, W)`, the first ones.
+    """
+    width = len(kernel)
+    padding = kernel.shape[-1] // 2
+    total = x[:, :outputs]
+    if outputs > inputs:
+        total = F.pad(total, (0, 0, 0, 0, 0, outputs - inputs))
+    power = x
+    for i in range(1, terms + 1):
+        part = kernel[:, :inputs] if i == 1 else kernel
+        # The last power is only needed where it is kept.
+        part = part[:outputs] if i == terms and outputs < width else part
+        power = F.conv2d(power, part / i, padding=padding)
+        total = total + power[:, :outputs]
+    return total
+
+
+def exponential_matrix(matrix: Tensor, terms: int) -> Tensor:
+    """`sum_{i <= terms} J^i / i!` of a matrix, by Horner's rule."""
+    identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    total = identity
+    for i in range(terms, 0, -1):
+        total = identity + (matrix / i) @ total
+    return total

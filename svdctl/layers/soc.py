@@ -1,0 +1,126 @@
+"""SOC, the skew orthogonal convolution: the exponential of a skew-symmetric convolution (Singla and Feizi 2021)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from svdctl.errors import ShapeError
+from svdctl.layers.skew import exponential_matrix, exponential_series, power_step, skew_part, unfoldings
+
+_WARM_UP = 50
+
+
+class SOC(nn.Module):
+    """Convolution that is orthogonal but for the cut of its series, for images of even sides when it strides.
+
+    The free kernel M has `max(out_channels, stride^2 in_channels)` channels on both sides. Its skew part, divided by
+    the smallest norm of its unfoldings and multiplied by `scale`, is exponentiated. Stride 2 turns space into channels
+    first; missing channels are zeros, superfluous ones are dropped.
+
+    Args:
+        in_channels: I.
+        out_channels: O.
+        kernel_size: odd.
+        stride: 1 or more.
+        bias: add a bias `(O,)`.
+        train_terms: last power of the series in training mode.
+        eval_terms: the same in evaluation mode.
+        scale: factor on the skew kernel; 0.7, or 1 for a 1x1 kernel, if not given.
+        checkpoint_activations: compute the powers again in the backward pass instead of keeping them.
+    """
+
+    right1: Tensor
+    right2: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        *,
+        stride: int = 1,
+        bias: bool = True,
+        train_terms: int = 5,
+        eval_terms: int = 12,
+        scale: float | None = None,
+        checkpoint_activations: bool = False,
+    ) -> None:
+        super().__init__()
+        if kernel_size % 2 == 0:
+            raise ShapeError(
+                f"a SOC kernel has an odd size, or it could not be skew; use 1, 3, 5, ..., not {kernel_size}"
+            )
+        if min(in_channels, out_channels, stride, train_terms, eval_terms) < 1:
+            raise ShapeError("a SOC layer needs at least one channel, a stride and a term of its series")
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_size, self.stride = kernel_size, stride
+        self.train_terms, self.eval_terms = train_terms, eval_terms
+        self.scale = (1.0 if kernel_size == 1 else 0.7) if scale is None else scale
+        self.checkpoint_activations = checkpoint_activations
+        width = self.width
+        self.kernel = nn.Parameter(torch.randn(width, width, kernel_size, kernel_size) / math.sqrt(width))
+        self.register_parameter("bias", nn.Parameter(torch.zeros(out_channels)) if bias else None)
+        self.register_buffer("right1", F.normalize(torch.randn(width * kernel_size**2), dim=0))
+        self.register_buffer("right2", F.normalize(torch.randn(width * kernel_size), dim=0))
+        self.tighten_(_WARM_UP)
+
+    @property
+    def width(self) -> int:
+        """Channels of the skew convolution."""
+        return max(self.out_channels, self.stride**2 * self.in_channels)
+
+    def series_terms(self, training: bool) -> int:
+        """Last power of the series."""
+        return self.train_terms if training else self.eval_terms
+
+    @torch.no_grad()
+    def tighten_(self, steps: int = _WARM_UP) -> None:
+        """Power steps for the norms of the unfoldings; a training loop calls it now and then, as every 200 steps."""
+        for matrix, right in zip(unfoldings(skew_part(self.kernel)), (self.right1, self.right2), strict=True):
+            right.copy_(power_step(matrix, right, steps)[1])
+
+    def skew_kernel(self) -> Tensor:
+        """The kernel `(c, c, k, k)` that the forward pass exponentiates, detached; exactly skew."""
+        return self._generator(update=False).detach()
+
+    def _generator(self, update: bool) -> Tensor:
+        """The normalised skew kernel, in the parameters' precision even under autocast."""
+        with torch.autocast(self.kernel.device.type, enabled=False):
+            skew = skew_part(self.kernel)
+            norms = []
+            for matrix, right in zip(unfoldings(skew), (self.right1, self.right2), strict=True):
+                with torch.no_grad():
+                    left, found = power_step(matrix, right, 1)
+                    if update:
+                        right.copy_(found)
+                # Constant vectors, clones: the buffers change while the backward pass is still to come.
+                norms.append(left.clone() @ (matrix @ found.clone()))
+            smallest = torch.minimum(*norms).clamp_min(torch.finfo(skew.dtype).tiny)
+            return skew * (self.scale / smallest)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = self._generator(update=self.training)
+        if self.stride > 1:
+            x = F.pixel_unshuffle(x, self.stride)
+        terms = self.series_terms(self.training)
+        if self.kernel_size == 1:
+            with torch.autocast(kernel.device.type, enabled=False):
+                matrix = exponential_matrix(kernel[:, :, 0, 0], terms)[: self.out_channels, : x.shape[1]]
+            return F.conv2d(x, matrix[:, :, None, None], self.bias)
+        if self.checkpoint_activations and self.training and torch.is_grad_enabled():
+            # The vectors have moved already, outside of what is computed twice.
+            y = checkpoint(exponential_series, x, kernel, terms, x.shape[1], self.out_channels, use_reentrant=False)
+        else:
+            y = exponential_series(x, kernel, terms, x.shape[1], self.out_channels)
+        assert isinstance(y, Tensor)
+        return y if self.bias is None else y + self.bias[:, None, None]
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"terms={self.train_terms}/{self.eval_terms}, scale={self.scale}"
+        )

@@ -1,0 +1,109 @@
+"""SOTT, the tensor-train form of SOC: a skew orthogonal core between two frames (Senderovich et al. 2022).
+
+Note, retraction. A TT layer moves the factor P of a retracted frame into its core. An orthogonal core cannot take it:
+the frame is replaced by the nearest frame, and the operator changes by as little as P differs from the identity. The
+optimiser's mean gradient is projected onto the tangent space there, `m - U sym(U^T m)`, since only that part can move a
+frame; kept whole, it would push against the retraction at every step.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from svdctl.errors import ShapeError
+from svdctl.layers.frames import random_frame, retraction
+from svdctl.layers.soc import SOC
+from svdctl.layers.tt import FramesKind
+
+
+class SOTT(nn.Module):
+    """`frame_out SOC(frame_in^T x)`: with orthonormal frames a contraction, orthogonal on the frames' range.
+
+    When the rank reaches both widths the frames are absent and the core alone is left.
+
+    Args:
+        in_channels: I.
+        out_channels: O.
+        kernel_size: odd.
+        rank: largest rank of both sides, or (rank_in, rank_out); cut to the widths.
+        stride: of the core.
+        bias: add a bias `(O,)`.
+        frames: how frames are kept; `parametrize` is built in here, the other ways are applied by the training loop.
+        train_terms, eval_terms, scale, checkpoint_activations: of the core, as in `SOC`.
+    """
+
+    frame_in: Tensor | None
+    frame_out: Tensor | None
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        *,
+        rank: int | tuple[int, int],
+        stride: int = 1,
+        bias: bool = True,
+        frames: FramesKind = "retract",
+        train_terms: int = 5,
+        eval_terms: int = 12,
+        scale: float | None = None,
+        checkpoint_activations: bool = False,
+    ) -> None:
+        super().__init__()
+        rank_in, rank_out = rank if isinstance(rank, tuple) else (rank, rank)
+        if min(rank_in, rank_out) < 1:
+            raise ShapeError(f"a SOTT rank is at least 1, not {rank}; use SOC layers for no compression")
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_size, self.stride, self.frames_kind = kernel_size, stride, frames
+        rank_in, rank_out = min(rank_in, in_channels), min(rank_out, out_channels)
+        self.rank = (rank_in, rank_out)
+        self.has_frames = (rank_in, rank_out) != (in_channels, out_channels)
+        self.core = SOC(
+            rank_in,
+            rank_out,
+            kernel_size,
+            stride=stride,
+            bias=False,
+            train_terms=train_terms,
+            eval_terms=eval_terms,
+            scale=scale,
+            checkpoint_activations=checkpoint_activations,
+        )
+        whole = not self.has_frames
+        self.register_parameter("frame_in", None if whole else nn.Parameter(random_frame(in_channels, rank_in)))
+        self.register_parameter("frame_out", None if whole else nn.Parameter(random_frame(out_channels, rank_out)))
+        self.register_parameter("bias", nn.Parameter(torch.zeros(out_channels)) if bias else None)
+        if frames == "parametrize" and self.has_frames:
+            parametrizations.orthogonal(self, "frame_in")
+            parametrizations.orthogonal(self, "frame_out")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.frame_in is None or self.frame_out is None:
+            y = self.core(x)
+            assert isinstance(y, Tensor)
+            return y if self.bias is None else y + self.bias[:, None, None]
+        y = self.core(F.conv2d(x, self.frame_in.T[:, :, None, None]))
+        return F.conv2d(y, self.frame_out[:, :, None, None], self.bias)
+
+    @torch.no_grad()
+    def retract_(self, method: Literal["polar", "qr"], optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Replace both frames by their nearest frames (`polar`) or Q factors; see the note above. No host sync."""
+        if self.frames_kind == "parametrize":
+            return
+        for frame in (self.frame_in, self.frame_out):
+            if frame is None:
+                continue
+            frame.copy_(retraction(frame.detach(), method)[0])
+            for key in ("momentum_buffer", "exp_avg"):
+                mean = {} if optimizer is None else optimizer.state.get(frame, {})
+                if mean.get(key) is not None:
+                    inner = frame.mT @ mean[key]
+                    mean[key].sub_(frame @ ((inner + inner.mT) / 2))
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}, rank={self.rank}, frames={self.frames_kind!r}"

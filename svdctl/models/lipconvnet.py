@@ -1,0 +1,90 @@
+"""LipConvNet-N, N = 5 times the block size: convolutions and MinMax alone (Singla and Feizi 2021)."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from svdctl.errors import ShapeError
+from svdctl.layers.minmax import MinMax
+from svdctl.layers.normalize import Normalize
+from svdctl.models.wrn import ConvFactory
+
+STAGES = 5
+GROUPS = STAGES + 1
+STRIDE = 2**STAGES
+
+
+class LipBlock(nn.Module):
+    """A convolution and MinMax."""
+
+    def __init__(self, conv: nn.Module) -> None:
+        super().__init__()
+        self.conv = conv
+        self.activation = MinMax()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.activation(self.conv(x))
+        assert isinstance(y, Tensor)
+        return y
+
+
+class LipConvNet(nn.Module):
+    """Five stages of `block_size` blocks; the last of each strides by 2 and doubles the width.
+
+    Kernels are 3x3, in the last block of the last stage 1x1; then a 1x1 convolution from `32 * in_channels` channels to
+    the classes, and the mean over what is left of the image (one pixel for images of side 32).
+
+    Args:
+        block_size: blocks of a stage.
+        classes: at most `32 * in_channels`, or the last layer could not be orthogonal.
+        in_channels: width of the first stage.
+        conv: makes the convolutions; or six of them, one for each stage and the last layer.
+        normalize: the first module.
+
+    Raises:
+        ShapeError: more classes than channels, or a width that MinMax cannot pair.
+    """
+
+    def __init__(
+        self,
+        block_size: int,
+        classes: int,
+        *,
+        in_channels: int = 32,
+        conv: ConvFactory | Sequence[ConvFactory],
+        normalize: Normalize,
+    ) -> None:
+        super().__init__()
+        if in_channels % 2:
+            raise ShapeError(f"MinMax pairs channels: the first stage needs an even width, not {in_channels}")
+        if classes > STRIDE * in_channels:
+            raise ShapeError(
+                f"{classes} classes are more than the {STRIDE * in_channels} channels of the last layer, which could "
+                "then not be orthogonal; raise --in-channels"
+            )
+        makers = list(conv) if isinstance(conv, Sequence) else [conv] * GROUPS
+        self.normalize = normalize
+        channels = 3
+        for stage in range(STAGES):
+            blocks = nn.Sequential()
+            for position in range(block_size):
+                last = position == block_size - 1
+                out = in_channels * 2**stage * (2 if last else 1)
+                kernel = 1 if last and stage == STAGES - 1 else 3
+                made = makers[stage](channels, out, kernel, stride=2 if last else 1, padding=kernel // 2, bias=True)
+                blocks.append(LipBlock(made))
+                channels = out
+            setattr(self, f"layer{stage + 1}", blocks)
+        self.final_conv = makers[-1](channels, classes, 1, stride=1, padding=0, bias=True)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        height, width = pixels.shape[-2:]
+        if height % STRIDE or width % STRIDE:
+            raise ShapeError(
+                f"LipConvNet halves its input five times: sides of {height} x {width} are not divisible by {STRIDE}; "
+                "pad or resize the images"
+            )
+        x = self.normalize(pixels)
+        for stage in range(1, STAGES + 1):
+            x = getattr(self, f"layer{stage}")(x)
+        return self.final_conv(x).mean((2, 3))

@@ -1,0 +1,170 @@
+"""Checkpoints in, calibrated, corruption, adversarial and certified figures out; nothing measured twice."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from svdctl.config.data import Data
+from svdctl.config.evaluate import EvaluateConfig
+from svdctl.errors import CheckpointError, SvdctlError, UsageError
+from svdctl.recipes.evaluation.discover import Found, discover
+from svdctl.recipes.evaluation.forward import choose_device
+from svdctl.recipes.evaluation.material import Material, data_of, describe, same_data
+from svdctl.recipes.evaluation.measure import evaluate
+from svdctl.recipes.evaluation.outcome import Evaluation, Failure
+from svdctl.recipes.evaluation.report import write_report
+from svdctl.recipes.evaluation.subject import open_subject
+
+
+class Reporter(Protocol):
+    """Who is told how an evaluation goes."""
+
+    def checkpoints(self, names: Sequence[str], metrics: Sequence[str]) -> None:
+        """What will be measured."""
+
+    def checkpoint(self, name: str, results: Path) -> None:
+        """The next checkpoint begins; its results go to this folder."""
+
+    def metric(self, metric: str) -> None:
+        """The next metric of it begins."""
+
+    def progress(self, done: int, total: int, text: str) -> None:
+        """Often; within the metric that began last, or before the first."""
+
+    def measured(self, metric: str, text: str, *, kept: bool) -> None:
+        """A metric is finished; `kept`: it had been before."""
+
+    def notice(self, text: str) -> None:
+        """Something worth a line."""
+
+    def failed(self, failure: Failure) -> None:
+        """Something could not be measured; the rest goes on."""
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Everything that a call measured or found measured."""
+
+    evaluations: tuple[Evaluation, ...]
+    failures: tuple[Failure, ...]
+    report: Path | None
+    """`report.md`, unless only a shard was attacked or nothing was measured."""
+
+
+@dataclass
+class _Loaded:
+    """Data sets read so far: checkpoints of one data set share it."""
+
+    materials: dict[str, Material] = field(default_factory=dict)
+
+    def get(self, data: Data) -> Material:
+        key = data.model_dump_json()
+        if key not in self.materials:
+            # Only the last one is kept: they can be large.
+            self.materials = {key: Material.load(data)}
+        return self.materials[key]
+
+
+def run(config: EvaluateConfig, *, reporter: Reporter) -> EvaluationResult:
+    """Evaluate every checkpoint of a configuration; a checkpoint or metric that fails does not stop the others.
+
+    Raises:
+        UsageError: there is nothing to evaluate, or no such device.
+    """
+    choose_device(config.accelerator)
+    discovery = discover(config)
+    failures = [Failure(where, None, error) for where, error in discovery.faults]
+    if not discovery.checkpoints:
+        raise UsageError([str(failure.error) for failure in failures])
+    for failure in failures:
+        reporter.failed(failure)
+    reporter.checkpoints([found.name for found in discovery.checkpoints], config.metrics)
+    chosen = _comparable(discovery.checkpoints, config, failures, reporter)
+    loaded = _Loaded()
+    evaluations = []
+    for found in chosen:
+        reporter.checkpoint(found.name, found.results)
+        try:
+            evaluations.append(_one(found, config, loaded, failures, reporter))
+        except Exception as error:
+            # Whatever is wrong with one checkpoint, its file or its network, the others are evaluated.
+            _fail(Failure(found.name, None, error), failures, reporter)
+    report = None
+    measured = [evaluation for evaluation in evaluations if evaluation.records]
+    if measured and config.shard is None:
+        try:
+            report = write_report(discovery.report, measured, failures, config)
+        except OSError as error:
+            _fail(Failure("report.md", None, error), failures, reporter)
+    return EvaluationResult(tuple(evaluations), tuple(failures), report)
+
+
+def _fail(failure: Failure, failures: list[Failure], reporter: Reporter) -> None:
+    failures.append(failure)
+    reporter.failed(failure)
+
+
+def _one(
+    found: Found, config: EvaluateConfig, loaded: _Loaded, failures: list[Failure], reporter: Reporter
+) -> Evaluation:
+    subject = open_subject(found.path, config)
+    for notice in subject.notices:
+        reporter.notice(f"{found.name}: {notice}")
+    material = loaded.get(_data(found, config, subject.data))
+    subject.check(material.test, describe(material.data))
+    evaluation = evaluate(found, subject, material, config, reporter)
+    failures += evaluation.failures
+    return evaluation
+
+
+def _data(found: Found, config: EvaluateConfig, trained_on: Data | None) -> Data:
+    data = data_of(config, trained_on)
+    if data is None:
+        raise UsageError(f"{found.path} does not say which data it belongs to; add --dataset")
+    return data
+
+
+def _comparable(
+    checkpoints: tuple[Found, ...], config: EvaluateConfig, failures: list[Failure], reporter: Reporter
+) -> list[Found]:
+    """Those of the data set that most checkpoints have; figures on different data cannot stand in one table."""
+    if config.data is not None or len(checkpoints) == 1:
+        return list(checkpoints)
+    kinds: dict[Found, Data | None] = {}
+    for found in checkpoints:
+        try:
+            kinds[found] = open_subject(found.path, config).data
+        except (SvdctlError, OSError):
+            kinds[found] = None  # told in its turn
+    counts = Counter(same_data(data) for data in kinds.values() if data is not None)
+    if len(counts) <= 1:
+        return list(checkpoints)
+    most = counts.most_common(1)[0][0]
+    name = next(describe(data) for data in kinds.values() if data is not None and same_data(data) == most)
+    chosen = []
+    for found, data in kinds.items():
+        if data is None or same_data(data) == most:
+            chosen.append(found)
+            continue
+        error = CheckpointError(
+            f"{found.path} belongs to {describe(data)}, most others to {name}; evaluate it in a call of its own, or "
+            "all on one data set with --dataset"
+        )
+        _fail(Failure(found.name, None, error), failures, reporter)
+    return chosen
+
+
+def show_corruptions(config: EvaluateConfig, path: Path) -> Path:
+    """Draw all corruptions at all severities, of the first test images of `--dataset` or of samples; the file.
+
+    Raises:
+        UsageError: it cannot be written.
+        DataError: the data set cannot be read.
+    """
+    from svdctl.robustness.corruptions.sheet import contact_sheet
+
+    data = data_of(config, None)
+    images = None if data is None else Material.load(data).test.images[:3]
+    return contact_sheet(path, images, config.seed)

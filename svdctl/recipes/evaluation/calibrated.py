@@ -1,0 +1,58 @@
+"""Accuracy and calibration from the logits of the test images."""
+
+from typing import Any
+
+from torch import Tensor
+
+from svdctl.recipes.evaluation.forward import Classifier
+from svdctl.recipes.evaluation.material import HeldOut
+from svdctl.robustness.calibration import BINS, calibration, reliability
+from svdctl.robustness.temperature import temperature_scaling
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Top-1 accuracy with Wilson's interval at 95 %, for logits `(N, K)` and labels `(N,)`."""
+    found = calibration(logits, labels)
+    return {
+        "accuracy": found.accuracy,
+        "interval": list(found.accuracy_interval),
+        "correct": round(found.accuracy * found.count),
+        "count": found.count,
+    }
+
+
+def calibrated(logits: Tensor, labels: Tensor, kept: HeldOut, classifier: Classifier) -> dict[str, Any]:
+    """Calibration error, proper scores, both again after temperature scaling, and the bars of the diagram."""
+    found = calibration(logits, labels)
+    bars = reliability(logits, labels).bars()
+    results: dict[str, Any] = {
+        "ece": found.ece,
+        "nll": found.nll,
+        "brier": found.brier,
+        "accuracy": found.accuracy,
+        "count": found.count,
+        "bins": {
+            "edges": [index / BINS for index in range(BINS + 1)],
+            "counts": [round(count) for count in bars.counts.tolist()],
+            "confidence": bars.confidence.tolist(),
+            "accuracy": bars.accuracy.tolist(),
+        },
+        "temperature": None,
+    }
+    if len(kept.fit) == 0 or len(kept.judge) == 0:
+        return results
+    scaled = temperature_scaling(
+        classifier.logits(kept.fit.images), kept.fit.labels, logits[kept.judge], labels[kept.judge]
+    )
+    results["temperature"] = {
+        "value": scaled.temperature,
+        "determined": scaled.determined,
+        "fitted_on": kept.text,
+        "fitted_count": scaled.held_out,
+        "count": scaled.after.count,
+        "ece_before": calibration(logits[kept.judge], labels[kept.judge]).ece,
+        "ece": scaled.after.ece,
+        "nll": scaled.after.nll,
+        "brier": scaled.after.brier,
+    }
+    return results

@@ -1,0 +1,85 @@
+"""Certified accuracy: correct, and proved to stay so within a radius."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from svdctl.certify import Certifier
+from svdctl.config.evaluate import EvaluateConfig
+from svdctl.recipes.evaluation.forward import Classifier
+from svdctl.recipes.evaluation.material import Material
+
+_LAYERS = 8
+"""Layers of the largest factors that the results name."""
+
+
+def measure(
+    classifier: Classifier, material: Material, config: EvaluateConfig, tell: Callable[[int, int, str], None]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Certified accuracy at the radii of a configuration, and a row for each test image.
+
+    Raises:
+        ShapeError: the network has an operation for which nothing is proved.
+    """
+    test = material.test
+    tell(0, len(test), "Lipschitz constant")
+    # Apple's devices have no float64.
+    device = torch.device("cpu") if classifier.device.type == "mps" else classifier.device
+    certifier = Certifier(classifier.model.to(device), test.image_shape)
+    radii: list[Tensor] = []
+    predicted: list[Tensor] = []
+    done = 0
+    while done < len(test):
+
+        def some(size: int, start: int = done) -> tuple[Tensor, Tensor]:
+            part = slice(start, start + size)
+            logits = certifier.logits(test.images[part].to(device).double() / 255)
+            return certifier.radii(logits, test.labels[part].to(device)), logits.argmax(1)
+
+        radius, prediction = classifier.halving.run(some)
+        radii.append(radius)
+        predicted.append(prediction)
+        done += len(radius)
+        tell(done, len(test), "radii")
+    classifier.model.to(classifier.device)
+    # No two images of [0, 1] are farther apart than this.
+    farthest = math.sqrt(test.images[0].numel())
+    return _results(
+        torch.cat(radii).cpu().clamp_max(farthest), torch.cat(predicted).cpu(), test.labels, certifier, config
+    )
+
+
+def _results(
+    radii: Tensor, predicted: Tensor, labels: Tensor, certifier: Certifier, config: EvaluateConfig
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    correct = predicted == labels
+    accuracy = {f"{radius:g}": float((radii > radius / 255).double().mean()) for radius in config.radii}
+    largest = sorted(certifier.bound.layers, key=lambda layer: -math.prod(layer.factors.values()))[:_LAYERS]
+    results = {
+        "lipschitz": certifier.bound.value,
+        "accuracy": accuracy,
+        "count": len(labels),
+        "clean": float(correct.double().mean()),
+        "mean_radius": float(radii.mean()),
+        "largest_radius": float(radii.max()),
+        "vacuous": accuracy[f"{min(config.radii):g}"] == 0,
+        "largest_factors": [
+            {"layer": layer.name, "kind": layer.kind, "factors": dict(layer.factors)} for layer in largest
+        ],
+    }
+    rows = [
+        {
+            "image": image,
+            "label": label,
+            "prediction": prediction,
+            "correct": int(prediction == label),
+            "radius": f"{radius:.8g}",
+        }
+        for image, (label, prediction, radius) in enumerate(
+            zip(labels.tolist(), predicted.tolist(), radii.tolist(), strict=True)
+        )
+    ]
+    return results, rows

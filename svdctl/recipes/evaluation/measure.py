@@ -1,0 +1,242 @@
+"""One checkpoint through all metrics: each measured once, kept, checked against the others, and drawn."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from svdctl.config.evaluate import EvaluateConfig, Metric
+from svdctl.errors import CheckpointError, UsageError
+from svdctl.recipes.evaluation import attack_files, attacked, calibrated, certified, corrupted
+from svdctl.recipes.evaluation.discover import Found
+from svdctl.recipes.evaluation.forward import Classifier
+from svdctl.recipes.evaluation.material import Material, describe, held_out
+from svdctl.recipes.evaluation.order import assert_order
+from svdctl.recipes.evaluation.outcome import Evaluation, Failure, Listener
+from svdctl.recipes.evaluation.outputs import write_outputs
+from svdctl.recipes.evaluation.store import Record, Store, held
+from svdctl.recipes.evaluation.subject import Subject
+from svdctl.recipes.evaluation.words import short
+from svdctl.robustness.calibration import BINS
+
+_Measured = tuple[dict[str, Any], list[dict[str, Any]] | None]
+"""Figures, and rows for each image where there are any."""
+
+
+def evaluate(
+    found: Found, subject: Subject, material: Material, config: EvaluateConfig, listener: Listener
+) -> Evaluation:
+    """Measure what is not yet measured; a metric that fails does not stop the others.
+
+    Raises:
+        EvaluationError: another process evaluates the same checkpoint.
+        OSError: results cannot be written.
+    """
+    part = "" if config.shard is None else f"shard-{config.shard.index}-of-{config.shard.count}"
+    with held(found.results, part):
+        return _Session(found, subject, material, config, listener).run()
+
+
+class _Session:
+    def __init__(
+        self, found: Found, subject: Subject, material: Material, config: EvaluateConfig, listener: Listener
+    ) -> None:
+        self.found, self.subject, self.material = found, subject, material
+        self.config, self.listener = config, listener
+        about = {"path": str(found.path), "name": found.name, "network": subject.network}
+        self.store = Store(found.results, subject.weights, about)
+        for notice in self.store.notices:
+            listener.notice(notice)
+        self.classifier = Classifier(subject.model, config, listener.notice)
+        self.evaluation = Evaluation(found, subject, describe(material.data))
+
+    def run(self) -> Evaluation:
+        """All metrics in turn."""
+        self._check_classes()
+        measures: dict[Metric, Callable[[], Record | None]] = {
+            "accuracy": self._accuracy,
+            "ece": self._ece,
+            "cifar-c": self._corrupted,
+            "autoattacks": self._attacked,
+            "certified": self._certified,
+        }
+        for metric in self.config.metrics:
+            self.listener.metric(metric)
+            with self._caught(metric):
+                record = measures[metric]()
+                if record is not None:
+                    self.evaluation.records[metric] = record
+        with self._caught("order"):
+            self._assert_order()
+        if self.evaluation.records:
+            with self._caught("pictures"):
+                self.evaluation.files = write_outputs(self.store, self.evaluation.records, self.found.name, self.config)
+        return self.evaluation
+
+    def _check_classes(self) -> None:
+        """One pass over two images tells whether network and data belong together."""
+        test = self.material.test
+        width = self.classifier.logits(test.images[:2]).shape[1]
+        if width != len(test.classes):
+            raise CheckpointError(
+                f"{self.found.path} tells {width} classes apart, and {self.evaluation.data} has {len(test.classes)}; "
+                "give --dataset the data that it was trained on"
+            )
+
+    @contextmanager
+    def _caught(self, metric: str) -> Iterator[None]:
+        """What goes wrong inside is a failure of this metric alone."""
+        try:
+            yield
+        except Exception as error:
+            failure = Failure(self.found.name, metric, error)
+            self.evaluation.failures.append(failure)
+            self.listener.failed(failure)
+
+    def _protocol(self, **settings: Any) -> dict[str, Any]:
+        """Everything that decides a figure: weights, data, and these settings."""
+        return {
+            "weights": self.subject.weights,
+            "data": self.material.identity,
+            "precision": self.config.precision,
+            **settings,
+        }
+
+    def _once(self, metric: Metric, protocol: dict[str, Any], measure: Callable[[], _Measured]) -> Record:
+        """The record that is kept for this protocol, or a new one."""
+        kept = None if self.config.force else self.store.find(metric, protocol)
+        if kept is None:
+            began = time.perf_counter()
+            results, rows = measure()
+            kept = self.store.put(
+                metric,
+                protocol,
+                results,
+                seconds=time.perf_counter() - began,
+                device=str(self.classifier.device),
+                rows=rows,
+            )
+            self.listener.measured(metric, short(kept), kept=False)
+        else:
+            self.listener.measured(metric, short(kept), kept=True)
+        return kept
+
+    @cached_property
+    def _logits(self) -> Tensor:
+        """Of all test images: one pass serves accuracy and calibration."""
+        total = len(self.material.test)
+        return self.classifier.logits(
+            self.material.test.images, lambda done: self.listener.progress(done, total, "test images")
+        )
+
+    def _accuracy(self) -> Record:
+        labels = self.material.test.labels
+        return self._once("accuracy", self._protocol(), lambda: (calibrated.accuracy(self._logits, labels), None))
+
+    def _ece(self) -> Record:
+        kept = held_out(self.material, self.subject.training, self.config.seed)
+        protocol = self._protocol(bins=BINS, temperature_fitted_on=kept.text, seed=self.config.seed)
+        labels = self.material.test.labels
+        return self._once(
+            "ece", protocol, lambda: (calibrated.calibrated(self._logits, labels, kept, self.classifier), None)
+        )
+
+    def _corrupted(self) -> Record:
+        def tell(text: str, done: int, total: int) -> None:
+            self.listener.progress(done, total, text)
+
+        source = corrupted.open_source(
+            self.config.corruptions, self.material, self.config.seed, self.classifier.device, tell
+        )
+        protocol = self._protocol(**corrupted.protocol(self.config, source))
+        unfinished = self.store.unfinished_file("cifar-c", protocol, ".json", fresh=self.config.force)
+
+        def measure() -> _Measured:
+            found = corrupted.measure(
+                self.classifier, source, self.material, self.config, unfinished, self.listener.progress
+            )
+            return found, None
+
+        return self._once("cifar-c", protocol, measure)
+
+    def _attacked(self) -> Record | None:
+        settings = self.config.attack_settings(self.material.data.kind)
+        if settings.protocol == "paper":
+            self.listener.notice("protocol paper: normalised images are attacked, and eps is not in pixels")
+        work = attack_files.Assignment.make(settings, self.subject.weights, self.material)
+        # The attacks run in full precision, whatever --precision says.
+        protocol = {**self._protocol(), "precision": "32", **settings.model_dump(mode="json"), "count": len(work.index)}
+        shard = self.config.shard
+        if shard is not None:
+            self._shard(work)
+            return None
+        if self.config.merge_shards:
+            return self._merged(work, protocol)
+        if not self.config.force:
+            for record in self.store.records:
+                whole = {key: value for key, value in record.protocol.items() if key != "shards"}
+                if record.metric == "autoattacks" and "shards" in record.protocol and whole == protocol:
+                    protocol = record.protocol
+        file = work.file(self.store.unfinished, None)
+        if self.config.force:
+            file.unlink(missing_ok=True)
+
+        def measure() -> _Measured:
+            progress = attacked.run(
+                self.classifier, self.material, work, file, self.listener.progress, self.listener.notice
+            )
+            return self._attack_results(progress, work)
+
+        record = self._once("autoattacks", protocol, measure)
+        file.unlink(missing_ok=True)
+        return record
+
+    def _attack_results(self, progress: attack_files.Progress, work: attack_files.Assignment) -> _Measured:
+        rows = attacked.rows(progress, work, self.material.test.labels)
+        return attacked.results(progress, work.settings), rows
+
+    def _shard(self, work: attack_files.Assignment) -> None:
+        shard = self.config.shard
+        assert shard is not None
+        if shard.count > len(work.index):
+            raise UsageError(f"--shard {shard}: only {len(work.index)} images are attacked; make fewer shards")
+        part = work.part(shard)
+        file = part.file(self.store.folder / attack_files.SHARDS, shard)
+        if self.config.force:
+            file.unlink(missing_ok=True)
+        progress = attacked.run(
+            self.classifier, self.material, part, file, self.listener.progress, self.listener.notice
+        )
+        stand = progress.state.robust_accuracy()
+        self.listener.measured(
+            "autoattacks", f"shard {shard}: {stand:.2%} of {len(part.index)} stand; {file}", kept=False
+        )
+
+    def _merged(self, work: attack_files.Assignment, protocol: dict[str, Any]) -> Record:
+        progress, count = attack_files.merge(work, self.store.folder / attack_files.SHARDS)
+        return self._once("autoattacks", {**protocol, "shards": count}, lambda: self._attack_results(progress, work))
+
+    def _certified(self) -> Record:
+        protocol = {**self._protocol(radii=list(self.config.radii)), "precision": "64"}
+        return self._once(
+            "certified",
+            protocol,
+            lambda: certified.measure(self.classifier, self.material, self.config, self.listener.progress),
+        )
+
+    def _assert_order(self) -> None:
+        records = self.evaluation.records
+        attack, proof = records.get("autoattacks"), records.get("certified")
+        if attack is None or proof is None or attack.protocol["protocol"] != "pixels":
+            return
+        channels, height, width = self.material.test.image_shape
+        self.evaluation.order = assert_order(
+            self.store.rows(proof),
+            self.store.rows(attack),
+            norm=attack.protocol["norm"],
+            eps=attack.protocol["eps"],
+            pixels=channels * height * width,
+        )

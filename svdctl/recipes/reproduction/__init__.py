@@ -1,0 +1,1 @@
+"""The paper's tables with one command: planned, shared between commands, resumable, laid out."""

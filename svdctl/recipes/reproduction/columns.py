@@ -1,0 +1,47 @@
+"""How each metric is headed, scaled and printed."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from svdctl.config.table import Column
+
+
+@dataclass(frozen=True)
+class Look:
+    """Presentation of one column."""
+
+    header: str
+    factor: float = 1.0
+    """From the stored value to the shown one."""
+    decimals: int = 2
+    suffix: str = ""
+    better: Literal["high", "low"] | None = None
+
+    def shown(self, value: float) -> str:
+        """A value as the table shows it."""
+        return f"{value * self.factor:,.{self.decimals}f}{self.suffix}"
+
+    def difference(self, value: float, shown_there: float) -> str:
+        """Ours minus theirs, theirs being given as shown."""
+        return f"{value * self.factor - shown_there:+,.{self.decimals}f}"
+
+
+def _percent(header: str, better: Literal["high", "low"]) -> Look:
+    return Look(f"{header}, %", 100.0, 2, better=better)
+
+
+LOOKS: dict[Column, Look] = {
+    "parameters": Look("parameters", decimals=0),
+    "compression": Look("compression", suffix="x", better="high"),
+    "control-cost": Look("control, modelled", decimals=1, suffix="x cheaper", better="high"),
+    "accuracy": _percent("accuracy", "high"),
+    "cifar-c": _percent("CIFAR-C", "high"),
+    "ece": _percent("ECE", "low"),
+    "autoattack": _percent("AutoAttack", "high"),
+    "certified-36": _percent("certified 36/255", "high"),
+    "certified-72": _percent("certified 72/255", "high"),
+    "certified-108": _percent("certified 108/255", "high"),
+    "certified-255": _percent("certified 255/255", "high"),
+    "control-time": Look("control, % of training", 100.0, 1, better="low"),
+    "train-hours": Look("training, hours", better="low"),
+}

@@ -1,0 +1,65 @@
+"""The files of a table or figure, below `tables/` of the folder of runs."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from svdctl.config.table import Request, SpeedFigure
+from svdctl.errors import UsageError
+from svdctl.recipes.reproduction.layout import as_json, comma_separated, latex, markdown
+from svdctl.recipes.reproduction.results import Results
+from svdctl.runfolder import write_text
+
+
+def table_folder(out_dir: Path) -> Path:
+    """Where outputs go; made when absent.
+
+    Raises:
+        UsageError: when it cannot be made.
+    """
+    folder = out_dir.expanduser() / "tables"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be made ({error.strerror}); give another --out-dir") from error
+    return folder
+
+
+def write_table(out_dir: Path, results: Results, *, picture: bool) -> list[Path]:
+    """Write a table in every format; the picture, which takes longest, only when asked for."""
+    folder = table_folder(out_dir)
+    name = results.plan.name
+    formats = {"md": markdown, "csv": comma_separated, "tex": latex, "json": as_json}
+    files = []
+    for suffix, form in formats.items():
+        files.append(folder / f"{name}.{suffix}")
+        write_text(files[-1], form(results))
+    if picture:
+        from svdctl.recipes.reproduction.picture import plot_bars  # matplotlib takes a second to import
+
+        files.append(folder / f"{name}.png")
+        plot_bars(results, files[-1])
+    return files
+
+
+def write_figure(request: Request, name: str, figure: SpeedFigure, say: Callable[[str], None]) -> list[Path]:
+    """Measure and write a figure of speed."""
+    from svdctl.recipes.reproduction import speed_layout
+    from svdctl.recipes.reproduction.speed import measure_figure
+
+    folder = table_folder(request.out_dir)
+    smoke = request.scale == "smoke"
+    results = measure_figure(figure, smoke=smoke, say=say)
+    formats = {
+        "md": speed_layout.speed_markdown,
+        "csv": speed_layout.speed_csv,
+        "tex": speed_layout.speed_latex,
+        "json": speed_layout.speed_json,
+    }
+    stem = f"{name}-smoke" if smoke else name
+    files = []
+    for suffix, form in formats.items():
+        files.append(folder / f"{stem}.{suffix}")
+        write_text(files[-1], form(results))
+    files.append(folder / f"{stem}.png")
+    speed_layout.plot_speed(results, files[-1])
+    return files

@@ -1,0 +1,85 @@
+"""`--dry-run`: every run of a plan with what it would cost and what of it is there; nothing is trained or written."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from svdctl.config.table import Request, SpeedFigure
+from svdctl.recipes.reproduction.estimate import Hours, Meter
+from svdctl.recipes.reproduction.plan import Plan, Run, make_plan
+from svdctl.recipes.reproduction.run import disk_needed
+from svdctl.recipes.reproduction.static import run_bytes, static_figures
+from svdctl.recipes.reproduction.store import Found, Store
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """One run."""
+
+    tables: tuple[str, ...]
+    """Tables and rows that it serves."""
+    run: Run
+    parameters: int
+    compression: float
+    step_flops: float
+    hours: Hours
+    disk: int
+    found: Found | None
+    """What is there of it."""
+
+    @property
+    def hours_left(self) -> float | None:
+        """Of training and measuring, a finished training counting nothing."""
+        if self.hours.train is None or self.hours.evaluate is None:
+            return None
+        finished = self.found is not None and self.found.finished
+        return self.hours.evaluate + (0.0 if finished else self.hours.train)
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """A whole plan."""
+
+    plan: Plan
+    runs: tuple[Rehearsed, ...]
+    figures: dict[str, SpeedFigure]
+    disk_needed: int
+    disk_free: int
+
+
+def rehearse(request: Request, say: Callable[[str], None]) -> Rehearsal:
+    """Resolve and estimate everything; works without data.
+
+    Raises:
+        UsageError: names, files, configurations.
+    """
+    plan = make_plan(request)
+    store = Store(request.out_dir, request.reuse)
+    index = store.index()
+    meter = Meter()
+    runs = []
+    planned = plan.runs()
+    for number, run in enumerate(planned, 1):
+        say(f"measuring {number}/{len(planned)}: {run.config.name}")
+        figures = static_figures(run.config)
+        serves = tuple(
+            f"{table.name}: {row.row.name}"
+            for table in plan.tables
+            for row in table.rows
+            if any(other.id == run.id for other in row.runs)
+        )
+        hours, size = meter.hours(run), run_bytes(run.config)
+        found = store.best(run.key, index)
+        runs.append(
+            Rehearsed(serves, run, figures.parameters, figures.compression, figures.step_flops, hours, size, found)
+        )
+    free = shutil.disk_usage(_existing(request.out_dir.expanduser().absolute())).free
+    return Rehearsal(plan, tuple(runs), plan.figures, disk_needed(planned, store), free)
+
+
+def _existing(path: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    while not path.exists():
+        path = path.parent
+    return path

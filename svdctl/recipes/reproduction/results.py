@@ -1,0 +1,141 @@
+"""From finished runs to the cells of a table: means and spreads over seeds, footnotes, reasons of failure."""
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from svdctl.config.table import STATIC, Column
+from svdctl.recipes.reproduction.paper_numbers import PaperNumbers
+from svdctl.recipes.reproduction.plan import TablePlan, TableRow
+from svdctl.recipes.reproduction.static import static_figures
+
+
+@dataclass(frozen=True)
+class RunFigures:
+    """What one run has: its figures by column, how they deviate from the table's protocol, or why there are none."""
+
+    values: Mapping[Column, float] = field(default_factory=dict)
+    deviations: tuple[str, ...] = ()
+    folder: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure of a row."""
+
+    values: tuple[float, ...]
+    """One for each seed that has it."""
+    paper: float | None = None
+    """The paper's number, in the unit that is shown."""
+
+    @property
+    def mean(self) -> float | None:
+        """Over the seeds; None without any."""
+        return statistics.fmean(self.values) if self.values else None
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of the sample; None below two seeds."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """A row as it is printed."""
+
+    row: TableRow
+    cells: Mapping[Column, Cell]
+    notes: tuple[int, ...]
+    """Numbers of its footnotes, from 1."""
+    runs: tuple[RunFigures, ...]
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why runs of it failed, with their seeds."""
+        return [
+            f"seed {run.config.seed}: {figures.reason}"
+            for run, figures in zip(self.row.runs, self.runs, strict=True)
+            if figures.reason is not None
+        ]
+
+
+@dataclass(frozen=True)
+class Results:
+    """A table with its figures."""
+
+    plan: TablePlan
+    rows: tuple[ResultRow, ...]
+    notes: tuple[str, ...]
+    """Footnotes; the last ones belong to the whole table."""
+
+    @property
+    def caption(self) -> str:
+        """Number of seeds, and what stands in a cell."""
+        count = len(self.plan.seeds)
+        seeds = ", ".join(map(str, self.plan.seeds))
+        if not self.plan.trains:
+            return "Derived from the configurations; nothing was trained."
+        if count == 1:
+            return f"One seed ({seeds})."
+        return f"Mean and standard deviation over {count} seeds ({seeds})."
+
+    @property
+    def complete(self) -> bool:
+        """Whether every cell has a figure of every seed."""
+        return all(
+            len(cell.values) == (1 if column in STATIC else len(self.plan.seeds))
+            for row in self.rows
+            for column, cell in row.cells.items()
+        )
+
+
+def assemble(plan: TablePlan, figures: Mapping[str, RunFigures], paper: PaperNumbers) -> Results:
+    """The table from the figures of its runs, by their ids; runs that are missing leave their cells empty."""
+    notes: dict[str, int] = {}
+    rows = []
+    numbers = paper.get(plan.source.stem, {})
+    everywhere = _common(plan, figures)
+    for row in plan.rows:
+        runs = tuple(figures.get(run.id, RunFigures()) for run in row.runs)
+        own = dict.fromkeys(text for run in runs for text in run.deviations if text not in everywhere)
+        marks = tuple(notes.setdefault(text, len(notes) + 1) for text in own)
+        static = static_figures(row.config)
+        fixed = {
+            "parameters": float(static.parameters),
+            "compression": static.compression,
+            "control-cost": static.control_ratio,
+        }
+        there = numbers.get(row.row.name, {})
+        cells = {
+            column: Cell(
+                (fixed[column],)
+                if column in STATIC
+                else tuple(run.values[column] for run in runs if column in run.values),
+                there.get(column),
+            )
+            for column in plan.columns
+        }
+        rows.append(ResultRow(row, cells, marks, runs))
+    general = [*_general_notes(plan), *everywhere, *plan.table.notes * plan.trains]
+    return Results(plan, tuple(rows), (*notes, *general))
+
+
+def _common(plan: TablePlan, figures: Mapping[str, RunFigures]) -> list[str]:
+    """Deviations that every finished run of the table has: said once, without marks."""
+    keys = [run.id for row in plan.rows for run in row.runs if run.id in figures]
+    known = [figures[key].deviations for key in keys if figures[key].values]
+    return [text for text in (known[0] if known else ()) if all(text in other for other in known)]
+
+
+def _general_notes(plan: TablePlan) -> list[str]:
+    notes = []
+    if plan.smoke and plan.table.smoke is not None:
+        changes = ", ".join(plan.table.smoke.set) or "the overrides of each row"
+        notes.append(
+            "Smoke scale: small stand-ins that show that all of it works, not the paper's experiment "
+            f"({changes}; ranks scaled with the widths). Rows are called by what they stand for."
+        )
+    if plan.overrides:
+        notes.append(f"Changed on the command line: {', '.join(plan.overrides)}.")
+    return notes

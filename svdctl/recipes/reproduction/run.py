@@ -1,0 +1,232 @@
+"""`svdctl reproduce`: a plan, an engine that works it off, tables and figures."""
+
+import shutil
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+from svdctl.config.data import Cifar10, Cifar100
+from svdctl.config.table import Request
+from svdctl.data.sources import load as load_data
+from svdctl.errors import Interrupted, UsageError
+from svdctl.recipes.reproduction.engines import Engine, InProcess, Processes
+from svdctl.recipes.reproduction.execute import Job, Outcome
+from svdctl.recipes.reproduction.outputs import write_figure, write_table
+from svdctl.recipes.reproduction.paper_numbers import PaperNumbers, read_paper_numbers
+from svdctl.recipes.reproduction.plan import Plan, Run, make_plan
+from svdctl.recipes.reproduction.results import Results, RunFigures, assemble
+from svdctl.recipes.reproduction.static import run_bytes
+from svdctl.recipes.reproduction.store import Store
+from svdctl.robustness.cifar_c import find_or_fetch
+
+GO_ON = "the same command goes on where it was"
+
+
+class Board(Protocol):
+    """Who is told how the rows are getting on."""
+
+    def start(self, plan: Plan, runs: Sequence[Run], store: Store) -> None:
+        """The work begins."""
+
+    def outcome(self, run: Run, outcome: Outcome) -> None:
+        """A run has ended, one way or the other."""
+
+    def say(self, text: str) -> None:
+        """Something worth a line."""
+
+    def close(self) -> None:
+        """The work has ended; may be called twice."""
+
+
+@dataclass(frozen=True)
+class ReproduceResult:
+    """What a call leaves."""
+
+    tables: tuple[Results, ...]
+    files: tuple[Path, ...]
+    failed: tuple[str, ...]
+    """A line for each run that failed."""
+
+
+def reproduce(request: Request, board: Board) -> ReproduceResult:
+    """Make the tables and figures that are asked for; what is finished from an earlier call is used.
+
+    Raises:
+        UsageError: before anything is trained: names, files, configurations, disk, engine.
+        DataError: data that are not there and cannot be had.
+        Interrupted: stopped; everything is saved.
+    """
+    if request.engine == "ray":
+        request = everywhere(request)
+    plan = make_plan(request)
+    paper = read_paper_numbers(request.paper_numbers, plan.tables) if request.paper_numbers is not None else {}
+    store = Store(request.out_dir, request.reuse)
+    store.prepare()
+    runs = plan.runs()
+    figures: dict[str, RunFigures] = {}
+    # First of all: an engine that is not there is told at once.
+    engine = make_engine(request)
+    try:
+        if runs:
+            check_disk(runs, store)
+            check_data(runs, request.cifar_c_root)
+            figures = _work_off(plan, engine, store, paper, board)
+        results, files = _write(plan, figures, paper, pictures=True)
+        for name, figure in plan.figures.items():
+            files += write_figure(request, name, figure, board.say)
+    finally:
+        engine.stop()
+        board.close()
+    failed = [
+        f"{table.plan.name}: {row.row.row.name}, {reason}"
+        for table in results
+        for row in table.rows
+        for reason in row.reasons
+    ]
+    return ReproduceResult(tuple(results), tuple(files), tuple(failed))
+
+
+def _work_off(plan: Plan, engine: Engine, store: Store, paper: PaperNumbers, board: Board) -> dict[str, RunFigures]:
+    """Do all runs; tables are written anew after each of them."""
+    runs = plan.runs()
+    board.start(plan, runs, store)
+    by_id = {run.id: run for run in runs}
+    figures: dict[str, RunFigures] = {}
+    jobs = [Job(run, store, plan.request.cifar_c_root) for run in runs]
+    try:
+        with terminated_as_interrupt():
+            for outcome in drive(jobs, engine, store, board.say):
+                figures[outcome.id] = outcome.figures
+                board.outcome(by_id[outcome.id], outcome)
+                _write(plan, figures, paper, pictures=False)
+    except (KeyboardInterrupt, Interrupted) as error:
+        raise Interrupted(f"stopped; {GO_ON}") from error
+    return figures
+
+
+def drive(jobs: Sequence[Job], engine: Engine, store: Store, say: Callable[[str], None]) -> Iterator[Outcome]:
+    """Give jobs to an engine as it has room, leaving those that another command works on for later.
+
+    Raises:
+        Interrupted: a job was stopped by a signal.
+    """
+    by_id = {job.run.id: job for job in jobs}
+    waiting = deque(jobs)
+    told: set[str] = set()
+    while waiting or engine.active():
+        for _ in range(len(waiting)):
+            if not engine.has_room():
+                break
+            job = waiting.popleft()
+            if store.is_free(job.run.key):
+                engine.submit(job)
+            else:
+                waiting.append(job)
+                if job.run.key not in told and not engine.active():
+                    told.add(job.run.key)
+                    say(f"another command works on {job.run.config.name}: waiting for it")
+        if not engine.active():
+            time.sleep(1)
+        for outcome in engine.wait(1.0):
+            if outcome.state == "busy":
+                waiting.append(by_id[outcome.id])
+            elif outcome.state == "interrupted":
+                raise Interrupted(GO_ON)
+            else:
+                yield outcome
+
+
+def everywhere(request: Request) -> Request:
+    """The request with absolute paths: workers of a cluster start in folders of their own."""
+    paths: dict[str, object] = {
+        "out_dir": request.out_dir.expanduser().absolute(),
+        "reuse": tuple(path.expanduser().absolute() for path in request.reuse),
+        "dataset_root": (request.dataset_root or Path("data")).expanduser().absolute(),
+    }
+    if request.cifar_c_root is not None:
+        paths["cifar_c_root"] = request.cifar_c_root.expanduser().absolute()
+    return request.model_copy(update=paths)
+
+
+def make_engine(request: Request) -> Engine:
+    """The engine asked for.
+
+    Raises:
+        UsageError: Ray is not there.
+    """
+    if request.engine == "ray":
+        from svdctl.recipes.reproduction.on_ray import OnRay
+
+        return OnRay(request.address)
+    if request.address is not None:
+        raise UsageError("--address is that of a Ray cluster; add --engine ray, or leave it out")
+    return InProcess() if request.jobs == 1 else Processes(request.jobs)
+
+
+def check_disk(runs: Sequence[Run], store: Store) -> None:
+    """Refuse a plan that the disk cannot hold, before anything is trained.
+
+    Raises:
+        UsageError: too little space.
+    """
+    needed = disk_needed(runs, store)
+    free = shutil.disk_usage(store.out_dir.expanduser()).free
+    if needed > free:
+        raise UsageError(
+            f"the plan needs {needed / 1e9:.1f} GB below {store.out_dir}, and {free / 1e9:.1f} GB are free; free space "
+            "there, choose fewer --rows, or give another --out-dir"
+        )
+
+
+def disk_needed(runs: Sequence[Run], store: Store) -> int:
+    """Bytes of the runs that have no folder yet."""
+    index = store.index()
+    new = {run.key: run for run in runs if run.key not in index}
+    return sum(run_bytes(run.config) for run in new.values())
+
+
+def check_data(runs: Sequence[Run], cifar_c_root: Path | None) -> None:
+    """Load every data set once, and find the corrupted ones, so that what cannot be had is told before any training.
+
+    Raises:
+        DataError: what is missing and where it belongs.
+    """
+    needed = {run.config.data.model_dump_json(): run.config.data for run in runs}
+    for data in needed.values():
+        load_data(data)
+    corrupted = {run.config.data.model_dump_json() for run in runs if "cifar-c" in run.metrics}
+    for key, data in needed.items():
+        if key in corrupted and isinstance(data, Cifar10 | Cifar100):
+            find_or_fetch(data.kind, cifar_c_root or data.root, tell=lambda text, done, total: None)
+
+
+def _write(
+    plan: Plan, figures: Mapping[str, RunFigures], paper: PaperNumbers, *, pictures: bool
+) -> tuple[list[Results], list[Path]]:
+    results = [assemble(table, figures, paper) for table in plan.tables]
+    files = [file for result in results for file in write_table(plan.request.out_dir, result, picture=pictures)]
+    return results, files
+
+
+@contextmanager
+def terminated_as_interrupt() -> Iterator[None]:
+    """SIGTERM as Ctrl-C, so that workers are ended and states saved; trainings in this process have their own way."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,145 @@
+"""What is on the disk: which run folders belong to a run, whether they are finished, who works on them, how far.
+
+All that commands know of each other is here: a lock and a status for each run, below `.reproduce/` of the folder of
+runs. The lock goes with the process that holds it, however that ends.
+"""
+
+import fcntl
+import json
+import os
+import socket
+import time
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from svdctl.config.train import TrainConfig
+from svdctl.errors import UsageError
+from svdctl.recipes.reproduction.fingerprint import run_hash
+from svdctl.runfolder import write_text
+from svdctl.runlog import read_log
+
+
+@dataclass(frozen=True)
+class Found:
+    """A run folder that belongs to a run."""
+
+    folder: Path
+    step: int
+    """Last step that the log tells of."""
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Store:
+    """The run folders below some places; only the first place is written to."""
+
+    out_dir: Path
+    reuse: tuple[Path, ...] = ()
+
+    @property
+    def _private(self) -> Path:
+        return self.out_dir.expanduser() / ".reproduce"
+
+    def index(self) -> dict[str, list[Path]]:
+        """Run folders by `run_hash` of their configuration; those of `out_dir` first."""
+        found: dict[str, list[Path]] = {}
+        for parent in (self.out_dir, *self.reuse):
+            for key, folder in _folders(parent.expanduser()):
+                found.setdefault(key, []).append(folder)
+        return found
+
+    def best(self, key: str, index: Mapping[str, list[Path]] | None = None) -> Found | None:
+        """The finished folder of a run, or the one that got furthest; of `reuse` finished ones alone."""
+        folders = (self.index() if index is None else index).get(key, [])
+        runs = sorted(map(inspect_run, folders), key=lambda run: (run.finished, run.step), reverse=True)
+        usable = [run for run in runs if run.finished or run.folder.parent == self.out_dir.expanduser()]
+        return usable[0] if usable else None
+
+    def prepare(self) -> None:
+        """Make the folder of runs.
+
+        Raises:
+            UsageError: when it cannot be made or written.
+        """
+        try:
+            self._private.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"{self.out_dir} cannot be made or written ({(error.strerror or str(error)).lower()}); "
+                "give another --out-dir"
+            ) from error
+
+    @contextmanager
+    def lock(self, name: str) -> Iterator[bool]:
+        """Hold a run, or see (False) that another process holds it."""
+        with (self._private / f"{name}.lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                yield False
+                return
+            yield True
+
+    def is_free(self, name: str) -> bool:
+        """Whether nobody holds a run at this moment."""
+        with self.lock(name) as held:
+            return held
+
+    def read_status(self, key: str) -> dict[str, Any]:
+        """How far a run is; empty when nothing is known."""
+        try:
+            found = json.loads((self._private / f"{key}.json").read_text())
+        except (OSError, json.JSONDecodeError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def write_status(self, key: str, **status: Any) -> None:
+        """Tell every command how far a run is."""
+        who = {"time": time.time(), "host": socket.gethostname(), "pid": os.getpid()}
+        write_text(self._private / f"{key}.json", json.dumps({**status, **who}))
+
+
+def _folders(parent: Path) -> Iterator[tuple[str, Path]]:
+    """Run folders directly below a place, with the hash of their configuration; what is no run is passed over."""
+    try:
+        children = sorted(parent.iterdir())
+    except OSError:
+        return
+    for folder in children:
+        try:
+            text = (folder / "config.toml").read_text(encoding="utf-8")
+            yield run_hash(TrainConfig.model_validate(tomllib.loads(text))), folder
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, ValidationError):
+            continue
+
+
+def inspect_run(folder: Path) -> Found:
+    """How far the run of a folder is, by its log and the presence of `last.pt`.
+
+    The log of an epoch is written before its checkpoint, so a finished log is confirmed by the checkpoint itself.
+    """
+    config = TrainConfig.model_validate(tomllib.loads((folder / "config.toml").read_text(encoding="utf-8")))
+    log = folder / "metrics.jsonl"
+    epochs = [record for record in read_log(log) if record.get("kind") == "epoch"] if log.is_file() else []
+    if not epochs or not (folder / "last.pt").is_file():
+        return Found(folder, 0, finished=False)
+    step, epoch = int(epochs[-1]["step"]), int(epochs[-1]["epoch"])
+    ended = epoch >= config.epochs or (config.max_steps is not None and step >= config.max_steps)
+    return Found(folder, step, ended and _checkpoint_step(folder / "last.pt") >= step)
+
+
+def _checkpoint_step(path: Path) -> int:
+    """The step of a checkpoint, -1 when it cannot be read."""
+    from svdctl.checkpoint import read_checkpoint  # torch: only where a run claims to be finished
+    from svdctl.errors import CheckpointError
+
+    try:
+        return int(read_checkpoint(path).metrics["step"])
+    except (CheckpointError, KeyError):
+        return -1

@@ -1,0 +1,95 @@
+"""How a training ended: numbers, sentences, files, and what to type next."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from svdctl.accuracy import Accuracy
+from svdctl.checkpoint import read_checkpoint
+from svdctl.config.command import command_of
+from svdctl.config.train import TrainConfig
+from svdctl.data.images import ImageData
+from svdctl.recipes.training.pictures import draw, draw_certified
+from svdctl.recipes.training.result import CertifiedEpoch, TrainResult
+from svdctl.training import Trainer
+
+
+def interrupted(trainer: Trainer, folder: Path) -> TrainResult:
+    """A run that was stopped and saved."""
+    return TrainResult(
+        folder,
+        {},
+        [f"interrupted after step {trainer.counters.step}; the state is saved"],
+        [],
+        [folder / "last.pt"],
+        [f"svdctl {command_of(trainer.config.model.kind).name} --resume {folder}"],
+        completed=False,
+    )
+
+
+def finished(
+    trainer: Trainer,
+    test: ImageData,
+    folder: Path,
+    before: Mapping[str, Tensor],
+    sizes: Mapping[str, tuple[int, ...]],
+    seconds: float,
+) -> TrainResult:
+    """A run that reached its last step; the network is left as it was."""
+    config, zero = trainer.config, trainer.fabric.is_global_zero
+    select = config.evaluation.select
+    last = trainer.evaluate(test)
+    metrics = {"test_acc": last.accuracy, "test_loss": last.loss, "seconds": seconds}
+    summary = [f"test accuracy {last.accuracy:.2%} after the last epoch ({len(test):,} images)"]
+    layers = trainer.controller.report() if zero else []
+    judged = {"last": (trainer.counters.step, last)}
+    if select != "last":
+        best = read_checkpoint(folder / "best.pt")
+        trainer.model.load_state_dict(best.model)
+        chosen = trainer.evaluate(test)
+        trainer.model.load_state_dict(read_checkpoint(folder / "last.pt").model)
+        metrics["best_test_acc"] = chosen.accuracy
+        step = int(best.metrics["step"])
+        summary.append(f"test accuracy {chosen.accuracy:.2%} of best.pt (step {step}), {_chosen(config)}")
+        judged["best"] = (step, chosen)
+    per_epoch = trainer.batches.steps_per_epoch
+    certified = [row for name, (step, made) in judged.items() if (row := _row(config, name, step / per_epoch, made))]
+    for row in certified:
+        prefix = "test_" if row.name == "last" else "best_test_"
+        metrics |= {f"{prefix}certified_acc_{radius:g}": share for radius, share in row.certified.items()}
+        metrics |= {f"{prefix}mean_radius": row.mean_radius}
+    files = [folder / name for name in ("config.toml", "environment.json", "metrics.jsonl", "last.pt")]
+    files += [folder / "best.pt"] * (select != "last")
+    if zero:
+        files += draw(trainer, folder, before, sizes)
+        files += draw_certified({name: made for name, (_, made) in judged.items()}, config, folder)
+    commands = [
+        f"svdctl {command_of(config.model.kind).name} --preset {folder / 'config.toml'} --seed {config.seed + 1}"
+    ]
+    if certified:
+        commands += [f"svdctl inspect-spectrum {folder / 'last.pt'}", f"svdctl eval-robust {folder}"]
+    return TrainResult(folder, metrics, summary, layers, files, commands, completed=True, certified=tuple(certified))
+
+
+def _chosen(config: TrainConfig) -> str:
+    """How the best epoch was picked."""
+    by = f"by certified accuracy at {config.certificate.epsilon:g}/255 " if config.certificate is not None else ""
+    validation = config.evaluation.select == "validation"
+    where = "validation part" if validation else "test set itself (as the paper's code did)"
+    return f"chosen {by}on the {where}"
+
+
+def _row(config: TrainConfig, name: str, epoch: float, made: Accuracy) -> CertifiedEpoch | None:
+    if config.certificate is None or made.certificates is None or made.bound is None:
+        return None
+    radii = dict.fromkeys((*config.certificate.radii, config.certificate.epsilon))
+    return CertifiedEpoch(
+        name,
+        -int(-epoch // 1),
+        made.accuracy,
+        {radius: made.certificates.certified_accuracy(radius / 255) for radius in sorted(radii)},
+        made.certificates.mean_radius,
+        made.bound.value,
+        made.bound.by_kind(),
+    )

@@ -1,0 +1,130 @@
+"""One process's part in a training, from the model to the pictures."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from svdctl.build import build_model
+from svdctl.checkpoint import Checkpoint, write_checkpoint
+from svdctl.config.train import TrainConfig
+from svdctl.control import Controller
+from svdctl.data.batches import derived_seed
+from svdctl.interrupt import stop_on_signal
+from svdctl.layers.shapes import input_sizes
+from svdctl.loop import Loop, Progress
+from svdctl.recipes.training.outcome import finished, interrupted
+from svdctl.recipes.training.pictures import spectra
+from svdctl.recipes.training.result import Reporter, TrainResult
+from svdctl.recipes.training.setup import Parts
+from svdctl.runfolder import locked
+from svdctl.runlog import RunLog
+from svdctl.training import Trainer
+
+
+class Run:
+    """A training in its folder.
+
+    Args:
+        config: the whole configuration.
+        parts: the data.
+        fabric: the processes, launched.
+        folder: the run folder, which exists.
+        reporter: who is told.
+    """
+
+    def __init__(self, config: TrainConfig, parts: Parts, fabric: Fabric, folder: Path, reporter: Reporter) -> None:
+        self.config, self.parts, self.fabric = config, parts, fabric
+        self.folder, self.reporter = folder, reporter
+        self.model = build_model(config, len(parts.train.classes))
+        self.sizes = input_sizes(self.model, parts.train.image_shape)
+
+    def execute(self, checkpoint: Checkpoint | None) -> TrainResult:
+        """Train from the start, or from a checkpoint."""
+        if not self.fabric.is_global_zero:
+            return self._train(checkpoint)
+        with locked(self.folder):
+            return self._train(checkpoint)
+
+    def _train(self, checkpoint: Checkpoint | None) -> TrainResult:
+        config = self.config
+        # Made anew from the seed even when resuming: the picture shows the weights before any training.
+        before = spectra(self.model, self.sizes)
+        if checkpoint is not None:
+            self.model.load_state_dict({**checkpoint.model, **checkpoint.training["unsealed"]})
+        self.model.to(self.fabric.device)
+        controller = Controller(
+            self.model, config.control, config.batchnorm, sizes=self.sizes, seed=derived_seed(config.seed, "control")
+        )
+        self.trainer = Trainer(config, self.model, self.fabric, self.parts.train, self.parts.held_out, controller)
+        if checkpoint is not None:
+            self.trainer.load_state_dict(checkpoint.training)
+        log = None
+        if self.fabric.is_global_zero:
+            flat = config.model_dump(mode="json")
+            log = RunLog(self.folder, config.log, flat, step=self.trainer.counters.step)
+        began = time.perf_counter()
+        try:
+            with stop_on_signal() as stop:
+                completed = Loop(self.trainer, self._progress(), self._record(log), self._save, stop).run()
+        finally:
+            if log is not None:
+                log.close()
+        if completed:
+            seconds = time.perf_counter() - began
+            result = finished(self.trainer, self.parts.test, self.folder, before, self.sizes, seconds)
+        else:
+            result = interrupted(self.trainer, self.folder)
+        if self.fabric.is_global_zero:
+            self.reporter.finished(result)
+        return result
+
+    def _progress(self) -> Progress:
+        return self.reporter if self.fabric.is_global_zero else _Silent()
+
+    def _record(self, log: RunLog | None) -> Callable[[str, Mapping[str, float]], None]:
+        def record(kind: str, metrics: Mapping[str, float]) -> None:
+            if log is not None:
+                log.write(kind, self.trainer.counters.step, metrics)
+
+        return record
+
+    def _save(self, kind: str) -> None:
+        """Write a checkpoint: `last`, `steps`, `interrupted` to `last.pt`, `best` to `best.pt`."""
+        unsealed: dict[str, Tensor] = {}
+        if kind == "interrupted":
+            # This seal is not on the run's schedule: what it changes is kept aside, so that resuming is exact.
+            raw = {name: value.clone() for name, value in self.model.state_dict().items()}
+            self.trainer.controller.seal()
+            sealed = self.model.state_dict()
+            unsealed = {name: value for name, value in raw.items() if not torch.equal(value, sealed[name])}
+        else:
+            self.trainer.controller.seal()
+        if self.fabric.is_global_zero:
+            training = {} if kind == "best" else {**self.trainer.state_dict(), "unsealed": unsealed}
+            checkpoint = Checkpoint(
+                self.config,
+                self.parts.train.classes,
+                self.parts.train.image_shape,
+                dict(self.model.state_dict()),
+                training,
+                {"step": self.trainer.counters.step, "best_val_acc": self.trainer.counters.best_accuracy},
+            )
+            write_checkpoint(self.folder / ("best.pt" if kind == "best" else "last.pt"), checkpoint)
+            epoch = self.trainer.counters.step // self.trainer.batches.steps_per_epoch
+            if kind == "last" and self.config.checkpoint.keep:
+                write_checkpoint(self.folder / f"epoch-{epoch}.pt", checkpoint)
+        self.fabric.barrier()
+
+
+class _Silent:
+    """Progress of the processes that do not speak."""
+
+    def start(self, total_steps: int, done: int) -> None: ...
+
+    def step(self, done: int, metrics: Mapping[str, float]) -> None: ...
+
+    def evaluated(self, metrics: Mapping[str, float]) -> None: ...

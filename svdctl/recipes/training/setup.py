@@ -1,0 +1,85 @@
+"""What a training needs before it starts: processes and data."""
+
+from dataclasses import dataclass
+
+from lightning_fabric import Fabric
+
+from svdctl.config.model import STRIDE, LipConv, Vgg
+from svdctl.config.train import TrainConfig, too_many_classes
+from svdctl.data.batches import derived_seed
+from svdctl.data.images import ImageData
+from svdctl.data.sources import load as load_data
+from svdctl.data.split import stratified_split
+from svdctl.errors import UsageError
+
+
+def launch(config: TrainConfig) -> Fabric:
+    """The processes of a run, started.
+
+    Raises:
+        UsageError: a device that is not there, or a batch that does not divide.
+    """
+    hardware = config.hardware
+    devices = hardware.devices
+    try:
+        fabric = Fabric(
+            accelerator=hardware.accelerator,
+            devices=devices,
+            num_nodes=hardware.num_nodes,
+            precision=None if hardware.precision == "32" else hardware.precision,
+            strategy="auto" if devices == 1 and hardware.num_nodes == 1 else "ddp",
+        )
+        fabric.launch()
+    except (RuntimeError, ValueError) as error:
+        if "accelerator" in str(error).lower() or "device" in str(error).lower() or "cuda" in str(error).lower():
+            first = str(error).strip().splitlines()[0]
+            raise UsageError(f"--accelerator {hardware.accelerator} is not to be had here ({first[:150]})") from error
+        raise
+    if config.batch_size % fabric.world_size:
+        raise UsageError(
+            f"a batch of {config.batch_size} does not divide over {fabric.world_size} processes; change --batch-size"
+        )
+    return fabric
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The images of a run: to train on, to follow it by, and to judge it by."""
+
+    train: ImageData
+    held_out: ImageData
+    test: ImageData
+
+
+def load_parts(config: TrainConfig) -> Parts:
+    """The data of a run.
+
+    Raises:
+        DataError: missing or broken data.
+        UsageError: data that the network cannot take.
+    """
+    data = load_data(config.data)
+    _check(config, data.train)
+    if config.evaluation.select == "validation":
+        seed = derived_seed(config.seed, "validation")
+        train, held_out = stratified_split(data.train, config.evaluation.validation_share, seed)
+        return Parts(train, held_out, data.test)
+    return Parts(data.train, data.test, data.test)
+
+
+def _check(config: TrainConfig, data: ImageData) -> None:
+    """What only the data themselves tell: sides and classes that do not suit the network."""
+    _, height, width = data.image_shape
+    faults = []
+    if isinstance(config.model, LipConv):
+        if height % STRIDE or width % STRIDE:
+            faults.append(
+                f"LipConvNet halves its input five times: images of {height} x {width} have sides that {STRIDE} does "
+                "not divide; resize or pad them"
+            )
+        if len(data.classes) > config.model.channels:
+            faults.append(too_many_classes(len(data.classes), config.model))
+    elif isinstance(config.model, Vgg) and min(height, width) < 32:
+        faults.append(f"VGG-19 needs images with sides of 32 or more, not {height} x {width}; resize or pad them")
+    if faults:
+        raise UsageError(faults)

@@ -1,0 +1,141 @@
+"""How far confidence can be trusted: calibration error, proper scores, and accuracy with its interval.
+
+All functions take logits `(N, K)`, never probabilities, and labels `(N,)`.
+"""
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from svdctl.errors import DataError, EvaluationError, ShapeError
+
+BINS = 15
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Predictions sorted into bins of confidence; every tensor is float64 on the CPU, of shape `(bins + 1,)`.
+
+    Bin i holds confidences in `[i / bins, (i + 1) / bins)`; the last one, as in torchmetrics, those of exactly 1.
+    """
+
+    counts: Tensor
+    confidence: Tensor
+    """Mean confidence; 0 where there are no predictions."""
+    accuracy: Tensor
+    """Share of correct predictions; 0 where there are none."""
+
+    @property
+    def calibration_error(self) -> float:
+        """Expected calibration error: mean over all predictions of their bin's |accuracy - confidence|."""
+        gap = (self.accuracy - self.confidence).abs()
+        return float((gap * self.counts).sum() / self.counts.sum())
+
+    def bars(self) -> "Reliability":
+        """The same with confidences of exactly 1 in the last equal bin: `(bins,)`, for a diagram."""
+
+        def joined(values: Tensor) -> Tensor:
+            return torch.cat([values[:-2], values[-2:].sum(0, keepdim=True)])
+
+        counts = joined(self.counts)
+        some = counts.clamp_min(1)
+        return Reliability(
+            counts, joined(self.confidence * self.counts) / some, joined(self.accuracy * self.counts) / some
+        )
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Figures of one set of logits."""
+
+    count: int
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    """Wilson's interval at 95 %."""
+    ece: float
+    """Expected calibration error, 15 bins, in [0, 1]."""
+    nll: float
+    """Mean negative log likelihood in nats."""
+    brier: float
+    """Mean squared distance between probabilities and the one-hot label, in [0, 2]."""
+
+
+def calibration(logits: Tensor, labels: Tensor) -> Calibration:
+    """Accuracy, calibration error and proper scores of logits `(N, K)` for labels `(N,)`.
+
+    Raises:
+        ShapeError: logits and labels do not go together.
+        DataError: a label without a logit.
+        EvaluationError: logits that are not finite.
+    """
+    logits, labels = checked(logits, labels)
+    correct = int((logits.argmax(1) == labels).sum())
+    log_probabilities = logits.double().log_softmax(1)
+    squares = (log_probabilities.exp() - F.one_hot(labels, logits.shape[1])).square().sum(1)
+    return Calibration(
+        count=len(labels),
+        accuracy=correct / len(labels),
+        accuracy_interval=wilson_interval(correct, len(labels)),
+        ece=reliability(logits, labels).calibration_error,
+        nll=float(F.nll_loss(log_probabilities, labels)),
+        brier=float(squares.mean()),
+    )
+
+
+def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> Reliability:
+    """Counts, mean confidences and accuracies of `bins` equal bins of confidence (Guo et al. 2017).
+
+    Confidences and edges are float32, as in torchmetrics, so that a confidence on an edge falls into the same bin.
+    """
+    logits, labels = checked(logits, labels)
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    confidence, predicted = wide.softmax(1).max(1)
+    confidence = confidence.float()
+    correct = (predicted == labels).double()
+    index = torch.bucketize(confidence, torch.linspace(0, 1, bins + 1), right=True) - 1
+    counts = torch.zeros(bins + 1, dtype=torch.float64).index_add_(0, index, torch.ones_like(correct))
+    some = counts.clamp_min(1)
+    return Reliability(
+        counts,
+        torch.zeros_like(counts).index_add_(0, index, confidence.double()) / some,
+        torch.zeros_like(counts).index_add_(0, index, correct) / some,
+    )
+
+
+def wilson_interval(successes: int, count: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion: it stays in [0, 1] and does not shrink to a point at 0 or 1."""
+    if not 0 <= successes <= count or count == 0:
+        raise ValueError(f"{successes} successes of {count}")
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share = successes / count
+    scale = 1 + z**2 / count
+    centre = (share + z**2 / (2 * count)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    # At 0 and 1 the formula is exact, and rounding may not be.
+    return (0.0 if successes == 0 else centre - half, 1.0 if successes == count else centre + half)
+
+
+def checked(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Both on the CPU, where float64 always exists; raises unless there is one finite row of logits for each label."""
+    logits, labels = logits.detach().cpu(), labels.cpu()
+    if logits.ndim != 2 or labels.ndim != 1 or len(logits) != len(labels) or len(labels) == 0 or logits.shape[1] < 2:
+        raise ShapeError(
+            f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} do not go together; "
+            "give (N, K) and (N,) with N > 0 and K > 1"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= logits.shape[1]:
+        raise DataError(
+            f"labels run from {low} to {high}, but the network tells {logits.shape[1]} classes apart; "
+            "give data with the classes that it was trained on"
+        )
+    broken = int((~logits.isfinite()).any(1).sum())
+    if broken:
+        raise EvaluationError(
+            f"the network's logits are not finite for {broken} of {len(logits)} images; its weights are unusable"
+        )
+    return logits, labels

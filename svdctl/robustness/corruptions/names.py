@@ -1,0 +1,125 @@
+"""The names of the corruptions, the list of those to evaluate, and where svdctl's differ from the published ones.
+
+Nothing here needs torch, so that flags can be checked at once.
+"""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from svdctl.errors import UsageError
+from svdctl.presets import resource
+
+BENCHMARK = (
+    "gaussian_noise",
+    "shot_noise",
+    "impulse_noise",
+    "defocus_blur",
+    "glass_blur",
+    "motion_blur",
+    "zoom_blur",
+    "snow",
+    "frost",
+    "fog",
+    "brightness",
+    "contrast",
+    "elastic_transform",
+    "pixelate",
+    "jpeg_compression",
+)
+"""The 15 corruptions of the CIFAR-C benchmark (Hendrycks and Dietterich 2019), in its order."""
+
+CORRUPTIONS = (*BENCHMARK, "speckle_noise", "gaussian_blur", "spatter", "saturate")
+"""The benchmark's 15 and the four extra ones, for which files are published as well."""
+
+CLEAN = "natural"
+"""Stands in a list of corruptions for the images as they are."""
+
+SEVERITIES = (1, 2, 3, 4, 5)
+
+NOTES: Mapping[str, str] = MappingProxyType(
+    {
+        "all": "constants are those of CIFAR-C for 32 x 32 images; lengths in pixels scale with the shorter side over "
+        "32, shares, qualities, 3 x 3 stencils and noise of single pixels stay; noise that is smoothed is drawn "
+        "stronger at larger sizes, so that the smoothed field varies as much as at 32; the random draws are svdctl's "
+        "own, so pixels differ from the published files",
+        "frost": "the published files blend in photographs of frost; this one draws ice crystals and blends a random "
+        "crop of them, with the same weights",
+        "glass_blur": "the published generator swaps pixels through array views, which in fact copies one neighbour's "
+        "colour; so does this one, since the published files hold that",
+        "zoom_blur": "the published generator's list of zooms ends at 1.06 and at 1.11 for severities 1 and 2, one "
+        "more than its bounds say, by rounding; so does this one's",
+        "elastic_transform": "positions between pixels are exact, where the published generator rounds those of its "
+        "affine map to 1/32 pixel",
+        "spatter": "distances to edges are exact Euclidean ones, where the published generator takes a 5 x 5 chamfer "
+        "mask; an image on which no drop falls stays as it is",
+        "motion_blur": "the line of taps and its weights are ImageMagick's; taps are rounded to whole pixels there too",
+        "jpeg_compression": "encoded and decoded by the installed Pillow, at the published qualities",
+    }
+)
+"""One sentence for `all` of them, and one for each that differs from, or depends on more than, the definition."""
+
+
+def nearest_corruption(name: str) -> str | None:
+    """The corruption (or `natural`) whose name resembles this one most, None when none does."""
+    near = difflib.get_close_matches(_plain(name), (*CORRUPTIONS, CLEAN), n=1, cutoff=0.4)
+    return near[0] if near else None
+
+
+def corruption_name(name: str, where: str = "") -> str:
+    """The corruption meant by `name`: dashes and capitals are forgiven.
+
+    Raises:
+        UsageError: there is none of that name; the sentence begins with `where` and offers the nearest.
+    """
+    if _plain(name) in CORRUPTIONS:
+        return _plain(name)
+    raise UsageError(where + _unknown(name))
+
+
+def read_corruption_list(path: Path | str | None = None) -> tuple[str, ...]:
+    """The corruptions that a file lists, one a line, in its order; `natural` stands for the clean images.
+
+    Blank lines and lines that begin with # are skipped.
+
+    Args:
+        path: the file; the list that ships with svdctl when None.
+
+    Raises:
+        UsageError: a file that cannot be read or lists nothing; every unknown or repeated name, with file and line.
+    """
+    file = resource("corruptions.txt") if path is None else Path(path).expanduser()
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UsageError(f"{file}: the file cannot be read ({error.strerror}); check its path") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file}: the file is no text ({error}); write one corruption a line") from error
+    names: dict[str, int] = {}
+    faults = []
+    for number, line in enumerate(lines, start=1):
+        name = _plain(line)
+        if not name or name.startswith("#"):
+            continue
+        if name not in CORRUPTIONS and name != CLEAN:
+            faults.append(f"{file}, line {number}: {_unknown(line.strip())}")
+        elif name in names:
+            faults.append(f"{file}, line {number}: {name} stands in line {names[name]} already; remove one of them")
+        else:
+            names[name] = number
+    if not faults and not names:
+        faults.append(f"{file}: the file lists no corruption; write one name a line, such as {BENCHMARK[0]}")
+    if faults:
+        raise UsageError(faults)
+    return tuple(names)
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower().replace("-", "_")
+
+
+def _unknown(name: str) -> str:
+    near = nearest_corruption(name)
+    hint = f"did you mean {near}?" if near else f"choose one of {', '.join(CORRUPTIONS)}"
+    return f"there is no corruption {name!r}; {hint}"

@@ -1,0 +1,106 @@
+"""SOC and SOTT layers, by the names of svdctl and by those of the paper's code."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from svdctl.layers.frames import frame_error
+from svdctl.weights.parametrized import effective
+from svdctl.weights.skew import OWN_VECTORS, PUBLIC_VECTORS, generator, own_factor, public_factor
+from svdctl.weights.stored import Leaves, StoredLayer, layer_of, wide, without
+from svdctl.weights.tt import is_matrix
+
+_OWN = "with svdctl's own factor, 0.7 or 1"
+
+
+def soc(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
+    """svdctl's SOC layer: kernel (c, c, k, k) and its vectors."""
+    if "right1" not in leaves or not _is_kernel(leaves.get("kernel")):
+        return None
+    layer = layer_of(module, leaves, ("kernel", *OWN_VECTORS), "soc", f"the names kernel and right1, {_OWN}")
+    return _exponential(_bare(layer, leaves), leaves, "kernel", own_factor)
+
+
+def public_soc(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
+    """The paper's SOC layer: random_conv_filter (c, c, k, k) and its vectors."""
+    free = "random_conv_filter"
+    if not _is_kernel(leaves.get(free)):
+        return None
+    layer = layer_of(
+        module, leaves, (free, "correction", *PUBLIC_VECTORS), "soc", f"the name {free} of the paper's code"
+    )
+    return _exponential(_bare(layer, leaves), leaves, free, public_factor)
+
+
+def sott(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
+    """svdctl's SOTT layer: frame_in (I, r_in), a SOC layer called core, frame_out (O, r_out)."""
+    if "core.right1" not in leaves or not _is_kernel(leaves.get("core.kernel")):
+        return None
+    frames = [effective(leaves, name) for name in ("frame_in", "frame_out")]
+    parts = tuple(part for frame in frames if frame for part in frame.parts)
+    used = ("core.kernel", *(f"core.{name}" for name in OWN_VECTORS), *parts)
+    layer = layer_of(module, leaves, used, "sott", f"the names core.kernel, frame_in, frame_out, {_OWN}")
+    if frames[0] is None and frames[1] is None:
+        layer = replace(_bare(layer, leaves), frame_error=0.0, frame_norms=(1.0, 1.0))
+    elif any(frame is not None and frame.value is None for frame in frames):
+        layer = _between(
+            layer, *(leaves.get(f"parametrizations.{name}.original") for name in ("frame_in", "frame_out"))
+        )
+        if not layer.reason:  # orthonormal by construction, whatever their coordinates say
+            layer = replace(layer, frame_error=0.0, frame_norms=(1.0, 1.0))
+    else:
+        layer = _between(layer, *(None if frame is None else frame.value for frame in frames))
+    return _exponential(layer, leaves, "core.kernel", own_factor)
+
+
+def public_sott(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
+    """The paper's SOTT layer: K1 (I, r_in), K2 (c, c, k, k) with its vectors, K3 (r_out, O)."""
+    if "u1" not in leaves or not _is_kernel(leaves.get("K2")):
+        return None
+    used = ("K2", "K1", "K3", "correction", *PUBLIC_VECTORS)
+    layer = layer_of(module, leaves, used, "sott", "the names K2 and u1 of the paper's code")
+    first, last = leaves.get("K1"), leaves.get("K3")
+    if first is None and last is None:
+        layer = replace(_bare(layer, leaves), frame_error=0.0, frame_norms=(1.0, 1.0))
+    else:
+        layer = _between(layer, first, last.T if is_matrix(last) else last)
+    return _exponential(layer, leaves, "K2", public_factor)
+
+
+def _is_kernel(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.ndim == 4 and tensor.is_floating_point()
+
+
+def _bare(layer: StoredLayer, leaves: Leaves) -> StoredLayer:
+    """Without frames the bias alone tells how many of the free kernel's channels come out."""
+    bias = leaves.get("bias")
+    return layer if bias is None else replace(layer, shape=(bias.numel(), *layer.shape[1:]))
+
+
+def _between(layer: StoredLayer, frame_in: Tensor | None, frame_out: Tensor | None) -> StoredLayer:
+    if not (is_matrix(frame_in) and is_matrix(frame_out)):
+        return without(layer, "one of its frames is missing or no matrix")
+    shape = (frame_out.shape[0], frame_in.shape[0], *layer.shape[2:])
+    layer = replace(layer, shape=shape, rank=(frame_in.shape[1], frame_out.shape[1]))
+    frames = wide(frame_in), wide(frame_out)
+    if not all(frame.numel() and bool(torch.isfinite(frame).all()) for frame in frames):
+        return layer  # told by name, with all other tensors
+    norms = [float(torch.linalg.matrix_norm(frame, 2)) for frame in frames]
+    return replace(
+        layer, frame_error=max(float(frame_error(frame)) for frame in frames), frame_norms=(norms[0], norms[1])
+    )
+
+
+def _exponential(
+    layer: StoredLayer, leaves: Leaves, free: str, factor_of: Callable[[Leaves, str], float | str]
+) -> StoredLayer:
+    finite = all(bool(torch.isfinite(wide(part)).all()) for part in leaves.values() if part.is_floating_point())
+    if layer.reason or not finite:
+        return layer  # told by name, with all other tensors
+    factor = factor_of(leaves, free)
+    if isinstance(factor, str):
+        return without(layer, factor)
+    return replace(layer, make_generator=partial(generator, leaves[free], factor))

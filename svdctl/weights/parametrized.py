@@ -1,0 +1,84 @@
+"""Weights that torch stores in parts: weight_norm and spectral_norm, as hooks (old) and as parametrizations (new)."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Effective:
+    """The tensor that a layer computes with, in evaluation mode."""
+
+    value: Tensor | None
+    """None when the parts are known and the rule is not."""
+    parts: tuple[str, ...]
+    """Names of the stored tensors."""
+    rule: str
+
+
+def effective(stored: Mapping[str, Tensor], name: str = "weight") -> Effective | None:
+    """The tensor called `name` of one module, whichever way its parts are stored; None when there is no trace of it."""
+    if name in stored:
+        return Effective(stored[name], (name,), "")
+    new = f"parametrizations.{name}."
+    parts = tuple(part for part in stored if part.startswith(new))
+    if not parts:
+        return _hooked(stored, name)
+    if set(parts) == {f"{new}original0", f"{new}original1"}:
+        return _by(weight_norm, "weight_norm", stored, f"{new}original0", f"{new}original1")
+    if set(parts) == {f"{new}original", f"{new}0._u", f"{new}0._v"}:
+        return _by(spectral_norm, "spectral_norm", stored, f"{new}original", f"{new}0._u", f"{new}0._v")
+    return Effective(None, parts, "a parametrization that is not weight_norm or spectral_norm")
+
+
+def _hooked(stored: Mapping[str, Tensor], name: str) -> Effective | None:
+    original, u, v, g = (f"{name}_{part}" for part in ("orig", "u", "v", "g"))
+    if original in stored and u in stored:
+        return _by(spectral_norm, "spectral_norm", stored, original, u, *([v] if v in stored else []))
+    if g in stored and v in stored:
+        return _by(weight_norm, "weight_norm", stored, g, v)
+    return None
+
+
+def _by(rule: Callable[..., Tensor | None], name: str, stored: Mapping[str, Tensor], *parts: str) -> Effective:
+    tensors = [stored[part] for part in parts]
+    if not all(tensor.is_floating_point() and tensor.numel() for tensor in tensors):
+        return Effective(None, parts, name)
+    precise = any(tensor.dtype == torch.float64 for tensor in tensors)
+    return Effective(rule(*(tensor.double() if precise else tensor.float() for tensor in tensors)), parts, name)
+
+
+def weight_norm(length: Tensor, direction: Tensor) -> Tensor | None:
+    """`g * v / ||v||`, the norm over all axes along which `g` has one entry (Salimans and Kingma 2016)."""
+    if length.ndim == 0:
+        return length * direction / torch.linalg.vector_norm(direction)
+    if length.ndim != direction.ndim:
+        return None
+    axes = [axis for axis in range(length.ndim) if length.shape[axis] == 1]
+    if any(length.shape[axis] != direction.shape[axis] for axis in range(length.ndim) if axis not in axes):
+        return None
+    norm = torch.linalg.vector_norm(direction, dim=axes, keepdim=True) if axes else direction.abs()
+    return length * direction / norm
+
+
+def spectral_norm(original: Tensor, u: Tensor, v: Tensor | None = None) -> Tensor | None:
+    """`W / (u^T W v)` for the reshaped matrix W (Miyato et al. 2018): its rows are the first or the second axis.
+
+    Which of the two is not stored; it is the second in transposed convolutions. Where both fit, the better pair
+    of singular vectors decides.
+    """
+    u = u.flatten()
+    found: list[tuple[float, Tensor]] = []
+    for axis in range(min(2, original.ndim)):
+        matrix = original.movedim(axis, 0).flatten(1) if original.ndim > 1 else original[:, None]
+        if matrix.shape[0] != u.numel():
+            continue
+        right = torch.nn.functional.normalize(matrix.T @ u, dim=0) if v is None else v.flatten()
+        if matrix.shape[1] != right.numel():
+            continue
+        image = matrix @ right
+        sigma = torch.dot(u, image)
+        found.append((float((image - sigma * u).norm()), original / sigma))
+    return min(found, key=lambda pair: pair[0])[1] if found else None

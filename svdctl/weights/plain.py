@@ -1,0 +1,97 @@
+"""Layers stored as they are: convolutions and linear layers, BatchNorm, and what is none of svdctl's business."""
+
+import re
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from svdctl.spectral.operator import Convolution
+from svdctl.weights.parametrized import effective
+from svdctl.weights.stored import Kind, Leaves, StoredLayer, layer_of, wide, without
+
+_EMBEDDING = re.compile(r"emb|(^|\.)w[tp]e$", re.IGNORECASE)
+_CONV: dict[int, Kind] = {2: "linear", 3: "conv1d", 4: "conv2d", 5: "conv3d"}
+
+
+def batchnorm(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
+    """BatchNorm in evaluation mode, by its running variance."""
+    variance = leaves.get("running_var")
+    if variance is None or not variance.is_floating_point():
+        return None
+    layer = layer_of(module, leaves, ("running_var", "running_mean", "weight"), "batchnorm", "the name running_var")
+    inverse = torch.rsqrt(wide(variance) + eps)
+    weight = leaves.get("weight")
+    if weight is not None and weight.shape != variance.shape:
+        return without(layer, "its weight and its variance have different shapes")
+    return replace(layer, scale=inverse if weight is None else wide(weight) * inverse)
+
+
+def normalize(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
+    """Pixel normalisation, by its mean and deviation."""
+    if not {"mean", "std"} <= leaves.keys() or leaves["mean"].shape != leaves["std"].shape:
+        return None
+    if not leaves["std"].is_floating_point():
+        return None
+    layer = layer_of(module, leaves, ("std", "mean"), "normalize", "the names mean and std")
+    return replace(layer, scale=1 / wide(leaves["std"]).flatten())
+
+
+def plain_weight(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
+    """A module with a weight, by the weight's number of axes."""
+    found = effective(leaves)
+    if found is None:
+        return None
+    norm = f", stored by {found.rule}" if found.rule else ""
+    layer = layer_of(module, leaves, found.parts, "other", f"a weight{norm}")
+    weight = found.value
+    if weight is None:
+        return without(layer, f"its weight is stored by {found.rule} in a form that cannot be undone")
+    layer = replace(layer, shape=tuple(weight.shape))
+    if found.rule and not bool(torch.isfinite(weight).all()):
+        return without(layer, f"{found.rule} divides by zero, or its parts are not finite")
+    if not weight.is_floating_point():
+        return without(layer, f"its weight holds {_type_name(weight)} numbers")
+    if weight.ndim == 1:
+        return without(
+            layer, "a vector without running statistics (LayerNorm, GroupNorm, PReLU), whose norm depends on the input"
+        )
+    if weight.ndim not in _CONV:
+        return without(layer, f"a weight with {weight.ndim} axes is of no layer known here")
+    if weight.ndim == 2 and "bias" not in leaves and _EMBEDDING.search(module):
+        return replace(without(layer, "an embedding is looked up, not multiplied"), kind="embedding")
+    told = f"a weight with {weight.ndim} axes{norm}"
+    return replace(layer, kind=_CONV[weight.ndim], told_by=told, make=partial(_plain_operator, weight))
+
+
+def _plain_operator(weight: Tensor) -> Convolution:
+    return Convolution.make(wide(weight if weight.ndim > 2 else weight[:, :, None]))
+
+
+def attention(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
+    """The joint projection of queries, keys and values of torch's attention."""
+    weight = leaves.get("in_proj_weight")
+    if weight is None or weight.ndim != 2 or not weight.is_floating_point():
+        return None
+    used = ("in_proj_weight", "in_proj_bias")
+    layer = layer_of(module, {leaf: leaves[leaf] for leaf in used if leaf in leaves}, used, "linear", "in_proj_weight")
+    return replace(layer, make=partial(_plain_operator, weight))
+
+
+def alone(module: str, leaves: Leaves, eps: float) -> StoredLayer:
+    """The first tensor that is left, as a layer of its own."""
+    leaf, tensor = next(iter(leaves.items()))
+    name = f"{module}.{leaf}" if module else leaf
+    layer = StoredLayer(name, "other", "no known name", (name,), tensor.numel(), tuple(tensor.shape))
+    if not tensor.is_floating_point():
+        return replace(layer, reason=f"{_type_name(tensor)} numbers, no weights")
+    if re.match(r"weight_(ih|hh|hr)_l\d", leaf):
+        return replace(layer, reason="a matrix of a recurrent layer, which is applied at every step")
+    if tensor.ndim <= 1:
+        return replace(layer, reason="a number or vector of no layer known here")
+    return replace(layer, reason="a parameter of no layer known here")
+
+
+def _type_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

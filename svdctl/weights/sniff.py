@@ -1,0 +1,93 @@
+"""What kind of file this is, told by its first bytes and never by its name."""
+
+import os
+import stat
+from pathlib import Path
+from typing import Literal
+
+from svdctl.errors import CheckpointError
+
+Container = Literal["zip", "legacy", "safetensors"]
+LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+"""A pickle of the number that torch wrote first, before its files became zip archives (torch < 1.6)."""
+MAX_SAFETENSORS_HEADER = 100_000_000
+_FOREIGN = (
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras?); convert its weights to safetensors or to a torch state dict"),
+    (b"\x93NUMPY", "a numpy array; save the weights by torch.save, as a dict from names to tensors"),
+    (b"GGUF", "a GGUF file; svdctl reads what torch.save and safetensors write"),
+    (b"\x1f\x8b", "compressed by gzip; unpack it first"),
+    (b"BZh", "compressed by bzip2; unpack it first"),
+    (b"\xfd7zXZ\x00", "compressed by xz; unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd; unpack it first"),
+    (b"version https://git-lfs", "a pointer of git-lfs, not the file itself; run git lfs pull"),
+    (b"PK\x05\x06", "an empty zip archive; use another copy"),
+)
+
+
+def resolve(path: Path) -> Path:
+    """The file meant: itself, or `last.pt` of a run folder.
+
+    Raises:
+        CheckpointError: missing, unreadable, or no ordinary file.
+    """
+    try:
+        if path.is_dir():
+            if not (path / "last.pt").exists():
+                raise CheckpointError(
+                    f"{path} is a folder without last.pt; give a run folder or a file that holds weights"
+                )
+            path = path / "last.pt"
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        hint = "is a link to nothing" if path.is_symlink() else "does not exist"
+        raise CheckpointError(f"{path} {hint}; give a run folder or a file that holds weights") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be opened ({_why(error)}); check its name and permissions") from error
+    # A pipe or device would block for ever or never end.
+    if not stat.S_ISREG(mode):
+        raise CheckpointError(f"{path} is no ordinary file; give a run folder or a file that holds weights")
+    return path
+
+
+def container_of(path: Path) -> Container:
+    """The way in which the tensors are packed.
+
+    Raises:
+        CheckpointError: empty, unreadable or foreign; the sentence names the kind of file where it is known.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({_why(error)}); check its permissions and disk") from error
+    if not size:
+        raise CheckpointError(f"{path} is empty, as if its writing had been cut off; use another copy")
+    if head.startswith(b"PK\x03\x04"):
+        return "zip"
+    if head.startswith(LEGACY_MAGIC):
+        return "legacy"
+    length = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and 2 <= length <= MAX_SAFETENSORS_HEADER:
+        return "safetensors"
+    raise CheckpointError(f"{path} is {_foreign(head)}")
+
+
+def _foreign(head: bytes) -> str:
+    for magic, meaning in _FOREIGN:
+        if head.startswith(magic):
+            return meaning
+    if head[257:262] == b"ustar":
+        return "a tar archive; unpack it, or save the weights anew with a torch of this decade"
+    if head[:1] == b"\x80":
+        return (
+            "a pickle that torch.save did not write whole; in the process that made it, write the weights by "
+            "torch.save(model.state_dict(), 'weights.pt')"
+        )
+    if head.lstrip()[:1] in (b"<", b"{", b"["):
+        return "a text (a web page or JSON?), not a file of weights; look into it"
+    return "not a file of weights that svdctl knows (torch.save, safetensors); check which file was meant"
+
+
+def _why(error: OSError | ValueError) -> str:
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)

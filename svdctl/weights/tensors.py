@@ -1,0 +1,61 @@
+"""Tensors out of a file, made plain: which hold ordinary numbers, and whether any claims more than the file has."""
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from svdctl.errors import CheckpointError
+
+SMALL = 16 * 2**20
+"""Bytes up to which a tensor may repeat its numbers (an expanded view) without being suspect."""
+_SHARING = 64
+"""How many times the file's own size the tensors of one network may come to, layers sharing numbers being counted."""
+
+
+def plain(value: Tensor) -> Tensor | str:
+    """The tensor detached and of the plain class, or why it has no numbers to look at."""
+    if value.layout != torch.strided:
+        return f"a {str(value.layout).removeprefix('torch.').replace('_', ' ')} tensor"
+    if value.is_quantized:
+        return "quantized numbers"
+    if value.device.type == "meta":
+        return "a shape without numbers"
+    return value.detach().as_subclass(Tensor).resolve_conj().resolve_neg()
+
+
+def check_sizes(tensors: Mapping[str, Tensor], file_size: int, where: str) -> None:
+    """Refuse shapes that a few bytes in a file stretch to more memory than any machine has.
+
+    Raises:
+        CheckpointError: naming the tensor.
+    """
+    total = 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        held = min(tensor.untyped_storage().nbytes(), file_size)
+        if size > max(held, SMALL):
+            raise CheckpointError(
+                f"{where} is no file of weights: {name!r} claims {_megabytes(size)}, it has {_megabytes(file_size)}"
+            )
+        total += size
+    if total > _SHARING * file_size + SMALL:
+        raise CheckpointError(
+            f"{where} is no file of weights: its tensors claim {_megabytes(total)}, it has {_megabytes(file_size)}"
+        )
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes, in the order of names; the same whatever file they came from."""
+    state = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        state.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode(errors="surrogatepass"))
+        if tensor.numel():
+            state.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return state.hexdigest()
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"

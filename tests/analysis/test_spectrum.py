@@ -1,0 +1,181 @@
+"""Spectra of modules and networks against the dense matrix."""
+
+import doctest
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import svdctl
+from svdctl.analysis import functions
+from svdctl.analysis.records import layer_record, to_csv
+from svdctl.errors import ShapeError
+from svdctl.layers.tt import TTConv2d
+from svdctl.spectral import Bracket, Convolution, clip_kernel, divide_kernel, norm_bound, singular_values
+from tests.dense import dense_values
+
+PADDED = {
+    "zeros": lambda: nn.Conv2d(3, 4, 3, padding=1),
+    "strided": lambda: nn.Conv2d(3, 4, 3, padding=1, stride=2),
+    "even": lambda: nn.Conv2d(3, 4, (2, 4), padding=(1, 2)),
+    "dilated": lambda: nn.Conv2d(3, 4, 3, padding=2, dilation=2),
+    "grouped": lambda: nn.Conv2d(4, 6, 3, padding=1, groups=2),
+    "none": lambda: nn.Conv2d(3, 4, 3),
+    "circular": lambda: nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"),
+    "reflect": lambda: nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"),
+    "1d": lambda: nn.Conv1d(3, 4, 3, padding=1),
+    "3d": lambda: nn.Conv3d(2, 3, 2),
+    "transposed": lambda: nn.ConvTranspose2d(3, 4, 4, stride=2, padding=1),
+    "tt": lambda: TTConv2d(6, 5, 3, rank=3, padding=1),
+}
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_bracket_of_the_layer_as_it_runs(name: str) -> None:
+    torch.manual_seed(0)
+    layer = PADDED[name]()
+    shape = (layer.in_channels, *[6] * (layer.core.ndim - 2 if name == "tt" else layer.weight.ndim - 2))
+    row = svdctl.spectrum(nn.Sequential(layer), shape)["0"]
+    truth = float(dense_values(layer.double(), shape)[0])
+    assert row.zero_padded.lower <= truth * (1 + 1e-9)
+    assert row.zero_padded.lower >= 0.98 * truth
+    assert truth <= row.zero_padded.upper
+    assert math.isinf(row.zero_padded.upper) == (name == "reflect")
+    assert row.bound.upper <= 1.0201 * row.bound.lower
+    if name == "circular":
+        assert row.largest == pytest.approx(truth, rel=1e-6)
+
+
+def test_transposed_values_are_those_of_the_dense_matrix() -> None:
+    torch.manual_seed(0)
+    layer = nn.ConvTranspose2d(3, 2, 2, stride=2, bias=False).double()  # no overlap: padding plays no part
+    assert torch.allclose(svdctl.singular_values(layer, 4), dense_values(layer, (3, 4, 4))[: 4 * 4 * 3])
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize(("accuracy", "error"), [("full", 3e-7), ("fast", 1e-3)])
+def test_single_precision_agrees_with_double(stride: int, dilation: int, accuracy: str, error: float) -> None:
+    torch.manual_seed(0)
+    kernel = torch.randn(40, 32, 3, 3)
+    settings = {"stride": stride, "dilation": dilation}
+    want = svdctl.singular_values(kernel.double(), 8, **settings)
+    got = svdctl.singular_values(kernel, 8, accuracy=accuracy, **settings)
+    assert got.dtype == torch.float32
+    assert (got.double() - want).abs().max() <= error * want[0]
+
+
+def test_threads_change_nothing() -> None:
+    torch.manual_seed(0)
+    kernel = torch.randn(32, 32, 3, 3)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = svdctl.singular_values(kernel, 8)
+        torch.set_num_threads(2)
+        assert torch.allclose(svdctl.singular_values(kernel, 8), alone, rtol=1e-6)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_memory_budget_changes_nothing() -> None:
+    torch.manual_seed(0)
+    conv = Convolution.make(torch.randn(6, 5, 3, 3))
+    assert torch.allclose(singular_values(conv, (9, 7), memory_budget=1), singular_values(conv, (9, 7)), atol=1e-5)
+
+
+def test_clip_nears_the_projection_with_rounds_and_beats_division() -> None:
+    torch.manual_seed(0)
+    conv = Convolution.make(torch.randn(32, 32, 3, 3))
+    conv = conv.with_kernel(conv.kernel * (2 / norm_bound(conv).upper))
+    few, many, best = (
+        clip_kernel(conv, 1.0, rounds=rounds, oversampling=over).distance
+        for rounds, over in ((2, 1.0), (8, 1.0), (40, 2.0))
+    )
+    assert best < many < few < divide_kernel(conv, 1.0).distance
+    assert many < 0.8 * divide_kernel(conv, 1.0).distance
+
+
+def test_clip_and_divide_a_network() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, stride=2), nn.Flatten(), nn.Linear(72, 4))
+    with torch.no_grad():
+        model[0].weight.mul_(5)
+        model[1].weight.mul_(5)
+    fc = model[3].weight.clone()
+    moved = svdctl.clip_(model, max=1.0, layers="0")
+    assert set(moved) == {"0"}
+    factors = svdctl.divide_(model, max=1.0)
+    assert factors["0"] == 1.0
+    assert factors["1"] < 1
+    assert torch.equal(model[3].weight, fc)
+    rows = svdctl.spectrum(model, (3, 9, 9), at_most=1.0)
+    assert {row.name for row in rows.exceeding(1.0)} <= {"3"}
+    with pytest.raises(ShapeError, match="matches nothing"):
+        svdctl.clip_(model, max=1.0, layers="nothing")
+
+
+def test_a_network_is_left_as_it_was_and_reads_as_a_table() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = svdctl.spectrum(model, (3, 8, 8), name="small")
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    text = repr(found)
+    assert text.startswith("small")
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert found.lipschitz == pytest.approx(found["0"].bound.upper * found["1"].bound.upper, rel=0.05)
+    assert layer_record(found["0"])["count"] == 8 * 8 * 3
+    assert to_csv([found]).count("\n") == 3
+
+
+def test_layers_without_a_spectrum_are_listed() -> None:
+    found = svdctl.spectrum(nn.Sequential(nn.Conv2d(4, 4, 1), nn.GroupNorm(2, 4)), (4, 4, 4))
+    assert found["1"].bound is None
+    assert "GroupNorm" in found["1"].note
+    assert "not analysed" in repr(found)
+    assert found.lipschitz is None
+    assert found.lipschitz_note
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "words"),
+    [
+        (lambda: nn.Sequential(nn.ReLU()), (3, 4, 4), "no convolution"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 3, 1)), (4, 4, 4), "does not take"),
+    ],
+)
+def test_faults(make, shape: tuple[int, ...], words: str) -> None:
+    with pytest.raises(ShapeError, match=words):
+        svdctl.spectrum(make(), shape)
+
+
+def test_weights_that_are_not_finite_are_named() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1))
+    model[1].weight.data[0, 0] = float("nan")
+    found = svdctl.spectrum(model, (3, 4, 4))
+    assert found["0"].is_analysed
+    assert "not finite" in found["1"].note
+
+
+def test_repeating_padding_has_no_bound_by_the_kernel() -> None:
+    with pytest.raises(ShapeError, match="reflect"):
+        svdctl.spectral_norm_bound(nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"))
+
+
+def test_bound_of_every_kind() -> None:
+    torch.manual_seed(0)
+    assert isinstance(svdctl.spectral_norm_bound(torch.randn(4, 5)), Bracket)
+    matrix = torch.randn(4, 5, dtype=torch.float64)
+    assert svdctl.singular_values(matrix)[0] == pytest.approx(float(torch.linalg.matrix_norm(matrix, 2)))
+    assert svdctl.singular_values(nn.Linear(3, 2)).shape == (2,)
+
+
+def test_examples_in_the_docs_of_the_functions() -> None:
+    outcome = doctest.testmod(functions, extraglobs={"svdctl": svdctl})
+    assert outcome.attempted >= 5
+    assert outcome.failed == 0

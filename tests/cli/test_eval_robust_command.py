@@ -1,0 +1,317 @@
+"""`svdctl eval-robust` gives the recipe exactly what the flags say, and shows what it returns."""
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import Mock, patch
+
+import pytest
+from rich.console import Console
+
+import svdctl.recipes
+from svdctl.cli.evaluation_text import LiveReporter, PlainReporter, amount, choose_reporter
+from svdctl.config.evaluate import METRICS, EvaluateConfig
+from svdctl.config.evaluate_flags import resolve_evaluation
+from svdctl.errors import CheckpointError, DataError, UsageError
+from tests.cli.test_train_command import svdctl_exits
+
+
+@pytest.fixture
+def recipe() -> Iterator[Mock]:
+    """The recipe, replaced whole."""
+    fake = Mock(spec=["run", "show_corruptions"])
+    fake.run.return_value = Mock(evaluations=(), failures=(), report=None)
+    module = ModuleType("svdctl.recipes.eval_robust")
+    module.__dict__.update(run=fake.run, show_corruptions=fake.show_corruptions)
+    with (
+        patch.dict(sys.modules, {"svdctl.recipes.eval_robust": module}),
+        patch.object(svdctl.recipes, "eval_robust", module, create=True),
+    ):
+        yield fake
+
+
+def config_for(recipe: Mock, *arguments: str) -> EvaluateConfig:
+    assert svdctl_exits("eval-robust", *arguments) == 0
+    (config,), named = recipe.run.call_args
+    assert named.keys() == {"reporter"}
+    assert isinstance(named["reporter"], PlainReporter)
+    return config
+
+
+def test_alone_it_measures_everything_in_the_papers_folder(recipe: Mock) -> None:
+    config = config_for(recipe)
+    assert config == resolve_evaluation({}).config
+    assert config.checkpoints == (Path("checkpoints"),)
+    assert config.metrics == METRICS
+    assert len(config.corruptions.names) == 19
+    assert "natural" in config.corruptions.names
+    assert (config.attack.norm, config.attack.eps, config.attack.attacks) == ("L2", 0.5, "standard")
+
+
+def test_the_papers_command_is_understood(recipe: Mock) -> None:
+    line = (
+        "--checkpoints-dir chk --batch_size 64 --metrics ece autoattacks --cifar_c_root C --dataset-root D "
+        "--cifar-c-res R --autoattacks-res A --gouk-transforms"
+    )
+    config = config_for(recipe, *line.split())
+    assert config.checkpoints == (Path("chk"),)
+    assert config.batch_size == 64
+    assert config.metrics == ("ece", "autoattacks")
+    assert (config.corruptions.root, config.dataset_root) == (Path("C"), Path("D"))
+    assert (config.cifar_c_res, config.autoattacks_res) == (Path("R"), Path("A"))
+    assert config.network.gouk_transforms
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a b --metrics cifar-c ece --severities 1 5 --corruptions fog Glass-Blur natural",
+        "--metrics ece cifar_c --severities 1 5 --corruptions fog glass_blur natural a b",
+        "--metrics=ece,cifar-c a --severities 1,5 b --corruptions fog,glass_blur,natural",
+        "--metrics ece --metrics cifar-c --severities 1 --severities 5 a b --corruptions fog glass_blur "
+        "--corruptions natural",
+    ],
+)
+def test_several_values_in_any_spelling(
+    recipe: Mock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    config = config_for(recipe, *line.split())
+    assert config.checkpoints == (Path("a"), Path("b"))
+    assert config.metrics == ("ece", "cifar-c")
+    assert config.corruptions.severities == (1, 5)
+    assert config.corruptions.names == ("fog", "glass_blur", "natural")
+
+
+@pytest.mark.parametrize(
+    ("line", "path", "value"),
+    [
+        ("--norm Linf --eps 0.03", "attack.eps", 0.03),
+        ("--norm Linf", "attack.norm", "Linf"),
+        ("--attacks apgd-ce square", "attack.attacks", ("apgd-ce", "square")),
+        ("--attacks plus", "attack.attacks", "plus"),
+        ("--protocol paper", "attack.protocol", "paper"),
+        ("--examples 1000", "examples", 1000),
+        ("--examples all", "examples", "all"),
+        ("--metrics autoattacks --shard 3/8", "shard.index", 3),
+        ("--metrics autoattacks --shard 3/8", "shard.count", 8),
+        ("--merge-shards", "metrics", ("autoattacks",)),
+        ("--model torchvision:resnet18 --mean 0.5 0.4 0.3 --std 1 1 1", "network.mean", (0.5, 0.4, 0.3)),
+        ("--model mypkg.nets:build --key ema", "network.key", "ema"),
+        ("--dataset folder:pics", "data.path", Path("pics")),
+        ("--dataset folder:pics --set data.size=64", "data.size", 64),
+        ("--dataset cifar100 --dataset-root D", "dataset_root", Path("D")),
+        ("--corruptions benchmark", "corruptions.names.14", "jpeg_compression"),
+        ("--corruptions all", "corruptions.names.18", "saturate"),
+        ("--radii 36 72.5", "radii", (36.0, 72.5)),
+        ("--which all", "which", "all"),
+        ("--seed 7", "seed", 7),
+        ("--precision bf16-mixed --accelerator cpu", "precision", "bf16-mixed"),
+        ("--force --out-dir out", "force", True),
+        ("--force --out-dir out", "out_dir", Path("out")),
+    ],
+)
+def test_flags_reach_their_fields(recipe: Mock, line: str, path: str, value: Any) -> None:
+    found: Any = config_for(recipe, *line.split())
+    for part in path.split("."):
+        found = found[int(part)] if part.isdigit() else getattr(found, part)
+    assert found == value
+
+
+def test_examples_are_a_few_of_the_digits_and_all_of_other_data() -> None:
+    config = resolve_evaluation({}).config
+    assert config.attack_settings("digits").examples == 32
+    assert config.attack_settings("cifar10").examples is None
+    assert resolve_evaluation({"examples": "all"}).config.attack_settings("digits").examples is None
+    settings = resolve_evaluation({"examples": "9", "seed": 4, "batch_size": 3}).config.attack_settings("cifar10")
+    assert (settings.examples, settings.seed, settings.batch_size) == (9, 4, 3)
+
+
+def test_all_faults_come_together_before_the_recipe(recipe: Mock, capsys: pytest.CaptureFixture[str]) -> None:
+    line = (
+        "--metrics ece autoatack --dataset cifar --corruptions fgo --severities 6 --norm L3 --eps -1 --attacks apgd "
+        "--shard 9/8 --format xml --which first --mean 1 1 1 --set x.y=1 --examples 0"
+    )
+    assert svdctl_exits("eval-robust", *line.split()) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    lines = shown.err.splitlines()
+    assert all(text.startswith("svdctl: ") for text in lines)
+    wanted = [
+        *("--metrics autoatack", "--dataset cifar", "'fgo'; did you mean fog", "--severities", "--norm", "--eps"),
+        *("--attacks apgd", "--shard 9/8", "--format xml", "--which", "x: there is no such key", "--examples 0"),
+    ]
+    for words in wanted:
+        assert sum(words in text for text in lines) == 1, words
+    recipe.run.assert_not_called()
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--model nets", "module:factory"),
+        ("--model a:b --dec-rank 8", "--dec-rank describes one of the paper's networks"),
+        ("--mean 0.5 0.5 0.5", "--mean and --std belong together"),
+        ("--dataset npz", "--dataset npz needs a path"),
+        ("--dataset digits --dataset-root D", "--dataset-root is where CIFAR lies"),
+        ("--metric ece", "did you mean --metrics"),
+        ("--batch-size 0", "--batch-size"),
+    ],
+)
+def test_wrong_usage_is_a_sentence(recipe: Mock, capsys: pytest.CaptureFixture[str], line: str, words: str) -> None:
+    assert svdctl_exits("eval-robust", *line.split()) == 2
+    assert words in capsys.readouterr().err
+    recipe.run.assert_not_called()
+
+
+def test_faults_come_without_torch() -> None:
+    code = (
+        "import sys\nfrom svdctl.cli.main import main\n"
+        "sys.argv = ['svdctl', 'eval-robust', 'x', '--metrics', 'ece', '--eps', '-1']\n"
+        "try: main()\nexcept SystemExit as e: assert e.code == 2\n"
+        "found = [m for m in ('torch', 'numpy', 'matplotlib', 'PIL') if m in sys.modules]\nassert not found, found"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_failures_end_with_a_list_and_exit_code_1(recipe: Mock, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe.run.return_value = Mock(
+        evaluations=(),
+        report=None,
+        failures=(
+            Mock(where="a/last", metric="cifar-c", error=DataError("fog.npy is missing; add it")),
+            Mock(where="b", metric=None, error=CheckpointError("b is damaged; use another")),
+        ),
+    )
+    assert svdctl_exits("eval-robust", "x") == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.splitlines() == [
+        "svdctl: 2 of what was asked could not be measured:",
+        "  a/last, cifar-c: fog.npy is missing; add it",
+        "  b: b is damaged; use another",
+    ]
+
+
+def test_a_lone_checkpoint_that_fails_is_its_own_sentence(recipe: Mock, capsys: pytest.CaptureFixture[str]) -> None:
+    failure = Mock(where="b", metric=None, error=CheckpointError("b is damaged; use another"))
+    recipe.run.return_value = Mock(evaluations=(), report=None, failures=(failure,))
+    assert svdctl_exits("eval-robust", "b") == 2
+    assert capsys.readouterr().err == "svdctl: b is damaged; use another\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(KeyboardInterrupt(), 130), (UsageError("no"), 2), (OSError(28, "full"), 1)]
+)
+def test_the_terminal_is_given_back_however_it_ends(
+    recipe: Mock, capsys: pytest.CaptureFixture[str], error: BaseException, code: int
+) -> None:
+    recipe.run.side_effect = error
+    with patch("svdctl.cli.evaluation_text.choose_reporter") as choose:
+        assert svdctl_exits("eval-robust", "x") == code
+    choose.return_value.close.assert_called_once_with()
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_the_sheet_of_corruptions_needs_no_checkpoint(recipe: Mock, tmp_path: Path) -> None:
+    recipe.show_corruptions.return_value = tmp_path / "x.png"
+    assert svdctl_exits("eval-robust", "--show-corruptions", str(tmp_path / "x.png")) == 0
+    config, path = recipe.show_corruptions.call_args.args
+    assert path == tmp_path / "x.png"
+    assert isinstance(config, EvaluateConfig)
+    recipe.run.assert_not_called()
+
+
+def an_evaluation(reporter: PlainReporter) -> None:
+    reporter.checkpoints(["a/last", "b"], ["accuracy"])
+    reporter.checkpoint("a/last", Path("runs/a/eval-last"))
+    reporter.metric("accuracy")
+    reporter.progress(1, 4, "test images")
+    reporter.measured("accuracy", "97.5%", kept=False)
+    reporter.metric("ece")
+    reporter.measured("ece", "ECE 1%", kept=True)
+    reporter.notice("a remark")
+    reporter.failed(Mock(where="b", metric=None, error=CheckpointError("b is damaged")))
+    reporter.close()
+    reporter.close()
+
+
+def test_progress_goes_to_stderr_in_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    an_evaluation(PlainReporter())
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "\x1b" not in shown.err
+    for part in ("2 checkpoints: accuracy", "a/last  ->  runs/a/eval-last", "97.5%", "(kept)", "note: a remark",
+                 "FAILED b: b is damaged"):  # fmt: skip
+        assert part in shown.err
+
+
+def test_a_line_of_progress_every_ten_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    with patch("svdctl.cli.evaluation_text.time.monotonic") as clock:
+        clock.return_value = 0.0
+        reporter = PlainReporter()
+        reporter.metric("cifar-c")
+        for second in range(1, 26):
+            clock.return_value = float(second)
+            reporter.progress(second, 91, f"fog, severity {second}")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[:2] for line in lines] == [["cifar-c", "10/91"], ["cifar-c", "20/91"]]
+
+
+def test_the_live_bar_is_drawn_and_taken_away() -> None:
+    reporter, screen = LiveReporter(), io.StringIO()
+    reporter._console = Console(file=screen, force_terminal=True, width=110, highlight=False)
+    an_evaluation(reporter)
+    shown = screen.getvalue()
+    for part in ("\x1b[", "accuracy", "97.5%", "FAILED b"):
+        assert part in shown
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 2
+
+
+@pytest.mark.parametrize(("terminal", "kind"), [(True, LiveReporter), (False, PlainReporter)])
+def test_stderr_chooses(terminal: bool, kind: type[PlainReporter]) -> None:
+    with patch("svdctl.cli.evaluation_text.sys.stderr") as stderr:
+        stderr.isatty.return_value = terminal
+        assert type(choose_reporter()) is kind
+
+
+def test_bytes_are_megabytes() -> None:
+    assert amount(3, 19) == "3/19"
+    assert amount(1_500_000_000, 2_918_471_680) == "1,500/2,918 MB"
+
+
+def test_the_whole_thing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Flags, recipe, files and output together, on a network trained in a second."""
+    from tests.evaluation.small import write_data, write_run
+
+    data = write_data(tmp_path / "data.npz")
+    write_run(tmp_path / "runs/a", data)
+    (tmp_path / "runs/b.pth").write_text("<html>")
+    arguments = [
+        *(str(tmp_path / "runs"), "--metrics", *METRICS, "--corruptions", "contrast", "fog", "--severities", "1"),
+        *("--attacks", "apgd-ce", "--examples", "4"),
+    ]
+    assert svdctl_exits("eval-robust", *arguments) == 1
+    shown = capsys.readouterr()
+    assert "b: " in shown.err.splitlines()[-1]
+    header, row = (line for line in shown.out.splitlines() if line.startswith(("checkpoint", "a/last ")))
+    assert header.split("  ")[0] == "checkpoint"
+    assert len(row.split()) == 10
+    assert "report.md" in shown.out
+    assert (tmp_path / "runs/report.md").is_file()
+
+    assert svdctl_exits("eval-robust", *arguments, "--format", "json") == 1
+    contents = json.loads(capsys.readouterr().out)
+    (checkpoint,) = contents["checkpoints"]
+    assert list(checkpoint["metrics"]) == list(METRICS)
+    assert checkpoint["metrics"]["autoattacks"]["protocol"]["count"] == 4
+    assert contents["failures"][0]["where"] == "b"
+    assert all(Path(file).is_file() for file in checkpoint["files"])
