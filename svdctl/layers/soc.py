@@ -1,6 +1,7 @@
 """SOC, the skew orthogonal convolution: the exponential of a skew-symmetric convolution (Singla and Feizi 2021)."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,11 @@ from svdctl.errors import ShapeError
 from svdctl.layers.skew import exponential_matrix, exponential_series, power_step, skew_part, unfoldings
 
 _WARM_UP = 50
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Autocast off; shapes alone (the meta device) know none."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 class SOC(nn.Module):
@@ -89,7 +95,7 @@ class SOC(nn.Module):
 
     def _generator(self, update: bool) -> Tensor:
         """The normalised skew kernel, in the parameters' precision even under autocast."""
-        with torch.autocast(self.kernel.device.type, enabled=False):
+        with full_precision(self.kernel.device):
             skew = skew_part(self.kernel)
             norms = []
             for matrix, right in zip(unfoldings(skew), (self.right1, self.right2), strict=True):
@@ -108,7 +114,7 @@ class SOC(nn.Module):
             x = F.pixel_unshuffle(x, self.stride)
         terms = self.series_terms(self.training)
         if self.kernel_size == 1:
-            with torch.autocast(kernel.device.type, enabled=False):
+            with full_precision(kernel.device):
                 matrix = exponential_matrix(kernel[:, :, 0, 0], terms)[: self.out_channels, : x.shape[1]]
             return F.conv2d(x, matrix[:, :, None, None], self.bias)
         if self.checkpoint_activations and self.training and torch.is_grad_enabled():
