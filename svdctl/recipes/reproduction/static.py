@@ -83,7 +83,7 @@ def _figures(text: str) -> Static:
         parameters=parameters,
         compression=count_parameters(dense) / parameters,
         control_cost=cost,
-        control_ratio=dense_cost / cost,
+        control_ratio=dense_cost / cost if cost else 1.0,  # orthogonal layers need no control
         step_flops=step_flops(model, config.batch_size, image_side(config)),
     )
 
