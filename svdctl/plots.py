@@ -33,6 +33,11 @@ def plot_curves(records: Sequence[Mapping[str, Any]], path: Path, *, held_out: s
     accuracy = panels.pop(0)
     accuracy.plot([r["step"] for r in epochs], [100 * r["acc"] for r in epochs], marker=".", label="training")
     accuracy.plot([r["step"] for r in evaluated], [100 * r["val_acc"] for r in evaluated], marker=".", label=held_out)
+    certified = [r for r in evaluated if r.get("val_certified_acc") is not None]
+    if certified:
+        label = f"{held_out}, certified at {certified[-1]['epsilon']:g}/255"
+        values = [100 * r["val_certified_acc"] for r in certified]
+        accuracy.plot([r["step"] for r in certified], values, marker=".", label=label)
     accuracy.set(title="accuracy, %", xlabel="step", ylim=(None, 100.5))
     accuracy.legend(frameon=False)
     figure.savefig(path, dpi=130)
@@ -97,7 +102,7 @@ def plot_certified(curves: Mapping[str, tuple[Tensor, Tensor]], marks: Sequence[
         panel.step(radii.tolist(), (100 * shares).tolist(), where="post", label=name, ls=style)
     for mark in marks:
         panel.axvline(mark / 255, color="0.85", lw=1, zorder=0)
-        panel.annotate(f"{mark:g}/255", (mark / 255, 101), fontsize=7, color="0.4", ha="center", annotation_clip=False)
+        panel.text(mark / 255, 2, f" {mark:g}/255", fontsize=7, color="0.4", rotation=90, ha="right", va="bottom")
     largest = max([float(radii.max()) for radii, _ in curves.values()] + [max(marks) / 255])
     panel.set(xlabel="l2 radius, pixels in [0, 1]", ylabel="right and certified, %", ylim=(0, 100))
     panel.set_xlim(0, 1.02 * largest)

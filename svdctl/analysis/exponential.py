@@ -3,9 +3,10 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.utils.parametrize import type_before_parametrizations
 
-from svdctl.analysis.layer import LayerSpectrum
+from svdctl.analysis.layer import LayerSpectrum, as_it_runs
 from svdctl.certify.exponential import reach, series_norm
 from svdctl.certify.gains import layer_gain
 from svdctl.layers.frames import frame_error
@@ -14,7 +15,6 @@ from svdctl.layers.sott import SOTT
 from svdctl.spectral.batched import eigenvalues_of
 from svdctl.spectral.bound import Bracket
 from svdctl.spectral.operator import Convolution
-from svdctl.spectral.padded import padded_norm
 from svdctl.spectral.symbol import angles, centred, half_grid, symbol
 
 EXPONENTIAL = (SOC, SOTT)
@@ -46,23 +46,18 @@ def exponential_row(name: str, layer: SOC | SOTT, size: tuple[int, ...] | None) 
     kernel = core.skew_kernel()
     inner = None if size is None else tuple(max(1, n // layer.stride) for n in size)
     values = None if inner is None else exponential_values(Convolution.make(kernel), inner, terms)
-    lower = 0.0
-    if size is not None:
-        # A copy without its bias, in evaluation mode and float64.
-        linear = _without_bias(layer)
-        shape = (layer.in_channels, *size)
-        lower = padded_norm(lambda x: linear(x.double()).to(x.dtype), shape, like=kernel)
     upper = layer_gain(layer).value
+    padded = None if size is None else as_it_runs(layer, size, Bracket(0.0, upper))
     frames = [] if isinstance(layer, SOC) else [f for f in (layer.frame_in, layer.frame_out) if f is not None]
     return LayerSpectrum(
         name,
-        type(layer).__name__ if isinstance(layer, SOC) else "SOTT",
+        type_before_parametrizations(layer).__name__,
         (layer.out_channels, layer.in_channels, layer.kernel_size, layer.kernel_size),
-        Bracket(min(lower, upper), upper),
+        Bracket(0.0, upper) if padded is None else padded,
         None if values is None else values.cpu(),
         stride=(layer.stride,) * 2,
         input_size=size,
-        zero_padded=None if size is None else Bracket(min(lower, upper), upper),
+        zero_padded=padded,
         rank=layer.rank if isinstance(layer, SOTT) else None,
         frame_error=max((float(frame_error(frame)) for frame in frames), default=None),
         note=f"values of the core of {core.width} channels; the cut of its series leaves them within the bound",
@@ -89,12 +84,3 @@ def stored_exponential(
     return LayerSpectrum(
         name, kind, shape, Bracket(0.0, upper), values, input_size=size, rank=rank, frame_error=error, note=note
     )
-
-
-def _without_bias(layer: nn.Module) -> nn.Module:
-    from copy import deepcopy
-
-    copied = deepcopy(layer).double().eval().requires_grad_(False)
-    if isinstance(copied.bias, Tensor):
-        copied.bias.zero_()
-    return copied

@@ -1,15 +1,19 @@
 """The spectrum of one layer: what is exact, what is a bracket, what is proved, each under its own name."""
 
 import math
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from svdctl.errors import ShapeError
 from svdctl.spectral.bound import Bracket, is_bounded, norm_bound
 from svdctl.spectral.operator import Convolution
+from svdctl.spectral.padded import padded_norm
 from svdctl.spectral.values import singular_values
+
+_PRECISIONS = (torch.float32, torch.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,3 +110,20 @@ def operator_spectrum(
 def failed(name: str, kind: str, shape: tuple[int, ...], error: ShapeError | str) -> LayerSpectrum:
     """A row for a layer that could not be analysed."""
     return LayerSpectrum(name, kind, shape, note=str(error))
+
+
+def as_it_runs(module: nn.Module, size: tuple[int, ...], bound: Bracket | None) -> Bracket | None:
+    """Proved bracket of a layer's norm with its own padding; without an upper end where padding repeats pixels."""
+    channels = getattr(module, "in_channels", None)
+    if bound is None or not isinstance(channels, int):
+        return None
+    precisions = {dtype: deepcopy(module).to(dtype).eval().requires_grad_(False) for dtype in _PRECISIONS}
+    zero = torch.zeros(1, channels, *size, dtype=torch.float64, device=next(module.parameters()).device)
+    offsets = {dtype: layer(zero.to(dtype)) for dtype, layer in precisions.items()}
+
+    def linear(x: Tensor) -> Tensor:
+        return precisions[x.dtype](x) - offsets[x.dtype]
+
+    lower = padded_norm(linear, (channels, *size), like=zero)
+    upper = bound.upper if getattr(module, "padding_mode", "zeros") in ("zeros", "circular") else math.inf
+    return Bracket(min(lower, upper), upper)

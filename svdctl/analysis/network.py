@@ -2,18 +2,17 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from svdctl.analysis.exponential import EXPONENTIAL, exponential_row
-from svdctl.analysis.layer import LayerSpectrum, failed, operator_spectrum
+from svdctl.analysis.layer import LayerSpectrum, as_it_runs, failed, operator_spectrum
 from svdctl.errors import ShapeError, SvdctlError
 from svdctl.layers.frames import frame_error
 from svdctl.layers.operator import BatchNorm, batchnorm_gain, is_controllable, operator_of
@@ -21,10 +20,8 @@ from svdctl.layers.shapes import input_sizes
 from svdctl.layers.sott import SOTT
 from svdctl.layers.tt import TTConv2d
 from svdctl.spectral.bound import Bracket
-from svdctl.spectral.padded import padded_norm
 
 TOLERANCE = 0.02
-_PRECISIONS = (torch.float32, torch.float64)
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -204,7 +201,7 @@ def _row(
         )
         padded = None
         if zero_padded and size is not None and not isinstance(module, nn.Linear):
-            padded = layer_bracket(module, conv, size, row.bound)
+            padded = as_it_runs(module, size, row.bound)
     except ShapeError as error:
         return failed(name, kind, shape, error)
     return LayerSpectrum(**{**vars(row), "input_size": size, "zero_padded": padded})
@@ -219,21 +216,3 @@ def _batchnorm_row(name: str, module: BatchNorm) -> LayerSpectrum:
         return failed(name, "BatchNorm", (module.num_features,), "its statistics or weights are not finite")
     bound = Bracket(gain * (1 - 1e-6), gain * (1 + 1e-6))
     return LayerSpectrum(name, "BatchNorm", (module.num_features,), bound)
-
-
-def layer_bracket(module: nn.Module, conv: Any, size: tuple[int, ...], bound: Bracket | None) -> Bracket | None:
-    """Proved bracket of a layer's norm with its own padding; without an upper end where padding repeats pixels."""
-    padding = getattr(module, "padding_mode", "zeros")
-    channels = getattr(module, "in_channels", None)
-    if bound is None or not isinstance(channels, int):
-        return None
-    precisions = {dtype: deepcopy(module).to(dtype).eval().requires_grad_(False) for dtype in _PRECISIONS}
-    zero = torch.zeros(1, channels, *size, dtype=torch.float64, device=conv.kernel.device)
-    offsets = {dtype: layer(zero.to(dtype)) for dtype, layer in precisions.items()}
-
-    def linear(x: Tensor) -> Tensor:
-        return precisions[x.dtype](x) - offsets[x.dtype]
-
-    lower = padded_norm(linear, (channels, *size), like=zero)
-    upper = bound.upper if padding in ("zeros", "circular") else math.inf
-    return Bracket(min(lower, upper), upper)

@@ -29,7 +29,7 @@ from svdctl.certify.gains import (
     summands,
 )
 from svdctl.errors import ShapeError
-from svdctl.layers.skew import exponential_matrix, exponential_series, skew_part
+from svdctl.layers.skew import exponential_matrix, exponential_series, skew_part, space_to_depth
 from svdctl.layers.soc import SOC
 from svdctl.layers.sott import SOTT
 from svdctl.spectral.matrix import matrix_norm_bound
@@ -91,7 +91,7 @@ class FixedSOC(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.stride > 1:
-            x = F.pixel_unshuffle(x, self.stride)
+            x = space_to_depth(x, self.stride)
         if self.is_matrix:
             return F.conv2d(x, self.kernel, self.bias)
         y = exponential_series(x, self.kernel, self.terms, x.shape[1], self.outputs)

@@ -52,7 +52,7 @@ def _write_proved_(layer: nn.Module, conv: Convolution, max: float, optimizer: O
         # Frames are unique up to signs, so that the kernels can be compared entry by entry.
         moved = taps_norm(written.kernel.double() - conv.kernel.double())
         if _inside(layer, max) * (1 + 1e-12) + moved > max:
-            seal_layer_(layer, max)
+            divide_exact_layer_(layer, max)
 
 
 def divide_layer_(layer: nn.Module, max: float, power: KernelPower) -> None:
@@ -71,13 +71,8 @@ def divide_each_layer_(layer: TTConv2d, max: float, power: KernelPower) -> None:
                 frame.data.mul_(shrink(torch.linalg.matrix_norm(qr_positive(frame.detach())[1], 2), 1.0))
 
 
-def seal_layer_(layer: nn.Module, max: float) -> None:
-    """Scale down until the layer's norm is proved to be at most `max`."""
-    divide_exact_layer_(layer, max)
-
-
 def divide_exact_layer_(layer: nn.Module, max: float) -> float:
-    """Scale by `min(1, max / bound)`, the bound proved afterwards; returns the factor."""
+    """The seal: scale by `min(1, max / bound)`, the bound proved afterwards; returns the factor."""
     total = 1.0
     conv = operator_of(layer)
     if is_bounded(conv, max):

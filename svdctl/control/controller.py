@@ -97,7 +97,7 @@ class Controller:
         elif kind == "assign":
             actions.assign_layer_(layer, allowed, optimizer)
         elif kind == "divide-exact":
-            actions.seal_layer_(layer, allowed)
+            actions.divide_exact_layer_(layer, allowed)
         elif kind == "divide-each" and isinstance(layer, TTConv2d):
             actions.divide_each_layer_(layer, allowed, self._powers[name])
         else:
@@ -118,7 +118,7 @@ class Controller:
         for name, layer in self.controlled().items():
             allowed = self.allowed(name)
             assert allowed is not None
-            actions.seal_layer_(layer, allowed)
+            actions.divide_exact_layer_(layer, allowed)
 
     def report(self) -> list[LayerReport]:
         """Largest value, proved bound and allowed maximum of every convolution, linear layer and BatchNorm."""

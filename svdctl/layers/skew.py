@@ -24,6 +24,13 @@ def unfoldings(kernel: Tensor) -> tuple[Tensor, Tensor]:
     return kernel.flatten(1), kernel.permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
 
 
+def space_to_depth(x: Tensor, stride: int) -> Tensor:
+    """`(N, C, H, W)` to `(N, C s^2, H / s, W / s)`, as `pixel_unshuffle`, which forgets to do so for N = 0."""
+    count, channels, height, width = x.shape
+    parts = x.reshape(count, channels, height // stride, stride, width // stride, stride)
+    return parts.permute(0, 1, 3, 5, 2, 4).reshape(count, channels * stride**2, height // stride, width // stride)
+
+
 def power_step(matrix: Tensor, right: Tensor, steps: int = 1) -> tuple[Tensor, Tensor]:
     """Left and right unit vectors after some power steps from `right`."""
     left = matrix @ right

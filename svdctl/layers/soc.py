@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from svdctl.errors import ShapeError
-from svdctl.layers.skew import exponential_matrix, exponential_series, power_step, skew_part, unfoldings
+from svdctl.layers.skew import exponential_matrix, exponential_series, power_step, skew_part, space_to_depth, unfoldings
 
 _WARM_UP = 50
 
@@ -86,6 +86,8 @@ class SOC(nn.Module):
     @torch.no_grad()
     def tighten_(self, steps: int = _WARM_UP) -> None:
         """Power steps for the norms of the unfoldings; a training loop calls it now and then, as every 200 steps."""
+        if self.kernel.is_meta:
+            return  # shapes alone have no norms
         for matrix, right in zip(unfoldings(skew_part(self.kernel)), (self.right1, self.right2), strict=True):
             right.copy_(power_step(matrix, right, steps)[1])
 
@@ -111,7 +113,7 @@ class SOC(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         kernel = self._generator(update=self.training)
         if self.stride > 1:
-            x = F.pixel_unshuffle(x, self.stride)
+            x = space_to_depth(x, self.stride)
         terms = self.series_terms(self.training)
         if self.kernel_size == 1:
             with full_precision(kernel.device):

@@ -5,6 +5,7 @@ are pickles followed by bare numbers: a cut is noticed, a changed number is not.
 """
 
 import io
+import mmap
 import pickle
 import warnings
 import zipfile
@@ -94,6 +95,7 @@ def _names_in_zip(path: Path) -> set[str]:
             if not checked:
                 contents_info.CRC = None  # type: ignore[assignment]  # zipfile's own way of saying: do not compare
             contents = archive.read(contents_info)
+    # All that zipfile raises of a damaged archive; none is swallowed, each becomes a sentence.
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         raise CheckpointError(f"{path} is damaged or cut short ({_first_line(error)}); use another copy") from error
     return names_asked_for(io.BytesIO(contents), str(path))
@@ -138,7 +140,8 @@ def _check_kind(path: Path, root: str, names: set[str]) -> None:
 
 def _names_in_legacy(path: Path) -> set[str]:
     names: set[str] = set()
-    with path.open("rb") as file:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        # Not the file itself, which would set aside as many bytes as a damaged length says before it reads.
         for _ in range(_LEGACY_PICKLES):
-            names |= names_asked_for(file, str(path))
+            names |= names_asked_for(mapped, str(path))
     return names

@@ -9,7 +9,7 @@ import pickletools
 import re
 import struct
 from collections.abc import Iterable
-from typing import IO
+from typing import IO, Protocol, cast
 
 import torch
 
@@ -59,7 +59,15 @@ class Described:
         """Take whatever the object would have held."""
 
 
-def names_asked_for(stream: IO[bytes], where: str) -> set[str]:
+class Readable(Protocol):
+    """What the tools of `pickle` need of a file."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+    def readline(self) -> bytes: ...
+
+
+def names_asked_for(stream: Readable, where: str) -> set[str]:
     """Full names of all classes and functions that one pickle asks for; the stream is left after it.
 
     Raises:
@@ -69,7 +77,7 @@ def names_asked_for(stream: IO[bytes], where: str) -> set[str]:
     depths: list[int | None] = []
     memo: dict[int, int] = {}
     try:
-        for count, (operation, argument, _) in enumerate(pickletools.genops(stream)):
+        for count, (operation, argument, _) in enumerate(pickletools.genops(cast(IO[bytes], stream))):
             if count > MAX_OPERATIONS:
                 raise CheckpointError(
                     f"{where} lists more than {MAX_OPERATIONS:,} things beside its numbers; {_CONVERT}"

@@ -95,7 +95,7 @@ def test_a_users_network(invoke, tmp_path: Path, monkeypatch) -> None:
         (("{weights}", "--layer", "nothing*"), "nothing*"),
         (("{weights}", "--input-size", "a"), "--input-size"),
         (("{weights}", "--all", "--top", "3"), "exclude each other"),
-        (("{weights}", "--plot", "x.png"), "--input-size"),
+        (("{weights}", "--plot", "{folder}/x.png"), "--input-size"),
         (("{weights}", "--format", "xml"), "--format"),
         (("{weights}", "--model", "torchvision:resnet81", "--input-size", "3x32x32"), "resnet"),
         (("{empty}",), "empty"),

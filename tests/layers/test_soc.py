@@ -151,6 +151,11 @@ def test_autocast_keeps_the_generator_in_single_precision() -> None:
         assert layer(torch.randn(1, 8, 2, 2)).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_no_images_are_images_too(stride: int) -> None:
+    assert SOC(4, 8, stride=stride)(torch.zeros(0, 4, 6, 6)).shape == (0, 8, 6 // stride, 6 // stride)
+
+
 def test_faults() -> None:
     with pytest.raises(ShapeError, match="odd size"):
         SOC(3, 3, 2)

@@ -6,7 +6,7 @@ from svdctl.build import build_model, count_parameters
 from svdctl.config.flags import resolve
 from svdctl.config.table import Request
 from svdctl.recipes.reproduction.plan import make_plan
-from svdctl.recipes.reproduction.static import Static, run_bytes, static_figures
+from svdctl.recipes.reproduction.static import Static, run_bytes, static_figures, step_flops
 
 WRN, VGG = 16_858_074, 20_565_834
 COMPRESSION = {
@@ -71,6 +71,6 @@ def test_the_model_of_the_cost_by_hand() -> None:
 def test_work_and_disk_grow_as_they_must() -> None:
     base = resolve({"preset": "quickstart"}).config
     twice = base.model_copy(update={"batch_size": 2 * base.batch_size})
-    assert static_figures(twice).step_flops == pytest.approx(2 * static_figures(base).step_flops, rel=0.2)
+    assert step_flops(twice) == pytest.approx(2 * step_flops(base), rel=0.2)
     adam = resolve({"preset": "quickstart", "opt": "adam", "set": ["optimizer.amsgrad=true"]}).config
     assert run_bytes(adam) > run_bytes(base) > 2 * 2 * 4 * static_figures(base).parameters

@@ -136,8 +136,8 @@ def test_a_run_leaves_certificates_that_its_checkpoint_gives_again(data: Path) -
         shares = [row.accuracy, *row.certified.values()]
         assert shares == sorted(shares, reverse=True)
         assert row.lipschitz == pytest.approx(np.prod(list(row.slack.values())), rel=1e-9)
-        assert row.lipschitz == pytest.approx(2, rel=1e-4)  # frames are kept in single precision
-    assert result.metrics["test_certified_acc_36"] == result.certified[0].certified[36]
+        assert row.lipschitz == pytest.approx(4, rel=1e-4)
+    assert result.metrics["test_certified_acc_36"] == result.certified[0].certified[36] > 0.5
     assert any(command.startswith("svdctl inspect-spectrum") for command in result.next_commands)
     assert f"svdctl eval-robust {result.folder}" in result.next_commands
     epochs = [record for record in read_log(result.folder / "metrics.jsonl") if record["kind"] == "epoch"]

@@ -69,6 +69,7 @@ class _Session:
                 record = measures[metric]()
                 if record is not None:
                     self.evaluation.records[metric] = record
+        self.store.tidy()
         with self._caught("order"):
             self._assert_order()
         if self.evaluation.records:

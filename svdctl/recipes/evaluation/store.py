@@ -117,6 +117,11 @@ class Store:
             path.unlink(missing_ok=True)
         return path
 
+    def tidy(self) -> None:
+        """Remove the folder of unfinished work when nothing is in it."""
+        if self.unfinished.is_dir() and not any(self.unfinished.iterdir()):
+            self.unfinished.rmdir()
+
     def _read(self) -> list[Record]:
         if not self.path.exists():
             return []

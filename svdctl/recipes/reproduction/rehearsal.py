@@ -9,7 +9,7 @@ from svdctl.config.table import Request, SpeedFigure
 from svdctl.recipes.reproduction.estimate import Hours, Meter
 from svdctl.recipes.reproduction.plan import Plan, Run, make_plan
 from svdctl.recipes.reproduction.run import disk_needed
-from svdctl.recipes.reproduction.static import run_bytes, static_figures
+from svdctl.recipes.reproduction.static import run_bytes, static_figures, step_flops
 from svdctl.recipes.reproduction.store import Found, Store
 
 
@@ -72,7 +72,7 @@ def rehearse(request: Request, say: Callable[[str], None]) -> Rehearsal:
         hours, size = meter.hours(run), run_bytes(run.config)
         found = store.best(run.key, index)
         runs.append(
-            Rehearsed(serves, run, figures.parameters, figures.compression, figures.step_flops, hours, size, found)
+            Rehearsed(serves, run, figures.parameters, figures.compression, step_flops(run.config), hours, size, found)
         )
     free = shutil.disk_usage(_existing(request.out_dir.expanduser().absolute())).free
     return Rehearsal(plan, tuple(runs), plan.figures, disk_needed(planned, store), free)

@@ -19,6 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from svdctl.build import build_model, count_parameters
 from svdctl.config.train import CLASSES, TrainConfig
 from svdctl.layers.shapes import input_sizes
+from svdctl.layers.soc import SOC
+from svdctl.layers.sott import SOTT
 
 UNCOMPRESSED = {"tt": "standard", "sott": "soc"}
 
@@ -34,8 +36,6 @@ class Static:
     """Modelled operations of one exact control pass."""
     control_ratio: float
     """The same of the network with uncompressed layers, over its own: how many times cheaper control is."""
-    step_flops: float
-    """Floating-point operations of one training step's forward and backward pass."""
 
 
 def image_side(config: TrainConfig) -> int:
@@ -54,28 +54,36 @@ def shape_model(config: TrainConfig) -> nn.Module:
         return build_model(config, classes_of(config))
 
 
-def uncompressed(config: TrainConfig) -> TrainConfig:
-    """The same run with ordinary layers for TT ones and SOC for SOTT ones."""
+def _uncompressed(config: TrainConfig) -> TrainConfig:
+    """The same network with ordinary layers for TT ones and SOC for SOTT ones."""
     kind = UNCOMPRESSED.get(config.layer.kind)
     if kind is None:
         return config
-    control = config.control.model_dump()
-    if control["kind"] == "divide-each":  # which is for factors alone
-        control["kind"] = "divide"
-    return TrainConfig.model_validate({**config.model_dump(), "layer": {"kind": kind}, "control": control})
+    return TrainConfig.model_validate({**config.model_dump(), "layer": {"kind": kind}})
 
 
 def static_figures(config: TrainConfig) -> Static:
     """All figures of a configuration."""
-    layers = config.model_copy(update={"name": "x", "seed": 0, "log": TrainConfig().log})
-    return _figures(layers.model_dump_json())
+    return _figures(_shape_of(config))
+
+
+def step_flops(config: TrainConfig) -> float:
+    """Floating-point operations (a multiplication and an addition are two) of a step's forward and backward pass."""
+    return _flops(_shape_of(config))
+
+
+def _shape_of(config: TrainConfig) -> str:
+    """All of a configuration that these figures depend on; rows that share it are counted once."""
+    plain = TrainConfig()
+    same = {"data": config.data, "model": config.model, "layer": config.layer, "batch_size": config.batch_size}
+    return plain.model_copy(update=same).model_dump_json()
 
 
 @cache
 def _figures(text: str) -> Static:
     config = TrainConfig.model_validate_json(text)
     model = shape_model(config)
-    whole = uncompressed(config)
+    whole = _uncompressed(config)
     dense = model if whole is config else shape_model(whole)
     cost, dense_cost = (control_cost(net, image_side(config)) for net in (model, dense))
     parameters = count_parameters(model)
@@ -83,28 +91,31 @@ def _figures(text: str) -> Static:
         parameters=parameters,
         compression=count_parameters(dense) / parameters,
         control_cost=cost,
-        control_ratio=dense_cost / cost if cost else 1.0,  # orthogonal layers need no control
-        step_flops=step_flops(model, config.batch_size, image_side(config)),
+        control_ratio=dense_cost / cost,
     )
 
 
 def control_cost(model: nn.Module, side: int) -> float:
     """Modelled operations of an exact control pass over the convolutions of a network."""
-    sizes = input_sizes(model, (3, side, side)).items()
+    sizes = input_sizes(model, (3, side, side), also=(SOC,)).items()
     layers = ((model.get_submodule(name), size) for name, size in sizes)
-    return sum(layer_cost(layer, size) for layer, size in layers if not isinstance(layer, nn.Linear))
+    # A SOTT layer's work is that of its core, which is seen on its own.
+    return sum(layer_cost(layer, size) for layer, size in layers if not isinstance(layer, nn.Linear | SOTT))
 
 
 def layer_cost(layer: Any, size: tuple[int, ...]) -> float:
     """The same of one layer with an input of this size."""
-    kernel = getattr(layer, "core", None)
-    out, channels = (layer.weight if kernel is None else kernel).shape[:2]
     stride = getattr(layer, "stride", 1)
     points = folds = 1
     for length, step in zip(size, stride if isinstance(stride, tuple) else (stride,) * len(size), strict=True):
         points *= -(-length // step)
         folds *= step
-    rows, columns = int(out), int(channels) * folds
+    if isinstance(layer, SOC):
+        rows = columns = layer.width
+    else:
+        kernel = getattr(layer, "core", None)
+        out, channels = (layer.weight if kernel is None else kernel).shape[:2]
+        rows, columns = int(out), int(channels) * folds
     return float(points) * rows * columns * min(rows, columns)
 
 
@@ -116,10 +127,10 @@ def run_bytes(config: TrainConfig) -> int:
     return 4 * copies * static_figures(config).parameters + (4 << 20)
 
 
-def step_flops(model: nn.Module, batch: int, side: int) -> float:
-    """Floating-point operations (a multiplication and an addition are two) of a forward and backward pass."""
-    device = next(model.parameters()).device
+@cache
+def _flops(text: str) -> float:
+    config = TrainConfig.model_validate_json(text)
+    model, side = shape_model(config), image_side(config)
     with FlopCounterMode(display=False) as counter:
-        model(torch.zeros(batch, 3, side, side, device=device)).sum().backward()
-    model.zero_grad(set_to_none=True)
+        model(torch.zeros(config.batch_size, 3, side, side, device="meta")).sum().backward()
     return float(counter.get_total_flops())
