@@ -65,10 +65,10 @@ def finished(
         files += draw(trainer, folder, before, sizes)
         files += draw_certified({name: made for name, (_, made) in judged.items()}, config, folder)
     commands = [
-        f"svdctl {command_of(config.model.kind).name} --preset {folder / 'config.toml'} --seed {config.seed + 1}"
+        f"svdctl inspect-spectrum {folder / 'last.pt'}",
+        f"svdctl eval-robust {folder}",
+        f"svdctl {command_of(config.model.kind).name} --preset {folder / 'config.toml'} --seed {config.seed + 1}",
     ]
-    if certified:
-        commands += [f"svdctl inspect-spectrum {folder / 'last.pt'}", f"svdctl eval-robust {folder}"]
     return TrainResult(folder, metrics, summary, layers, files, commands, completed=True, certified=tuple(certified))
 
 
