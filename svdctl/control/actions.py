@@ -41,7 +41,7 @@ def assign_layer_(layer: nn.Module, value: float, optimizer: Optimizer = None) -
 def _inside(layer: nn.Module, max: float) -> float:
     """A little less than `max` where writing a kernel rounds: into a TT layer, whose frames are not exact frames."""
     rounds = isinstance(layer, TTConv2d) and layer.has_frames
-    return max * (1 - 64 * torch.finfo(weight_of(layer).dtype).eps) if rounds else max
+    return max * (1 - 1024 * torch.finfo(weight_of(layer).dtype).eps) if rounds else max
 
 
 def _write_proved_(layer: nn.Module, conv: Convolution, max: float, optimizer: Optimizer) -> None:

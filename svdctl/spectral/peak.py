@@ -6,14 +6,16 @@ found on a fine grid at next to no cost, and there Lanczos steps find a better v
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from svdctl.spectral.gram import GramField, exact_float32
+from svdctl.spectral.gram import GramField, exact_float32, interpolation
 from svdctl.spectral.symbol import angles, grid_product, half_grid
 
 _CANDIDATES = 6
+_QUICK_CANDIDATES = 3
 _STARTS = 24
 _STEPS = (8, 8, 12)
 _FINE_POINTS = 4096
@@ -47,13 +49,24 @@ def peak(field: GramField, starts: Tensor | None = None) -> float:
     return _quotient(field, matrices, vectors)
 
 
-def quick_lower_bound(field: GramField) -> float:
-    """A proved lower bound from a few Lanczos steps at the field's samples: a tenth of the work of `peak`."""
-    single = exact_float32(field.device)
-    matrices = field.samples.flatten(0, 1)
-    values, vectors = lanczos(matrices.to(torch.complex64) if single else matrices, None, 5)
-    best = int(values.argmax())
-    return _quotient(field, matrices[best : best + 1], vectors[best : best + 1])
+def glimpse(field: GramField) -> tuple[float, Tensor]:
+    """What a third of the work of `peak` tells: a proved lower bound, mostly within 1 % of the norm, and the samples.
+
+    Returns:
+        The bound, and values from below at the field's samples, `(samples,)` on the host.
+    """
+    dtype = torch.float32 if exact_float32(field.device) else torch.float64
+    groups = torch.arange(field.groups).repeat(len(field.samples))
+    points = field.sample_points.repeat_interleave(field.groups, 0)
+    squares, vectors = lanczos(field.samples.flatten(0, 1).to(dtype.to_complex()), None, 8)
+    seen = squares.clamp_min(0).sqrt().unflatten(0, (-1, field.groups)).amax(1).double().cpu()
+    order = squares.argsort(descending=True)[:_QUICK_CANDIDATES]
+    kept = order.cpu()
+    points, _ = _climb(field, points[kept], groups[kept], vectors[order], squares[order].cpu(), math.pi)
+    squares, vectors = lanczos(_pick(field, points, groups[kept], dtype), vectors[order], 6)
+    best = int(squares.argmax())
+    here = slice(best, best + 1)
+    return _quotient(field, _pick(field, points[here], groups[kept][here], torch.float64), vectors[here]), seen
 
 
 def _quotient(field: GramField, matrices: Tensor, vectors: Tensor) -> float:
@@ -109,21 +122,27 @@ def _climb(
         return points, spacing
     here, mirrored = _quadratic_forms(field, groups, vectors)
     if spacing == math.pi:
-        size = min(16 * max(field.taps), round((2 * _FINE_POINTS) ** (1 / axes)))
-        offsets = angles(half_grid((size,) * axes)[0], (size,) * axes)
+        offsets, even, odd, spacing = _first_grid(field.taps)
         grid = offsets.expand(len(points), *offsets.shape)
-        spacing = 2 * math.pi / size
     else:
         steps = torch.linspace(-spacing, spacing, _WINDOW, dtype=torch.float64)
         offsets = grid_product([steps] * axes)
         grid = points[:, None, :] + offsets
+        even, odd = (w.reshape(len(points), -1, w.shape[-1]) for w in interpolation(grid.flatten(0, 1), field.taps))
         spacing = 2 * spacing / (_WINDOW - 1)
-    even, odd = field.weights(grid.flatten(0, 1)) if grid.stride(0) else field.weights(offsets)
-    even, odd = (weight.reshape(-1, len(offsets), weight.shape[-1]) for weight in (even, odd))
     polynomial = (even @ (here + mirrored)[..., None] + odd @ (here - mirrored)[..., None])[..., 0] / 2
     largest, place = polynomial.max(1)
     better = largest > values
     return torch.where(better[:, None], grid[torch.arange(len(points)), place], points), spacing
+
+
+@lru_cache(maxsize=16)
+def _first_grid(taps: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, float]:
+    """A fine half grid `(F, d)`, the interpolation's weights on it, and the distance of its points."""
+    size = min(16 * max(taps), round((2 * _FINE_POINTS) ** (1 / len(taps))))
+    sizes = (size,) * len(taps)
+    points = angles(half_grid(sizes)[0], sizes)
+    return points, *interpolation(points, taps), 2 * math.pi / size
 
 
 def _quadratic_forms(field: GramField, groups: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,7 +153,7 @@ def _quadratic_forms(field: GramField, groups: Tensor, vectors: Tensor) -> tuple
         columns = vectors[chosen].to(field.samples.dtype)
         columns = torch.cat((columns, columns.conj())).T.contiguous()
         forms = (columns.conj() * (field.samples[:, group] @ columns)).sum(-2).real
-        both[chosen] = forms.T.reshape(2, len(chosen), -1).transpose(0, 1).cpu()
+        both[chosen] = forms.T.reshape(2, len(chosen), -1).transpose(0, 1).cpu().double()
     return both[:, 0], both[:, 1]
 
 
