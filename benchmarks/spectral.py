@@ -185,13 +185,14 @@ def main() -> None:
         kernel = kernel_of(160)
         plain = plain_clip(kernel, (32, 32), 1.0)
         apart = project_kernel(Convolution.make(kernel), 1.0, rounds=1)[0] - plain
-        print(f"\nafter one clip pass the two kernels differ by {float(apart.norm() / plain.norm()):.1e} of their norm; "
-              f"the largest value left is {norm_bound(Convolution.make(plain)).lower:.3f}")  # fmt: skip
+        share = float(apart.norm() / plain.norm())
+        left = norm_bound(Convolution.make(plain)).lower
+        print(f"\nafter one clip pass the kernels are {share:.1e} of their norm apart; the largest value is {left:.3f}")
     if options.memory:
         plain_peak = peak_memory("all_symbols(kernel, (32, 32))", options.threads)
         our_peak = peak_memory("singular_values(Convolution.make(kernel), (32, 32))", options.threads)
-        print(f"\npeak memory, all values, 640 x 640 x 3 x 3 at 32 x 32: {plain_peak / 2**20:.2f} GiB for the straightforward way's "
-              f"symbols alone (its SVD takes many minutes and needs a copy), "
+        print(f"\npeak memory, all values, 640 x 640 x 3 x 3 at 32 x 32: {plain_peak / 2**20:.2f} GiB for the symbols "
+              f"of the straightforward way alone (its SVD takes many minutes and needs a copy), "
               f"{our_peak / 2**20:.3f} GiB svdctl, ratio {plain_peak / our_peak:.1f} (wanted 10)")  # fmt: skip
 
 

@@ -1,22 +1,22 @@
 """Checkpoints: written whole or not at all, checked on reading, describing themselves, never executing anything."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import ValidationError
-from torch import nn
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from torch import Tensor, nn
 
 from svdctl.build import build_model
+from svdctl.config.model import LipConv, Wrn
 from svdctl.config.train import TrainConfig
-from svdctl.errors import CheckpointError
-from svdctl.weights.archive import read_torch
-
-FORMAT = "svdctl.checkpoint"
-VERSION = 1
+from svdctl.errors import CheckpointError, TrainingError
+from svdctl.runfolder import naming
+from svdctl.weights.archive import FORMAT, VERSION, read_torch
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,14 @@ class Checkpoint:
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write beside `path`, flush to the disk, then rename: a reader sees the old file or the new one."""
+    """Write beside `path`, flush to the disk, then rename: a reader sees the old file or the new one.
+
+    torch gives every member of the file a CRC32, which `read_checkpoint` compares.
+
+    Raises:
+        TrainingError: the folder is no longer there.
+        OSError: it cannot be written, as on a full disk; a file that was there before stays as it is.
+    """
     contents = {
         "format": FORMAT,
         "version": VERSION,
@@ -47,12 +54,18 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     }
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with beside.open("wb") as file:
-            torch.save(contents, file)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-        _sync_folder(path.parent)
+        with naming(path):
+            with beside.open("wb") as file:
+                torch.save(contents, file)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+            _sync_folder(path.parent)
+    except FileNotFoundError as error:
+        raise TrainingError(
+            f"{path.parent} is gone, removed or renamed while it was trained in; {path.name} of step "
+            f"{checkpoint.metrics.get('step', 0):.0f} could not be saved"
+        ) from error
     except RuntimeError as error:
         # torch's zip writer reports a full disk as RuntimeError.
         raise OSError(f"{path} could not be written ({str(error).splitlines()[0]})") from error
@@ -79,24 +92,49 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}; give a run folder or one of its .pt files")
     contents = read_torch(path)
-    if not isinstance(contents, Mapping) or contents.get("format") != FORMAT:
+    if not isinstance(contents, dict) or contents.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of svdctl; give a .pt file that svdctl train wrote")
-    if contents["version"] > VERSION:
-        raise CheckpointError(
-            f"{path} has format {contents['version']}, newer than this svdctl knows ({VERSION}); upgrade svdctl"
-        )
+    version = contents.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise CheckpointError(f"{path} has format {version}, newer than this svdctl knows ({VERSION}); upgrade svdctl")
     try:
-        channels, height, width = contents["image_shape"]
-        return Checkpoint(
-            config=TrainConfig.model_validate_json(contents["config"]),
-            classes=tuple(contents["classes"]),
-            image_shape=(channels, height, width),
-            model=contents["model"],
-            training=contents["training"],
-            metrics=contents["metrics"],
-        )
-    except (KeyError, TypeError, ValueError, ValidationError) as error:
-        raise CheckpointError(f"{path} lacks a part of a checkpoint ({error!r:.200}); use another one") from error
+        found = _Contents.model_validate(contents)
+        config = TrainConfig.model_validate_json(found.config)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"])) or "its configuration"
+        raise CheckpointError(
+            f"{path} is no sound checkpoint ({where[:100]}: {fault['msg'][:100]}); use another one"
+        ) from error
+    if not _is_plausible(config, found.model):
+        raise CheckpointError(f"{path}: its weights do not fit the configuration beside them; use another one")
+    return Checkpoint(config, found.classes, found.image_shape, found.model, found.training, found.metrics)
+
+
+class _Contents(BaseModel):
+    """What the file of a checkpoint has to hold, by type; nothing is converted."""
+
+    model_config = ConfigDict(strict=True, arbitrary_types_allowed=True)
+
+    version: PositiveInt
+    config: str
+    classes: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    image_shape: Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], Field(strict=False)]
+    model: dict[str, Tensor]
+    training: dict[str, Any]
+    metrics: dict[str, float]
+
+
+def _is_plausible(config: TrainConfig, model: Mapping[str, Tensor]) -> bool:
+    """Whether a network of this configuration can be as large as the weights are: a few bytes may ask for any size."""
+    widest = max((max(value.shape, default=1) for value in model.values()), default=0)
+    match config.model:
+        case Wrn(depth=depth, width=width):
+            return depth <= len(model) and 64 * width <= widest
+        case LipConv(block_size=block_size, channels=channels):
+            return 5 * block_size <= len(model) and channels <= widest
+        case _:
+            return True
 
 
 def load(path: str | os.PathLike[str]) -> nn.Module:
@@ -109,10 +147,23 @@ def load(path: str | os.PathLike[str]) -> nn.Module:
     """
     checkpoint = read_checkpoint(Path(path))
     model = build_model(checkpoint.config, len(checkpoint.classes))
-    try:
+    with fitting(path):
         model.load_state_dict(checkpoint.model)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{path}: the weights do not fit the configuration beside them; use another one"
-        ) from error
     return model.eval()
+
+
+@contextmanager
+def fitting(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Around what takes over the state in a checkpoint.
+
+    Raises:
+        CheckpointError: a part of it is missing or of another shape.
+    """
+    try:
+        yield
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise CheckpointError(
+            f"{path}: its state does not fit the configuration beside it ({type(error).__name__}: {first[:100]}); use "
+            "another one"
+        ) from error

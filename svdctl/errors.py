@@ -1,5 +1,7 @@
 """Every failure a user can cause or meet: one sentence each, saying what, where and what to do."""
 
+import errno
+import sys
 from collections.abc import Iterable
 
 
@@ -53,3 +55,17 @@ class Interrupted(SvdctlError):  # noqa: N818 - it is no error
 
 class LimitExceeded(SvdctlError):  # noqa: N818 - it is no error of the tool
     """A bound that a gate asked for does not hold; the message names the layers."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, in Python, torch's allocator, the system or on the device.
+
+    torch is only looked at when it is there already.
+    """
+    torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    # On a CPU torch knows no type of its own for it.
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in str(error) or "bad_alloc" in str(error))

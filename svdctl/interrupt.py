@@ -1,14 +1,20 @@
-"""Ctrl-C as an event, so that a step can be finished and saved."""
+"""Requests to stop as an event, so that a step can be finished and saved."""
 
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, a scheduler that ends a job, a terminal that is closed."""
+
 
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets; a second one ends the process at once."""
+    """An event that a request to stop sets; a second one ends the process at once.
+
+    A hang-up that is ignored, as under nohup, stays ignored.
+    """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
@@ -19,7 +25,8 @@ def stop_on_signal() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         event.set()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    before = {number: signal.signal(number, handle) for number in REQUESTS if number != signal.SIGHUP or not ignored}
     try:
         yield event
     finally:

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor
 
-from svdctl.accuracy import Accuracy
+from svdctl.accuracy import Accuracy, summed
 from svdctl.training import Trainer
+
+LOOK_EVERY = 0.5
+"""Seconds between two looks at the totals, each of which waits for the device."""
 
 
 class Progress(Protocol):
@@ -54,25 +58,26 @@ class Loop:
         trainer, config = self.trainer, self.trainer.config
         epoch_totals = torch.zeros(5, dtype=torch.float64, device=trainer.fabric.device)
         totals = torch.zeros_like(epoch_totals)
-        began = shown = time.perf_counter()
+        began = time.perf_counter()
         first_step = trainer.counters.step
+        pace = _Pace(trainer.fabric, first_step)
         trainer.control_time = 0.0
         for images, labels in trainer.batches.epoch(epoch, start):
             trainer.train_step(images, labels, totals)
             step = trainer.counters.step
-            now = time.perf_counter()
-            if now - shown > 0.5 or step % config.log.every == 0 or step == trainer.total_steps:
+            looked = pace.is_due(step) or step % config.log.every == 0 or step == trainer.total_steps
+            if looked:
                 epoch_totals += totals
                 metrics = trainer.read(totals, epoch)
-                rate = (step - first_step) / max(now - began, 1e-9)
+                rate = (step - first_step) / max(time.perf_counter() - began, 1e-9)
                 metrics["images_per_second"] = rate * config.batch_size
                 metrics["seconds_left"] = (trainer.total_steps - step) / rate
                 self.progress.step(step, metrics)
                 if step % config.log.every == 0:
                     self.record("step", {k: metrics[k] for k in ("epoch", "loss", "orthogonal_loss", "acc", "lr")})
                 totals.zero_()
-                shown = now
-            if self.stop.is_set() and step < trainer.total_steps:
+            if pace.stops(step, looked, self.stop.is_set()) and step < trainer.total_steps:
+                trainer.read(totals, epoch)  # nothing that is not finite is saved
                 return False
             if step >= trainer.total_steps:
                 break
@@ -117,6 +122,37 @@ class Loop:
         counters.best_accuracy, counters.best_plain_accuracy = accuracy, plain
         counters.best_step = counters.step
         return True
+
+
+class _Pace:
+    """Which steps are looked at, some two a second: the same in all processes, by the clock of the first one."""
+
+    def __init__(self, fabric: Fabric, step: int) -> None:
+        self._fabric = fabric
+        self._last, self._next = step, step + 1
+        self._when = time.perf_counter()
+
+    def is_due(self, step: int) -> bool:
+        """Whether the totals should be read now."""
+        if self._fabric.world_size == 1:
+            return time.perf_counter() - self._when > LOOK_EVERY
+        return step >= self._next
+
+    def stops(self, step: int, looked: bool, told: bool) -> bool:
+        """Whether any process was told to stop, at steps that are looked at; a process alone knows it at once."""
+        if looked:
+            now = time.perf_counter()
+            rate = (step - self._last) / max(now - self._when, 1e-9)
+            self._last, self._when = step, now
+        if self._fabric.world_size == 1:
+            return told
+        if not looked:
+            return False
+        ahead = max(1, int(rate * LOOK_EVERY)) if self._fabric.is_global_zero else 0
+        say = torch.tensor([told, ahead], dtype=torch.float64, device=self._fabric.device)
+        stop, ahead = map(int, summed(self._fabric, say).tolist())
+        self._next = step + ahead
+        return stop > 0
 
 
 def _certified(trainer: Trainer, held_out: Accuracy) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """The folder of one run: made so that no two runs share it, held by a lock while a process trains in it."""
 
-import fcntl
 import json
 import os
 import platform
@@ -8,12 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from svdctl.errors import TrainingError, UsageError
+from svdctl.lock import held, link_in
 
 PACKAGES = ("svdctl", "torch", "torchvision", "lightning-fabric", "numpy", "pydantic")
 
@@ -39,20 +39,48 @@ def create_run_folder(parent: Path, name: str) -> Path:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the run folder: a second process that wants it is refused."""
-    with (folder / ".lock").open("w") as file:
+    """Hold the run folder, and clear away what a killed process left half written in it.
+
+    Raises:
+        TrainingError: another process holds it, it cannot be written, or a link in it leads elsewhere.
+    """
+    if link := link_in(folder):
+        raise TrainingError(f"{link} is a link to {link.readlink()}; give the folder itself, with plain files in it")
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = stack.enter_context(held(folder / ".lock"))
+            for left in folder.glob(".*.part") if mine else ():
+                left.unlink()
         except OSError as error:
-            raise TrainingError(f"another process trains in {folder}; wait for it, or stop it first") from error
+            raise TrainingError(
+                f"nothing can be written in {folder} ({(error.strerror or str(error)).lower()}); make it writable, or "
+                "go on in a copy of it"
+            ) from error
+        if not mine:
+            raise TrainingError(f"another process trains in {folder}; wait for it, or stop it first")
         yield
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Around the writing of a file: the system names it when it cannot be opened, not when the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
     """Write beside, then rename."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    beside.write_text(text)
-    beside.replace(path)
+    try:
+        with naming(path):
+            beside.write_text(text, encoding="utf-8")
+            beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def environment(device: str, seed: int) -> dict[str, Any]:

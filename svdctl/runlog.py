@@ -2,12 +2,14 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from svdctl.config.run import Log
 from svdctl.errors import TrainingError, UsageError
+from svdctl.runfolder import naming, write_text
 
 
 class RunLog:
@@ -17,20 +19,32 @@ class RunLog:
         self.path = folder / "metrics.jsonl"
         if step and self.path.exists():
             kept = [line for line in read_log(self.path) if line["step"] <= step]
-            self.path.write_text("".join(_line(line) for line in kept))
-        self._file = self.path.open("a")
+            write_text(self.path, "".join(_line(line) for line in kept))
+        self._file = self.path.open("a", encoding="utf-8")
         self._wandb = _start_wandb(folder, log, config) if log.wandb != "off" else None
 
     def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Record metrics at a step; `kind` is `step` or `epoch`."""
-        self._file.write(_line({"kind": kind, "step": step, **metrics}))
-        self._file.flush()
+        """Record metrics at a step; `kind` is `step` or `epoch`.
+
+        Raises:
+            TrainingError: the file was removed, as with its folder.
+            OSError: it cannot be written, as on a full disk.
+        """
+        if os.fstat(self._file.fileno()).st_nlink == 0:
+            raise TrainingError(
+                f"{self.path} was removed while the run trained in its folder; stopped at step {step}, what is left in "
+                f"{self.path.parent} is kept"
+            )
+        with naming(self.path):
+            self._file.write(_line({"kind": kind, "step": step, **metrics}))
+            self._file.flush()
         if self._wandb is not None:
             self._wandb.log(dict(metrics), step=step)
 
     def close(self) -> None:
         """Flush and close."""
-        self._file.close()
+        with naming(self.path):
+            self._file.close()
         if self._wandb is not None:
             self._wandb.finish()
 
@@ -42,13 +56,15 @@ def _line(record: Mapping[str, Any]) -> str:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """All records of a `metrics.jsonl`; a last line cut off by a kill is left out."""
+    """All records of a `metrics.jsonl`; a line that is none, as one cut off by a kill, is left out."""
     records = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            record = json.loads(line)
+        except (json.JSONDecodeError, RecursionError):
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
     return records
 
 

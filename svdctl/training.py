@@ -17,7 +17,7 @@ from svdctl.config.train import TrainConfig
 from svdctl.control import Controller
 from svdctl.data.batches import Batches
 from svdctl.data.images import ImageData
-from svdctl.errors import TrainingError
+from svdctl.errors import ShapeError, TrainingError
 from svdctl.layers.frames import frame_error
 from svdctl.layers.soc import SOC
 from svdctl.layers.sott import SOTT
@@ -85,7 +85,9 @@ class Trainer:
     def train_step(self, images: Tensor, labels: Tensor, totals: Tensor) -> None:
         """One step; adds (loss, penalty, correct, images, steps that were not finite) to `totals`. No host sync."""
         logits = self.runnable(images.contiguous(memory_format=self._layout))
-        loss = F.cross_entropy(logits, labels)
+        # Gradients are averaged over processes, whose shares may differ: this average is the mean over all images.
+        share = self._images_of_all(labels) / self.fabric.world_size
+        loss = F.cross_entropy(logits, labels, reduction="sum") / share
         penalty = None
         if self._penalty is not None:
             penalty = orthonormality_penalty(self.framed_layers, self._penalty.weight, self._penalty.count)
@@ -102,20 +104,29 @@ class Trainer:
             for layer in self.framed_layers:
                 layer.retract_(self._retraction, self.optimizer)
         began = time.perf_counter()
-        self.controller.after_step(self.counters.step, self.optimizer)
+        try:
+            self.controller.after_step(self.counters.step, self.optimizer)
+        except (ShapeError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]  # public, not declared
+            raise self._lost("weights were not finite, or too large to be controlled,") from error
         self.control_time += time.perf_counter() - began
         with torch.no_grad():
             correct = (logits.argmax(1) == labels).sum()
             zero = torch.zeros_like(loss)
             totals += torch.stack(
                 [
-                    loss.detach().double() * len(labels),
+                    loss.detach().double() * share,
                     (zero if penalty is None else penalty.detach()).double() * len(labels),
                     correct.double(),
                     (zero + len(labels)).double(),
                     (~torch.isfinite(total.detach())).double(),
                 ]
             )
+
+    def _images_of_all(self, labels: Tensor) -> int:
+        """Images of this step in all processes together."""
+        if self.fabric.world_size == 1:
+            return len(labels)
+        return self.batches.count(self.counters.step % self.batches.steps_per_epoch)
 
     def evaluate(self, data: ImageData) -> Accuracy:
         """How good the network is on a data set."""
@@ -138,16 +149,11 @@ class Trainer:
         """Means of `totals` over its images.
 
         Raises:
-            TrainingError: when a loss was not finite.
+            TrainingError: when a loss was not finite, or a weight is not.
         """
         loss, penalty, correct, count, broken = summed(self.fabric, totals.clone()).tolist()
-        if broken:
-            command = command_of(self.config.model.kind)
-            raise TrainingError(
-                f"the loss was not finite in or just before step {self.counters.step}; lower the learning rate "
-                f"({command.flag('optimizer.lr')}) or the penalty (--orthogonal-k), or control the singular values "
-                "(--clipping); last.pt is the last good state, if one was written"
-            )
+        if broken or not self._is_finite():
+            raise self._lost(f"{'loss was' if broken else 'weights were'} not finite")
         count = max(count, 1.0)
         return {
             "epoch": epoch + 1,
@@ -157,6 +163,20 @@ class Trainer:
             "acc": correct / count,
             "lr": float(self.schedule.get_last_lr()[0]),
         }
+
+    def _lost(self, what: str) -> TrainingError:
+        command = command_of(self.config.model.kind)
+        return TrainingError(
+            f"the {what} in or just before step {self.counters.step}; lower the learning rate "
+            f"({command.flag('optimizer.lr')}) or the penalty (--orthogonal-k), or control the singular values "
+            "(--clipping); last.pt is the last good state, if one was written"
+        )
+
+    def _is_finite(self) -> bool:
+        """Whether all weights and statistics are: a gradient that is not shows in no loss before the next step."""
+        state = [value for value in self.model.state_dict().values() if value.is_floating_point() and value.numel()]
+        largest = torch._foreach_norm(state, float("inf"))
+        return bool(torch.isfinite(torch.stack([value.float() for value in largest])).all())
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the weights that a resumed training needs."""

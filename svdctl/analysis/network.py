@@ -105,7 +105,7 @@ def spectrum(
         input_shape: one input without the batch axis, `(C, H, W)`.
         name: a title.
         layers: patterns of layer names, as `layer3.*`.
-        tolerance: wanted slack of the bounds.
+        tolerance: wanted slack of each layer's bound, in that of the network too.
         accuracy: `full`, or `fast`: values to 1e-3 of the largest.
         zero_padded: bracket the norm of each layer with its own padding as well.
         at_most: a maximum that the bounds are also held against, exactly.
@@ -137,7 +137,8 @@ def spectrum(
         row = _row(key, module, sizes.get(key), tolerance, accuracy, zero_padded, at_most)
         if row is not None:
             rows.append(row)
-    lipschitz, why = _lipschitz(model, input_shape) if layers == "*" else (None, "only some layers were asked for")
+    only = None, "only some layers were asked for"
+    lipschitz, why = _lipschitz(model, input_shape, tolerance) if layers == "*" else only
     return NetworkSpectrum(name, tuple(rows), lipschitz, why)
 
 
@@ -153,11 +154,11 @@ def _is_leaf(module: nn.Module) -> bool:
     return is_controllable(module) or isinstance(module, BatchNorm) or not any(True for _ in module.children())
 
 
-def _lipschitz(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[float | None, str]:
+def _lipschitz(model: nn.Module, input_shape: tuple[int, ...], tolerance: float) -> tuple[float | None, str]:
     from svdctl.certify.lipschitz import lipschitz_bound
 
     try:
-        return lipschitz_bound(model, input_shape).value, ""
+        return lipschitz_bound(model, input_shape, tolerance=tolerance).value, ""
     except SvdctlError as error:
         return None, str(error)
 

@@ -1,12 +1,13 @@
 """Exceptions to one sentence on stderr and an exit code: 1 the run failed, 2 wrong usage, 130 interrupted."""
 
+import errno
 import os
 import sys
 import traceback
 
 import typer
 
-from svdctl.errors import SvdctlError, UsageError
+from svdctl.errors import SvdctlError, UsageError, is_out_of_memory
 
 # Typer exports this one of its parser's errors; they share its base.
 ParserError: type[BaseException] = typer.BadParameter.__bases__[0]
@@ -18,8 +19,13 @@ def report(error: BaseException, *, debug: bool) -> int:
         traceback.print_exception(error)
     sentences, code = explain(error)
     for sentence in sentences:
-        print(f"svdctl: {sentence}", file=sys.stderr)
+        print(f"svdctl: {printable(sentence)}", file=sys.stderr)
     return code
+
+
+def printable(text: str) -> str:
+    """The text without codes that a terminal would obey: names in files can be anything."""
+    return "".join(sign if sign.isprintable() or sign == "\n" else ascii(sign)[1:-1] for sign in text)
 
 
 def explain(error: BaseException) -> tuple[tuple[str, ...], int]:
@@ -32,10 +38,15 @@ def explain(error: BaseException) -> tuple[tuple[str, ...], int]:
         return (f"{parser_sentence(error)} (--help shows all)",), 2
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return ("interrupted",), 130
+    if isinstance(error, RuntimeError) and "home directory" in str(error):
+        return ("a path begins with ~ and the name of a user who has no home here; write it out",), 2
+    if is_out_of_memory(error):
+        return (
+            "out of memory; free some, or ask for less at once: a smaller --batch-size or --precision bf16-mixed of a "
+            "training, some --layer or a smaller --input-size of an analysis",
+        ), 1
     if isinstance(error, OSError):
         return (os_sentence(error),), 1
-    if out_of_memory(error):
-        return ("out of memory; try a smaller --batch-size, or --precision bf16-mixed",), 1
     text = " ".join(str(error).split())[:300]
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return (f"{what}; svdctl did not expect this: run again with --debug to see where it happened",), 1
@@ -53,15 +64,9 @@ def os_sentence(error: OSError) -> str:
     cause = (error.strerror or str(error) or type(error).__name__).lower()
     if isinstance(error, FileNotFoundError):
         return f"{where}{cause}; check the path"
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         return f"{where}{cause}; choose a place that you may read and write (--out-dir, --dataset-root)"
     return f"{where}{cause}; free space or choose another folder (--out-dir), then try again"
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, in Python or on the device; torch is only looked at when it is there already."""
-    torch = sys.modules.get("torch")
-    return isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError))
 
 
 def wants_debug(arguments: list[str]) -> bool:

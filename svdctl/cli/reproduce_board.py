@@ -42,12 +42,14 @@ class PlainBoard:
     def __init__(self) -> None:
         self._runs: list[Run] = []
         self._ended: dict[str, Outcome] = {}
-        self._began = time.time()
+        self._began, self._since = time.time(), time.monotonic()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self, plan: "Plan", runs: Sequence["Run"], store: "Store") -> None:
-        self._runs, self._store, self._began = list(runs), store, time.time()
+        self._runs, self._store = list(runs), store
+        # The clock that all processes share tells whose status is of now; it may be set back, so it measures nothing.
+        self._began, self._since = time.time(), time.monotonic()
         titles = ", ".join(table.name for table in plan.tables)
         self.say(f"{titles}: {len(runs)} runs, in {store.out_dir}")
         self._begin()
@@ -58,7 +60,7 @@ class PlainBoard:
 
     def outcome(self, run: "Run", outcome: "Outcome") -> None:
         self._ended[run.id] = outcome
-        took = duration(time.time() - self._began)
+        took = duration(time.monotonic() - self._since)
         what = f"failed: {outcome.figures.reason}" if outcome.state == "failed" else outcome.state
         self.say(f"[{len(self._ended)}/{len(self._runs)}] {run.config.name}: {what} (after {took}{self._all_left()})")
 
@@ -82,7 +84,7 @@ class PlainBoard:
     def _all_left(self) -> str:
         """Time for all that is left, at the pace so far."""
         done, rest = len(self._ended), len(self._runs) - len(self._ended)
-        seconds = (time.time() - self._began) / max(1, done) * rest
+        seconds = (time.monotonic() - self._since) / max(1, done) * rest
         return f", about {duration(seconds)} left" if done and rest else ""
 
     def states(self) -> Iterator[RowState]:
@@ -158,7 +160,7 @@ class LiveBoard(PlainBoard):
         from rich.table import Table
         from rich.text import Text
 
-        took = duration(time.time() - self._began)
+        took = duration(time.monotonic() - self._since)
         caption = f"{len(self._ended)} of {len(self._runs)} done, {took} so far{self._all_left()}"
         table = Table(box=None, caption=caption, caption_justify="left", pad_edge=False)
         table.add_column("run", no_wrap=True)

@@ -1,5 +1,6 @@
 """From the flags of a training command to its recipe."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,7 @@ def dispatch(command: Command, parameters: Mapping[str, Any]) -> None:
 
 def show_presets(command: Command) -> None:
     """The command's presets, a line each."""
-    from svdctl.presets import list_presets
+    from svdctl.config.presets import list_presets
 
     found = list_presets(command)
     width = max(map(len, found))
@@ -45,7 +46,7 @@ def show_presets(command: Command) -> None:
 def start(command: Command, flags: dict[str, Any], *, print_config: bool, dry_run: bool) -> None:
     """A new run, or a look at what it would be."""
     from svdctl.config.flags import resolve
-    from svdctl.presets import to_toml
+    from svdctl.config.presets import to_toml
 
     resolved = resolve(flags, command)
     if print_config:
@@ -57,8 +58,10 @@ def start(command: Command, flags: dict[str, Any], *, print_config: bool, dry_ru
     from svdctl.recipes import train as recipe
 
     with _reporter(command) as reporter:
-        for notice in resolved.notices:
-            reporter.notice(notice)
+        # Further processes of a node are this command once more.
+        if os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0":
+            for notice in resolved.notices:
+                reporter.notice(notice)
         if dry_run:
             reporter.plan(recipe.plan(resolved.config, resolved.base))
         else:

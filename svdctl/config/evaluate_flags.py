@@ -9,10 +9,10 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from svdctl.config.attack import AttackName
+from svdctl.config.corruptions import BENCHMARK, CLEAN, CORRUPTIONS, corruption_name, read_corruption_list
 from svdctl.config.evaluate import METRICS, EvaluateConfig
 from svdctl.config.overrides import Overrides
 from svdctl.errors import UsageError
-from svdctl.robustness.corruptions.names import BENCHMARK, CLEAN, CORRUPTIONS, corruption_name, read_corruption_list
 
 FIELDS = {
     "which": "which",

@@ -14,9 +14,9 @@ from svdctl.config.command import TRAIN, Command, spelled
 from svdctl.config.faults import sentences, sentences_of_mixes
 from svdctl.config.merge import Merge
 from svdctl.config.paper import paper_defaults
+from svdctl.config.presets import nearest_preset, read_preset
 from svdctl.config.train import TrainConfig
 from svdctl.errors import UsageError
-from svdctl.presets import nearest_preset, read_preset
 
 HARDWARE = ("accelerator", "devices", "num_nodes", "precision", "compile")
 SECTIONS = (

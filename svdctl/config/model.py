@@ -18,8 +18,8 @@ class Wrn(Config):
     """Wide residual network with pre-activation blocks; depth 6n + 4."""
 
     kind: Literal["wrn"] = "wrn"
-    depth: PositiveInt = 16
-    width: PositiveInt = 10
+    depth: Annotated[int, Field(ge=1, le=2_000)] = 16
+    width: Annotated[int, Field(ge=1, le=10_000)] = 10
     """Factor on the base widths 16, 32, 64 of the three stages."""
 
     @model_validator(mode="after")
@@ -39,9 +39,9 @@ class LipConv(Config):
     """LipConvNet: five stages of `block_size` convolutions with MinMax, sides of the images divisible by 32."""
 
     kind: Literal["lipconv"] = "lipconv"
-    block_size: PositiveInt = 4
+    block_size: Annotated[int, Field(ge=1, le=500)] = 4
     """Convolutions in each stage: 1, 4 and 6 give LipConvNet-5, -20 and -30."""
-    in_channels: PositiveInt = 32
+    in_channels: Annotated[int, Field(ge=1, le=65_536)] = 32
     """Width of the first stage; each stage doubles it."""
     checkpoint_activations: bool = False
     """Compute activations a second time in the backward pass instead of keeping them: less memory, more time."""

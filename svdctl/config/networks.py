@@ -4,7 +4,7 @@ import re
 
 from svdctl.config.merge import Merge
 from svdctl.config.paper import MULTISTEP
-from svdctl.presets import run_name
+from svdctl.config.presets import run_name
 
 
 def network(merge: Merge) -> None:

@@ -62,7 +62,7 @@ class Overrides:
             return
         try:
             value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):  # no TOML, or numbers and nestings without end
             value = text
         if path.endswith(".kind"):
             self.switch(path.removesuffix(".kind"), value)

@@ -1,9 +1,11 @@
 """What can be done to the singular values of one layer; every action leaves the layer on its device and dtype."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-from svdctl.layers.frames import qr_positive
+from svdctl.layers.frames import MEANS, qr_positive
 from svdctl.layers.operator import (
     BatchNorm,
     batchnorm_gain,
@@ -55,20 +57,23 @@ def _write_proved_(layer: nn.Module, conv: Convolution, max: float, optimizer: O
             divide_exact_layer_(layer, max)
 
 
-def divide_layer_(layer: nn.Module, max: float, power: KernelPower) -> None:
-    """Scale by `min(1, max / sigma)`, sigma from a power step with kept vectors; no host synchronisation."""
-    sigma = power.step(quick_operator(layer))
-    scale_(layer, shrink(sigma, max))
+def divide_factors(layer: nn.Module, max: float, power: KernelPower) -> list[Tensor]:
+    """`min(1, max / sigma)`, sigma from a power step with kept vectors; no host synchronisation."""
+    return [shrink(power.step(quick_operator(layer)), max)]
 
 
-def divide_each_layer_(layer: TTConv2d, max: float, power: KernelPower) -> None:
-    """Scale the core of a TT layer to at most `max` and its frames to at most 1, each on its own."""
-    core = operator_of(layer).with_kernel(layer.core.detach()[None])
-    layer.core.data.mul_(shrink(power.step(core), max))
-    if layer.frames_kind != "parametrize":
-        for frame in (layer.frame_in, layer.frame_out):
-            if frame is not None:
-                frame.data.mul_(shrink(torch.linalg.matrix_norm(qr_positive(frame.detach())[1], 2), 1.0))
+def divide_each_factors(layer: TTConv2d, max: float, power: KernelPower) -> list[Tensor]:
+    """What brings the core of a TT layer to at most `max` and its frames to at most 1, each on its own."""
+    core, *frames = factors_of(layer)
+    sigma = power.step(operator_of(layer).with_kernel(core.detach()[None]))
+    norms = [torch.linalg.matrix_norm(qr_positive(frame.detach())[1], 2) for frame in frames]
+    return [shrink(sigma, max), *(shrink(norm, 1.0) for norm in norms)]
+
+
+def factors_of(layer: TTConv2d) -> list[Tensor]:
+    """The core of a TT layer and those of its frames that can be written."""
+    frames = () if layer.frames_kind == "parametrize" else (layer.frame_in, layer.frame_out)
+    return [layer.core, *(frame for frame in frames if frame is not None)]
 
 
 def divide_exact_layer_(layer: nn.Module, max: float) -> float:
@@ -106,6 +111,25 @@ def limit_batchnorm_(layer: BatchNorm, max: float) -> None:
     """Scale gamma so that `max |gamma / sqrt(running_var + eps)| <= max`; no host synchronisation."""
     if layer.weight is not None:
         layer.weight.data.mul_(shrink(batchnorm_gain(layer), max))
+
+
+def written(layer: nn.Module, optimizer: Optimizer) -> list[Tensor]:
+    """Everything that an action on the layer may change: its operator, and the optimiser's means of frames."""
+    if not isinstance(layer, TTConv2d):
+        return [weight_of(layer)]
+    tensors = factors_of(layer)
+    states = [] if optimizer is None else [optimizer.state.get(tensor, {}) for tensor in tensors]
+    return tensors + [state[key] for state in states for key in MEANS if state.get(key) is not None]
+
+
+def expected_cost(layer: nn.Module) -> float:
+    """About how long an action on the layer takes, against other layers: products of matrices at some frequencies."""
+    weight = weight_of(layer)
+    out, into = weight.shape[:2]
+    points = math.prod(2 * k + 2 if k > 1 else 1 for k in weight.shape[2:])
+    # A stride puts several shifted inputs side by side.
+    into *= math.prod(getattr(layer, "stride", ())) if weight.ndim > 2 else 1
+    return float(points * min(out, into) * out * into)
 
 
 def shrink(sigma: Tensor, max: float) -> Tensor:

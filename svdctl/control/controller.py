@@ -1,16 +1,18 @@
-"""Control of a whole network while it trains: which layer, which action, when."""
+"""Control of a whole network while it trains: which layer, which action, when, and in which process."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from svdctl.config.control import BatchNormControl, Control, NoControl
 from svdctl.control import actions
-from svdctl.layers.operator import BatchNorm, batchnorm_gain, is_controllable, operator_of, quick_operator
+from svdctl.control.sharing import Sharing
+from svdctl.layers.operator import BatchNorm, batchnorm_gain, is_controllable, operator_of, quick_operator, weight_of
 from svdctl.layers.tt import TTConv2d
+from svdctl.processes.group import Group
 from svdctl.spectral.power import KernelPower
 
 
@@ -31,12 +33,16 @@ class LayerReport:
 class Controller:
     """Applies a control to the layers of a model; `seal` makes the bound hold by proof.
 
+    Several processes hold the same model and share the work layer by layer. `after_step`, `seal`, `report` and
+    `state_dict` are then called in all of them, and leave all of them with the same bits.
+
     Args:
         model: the network, its layers found once.
         control: what is done to convolutions and linear layers.
         batchnorm: the limit on BatchNorm, if any.
         sizes: input size of each layer by name; needed by the paper's procedures alone.
         seed: for the paper's random vectors.
+        group: the processes; one, if not given.
     """
 
     def __init__(
@@ -47,6 +53,7 @@ class Controller:
         *,
         sizes: dict[str, tuple[int, ...]] | None = None,
         seed: int = 0,
+        group: Group | None = None,
     ) -> None:
         self.control = control
         self.batchnorm = batchnorm
@@ -55,12 +62,19 @@ class Controller:
         self._sizes = sizes or {}
         self._generator = torch.Generator().manual_seed(seed)
         self._powers: dict[str, KernelPower] = {}
-        if control.kind in ("divide", "divide-each") and control.procedure == "certified":
+        if control.kind == "divide-each" or (control.kind == "divide" and control.procedure == "certified"):
             for name, layer in self.controlled().items():
                 if control.kind == "divide-each" and isinstance(layer, TTConv2d):
                     self._powers[name] = KernelPower(operator_of(layer).with_kernel(layer.core.detach()[None]))
                 else:
                     self._powers[name] = KernelPower(quick_operator(layer))
+        group = group or Group()
+        costs = {name: actions.expected_cost(layer) for name, layer in self.layers.items()}
+        controlled = {name: costs[name] for name in self.controlled()}
+        # One for each kind of work, whose times differ. Powers stay where their vectors are.
+        self._action, self._seal, self._power = (Sharing(controlled, group) for _ in range(3))
+        self._reading = Sharing(costs, group)
+        self._group = group
 
     def controlled(self) -> dict[str, nn.Module]:
         """The layers that have an allowed maximum."""
@@ -72,36 +86,61 @@ class Controller:
             return None
         return self.control.linear_max if isinstance(self.layers[name], nn.Linear) else self.control.max
 
+    @torch.no_grad()
     def after_step(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Apply what is due after the optimiser's step of this number, counted from 1."""
         if self.batchnorm is not None and step % self.batchnorm.every == 0:
             self._limit_norms()
-        if not isinstance(self.control, NoControl) and step % self.control.every == 0:
+        if isinstance(self.control, NoControl) or step % self.control.every:
+            return
+        if self._powers:
+            self._power.scaled(self._factors, self._scaled)
+        elif self.control.kind == "divide":
+            # Every process draws all of the random vectors, which come from one stream.
             for name, layer in self.controlled().items():
-                allowed = self.allowed(name)
-                assert allowed is not None
-                self._apply(name, layer, allowed, optimizer)
-
-    @torch.no_grad()
-    def _apply(self, name: str, layer: nn.Module, allowed: float, optimizer: torch.optim.Optimizer | None) -> None:
-        assert not isinstance(self.control, NoControl)
-        kind = self.control.kind
-        if self.control.procedure == "paper" and kind in ("divide", "clip"):
-            size = self._sizes[name]
-            if kind == "divide":
-                actions.paper_divide_layer_(layer, allowed, size, self._generator)
-            else:
-                actions.paper_clip_layer_(layer, allowed, size, optimizer)
-        elif kind == "clip":
-            actions.clip_layer_(layer, allowed, optimizer)
-        elif kind == "assign":
-            actions.assign_layer_(layer, allowed, optimizer)
-        elif kind == "divide-exact":
-            actions.divide_exact_layer_(layer, allowed)
-        elif kind == "divide-each" and isinstance(layer, TTConv2d):
-            actions.divide_each_layer_(layer, allowed, self._powers[name])
+                actions.paper_divide_layer_(layer, self._maximum(name), self._sizes[name], self._generator)
         else:
-            actions.divide_layer_(layer, allowed, self._powers[name])
+            self._action.each(
+                lambda name: self._apply(name, optimizer), lambda name: actions.written(self.layers[name], optimizer)
+            )
+
+    def _maximum(self, name: str) -> float:
+        allowed = self.allowed(name)
+        assert allowed is not None
+        return allowed
+
+    def _apply(self, name: str, optimizer: torch.optim.Optimizer | None) -> bool:
+        """One action that proves, or the paper's clip; whether it changed the layer."""
+        assert not isinstance(self.control, NoControl)
+        layer, allowed = self.layers[name], self._maximum(name)
+        match self.control.kind:
+            case "clip" if self.control.procedure == "paper":
+                actions.paper_clip_layer_(layer, allowed, self._sizes[name], optimizer)
+                return True
+            case "clip":
+                return actions.clip_layer_(layer, allowed, optimizer) > 0
+            case "assign":
+                actions.assign_layer_(layer, allowed, optimizer)
+                return True
+            case _:
+                return actions.divide_exact_layer_(layer, allowed) != 1
+
+    def _each(self, layer: nn.Module) -> bool:
+        """Whether each factor of the layer is divided on its own."""
+        return isinstance(layer, TTConv2d) and self.control.kind == "divide-each"
+
+    def _factors(self, name: str) -> list[Tensor]:
+        layer, power = self.layers[name], self._powers[name]
+        if isinstance(layer, TTConv2d) and self._each(layer):
+            return actions.divide_each_factors(layer, self._maximum(name), power)
+        return actions.divide_factors(layer, self._maximum(name), power)
+
+    def _scaled(self, name: str) -> list[Tensor]:
+        """What the factors multiply."""
+        layer = self.layers[name]
+        if isinstance(layer, TTConv2d) and self._each(layer):
+            return actions.factors_of(layer)
+        return [weight_of(layer)]
 
     def _limit_norms(self) -> None:
         assert self.batchnorm is not None
@@ -115,17 +154,17 @@ class Controller:
             self._limit_norms()
         if isinstance(self.control, NoControl) or self.control.procedure == "paper":
             return
-        for name, layer in self.controlled().items():
-            allowed = self.allowed(name)
-            assert allowed is not None
-            actions.divide_exact_layer_(layer, allowed)
+        self._seal.each(
+            lambda name: actions.divide_exact_layer_(self.layers[name], self._maximum(name)) != 1,
+            lambda name: [weight_of(self.layers[name])],
+        )
 
     def report(self) -> list[LayerReport]:
         """Largest value, proved bound and allowed maximum of every convolution, linear layer and BatchNorm."""
         rows = []
-        for name, layer in self.layers.items():
-            allowed = self.allowed(name)
-            largest, bound = actions.layer_bracket(layer, allowed)
+        brackets = self._reading.collected(lambda name: actions.layer_bracket(self.layers[name], self.allowed(name)))
+        for name, (largest, bound) in brackets.items():
+            layer, allowed = self.layers[name], self.allowed(name)
             kind = type_before_parametrizations(layer).__name__
             rows.append(LayerReport(name, kind, _shape(layer), largest, bound, allowed))
         limit = self.batchnorm.max if self.batchnorm else None
@@ -136,6 +175,11 @@ class Controller:
 
     def state_dict(self) -> dict[str, Any]:
         """Vectors of the power steps and the state of the random generator."""
+        owners = self._power.owners()
+        parcels: dict[int, list[Tensor]] = {rank: [] for rank in range(self._group.world)}
+        for name, power in self._powers.items():
+            parcels[owners[name]].append(power.vectors)
+        self._group.spread_(parcels)
         return {
             "vectors": {name: power.vectors for name, power in self._powers.items()},
             "generator": self._generator.get_state(),

@@ -35,17 +35,24 @@ class Batches:
     world: int = 1
 
     def __post_init__(self) -> None:
-        if self.batch_size % self.world:
-            raise ValueError(f"a global batch of {self.batch_size} does not divide into {self.world} equal parts")
+        if self.batch_size < self.world:
+            raise ValueError(f"a global batch of {self.batch_size} does not reach {self.world} processes")
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of one epoch; the last batch may be smaller on one process, and is dropped if it cannot be shared."""
+        """Steps of one epoch; the last batch may be smaller, and is dropped if it is one image."""
         full, rest = divmod(len(self.data), self.batch_size)
-        return max(full + (rest >= self.world and rest > 1 and rest % self.world == 0), 1)
+        return max(full + (rest > 1), 1)
+
+    def count(self, step: int) -> int:
+        """Images of all processes in this step of an epoch."""
+        return min(self.batch_size, len(self.data) - step * self.batch_size)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images in [0, 1] `(B, 3, H, W)`, labels `(B,)`) of the steps `start, ...` of an epoch counted from 0."""
+        """(images in [0, 1] `(B, 3, H, W)`, labels `(B,)`) of the steps `start, ...` of an epoch counted from 0.
+
+        Shares differ by an image where the batch does not divide, and may be empty in a small last batch.
+        """
         device = self.data.images.device
         shuffle = torch.Generator().manual_seed(derived_seed(self.seed, "order", number))
         order = torch.randperm(len(self.data), generator=shuffle).to(device)
@@ -53,8 +60,7 @@ class Batches:
             index = order[step * self.batch_size : (step + 1) * self.batch_size]
             generator = torch.Generator().manual_seed(derived_seed(self.seed, "augment", number, step))
             draws = torch.rand(len(index), 3, generator=generator)
-            share = len(index) // self.world
-            mine = slice(self.rank * share, (self.rank + 1) * share) if self.world > 1 else slice(None)
+            mine = slice(self.rank * len(index) // self.world, (self.rank + 1) * len(index) // self.world)
             index = index[mine]
             images = augment(
                 self.data.images[index],

@@ -1,16 +1,16 @@
 """From a data configuration to images in memory."""
 
-import zipfile
 from dataclasses import dataclass
 from functools import singledispatch
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from svdctl.config.base import Config
 from svdctl.config.data import Cifar10, Cifar100, Digits, Folder, Npz
+from svdctl.data.arrays import read_arrays
 from svdctl.data.images import ImageData
 from svdctl.data.split import stratified_split
 from svdctl.errors import DataError
@@ -124,7 +124,8 @@ def _read_image(file: Path, data: Folder) -> np.ndarray:
     try:
         with Image.open(file) as opened:
             image = opened.convert("RGB")
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except Exception as error:
+        # Pillow's decoders report damage, and pictures of absurd size, by half a dozen types.
         raise DataError(f"{file} cannot be read as an image ({_first_line(error)}); repair or remove it") from error
     if image.size != (data.size, data.size):
         if not data.resize:
@@ -143,24 +144,15 @@ def _read_image(file: Path, data: Folder) -> np.ndarray:
 @load.register
 def _npz(data: Npz) -> TrainTest:
     path = data.path.expanduser()
-    names = ("x_train", "y_train", "x_test", "y_test")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [name for name in names if name not in file]
-            if missing:
-                raise DataError(f"{path} has no array {', '.join(missing)}; it needs {', '.join(names)}")
-            arrays = {name: file[name] for name in names}
-    except FileNotFoundError as error:
-        raise DataError(f"there is no file {path}; give --dataset npz:PATH an existing .npz") from error
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, TypeError) as error:
-        raise DataError(
-            f"{path} is not a readable .npz of plain arrays ({_first_line(error)}); write it with numpy.savez"
-        ) from error
-    count = 1 + int(max(np.max(arrays[name], initial=0) for name in ("y_train", "y_test")))
+    arrays = read_arrays(path, ("x_train", "y_train", "x_test", "y_test"))
+    labels = {part: _labels(arrays[f"y_{part}"], path) for part in ("train", "test")}
+    both = torch.cat(list(labels.values()))
+    count = 1 + int(both.max()) if len(both) else 0
+    if count > max(len(both), 2):
+        raise DataError(f"{path} has {len(both)} labels that reach {count - 1}; number the classes from 0 without gaps")
     classes = tuple(str(label) for label in range(count))
     train, test = (
-        ImageData(_channels_first(arrays[f"x_{part}"], path), _labels(arrays[f"y_{part}"], path), classes)
-        for part in ("train", "test")
+        ImageData(_channels_first(arrays[f"x_{part}"], path), labels[part], classes) for part in ("train", "test")
     )
     return TrainTest(train, test).checked(str(path))
 

@@ -11,6 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+MEANS = ("momentum_buffer", "exp_avg")
+"""Names of the mean gradient in the states of torch's optimisers."""
+
 
 def polar(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """`(Q, P)` with `matrix = Q P`, Q the nearest frame to a matrix `(n, r)` of full rank, n >= r.
@@ -20,7 +23,8 @@ def polar(matrix: Tensor) -> tuple[Tensor, Tensor]:
     for a frame after one step of an optimiser that number is near 1.
     """
     gram = matrix.mT @ matrix
-    scale = torch.linalg.matrix_norm(gram, float("inf"))
+    # Of a matrix of zeros the QR below makes a frame.
+    scale = torch.linalg.matrix_norm(gram, float("inf")).clamp_min(torch.finfo(gram.dtype).tiny)
     root = gram / scale
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     inverse = identity
@@ -62,12 +66,14 @@ def carry_momentum(
     optimizer: torch.optim.Optimizer, frame: Tensor, core: Tensor, factor: Tensor, core_axis: Literal[0, 1]
 ) -> None:
     """Carry the optimiser's mean gradients through `frame -> frame P^-1`, `core -> P core` along `core_axis`."""
-    for key in ("momentum_buffer", "exp_avg"):
+    for key in MEANS:
         mean = optimizer.state.get(frame, {}).get(key)
         if mean is not None:
             mean.copy_(mean @ factor.mT)
         mean = optimizer.state.get(core, {}).get(key)
         if mean is not None:
             along = mean.movedim(core_axis, 0)
-            solved = torch.linalg.solve_ex(factor.mT, along.flatten(1)).result
+            solved, info = torch.linalg.solve_ex(factor.mT, along.flatten(1))
+            # Where a frame has lost its rank, no direction of the core can be told: the mean begins anew.
+            solved = torch.where(info == 0, solved, torch.zeros_like(solved))
             mean.copy_(solved.reshape(along.shape).movedim(0, core_axis))

@@ -6,9 +6,10 @@ from typing import Any
 
 from svdctl.checkpoint import read_checkpoint
 from svdctl.config.command import Command, command_of
+from svdctl.config.presets import to_toml
 from svdctl.config.train import CLASSES, TrainConfig
 from svdctl.errors import CheckpointError
-from svdctl.presets import to_toml
+from svdctl.processes.lifeline import together
 from svdctl.recipes.training.plan import SELECTION, plan
 from svdctl.recipes.training.result import Reporter, TrainResult
 from svdctl.recipes.training.run import Run
@@ -26,17 +27,19 @@ def run(config: TrainConfig, *, base: str, reporter: Reporter) -> TrainResult:
         TrainingError: for a loss that is not finite; what was saved stays.
     """
     fabric = launch(config)
-    parts = load_parts(config)
-    lines = plan(config, base)
-    made = create_run_folder(config.out_dir, config.name) if fabric.is_global_zero else None
-    folder = fabric.broadcast(made)
-    assert folder is not None
-    lines[-1] = f"run      {folder}, {SELECTION[config.evaluation.select]}"
-    if fabric.is_global_zero:
-        reporter.plan(lines)
-        write_text(folder / "config.toml", to_toml(config))
-        write_environment(folder, str(fabric.device), config.seed)
-    return Run(config, parts, fabric, folder, reporter).execute(None)
+    folder: Path | None = None
+    with together(fabric, lambda: _after_loss(config, folder)):
+        with fabric.rank_zero_first(local=True):  # data may have to be downloaded
+            parts = load_parts(config)
+        lines = plan(config, base)
+        folder = fabric.broadcast(create_run_folder(config.out_dir, config.name) if fabric.is_global_zero else None)
+        assert folder is not None
+        lines[-1] = f"run      {folder}, {SELECTION[config.evaluation.select]}"
+        if fabric.is_global_zero:
+            reporter.plan(lines)
+            write_text(folder / "config.toml", to_toml(config))
+            write_environment(folder, str(fabric.device), config.seed)
+        return Run(config, parts, fabric, folder, reporter).execute(None)
 
 
 def resume(
@@ -60,7 +63,8 @@ def resume(
         CheckpointError: missing, damaged, of the other command, without a state of training, or other data than then.
         UsageError, DataError: as in `run`.
     """
-    folder = path if path.is_dir() else path.parent
+    folder, file = (path, path / "last.pt") if path.is_dir() else (path.parent, path)
+    stamp = _stamp(file)
     checkpoint = read_checkpoint(path)
     config = checkpoint.config
     own = command_of(config.model.kind)
@@ -74,13 +78,32 @@ def resume(
         table["log"]["wandb"] = wandb or config.log.wandb
         config = TrainConfig.model_validate(table)
     fabric = launch(config)
-    parts = load_parts(config)
-    if parts.train.classes != checkpoint.classes or parts.train.image_shape != checkpoint.image_shape:
-        raise CheckpointError(
-            f"the data are not those of {path}: {len(parts.train.classes)} classes of {parts.train.image_shape}, "
-            f"there {len(checkpoint.classes)} of {checkpoint.image_shape}; restore the data of the run"
-        )
-    if fabric.is_global_zero:
-        step = checkpoint.training["counters"]["step"]
-        reporter.plan([f"resume   {folder} after step {step}", *plan(config, str(folder / "config.toml"))[1:-1]])
-    return Run(config, parts, fabric, folder, reporter).execute(checkpoint)
+    with together(fabric, lambda: _after_loss(config, folder)):
+        with fabric.rank_zero_first(local=True):  # data may have to be downloaded
+            parts = load_parts(config)
+        if parts.train.classes != checkpoint.classes or parts.train.image_shape != checkpoint.image_shape:
+            raise CheckpointError(
+                f"the data are not those of {path}: {len(parts.train.classes)} classes of {parts.train.image_shape}, "
+                f"there {len(checkpoint.classes)} of {checkpoint.image_shape}; restore the data of the run"
+            )
+        if fabric.is_global_zero:
+            step = int(checkpoint.metrics.get("step", 0))
+            reporter.plan([f"resume   {folder} after step {step}", *plan(config, str(folder / "config.toml"))[1:-1]])
+        run = Run(config, parts, fabric, folder, reporter)
+        return run.execute(checkpoint, is_current=lambda: _stamp(file) == stamp)
+
+
+def _after_loss(config: TrainConfig, folder: Path | None) -> str:
+    """What to do when a process was lost."""
+    if folder is None or not (folder / "last.pt").exists():
+        return "nothing had been saved yet, run the command again"
+    return f"go on from what was saved with svdctl {command_of(config.model.kind).name} --resume {folder}"
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    """What changes when a file is written anew; None when it cannot be seen."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns

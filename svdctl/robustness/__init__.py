@@ -7,18 +7,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from svdctl.robustness.corruptions.names import BENCHMARK, CORRUPTIONS, read_corruption_list
+    from svdctl.config.corruptions import BENCHMARK, CORRUPTIONS, read_corruption_list
     from svdctl.robustness.corruptions.registry import corrupt
     from svdctl.robustness.corruptions.sheet import contact_sheet
 
 __all__ = ["BENCHMARK", "CORRUPTIONS", "contact_sheet", "corrupt", "read_corruption_list"]
 
 _HOME = {
-    "BENCHMARK": "svdctl.robustness.corruptions.names",
-    "CORRUPTIONS": "svdctl.robustness.corruptions.names",
+    "BENCHMARK": "svdctl.config.corruptions",
+    "CORRUPTIONS": "svdctl.config.corruptions",
     "contact_sheet": "svdctl.robustness.corruptions.sheet",
     "corrupt": "svdctl.robustness.corruptions.registry",
-    "read_corruption_list": "svdctl.robustness.corruptions.names",
+    "read_corruption_list": "svdctl.config.corruptions",
 }
 
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from svdctl.errors import EvaluationError
+from svdctl.errors import EvaluationError, is_out_of_memory
 
 Result = TypeVar("Result")
 
@@ -24,7 +24,7 @@ class Halving:
     log: Callable[[str], None] | None = None
 
     def run(self, work: Callable[[int], Result]) -> Result:
-        """`work(size)`, begun anew with half the size after each `torch.OutOfMemoryError`.
+        """`work(size)`, begun anew with half the size whenever memory runs out.
 
         Raises:
             EvaluationError: memory is too small for a single image.
@@ -32,7 +32,9 @@ class Halving:
         while True:
             try:
                 return work(self.size)
-            except torch.OutOfMemoryError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 if self.size == 1:
                     raise EvaluationError(
                         "memory does not hold even one image at a time; free the device, or use --accelerator cpu"

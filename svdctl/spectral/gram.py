@@ -27,6 +27,7 @@ from svdctl.spectral.operator import Convolution
 from svdctl.spectral.symbol import angles, gram, half_grid, phases, symbol
 
 _CHUNK_BYTES = 1 << 24
+_WORTH_READING = 12
 
 
 class GramField:
@@ -92,7 +93,9 @@ class GramField:
 
     def chunk(self, dtype: torch.dtype) -> int:
         """How many frequencies to ask for at once."""
-        return max(1, _CHUNK_BYTES // (6 * dtype.itemsize * self.groups * self.side**2))
+        each = 6 * dtype.itemsize * self.groups * self.side**2
+        # All samples are read for each chunk, so that a few at least should come of it.
+        return max(1, _CHUNK_BYTES // each, min(_WORTH_READING, 8 * _CHUNK_BYTES // each))
 
 
 def interpolation(frequencies: Tensor, taps: tuple[int, ...]) -> tuple[Tensor, Tensor]:

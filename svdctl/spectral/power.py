@@ -35,7 +35,9 @@ class KernelPower:
         for _ in range(steps):
             forward = matrices @ self.vectors
             backward = matrices.mH @ forward
-            self.vectors = backward / backward.norm(dim=-2, keepdim=True).clamp_min(torch.finfo(conv.kernel.dtype).tiny)
+            lengths = backward.norm(dim=-2, keepdim=True)
+            # A vector that a layer of zeros swallows is kept: the layer may grow again.
+            self.vectors = torch.where(lengths > torch.finfo(lengths.dtype).tiny, backward / lengths, self.vectors)
         return forward.norm(dim=-2).max()
 
 

@@ -19,6 +19,9 @@ from svdctl.errors import CheckpointError
 from svdctl.weights.pickles import names_asked_for, stand_ins
 from svdctl.weights.sniff import Container, container_of
 
+FORMAT, VERSION = "svdctl.checkpoint", 1
+"""What svdctl's own checkpoints say of themselves."""
+
 MAP_FROM = 64 * 2**20
 """Files from this size on are mapped into memory, so that only what is looked at is read."""
 _LEGACY_PICKLES = 5

@@ -10,10 +10,9 @@ from typing import Any, Literal
 import safetensors
 from torch import Tensor
 
-from svdctl.checkpoint import FORMAT, VERSION
 from svdctl.errors import CheckpointError
 from svdctl.weights import tensors as stored
-from svdctl.weights.archive import read_torch
+from svdctl.weights.archive import FORMAT, VERSION, read_torch
 from svdctl.weights.paper import architecture_of
 from svdctl.weights.sniff import container_of, resolve
 from svdctl.weights.unwrap import unwrap

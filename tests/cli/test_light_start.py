@@ -11,9 +11,9 @@ HEAVY = ("torch", "torchvision", "lightning_fabric", "numpy", "matplotlib", "skl
 @pytest.mark.parametrize(
     "code",
     [
-        "import svdctl, svdctl.presets, svdctl.config.flags, svdctl.config.train, svdctl.errors",
+        "import svdctl, svdctl.config.presets, svdctl.config.flags, svdctl.config.train, svdctl.errors",
         "import svdctl.cli.main, svdctl.cli.render, svdctl.cli.errors",
-        "import svdctl.presets as p; from svdctl.config.flags import resolve; p.to_toml(resolve({}).config)",
+        "import svdctl.config.presets as p; from svdctl.config.flags import resolve; p.to_toml(resolve({}).config)",
         "import sys; from svdctl.cli.main import main; sys.argv = ['svdctl', 'train', '--rank', '3']\n"
         "try: main()\nexcept SystemExit as e: assert e.code == 2",
         "import sys; from svdctl.cli.main import main; sys.argv = ['svdctl', 'train', '--dec-rank', '0']\n"

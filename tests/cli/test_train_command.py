@@ -14,9 +14,9 @@ from svdctl.cli.main import main
 from svdctl.cli.render import PlainReporter
 from svdctl.config.command import LIPCONV, TRAIN, Command
 from svdctl.config.flags import resolve
+from svdctl.config.presets import list_presets
 from svdctl.config.train import TrainConfig
 from svdctl.errors import CheckpointError, Interrupted, TrainingError, UsageError
-from svdctl.presets import list_presets
 
 COMMANDS = (TRAIN, LIPCONV)
 

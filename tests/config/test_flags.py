@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svdctl.config.flags import resolve
+from svdctl.config.presets import list_presets, to_toml
 from svdctl.config.train import TrainConfig
 from svdctl.errors import UsageError
-from svdctl.presets import list_presets, to_toml
 
 
 def test_bases() -> None:

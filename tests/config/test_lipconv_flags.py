@@ -12,9 +12,9 @@ from svdctl.config.command import LIPCONV, TRAIN
 from svdctl.config.flags import resolve
 from svdctl.config.model import TT, Free, Parametrize, Penalty, Retract, Soc, Sott, Standard
 from svdctl.config.optim import Cyclic, Steps
+from svdctl.config.presets import list_presets, to_toml
 from svdctl.config.train import TrainConfig
 from svdctl.errors import UsageError
-from svdctl.presets import list_presets, to_toml
 
 SOTT: dict[str, Any] = {"conv_type": "sott", "dec_rank": "128"}
 

@@ -9,9 +9,9 @@ import pytest
 
 from svdctl.config.command import LIPCONV, TRAIN, Command
 from svdctl.config.flags import resolve
+from svdctl.config.presets import list_presets, preset_folder, read_preset, run_name, to_toml
 from svdctl.config.train import TrainConfig
 from svdctl.errors import UsageError
-from svdctl.presets import list_presets, preset_folder, read_preset, run_name, to_toml
 from tests.cli.flags import flags_of
 
 WRN = "--architecture wrn16-10 --epochs 200 --init-lr 0.1 --opt SGD --batch-size 128 --nesterov --gouk-transforms"

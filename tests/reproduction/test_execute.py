@@ -6,8 +6,8 @@ from unittest.mock import Mock, patch
 
 import pytest
 
+from svdctl.config.presets import to_toml
 from svdctl.errors import CheckpointError, Interrupted, TrainingError
-from svdctl.presets import to_toml
 from svdctl.recipes.reproduction import execute as module
 from svdctl.recipes.reproduction.execute import JOB, Job, execute
 from svdctl.recipes.reproduction.plan import Plan

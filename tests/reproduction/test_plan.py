@@ -20,6 +20,8 @@ SAME = [
     "hardware.accelerator=cpu",
     "hardware.compile=true",
     "hardware.channels_last=false",
+    "hardware.devices=2",
+    "hardware.num_nodes=2",
     "checkpoint.keep=true",
     "checkpoint.every=1",
 ]
@@ -31,7 +33,6 @@ OTHER = [
     "control.max=8",
     "layer.rank=191",
     "hardware.precision=bf16-mixed",
-    "hardware.devices=2",
     "evaluation.select=validation",
     "data.kind=cifar100",
     "max_steps=3",
@@ -58,7 +59,7 @@ def test_checkpoints_matter_where_they_seal_between_evaluations() -> None:
 
 
 def test_a_written_configuration_has_the_hash_of_its_run(tmp_path: Path) -> None:
-    from svdctl.presets import to_toml
+    from svdctl.config.presets import to_toml
 
     config = make_plan(Request(tables=("table3",))).tables[0].rows[5].config
     (tmp_path / "config.toml").write_text(to_toml(config))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from svdctl.config.presets import to_toml
 from svdctl.errors import UsageError
-from svdctl.presets import to_toml
 from svdctl.recipes import train as recipe
 from svdctl.recipes.reproduction.plan import Plan
 from svdctl.recipes.reproduction.store import Store, inspect_run

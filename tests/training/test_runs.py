@@ -25,7 +25,6 @@ from svdctl.control.actions import is_layer_bounded
 from svdctl.errors import CheckpointError, DataError, TrainingError, UsageError
 from svdctl.layers.operator import batchnorm_gain
 from svdctl.recipes import train as recipe
-from svdctl.recipes.training.setup import launch, load_parts
 from svdctl.runfolder import create_run_folder, locked
 from svdctl.runlog import read_log
 
@@ -294,31 +293,9 @@ def test_mixed_precision_trains_and_stays_bounded(data: Path, precision: str) ->
     assert_bounded(recipe.run(config, base="test", reporter=Recorder()).folder, config)
 
 
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_step_on_cuda_does_not_wait_for_the_host(data: Path) -> None:
-    config = make(data, accelerator="cuda")
-    parts = load_parts(config)
-    fabric = launch(config)
-    model = build_model(config, 3).cuda()
-    from svdctl.control import Controller
-    from svdctl.training import Trainer
-
-    controller = Controller(model, config.control, config.batchnorm)
-    trainer = Trainer(config, model, fabric, parts.train, parts.held_out, controller)
-    batches = list(trainer.batches.epoch(0))
-    totals = torch.zeros(5, dtype=torch.float64, device="cuda")
-    trainer.train_step(*batches[0], totals)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        trainer.train_step(*batches[1], totals)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
 def test_ctrl_c_on_the_command_line(data: Path, tmp_path: Path) -> None:
     config = tmp_path / "mine.toml"
-    from svdctl.presets import to_toml
+    from svdctl.config.presets import to_toml
 
     config.write_text(to_toml(make(data, epochs=5000)))
     process = subprocess.Popen(

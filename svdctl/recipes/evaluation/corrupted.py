@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from svdctl.config.corruptions import BENCHMARK, CLEAN, NOTES
 from svdctl.config.data import Cifar10, Cifar100
 from svdctl.config.evaluate import CorruptionSettings, EvaluateConfig
 from svdctl.recipes.evaluation.forward import Classifier, subset
 from svdctl.recipes.evaluation.material import Material
 from svdctl.robustness.archive import Tell
 from svdctl.robustness.cifar_c import CifarC, find_or_fetch, open_cifar_c
-from svdctl.robustness.corruptions.names import BENCHMARK, CLEAN, NOTES
 from svdctl.robustness.corruptions.registry import corrupt
 from svdctl.runfolder import write_text
 

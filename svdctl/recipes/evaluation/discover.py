@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from svdctl.config.evaluate import EvaluateConfig
+from svdctl.config.presets import run_name
 from svdctl.errors import CheckpointError, SvdctlError
-from svdctl.presets import run_name
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 RESULTS = "eval-"

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from svdctl.config.evaluate import EvaluateConfig, Metric
-from svdctl.presets import run_name
+from svdctl.config.presets import run_name
 from svdctl.recipes.evaluation.store import Record, Store, write_rows
 from svdctl.recipes.evaluation.words import ball, short
 from svdctl.runfolder import write_text

@@ -6,7 +6,6 @@ images lie beside it.
 """
 
 import csv
-import fcntl
 import hashlib
 import json
 import math
@@ -18,7 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from svdctl import lock as locks
 from svdctl.errors import EvaluationError
+from svdctl.lock import link_in
 from svdctl.runfolder import environment, write_text
 
 FORMAT = "svdctl.evaluation"
@@ -191,11 +192,9 @@ def held(folder: Path, part: str = "") -> Iterator[None]:
         EvaluationError: another process evaluates there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f".lock{part and '-'}{part}").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise EvaluationError(
-                f"another process evaluates in {folder}; wait for it, or give another --out-dir"
-            ) from (error)
+    if link := link_in(folder):
+        raise EvaluationError(f"{link} is a link to {link.readlink()}; remove it, or give another --out-dir")
+    with locks.held(folder / f".lock{part and '-'}{part}") as mine:
+        if not mine:
+            raise EvaluationError(f"another process evaluates in {folder}; wait for it, or give another --out-dir")
         yield

@@ -6,7 +6,7 @@ from typing import Any
 
 from svdctl.config.train import TrainConfig
 
-# Devices and nodes stay: each process has its own BatchNorm statistics. So does the precision.
+# Precision stays. Numbers of devices and nodes change the order of sums alone.
 WITHOUT_EFFECT = (
     "name",
     "out_dir",
@@ -30,5 +30,6 @@ def run_hash(config: TrainConfig) -> str:
     for path in dropped:
         section, _, key = path.rpartition(".")
         (table[section] if section else table).pop(key, None)
+    table["hardware"].update(devices=1, num_nodes=1)
     text = json.dumps(table, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from svdctl.config.control import NoControl
+from svdctl.config.corruptions import CORRUPTIONS
 from svdctl.config.data import Cifar10, Cifar100
 from svdctl.config.evaluate import EvaluateConfig
 from svdctl.config.evaluate_flags import resolve_evaluation
@@ -14,7 +15,6 @@ from svdctl.recipes import eval_robust
 from svdctl.recipes.evaluation.outcome import Failure
 from svdctl.recipes.reproduction.plan import Run
 from svdctl.recipes.reproduction.results import RunFigures
-from svdctl.robustness.corruptions.names import CORRUPTIONS
 from svdctl.runlog import read_log
 
 Records = Mapping[str, Mapping[str, Any]]

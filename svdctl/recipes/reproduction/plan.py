@@ -10,10 +10,10 @@ from pathlib import Path
 from svdctl.config.command import LIPCONV, TRAIN
 from svdctl.config.data import Cifar10, Cifar100
 from svdctl.config.flags import resolve
+from svdctl.config.presets import list_presets, read_preset, run_name
 from svdctl.config.table import STATIC, Assignments, Column, Evaluate, Request, ResultTable, Row, SpeedFigure
 from svdctl.config.train import TrainConfig
 from svdctl.errors import UsageError
-from svdctl.presets import list_presets, read_preset, run_name
 from svdctl.recipes.reproduction.fingerprint import run_hash
 from svdctl.recipes.reproduction.tables import gather, nearest
 

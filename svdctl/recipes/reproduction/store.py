@@ -4,7 +4,6 @@ All that commands know of each other is here: a lock and a status for each run, 
 runs. The lock goes with the process that holds it, however that ends.
 """
 
-import fcntl
 import json
 import os
 import socket
@@ -20,6 +19,7 @@ from pydantic import ValidationError
 
 from svdctl.config.train import TrainConfig
 from svdctl.errors import UsageError
+from svdctl.lock import held
 from svdctl.recipes.reproduction.fingerprint import run_hash
 from svdctl.runfolder import write_text
 from svdctl.runlog import read_log
@@ -78,13 +78,8 @@ class Store:
     @contextmanager
     def lock(self, name: str) -> Iterator[bool]:
         """Hold a run, or see (False) that another process holds it."""
-        with (self._private / f"{name}.lock").open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                yield False
-                return
-            yield True
+        with held(self._private / f"{name}.lock") as mine:
+            yield mine
 
     def is_free(self, name: str) -> bool:
         """Whether nobody holds a run at this moment."""

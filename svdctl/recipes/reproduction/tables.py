@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from svdctl.config.base import Config
+from svdctl.config.presets import preset_folder
 from svdctl.config.table import TABLE_FILE, Collection, ResultTable, SpeedFigure, TableFile
 from svdctl.errors import UsageError
-from svdctl.presets import preset_folder
 
 
 def table_folder() -> Path:

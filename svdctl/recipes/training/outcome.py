@@ -42,15 +42,19 @@ def finished(
     last = trainer.evaluate(test)
     metrics = {"test_acc": last.accuracy, "test_loss": last.loss, "seconds": seconds}
     summary = [f"test accuracy {last.accuracy:.2%} after the last epoch ({len(test):,} images)"]
-    layers = trainer.controller.report() if zero else []
+    layers = trainer.controller.report()
     judged = {"last": (trainer.counters.step, last)}
     if select != "last":
-        best = read_checkpoint(folder / "best.pt")
-        trainer.model.load_state_dict(best.model)
+        mine = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+        # Files are the first process's affair: others may not see them.
+        found = read_checkpoint(folder / "best.pt") if zero else None
+        sent = trainer.fabric.broadcast((found.model, int(found.metrics["step"])) if found is not None else None)
+        assert sent is not None
+        best, step = sent
+        trainer.model.load_state_dict(best)
         chosen = trainer.evaluate(test)
-        trainer.model.load_state_dict(read_checkpoint(folder / "last.pt").model)
+        trainer.model.load_state_dict(mine)
         metrics["best_test_acc"] = chosen.accuracy
-        step = int(best.metrics["step"])
         summary.append(f"test accuracy {chosen.accuracy:.2%} of best.pt (step {step}), {_chosen(config)}")
         judged["best"] = (step, chosen)
     per_epoch = trainer.batches.steps_per_epoch

@@ -9,13 +9,16 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from svdctl.build import build_model
-from svdctl.checkpoint import Checkpoint, write_checkpoint
+from svdctl.checkpoint import Checkpoint, fitting, write_checkpoint
 from svdctl.config.train import TrainConfig
 from svdctl.control import Controller
 from svdctl.data.batches import derived_seed
+from svdctl.errors import TrainingError
 from svdctl.interrupt import stop_on_signal
+from svdctl.layers.batchnorm import share_statistics_
 from svdctl.layers.shapes import input_sizes
 from svdctl.loop import Loop, Progress
+from svdctl.processes.group import Group
 from svdctl.recipes.training.outcome import finished, interrupted
 from svdctl.recipes.training.pictures import spectra
 from svdctl.recipes.training.result import Reporter, TrainResult
@@ -40,28 +43,47 @@ class Run:
         self.config, self.parts, self.fabric = config, parts, fabric
         self.folder, self.reporter = folder, reporter
         self.model = build_model(config, len(parts.train.classes))
+        if fabric.world_size > 1:
+            share_statistics_(self.model)
         self.sizes = input_sizes(self.model, parts.train.image_shape)
 
-    def execute(self, checkpoint: Checkpoint | None) -> TrainResult:
-        """Train from the start, or from a checkpoint."""
+    def execute(self, checkpoint: Checkpoint | None, *, is_current: Callable[[], bool] = lambda: True) -> TrainResult:
+        """Train from the start, or from a checkpoint.
+
+        Args:
+            checkpoint: what was read, before the folder was held.
+            is_current: whether that is still what the folder holds.
+
+        Raises:
+            TrainingError: another process trains in the folder, or did since the checkpoint was read.
+        """
         if not self.fabric.is_global_zero:
             return self._train(checkpoint)
         with locked(self.folder):
+            if not is_current():
+                raise TrainingError(f"another process went on in {self.folder} meanwhile; run the command again")
             return self._train(checkpoint)
 
     def _train(self, checkpoint: Checkpoint | None) -> TrainResult:
         config = self.config
         # Made anew from the seed even when resuming: the picture shows the weights before any training.
-        before = spectra(self.model, self.sizes)
+        before = spectra(self.model, self.sizes) if self.fabric.is_global_zero else {}
         if checkpoint is not None:
-            self.model.load_state_dict({**checkpoint.model, **checkpoint.training["unsealed"]})
+            with fitting(self.folder):
+                self.model.load_state_dict({**checkpoint.model, **checkpoint.training["unsealed"]})
         self.model.to(self.fabric.device)
         controller = Controller(
-            self.model, config.control, config.batchnorm, sizes=self.sizes, seed=derived_seed(config.seed, "control")
+            self.model,
+            config.control,
+            config.batchnorm,
+            sizes=self.sizes,
+            seed=derived_seed(config.seed, "control"),
+            group=Group.of(self.fabric),
         )
         self.trainer = Trainer(config, self.model, self.fabric, self.parts.train, self.parts.held_out, controller)
         if checkpoint is not None:
-            self.trainer.load_state_dict(checkpoint.training)
+            with fitting(self.folder):
+                self.trainer.load_state_dict(checkpoint.training)
         log = None
         if self.fabric.is_global_zero:
             flat = config.model_dump(mode="json")
@@ -103,8 +125,8 @@ class Run:
             unsealed = {name: value for name, value in raw.items() if not torch.equal(value, sealed[name])}
         else:
             self.trainer.controller.seal()
+        training = {} if kind == "best" else {**self.trainer.state_dict(), "unsealed": unsealed}
         if self.fabric.is_global_zero:
-            training = {} if kind == "best" else {**self.trainer.state_dict(), "unsealed": unsealed}
             checkpoint = Checkpoint(
                 self.config,
                 self.parts.train.classes,

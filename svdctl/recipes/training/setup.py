@@ -1,8 +1,11 @@
 """What a training needs before it starts: processes and data."""
 
+import logging
+import warnings
 from dataclasses import dataclass
 
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
 
 from svdctl.config.model import STRIDE, LipConv, Vgg
 from svdctl.config.train import TrainConfig, too_many_classes
@@ -17,28 +20,37 @@ def launch(config: TrainConfig) -> Fabric:
     """The processes of a run, started.
 
     Raises:
-        UsageError: a device that is not there, or a batch that does not divide.
+        UsageError: a device that is not there, or a batch smaller than their number.
     """
     hardware = config.hardware
     devices = hardware.devices
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # who has joined is no news
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # of 1x1 kernels, where all do
     try:
         fabric = Fabric(
             accelerator=hardware.accelerator,
             devices=devices,
             num_nodes=hardware.num_nodes,
             precision=None if hardware.precision == "32" else hardware.precision,
-            strategy="auto" if devices == 1 and hardware.num_nodes == 1 else "ddp",
+            # Buffers need no broadcast: they come from sums over all processes, or from weights that are equal.
+            strategy="auto" if devices == 1 and hardware.num_nodes == 1 else DDPStrategy(forward_sync_buffers=False),
         )
+        processes = getattr(fabric.strategy, "num_processes", 1) * hardware.num_nodes
+        if config.batch_size < processes:
+            raise UsageError(
+                f"a batch of {config.batch_size} leaves nothing for some of {processes} processes; change --batch-size"
+            )
         fabric.launch()
     except (RuntimeError, ValueError) as error:
+        if "You set" in str(error):
+            first = str(error).strip().splitlines()[0]
+            raise UsageError(
+                f"--devices and --num-nodes do not fit how the processes were started ({first})"
+            ) from error
         if "accelerator" in str(error).lower() or "device" in str(error).lower() or "cuda" in str(error).lower():
             first = str(error).strip().splitlines()[0]
             raise UsageError(f"--accelerator {hardware.accelerator} is not to be had here ({first[:150]})") from error
         raise
-    if config.batch_size % fabric.world_size:
-        raise UsageError(
-            f"a batch of {config.batch_size} does not divide over {fabric.world_size} processes; change --batch-size"
-        )
     return fabric
 
 

@@ -6,7 +6,7 @@ Names come without torch; the rest is loaded on first use.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from svdctl.robustness.corruptions.names import (
+from svdctl.config.corruptions import (
     BENCHMARK,
     CLEAN,
     CORRUPTIONS,

@@ -8,9 +8,9 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from svdctl.config.corruptions import SEVERITIES, corruption_name
 from svdctl.errors import ShapeError, UsageError
 from svdctl.robustness.corruptions import blur, colour, digital, noise, spatter, weather
-from svdctl.robustness.corruptions.names import SEVERITIES, corruption_name
 from svdctl.robustness.corruptions.random import Draws, image_keys
 
 Corruption = Callable[[Tensor, int, Draws], Tensor]

@@ -7,8 +7,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from svdctl.config.corruptions import BENCHMARK, CORRUPTIONS, SEVERITIES
 from svdctl.errors import UsageError
-from svdctl.robustness.corruptions.names import BENCHMARK, CORRUPTIONS, SEVERITIES
 from svdctl.robustness.corruptions.registry import corrupt
 
 TILE = 72

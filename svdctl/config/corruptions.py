@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from svdctl.config.presets import resource
 from svdctl.errors import UsageError
-from svdctl.presets import resource
 
 BENCHMARK = (
     "gaussian_noise",

@@ -1,6 +1,7 @@
 """Presets: TOML files that ship with svdctl, or a user's own; the one module that knows where they are."""
 
 import difflib
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -15,7 +16,7 @@ from svdctl.errors import UsageError
 
 def resource(name: str) -> Path:
     """A file or folder that ships with svdctl: inside the installed package, or of the checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     installed = package / "_resources" / name
     return installed if installed.exists() else package.parent / name
 
@@ -48,9 +49,9 @@ def read_preset(name: str) -> dict[str, Any]:
         UsageError: unknown name (with the nearest one), no such file, or a file that is no TOML.
     """
     shipped = preset_folder() / f"{name.replace('_', '-')}.toml"
-    own = Path(name).expanduser()
+    own = Path(os.path.expanduser(name))  # pathlib raises for users who do not exist
     path = shipped if shipped.stem in list_presets() else own
-    if path is own and path.suffix != ".toml" and not path.is_file():
+    if path is own and path.suffix != ".toml" and not os.path.isfile(path):  # and for overlong names
         near = nearest_preset(name)
         hint = f"; did you mean {near}?" if near else ""
         raise UsageError(f"--preset {name}: there is no such preset or file{hint} (svdctl train --list-presets)")
@@ -58,7 +59,7 @@ def read_preset(name: str) -> dict[str, Any]:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"--preset {name}: the file cannot be read ({error.strerror}); check its path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"--preset {name}: the file is no TOML ({error}); mend it there") from error
     table.setdefault("name", run_name(path.stem))
     return table

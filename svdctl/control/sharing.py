@@ -1,0 +1,99 @@
+"""Work on layers shared among processes: each layer's by one of them, what it changed sent to all."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from svdctl.processes.group import Group
+
+T = TypeVar("T")
+
+
+class Sharing:
+    """One kind of work on named layers; who does which is settled by what each took last time.
+
+    Args:
+        costs: expected cost by layer, in any unit, until the work has been timed.
+        group: the processes.
+    """
+
+    def __init__(self, costs: Mapping[str, float], group: Group) -> None:
+        self.costs = dict(costs)
+        self.group = group
+        self._timed = False
+
+    def owners(self) -> dict[str, int]:
+        """Layer to process: the costliest first, each to the process with the least to do."""
+        loads = [0.0] * self.group.world
+        found = {}
+        for name in sorted(self.costs, key=lambda name: -self.costs[name]):
+            found[name] = loads.index(min(loads))
+            loads[found[name]] += self.costs[name]
+        return found
+
+    def mine(self) -> list[str]:
+        """The layers of this process, in the network's order."""
+        owners = self.owners()
+        return [name for name in self.costs if owners[name] == self.group.rank]
+
+    def each(self, work: Callable[[str], bool], written: Callable[[str], Iterable[Tensor]]) -> None:
+        """Do the work on all layers.
+
+        Args:
+            work: changes a layer, and says whether it did.
+            written: the tensors that it may have changed.
+        """
+        mine = self.mine()
+        told = []
+        for name in mine:
+            began = time.perf_counter()
+            changed = work(name)
+            told.append((float(changed), time.perf_counter() - began))
+        if self.group.alone:
+            return
+        owners, places = self.owners(), {name: index for index, name in enumerate(self.costs)}
+        table = torch.zeros(len(places), 2, dtype=torch.float64)
+        if mine:
+            table[[places[name] for name in mine]] = torch.tensor(told, dtype=torch.float64)
+        table = self.group.summed_(table.to(self.group.device)).cpu()
+        parcels: dict[int, list[Tensor]] = {rank: [] for rank in range(self.group.world)}
+        for name, (changed, _) in zip(places, table.tolist(), strict=True):
+            if changed:
+                parcels[owners[name]] += written(name)
+        self.group.spread_(parcels)
+        self._note(dict(zip(places, table[:, 1].tolist(), strict=True)))
+
+    def scaled(self, factors: Callable[[str], Sequence[Tensor]], tensors: Callable[[str], Sequence[Tensor]]) -> None:
+        """Multiply tensors of all layers by numbers; no host synchronisation.
+
+        Args:
+            factors: a layer's numbers (0-d).
+            tensors: what they multiply, as many.
+        """
+        own = {name: factors(name) for name in self.mine()}
+        if not self.group.alone:
+            widest = max((len(tensors(name)) for name in self.costs), default=0)
+            table = torch.zeros(len(self.costs), widest, dtype=torch.float64, device=self.group.device)
+            for row, name in zip(table, self.costs, strict=True):
+                if name in own:
+                    row[: len(own[name])] = torch.stack(list(own[name]))
+            own = {name: list(row) for name, row in zip(self.costs, self.group.summed_(table), strict=True)}
+        for name in self.costs:
+            for tensor, factor in zip(tensors(name), own[name], strict=False):
+                tensor.mul_(factor.to(tensor.dtype))
+
+    def collected(self, work: Callable[[str], T]) -> dict[str, T]:
+        """What the work gives for each layer, small things, in every process."""
+        found: dict[str, T] = {}
+        for part in self.group.gathered({name: work(name) for name in self.mine()}):
+            found |= part
+        return {name: found[name] for name in self.costs}
+
+    def _note(self, seconds: Mapping[str, float]) -> None:
+        """Mean of the latest time and those before it: one that was disturbed does not move everything."""
+        old = self.costs if self._timed else seconds
+        self.costs = {name: (old[name] + seconds[name]) / 2 for name in self.costs}
+        self._timed = True

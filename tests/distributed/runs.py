@@ -1,0 +1,133 @@
+"""The trainings that several processes must do as one does, in float64.
+
+    python runs.py train DATA OUT DEVICES KIND ...     # leaves the weights of every process
+    python runs.py lose DATA OUT DEVICES KIND          # process 1 kills itself after step 9
+    python runs.py resume FOLDER DEVICES
+
+In float64 the order of sums makes differences near 1e-16, which twenty steps do not raise above 1e-9. In float32 some
+of these trainings end as far apart as with another layout of memory in one process: some percent.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from svdctl.build import build_model
+from svdctl.config.command import LIPCONV, TRAIN
+from svdctl.config.flags import resolve
+from svdctl.config.train import TrainConfig
+from svdctl.processes.lifeline import together
+from svdctl.recipes import train as recipe
+from svdctl.recipes.training import run as module
+from svdctl.recipes.training.setup import launch, load_parts
+from svdctl.training import Trainer
+
+TT = {"kind": "tt", "rank": 4}
+KINDS: dict[str, dict[str, Any]] = {
+    "none-dense": {"layer": {"kind": "standard"}, "control": {"kind": "none"}},
+    "clip-retract": {"layer": {**TT, "frames": {"kind": "retract"}}, "control": {"kind": "clip", "max": 1, "every": 4}},
+    "clip-parametrize": {
+        "layer": {**TT, "frames": {"kind": "parametrize"}}, "control": {"kind": "clip", "max": 1, "every": 4},
+    },
+    "divide-penalty": {
+        "layer": {**TT, "frames": {"kind": "penalty", "weight": 10}}, "control": {"kind": "divide", "max": 1},
+    },
+    "divide-retract": {"layer": {**TT, "frames": {"kind": "retract"}}, "control": {"kind": "divide", "max": 1}},
+    "each-free-adam": {
+        "layer": {**TT, "frames": {"kind": "free"}}, "control": {"kind": "divide-each", "max": 1},
+        "optimizer": {"kind": "adam", "lr": 0.003},
+    },
+    "assign-dense": {"layer": {"kind": "standard"}, "control": {"kind": "assign", "max": 1, "every": 5}},
+    "lipconv-sott": {"layer": {"kind": "sott", "rank": 4, "frames": {"kind": "retract"}}},
+    "lipconv-soc": {"layer": {"kind": "soc"}},
+}  # fmt: skip
+
+
+def write(path: Path, count: int, side: int = 32) -> Path:
+    """Three classes: the brightest third of the image tells."""
+    generator = np.random.default_rng(0)
+    parts: dict[str, Any] = {}
+    for part, images_of_it in (("train", count), ("test", 15)):
+        labels = np.arange(images_of_it) % 3
+        images = generator.integers(0, 60, (images_of_it, side, side, 3), dtype=np.uint8)
+        third = side // 3
+        for image, label in zip(images, labels, strict=True):
+            image[third * label : third * label + third] += 150
+        parts[f"x_{part}"], parts[f"y_{part}"] = images, labels
+    np.savez(path, **parts)
+    return path
+
+
+def make(data: Path, out: Path, kind: str, **hardware: Any) -> TrainConfig:
+    """Twenty steps; of 38 images three are for validation, so that the last batch of an epoch has three."""
+    lipconv = kind.startswith("lipconv")
+    base = ["model.in_channels=2"] if lipconv else ["model.width=1"]
+    flags: dict[str, Any] = {
+        "preset": "lipconv-quickstart" if lipconv else "quickstart", "dataset": f"npz:{data}", "batch_size": 16,
+        "epochs": 7, "max_steps": 20, "out_dir": str(out), "name": kind,
+        "set": [*base, "log.every=1", "augment.flip=true", "evaluation.every=7"],
+    }  # fmt: skip
+    table = resolve(flags, LIPCONV if lipconv else TRAIN).config.model_dump()
+    return TrainConfig.model_validate({**table, **KINDS[kind], "hardware": {"accelerator": "cpu", **hardware}})
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def plan(self, lines: Sequence[str]) -> None: ...
+
+    def notice(self, text: str) -> None: ...
+
+    def start(self, total_steps: int, done: int) -> None: ...
+
+    def step(self, done: int, metrics: Mapping[str, float]) -> None: ...
+
+    def evaluated(self, metrics: Mapping[str, float]) -> None: ...
+
+    def finished(self, result: Any) -> None: ...
+
+
+def train(data: Path, out: Path, devices: int, kinds: Sequence[str]) -> None:
+    """Train each kind; every process leaves its own weights as `KIND-DEVICES.RANK.pt`."""
+    fabric = launch(make(data, out, kinds[0], devices=devices))
+    with together(fabric, lambda: ""):
+        for kind in kinds:
+            config = make(data, out, kind, devices=devices)
+            folder = out / f"{kind}-{devices}"
+            if fabric.is_global_zero:
+                folder.mkdir(parents=True)
+            run = module.Run(config, load_parts(config), fabric, folder, Silent())
+            assert run.execute(None).completed
+            torch.save(run.model.state_dict(), out / f"{kind}-{devices}.{fabric.global_rank}.pt")
+
+
+def lose(data: Path, out: Path, devices: int, kind: str) -> None:
+    """Train with a checkpoint every four steps, until process 1 is gone."""
+    step = Trainer.train_step
+
+    def fatal(trainer: Trainer, *given: Any) -> None:
+        step(trainer, *given)
+        if trainer.counters.step == 9 and trainer.fabric.global_rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Trainer.train_step = fatal
+    config = make(data, out, kind, devices=devices)
+    checkpoint = config.checkpoint.model_copy(update={"every_steps": 4})
+    recipe.run(config.model_copy(update={"checkpoint": checkpoint}), base="test", reporter=Silent())
+
+
+if __name__ == "__main__":
+    module.build_model = lambda *given: build_model(*given).double()
+    mode, *rest = sys.argv[1:]
+    if mode == "resume":
+        recipe.resume(Path(rest[0]), hardware={"devices": int(rest[1])}, reporter=Silent())
+    elif mode == "lose":
+        lose(Path(rest[0]), Path(rest[1]), int(rest[2]), rest[3])
+    else:
+        train(Path(rest[0]), Path(rest[1]), int(rest[2]), rest[3:])

@@ -1,0 +1,48 @@
+"""What processes tell each other, and how they share work: three real ones."""
+
+import pytest
+import torch
+from torch import nn
+
+from svdctl.control.sharing import Sharing
+from svdctl.errors import ShapeError
+from svdctl.layers.batchnorm import share_statistics_
+from svdctl.processes.group import Group
+from tests.distributed.start import HERE, finish, members, start
+
+
+def test_messages_shared_control_and_batch_statistics() -> None:
+    started = [start([str(HERE / "checks.py")], **variables) for variables in members(3)]
+    for process in started:
+        finish(process, 100)
+
+
+def test_every_layer_has_one_owner_and_none_has_much_more_to_do_than_another() -> None:
+    costs = {f"layer{number}": float(1 + number % 5) for number in range(40)}
+    shares = [Sharing(costs, Group(rank, 7)) for rank in range(7)]
+    owned = [name for share in shares for name in share.mine()]
+    assert sorted(owned) == sorted(costs)
+    loads = [sum(costs[name] for name in share.mine()) for share in shares]
+    assert max(loads) - min(loads) <= max(costs.values())
+    assert Sharing(costs, Group()).mine() == list(costs)
+
+
+def test_more_processes_than_layers_leave_some_idle() -> None:
+    shares = [Sharing({"a": 1.0, "b": 2.0}, Group(rank, 5)) for rank in range(5)]
+    assert [share.mine() for share in shares] == [["b"], ["a"], [], [], []]
+
+
+def test_batchnorm_of_other_shapes_is_refused() -> None:
+    with pytest.raises(ShapeError, match="BatchNorm1d cannot be trained on several processes"):
+        share_statistics_(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+
+
+def test_sharing_takes_over_the_layer_it_replaces() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.BatchNorm2d(4, eps=1e-3, momentum=0.3)))
+    before = {name: value.data_ptr() for name, value in model.state_dict().items()}
+    share_statistics_(model)
+    assert {name: value.data_ptr() for name, value in model.state_dict().items()} == before
+    assert (model[1][0].eps, model[1][0].momentum, model[1][0].training) == (1e-3, 0.3, True)
+    # Alone it is torch's own layer.
+    x = torch.randn(2, 4, 3, 3)
+    assert torch.equal(model[1](x), nn.BatchNorm2d(4, eps=1e-3)(x))

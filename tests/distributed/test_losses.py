@@ -1,0 +1,134 @@
+"""The end of one process is the end of all, said once, and what was saved goes on with any number of processes."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from svdctl.checkpoint import read_checkpoint
+from tests.distributed.runs import write
+from tests.distributed.start import HERE, finish, free_ports, start
+from tests.distributed.test_same_weights import deviation
+
+ENDS = {
+    "second killed, first busy": (1, ["process 1 of 2 was lost, killed or cut off; .*: this is the advice"]),
+    "first killed, second busy": (-signal.SIGKILL, ["process 0 of 2 was lost, killed or cut off; .*"]),
+    "second killed, first sends": (1, ["process 1 of 2 was lost, killed or cut off; .*"]),
+    "second fails": (1, ["process 1 of 2: the second has no data"]),
+    "first fails": (2, ["the first has no data"]),
+    "both fail": (2, ["nobody has data"]),
+    "second breaks": (1, ["KeyError: 'surprise'; .*", "process 1 of 2 failed, as it says above; .*"]),
+    "second interrupted": (1, ["process 1 of 2 failed, as it says above; .*"]),
+    "fine, the first takes longer": (0, []),
+}
+
+
+QUICK = ["second killed, first busy", "second fails", "both fail"]
+
+
+@pytest.mark.parametrize("ends", [QUICK, pytest.param([*ENDS], marks=pytest.mark.slow)], ids=["some", "all"])
+def test_every_end_is_the_end_of_both_and_said_once(ends: list[str]) -> None:
+    # All at the same time: most of it is waiting.
+    started = {
+        how: start([str(HERE / "waits.py"), how], MASTER_PORT=port)
+        for how, port in zip(ends, free_ports(len(ends)), strict=True)
+    }
+    began = time.monotonic()
+    for how, process in started.items():
+        # Both hold these pipes: they close when the last one is gone.
+        output, errors = process.communicate(timeout=100)
+        code, sentences = ENDS[how]
+        said = [line.removeprefix("svdctl: ") for line in errors.splitlines() if line.startswith("svdctl: ")]
+        assert process.returncode == code, (how, errors)
+        assert len(said) == len(sentences), (how, errors)
+        assert all(re.fullmatch(pattern, line) for pattern, line in zip(sentences, said, strict=True)), (how, said)
+        assert "Traceback" not in errors, (how, errors)
+        assert output == ""
+    assert time.monotonic() - began < 90
+
+
+@pytest.mark.slow
+def test_a_killed_process_leaves_a_checkpoint_that_any_number_of_processes_finishes(tmp_path: Path) -> None:
+    data, script = str(write(tmp_path / "data.npz", 38)), str(HERE / "runs.py")
+    undisturbed = start([script, "train", data, str(tmp_path), "1", "clip-retract"])
+    lost = start([script, "lose", data, str(tmp_path), "2", "clip-retract"])
+    _, errors = lost.communicate(timeout=100)
+    assert lost.returncode == 1
+    assert re.search(r"process 1 of 2 was lost.*svdctl train --resume", errors)
+    finish(undisturbed, 100)
+    folder = next(tmp_path.glob("clip-retract-*-*"))
+    assert read_checkpoint(folder).training["counters"]["step"] == 8
+    assert {path.name for path in folder.iterdir()} == {
+        "config.toml", "environment.json", "metrics.jsonl", "last.pt", ".lock",
+    }  # fmt: skip
+    finish(start([script, "resume", str(folder), "3"]), 100)
+    expected = torch.load(tmp_path / "clip-retract-1.0.pt")
+    assert read_checkpoint(folder).training["counters"]["step"] == 20
+    assert deviation(read_checkpoint(folder).model, expected) < 1e-9
+
+
+def command(folder: Path, *more: str) -> "subprocess.Popen[str]":
+    """A long training on two processes, on the command line."""
+    return start(
+        ["-m", "svdctl", "train", "--devices", "2", "--accelerator", "cpu", "--epochs", "500", "--out-dir", str(folder),
+         "--set", "checkpoint.every_steps=5", *more]
+    )  # fmt: skip
+
+
+def child_of(process: "subprocess.Popen[str]") -> int:
+    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+    return int(found.stdout)
+
+
+def wait_for(folder: Path, seconds: float) -> Path:
+    """The run folder, once it has a checkpoint."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := list(folder.glob("*/last.pt")):
+            return found[0].parent
+        time.sleep(0.1)
+    raise AssertionError("no checkpoint was written")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["child", "main"])
+def test_sigkill_on_the_command_line_ends_both_within_half_a_minute(tmp_path: Path, victim: str) -> None:
+    process = command(tmp_path)
+    folder = wait_for(tmp_path, 120)
+    began = time.monotonic()
+    os.kill(child_of(process) if victim == "child" else process.pid, signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - began < 30
+    assert process.returncode == (1 if victim == "child" else -signal.SIGKILL)
+    sentences = errors.strip().splitlines()
+    assert len(sentences) == 1
+    assert re.fullmatch(rf"svdctl: process [01] of 2 was lost, .* svdctl train --resume {folder}", sentences[0])
+    steps = read_checkpoint(folder).training["counters"]["step"]
+    # On one process it goes on, here until it is told to stop.
+    resumed = start(["-m", "svdctl", "train", "--resume", str(folder), "--devices", "1"])
+    while read_checkpoint(folder).training["counters"]["step"] == steps:
+        assert resumed.poll() is None
+        time.sleep(0.2)
+    resumed.send_signal(signal.SIGINT)
+    resumed.communicate(timeout=60)
+    assert resumed.returncode == 130
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", ["child", "main", "both"])
+def test_a_signal_to_any_process_stops_all_and_saves_the_same_step(tmp_path: Path, told: str) -> None:
+    process = command(tmp_path)
+    folder = wait_for(tmp_path, 120)
+    targets = {"child": [child_of(process)], "main": [process.pid], "both": [process.pid, child_of(process)]}[told]
+    for target in targets:
+        os.kill(target, signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == ""
+    assert f"svdctl train --resume {folder}" in output
+    assert "interrupted after step" in output

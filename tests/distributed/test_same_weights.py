@@ -1,0 +1,62 @@
+"""Several processes train as one does: real processes, whole runs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from svdctl.checkpoint import read_checkpoint
+from svdctl.errors import UsageError
+from svdctl.recipes.training.setup import launch
+from tests.distributed.runs import KINDS, make, write
+from tests.distributed.start import HERE, finish, start
+
+QUICK = ["clip-retract", "divide-penalty", "clip-parametrize", "lipconv-sott"]
+SCRIPT = str(HERE / "runs.py")
+
+
+def deviation(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """The largest relative distance of a tensor."""
+    assert list(weights) == list(expected)
+    gaps = [
+        float((weights[name].double() - value.double()).norm() / value.double().norm().clamp_min(1e-6))
+        for name, value in expected.items()
+    ]
+    return max(gaps)
+
+
+def compare(folder: Path, kinds: list[str], devices: int) -> None:
+    """Run all kinds on one process and on several, at the same time."""
+    data = str(write(folder / "data.npz", 38))
+    started = [start([SCRIPT, "train", data, str(folder), str(number), *kinds]) for number in (1, devices)]
+    for process in started:
+        finish(process, 280)
+    for kind in kinds:
+        alone = torch.load(folder / f"{kind}-1.0.pt")
+        shared = [torch.load(folder / f"{kind}-{devices}.{rank}.pt") for rank in range(devices)]
+        assert deviation(shared[0], alone) < 1e-9, kind
+        for other in shared[1:]:
+            assert all(torch.equal(shared[0][name], other[name]) for name in alone), kind
+        # Names, shapes and dtypes of what is saved are those of one process too.
+        saved, single = (read_checkpoint(folder / f"{kind}-{number}") for number in (devices, 1))
+        assert deviation(saved.model, single.model) < 1e-9
+        kept, expected = (made.training["controller"]["vectors"] for made in (saved, single))
+        assert list(kept) == list(expected)
+        assert all(torch.allclose(kept[name], value, rtol=0, atol=1e-6) for name, value in expected.items())
+
+
+def test_two_processes_end_with_the_weights_of_one(tmp_path: Path) -> None:
+    compare(tmp_path, QUICK, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [2, 5])
+def test_any_number_of_processes_ends_with_the_weights_of_one(tmp_path: Path, devices: int) -> None:
+    # Of five processes two have none of the three images of an epoch's last batch.
+    compare(tmp_path, list(KINDS), devices)
+
+
+def test_a_batch_smaller_than_the_processes_is_refused_before_they_start(tmp_path: Path) -> None:
+    config = make(tmp_path / "none.npz", tmp_path, "none-dense", devices=17)
+    with pytest.raises(UsageError, match="batch of 16 leaves nothing for some of 17 processes"):
+        launch(config)

@@ -1,0 +1,105 @@
+"""Too little memory (RLIMIT_AS): the analysis of a large network works in chunks that fit, or a sentence says it.
+
+Attacks and evaluations, which halve their batches: `tests/robustness/test_attacks.py`. Files of weights:
+`tests/weights/test_refuse.py`.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from svdctl.errors import is_out_of_memory
+from svdctl.robustness.memory import Halving
+from tests.faults.small import Command, limit_more_memory, make, only_run, train
+
+MEGABYTE = 2**20
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve convolutions of 512 channels: 113 MB of weights; all symbols of one on 32 x 32 would take 4 GB."""
+    path = tmp_path_factory.mktemp("large") / "large.pt"
+    torch.manual_seed(0)
+    torch.save({f"layer{place}.weight": torch.randn(512, 512, 3, 3) / 50 for place in range(12)}, path)
+    return path
+
+
+def inspect(large: Path, folder: Path, room: int | None) -> Command:
+    arguments = ["inspect-spectrum", large, "--layer", "layer3", "--accuracy", "fast", "--tolerance", "0.3"]
+    prepare = () if room is None else (limit_more_memory, room * MEGABYTE)
+    return Command([*arguments, "--format", "csv"], folder / "log", *prepare)
+
+
+def test_the_analysis_of_a_large_network(large: Path, tmp_path: Path) -> None:
+    """At every limit the same figures or one sentence; with 400 MB besides the program, the figures."""
+    whole = inspect(large, tmp_path, None).end()
+    assert whole.code == 0
+    told = []
+    for room in (20, 100, 180, 260, 400):
+        ended = inspect(large, tmp_path, room).end()
+        if ended.code == 0:
+            assert ended.out == whole.out
+        else:
+            assert ended.code in (1, 2)
+            assert "memory" in ended.sentence
+        told.append(ended.code == 0)
+    assert told[0] is False
+    assert told[-1] is True
+
+
+@pytest.mark.slow
+def test_all_its_values_on_a_grid(large: Path, tmp_path: Path) -> None:
+    """524,288 singular values out of 1,024 matrices of 512 x 512, 2 GB of them in float64, within 700 MB."""
+    arguments = ["inspect-spectrum", large, "--layer", "layer3", "--input-size", "32", "--accuracy", "fast"]
+    more = ["--tolerance", "0.3", "--format", "csv", "--all"]
+    ended = Command([*arguments, *more], tmp_path / "log", limit_more_memory, 700 * MEGABYTE).end(280)
+    assert ended.code == 0, ended.err
+    assert ended.out.count("\n") > 500_000
+
+
+def test_a_training_that_does_not_fit(tmp_path: Path) -> None:
+    config = make(tmp_path, "model.width=10")
+    ended = train(tmp_path, config, limit_more_memory, 40 * MEGABYTE).end()
+    assert ended.code == 1
+    assert "out of memory" in ended.sentence
+    assert "--batch-size" in ended.sentence
+    assert not list(only_run(tmp_path).glob("*.pt")) if (tmp_path / "runs").exists() else True
+
+
+@pytest.mark.parametrize(
+    ("error", "is_one"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (OSError(12, "Cannot allocate memory"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: 3 bytes"), True),
+        (RuntimeError("shapes do not match"), False),
+        (OSError(28, "No space left on device"), False),
+        (ValueError("can't allocate memory"), False),
+    ],
+)
+def test_what_counts_as_lack_of_memory(error: Exception, is_one: bool) -> None:
+    assert is_out_of_memory(error) is is_one
+
+
+def test_a_batch_is_halved_when_a_processor_runs_out_of_memory() -> None:
+    """As on a GPU; other failures are not tried again."""
+    tried = []
+
+    def work(size: int) -> int:
+        tried.append(size)
+        if size > 3:
+            torch.empty(2**60, dtype=torch.uint8)
+        return size
+
+    assert Halving(12).run(work) == 3
+    assert tried == [12, 6, 3]
+
+    def broken(size: int) -> int:
+        tried.append(size)
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        Halving(12).run(broken)
+    assert tried == [12, 6, 3, 12]
