@@ -67,5 +67,6 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    # On a CPU torch knows no type of its own for it.
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in str(error) or "bad_alloc" in str(error))
+    # On a CPU torch knows no type of its own for it; the last is how oneDNN puts it.
+    said = ("can't allocate memory", "bad_alloc", "could not create a primitive")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in said)

@@ -43,6 +43,7 @@ class Controller:
         sizes: input size of each layer by name; needed by the paper's procedures alone.
         seed: for the paper's random vectors.
         group: the processes; one, if not given.
+        only: the name of the one layer that is controlled; all, if not given.
     """
 
     def __init__(
@@ -54,10 +55,12 @@ class Controller:
         sizes: dict[str, tuple[int, ...]] | None = None,
         seed: int = 0,
         group: Group | None = None,
+        only: str | None = None,
     ) -> None:
         self.control = control
         self.batchnorm = batchnorm
-        self.layers = {name: layer for name, layer in model.named_modules() if is_controllable(layer)}
+        chosen = [(name, layer) for name, layer in model.named_modules() if only in (None, name)]
+        self.layers = {name: layer for name, layer in chosen if is_controllable(layer)}
         self.norms = {name: layer for name, layer in model.named_modules() if isinstance(layer, BatchNorm)}
         self._sizes = sizes or {}
         self._generator = torch.Generator().manual_seed(seed)

@@ -67,9 +67,9 @@ class Lifeline:
         """The sockets to the others, by rank: of all of them at the first process, of that one elsewhere."""
         peers: dict[int, socket.socket] = {}
         if self.rank == 0:
-            both = socket.has_dualstack_ipv6()
-            family = socket.AF_INET6 if both else socket.AF_INET
-            with socket.create_server(("", 0), family=family, dualstack_ipv6=both, backlog=self.world) as server:
+            families = {found[0] for found in socket.getaddrinfo(os.environ["MASTER_ADDR"], None)}
+            family = socket.AF_INET if socket.AF_INET in families else socket.AF_INET6
+            with socket.create_server(("", 0), family=family, backlog=self.world) as server:
                 server.settimeout(_JOIN)
                 _, token = exchange((server.getsockname()[1], secrets.token_hex(16)))
                 while len(peers) < self.world - 1:
@@ -116,12 +116,10 @@ class Lifeline:
         if known is not None and (communication or not isinstance(error, SvdctlError)):
             return TrainingError(known) if known else SystemExit(1)
         said = str(error) if isinstance(error, SvdctlError) else None
-        self._tell({"end": "failed", "said": said})
-        if self.rank == 0:
-            return error
         if isinstance(error, KeyboardInterrupt):
-            return SystemExit(130)
-        return error if said is None else SystemExit(1)
+            said = "interrupted"
+        self._tell({"end": "failed", "said": said})
+        return error if self.rank == 0 or said is None else SystemExit(1)
 
     def _tell(self, message: dict[str, Any]) -> None:
         for peer in self._peers.values():
@@ -148,7 +146,7 @@ class Lifeline:
         """What follows from a process that ended early: the others hear of it, and this one has to go."""
         killed = f"process {rank} of {self.world} was lost, killed or cut off; the run has ended: {self.advice()}"
         if "end" not in message:
-            trouble = killed if (rank == 0 and self.rank == 1) or self.rank == 0 else ""
+            trouble = killed if self.rank in (0, 1) else ""
         elif self.rank == 0 and message.get("said"):
             trouble = f"process {rank} of {self.world}: {message['said']}"
         elif self.rank == 0:

@@ -58,12 +58,12 @@ def glimpse(field: GramField) -> tuple[float, Tensor]:
     dtype = torch.float32 if exact_float32(field.device) else torch.float64
     groups = torch.arange(field.groups).repeat(len(field.samples))
     points = field.sample_points.repeat_interleave(field.groups, 0)
-    squares, vectors = lanczos(field.samples.flatten(0, 1).to(dtype.to_complex()), None, 8)
+    squares, vectors = lanczos(field.samples.flatten(0, 1).to(dtype.to_complex()), None, 12)
     seen = squares.clamp_min(0).sqrt().unflatten(0, (-1, field.groups)).amax(1).double().cpu()
     order = squares.argsort(descending=True)[:_QUICK_CANDIDATES]
     kept = order.cpu()
     points, _ = _climb(field, points[kept], groups[kept], vectors[order], squares[order].cpu(), math.pi)
-    squares, vectors = lanczos(_pick(field, points, groups[kept], dtype), vectors[order], 6)
+    squares, vectors = lanczos(_pick(field, points, groups[kept], dtype), vectors[order], 12)
     best = int(squares.argmax())
     here = slice(best, best + 1)
     return _quotient(field, _pick(field, points[here], groups[kept][here], torch.float64), vectors[here]), seen

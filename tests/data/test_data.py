@@ -73,6 +73,20 @@ def test_batches_are_the_same_for_any_number_of_processes_and_any_start() -> Non
     assert not torch.equal(other[0], whole[0][0])
 
 
+@pytest.mark.parametrize("world", [3, 4, 7])
+def test_parts_of_any_size_make_up_the_whole_batch(world: int) -> None:
+    whole = Batches(small_data(), 10, 7, Augment())
+    parts = [list(Batches(small_data(), 10, 7, Augment(), rank, world).epoch(1)) for rank in range(world)]
+    for step, (images, labels) in enumerate(whole.epoch(1)):
+        own = [part[step] for part in parts]
+        sizes = [len(mine) for _, mine in own]
+        assert sum(sizes) == whole.count(step) == len(labels)
+        assert max(sizes) - min(sizes) <= 1
+        assert torch.equal(images, torch.cat([mine for mine, _ in own]))
+        assert torch.equal(labels, torch.cat([mine for _, mine in own]))
+    assert {len(part) for part in parts} == {whole.steps_per_epoch}
+
+
 def test_evaluation_sees_every_image_once() -> None:
     images = torch.cat([batch for batch, _ in evaluation_batches(small_data(), 5)])
     assert torch.equal(images.mul(255).round().to(torch.uint8), small_data().images)

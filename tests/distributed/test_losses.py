@@ -23,25 +23,27 @@ ENDS = {
     "first fails": (2, ["the first has no data"]),
     "both fail": (2, ["nobody has data"]),
     "second breaks": (1, ["KeyError: 'surprise'; .*", "process 1 of 2 failed, as it says above; .*"]),
-    "second interrupted": (1, ["process 1 of 2 failed, as it says above; .*"]),
+    "second interrupted": (1, ["process 1 of 2: interrupted"]),
     "fine, the first takes longer": (0, []),
 }
 
 
 QUICK = ["second killed, first busy", "second fails", "both fail"]
+OTHERS = [how for how in ENDS if how not in QUICK]
 
 
-@pytest.mark.parametrize("ends", [QUICK, pytest.param([*ENDS], marks=pytest.mark.slow)], ids=["some", "all"])
+@pytest.mark.parametrize(
+    "ends", [QUICK, *(pytest.param(some, marks=pytest.mark.slow) for some in (OTHERS[:3], OTHERS[3:]))]
+)
 def test_every_end_is_the_end_of_both_and_said_once(ends: list[str]) -> None:
-    # All at the same time: most of it is waiting.
+    # At the same time: most of it is waiting.
     started = {
         how: start([str(HERE / "waits.py"), how], MASTER_PORT=port)
         for how, port in zip(ends, free_ports(len(ends)), strict=True)
     }
-    began = time.monotonic()
     for how, process in started.items():
         # Both hold these pipes: they close when the last one is gone.
-        output, errors = process.communicate(timeout=100)
+        output, errors = process.communicate(timeout=200)
         code, sentences = ENDS[how]
         said = [line.removeprefix("svdctl: ") for line in errors.splitlines() if line.startswith("svdctl: ")]
         assert process.returncode == code, (how, errors)
@@ -49,7 +51,6 @@ def test_every_end_is_the_end_of_both_and_said_once(ends: list[str]) -> None:
         assert all(re.fullmatch(pattern, line) for pattern, line in zip(sentences, said, strict=True)), (how, said)
         assert "Traceback" not in errors, (how, errors)
         assert output == ""
-    assert time.monotonic() - began < 90
 
 
 @pytest.mark.slow

@@ -148,7 +148,7 @@ def test_autocast_keeps_the_generator_in_single_precision() -> None:
     layer = SOC(8, 8, 1)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer._generator(update=False).dtype == torch.float32
-        assert layer(torch.randn(1, 8, 2, 2)).dtype == torch.bfloat16
+        assert layer(torch.randn(1, 8, 4, 4)).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("stride", [1, 2])

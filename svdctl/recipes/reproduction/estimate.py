@@ -145,14 +145,13 @@ def _measure_control(config: TrainConfig) -> float:
         seconds += _timed(partial(limit.after_step, every, optimizer), device) / every
     if isinstance(config.control, NoControl):
         return seconds
-    controller = Controller(model, config.control, None, sizes=sizes)
-    cost = {name: max(1.0, layer_cost(layer, sizes[name])) for name, layer in controller.controlled().items()}
-    apply = partial(controller.after_step, config.control.every, optimizer)
+    controlled = Controller(model, config.control, None, sizes=sizes).controlled()
+    cost = {name: max(1.0, layer_cost(layer, sizes[name])) for name, layer in controlled.items()}
     total = pace = 0.0
     for name in sorted(cost, key=cost.__getitem__):
         if total < CONTROL_BUDGET:
-            controller.layers = {name: model.get_submodule(name)}
-            taken = _timed(apply, device)
+            controller = Controller(model, config.control, None, sizes=sizes, only=name)
+            taken = _timed(partial(controller.after_step, config.control.every, optimizer), device)
             total, pace = total + taken, taken / cost[name]
         else:
             total += pace * cost[name]
