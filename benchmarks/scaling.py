@@ -1,6 +1,7 @@
 """Control shared among processes: the time of one application on 1 and on P processes, in turn within each round.
 
-    python benchmarks/scaling.py [--processes 2 4] [--repeats 5] [--layer tt|dense] [--threads 1] [--growth]
+    python benchmarks/scaling.py [--processes 2 4] [--repeats 5] [--layer tt|dense] [--threads 1]
+        [--only clip seal report divide] [--growth]
 
 Beside the time on the clock stands the longest time that any process computed: where processors are fewer than
 processes, or busy with something else, the clock tells of them and not of the sharing.
@@ -46,7 +47,7 @@ class Works:
     def of(self, name: str) -> Callable[[], object]:
         return {
             "clip": lambda: self.clip.after_step(1),
-            "seal after clip": self.clip.seal,
+            "seal": self.clip.seal,
             "report": self.clip.report,
             "divide": lambda: self.divide.after_step(1),
         }[name]
@@ -55,7 +56,7 @@ class Works:
         self.model.load_state_dict(self.start)
 
 
-ORDER = ("clip", "seal after clip", "report", "divide")
+ORDER = ("clip", "seal", "report", "divide")
 
 
 def member(options: argparse.Namespace) -> None:
@@ -64,11 +65,11 @@ def member(options: argparse.Namespace) -> None:
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     alone, shared = Works(options.layer, Group()), Works(options.layer, Group(rank, world))
-    times: dict[str, list[tuple[float, ...]]] = {name: [] for name in ORDER}
+    times: dict[str, list[tuple[float, ...]]] = {name: [] for name in options.only}
     for round_ in range(options.repeats + 1):
         alone.reset()
         shared.reset()
-        for name in ORDER:
+        for name in options.only:
             mine = timed(alone.of(name)) if rank == 0 else (0.0, 0.0)
             dist.barrier()
             ours = timed(shared.of(name))
@@ -143,7 +144,7 @@ def start(options: argparse.Namespace, world: int) -> None:
     base = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world),
             "OMP_NUM_THREADS": str(options.threads)}  # fmt: skip
     command = [sys.executable, __file__, "--layer", options.layer, "--repeats", str(options.repeats),
-               "--threads", str(options.threads)]  # fmt: skip
+               "--threads", str(options.threads), "--only", *options.only]  # fmt: skip
     members = [subprocess.Popen(command, env={**base, "RANK": str(rank)}) for rank in range(world)]
     if any(process.wait() for process in members):
         raise SystemExit("a process failed")
@@ -155,6 +156,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--layer", choices=("tt", "dense"), default="tt")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", nargs="+", choices=ORDER, default=ORDER, help="in this order: a seal after a clip")
     parser.add_argument("--growth", action="store_true", help="layer by layer in one process, and what follows")
     options = parser.parse_args()
     if "RANK" in os.environ:

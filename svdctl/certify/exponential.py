@@ -94,7 +94,7 @@ class FixedSOC(nn.Module):
             x = space_to_depth(x, self.stride)
         if self.is_matrix:
             return F.conv2d(x, self.kernel, self.bias)
-        y = exponential_series(x, self.kernel, self.terms, x.shape[1], self.outputs)
+        y = exponential_series(x, self.kernel, self.terms, self.outputs)
         return y if self.bias is None else y + self.bias[:, None, None]
 
 

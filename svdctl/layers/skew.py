@@ -40,28 +40,41 @@ def power_step(matrix: Tensor, right: Tensor, steps: int = 1) -> tuple[Tensor, T
     return left, right
 
 
-def exponential_series(x: Tensor, kernel: Tensor, terms: int, inputs: int, outputs: int) -> Tensor:
+def series_kernel(kernel: Tensor, power: int, terms: int, inputs: int, outputs: int) -> Tensor:
+    """The kernel that leads to a power of the series from the one before: over `power`, without channels not needed.
+
+    Args:
+        kernel: `(c, c, k, k)`.
+        power: 1 to `terms`.
+        terms: last power.
+        inputs: channels of the first power's input.
+        outputs: channels of the last power that are kept.
+    """
+    part = kernel[:, :inputs] if power == 1 else kernel
+    part = part[:outputs] if power == terms else part
+    return part / power if power > 1 else part
+
+
+def exponential_series(x: Tensor, kernel: Tensor, terms: int, outputs: int) -> Tensor:
     """`sum_{i <= terms} J^i x / i!` for a skew convolution J under zero padding, channels padded and cut.
 
     Args:
         x: `(N, inputs, H, W)`; the missing channels up to c are zeros, and are never made.
         kernel: `(c, c, k, k)`.
         terms: last power.
-        inputs: channels of x.
         outputs: channels of the result `(N, outputs, H, W)`, the first ones.
     """
-    width = len(kernel)
-    padding = kernel.shape[-1] // 2
+    inputs, padding = x.shape[1], kernel.shape[-1] // 2
     total = x[:, :outputs]
     if outputs > inputs:
         total = F.pad(total, (0, 0, 0, 0, 0, outputs - inputs))
     power = x
     for i in range(1, terms + 1):
-        part = kernel[:, :inputs] if i == 1 else kernel
-        # The last power is only needed where it is kept.
-        part = part[:outputs] if i == terms and outputs < width else part
-        power = F.conv2d(power, part / i, padding=padding)
-        total = total + power[:, :outputs]
+        power = F.conv2d(power, series_kernel(kernel, i, terms, inputs, outputs), padding=padding)
+        if i == 1:
+            total = total + power[:, :outputs]
+        else:
+            total += power[:, :outputs]
     return total
 
 

@@ -6,9 +6,10 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from svdctl.errors import ShapeError
+from svdctl.layers.generator import over_norm
+from svdctl.layers.recomputed import recomputed_series
 from svdctl.layers.skew import exponential_matrix, exponential_series, power_step, skew_part, space_to_depth, unfoldings
 
 _WARM_UP = 50
@@ -108,7 +109,7 @@ class SOC(nn.Module):
                 # Constant vectors, clones: the buffers change while the backward pass is still to come.
                 norms.append(left.clone() @ (matrix @ found.clone()))
             smallest = torch.minimum(*norms).clamp_min(torch.finfo(skew.dtype).tiny)
-            return skew * (self.scale / smallest)
+            return over_norm(skew, smallest, self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = self._generator(update=self.training)
@@ -121,9 +122,9 @@ class SOC(nn.Module):
             return F.conv2d(x, matrix[:, :, None, None], self.bias)
         if self.checkpoint_activations and self.training and torch.is_grad_enabled():
             # The vectors have moved already, outside of what is computed twice.
-            y = checkpoint(exponential_series, x, kernel, terms, x.shape[1], self.out_channels, use_reentrant=False)
+            y = recomputed_series(x, kernel, terms, self.out_channels)
         else:
-            y = exponential_series(x, kernel, terms, x.shape[1], self.out_channels)
+            y = exponential_series(x, kernel, terms, self.out_channels)
         assert isinstance(y, Tensor)
         return y if self.bias is None else y + self.bias[:, None, None]
 

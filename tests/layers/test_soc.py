@@ -1,5 +1,6 @@
 """SOC and SOTT against the dense matrix in float64."""
 
+import copy
 import math
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 from torch import nn
 
 from svdctl.errors import ShapeError
-from svdctl.layers.minmax import MinMax
+from svdctl.layers.generator import over_norm
+from svdctl.layers.recomputed import recomputed_series
 from svdctl.layers.skew import exponential_matrix, skew_part, unfoldings
 from svdctl.layers.soc import SOC
 from svdctl.layers.sott import SOTT
@@ -91,18 +93,76 @@ def test_right_from_the_first_call_and_no_change_in_evaluation() -> None:
     assert min(norms) > 0
 
 
-def test_gradients_with_recomputed_activations_are_the_same() -> None:
-    grads = []
+@pytest.mark.parametrize("low", [False, True])
+@pytest.mark.parametrize(("i", "o", "k", "s"), [(4, 8, 3, 2), (8, 8, 3, 1), (3, 8, 3, 1), (6, 2, 5, 1), (4, 8, 1, 2)])
+def test_gradients_with_recomputed_activations_are_the_same(i: int, o: int, k: int, s: int, low: bool) -> None:
+    torch.manual_seed(0)
+    found = []
+    first = SOC(i, o, k, stride=s)
     for again in (False, True):
-        torch.manual_seed(0)
-        layers = nn.Sequential(
-            SOC(4, 8, stride=2, checkpoint_activations=again), MinMax(), SOC(8, 8, checkpoint_activations=again)
-        )
+        layer = copy.deepcopy(first)
+        layer.checkpoint_activations = again
+        x = torch.randn(2, i, 6, 6, generator=torch.Generator().manual_seed(1)).requires_grad_()
         for _ in range(2):
-            layers.zero_grad()
-            layers(torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))).square().mean().backward()
-        grads.append([value.grad for value in layers.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+            layer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+                y = layer(x)
+            y.square().mean().backward()
+        found.append([y, x.grad, *(value.grad for value in layer.parameters()), *layer.buffers()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_recomputed_powers_are_not_kept() -> None:
+    kept = []
+    for again in (False, True):
+        layer, shapes = SOC(8, 8, checkpoint_activations=again), []
+
+        def pack(value: torch.Tensor, shapes: list[torch.Size] = shapes) -> torch.Tensor:
+            shapes.append(value.shape)
+            return value
+
+        x = torch.randn(2, 8, 4, 4)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+            layer(x)
+        kept.append(shapes.count(x.shape))
+    # The input and four powers; the input.
+    assert kept == [5, 1]
+
+
+def test_derivatives_of_all_kinds() -> None:
+    torch.manual_seed(0)
+    kernel = skew_part(torch.randn(3, 3, 3, 3, dtype=torch.float64)).requires_grad_()
+    x = torch.randn(2, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    norm = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+
+    def series(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+        return recomputed_series(x, kernel, 3, 2)
+
+    def scaled(skew: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
+        return over_norm(skew, norm, 0.7)
+
+    assert torch.autograd.gradcheck(series, (x, kernel))
+    assert torch.autograd.gradgradcheck(series, (x, kernel))
+    assert torch.autograd.gradcheck(scaled, (kernel, norm), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(scaled, (kernel, norm))
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_gradients_for_each_image_at_once(again: bool) -> None:
+    torch.manual_seed(0)
+    layer = SOC(3, 4, checkpoint_activations=again)
+    images = torch.randn(3, 3, 5, 5)
+
+    def loss(values: dict[str, torch.Tensor], image: torch.Tensor) -> torch.Tensor:
+        state = {name: value.clone() for name, value in layer.named_buffers()}
+        return torch.func.functional_call(layer, (values, state), (image[None],)).square().sum()
+
+    values = dict(layer.named_parameters())
+    together = torch.vmap(torch.func.grad(loss), (None, 0))(values, images)
+    for index, image in enumerate(images):
+        alone = torch.func.grad(loss)(values, image)
+        for name, gradient in alone.items():
+            torch.testing.assert_close(together[name][index], gradient, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("frames", ["free", "retract", "parametrize"])
@@ -159,7 +219,5 @@ def test_no_images_are_images_too(stride: int) -> None:
 def test_faults() -> None:
     with pytest.raises(ShapeError, match="odd size"):
         SOC(3, 3, 2)
-    with pytest.raises(ShapeError, match="pairs channels"):
-        MinMax()(torch.zeros(1, 3, 2, 2))
     with pytest.raises(ShapeError, match="at least 1"):
         SOTT(3, 3, rank=0)

@@ -65,3 +65,24 @@ def test_standard_convolutions_serve_too() -> None:
 
     model = LipConvNet(1, 10, in_channels=4, conv=[plain] * 6, normalize=Normalize(*NORMALIZE))
     assert model(torch.rand(1, 3, 32, 32)).shape == (1, 10)
+
+
+@pytest.mark.parametrize("kind", ["soc", "sott"])
+def test_recomputed_activations_change_nothing_in_training(kind: str) -> None:
+    found = []
+    for again in (False, True):
+
+        def conv(i, o, k, *, stride, padding, bias, again=again):
+            if kind == "soc":
+                return SOC(i, o, k, stride=stride, bias=bias, checkpoint_activations=again)
+            return SOTT(i, o, k, rank=8, stride=stride, bias=bias, checkpoint_activations=again)
+
+        torch.manual_seed(0)
+        model = LipConvNet(2, 10, in_channels=4, conv=conv, normalize=Normalize(*NORMALIZE))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        for _ in range(2):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(torch.rand(4, 3, 32, 32)), torch.arange(4)).backward()
+            optimizer.step()
+        found.append([*(value.grad for value in model.parameters()), *model.state_dict().values()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
