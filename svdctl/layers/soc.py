@@ -116,6 +116,7 @@ class SOC(nn.Module):
         if self.stride > 1:
             x = space_to_depth(x, self.stride)
         terms = self.series_terms(self.training)
+        # One matrix for all pixels, where there are more of them than channels; else its series at each of them.
         if self.kernel_size == 1 and x[:, 0].numel() > self.width:
             with full_precision(kernel.device):
                 matrix = exponential_matrix(kernel[:, :, 0, 0], terms)[: self.out_channels, : x.shape[1]]

@@ -68,6 +68,16 @@ class Frozen(nn.Module):
         return self.layer(x)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_pixels_are_the_same_alone_and_among_many(training: bool) -> None:
+    torch.manual_seed(0)
+    layer = Frozen(SOC(4, 8, 1, stride=2).double().train(training))
+    x = torch.randn(16, 4, 2, 2, dtype=torch.float64)
+    # By one matrix for more pixels than channels, by its series for fewer.
+    many, alone = layer(x), torch.cat([layer(image[None]) for image in x])
+    assert torch.allclose(many, alone, atol=1e-14)
+
+
 def test_two_norms_tell_all_four_unfoldings() -> None:
     torch.manual_seed(0)
     kernel = skew_part(torch.randn(5, 5, 3, 3, dtype=torch.float64))
