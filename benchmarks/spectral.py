@@ -19,12 +19,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+import svdctl
 from svdctl.build import build_model
 from svdctl.config.flags import resolve
-from svdctl.control.actions import clip_layer_
 from svdctl.layers.operator import is_controllable, operator_of, write_operator_
 from svdctl.layers.shapes import input_sizes
-from svdctl.layers.tt import TTConv2d
 from svdctl.spectral import Convolution, clip_kernel, is_bounded, norm_bound, singular_values
 from svdctl.spectral.project import project_kernel
 
@@ -68,12 +67,6 @@ def plain_wrn_clip(model: torch.nn.Module, sizes: dict[str, tuple[int, ...]], ma
         kernel = conv.polyphase()[0]
         size = tuple(n // s for n, s in zip(sizes[name], conv.stride, strict=True))
         write_operator_(layer, conv.from_polyphase(plain_clip(kernel, size, max)[None]))
-
-
-def certified_wrn_clip(model: torch.nn.Module, max: float) -> None:
-    for layer in model.modules():
-        if isinstance(layer, torch.nn.Conv2d | TTConv2d):
-            clip_layer_(layer, max)
 
 
 def pairs() -> dict[str, tuple[Callable[[], object], Callable[[], object], float]]:
@@ -121,7 +114,7 @@ def pairs() -> dict[str, tuple[Callable[[], object], Callable[[], object], float
         ),
         "certified clip to 1 of WRN-16-10 TT 192": (
             lambda: plain_wrn_clip(restored(model), sizes, 1.0),
-            lambda: certified_wrn_clip(restored(other), 1.0),
+            lambda: svdctl.clip_(restored(other), max=1.0),
             8,
         ),
     }

@@ -1,13 +1,14 @@
 """The functions that `import svdctl` offers for single layers, kernels and whole networks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from svdctl.control.actions import clip_layer_, divide_exact_layer_
+from svdctl.control.actions import clip_layer_, divide_exact_layer_, expected_cost, on_cpu
+from svdctl.control.sharing import costliest_first
 from svdctl.errors import ShapeError
 from svdctl.layers.operator import is_controllable, operator_of
 from svdctl.spectral import bound, values
@@ -111,7 +112,7 @@ def clip_(model: nn.Module, *, max: float, layers: str | Sequence[str] = "*", li
     Raises:
         ShapeError: no layer matches, or a kernel is not finite.
     """
-    return {name: clip_layer_(layer, max) for name, layer in _chosen(model, layers, linear).items()}
+    return _on_each(lambda layer: clip_layer_(layer, max), _chosen(model, layers, linear))
 
 
 @torch.no_grad()
@@ -125,7 +126,12 @@ def divide_(
     Returns:
         The factor of each layer.
     """
-    return {name: divide_exact_layer_(layer, max) for name, layer in _chosen(model, layers, linear).items()}
+    return _on_each(lambda layer: divide_exact_layer_(layer, max), _chosen(model, layers, linear))
+
+
+def _on_each(work: Callable[[nn.Module], float], layers: dict[str, nn.Module]) -> dict[str, float]:
+    costs = {name: expected_cost(layer) for name, layer in layers.items()}
+    return costliest_first(lambda name: work(layers[name]), costs, on_cpu(layers.values()))
 
 
 def _chosen(model: nn.Module, layers: str | Sequence[str], linear: bool) -> dict[str, nn.Module]:

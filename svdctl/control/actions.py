@@ -1,6 +1,7 @@
 """What can be done to the singular values of one layer; every action leaves the layer on its device and dtype."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -130,6 +131,11 @@ def expected_cost(layer: nn.Module) -> float:
     # A stride puts several shifted inputs side by side.
     into *= math.prod(getattr(layer, "stride", ())) if weight.ndim > 2 else 1
     return float(points * min(out, into) * out * into)
+
+
+def on_cpu(layers: Iterable[nn.Module]) -> bool:
+    """Whether all of the layers are on the CPU, where several can be worked on at a time."""
+    return all(weight_of(layer).device.type == "cpu" for layer in layers)
 
 
 def shrink(sigma: Tensor, max: float) -> Tensor:

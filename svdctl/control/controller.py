@@ -75,8 +75,9 @@ class Controller:
         costs = {name: actions.expected_cost(layer) for name, layer in self.layers.items()}
         controlled = {name: costs[name] for name in self.controlled()}
         # One for each kind of work, whose times differ. Powers stay where their vectors are.
-        self._action, self._seal, self._power = (Sharing(controlled, group) for _ in range(3))
-        self._reading = Sharing(costs, group)
+        threads = actions.on_cpu(self.layers.values())
+        self._action, self._seal, self._power = (Sharing(controlled, group, threads) for _ in range(3))
+        self._reading = Sharing(costs, group, threads)
         self._group = group
 
     def controlled(self) -> dict[str, nn.Module]:

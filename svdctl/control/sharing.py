@@ -8,8 +8,22 @@ import torch
 from torch import Tensor
 
 from svdctl.processes.group import Group
+from svdctl.spectral.threads import side_by_side
 
 T = TypeVar("T")
+
+
+def costliest_first(work: Callable[[str], T], costs: Mapping[str, float], threads: bool) -> dict[str, T]:
+    """What the work gives for each layer, in the order of `costs`.
+
+    Args:
+        work: on the layer of a name.
+        costs: by layer, in any unit.
+        threads: several layers at a time, in threads of one core each; for layers on the CPU.
+    """
+    order = sorted(costs, key=lambda name: -costs[name])
+    found = dict(zip(order, side_by_side(work, order) if threads else map(work, order), strict=True))
+    return {name: found[name] for name in costs}
 
 
 class Sharing:
@@ -18,11 +32,13 @@ class Sharing:
     Args:
         costs: expected cost by layer, in any unit, until the work has been timed.
         group: the processes.
+        threads: see `costliest_first`.
     """
 
-    def __init__(self, costs: Mapping[str, float], group: Group) -> None:
+    def __init__(self, costs: Mapping[str, float], group: Group, threads: bool = False) -> None:
         self.costs = dict(costs)
         self.group = group
+        self.threads = threads
         self._timed = False
 
     def owners(self) -> dict[str, int]:
@@ -46,18 +62,18 @@ class Sharing:
             work: changes a layer, and says whether it did.
             written: the tensors that it may have changed.
         """
-        mine = self.mine()
-        told = []
-        for name in mine:
+
+        def timed(name: str) -> tuple[float, float]:
             began = time.perf_counter()
-            changed = work(name)
-            told.append((float(changed), time.perf_counter() - began))
+            return float(work(name)), time.perf_counter() - began
+
+        told = self._on_mine(timed)
         if self.group.alone:
             return
         owners, places = self.owners(), {name: index for index, name in enumerate(self.costs)}
         table = torch.zeros(len(places), 2, dtype=torch.float64)
-        if mine:
-            table[[places[name] for name in mine]] = torch.tensor(told, dtype=torch.float64)
+        for name, row in told.items():
+            table[places[name]] = torch.tensor(row, dtype=torch.float64)
         table = self.group.summed_(table.to(self.group.device)).cpu()
         parcels: dict[int, list[Tensor]] = {rank: [] for rank in range(self.group.world)}
         for name, (changed, _) in zip(places, table.tolist(), strict=True):
@@ -88,9 +104,12 @@ class Sharing:
     def collected(self, work: Callable[[str], T]) -> dict[str, T]:
         """What the work gives for each layer, small things, in every process."""
         found: dict[str, T] = {}
-        for part in self.group.gathered({name: work(name) for name in self.mine()}):
+        for part in self.group.gathered(self._on_mine(work)):
             found |= part
         return {name: found[name] for name in self.costs}
+
+    def _on_mine(self, work: Callable[[str], T]) -> dict[str, T]:
+        return costliest_first(work, {name: self.costs[name] for name in self.mine()}, self.threads)
 
     def _note(self, seconds: Mapping[str, float]) -> None:
         """Mean of the latest time and those before it: one that was disturbed does not move everything."""

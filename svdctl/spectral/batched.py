@@ -1,39 +1,29 @@
 """Factorisations of many small matrices at once; the one place that knows how a device likes them.
 
-LAPACK takes a batch one matrix after the other, and its threads gain little within a matrix of some hundred rows. On a
-CPU the batch is therefore shared out over threads that work on one matrix each; on a GPU the batched kernels take it
-whole. Each matrix is factorised on its own either way, so that the result does not depend on the number of threads.
+LAPACK takes a batch one matrix after the other. On a CPU the batch is therefore shared out over threads that work on
+one matrix each; on a GPU the batched kernels take it whole. Each matrix is factorised on its own either way, so that
+the result does not depend on the number of threads.
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 
 import torch
 from torch import Tensor
+
+from svdctl.spectral.threads import side_by_side
 
 _SMALLEST_SHARE = 4
 _SIDES = range(24, 1025)
 
 
-def shared_out(function: Callable[[Tensor], Tensor], matrices: Tensor) -> Tensor:
-    """`function(matrices)` of a batch `(B, m, n)`, computed by as many threads as torch may use."""
+def shared_out(function: Callable[..., Tensor], matrices: Tensor, *more: Tensor) -> Tensor:
+    """`function(matrices, ...)` of batches `(B, ...)`, computed by as many threads as torch may use."""
     threads = torch.get_num_threads()
     few = len(matrices) < _SMALLEST_SHARE * threads
     if matrices.device.type != "cpu" or threads == 1 or few or max(matrices.shape[-2:]) not in _SIDES:
-        return function(matrices)
-
-    def quiet(part: Tensor) -> Tensor:
-        with torch.no_grad():  # a thread does not inherit it
-            return function(part)
-
-    return torch.cat(list(_pool(threads).map(quiet, matrices.chunk(threads))))
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    # The number is kept for each thread apart: the caller's own stays.
-    return ThreadPoolExecutor(threads, "spectral", initializer=lambda: torch.set_num_threads(1))
+        return function(matrices, *more)
+    parts = zip(*(batch.chunk(threads) for batch in (matrices, *more)), strict=True)
+    return torch.cat(side_by_side(lambda part: function(*part), parts))
 
 
 def singular_values_of(matrices: Tensor) -> Tensor:
@@ -61,11 +51,18 @@ def polar_factors(matrices: Tensor) -> Tensor:
     return shared_out(polar, matrices)
 
 
-def function_of(matrices: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """`V f(D) V^H` of Hermitian matrices `V D V^H`, `(B, n, n)`, for a function of eigenvalues `(B, n)`."""
+def brought_down(matrices: Tensor, grams: Tensor, max: float) -> Tensor:
+    """The nearest matrices of norm at most `max`, `(B, m, n)`, given their Gram matrices `A^H A` `(B, n, n)`.
 
-    def apply(part: Tensor) -> Tensor:
-        values, vectors = torch.linalg.eigh(part)
-        return (vectors * function(values).to(vectors.dtype)[:, None, :]) @ vectors.mH
+    `A - (A V) g V^H` with `g(x) = 1 - max / sqrt(x)` over the eigenvectors V whose eigenvalue x is above `max^2`: the
+    others cost nothing.
+    """
 
-    return shared_out(apply, matrices)
+    def bring(part: Tensor, gram: Tensor) -> Tensor:
+        squares, vectors = torch.linalg.eigh(gram)
+        count = int((squares > max**2).sum(1).max())
+        squares, vectors = squares[:, -count:], vectors[..., -count:]
+        share = 1 - max / squares.clamp_min(max**2).sqrt()
+        return torch.baddbmm(part, part @ vectors, share[..., None] * vectors.mH, alpha=-1) if count else part
+
+    return shared_out(bring, matrices, grams)

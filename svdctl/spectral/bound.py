@@ -23,13 +23,14 @@ from svdctl.spectral.batched import eigenvalues_of, is_positive_definite
 from svdctl.spectral.cover import Cover, cover
 from svdctl.spectral.gram import GramField, exact_float32, lebesgue
 from svdctl.spectral.operator import Convolution
-from svdctl.spectral.peak import glimpse, peak
+from svdctl.spectral.peak import glimpse, peak, seen_at_once
 
 TOLERANCE = 0.005
 _FINEST = 1e-6
 _COARSE_ROOM = 0.009
 _EXACT_AT_ONCE = 4
 _SHARE_OF_ROOM = 0.9
+_PLAINLY = 1e-3
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ def norm_bound(conv: Convolution, *, tolerance: float = TOLERANCE, floor: float 
 @torch.no_grad()
 def is_bounded(conv: Convolution, max: float) -> bool:
     """Whether the norm is proved to be at most `max`; False says that it is not, or by less than 1e-6."""
+    if seen_at_once(conv) > max * (1 + _PLAINLY):
+        return False
     field = _field(conv, 0.05)
     if field.is_zero:
         return max >= 0

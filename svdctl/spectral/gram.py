@@ -54,7 +54,7 @@ class GramField:
         self.groups = kernel.shape[0]
         self.side = min(kernel.shape[1:3])
         self.device = kernel.device
-        self.sample_points, _ = _samples(self.taps)
+        self.sample_points = sample_points(self.taps)
         symbols = symbol(kernel, phases(self.sample_points, self.taps, kernel))
         grams = gram(symbols.to(product.to_complex()))
         count = len(self.sample_points)
@@ -109,6 +109,11 @@ def interpolation(frequencies: Tensor, taps: tuple[int, ...]) -> tuple[Tensor, T
 def lebesgue(taps: tuple[int, ...]) -> float:
     """Lebesgue constant of equispaced odd interpolation, axis by axis."""
     return math.prod(2 + (2 / math.pi) * math.log(2 * k - 1) for k in taps)
+
+
+def sample_points(taps: tuple[int, ...]) -> Tensor:
+    """The frequencies `(samples, d)` whose Gram matrices determine all others; 0 first."""
+    return _samples(taps)[0]
 
 
 @lru_cache(maxsize=64)

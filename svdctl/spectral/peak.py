@@ -11,12 +11,14 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from svdctl.spectral.gram import GramField, exact_float32, interpolation
-from svdctl.spectral.symbol import angles, grid_product, half_grid
+from svdctl.spectral.gram import GramField, exact_float32, interpolation, sample_points
+from svdctl.spectral.operator import Convolution
+from svdctl.spectral.symbol import angles, gram, grid_product, half_grid, phases, symbol
 
 _CANDIDATES = 6
 _QUICK_CANDIDATES = 3
 _STARTS = 24
+_AT_ONCE = 3
 _STEPS = (8, 8, 12)
 _FINE_POINTS = 4096
 _WINDOW = 9
@@ -67,6 +69,22 @@ def glimpse(field: GramField) -> tuple[float, Tensor]:
     best = int(squares.argmax())
     here = slice(best, best + 1)
     return _quotient(field, _pick(field, points[here], groups[kept][here], torch.float64), vectors[here]), seen
+
+
+def seen_at_once(conv: Convolution) -> float:
+    """A value that is reached but for float32's rounding, from a few frequencies: mostly 2 to 20 % below the norm.
+
+    0 of a kernel that is zero, or not finite.
+    """
+    kernel = conv.polyphase()
+    largest = float(kernel.abs().max()) if kernel.numel() else 0.0
+    if largest == 0.0 or not math.isfinite(largest):
+        return 0.0
+    taps = tuple(kernel.shape[3:])
+    kernel = (kernel.double() / largest).to(torch.float32 if exact_float32(kernel.device) else torch.float64)
+    few = sample_points(taps)[:_AT_ONCE]
+    matrices = gram(symbol(kernel, phases(few, taps, kernel)))
+    return math.sqrt(max(float(lanczos(matrices, None, 8)[0].max()), 0.0)) * largest
 
 
 def _quotient(field: GramField, matrices: Tensor, vectors: Tensor) -> float:

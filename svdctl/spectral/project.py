@@ -3,8 +3,8 @@
 Two convex sets meet here: symbols whose matrices have norm at most `max` on a small grid, and symbols of kernels with
 the given support. The nearest point of both is found by Dykstra's alternating projections: one of the sets is a
 subspace, so they are proximal gradient steps on the dual problem, and Nesterov's momentum speeds them up (Beck and
-Teboulle 2009), restarted whenever it points uphill. A grid of twice as many points as the kernel has taps is enough for
-the steps; what holds at every frequency is what the seal proves at the end.
+Teboulle 2009), restarted whenever it points uphill. The steps are taken on the `2 k - 1` points an axis that
+determine `A^H A`; what holds at every frequency is what the seal proves at the end.
 """
 
 import builtins
@@ -14,13 +14,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from svdctl.spectral.batched import function_of, is_positive_definite, polar_factors
+from svdctl.spectral.batched import brought_down, is_positive_definite, polar_factors
 from svdctl.spectral.bound import Bracket, is_bounded, scale_to_bound
 from svdctl.spectral.operator import Convolution
 from svdctl.spectral.symbol import angles, gram, grid_product, kernel_from_symbol, phases, symbol, unique_up_to_sign
 
 # Of the bound that ends a projection: twice as fine moves the kernel 0.5 % less far and takes twice the time.
 _SEAL = 0.01
+# Entries whose squares, and sums of a million of them, float32 can hold.
+_SQUARES_FIT = 1e15
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def clip_kernel(conv: Convolution, max: float, *, rounds: int = 4, oversampling:
         conv: any stride, dilation, groups and number of axes.
         max: the largest singular value allowed.
         rounds: projections; with more of them, and a finer grid, the result nears the true projection.
-        oversampling: factor on the points of the grid, `2 k` an axis.
+        oversampling: factor on the points of the grid, `2 k - 1` an axis.
     """
     if is_bounded(conv, max):
         return Projected(conv, Bracket(0.0, max), 0.0)
@@ -52,13 +54,16 @@ def clip_kernel(conv: Convolution, max: float, *, rounds: int = 4, oversampling:
 @torch.no_grad()
 def project_kernel(conv: Convolution, max: float, *, rounds: int, oversampling: float = 1.0) -> Tensor:
     """Polyphase kernel near the projection of `conv`'s, not sealed: values between grid points may exceed `max`."""
-    grid = _Fourier(conv, oversampling)
-    kernel = _nearest(grid, conv.polyphase(), max, builtins.max(1, rounds - 2))
+    start = conv.polyphase()
+    if float(start.abs().max()) > _SQUARES_FIT:
+        start = start.double()
+    grid = _Fourier(start, conv.support(), oversampling)
+    kernel = _nearest(grid, start, max, builtins.max(1, rounds - 2))
     # What is left too large lies between the points: one pass there, one more where that moved what was right.
-    between = _Fourier(conv, oversampling, shifted=True)
+    between = _Fourier(start, conv.support(), oversampling, shifted=True)
     for fourier in (between, grid)[: rounds - 1]:
         kernel = fourier.backward(fourier.clip(fourier.forward(kernel), max))
-    return kernel
+    return kernel.to(conv.kernel.dtype)
 
 
 def _nearest(fourier: "_Fourier", kernel: Tensor, max: float, rounds: int) -> Tensor:
@@ -84,8 +89,8 @@ def _nearest(fourier: "_Fourier", kernel: Tensor, max: float, rounds: int) -> Te
 @torch.no_grad()
 def assign_kernel(conv: Convolution, value: float, *, rounds: int = 5) -> Projected:
     """A nearby kernel whose singular values are all close to `value` and proved to be at most that."""
-    fourier = _Fourier(conv)
     kernel = conv.polyphase()
+    fourier = _Fourier(kernel, conv.support())
     for _ in range(rounds):
         kernel = fourier.backward(polar_factors(fourier.forward(kernel)) * value)
     return _sealed(conv, kernel, value)
@@ -97,25 +102,28 @@ def divide_kernel(conv: Convolution, max: float) -> Projected:
     if is_bounded(conv, max):
         return Projected(conv, Bracket(0.0, max), 0.0)
     sealed, bracket = scale_to_bound(conv, max)
-    return Projected(sealed, bracket, float((sealed.kernel - conv.kernel).norm()))
+    return Projected(sealed, bracket, _distance(sealed.kernel, conv.kernel))
 
 
 def _sealed(conv: Convolution, kernel: Tensor, max: float) -> Projected:
     sealed, bracket = scale_to_bound(conv.from_polyphase(kernel), max, tolerance=_SEAL)
-    return Projected(sealed, bracket, float((sealed.kernel - conv.kernel).norm()))
+    return Projected(sealed, bracket, _distance(sealed.kernel, conv.kernel))
+
+
+def _distance(first: Tensor, second: Tensor) -> float:
+    return float((first - second).double().norm())
 
 
 class _Fourier:
-    """Polyphase kernels to symbols on a small half grid, and back onto the support.
+    """Polyphase kernels like `kernel` to symbols on a small half grid, and back onto the support.
 
     `shifted` is the grid of the places in the middle between four points.
     """
 
-    def __init__(self, conv: Convolution, oversampling: float = 1.0, *, shifted: bool = False) -> None:
-        kernel = conv.polyphase()
+    def __init__(self, kernel: Tensor, support: Tensor, oversampling: float = 1.0, *, shifted: bool = False) -> None:
         self.shape = kernel.shape
         taps = tuple(kernel.shape[3:])
-        sizes = tuple(1 if k == 1 else math.ceil(2 * k * oversampling) for k in taps)
+        sizes = tuple(1 if k == 1 else math.ceil((2 * k - 1) * oversampling) for k in taps)
         halves = tuple(2 * n if n > 1 else 1 for n in sizes)
         starts = [int(shifted and n > 1) for n in halves]
         index = grid_product([torch.arange(at, n, min(n, 2)) for at, n in zip(starts, halves, strict=True)]).long()
@@ -123,7 +131,7 @@ class _Fourier:
         self.phase = phases(angles(index, halves), taps, kernel)
         self.real = (counts == 1).repeat_interleave(self.shape[0])
         self.weights = (counts / math.prod(sizes)).to(kernel.device, kernel.dtype)
-        self.support = conv.support()
+        self.support = support
 
     def forward(self, kernel: Tensor) -> Tensor:
         return symbol(kernel, self.phase)
@@ -144,7 +152,7 @@ class _Fourier:
 
 
 def _clip_values(matrices: Tensor, max: float) -> Tensor:
-    """Nearest matrices of norm at most `max`: `A f(A^H A)` with `f(x) = min(1, max / sqrt(x))`, where it is needed."""
+    """Nearest matrices of norm at most `max`; those that are within it cost a Cholesky factorisation alone."""
     wide = matrices.shape[-2] < matrices.shape[-1]
     tall = matrices.mT if wide else matrices
     grams = gram(tall)
@@ -154,5 +162,5 @@ def _clip_values(matrices: Tensor, max: float) -> Tensor:
     if len(chosen) == 0:
         return matrices
     clipped = tall.clone()
-    clipped[chosen] = tall[chosen] @ function_of(grams[chosen], lambda squares: max / squares.clamp_min(max**2).sqrt())
+    clipped[chosen] = brought_down(tall[chosen], grams[chosen], max)
     return clipped.mT if wide else clipped
