@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
 
@@ -11,6 +12,7 @@ import pytest
 
 from svdctl.config.table import Axis, Network, Request, SpeedFigure, SpeedScale
 from svdctl.recipes.reproduction import speed as module
+from svdctl.recipes.reproduction.journal import Journal
 from svdctl.recipes.reproduction.outputs import write_figure
 from svdctl.recipes.reproduction.speed import Point, SpeedResults, measure_figure
 from svdctl.recipes.reproduction.speed_layout import speed_csv, speed_json, speed_markdown
@@ -53,7 +55,43 @@ def test_everything_is_measured_and_written(tmp_path: Path) -> None:
         assert len(point["full"]) == len(point["tt"]) == 3
         assert min(point["full"]) > 0 < min(point["tt"])
     assert table["points"][2]["modelled"] == (8 / 2) ** 3
-    assert len(said) == 7
+    assert len(said) == 9
+    assert not list((tmp_path / "tables").glob(".*"))
+
+
+def test_a_measurement_that_was_cut_off_goes_on(tmp_path: Path) -> None:
+    request = Request(tables=("figure-speed",), scale="smoke", out_dir=tmp_path)
+    asked: list[str] = []
+
+    def until(last: int) -> Callable[[str], None]:
+        def say(text: str) -> None:
+            asked.append(text)
+            if len(asked) == last:
+                raise KeyboardInterrupt
+
+        return say
+
+    with pytest.raises(KeyboardInterrupt):
+        write_figure(request, "figure-speed", FIGURE, until(5))
+    (journal,) = (tmp_path / "tables").iterdir()
+    four = json.loads(journal.read_text())["results"]
+    assert len(four) == 4
+    asked.clear()
+    files = write_figure(request, "figure-speed", FIGURE, until(-1))
+    assert [text.endswith("(measured before)") for text in asked] == [True] * 4 + [False] * 5
+    points = json.loads(files[3].read_text())["points"]
+    kept = [point for measured in four.values() for point in measured]
+    assert [point["full"] for point in points[: len(kept)]] == [point["full"] for point in kept]
+    assert not journal.exists()
+
+
+def test_measurements_of_another_figure_do_not_count(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    Journal(journal, {"max": 1.0}).once("a", lambda: 3)
+    assert "a" in Journal(journal, {"max": 1.0})
+    assert "a" not in Journal(journal, {"max": 2.0})
+    journal.write_text("{")
+    assert Journal(journal, {"max": 1.0}).once("a", lambda: 4) == 4
 
 
 def test_the_whole_wrn_has_the_papers_modelled_ratios() -> None:
@@ -106,10 +144,7 @@ def test_a_control_pass_leaves_the_layer_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("smoke", [False, True])
-def test_only_smoke_is_marked(smoke: bool) -> None:
-    with (
-        patch.object(module, "_layer_points", return_value=[]),
-        patch.object(module, "_network_points", return_value=[]),
-    ):
-        results = measure_figure(FIGURE, smoke=smoke, say=lambda text: None)
+def test_only_smoke_is_marked(smoke: bool, tmp_path: Path) -> None:
+    with patch.object(module, "_measurements", return_value=[]):
+        results = measure_figure(FIGURE, smoke=smoke, journal=tmp_path / "journal", say=lambda text: None)
     assert results.title.startswith("SMOKE SCALE") == smoke

@@ -42,13 +42,12 @@ def write_table(out_dir: Path, results: Results, *, picture: bool) -> list[Path]
 
 
 def write_figure(request: Request, name: str, figure: SpeedFigure, say: Callable[[str], None]) -> list[Path]:
-    """Measure and write a figure of speed."""
+    """Measure and write a figure of speed; one that was cut off goes on where it was."""
     from svdctl.recipes.reproduction import speed_layout
     from svdctl.recipes.reproduction.speed import measure_figure
 
     folder = table_folder(request.out_dir)
     smoke = request.scale == "smoke"
-    results = measure_figure(figure, smoke=smoke, say=say)
     formats = {
         "md": speed_layout.speed_markdown,
         "csv": speed_layout.speed_csv,
@@ -56,10 +55,13 @@ def write_figure(request: Request, name: str, figure: SpeedFigure, say: Callable
         "json": speed_layout.speed_json,
     }
     stem = f"{name}-smoke" if smoke else name
+    journal = folder / f".{stem}.measured.json"
+    results = measure_figure(figure, smoke=smoke, journal=journal, say=say)
     files = []
     for suffix, form in formats.items():
         files.append(folder / f"{stem}.{suffix}")
         write_text(files[-1], form(results))
     files.append(folder / f"{stem}.png")
     speed_layout.plot_speed(results, files[-1])
+    journal.unlink(missing_ok=True)
     return files

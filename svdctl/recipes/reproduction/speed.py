@@ -10,10 +10,11 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from itertools import chain, count
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
@@ -29,14 +30,18 @@ from svdctl.layers.operator import operator_of, write_operator_
 from svdctl.layers.shapes import input_sizes
 from svdctl.layers.tt import TTConv2d
 from svdctl.recipes.reproduction.estimate import random_images
+from svdctl.recipes.reproduction.journal import Journal
 from svdctl.recipes.reproduction.static import control_cost, layer_cost
 from svdctl.spectral import clip_kernel, singular_values
 from svdctl.training import Trainer
 
 AxisName = Literal["width", "rank", "input", "network"]
 Work = Literal["all values", "control pass", "training step"]
+NETWORK_WORKS: tuple[Work, ...] = ("all values", "control pass", "training step")
 SETTLE = 1e-3
 """Seconds below which a measurement is repeated within one timing."""
+LONG = 5.0
+"""Seconds from which the first run of a work, which warms up, is counted too."""
 
 
 @dataclass(frozen=True)
@@ -72,19 +77,49 @@ class SpeedResults:
     machine: str
 
 
-def measure_figure(figure: SpeedFigure, *, smoke: bool, say: Callable[[str], None]) -> SpeedResults:
-    """Measure everything that the figure asks for on this machine's accelerator, else its CPU."""
+def measure_figure(figure: SpeedFigure, *, smoke: bool, journal: Path, say: Callable[[str], None]) -> SpeedResults:
+    """Measure everything that the figure asks for on this machine's accelerator, else its CPU.
+
+    Args:
+        figure: what to measure.
+        smoke: at the small scale.
+        journal: keeps each measurement until all are done; one that was cut off goes on.
+        say: called before each.
+    """
     scale = figure.smoke if smoke else figure.full
     device = Fabric(accelerator="auto", devices=1).device
+    kept = Journal(journal, {"figure": figure.model_dump(mode="json"), "smoke": smoke, "machine": machine(device)})
     points: list[Point] = []
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        for axis, x, channels, rank, size in _places(scale):
-            say(f"{axis} {x}: {channels} channels, rank {rank}, input {size} x {size}")
-            points += _layer_points(figure, scale, axis, x, channels, rank, size, device)
-        points += _network_points(figure, scale, device, say)
+        for what, measure in _measurements(figure, scale, device):
+            say(f"{what} (measured before)" if what in kept else what)
+            points += map(_point, kept.once(what, partial(_tables, measure)))
     mark = "SMOKE SCALE, not the paper's experiment: " if smoke else ""
     return SpeedResults(mark + figure.title, smoke, tuple(points), machine(device))
+
+
+def _tables(measure: Callable[[], list[Point]]) -> list[dict[str, Any]]:
+    return [asdict(point) for point in measure()]
+
+
+def _point(table: dict[str, Any]) -> Point:
+    return Point(**{**table, "full": tuple(table["full"]), "tt": tuple(table["tt"])})
+
+
+def _measurements(
+    figure: SpeedFigure, scale: SpeedScale, device: torch.device
+) -> Iterator[tuple[str, Callable[[], list[Point]]]]:
+    """What is measured, in words, and the measurement."""
+    for axis, x, channels, rank, size in _places(scale):
+        yield (
+            f"{axis} {x}: {channels} channels, rank {rank}, input {size} x {size}",
+            partial(_layer_points, figure, scale, axis, x, channels, rank, size, device),
+        )
+    networks = _Networks(figure, scale, device)
+    ranks = ", ".join(map(str, scale.network.ranks))
+    for work in NETWORK_WORKS:
+        yield f"whole network: {scale.network.preset}, full and ranks {ranks}, {work}", partial(networks.points, work)
 
 
 def machine(device: torch.device) -> str:
@@ -149,27 +184,39 @@ def _control(layer: nn.Module, *, max: float) -> None:
         parameter.copy_(value)
 
 
-def _network_points(
-    figure: SpeedFigure, scale: SpeedScale, device: torch.device, say: Callable[[str], None]
-) -> list[Point]:
-    network = scale.network
-    frames = ["layer.frames.kind=retract"]
-    dense = resolve({"preset": network.preset, "set": [*network.set, "layer.kind=standard"]}).config
-    variants = {0: dense} | {
-        rank: resolve(
-            {"preset": network.preset, "set": [*network.set, "layer.kind=tt", f"layer.rank={rank}", *frames]}
-        ).config
-        for rank in network.ranks
-    }
-    say(f"whole network: {network.preset}, full and ranks {', '.join(map(str, network.ranks))}")
-    nets = {rank: _Network(config, network.batch, device, figure.max) for rank, config in variants.items()}
-    points = []
-    for work in ("all values", "control pass", "training step"):
-        times = dict(zip(nets, _rounds([partial(net.do, work) for net in nets.values()], scale, device), strict=True))
-        for rank in network.ranks:
-            modelled = None if work == "training step" else nets[0].cost / nets[rank].cost
-            points.append(Point("network", rank, None, rank, 32, work, times[0], times[rank], modelled))
-    return points
+class _Networks:
+    """Whole networks, full and of each rank; built when they are first measured."""
+
+    def __init__(self, figure: SpeedFigure, scale: SpeedScale, device: torch.device) -> None:
+        self.figure, self.scale, self.device = figure, scale, device
+
+    @cached_property
+    def nets(self) -> dict[int, "_Network"]:
+        """By rank, the full one as 0."""
+        network = self.scale.network
+        words = {0: ["layer.kind=standard"]} | {
+            rank: ["layer.kind=tt", f"layer.rank={rank}", "layer.frames.kind=retract"] for rank in network.ranks
+        }
+        return {
+            rank: _Network(
+                resolve({"preset": network.preset, "set": [*network.set, *sets]}).config,
+                network.batch,
+                self.device,
+                self.figure.max,
+            )
+            for rank, sets in words.items()
+        }
+
+    def points(self, work: Work) -> list[Point]:
+        """One kind of work on all of them, in turn."""
+        times = _rounds([partial(net.do, work) for net in self.nets.values()], self.scale, self.device)
+        full, *others = zip(self.nets, times, strict=True)
+        cost = self.nets[0].cost
+        return [
+            Point("network", rank, None, rank, 32, work, full[1], taken,
+                  None if work == "training step" else cost / self.nets[rank].cost)
+            for rank, taken in others
+        ]  # fmt: skip
 
 
 class _Network:
@@ -206,13 +253,11 @@ class _Network:
 
 
 def _rounds(works: list[Callable[[], None]], scale: SpeedScale, device: torch.device) -> list[tuple[float, ...]]:
-    """Seconds of each work in each round; a first round warms up."""
-    times: list[list[float]] = [[] for _ in works]
-    loops = []
-    for work in works:
-        taken = _timed(work, 1, device)
-        loops.append(max(1, min(100, math.ceil(SETTLE / max(taken, 1e-6)))))
+    """Seconds of each work in each round; a first round warms up, and counts when its works are long."""
     began = time.perf_counter()
+    first = [_timed(work, 1, device) for work in works]
+    loops = [max(1, min(100, math.ceil(SETTLE / max(taken, 1e-6)))) for taken in first]
+    times = [[taken] for taken in first] if max(first) > LONG else [[] for _ in works]
     while len(times[0]) < scale.repeats and (len(times[0]) < 3 or time.perf_counter() - began < scale.seconds):
         for work, loop, found in zip(works, loops, times, strict=True):
             found.append(_timed(work, loop, device))
