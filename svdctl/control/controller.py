@@ -76,8 +76,9 @@ class Controller:
         controlled = {name: costs[name] for name in self.controlled()}
         # One for each kind of work, whose times differ. Powers stay where their vectors are.
         threads = actions.on_cpu(self.layers.values())
-        self._action, self._seal, self._power = (Sharing(controlled, group, threads) for _ in range(3))
-        self._reading = Sharing(costs, group, threads)
+        self._action, self._seal = (Sharing(controlled, group, threads, teams=True) for _ in range(2))
+        self._reading = Sharing(costs, group, threads, teams=True)
+        self._power = Sharing(controlled, group)
         self._group = group
 
     def controlled(self) -> dict[str, nn.Module]:

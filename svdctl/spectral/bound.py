@@ -21,6 +21,7 @@ from torch import Tensor
 from svdctl.errors import ShapeError
 from svdctl.spectral.batched import eigenvalues_of, is_positive_definite
 from svdctl.spectral.cover import Cover, cover
+from svdctl.spectral.crew import across
 from svdctl.spectral.gram import GramField, exact_float32, lebesgue
 from svdctl.spectral.operator import Convolution
 from svdctl.spectral.peak import glimpse, peak, seen_at_once
@@ -203,20 +204,23 @@ def taps_norm(kernel: Tensor) -> float:
 
 
 def provably_below(field: GramField, points: Tensor, level: float, dtype: torch.dtype) -> Tensor:
-    """Which frequencies `(P, d)` are proved to have sigma_max < level, `(P,)` on the host; see Note 3."""
+    """Which frequencies `(P, d)` are proved to have sigma_max < level, `(P,)` on the host; see Note 2."""
     top = level**2 - rounding_shift(field, level, dtype)
     if top <= 0:
         return torch.zeros(len(points), dtype=torch.bool)
-    parts = []
-    for part in points.split(field.chunk(dtype)):
+
+    def below(part: Tensor) -> Tensor:
         grams = field.at(part, dtype)
         if field.side == 1:
-            parts.append((grams.real < top).flatten(1).all(-1).cpu())
-            continue
+            return (grams.real < top).flatten(1).all(-1).cpu()
         shifted = grams.neg_().flatten(0, 1)
         shifted.diagonal(dim1=-2, dim2=-1).add_(top)
-        parts.append(is_positive_definite(shifted).unflatten(0, (len(part), field.groups)).all(-1).cpu())
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.bool)
+        return is_positive_definite(shifted).unflatten(0, (len(part), field.groups)).all(-1).cpu()
+
+    def in_chunks(part: Tensor) -> Tensor:
+        return torch.cat([below(chunk) for chunk in part.split(field.chunk(dtype))])
+
+    return across(in_chunks, points)
 
 
 def rounding_shift(field: GramField, level: float, dtype: torch.dtype) -> float:

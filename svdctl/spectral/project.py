@@ -16,6 +16,7 @@ from torch import Tensor
 
 from svdctl.spectral.batched import brought_down, is_positive_definite, polar_factors
 from svdctl.spectral.bound import Bracket, is_bounded, scale_to_bound
+from svdctl.spectral.crew import across
 from svdctl.spectral.operator import Convolution
 from svdctl.spectral.symbol import angles, gram, grid_product, kernel_from_symbol, phases, symbol, unique_up_to_sign
 
@@ -92,7 +93,7 @@ def assign_kernel(conv: Convolution, value: float, *, rounds: int = 5) -> Projec
     kernel = conv.polyphase()
     fourier = _Fourier(kernel, conv.support())
     for _ in range(rounds):
-        kernel = fourier.backward(polar_factors(fourier.forward(kernel)) * value)
+        kernel = fourier.backward(across(polar_factors, fourier.forward(kernel)) * value)
     return _sealed(conv, kernel, value)
 
 
@@ -143,7 +144,7 @@ class _Fourier:
         """Nearest symbol of norm at most `max` at every point; where w = -w it is real, and the work a quarter."""
         clipped = torch.empty_like(values)
         clipped[self.real] = _clip_values(values[self.real].real.contiguous(), max).to(values.dtype)
-        clipped[~self.real] = _clip_values(values[~self.real], max)
+        clipped[~self.real] = across(lambda part: _clip_values(part, max), values[~self.real])
         return clipped
 
     def inside(self, values: Tensor) -> Tensor:

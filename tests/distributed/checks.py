@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from svdctl.config.control import Clip, Divide, DivideEach
+from svdctl.config.control import Assign, Clip, Divide, DivideEach, DivideExact
 from svdctl.control import Controller
 from svdctl.control.sharing import Sharing
 from svdctl.layers.batchnorm import GlobalBatchNorm2d, share_statistics_
@@ -93,6 +93,24 @@ def controllers(group: Group) -> None:
         assert all(other == seen[0] for other in seen)
 
 
+def teams(group: Group) -> None:
+    """Processes that share the frequencies of a layer end with what one finds alone, the smallest layers too."""
+    for control in (Clip(max=0.5, every=1, linear_max=0.5), Assign(max=0.5, every=1), DivideExact(max=0.5, every=1)):
+        made = []
+        for own in (Group(), group):
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Conv2d(40, 40, 3), nn.Conv2d(40, 3, 3), TTConv2d(3, 30, 3, rank=(3, 26)))
+            controller = Controller(model, control, None, group=own)
+            assert own.alone or list(controller._action.teams.values()) == [(0, 1)]
+            for step in (1, 2):
+                controller.after_step(step)
+            controller.seal()
+            made.append((model.state_dict(), controller.report()))
+        (alone, reported), (shared, together) = made
+        assert together == reported
+        assert all(torch.equal(shared[name], value) for name, value in alone.items()), control
+
+
 def batchnorm(group: Group) -> None:
     """Forward, backward and statistics are those of torch's layer on the whole batch, shares of any size."""
     for dtype, close in ((torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
@@ -147,7 +165,7 @@ if __name__ == "__main__":
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
     everyone = Group(dist.get_rank(), dist.get_world_size())
-    for check in (spread, sharing, controllers, batchnorm, compiled):
+    for check in (spread, sharing, controllers, teams, batchnorm, compiled):
         check(everyone)
     dist.barrier()
     dist.destroy_process_group()
