@@ -5,6 +5,7 @@ layers, gain all of it. Each piece is computed alone either way, so that results
 """
 
 import os
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -24,7 +25,7 @@ def side_by_side(function: Callable[[S], T], items: Iterable[S]) -> list[T]:
     """
     threads = torch.get_num_threads()
     items = list(items)
-    if threads == 1 or len(items) < 2:
+    if threads == 1 or len(items) < 2 or getattr(_here, "is_worker", False):
         with torch.no_grad():
             return [function(item) for item in items]
     inference = torch.is_inference_mode_enabled()
@@ -39,7 +40,23 @@ def side_by_side(function: Callable[[S], T], items: Iterable[S]) -> list[T]:
     return [future.result() for future in futures]
 
 
+_here = threading.local()
+
+
 @cache
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    # The number is kept for each thread apart: the caller's own stays. A forked process has none of the threads.
-    return ThreadPoolExecutor(threads, "spectral", initializer=lambda: torch.set_num_threads(1))
+    """The threads of a process; a forked one has none of its parent's."""
+    begun = threading.Barrier(threads, timeout=60)
+
+    def begin() -> None:
+        _here.is_worker = True
+        torch.get_num_threads()  # torch takes over the number of others at a thread's first question, and then never
+        torch.set_num_threads(1)
+        begun.wait()
+
+    pool = ThreadPoolExecutor(threads, "spectral", initializer=begin)
+    for waiting in [pool.submit(begun.wait) for _ in range(threads)]:
+        waiting.result()
+    # Each thread has a number of its own; threads that are yet to be started take the last one that was set.
+    torch.set_num_threads(threads)
+    return pool
