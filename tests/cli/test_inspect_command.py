@@ -112,3 +112,16 @@ def test_bad_input_is_one_sentence(invoke, weights: Path, tmp_path: Path, argume
     assert words in err
     assert len(err.strip().splitlines()) == 1
     assert not out
+
+
+def test_two_thousand_layers_show_how_far_they_are(invoke, tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "deep.pt"
+    torch.save({f"layer{number}.weight": torch.randn(2, 2, 1, 1) for number in range(2000)}, path)
+    clock = iter(range(0, 10**6, 5))
+    monkeypatch.setattr("svdctl.cli.inspect_spectrum.time.monotonic", lambda: next(clock))
+    code, out, err = invoke(path, "--format", "csv", "--tolerance", "0.3")
+    assert code == 0
+    assert out.count("\n") > 2000
+    told = [line for line in err.splitlines() if line.startswith("layer ")]
+    assert len(told) > 100
+    assert all(line.split(": ")[0].endswith(" of 2000") for line in told)

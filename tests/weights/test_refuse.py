@@ -359,3 +359,11 @@ def test_garbage_of_all_sorts(tmp_path: Path) -> None:
             read_tensors(tmp_path / "a.pt")
         except CheckpointError as error:
             assert "a.pt" in str(error)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".ckpt"])
+def test_ten_gigabytes_of_something_else_are_refused_unread(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"large{suffix}"
+    path.touch()
+    os.truncate(path, 10 * 10**9)  # of zeros, none of them on the disk
+    assert "not a file of weights" in refused(path)
