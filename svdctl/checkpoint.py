@@ -144,6 +144,11 @@ def load(path: str | os.PathLike[str]) -> nn.Module:
 
     Raises:
         CheckpointError: missing, damaged, foreign, or of a newer format.
+
+    >>> import torch
+    >>> model = svdctl.load("runs/quickstart")
+    >>> model(torch.rand(1, 3, 32, 32)).shape
+    torch.Size([1, 10])
     """
     checkpoint = read_checkpoint(Path(path))
     model = build_model(checkpoint.config, len(checkpoint.classes))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from svdctl.control.actions import clip_layer_, divide_exact_layer_, expected_cost, on_cpu
 from svdctl.control.sharing import costliest_first
 from svdctl.errors import ShapeError
-from svdctl.layers.operator import is_controllable, operator_of
+from svdctl.layers.operator import is_controllable, operator_of, weight_of
 from svdctl.spectral import bound, values
 from svdctl.spectral.bound import Bracket
 from svdctl.spectral.operator import Convolution
@@ -100,6 +100,12 @@ def spectral_norm_bound(
 def clip_(model: nn.Module, *, max: float, layers: str | Sequence[str] = "*", linear: bool = False) -> dict[str, float]:
     """Bring all singular values of a network's convolutions down to `max`, in place, the bound proved afterwards.
 
+    The bound is on the convolution by the kernel, with its stride, dilation and groups, zero or circular padding, and
+    inputs of any size; no input size is asked for. Kernels keep their support: values above `max` go down to it, the
+    others stay close to where they were (the nearest such kernel, approached by alternating projections). Layers that
+    are within the bound are not touched, nor are biases, BatchNorm and activations. TT layers keep their rank and their
+    frames stay orthonormal. Works on the weights' own device; on the CPU several layers at a time.
+
     Args:
         model: any module, or a single layer.
         max: the largest singular value allowed.
@@ -111,8 +117,20 @@ def clip_(model: nn.Module, *, max: float, layers: str | Sequence[str] = "*", li
 
     Raises:
         ShapeError: no layer matches, or a kernel is not finite.
+
+    Source:
+        Sedghi, Gupta and Long, "The Singular Values of Convolutional Layers" (ICLR 2019), without the loss of the bound
+        when a clipped kernel is cut to its support.
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU(), torch.nn.Conv2d(16, 16, 3, stride=2))
+    >>> moved = svdctl.clip_(net, max=0.5)
+    >>> list(moved)
+    ['0', '2']
+    >>> all(svdctl.spectral_norm_bound(net[index]).upper <= 0.5 for index in (0, 2))
+    True
     """
-    return _on_each(lambda layer: clip_layer_(layer, max), _chosen(model, layers, linear))
+    return _on_each(lambda layer: clip_layer_(layer, max), max, _chosen(model, layers, linear))
 
 
 @torch.no_grad()
@@ -121,17 +139,49 @@ def divide_(
 ) -> dict[str, float]:
     """Scale each convolution of a network by `min(1, max / norm)`, in place, the bound proved afterwards.
 
-    Args and Raises as for `clip_`.
+    Args:
+        model: any module, or a single layer.
+        max: the largest singular value allowed; the bound is the one of `clip_`.
+        layers: patterns of names, as `layer3.*`.
+        linear: divide linear layers too.
 
     Returns:
-        The factor of each layer.
+        The factor of each layer; 1 for those that were within the bound, which are not touched.
+
+    Raises:
+        ShapeError: no layer matches, or a kernel is not finite.
+
+    >>> import torch
+    >>> conv = torch.nn.Conv2d(1, 1, 1)
+    >>> _ = torch.nn.init.constant_(conv.weight, 4.0)
+    >>> {name: round(factor, 2) for name, factor in svdctl.divide_(conv, max=1.0).items()}
+    {'': 0.25}
     """
-    return _on_each(lambda layer: divide_exact_layer_(layer, max), _chosen(model, layers, linear))
+    return _on_each(lambda layer: divide_exact_layer_(layer, max), max, _chosen(model, layers, linear))
 
 
-def _on_each(work: Callable[[nn.Module], float], layers: dict[str, nn.Module]) -> dict[str, float]:
-    costs = {name: expected_cost(layer) for name, layer in layers.items()}
-    return costliest_first(lambda name: work(layers[name]), costs, on_cpu(layers.values()))
+def _on_each(work: Callable[[nn.Module], float], max: float, layers: dict[str, nn.Module]) -> dict[str, float]:
+    """The work on each layer; layers that share a weight one after another, then all of them within the bound."""
+    groups: dict[Any, list[str]] = {}
+    for name, layer in layers.items():
+        weight = weight_of(layer)
+        # A parametrised weight is a new tensor each time.
+        groups.setdefault(weight.data_ptr() if isinstance(weight, nn.Parameter) else name, []).append(name)
+    tied = {names[0]: names for names in groups.values()}
+
+    def on_tied(first: str) -> dict[str, float]:
+        names = tied[first]
+        found = {name: work(layers[name]) for name in names}
+        if len(names) > 1:
+            # Clipping a kernel as one layer uses it can raise its norm as another does; scaling lowers all of them.
+            for name in names:
+                divide_exact_layer_(layers[name], max)
+        return found
+
+    costs = {first: sum(expected_cost(layers[name]) for name in names) for first, names in tied.items()}
+    done = costliest_first(on_tied, costs, on_cpu(layers.values()))
+    found = {name: result for part in done.values() for name, result in part.items()}
+    return {name: found[name] for name in layers}
 
 
 def _chosen(model: nn.Module, layers: str | Sequence[str], linear: bool) -> dict[str, nn.Module]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -20,6 +20,9 @@ from svdctl.layers.shapes import input_sizes
 from svdctl.layers.sott import SOTT
 from svdctl.layers.tt import TTConv2d
 from svdctl.spectral.bound import Bracket
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TOLERANCE = 0.02
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -78,11 +81,22 @@ class NetworkSpectrum:
 
         return pd.DataFrame([layer_record(layer) for layer in self.layers]).set_index("name")
 
-    def plot(self, path: str | Path) -> None:
-        """Draw singular values against their index, layer by layer, into a picture."""
+    def plot(self, path: str | Path | None = None, *, max: float | None = None) -> "Figure":
+        """Draw singular values against their index, layer by layer, with the proved bounds.
+
+        Args:
+            path: also written here; the ending tells the format.
+            max: a line at this value in every panel.
+
+        Returns:
+            The figure, which a notebook shows.
+        """
         from svdctl.analysis.picture import plot_networks
 
-        plot_networks([self], Path(path))
+        figure = plot_networks([self], max=max)
+        if path is not None:
+            figure.savefig(path)
+        return figure
 
 
 @torch.no_grad()
@@ -113,6 +127,14 @@ def spectrum(
 
     Raises:
         ShapeError: no layer matches, or the network does not take the input.
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3))
+    >>> found = svdctl.spectrum(net, (3, 16, 16))
+    >>> [(layer.name, len(layer.values)) for layer in found]
+    [('0', 768), ('2', 2048)]
+    >>> found["0"].largest <= found["0"].bound.upper
+    True
     """
     patterns = (layers,) if isinstance(layers, str) else tuple(layers)
     inner = {f"{key}.core" if key else "core" for key, module in model.named_modules() if isinstance(module, SOTT)}

@@ -1,11 +1,7 @@
 """Spectra as a picture: singular values against index, layer by layer, several networks over each other."""
 
+import io
 from collections.abc import Sequence
-from pathlib import Path
-
-import matplotlib as mpl
-
-mpl.use("Agg")
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -16,13 +12,23 @@ from svdctl.analysis.network import NetworkSpectrum
 _POINTS = 300
 
 
-def plot_networks(networks: Sequence[NetworkSpectrum], path: Path, *, max: float | None = None) -> None:
+class Picture(Figure):
+    """A figure that notebooks show, whatever their backend."""
+
+    def _repr_png_(self) -> bytes:
+        out = io.BytesIO()
+        self.savefig(out, format="png")
+        return out.getvalue()
+
+
+def plot_networks(networks: Sequence[NetworkSpectrum], *, max: float | None = None) -> Picture:
     """One panel a layer: values of every network that has it, its bound as a dashed line, `max` as a red one."""
     names = list(dict.fromkeys(layer.name for network in networks for layer in network if layer.values is not None))
     columns = int(np.clip(np.ceil(np.sqrt(len(names) * 1.3)), 1, 10))
-    rows = -(-len(names) // columns)
+    rows = -(-len(names) // columns) or 1
     small = len(names) > 40
-    figure = Figure(figsize=((1.5 if small else 2.5) * columns, (1.25 if small else 1.9) * rows + 0.8))
+    size = (1.5 if small else 2.5) * columns, (1.25 if small else 1.9) * rows + 0.8
+    figure = Picture(figsize=size, dpi=150)
     figure.set_layout_engine("constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for panel, name in zip(panels, names, strict=False):
@@ -42,7 +48,7 @@ def plot_networks(networks: Sequence[NetworkSpectrum], path: Path, *, max: float
     }
     figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=7)
     figure.suptitle("singular values (circular padding) against index, in per cent of their number", fontsize=8)
-    figure.savefig(path, dpi=150)
+    return figure
 
 
 def _draw(panel: object, layer: LayerSpectrum, color: str, title: str) -> None:

@@ -53,9 +53,11 @@ def explain(error: BaseException) -> tuple[tuple[str, ...], int]:
 
 
 def parser_sentence(error: BaseException) -> str:
-    """The parser's message, with the nearest option when it knows one."""
-    message = getattr(error, "format_message", error.__str__)()
-    return message.replace("(Possible options:", "(did you mean").replace("\n", " ").rstrip(".")
+    """The parser's message, with the nearest options, the nearest first."""
+    near = getattr(error, "possibilities", None)
+    if near:
+        return f"{error.args[0] if error.args else error} (did you mean {', '.join(near)}?)"
+    return str(getattr(error, "format_message", error.__str__)()).replace("\n", " ").rstrip(".")
 
 
 def os_sentence(error: OSError) -> str:

@@ -219,11 +219,13 @@ def config_of(flags: dict[str, Any], form: str | None) -> "EvaluateConfig":
 def _evaluate(config: "EvaluateConfig", form: str, *, debug: bool) -> None:
     # torch takes seconds to import: only now, when the flags are known to be right.
     from svdctl.cli.evaluation_text import choose_reporter, result_json, result_table
+    from svdctl.interrupt import terminated_as_interrupt
     from svdctl.recipes import eval_robust as recipe
 
     reporter = choose_reporter(debug=debug)
     try:
-        result = recipe.run(config, reporter=reporter)
+        with terminated_as_interrupt():
+            result = recipe.run(config, reporter=reporter)
     except KeyboardInterrupt as error:
         raise Interrupted("interrupted; finished metrics and batches are kept, the same command goes on") from error
     finally:

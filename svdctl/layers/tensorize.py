@@ -25,6 +25,12 @@ def tensorize_(
 
     Raises:
         ShapeError: for a grouped convolution that no pattern skips, before anything is replaced.
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 3), torch.nn.Conv2d(64, 64, 3))
+    >>> errors = svdctl.tensorize_(net, rank=16, skip=["0"])
+    >>> net[1].rank, 0 < errors["1"] < 1
+    ((16, 16), True)
     """
     found = {
         name: module

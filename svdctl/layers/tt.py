@@ -29,6 +29,10 @@ class TTConv2d(nn.Module):
         stride, padding, dilation: as in `torch.nn.Conv2d`.
         bias: add a bias of shape `(O,)`.
         frames: how frames are kept; `parametrize` is built in here, the other ways are applied by the training loop.
+
+    >>> layer = svdctl.TTConv2d(64, 128, 3, rank=16, padding=1)
+    >>> len(svdctl.singular_values(layer, 8))  # 8 * 8 frequencies, 16 values each
+    1024
     """
 
     frame_in: Tensor | None

@@ -134,7 +134,7 @@ def _draw(found: list[NetworkSpectrum], config: InspectConfig) -> None:
         raise UsageError("--plot: no convolution has singular values without a size of its input; add --input-size")
     if not config.plot.parent.is_dir():
         raise UsageError(f"--plot {config.plot}: there is no folder {config.plot.parent}; make it first")
-    plot_networks(found, config.plot, max=config.max)
+    plot_networks(found, max=config.max).savefig(config.plot)
 
 
 def exceeding(found: list[NetworkSpectrum], max: float) -> list[str]:

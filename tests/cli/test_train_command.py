@@ -198,6 +198,7 @@ def test_tracebacks_on_request(
     ("arguments", "words"),
     [
         (["train", "--epoch", "3"], "did you mean --epochs"),
+        (["train", "--epohcs", "3"], "did you mean --epochs"),
         (["train", "--epochs", "x"], "--epochs"),
         (["train", "extra"], "extra"),
         (["trian"], "trian"),

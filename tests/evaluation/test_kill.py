@@ -65,7 +65,7 @@ def kill_within_attack(weights: Path, data: Path, number: signal.Signals, batche
     return process
 
 
-def test_resume_after_sigkill_and_ctrl_c_ends_with_equal_figures(shared: Path, tmp_path: Path) -> None:
+def test_resume_after_sigkill_ctrl_c_and_sigterm_ends_with_equal_figures(shared: Path, tmp_path: Path) -> None:
     data = shared / "data.npz"
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
@@ -74,9 +74,12 @@ def test_resume_after_sigkill_and_ctrl_c_ends_with_equal_figures(shared: Path, t
     cut = tmp_path / "cut/linear.pth"
     assert kill_within_attack(cut, data, signal.SIGKILL, 1).returncode == -signal.SIGKILL
     assert json.loads((tmp_path / "cut/eval-linear/results.json").read_text())["records"] == []
-    interrupted = kill_within_attack(cut, data, signal.SIGINT, BATCHES + 1)
-    assert interrupted.returncode == 130
-    assert "Traceback" not in interrupted.stderr.read()  # type: ignore[union-attr]
+    for number, batches in ((signal.SIGINT, BATCHES + 1), (signal.SIGTERM, BATCHES + 2)):
+        stopped = kill_within_attack(cut, data, number, batches)
+        assert stopped.returncode == 130
+        said = stopped.stderr.read()  # type: ignore[union-attr]
+        assert "finished metrics and batches are kept" in said
+        assert "Traceback" not in said
     resumed, notices = finish(cut, data)
     assert any("going on after batch" in notice for notice in notices)
     assert resumed == whole

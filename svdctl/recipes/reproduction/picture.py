@@ -2,10 +2,6 @@
 
 from pathlib import Path
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-
 from matplotlib.figure import Figure
 
 from svdctl.recipes.reproduction.columns import LOOKS

@@ -1,21 +1,18 @@
 """`svdctl reproduce`: a plan, an engine that works it off, tables and figures."""
 
 import shutil
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Protocol
 
 from svdctl.config.data import Cifar10, Cifar100
 from svdctl.config.table import Request
 from svdctl.data.sources import load as load_data
 from svdctl.errors import Interrupted, UsageError
+from svdctl.interrupt import terminated_as_interrupt
 from svdctl.recipes.reproduction.engines import Engine, InProcess, Processes
 from svdctl.recipes.reproduction.execute import Job, Outcome
 from svdctl.recipes.reproduction.outputs import write_figure, write_table
@@ -213,20 +210,3 @@ def _write(
     results = [assemble(table, figures, paper) for table in plan.tables]
     files = [file for result in results for file in write_table(plan.request.out_dir, result, picture=pictures)]
     return results, files
-
-
-@contextmanager
-def terminated_as_interrupt() -> Iterator[None]:
-    """SIGTERM as Ctrl-C, so that workers are ended and states saved; trainings in this process have their own way."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
