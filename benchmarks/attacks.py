@@ -7,8 +7,6 @@ call leaves parameters wanting gradients, which the engine does not; so both are
 """
 
 import argparse
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 
 from svdctl.config.attack import AttackSettings
 from svdctl.layers.normalize import Normalize
+from svdctl.machine import machine
 from svdctl.models.wrn import WideResNet, default_conv
 from svdctl.robustness.attack import attack_batches, begin
 
@@ -72,10 +71,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=16)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, {options.threads} threads, "
-        f"torch {torch.__version__}, n = {options.repeats}, WRN-10-1 on {options.count} images of 8 x 8\n"
-    )
+    print(f"{machine()}, n = {options.repeats}, WRN-10-1 on {options.count} images of 8 x 8\n")
     print("| case | direct, median CPU s | engine over direct, median | min to max | passes, engine over direct |")
     print("|---|---|---|---|---|")
     model = network()

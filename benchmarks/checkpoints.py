@@ -8,7 +8,6 @@ Every round times all variants once, in turn.
 """
 
 import argparse
-import platform
 import statistics
 import tempfile
 import time
@@ -22,6 +21,7 @@ from svdctl.build import build_model
 from svdctl.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from svdctl.config.model import Standard, Wrn
 from svdctl.config.train import TrainConfig
+from svdctl.machine import machine
 
 
 def checkpoint_of(depth: int, width: int) -> Checkpoint:
@@ -64,9 +64,7 @@ def main() -> None:
         for _ in range(given.repeats):
             for name, work in variants.items():
                 times[name].append(seconds(work))
-        print(
-            f"{own.stat().st_size / 1e6:.0f} MB, {platform.machine()}, torch {torch.__version__}, n = {given.repeats}"
-        )
+        print(f"{own.stat().st_size / 1e6:.0f} MB, {machine()}, n = {given.repeats}")
         whole = statistics.median(times["save, svdctl"])
         for name, found in times.items():
             median = statistics.median(found)

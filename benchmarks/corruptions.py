@@ -8,8 +8,6 @@ pixels in Python, as glass blur does, the ratio says more about Python than abou
 """
 
 import argparse
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -21,6 +19,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 
+from svdctl.machine import machine
 from svdctl.robustness import CORRUPTIONS, corrupt
 from svdctl.robustness.corruptions.frost import plates
 
@@ -76,8 +75,7 @@ def main() -> None:
             alone = seconds(lambda name=name: plain(name)) / (len(rows) * len(SEVERITIES))
             rounds[-1][name] = (each * 1e6, alone * 1e6)
 
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, {options.threads} threads, torch "
-          f"{torch.__version__}, batches of {len(images)}, 32 x 32, n = {options.repeats}, medians\n")  # fmt: skip
+    print(f"{machine()}, batches of {len(images)}, 32 x 32, n = {options.repeats}, medians\n")  # fmt: skip
     print("| corruption | batched, us an image | one by one, us an image | ratio |\n|---|---|---|---|")
     for name in CORRUPTIONS:
         each, alone = (statistics.median(table[name][side] for table in rounds) for side in (0, 1))

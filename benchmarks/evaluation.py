@@ -8,8 +8,6 @@ timed in turn within every round, by the processor's time.
 """
 
 import argparse
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -25,6 +23,7 @@ from svdctl.config.evaluate_flags import resolve_evaluation
 from svdctl.data.images import ImageData
 from svdctl.data.sources import TrainTest
 from svdctl.layers.normalize import Normalize
+from svdctl.machine import machine
 from svdctl.models.wrn import WideResNet, default_conv
 from svdctl.recipes.evaluation import attacked, corrupted
 from svdctl.recipes.evaluation.attack_files import Assignment
@@ -124,8 +123,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000, help="of CIFAR-C")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {arguments.threads} threads, "
-          f"torch {torch.__version__}, medians of {arguments.repeats} rounds")  # fmt: skip
+    print(f"{machine()}, medians of {arguments.repeats} rounds")  # fmt: skip
     for width in (1, 4):
         shares = [forward_share(width, arguments.images) for _ in range(arguments.repeats)]
         print(f"CIFAR-C, WRN-10-{width}: {statistics.median(shares):.1%} of the time in forward passes")

@@ -10,7 +10,6 @@ round times all variants once, in turn.
 
 import argparse
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from svdctl.config.train import TrainConfig
 from svdctl.layers.normalize import Normalize
 from svdctl.layers.sott import SOTT
 from svdctl.layers.tt import orthonormality_penalty
+from svdctl.machine import machine
 from svdctl.models.lipconvnet import LipConvNet
 
 BATCH = 128
@@ -243,8 +243,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=("steps", "memory"), default=("steps", "memory"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, {options.threads} threads, "
-          f"torch {torch.__version__}, n = {options.repeats}, medians\n")  # fmt: skip
+    print(f"{machine()}, n = {options.repeats}, medians\n")  # fmt: skip
     if "steps" in options.only:
         steps(options.repeats)
     if "memory" in options.only:

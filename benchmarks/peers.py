@@ -9,8 +9,6 @@ tight when bound / truth is near 1; below 1 it is no bound. Every round times al
 
 import argparse
 import math
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +18,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from svdctl.layers.operator import operator_of
+from svdctl.machine import machine
 from svdctl.spectral import is_bounded, norm_bound
 
 try:
@@ -88,8 +87,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, {options.threads} threads, "
-          f"torch {torch.__version__}, n = {options.repeats}, medians\n")  # fmt: skip
+    print(f"{machine()}, n = {options.repeats}, medians\n")  # fmt: skip
     layers = {
         "random, 64 channels": random_layer(64),
         "random, 160 channels": random_layer(160),

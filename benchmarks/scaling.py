@@ -9,7 +9,6 @@ processes, or busy with something else, the clock tells of them and not of the s
 
 import argparse
 import os
-import platform
 import socket
 import statistics
 import subprocess
@@ -25,6 +24,7 @@ from svdctl.config.control import Clip, Divide
 from svdctl.config.flags import resolve
 from svdctl.control import Controller, actions
 from svdctl.control.sharing import Sharing
+from svdctl.machine import processor
 from svdctl.processes.group import Group
 
 
@@ -164,7 +164,7 @@ def main() -> None:
     if "RANK" in os.environ:
         member(options)
         return
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, {options.threads} threads a process, "
+    print(f"{processor()}, {os.cpu_count()} CPUs, {options.threads} threads a process, "
           f"torch {torch.__version__}, WRN-16-10 {options.layer}, n = {options.repeats}, medians\n")  # fmt: skip
     if options.growth:
         growth(options)

@@ -9,7 +9,6 @@ every frequency. Every round times both sides once, in turn.
 import argparse
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from svdctl.build import build_model
 from svdctl.config.flags import resolve
 from svdctl.layers.operator import is_controllable, operator_of, write_operator_
 from svdctl.layers.shapes import input_sizes
+from svdctl.machine import machine
 from svdctl.spectral import Convolution, clip_kernel, is_bounded, norm_bound, singular_values
 from svdctl.spectral.project import project_kernel
 
@@ -157,8 +157,7 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, {options.threads} threads, "
-          f"torch {torch.__version__}, n = {options.repeats}, medians\n")  # fmt: skip
+    print(f"{machine()}, n = {options.repeats}, medians\n")  # fmt: skip
     print("| work | straightforward s | svdctl s | ratio, round by round | wanted |\n|---|---|---|---|---|")
     for name, (plain, ours, wanted) in pairs().items():
         if not any(part in name for part in options.only):

@@ -6,8 +6,6 @@ Every round times all variants once, in turn, so that a machine that slows down 
 """
 
 import argparse
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +18,7 @@ from svdctl.config.flags import resolve
 from svdctl.control import Controller
 from svdctl.data.images import ImageData
 from svdctl.layers.tt import TTConv2d, orthonormality_penalty
+from svdctl.machine import machine
 from svdctl.recipes.training.setup import launch
 from svdctl.training import Trainer
 
@@ -114,8 +113,7 @@ def main() -> None:
         },
         n,
     )
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, {options.threads} threads, "
-          f"torch {torch.__version__}, n = {n}, medians\n")  # fmt: skip
+    print(f"{machine()}, n = {n}, medians\n")  # fmt: skip
     print("| step of WRN-16-10 | median s | min to max |\n|---|---|---|")
     for name, values in times.items():
         print(f"| {name} | {statistics.median(values):.3f} | {min(values):.3f} to {max(values):.3f} |")

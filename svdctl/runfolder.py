@@ -14,6 +14,7 @@ from typing import Any
 
 from svdctl.errors import TrainingError, UsageError
 from svdctl.lock import held, link_in
+from svdctl.machine import processor
 
 PACKAGES = ("svdctl", "torch", "torchvision", "lightning-fabric", "numpy", "pydantic")
 
@@ -88,6 +89,7 @@ def environment(device: str, seed: int) -> dict[str, Any]:
     return {
         "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "platform": platform.platform(),
+        "processor": processor(),
         "processors": os.cpu_count(),
         "device": device,
         "seed": seed,

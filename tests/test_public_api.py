@@ -6,6 +6,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 import torch
 from torch import nn
@@ -66,8 +67,7 @@ def test_each_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
         assert doctest.DocTestRunner().run(test).failed == 0
 
 
-def test_a_spectrum_is_at_home_in_a_notebook(tmp_path: Path) -> None:
-    pandas = pytest.importorskip("pandas")
+def test_a_spectrum_reads_as_a_table_and_turns_into_a_data_frame() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 1))
     found = svdctl.spectrum(net, (3, 8, 8))
     assert repr(found).count("\n") > 6

@@ -5,8 +5,6 @@ that about half of their values exceed the bound of the control pass.
 """
 
 import math
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +27,7 @@ from svdctl.control import Controller
 from svdctl.layers.operator import operator_of, write_operator_
 from svdctl.layers.shapes import input_sizes
 from svdctl.layers.tt import TTConv2d
+from svdctl.machine import machine
 from svdctl.recipes.reproduction.estimate import random_images
 from svdctl.recipes.reproduction.journal import Journal
 from svdctl.recipes.reproduction.static import control_cost, layer_cost
@@ -120,12 +119,6 @@ def _measurements(
     ranks = ", ".join(map(str, scale.network.ranks))
     for work in NETWORK_WORKS:
         yield f"whole network: {scale.network.preset}, full and ranks {ranks}, {work}", partial(networks.points, work)
-
-
-def machine(device: torch.device) -> str:
-    """The machine in words."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def _places(scale: SpeedScale) -> Iterator[tuple[AxisName, int, int, int, int]]:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import statistics
 from dataclasses import asdict
 from pathlib import Path
@@ -149,12 +150,21 @@ def _curves(panel: Axes, points: list[Point], title: str, label: str) -> None:
     panel.set_title(title, fontsize=8)
     panel.set_xlabel(label, fontsize=8)
     panel.set_ylabel("seconds", fontsize=8)
-    panel.xaxis.set_major_locator(FixedLocator(x))
+    panel.xaxis.set_major_locator(FixedLocator(_apart(x)))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.xaxis.set_major_formatter(ScalarFormatter())
     panel.yaxis.set_minor_formatter(NullFormatter())
     panel.tick_params(labelsize=7)
     panel.grid(alpha=0.25)
+
+
+def _apart(places: list[int]) -> list[int]:
+    """Those whose labels do not touch on a logarithmic axis, the last one included."""
+    kept: list[int] = []
+    for place in sorted(places, reverse=True):
+        if not kept or math.log(kept[-1] / place) > 0.09 * math.log(max(places) / min(places)):
+            kept.append(place)
+    return kept[::-1]
 
 
 def _ratios(panel: Axes, points: list[Point]) -> None:

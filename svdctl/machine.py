@@ -1,0 +1,27 @@
+"""The machine in words, to stand beside figures that were measured on it."""
+
+import os
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def processor() -> str:
+    """The model of the CPU, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(filter(None, [*models, platform.processor(), platform.machine()]), "unknown processor")
+
+
+def machine(device: "torch.device | None" = None) -> str:
+    """Device or CPU, number of CPUs and of torch's threads, version of torch."""
+    import torch
+
+    name = torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else processor()
+    return f"{name}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads, torch {torch.__version__}"
