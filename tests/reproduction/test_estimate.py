@@ -70,7 +70,7 @@ def test_passes_of_an_evaluation(evaluate: Evaluate, metrics: tuple[str, ...], s
 
 def test_layers_beyond_the_budget_follow_the_model(planned: Callable[..., Plan]) -> None:
     config = planned().runs()[1].config
-    with patch.object(module, "CONTROL_BUDGET", 1e-9), patch.object(module, "_timed", return_value=1.0) as timed:
+    with patch.object(module, "CONTROL_BUDGET", 1e-9), patch.object(module, "timed", return_value=1.0) as timed:
         module._measure_control(config)
     # BatchNorm, and the cheapest layer alone.
     assert timed.call_count == 2

@@ -2,7 +2,6 @@
 
 import math
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +20,7 @@ from svdctl.errors import DataError
 from svdctl.layers.shapes import input_sizes
 from svdctl.recipes.reproduction.plan import Run
 from svdctl.recipes.reproduction.static import classes_of, image_side, layer_cost
+from svdctl.recipes.reproduction.timing import timed
 from svdctl.training import Trainer
 
 IMAGES = {"cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000), "digits": (1438, 359)}
@@ -142,7 +142,7 @@ def _measure_control(config: TrainConfig) -> float:
     if config.batchnorm is not None:
         limit = Controller(model, NoControl(), config.batchnorm, sizes=sizes)
         every = config.batchnorm.every
-        seconds += _timed(partial(limit.after_step, every, optimizer), device) / every
+        seconds += timed(partial(limit.after_step, every, optimizer), device) / every
     if isinstance(config.control, NoControl):
         return seconds
     controlled = Controller(model, config.control, None, sizes=sizes).controlled()
@@ -151,26 +151,18 @@ def _measure_control(config: TrainConfig) -> float:
     for name in sorted(cost, key=cost.__getitem__):
         if total < CONTROL_BUDGET:
             controller = Controller(model, config.control, None, sizes=sizes, only=name)
-            taken = _timed(partial(controller.after_step, config.control.every, optimizer), device)
+            taken = timed(partial(controller.after_step, config.control.every, optimizer), device)
             total, pace = total + taken, taken / cost[name]
         else:
             total += pace * cost[name]
     return seconds + total / config.control.every
 
 
-def _timed(work: Callable[[], None], device: torch.device) -> float:
-    began = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
-
-
 def _median(work: Callable[[], None], device: torch.device, repeats: int) -> float:
     """Median seconds; the first call warms up and does not count, unless it is so long that one will do."""
     times: list[float] = []
     while len(times) <= repeats and max(times, default=0) < 10:
-        times.append(_timed(work, device))
+        times.append(timed(work, device))
     return statistics.median(times[1:] or times)
 
 

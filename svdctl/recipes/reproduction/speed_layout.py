@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from svdctl.recipes.reproduction.layout import tex
-from svdctl.recipes.reproduction.speed import Point, SpeedResults
+from svdctl.recipes.reproduction.speed_points import Point, SpeedResults
 
 AXES = {"width": "channels", "rank": "TT rank", "input": "side of the input"}
 HEADER = ("what", "work", "full, s", "TT, s", "TT faster", "by the model")
