@@ -73,7 +73,9 @@ def carry_momentum(
         mean = optimizer.state.get(core, {}).get(key)
         if mean is not None:
             along = mean.movedim(core_axis, 0)
-            solved, info = torch.linalg.solve_ex(factor.mT, along.flatten(1))
+            # The factor is small and the core is wide: its inverse is faster than solving for each column.
+            inverse, info = torch.linalg.inv_ex(factor)
             # Where a frame has lost its rank, no direction of the core can be told: the mean begins anew.
-            solved = torch.where(info == 0, solved, torch.zeros_like(solved))
-            mean.copy_(solved.reshape(along.shape).movedim(0, core_axis))
+            inverse = torch.where(info == 0, inverse, torch.zeros_like(inverse))
+            moved = inverse.mT @ along.flatten(1)
+            mean.copy_(moved.reshape(along.shape).movedim(0, core_axis))
