@@ -109,6 +109,9 @@ def request_of(flags: Mapping[str, Any]) -> "Request":
         faults = []
         for fault in error.errors():
             flag = f"--{str(fault['loc'][0]).replace('_', '-')}"
+            if fault["type"] == "value_error":
+                faults.append(f"{flag}: {fault['ctx']['error']}")
+                continue
             message = fault["msg"][0].lower() + fault["msg"][1:]
             faults.append(f"{flag} {fault['input']!s:.80} does not do: {message}")
         raise UsageError(dict.fromkeys(faults)) from error

@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -168,8 +169,32 @@ class LiveBoard(PlainBoard):
         table.add_column("", ratio=1, no_wrap=True, overflow="ellipsis")
         table.add_column("left", justify="right", no_wrap=True)
         styles = {"done": "green", "failed": "red", "waiting": "dim"}
-        for row in self.states():
+        rows = list(self.states())
+        # Header, caption and the line of what is folded stay on the screen too.
+        shown = most_urgent(rows, self._console.size.height - 5)
+        for row in shown:
             left = "" if row.left is None else duration(row.left)
             style = styles.get(row.state, "bold")
             table.add_row(Text(row.name), Text(row.state, style=style), Text(row.detail), left)
+        folded = Counter(row.state for row in rows) - Counter(row.state for row in shown)
+        if folded:
+            table.add_row(Text("and " + ", ".join(f"{count} more {state}" for state, count in folded.items()), "dim"))
         return table
+
+
+def most_urgent(rows: Sequence[RowState], room: int) -> list[RowState]:
+    """As many rows as there is room for, in their order: those at work, failures, what is next, what ended last."""
+    waiting = [place for place, row in enumerate(rows) if row.state == "waiting"]
+
+    def urgency(place: int) -> tuple[int, int]:
+        match rows[place].state:
+            case "failed":
+                return 1, place
+            case "waiting":
+                return (2 if place in waiting[:2] else 4), place
+            case "done":
+                return 3, -place
+        return 0, place
+
+    kept = sorted(range(len(rows)), key=urgency)[: max(room, 1)]
+    return [rows[place] for place in sorted(kept)]

@@ -1,5 +1,6 @@
 """The plain text of `svdctl reproduce`: finished tables, and what a dry run found."""
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -26,20 +27,25 @@ def aligned(lines: Sequence[str]) -> list[str]:
     """Markdown whose table columns are padded to one width."""
     rows = [line.strip("|").split("|") for line in lines if line.startswith("|")]
     rows = [[cell.strip() for cell in row] for row in rows]
-    widths = [max(len(cell) for cell in column) for column in zip(*(r for r in rows if "---" not in r[0]), strict=True)]
+    widths = [max(len(cell) for cell in column) for column in zip(*(r for r in rows if not _is_rule(r)), strict=True)]
     found = []
     for line in lines:
         if not line.startswith("|"):
             found.append(line)
             continue
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if "---" in cells[0]:
+        if _is_rule(cells):
             found.append("  ".join("-" * width for width in widths))
         else:
             padded = [cells[0].ljust(widths[0])]
             padded += [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
             found.append("  ".join(padded).rstrip())
     return found
+
+
+def _is_rule(cells: Sequence[str]) -> bool:
+    """Whether these are the dashes below a Markdown table's header."""
+    return all(re.fullmatch(r":?-+:?", cell) for cell in cells)
 
 
 def rehearsal_lines(rehearsal: "Rehearsal") -> list[str]:

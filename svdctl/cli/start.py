@@ -72,11 +72,11 @@ def go_on(command: Command, path: Path, flags: dict[str, Any]) -> None:
     """A run that is resumed."""
     from svdctl.config.flags import resolve_resume
 
-    hardware, wandb = resolve_resume(flags, command)
+    changes = resolve_resume(flags, command)
     from svdctl.recipes import train as recipe
 
     with _reporter(command) as reporter:
-        _end(recipe.resume(path, command=command, hardware=hardware, wandb=wandb, reporter=reporter))
+        _end(recipe.resume(path, command=command, changes=changes, reporter=reporter))
 
 
 @contextmanager

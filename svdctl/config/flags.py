@@ -5,6 +5,7 @@ A flag changes one field of a base: a preset, the paper's defaults, or the quick
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -71,8 +72,8 @@ def resolve(flags: Mapping[str, Any], command: Command = TRAIN) -> Resolved:
     return Resolved(config, base, tuple(merge.notices))
 
 
-def resolve_resume(flags: Mapping[str, Any], command: Command = TRAIN) -> tuple[dict[str, Any], str | None]:
-    """The fields of `hardware` and the `log.wandb` that a resumed run takes from its flags; others are refused.
+def resolve_resume(flags: Mapping[str, Any], command: Command = TRAIN) -> dict[str, dict[str, Any]]:
+    """What a resumed run takes from its flags, by section: devices, W&B, the place of the data; others are refused.
 
     Raises:
         UsageError: with every fault.
@@ -84,7 +85,7 @@ def resolve_resume(flags: Mapping[str, Any], command: Command = TRAIN) -> tuple[
         else f"{spelled(name)} cannot change a run that is resumed; leave it out, or start a new run with "
         "--preset RUN/config.toml"
         for name in given
-        if name not in (*HARDWARE, "wandb")
+        if name not in (*HARDWARE, "wandb", "dataset_root")
     ]
     hardware = {name: given[name] for name in HARDWARE if name in given}
     try:
@@ -95,10 +96,12 @@ def resolve_resume(flags: Mapping[str, Any], command: Command = TRAIN) -> tuple[
         faults += sentences(error, command)
     if faults:
         raise UsageError(faults)
-    return (
-        {name: getattr(config.hardware, name) for name in hardware},
-        config.log.wandb if "wandb" in given else None,
-    )
+    changes: dict[str, dict[str, Any]] = {
+        "hardware": {name: getattr(config.hardware, name) for name in hardware},
+        "log": {"wandb": config.log.wandb} if "wandb" in given else {},
+        "data": {"root": Path(given["dataset_root"])} if "dataset_root" in given else {},
+    }
+    return {section: fields for section, fields in changes.items() if fields}
 
 
 def given_flags(flags: Mapping[str, Any]) -> dict[str, Any]:

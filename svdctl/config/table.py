@@ -2,11 +2,15 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field, PositiveFloat, PositiveInt, TypeAdapter, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, TypeAdapter, model_validator
 
+from svdctl.config.attack import AttackName
 from svdctl.config.base import Config
+from svdctl.config.corruptions import corruption_name
+from svdctl.config.evaluate_flags import VERSIONS
+from svdctl.errors import UsageError
 
 Column = Literal[
     "parameters",
@@ -26,8 +30,57 @@ Column = Literal[
 STATIC: tuple[Column, ...] = ("parameters", "compression", "control-cost")
 """Columns that follow from the configuration alone."""
 
+OWN = {"seed": "--seeds, or by seeds of the table", "name": "the name of the row", "out_dir": "--out-dir"}
+"""Keys of a run that its table sets, and what sets them."""
+
+
+def _free(words: tuple[str, ...]) -> tuple[str, ...]:
+    for word in words:
+        key = word.partition("=")[0].strip()
+        if key in OWN:
+            raise ValueError(f"{word}: {key} is set by {OWN[key]}; leave it out here")
+    return words
+
+
+def _single_line(text: str) -> str:
+    if not text.isprintable() or not text.strip():
+        raise ValueError(f"{text!r:.80} is no line of text; leave out control characters")
+    return text
+
+
+def _attacks(names: tuple[str, ...]) -> tuple[str, ...]:
+    single = get_args(AttackName)
+    unknown = [name for name in names if name not in single and (name not in VERSIONS or len(names) > 1)]
+    if unknown:
+        raise ValueError(
+            f"there is no attack {', '.join(unknown)}; choose of {', '.join(single)}, or, alone, "
+            f"one of {', '.join(VERSIONS)}"
+        )
+    return names
+
+
+def _corruptions(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if name not in ("all", "benchmark"):
+            try:
+                corruption_name(name)
+            except UsageError as error:
+                raise ValueError(str(error)) from error
+    return names
+
+
+def _once(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    twice = [str(seed) for seed, count in Counter(seeds).items() if count > 1]
+    if twice:
+        raise ValueError(f"seeds has {', '.join(twice)} twice; name each once")
+    return seeds
+
+
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Assignments = tuple[str, ...]
+Seeds = Annotated[tuple[Seed, ...], AfterValidator(_once)]
+Line = Annotated[str, AfterValidator(_single_line)]
+"""Text that is printed in every format."""
+Assignments = Annotated[tuple[str, ...], AfterValidator(_free)]
 """`key.path=value`, exactly as `--set` of the training commands takes them."""
 
 
@@ -36,12 +89,12 @@ class Evaluate(Config):
 
     examples: PositiveInt | None = None
     """Test images under attack; absent: all of them."""
-    attacks: tuple[str, ...] = ()
+    attacks: Annotated[tuple[str, ...], AfterValidator(_attacks)] = ()
     """Attacks by name, or another version; absent: AutoAttack's standard list."""
     eps: PositiveFloat = 0.5
     """Radius of the attack in pixels of [0, 1]."""
     norm: Literal["L1", "L2", "Linf"] = "L2"
-    corruptions: tuple[str, ...] = ()
+    corruptions: Annotated[tuple[str, ...], AfterValidator(_corruptions)] = ()
     """Corruptions by name; absent: those of `corruptions.txt`."""
     severities: Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], Field(min_length=1)] = (1, 2, 3, 4, 5)
     corruption_examples: PositiveInt | None = None
@@ -55,7 +108,7 @@ class Row(Config):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)]
     """What `--rows` matches and files of the paper's numbers name."""
-    label: str | None = None
+    label: Line | None = None
     """What the table shows; absent: the name."""
     group: str | None = None
     """Rows of one group stand together under a rule."""
@@ -84,20 +137,20 @@ class ResultTable(Config):
     """A table of trained networks."""
 
     kind: Literal["table"] = "table"
-    title: Annotated[str, Field(min_length=1)]
+    title: Line
     columns: Annotated[tuple[Column, ...], Field(min_length=1)]
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (3407,)
+    seeds: Annotated[Seeds, Field(min_length=1)] = (3407,)
     set: Assignments = ()
     """Changes to every row, before the row's own."""
     evaluate: Evaluate = Evaluate()
-    notes: tuple[str, ...] = ()
+    notes: tuple[Line, ...] = ()
     """Footnotes that the file itself asks for."""
     smoke: Smoke | None = None
     rows: Annotated[tuple[Row, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:
-        named = {"rows": [row.name for row in self.rows], "columns": self.columns, "seeds": map(str, self.seeds)}
+        named = {"rows": [row.name for row in self.rows], "columns": self.columns}
         for what, values in named.items():
             twice = sorted(value for value, count in Counter(values).items() if count > 1)
             if twice:
@@ -144,7 +197,7 @@ class SpeedFigure(Config):
     """Time of the spectrum and of one control pass, full against TT."""
 
     kind: Literal["speed"] = "speed"
-    title: Annotated[str, Field(min_length=1)]
+    title: Line
     max: PositiveFloat = 1.0
     """Bound of the control pass; random kernels are scaled to twice it first."""
     full: SpeedScale
@@ -155,7 +208,7 @@ class Collection(Config):
     """Several tables under one name."""
 
     kind: Literal["collection"] = "collection"
-    title: Annotated[str, Field(min_length=1)]
+    title: Line
     tables: Annotated[tuple[str, ...], Field(min_length=1)]
 
 
@@ -169,7 +222,7 @@ class Request(Config):
     tables: Annotated[tuple[str, ...], Field(min_length=1)]
     rows: tuple[str, ...] = ()
     """Patterns of row names; none: all rows."""
-    seeds: tuple[Seed, ...] = ()
+    seeds: Seeds = ()
     """Instead of the table's own."""
     scale: Literal["full", "smoke"] = "full"
     columns: Literal["all", "static"] = "all"

@@ -77,7 +77,7 @@ def _cifar(dataset: type, root: Path, name: str, archive: str) -> TrainTest:
     except (RuntimeError, OSError, EOFError) as error:
         raise DataError(
             f"{name} is not complete under {root} and could not be downloaded ({_first_line(error)}); "
-            f"put {archive} there, or name another folder with --dataset-root"
+            f"put {archive} of https://www.cs.toronto.edu/~kriz/ there, or name another folder with --dataset-root"
         ) from error
     images = [torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in parts]
     labels = [torch.tensor(part.targets, dtype=torch.int64) for part in parts]

@@ -8,7 +8,7 @@ from svdctl.checkpoint import read_checkpoint
 from svdctl.config.command import Command, command_of
 from svdctl.config.presets import to_toml
 from svdctl.config.train import CLASSES, TrainConfig
-from svdctl.errors import CheckpointError
+from svdctl.errors import CheckpointError, UsageError
 from svdctl.processes.lifeline import together
 from svdctl.recipes.training.plan import SELECTION, plan
 from svdctl.recipes.training.result import Reporter, TrainResult
@@ -45,18 +45,16 @@ def run(config: TrainConfig, *, base: str, reporter: Reporter) -> TrainResult:
 def resume(
     path: Path,
     *,
-    hardware: Mapping[str, Any],
     reporter: Reporter,
-    wandb: str | None = None,
+    changes: Mapping[str, Mapping[str, Any]] | None = None,
     command: Command | None = None,
 ) -> TrainResult:
     """Go on where a run folder's `last.pt` stands.
 
     Args:
         path: the run folder, or the checkpoint in it.
-        hardware: fields of that section to override.
         reporter: who is told.
-        wandb: overrides that field of the section `log`.
+        changes: fields to override, by section: what has no effect on the results, as devices, log and `data.root`.
         command: the command that asks, which refuses runs of the other one; None takes both.
 
     Raises:
@@ -72,10 +70,14 @@ def resume(
         raise CheckpointError(command.foreign(str(path)))
     if not checkpoint.training:
         raise CheckpointError(f"{path} holds no state of training; resume from {folder / 'last.pt'}")
-    if hardware or wandb:
+    if changes:
+        if "data" in changes and not hasattr(config.data, "root"):
+            raise UsageError(
+                f"--dataset-root is a place of CIFAR; the data of {path} are {config.data.kind}, leave it out"
+            )
         table = config.model_dump()
-        table["hardware"].update(hardware)
-        table["log"]["wandb"] = wandb or config.log.wandb
+        for section, fields in changes.items():
+            table[section].update(fields)
         config = TrainConfig.model_validate(table)
     fabric = launch(config)
     with together(fabric, lambda: _after_loss(config, folder)):

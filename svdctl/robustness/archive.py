@@ -58,7 +58,9 @@ def fetch(archive: Archive, path: Path, *, tell: Tell | None = None, attempts: i
     if have < archive.size:
         reason = (str(cause).splitlines() or [type(cause).__name__])[0] if cause else "the server ended early"
         kept = f"; {have:,} bytes are kept, and the same command goes on from there" if have else ""
-        raise DataError(f"{archive.url} could not be downloaded to {path.parent} ({reason[:150]}){kept}")
+        raise DataError(
+            f"{archive.url} could not be downloaded to {path.parent} ({reason[:150]}); put {archive.name} there{kept}"
+        )
     check(archive, part, tell=tell)
     part.replace(path)
 

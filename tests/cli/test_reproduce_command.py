@@ -67,9 +67,9 @@ def asked(reproduce: Mock, *arguments: str) -> Request:
             {"tables": ("table2",), "rows": ("clip*",), "engine": "ray", "address": "auto", "wandb": "offline"},
         ),
         (
-            "table2 --jobs 4 --cifar_c_root c --paper_numbers p.toml --reuse a b --set epochs=3 --set seed=1",
+            "table2 --jobs 4 --cifar_c_root c --paper_numbers p.toml --reuse a b --set epochs=3 --set model.width=1",
             {"tables": ("table2",), "jobs": 4, "cifar_c_root": Path("c"), "paper_numbers": Path("p.toml"),
-             "reuse": (Path("a"), Path("b")), "set": ("epochs=3", "seed=1")},
+             "reuse": (Path("a"), Path("b")), "set": ("epochs=3", "model.width=1")},
         ),
         ("table2 --columns static", {"tables": ("table2",), "columns": "static"}),
     ],

@@ -107,14 +107,12 @@ def test_a_command_lists_its_own_presets(command: Command, capsys: pytest.Captur
 
 
 def test_resume_takes_hardware_and_wandb_flags(recipe: Mock) -> None:
-    assert (
-        svdctl_exits("train", "--resume", "runs/x", "--devices", "2", "--precision", "bf16-mixed", "--wandb", "off")
-        == 0
-    )
+    assert svdctl_exits("train", "--resume", "runs/x", "--devices", "2", "--dataset-root", "d", "--wandb", "off") == 0
     (path,), named = recipe.resume.call_args
     assert path == Path("runs/x")
     assert isinstance(named.pop("reporter"), PlainReporter)
-    assert named == {"command": TRAIN, "hardware": {"devices": 2, "precision": "bf16-mixed"}, "wandb": "off"}
+    changes = {"hardware": {"devices": 2}, "log": {"wandb": "off"}, "data": {"root": Path("d")}}
+    assert named == {"command": TRAIN, "changes": changes}
     recipe.run.assert_not_called()
 
 

@@ -126,7 +126,7 @@ if __name__ == "__main__":
     module.build_model = lambda *given: build_model(*given).double()
     mode, *rest = sys.argv[1:]
     if mode == "resume":
-        recipe.resume(Path(rest[0]), hardware={"devices": int(rest[1])}, reporter=Silent())
+        recipe.resume(Path(rest[0]), changes={"hardware": {"devices": int(rest[1])}}, reporter=Silent())
     elif mode == "lose":
         lose(Path(rest[0]), Path(rest[1]), int(rest[2]), rest[3])
     else:

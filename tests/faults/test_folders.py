@@ -116,4 +116,4 @@ def test_a_command_that_read_what_another_has_replaced(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(recipe, "load_parts", meanwhile)
     with pytest.raises(TrainingError, match="went on in"):
-        recipe.resume(run, hardware={}, reporter=Silent())
+        recipe.resume(run, reporter=Silent())

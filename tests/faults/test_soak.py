@@ -63,7 +63,7 @@ def one_training(number: int, folder: Path) -> None:
     else:
         run = recipe.run(config, base="soak", reporter=Silent()).folder
         if number % 10 == 4:
-            recipe.resume(run, hardware={}, reporter=Silent())
+            recipe.resume(run, reporter=Silent())
         if number % 10 == 9:
             svdctl.spectrum(svdctl.load(run), (3, 12, 12))
     shutil.rmtree(folder / "runs")

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -15,7 +16,7 @@ from svdctl.recipes.reproduction import run as module
 from svdctl.recipes.reproduction.engines import ATTEMPTS, Processes
 from svdctl.recipes.reproduction.execute import Job, Outcome
 from svdctl.recipes.reproduction.on_ray import OnRay
-from svdctl.recipes.reproduction.plan import Plan
+from svdctl.recipes.reproduction.plan import Plan, make_plan
 from svdctl.recipes.reproduction.results import RunFigures
 from svdctl.recipes.reproduction.run import check_disk, drive, everywhere, make_engine
 from svdctl.recipes.reproduction.store import Store
@@ -180,11 +181,28 @@ def test_ray_that_is_not_there_is_a_sentence(planned: Callable[..., Plan]) -> No
 
 
 def test_paths_are_absolute_for_a_cluster() -> None:
-    request = everywhere(Request(tables=("table2",), out_dir=Path("runs"), reuse=(Path("a"),), cifar_c_root=Path("c")))
-    for path in (request.out_dir, *request.reuse, request.dataset_root, request.cifar_c_root):
+    request = everywhere(
+        Request(tables=("table2",), out_dir=Path("runs"), reuse=(Path("a"),), cifar_c_root=Path("c"), engine="ray")
+    )
+    for path in (request.out_dir, *request.reuse, request.cifar_c_root):
         assert path is not None
         assert path.is_absolute()
-    assert request.dataset_root == Path.cwd() / "data"
+
+
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        ({}, {"root": Path.cwd() / "data"}),
+        ({"set": ("data.root=/mnt/cifar",)}, {"root": Path("/mnt/cifar")}),
+        ({"set": ("data.root=/mnt/cifar",), "dataset_root": Path("d")}, {"root": Path.cwd() / "d"}),
+        ({"set": ("data.kind=npz", "data.path=my.npz")}, {"path": Path.cwd() / "my.npz"}),
+        ({"set": ("data.kind=folder", "data.path=my")}, {"path": Path.cwd() / "my"}),
+    ],
+)
+def test_data_are_where_they_were_given_on_every_machine(words: dict[str, Any], place: dict[str, Path]) -> None:
+    request = everywhere(Request(tables=("table2",), rows=("none-full",), engine="ray", **words))
+    data = make_plan(request).runs()[0].config.data
+    assert {name: getattr(data, name) for name in place} == place
 
 
 def test_no_cluster_at_the_address_is_a_sentence() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock, patch
 
 import pytest
@@ -68,6 +69,19 @@ def test_a_stopped_run_goes_on_where_it_was(job: Job, recipes: Mock) -> None:
     recipes.resume.assert_called_once()
     assert recipes.resume.call_args.args == (folder,)
     recipes.run.assert_not_called()
+
+
+def test_a_run_that_goes_on_takes_data_and_log_from_this_call(planned: Callable[..., Plan], recipes: Mock) -> None:
+    fields: dict[str, Any] = {"set": ("data.kind=cifar10",), "rows": ("none-full",)}
+    before = planned(**fields)
+    now = planned(**fields, dataset_root=Path("elsewhere"), wandb="offline")
+    store = Store(now.request.out_dir)
+    assert before.runs()[0].key == now.runs()[0].key
+    folder_with(Job(before.runs()[0], store), checkpoint=True)
+    assert execute(Job(now.runs()[0], store)).state == "done"
+    changes = recipes.resume.call_args.kwargs["changes"]
+    assert changes["data"] == {"root": Path("elsewhere")}
+    assert changes["log"] == {"wandb": "offline", "wandb_project": "svdctl", "wandb_group": "tiny"}
 
 
 def test_a_finished_run_is_measured_alone(job: Job, recipes: Mock) -> None:

@@ -53,7 +53,7 @@ def test_markdown_holds_means_spreads_notes_and_reasons(planned: Callable[..., P
     assert "| 40.00 ± 0.00 (paper 41.00, -1.00) |" in first
     assert "| 1.00x |" in first
     assert first.startswith("| no control & full_width | ")
-    assert second.startswith("| divide, TT 8 [1] | ")
+    assert second.startswith("| divide, TT 8 (1 of 2 seeds) [1] | ")
     assert "| 80.00 |" in second  # one seed is left, and has no spread
     assert f"- [1] {SEALED}\n- {OWN}\n" in text
     assert "- divide-tt8, seed 2: the loss was not finite\n" in text

@@ -17,6 +17,7 @@ from svdctl.recipes.reproduction.outputs import write_figure
 from svdctl.recipes.reproduction.speed import measure_figure
 from svdctl.recipes.reproduction.speed_layout import speed_csv, speed_json, speed_markdown
 from svdctl.recipes.reproduction.speed_points import Point, SpeedResults
+from svdctl.recipes.reproduction.store import Store
 
 SCALE = SpeedScale(
     repeats=3,
@@ -38,10 +39,16 @@ def some_speed() -> SpeedResults:
     return SpeedResults("Speed & more", smoke=False, points=tuple(points), machine="a_machine")
 
 
+def prepared(folder: Path) -> Store:
+    store = Store(folder)
+    store.prepare()
+    return store
+
+
 def test_everything_is_measured_and_written(tmp_path: Path) -> None:
     said: list[str] = []
     request = Request(tables=("figure-speed",), scale="smoke", out_dir=tmp_path)
-    files = write_figure(request, "figure-speed", FIGURE, said.append)
+    files = write_figure(request, "figure-speed", FIGURE, prepared(tmp_path), said.append)
     assert [file.name for file in files] == [
         f"figure-speed-smoke.{kind}" for kind in ("md", "csv", "tex", "json", "png")
     ]
@@ -73,12 +80,12 @@ def test_a_measurement_that_was_cut_off_goes_on(tmp_path: Path) -> None:
         return say
 
     with pytest.raises(KeyboardInterrupt):
-        write_figure(request, "figure-speed", FIGURE, until(5))
+        write_figure(request, "figure-speed", FIGURE, prepared(tmp_path), until(5))
     (journal,) = (tmp_path / "tables").iterdir()
     four = json.loads(journal.read_text())["results"]
     assert len(four) == 4
     asked.clear()
-    files = write_figure(request, "figure-speed", FIGURE, until(-1))
+    files = write_figure(request, "figure-speed", FIGURE, prepared(tmp_path), until(-1))
     assert [text.endswith("(measured before)") for text in asked] == [True] * 4 + [False] * 4
     points = json.loads(files[3].read_text())["points"]
     kept = [point for measured in four.values() for point in measured]

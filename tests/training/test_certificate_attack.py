@@ -149,7 +149,11 @@ def autoattack(victim: Victim, index: Tensor, eps: float, attacks: tuple[str, ..
 
 
 @pytest.mark.parametrize(
-    "attacks", [("apgd-ce",), pytest.param(("apgd-ce", "apgd-t", "fab-t", "square"), marks=pytest.mark.slow)]
+    "attacks",
+    [
+        ("apgd-ce",),
+        pytest.param(("apgd-ce", "apgd-t", "fab-t", "square"), marks=[pytest.mark.slow, pytest.mark.timeout(1500)]),
+    ],
 )
 def test_autoattack_flips_none_either(attacks: tuple[str, ...]) -> None:
     victim = victims("retract")[1]

@@ -117,7 +117,7 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_undisturbed_one(data: Pa
     assert "--resume" in part.next_commands[0]
     # The interrupted checkpoint is sealed too.
     assert_bounded(part.folder, config)
-    resumed = recipe.resume(part.folder, hardware={}, reporter=Recorder())
+    resumed = recipe.resume(part.folder, reporter=Recorder())
     assert resumed.completed
     assert resumed.folder == part.folder
     assert_equal(weights(whole.folder), weights(part.folder))
@@ -250,13 +250,13 @@ def test_other_data_under_the_same_path_are_refused_on_resume(data: Path) -> Non
     arrays["x_train"], arrays["x_test"] = arrays["x_train"][:, :8], arrays["x_test"][:, :8]
     np.savez(data, **arrays)
     with pytest.raises(CheckpointError, match="the data are not those"):
-        recipe.resume(part.folder, hardware={}, reporter=Recorder())
+        recipe.resume(part.folder, reporter=Recorder())
 
 
 def test_best_pt_cannot_be_resumed(data: Path) -> None:
     folder = recipe.run(make(data, epochs=1), base="test", reporter=Recorder()).folder
     with pytest.raises(CheckpointError, match=r"last\.pt"):
-        recipe.resume(folder / "best.pt", hardware={}, reporter=Recorder())
+        recipe.resume(folder / "best.pt", reporter=Recorder())
 
 
 def test_missing_data_and_bad_folders_leave_no_run_behind(data: Path, tmp_path: Path) -> None:

@@ -99,6 +99,8 @@ class Processes:
                 stdout=output,
                 stderr=errors,
                 text=True,
+                # Ctrl-C in a terminal reaches all of its processes: workers are told once, by `stop`.
+                start_new_session=True,
                 env={**os.environ, **self._environment(slot)},
             )
         self._workers.append(_Worker(job, slot, process, output, errors))

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from svdctl.config.data import Cifar10, Cifar100
+from svdctl.config.train import TrainConfig
 from svdctl.errors import CheckpointError, Interrupted, SvdctlError, TrainingError
 from svdctl.recipes import train as recipe
 from svdctl.recipes.reproduction import measure
@@ -133,9 +135,8 @@ def train_run(run: Run, store: Store, reporter: StatusReporter) -> Path | None:
     if found is not None and (found.folder / "last.pt").is_file():
         _refuse_busy(found.folder)
         reporter.update(folder=str(found.folder))
-        hardware = run.config.hardware.model_dump(include={"accelerator", "compile"})
         try:
-            result = recipe.resume(found.folder, hardware=hardware, wandb=run.config.log.wandb, reporter=reporter)
+            result = recipe.resume(found.folder, changes=_of_this_call(run.config), reporter=reporter)
         except CheckpointError as error:
             reporter.notice(f"{found.folder} cannot be continued, the run starts anew ({error})")
         else:
@@ -145,6 +146,15 @@ def train_run(run: Run, store: Store, reporter: StatusReporter) -> Path | None:
         _refuse_busy(found.folder)
     result = recipe.run(run.config, base=run.base, reporter=reporter)
     return result.folder if result.completed else None
+
+
+def _of_this_call(config: TrainConfig) -> dict[str, dict[str, Any]]:
+    """What a run that goes on takes from this call: nothing of it has an effect on the results."""
+    changes = {
+        "hardware": config.hardware.model_dump(include={"accelerator", "compile"}),
+        "log": config.log.model_dump(include={"wandb", "wandb_project", "wandb_group"}),
+    }
+    return changes | ({"data": {"root": config.data.root}} if isinstance(config.data, Cifar10 | Cifar100) else {})
 
 
 def _refuse_busy(folder: Path) -> None:

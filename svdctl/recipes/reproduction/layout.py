@@ -4,11 +4,13 @@ import csv
 import io
 import json
 import platform
+import re
+import unicodedata
 from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
-from svdctl.config.table import Column
+from svdctl.config.table import STATIC, Column
 from svdctl.recipes.reproduction.columns import LOOKS
 from svdctl.recipes.reproduction.results import Cell, ResultRow, Results
 
@@ -26,7 +28,29 @@ TEX_ESCAPES = {
     "±": r"$\pm$",
     "<": r"$<$",
     ">": r"$>$",
+    # After the end of a line, TeX takes a bracket for an option.
+    "[": "{[}",
+    "]": "{]}",
+    "≤": r"$\le$",
+    "≥": r"$\ge$",
+    "≈": r"$\approx$",
+    "×": r"$\times$",
+    "·": r"$\cdot$",
+    "∞": r"$\infty$",
+    "→": r"$\to$",
+    "−": r"$-$",
+    "–": "--",
+    "—": "---",
+    "…": r"\dots{}",
+    "’": "'",
+    "“": "``",
+    "”": "''",
+    "°": r"$^\circ$",
+    "²": r"$^2$",
+    "³": r"$^3$",
 }
+GREEK_CAPITALS = ("GAMMA", "DELTA", "THETA", "LAMDA", "XI", "PI", "SIGMA", "UPSILON", "PHI", "PSI", "OMEGA")
+"""Those that do not look like Latin ones."""
 
 
 def cell_text(column: Column, cell: Cell, row: ResultRow) -> str:
@@ -38,6 +62,8 @@ def cell_text(column: Column, cell: Cell, row: ResultRow) -> str:
     text = look.shown(cell.mean)
     if cell.spread is not None:
         text = f"{look.shown(cell.mean).removesuffix(look.suffix)} ± {look.shown(cell.spread)}"
+    if column not in STATIC and len(cell.values) < row.measured:
+        text += f" ({len(cell.values)} of {len(row.runs)} seeds)"
     if cell.paper is not None:
         text += f"{paper}, {look.difference(cell.mean, cell.paper)})"
     return text
@@ -59,7 +85,7 @@ def markdown(results: Results) -> str:
     for row in results.rows:
         marks = f" [{', '.join(map(str, row.notes))}]" if row.notes else ""
         cells = [cell_text(column, row.cells[column], row) for column in columns]
-        lines.append(f"| {row.row.row.shown.replace('|', '/')}{marks} | " + " | ".join(cells) + " |")
+        lines.append(f"| {row.shown.replace('|', '/')}{marks} | " + " | ".join(cells) + " |")
     lines += _notes(results)
     return "\n".join(lines) + "\n"
 
@@ -100,7 +126,7 @@ def comma_separated(results: Results) -> str:
             line += [cell.mean, cell.spread, len(cell.values)]
             if column in with_paper:
                 line += [cell.paper, difference(column, cell)]
-        notes = " ".join(results.notes[number - 1] for number in row.notes)
+        notes = " ".join(results.notes_of(row))
         writer.writerow([*line, notes, "; ".join(row.reasons)])
     return file.getvalue()
 
@@ -138,7 +164,7 @@ def latex(results: Results) -> str:
             lines.append(r"\midrule")
         marks = rf"\textsuperscript{{{','.join(map(str, row.notes))}}}" if row.notes else ""
         cells = [tex(cell_text(column, row.cells[column], row)) for column in columns]
-        lines.append(" & ".join([tex(row.row.row.shown) + marks, *cells]) + r" \\")
+        lines.append(" & ".join([tex(row.shown) + marks, *cells]) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
     said = [*numbered_notes(results), *(f"Failed: {line}." for line in failures(results))]
     if said:
@@ -148,8 +174,21 @@ def latex(results: Results) -> str:
 
 
 def tex(text: str) -> str:
-    """Text with TeX's special characters escaped."""
-    return "".join(TEX_ESCAPES.get(character, character) for character in text)
+    """Text with TeX's special characters escaped; signs that pdflatex's T1 fonts lack as symbols or by their code."""
+    return "".join(map(_tex_sign, text))
+
+
+def _tex_sign(sign: str) -> str:
+    if sign in TEX_ESCAPES:
+        return TEX_ESCAPES[sign]
+    if sign.isascii():
+        return sign
+    name = unicodedata.name(sign, "")
+    if match := re.fullmatch(r"GREEK (SMALL|CAPITAL) LETTER ([A-Z]+)", name):
+        letter = {"LAMDA": "lambda", "OMICRON": "o"}.get(match[2], match[2].lower())
+        letter = letter.capitalize() if match[1] == "CAPITAL" and match[2] in GREEK_CAPITALS else letter
+        return rf"$\{letter}$" if letter != "o" else "o"
+    return sign if name.startswith("LATIN ") and ord(sign) < 0x180 else rf"\texttt{{U+{ord(sign):04X}}}"
 
 
 def as_json(results: Results) -> str:

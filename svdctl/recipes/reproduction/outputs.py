@@ -1,5 +1,6 @@
 """The files of a table or figure, below `tables/` of the folder of runs."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from svdctl.config.table import Request, SpeedFigure
 from svdctl.errors import UsageError
 from svdctl.recipes.reproduction.layout import as_json, comma_separated, latex, markdown
 from svdctl.recipes.reproduction.results import Results
+from svdctl.recipes.reproduction.store import Store
 from svdctl.runfolder import write_text
 
 
@@ -41,8 +43,25 @@ def write_table(out_dir: Path, results: Results, *, picture: bool) -> list[Path]
     return files
 
 
-def write_figure(request: Request, name: str, figure: SpeedFigure, say: Callable[[str], None]) -> list[Path]:
-    """Measure and write a figure of speed; one that was cut off goes on where it was."""
+def write_figure(
+    request: Request, name: str, figure: SpeedFigure, store: Store, say: Callable[[str], None]
+) -> list[Path]:
+    """Measure and write a figure of speed; one that was cut off goes on where it was.
+
+    Another command that measures at the same time would disturb: it is waited for.
+    """
+    told = False
+    while True:
+        with store.lock(f"figure-{name}") as mine:
+            if mine:
+                return _measured(request, name, figure, say)
+        if not told:
+            told = True
+            say(f"another command measures {name}: waiting for it")
+        time.sleep(1)
+
+
+def _measured(request: Request, name: str, figure: SpeedFigure, say: Callable[[str], None]) -> list[Path]:
     from svdctl.recipes.reproduction import speed_layout
     from svdctl.recipes.reproduction.speed import measure_figure
 

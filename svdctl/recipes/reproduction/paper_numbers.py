@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from svdctl.errors import UsageError
-from svdctl.recipes.reproduction.columns import LOOKS
 from svdctl.recipes.reproduction.plan import TablePlan
 from svdctl.recipes.reproduction.tables import nearest
 
@@ -37,6 +36,8 @@ def read_paper_numbers(path: Path, tables: Sequence[TablePlan]) -> PaperNumbers:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"--paper-numbers {path}: the file is no TOML ({error}); mend it there") from error
     by_name = {plan.source.stem: plan for plan in tables}
+    if not by_name:
+        raise UsageError(f"--paper-numbers {path}: no table of trained networks is asked for; leave it out")
     faults = [f"--paper-numbers {path}: {fault}" for fault in _faults(contents, by_name)]
     if faults:
         raise UsageError(faults)
@@ -63,12 +64,12 @@ def _faults(contents: dict[str, Any], tables: dict[str, TablePlan]) -> Iterator[
             elif not isinstance(values, dict):
                 yield f"{name}.{row} is no section; write [{name}.{row}] and values by column below it"
             else:
-                yield from _value_faults(f"{name}.{row}", values)
+                yield from _value_faults(f"{name}.{row}", values, (*tables[name].table.columns, *tables[name].columns))
 
 
-def _value_faults(where: str, values: dict[str, Any]) -> Iterator[str]:
+def _value_faults(where: str, values: dict[str, Any], columns: Sequence[str]) -> Iterator[str]:
     for column, value in values.items():
-        if column not in LOOKS:
-            yield f"{where} has no column {column}{nearest(column, LOOKS)}"
+        if column not in columns:
+            yield f"{where} has no column {column}{nearest(column, columns)}"
         elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             yield f"{where}.{column} = {value!r:.40} is no number; write it in the table's unit, without a sign for it"

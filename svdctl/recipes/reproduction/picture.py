@@ -1,10 +1,13 @@
 """A table as bars: one panel a column, one bar a row."""
 
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from svdctl.recipes.reproduction.columns import LOOKS
+from svdctl.recipes.reproduction.layout import numbered_notes
 from svdctl.recipes.reproduction.results import Results
 
 COLORS = ("#4878a8", "#e08a3c", "#5a9e6f", "#b85c5c", "#8b75b0", "#8c7364")
@@ -38,7 +41,7 @@ def plot_bars(results: Results, path: Path) -> None:
                 panel.plot(cell.paper, place, "D", color="black", markersize=4, label="paper, as given")
         arrow = {"high": " (more is better)", "low": " (less is better)", None: ""}[look.better]
         panel.set_title(look.header + arrow, fontsize=8)
-        panel.set_yticks(places, [row.row.row.shown for row in rows], fontsize=7)
+        panel.set_yticks(places, [plain(row.shown) for row in rows], fontsize=7)
         panel.tick_params(axis="x", labelsize=7)
         panel.spines[["top", "right"]].set_visible(False)
     for panel in panels[len(columns) :]:
@@ -49,5 +52,18 @@ def plot_bars(results: Results, path: Path) -> None:
         handles, labels = handles + more, labels + named
     if handles:
         figure.legend(handles[:1], labels[:1], loc="outside lower right", frameon=False, fontsize=7)
-    figure.suptitle(f"{results.plan.title}\n{results.caption}", fontsize=9)
+    width = figure.get_figwidth()
+    figure.suptitle(wrapped([results.plan.title, results.caption], 13 * width), fontsize=9)
+    if results.notes:
+        figure.supxlabel(wrapped(numbered_notes(results), 20 * width), fontsize=5.5, x=0.01, ha="left")
     figure.savefig(path, dpi=130)
+
+
+def wrapped(lines: Sequence[str], width: float) -> str:
+    """The lines, each broken to about this many letters, and without mathematics."""
+    return "\n".join(part for line in lines for part in textwrap.wrap(plain(line), int(width)))
+
+
+def plain(text: str) -> str:
+    """Text in which matplotlib sees no formulas."""
+    return text.replace("$", r"\$")

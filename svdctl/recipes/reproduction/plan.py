@@ -8,10 +8,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from svdctl.config.command import LIPCONV, TRAIN
-from svdctl.config.data import Cifar10, Cifar100
+from svdctl.config.data import Cifar10, Cifar100, Data, Folder, Npz
 from svdctl.config.flags import resolve
 from svdctl.config.presets import list_presets, read_preset, run_name
-from svdctl.config.table import STATIC, Assignments, Column, Evaluate, Request, ResultTable, Row, SpeedFigure
+from svdctl.config.table import (
+    STATIC,
+    Assignments,
+    Column,
+    Evaluate,
+    Network,
+    Request,
+    ResultTable,
+    Row,
+    SpeedFigure,
+)
 from svdctl.config.train import TrainConfig
 from svdctl.errors import UsageError
 from svdctl.recipes.reproduction.fingerprint import run_hash
@@ -106,7 +116,12 @@ def make_plan(request: Request) -> Plan:
     chosen = _choose_rows(request, {n: t for n, (_, t) in gathered.items() if isinstance(t, ResultTable)})
     for name, (path, table) in gathered.items():
         if isinstance(table, SpeedFigure):
-            if not request.rows:
+            if not request.rows and request.columns == "all":
+                try:
+                    for scale in (table.full, table.smoke):
+                        network_configs(scale.network)
+                except UsageError as error:
+                    faults += [f"{path}: network: {fault}" for fault in error.faults]
                 figures[name] = table
             continue
         if not chosen[name]:
@@ -116,8 +131,24 @@ def make_plan(request: Request) -> Plan:
         except UsageError as error:
             faults += error.faults
     if faults:
-        raise UsageError(faults)
+        raise UsageError(dict.fromkeys(faults))
+    if not tables and not figures:
+        raise UsageError(f"--columns static: {', '.join(gathered)} has none, all of it is measured; leave it out")
     return Plan(request, tuple(tables), figures)
+
+
+def network_configs(network: Network) -> dict[int, TrainConfig]:
+    """The configurations of the whole network that a figure of speed measures, by rank; the full one as 0.
+
+    Raises:
+        UsageError: a preset or an assignment that does not do.
+    """
+    words = {0: ["layer.kind=standard"]} | {
+        rank: ["layer.kind=tt", f"layer.rank={rank}", "layer.frames.kind=retract"] for rank in network.ranks
+    }
+    return {
+        rank: resolve({"preset": network.preset, "set": [*network.set, *sets]}).config for rank, sets in words.items()
+    }
 
 
 def _choose_rows(request: Request, tables: dict[str, ResultTable]) -> dict[str, list[Row]]:
@@ -186,6 +217,18 @@ def metrics_of(column: Column) -> Iterator[str]:
         yield "certified"
 
 
+def located(data: Data, request: Request) -> Data:
+    """The data where they are for this request; by absolute paths for a cluster, whose workers start elsewhere."""
+    paths: dict[str, Path] = {}
+    if isinstance(data, Cifar10 | Cifar100):
+        paths = {"root": request.dataset_root or data.root}
+    elif isinstance(data, Folder | Npz):
+        paths = {"path": data.path}
+    if request.engine == "ray":
+        paths = {name: path.expanduser().absolute() for name, path in paths.items()}
+    return data.model_copy(update=paths)
+
+
 def row_config(
     path: Path, table: ResultTable, row: Row, seed: int, title: str, request: Request
 ) -> tuple[TrainConfig, str]:
@@ -207,7 +250,6 @@ def row_config(
         if request.wandb != "off"
         else config.log,
     }
-    if request.dataset_root is not None and isinstance(config.data, Cifar10 | Cifar100):
-        update["data"] = config.data.model_copy(update={"root": request.dataset_root})
+    update["data"] = located(config.data, request)
     base = f"svdctl {command.name} --preset {preset} " + " ".join(f"--set {shlex.quote(word)}" for word in words)
     return config.model_copy(update=update), base

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from svdctl.config.table import Request, SpeedFigure
 from svdctl.recipes.reproduction.estimate import Hours, Meter
+from svdctl.recipes.reproduction.paper_numbers import read_paper_numbers
 from svdctl.recipes.reproduction.plan import Plan, Run, make_plan
 from svdctl.recipes.reproduction.run import disk_needed
 from svdctl.recipes.reproduction.static import run_bytes, static_figures, step_flops
@@ -55,6 +56,8 @@ def rehearse(request: Request, say: Callable[[str], None]) -> Rehearsal:
         UsageError: names, files, configurations.
     """
     plan = make_plan(request)
+    if request.paper_numbers is not None:
+        read_paper_numbers(request.paper_numbers, plan.tables)
     store = Store(request.out_dir, request.reuse)
     index = store.index()
     meter = Meter()

@@ -51,6 +51,17 @@ class ResultRow:
     runs: tuple[RunFigures, ...]
 
     @property
+    def measured(self) -> int:
+        """Seeds that have figures."""
+        return max((len(cell.values) for column, cell in self.cells.items() if column not in STATIC), default=0)
+
+    @property
+    def shown(self) -> str:
+        """The label, and how many seeds stand behind the figures while some are missing."""
+        label = self.row.row.shown
+        return f"{label} ({self.measured} of {len(self.runs)} seeds)" if 0 < self.measured < len(self.runs) else label
+
+    @property
     def reasons(self) -> list[str]:
         """Why runs of it failed, with their seeds."""
         return [
@@ -68,6 +79,11 @@ class Results:
     rows: tuple[ResultRow, ...]
     notes: tuple[str, ...]
     """Footnotes; the last ones belong to the whole table."""
+
+    def notes_of(self, row: ResultRow) -> list[str]:
+        """Its own footnotes, and those of the whole table."""
+        referred = {number for other in self.rows for number in other.notes}
+        return [text for number, text in enumerate(self.notes, 1) if number in row.notes or number not in referred]
 
     @property
     def caption(self) -> str:
@@ -133,8 +149,8 @@ def _general_notes(plan: TablePlan) -> list[str]:
     if plan.smoke and plan.table.smoke is not None:
         changes = ", ".join(plan.table.smoke.set) or "the overrides of each row"
         notes.append(
-            "Smoke scale: small stand-ins that show that all of it works, not the paper's experiment "
-            f"({changes}; ranks scaled with the widths). Rows are called by what they stand for."
+            f"Smoke scale: it shows that all of it works and is not the paper's experiment ({changes}, and changes of "
+            "each row). Rows are called by what they stand for."
         )
     if plan.overrides:
         notes.append(f"Changed on the command line: {', '.join(plan.overrides)}.")

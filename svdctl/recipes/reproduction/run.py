@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from svdctl.config.corruptions import CLEAN
 from svdctl.config.data import Cifar10, Cifar100
 from svdctl.config.table import Request
 from svdctl.data.sources import load as load_data
 from svdctl.errors import Interrupted, UsageError
 from svdctl.interrupt import terminated_as_interrupt
+from svdctl.recipes.reproduction import measure
 from svdctl.recipes.reproduction.engines import Engine, InProcess, Processes
 from svdctl.recipes.reproduction.execute import Job, Outcome
 from svdctl.recipes.reproduction.outputs import write_figure, write_table
@@ -21,9 +23,11 @@ from svdctl.recipes.reproduction.plan import Plan, Run, make_plan
 from svdctl.recipes.reproduction.results import Results, RunFigures, assemble
 from svdctl.recipes.reproduction.static import run_bytes
 from svdctl.recipes.reproduction.store import Store
-from svdctl.robustness.cifar_c import find_or_fetch
+from svdctl.robustness.cifar_c import find_or_fetch, open_cifar_c
 
 GO_ON = "the same command goes on where it was"
+BUSY_PAUSE = 5.0
+"""Seconds until a run whose folder another command holds is looked at again."""
 
 
 class Board(Protocol):
@@ -71,13 +75,16 @@ def reproduce(request: Request, board: Board) -> ReproduceResult:
     # First of all: an engine that is not there is told at once.
     engine = make_engine(request)
     try:
-        if runs:
-            check_disk(runs, store)
-            check_data(runs, request.cifar_c_root)
-            figures = _work_off(plan, engine, store, paper, board)
-        results, files = _write(plan, figures, paper, pictures=True)
-        for name, figure in plan.figures.items():
-            files += write_figure(request, name, figure, board.say)
+        with terminated_as_interrupt():
+            if runs:
+                check_disk(runs, store)
+                check_data(runs, request.cifar_c_root)
+                figures = _work_off(plan, engine, store, paper, board)
+            results, files = _write(plan, figures, paper, pictures=True)
+            for name, figure in plan.figures.items():
+                files += write_figure(request, name, figure, store, board.say)
+    except (KeyboardInterrupt, Interrupted) as error:
+        raise Interrupted(f"stopped; {GO_ON}") from error
     finally:
         engine.stop()
         board.close()
@@ -97,14 +104,10 @@ def _work_off(plan: Plan, engine: Engine, store: Store, paper: PaperNumbers, boa
     by_id = {run.id: run for run in runs}
     figures: dict[str, RunFigures] = {}
     jobs = [Job(run, store, plan.request.cifar_c_root) for run in runs]
-    try:
-        with terminated_as_interrupt():
-            for outcome in drive(jobs, engine, store, board.say):
-                figures[outcome.id] = outcome.figures
-                board.outcome(by_id[outcome.id], outcome)
-                _write(plan, figures, paper, pictures=False)
-    except (KeyboardInterrupt, Interrupted) as error:
-        raise Interrupted(f"stopped; {GO_ON}") from error
+    for outcome in drive(jobs, engine, store, board.say):
+        figures[outcome.id] = outcome.figures
+        board.outcome(by_id[outcome.id], outcome)
+        _write(plan, figures, paper, pictures=False)
     return figures
 
 
@@ -117,12 +120,13 @@ def drive(jobs: Sequence[Job], engine: Engine, store: Store, say: Callable[[str]
     by_id = {job.run.id: job for job in jobs}
     waiting = deque(jobs)
     told: set[str] = set()
+    not_before: dict[str, float] = {}
     while waiting or engine.active():
         for _ in range(len(waiting)):
             if not engine.has_room():
                 break
             job = waiting.popleft()
-            if store.is_free(job.run.key):
+            if time.monotonic() >= not_before.get(job.run.id, 0.0) and store.is_free(job.run.key):
                 engine.submit(job)
             else:
                 waiting.append(job)
@@ -134,6 +138,7 @@ def drive(jobs: Sequence[Job], engine: Engine, store: Store, say: Callable[[str]
         for outcome in engine.wait(1.0):
             if outcome.state == "busy":
                 waiting.append(by_id[outcome.id])
+                not_before[outcome.id] = time.monotonic() + BUSY_PAUSE
             elif outcome.state == "interrupted":
                 raise Interrupted(GO_ON)
             else:
@@ -145,10 +150,11 @@ def everywhere(request: Request) -> Request:
     paths: dict[str, object] = {
         "out_dir": request.out_dir.expanduser().absolute(),
         "reuse": tuple(path.expanduser().absolute() for path in request.reuse),
-        "dataset_root": (request.dataset_root or Path("data")).expanduser().absolute(),
     }
-    if request.cifar_c_root is not None:
-        paths["cifar_c_root"] = request.cifar_c_root.expanduser().absolute()
+    for name in ("dataset_root", "cifar_c_root"):
+        path = getattr(request, name)
+        if path is not None:
+            paths[name] = path.expanduser().absolute()
     return request.model_copy(update=paths)
 
 
@@ -183,9 +189,13 @@ def check_disk(runs: Sequence[Run], store: Store) -> None:
 
 
 def disk_needed(runs: Sequence[Run], store: Store) -> int:
-    """Bytes of the runs that have no folder yet."""
+    """Bytes of the runs that have no checkpoint to go on from."""
     index = store.index()
-    new = {run.key: run for run in runs if run.key not in index}
+    new = {}
+    for run in runs:
+        found = store.best(run.key, index)
+        if found is None or not (found.folder / "last.pt").is_file():
+            new[run.key] = run
     return sum(run_bytes(run.config) for run in new.values())
 
 
@@ -196,12 +206,17 @@ def check_data(runs: Sequence[Run], cifar_c_root: Path | None) -> None:
         DataError: what is missing and where it belongs.
     """
     needed = {run.config.data.model_dump_json(): run.config.data for run in runs}
-    for data in needed.values():
-        load_data(data)
-    corrupted = {run.config.data.model_dump_json() for run in runs if "cifar-c" in run.metrics}
-    for key, data in needed.items():
-        if key in corrupted and isinstance(data, Cifar10 | Cifar100):
-            find_or_fetch(data.kind, cifar_c_root or data.root, tell=lambda text, done, total: None)
+    loaded = {key: load_data(data).test for key, data in needed.items()}
+    asked: dict[str, set[str]] = {}
+    for run in runs:
+        if "cifar-c" in run.metrics:
+            config = measure.evaluation_config(run, Path("last.pt"), cifar_c_root)
+            asked.setdefault(run.config.data.model_dump_json(), set()).update(config.corruptions.names)
+    for key, names in asked.items():
+        data, test = needed[key], loaded[key]
+        if isinstance(data, Cifar10 | Cifar100):
+            folder = find_or_fetch(data.kind, cifar_c_root or data.root, tell=lambda text, done, total: None)
+            open_cifar_c(folder, test.labels.numpy(), test.image_shape).require(sorted(names - {CLEAN}))
 
 
 def _write(

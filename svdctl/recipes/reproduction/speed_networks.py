@@ -9,12 +9,12 @@ from torch import nn
 
 from svdctl.build import build_model
 from svdctl.config.control import NoControl
-from svdctl.config.flags import resolve
 from svdctl.config.table import SpeedFigure, SpeedScale
 from svdctl.config.train import TrainConfig
 from svdctl.control import Controller
 from svdctl.layers.shapes import input_sizes
 from svdctl.recipes.reproduction.estimate import random_images
+from svdctl.recipes.reproduction.plan import network_configs
 from svdctl.recipes.reproduction.speed_layers import all_values, control
 from svdctl.recipes.reproduction.speed_points import Point, Work
 from svdctl.recipes.reproduction.static import control_cost
@@ -32,17 +32,9 @@ class Networks:
     def nets(self) -> dict[int, "_Network"]:
         """By rank, the full one as 0."""
         network = self.scale.network
-        words = {0: ["layer.kind=standard"]} | {
-            rank: ["layer.kind=tt", f"layer.rank={rank}", "layer.frames.kind=retract"] for rank in network.ranks
-        }
         return {
-            rank: _Network(
-                resolve({"preset": network.preset, "set": [*network.set, *sets]}).config,
-                network.batch,
-                self.device,
-                self.figure.max,
-            )
-            for rank, sets in words.items()
+            rank: _Network(config, network.batch, self.device, self.figure.max)
+            for rank, config in network_configs(network).items()
         }
 
     def points(self, work: Work) -> list[Point]:

@@ -121,9 +121,11 @@ def layer_cost(layer: Any, size: tuple[int, ...]) -> float:
 
 def run_bytes(config: TrainConfig) -> int:
     """Disk that a run folder takes at its largest: a checkpoint while its successor is written beside it, best.pt
-    when there is one, pictures, logs and results."""
+    when there is one, those of the epochs when they are kept, pictures, logs and results."""
     optimizer = {"sgd": 1, "adam": 2}[config.optimizer.kind] + bool(getattr(config.optimizer, "amsgrad", False))
     copies = 2 * (1 + optimizer) + (config.evaluation.select != "last")
+    if config.checkpoint.keep:
+        copies += (1 + optimizer) * (config.epochs // config.checkpoint.every)
     return 4 * copies * static_figures(config).parameters + (4 << 20)
 
 

@@ -67,7 +67,15 @@ def read_table(path: Path) -> TableFile:
     try:
         return TABLE_FILE.validate_python(contents)
     except ValidationError as error:
-        raise UsageError(dict.fromkeys(_sentence(path, contents, fault) for fault in error.errors())) from error
+        found = error.errors()
+        # pydantic counts a list without its faulty items.
+        faults = [
+            fault
+            for fault in found
+            if fault["type"] != "too_short"
+            or not any(other["loc"][: len(fault["loc"])] == fault["loc"] for other in found if other is not fault)
+        ]
+        raise UsageError(dict.fromkeys(_sentence(path, contents, fault) for fault in faults)) from error
 
 
 def gather(names: Iterable[str]) -> dict[str, tuple[Path, ResultTable | SpeedFigure]]:
@@ -101,7 +109,19 @@ def gather(names: Iterable[str]) -> dict[str, tuple[Path, ResultTable | SpeedFig
             found[path.stem] = (path, table)
     if faults:
         raise UsageError(faults)
+    if not found:
+        raise UsageError(f"{', '.join(names)}: the collection names no table but itself; name others in tables")
     return found
+
+
+_WANTED = {
+    "tuple_type": "write a list, in [ ]",
+    "string_type": "write a text, in quotation marks",
+    "model_type": "write a section with its keys, as [name], or [[rows]] for a row",
+    "model_attributes_type": "write a section with its keys, as [name], or [[rows]] for a row",
+    "too_short": "one at least is needed",
+}
+"""What to write instead, by pydantic's kind of fault."""
 
 
 def _sentence(path: Path, contents: dict[str, Any], fault: Any) -> str:
@@ -126,9 +146,11 @@ def _sentence(path: Path, contents: dict[str, Any], fault: Any) -> str:
     if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
         return f"{where}: kind is one of {fault['ctx'].get('expected_tags', 'table, speed and collection')}"
     if fault["type"] == "value_error":
-        return f"{where}: {fault['ctx']['error']}"
-    message = fault["msg"][0].lower() + fault["msg"][1:]
-    return f"{where}: {key or 'the file'} = {fault['input']!r:.60} does not do: {message}"
+        return f"{where}: {f'{key}: ' if key else ''}{fault['ctx']['error']}"
+    message = _WANTED.get(fault["type"], fault["msg"][0].lower() + fault["msg"][1:])
+    if not key:
+        return f"{where}: {fault['input']!r:.60} does not do here: {message}"
+    return f"{where}: {key} = {fault['input']!r:.60} does not do: {message}"
 
 
 def _keys_at(kind: str, location: list[Any]) -> list[str]:
