@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from svdctl.cli.main import main
-from svdctl.cli.reproduce_board import LiveBoard, PlainBoard, choose_board
+from svdctl.cli.reproduce_board import LiveBoard, PlainBoard, RowState, choose_board, most_urgent
 from svdctl.cli.reproduce_text import aligned, rehearsal_lines
 from svdctl.cli.variadic import spread
 from svdctl.config.table import Request
@@ -89,6 +89,8 @@ def test_flags_reach_the_recipe(reproduce: Mock, line: str, expected: dict[str, 
         ("table2 --row x", ["did you mean --rows"]),
         ("", ["say which table", "--list"]),
         ("table2 --set nonsense=1", ["row 'none-full'", "nonsense"]),
+        ("table2 --seeds 1 1", ["--seeds: seeds has 1 twice"]),
+        ("table2 --set seed=5", ["--set: seed=5: seed is set by --seeds"]),
     ],
 )
 def test_mistakes_are_sentences(
@@ -216,6 +218,31 @@ def test_the_live_board_is_drawn_and_taken_away(work: Work) -> None:
     for part in ("\x1b[", "done", "98.70", "failed", "training", "epoch 3/10", "1:05", "waiting", "2 of 12 done"):
         assert part in shown
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1
+
+
+def test_a_board_of_more_rows_than_lines_shows_those_at_work() -> None:
+    rows = [RowState(f"r{n}", "done", "", None) for n in range(20)]
+    rows += [RowState("bad", "failed", "", None), RowState("now", "training", "", 3.0)]
+    rows += [RowState(f"w{n}", "waiting", "", None) for n in range(20)]
+    assert most_urgent(rows, 100) == rows
+    assert [row.name for row in most_urgent(rows, 6)] == ["r18", "r19", "bad", "now", "w0", "w1"]
+    assert [row.name for row in most_urgent(rows, 0)] == ["now"]
+
+
+def test_a_long_plan_fits_a_small_terminal(tmp_path: Path) -> None:
+    plan = make_plan(Request(tables=("table-vgg",), out_dir=tmp_path))
+    runs, store = plan.runs(), Store(tmp_path)
+    store.prepare()
+    board, screen = LiveBoard(), io.StringIO()
+    board._console = Console(file=screen, force_terminal=True, width=100, height=14, highlight=False)
+    board.start(plan, runs, store)
+    store.write_status(runs[-1].key, state="training", epoch=3.0, epochs=10.0, loss=0.5)
+    time.sleep(0.8)
+    board.close()
+    last = screen.getvalue().rpartition("run ")[2]
+    assert "training" in last
+    assert "0 of 18 done" in last
+    assert "more waiting" in last
 
 
 def test_a_status_of_an_earlier_call_is_waiting(tmp_path: Path) -> None:

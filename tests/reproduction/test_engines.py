@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 import pytest
 
+from svdctl.config.presets import to_toml
 from svdctl.config.table import Request
 from svdctl.errors import Interrupted, UsageError
 from svdctl.recipes.reproduction import run as module
@@ -18,7 +19,8 @@ from svdctl.recipes.reproduction.execute import Job, Outcome
 from svdctl.recipes.reproduction.on_ray import OnRay
 from svdctl.recipes.reproduction.plan import Plan, make_plan
 from svdctl.recipes.reproduction.results import RunFigures
-from svdctl.recipes.reproduction.run import check_disk, drive, everywhere, make_engine
+from svdctl.recipes.reproduction.run import check_disk, disk_needed, drive, everywhere, make_engine
+from svdctl.recipes.reproduction.static import run_bytes
 from svdctl.recipes.reproduction.store import Store
 
 
@@ -62,7 +64,7 @@ def states(jobs: Sequence[Job], engine: Scripted) -> dict[str, str]:
 def test_a_failed_row_does_not_stop_the_others_and_a_busy_one_comes_again(jobs: list[Job]) -> None:
     a, b, c, d = (job.run.id for job in jobs)
     engine = Scripted({a: ["failed"], b: ["busy", "done"]})
-    with patch.object(module.time, "sleep"):
+    with patch.object(module.time, "sleep"), patch.object(module, "BUSY_PAUSE", 0.0):
         assert states(jobs, engine) == {a: "failed", b: "done", c: "done", d: "done"}
     assert engine.order == [a, b, c, d, b]
 
@@ -72,6 +74,28 @@ def test_a_stopped_row_ends_the_work(jobs: list[Job]) -> None:
     with patch.object(module.time, "sleep"), pytest.raises(Interrupted):
         states(jobs, engine)
     assert len(engine.order) == 2
+
+
+def test_a_folder_that_another_command_holds_is_not_asked_for_without_end(jobs: list[Job]) -> None:
+    key = jobs[0].run.id
+    engine, said = Scripted({key: ["busy"] * 3 + ["done"]}), list[str]()
+    with patch.object(module, "BUSY_PAUSE", 2.0), patch.object(module, "time", Clock()) as clock:
+        assert [outcome.id for outcome in drive(jobs[:1], engine, jobs[0].store, said.append)] == [key]
+    assert clock.now >= 6
+    assert said == [f"another command works on {jobs[0].run.config.name}: waiting for it"]
+
+
+class Clock:
+    """Time that passes by sleeping alone."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
 
 
 def test_what_another_command_holds_is_waited_for(jobs: list[Job]) -> None:
@@ -161,6 +185,28 @@ def test_workers_share_threads_and_have_their_own_gpu(jobs: list[Job]) -> None:
     said = {str(outcome.figures.reason) for outcome in finish(engine, 2)}
     assert said == {f"{max(1, cores // 2)} 4", f"{max(1, cores // 2)} 7"}
     assert engine.has_room()
+
+
+def test_workers_do_not_hear_the_terminal(jobs: list[Job]) -> None:
+    engine = Fake(1, "import time; time.sleep(600)")
+    engine.submit(jobs[0])
+    assert os.getpgid(engine._workers[0].process.pid) != os.getpgid(0)
+    engine.stop()
+
+
+def test_a_folder_without_a_checkpoint_needs_its_whole_space(jobs: list[Job]) -> None:
+    run, store = jobs[0].run, jobs[0].store
+    folder = store.out_dir / "begun"
+    folder.mkdir()
+    (folder / "config.toml").write_text(to_toml(run.config))
+    whole = disk_needed([run], store)
+    assert whole > 0
+    (folder / "last.pt").write_bytes(b"")
+    assert disk_needed([run], store) == 0
+    config = run.config.model_copy(
+        update={"checkpoint": run.config.checkpoint.model_copy(update={"keep": True, "every": 1})}
+    )
+    assert run_bytes(config) > run_bytes(run.config)
 
 
 def test_stopping_ends_the_workers(jobs: list[Job]) -> None:

@@ -6,10 +6,12 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from svdctl.cli.reproduce_text import aligned
 from svdctl.config.table import Request
 from svdctl.recipes.reproduction.layout import as_json, comma_separated, latex, markdown, tex
 from svdctl.recipes.reproduction.outputs import write_table
@@ -111,6 +113,29 @@ def test_tex_escapes_what_tex_reads() -> None:
     assert tex(r"a_b & 5 % #1 {x} ~^\ ± <$>") == (
         r"a\_b \& 5 \% \#1 \{x\} \textasciitilde{}\textasciicircum{}\textbackslash{} $\pm$ $<$\$$>$"
     )
+
+
+def test_tex_has_no_sign_that_its_fonts_lack() -> None:
+    assert tex("[b] σ ≤ Δ é 层") == r"{[}b{]} $\sigma$ $\le$ $\Delta$ é \texttt{U+5C42}"
+    assert tex("λ Λ Α ο") == r"$\lambda$ $\Lambda$ \texttt{U+0391} o"
+
+
+def test_every_line_of_the_csv_has_all_of_its_notes(planned: Callable[..., Plan]) -> None:
+    for row in csv.DictReader(io.StringIO(comma_separated(results(planned(scale="smoke"))))):
+        assert "not the paper's experiment" in row["notes"]
+
+
+def test_labels_and_notes_of_any_kind_are_laid_out(planned: Callable[..., Plan], tmp_path: Path) -> None:
+    plan = planned()
+    (table,) = plan.tables
+    row = table.rows[0]
+    odd = replace(row, row=row.row.model_copy(update={"label": "cost $\\bad$ a --- b | [c]"}))
+    found = results(replace(plan, tables=(replace(table, rows=(odd, *table.rows[1:])),)))
+    files = write_table(tmp_path, found, picture=True)
+    assert files[-1].stat().st_size > 1000
+    lines = aligned(files[0].read_text().rstrip().splitlines())
+    assert any("a --- b" in line for line in lines)
+    assert r"\textbackslash{}bad" in latex(found)
 
 
 def test_latex_is_whole(planned: Callable[..., Plan], paper: Path) -> None:

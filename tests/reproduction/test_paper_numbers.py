@@ -30,6 +30,7 @@ def test_numbers_are_read_and_other_tables_passed_over(planned: Callable[..., Pl
         ("tiny = 3", ["tiny is no section"]),
         ("[tinny.x]\na = 1", ["no section for tiny", "did you mean tinny?"]),
         ("", ["no section for tiny"]),
+        ("[tiny.none-full]\ncertified-36 = 1", ["no column certified-36"]),
         ("[tiny", ["no TOML"]),
     ],
 )
@@ -41,6 +42,13 @@ def test_faults(planned: Callable[..., Plan], tmp_path: Path, text: str, words: 
     assert all(fault.startswith(f"--paper-numbers {path}: ") for fault in caught.value.faults)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_without_a_table_there_is_nothing_to_stand_beside(tmp_path: Path) -> None:
+    path = tmp_path / "paper.toml"
+    path.write_text("")
+    with pytest.raises(UsageError, match="leave it out"):
+        read_paper_numbers(path, ())
 
 
 def test_every_fault_is_told_at_once_and_a_missing_file_too(planned: Callable[..., Plan], tmp_path: Path) -> None:

@@ -104,6 +104,13 @@ GOOD = 'title = "T"\ncolumns = ["accuracy"]\n[[rows]]\nname = "a"\npreset = "wrn
         (GOOD + '[[rows]]\nname = "a"\npreset = "wrn-cifar10"\n', ["rows has a twice"]),
         ("seeds = [1, 1]\n" + GOOD, ["seeds has 1 twice"]),
         ("title = \n", ["no TOML"]),
+        (GOOD.replace('"T"', '"a\\nb"'), ["title", "control characters"]),
+        (GOOD + 'label = "a\\tb"\n', ["row 'a'", "label", "control characters"]),
+        (GOOD + 'set = ["seed=3"]\n', ["row 'a'", "seed=3", "--seeds"]),
+        (GOOD.replace('columns = ["accuracy"]', "columns = 3"), ["columns = 3", "write a list"]),
+        (GOOD.replace("[[rows]]", "[rows]"), ["rows", "write a list"]),
+        (GOOD + '[evaluate]\nattacks = ["nope", "rand"]\n', ["evaluate.attacks", "no attack nope, rand", "apgd-ce"]),
+        (GOOD + '[evaluate]\ncorruptions = ["fgo"]\n', ["evaluate.corruptions", "'fgo'", "did you mean fog?"]),
         ('kind = "speed"\ntitle = "x"\n[full.width]\nvalue = [1, 2]\n', ["no key full.width.value", "mean values?"]),
     ],
 )  # fmt: skip
@@ -135,6 +142,35 @@ def test_faults_of_rows_that_only_their_configuration_shows(tmp_path: Path, row:
     assert f"{path}: row 'a': " in str(caught.value)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_one_fault_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD + "prest = 1\n")
+    with pytest.raises(UsageError) as caught:
+        read_table(path)
+    assert len(caught.value.faults) == 1
+
+
+def test_a_collection_of_itself_is_a_fault(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('kind = "collection"\ntitle = "x"\ntables = ["mine"]\n')
+    with pytest.raises(UsageError, match="names no table but itself"):
+        gather([str(path)])
+
+
+def test_the_network_of_a_figure_is_judged_with_the_plan(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    text = (table_folder() / "figure-speed.toml").read_text()
+    path.write_text(text.replace('set = ["model.width=1"]', 'set = ["model.wdth=1"]'))
+    with pytest.raises(UsageError, match=r"mine.toml: network: .*model.wdth"):
+        make_plan(Request(tables=(str(path),)))
+
+
+def test_static_columns_measure_no_figure() -> None:
+    assert not make_plan(Request(tables=("all",), columns="static")).figures
+    with pytest.raises(UsageError, match="figure-speed has none"):
+        make_plan(Request(tables=("figure-speed",), columns="static"))
 
 
 def test_names_that_are_no_tables(tmp_path: Path) -> None:

@@ -184,10 +184,10 @@ def _tex_sign(sign: str) -> str:
     if sign.isascii():
         return sign
     name = unicodedata.name(sign, "")
-    if match := re.fullmatch(r"GREEK (SMALL|CAPITAL) LETTER ([A-Z]+)", name):
-        letter = {"LAMDA": "lambda", "OMICRON": "o"}.get(match[2], match[2].lower())
-        letter = letter.capitalize() if match[1] == "CAPITAL" and match[2] in GREEK_CAPITALS else letter
-        return rf"$\{letter}$" if letter != "o" else "o"
+    match = re.fullmatch(r"GREEK (SMALL|CAPITAL) LETTER ([A-Z]+)", name)
+    if match and (match[1] == "SMALL" or match[2] in GREEK_CAPITALS):
+        letter = match[2].replace("LAMDA", "LAMBDA").lower()
+        return rf"$\{letter if match[1] == 'SMALL' else letter.capitalize()}$" if letter != "omicron" else "o"
     return sign if name.startswith("LATIN ") and ord(sign) < 0x180 else rf"\texttt{{U+{ord(sign):04X}}}"
 
 
