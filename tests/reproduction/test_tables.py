@@ -144,6 +144,15 @@ def test_faults_of_rows_that_only_their_configuration_shows(tmp_path: Path, row:
         assert word in str(caught.value)
 
 
+def test_the_table_in_the_docs_is_one(tmp_path: Path) -> None:
+    docs = Path(__file__).parents[2] / "docs" / "reproduce.md"
+    path = tmp_path / "mine.toml"
+    path.write_text(docs.read_text(encoding="utf-8").split("```toml\n")[1].split("```")[0])
+    for scale in ("full", "smoke"):
+        (plan,) = make_plan(Request(tables=(str(path),), scale=scale)).tables  # type: ignore[arg-type]
+        assert [row.row.name for row in plan.rows] == ["divide-tt64"]
+
+
 def test_one_fault_is_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(GOOD + "prest = 1\n")

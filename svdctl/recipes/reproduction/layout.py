@@ -83,9 +83,8 @@ def markdown(results: Results) -> str:
     lines.append("| | " + " | ".join(LOOKS[column].header for column in columns) + " |")
     lines.append("|---|" + "---:|" * len(columns))
     for row in results.rows:
-        marks = f" [{', '.join(map(str, row.notes))}]" if row.notes else ""
         cells = [cell_text(column, row.cells[column], row) for column in columns]
-        lines.append(f"| {row.shown.replace('|', '/')}{marks} | " + " | ".join(cells) + " |")
+        lines.append(f"| {row.marked.replace('|', '/')} | " + " | ".join(cells) + " |")
     lines += _notes(results)
     return "\n".join(lines) + "\n"
 

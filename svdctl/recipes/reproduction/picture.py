@@ -41,7 +41,7 @@ def plot_bars(results: Results, path: Path) -> None:
                 panel.plot(cell.paper, place, "D", color="black", markersize=4, label="paper, as given")
         arrow = {"high": " (more is better)", "low": " (less is better)", None: ""}[look.better]
         panel.set_title(look.header + arrow, fontsize=8)
-        panel.set_yticks(places, [plain(row.shown) for row in rows], fontsize=7)
+        panel.set_yticks(places, [plain(row.marked) for row in rows], fontsize=7)
         panel.tick_params(axis="x", labelsize=7)
         panel.spines[["top", "right"]].set_visible(False)
     for panel in panels[len(columns) :]:

@@ -62,6 +62,11 @@ class ResultRow:
         return f"{label} ({self.measured} of {len(self.runs)} seeds)" if 0 < self.measured < len(self.runs) else label
 
     @property
+    def marked(self) -> str:
+        """The same with the numbers of its footnotes."""
+        return f"{self.shown} [{', '.join(map(str, self.notes))}]" if self.notes else self.shown
+
+    @property
     def reasons(self) -> list[str]:
         """Why runs of it failed, with their seeds."""
         return [
