@@ -11,6 +11,7 @@ from unittest.mock import patch
 import pytest
 
 from svdctl.config.table import Axis, Network, Request, SpeedFigure, SpeedScale
+from svdctl.recipes.reproduction import outputs
 from svdctl.recipes.reproduction import speed as module
 from svdctl.recipes.reproduction.journal import Journal
 from svdctl.recipes.reproduction.outputs import write_figure
@@ -91,6 +92,16 @@ def test_a_measurement_that_was_cut_off_goes_on(tmp_path: Path) -> None:
     kept = [point for measured in four.values() for point in measured]
     assert [point["full"] for point in points[: len(kept)]] == [point["full"] for point in kept]
     assert not journal.exists()
+
+
+def test_two_commands_do_not_measure_at_the_same_time(tmp_path: Path) -> None:
+    request = Request(tables=("figure-speed",), scale="smoke", out_dir=tmp_path)
+    store, said = prepared(tmp_path), list[str]()
+    other = store.lock("figure-figure-speed")
+    assert other.__enter__()
+    with patch.object(outputs.time, "sleep", lambda seconds: other.__exit__(None, None, None)):
+        assert write_figure(request, "figure-speed", FIGURE, store, said.append)
+    assert said[0] == "another command measures figure-speed: waiting for it"
 
 
 def test_measurements_of_another_figure_do_not_count(tmp_path: Path) -> None:
