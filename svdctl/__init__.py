@@ -6,6 +6,8 @@ Names are loaded on first use, so that `import svdctl` costs nothing until torch
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from svdctl import errors
+
 if TYPE_CHECKING:
     from svdctl.analysis.functions import clip_, divide_, singular_values, spectral_norm_bound
     from svdctl.analysis.network import spectrum
@@ -18,6 +20,7 @@ __all__ = [
     "TTConv2d",
     "clip_",
     "divide_",
+    "errors",
     "lipschitz_bound",
     "load",
     "singular_values",
@@ -42,4 +45,12 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("svdctl")
     raise AttributeError(f"module 'svdctl' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

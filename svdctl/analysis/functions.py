@@ -1,5 +1,6 @@
 """The functions that `import svdctl` offers for single layers, kernels and whole networks."""
 
+import numbers
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -7,10 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from svdctl.certify.plain import is_cyclic
 from svdctl.control.actions import clip_layer_, divide_exact_layer_, expected_cost, on_cpu
 from svdctl.control.sharing import costliest_first
 from svdctl.errors import ShapeError
-from svdctl.layers.operator import is_controllable, operator_of, weight_of
+from svdctl.layers.operator import is_controllable, operator_of, weight_of, why_not_writable
 from svdctl.spectral import bound, values
 from svdctl.spectral.bound import Bracket
 from svdctl.spectral.operator import Convolution
@@ -73,7 +75,10 @@ def spectral_norm_bound(
     dilation: int | tuple[int, ...] = 1,
     groups: int = 1,
 ) -> Bracket:
-    """Proved bracket of a layer's norm over every input size, for zero and circular padding; rounding included.
+    """Proved bracket of a layer's norm over every input size; rounding included.
+
+    It holds for zero padding of any width, and for circular padding on inputs that the stride divides; of a circular
+    layer with a stride on other inputs, `lipschitz_bound` has the bound.
 
     Args:
         layer: as for `singular_values`.
@@ -89,7 +94,9 @@ def spectral_norm_bound(
     True
     """
     padding = getattr(layer, "padding_mode", "zeros")
-    if padding not in ("zeros", "circular"):
+    if padding not in ("zeros", "circular") or (
+        padding == "circular" and isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and not is_cyclic(layer)
+    ):
         raise ShapeError(
             f"padding {padding!r} repeats pixels, so the kernel alone bounds nothing; use svdctl.lipschitz_bound"
         )
@@ -100,11 +107,11 @@ def spectral_norm_bound(
 def clip_(model: nn.Module, *, max: float, layers: str | Sequence[str] = "*", linear: bool = False) -> dict[str, float]:
     """Bring all singular values of a network's convolutions down to `max`, in place, the bound proved afterwards.
 
-    The bound is on the convolution by the kernel, with its stride, dilation and groups, zero or circular padding, and
-    inputs of any size; no input size is asked for. Kernels keep their support: values above `max` go down to it, the
-    others stay close to where they were (the nearest such kernel, approached by alternating projections). Layers that
-    are within the bound are not touched, nor are biases, BatchNorm and activations. TT layers keep their rank and their
-    frames stay orthonormal. Works on the weights' own device; on the CPU several layers at a time.
+    The bound is the one of `spectral_norm_bound`, on the convolution by the kernel with its stride, dilation and
+    groups, for inputs of any size; no input size is asked for. Kernels keep their support: values above `max` go down
+    to it, the others stay close to where they were (the nearest such kernel, approached by alternating projections).
+    Layers that are within the bound are not touched, nor are biases, BatchNorm and activations. TT layers keep their
+    rank and their frames stay orthonormal. Works on the weights' own device; on the CPU several layers at a time.
 
     Args:
         model: any module, or a single layer.
@@ -116,7 +123,8 @@ def clip_(model: nn.Module, *, max: float, layers: str | Sequence[str] = "*", li
         How far each layer moved (Frobenius norm of its kernel's change); 0 for those that were within the bound.
 
     Raises:
-        ShapeError: no layer matches, or a kernel is not finite.
+        ShapeError: no layer matches, a kernel is not finite, or a weight cannot be written: parametrised, pruned, of
+            half precision, or in a layer with a forward pass of its own. Nothing is changed then.
 
     Source:
         Sedghi, Gupta and Long, "The Singular Values of Convolutional Layers" (ICLR 2019), without the loss of the bound
@@ -130,7 +138,7 @@ def clip_(model: nn.Module, *, max: float, layers: str | Sequence[str] = "*", li
     >>> all(svdctl.spectral_norm_bound(net[index]).upper <= 0.5 for index in (0, 2))
     True
     """
-    return _on_each(lambda layer: clip_layer_(layer, max), max, _chosen(model, layers, linear))
+    return _on_each(lambda layer: clip_layer_(layer, max), _maximum(max), _chosen(model, layers, linear))
 
 
 @torch.no_grad()
@@ -149,7 +157,7 @@ def divide_(
         The factor of each layer; 1 for those that were within the bound, which are not touched.
 
     Raises:
-        ShapeError: no layer matches, or a kernel is not finite.
+        ShapeError: as of `clip_`.
 
     >>> import torch
     >>> conv = torch.nn.Conv2d(1, 1, 1)
@@ -157,7 +165,13 @@ def divide_(
     >>> {name: round(factor, 2) for name, factor in svdctl.divide_(conv, max=1.0).items()}
     {'': 0.25}
     """
-    return _on_each(lambda layer: divide_exact_layer_(layer, max), max, _chosen(model, layers, linear))
+    return _on_each(lambda layer: divide_exact_layer_(layer, max), _maximum(max), _chosen(model, layers, linear))
+
+
+def _maximum(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 1e-30 <= float(value) <= 1e30:
+        raise ShapeError(f"max is a number from 1e-30 to 1e30, not {value!r}")
+    return float(value)
 
 
 def _on_each(work: Callable[[nn.Module], float], max: float, layers: dict[str, nn.Module]) -> dict[str, float]:
@@ -185,6 +199,10 @@ def _on_each(work: Callable[[nn.Module], float], max: float, layers: dict[str, n
 
 
 def _chosen(model: nn.Module, layers: str | Sequence[str], linear: bool) -> dict[str, nn.Module]:
+    if not isinstance(model, nn.Module):
+        raise ShapeError(
+            f"a module is changed in place, not a {type(model).__name__}; give the network or layer itself"
+        )
     patterns = (layers,) if isinstance(layers, str) else tuple(layers)
     found = {
         name: module
@@ -198,4 +216,8 @@ def _chosen(model: nn.Module, layers: str | Sequence[str], linear: bool) -> dict
         raise ShapeError(
             f"the pattern {' or '.join(patterns)} matches nothing: no {what} of the network has such a name"
         )
+    for name, module in found.items():
+        reason = why_not_writable(module)
+        if reason is not None:
+            raise ShapeError(f"layer {name or '(top)'} cannot be changed: {reason}; or leave it out with layers=")
     return found

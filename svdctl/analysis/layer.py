@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from svdctl.certify.plain import is_cyclic
 from svdctl.errors import ShapeError
 from svdctl.spectral.bound import Bracket, is_bounded, norm_bound
 from svdctl.spectral.operator import Convolution
@@ -125,5 +126,16 @@ def as_it_runs(module: nn.Module, size: tuple[int, ...], bound: Bracket | None) 
         return precisions[x.dtype](x) - offsets[x.dtype]
 
     lower = padded_norm(linear, (channels, *size), like=zero)
-    upper = bound.upper if getattr(module, "padding_mode", "zeros") in ("zeros", "circular") else math.inf
+    upper = bound.upper if _is_bounded_by_kernel(module, size) else math.inf
+    if lower > upper * 1.001:
+        raise ShapeError(f"it gains {lower:.6g} as it runs, more than its kernel can; it does something else with it")
     return Bracket(min(lower, upper), upper)
+
+
+def _is_bounded_by_kernel(module: nn.Module, size: tuple[int, ...]) -> bool:
+    """Whether the norm over the whole grid bounds the layer with its own padding on this input."""
+    padding = getattr(module, "padding_mode", "zeros")
+    if padding != "circular":
+        return padding == "zeros"
+    assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    return is_cyclic(module) and not any(n % s for n, s in zip(size, module.stride, strict=True))

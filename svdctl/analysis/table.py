@@ -13,7 +13,7 @@ HEADER = (
 LEGEND = (
     "circular: largest value with circular padding, exact",
     "as it runs: with the layer's own padding, on this input; at least this much",
-    "bound: proved, at every input size, for zero and circular padding",
+    "bound: proved, any input size (circular padding: one that the stride divides)",
     "smallest: the smallest value that is not 0; condition: largest over smallest",
 )
 

@@ -91,6 +91,8 @@ def _elu(call: Call) -> Traced:
 
 @rule("celu")
 def _celu(call: Call) -> Traced:
+    if float(call.argument(1, "alpha", 1.0)) <= 0:
+        raise call.unknown("with an alpha that is not positive (its slope has no bound)")
     return call.elementwise(1.0, units=32)
 
 
@@ -102,6 +104,8 @@ def _selu(call: Call) -> Traced:
 @rule("softplus")
 def _softplus(call: Call) -> Traced:
     beta, threshold = float(call.argument(1, "beta", 1.0)), float(call.argument(2, "threshold", 20.0))
+    if beta <= 0 or threshold < 10:
+        raise call.unknown("with a beta that is not positive or a threshold below 10, where it jumps")
     # torch returns x itself past the threshold: a jump, which is no slope but an error.
     jump = math.log1p(math.exp(-threshold)) / beta
     return call.elementwise(1.0, units=24, offset=1 / beta, jump=jump)

@@ -70,6 +70,8 @@ def _add(call: Call) -> Traced:
     alpha = call.kwargs.get("alpha", 1)
     if isinstance(alpha, Traced):
         raise call.unknown("with a factor that depends on the image")
+    if len(call.args) > 2:
+        raise call.unknown("with its factor before the other operand (an old form); write alpha=")
     first, second = call.args[0], call.argument(1, "other")
     if call.name.endswith("rsub"):
         first, second = second, first

@@ -49,9 +49,10 @@ def forward_of(layer: nn.Module) -> type | None:
     known = next((kind for kind in type(layer).__mro__ if kind in layer_gain.registry and kind is not object), None)
     if known is None:
         return None
-    # A subclass that, say, standardises its weights on the way is another function.
+    # A subclass that, say, standardises its weights on the way is another function, and so is a patched instance.
     names = [name for name in ("forward", "_conv_forward") if hasattr(known, name)]
-    return known if all(getattr(type(layer), name) is getattr(known, name) for name in names) else None
+    own = all(getattr(type(layer), name) is getattr(known, name) and name not in vars(layer) for name in names)
+    return known if own else None
 
 
 def exact(_unit: float) -> float:

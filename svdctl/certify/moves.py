@@ -67,6 +67,8 @@ def _mean(call: Call) -> Any:
 @rule("avg_pool1d", "avg_pool2d", "avg_pool3d")
 def _average_pooling(call: Call) -> Any:
     x, kernel = call.source(), call.argument(1, "kernel_size")
+    if float(call.argument(6, "divisor_override", None) or 1) < 0:
+        raise call.unknown("with a divisor below 0")
     axes = int(call.name[-2])
     sizes = [kernel] * axes if isinstance(kernel, int) else list(kernel) * (axes if len(kernel) == 1 else 1)
     return call.non_negative(min(math.prod(sizes), x.value.numel()), "pooling")

@@ -37,7 +37,9 @@ def frozen(model: nn.Module, dtype: torch.dtype) -> nn.Module:
         raise ShapeError(
             f"the network cannot be copied ({error}); run it once under torch.no_grad(), then try again"
         ) from error
-    for module in list(copied.modules()):
+    for name, module in list(copied.named_modules()):
+        if module.training and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise ShapeError(f"{name} stays in training mode after eval(): its gain depends on the batch")
         if parametrize.is_parametrized(module):
             _make_plain(module)
     if forward_of(copied) is SOC:

@@ -55,6 +55,23 @@ def is_controllable(layer: nn.Module) -> bool:
     return operator_of.dispatch(type(layer)) is not operator_of.dispatch(object)
 
 
+def why_not_writable(layer: nn.Module) -> str | None:
+    """Why a new kernel would not last in the layer, or not be what it computes with; None when it would."""
+    kind = next(kind for kind in type(layer).__mro__ if kind in operator_of.registry)
+    names = [name for name in ("forward", "_conv_forward") if hasattr(kind, name)]
+    if any(getattr(type(layer), name) is not getattr(kind, name) or name in vars(layer) for name in names):
+        return f"its forward pass is not that of {kind.__name__}, so what it does with its weight is not known"
+    weight = weight_of(layer)
+    if not isinstance(weight, nn.Parameter):
+        return (
+            "its weight is computed anew from others (a parametrization, a hook or pruning); make it plain first, as "
+            "with torch.nn.utils.parametrize.remove_parametrizations"
+        )
+    if weight.dtype not in (torch.float32, torch.float64):
+        return f"its weight is {weight.dtype}, too coarse for a proof; convert the network with .float() first"
+    return None
+
+
 def quick_operator(layer: nn.Module) -> Convolution:
     """`operator_of`, except that frames which are kept orthonormal are taken at their word: no QR."""
     if isinstance(layer, TTConv2d) and layer.frames_kind in ("retract", "parametrize"):

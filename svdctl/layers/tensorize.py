@@ -10,9 +10,12 @@ from svdctl.layers.tt import FramesKind, TTConv2d
 
 
 def tensorize_(
-    model: nn.Module, *, rank: int, skip: Sequence[str] = (), frames: FramesKind = "retract"
+    model: nn.Module, *, rank: int, skip: str | Sequence[str] = (), frames: FramesKind = "retract"
 ) -> dict[str, float]:
     """Replace every `Conv2d` of `model`, in place, by its best `TTConv2d` of this rank.
+
+    Subclasses of it and convolutions whose weight is parametrised are left alone; a module that stands in several
+    places is replaced by one layer in all of them.
 
     Args:
         model: any module that contains convolutions; a bare convolution has no place to be replaced in.
@@ -32,17 +35,21 @@ def tensorize_(
     >>> net[1].rank, 0 < errors["1"] < 1
     ((16, 16), True)
     """
+    patterns = (skip,) if isinstance(skip, str) else tuple(skip)
     found = {
         name: module
-        for name, module in model.named_modules()
-        if type(module) is nn.Conv2d and not any(fnmatchcase(name, pattern) for pattern in skip)
+        for name, module in model.named_modules(remove_duplicate=False)
+        if type(module) is nn.Conv2d and not any(fnmatchcase(name, pattern) for pattern in patterns)
     }
     if "" in found:
         raise ShapeError("a bare convolution cannot be replaced in place; use TTConv2d.from_conv2d(conv, rank)")
-    fitted = {}
+    fitted: dict[str, tuple[TTConv2d, float]] = {}
+    made: dict[nn.Module, tuple[TTConv2d, float]] = {}
     for name, module in found.items():
         try:
-            fitted[name] = TTConv2d.from_conv2d(module, rank, frames=frames)
+            if module not in made:
+                made[module] = TTConv2d.from_conv2d(module, rank, frames=frames)
+            fitted[name] = made[module]
         except ShapeError as error:
             raise ShapeError(f"layer {name!r}: {error} (skip=[{name!r}])") from error
     for name, (layer, _) in fitted.items():

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
@@ -58,9 +58,16 @@ class TTConv2d(nn.Module):
             raise ShapeError(
                 f"a TT rank is at least 1, not {rank}; leave compression out instead (--new-layer standard)"
             )
+        if frames not in get_args(FramesKind):
+            raise ShapeError(f"frames are kept by one of {', '.join(get_args(FramesKind))}, not {frames!r}")
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size = _pair(kernel_size)
         self.stride, self.padding, self.dilation = _pair(stride), _pair(padding), _pair(dilation)
+        if min(*self.stride, *self.dilation, *self.kernel_size) < 1 or min(self.padding) < 0:
+            raise ShapeError(
+                f"kernel {self.kernel_size}, stride {self.stride} and dilation {self.dilation} are at least 1, "
+                f"padding {self.padding} at least 0"
+            )
         self.frames_kind = frames
         rank_in, rank_out = min(rank_in, in_channels), min(rank_out, out_channels)
         whole = rank_in == in_channels and rank_out == out_channels
@@ -116,7 +123,7 @@ class TTConv2d(nn.Module):
 
     def _cheapest(self, shape: torch.Size) -> tuple[bool, bool]:
         """Which frames to apply on their own, (in, out), rather than contract into the core: fewest multiplications."""
-        batch, _, height, width = shape
+        batch, height, width = math.prod(shape[:-3]), *shape[-2:]
         taps = math.prod(self.kernel_size)
         rank_in, rank_out = self.rank
         inputs = batch * height * width
@@ -214,6 +221,7 @@ class TTConv2d(nn.Module):
             layer.core.copy_(kernel)
         if conv.bias is not None and layer.bias is not None:
             layer.bias.copy_(conv.bias)
+        layer.requires_grad_(conv.weight.requires_grad)
         error = (layer.contracted() - kernel).norm() / kernel.norm().clamp_min(torch.finfo(kernel.dtype).tiny)
         return layer, float(error)
 
@@ -243,7 +251,10 @@ class TTConv2d(nn.Module):
 
 def _leading(tensor: Tensor, rank: int) -> Tensor:
     """The leading left singular vectors `(n, rank)` of the unfolding along the first axis."""
-    return torch.linalg.svd(tensor.flatten(1), full_matrices=False).U[:, :rank].contiguous()
+    unfolding = tensor.flatten(1)
+    # A kernel of fewer columns than the rank has none to give beyond them: any frame that completes it will do.
+    complete = rank > min(unfolding.shape)
+    return torch.linalg.svd(unfolding, full_matrices=complete).U[:, :rank].contiguous()
 
 
 def _pair(value: Any) -> tuple[int, int]:

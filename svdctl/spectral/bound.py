@@ -54,6 +54,8 @@ def norm_bound(conv: Convolution, *, tolerance: float = TOLERANCE, floor: float 
     Raises:
         ShapeError: the kernel is not finite, or the tolerance is below what float64 can prove.
     """
+    if not tolerance < math.inf:
+        raise ShapeError(f"a tolerance of {tolerance} says nothing; ask for {TOLERANCE}, say")
     if tolerance < _FINEST:
         raise ShapeError(f"a tolerance of {tolerance} cannot be proved in float64; ask for {_FINEST} or more")
     field = _field(conv, tolerance)

@@ -46,7 +46,13 @@ class Convolution:
         axes = kernel.ndim - 2
         if axes < 1:
             raise ShapeError(f"a convolution's kernel has at least three axes, not shape {tuple(kernel.shape)}")
-        if kernel.shape[0] % groups:
+        if not kernel.dtype.is_floating_point:
+            raise ShapeError(f"a kernel holds real floating-point numbers, not {kernel.dtype}; convert it by .float()")
+        if kernel.is_meta:
+            raise ShapeError("weights on the meta device have no values yet; load them first")
+        if kernel.numel() == 0:
+            raise ShapeError(f"a kernel of shape {tuple(kernel.shape)} has no entries, and no singular values")
+        if groups < 1 or kernel.shape[0] % groups:
             raise ShapeError(f"{kernel.shape[0]} channels do not divide into {groups} groups")
         grouped = kernel.reshape(groups, kernel.shape[0] // groups, *kernel.shape[1:])
         return cls(grouped, _per_axis(stride, axes), _per_axis(dilation, axes), transposed)

@@ -115,7 +115,9 @@ def lanczos(matrices: Tensor, start: Tensor | None, steps: int) -> tuple[Tensor,
         residual = images[-1]
         for _twice in range(2):
             residual = residual - (span @ (span.mH @ residual[..., None]))[..., 0]
-        basis.append(_unit(residual))
+        # Where the space is exhausted, rounding alone is left: no direction of it, or values would be made up.
+        least = torch.finfo(residual.dtype).eps ** 0.5 * images[-1].norm(dim=-1, keepdim=True)
+        basis.append(torch.where(residual.norm(dim=-1, keepdim=True) > least, _unit(residual), 0))
     span, image = torch.stack(basis[:-1], -1), torch.stack(images, -1)
     values, coordinates = torch.linalg.eigh(span.mH @ image)
     return values[:, -1], _unit((span @ coordinates[..., -1:])[..., 0])

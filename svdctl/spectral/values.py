@@ -38,6 +38,8 @@ def singular_values(
     Raises:
         ShapeError: sizes that do not fit the convolution or its stride, or a kernel that is not finite.
     """
+    if accuracy not in ("full", "fast"):
+        raise ShapeError(f"accuracy is full or fast, not {accuracy!r}")
     if len(input_size) != conv.axes or min(input_size) < 1:
         raise ShapeError(f"the input needs {conv.axes} positive sizes, not {input_size}")
     for size, stride in zip(input_size, conv.stride, strict=True):

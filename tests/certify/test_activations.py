@@ -1,6 +1,7 @@
 """The largest slope of every activation, proved on a grid: `|f'|` there, and its own slope between the points."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from svdctl.certify import lipschitz_bound, rounding_bound
 from svdctl.certify.activations import GELU, GELU_TANH, MISH, SILU
+from svdctl.errors import ShapeError
 
 # Beyond |x| = 30 every one of them is linear or constant to 1e-9; third derivatives of the smooth ones are below 3.
 GRID = torch.linspace(-30, 30, 600_001, dtype=torch.float64)
@@ -73,5 +75,51 @@ def test_softmax_is_a_half() -> None:
 
 
 def test_the_jump_of_softplus_is_an_error_not_a_slope() -> None:
-    blunt = nn.Softplus(beta=1.0, threshold=2.0)
-    assert rounding_bound(blunt, (9,), torch.float64, 1.0) >= 3 * math.log1p(math.exp(-2))
+    blunt = nn.Softplus(beta=1.0, threshold=12.0)
+    assert rounding_bound(blunt, (9,), torch.float64, 1.0) >= 3 * math.log1p(math.exp(-12))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: nn.Softplus(1, threshold=0.1), "jumps"),
+        (lambda: nn.Softplus(-1.0), "not positive"),
+        (lambda: nn.CELU(-1.0), "not positive"),
+        (lambda: nn.AvgPool2d(3, 1, 1, divisor_override=-1), "below 0"),
+        (lambda: Function(lambda x: torch.add(x, 5, x)), "alpha="),
+        (lambda: Stubborn(), "training mode"),
+    ],
+)
+def test_what_has_no_constant_is_refused(make: Callable[[], nn.Module], words: str) -> None:
+    with pytest.raises(ShapeError, match=words):
+        lipschitz_bound(nn.Sequential(nn.Identity(), make()), (3, 8, 8))
+
+
+class Function(nn.Module):
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x)
+
+
+class Stubborn(nn.BatchNorm2d):
+    """BatchNorm that goes on with the statistics of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__(3)
+
+    def train(self, mode: bool = True) -> "Stubborn":
+        return super().train(True)
+
+
+def test_a_patched_forward_pass_is_followed_not_believed() -> None:
+    conv = nn.Conv2d(3, 3, 1, bias=False)
+    plain = lipschitz_bound(nn.Sequential(conv), (3, 4, 4)).value
+    own = conv.forward
+    conv.forward = lambda x: 10 * own(x)  # type: ignore[method-assign]
+    try:
+        assert lipschitz_bound(nn.Sequential(conv), (3, 4, 4)).value >= 9.9 * plain
+    except ShapeError:
+        return
