@@ -176,11 +176,9 @@ def _maximum(value: Any) -> float:
 
 def _on_each(work: Callable[[nn.Module], float], max: float, layers: dict[str, nn.Module]) -> dict[str, float]:
     """The work on each layer; layers that share a weight one after another, then all of them within the bound."""
-    groups: dict[Any, list[str]] = {}
+    groups: dict[int, list[str]] = {}
     for name, layer in layers.items():
-        weight = weight_of(layer)
-        # A parametrised weight is a new tensor each time.
-        groups.setdefault(weight.data_ptr() if isinstance(weight, nn.Parameter) else name, []).append(name)
+        groups.setdefault(weight_of(layer).data_ptr(), []).append(name)
     tied = {names[0]: names for names in groups.values()}
 
     def on_tied(first: str) -> dict[str, float]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from svdctl.certify.facts import gamma
 from svdctl.errors import ShapeError
+from svdctl.layers.operator import forwards_as
 from svdctl.spectral.bound import norm_bound
 from svdctl.spectral.operator import Convolution
 
@@ -47,12 +48,7 @@ class Gain:
 def forward_of(layer: nn.Module) -> type | None:
     """The class that a gain is registered for, if the layer's forward pass is still that class's."""
     known = next((kind for kind in type(layer).__mro__ if kind in layer_gain.registry and kind is not object), None)
-    if known is None:
-        return None
-    # A subclass that, say, standardises its weights on the way is another function, and so is a patched instance.
-    names = [name for name in ("forward", "_conv_forward") if hasattr(known, name)]
-    own = all(getattr(type(layer), name) is getattr(known, name) and name not in vars(layer) for name in names)
-    return known if own else None
+    return known if known is not None and forwards_as(layer, known) else None
 
 
 def exact(_unit: float) -> float:

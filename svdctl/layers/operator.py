@@ -55,11 +55,19 @@ def is_controllable(layer: nn.Module) -> bool:
     return operator_of.dispatch(type(layer)) is not operator_of.dispatch(object)
 
 
+def forwards_as(layer: nn.Module, kind: type) -> bool:
+    """Whether the layer's forward pass is still that of one of its classes.
+
+    A subclass that, say, standardises its weights on the way is another function, and so is a patched instance.
+    """
+    names = [name for name in ("forward", "_conv_forward") if hasattr(kind, name)]
+    return all(getattr(type(layer), name) is getattr(kind, name) and name not in vars(layer) for name in names)
+
+
 def why_not_writable(layer: nn.Module) -> str | None:
     """Why a new kernel would not last in the layer, or not be what it computes with; None when it would."""
     kind = next(kind for kind in type(layer).__mro__ if kind in operator_of.registry)
-    names = [name for name in ("forward", "_conv_forward") if hasattr(kind, name)]
-    if any(getattr(type(layer), name) is not getattr(kind, name) or name in vars(layer) for name in names):
+    if not forwards_as(layer, kind):
         return f"its forward pass is not that of {kind.__name__}, so what it does with its weight is not known"
     weight = weight_of(layer)
     if not isinstance(weight, nn.Parameter):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from svdctl.errors import ShapeError
+from svdctl.layers.fit import fitted_frames
 from svdctl.layers.frames import carry_momentum, qr_positive, random_frame, retraction
 
 FramesKind = Literal["free", "penalty", "retract", "parametrize"]
@@ -178,10 +179,7 @@ class TTConv2d(nn.Module):
     def from_conv2d(
         cls, conv: nn.Conv2d, rank: int | tuple[int, int], *, frames: FramesKind = "retract"
     ) -> tuple["TTConv2d", float]:
-        """The layer of this rank nearest to a trained convolution, and its relative error in Frobenius norm.
-
-        Truncated SVDs of both unfoldings, then two sweeps of alternating refinement (HOOI).
-        """
+        """The layer of this rank nearest to a trained convolution, and its relative error in Frobenius norm."""
         if conv.groups != 1:
             raise ShapeError(
                 f"a convolution with {conv.groups} groups has no TT form here; skip it, or convert it to groups=1 first"
@@ -203,13 +201,8 @@ class TTConv2d(nn.Module):
         )
         layer.to(conv.weight.device, conv.weight.dtype)
         kernel = conv.weight.detach()
-        rank_in, rank_out = layer.rank
-        frame_in = _leading(kernel.movedim(1, 0), rank_in)
-        frame_out = _leading(kernel, rank_out)
-        for _ in range(2):
-            frame_out = _leading(torch.einsum("oihw,ia->oahw", kernel, frame_in), rank_out)
-            frame_in = _leading(torch.einsum("oihw,ob->ibhw", kernel, frame_out), rank_in)
         if layer.has_frames:
+            frame_in, frame_out = fitted_frames(kernel, *layer.rank)
             if frames == "parametrize":
                 layer.frame_in, layer.frame_out = frame_in, frame_out
             else:
@@ -247,14 +240,6 @@ class TTConv2d(nn.Module):
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, rank={self.rank}, "
             f"stride={self.stride}, padding={self.padding}, frames={self.frames_kind!r}"
         )
-
-
-def _leading(tensor: Tensor, rank: int) -> Tensor:
-    """The leading left singular vectors `(n, rank)` of the unfolding along the first axis."""
-    unfolding = tensor.flatten(1)
-    # A kernel of fewer columns than the rank has none to give beyond them: any frame that completes it will do.
-    complete = rank > min(unfolding.shape)
-    return torch.linalg.svd(unfolding, full_matrices=complete).U[:, :rank].contiguous()
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -13,8 +13,8 @@ from svdctl.config.table import SpeedFigure, SpeedScale
 from svdctl.config.train import TrainConfig
 from svdctl.control import Controller
 from svdctl.layers.shapes import input_sizes
+from svdctl.recipes.reproduction.configs import network_configs
 from svdctl.recipes.reproduction.estimate import random_images
-from svdctl.recipes.reproduction.plan import network_configs
 from svdctl.recipes.reproduction.speed_layers import all_values, control
 from svdctl.recipes.reproduction.speed_points import Point, Work
 from svdctl.recipes.reproduction.static import control_cost
