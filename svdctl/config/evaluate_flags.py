@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from svdctl.config.attack import AttackName
 from svdctl.config.corruptions import BENCHMARK, CLEAN, CORRUPTIONS, corruption_name, read_corruption_list
 from svdctl.config.evaluate import METRICS, EvaluateConfig
+from svdctl.config.faults import told
 from svdctl.config.overrides import Overrides
 from svdctl.errors import UsageError
 
@@ -231,10 +232,7 @@ def _sentences(error: ValidationError) -> list[str]:
     """One sentence for each field at fault, named by its flag."""
     flag_of = {path: "--" + name.replace("_", "-") for name, path in FIELDS.items()}
     found: dict[str, list[str]] = {}
-    faulty = [fault["loc"] for fault in error.errors()]
-    for fault in error.errors():
-        if fault["type"] == "too_short" and any(loc[:-1] == fault["loc"] for loc in faulty):
-            continue  # pydantic counts without the values at fault
+    for fault in told(error):
         if fault["type"] == "value_error":
             for line in str(fault["ctx"]["error"]).splitlines():
                 found.setdefault(line, [])

@@ -57,6 +57,18 @@ def sentences_of_mixes(table: dict[str, Any], error: ValidationError, command: C
     return []
 
 
+def told(error: ValidationError) -> list[Any]:
+    """The faults worth telling: pydantic counts a list without its faulty items, and such a count is left out."""
+    faults = error.errors()
+    places = [fault["loc"] for fault in faults]
+    return [
+        fault
+        for fault in faults
+        if fault["type"] != "too_short"
+        or not any(len(place) > len(fault["loc"]) and place[: len(fault["loc"])] == fault["loc"] for place in places)
+    ]
+
+
 @cache
 def known_keys() -> frozenset[str]:
     """Every key of the schema, as a dotted path without the tags of unions."""

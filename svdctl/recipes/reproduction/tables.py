@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from svdctl.config.base import Config
+from svdctl.config.faults import told
 from svdctl.config.presets import preset_folder
 from svdctl.config.table import TABLE_FILE, Collection, ResultTable, SpeedFigure, TableFile
 from svdctl.errors import UsageError
@@ -67,15 +68,7 @@ def read_table(path: Path) -> TableFile:
     try:
         return TABLE_FILE.validate_python(contents)
     except ValidationError as error:
-        found = error.errors()
-        # pydantic counts a list without its faulty items.
-        faults = [
-            fault
-            for fault in found
-            if fault["type"] != "too_short"
-            or not any(other["loc"][: len(fault["loc"])] == fault["loc"] for other in found if other is not fault)
-        ]
-        raise UsageError(dict.fromkeys(_sentence(path, contents, fault) for fault in faults)) from error
+        raise UsageError(dict.fromkeys(_sentence(path, contents, fault) for fault in told(error))) from error
 
 
 def gather(names: Iterable[str]) -> dict[str, tuple[Path, ResultTable | SpeedFigure]]:
