@@ -8,6 +8,7 @@ from torch import nn
 
 from svdctl.certify.network import follow, frozen
 from svdctl.certify.trace import Contribution
+from svdctl.spectral.arithmetic import exact_arithmetic
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ def lipschitz_bound(
     True
     """
     centre = torch.zeros(1, *input_shape, dtype=own_dtype(model), device=device_of(model))
-    result = follow(frozen(model, centre.dtype), centre, tolerance=tolerance)
+    with exact_arithmetic(torch.get_default_dtype()):
+        result = follow(frozen(model, centre.dtype), centre, tolerance=tolerance)
     return LipschitzBound(result.facts.lipschitz, result.contributions)
 
 
@@ -105,5 +107,6 @@ def rounding_bound(
         tolerance: as in `lipschitz_bound`.
     """
     centre = torch.zeros(1, *input_shape, dtype=dtype, device=device_of(model))
-    error = follow(frozen(model, dtype), centre, tolerance=tolerance).facts.errors[0](input_norm)
+    with exact_arithmetic(torch.get_default_dtype(), direct_convolutions=dtype == torch.float32):
+        error = follow(frozen(model, dtype), centre, tolerance=tolerance).facts.errors[0](input_norm)
     return error if not math.isnan(error) else math.inf

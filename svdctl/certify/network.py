@@ -98,7 +98,7 @@ def follow(
     tracer = Tracer(apply, tolerance, arithmetics)
     start = Traced.make(tracer, centre, Facts(1.0, norm_above(centre), (Affine(),) * len(arithmetics)))
     try:
-        with _watched(network, tracer), torch.autocast(centre.device.type, enabled=False):
+        with _watched(network, tracer):
             output = network(start)
     except RuntimeError as failure:
         reason = str(failure).strip().splitlines()[0]

@@ -8,8 +8,8 @@ With e(D) = e0 + e1 D the right side is positive for all r below
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from svdctl.certify.facts import Facts, outward
 from svdctl.certify.lipschitz import LipschitzBound, device_of
 from svdctl.certify.network import follow, frozen
 from svdctl.errors import DataError, ShapeError
+from svdctl.spectral.arithmetic import exact_arithmetic
 
 RADII = (36 / 255, 72 / 255, 108 / 255, 255 / 255)
 
@@ -97,9 +98,11 @@ class Certifier:
         if dtype not in (torch.float64, torch.float32):
             raise ShapeError(f"certificates are evaluated in float64 or float32, not {dtype}")
         self.dtype = dtype
-        self.network = frozen(model, dtype)
+        # Constants that the network makes in its forward pass are of the default dtype.
+        self._default_dtype = torch.get_default_dtype()
         grey = torch.full((1, *input_shape), 0.5, dtype=dtype, device=device_of(model))
-        with plain_arithmetic(dtype):
+        with self._arithmetic():
+            self.network = frozen(model, dtype)
             result = follow(self.network, grey, tolerance=tolerance)
         if result.output.ndim != 2 or result.output.shape[1] < 2:
             shape = tuple(result.output.shape)
@@ -107,14 +110,18 @@ class Certifier:
         self.bound = LipschitzBound(result.facts.lipschitz, result.contributions)
         self.rounding = result.facts.errors[0]
         self.reach = math.sqrt(grey.numel()) / 2
-        self.pairwise = pairwise_constants(result.facts, result.output.shape[1]).to(grey.device)
+        with self._arithmetic():
+            self.pairwise = pairwise_constants(result.facts, result.output.shape[1]).to(grey.device)
+
+    def _arithmetic(self) -> AbstractContextManager[None]:
+        return exact_arithmetic(self._default_dtype, direct_convolutions=self.dtype == torch.float32)
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
         """Logits `(N, classes)` in `dtype`, the ones that the certificates are about."""
         if images.dtype == torch.float64 and self.dtype != torch.float64:
             raise ShapeError("float64 images would be rounded by a float32 certifier; convert them first")
-        with plain_arithmetic(self.dtype), torch.autocast(images.device.type, enabled=False):
+        with self._arithmetic():
             return self.network(images.to(self.dtype))
 
     @torch.no_grad()
@@ -162,20 +169,3 @@ def pairwise_constants(facts: Facts, classes: int) -> Tensor:
         exact = facts.readout.lipschitz * (apart + math.sqrt(2) * error)
         constants = torch.minimum(constants, exact)
     return constants * (1 + 1e-10)
-
-
-@contextmanager
-def plain_arithmetic(dtype: torch.dtype) -> Iterator[None]:
-    """Arithmetic as `rounding_bound` presumes: float32 without TF32, bfloat16, Winograd or FFT."""
-    if dtype != torch.float32:
-        yield
-        return
-    precision = torch.get_float32_matmul_precision()
-    with ExitStack() as stack:
-        stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-        stack.enter_context(torch.backends.nnpack.flags(enabled=False))
-        try:
-            torch.set_float32_matmul_precision("highest")
-            yield
-        finally:
-            torch.set_float32_matmul_precision(precision)
