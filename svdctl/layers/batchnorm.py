@@ -103,7 +103,9 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         variance, mean = x.new_zeros(channels), x.new_zeros(channels)
     own = torch.cat([mean, variance, mean.new_full((1,), x.numel() // channels)])
     every = own.new_empty(world * len(own))
-    dist.all_gather_single(every, own)
+    # Called all_gather_into_tensor up to torch 2.11, a name that later ones deprecate.
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(every, own)
     means, variances, counts = every.view(world, -1).split([channels, channels, 1], 1)
     count = counts.sum()
     mean = (means * counts).sum(0) / count

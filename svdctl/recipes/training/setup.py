@@ -1,11 +1,14 @@
 """What a training needs before it starts: processes and data."""
 
+import inspect
 import logging
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
+from torch.nn.parallel import DistributedDataParallel
 
 from svdctl.config.model import STRIDE, LipConv, Vgg
 from svdctl.config.train import TrainConfig, too_many_classes
@@ -14,6 +17,13 @@ from svdctl.data.images import ImageData
 from svdctl.data.sources import load as load_data
 from svdctl.data.split import stratified_split
 from svdctl.errors import UsageError
+
+# Buffers need no broadcast: they come from sums over all processes, or from weights that are equal. The option is
+# called broadcast_buffers up to torch 2.11, a name that later ones deprecate.
+_OPTIONS = inspect.signature(DistributedDataParallel).parameters
+_KEEP_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS else "broadcast_buffers": False
+}
 
 
 def launch(config: TrainConfig) -> Fabric:
@@ -32,8 +42,7 @@ def launch(config: TrainConfig) -> Fabric:
             devices=devices,
             num_nodes=hardware.num_nodes,
             precision=None if hardware.precision == "32" else hardware.precision,
-            # Buffers need no broadcast: they come from sums over all processes, or from weights that are equal.
-            strategy="auto" if devices == 1 and hardware.num_nodes == 1 else DDPStrategy(forward_sync_buffers=False),
+            strategy="auto" if devices == 1 and hardware.num_nodes == 1 else DDPStrategy(**_KEEP_BUFFERS),
         )
         processes = getattr(fabric.strategy, "num_processes", 1) * hardware.num_nodes
         if config.batch_size < processes:
