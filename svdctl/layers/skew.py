@@ -71,7 +71,8 @@ def exponential_series(x: Tensor, kernel: Tensor, terms: int, outputs: int) -> T
     power = x
     for i in range(1, terms + 1):
         power = F.conv2d(power, series_kernel(kernel, i, terms, inputs, outputs), padding=padding)
-        if i == 1:
+        # In place only outside the compiler: that of torch 2.11 loses the gradients of an autograd function doing so.
+        if i == 1 or torch.compiler.is_compiling():
             total = total + power[:, :outputs]
         else:
             total += power[:, :outputs]

@@ -138,7 +138,10 @@ class TTConv2d(nn.Module):
             total += outputs * rank_out * self.out_channels if apart[1] else taps * side_in * rank_out * side_out
             return total
 
-        return min(((True, True), (False, True), (True, False), (False, False)), key=work)
+        # Not `min(..., key=work)`, which torch.compile of torch 2.8 does not follow.
+        choices = ((True, True), (False, True), (True, False), (False, False))
+        works = [work(apart) for apart in choices]
+        return choices[works.index(min(works))]
 
     @torch.no_grad()
     def small_kernel(self) -> Tensor:
