@@ -1,6 +1,7 @@
 """Real processes for tests: scripts of this folder started together, one thread each."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -45,6 +46,11 @@ def finish(process: "subprocess.Popen[str]", seconds: float) -> str:
         raise
     assert process.returncode == 0, errors
     return output
+
+
+def own_words(output: str) -> str:
+    """Without the lines, sometimes mixed, in which torch 2.8's Gloo reports its connections on stdout."""
+    return "".join(line for line in output.splitlines(True) if not re.search(r"peer ranks|^\d*$", line))
 
 
 def members(world: int) -> list[Mapping[str, str]]:
