@@ -104,7 +104,7 @@ def paper_divide_layer_(layer: nn.Module, max: float, size: tuple[int, ...], gen
 
 
 def paper_clip_layer_(layer: nn.Module, max: float, size: tuple[int, ...], optimizer: Optimizer = None) -> None:
-    """The paper's clip: one pass on the layer's own grid, cut to the support, no seal."""
+    """The paper's clip: one pass on the grid of the layer's input, or of its kernel if that is larger; no seal."""
     write_operator_(layer, paper_clip(operator_of(layer), max, size), optimizer)
 
 

@@ -13,7 +13,7 @@ from svdctl.control.sharing import Sharing
 from svdctl.layers.operator import BatchNorm, batchnorm_gain, is_controllable, operator_of, quick_operator, weight_of
 from svdctl.layers.tt import TTConv2d
 from svdctl.processes.group import Group
-from svdctl.spectral.power import KernelPower
+from svdctl.spectral.power import KernelPower, clip_grid
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,13 @@ class Controller:
         if isinstance(self.control, NoControl):
             return None
         return self.control.linear_max if isinstance(self.layers[name], nn.Linear) else self.control.max
+
+    def enlarged_grids(self) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Return the (input size, grid of the clip) of the layers that the paper's clip treats on a larger grid."""
+        if self.control.kind != "clip" or self.control.procedure != "paper":
+            return {}
+        grids = {name: clip_grid(operator_of(layer), self._sizes[name]) for name, layer in self.controlled().items()}
+        return {name: (self._sizes[name], grid) for name, grid in grids.items() if grid != self._sizes[name]}
 
     @torch.no_grad()
     def after_step(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:

@@ -61,13 +61,31 @@ def paper_sigma(conv: Convolution, input_size: tuple[int, ...], generator: torch
     return (matrices @ vectors).norm()
 
 
+def clip_grid(conv: Convolution, input_size: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the grid of `paper_clip`: the layer's own, on every axis at least as long as the kernel."""
+    taps = conv.polyphase().shape[3:]
+    return tuple(max(n, k) for n, k in zip(input_size, taps, strict=True))
+
+
 @torch.no_grad()
 def paper_clip(conv: Convolution, max: float, input_size: tuple[int, ...]) -> Convolution:
-    """One clip pass of the paper on the layer's own grid: transform, clip, cut to the support; no seal."""
+    """Return the convolution after one clip pass of the paper: transform, clip, cut to the support; no seal.
+
+    The grid is the layer's own. An input smaller than the kernel would fold the kernel's taps onto each other, so that
+    they could not be told apart again; there the grid is the smallest one that holds the kernel. A kernel without a
+    value above `max` on the grid comes back bit for bit.
+
+    Args:
+        conv: the convolution.
+        max: the limit.
+        input_size: of the layer, one number an axis.
+    """
     kernel = conv.polyphase()
-    index, counts = half_grid(input_size)
-    phase = phases(angles(index, input_size), tuple(kernel.shape[3:]), kernel)
+    size = clip_grid(conv, input_size)
+    index, counts = half_grid(size)
+    phase = phases(angles(index, size), tuple(kernel.shape[3:]), kernel)
     left, values, right = torch.linalg.svd(symbol(kernel, phase), full_matrices=False)
-    clipped = (left * values.clamp_max(max).to(left.dtype)[:, None, :]) @ right
-    weights = (counts / math.prod(input_size)).to(kernel.device, kernel.dtype)
-    return conv.from_polyphase(kernel_from_symbol(clipped, phase, weights, kernel.shape))
+    # What is above the maximum is taken off, so that a kernel without any stays as it is.
+    excess = (left * (values - max).clamp_min(0).to(left.dtype)[:, None, :]) @ right
+    weights = (counts / math.prod(size)).to(kernel.device, kernel.dtype)
+    return conv.from_polyphase(kernel - kernel_from_symbol(excess, phase, weights, kernel.shape))

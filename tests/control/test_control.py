@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from svdctl import spectral_norm_bound
 from svdctl.config.control import (
     Assign,
     BatchNormControl,
@@ -106,6 +107,63 @@ def test_paper_procedure_has_no_seal() -> None:
     controller.after_step(1)
     controller.seal()
     assert not is_layer_bounded(layer, 0.7)
+
+
+SMALL_INPUTS = {
+    # layer: (input size, grid)
+    "conv1d": ((2,), (3,)),
+    "conv2d": ((2, 2), (3, 3)),
+    "strided": ((1, 1), (2, 2)),
+    "dilated": ((2, 1), (3, 3)),
+    "grouped": ((1, 5), (3, 5)),
+    "depthwise": ((2, 2), (3, 3)),
+    "conv3d": ((1, 4, 1), (2, 4, 2)),
+    "tt": ((2, 2), (3, 3)),
+    "tt strided": ((2, 2), (2, 2)),
+    "tt parametrized": ((1, 1), (3, 3)),
+    "linear": ((1,), (1,)),
+}
+
+
+def paper_clip(layer: nn.Module, maximum: float, size: tuple[int, ...]) -> Controller:
+    control = Clip(max=maximum, every=1, procedure="paper", linear_max=maximum)
+    controller = Controller(nn.Sequential(layer), control, None, sizes={"0": size})
+    controller.after_step(1)
+    return controller
+
+
+def kernel_of(layer: nn.Module) -> torch.Tensor:
+    return (layer.contracted() if isinstance(layer, TTConv2d) else layer.weight).detach().clone()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", SMALL_INPUTS)
+def test_paper_clip_leaves_kernels_larger_than_their_input_that_are_within_the_limit(
+    name: str, dtype: torch.dtype
+) -> None:
+    layer, (size, grid) = make(name, dtype), SMALL_INPUTS[name]
+    limit = 1.001 * spectral_norm_bound(layer).upper
+    before = kernel_of(layer)
+    controller = paper_clip(layer, limit, size)
+    assert float((kernel_of(layer) - before).norm() / before.norm()) < 1e-6
+    assert controller.enlarged_grids() == ({"0": (size, grid)} if size != grid else {})
+
+
+@pytest.mark.parametrize("name", ["conv1d", "conv2d", "grouped", "depthwise", "conv3d", "tt", "tt parametrized"])
+def test_paper_clip_of_kernels_larger_than_their_input_is_the_clip_on_their_own_grid(name: str) -> None:
+    layer = make(name, torch.float64)
+    before = kernel_of(layer)
+    taps = before.shape[2:]
+    paper_clip(layer, 0.5, (1,) * len(taps))
+    groups = getattr(layer, "groups", 1)
+
+    def values(kernel: torch.Tensor) -> torch.Tensor:
+        # Matrices of each group at each frequency of the grid, torch's transform as the oracle.
+        matrices = torch.fft.fftn(kernel.unflatten(0, (groups, -1)), dim=tuple(range(-len(taps), 0)))
+        return torch.linalg.svdvals(matrices.flatten(3).movedim(3, 0))
+
+    # On the kernel's own grid nothing is cut: each value is the smaller one of its own and the limit.
+    torch.testing.assert_close(values(kernel_of(layer)), values(before).clamp_max(0.5), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("eps", [1e-5, 1e-3])

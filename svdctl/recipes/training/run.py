@@ -80,6 +80,12 @@ class Run:
             seed=derived_seed(config.seed, "control"),
             group=Group.of(self.fabric),
         )
+        if self.fabric.is_global_zero and (enlarged := controller.enlarged_grids()):
+            layers = (f"{name} (input {_by(size)}, grid {_by(grid)})" for name, (size, grid) in enlarged.items())
+            self.reporter.notice(
+                "the paper's clip works on the grid of a layer's input; where that is smaller than the kernel, it is "
+                f"computed on the smallest grid that holds the kernel: {', '.join(layers)}"
+            )
         self.trainer = Trainer(config, self.model, self.fabric, self.parts.train, self.parts.held_out, controller)
         if checkpoint is not None:
             with fitting(self.folder):
@@ -140,6 +146,10 @@ class Run:
             if kind == "last" and self.config.checkpoint.keep:
                 write_checkpoint(self.folder / f"epoch-{epoch}.pt", checkpoint)
         self.fabric.barrier()
+
+
+def _by(size: tuple[int, ...]) -> str:
+    return " x ".join(map(str, size))
 
 
 class _Silent:
