@@ -8,16 +8,25 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from svdctl.certify.plain import is_cyclic
-from svdctl.control.actions import clip_layer_, divide_exact_layer_, expected_cost, on_cpu
+from svdctl.control.actions import (
+    clip_layer_,
+    divide_exact_layer_,
+    expected_cost,
+    on_cpu,
+    orthonormalize_frames_,
+    written,
+)
+from svdctl.control.shared_memory import groups_by_memory, restored_on_error
 from svdctl.control.sharing import costliest_first
 from svdctl.errors import ShapeError
-from svdctl.layers.operator import is_controllable, operator_of, weight_of, why_not_writable
+from svdctl.layers.norms import is_layer_bounded, layer_norm_bound
+from svdctl.layers.operator import is_controllable, operator_of, why_not_writable
 from svdctl.spectral import bound, values
 from svdctl.spectral.bound import Bracket
 from svdctl.spectral.operator import Convolution
 
 Layer = nn.Module | Tensor | Convolution
+_MOST_ROUNDS = 20
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -54,7 +63,8 @@ def singular_values(
         The values that the operator has by its shape, zeros of a TT layer's missing rank left out.
 
     Raises:
-        ShapeError: a stride that does not divide the input, or a layer that is not known.
+        ShapeError: a stride that does not divide the input, a layer that is not known, or one with a forward pass or
+            hooks of its own.
 
     >>> import torch
     >>> svdctl.singular_values(torch.tensor([[[1.0, -1.0]]]), 4).round(decimals=4)
@@ -77,8 +87,10 @@ def spectral_norm_bound(
 ) -> Bracket:
     """Proved bracket of a layer's norm over every input size; rounding included.
 
-    It holds for zero padding of any width, and for circular padding on inputs that the stride divides; of a circular
-    layer with a stride on other inputs, `lipschitz_bound` has the bound.
+    It holds for zero padding of any width. Of a layer with padding that repeats pixels, `upper` has a proved factor for
+    it (`svdctl/layers/padding.py` derives it): sqrt(2) an axis for a 3 x 3 kernel with `padding=1`, by reflection or
+    replication. With circular padding it holds on inputs that the stride divides; on others, `lipschitz_bound` has the
+    bound.
 
     Args:
         layer: as for `singular_values`.
@@ -86,20 +98,16 @@ def spectral_norm_bound(
         stride, dilation, groups: of a kernel; a layer knows its own.
 
     Raises:
-        ShapeError: a layer that is not known, a padding that repeats pixels, or weights that are not finite.
+        ShapeError: a layer that is not known, one with a forward pass or hooks of its own, so that its weight does not
+            tell what it computes, or weights that are not finite.
 
     >>> import torch
     >>> found = svdctl.spectral_norm_bound(torch.tensor([[[1.0, -1.0]]]))
     >>> found.lower <= 2 <= found.upper
     True
     """
-    padding = getattr(layer, "padding_mode", "zeros")
-    if padding not in ("zeros", "circular") or (
-        padding == "circular" and isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and not is_cyclic(layer)
-    ):
-        raise ShapeError(
-            f"padding {padding!r} repeats pixels, so the kernel alone bounds nothing; use svdctl.lipschitz_bound"
-        )
+    if isinstance(layer, nn.Module):
+        return layer_norm_bound(layer, tolerance=tolerance)
     return bound.norm_bound(convolution_of(layer, stride=stride, dilation=dilation, groups=groups), tolerance=tolerance)
 
 
@@ -138,7 +146,8 @@ def clip_(model: nn.Module, *, max: float, layers: str | Sequence[str] = "*", li
     >>> all(svdctl.spectral_norm_bound(net[index]).upper <= 0.5 for index in (0, 2))
     True
     """
-    return _on_each(lambda layer: clip_layer_(layer, max), _maximum(max), _chosen(model, layers, linear))
+    chosen = _chosen(model, layers, linear)
+    return _on_each(lambda layer: clip_layer_(layer, max), _maximum(max), chosen, writes_frames=True)
 
 
 @torch.no_grad()
@@ -165,7 +174,8 @@ def divide_(
     >>> {name: round(factor, 2) for name, factor in svdctl.divide_(conv, max=1.0).items()}
     {'': 0.25}
     """
-    return _on_each(lambda layer: divide_exact_layer_(layer, max), _maximum(max), _chosen(model, layers, linear))
+    chosen = _chosen(model, layers, linear)
+    return _on_each(lambda layer: divide_exact_layer_(layer, max), _maximum(max), chosen, writes_frames=False)
 
 
 def _maximum(value: Any) -> float:
@@ -174,24 +184,32 @@ def _maximum(value: Any) -> float:
     return float(value)
 
 
-def _on_each(work: Callable[[nn.Module], float], max: float, layers: dict[str, nn.Module]) -> dict[str, float]:
-    """The work on each layer; layers that share a weight one after another, then all of them within the bound."""
-    groups: dict[int, list[str]] = {}
-    for name, layer in layers.items():
-        groups.setdefault(weight_of(layer).data_ptr(), []).append(name)
-    tied = {names[0]: names for names in groups.values()}
+def _on_each(
+    work: Callable[[nn.Module], float], max: float, layers: dict[str, nn.Module], *, writes_frames: bool
+) -> dict[str, float]:
+    """The work on each layer, on all or on none; layers that share memory one after another, then all proved."""
+    tensors = {name: written(layer, None) for name, layer in layers.items()}
+    groups = {names[0]: names for names in groups_by_memory(tensors)}
 
-    def on_tied(first: str) -> dict[str, float]:
-        names = tied[first]
+    def on_group(first: str) -> dict[str, float]:
+        names = groups[first]
+        if len(names) == 1:
+            return {first: work(layers[first])}
+        if all(is_layer_bounded(layers[name], max) for name in names):
+            return {name: work(layers[name]) for name in names}
+        if writes_frames:
+            orthonormalize_frames_({name: layers[name] for name in names})
         found = {name: work(layers[name]) for name in names}
-        if len(names) > 1:
-            # Clipping a kernel as one layer uses it can raise its norm as another does; scaling lowers all of them.
-            for name in names:
-                divide_exact_layer_(layers[name], max)
-        return found
+        # What lowers the norm of one layer can raise that of another.
+        for _ in range(_MOST_ROUNDS):
+            factors = [divide_exact_layer_(layers[name], max) for name in names]
+            if set(factors) == {1.0}:
+                return found
+        raise ShapeError(f"layers {', '.join(names)} share parts of their weights, and are not brought to {max:g}")
 
-    costs = {first: sum(expected_cost(layers[name]) for name in names) for first, names in tied.items()}
-    done = costliest_first(on_tied, costs, on_cpu(layers.values()))
+    costs = {first: sum(expected_cost(layers[name]) for name in names) for first, names in groups.items()}
+    with restored_on_error(tensor for parts in tensors.values() for tensor in parts):
+        done = costliest_first(on_group, costs, on_cpu(layers.values()))
     found = {name: result for part in done.values() for name, result in part.items()}
     return {name: found[name] for name in layers}
 

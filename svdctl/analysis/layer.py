@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from svdctl.certify.plain import is_cyclic
 from svdctl.errors import ShapeError
 from svdctl.spectral.bound import Bracket, is_bounded, norm_bound
 from svdctl.spectral.operator import Convolution
@@ -26,7 +25,8 @@ class LayerSpectrum:
     shape: tuple[int, ...]
     """Of the kernel, `(O, I, *k)`; of a BatchNorm, its channels."""
     bound: Bracket | None = None
-    """Proved bracket of the norm over every input size, zero padding and, if the stride is unknown, every stride."""
+    """Proved bracket of the norm over every input size, with the layer's padding (circular: on sizes that its stride
+    divides, `input_size` included) and, if the stride is unknown, for every stride."""
     values: Tensor | None = None
     """All non-zero singular values of the layer with circular padding on `input_size`, exact, descending."""
     stride: tuple[int, ...] | None = None
@@ -84,6 +84,7 @@ def operator_spectrum(
     input_size: tuple[int, ...] | None,
     accuracy: str = "full",
     at_most: float | None = None,
+    bound: Bracket | None = None,
     **known: object,
 ) -> LayerSpectrum:
     """Values and bound of a convolution. An input that the stride does not divide is filled up, and the note says so.
@@ -91,10 +92,11 @@ def operator_spectrum(
     Raises:
         ShapeError: an input smaller than the kernel, or a kernel that is not finite.
     """
-    bound = norm_bound(conv, tolerance=tolerance)
-    # A layer under control is proved to be at most its maximum, which a bracket of some width need not show.
-    if at_most is not None and bound.lower <= at_most < bound.upper and is_bounded(conv, at_most):
-        bound = Bracket(bound.lower, at_most)
+    if bound is None:
+        bound = norm_bound(conv, tolerance=tolerance)
+        # A layer under control is proved to be at most its maximum, which a bracket of some width need not show.
+        if at_most is not None and bound.lower <= at_most < bound.upper and is_bounded(conv, at_most):
+            bound = Bracket(bound.lower, at_most)
     values = None
     notes = [str(known.pop("note", ""))]
     if input_size is not None:
@@ -114,7 +116,7 @@ def failed(name: str, kind: str, shape: tuple[int, ...], error: ShapeError | str
 
 
 def as_it_runs(module: nn.Module, size: tuple[int, ...], bound: Bracket | None) -> Bracket | None:
-    """Proved bracket of a layer's norm with its own padding; without an upper end where padding repeats pixels."""
+    """Proved bracket of a layer's norm with its own padding on one input size."""
     channels = getattr(module, "in_channels", None)
     if bound is None or not isinstance(channels, int):
         return None
@@ -126,16 +128,6 @@ def as_it_runs(module: nn.Module, size: tuple[int, ...], bound: Bracket | None) 
         return precisions[x.dtype](x) - offsets[x.dtype]
 
     lower = padded_norm(linear, (channels, *size), like=zero)
-    upper = bound.upper if _is_bounded_by_kernel(module, size) else math.inf
-    if lower > upper * 1.001:
+    if lower > bound.upper * 1.001:
         raise ShapeError(f"it gains {lower:.6g} as it runs, more than its kernel can; it does something else with it")
-    return Bracket(min(lower, upper), upper)
-
-
-def _is_bounded_by_kernel(module: nn.Module, size: tuple[int, ...]) -> bool:
-    """Whether the norm over the whole grid bounds the layer with its own padding on this input."""
-    padding = getattr(module, "padding_mode", "zeros")
-    if padding != "circular":
-        return padding == "zeros"
-    assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    return is_cyclic(module) and not any(n % s for n, s in zip(size, module.stride, strict=True))
+    return Bracket(min(lower, bound.upper), bound.upper)

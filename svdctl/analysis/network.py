@@ -2,30 +2,35 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn.utils.parametrize import type_before_parametrizations
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from svdctl.analysis.exponential import EXPONENTIAL, exponential_row
 from svdctl.analysis.layer import LayerSpectrum, as_it_runs, failed, operator_spectrum
 from svdctl.errors import ShapeError, SvdctlError
+from svdctl.layers.batchnorm import GlobalBatchNorm2d
 from svdctl.layers.frames import frame_error
+from svdctl.layers.normalize import Normalize
+from svdctl.layers.norms import layer_norm_bound
 from svdctl.layers.operator import BatchNorm, batchnorm_gain, is_controllable, operator_of
+from svdctl.layers.padding import Convolutional, padding_factor
 from svdctl.layers.shapes import input_sizes
+from svdctl.layers.soc import SOC
 from svdctl.layers.sott import SOTT
+from svdctl.layers.stored_weight import why_not_as_stored
 from svdctl.layers.tt import TTConv2d
-from svdctl.spectral.bound import Bracket
+from svdctl.spectral.bound import Bracket, norm_bound
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TOLERANCE = 0.02
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,8 +142,7 @@ def spectrum(
     True
     """
     patterns = (layers,) if isinstance(layers, str) else tuple(layers)
-    inner = {f"{key}.core" if key else "core" for key, module in model.named_modules() if isinstance(module, SOTT)}
-    modules = {key: module for key, module in model.named_modules() if key not in inner and _is_leaf(module)}
+    modules = dict(_with_rows(model))
     chosen = {key: module for key, module in modules.items() if any(fnmatchcase(key, p) for p in patterns)}
     if not any(_is_operator(module) for module in chosen.values()):
         if layers == "*":
@@ -156,9 +160,7 @@ def spectrum(
     for done, (key, module) in enumerate(chosen.items()):
         if tell is not None:
             tell(done, len(chosen), key)
-        row = _row(key, module, sizes.get(key), tolerance, accuracy, zero_padded, at_most)
-        if row is not None:
-            rows.append(row)
+        rows.append(_row(key, module, sizes.get(key), tolerance, accuracy, zero_padded, at_most))
     only = None, "only some layers were asked for"
     lipschitz, why = _lipschitz(model, input_shape, tolerance) if layers == "*" else only
     return NetworkSpectrum(name, tuple(rows), lipschitz, why)
@@ -168,12 +170,25 @@ def _is_operator(module: nn.Module) -> bool:
     return is_controllable(module) or isinstance(module, EXPONENTIAL)
 
 
-def _is_leaf(module: nn.Module) -> bool:
-    if isinstance(module, _CONTAINERS):
-        return False
-    if isinstance(module, EXPONENTIAL):
-        return True
-    return is_controllable(module) or isinstance(module, BatchNorm) or not any(True for _ in module.children())
+def _with_rows(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module that is a layer or holds numbers of its own, but for the parts that a layer is made of."""
+    parts: set[int] = set()
+    for name, module in model.named_modules():
+        if id(module) in parts:
+            continue
+        if _is_operator(module) or isinstance(module, BatchNorm):
+            made_of = [module.parametrizations] if is_parametrized(module) else []
+            made_of += [module.core] if isinstance(module, SOTT) else []
+            parts |= {id(inner) for part in made_of if isinstance(part, nn.Module) for inner in part.modules()}
+            yield name, module
+        elif _own_numbers(module) and not isinstance(module, Normalize):
+            yield name, module
+
+
+def _own_numbers(module: nn.Module) -> list[torch.Tensor]:
+    """Parameters and real buffers of a module itself."""
+    tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return [tensor for tensor in tensors if tensor.is_floating_point() or tensor.is_complex()]
 
 
 def _lipschitz(model: nn.Module, input_shape: tuple[int, ...], tolerance: float) -> tuple[float | None, str]:
@@ -193,49 +208,78 @@ def _row(
     accuracy: str,
     zero_padded: bool,
     at_most: float | None,
-) -> LayerSpectrum | None:
+) -> LayerSpectrum:
     kind = type_before_parametrizations(module).__name__
     if isinstance(module, BatchNorm):
         return _batchnorm_row(name, module)
     if isinstance(module, EXPONENTIAL):
-        return exponential_row(name, module, size)
+        return _exponential_row(name, kind, module, size)
     if not is_controllable(module):
-        weights = list(module.parameters(recurse=False))
-        if not weights:
-            return None
-        shape = tuple(weights[0].shape)
-        return failed(name, kind, shape, f"layers of type {kind} have no spectrum known here")
-    conv = operator_of(module)
-    known: dict[str, Any] = {"at_most": at_most, "stride": None if isinstance(module, nn.Linear) else conv.stride}
-    shape = tuple(conv.weight.shape) if not isinstance(module, nn.Linear) else tuple(module.weight.shape)
-    if isinstance(module, TTConv2d):
-        shape = (module.out_channels, module.in_channels, *module.kernel_size)
-        frames = [frame for frame in (module.frame_in, module.frame_out) if frame is not None]
-        known["rank"] = module.rank
-        known["frame_error"] = max((float(frame_error(frame)) for frame in frames), default=None)
-    if size is None:
-        known["note"] = "not reached when the network runs"
-    transposed = isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
-    # A transposed convolution is the adjoint of a convolution whose input is its output.
-    seen = tuple(n * s for n, s in zip(size, conv.stride, strict=True)) if size and transposed else size
+        reason = f"layers of type {kind} have no spectrum known here"
+        return failed(name, kind, tuple(_own_numbers(module)[0].shape), reason)
+    weight = module.weight if not isinstance(module, TTConv2d) else module.core
+    assert isinstance(weight, torch.Tensor)
+    shape = tuple(weight.shape)
     try:
+        conv = operator_of(module)
+        known: dict[str, Any] = {"stride": None if isinstance(module, nn.Linear) else conv.stride}
+        if isinstance(module, TTConv2d):
+            shape = (module.out_channels, module.in_channels, *module.kernel_size)
+            frames = [frame for frame in (module.frame_in, module.frame_out) if frame is not None]
+            known["rank"] = module.rank
+            known["frame_error"] = max((float(frame_error(frame)) for frame in frames), default=None)
+        if size is None:
+            known["note"] = "not reached when the network runs"
+        transposed = isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
+        # A transposed convolution is the adjoint of a convolution whose input is its output.
+        seen = tuple(n * s for n, s in zip(size, conv.stride, strict=True)) if size and transposed else size
+        bound = _bound(module, size, tolerance, at_most)
         row = operator_spectrum(
-            name, kind, shape, conv, tolerance=tolerance, input_size=seen, accuracy=accuracy, **known
+            name, kind, shape, conv, tolerance=tolerance, input_size=seen, accuracy=accuracy, bound=bound, **known
         )
         padded = None
         if zero_padded and size is not None and not isinstance(module, nn.Linear):
-            padded = as_it_runs(module, size, row.bound)
+            padded = as_it_runs(module, size, bound)
     except ShapeError as error:
         return failed(name, kind, shape, error)
     return LayerSpectrum(**{**vars(row), "input_size": size, "zero_padded": padded})
 
 
+def _exponential_row(name: str, kind: str, module: SOC | SOTT, size: tuple[int, ...] | None) -> LayerSpectrum:
+    layers = [module, module.core] if isinstance(module, SOTT) else [module]
+    reasons = [why_not_as_stored(layer, SOTT if isinstance(layer, SOTT) else SOC) for layer in layers]
+    reason = next((reason for reason in reasons if reason is not None), None)
+    if reason is not None:
+        return failed(name, kind, (module.out_channels, module.in_channels), reason)
+    return exponential_row(name, module, size)
+
+
+def _bound(module: nn.Module, size: tuple[int, ...] | None, tolerance: float, at_most: float | None) -> Bracket:
+    """The layer's bracket; its upper end at stride 1 if it is circular and its stride does not divide the size."""
+    if (
+        isinstance(module, Convolutional)
+        and module.padding_mode == "circular"
+        and size is not None
+        and any(n % s for n, s in zip(size, module.stride, strict=True))
+    ):
+        conv = operator_of(module)
+        unstrided = replace(conv, stride=(1,) * conv.axes)
+        upper = norm_bound(unstrided, tolerance=tolerance).upper * padding_factor(module)
+        return Bracket(0.0, upper)
+    return layer_norm_bound(module, tolerance=tolerance, allowed=at_most)
+
+
 def _batchnorm_row(name: str, module: BatchNorm) -> LayerSpectrum:
+    shape = (module.num_features,)
+    kind = next(kind for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) if isinstance(module, kind))
+    # Ours is torch's own in evaluation.
+    reason = why_not_as_stored(module, GlobalBatchNorm2d if isinstance(module, GlobalBatchNorm2d) else kind)
+    if reason is not None:
+        return failed(name, "BatchNorm", shape, reason)
     try:
         gain = float(batchnorm_gain(module))
     except ShapeError as error:
-        return failed(name, "BatchNorm", (module.num_features,), error)
+        return failed(name, "BatchNorm", shape, error)
     if not math.isfinite(gain):
-        return failed(name, "BatchNorm", (module.num_features,), "its statistics or weights are not finite")
-    bound = Bracket(gain * (1 - 1e-6), gain * (1 + 1e-6))
-    return LayerSpectrum(name, "BatchNorm", (module.num_features,), bound)
+        return failed(name, "BatchNorm", shape, "its statistics or weights are not finite")
+    return LayerSpectrum(name, "BatchNorm", shape, Bracket(gain * (1 - 1e-6), gain * (1 + 1e-6)))

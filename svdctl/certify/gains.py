@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from svdctl.certify.facts import gamma
 from svdctl.errors import ShapeError
-from svdctl.layers.operator import forwards_as
+from svdctl.layers.stored_weight import forwards_as
 from svdctl.spectral.bound import norm_bound
 from svdctl.spectral.operator import Convolution
 

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 # These fill the tables of rules and gains.
-from svdctl.certify import activations, arithmetic, factored, moves  # noqa: F401
+from svdctl.certify import activations, arithmetic, factored, moves, plain  # noqa: F401
 from svdctl.certify.exponential import FixedSOC
 from svdctl.certify.facts import Affine, Arithmetic, Facts, norm_above, outward
 from svdctl.certify.gains import Gain, forward_of, layer_gain
-from svdctl.certify.plain import Convolutional, is_cyclic
 from svdctl.certify.rules import apply
 from svdctl.certify.trace import Contribution, Traced, Tracer
 from svdctl.errors import ShapeError
+from svdctl.layers.padding import Convolutional, is_cyclic
 from svdctl.layers.soc import SOC
 
 

@@ -10,10 +10,9 @@ from svdctl.certify.gains import Gain, exact, layer_gain, linear_gain
 from svdctl.errors import ShapeError
 from svdctl.layers.minmax import MinMax
 from svdctl.layers.normalize import Normalize
-from svdctl.layers.operator import BatchNorm, operator_of
+from svdctl.layers.operator import BatchNorm, stored_operator
+from svdctl.layers.padding import is_cyclic, padded_sides, padding_factor
 from svdctl.spectral.operator import Convolution
-
-Convolutional = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 @layer_gain.register(nn.Linear)
@@ -21,42 +20,26 @@ Convolutional = nn.Conv1d | nn.Conv2d | nn.Conv3d
 @layer_gain.register(nn.ConvTranspose2d)
 @layer_gain.register(nn.ConvTranspose3d)
 def _linear(layer: nn.Linear, *, tolerance: float | None = None) -> Gain:
-    return linear_gain(operator_of(layer), layer.bias, tolerance)
+    return linear_gain(stored_operator(layer), layer.bias, tolerance)
 
 
 @layer_gain.register(nn.Conv1d)
 @layer_gain.register(nn.Conv2d)
 @layer_gain.register(nn.Conv3d)
 def _conv(layer: nn.Conv2d, *, tolerance: float | None = None) -> Gain:
-    gain = linear_gain(operator_of(layer), layer.bias, tolerance)
-    if layer.padding_mode == "zeros":
-        return gain
-    sides = padded_sides(layer)
-    if layer.padding_mode == "circular" and is_cyclic(layer):
-        # Every output is one of the cyclic convolution, each at most once; its stride-1 norm holds at every size.
+    gain = linear_gain(stored_operator(layer), layer.bias, tolerance)
+    factor = padding_factor(layer)
+    if layer.padding_mode == "circular" and is_cyclic(layer) and max(layer.stride) > 1:
+        # For sizes that the stride does not divide: some outputs of the layer without stride, or of a padded signal.
         unstrided = Convolution.make(layer.weight.detach(), dilation=layer.dilation, groups=layer.groups)
-        plain = gain if max(layer.stride) == 1 else linear_gain(unstrided, layer.bias, tolerance)
-        overlap = math.prod(3 if sum(side) else 1 for side in sides)
-        if plain.factors["norm"] <= gain.factors["norm"] * math.sqrt(overlap):
+        plain = linear_gain(unstrided, layer.bias, tolerance)
+        factor = math.sqrt(3 ** sum(max(sides) > 0 for sides in padded_sides(layer))) * (1 + 2.0**-50)
+        if plain.factors["norm"] <= gain.factors["norm"] * factor:
             return plain
-    elif layer.padding_mode == "replicate":
-        overlap = math.prod(1 + sum(side) for side in sides)
-    else:
-        overlap = math.prod(3 if sum(side) else 1 for side in sides)
-    root = math.sqrt(overlap)
-    return Gain({**gain.factors, "padding": root}, lambda u: gain.rounding(u) * root, gain.bias, gain.terms, True)
-
-
-def padded_sides(layer: Convolutional) -> list[tuple[int, int]]:
-    """How much is padded before and after each axis."""
-    both = layer._reversed_padding_repeated_twice
-    return list(zip(both[::2], both[1::2], strict=True))[::-1]
-
-
-def is_cyclic(layer: Convolutional) -> bool:
-    """Whether circular padding gives no more outputs (at stride 1) than inputs, along each axis."""
-    reach = [dilation * (taps - 1) for taps, dilation in zip(layer.kernel_size, layer.dilation, strict=True)]
-    return all(sum(sides) <= axis for sides, axis in zip(padded_sides(layer), reach, strict=True))
+    if factor == 1.0:
+        return gain
+    factors = {**gain.factors, "padding": factor}
+    return Gain(factors, lambda unit: gain.rounding(unit) * factor, gain.bias, gain.terms, True)
 
 
 @layer_gain.register(nn.BatchNorm1d)

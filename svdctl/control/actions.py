@@ -1,26 +1,31 @@
 """What can be done to the singular values of one layer; every action leaves the layer on its device and dtype."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from svdctl.control.shared_memory import groups_by_memory
+from svdctl.errors import ShapeError
 from svdctl.layers.frames import MEANS, qr_positive
+from svdctl.layers.norms import is_layer_bounded, kernel_limit, layer_norm
 from svdctl.layers.operator import (
     BatchNorm,
     batchnorm_gain,
+    exact_operator,
     operator_of,
     quick_operator,
     scale_,
     weight_of,
     write_operator_,
 )
+from svdctl.layers.padding import padding_factor
 from svdctl.layers.tt import TTConv2d
-from svdctl.spectral.bound import Bracket, is_bounded, norm_bound, taps_norm
+from svdctl.spectral.bound import TOLERANCE, norm_bound, taps_norm
 from svdctl.spectral.operator import Convolution
 from svdctl.spectral.power import KernelPower, paper_clip, paper_sigma
-from svdctl.spectral.project import assign_kernel, clip_kernel
+from svdctl.spectral.project import CLIP_ROUNDS, SEAL_TOLERANCE, assigned_kernel, project_kernel
 
 Optimizer = torch.optim.Optimizer | None
 _MARGIN = 1e-4
@@ -28,34 +33,24 @@ _MARGIN = 1e-4
 
 def clip_layer_(layer: nn.Module, max: float, optimizer: Optimizer = None) -> float:
     """Bring singular values above `max` down to it, the bound proved; returns the distance moved."""
-    clipped = clip_kernel(operator_of(layer), _inside(layer, max))
-    if clipped.distance:
-        _write_proved_(layer, clipped.conv, max, optimizer)
-    return clipped.distance
+    if is_layer_bounded(layer, max):
+        return 0.0
+    conv = operator_of(layer)
+    return _replace_(layer, conv, project_kernel(conv, kernel_limit(layer, max), rounds=CLIP_ROUNDS), max, optimizer)
 
 
 def assign_layer_(layer: nn.Module, value: float, optimizer: Optimizer = None) -> float:
     """Set all singular values close to `value`, the bound proved; returns the distance moved."""
-    assigned = assign_kernel(operator_of(layer), _inside(layer, value))
-    _write_proved_(layer, assigned.conv, value, optimizer)
-    return assigned.distance
+    conv = operator_of(layer)
+    return _replace_(layer, conv, assigned_kernel(conv, kernel_limit(layer, value)), value, optimizer)
 
 
-def _inside(layer: nn.Module, max: float) -> float:
-    """A little less than `max` where writing a kernel rounds: into a TT layer, whose frames are not exact frames."""
-    rounds = isinstance(layer, TTConv2d) and layer.has_frames
-    return max * (1 - 1024 * torch.finfo(weight_of(layer).dtype).eps) if rounds else max
-
-
-def _write_proved_(layer: nn.Module, conv: Convolution, max: float, optimizer: Optimizer) -> None:
-    """Write a kernel that is proved to be within `_inside(max)`; what rounding moved is proved to fit in the rest."""
-    write_operator_(layer, conv, optimizer)
-    if isinstance(layer, TTConv2d) and layer.has_frames:
-        written = operator_of(layer)
-        # Frames are unique up to signs, so that the kernels can be compared entry by entry.
-        moved = taps_norm(written.kernel.double() - conv.kernel.double())
-        if _inside(layer, max) * (1 + 1e-12) + moved > max:
-            divide_exact_layer_(layer, max)
+def _replace_(layer: nn.Module, before: Convolution, kernel: Tensor, max: float, optimizer: Optimizer) -> float:
+    """Write a polyphase kernel, then scale until the bound is proved of what was written; returns the distance."""
+    before = before.with_kernel(before.kernel.clone())  # the layer's own memory may be behind it
+    write_operator_(layer, before.from_polyphase(kernel), optimizer)
+    scale_below_(layer, max, tolerance=SEAL_TOLERANCE)
+    return float((operator_of(layer).kernel - before.kernel).double().norm())
 
 
 def divide_factors(layer: nn.Module, max: float, power: KernelPower) -> list[Tensor]:
@@ -79,22 +74,27 @@ def factors_of(layer: TTConv2d) -> list[Tensor]:
 
 def divide_exact_layer_(layer: nn.Module, max: float) -> float:
     """The seal: scale by `min(1, max / bound)`, the bound proved afterwards; returns the factor."""
+    return 1.0 if is_layer_bounded(layer, max) else scale_below_(layer, max)
+
+
+def scale_below_(layer: nn.Module, max: float, *, tolerance: float = TOLERANCE) -> float:
+    """Scale by the bound of this tolerance until the layer is proved to be at most `max`; returns the factor."""
     total = 1.0
-    conv = operator_of(layer)
-    if is_bounded(conv, max):
-        return total
-    bracket = norm_bound(conv)
-    while bracket.upper > max:
+    conv, error = exact_operator(layer)
+    padding = padding_factor(layer)
+    kernel_norm = norm_bound(conv, tolerance=tolerance).upper
+    unit = torch.finfo(weight_of(layer).dtype).eps
+    while layer_norm(kernel_norm, error, padding) > max:
         wanted = conv.kernel.double().clone()  # the layer's own memory may be behind it
         # Rounding moves the scaled kernel by at most a unit of each entry; the next round checks what it did.
         # The margin makes that round, and later brackets of this width, find nothing left to do.
-        room = bracket.upper * (1 + _MARGIN) + torch.finfo(conv.kernel.dtype).eps * taps_norm(conv.kernel)
-        factor = max / room * (1 - 4 * torch.finfo(conv.kernel.dtype).eps)
+        room = layer_norm(kernel_norm * (1 + _MARGIN) + unit * taps_norm(conv.kernel), error, padding)
+        factor = max / room * (1 - 4 * unit)
         scale_(layer, factor)
         total *= factor
-        conv = operator_of(layer)
+        conv, error = exact_operator(layer)
         moved = taps_norm(conv.kernel.double() - wanted * factor)
-        bracket = Bracket(0.0, bracket.upper * factor * (1 + 1e-12) + moved)
+        kernel_norm = kernel_norm * factor * (1 + 1e-12) + moved
     return total
 
 
@@ -123,6 +123,29 @@ def written(layer: nn.Module, optimizer: Optimizer) -> list[Tensor]:
     return tensors + [state[key] for state in states for key in MEANS if state.get(key) is not None]
 
 
+def orthonormalize_frames_(layers: Mapping[str, nn.Module]) -> None:
+    """Make the frames of TT layers orthonormal and keep every layer's operator, also where layers have common frames.
+
+    Raises:
+        ShapeError: layers with a common core between different frames, whose operators cannot both be kept.
+    """
+    framed = {name: layer for name, layer in layers.items() if isinstance(layer, TTConv2d) and layer.has_frames}
+    for names in groups_by_memory({name: [layer.core] for name, layer in framed.items()}):
+        frames = {tuple(_address(frame) for frame in factors_of(framed[name])[1:]) for name in names}
+        if len(frames) > 1:
+            raise ShapeError(
+                f"TT layers {', '.join(names)} share a core between different frames, so that none can be clipped "
+                "alone; give each its own core, or use divide_"
+            )
+    kernels = {name: layer.small_kernel() for name, layer in framed.items()}
+    for name, layer in framed.items():
+        layer.set_small_kernel(kernels[name])
+
+
+def _address(tensor: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
+
+
 def expected_cost(layer: nn.Module) -> float:
     """About how long an action on the layer takes, against other layers: products of matrices at some frequencies."""
     weight = weight_of(layer)
@@ -142,18 +165,3 @@ def shrink(sigma: Tensor, max: float) -> Tensor:
     """`min(1, max / sigma)`, a little smaller when below 1 so that rounding cannot pass `max` (0-d)."""
     inside = max * (1 - 8 * torch.finfo(sigma.dtype).eps)
     return torch.where(sigma > max, inside / sigma, torch.ones_like(sigma))
-
-
-def is_layer_bounded(layer: nn.Module, max: float) -> bool:
-    """Whether the layer's norm is proved to be at most `max`, at every input size."""
-    return is_bounded(operator_of(layer), max)
-
-
-def layer_bracket(layer: nn.Module, allowed: float | None) -> tuple[float, float]:
-    """(largest value found, proved bound) of a layer; the bound is `allowed` where that is proved and sharper."""
-    conv = operator_of(layer)
-    bracket = norm_bound(conv)
-    upper = bracket.upper
-    if allowed is not None and bracket.lower <= allowed < upper and is_bounded(conv, allowed):
-        upper = allowed
-    return bracket.lower, upper

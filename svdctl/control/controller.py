@@ -10,6 +10,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from svdctl.config.control import BatchNormControl, Control, NoControl
 from svdctl.control import actions
 from svdctl.control.sharing import Sharing
+from svdctl.layers.norms import layer_norm_bound
 from svdctl.layers.operator import BatchNorm, batchnorm_gain, is_controllable, operator_of, quick_operator, weight_of
 from svdctl.layers.tt import TTConv2d
 from svdctl.processes.group import Group
@@ -174,11 +175,11 @@ class Controller:
     def report(self) -> list[LayerReport]:
         """Largest value, proved bound and allowed maximum of every convolution, linear layer and BatchNorm."""
         rows = []
-        brackets = self._reading.collected(lambda name: actions.layer_bracket(self.layers[name], self.allowed(name)))
-        for name, (largest, bound) in brackets.items():
+        brackets = self._reading.collected(lambda name: layer_norm_bound(self.layers[name], allowed=self.allowed(name)))
+        for name, bracket in brackets.items():
             layer, allowed = self.layers[name], self.allowed(name)
             kind = type_before_parametrizations(layer).__name__
-            rows.append(LayerReport(name, kind, _shape(layer), largest, bound, allowed))
+            rows.append(LayerReport(name, kind, _shape(layer), bracket.lower, bracket.upper, allowed))
         limit = self.batchnorm.max if self.batchnorm else None
         for name, norm in self.norms.items():
             gain = float(batchnorm_gain(norm))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from svdctl.errors import ShapeError
+from svdctl.layers.stored_weight import computed_weight, why_not_as_stored
 from svdctl.layers.tt import TTConv2d
 from svdctl.spectral.operator import Convolution
 
@@ -16,59 +17,82 @@ BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
 @singledispatch
-def operator_of(layer: nn.Module) -> Convolution:
-    """The convolution that a layer computes, as far as its singular values go; detached from the graph.
+def stored_operator(layer: nn.Module) -> Convolution:
+    """Return the convolution by a layer's weight, whatever its forward pass does with it; detached from the graph.
 
     Raises:
-        ShapeError: for a type of layer that is not known.
+        ShapeError: a type of layer that is not known.
     """
     raise ShapeError(f"a layer of type {type(layer).__name__} is no convolution or linear layer that svdctl can read")
 
 
-@operator_of.register(nn.Conv1d)
-@operator_of.register(nn.Conv2d)
-@operator_of.register(nn.Conv3d)
+@stored_operator.register(nn.Conv1d)
+@stored_operator.register(nn.Conv2d)
+@stored_operator.register(nn.Conv3d)
 def _conv(layer: nn.Conv2d) -> Convolution:
-    return Convolution.make(layer.weight.detach(), stride=layer.stride, dilation=layer.dilation, groups=layer.groups)
+    weight = computed_weight(layer)
+    return Convolution.make(weight, stride=layer.stride, dilation=layer.dilation, groups=layer.groups)
 
 
-@operator_of.register(nn.ConvTranspose1d)
-@operator_of.register(nn.ConvTranspose2d)
-@operator_of.register(nn.ConvTranspose3d)
+@stored_operator.register(nn.ConvTranspose1d)
+@stored_operator.register(nn.ConvTranspose2d)
+@stored_operator.register(nn.ConvTranspose3d)
 def _conv_transpose(layer: nn.ConvTranspose2d) -> Convolution:
     # The adjoint of the convolution with the same weight.
-    return Convolution.make(layer.weight.detach(), stride=layer.stride, dilation=layer.dilation, groups=layer.groups)
+    weight = computed_weight(layer)
+    return Convolution.make(weight, stride=layer.stride, dilation=layer.dilation, groups=layer.groups)
 
 
-@operator_of.register
+@stored_operator.register
 def _linear(layer: nn.Linear) -> Convolution:
-    return Convolution.make(layer.weight.detach()[:, :, None])
+    return Convolution.make(computed_weight(layer)[:, :, None])
 
 
-@operator_of.register
+@stored_operator.register
 def _tt(layer: TTConv2d) -> Convolution:
-    return Convolution.make(layer.small_kernel(), stride=layer.stride, dilation=layer.dilation)
+    kernel = layer.small_kernel().to(layer.core.dtype)
+    return Convolution.make(kernel, stride=layer.stride, dilation=layer.dilation)
+
+
+def operator_of(layer: nn.Module) -> Convolution:
+    """Return the convolution that a layer computes, as far as its singular values go, in the precision of its weights.
+
+    The norm of the layer also has a factor for padding that repeats pixels; `layer_norm_bound` counts it.
+
+    Raises:
+        ShapeError: a type of layer that is not known, or one that need not compute with its weight as it is stored.
+    """
+    if is_controllable(layer):
+        reason = why_not_read(layer)
+        if reason is not None:
+            raise ShapeError(f"a layer of type {type(layer).__name__} cannot be read off its weight: {reason}")
+    return stored_operator(layer)
+
+
+def exact_operator(layer: nn.Module) -> tuple[Convolution, float]:
+    """Return `operator_of(layer)` for proofs, and how far the norms of the two can differ: 0 but for TT layers."""
+    conv = operator_of(layer)
+    if isinstance(layer, TTConv2d) and layer.has_frames:
+        kernel, error = layer.exact_kernel()
+        return Convolution.make(kernel, stride=layer.stride, dilation=layer.dilation), error
+    return conv, 0.0
 
 
 def is_controllable(layer: nn.Module) -> bool:
-    """Whether `operator_of` knows the layer's type."""
-    return operator_of.dispatch(type(layer)) is not operator_of.dispatch(object)
+    """Return whether `operator_of` knows the layer's type."""
+    return stored_operator.dispatch(type(layer)) is not stored_operator.dispatch(object)
 
 
-def forwards_as(layer: nn.Module, kind: type) -> bool:
-    """Whether the layer's forward pass is still that of one of its classes.
-
-    A subclass that, say, standardises its weights on the way is another function, and so is a patched instance.
-    """
-    names = [name for name in ("forward", "_conv_forward") if hasattr(kind, name)]
-    return all(getattr(type(layer), name) is getattr(kind, name) and name not in vars(layer) for name in names)
+def why_not_read(layer: nn.Module) -> str | None:
+    """Return why a layer may not compute with its stored weight; None when it does."""
+    return why_not_as_stored(layer, next(kind for kind in type(layer).__mro__ if kind in stored_operator.registry))
 
 
 def why_not_writable(layer: nn.Module) -> str | None:
-    """Why a new kernel would not last in the layer, or not be what it computes with; None when it would."""
-    kind = next(kind for kind in type(layer).__mro__ if kind in operator_of.registry)
-    if not forwards_as(layer, kind):
-        return f"its forward pass is not that of {kind.__name__}, so what it does with its weight is not known"
+    """Return why a new kernel would not last in the layer, or not be what it computes with; None when it would."""
+    reason = why_not_read(layer)
+    if reason is not None:
+        return reason
     weight = weight_of(layer)
     if not isinstance(weight, nn.Parameter):
         return (
@@ -77,13 +101,17 @@ def why_not_writable(layer: nn.Module) -> str | None:
         )
     if weight.dtype not in (torch.float32, torch.float64):
         return f"its weight is {weight.dtype}, too coarse for a proof; convert the network with .float() first"
+    if any(size > 1 and step == 0 for size, step in zip(weight.shape, weight.stride(), strict=True)):
+        return "entries of its weight share their memory (it was expanded); make it plain with .clone() first"
     return None
 
 
 def quick_operator(layer: nn.Module) -> Convolution:
-    """`operator_of`, except that frames which are kept orthonormal are taken at their word: no QR."""
-    if isinstance(layer, TTConv2d) and layer.frames_kind in ("retract", "parametrize"):
-        return Convolution.make(layer.core.detach(), stride=layer.stride, dilation=layer.dilation)
+    """Return an estimate of `operator_of`: no QR of frames that are kept orthonormal, of others in their precision."""
+    if isinstance(layer, TTConv2d):
+        exact = layer.frames_kind in ("retract", "parametrize")
+        kernel = layer.core.detach() if exact else layer.small_kernel(dtype=layer.core.dtype)
+        return Convolution.make(kernel, stride=layer.stride, dilation=layer.dilation)
     return operator_of(layer)
 
 
@@ -100,7 +128,12 @@ def write_operator_(layer: nn.Module, conv: Convolution, optimizer: torch.optim.
 @torch.no_grad()
 def scale_(layer: nn.Module, factor: Tensor | float) -> None:
     """Multiply the layer's operator by a number or 0-d tensor, in place; its bias stays."""
-    weight_of(layer).mul_(factor)
+    weight = weight_of(layer)
+    if isinstance(factor, Tensor):
+        weight.mul_(factor)
+    else:
+        # A small factor on large weights would be no number of their own precision.
+        weight.copy_(weight.double() * factor)
 
 
 def weight_of(layer: nn.Module) -> Tensor:
@@ -114,5 +147,6 @@ def batchnorm_gain(layer: BatchNorm) -> Tensor:
     """`max |gamma / sqrt(running_var + eps)|`, the norm of the layer in evaluation mode (0-d)."""
     if layer.running_var is None:
         raise ShapeError("BatchNorm without running statistics has no fixed norm; use track_running_stats=True")
-    inverse = torch.rsqrt(layer.running_var + layer.eps)
+    # Half precision is too coarse for eps itself.
+    inverse = torch.rsqrt(layer.running_var.to(torch.promote_types(layer.running_var.dtype, torch.float32)) + layer.eps)
     return (inverse if layer.weight is None else layer.weight.detach() * inverse).abs().max()

@@ -12,6 +12,8 @@ from torch.nn.utils import parametrizations
 from svdctl.errors import ShapeError
 from svdctl.layers.fit import fitted_frames
 from svdctl.layers.frames import carry_momentum, qr_positive, random_frame, retraction
+from svdctl.layers.stored_weight import computed_weight, why_not_as_stored
+from svdctl.spectral.bound import taps_norm
 
 FramesKind = Literal["free", "penalty", "retract", "parametrize"]
 
@@ -144,20 +146,41 @@ class TTConv2d(nn.Module):
         return choices[works.index(min(works))]
 
     @torch.no_grad()
-    def small_kernel(self) -> Tensor:
+    def small_kernel(self, *, dtype: torch.dtype = torch.float64) -> Tensor:
         """A kernel `(r_out, r_in, kh, kw)` with the layer's own non-zero singular values, whatever the frames are.
 
-        The frames' QR factors are moved into it; with orthonormal frames it is the core, up to signs.
+        The frames' QR factors are moved into it; with orthonormal frames it is the core, up to signs. Without frames it
+        is the core as it is.
+
+        Args:
+            dtype: in which it is computed and returned; frames that are nearly dependent need float64.
         """
         if self.frame_in is None or self.frame_out is None:
             return self.core.detach()
-        r_in, r_out = (qr_positive(frame.detach())[1] for frame in (self.frame_in, self.frame_out))
-        return torch.einsum("cb,bahw,da->cdhw", r_out, self.core, r_in)
+        r_in, r_out = (qr_positive(frame.detach().to(dtype))[1] for frame in (self.frame_in, self.frame_out))
+        return torch.einsum("cb,bahw,da->cdhw", r_out, self.core.detach().to(dtype), r_in)
+
+    @torch.no_grad()
+    def exact_kernel(self) -> tuple[Tensor, float]:
+        """`small_kernel` in float64, and at most how far the layer's norm is from that of this kernel.
+
+        Householder QR is exact for a frame that is off by `c m n u` of its norm, c a small number (Higham 2002, Theorem
+        19.4); the products of the factors and the core err by less.
+        """
+        kernel = self.small_kernel()
+        if self.frame_in is None or self.frame_out is None:
+            return kernel, 0.0
+        error = 16 * max(self.frame_in.numel(), self.frame_out.numel()) * 2.0**-53
+        norms = math.prod(
+            float(torch.linalg.vector_norm(frame.detach(), dtype=torch.float64))
+            for frame in (self.frame_in, self.frame_out)
+        )
+        return kernel, error / (1 - error) * norms * taps_norm(self.core.detach()[None]) * (1 + 1e-10)
 
     @torch.no_grad()
     def set_small_kernel(self, kernel: Tensor, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Make `kernel` the one that `small_kernel` reads: frames become their Q factors."""
-        self.retract_("qr", optimizer)
+        self.retract_("qr", optimizer, dtype=torch.float64)
         if self.frames_kind == "parametrize" and self.frame_in is not None and self.frame_out is not None:
             # These frames cannot be written and are orthonormal to rounding: Q = U R^-1 with R near the identity.
             r_in, r_out = (qr_positive(frame.detach())[1] for frame in (self.frame_in, self.frame_out))
@@ -165,17 +188,30 @@ class TTConv2d(nn.Module):
         self.core.copy_(kernel)
 
     @torch.no_grad()
-    def retract_(self, method: Literal["polar", "qr"], optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Make both frames orthonormal; the rest moves into the core, so the operator stays. No host sync."""
+    def retract_(
+        self,
+        method: Literal["polar", "qr"],
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Make both frames orthonormal; the rest moves into the core, so the operator stays. No host sync.
+
+        Args:
+            method: `polar` or `qr`.
+            optimizer: whose momentum is carried along.
+            dtype: in which it is computed; the frames' own, if not given, is enough where they are nearly orthonormal.
+        """
         if self.frames_kind == "parametrize" or self.frame_in is None or self.frame_out is None:
             return
         axes: tuple[tuple[Tensor, Literal[0, 1]], ...] = ((self.frame_out, 0), (self.frame_in, 1))
         for frame, axis in axes:
-            orthonormal, factor = retraction(frame.detach(), method)
+            orthonormal, factor = retraction(frame.detach().to(dtype or frame.dtype), method)
             if optimizer is not None:
-                carry_momentum(optimizer, frame, self.core, factor, axis)
+                carry_momentum(optimizer, frame, self.core, factor.to(frame.dtype), axis)
             frame.copy_(orthonormal)
-            self.core.copy_(torch.tensordot(factor, self.core.detach(), dims=([1], [axis])).movedim(0, axis))
+            moved = torch.tensordot(factor, self.core.detach().to(factor.dtype), dims=([1], [axis]))
+            self.core.copy_(moved.movedim(0, axis))
 
     @classmethod
     @torch.no_grad()
@@ -183,6 +219,9 @@ class TTConv2d(nn.Module):
         cls, conv: nn.Conv2d, rank: int | tuple[int, int], *, frames: FramesKind = "retract"
     ) -> tuple["TTConv2d", float]:
         """The layer of this rank nearest to a trained convolution, and its relative error in Frobenius norm."""
+        reason = why_not_as_stored(conv, nn.Conv2d)
+        if reason is not None:
+            raise ShapeError(f"the convolution cannot be converted: {reason}")
         if conv.groups != 1:
             raise ShapeError(
                 f"a convolution with {conv.groups} groups has no TT form here; skip it, or convert it to groups=1 first"
@@ -203,7 +242,7 @@ class TTConv2d(nn.Module):
             frames=frames,
         )
         layer.to(conv.weight.device, conv.weight.dtype)
-        kernel = conv.weight.detach()
+        kernel = computed_weight(conv)
         if layer.has_frames:
             frame_in, frame_out = fitted_frames(kernel, *layer.rank)
             if frames == "parametrize":

@@ -48,12 +48,16 @@ class Convolution:
             raise ShapeError(f"a convolution's kernel has at least three axes, not shape {tuple(kernel.shape)}")
         if not kernel.dtype.is_floating_point:
             raise ShapeError(f"a kernel holds real floating-point numbers, not {kernel.dtype}; convert it by .float()")
+        if kernel.layout is not torch.strided:
+            raise ShapeError(f"a kernel is a dense tensor, not {kernel.layout}; convert it by .to_dense()")
         if kernel.is_meta:
             raise ShapeError("weights on the meta device have no values yet; load them first")
         if kernel.numel() == 0:
             raise ShapeError(f"a kernel of shape {tuple(kernel.shape)} has no entries, and no singular values")
         if groups < 1 or kernel.shape[0] % groups:
             raise ShapeError(f"{kernel.shape[0]} channels do not divide into {groups} groups")
+        # A half-precision kernel is exact in float32, its singular values are not in its own precision.
+        kernel = kernel.to(torch.promote_types(kernel.dtype, torch.float32))
         grouped = kernel.reshape(groups, kernel.shape[0] // groups, *kernel.shape[1:])
         return cls(grouped, _per_axis(stride, axes), _per_axis(dilation, axes), transposed)
 

@@ -21,7 +21,8 @@ from svdctl.spectral.operator import Convolution
 from svdctl.spectral.symbol import angles, gram, grid_product, kernel_from_symbol, phases, symbol, unique_up_to_sign
 
 # Of the bound that ends a projection: twice as fine moves the kernel 0.5 % less far and takes twice the time.
-_SEAL = 0.01
+SEAL_TOLERANCE = 0.01
+CLIP_ROUNDS = 4
 # Entries whose squares, and sums of a million of them, float32 can hold.
 _SQUARES_FIT = 1e15
 
@@ -36,7 +37,7 @@ class Projected:
 
 
 @torch.no_grad()
-def clip_kernel(conv: Convolution, max: float, *, rounds: int = 4, oversampling: float = 1.0) -> Projected:
+def clip_kernel(conv: Convolution, max: float, *, rounds: int = CLIP_ROUNDS, oversampling: float = 1.0) -> Projected:
     """The kernel with singular values above `max` brought down to it; `norm_bound(...).upper <= max` afterwards.
 
     A convolution that is proved to be within the bound comes back as it is.
@@ -90,11 +91,17 @@ def _nearest(fourier: "_Fourier", kernel: Tensor, max: float, rounds: int) -> Te
 @torch.no_grad()
 def assign_kernel(conv: Convolution, value: float, *, rounds: int = 5) -> Projected:
     """A nearby kernel whose singular values are all close to `value` and proved to be at most that."""
+    return _sealed(conv, assigned_kernel(conv, value, rounds=rounds), value)
+
+
+@torch.no_grad()
+def assigned_kernel(conv: Convolution, value: float, *, rounds: int = 5) -> Tensor:
+    """Polyphase kernel whose singular values are all close to `value`, not sealed."""
     kernel = conv.polyphase()
     fourier = _Fourier(kernel, conv.support())
     for _ in range(rounds):
         kernel = fourier.backward(across(polar_factors, fourier.forward(kernel)) * value)
-    return _sealed(conv, kernel, value)
+    return kernel
 
 
 @torch.no_grad()
@@ -107,7 +114,7 @@ def divide_kernel(conv: Convolution, max: float) -> Projected:
 
 
 def _sealed(conv: Convolution, kernel: Tensor, max: float) -> Projected:
-    sealed, bracket = scale_to_bound(conv.from_polyphase(kernel), max, tolerance=_SEAL)
+    sealed, bracket = scale_to_bound(conv.from_polyphase(kernel), max, tolerance=SEAL_TOLERANCE)
     return Projected(sealed, bracket, _distance(sealed.kernel, conv.kernel))
 
 

@@ -7,7 +7,7 @@ layers, gain all of it. Each piece is computed alone either way, so that results
 import os
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from typing import TypeVar
 
@@ -35,8 +35,13 @@ def side_by_side(function: Callable[[S], T], items: Iterable[S]) -> list[T]:
             return function(item)
 
     futures = [_pool(threads, os.getpid()).submit(quiet, item) for item in items]
-    for future in futures:
-        future.exception()  # waits; the layers of a network are not left half written
+    try:
+        wait(futures)  # the layers of a network are not left half written
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        wait(futures)
+        raise
     return [future.result() for future in futures]
 
 

@@ -1,0 +1,67 @@
+"""What padding adds to the norm of a convolution.
+
+Let S be the supremum of sigma_max over all frequencies, which bounds the convolution on the whole grid and on every
+torus that its stride divides. One axis of n inputs is looked at; several axes are tensor products, so that their
+factors multiply. k taps of dilation d reach over `r = (k - 1) d` inputs, p and q are padded before and after.
+
+- Zeros: the layer is the whole-grid convolution of a signal that is 0 outside, cut to some outputs. Factor 1.
+- Circular, p + q <= r: each output is one of those on the torus of n points, and none comes twice. Factor 1, for n that
+  the stride divides.
+- Circular, p + q > r: torch asks for p, q <= n, so that an input stands at most twice beside itself, once if p or q is
+  0. The padded signal is followed by the whole-grid convolution: factor sqrt(3), or sqrt(2).
+- Reflection, stride 1, p + q <= r: torch asks for p, q < n. The signal continued by reflection has period 2 (n - 1) and
+  at most twice the squared norm in one period; each output is one of those on that torus, of which there are no more
+  than n <= 2 (n - 1), and none comes twice. Factor sqrt(2).
+- Reflection otherwise: an input stands at most once more on each padded side. Factor sqrt(3), sqrt(2) if p or q is 0.
+- Replication, n >= 2: the first input stands 1 + p times, the last one 1 + q times. For n = 1 all `1 + p + q - r`
+  outputs are the input times the sum of the taps, which is the symbol at frequency 0 along this axis.
+  Factor `sqrt(max(1 + p, 1 + q, 1 + p + q - r))`.
+"""
+
+import math
+
+from torch import nn
+
+from svdctl.errors import ShapeError
+
+Convolutional = nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+
+def padding_factor(layer: nn.Module) -> float:
+    """Return at least the norm of a layer over the norm of its kernel on the whole grid, at every input size; >= 1.
+
+    Of a layer with circular padding that keeps the number of entries: for inputs that its stride divides.
+
+    Raises:
+        ShapeError: a padding mode that is not torch's.
+    """
+    if not isinstance(layer, Convolutional) or layer.padding_mode == "zeros":
+        return 1.0
+    squares = 1
+    for (before, after), reach, stride in zip(padded_sides(layer), _reaches(layer), layer.stride, strict=True):
+        keeps_size = before + after <= reach
+        sides = (before > 0) + (after > 0)
+        if layer.padding_mode == "circular":
+            squares *= 1 if keeps_size else 1 + sides
+        elif layer.padding_mode == "reflect":
+            squares *= min(2, 1 + sides) if keeps_size and stride == 1 else 1 + sides
+        elif layer.padding_mode == "replicate":
+            squares *= max(1 + before, 1 + after, 1 + before + after - reach)
+        else:
+            raise ShapeError(f"padding_mode {layer.padding_mode!r} is none of torch's; its norm is not known")
+    return 1.0 if squares == 1 else math.sqrt(squares) * (1 + 2.0**-50)
+
+
+def padded_sides(layer: Convolutional) -> list[tuple[int, int]]:
+    """Return how much is padded before and after each axis, for padding modes other than zeros."""
+    both = layer._reversed_padding_repeated_twice
+    return list(zip(both[::2], both[1::2], strict=True))[::-1]
+
+
+def is_cyclic(layer: Convolutional) -> bool:
+    """Return whether circular padding gives no more outputs (at stride 1) than inputs, along each axis."""
+    return all(sum(sides) <= reach for sides, reach in zip(padded_sides(layer), _reaches(layer), strict=True))
+
+
+def _reaches(layer: Convolutional) -> list[int]:
+    return [dilation * (taps - 1) for taps, dilation in zip(layer.kernel_size, layer.dilation, strict=True)]
