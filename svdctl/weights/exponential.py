@@ -8,20 +8,24 @@ import torch
 from torch import Tensor
 
 from svdctl.layers.frames import frame_error
+from svdctl.spectral.matrix import matrix_norm_bound
 from svdctl.weights.parametrized import effective
 from svdctl.weights.skew import OWN_VECTORS, PUBLIC_VECTORS, generator, own_factor, public_factor
 from svdctl.weights.stored import Leaves, StoredLayer, layer_of, wide, without
-from svdctl.weights.tt import is_matrix
+from svdctl.weights.tt import frames_assumption, is_matrix
 
-_OWN = "with svdctl's own factor, 0.7 or 1"
+_OWN = "its factor is svdctl's own, 0.7 (1 of a 1x1 kernel), and its series has 12 terms"
+_PUBLIC = "its series has 12 terms, as in the paper's code"
+_EXACT = 1e-6
+"""Tolerance of the norms of frames."""
 
 
 def soc(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
     """svdctl's SOC layer: kernel (c, c, k, k) and its vectors."""
     if "right1" not in leaves or not _is_kernel(leaves.get("kernel")):
         return None
-    layer = layer_of(module, leaves, ("kernel", *OWN_VECTORS), "soc", f"the names kernel and right1, {_OWN}")
-    return _exponential(_bare(layer, leaves), leaves, "kernel", own_factor)
+    layer = layer_of(module, leaves, ("kernel", *OWN_VECTORS), "soc", "the names kernel and right1")
+    return _exponential(replace(_bare(layer, leaves), assumption=_OWN), leaves, "kernel", own_factor)
 
 
 def public_soc(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
@@ -32,7 +36,7 @@ def public_soc(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
     layer = layer_of(
         module, leaves, (free, "correction", *PUBLIC_VECTORS), "soc", f"the name {free} of the paper's code"
     )
-    return _exponential(_bare(layer, leaves), leaves, free, public_factor)
+    return _exponential(replace(_bare(layer, leaves), assumption=_PUBLIC), leaves, free, public_factor)
 
 
 def sott(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
@@ -42,7 +46,8 @@ def sott(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
     frames = [effective(leaves, name) for name in ("frame_in", "frame_out")]
     parts = tuple(part for frame in frames if frame for part in frame.parts)
     used = ("core.kernel", *(f"core.{name}" for name in OWN_VECTORS), *parts)
-    layer = layer_of(module, leaves, used, "sott", f"the names core.kernel, frame_in, frame_out, {_OWN}")
+    layer = layer_of(module, leaves, used, "sott", "the names core.kernel, frame_in, frame_out")
+    layer = replace(layer, assumption="; ".join(filter(None, (_OWN, frames_assumption(frames)))))
     if frames[0] is None and frames[1] is None:
         layer = replace(_bare(layer, leaves), frame_error=0.0, frame_norms=(1.0, 1.0))
     elif any(frame is not None and frame.value is None for frame in frames):
@@ -62,6 +67,7 @@ def public_sott(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
         return None
     used = ("K2", "K1", "K3", "correction", *PUBLIC_VECTORS)
     layer = layer_of(module, leaves, used, "sott", "the names K2 and u1 of the paper's code")
+    layer = replace(layer, assumption=_PUBLIC)
     first, last = leaves.get("K1"), leaves.get("K3")
     if first is None and last is None:
         layer = replace(_bare(layer, leaves), frame_error=0.0, frame_norms=(1.0, 1.0))
@@ -85,10 +91,10 @@ def _between(layer: StoredLayer, frame_in: Tensor | None, frame_out: Tensor | No
         return without(layer, "one of its frames is missing or no matrix")
     shape = (frame_out.shape[0], frame_in.shape[0], *layer.shape[2:])
     layer = replace(layer, shape=shape, rank=(frame_in.shape[1], frame_out.shape[1]))
-    frames = wide(frame_in), wide(frame_out)
+    frames = frame_in.double(), frame_out.double()
     if not all(frame.numel() and bool(torch.isfinite(frame).all()) for frame in frames):
         return layer  # told by name, with all other tensors
-    norms = [float(torch.linalg.matrix_norm(frame, 2)) for frame in frames]
+    norms = [matrix_norm_bound(frame, tolerance=_EXACT).upper for frame in frames]
     return replace(
         layer, frame_error=max(float(frame_error(frame)) for frame in frames), frame_norms=(norms[0], norms[1])
     )

@@ -3,15 +3,21 @@
 Nothing is dropped: a tensor that belongs to no layer known here is listed as its own, with the reason.
 """
 
-from collections.abc import Callable, Container, Mapping
+import re
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from svdctl.weights import exponential, plain, tt
+from svdctl.weights import exponential, plain, quantised, tt
+from svdctl.weights.quantised import quantiser_of
 from svdctl.weights.stored import Leaves, StoredLayer, without
+from svdctl.weights.tensors import holds_weights
 
+_ADAPTER = re.compile(r"(lora|lokr|hada|ia3|oft|boft|vera_lambda)_", re.IGNORECASE)
 _RECOGNISERS: tuple[Callable[[str, Leaves, float], StoredLayer | None], ...] = (
+    quantised.quantised,
     tt.tt,
     tt.paper_tt,
     exponential.soc,
@@ -28,29 +34,81 @@ _RECOGNISERS: tuple[Callable[[str, Leaves, float], StoredLayer | None], ...] = (
 
 
 def stored_layers(
-    tensors: Mapping[str, Tensor], *, others: Mapping[str, str] | None = None, batchnorm_eps: float = 1e-5
+    tensors: Mapping[str, Tensor],
+    *,
+    others: Mapping[str, str] | None = None,
+    unread: Container[str] = (),
+    batchnorm_eps: float = 1e-5,
 ) -> list[StoredLayer]:
     """The layers of a network, in the order of the file.
+
+    A layer has an operator only when nothing but its own tensors stands in its module and below it: what a further
+    tensor does there, a scale, a mask, an adapter, is not known.
 
     Args:
         tensors: flat state dict, as `WeightFile.tensors`.
         others: entries without ordinary numbers and what they are, as `WeightFile.others`.
+        unread: those of `others` that may hold weights.
         batchnorm_eps: eps of BatchNorm layers, which no file stores; 1e-5 is torch's default.
     """
     places = {name: _split(name, tensors) for name in tensors}
     modules: dict[str, Leaves] = {}
+    below: dict[str, list[str]] = {}
     for name, (module, leaf) in places.items():
         modules.setdefault(module, {})[leaf] = tensors[name]
+        words = module.split(".") if module else []
+        for count in range(len(words)):
+            below.setdefault(".".join(words[:count]), []).append(name)
+    adapted = _adapted(tensors)
     found: list[StoredLayer] = []
     for module, leaves in modules.items():
+        names = [f"{module}.{leaf}" if module else leaf for leaf in leaves]
         while leaves:
             layer = next(layer for recognise in _RECOGNISERS if (layer := recognise(module, leaves, batchnorm_eps)))
-            found.append(_checked(layer, tensors))
+            beside = [name for name in (*names, *below.get(module, ())) if name not in layer.tensors]
+            found.append(_counted(_checked(_alone(layer, beside, adapted), tensors), tensors))
             taken = {places[name][1] for name in layer.tensors}
             leaves = {leaf: tensor for leaf, tensor in leaves.items() if leaf not in taken}
     for name, what in (others or {}).items():
-        found.append(StoredLayer(name, "other", "its type", (), 0, (), reason=f"it is {what}, not a tensor of numbers"))
+        reason = f"it is {what}, not a tensor of numbers"
+        found.append(StoredLayer(name, "other", "its type", (), 0, (), reason, has_weights=name in unread))
     return found
+
+
+def _alone(layer: StoredLayer, beside: Sequence[str], adapted: Mapping[str, str]) -> StoredLayer:
+    """Without its operator where tensors stand beside it or below it that may change what it computes."""
+    if layer.reason:
+        return layer
+    if layer.name in adapted:
+        return without(layer, f"{adapted[layer.name]} is an adapter, which changes what the layer computes")
+    own = [name.removeprefix(f"{layer.name}.") for name in beside]
+    if layer.told_by == "in_proj_weight":
+        own = [name for name in own if name not in ("bias_k", "bias_v") and not name.startswith("out_proj.")]
+    if not own:
+        return layer
+    by = quantiser_of(own)
+    named = ", ".join(own[:3]) + (f" and {len(own) - 3} more" if len(own) > 3 else "")
+    return without(layer, f"{named} beside it{f' (as of {by})' if by else ''}: what it computes with is not known")
+
+
+def _adapted(names: Iterable[str]) -> dict[str, str]:
+    """Modules that an adapter of low rank belongs to, and the adapter's own; to one of its tensors."""
+    found: dict[str, str] = {}
+    for name in names:
+        words = name.split(".")
+        place = next((place for place, word in enumerate(words) if _ADAPTER.match(word)), None)
+        if place is not None:
+            module = ".".join(words[:place])
+            changed = (module, f"{module}.base_layer" if module else "base_layer", ".".join(words[:-1]))
+            found |= dict.fromkeys(changed, name)
+    return found
+
+
+def _counted(layer: StoredLayer, tensors: Mapping[str, Tensor]) -> StoredLayer:
+    """Without weights when it is not analysed and none of its tensors may be one."""
+    if not layer.reason or any(holds_weights(tensors[name]) for name in layer.tensors):
+        return layer
+    return replace(layer, has_weights=False)
 
 
 def _split(name: str, names: Container[str]) -> tuple[str, str]:

@@ -1,10 +1,16 @@
-"""Weights that torch stores in parts: weight_norm and spectral_norm, as hooks (old) and as parametrizations (new)."""
+"""Weights that torch stores in parts: weight_norm and spectral_norm, as hooks (old) and as parametrizations (new).
+
+What is made of the parts is told by their names alone: another rule with the same names, or one more that follows and
+stores nothing, leaves no trace in a file. So a weight made here is an assumption, and is called so.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+ASSUMED = "torch's {} gives its weight and nothing changes it afterwards"
 
 
 @dataclass(frozen=True)
@@ -16,6 +22,11 @@ class Effective:
     parts: tuple[str, ...]
     """Names of the stored tensors."""
     rule: str
+
+    @property
+    def assumption(self) -> str:
+        """What the value rests on; empty for a tensor that is stored as it is."""
+        return ASSUMED.format(self.rule) if self.rule else ""
 
 
 def effective(stored: Mapping[str, Tensor], name: str = "weight") -> Effective | None:
@@ -46,8 +57,7 @@ def _by(rule: Callable[..., Tensor | None], name: str, stored: Mapping[str, Tens
     tensors = [stored[part] for part in parts]
     if not all(tensor.is_floating_point() and tensor.numel() for tensor in tensors):
         return Effective(None, parts, name)
-    precise = any(tensor.dtype == torch.float64 for tensor in tensors)
-    return Effective(rule(*(tensor.double() if precise else tensor.float() for tensor in tensors)), parts, name)
+    return Effective(rule(*(tensor.double() for tensor in tensors)), parts, name)
 
 
 def weight_norm(length: Tensor, direction: Tensor) -> Tensor | None:

@@ -59,6 +59,10 @@ class Described:
         """Take whatever the object would have held."""
 
 
+class NumpyArray(Described):
+    """Stands where a file describes a numpy array, whose numbers may be weights."""
+
+
 class Readable(Protocol):
     """What the tools of `pickle` need of a file."""
 
@@ -143,7 +147,7 @@ def stand_ins(names: Iterable[str], where: str) -> list[tuple[type[Described], s
                 f"{where} cannot be loaded safely: it asks for {name[:80]!r} to be run, and svdctl runs nothing out of "
                 f"a file; {_CONVERT}"
             )
-    return [(Described, name) for name in others]
+    return [(NumpyArray if name.endswith("._reconstruct") else Described, name) for name in others]
 
 
 def _is_plain(name: str) -> bool:

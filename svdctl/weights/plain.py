@@ -9,6 +9,7 @@ from torch import Tensor
 
 from svdctl.spectral.operator import Convolution
 from svdctl.weights.parametrized import effective
+from svdctl.weights.quantised import scaled
 from svdctl.weights.stored import Kind, Leaves, StoredLayer, layer_of, wide, without
 
 _EMBEDDING = re.compile(r"emb|(^|\.)w[tp]e$", re.IGNORECASE)
@@ -18,23 +19,29 @@ _CONV: dict[int, Kind] = {2: "linear", 3: "conv1d", 4: "conv2d", 5: "conv3d"}
 def batchnorm(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
     """BatchNorm in evaluation mode, by its running variance."""
     variance = leaves.get("running_var")
-    if variance is None or not variance.is_floating_point():
+    if variance is None or not variance.is_floating_point() or variance.ndim != 1:
         return None
-    layer = layer_of(module, leaves, ("running_var", "running_mean", "weight"), "batchnorm", "the name running_var")
-    inverse = torch.rsqrt(wide(variance) + eps)
-    weight = leaves.get("weight")
+    used = ("running_var", *(leaf for leaf in ("running_mean", "weight") if leaf in leaves and leaves[leaf].ndim == 1))
+    layer = layer_of(module, leaves, used, "batchnorm", "the name running_var")
+    inverse, steepest = torch.rsqrt(wide(variance) + eps), torch.rsqrt(wide(variance))
+    weight = leaves["weight"] if "weight" in used else None
     if weight is not None and weight.shape != variance.shape:
         return without(layer, "its weight and its variance have different shapes")
-    return replace(layer, scale=inverse if weight is None else wide(weight) * inverse)
+    weight = torch.ones_like(inverse) if weight is None else wide(weight)
+    # The gain of a channel whose weight is 0 is 0, whatever its variance.
+    steepest = torch.where(weight == 0, 0, weight * steepest).abs()
+    layer = replace(layer, assumption=f"eps is {eps:g}, which the file does not tell", scale=weight * inverse)
+    return replace(layer, largest_scale=float(steepest.max()) if steepest.numel() else None)
 
 
 def normalize(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
     """Pixel normalisation, by its mean and deviation."""
     if not {"mean", "std"} <= leaves.keys() or leaves["mean"].shape != leaves["std"].shape:
         return None
-    if not leaves["std"].is_floating_point():
+    if not leaves["std"].is_floating_point() or max(leaves["std"].shape, default=1) != leaves["std"].numel():
         return None
     layer = layer_of(module, leaves, ("std", "mean"), "normalize", "the names mean and std")
+    layer = replace(layer, assumption="pixels are normalised by its mean and std, and nothing else is done with them")
     return replace(layer, scale=1 / wide(leaves["std"]).flatten())
 
 
@@ -48,7 +55,7 @@ def plain_weight(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
     weight = found.value
     if weight is None:
         return without(layer, f"its weight is stored by {found.rule} in a form that cannot be undone")
-    layer = replace(layer, shape=tuple(weight.shape))
+    layer = replace(layer, shape=tuple(weight.shape), assumption=found.assumption)
     if found.rule and not bool(torch.isfinite(weight).all()):
         return without(layer, f"{found.rule} divides by zero, or its parts are not finite")
     if not weight.is_floating_point():
@@ -62,7 +69,14 @@ def plain_weight(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
     if weight.ndim == 2 and "bias" not in leaves and _EMBEDDING.search(module):
         return replace(without(layer, "an embedding is looked up, not multiplied"), kind="embedding")
     told = f"a weight with {weight.ndim} axes{norm}"
-    return replace(layer, kind=_CONV[weight.ndim], told_by=told, make=partial(_plain_operator, weight))
+    product = None if found.rule else scaled(weight, leaves)
+    if isinstance(product, str):
+        return without(layer, product)
+    if product is None:
+        return replace(layer, kind=_CONV[weight.ndim], told_by=told, make=partial(_plain_operator, weight))
+    multiplied, scale, rule = product
+    layer = layer_of(module, leaves, ("weight", scale), _CONV[weight.ndim], f"{told}, {rule}")
+    return replace(layer, note=f"FP8 {rule}", make=lambda: _plain_operator(multiplied()))
 
 
 def _plain_operator(weight: Tensor) -> Convolution:

@@ -15,9 +15,11 @@ from svdctl.weights import tensors as stored
 from svdctl.weights.archive import FORMAT, VERSION, read_torch
 from svdctl.weights.paper import architecture_of
 from svdctl.weights.sniff import container_of, resolve
-from svdctl.weights.unwrap import unwrap
+from svdctl.weights.unwrap import LeftOut, may_hold_weights, unwrap
 
 Format = Literal["svdctl", "paper", "state dict", "safetensors"]
+_TORCH_ORDER = ("pt", "np", "numpy")
+"""Formats in the metadata of safetensors whose kernels are stored `(O, I, *k)`."""
 _SCALARS = str | int | float | bool | None
 
 
@@ -31,6 +33,10 @@ class WeightFile:
     """Name to tensor, on the CPU, in the order of the file."""
     others: dict[str, str]
     """Entries of the state dict that are no ordinary tensors, and what they are instead."""
+    unread: frozenset[str]
+    """Those of `others` that may hold weights all the same: sparse and quantised tensors, numpy arrays."""
+    left_out: tuple[LeftOut, ...]
+    """Parts of the file that are not among the weights, optimisers' states and other sets of weights alike."""
     wrapping: str
     """What was unwrapped on the way, in words; empty for a plain state dict."""
     alternatives: tuple[str, ...]
@@ -80,22 +86,46 @@ def read_tensors(path: str | os.PathLike[str], *, key: str | None = None) -> Wei
     unwrapped = unwrap(contents, str(path), "model" if ours and key is None else key)
     tensors: dict[str, Tensor] = {}
     others: dict[str, str] = {}
+    unread: set[str] = set()
     for name, value in unwrapped.entries.items():
         found = stored.plain(value) if isinstance(value, Tensor) else f"a {type(value).__name__}"
         if isinstance(found, Tensor):
             tensors[name] = found
         else:
             others[name] = found
+            if isinstance(value, Tensor) or may_hold_weights(value):
+                unread.add(name)
+    steps = [*unwrapped.steps]
+    if container == "safetensors" and (order := extra.get("format", "pt")) not in _TORCH_ORDER:
+        steps += _reorder(tensors, others, unread, str(order))
     stored.check_sizes(tensors, path.stat().st_size, str(path))
     return WeightFile(
         path=path,
         format="svdctl" if ours else "safetensors" if container == "safetensors" else _kind(tensors),
         tensors=tensors,
         others=others,
-        wrapping="; ".join(() if ours and key is None else unwrapped.steps),
+        unread=frozenset(unread),
+        left_out=() if ours and key is None else unwrapped.left_out,
+        wrapping="; ".join(() if ours and key is None else steps),
         alternatives=() if ours else unwrapped.others,
         extra=extra,
     )
+
+
+def _reorder(tensors: dict[str, Tensor], others: dict[str, str], unread: set[str], order: str) -> list[str]:
+    """Bring kernels that MLX stored as `(O, *k, I)` into torch's order `(O, I, *k)`, in place; in words, what was done.
+
+    Kernels of other libraries, whose order is not known here, are put among `others`.
+    """
+    kernels = [name for name, tensor in tensors.items() if name.split(".")[-1] == "weight" and 3 <= tensor.ndim <= 5]
+    if order == "mlx":
+        tensors |= {name: tensors[name].movedim(-1, 1) for name in kernels}
+        return ["kernels of MLX, stored O, k, I, in the order O, I, k"] if kernels else []
+    for name in kernels:
+        del tensors[name]
+        others[name] = f"a kernel in the order of {order[:40]!r}, which the file names as its format"
+        unread.add(name)
+    return []
 
 
 def _kind(tensors: Mapping[str, Tensor]) -> Format:

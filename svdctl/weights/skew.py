@@ -28,10 +28,10 @@ def public_factor(leaves: Mapping[str, Tensor], free: str) -> float | str:
     """
     if fault := _fault(leaves, free, (*PUBLIC_VECTORS, "correction")):
         return fault
-    skew = skew_part(leaves[free].float())
+    skew = skew_part(leaves[free].double())
     try:
         norms = [
-            float((skew * (leaves[f"u{pair}"].float() * leaves[f"v{pair}"].float())).sum()) for pair in range(1, 5)
+            float((skew * (leaves[f"u{pair}"].double() * leaves[f"v{pair}"].double())).sum()) for pair in range(1, 5)
         ]
         correction = float(leaves["correction"])
     except (RuntimeError, ValueError):
@@ -44,10 +44,10 @@ def own_factor(leaves: Mapping[str, Tensor], free: str) -> float | str:
     inner = free.removesuffix("kernel")
     if fault := _fault(leaves, free, tuple(inner + name for name in OWN_VECTORS)):
         return fault
-    skew = skew_part(leaves[free].float())
+    skew = skew_part(leaves[free].double())
     norms = []
     for matrix, name in zip(unfoldings(skew), OWN_VECTORS, strict=True):
-        right = leaves[inner + name].float()
+        right = leaves[inner + name].double()
         if right.shape != matrix.shape[1:]:
             return "its vectors do not fit its kernel"
         left, right = power_step(matrix, right)
@@ -57,12 +57,12 @@ def own_factor(leaves: Mapping[str, Tensor], free: str) -> float | str:
 
 def generator(kernel: Tensor, factor: float) -> Convolution:
     """J, with the free kernel's channels."""
-    return Convolution.make(skew_part(kernel.float()) * factor)
+    return Convolution.make(skew_part(kernel.double()) * factor)
 
 
 def _fault(leaves: Mapping[str, Tensor], free: str, vectors: tuple[str, ...]) -> str | None:
     kernel = leaves[free]
-    if kernel.shape[0] != kernel.shape[1] or any(taps % 2 == 0 for taps in kernel.shape[2:]):
+    if kernel.shape[0] != kernel.shape[1] or kernel.shape[2] != kernel.shape[3] or kernel.shape[2] % 2 == 0:
         return f"{free} is no square kernel with a middle tap"
     for name in vectors:
         if name not in leaves or not leaves[name].is_floating_point():

@@ -25,6 +25,12 @@ def plain(value: Tensor) -> Tensor | str:
     return value.detach().as_subclass(Tensor).resolve_conj().resolve_neg()
 
 
+def holds_weights(tensor: Tensor) -> bool:
+    """Whether a tensor of a state dict may be a weight: not empty, and no integer that counts something."""
+    is_counter = tensor.numel() == 1 and tensor.ndim <= 1 and not (tensor.is_floating_point() or tensor.is_complex())
+    return tensor.numel() > 0 and not is_counter
+
+
 def check_sizes(tensors: Mapping[str, Tensor], file_size: int, where: str) -> None:
     """Refuse shapes that a few bytes in a file stretch to more memory than any machine has.
 

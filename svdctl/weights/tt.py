@@ -1,5 +1,6 @@
 """TT layers, by the names of svdctl and by those of the paper's code."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TypeGuard
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from svdctl.layers.frames import frame_error, qr_positive
 from svdctl.spectral.operator import Convolution
-from svdctl.weights.parametrized import effective
+from svdctl.weights.parametrized import Effective, effective
 from svdctl.weights.stored import Leaves, StoredLayer, layer_of, wide, without
 
 
@@ -21,6 +22,7 @@ def tt(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
     frames = [effective(leaves, name) for name in ("frame_in", "frame_out")]
     parts = tuple(part for frame in frames if frame for part in frame.parts)
     layer = layer_of(module, leaves, ("core", *parts), "tt", "the names core, frame_in, frame_out")
+    layer = replace(layer, assumption=frames_assumption(frames))
     if any(frame is not None and frame.value is None for frame in frames):
         # Orthonormal by construction, so that the core has the layer's values; only the widths are needed of them.
         stored = [leaves.get(f"parametrizations.{name}.original") for name in ("frame_in", "frame_out")]
@@ -53,9 +55,18 @@ def _framed(layer: StoredLayer, core: Tensor, frame_in: Tensor | None, frame_out
     if (frame_out.shape[1], frame_in.shape[1]) != tuple(core.shape[:2]):
         return without(layer, "its frames and its core have different ranks")
     shape = (frame_out.shape[0], frame_in.shape[0], *core.shape[2:])
-    finite = all(bool(torch.isfinite(frame).all()) for frame in (frame_in, frame_out))
-    error = max(float(frame_error(wide(frame))) for frame in (frame_in, frame_out)) if finite else None
-    return replace(layer, shape=shape, frame_error=error, make=partial(_small, core, frame_in, frame_out))
+    if not all(bool(torch.isfinite(part.double()).all()) for part in (core, frame_in, frame_out)):
+        return replace(layer, shape=shape, make=partial(_small, core, frame_in, frame_out))  # told by name
+    error = max(float(frame_error(frame.double())) for frame in (frame_in, frame_out))
+    slack = _rounding(core, frame_in, frame_out)
+    return replace(layer, shape=shape, frame_error=error, slack=slack, make=partial(_small, core, frame_in, frame_out))
+
+
+def frames_assumption(frames: Sequence[Effective | None]) -> str:
+    """What frames that are stored in parts rest on."""
+    if any(frame is not None and frame.value is None for frame in frames):
+        return "torch's orthogonal parametrization makes its frames orthonormal, and nothing changes them afterwards"
+    return next((frame.assumption for frame in frames if frame is not None and frame.rule), "")
 
 
 def is_matrix(frame: Tensor | None) -> TypeGuard[Tensor]:
@@ -72,7 +83,17 @@ def _rank(core: Tensor) -> tuple[int, int]:
 
 
 def _small(core: Tensor, frame_in: Tensor, frame_out: Tensor) -> Convolution:
-    precise = torch.float64 in (core.dtype, frame_in.dtype, frame_out.dtype)
-    core, frame_in, frame_out = (part.double() if precise else part.float() for part in (core, frame_in, frame_out))
-    r_in, r_out = (qr_positive(frame)[1] for frame in (frame_in, frame_out))
-    return Convolution.make(torch.einsum("cb,bahw,da->cdhw", r_out, core, r_in))
+    r_in, r_out = (qr_positive(frame.double())[1] for frame in (frame_in, frame_out))
+    return Convolution.make(torch.einsum("cb,bahw,da->cdhw", r_out, core.double(), r_in))
+
+
+def _rounding(core: Tensor, frame_in: Tensor, frame_out: Tensor) -> float:
+    """How far rounding moves the norm of `_small` from that of the layer.
+
+    Householder QR is exact for a frame off by gamma in each column (Higham 2002, Theorem 19.4), and so is the product
+    of the factors but for fewer roundings; the kernel's norm is at most the sum of the Frobenius norms of its taps.
+    """
+    roundings = 16 * max(frame_in.numel(), frame_out.numel()) * 2.0**-53
+    taps = float(torch.linalg.vector_norm(core.double(), dim=(0, 1)).sum())
+    frames = float(frame_in.double().norm()) * float(frame_out.double().norm())
+    return roundings / (1 - roundings) * taps * frames * (1 + 1e-6)

@@ -2,16 +2,20 @@
 
 Training scripts wrap a state dict in all sorts of ways. The choice, when there are several: what is trained before its
 moving average, and the last state before the best one, because that is the network that the run ended with; `key`
-picks another. States of optimisers, schedules and scalers are never taken for weights.
+picks another. What is left out, another set of weights or the state of an optimiser, is listed by name.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+import torch
 from torch import Tensor
 
 from svdctl.errors import CheckpointError
+from svdctl.weights.pickles import NumpyArray
+from svdctl.weights.tensors import holds_weights
 
 TRAINED = (
     "state_dict",
@@ -39,11 +43,30 @@ AVERAGED = (
     "shadow",
     "shadow_params",
 )
-_TRAINING = ("optim", "sched", "scaler", "rng", "callbacks", "loops")
+_OPTIMIZER = frozenset({"optim", "optims", "optimizer", "optimizers", "optimiser", "optimisers"})
+_TRAINING = _OPTIMIZER | {
+    *("sched", "scheds", "scheduler", "schedulers", "scaler", "scalers", "rng", "rngs", "random"),
+    *("callback", "callbacks", "loop", "loops"),
+}
+"""Whole words in the names of parts that may be states of training."""
+_RNG_STATES = (16, 5056)
+"""Bytes of the states of torch's random generators on CUDA devices and on the CPU."""
 _COMPONENTS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 """Parts of names that torch's and lightning-fabric's wrappers add; no network calls a module so."""
 MAX_DEPTH = 32
 MAX_ENTRIES = 1_000_000
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A part of the file that is not among the weights."""
+
+    name: str
+    """Its dotted path."""
+    what: str
+    """What it is taken for, in words."""
+    may_hold_weights: bool
+    """Whether it may be weights of a network: its structure does not say that it is something else."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +78,8 @@ class Unwrapped:
     """What was unwrapped, outermost first, in words."""
     others: tuple[str, ...]
     """Values of `key` under which the file has another set of weights."""
+    left_out: tuple[LeftOut, ...]
+    """Parts of the file that are not among the entries, but for those that `key` leaves out."""
 
 
 def unwrap(contents: object, where: str, key: str | None = None) -> Unwrapped:
@@ -72,16 +97,23 @@ def unwrap(contents: object, where: str, key: str | None = None) -> Unwrapped:
     at, path, prefix = contents, list[str](), ""
     if key is not None:
         at, path, prefix = _follow_key(graph, contents, key, where)
-    others: list[str] = []
+    left_out: list[LeftOut] = []
     while not prefix and len(path) < MAX_DEPTH:
-        sets = {name: part for name, part in _parts(at) if graph.has_tensors(part) and not _is_of_training(name)}
-        known = [name for name in (*TRAINED, *AVERAGED) if name in sets and not isinstance(sets[name], Tensor)]
+        parts = dict(_parts(at))
+        sets = {name: part for name, part in parts.items() if graph.has_tensors(part)}
+        known = [
+            name
+            for name in (*TRAINED, *AVERAGED)
+            if name in sets and not isinstance(sets[name], Tensor) and _state_of_training(name, sets[name]) is None
+        ]
         if not known:
             break
-        others += [".".join([*path, name]) for name, part in sets.items() if name != known[0] and not _is_number(part)]
+        found = [_left_out(".".join([*path, name]), name, part) for name, part in parts.items() if name != known[0]]
+        left_out += [part for part in found if part is not None]
         path.append(known[0])
         at = sets[known[0]]
-    entries = _clashing(_flatten(graph, at, where), where)
+    others = tuple(part.name for part in left_out if part.may_hold_weights and part.what == _ANOTHER_SET)
+    entries = _clashing(_flatten(graph, at, where, ".".join(path), left_out), where)
     steps = [f"weights under {'.'.join(path)!r}"] if path else []
     if prefix:
         entries = {name.removeprefix(prefix): value for name, value in entries.items() if name.startswith(prefix)}
@@ -90,7 +122,7 @@ def unwrap(contents: object, where: str, key: str | None = None) -> Unwrapped:
         raise CheckpointError(f"{where} holds no weights, only {_listed(contents)}; give the file of the network")
     entries, removed = _without_wrappers(entries, where)
     steps += [f"{part!r} removed from names" for part in removed]
-    return Unwrapped(entries, tuple(steps), tuple(others))
+    return Unwrapped(entries, tuple(steps), others, tuple(left_out))
 
 
 class _Graph:
@@ -133,8 +165,13 @@ def _name(name: object) -> str:
     return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
 
 
-def _flatten(graph: _Graph, contents: object, where: str) -> Iterator[tuple[str, object]]:
-    """Dotted names and values in the file's order; a container without a tensor is one value."""
+def _flatten(
+    graph: _Graph, contents: object, where: str, path: str, left_out: list[LeftOut]
+) -> Iterator[tuple[str, object]]:
+    """Dotted names and values in the file's order; a container without a tensor is one value.
+
+    States of training go to `left_out`, their names below `path`.
+    """
     waiting: list[tuple[str, object, int]] = [("", contents, 0)]
     entries = 0
     while waiting:
@@ -150,16 +187,86 @@ def _flatten(graph: _Graph, contents: object, where: str) -> Iterator[tuple[str,
                 "save the state dict alone"
             )
         for part, inner in reversed(below):
-            if not (isinstance(inner, Mapping | list | tuple) and _is_of_training(part)):
-                waiting.append((f"{name}.{part}" if name else part, inner, depth + 1))
+            full = f"{name}.{part}" if name else part
+            state = _state_of_training(part, inner) if graph.has_tensors(inner) else None
+            if state is not None:
+                left_out.append(LeftOut(f"{path}.{full}" if path else full, *state))
+            else:
+                waiting.append((full, inner, depth + 1))
 
 
-def _is_of_training(name: str) -> bool:
-    return any(word in name.lower() for word in _TRAINING)
+_ANOTHER_SET = "another set of weights"
 
 
-def _is_number(part: object) -> bool:
-    return isinstance(part, Tensor) and part.numel() <= 1
+def _left_out(full: str, name: str, part: object) -> LeftOut | None:
+    """A part beside the weights: a state of training, or what may be weights of another network."""
+    state = _state_of_training(name, part)
+    if state is not None:
+        return LeftOut(full, *state)
+    return LeftOut(full, _ANOTHER_SET, True) if may_hold_weights(part) else None
+
+
+def _state_of_training(name: str, part: object) -> tuple[str, bool] | None:
+    """What state of training a container is, and whether it may be weights all the same; None when it is none.
+
+    An optimiser's state is known by its structure. By a whole word of its name a container is a state when it has no
+    matrix or kernel, as those of schedules, scalers and random generators have none; a container that is called
+    optimiser and has some is left out as well, but may be weights.
+    """
+    if not isinstance(part, Mapping | list | tuple):
+        return None
+    if _is_optimizer(part):
+        return "the state of an optimiser", False
+    words = set(re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()))
+    if not words & _TRAINING:
+        return None
+    has_matrix = any(isinstance(value, Tensor) and value.ndim > 1 for value in _leaves(part))
+    if has_matrix and not words & _OPTIMIZER:
+        return None
+    return "a state of training, by its name", has_matrix
+
+
+def _is_optimizer(part: object, depth: int = 0) -> bool:
+    """Whether it is `torch.optim.Optimizer.state_dict()`, or a collection of nothing else."""
+    if isinstance(part, Mapping) and "state" in part and "param_groups" in part:
+        groups = part["param_groups"]
+        listed = isinstance(groups, list | tuple) and len(groups) > 0
+        return (
+            listed
+            and all(isinstance(group, Mapping) and "params" in group for group in groups)
+            and isinstance(part["state"], Mapping)
+            and all(isinstance(state, Mapping) for state in part["state"].values())
+        )
+    inner = [value for _, value in _parts(part)]
+    return bool(inner) and depth < 2 and all(_is_optimizer(value, depth + 1) for value in inner)
+
+
+def _leaves(part: object) -> Iterator[object]:
+    """Everything below a part that is no container, each container looked into once."""
+    waiting, seen = [part], {id(part)}
+    while waiting:
+        value = waiting.pop()
+        if not isinstance(value, Mapping | list | tuple):
+            yield value
+            continue
+        for _, inner in _parts(value):
+            if id(inner) not in seen or not isinstance(inner, Mapping | list | tuple):
+                seen.add(id(inner))
+                waiting.append(inner)
+
+
+def may_hold_weights(part: object) -> bool:
+    """Whether something below the part could be a weight: no number, no state of a random generator."""
+    return any(
+        isinstance(value, NumpyArray) or (isinstance(value, Tensor) and _may_be_weight(value))
+        for value in _leaves(part)
+    )
+
+
+def _may_be_weight(tensor: Tensor) -> bool:
+    if tensor.ndim > 1 or not holds_weights(tensor):
+        return holds_weights(tensor)
+    return tensor.numel() > 1 and not (tensor.dtype == torch.uint8 and tensor.numel() in _RNG_STATES)
 
 
 def _clashing(entries: Iterator[tuple[str, object]], where: str) -> dict[str, object]:
@@ -201,7 +308,9 @@ def _without_wrappers(entries: dict[str, object], where: str) -> tuple[dict[str,
         cleaned[".".join(word for word in words if word not in _COMPONENTS)] = value
     if len(cleaned) < len(entries):
         raise CheckpointError(f"{where} has two tensors of one name once wrappers are taken off; save the model alone")
-    while (named := [name for name in cleaned if name != "n_averaged"]) and all(
+    counter = cleaned.get("n_averaged")
+    is_counted = isinstance(counter, Tensor) and not holds_weights(counter)
+    while (named := [name for name in cleaned if not (is_counted and name == "n_averaged")]) and all(
         name.startswith("module.") for name in named
     ):
         removed["module."] = None

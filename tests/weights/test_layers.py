@@ -94,7 +94,9 @@ def test_weights_stored_in_parts(
     layer = only(module)
     module(torch.randn(shape))
     weight = module.weight.detach()
-    torch.testing.assert_close(kernel(layer), weight if weight.ndim > 2 else weight[:, :, None], rtol=EPS32, atol=1e-6)
+    torch.testing.assert_close(
+        kernel(layer), weight if weight.ndim > 2 else weight[:, :, None], rtol=EPS32, atol=1e-6, check_dtype=False
+    )
     assert "norm" in layer.told_by
 
 
@@ -103,7 +105,9 @@ def test_weight_norm_over_another_axis_or_all() -> None:
     for axis in (1, None):
         for norm in (nn.utils.weight_norm, nn.utils.parametrizations.weight_norm):
             module = norm(nn.Conv2d(3, 5, 3), dim=axis)
-            torch.testing.assert_close(kernel(only(module)), module.weight.detach(), rtol=EPS32, atol=1e-7)
+            torch.testing.assert_close(
+                kernel(only(module)), module.weight.detach(), rtol=EPS32, atol=1e-7, check_dtype=False
+            )
 
 
 def test_a_parametrization_that_cannot_be_undone_is_listed() -> None:
@@ -188,7 +192,7 @@ def test_svdctls_own_skew_layers_by_their_generator(inputs: int, outputs: int, s
     assert layer.kind == "soc"
     assert layer.generator is not None
     assert layer.shape[0] == outputs
-    torch.testing.assert_close(layer.generator.weight, module.skew_kernel(), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(layer.generator.weight, module.skew_kernel(), rtol=1e-5, atol=1e-7, check_dtype=False)
     for frames in ("retract", "parametrize"):
         framed = SOTT(inputs + 4, outputs + 3, size, rank=(inputs, outputs), stride=stride, frames=frames)
         framed.core.load_state_dict({name: tensor for name, tensor in module.state_dict().items() if name != "bias"})
@@ -198,7 +202,9 @@ def test_svdctls_own_skew_layers_by_their_generator(inputs: int, outputs: int, s
         assert layer.rank == (inputs, outputs)
         assert layer.frame_norms == pytest.approx((1, 1), abs=1e-5)
         assert layer.generator is not None
-        torch.testing.assert_close(layer.generator.weight, module.skew_kernel(), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(
+            layer.generator.weight, module.skew_kernel(), rtol=1e-5, atol=1e-7, check_dtype=False
+        )
     assert only(SOTT(inputs, outputs, size, rank=9, stride=stride)).frame_error == 0
 
 
@@ -221,7 +227,9 @@ def test_skew_layers_by_their_generator(inputs: int, outputs: int, size: int, st
     assert layer.convolution is None
     assert not layer.reason
     assert layer.generator is not None
-    torch.testing.assert_close(layer.generator.weight, module.generator().detach(), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        layer.generator.weight, module.generator().detach(), rtol=1e-5, atol=1e-7, check_dtype=False
+    )
     assert layer.shape[0] == outputs
     same = nn.Conv2d(1, 1, 1, bias=False)
     same.weight = nn.Parameter(layer.generator.weight.double())
