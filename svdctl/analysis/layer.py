@@ -40,6 +40,12 @@ class LayerSpectrum:
     """Largest spectral norm of `U^T U - I` over the frames of a TT layer."""
     note: str = ""
     """What a reader should know of this row; of a row without a bound, why it has none."""
+    assumption: str = ""
+    """What the row rests on and its file does not tell; with one, nothing of it is proved."""
+    has_weights: bool = True
+    """Whether it may stand for a layer with weights; False of counters and of parts of a file that are none."""
+    gate: str = ""
+    """Against `--max` and `--batchnorm-max`: proved, above, not proved or excepted; empty when it is not held."""
 
     @property
     def is_analysed(self) -> bool:

@@ -34,6 +34,8 @@ def layer_record(layer: LayerSpectrum) -> dict[str, Any]:
         "stable_rank": layer.stable_rank,
         "frame_error": layer.frame_error,
         "note": layer.note,
+        "assumption": layer.assumption,
+        "gate": layer.gate,
     }
 
 

@@ -30,7 +30,14 @@ def text_table(network: NetworkSpectrum, *, top: int | None = None, every: bool 
     left = [layer for layer in network if not layer.is_analysed]
     if left:
         lines += ["", "not analysed"]
-        lines += [f"  {layer.name or '(top)'}, {layer.kind} {_times(layer.shape)}: {layer.note}" for layer in left]
+        lines += [
+            f"  {layer.name or '(top)'}, {f'{layer.kind} {_times(layer.shape)}'.rstrip()}: {layer.note}"
+            for layer in left
+        ]
+    excepted = [layer for layer in network if layer.gate == "excepted"]
+    if excepted:
+        lines += ["", "not proved, and excepted by --except"]
+        lines += [f"  {layer.name or '(top)'}: {why_not_proved(layer)}" for layer in excepted]
     return "\n".join([*lines, "", *_totals(network, analysed), *LEGEND])
 
 
@@ -40,7 +47,8 @@ def _rows(layer: LayerSpectrum) -> list[str]:
     size = "-" if layer.input_size is None else _times(layer.input_size, "x")
     assert layer.bound is not None
     if layer.values is None and layer.stride is None and layer.kind in ("BatchNorm", "Normalize"):
-        return [f"{layer.name or '(top)':<21} {layer.kind:<13} {kernel:<21} gain {number(layer.bound.upper)}"]
+        gain = f"{layer.name or '(top)':<21} {layer.kind:<13} {kernel:<21} gain {number(layer.bound.upper)}"
+        return [f"{gain}{f', if {layer.assumption}' if layer.assumption else ''}"]
     padded = "-" if layer.zero_padded is None else number(layer.zero_padded.lower)
     count = "-" if layer.values is None else f"{len(layer.values):,}"
     rest = f"{layer.kind:<13} {kernel:<21} {stride:<7} {size}".rstrip()
@@ -55,7 +63,14 @@ def _rows(layer: LayerSpectrum) -> list[str]:
         rows.append(f"{'':10}  frames are off orthonormal by {layer.frame_error:.1e}")
     if layer.note:
         rows.append(f"{'':10}  {layer.note}")
+    if layer.assumption:
+        rows.append(f"{'':10}  assumed: {layer.assumption}")
     return rows
+
+
+def why_not_proved(layer: LayerSpectrum) -> str:
+    """The reason in words: what it rests on, or why it was not analysed."""
+    return f"it is assumed that {layer.assumption}" if layer.assumption else layer.note
 
 
 def _values(values: list[float]) -> list[str]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from svdctl.analysis.network import NetworkSpectrum
     from svdctl.config.inspect import InspectConfig
 
-FLAGS = {"every": "--all", "layers": "--layer", "files": "FILES"}
+FLAGS = {"every": "--all", "layers": "--layer", "files": "FILES", "excepted": "--except"}
 
 
 def register(app: typer.Typer) -> None:
@@ -49,6 +49,13 @@ def inspect_spectrum(
         float | None,
         typer.Option("--max", help="A gate: exit 1, naming the layers, unless all are proved to be at most this."),
     ] = None,
+    batchnorm_max: Annotated[
+        float | None, typer.Option("--batchnorm-max", help="The same gate for BatchNorm, which --max leaves alone.")
+    ] = None,
+    except_: Annotated[
+        list[str] | None,
+        typer.Option("--except", help="Pattern of layers that the gate lets pass though not proved. Repeatable."),
+    ] = None,
     tolerance: Annotated[float, typer.Option("--tolerance", help="Slack of the proved bounds.")] = 0.02,
     accuracy: Annotated[
         str, typer.Option("--accuracy", help="Of the values: full, or fast (to 1e-3 of the largest).")
@@ -61,7 +68,8 @@ def inspect_spectrum(
     """Singular values, proved bounds and condition of every layer of any checkpoint; nothing in a file is executed.
 
     Of svdctl's own checkpoints everything is known. Of other weights the network is told by --model; without it, what
-    holds for every stride and input size is shown. Exit code 0 fine, 1 a bound above --max, 2 wrong input.
+    holds for every stride and input size is shown. Exit code 0 fine, 1 a layer above --max or not proved, 2 wrong
+    input.
     """
     config = _config(
         files=files or (),
@@ -73,6 +81,8 @@ def inspect_spectrum(
         format=format_,
         plot=plot,
         max=max_,
+        batchnorm_max=batchnorm_max,
+        excepted=except_ or (),
         tolerance=tolerance,
         accuracy=accuracy,
         key=key,
@@ -85,8 +95,9 @@ def inspect_spectrum(
     typer.echo(_rendered(found, config), nl=config.format == "table")
     if config.plot is not None:
         typer.echo(f"drawn: {config.plot}", err=True)
-    if config.max is not None:
-        faults = recipe.exceeding(found, config.max)
+    if config.has_gate:
+        typer.echo(recipe.summary(found, config), err=True)
+        faults = recipe.faults(found, config)
         if faults:
             raise LimitExceeded("\nsvdctl: ".join(faults))
 

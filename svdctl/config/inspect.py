@@ -33,7 +33,11 @@ class InspectConfig(Config):
     plot: Path | None = None
     """Where to draw the spectra."""
     max: PositiveFloat | None = None
-    """A gate: fail when a convolution or linear layer is not proved to be at most this."""
+    """A gate: fail when a layer with weights, BatchNorm apart, is not proved to be at most this."""
+    batchnorm_max: PositiveFloat | None = None
+    """A gate: fail when a BatchNorm is not proved to be at most this."""
+    excepted: tuple[str, ...] = ()
+    """Patterns of names of layers that a gate lets pass although they are not proved."""
 
     @field_validator("input_size", mode="before")
     @classmethod
@@ -48,6 +52,13 @@ class InspectConfig(Config):
     def _fits_together(self) -> Self:
         if self.every and self.top is not None:
             raise ValueError("--all and --top exclude each other; give one of them")
+        if self.excepted and not self.has_gate:
+            raise ValueError("--except names layers that a gate lets pass; add --max or --batchnorm-max")
         if self.model is not None and (self.input_size is None or len(self.input_size) < 2):
             raise ValueError("--model needs the shape of an input: add --input-size CxHxW, as 3x224x224")
         return self
+
+    @property
+    def has_gate(self) -> bool:
+        """Whether layers are held against a maximum."""
+        return self.max is not None or self.batchnorm_max is not None

@@ -1,24 +1,33 @@
 """Spectra of the networks in files: of svdctl's own, of a user's network, or of bare weights."""
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+
+from torch import Tensor, nn
 
 from svdctl.analysis.exponential import stored_exponential
 from svdctl.analysis.layer import LayerSpectrum, failed, operator_spectrum
 from svdctl.analysis.network import NetworkSpectrum, spectrum
+from svdctl.analysis.table import why_not_proved
 from svdctl.checkpoint import load, read_checkpoint
 from svdctl.config.inspect import InspectConfig
 from svdctl.errors import CheckpointError, ShapeError, UsageError
+from svdctl.layers.normalize import Normalize
 from svdctl.spectral.bound import Bracket
+from svdctl.spectral.operator import Convolution
 from svdctl.weights.factory import load_model
 from svdctl.weights.layers import stored_layers
 from svdctl.weights.read import WeightFile, read_tensors
 from svdctl.weights.skew import SERIES_TERMS
-from svdctl.weights.stored import StoredLayer
+from svdctl.weights.stored import StoredLayer, least_norm
+from svdctl.weights.tensors import holds_weights
 
+_NO_NETWORK = (
+    "the file holds no network; its strides, groups and input sizes are not known, nor its padding: bounds are for "
+    "zeros, and for circular padding where the stride divides the input"
+)
 Tell = Callable[[int, int, str], None]
 
 
@@ -36,22 +45,65 @@ def run(config: InspectConfig, *, tell: Tell | None = None) -> list[NetworkSpect
 
 def _inspect(path: Path, config: InspectConfig, tell: Tell | None) -> NetworkSpectrum:
     weights = read_tensors(path, key=config.key)
-    settings: dict[str, Any] = {
-        "name": str(path),
-        "layers": config.layers if config.layers != ("*",) else "*",
-        "tolerance": config.tolerance,
-        "accuracy": config.accuracy,
-        "at_most": config.max,
-        "tell": tell,
-    }
+    model, shape = None, None
     if config.model is not None:
         assert config.input_size is not None
-        return spectrum(load_model(config.model, weights), _image(config.input_size), **settings)
-    if weights.format == "svdctl":
-        own = read_checkpoint(path)
-        shape = own.image_shape if config.input_size is None else _image(config.input_size)
-        return spectrum(load(path), shape, **settings)
-    return _bare(path, weights, config, tell)
+        model, shape = load_model(config.model, weights), _image(config.input_size)
+    elif weights.format == "svdctl" and config.key is None:
+        model = load(path)
+        shape = read_checkpoint(path).image_shape if config.input_size is None else _image(config.input_size)
+    if model is None or shape is None:
+        found = _bare(path, weights, config, tell)
+    else:
+        found = spectrum(
+            model,
+            shape,
+            name=str(path),
+            layers=config.layers if config.layers != ("*",) else "*",
+            tolerance=config.tolerance,
+            accuracy=config.accuracy,
+            at_most=config.max,
+            tell=tell,
+        )
+        found = replace(found, layers=(*found.layers, *_unlisted(model, found, config)))
+    rows = *found.layers, *_beside(weights, config, has_network=model is not None)
+    return replace(found, layers=tuple(replace(row, gate=_verdict(row, config)) for row in rows))
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _unlisted(model: nn.Module, found: NetworkSpectrum, config: InspectConfig) -> Iterator[LayerSpectrum]:
+    """Rows for the tensors of modules that the spectrum does not list, as parameters of blocks and frozen weights."""
+    listed = {row.name for row in found}
+    modules = dict(model.named_modules())
+    rows: dict[str, LayerSpectrum] = {}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        module = name.rpartition(".")[0]
+        above = module.split(".")
+        covered = any(".".join(above[:count]) in listed for count in range(len(above) + 1))
+        known = isinstance(modules[module], Normalize)  # of pixels, which svdctl.load put there
+        if covered or known or not holds_weights(tensor) or not _matches(module, config.layers):
+            continue
+        kind = type(modules[module]).__name__
+        why = f"{name} is a tensor of a module whose spectrum is not known here"
+        rows.setdefault(module, failed(module, kind, tuple(tensor.shape), why))
+    yield from rows.values()
+
+
+def _beside(weights: WeightFile, config: InspectConfig, *, has_network: bool) -> Iterator[LayerSpectrum]:
+    """Rows for what the file has and the layers do not: other parts, and what a network was not filled with."""
+    for part in weights.left_out:
+        reason = f"{part.what}; it is left out"
+        if part.may_hold_weights:
+            reason += ", --key chooses a part"
+        if _matches(part.name, config.layers):
+            yield replace(failed(part.name, "left out", (), reason), has_weights=part.may_hold_weights)
+    if has_network and weights.format != "svdctl":
+        for name, what in weights.others.items():
+            if name in weights.unread and _matches(name, config.layers):
+                yield failed(name, "left out", (), f"it is {what}, not a tensor of numbers")
 
 
 def _image(size: tuple[int, ...]) -> tuple[int, ...]:
@@ -60,62 +112,98 @@ def _image(size: tuple[int, ...]) -> tuple[int, ...]:
 
 def _bare(path: Path, weights: WeightFile, config: InspectConfig, tell: Tell | None) -> NetworkSpectrum:
     """Weights without a network: what holds for every stride, size and number of groups, and values if asked for."""
-    stored = stored_layers(weights.tensors, others=weights.others)
-    chosen = [layer for layer in stored if any(fnmatchcase(layer.name, pattern) for pattern in config.layers)]
-    if not any(layer.make or layer.make_generator for layer in stored if not layer.reason):
+    stored = stored_layers(weights.tensors, others=weights.others, unread=weights.unread)
+    chosen = [layer for layer in stored if _matches(layer.name, config.layers)]
+    if not config.has_gate and not any(layer.make or layer.make_generator for layer in stored if not layer.reason):
         kinds = ", ".join(f"{layer.name} ({layer.reason or layer.kind})" for layer in stored[:3])
         raise CheckpointError(f"{path} holds no convolution or linear layer that can be analysed: {kinds}")
     if not chosen:
         names = ", ".join(layer.name for layer in stored if layer.make)[:300]
         raise ShapeError(f"no layer of {path} matches {' or '.join(config.layers)}; there are {names}")
+    # MLX stores the output channels first in transposed convolutions too.
+    pairs = weights.extra.get("format") == "mlx"
     rows = []
     for done, layer in enumerate(chosen):
         if tell is not None:
             tell(done, len(chosen), layer.name)
-        rows.append(_stored_row(layer, config))
+        row = _stored_row(layer, config, pairs=pairs)
+        rows.append(replace(row, has_weights=layer.has_weights))
     told = f" ({weights.wrapping})" if weights.wrapping else ""
-    note = "the file holds no network; its strides, groups and input sizes are not known"
-    return NetworkSpectrum(f"{path}{told}", tuple(rows), None, note)
+    return NetworkSpectrum(f"{path}{told}", tuple(rows), None, _NO_NETWORK)
 
 
-def _stored_row(layer: StoredLayer, config: InspectConfig) -> LayerSpectrum:
-    if layer.scale is not None and not layer.reason:
-        gain = float(layer.scale.abs().max())
-        kind = "BatchNorm" if layer.kind == "batchnorm" else "Normalize"
-        return LayerSpectrum(layer.name, kind, layer.shape, Bracket(gain * (1 - 1e-6), gain * (1 + 1e-6)))
-    if layer.make_generator is not None and not layer.reason:
-        return stored_exponential(
-            layer.name,
-            layer.kind,
-            layer.shape,
-            layer.make_generator(),
-            SERIES_TERMS,
-            size=_size_for(config.input_size, 2),
-            rank=layer.rank,
-            frame_norms=layer.frame_norms,
-            error=layer.frame_error,
-        )
-    if layer.reason or layer.make is None:
-        return failed(layer.name, layer.kind, layer.shape, layer.reason or "its operator is not known here")
+def _stored_row(layer: StoredLayer, config: InspectConfig, *, pairs: bool) -> LayerSpectrum:
+    if layer.reason:
+        return failed(layer.name, layer.kind, layer.shape, layer.reason)
     try:
-        conv = layer.make()
-        size = (1,) if layer.kind == "linear" else _size_for(config.input_size, conv.axes)
-        note = "" if layer.kind == "linear" or size is None else "values at stride 1"
-        return operator_spectrum(
-            layer.name,
-            layer.kind,
-            layer.shape,
-            conv,
-            tolerance=config.tolerance,
-            input_size=size,
-            accuracy=config.accuracy,
-            at_most=config.max,
-            rank=layer.rank,
-            frame_error=layer.frame_error,
-            note=note,
-        )
+        if layer.scale is not None:
+            return _scale_row(layer, layer.scale, config)
+        if layer.make_generator is not None:
+            row = _exponential_row(layer, layer.make_generator(), config)
+        elif layer.make is not None:
+            row = _operator_row(layer, layer.make(), config, pairs=pairs)
+        else:
+            return failed(layer.name, layer.kind, layer.shape, "its operator is not known here")
     except ShapeError as error:
         return failed(layer.name, layer.kind, layer.shape, error)
+    return replace(row, assumption=layer.assumption)
+
+
+def _scale_row(layer: StoredLayer, scale: Tensor, config: InspectConfig) -> LayerSpectrum:
+    """BatchNorm or pixel normalisation; a BatchNorm within its maximum for every eps rests on no assumption."""
+    gain = float(scale.abs().max())
+    kind = "BatchNorm" if layer.kind == "batchnorm" else "Normalize"
+    bound = Bracket(gain * (1 - 1e-6), gain * (1 + 1e-6))
+    row = LayerSpectrum(layer.name, kind, layer.shape, bound, assumption=layer.assumption)
+    limit = config.batchnorm_max
+    if limit is not None and layer.largest_scale is not None and layer.largest_scale * (1 + 1e-6) <= limit:
+        return replace(row, assumption="")
+    return row
+
+
+def _exponential_row(layer: StoredLayer, generator: Convolution, config: InspectConfig) -> LayerSpectrum:
+    return stored_exponential(
+        layer.name,
+        layer.kind,
+        layer.shape,
+        generator,
+        SERIES_TERMS,
+        size=_size_for(config.input_size, 2),
+        rank=layer.rank,
+        frame_norms=layer.frame_norms,
+        error=layer.frame_error,
+    )
+
+
+def _operator_row(layer: StoredLayer, conv: Convolution, config: InspectConfig, *, pairs: bool) -> LayerSpectrum:
+    """The bracket of a kernel ends below at what every stride and number of groups leaves of it, see `least_norm`."""
+    is_matrix = layer.kind == "linear"
+    size = (1,) if is_matrix else _size_for(config.input_size, conv.axes)
+    notes = [layer.note, "" if is_matrix or size is None else "values at stride 1, as one group"]
+    at_most = config.max
+    if at_most is not None and layer.slack:
+        at_most = max((at_most - layer.slack) * (1 - 1e-15), 0.0)
+    row = operator_spectrum(
+        layer.name,
+        layer.kind,
+        layer.shape,
+        conv,
+        tolerance=config.tolerance,
+        input_size=size,
+        accuracy=config.accuracy,
+        at_most=at_most,
+        rank=layer.rank,
+        frame_error=layer.frame_error,
+        note="; ".join(filter(None, notes)),
+    )
+    assert row.bound is not None
+    lower, upper = row.bound.lower, row.bound.upper + layer.slack
+    if at_most is not None and row.bound.upper <= at_most:
+        upper = min(upper, config.max or upper)
+    if not is_matrix:
+        # The core of a TT layer is one group, so that its unfolding's norm is reached, as is its largest row.
+        lower = min(lower, least_norm(conv.weight, pairs=pairs))
+    return replace(row, bound=Bracket(max(lower - layer.slack, 0.0), upper))
 
 
 def _size_for(size: tuple[int, ...] | None, axes: int) -> tuple[int, ...] | None:
@@ -137,18 +225,61 @@ def _draw(found: list[NetworkSpectrum], config: InspectConfig) -> None:
     plot_networks(found, max=config.max).savefig(config.plot)
 
 
-def exceeding(found: list[NetworkSpectrum], max: float) -> list[str]:
-    """A sentence for each layer that is not proved to be at most `max`, those that could not be analysed included."""
+def _limit(row: LayerSpectrum, config: InspectConfig) -> float | None:
+    """The maximum that a row with a bound is held against."""
+    # A convolution of the user's may be called BatchNorm too.
+    is_batchnorm = row.kind == "BatchNorm" and len(row.shape) == 1
+    return config.batchnorm_max if is_batchnorm else config.max
+
+
+def _verdict(row: LayerSpectrum, config: InspectConfig) -> str:
+    """What a gate says of a row: proved, above, not proved or excepted; empty when it is not held."""
+    limit = _limit(row, config)
+    if not config.has_gate or not row.has_weights or (row.bound is not None and limit is None):
+        return ""
+    if row.bound is None or row.assumption or limit is None:
+        return "excepted" if _matches(row.name, config.excepted) else "not proved"
+    return "proved" if row.bound.upper <= limit else "above"
+
+
+def faults(found: list[NetworkSpectrum], config: InspectConfig) -> list[str]:
+    """A sentence for each layer that a gate holds back: above its maximum, or not proved to be within."""
     lines = []
     for network in found:
-        for layer in network.exceeding(max):
-            assert layer.bound is not None
-            sure = layer.bound.lower > max
-            what = f"reaches {layer.bound.lower:.6g}" if sure else f"may reach {layer.bound.upper:.6g}"
-            lines.append(f"{network.name}: {layer.name} {what}, above {max:g}")
-        lines += [
-            f"{network.name}: {layer.name} could not be analysed ({layer.note})"
-            for layer in network
-            if not layer.is_analysed and math.prod(layer.shape) > 1 and len(layer.shape) > 1
-        ]
+        for row in network:
+            name = row.name or "(top)"
+            if row.gate == "not proved":
+                lines.append(f"{network.name}: not proved: {name}, {why_not_proved(row)}")
+            elif row.gate == "above":
+                limit = _limit(row, config)
+                assert row.bound is not None
+                assert limit is not None
+                sure = row.bound.lower > limit
+                what = f"reaches {row.bound.lower:.6g}" if sure else f"may reach {row.bound.upper:.6g}"
+                lines.append(f"{network.name}: {name} {what}, above {limit:g}")
     return lines
+
+
+def summary(found: list[NetworkSpectrum], config: InspectConfig) -> str:
+    """A line for what a gate proved and another for each layer that it let pass.
+
+    Raises:
+        UsageError: a pattern of `--except` that no layer has.
+    """
+    rows = [(network.name, row) for network in found for row in network]
+    for pattern in config.excepted:
+        if not any(_matches(row.name, (pattern,)) for _, row in rows):
+            raise UsageError(f"--except {pattern}: no layer of {', '.join(map(str, config.files))} has such a name")
+    held = [
+        f"{limit:g} ({what})"
+        for limit, what in ((config.max, "--max"), (config.batchnorm_max, "--batchnorm-max"))
+        if limit
+    ]
+    proved = sum(row.gate == "proved" for _, row in rows)
+    lines = [f"{proved} of {sum(bool(row.gate) for _, row in rows)} layers proved to be at most {' and '.join(held)}"]
+    lines += [
+        f"excepted: {name}: {row.name or '(top)'}, {why_not_proved(row)}"
+        for name, row in rows
+        if row.gate == "excepted"
+    ]
+    return "\n".join(lines)
