@@ -43,6 +43,8 @@ def takers() -> Mapping[str, Takes]:
         "--attacks": word,
         "--severities": number,
         "--radii": number,
+        "--mean": number,
+        "--std": number,
     }
 
 
@@ -82,12 +84,10 @@ def eval_robust(
         str | None, option("--model", text="Network of the weights: module:factory or torchvision:NAME.", panel=NETWORK)
     ] = None,
     mean: Annotated[
-        tuple[float, float, float] | None,
+        list[str] | None,
         option("--mean", text="Means that the network's input is normalised by, in [0, 1].", panel=NETWORK),
     ] = None,
-    std: Annotated[
-        tuple[float, float, float] | None, option("--std", text="Standard deviations of the same.", panel=NETWORK)
-    ] = None,
+    std: Annotated[list[str] | None, option("--std", text="Standard deviations of the same.", panel=NETWORK)] = None,
     key: Annotated[
         str | None, option("--key", text="Which set of weights of a file that has several, as ema.", panel=NETWORK)
     ] = None,

@@ -31,11 +31,14 @@ class Cifar100(Config):
 
 
 class Folder(Config):
-    """The user's own images, one sub-folder a class, with `train/` and `test/` above them or split by svdctl."""
+    """The user's own images, one sub-folder a class, with `train/`, `val/`, `test/` above them or split by svdctl."""
 
     kind: Literal["folder"] = "folder"
     path: Path
-    """Folder with `train/<class>/*` and `test/<class>/*`, or with `<class>/*` alone."""
+    """Folder with `train/<class>/*` and `test/<class>/*` or `val/<class>/*` or both, or with `<class>/*` alone.
+
+    `val/` beside `test/` is the validation part, alone the test part. What begins with a dot is left out.
+    """
     size: PositiveInt = 32
     """Side in pixels that every image must have, or is resized to when `resize` is on."""
     resize: bool = False
@@ -43,7 +46,7 @@ class Folder(Config):
 
 
 class Npz(Config):
-    """Arrays `x_train, y_train, x_test, y_test` in one `.npz` file."""
+    """Arrays `x_train, y_train, x_test, y_test`, and `x_val, y_val` for a validation part, in one `.npz` file."""
 
     kind: Literal["npz"] = "npz"
     path: Path

@@ -18,7 +18,8 @@ DIGITS_ATTACKED = 32
 """Images of the embedded digits that are attacked unless told otherwise: AutoAttack takes seconds an image on a CPU."""
 
 Severity = Annotated[int, Field(ge=1, le=5)]
-Triple = tuple[float, float, float]
+PerChannel = Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
+"""One number for all channels, or three."""
 
 
 class CorruptionSettings(Config):
@@ -38,9 +39,9 @@ class NetworkSource(Config):
 
     model: str | None = None
     """`module:factory` or `torchvision:NAME`."""
-    mean: Triple | None = None
+    mean: PerChannel | None = None
     """Means of the channels in [0, 1] that the network expects its input to be normalised by."""
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    std: Annotated[tuple[PositiveFloat, ...], Field(min_length=1, max_length=3)] | None = None
     key: str | None = None
     """Which set of weights of a file that has several, as `ema`."""
     architecture: str | None = None
@@ -54,6 +55,8 @@ class NetworkSource(Config):
     def _both(self) -> Self:
         if (self.mean is None) != (self.std is None):
             raise ValueError("--mean and --std belong together; give both or neither")
+        if self.mean is not None and self.std is not None and {len(self.mean), len(self.std)} not in ({1}, {3}):
+            raise ValueError("--mean and --std take one number each, or three each")
         return self
 
 

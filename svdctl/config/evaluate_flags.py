@@ -94,7 +94,7 @@ def resolve_evaluation(flags: Mapping[str, Any]) -> ResolvedEvaluation:
     return ResolvedEvaluation(config, tuple(notices))
 
 
-_RULED = ("metrics", "dataset", "corruptions", "severities", "radii", "attacks", "examples", "shard")
+_RULED = ("mean", "std", "metrics", "dataset", "corruptions", "severities", "radii", "attacks", "examples", "shard")
 
 
 def _places(given: Mapping[str, Any], to: Overrides, notices: list[str]) -> None:
@@ -127,6 +127,9 @@ def _numbers(given: Mapping[str, Any], to: Overrides, notices: list[str]) -> Non
     for name in ("severities", "radii"):
         if name in given:
             to.put(FIELDS[name], _split(given[name]))
+    for name in ("mean", "std"):
+        if name in given:
+            to.put(FIELDS[name], [part for value in given[name] for part in str(value).split(",") if part])
 
 
 def _data(given: Mapping[str, Any], to: Overrides, notices: list[str]) -> None:

@@ -16,7 +16,8 @@ class Evaluation(Config):
     """`last`: the whole training set is used and the last epoch counts; `validation`: a part of the training set
     picks `best.pt`; `test`: the test set picks it, as the paper's code did, which every output says."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of the training set kept for validation, drawn class by class from the seed."""
+    """Share of the training set kept for validation, drawn class by class from the seed, where the data set has no
+    validation part of its own."""
 
 
 class Checkpointing(Config):

@@ -21,8 +21,8 @@ _DENSEST = 200
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
-def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """The named arrays of an .npz.
+def read_arrays(path: Path, names: Iterable[str], optional: Iterable[str] = ()) -> dict[str, np.ndarray]:
+    """The named arrays of an .npz, and the optional ones that are there.
 
     Raises:
         DataError: missing, damaged, with objects in it, or unpacking to far more than the file holds.
@@ -33,6 +33,7 @@ def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
             missing = [name for name in names if name not in members]
             if missing:
                 raise DataError(f"{path} has no array {', '.join(missing)}; it needs {', '.join(names)}")
+            names = [*names, *(name for name in optional if name in members)]
             for name in names:
                 _check(archive, members[name], path, name)
         with np.load(path, allow_pickle=False) as file:

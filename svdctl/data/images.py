@@ -11,7 +11,10 @@ from svdctl.errors import DataError
 
 @dataclass(frozen=True)
 class ImageData:
-    """Images `(N, 3, H, W)` uint8, labels `(N,)` int64, and the names of the classes."""
+    """Images `(N, 3, H, W)` uint8, labels `(N,)` int64, and the names of the classes.
+
+    Grey images have three equal channels; `grey` gives them one, for networks that take no other.
+    """
 
     images: Tensor
     labels: Tensor
@@ -33,6 +36,21 @@ class ImageData:
     def select(self, index: Tensor) -> Self:
         """The examples at `index`, in its order."""
         return type(self)(self.images[index], self.labels[index], self.classes)
+
+    def grey(self, where: str) -> Self:
+        """Return the same data with images `(N, 1, H, W)`; `where` names it in the error.
+
+        Raises:
+            DataError: an image in colour.
+        """
+        first = self.images[:, :1]
+        coloured = (self.images != first).flatten(1).any(1)
+        if bool(coloured.any()):
+            raise DataError(
+                f"{where}: the network takes images of one channel, and {int(coloured.sum()):,} of {len(self):,} "
+                "are in colour; convert them to grey, or use a network of three channels"
+            )
+        return type(self)(first.contiguous(), self.labels, self.classes)
 
     def checked(self, where: str) -> Self:
         """Itself, after checking that it can be trained on; `where` names it in the error."""

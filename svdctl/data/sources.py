@@ -22,17 +22,35 @@ class TrainTest:
 
     train: ImageData
     test: ImageData
+    validation: ImageData | None = None
+    """The data set's own validation part; without one, a run that needs it splits it from the training part."""
+
+    def parts(self) -> dict[str, ImageData]:
+        """Return the parts that there are, by name."""
+        found = {"training": self.train, "validation": self.validation, "test": self.test}
+        return {name: part for name, part in found.items() if part is not None}
 
     def checked(self, where: str) -> "TrainTest":
-        """Itself, after checking both parts and that they belong together."""
-        self.train.checked(f"{where}, training part")
-        self.test.checked(f"{where}, test part")
-        if self.train.image_shape != self.test.image_shape:
-            raise DataError(
-                f"{where}: training images are {self.train.image_shape}, test images {self.test.image_shape}; "
-                "make them one size"
-            )
+        """Itself, after checking all parts and that they belong together."""
+        for name, part in self.parts().items():
+            part.checked(f"{where}, {name} part")
+            if self.train.image_shape != part.image_shape:
+                raise DataError(
+                    f"{where}: training images are {self.train.image_shape}, {name} images {part.image_shape}; "
+                    "make them one size"
+                )
+            if self.train.classes != part.classes:
+                odd = sorted(set(self.train.classes) ^ set(part.classes))
+                raise DataError(
+                    f"{where}: the training and the {name} part have different classes ({', '.join(odd[:5])}); "
+                    "make them the same"
+                )
         return self
+
+    def grey(self, where: str) -> "TrainTest":
+        """Return the parts with images of one channel."""
+        validation = None if self.validation is None else self.validation.grey(where)
+        return TrainTest(self.train.grey(where), self.test.grey(where), validation)
 
 
 @singledispatch
@@ -91,39 +109,93 @@ def _folder(data: Folder) -> TrainTest:
     path = data.path.expanduser()
     if not path.is_dir():
         raise DataError(f"there is no folder {path}; give --dataset folder:PATH the folder that holds the classes")
-    if (path / "train").is_dir() and (path / "test").is_dir():
-        train, test = _images_below(path / "train", data), _images_below(path / "test", data)
-        if train.classes != test.classes:
-            odd = sorted(set(train.classes) ^ set(test.classes))
-            raise DataError(
-                f"{path}: train/ and test/ have different classes ({', '.join(odd[:5])}); make them the same"
-            )
-        return TrainTest(train, test).checked(str(path))
-    rest, part = stratified_split(_images_below(path, data).checked(str(path)), 0.2, seed=0)
+    parts = _divided(path)
+    if not parts:
+        everything = _images_below(path, data)
+    elif len(parts) == 1:
+        everything = _images_below(parts["train"], data)
+    else:
+        read = {name: _images_below(folder, data) for name, folder in parts.items()}
+        test = read.pop("test" if "test" in read else "val")
+        return TrainTest(read["train"], test, read.get("val")).checked(str(path))
+    rest, part = stratified_split(everything.checked(str(path)), 0.2, seed=0)
     return TrainTest(rest, part).checked(str(path))
 
 
-def _images_below(path: Path, data: Folder) -> ImageData:
-    from torchvision.datasets import ImageFolder
+_PARTS = {
+    name: names[0]
+    for names in (("train", "training"), ("val", "valid", "validation"), ("test", "testing"))
+    for name in names
+}
 
-    try:
-        found = ImageFolder(str(path))
-    except FileNotFoundError as error:
+
+def _divided(path: Path) -> dict[str, Path]:
+    """The folders `train`, `val` and `test` of a data set that is divided; none where all folders are classes."""
+    folders = _folders(path)
+    named = [folder for folder in folders if folder.name.lower() in _PARTS]
+    others = [folder for folder in folders if folder not in named]
+    # A class may have such a name: then there are images in it and other classes beside it.
+    parts = [folder for folder in named if not others or (_folders(folder) and not _images(folder))]
+    found = {_PARTS[folder.name.lower()]: folder for folder in parts}
+    names = ", ".join(f"{folder.name}/" for folder in parts)
+    if len(found) < len(parts):
+        raise DataError(f"{path}: {names} name one part twice; keep one of them")
+    if found and "train" not in found:
+        raise DataError(f"{path} has {names} and no train/; put the images to train on into {path / 'train'}/<class>/")
+    if len(found) == 1 and others:
         raise DataError(
-            f"{path}: {_first_line(error)}; expected one sub-folder a class, with images in each"
-        ) from error
+            f"{path}: train/ holds folders, and beside it stands {others[0].name}/; move the classes into train/, and "
+            "what is no class elsewhere"
+        )
+    return found
+
+
+def _visible(path: Path) -> bool:
+    """Whether a file or folder is meant as data: not what programs keep out of sight, as `.ipynb_checkpoints`."""
+    return not path.name.startswith(".")
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(entry for entry in path.iterdir() if entry.is_dir() and _visible(entry))
+
+
+def _images(path: Path) -> list[Path]:
+    """The files in a folder, not below it, that are images by their names."""
+    return sorted(
+        entry for entry in path.iterdir() if entry.suffix.lower() in _SUFFIXES and _visible(entry) and entry.is_file()
+    )
+
+
+_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
+
+
+def _images_anywhere(path: Path) -> list[Path]:
+    """The images in a folder, then those of each folder in it."""
+    return _images(path) + [file for folder in _folders(path) for file in _images_anywhere(folder)]
+
+
+def _images_below(path: Path, data: Folder) -> ImageData:
+    samples = {folder.name: _images_anywhere(folder) for folder in _folders(path)}
+    empty = [name for name, files in samples.items() if not files]
+    if empty or not samples:
+        what = f"there is no image in {', '.join(empty[:5])}" if empty else "there is no folder in it"
+        raise DataError(
+            f"{path}: {what}; expected one sub-folder a class, with images in each ({', '.join(sorted(_SUFFIXES))})"
+        )
+    labels = torch.tensor([label for label, files in enumerate(samples.values()) for _ in files], dtype=torch.int64)
     # One array for all, filled image by image: no second copy of the data set.
-    images = np.empty((len(found.samples), data.size, data.size, 3), dtype=np.uint8)
-    labels = torch.tensor([label for _, label in found.samples], dtype=torch.int64)
-    for position, (file, _) in enumerate(found.samples):
-        images[position] = _read_image(Path(file), data)
-    return ImageData(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels, tuple(found.classes))
+    images = np.empty((len(labels), data.size, data.size, 3), dtype=np.uint8)
+    for position, file in enumerate(file for files in samples.values() for file in files):
+        images[position] = _read_image(file, data)
+    return ImageData(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels, tuple(samples))
 
 
 def _read_image(file: Path, data: Folder) -> np.ndarray:
     try:
         with Image.open(file) as opened:
-            image = opened.convert("RGB")
+            image = _rgb(opened, file)
+    except DataError:
+        raise
     except Exception as error:
         # Pillow's decoders report damage, and pictures of absurd size, by half a dozen types.
         raise DataError(f"{file} cannot be read as an image ({_first_line(error)}); repair or remove it") from error
@@ -141,20 +213,33 @@ def _read_image(file: Path, data: Folder) -> np.ndarray:
     return np.asarray(image)
 
 
+def _rgb(image: Image.Image, file: Path) -> Image.Image:
+    """Three channels of 8 bits; of 16 bits all are scaled, where Pillow would cut grey ones off at 255."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        values = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise DataError(
+            f"{file} holds numbers of 32 bits, of which nothing tells how bright they are; convert it to 8 or 16 bits"
+        )
+    return image.convert("RGB")
+
+
 @load.register
 def _npz(data: Npz) -> TrainTest:
     path = data.path.expanduser()
-    arrays = read_arrays(path, ("x_train", "y_train", "x_test", "y_test"))
-    labels = {part: _labels(arrays[f"y_{part}"], path) for part in ("train", "test")}
+    arrays = read_arrays(path, ("x_train", "y_train", "x_test", "y_test"), optional=("x_val", "y_val"))
+    names = [part for part in ("train", "test", "val") if f"x_{part}" in arrays or f"y_{part}" in arrays]
+    if "val" in names and not {"x_val", "y_val"} <= arrays.keys():
+        raise DataError(f"{path} has one of x_val and y_val; it needs both or none of them")
+    labels = {part: _labels(arrays[f"y_{part}"], path) for part in names}
     both = torch.cat(list(labels.values()))
     count = 1 + int(both.max()) if len(both) else 0
     if count > max(len(both), 2):
         raise DataError(f"{path} has {len(both)} labels that reach {count - 1}; number the classes from 0 without gaps")
     classes = tuple(str(label) for label in range(count))
-    train, test = (
-        ImageData(_channels_first(arrays[f"x_{part}"], path), labels[part], classes) for part in ("train", "test")
-    )
-    return TrainTest(train, test).checked(str(path))
+    parts = [ImageData(_channels_first(arrays[f"x_{part}"], path), labels[part], classes) for part in names]
+    return TrainTest(*parts).checked(str(path))
 
 
 def _channels_first(array: np.ndarray, path: Path) -> torch.Tensor:

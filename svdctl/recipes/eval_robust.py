@@ -15,7 +15,7 @@ from svdctl.recipes.evaluation.material import Material, data_of, describe, same
 from svdctl.recipes.evaluation.measure import evaluate
 from svdctl.recipes.evaluation.outcome import Evaluation, Failure
 from svdctl.recipes.evaluation.report import write_report
-from svdctl.recipes.evaluation.subject import open_subject
+from svdctl.recipes.evaluation.subject import open_subject, takes_grey_only
 
 
 class Reporter(Protocol):
@@ -113,6 +113,8 @@ def _one(
     for notice in subject.notices:
         reporter.notice(f"{found.name}: {notice}")
     material = loaded.get(_data(found, config, subject.data))
+    if subject.image_shape is None and takes_grey_only(subject.model, material.test.image_shape):
+        material = material.grey()
     subject.check(material.test, describe(material.data))
     evaluation = evaluate(found, subject, material, config, reporter)
     failures += evaluation.failures

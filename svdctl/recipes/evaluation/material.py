@@ -50,6 +50,10 @@ class Material:
         """
         return cls(data, load(data))
 
+    def grey(self) -> "Material":
+        """Return the same images with one channel, for networks that take no other."""
+        return Material(self.data, self.parts.grey(describe(self.data)))
+
     @property
     def test(self) -> ImageData:
         """The images that figures are about."""
@@ -76,12 +80,15 @@ class HeldOut:
 
 
 def held_out(material: Material, training: TrainConfig | None, seed: int) -> HeldOut:
-    """The validation part of the run's training set; where a run kept none, a half of the test set."""
+    """The images that the run kept for validation; where it kept none, a half of the test set."""
     if (
         training is not None
         and training.evaluation.select == "validation"
         and same_data(training.data) == same_data(material.data)
     ):
+        if (own := material.parts.validation) is not None:
+            text = f"the {len(own):,} images of the data set's own validation part"
+            return HeldOut(own, torch.arange(len(material.test)), text)
         share = training.evaluation.validation_share
         _, part = stratified_split(material.parts.train, share, derived_seed(training.seed, "validation"))
         text = f"the {len(part):,} training images that the run kept for validation"

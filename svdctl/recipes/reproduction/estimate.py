@@ -192,6 +192,8 @@ def _image_counts(config: TrainConfig) -> tuple[int, int] | None:
         except DataError:
             return None
         counts = (len(data.train), len(data.test))
+        if data.validation is not None:
+            return counts
     if config.evaluation.select == "validation":
         return round(counts[0] * (1 - config.evaluation.validation_share)), counts[1]
     return counts

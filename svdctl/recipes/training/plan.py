@@ -10,7 +10,7 @@ from svdctl.config.train import CLASSES, TrainConfig
 
 SELECTION = {
     "last": "the last epoch counts",
-    "validation": "a part of the training set picks the best epoch",
+    "validation": "the validation part picks the best epoch",
     "test": "the test set picks the best epoch, as in the paper's code",
 }
 

@@ -82,6 +82,8 @@ def load_parts(config: TrainConfig) -> Parts:
     data = load_data(config.data)
     _check(config, data.train)
     if config.evaluation.select == "validation":
+        if data.validation is not None:
+            return Parts(data.train, data.validation, data.test)
         seed = derived_seed(config.seed, "validation")
         train, held_out = stratified_split(data.train, config.evaluation.validation_share, seed)
         return Parts(train, held_out, data.test)

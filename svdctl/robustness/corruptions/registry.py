@@ -58,13 +58,14 @@ def corrupt(images: Tensor, name: str, severity: int, seed: int = 0) -> Tensor:
     the published files.
 
     Args:
-        images: `(N, 3, H, W)` uint8, sides of at least 8 pixels.
+        images: `(N, 3, H, W)` uint8, sides of at least 8 pixels. Of grey images `(N, 1, H, W)` three equal channels
+            are corrupted and the first is kept.
         name: one of `CORRUPTIONS`.
         severity: 1 to 5.
         seed: any whole number.
 
     Returns:
-        `(N, 3, H, W)` uint8.
+        uint8, of the shape of `images`.
 
     Raises:
         UsageError: unknown name (with the nearest one), or a severity or seed that is none.
@@ -78,10 +79,13 @@ def corrupt(images: Tensor, name: str, severity: int, seed: int = 0) -> Tensor:
     if level not in SEVERITIES:
         raise UsageError(f"severity {level} of {name}: there are severities {SEVERITIES[0]} to {SEVERITIES[-1]}")
     number = _whole("seed", seed)
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ShapeError(
-            f"images to corrupt must be uint8 of shape (N, 3, H, W), not {images.dtype} {tuple(images.shape)}"
+            "images to corrupt must be uint8 of shape (N, 3, H, W) or (N, 1, H, W), not "
+            f"{images.dtype} {tuple(images.shape)}"
         )
+    if images.shape[1] == 1:
+        return corrupt(images.expand(-1, 3, -1, -1), name, level, number)[:, :1].contiguous()
     if min(images.shape[-2:]) < SMALLEST:
         raise ShapeError(
             f"images to corrupt must have at least {SMALLEST} x {SMALLEST} pixels, not {tuple(images.shape[-2:])}; "
