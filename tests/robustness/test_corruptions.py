@@ -186,10 +186,10 @@ def test_names_with_dashes_and_other_whole_numbers() -> None:
     [
         torch.zeros(1, 3, 32, 32),
         torch.zeros(3, 32, 32, dtype=torch.uint8),
-        torch.zeros(1, 1, 32, 32, dtype=torch.uint8),
+        torch.zeros(1, 2, 32, 32, dtype=torch.uint8),
         torch.zeros(1, 3, 7, 32, dtype=torch.uint8),
     ],
-    ids=["float", "one image", "grey", "too small"],
+    ids=["float", "one image", "two channels", "too small"],
 )
 def test_wrong_images(images: torch.Tensor) -> None:
     with pytest.raises(ShapeError, match="images to corrupt must"):
