@@ -8,7 +8,7 @@ roundoffs, relatively: the libraries in use promise 1 to 4.
 import math
 
 from svdctl.certify.facts import Affine, Arithmetic
-from svdctl.certify.rules import Call, rule
+from svdctl.certify.rules import CONSTANT, IMAGE, NUMBER, SETTING, Call, one_of, rule
 from svdctl.certify.trace import Traced
 
 GELU = 1.1289042
@@ -19,91 +19,98 @@ MISH = 1.0884982
 SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 
 
-@rule("relu", "relu6", "hardtanh", "clamp", "clip", "clamp_min", "clamp_max", "abs", "absolute", "neg", "negative")
+@rule("relu", "relu6", "abs", "absolute", "neg", "negative", takes={"x": IMAGE})
 def _exact(call: Call) -> Traced:
     return call.elementwise(1.0)
 
 
-@rule("leaky_relu")
+@rule("hardtanh", takes={"x": IMAGE, "min_val": NUMBER, "max_val": NUMBER})
+@rule("clamp", "clip", takes={"x": IMAGE, "min": CONSTANT, "max": CONSTANT})
+@rule("clamp_min", takes={"x": IMAGE, "min": CONSTANT})
+@rule("clamp_max", takes={"x": IMAGE, "max": CONSTANT})
+def _between(call: Call) -> Traced:
+    # Bounds that are tensors may have more entries than x: each entry of x is then compared with several.
+    return call.elementwise(1.0, levels=[call[name] for name in ("min", "max", "min_val", "max_val")])
+
+
+@rule("leaky_relu", takes={"x": IMAGE, "negative_slope": NUMBER})
 def _leaky_relu(call: Call) -> Traced:
-    slope = abs(float(call.argument(1, "negative_slope", 0.01)))
+    slope = abs(call.get("negative_slope", 0.01))
     return call.elementwise(max(1.0, slope), units=2 * slope)
 
 
-@rule("prelu")
+@rule("prelu", takes={"x": IMAGE, "weight": CONSTANT})
 def _prelu(call: Call) -> Traced:
-    slope = float(call.constant(call.argument(1, "weight")).abs().max())
+    slope = float(call.constant(call["weight"]).abs().max())
     return call.elementwise(max(1.0, slope), units=2 * slope)
 
 
-@rule("tanh", "tanhshrink", "sin", "softsign")
+@rule("tanh", "tanhshrink", "sin", "softsign", takes={"x": IMAGE})
 def _unit_slope(call: Call) -> Traced:
     return call.elementwise(1.0, units=24)
 
 
-@rule("cos", "logsigmoid")
+@rule("cos", "logsigmoid", takes={"x": IMAGE})
 def _unit_slope_with_offset(call: Call) -> Traced:
     return call.elementwise(1.0, units=24, offset=1.0)
 
 
-@rule("erf")
+@rule("erf", takes={"x": IMAGE})
 def _erf(call: Call) -> Traced:
-    return call.elementwise(2 / math.sqrt(math.pi), units=16)
+    return call.elementwise(2 / math.sqrt(math.pi) * (1 + 2.0**-50), units=16)
 
 
-@rule("sigmoid")
+@rule("sigmoid", takes={"x": IMAGE})
 def _sigmoid(call: Call) -> Traced:
     return call.elementwise(0.25, units=16, offset=1.0)
 
 
-@rule("hardsigmoid")
+@rule("hardsigmoid", takes={"x": IMAGE})
 def _hardsigmoid(call: Call) -> Traced:
-    return call.elementwise(1 / 6, units=8, offset=1.0)
+    return call.elementwise(1 / 6 * (1 + 2.0**-50), units=8, offset=1.0)
 
 
-@rule("hardswish")
+@rule("hardswish", takes={"x": IMAGE})
 def _hardswish(call: Call) -> Traced:
     return call.elementwise(1.5, units=16)
 
 
-@rule("silu")
+@rule("silu", takes={"x": IMAGE})
 def _silu(call: Call) -> Traced:
     return call.elementwise(SILU, units=32)
 
 
-@rule("mish")
+@rule("mish", takes={"x": IMAGE})
 def _mish(call: Call) -> Traced:
     return call.elementwise(MISH, units=64)
 
 
-@rule("gelu")
+@rule("gelu", takes={"x": IMAGE, "*approximate": one_of("none", "tanh")})
 def _gelu(call: Call) -> Traced:
-    return call.elementwise(GELU if call.argument(1, "approximate", "none") == "none" else GELU_TANH, units=64)
+    return call.elementwise(GELU_TANH if call["approximate"] == "tanh" else GELU, units=64)
 
 
-@rule("elu")
+@rule("elu", takes={"x": IMAGE, "alpha": NUMBER})
 def _elu(call: Call) -> Traced:
-    if len(call.args) > 3 or not {"alpha", "inplace"}.issuperset(call.kwargs):
-        raise call.unknown("with scales besides alpha")
-    alpha = abs(float(call.argument(1, "alpha", 1.0)))
+    alpha = abs(call.get("alpha", 1.0))
     return call.elementwise(max(1.0, alpha), units=16 * max(1.0, alpha))
 
 
-@rule("celu")
+@rule("celu", takes={"x": IMAGE, "alpha": NUMBER})
 def _celu(call: Call) -> Traced:
-    if float(call.argument(1, "alpha", 1.0)) <= 0:
+    if call.get("alpha", 1.0) <= 0:
         raise call.unknown("with an alpha that is not positive (its slope has no bound)")
     return call.elementwise(1.0, units=32)
 
 
-@rule("selu")
+@rule("selu", takes={"x": IMAGE})
 def _selu(call: Call) -> Traced:
     return call.elementwise(SELU_SCALE * SELU_ALPHA * (1 + 1e-15), units=32)
 
 
-@rule("softplus")
+@rule("softplus", takes={"x": IMAGE, "beta": NUMBER, "threshold": NUMBER})
 def _softplus(call: Call) -> Traced:
-    beta, threshold = float(call.argument(1, "beta", 1.0)), float(call.argument(2, "threshold", 20.0))
+    beta, threshold = call.get("beta", 1.0), call.get("threshold", 20.0)
     if beta <= 0 or threshold < 10:
         raise call.unknown("with a beta that is not positive or a threshold below 10, where it jumps")
     # torch returns x itself past the threshold: a jump, which is no slope but an error.
@@ -111,15 +118,15 @@ def _softplus(call: Call) -> Traced:
     return call.elementwise(1.0, units=24, offset=1 / beta, jump=jump)
 
 
-@rule("softshrink")
+@rule("softshrink", takes={"x": IMAGE, "lambd": NUMBER})
 def _softshrink(call: Call) -> Traced:
-    return call.elementwise(1.0, units=2, offset=abs(float(call.argument(1, "lambd", 0.5))))
+    return call.elementwise(1.0, units=2, offset=abs(call.get("lambd", 0.5)))
 
 
-@rule("softmax")
+@rule("softmax", takes={"x": IMAGE, "dim": SETTING, "argument 3": SETTING, "dtype": SETTING, "_stacklevel": SETTING})
 def _softmax(call: Call) -> Traced:
     """Its Jacobian is the covariance of a random unit vector, whose variance along any direction is at most 1/2."""
-    x, output = call.source(), call.run()
+    x, output = call.x, call.run()
     root = math.sqrt(output.numel())
 
     def local(size: Affine, arithmetic: Arithmetic) -> Affine:

@@ -1,16 +1,16 @@
 """Sums, products with constants, concatenation, matrix products and convolutions given as functions."""
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from svdctl.certify.facts import Affine, Arithmetic, Facts, norm_above
 from svdctl.certify.gains import linear_gain
 from svdctl.certify.plain import batchnorm
-from svdctl.certify.rules import Call, rule
+from svdctl.certify.rules import CONSTANT, EITHER, IMAGE, NUMBER, SETTING, SEVERAL, Call, one_of, rule
 from svdctl.certify.trace import Traced
 from svdctl.spectral.operator import Convolution
 
@@ -21,7 +21,7 @@ def _terms(call: Call, output: Tensor, operands: list[tuple[Any, float]], kind: 
     lipschitz, largest, constants = 0.0, 0.0, 0.0
     parts: list[tuple[Facts, float]] = []
     for operand, factor in operands:
-        stretch = factor * _stretch(operand, output)
+        stretch = factor * call.stretch(operand, output)
         if isinstance(operand, Traced):
             facts = tracer.facts(operand)
             parts.append((facts, stretch))
@@ -30,31 +30,27 @@ def _terms(call: Call, output: Tensor, operands: list[tuple[Any, float]], kind: 
             constants += norm_above(call.constant(operand)) * stretch
 
     def error(index: int, arithmetic: Arithmetic) -> Affine:
-        total = Affine(constants * 4 * arithmetic.unit)
+        total = Affine(constants * 4 * arithmetic.unit + arithmetic.tiny * output.numel())
         for facts, stretch in parts:
-            total += facts.errors[index] * stretch + facts.magnitude(index) * (4 * arithmetic.unit * stretch)
+            local = facts.magnitude(index) * (4 * arithmetic.unit * stretch + arithmetic.tiny)
+            total += facts.errors[index] * stretch + local
         return total
 
     _note(call, lipschitz, largest, kind)
     return tracer.wrap(output, lipschitz, tracer.errors(error))
 
 
-def _stretch(operand: Any, output: Tensor) -> float:
-    """By how much the norm of an operand grows when it is broadcast to the output's shape."""
-    value = operand.value if isinstance(operand, Traced) else torch.as_tensor(operand)
-    return math.sqrt(output.numel() / max(value.numel(), 1))
-
-
-def _root_sum_square(call: Call, output: Tensor, operands: list[Any], kind: str) -> Traced:
-    """A function whose squared change is at most the sum of its operands' squared changes, and that is exact."""
+def _root_sum_square(
+    call: Call, output: Tensor, operands: Sequence[Any], constants: Sequence[Any], kind: str, *, broadcast: bool
+) -> Traced:
+    """A function that picks each output from its operands and constants: squared changes add up at most."""
     tracer = call.tracer
-    parts = [(tracer.facts(operand), _stretch(operand, output)) for operand in operands]
-    if kind == "concatenation":
-        parts = [(facts, 1.0) for facts, _ in parts]
+    parts = [(tracer.facts(operand), call.stretch(operand, output) if broadcast else 1.0) for operand in operands]
     lipschitz = math.hypot(*(facts.lipschitz * stretch for facts, stretch in parts)) * (1 + 1e-15)
 
-    def error(index: int, _arithmetic: Arithmetic) -> Affine:
-        return Affine.root_sum_square([facts.errors[index] * stretch for facts, stretch in parts])
+    def error(index: int, arithmetic: Arithmetic) -> Affine:
+        rounded = math.sqrt(output.numel()) * call.rounding(constants, arithmetic)
+        return Affine.root_sum_square([facts.errors[index] * stretch for facts, stretch in parts]) + Affine(rounded)
 
     _note(call, lipschitz, max(facts.lipschitz for facts, _ in parts), kind)
     return tracer.wrap(output, lipschitz, tracer.errors(error))
@@ -65,97 +61,97 @@ def _note(call: Call, lipschitz: float, largest: float, kind: str) -> None:
         call.tracer.contribute(call.name, lipschitz / largest, {kind: lipschitz / largest}, lipschitz)
 
 
-@rule("add", "radd", "sub", "subtract", "rsub")
+@rule("add", "radd", "sub", "subtract", "rsub", takes={"x": EITHER, "other": EITHER, "*alpha": NUMBER})
 def _add(call: Call) -> Traced:
-    alpha = call.kwargs.get("alpha", 1)
-    if isinstance(alpha, Traced):
-        raise call.unknown("with a factor that depends on the image")
-    if len(call.args) > 2:
-        raise call.unknown("with its factor before the other operand (an old form); write alpha=")
-    first, second = call.args[0], call.argument(1, "other")
-    if call.name.endswith("rsub"):
+    first, second, factor = call["x"], call["other"], abs(call.get("alpha", 1.0))
+    if call.name.endswith(("rsub", "rsub__")):
         first, second = second, first
-    return _terms(call, call.run(), [(first, 1.0), (second, abs(float(alpha)))], "sum")
+    return _terms(call, call.run(), [(first, 1.0), (second, factor)], "sum")
 
 
-@rule("maximum", "minimum")
+def _split(values: Sequence[Any]) -> tuple[list[Traced], list[Any]]:
+    """The traced ones, and the constants."""
+    traced = [value for value in values if isinstance(value, Traced)]
+    return traced, [value for value in values if not isinstance(value, Traced)]
+
+
+@rule("maximum", "minimum", takes={"x": EITHER, "other": EITHER})
 def _maximum(call: Call) -> Traced:
     """`|max(a, b) - max(a', b')|^2 <= |a - a'|^2 + |b - b'|^2`, entry by entry."""
-    operands = [value for value in (call.args[0], call.argument(1, "other")) if isinstance(value, Traced)]
-    return _root_sum_square(call, call.run(), operands, "maximum")
+    return _root_sum_square(call, call.run(), *_split([call["x"], call["other"]]), "maximum", broadcast=True)
 
 
-@rule("cat", "concat", "concatenate", "stack", "hstack")
+@rule("cat", "concat", "concatenate", "stack", "hstack", takes={"tensors": SEVERAL, "dim|axis": SETTING})
 def _concatenate(call: Call) -> Traced:
-    operands = [value for value in call.argument(0, "tensors") if isinstance(value, Traced)]
-    return _root_sum_square(call, call.run(), operands, "concatenation")
+    return _root_sum_square(call, call.run(), *_split(call["tensors"]), "concatenation", broadcast=False)
 
 
-def _scaled(call: Call, x: Traced, factor: float) -> Traced:
+def _scaled(call: Call, x: Traced, factor: float, underflows: Callable[[Arithmetic], float]) -> Traced:
+    """A product with constants of at most `factor`.
+
+    Args:
+        call, x, factor: the call, the operand that depends on the image, the largest constant.
+        underflows: what an entry of x may err by, relatively, since the constant is rounded to zero or nearly.
+    """
     output = call.run()
-    factor *= _stretch(x, output) * (1 + 2.0**-50)
+    stretch = call.stretch(x, output)
+    factor *= stretch * (1 + 2.0**-50)
     factor = 1.0 if abs(factor - 1) < 1e-14 else factor
 
     def local(size: Affine, arithmetic: Arithmetic) -> Affine:
-        return size * (4 * factor * arithmetic.unit) + Affine(arithmetic.tiny * output.numel())
+        relative = 4 * factor * arithmetic.unit + stretch * underflows(arithmetic)
+        return size * relative + Affine(arithmetic.tiny * output.numel())
 
     return call.through(x, output, factor, local, "scale")
 
 
-@rule("mul", "multiply", "rmul")
+@rule("mul", "multiply", "rmul", takes={"x": EITHER, "other": EITHER})
 def _multiply(call: Call) -> Traced:
-    first, second = call.args[0], call.argument(1, "other")
-    if isinstance(first, Traced) and isinstance(second, Traced):
+    traced, constants = _split([call["x"], call["other"]])
+    if len(traced) > 1:
         raise call.unknown("of two values that both depend on the image (a product has no global constant)")
-    x, constant = (first, second) if isinstance(first, Traced) else (second, first)
-    return _scaled(call, x, float(call.constant(constant).abs().max()))
+    largest = float(call.constant(constants[0]).abs().max())
+    return _scaled(call, traced[0], largest, lambda arithmetic: arithmetic.tiny)
 
 
-@rule("div", "divide", "true_divide", "truediv")
+@rule("div", "divide", "true_divide", "truediv", takes={"x": IMAGE, "other": CONSTANT, "*rounding_mode": one_of(None)})
 def _divide(call: Call) -> Traced:
-    x, divisor = call.args[0], call.argument(1, "other")
-    if not isinstance(x, Traced) or isinstance(divisor, Traced) or call.kwargs.get("rounding_mode") is not None:
-        raise call.unknown("by a value that depends on the image, or with a rounding mode")
-    smallest = float(call.constant(divisor).abs().min())
+    smallest = float(call.constant(call["other"]).abs().min())
     if smallest == 0:
         raise call.unknown("by zero")
-    return _scaled(call, x, 1 / smallest)
+
+    def underflows(arithmetic: Arithmetic) -> float:
+        return 0.0 if smallest >= arithmetic.tiny else math.inf
+
+    return _scaled(call, call.x, 1 / smallest, underflows)
 
 
-@rule("linear")
+@rule("linear", takes={"x": IMAGE, "weight": CONSTANT, "bias": CONSTANT})
 def _linear(call: Call) -> Traced:
-    weight, bias = call.argument(1, "weight"), call.argument(2, "bias")
-    return _affine(call, Convolution.make(weight.detach()[:, :, None]), bias, "linear")
+    weight = call["weight"].detach()
+    return _affine(call, Convolution.make(weight.reshape(-1, weight.shape[-1], 1)), call["bias"], "linear")
 
 
-@rule("matmul", "mm")
+@rule("matmul", "mm", takes={"x": IMAGE, "other|mat2": CONSTANT})
 def _matmul(call: Call) -> Traced:
-    x, matrix = call.args[0], call.argument(1, "other")
-    if not isinstance(x, Traced) or isinstance(matrix, Traced) or matrix.ndim != 2 or x.value.ndim < 2:
+    matrix = call["other"]
+    if matrix.ndim != 2 or call.x.value.ndim < 2:
         raise call.unknown("other than of a value that depends on the image with a constant matrix on its right")
     return _affine(call, Convolution.make(matrix.detach().T[:, :, None]), None, "matmul")
 
 
-@rule("conv1d", "conv2d", "conv3d")
+CONVOLUTION = {"x": IMAGE, "weight": CONSTANT, "bias": CONSTANT, "stride": SETTING, "padding": SETTING}
+
+
+@rule("conv1d", "conv2d", "conv3d", takes=CONVOLUTION | {"dilation": SETTING, "groups": SETTING})
+@rule(
+    "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    takes=CONVOLUTION | {"output_padding": SETTING, "groups": SETTING, "dilation": SETTING},
+)  # fmt: skip
 def _conv(call: Call) -> Traced:
-    weight, bias = call.argument(1, "weight"), call.argument(2, "bias")
-    stride, dilation = call.argument(3, "stride", 1), call.argument(5, "dilation", 1)
-    groups = call.argument(6, "groups", 1)
-    if isinstance(weight, Traced):
-        raise call.unknown("with a kernel that depends on the image")
-    conv = Convolution.make(weight.detach(), stride=_size(stride), dilation=_size(dilation), groups=groups)
-    return _affine(call, conv, bias, f"conv{conv.axes}d")
-
-
-@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-def _conv_transpose(call: Call) -> Traced:
-    weight, bias = call.argument(1, "weight"), call.argument(2, "bias")
-    stride, groups = call.argument(3, "stride", 1), call.argument(6, "groups", 1)
-    dilation = call.argument(7, "dilation", 1)
-    if isinstance(weight, Traced):
-        raise call.unknown("with a kernel that depends on the image")
-    conv = Convolution.make(weight.detach(), stride=_size(stride), dilation=_size(dilation), groups=groups)
-    return _affine(call, conv, bias, f"conv_transpose{conv.axes}d")
+    stride, dilation = (_size(call[name] or 1) for name in ("stride", "dilation"))
+    conv = Convolution.make(call["weight"].detach(), stride=stride, dilation=dilation, groups=call["groups"] or 1)
+    return _affine(call, conv, call["bias"], call.name.rpartition(".")[2])
 
 
 def _size(value: Any) -> int | tuple[int, ...]:
@@ -165,18 +161,30 @@ def _size(value: Any) -> int | tuple[int, ...]:
 
 
 def _affine(call: Call, conv: Convolution, bias: Tensor | None, kind: str) -> Traced:
-    x, tracer = call.source(), call.tracer
-    weight = call.argument(1, "weight" if "weight" in call.kwargs else "other")
-    key = (id(weight), weight._version, conv.stride, conv.dilation, conv.kernel.shape, id(bias))
-    gain = tracer.once(key, lambda: linear_gain(conv, bias, tracer.tolerance), (weight, bias))
-    return tracer.layer(kind, x, call.run(), gain, call.rerun)
+    tracer = call.tracer
+    gain = tracer.once(
+        (kind, conv.stride, conv.dilation), (conv.kernel, bias), lambda: linear_gain(conv, bias, tracer.tolerance)
+    )
+    return tracer.layer(kind, call.x, call.run(), gain, call.rerun)
 
 
-@rule("batch_norm", spaces=[F])
+@rule(
+    "batch_norm",
+    takes={
+        "x": IMAGE,
+        "running_mean": CONSTANT,
+        "running_var": CONSTANT,
+        "weight": CONSTANT,
+        "bias": CONSTANT,
+        "training": one_of(True, False),
+        "momentum": NUMBER,
+        "eps": NUMBER,
+    },
+    spaces=[F],
+)
 def _batch_norm(call: Call) -> Traced:
-    mean, variance = call.argument(1, "running_mean"), call.argument(2, "running_var")
-    if call.argument(5, "training", False) or mean is None or variance is None:
+    mean, variance = call["running_mean"], call["running_var"]
+    if call["training"] or mean is None or variance is None:
         raise call.unknown("with statistics of the batch (use running statistics, in evaluation mode)")
-    weight, bias = call.argument(3, "weight"), call.argument(4, "bias")
-    gain = batchnorm(mean, variance, weight, bias, float(call.argument(7, "eps", 1e-5)))
-    return call.tracer.layer("batch_norm", call.source(), call.run(), gain, call.rerun)
+    gain = batchnorm(mean, variance, call["weight"], call["bias"], call.get("eps", 1e-5))
+    return call.tracer.layer("batch_norm", call.x, call.run(), gain, call.rerun)

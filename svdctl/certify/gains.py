@@ -38,6 +38,8 @@ class Gain:
     """Roundings that a bias can take part in."""
     is_affine: bool = False
     """Whether the layer is a linear map and a bias, for a batch of images one by one."""
+    is_broadcast: bool = False
+    """Whether the layer may repeat its input's entries, each as often, which this gain does not count."""
 
     @property
     def value(self) -> float:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from svdctl.certify.network import follow, frozen
 from svdctl.certify.trace import Contribution
@@ -44,9 +44,10 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def own_dtype(model: nn.Module) -> torch.dtype:
-    """float64 for a float64 model, float32 for all others."""
-    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.dtype.is_floating_point}
-    return torch.float64 if torch.float64 in dtypes else torch.float32
+    """float64 for a model that holds any float64 tensor, float32 for all others."""
+    attributes = (value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor))
+    tensors = (*model.parameters(), *model.buffers(), *attributes)
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
 
 
 def lipschitz_bound(

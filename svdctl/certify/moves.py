@@ -4,10 +4,14 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
-from svdctl.certify.rules import Call, rule
+from svdctl.certify.facts import Affine, Arithmetic
+from svdctl.certify.rules import IMAGE, LIKE, NUMBER, SETTING, Call, one_of, rule
 from svdctl.certify.trace import Traced
+
+POOLED = {"x": IMAGE, "kernel_size": SETTING, "stride": SETTING, "padding": SETTING}
 
 
 @rule(
@@ -15,83 +19,97 @@ from svdctl.certify.trace import Traced
     "swapdims", "movedim", "moveaxis", "t", "T", "mT", "flip", "roll", "rot90", "getitem", "narrow", "select",
     "index_select", "chunk", "split", "split_with_sizes", "tensor_split", "unbind", "expand", "broadcast_to", "repeat",
     "repeat_interleave", "tile", "unfold", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
+    takes={"x|tensor": IMAGE}, rest=SETTING,
 )  # fmt: skip
 def _copies(call: Call) -> Any:
     return call.non_negative(1, "copies")
 
 
-@rule("view_as", "reshape_as", "expand_as")
+@rule("view_as", "reshape_as", "expand_as", takes={"x": IMAGE, "other": LIKE})
 def _copies_as(call: Call) -> Any:
-    call.args = (call.args[0], *call.plain(call.args[1:]))
-    call.kwargs = call.plain(call.kwargs)
-    return _copies(call)
+    return call.non_negative(1, "copies")
 
 
-@rule("detach", "contiguous", "clone", "to", "type_as", "cpu", "cuda", "float", "double")
+@rule("type_as", takes={"x": IMAGE, "other": LIKE})
+@rule("to", takes={"x": IMAGE}, rest=LIKE)
+@rule("detach", "contiguous", "clone", "cpu", "cuda", "float", "double", takes={"x": IMAGE}, rest=SETTING)
 def _same(call: Call) -> Traced:
-    call.args = (call.args[0], *call.plain(call.args[1:]))
-    x = call.source()
-    result = call.through(x, call.run(), 1.0, None, "copies")
+    result = call.through(call.x, call.run(), 1.0, None, "copies")
     assert result.facts is not None
-    result.facts = replace(result.facts, readout=x.tracer.facts(x).readout)
+    result.facts = replace(result.facts, readout=call.tracer.facts(call.x).readout)
     return result
 
 
-@rule("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout")
+@rule(
+    "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout",
+    takes={"x": IMAGE, "p": NUMBER, "training|train": one_of(True, False)},
+)  # fmt: skip
 def _dropout(call: Call) -> Traced:
-    if call.argument(2, "training", call.kwargs.get("train", True)):
+    if call["training"] is not False:
         raise call.unknown("in training mode (its result is random)")
     return _same(call)
 
 
-@rule("pad")
+@rule("pad", takes={"x": IMAGE, "pad": SETTING, "mode": SETTING, "value": NUMBER})
 def _pad(call: Call) -> Any:
-    if call.argument(2, "mode", "constant") != "constant":
+    if (call["mode"] or "constant") != "constant":
         return call.non_negative(1, "padding")
-    return call.through(call.source(), call.run(), 1.0, None, "padding")
+    output = call.run()
+
+    def edge(_size: Affine, arithmetic: Arithmetic) -> Affine:
+        return Affine(math.sqrt(output.numel()) * call.rounding([call["value"]], arithmetic))
+
+    return call.through(call.x, output, 1.0, edge, "padding")
 
 
-@rule("interpolate")
+@rule(
+    "interpolate",
+    takes={
+        "x": IMAGE,
+        "size": SETTING,
+        "scale_factor": SETTING,
+        "mode": one_of("nearest", "nearest-exact"),
+        "align_corners": one_of(None),
+        "recompute_scale_factor": SETTING,
+        "antialias": one_of(False),
+    },
+)
 def _interpolate(call: Call) -> Any:
-    if call.argument(3, "mode", "nearest") not in ("nearest", "nearest-exact"):
-        raise call.unknown(f"with mode {call.argument(3, 'mode')!r}")
     return call.non_negative(1, "copies")
 
 
-@rule("mean", "sum")
+@rule("mean", "sum", takes={"x": IMAGE, "dim|axis": SETTING, "keepdim|keepdims": SETTING, "*dtype": SETTING})
 def _mean(call: Call) -> Any:
-    x = call.source()
-    return call.non_negative(x.value.numel() // max(call.run().numel(), 1), "pooling")
+    return call.non_negative(call.x.value.numel() // max(call.run().numel(), 1), "pooling")
 
 
-@rule("avg_pool1d", "avg_pool2d", "avg_pool3d")
+@rule(
+    "avg_pool1d", "avg_pool2d", "avg_pool3d",
+    takes=POOLED | {"ceil_mode": SETTING, "count_include_pad": SETTING, "divisor_override": NUMBER},
+)  # fmt: skip
 def _average_pooling(call: Call) -> Any:
-    x, kernel = call.source(), call.argument(1, "kernel_size")
-    if float(call.argument(6, "divisor_override", None) or 1) < 0:
+    kernel = call["kernel_size"]
+    if call.get("divisor_override", 1) < 0:
         raise call.unknown("with a divisor below 0")
     axes = int(call.name[-2])
     sizes = [kernel] * axes if isinstance(kernel, int) else list(kernel) * (axes if len(kernel) == 1 else 1)
-    return call.non_negative(min(math.prod(sizes), x.value.numel()), "pooling")
+    return call.non_negative(min(math.prod(sizes), call.x.value.numel()), "pooling")
 
 
-@rule("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
+@rule("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", takes={"x": IMAGE, "output_size": SETTING})
 def _adaptive_average_pooling(call: Call) -> Any:
-    axes = _axes(call, call.source().value, call.run())
+    axes = _axes(call, call.x.value, call.run())
     return call.non_negative(math.prod(-(-size // cells) + 1 for size, cells in axes), "pooling")
 
 
-@rule("max_pool1d", "max_pool2d", "max_pool3d")
+@rule(
+    "max_pool1d", "max_pool2d", "max_pool3d",
+    takes=POOLED | {"dilation": SETTING, "ceil_mode": SETTING, "return_indices": one_of(False)},
+)  # fmt: skip
 def _max_pooling(call: Call) -> Traced:
     """`|max over a window - ...|^2` is at most the sum of squares over it, and an entry lies in `overlap` windows."""
-    if call.argument(6, "return_indices", False):
-        raise call.unknown("with return_indices")
-    x, output = call.source(), call.run()
-    kernel, dilation, padding = (
-        call.argument(1, "kernel_size"),
-        call.argument(4, "dilation", 1),
-        call.argument(3, "padding", 0),
-    )
-    stride = call.argument(2, "stride") or kernel
+    x, output, kernel = call.x, call.run(), call["kernel_size"]
+    stride, padding, dilation = call["stride"] or kernel, call["padding"] or 0, call["dilation"] or 1
     overlap = 1
     for axis, (size, cells) in enumerate(_axes(call, x.value, output)):
         k, s, p, d = (
@@ -108,11 +126,12 @@ def _max_pooling(call: Call) -> Traced:
     return call.through(x, output, math.sqrt(overlap), None, "pooling")
 
 
-@rule("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")
+@rule(
+    "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
+    takes={"x": IMAGE, "output_size": SETTING, "return_indices": one_of(False)}, spaces=[F],
+)  # fmt: skip
 def _adaptive_max_pooling(call: Call) -> Traced:
-    if call.argument(2, "return_indices", False):
-        raise call.unknown("with return_indices")
-    x, output = call.source(), call.run()
+    x, output = call.x, call.run()
     overlap = 1
     for size, cells in _axes(call, x.value, output):
         counts = [0] * size
@@ -123,9 +142,9 @@ def _adaptive_max_pooling(call: Call) -> Traced:
     return call.through(x, output, math.sqrt(overlap), None, "pooling")
 
 
-@rule("amax", "amin")
+@rule("amax", "amin", takes={"x": IMAGE, "dim": SETTING, "keepdim": SETTING})
 def _extremes(call: Call) -> Traced:
-    return call.through(call.source(), call.run(), 1.0, None, "pooling")
+    return call.through(call.x, call.run(), 1.0, None, "pooling")
 
 
 def _axes(call: Call, before: Tensor, after: Tensor) -> list[tuple[int, int]]:
@@ -134,11 +153,14 @@ def _axes(call: Call, before: Tensor, after: Tensor) -> list[tuple[int, int]]:
     return list(zip(before.shape[-axes:], after.shape[-axes:], strict=True))
 
 
+@rule("new_full", takes={"x": IMAGE, "size": SETTING, "fill_value": NUMBER}, rest=SETTING)
+@rule("full_like", takes={"x": IMAGE, "fill_value": NUMBER}, rest=SETTING)
 @rule(
     "size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "is_floating_point", "is_complex",
     "element_size", "get_device", "storage_offset", "len", "repr", "shape", "dtype", "device", "ndim", "layout",
     "is_cuda", "is_cpu", "is_mkldnn", "is_sparse", "is_quantized", "is_meta", "requires_grad", "is_leaf", "itemsize",
-    "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full",
+    "zeros_like", "ones_like", "new_zeros", "new_ones",
+    takes={"x": IMAGE}, rest=SETTING,
 )  # fmt: skip
 def _shape(call: Call) -> Any:
     """What does not depend on the image's numbers: the result is a constant."""

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 
 # These fill the tables of rules and gains.
 from svdctl.certify import activations, arithmetic, factored, moves, plain  # noqa: F401
+from svdctl.certify.contents import Contents
 from svdctl.certify.exponential import FixedSOC
 from svdctl.certify.facts import Affine, Arithmetic, Facts, norm_above, outward
 from svdctl.certify.gains import Gain, forward_of, layer_gain
@@ -31,25 +32,54 @@ def frozen(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy in evaluation mode and `dtype`, computed weights (orthogonal frames, skew kernels) made constants."""
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise ShapeError("the network holds TorchScript modules, which cannot be followed; give the Python modules")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_complex():
+            raise ShapeError(f"{name} is complex ({tensor.dtype}); only networks of real numbers can be followed")
     try:
-        copied = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
-    except RuntimeError as error:
+        copied = copy.deepcopy(model)
+    except Exception as error:  # whatever the network's own classes raise
         raise ShapeError(
             f"the network cannot be copied ({error}); run it once under torch.no_grad(), then try again"
         ) from error
+    _refuse_shared(model, copied)
+    copied = copied.to(dtype).eval().requires_grad_(False)
     for name, module in list(copied.named_modules()):
-        if module.training and isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise ShapeError(f"{name} stays in training mode after eval(): its gain depends on the batch")
+        if module.training:
+            raise ShapeError(
+                f"{name or 'the network'} ({type(module).__name__}) stays in training mode after eval(): what it "
+                "computes may depend on the batch or on chance"
+            )
         if parametrize.is_parametrized(module):
             _make_plain(module)
     if forward_of(copied) is SOC:
         assert isinstance(copied, SOC)
-        return FixedSOC(copied)
+        return _fixed(copied)
     for name, module in list(copied.named_modules()):
         if forward_of(module) is SOC:
             assert isinstance(module, SOC)
-            copied.set_submodule(name, FixedSOC(module))
+            copied.set_submodule(name, _fixed(module))
     return copied
+
+
+def _refuse_shared(model: nn.Module, copied: nn.Module) -> None:
+    """A copy that shares anything with the caller's network would change it, and be changed by it."""
+    mine = {id(module) for module in model.modules()} | {id(t) for t in (*model.parameters(), *model.buffers())}
+    for name, part in (*copied.named_modules(), *copied.named_parameters(), *copied.named_buffers()):
+        if id(part) in mine:
+            raise ShapeError(
+                f"{name or 'the network'} ({type(part).__name__}) is not copied by copy.deepcopy; remove its own "
+                "__deepcopy__"
+            )
+
+
+def _fixed(module: SOC) -> FixedSOC:
+    if _has_hooks(module):
+        raise ShapeError("a SOC layer with forward hooks cannot be followed; remove them first")
+    return FixedSOC(module).eval()
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _make_plain(module: nn.Module) -> None:
@@ -57,6 +87,9 @@ def _make_plain(module: nn.Module) -> None:
     parametrizations = module.parametrizations
     assert isinstance(parametrizations, nn.ModuleDict)
     values = {name: getattr(module, name).detach().clone() for name in parametrizations}
+    for name, value in values.items():
+        if not torch.equal(value, getattr(module, name)):
+            raise ShapeError(f"the parametrised {name} of a {type(module).__name__} is another at each reading")
     module.__class__ = parametrize.type_before_parametrizations(module)
     del module.parametrizations
     for name, value in values.items():
@@ -66,6 +99,9 @@ def _make_plain(module: nn.Module) -> None:
 def is_leaf(module: nn.Module) -> bool:
     """Whether the trace takes the module's gain from `layer_gain` and does not look into it."""
     if forward_of(module) is None:
+        return False
+    inner = [part for part in module.modules() if part is not module]
+    if any(forward_of(part) is None or _has_hooks(part) for part in inner):
         return False
     if isinstance(module, Convolutional) and module.padding_mode != "zeros":
         # The overlap of other paddings depends on the size, which F.pad's own rule sees.
@@ -80,6 +116,19 @@ class Trace:
     facts: Facts
     output: Tensor
     contributions: tuple[Contribution, ...]
+    contents: Contents
+    """What the network was made of, its tensors copied."""
+    passing: frozenset[str]
+    """Paths where a pass leaves values of its image: they are no part of what the network computes with."""
+
+    def require_unchanged(self, network: nn.Module) -> None:
+        """Raise a ShapeError if anything that the network computes with is not what it was."""
+        changed = self.contents.difference(Contents.of(network), self.passing)
+        if changed is not None:
+            raise ShapeError(
+                f"{changed!r} of the network is not what it was when the bound was proved: it was changed from "
+                "outside, or the network changes it while it runs; a bound holds for a network that stays as it is"
+            )
 
 
 @torch.no_grad()
@@ -93,18 +142,19 @@ def follow(
         centre: the image.
         tolerance: see `layer_gain`.
         also: further arithmetics whose rounding is to be followed.
+
+    Raises:
+        ShapeError: an operation without a rule, or a network that does not compute the same each time.
     """
     arithmetics = (Arithmetic(centre.dtype), *also)
     tracer = Tracer(apply, tolerance, arithmetics)
-    start = Traced.make(tracer, centre, Facts(1.0, norm_above(centre), (Affine(),) * len(arithmetics)))
+    start = Traced.make(tracer, centre.clone(), Facts(1.0, norm_above(centre), (Affine(),) * len(arithmetics)))
     try:
         with _watched(network, tracer):
-            output = network(start)
+            output = _only(network(start))
     except RuntimeError as failure:
         reason = str(failure).strip().splitlines()[0]
         raise ShapeError(f"{tracer.where} fails on an image of shape {tuple(centre.shape[1:])}: {reason}") from failure
-    if isinstance(output, Sequence) and len(output) == 1:
-        output = output[0]
     if not isinstance(output, Traced):
         raise ShapeError(
             f"the network's output is a {type(output).__name__} whose path from the image was lost; it must return one "
@@ -112,7 +162,36 @@ def follow(
         )
     facts = tracer.facts(output)
     proved = replace(facts, lipschitz=outward(facts.lipschitz), errors=tuple(e * outward(1.0) for e in facts.errors))
-    return Trace(proved, output.value, tuple(tracer.contributions))
+    passing = frozenset(Contents.of(network).without_numbers)
+    _require_the_same_value(network, centre, output.value, proved)
+    trace = Trace(proved, output.value, tuple(tracer.contributions), Contents.of(network).kept(), passing)
+    # Away from the centre, where a change that the centre hides (of a factor on zeros, say) shows.
+    generator = torch.Generator().manual_seed(0)
+    other = torch.rand(centre.shape, generator=generator, dtype=torch.float64).to(centre)
+    _require_the_same_value(network, other, _only(network(other.clone())), proved, float((other - centre).norm()))
+    trace.require_unchanged(network)
+    return trace
+
+
+def _only(output: Any) -> Any:
+    return output[0] if isinstance(output, Sequence) and len(output) == 1 else output
+
+
+def _require_the_same_value(
+    network: nn.Module, image: Tensor, value: Tensor, facts: Facts, distance: float = 0.0
+) -> None:
+    """Raise a ShapeError unless another pass gives the same, but for what rounding may do."""
+    again = _only(network(image.clone()))
+    allowed = 2 * facts.errors[0](distance) + 1e-12 * norm_above(value)
+    if (
+        isinstance(again, Traced)
+        or again.shape != value.shape
+        or not float((again.double() - value.double()).norm()) <= allowed
+    ):
+        raise ShapeError(
+            "the network gives another output each time that it is run on the same image (by random numbers, or by a "
+            "state that its own code changes); a bound holds for a network that stays as it is"
+        )
 
 
 @contextmanager
@@ -145,11 +224,22 @@ def _leaf(name: str, module: nn.Module, forward: Callable[..., Any], tracer: Tra
         if len(inputs) != 1 or options or not isinstance(inputs[0], Traced):
             return forward(*inputs, **options)
         tracer.facts(inputs[0])
-        gain = tracer.once(id(module), lambda: layer_gain(module, tolerance=tracer.tolerance), module)
+        # Weights that depend on the image, by functional_call say: the functions that use them decide.
+        if Contents.of(module).without_numbers:
+            return forward(*inputs)
+        if any(part.training for part in module.modules()):
+            raise ShapeError(
+                f"{tracer.where} is set to training mode while the network runs; use evaluation mode alone"
+            )
+        gain = tracer.once(id(module), module, lambda: layer_gain(module, tolerance=tracer.tolerance))
         kind = getattr(module, "stands_for", type(module).__name__)
         count = tracer.calls[name] = tracer.calls.get(name, 0) + 1
         measured = measurement(name, count) if is_measured(gain) else ""
-        return tracer.layer(kind, inputs[0], forward(inputs[0].value), gain, forward, measured)
+        value = inputs[0].value.clone()
+        output = forward(value)
+        if not torch.equal(value, inputs[0].value):
+            raise ShapeError(f"{tracer.where} writes into its input, which its gain does not tell")
+        return tracer.layer(kind, inputs[0], output, gain, forward, measured)
 
     return run
 

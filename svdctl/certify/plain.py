@@ -65,9 +65,12 @@ def batchnorm(mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tenso
 
 @layer_gain.register
 def _normalize(layer: Normalize, *, tolerance: float | None = None) -> Gain:
-    scale = 1 / float(layer.std.double().abs().min()) * (1 + 2.0**-50)
+    smallest = float(layer.std.double().abs().min())
+    if smallest == 0:
+        raise ShapeError("a normalisation divides by a standard deviation of 0; the network has no bound")
+    scale = 1 / smallest * (1 + 2.0**-50)
     shift = (layer.mean.double() / layer.std.double()).abs().flatten()
-    return Gain({"normalisation": scale}, lambda unit: gamma(4, unit) * scale, shift, 4, True)
+    return Gain({"normalisation": scale}, lambda unit: gamma(4, unit) * scale, shift, 4, True, is_broadcast=True)
 
 
 @layer_gain.register

@@ -104,9 +104,11 @@ class Certifier:
         with self._arithmetic():
             self.network = frozen(model, dtype)
             result = follow(self.network, grey, tolerance=tolerance)
+            self._require_one_by_one(grey, result.facts)
         if result.output.ndim != 2 or result.output.shape[1] < 2:
             shape = tuple(result.output.shape)
             raise ShapeError(f"certificates need logits of shape (1, classes) for one image, not {shape}")
+        self._proved, self._input_shape = result, tuple(input_shape)
         self.bound = LipschitzBound(result.facts.lipschitz, result.contributions)
         self.rounding = result.facts.errors[0]
         self.reach = math.sqrt(grey.numel()) / 2
@@ -116,13 +118,36 @@ class Certifier:
     def _arithmetic(self) -> AbstractContextManager[None]:
         return exact_arithmetic(self._default_dtype, direct_convolutions=self.dtype == torch.float32)
 
+    def _require_one_by_one(self, grey: Tensor, facts: Facts) -> None:
+        """Raise a ShapeError if the other images of a batch take part in an image's logits."""
+        pair = torch.cat((grey, 1 - grey, torch.zeros_like(grey)))
+        together, alone = self.network(pair.clone()), self.network(grey.clone())
+        allowed = 2 * facts.errors[0](0.0) + 1e-12 * float(alone.double().norm())
+        if together.shape != (len(pair), *alone.shape[1:]) or not float((together[:1] - alone).norm()) <= allowed:
+            raise ShapeError(
+                "the network's logits of one image depend on the others of its batch; it has no certificates"
+            )
+
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        """Logits `(N, classes)` in `dtype`, the ones that the certificates are about."""
+        """Logits `(N, classes)` in `dtype`, the ones that the certificates are about.
+
+        Raises:
+            ShapeError: images of another shape or of a finer precision, or a network that is not what was proved.
+        """
         if images.dtype == torch.float64 and self.dtype != torch.float64:
             raise ShapeError("float64 images would be rounded by a float32 certifier; convert them first")
+        if images.is_complex() or tuple(images.shape[1:]) != self._input_shape:
+            raise ShapeError(
+                f"the certificates are for real images of shape {self._input_shape}, not {tuple(images.shape[1:])} "
+                f"({images.dtype})"
+            )
         with self._arithmetic():
-            return self.network(images.to(self.dtype))
+            self._proved.require_unchanged(self.network)
+            # A copy: the network may write into its input.
+            logits = self.network(images.to(self.dtype, copy=True))
+            self._proved.require_unchanged(self.network)
+        return logits
 
     @torch.no_grad()
     def radii(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -147,16 +172,15 @@ class Certifier:
         Raises:
             DataError: pixels outside of [0, 1], or no image at all.
         """
-        radii, correct, outside = [], [], []
+        radii, correct = [], []
         for images, labels in batches:
+            if not bool(((images >= 0) & (images <= 1)).all()):
+                raise DataError("certificates are for pixels in [0, 1]; give images as they are before normalisation")
             logits = self.logits(images)
             radii.append(self.radii(logits, labels))
             correct.append(logits.argmax(1) == labels)
-            outside.append(torch.stack((images.amin(), -images.amax() + 1)).amin())
         if not radii:
             raise DataError("there is no image to certify; give at least one batch")
-        if not bool((torch.stack(outside) >= 0).all()):
-            raise DataError("certificates are for pixels in [0, 1]; give images as they are before normalisation")
         return Certificates(torch.cat(radii).cpu(), torch.cat(correct).cpu())
 
 

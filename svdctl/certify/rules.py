@@ -4,17 +4,23 @@ Note, non-negative maps. A linear map with entries >= 0 (moving, copying, summin
 most `sqrt(largest row sum * largest column sum)` (Schur's test). The row sums are its value at all ones, the column
 sums that of its adjoint, and both are computed by the function itself. For copies and for equal disjoint windows this
 is the norm exactly: overlapping windows, reflected edges and repeated pixels are counted, whatever the arguments are.
+
+Note, arguments. A rule names the arguments of its functions, in their order, and of which kind each may be (`IMAGE`,
+`CONSTANT`, `SETTING`, ...). `bind` refuses everything else, so that no argument is overlooked: what a rule does not
+name, a value that depends on the image where a constant is expected, tensors of a subclass, complex numbers.
 """
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from svdctl.certify.facts import Affine, Arithmetic, Readout, gamma, norm_above
 from svdctl.certify.trace import Traced, Tracer, leaves
@@ -23,6 +29,70 @@ from svdctl.errors import ShapeError
 Rule = Callable[["Call"], Any]
 Local = Callable[[Affine, Arithmetic], Affine]
 NAMESPACES = (torch, Tensor, F, torch._C._nn)
+
+Kind = Callable[[Any], bool]
+"""Whether an argument may be this."""
+
+
+def IMAGE(value: Any) -> bool:  # noqa: N802 - kinds are written like constants in the rules
+    """A value that depends on the image."""
+    return isinstance(value, Traced)
+
+
+def CONSTANT(value: Any) -> bool:  # noqa: N802
+    """None, a real number or a real tensor that does not depend on the image."""
+    if isinstance(value, Tensor):
+        plain = type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided and not value.is_quantized
+        return plain and not value.is_complex() and not value.is_meta
+    return value is None or (isinstance(value, Real) and not math.isnan(value))
+
+
+def NUMBER(value: Any) -> bool:  # noqa: N802
+    """None or one real number that does not depend on the image."""
+    return CONSTANT(value) and (not isinstance(value, Tensor) or value.numel() == 1)
+
+
+def EITHER(value: Any) -> bool:  # noqa: N802
+    """A value that depends on the image, or a constant."""
+    return IMAGE(value) or (CONSTANT(value) and value is not None)
+
+
+def SEVERAL(value: Any) -> bool:  # noqa: N802
+    """A sequence of tensors, each of them as in `EITHER`."""
+    return isinstance(value, list | tuple) and all(isinstance(part, Tensor) and EITHER(part) for part in value)
+
+
+def SETTING(value: Any) -> bool:  # noqa: N802
+    """Numbers, names, dtypes, devices, and tensors or arrays of integers or truth values: nothing of the image."""
+    return all(_is_setting(leaf) for leaf in leaves(value))
+
+
+def LIKE(value: Any) -> bool:  # noqa: N802
+    """A setting, or a tensor of which the function uses nothing but shape, dtype and device."""
+    return IMAGE(value) or CONSTANT(value) or SETTING(value)
+
+
+def one_of(*allowed: Any) -> Kind:
+    """One of these, and of the same type."""
+    return lambda value: any(type(value) is type(choice) and value == choice for choice in allowed)
+
+
+_SETTINGS = (Real, str, type(None), type(...), torch.dtype, torch.device, torch.layout, torch.memory_format)
+
+
+def _is_setting(leaf: Any) -> bool:
+    if isinstance(leaf, slice):
+        return SETTING([leaf.start, leaf.stop, leaf.step])
+    if isinstance(leaf, Tensor):
+        return CONSTANT(leaf) and not leaf.is_floating_point()
+    if isinstance(leaf, np.ndarray):
+        return leaf.dtype.kind in "iub"
+    return isinstance(leaf, _SETTINGS)
+
+
+def number(value: Any) -> float:
+    """A real number, or a tensor that holds one, in float64."""
+    return float(value.detach().double()) if isinstance(value, Tensor) else float(value)
 
 
 @dataclass
@@ -34,6 +104,61 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     tracer: Tracer
+    first: str = ""
+    """The first argument's name."""
+    bound: dict[str, Any] = field(default_factory=dict)
+    """The arguments by the names that the rule gives them; those that were not given are absent."""
+
+    def bind(self, takes: Mapping[str, Kind], rest: Kind | None) -> None:
+        """Find each argument's name and refuse what the rule does not cover.
+
+        Args:
+            takes: kinds by name, in the order of the arguments; "a|b" has two names, "*a" is not given by place.
+            rest: kind of all other arguments, by place or name; None if there may be none.
+        """
+        names = list(takes)
+        self.first = names[0].partition("|")[0]
+        places = [name for name in names if not name.startswith("*")]
+        for place, value in enumerate(self.args):
+            if place < len(places):
+                self._take(places[place], value, takes[places[place]])
+            elif rest is None:
+                named = ", ".join(f"{name[1:]}=" for name in names if name.startswith("*"))
+                advice = f" (name it: {named})" if named else ""
+                raise self.unknown(f"with {len(self.args)} arguments by place{advice}")
+            else:
+                self._take(f"argument {place + 1}", value, rest)
+        for key, value in self.kwargs.items():
+            name = next((name for name in names if key in name.removeprefix("*").split("|")), None)
+            if key == "out" and value is None:
+                continue
+            if key == "out" or (name is None and rest is None):
+                raise self.unknown(f"with {key}=")
+            if name is None:
+                self._take(key, value, rest or SETTING)
+            else:
+                self._take(name, value, takes[name])
+
+    def _take(self, name: str, value: Any, kind: Kind) -> None:
+        short = name.removeprefix("*").partition("|")[0]
+        if not kind(value):
+            raise self.unknown(f"with {_described(value)} as {short}")
+        self.bound[short] = value
+
+    def __getitem__(self, name: str) -> Any:
+        return self.bound.get(name)
+
+    def get(self, name: str, default: float) -> float:
+        """A number among the arguments."""
+        value = self.bound.get(name)
+        return default if value is None else number(value)
+
+    @property
+    def x(self) -> Traced:
+        """The argument that depends on the image, where it is one and the first."""
+        value = self.bound[self.first]
+        assert isinstance(value, Traced)
+        return value
 
     def plain(self, value: Any) -> Any:
         """The same structure with the numbers in place of traced tensors."""
@@ -52,28 +177,31 @@ class Call:
         """What the function gives for the numbers."""
         return self.func(*self.plain(self.args), **self.plain(self.kwargs))
 
-    def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """An argument by place or name."""
-        if len(self.args) > position:
-            return self.args[position]
-        return self.kwargs.get(name, default)
-
-    def source(self) -> Traced:
-        """The first argument, the only one that may depend on the image."""
-        x = self.args[0] if self.args else self.kwargs.get("input")
-        rest = (*self.args[1:], *(value for key, value in self.kwargs.items() if key != "input"))
-        if not isinstance(x, Traced) or any(isinstance(value, Traced) for value in leaves(rest)):
-            raise self.unknown("with an argument, besides the first, that depends on the image")
-        return x
-
     def rerun(self, x: Tensor) -> Any:
-        """The function for another first argument."""
-        kwargs = {key: value for key, value in self.plain(self.kwargs).items() if key != "input"}
-        return self.func(x, *self.plain(self.args[1:]), **kwargs)
+        """The function for other numbers in place of `x`, computed in their precision."""
+        old = self.x
+        args = tuple(x if value is old else value for value in self.args)
+        kwargs = {key: x if value is old else value for key, value in self.kwargs.items()}
+        if kwargs.get("dtype") is not None:
+            kwargs["dtype"] = x.dtype
+        return self.func(*self.plain(args), **self.plain(kwargs))
 
     def constant(self, value: Any) -> Tensor:
         """A number or tensor that does not depend on the image, as float64."""
-        return torch.as_tensor(value).detach().double()
+        return (
+            value.detach().double() if isinstance(value, Tensor) else torch.tensor(number(value), dtype=torch.float64)
+        )
+
+    def rounding(self, constants: Sequence[Any], arithmetic: Arithmetic) -> float:
+        """The largest error of any entry of these constants when it is rounded to an arithmetic."""
+        largest = 0.0
+        for constant in constants:
+            if constant is not None:
+                exact = self.constant(constant).flatten()
+                exact = exact[exact.isfinite()]
+                errors = (exact.to(arithmetic.dtype).double() - exact).abs()
+                largest = max(largest, float(errors.max())) if errors.numel() else largest
+        return largest
 
     def unknown(self, why: str = "") -> ShapeError:
         """The error for a call without a rule."""
@@ -84,18 +212,38 @@ class Call:
         )
 
     def elementwise(
-        self, gain: float, units: float = 0.0, offset: float = 0.0, kind: str = "activation", jump: float = 0.0
+        self,
+        gain: float,
+        units: float = 0.0,
+        offset: float = 0.0,
+        kind: str = "activation",
+        jump: float = 0.0,
+        levels: Sequence[Any] = (),
     ) -> Traced:
-        """A function of each entry that errs by `units * u * (|x| + offset) + jump`."""
-        x, output = self.source(), self.run()
+        """A function of each entry that errs by `units * u * (|x| + offset) + jump`, and by the rounding of `levels`.
+
+        Args:
+            gain: its largest slope.
+            units, offset, jump: of the error.
+            levels: numbers or tensors that the output takes over, as a bound of `clamp` is.
+        """
+        x, output = self.x, self.run()
         root = math.sqrt(output.numel())
+        gain *= self.stretch(x, output)
 
         def local(size: Affine, arithmetic: Arithmetic) -> Affine:
             relative = units * arithmetic.unit
             floor = arithmetic.tiny * 8 if units else 0.0
-            return size * relative + Affine(root * (relative * offset + jump + floor))
+            constant = root * (relative * offset + jump + floor + self.rounding(levels, arithmetic))
+            return size * (relative + (arithmetic.tiny if units else 0.0)) + Affine(constant)
 
         return self.through(x, output, gain, local, kind)
+
+    def stretch(self, operand: Any, output: Tensor) -> float:
+        """By how much the norm of an operand grows when it is broadcast to the output's shape."""
+        value = operand.value if isinstance(operand, Traced) else operand
+        size = value.numel() if isinstance(value, Tensor) else 1
+        return 1.0 if size == output.numel() else math.sqrt(output.numel() / max(size, 1)) * (1 + 2.0**-50)
 
     def through(self, x: Traced, output: Tensor, gain: float, local: Local | None, kind: str) -> Traced:
         """The output of a function of one input: its gain, and its own error for an input of some magnitude."""
@@ -112,14 +260,14 @@ class Call:
 
     def non_negative(self, terms: int, kind: str) -> Any:
         """A linear map with entries >= 0 and sums of at most `terms` numbers; see the Note."""
-        x = self.source()
+        x = self.x
         outputs = self.run()
         facts = self.tracer.facts(x)
         results = []
         for output, norm in zip(sequence(outputs), self._schur(x.value), strict=True):
 
             def summing(size: Affine, arithmetic: Arithmetic, norm: float = norm) -> Affine:
-                return size * (gamma(terms + 2, arithmetic.unit) * norm)
+                return size * (gamma(terms + 2, arithmetic.unit) * norm) + Affine(arithmetic.tiny * x.value.numel())
 
             results.append(self.through(x, output, norm, summing if terms > 1 else None, kind))
         if not isinstance(outputs, Tensor):
@@ -160,15 +308,35 @@ class Call:
         return norms
 
 
-RULES: dict[Any, tuple[str, Rule, bool]] = {}
-"""By function: its name, its rule, and whether it works in place."""
+@dataclass(frozen=True)
+class Entry:
+    """What is known of one torch function."""
+
+    name: str
+    rule: Rule
+    in_place: bool
+    takes: Mapping[str, Kind]
+    rest: Kind | None
 
 
-def rule(*names: str, spaces: Sequence[Any] = NAMESPACES) -> Callable[[Rule], Rule]:
+RULES: dict[Any, Entry] = {}
+
+
+def rule(
+    *names: str, takes: Mapping[str, Kind], rest: Kind | None = None, spaces: Sequence[Any] = NAMESPACES
+) -> Callable[[Rule], Rule]:
     """Register a rule for all of torch's spellings of these functions, in place or not.
 
     All of them must take their arguments in the same order; `spaces` leaves out those that do not.
+
+    Args:
+        names: of the functions.
+        takes: the kind of each argument by name, see `Call.bind`; the first also answers to "input" and "self".
+        rest: kind of all further arguments.
+        spaces: where to look for the functions.
     """
+    first, *others = takes
+    takes = {f"{first}|input|self": takes[first], **{name: takes[name] for name in others}, "*inplace": _IN_PLACE}
 
     def register(function: Rule) -> Rule:
         for name in names:
@@ -182,34 +350,48 @@ def rule(*names: str, spaces: Sequence[Any] = NAMESPACES) -> Callable[[Rule], Ru
                     in_place = spelling.startswith("__i") or spelling == f"{name}_"
                     # `Tensor.T` and the like arrive as the getter of a descriptor.
                     key = func.__get__ if inspect.isgetsetdescriptor(func) else func
-                    RULES.setdefault(key, (f"{space.__name__}.{spelling}", function, in_place))
+                    RULES.setdefault(key, Entry(f"{space.__name__}.{spelling}", function, in_place, takes, rest))
             assert found, name
         return function
 
     return register
 
 
+_IN_PLACE = one_of(True, False)
+
+
 def apply(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run one torch function, called on at least one traced tensor."""
-    name, function, in_place = RULES.get(func, (describe(func), None, False))
-    call = Call(func, name, args, kwargs, tracer)
-    if function is None or kwargs.get("out") is not None:
-        raise call.unknown("with out=" if function is not None else "")
-    for value in leaves((args, kwargs)):
-        if isinstance(value, Tensor) and not isinstance(value, Traced) and value.is_meta:
-            raise call.unknown("on a tensor without numbers, made from the image by code that cannot be followed")
-    in_place = in_place or bool(kwargs.get("inplace"))
-    if not in_place:
-        return function(call)
-    target = args[0] if args else kwargs.get("input")
+    entry = RULES.get(func)
+    call = Call(func, describe(func) if entry is None else entry.name, args, kwargs, tracer)
+    if entry is None:
+        raise call.unknown()
+    call.bind(entry.takes, entry.rest)
+    if not (entry.in_place or call["inplace"]):
+        return entry.rule(call)
+    target = call[call.first]
     if not isinstance(target, Traced):
         raise call.unknown("writing into a tensor that does not depend on the image")
     # On a copy: the original's numbers belong to other traced tensors too.
     facts = tracer.facts(target)
     scratch = Traced.make(tracer, target.value.clone(), facts)
+    for value in tuple(call.bound.values()):
+        if isinstance(value, Traced):
+            tracer.facts(value)
     call.args = tuple(scratch if value is target else value for value in args)
     call.kwargs = {key: scratch if value is target else value for key, value in kwargs.items()}
-    return tracer.replace(target, function(call))
+    call.bound = {name: scratch if value is target else value for name, value in call.bound.items()}
+    return tracer.replace(target, entry.rule(call))
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Traced):
+        return "a value that depends on the image"
+    if isinstance(value, Tensor):
+        kind = "meta device, made from the image by code that cannot be followed" if value.is_meta else value.dtype
+        return f"a {type(value).__name__} of shape {tuple(value.shape)} ({kind})"
+    text = repr(value)
+    return text if len(text) < 60 else f"a {type(value).__name__}"
 
 
 def describe(func: Any) -> str:

@@ -5,14 +5,16 @@ up in a table (`rules`); one that is not there is an error that names it. The su
 device: whatever slips past the table in C++ gets no numbers, and fails.
 """
 
+import math
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from svdctl.certify.contents import Contents
 from svdctl.certify.facts import Affine, Arithmetic, Facts, Readout, gamma, norm_above
 from svdctl.certify.gains import Gain
 from svdctl.errors import ShapeError
@@ -74,8 +76,7 @@ class Tracer:
     contributions: list[Contribution] = field(default_factory=list)
     path: list[tuple[str, nn.Module]] = field(default_factory=list)
     live: list[weakref.ref[Traced]] = field(default_factory=list)
-    gains: dict[Any, tuple[Any, Gain]] = field(default_factory=dict)
-
+    gains: dict[Any, list[tuple[Contents, Gain]]] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -90,14 +91,18 @@ class Tracer:
         name, module = self.path[-1]
         return f"module {name!r} ({type(module).__name__})" if name else f"the network ({type(module).__name__})"
 
-    def once(self, key: Any, compute: Callable[[], Gain], keep: Any) -> Gain:
-        """A gain from the cache; `keep` holds the objects alive whose identity is in the key."""
-        if key not in self.gains:
-            try:
-                self.gains[key] = (keep, compute())
-            except ShapeError as error:
-                raise ShapeError(f"{self.where}: {error}") from error
-        return self.gains[key][1]
+    def once(self, key: Any, owner: Any, compute: Callable[[], Gain]) -> Gain:
+        """A gain, computed again unless all that `owner` holds is bit for bit what it was for the same key."""
+        contents = Contents.of(owner)
+        for kept, gain in self.gains.setdefault(key, []):
+            if contents.difference(kept) is None:
+                return gain
+        try:
+            gain = compute()
+        except ShapeError as error:
+            raise ShapeError(f"{self.where}: {error}") from error
+        self.gains[key].append((contents.kept(), gain))
+        return gain
 
     def errors(self, bound: Callable[[int, Arithmetic], Affine]) -> tuple[Affine, ...]:
         """A bound for each arithmetic."""
@@ -151,6 +156,8 @@ class Tracer:
             measured: name of the measurement of its error, for arithmetics that have one.
         """
         facts = self.facts(x)
+        if gain.is_broadcast and output.numel() > x.value.numel():
+            gain = repeated(gain, math.sqrt(output.numel() / x.value.numel()))
         bias = 0.0 if gain.bias is None else norm_above(gain.bias) * (output.numel() / gain.bias.numel()) ** 0.5
 
         def error(index: int, arithmetic: Arithmetic) -> Affine:
@@ -185,6 +192,15 @@ class Tracer:
             return found, 4 * relative * count**0.5
 
         return Readout(self.facts(x).lipschitz, rows)
+
+
+def repeated(gain: Gain, root: float) -> Gain:
+    """The gain of a layer that repeats each entry of its input `root**2` times before."""
+    return replace(
+        gain,
+        factors={**gain.factors, "broadcast": root},
+        rounding=lambda unit: gain.rounding(unit) * root * (1 + 1e-15),
+    )
 
 
 def leaves(value: Any) -> list[Any]:

@@ -1,0 +1,183 @@
+"""Everything that a network computes with, so that a change of any of it is noticed.
+
+Read are the modules with all their attributes, hooks and flags, and what their Python code can reach besides: class
+attributes, closures, default arguments and global names. Tensors are compared bit for bit with kept copies. Objects of
+torch's and svdctl's own code, and those without attributes, count by their identity.
+"""
+
+import dis
+import hashlib
+import sys
+import types
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...))
+_NAMED = (torch.dtype, torch.device, torch.layout, torch.memory_format, slice, range, types.CodeType)
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_LIBRARIES = sys.stdlib_module_names | {"torch", "torchvision", "svdctl", "numpy"}
+_RECORDS = (types.SimpleNamespace, Namespace)
+
+
+@dataclass
+class Contents:
+    """What was found, by the path from the object that was read."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    without_numbers: set[str] = field(default_factory=set)
+    """Paths of tensors on the meta device; traced ones are among them."""
+    _seen: dict[int, str] = field(default_factory=dict)
+    _held: list[Any] = field(default_factory=list)
+    """Objects that count by their identity, kept alive so that it stays theirs."""
+
+    @classmethod
+    def of(cls, owner: Any) -> Self:
+        """Read an object; its tensors are not copied yet, see `kept`."""
+        found = cls()
+        with torch._C.DisableTorchFunctionSubclass():
+            found._read("", owner)
+        found._seen.clear()
+        return found
+
+    def kept(self) -> Self:
+        """Let the tensors be copies, which later changes do not reach."""
+        self.tensors = {path: tensor.detach().clone() for path, tensor in self.tensors.items()}
+        return self
+
+    def difference(self, other: "Contents", but: frozenset[str] = frozenset()) -> str | None:
+        """The path of something that is not the same in both; None when all of it is.
+
+        Args:
+            other: of the same object, earlier or later.
+            but: paths that are left out, with all beneath them.
+        """
+        for mine, others in ((self.tensors, other.tensors), (self.values, other.values)):
+            for path in sorted(mine.keys() | others.keys()):
+                if any(path == left or path.startswith((f"{left}.", f"{left}[")) for left in but):
+                    continue
+                if path not in mine or path not in others or not _same(mine[path], others[path]):
+                    return path
+        return None
+
+    def _read(self, path: str, value: Any) -> None:
+        if isinstance(value, _PLAIN + _NAMED):
+            self.values[path] = (type(value), repr(value))
+        elif id(value) in self._seen:
+            self.values[path] = ("the same as", self._seen[id(value)])
+        else:
+            self._seen[id(value)] = path
+            if not isinstance(value, Tensor):
+                self._held.append(value)
+            self._read_object(path, value)
+
+    def _read_object(self, path: str, value: Any) -> None:
+        if isinstance(value, Tensor):
+            if value.is_meta:
+                self.without_numbers.add(path)
+            elif value.layout == torch.strided and not value.is_quantized:
+                self.tensors[path] = value
+                return
+            self.values[path] = id(value)
+        elif isinstance(value, np.ndarray):
+            self.values[path] = (value.dtype, value.shape, hashlib.blake2b(value.tobytes()).digest())
+        elif isinstance(value, torch.Generator):
+            self.tensors[path] = value.get_state()
+        else:
+            self.values[path] = id(value) if _counts_by_identity(value) else type(value)
+            for name, part in _parts(value):
+                self._read(f"{path}{name}" if path or name.startswith("[") else name[1:], part)
+
+
+def _counts_by_identity(value: Any) -> bool:
+    return not isinstance(value, Sequence | Mapping | Set | types.FunctionType | types.MethodType)
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """What an object consists of, each with the step that leads to it."""
+    if isinstance(value, nn.Module):
+        for name, part in vars(value).items():
+            if name in ("_parameters", "_buffers", "_modules"):
+                yield from ((f".{key}", item) for key, item in part.items())
+            else:
+                yield f".{name}", part
+        yield ".(class)", type(value)
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield f"[{key!r}]" if isinstance(key, _PLAIN) else f"[{id(key)}]", part
+    elif isinstance(value, Sequence):
+        yield from ((f"[{index}]", part) for index, part in enumerate(value))
+    elif isinstance(value, Set):
+        yield from ((f"[{index}]", part) for index, part in enumerate(sorted(value, key=repr)))
+    elif isinstance(value, types.MethodType):
+        yield ".(function)", value.__func__
+        yield ".(owner)", value.__self__
+    elif isinstance(value, partial):
+        yield from ((f".({name})", getattr(value, name)) for name in ("func", "args", "keywords"))
+    elif isinstance(value, property):
+        yield from ((f".({name})", getattr(value, name)) for name in ("fget", "fset"))
+    elif isinstance(value, staticmethod | classmethod):
+        yield ".(function)", value.__func__
+    elif isinstance(value, types.FunctionType):
+        yield from _parts_of_function(value)
+    elif isinstance(value, type):
+        for kind in value.__mro__ if not _is_library(value) else ():
+            if not _is_library(kind):
+                names = (name for name in vars(kind) if name not in ("__dict__", "__weakref__", "__doc__"))
+                yield from ((f".{name}", vars(kind)[name]) for name in names)
+    elif isinstance(value, types.ModuleType | types.BuiltinFunctionType):
+        return
+    elif isinstance(value, _RECORDS) or (hasattr(value, "__dict__") and not _is_library(type(value))):
+        yield from ((f".{name}", part) for name, part in vars(value).items())
+        yield ".(class)", type(value)
+    else:
+        # Counters and other iterators show their state here.
+        yield ".(state)", repr(value)
+
+
+def _parts_of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    yield ".(code)", function.__code__
+    if _is_library(function):
+        return
+    yield ".(defaults)", function.__defaults__
+    yield ".(keyword defaults)", function.__kwdefaults__
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            yield f".{name}", cell.cell_contents
+        except ValueError:  # not bound yet
+            yield f".{name}", None
+    for name in _global_names(function.__code__):
+        if name in function.__globals__:
+            yield f".{name}", function.__globals__[name]
+
+
+@cache
+def _global_names(code: types.CodeType) -> tuple[str, ...]:
+    """The global names that some code reads, functions inside of it included."""
+    names = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names.update(_global_names(constant))
+    return tuple(sorted(names))
+
+
+def _is_library(owner: Any) -> bool:
+    return (getattr(owner, "__module__", None) or "builtins").partition(".")[0] in _LIBRARIES
+
+
+def _same(first: Any, second: Any) -> bool:
+    if not isinstance(first, Tensor):
+        return bool(first == second)
+    if first.dtype != second.dtype or first.shape != second.shape or first.device != second.device:
+        return False
+    if first.is_complex():
+        first, second = torch.view_as_real(first), torch.view_as_real(second)
+    bits = _BITS[first.element_size()]
+    return torch.equal(first.detach().view(bits), second.detach().view(bits))
