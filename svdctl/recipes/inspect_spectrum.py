@@ -5,6 +5,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from svdctl.analysis.exponential import stored_exponential
@@ -75,29 +76,28 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _unlisted(model: nn.Module, found: NetworkSpectrum, config: InspectConfig) -> Iterator[LayerSpectrum]:
-    """Rows for the tensors of modules that the spectrum does not list, as parameters of blocks and frozen weights."""
-    listed = {row.name for row in found}
-    modules = dict(model.named_modules())
+    """Rows for what the network stores outside the rows of its spectrum, as the packed weights of quantised layers."""
+    listed, modules = {row.name for row in found}, dict(model.named_modules())
     rows: dict[str, LayerSpectrum] = {}
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+    for name, value in model.state_dict().items():
         module = name.rpartition(".")[0]
         above = module.split(".")
         covered = any(".".join(above[:count]) in listed for count in range(len(above) + 1))
-        known = isinstance(modules[module], Normalize)  # of pixels, which svdctl.load put there
-        if covered or known or not holds_weights(tensor) or not _matches(module, config.layers):
-            continue
-        kind = type(modules[module]).__name__
-        why = f"{name} is a tensor of a module whose spectrum is not known here"
-        rows.setdefault(module, failed(module, kind, tuple(tensor.shape), why))
+        # Places in a table and masks are no weights.
+        is_weight = not isinstance(value, Tensor) or (
+            holds_weights(value) and value.dtype not in (torch.int64, torch.bool)
+        )
+        is_pixels = isinstance(modules.get(module), Normalize)
+        if not covered and is_weight and not is_pixels and _matches(module, config.layers):
+            why = f"{name} is stored by a module whose spectrum is not known here"
+            rows.setdefault(module, failed(module, "other", (), why))
     yield from rows.values()
 
 
 def _beside(weights: WeightFile, config: InspectConfig, *, has_network: bool) -> Iterator[LayerSpectrum]:
     """Rows for what the file has and the layers do not: other parts, and what a network was not filled with."""
     for part in weights.left_out:
-        reason = f"{part.what}; it is left out"
-        if part.may_hold_weights:
-            reason += ", --key chooses a part"
+        reason = f"{part.what}; --key chooses a part" if part.may_hold_weights else part.what
         if _matches(part.name, config.layers):
             yield replace(failed(part.name, "left out", (), reason), has_weights=part.may_hold_weights)
     if has_network and weights.format != "svdctl":
@@ -232,13 +232,17 @@ def _limit(row: LayerSpectrum, config: InspectConfig) -> float | None:
     return config.batchnorm_max if is_batchnorm else config.max
 
 
+def _is_excepted(row: LayerSpectrum, patterns: Sequence[str]) -> bool:
+    return _matches(row.name or "(top)", patterns)  # as outputs call it
+
+
 def _verdict(row: LayerSpectrum, config: InspectConfig) -> str:
     """What a gate says of a row: proved, above, not proved or excepted; empty when it is not held."""
     limit = _limit(row, config)
     if not config.has_gate or not row.has_weights or (row.bound is not None and limit is None):
         return ""
     if row.bound is None or row.assumption or limit is None:
-        return "excepted" if _matches(row.name, config.excepted) else "not proved"
+        return "excepted" if _is_excepted(row, config.excepted) else "not proved"
     return "proved" if row.bound.upper <= limit else "above"
 
 
@@ -268,7 +272,7 @@ def summary(found: list[NetworkSpectrum], config: InspectConfig) -> str:
     """
     rows = [(network.name, row) for network in found for row in network]
     for pattern in config.excepted:
-        if not any(_matches(row.name, (pattern,)) for _, row in rows):
+        if not any(_is_excepted(row, (pattern,)) for _, row in rows):
             raise UsageError(f"--except {pattern}: no layer of {', '.join(map(str, config.files))} has such a name")
     held = [
         f"{limit:g} ({what})"

@@ -7,12 +7,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from svdctl.layers.frames import frame_error
 from svdctl.spectral.matrix import matrix_norm_bound
 from svdctl.weights.parametrized import effective
 from svdctl.weights.skew import OWN_VECTORS, PUBLIC_VECTORS, generator, own_factor, public_factor
 from svdctl.weights.stored import Leaves, StoredLayer, layer_of, wide, without
-from svdctl.weights.tt import frames_assumption, is_matrix
+from svdctl.weights.tt import frames_assumption, is_matrix, largest_frame_error
 
 _OWN = "its factor is svdctl's own, 0.7 (1 of a 1x1 kernel), and its series has 12 terms"
 _PUBLIC = "its series has 12 terms, as in the paper's code"
@@ -95,9 +94,7 @@ def _between(layer: StoredLayer, frame_in: Tensor | None, frame_out: Tensor | No
     if not all(frame.numel() and bool(torch.isfinite(frame).all()) for frame in frames):
         return layer  # told by name, with all other tensors
     norms = [matrix_norm_bound(frame, tolerance=_EXACT).upper for frame in frames]
-    return replace(
-        layer, frame_error=max(float(frame_error(frame)) for frame in frames), frame_norms=(norms[0], norms[1])
-    )
+    return replace(layer, frame_error=largest_frame_error(*frames), frame_norms=(norms[0], norms[1]))
 
 
 def _exponential(

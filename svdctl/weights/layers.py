@@ -65,8 +65,10 @@ def stored_layers(
         names = [f"{module}.{leaf}" if module else leaf for leaf in leaves]
         while leaves:
             layer = next(layer for recognise in _RECOGNISERS if (layer := recognise(module, leaves, batchnorm_eps)))
-            beside = [name for name in (*names, *below.get(module, ())) if name not in layer.tensors]
-            found.append(_counted(_checked(_alone(layer, beside, adapted), tensors), tensors))
+            if not layer.reason:
+                beside = [name for name in (*names, *below.get(module, ())) if name not in layer.tensors]
+                layer = _checked(_alone(layer, beside, adapted), tensors)
+            found.append(_counted(layer, tensors))
             taken = {places[name][1] for name in layer.tensors}
             leaves = {leaf: tensor for leaf, tensor in leaves.items() if leaf not in taken}
     for name, what in (others or {}).items():
@@ -77,8 +79,6 @@ def stored_layers(
 
 def _alone(layer: StoredLayer, beside: Sequence[str], adapted: Mapping[str, str]) -> StoredLayer:
     """Without its operator where tensors stand beside it or below it that may change what it computes."""
-    if layer.reason:
-        return layer
     if layer.name in adapted:
         return without(layer, f"{adapted[layer.name]} is an adapter, which changes what the layer computes")
     own = [name.removeprefix(f"{layer.name}.") for name in beside]

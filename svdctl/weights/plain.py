@@ -99,7 +99,7 @@ def alone(module: str, leaves: Leaves, eps: float) -> StoredLayer:
     name = f"{module}.{leaf}" if module else leaf
     layer = StoredLayer(name, "other", "no known name", (name,), tensor.numel(), tuple(tensor.shape))
     if not tensor.is_floating_point():
-        return replace(layer, reason=f"{_type_name(tensor)} numbers, no weights")
+        return replace(layer, reason=f"{_type_name(tensor)} numbers of no layer known here")
     if re.match(r"weight_(ih|hh|hr)_l\d", leaf):
         return replace(layer, reason="a matrix of a recurrent layer, which is applied at every step")
     if tensor.ndim <= 1:

@@ -12,8 +12,9 @@ SCALES = ("weight_scale_inv", "weight_scale", "scale_weight")
 BLOCK = 128
 """Rows and columns that share a number of `weight_scale_inv` in DeepSeek's files."""
 _KNOWN = {
+    "biases": "MLX",
     **dict.fromkeys(("qweight", "qzeros", "scales", "g_idx"), "GPTQ or AWQ"),
-    **dict.fromkeys(("absmax", "quant_map", "nested_absmax", "nested_quant_map"), "bitsandbytes"),
+    **dict.fromkeys(("bitsandbytes", "absmax", "quant_map", "nested_absmax", "nested_quant_map"), "bitsandbytes"),
     **dict.fromkeys(("SCB", "CB", "weight_format"), "bitsandbytes"),
     **dict.fromkeys(("input_scale", "scale_input", "input_scale_ub", "input_global_scale"), "a quantiser of inputs"),
     **dict.fromkeys(("input_zero_point", "activation_scale", "act_scale"), "a quantiser of inputs"),
@@ -25,37 +26,35 @@ _KNOWN = {
     **dict.fromkeys(("codes", "codebooks"), "AQLM"),
     **dict.fromkeys(("_data", "_scale", "_shift"), "quanto"),
     **dict.fromkeys(("weight_qdata", "_packed_params", "_weight_bias", "zero_point"), "torchao"),
-    **dict.fromkeys(("biases",), "MLX's quantisation"),
     **dict.fromkeys(("weight_scales", "weight_scale_2"), "a quantiser"),
     **dict.fromkeys(SCALES, "a quantiser"),
 }
 """Names of tensors beside a weight, or instead of one, and who writes them."""
 _CODES = frozenset({
-    *("qweight", "weight_packed", "W_q", "q_weight", "Qidxs", "codebooks", "_data", "weight_qdata", "_packed_params"),
-    *("absmax", "quant_map"),
+    "qweight", "weight_packed", "W_q", "q_weight", "Qidxs", "codebooks", "_data", "weight_qdata", "_packed_params",
+    "absmax", "quant_map",
 })  # fmt: skip
 """Names that take the place of a weight."""
 
 
 def quantiser_of(names: Iterable[str]) -> str:
-    """Who writes tensors of such names, `", as GPTQ or AWQ store it"`; empty when none is known."""
-    for name in names:
-        last = name.rpartition(".")[2]
-        if last in _KNOWN:
-            return _KNOWN[last]
-        if last.startswith("bitsandbytes__"):
-            return "bitsandbytes"
-    return ""
+    """Who writes tensors of such names; empty when nobody is known to."""
+    words = {name.rpartition(".")[2].partition("__")[0] for name in names}
+    return next((by for name, by in _KNOWN.items() if name in words), "")
 
 
 def quantised(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
     """A layer whose weight is stored as codes: all its tensors, and no operator."""
     codes = [leaf for leaf in leaves if leaf in _CODES]
+    beside = [leaf for leaf in leaves if leaf in _KNOWN]
+    if not codes and beside and "weight" in leaves and not leaves["weight"].is_floating_point():
+        codes = ["weight"]
     if not codes:
         return None
     layer = layer_of(module, leaves, (codes[0], *leaves), "other", f"the name {codes[0]}")
+    named = ", ".join(dict.fromkeys([*codes, *beside]))
     return without(
-        layer, f"its weight is quantised ({codes[0]}, as of {_KNOWN[codes[0]]}), which svdctl does not decode"
+        layer, f"its weight is quantised ({named}, as of {quantiser_of(beside)}), which svdctl does not decode"
     )
 
 

@@ -1,5 +1,6 @@
 """TT layers, by the names of svdctl and by those of the paper's code."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -8,10 +9,14 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
+from svdctl.errors import ShapeError
 from svdctl.layers.frames import frame_error, qr_positive
 from svdctl.spectral.operator import Convolution
 from svdctl.weights.parametrized import Effective, effective
 from svdctl.weights.stored import Leaves, StoredLayer, layer_of, wide, without
+
+_LARGEST = 1e100
+"""Numbers of a frame whose squares and their sums are numbers of float64."""
 
 
 def tt(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
@@ -55,11 +60,19 @@ def _framed(layer: StoredLayer, core: Tensor, frame_in: Tensor | None, frame_out
     if (frame_out.shape[1], frame_in.shape[1]) != tuple(core.shape[:2]):
         return without(layer, "its frames and its core have different ranks")
     shape = (frame_out.shape[0], frame_in.shape[0], *core.shape[2:])
-    if not all(bool(torch.isfinite(part.double()).all()) for part in (core, frame_in, frame_out)):
+    if not all(part.numel() and bool(torch.isfinite(part.double()).all()) for part in (core, frame_in, frame_out)):
         return replace(layer, shape=shape, make=partial(_small, core, frame_in, frame_out))  # told by name
-    error = max(float(frame_error(frame.double())) for frame in (frame_in, frame_out))
+    error = largest_frame_error(frame_in, frame_out)
     slack = _rounding(core, frame_in, frame_out)
     return replace(layer, shape=shape, frame_error=error, slack=slack, make=partial(_small, core, frame_in, frame_out))
+
+
+def largest_frame_error(*frames: Tensor) -> float | None:
+    """Largest spectral norm of `U^T U - I`; None where its numbers are beyond float64."""
+    wide = [frame.double() for frame in frames]
+    if any(float(frame.abs().max()) > _LARGEST for frame in wide):
+        return None
+    return max(float(frame_error(frame)) for frame in wide)
 
 
 def frames_assumption(frames: Sequence[Effective | None]) -> str:
@@ -83,17 +96,34 @@ def _rank(core: Tensor) -> tuple[int, int]:
 
 
 def _small(core: Tensor, frame_in: Tensor, frame_out: Tensor) -> Convolution:
-    r_in, r_out = (qr_positive(frame.double())[1] for frame in (frame_in, frame_out))
-    return Convolution.make(torch.einsum("cb,bahw,da->cdhw", r_out, core.double(), r_in))
+    parts, exponent = _near_one(core, frame_in, frame_out)
+    r_in, r_out = (qr_positive(frame)[1] for frame in parts[1:])
+    kernel = torch.einsum("cb,bahw,da->cdhw", r_out, parts[0], r_in)
+    if not -900 < exponent < 900:
+        raise ShapeError("the numbers of its core and frames make products beyond float64")
+    return Convolution.make(kernel * 2.0**exponent)
 
 
 def _rounding(core: Tensor, frame_in: Tensor, frame_out: Tensor) -> float:
-    """How far rounding moves the norm of `_small` from that of the layer.
+    """How far rounding moves the norm of `_small` from that of the layer, as `TTConv2d.exact_kernel` has it.
 
-    Householder QR is exact for a frame off by gamma in each column (Higham 2002, Theorem 19.4), and so is the product
-    of the factors but for fewer roundings; the kernel's norm is at most the sum of the Frobenius norms of its taps.
+    Householder QR is exact for a frame that is off by `c m n u` of its norm (Higham 2002, Theorem 19.4), and the
+    product of the factors and the core errs by less; the kernel's norm is at most the sum of those of its taps.
     """
-    roundings = 16 * max(frame_in.numel(), frame_out.numel()) * 2.0**-53
-    taps = float(torch.linalg.vector_norm(core.double(), dim=(0, 1)).sum())
-    frames = float(frame_in.double().norm()) * float(frame_out.double().norm())
-    return roundings / (1 - roundings) * taps * frames * (1 + 1e-6)
+    parts, exponent = _near_one(core, frame_in, frame_out)
+    error = 16 * max(frame_in.numel(), frame_out.numel()) * 2.0**-53
+    taps = float(torch.linalg.vector_norm(parts[0], dim=(0, 1)).sum())
+    frames = math.prod(float(frame.norm()) for frame in parts[1:])
+    return error / (1 - error) * taps * frames * (1 + 1e-6) * 2.0 ** min(max(exponent, -900), 900)
+
+
+def _near_one(*parts: Tensor) -> tuple[list[Tensor], int]:
+    """The parts in float64, each over a power of two so that its largest entry is near 1; the powers' exponents added.
+
+    So nothing overflows on the way, and nothing that counts underflows.
+    """
+    wide = [part.double() for part in parts]
+    exponents = [math.frexp(float(part.abs().max()))[1] for part in wide]
+    # In two steps, as 2 to the power of 1074 is no number.
+    halves = [(exponent // 2, exponent - exponent // 2) for exponent in exponents]
+    return [part * 2.0**-a * 2.0**-b for part, (a, b) in zip(wide, halves, strict=True)], sum(exponents)

@@ -199,11 +199,14 @@ _ANOTHER_SET = "another set of weights"
 
 
 def _left_out(full: str, name: str, part: object) -> LeftOut | None:
-    """A part beside the weights: a state of training, or what may be weights of another network."""
+    """A part beside the weights: a state of training, or what may be weights of another network; None of a number."""
     state = _state_of_training(name, part)
     if state is not None:
         return LeftOut(full, *state)
-    return LeftOut(full, _ANOTHER_SET, True) if may_hold_weights(part) else None
+    if may_hold_weights(part):
+        return LeftOut(full, _ANOTHER_SET, True)
+    is_number = isinstance(part, Tensor) or not any(isinstance(value, Tensor) for value in _leaves(part))
+    return None if is_number else LeftOut(full, "no weights", False)
 
 
 def _state_of_training(name: str, part: object) -> tuple[str, bool] | None:
@@ -241,25 +244,29 @@ def _is_optimizer(part: object, depth: int = 0) -> bool:
     return bool(inner) and depth < 2 and all(_is_optimizer(value, depth + 1) for value in inner)
 
 
-def _leaves(part: object) -> Iterator[object]:
-    """Everything below a part that is no container, each container looked into once."""
+def _leaves(part: object, *, training: bool = True) -> Iterator[object]:
+    """Everything below a part that is no container, each container looked into once; states of training or not."""
     waiting, seen = [part], {id(part)}
     while waiting:
         value = waiting.pop()
         if not isinstance(value, Mapping | list | tuple):
             yield value
             continue
-        for _, inner in _parts(value):
-            if id(inner) not in seen or not isinstance(inner, Mapping | list | tuple):
-                seen.add(id(inner))
+        for name, inner in _parts(value):
+            if not isinstance(inner, Mapping | list | tuple):
                 waiting.append(inner)
+            elif id(inner) not in seen:
+                seen.add(id(inner))
+                state = None if training else _state_of_training(name, inner)
+                if state is None or state[1]:
+                    waiting.append(inner)
 
 
 def may_hold_weights(part: object) -> bool:
     """Whether something below the part could be a weight: no number, no state of a random generator."""
     return any(
         isinstance(value, NumpyArray) or (isinstance(value, Tensor) and _may_be_weight(value))
-        for value in _leaves(part)
+        for value in _leaves(part, training=False)
     )
 
 
