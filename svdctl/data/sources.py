@@ -109,6 +109,13 @@ def _folder(data: Folder) -> TrainTest:
     path = data.path.expanduser()
     if not path.is_dir():
         raise DataError(f"there is no folder {path}; give --dataset folder:PATH the folder that holds the classes")
+    try:
+        return _read_folder(path, data).checked(str(path))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({_first_line(error)}); check its folders, links and rights") from error
+
+
+def _read_folder(path: Path, data: Folder) -> TrainTest:
     parts = _divided(path)
     if not parts:
         everything = _images_below(path, data)
@@ -117,9 +124,9 @@ def _folder(data: Folder) -> TrainTest:
     else:
         read = {name: _images_below(folder, data) for name, folder in parts.items()}
         test = read.pop("test" if "test" in read else "val")
-        return TrainTest(read["train"], test, read.get("val")).checked(str(path))
+        return TrainTest(read["train"], test, read.get("val"))
     rest, part = stratified_split(everything.checked(str(path)), 0.2, seed=0)
-    return TrainTest(rest, part).checked(str(path))
+    return TrainTest(rest, part)
 
 
 _PARTS = {
@@ -169,9 +176,12 @@ def _images(path: Path) -> list[Path]:
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
 
 
-def _images_anywhere(path: Path) -> list[Path]:
-    """The images in a folder, then those of each folder in it."""
-    return _images(path) + [file for folder in _folders(path) for file in _images_anywhere(folder)]
+def _images_anywhere(path: Path, above: tuple[Path, ...] = ()) -> list[Path]:
+    """The images in a folder, then those of each folder in it; `above` are the folders around it, links resolved."""
+    here = path.resolve()
+    if here in above:
+        raise DataError(f"{path} leads back to a folder that it lies in; remove the link")
+    return _images(path) + [file for folder in _folders(path) for file in _images_anywhere(folder, (*above, here))]
 
 
 def _images_below(path: Path, data: Folder) -> ImageData:

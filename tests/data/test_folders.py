@@ -108,6 +108,15 @@ def test_folders_that_are_refused(layout: str, tmp_path: Path) -> None:
         load(Folder(path=tmp_path, size=SIZE))
 
 
+def test_links_are_followed_and_a_loop_of_them_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "a/")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    assert load(Folder(path=tmp_path, size=SIZE)).train.classes == ("a", "b")
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    with pytest.raises(DataError, match="leads back to a folder"):
+        load(Folder(path=tmp_path, size=SIZE))
+
+
 @pytest.mark.parametrize("kind", ["folder", "npz"])
 def test_the_data_sets_own_validation_part_is_the_one_that_a_run_is_followed_by(kind: str, tmp_path: Path) -> None:
     if kind == "folder":
