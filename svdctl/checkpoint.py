@@ -31,6 +31,8 @@ class Checkpoint:
     training: dict[str, Any]
     """State of optimiser, schedule, control and counters."""
     metrics: dict[str, float]
+    data: dict[str, str] | None = None
+    """Fingerprints of the parts of the data that it was trained on, by name; None: not known."""
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -51,6 +53,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "model": checkpoint.model,
         "training": checkpoint.training,
         "metrics": checkpoint.metrics,
+        "data": checkpoint.data,
     }
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -108,7 +111,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ) from error
     if not _is_plausible(config, found.model):
         raise CheckpointError(f"{path}: its weights do not fit the configuration beside them; use another one")
-    return Checkpoint(config, found.classes, found.image_shape, found.model, found.training, found.metrics)
+    return Checkpoint(config, found.classes, found.image_shape, found.model, found.training, found.metrics, found.data)
 
 
 class _Contents(BaseModel):
@@ -123,6 +126,7 @@ class _Contents(BaseModel):
     model: dict[str, Tensor]
     training: dict[str, Any]
     metrics: dict[str, float]
+    data: dict[str, str] | None = None
 
 
 def _is_plausible(config: TrainConfig, model: Mapping[str, Tensor]) -> bool:

@@ -8,10 +8,9 @@ from typing import Protocol
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
 
 from svdctl.accuracy import Accuracy, summed
-from svdctl.training import Trainer
+from svdctl.training import EPOCH, SINCE_RECORD, Trainer
 
 LOOK_EVERY = 0.5
 """Seconds between two looks at the totals, each of which waits for the device."""
@@ -39,63 +38,82 @@ class Loop:
     record: Callable[[str, Mapping[str, float]], None]
     """Gets `step` or `epoch`, and metrics."""
     save: Callable[[str], None]
-    """Gets `last`, `best`, `steps` or `interrupted`."""
+    """Gets `last`, `best`, `steps` or `interrupted`; the network is sealed, but for `interrupted`."""
     stop: threading.Event
+    _clock: float = 0.0
 
     def run(self) -> bool:
         """Train to the end; whether it was reached."""
         trainer = self.trainer
         self.progress.start(trainer.total_steps, trainer.counters.step)
         trainer.model.train()
+        self._clock = time.perf_counter()
+        if not trainer.counters.epoch_finished and trainer.at_epoch_end:
+            self._finish_epoch()  # it was saved after its last step, and not gone on with
         while trainer.counters.step < trainer.total_steps:
-            epoch, start = divmod(trainer.counters.step, trainer.batches.steps_per_epoch)
-            if not self._epoch(epoch, start):
-                self.save("interrupted")
+            if not self._train_epoch():
                 return False
+            self._finish_epoch()
         return True
 
-    def _epoch(self, epoch: int, start: int) -> bool:
+    def _train_epoch(self) -> bool:
+        """Make the steps that the epoch lacks; False when it was stopped and saved among them."""
         trainer, config = self.trainer, self.trainer.config
-        epoch_totals = torch.zeros(5, dtype=torch.float64, device=trainer.fabric.device)
-        totals = torch.zeros_like(epoch_totals)
-        began = time.perf_counter()
+        epoch, start = divmod(trainer.counters.step, trainer.batches.steps_per_epoch)
+        began = self._clock = time.perf_counter()
         first_step = trainer.counters.step
         pace = _Pace(trainer.fabric, first_step)
-        trainer.control_time = 0.0
         for images, labels in trainer.batches.epoch(epoch, start):
-            trainer.train_step(images, labels, totals)
+            trainer.train_step(images, labels, trainer.totals)
             step = trainer.counters.step
-            looked = pace.is_due(step) or step % config.log.every == 0 or step == trainer.total_steps
+            last = step >= trainer.total_steps
+            looked = pace.is_due(step) or step % config.log.every == 0 or last
             if looked:
-                epoch_totals += totals
-                metrics = trainer.read(totals, epoch)
+                metrics = trainer.read(trainer.totals[SINCE_RECORD], epoch)
                 rate = (step - first_step) / max(time.perf_counter() - began, 1e-9)
                 metrics["images_per_second"] = rate * config.batch_size
                 metrics["seconds_left"] = (trainer.total_steps - step) / rate
                 self.progress.step(step, metrics)
                 if step % config.log.every == 0:
                     self.record("step", {k: metrics[k] for k in ("epoch", "loss", "orthogonal_loss", "acc", "lr")})
-                totals.zero_()
-            if pace.stops(step, looked, self.stop.is_set()) and step < trainer.total_steps:
-                trainer.read(totals, epoch)  # nothing that is not finite is saved
-                return False
-            if step >= trainer.total_steps:
+                    trainer.totals[SINCE_RECORD].zero_()
+            stops = pace.stops(step, looked, self.stop.is_set())
+            if last:
                 break
-            if config.checkpoint.every_steps and step % config.checkpoint.every_steps == 0:
-                trainer.read(totals, epoch)
-                self.save("steps")
-        epoch_totals += totals
-        self._finish_epoch(epoch, epoch_totals, time.perf_counter() - began)
+            due = config.checkpoint.every_steps is not None and step % config.checkpoint.every_steps == 0
+            if due or stops:
+                trainer.read(trainer.totals[EPOCH], epoch)  # nothing that is not finite is saved
+                self._note_time()
+                if due:
+                    trainer.controller.seal()
+                # A stop at a step that is saved anyway must leave what an undisturbed run leaves.
+                self.save("steps" if due else "interrupted")
+            if stops:
+                return False
         return True
 
-    def _finish_epoch(self, epoch: int, totals: Tensor, seconds: float) -> None:
-        trainer, config = self.trainer, self.trainer.config
-        metrics = trainer.read(totals, epoch)
-        metrics.update(train_time=seconds, clipping_time=trainer.control_time)
+    def _note_time(self) -> None:
+        """Add the time since the last call to that of the epoch."""
+        now = time.perf_counter()
+        self.trainer.train_time += now - self._clock
+        self._clock = now
+
+    def _finish_epoch(self) -> None:
+        """Evaluate, record and save what is due after an epoch's last step.
+
+        What is saved before the end of this says that the epoch is not finished; resuming does all of it again, to the
+        same bits.
+        """
+        trainer, config, epoch = self.trainer, self.trainer.config, self.trainer.epoch
+        metrics = trainer.read(trainer.totals[EPOCH], epoch)
+        self._note_time()
+        metrics.update(train_time=trainer.train_time, clipping_time=trainer.control_time)
         last = trainer.counters.step >= trainer.total_steps
-        due = last or (epoch + 1) % config.evaluation.every == 0
-        if due:
+        evaluated = last or (epoch + 1) % config.evaluation.every == 0
+        saved = last or (epoch + 1) % config.checkpoint.every == 0
+        if evaluated or saved:
             trainer.controller.seal()
+        if evaluated:
             began = time.perf_counter()
             held_out = trainer.evaluate(trainer.evaluation_data)
             metrics.update(val_acc=held_out.accuracy, val_loss=held_out.loss)
@@ -105,11 +123,13 @@ class Loop:
                     metrics[f"sigma/{row.name}"] = row.largest
                     metrics[f"bound/{row.name}"] = row.bound
             self.progress.evaluated(metrics)
+        best = evaluated and config.evaluation.select != "last" and self._is_best(metrics)
         self.record("epoch", metrics)
-        if due and config.evaluation.select != "last" and self._is_best(metrics):
+        trainer.counters.epoch_finished = True
+        trainer.start_epoch()
+        if best:
             self.save("best")
-        if last or (epoch + 1) % config.checkpoint.every == 0:
-            trainer.controller.seal()
+        if saved:
             self.save("last")
 
     def _is_best(self, metrics: Mapping[str, float]) -> bool:

@@ -1,5 +1,6 @@
 """Pictures of a run: its curves, its spectra before and after, and its certificates."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from torch import Tensor
 
 def plot_curves(records: Sequence[Mapping[str, Any]], path: Path, *, held_out: str) -> None:
     """Loss, penalty (when there is one) and accuracy by epoch, each in its own panel."""
+    # What is not known, None, is a gap in a curve.
+    records = [{name: math.nan if value is None else value for name, value in record.items()} for record in records]
     epochs = [record for record in records if record["kind"] == "epoch"]
-    evaluated = [record for record in epochs if record.get("val_acc") is not None]
+    evaluated = [record for record in epochs if {"val_acc", "val_loss"} <= record.keys()]
     steps = [record for record in records if record["kind"] == "step"]
-    has_penalty = any((record["orthogonal_loss"] or 0) > 0 for record in epochs)
+    has_penalty = any(record["orthogonal_loss"] > 0 for record in epochs)
     figure = Figure(figsize=(4.2 * (3 if has_penalty else 2), 3.4), layout="constrained")
     panels = list(figure.subplots(1, 3 if has_penalty else 2))
     loss = panels.pop(0)
@@ -29,7 +32,7 @@ def plot_curves(records: Sequence[Mapping[str, Any]], path: Path, *, held_out: s
     accuracy = panels.pop(0)
     accuracy.plot([r["step"] for r in epochs], [100 * r["acc"] for r in epochs], marker=".", label="training")
     accuracy.plot([r["step"] for r in evaluated], [100 * r["val_acc"] for r in evaluated], marker=".", label=held_out)
-    certified = [r for r in evaluated if r.get("val_certified_acc") is not None]
+    certified = [r for r in evaluated if {"val_certified_acc", "epsilon"} <= r.keys()]
     if certified:
         label = f"{held_out}, certified at {certified[-1]['epsilon']:g}/255"
         values = [100 * r["val_certified_acc"] for r in certified]

@@ -3,7 +3,8 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,27 @@ from svdctl.runfolder import naming, write_text
 
 
 class RunLog:
-    """Appends to `metrics.jsonl`; lines of later steps than `step` are dropped first: a resumed run has each once."""
+    """Appends to `metrics.jsonl`.
 
-    def __init__(self, folder: Path, log: Log, config: dict[str, Any], *, step: int = 0) -> None:
+    Args:
+        folder: the run folder.
+        log: what is recorded, and where else.
+        config: the configuration, for Weights & Biases.
+        lines: of a run that is resumed, all lines that the file shall have; those of steps that are made again, and
+            whatever else it holds, are dropped.
+    """
+
+    def __init__(
+        self, folder: Path, log: Log, config: dict[str, Any], *, lines: Iterable[Mapping[str, Any]] | None = None
+    ) -> None:
         self.path = folder / "metrics.jsonl"
-        if step and self.path.exists():
-            kept = [line for line in read_log(self.path) if line["step"] <= step]
-            write_text(self.path, "".join(_line(line) for line in kept))
+        if lines is not None:
+            write_text(self.path, "".join(map(_text, lines)))
         self._file = self.path.open("a", encoding="utf-8")
         self._wandb = _start_wandb(folder, log, config) if log.wandb != "off" else None
 
-    def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Record metrics at a step; `kind` is `step` or `epoch`.
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append a line of `make_line`.
 
         Raises:
             TrainingError: the file was removed, as with its folder.
@@ -32,14 +42,14 @@ class RunLog:
         """
         if os.fstat(self._file.fileno()).st_nlink == 0:
             raise TrainingError(
-                f"{self.path} was removed while the run trained in its folder; stopped at step {step}, what is left in "
-                f"{self.path.parent} is kept"
+                f"{self.path} was removed while the run trained in its folder; stopped at step {line['step']}, what is "
+                f"left in {self.path.parent} is kept"
             )
         with naming(self.path):
-            self._file.write(_line({"kind": kind, "step": step, **metrics}))
+            self._file.write(_text(line))
             self._file.flush()
         if self._wandb is not None:
-            self._wandb.log(dict(metrics), step=step)
+            self._wandb.log({k: v for k, v in line.items() if k not in ("kind", "step")}, step=line["step"])
 
     def close(self) -> None:
         """Flush and close."""
@@ -49,23 +59,63 @@ class RunLog:
             self._wandb.finish()
 
 
-def _line(record: Mapping[str, Any]) -> str:
-    # JSON has no NaN: such a value is written as null.
-    clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-    return json.dumps(clean) + "\n"
+_NEEDED = {"step": {"epoch", "loss", "orthogonal_loss", "acc", "lr"}}
+_NEEDED["epoch"] = _NEEDED["step"] | {"epochs", "train_time", "clipping_time"}
+"""What a line of each kind has."""
+
+
+def make_line(kind: str, step: int, metrics: Mapping[str, float]) -> dict[str, Any]:
+    """A line of `metrics.jsonl`; `kind` is `step` or `epoch`. JSON has no NaN: such a value becomes None, not known."""
+    return {"kind": kind, "step": step} | {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+
+
+def _text(line: Mapping[str, Any]) -> str:
+    return json.dumps(dict(line)) + "\n"
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """All records of a `metrics.jsonl`; a line that is none, as one cut off by a kill, is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    """Read the lines of a `metrics.jsonl`, without those that `scan_log` leaves out."""
+    return scan_log(path)[0]
+
+
+def scan_log(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Read the lines of a `metrics.jsonl` that svdctl can have written, each once, and count the others.
+
+    Others are damaged or foreign: cut off by a kill, without a figure that their kind has, with a value that is no
+    finite number. A file that is not there has no lines.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return [], 0
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    texts = [line for line in text.split("\n") if line.strip()]
+    for line in texts:
         try:
             record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # ValueError: no JSON, or a number of thousands of digits
             continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            records.append(record)
-    return records
+        if is_line(record):
+            found.setdefault((record["kind"], record["step"]), record)
+    return list(found.values()), len(texts) - len(found)
+
+
+def is_line(record: object) -> bool:
+    """Whether a value has the form of a line of `metrics.jsonl`."""
+    if not isinstance(record, dict):
+        return False
+    kind, step, epoch = (record.get(name) for name in ("kind", "step", "epoch"))
+    return (
+        isinstance(kind, str)
+        and _NEEDED.get(kind, {""}) <= record.keys()
+        and all(type(value) is int and 0 < value < 2**53 for value in (step, epoch))
+        and all(_is_figure(value) for name, value in record.items() if name != "kind")
+    )
+
+
+def _is_figure(value: object) -> bool:
+    """Whether a value is a finite number, or None: not known."""
+    return value is None or (isinstance(value, int | float) and abs(value) <= sys.float_info.max)
 
 
 def _start_wandb(folder: Path, log: Log, config: dict[str, Any]) -> Any:

@@ -37,6 +37,12 @@ class Counters:
     best_plain_accuracy: float = -1.0
     """Its plain accuracy, which decides between equals."""
     best_step: int = 0
+    epoch_finished: bool = True
+    """Whether the epoch that `step` is in, or ends, is evaluated, recorded and, where due, in `best.pt`."""
+
+
+EPOCH, SINCE_RECORD = 0, 1
+"""Rows of `Trainer.totals`."""
 
 
 @dataclass
@@ -80,10 +86,25 @@ class Trainer:
         frames = getattr(self.config.layer, "frames", None)
         self._retraction = frames.method if frames is not None and frames.kind == "retract" else None
         self._penalty = penalty_of(self.config)
+        self.epochs: list[dict[str, Any]] = []
+        """The lines of the log about the epochs so far."""
+        self.start_epoch()
+
+    def start_epoch(self) -> None:
+        """Set the sums over an epoch's steps to zero."""
+        # Added to step by step, so that they do not depend on when they are read.
+        self.totals = torch.zeros(2, 5, dtype=torch.float64, device=self.fabric.device)
+        """Of (loss, penalty, correct, images, steps that were not finite): of the epoch, and since the last record."""
+        self.train_time = 0.0
+        """Seconds of the epoch's steps."""
         self.control_time = 0.0
+        """Seconds of control among them."""
 
     def train_step(self, images: Tensor, labels: Tensor, totals: Tensor) -> None:
-        """One step; adds (loss, penalty, correct, images, steps that were not finite) to `totals`. No host sync."""
+        """One step; adds (loss, penalty, correct, images, steps that were not finite) to `totals` `(*, 5)`.
+
+        No host sync.
+        """
         logits = self.runnable(images.contiguous(memory_format=self._layout))
         # Gradients are averaged over processes, whose shares may differ: this average is the mean over all images.
         share = self._images_of_all(labels) / self.fabric.world_size
@@ -97,6 +118,7 @@ class Trainer:
         self.stepper.zero_grad(set_to_none=True)
         self.schedule.step()
         self.counters.step += 1
+        self.counters.epoch_finished = False
         if self.counters.step % TIGHTEN_EVERY == 0:
             for soc in self._soc_layers:
                 soc.tighten_()
@@ -145,8 +167,19 @@ class Trainer:
         errors = [frame_error(frame.double()) for frame in frames if frame is not None]
         return float(torch.stack(errors).max()) if errors else None
 
+    @property
+    def epoch(self) -> int:
+        """The epoch of the last step, counted from 0."""
+        return min(max(self.counters.step - 1, 0) // self.batches.steps_per_epoch, self.config.epochs - 1)
+
+    @property
+    def at_epoch_end(self) -> bool:
+        """Whether the last step was its epoch's last, or the run's."""
+        step = self.counters.step
+        return step % self.batches.steps_per_epoch == 0 or step >= self.total_steps
+
     def read(self, totals: Tensor, epoch: int) -> dict[str, float]:
-        """Means of `totals` over its images.
+        """Means of `totals` `(5,)` over its images.
 
         Raises:
             TrainingError: when a loss was not finite, or a weight is not.
@@ -179,12 +212,20 @@ class Trainer:
         return bool(torch.isfinite(torch.stack([value.float() for value in largest])).all())
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the weights that a resumed training needs."""
+        """Everything but the weights that a resumed training needs; called in all processes."""
+        totals = self.fabric.all_gather(self.totals)
+        assert isinstance(totals, Tensor)
         return {
             "optimizer": self.optimizer.state_dict(),
             "schedule": {"last_epoch": self.schedule.last_epoch},
             "controller": self.controller.state_dict(),
             "counters": dict(vars(self.counters)),
+            "epoch": {
+                "totals": totals.reshape(-1, 2, 5).cpu(),
+                "train_time": self.train_time,
+                "clipping_time": self.control_time,
+            },
+            "epochs": [dict(line) for line in self.epochs],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -194,3 +235,11 @@ class Trainer:
         self.schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
         self.controller.load_state_dict(state["controller"])
         self.counters = Counters(**state["counters"])
+        self.epochs = [dict(line) for line in state["epochs"]]
+        # Each process goes on with its own sums; where their number has changed, the first one has them all.
+        totals, rank = state["epoch"]["totals"], self.fabric.global_rank
+        if len(totals) != self.fabric.world_size:
+            totals, rank = torch.stack([totals.sum(0), torch.zeros_like(totals[0])]), min(rank, 1)
+        self.totals.copy_(totals[rank])
+        self.train_time = float(state["epoch"]["train_time"])
+        self.control_time = float(state["epoch"]["clipping_time"])

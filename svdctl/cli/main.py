@@ -8,6 +8,7 @@ import typer
 
 from svdctl.cli import eval_robust, inspect_spectrum, reproduce, train, train_lipconv
 from svdctl.cli.errors import report, wants_debug
+from svdctl.cli.output import outlive_readers
 from svdctl.cli.variadic import spread
 
 app = typer.Typer(
@@ -24,6 +25,10 @@ inspect_spectrum.register(app)
 
 SEVERAL = {"reproduce": reproduce.takers, "eval-robust": eval_robust.takers}
 """Commands with options that take several values."""
+
+
+LASTING = ("train", "train-lipconv", "reproduce", "eval-robust")
+"""Commands whose work does not end with whoever reads their output."""
 
 
 def _version(value: bool) -> None:
@@ -53,6 +58,8 @@ def normalised(arguments: list[str]) -> list[str]:
 def main() -> None:
     """Run the command line; the process ends with its exit code."""
     arguments = normalised(sys.argv[1:])
+    if arguments and arguments[0] in LASTING:
+        outlive_readers()
     if arguments and arguments[0] in SEVERAL:
         arguments = spread(arguments, SEVERAL[arguments[0]]())
     try:

@@ -20,6 +20,9 @@ Set = Annotated[
     list[str] | None, option("--set", text="key.path=value: any field of the configuration. Repeatable.", panel=RUN)
 ]
 Resume = Annotated[Path | None, option("--resume", text="Run folder or last.pt to go on with.", panel=RUN)]
+AllowChangedData = Annotated[
+    bool, option("--allow-changed-data", text="Go on with --resume though the data have changed.", panel=RUN)
+]
 OutDir = Annotated[str | None, option("--out-dir", text="Parent of the run folder (runs).", panel=RUN)]
 Name = Annotated[str | None, option("--name", text="First part of the run folder's name.", panel=RUN)]
 Select = Annotated[

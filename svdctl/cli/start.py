@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from svdctl.config.command import Command
-from svdctl.errors import Interrupted
+from svdctl.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
     from svdctl.cli.render import PlainReporter
@@ -20,15 +20,17 @@ def dispatch(command: Command, parameters: Mapping[str, Any]) -> None:
     """List presets, print a configuration, plan, start or resume, as the command's parameters ask."""
     flags = {key.rstrip("_"): value for key, value in parameters.items()}
     flags.pop("debug")
-    resume, list_presets, print_config, dry_run = (
-        flags.pop(own) for own in ("resume", "list_presets", "print_config", "dry_run")
+    resume, allow_changed_data, list_presets, print_config, dry_run = (
+        flags.pop(own) for own in ("resume", "allow_changed_data", "list_presets", "print_config", "dry_run")
     )
     if list_presets:
         show_presets(command)
     elif resume is not None:
         # Not shown as new runs are: these two are refused with the flags that cannot change a run.
         shown = {"print_config": print_config or None, "dry_run": dry_run or None}
-        go_on(command, resume, {**flags, **shown})
+        go_on(command, resume, {**flags, **shown}, allow_changed_data)
+    elif allow_changed_data:
+        raise UsageError("--allow-changed-data is about a run that is resumed; add --resume RUN, or leave it out")
     else:
         start(command, flags, print_config=print_config, dry_run=dry_run)
 
@@ -68,15 +70,16 @@ def start(command: Command, flags: dict[str, Any], *, print_config: bool, dry_ru
             _end(recipe.run(resolved.config, base=resolved.base, reporter=reporter))
 
 
-def go_on(command: Command, path: Path, flags: dict[str, Any]) -> None:
+def go_on(command: Command, path: Path, flags: dict[str, Any], allow_changed_data: bool) -> None:
     """A run that is resumed."""
     from svdctl.config.flags import resolve_resume
 
     changes = resolve_resume(flags, command)
     from svdctl.recipes import train as recipe
 
+    allowed = {"allow_changed_data": True} if allow_changed_data else {}
     with _reporter(command) as reporter:
-        _end(recipe.resume(path, command=command, changes=changes, reporter=reporter))
+        _end(recipe.resume(path, command=command, changes=changes, reporter=reporter, **allowed))
 
 
 @contextmanager

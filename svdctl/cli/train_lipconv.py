@@ -19,6 +19,7 @@ def train_lipconv(
     preset: o.Preset = None,
     set_: o.Set = None,
     resume: o.Resume = None,
+    allow_changed_data: o.AllowChangedData = False,
     out_dir: o.OutDir = None,
     name: o.Name = None,
     select: o.Select = None,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from svdctl.checkpoint import read_checkpoint
+from svdctl.checkpoint import Checkpoint, read_checkpoint
 from svdctl.config.command import Command, command_of
 from svdctl.config.presets import to_toml
 from svdctl.config.train import CLASSES, TrainConfig
@@ -13,7 +13,7 @@ from svdctl.processes.lifeline import together
 from svdctl.recipes.training.plan import SELECTION, plan
 from svdctl.recipes.training.result import Reporter, TrainResult
 from svdctl.recipes.training.run import Run
-from svdctl.recipes.training.setup import launch, load_parts
+from svdctl.recipes.training.setup import Parts, launch, load_parts
 from svdctl.runfolder import create_run_folder, write_environment, write_text
 
 __all__ = ["CLASSES", "Reporter", "TrainResult", "plan", "resume", "run"]
@@ -48,6 +48,8 @@ def resume(
     reporter: Reporter,
     changes: Mapping[str, Mapping[str, Any]] | None = None,
     command: Command | None = None,
+    allow_changed_data: bool = False,
+    needs_best: bool = False,
 ) -> TrainResult:
     """Go on where a run folder's `last.pt` stands.
 
@@ -56,6 +58,8 @@ def resume(
         reporter: who is told.
         changes: fields to override, by section: what has no effect on the results, as devices, log and `data.root`.
         command: the command that asks, which refuses runs of the other one; None takes both.
+        allow_changed_data: go on though the data are not those that the run was trained on so far.
+        needs_best: fail where the network that was picked is lost; else a sentence says so, and the last one counts.
 
     Raises:
         CheckpointError: missing, damaged, of the other command, without a state of training, or other data than then.
@@ -83,16 +87,38 @@ def resume(
     with together(fabric, lambda: _after_loss(config, folder)):
         with fabric.rank_zero_first(local=True):  # data may have to be downloaded
             parts = load_parts(config)
-        if parts.train.classes != checkpoint.classes or parts.train.image_shape != checkpoint.image_shape:
-            raise CheckpointError(
-                f"the data are not those of {path}: {len(parts.train.classes)} classes of {parts.train.image_shape}, "
-                f"there {len(checkpoint.classes)} of {checkpoint.image_shape}; restore the data of the run"
-            )
+        notice = _compared(checkpoint, parts, path, allow_changed_data)
         if fabric.is_global_zero:
             step = int(checkpoint.metrics.get("step", 0))
             reporter.plan([f"resume   {folder} after step {step}", *plan(config, str(folder / "config.toml"))[1:-1]])
+            if notice is not None:
+                reporter.notice(notice)
         run = Run(config, parts, fabric, folder, reporter)
-        return run.execute(checkpoint, is_current=lambda: _stamp(file) == stamp)
+        return run.execute(checkpoint, is_current=lambda: _stamp(file) == stamp, needs_best=needs_best)
+
+
+def _compared(checkpoint: Checkpoint, parts: Parts, path: Path, allowed: bool) -> str | None:
+    """What to say of data that are not, or not known to be, those of the checkpoint.
+
+    Raises:
+        CheckpointError: they have changed, and may not have.
+    """
+    found, then = parts.train, (len(checkpoint.classes), checkpoint.image_shape)
+    if (len(found.classes), found.image_shape) != then:
+        raise CheckpointError(
+            f"the data are not those of {path}: {len(found.classes)} classes of {found.image_shape}, there {then[0]} "
+            f"of {then[1]}; restore the data of the run"
+        )
+    changed = [name for name, value in parts.fingerprint.items() if (checkpoint.data or {}).get(name, value) != value]
+    if not changed and found.classes == checkpoint.classes:
+        return None if checkpoint.data else f"{path} does not tell its data: not known whether these are the same"
+    what = f"{' and '.join(changed)} images or labels" if changed else "names of the classes"
+    if not allowed:
+        raise CheckpointError(
+            f"the data are not those of {path}: other {what}; restore the data of the run, or go on with these by "
+            "--allow-changed-data"
+        )
+    return f"the data are not those of {path}: other {what}; the run goes on with these"
 
 
 def _after_loss(config: TrainConfig, folder: Path | None) -> str:

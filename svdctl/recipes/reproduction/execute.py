@@ -136,7 +136,8 @@ def train_run(run: Run, store: Store, reporter: StatusReporter) -> Path | None:
         _refuse_busy(found.folder)
         reporter.update(folder=str(found.folder))
         try:
-            result = recipe.resume(found.folder, changes=_of_this_call(run.config), reporter=reporter)
+            changes = _of_this_call(run.config)
+            result = recipe.resume(found.folder, changes=changes, reporter=reporter, needs_best=True)
         except CheckpointError as error:
             reporter.notice(f"{found.folder} cannot be continued, the run starts anew ({error})")
         else:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from svdctl.checkpoint import fitting, read_checkpoint
 from svdctl.config.control import NoControl
 from svdctl.config.corruptions import CORRUPTIONS
 from svdctl.config.data import Cifar10, Cifar100
@@ -15,7 +16,7 @@ from svdctl.recipes import eval_robust
 from svdctl.recipes.evaluation.outcome import Failure
 from svdctl.recipes.reproduction.plan import Run
 from svdctl.recipes.reproduction.results import RunFigures
-from svdctl.runlog import read_log
+from svdctl.recipes.training.history import read_history, what_lacks
 
 Records = Mapping[str, Mapping[str, Any]]
 """Figures by metric, as in the file of results."""
@@ -76,8 +77,8 @@ def chosen_checkpoint(folder: Path, config: TrainConfig) -> Path:
 def evaluate_run(run: Run, folder: Path, cifar_c_root: Path | None, tell: Callable[[str], None]) -> RunFigures:
     """Measure what is not yet measured; what could not be measured is the reason in the figures."""
     checkpoint = chosen_checkpoint(folder, run.config)
-    values: dict[Column, float] = dict(training_figures(folder))
-    deviations = list(training_deviations(run.config))
+    values, unknown = training_figures(folder)
+    deviations = [*training_deviations(run.config), *unknown]
     reason = None
     if run.metrics:
         result = eval_robust.run(evaluation_config(run, checkpoint, cifar_c_root), reporter=_Listener(tell))
@@ -90,13 +91,21 @@ def evaluate_run(run: Run, folder: Path, cifar_c_root: Path | None, tell: Callab
     return RunFigures(values, tuple(deviations), str(folder), reason)
 
 
-def training_figures(folder: Path) -> Iterator[tuple[Column, float]]:
-    """Times, from the log of the run."""
-    epochs = [record for record in read_log(folder / "metrics.jsonl") if record.get("kind") == "epoch"]
-    whole = sum(record["train_time"] for record in epochs)
-    control = sum(record["clipping_time"] for record in epochs)
-    yield "train-hours", whole / 3600
-    yield "control-time", control / max(whole - control, 1e-9)
+def training_figures(folder: Path) -> tuple[dict[Column, float], tuple[str, ...]]:
+    """Hours of training and the share of control in it; or none, and why.
+
+    Raises:
+        CheckpointError: `last.pt` cannot be read.
+    """
+    checkpoint = read_checkpoint(folder / "last.pt")
+    with fitting(folder):
+        history = read_history(checkpoint, folder)
+    lacks = what_lacks(history.epochs, checkpoint.config, history.left_out)
+    if lacks is not None:
+        return {}, (f"Times of training are not known: {lacks}.",)
+    whole = sum(line["train_time"] for line in history.epochs)
+    control = sum(line["clipping_time"] for line in history.epochs)
+    return {"train-hours": whole / 3600, "control-time": control / max(whole - control, 1e-9)}, ()
 
 
 def evaluated_figures(records: Records) -> Iterator[tuple[Column, float]]:

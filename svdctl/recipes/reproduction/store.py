@@ -18,11 +18,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from svdctl.config.train import TrainConfig
-from svdctl.errors import UsageError
+from svdctl.errors import CheckpointError, UsageError
 from svdctl.lock import held
 from svdctl.recipes.reproduction.fingerprint import run_hash
 from svdctl.runfolder import write_text
-from svdctl.runlog import read_log
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Found:
 
     folder: Path
     step: int
-    """Last step that the log tells of."""
+    """Of its checkpoint."""
     finished: bool
 
 
@@ -115,26 +114,22 @@ def _folders(parent: Path) -> Iterator[tuple[str, Path]]:
 
 
 def inspect_run(folder: Path) -> Found:
-    """How far the run of a folder is, by its log and the presence of `last.pt`.
+    """How far the run of a folder is, by its `last.pt`; step 0 when it cannot be gone on with or reported."""
+    from svdctl.checkpoint import fitting, read_checkpoint  # torch: only where there is a run
+    from svdctl.recipes.training.history import has_ended, read_best, read_history
+    from svdctl.training import Counters
 
-    The log of an epoch is written before its checkpoint, so a finished log is confirmed by the checkpoint itself.
-    """
-    config = TrainConfig.model_validate(tomllib.loads((folder / "config.toml").read_text(encoding="utf-8")))
-    log = folder / "metrics.jsonl"
-    epochs = [record for record in read_log(log) if record.get("kind") == "epoch"] if log.is_file() else []
-    if not epochs or not (folder / "last.pt").is_file():
+    if not (folder / "last.pt").is_file():
         return Found(folder, 0, finished=False)
-    step, epoch = int(epochs[-1]["step"]), int(epochs[-1]["epoch"])
-    ended = epoch >= config.epochs or (config.max_steps is not None and step >= config.max_steps)
-    return Found(folder, step, ended and _checkpoint_step(folder / "last.pt") >= step)
-
-
-def _checkpoint_step(path: Path) -> int:
-    """The step of a checkpoint, -1 when it cannot be read."""
-    from svdctl.checkpoint import read_checkpoint  # torch: only where a run claims to be finished
-    from svdctl.errors import CheckpointError
-
     try:
-        return int(read_checkpoint(path).metrics["step"])
-    except (CheckpointError, KeyError):
-        return -1
+        checkpoint = read_checkpoint(folder / "last.pt")
+        with fitting(folder):
+            history = read_history(checkpoint, folder)
+            counters = Counters(**history.training["counters"])
+        if checkpoint.config.evaluation.select != "last" and counters.best_step:
+            read_best(folder, checkpoint.config, counters, checkpoint.model)
+    except CheckpointError:
+        return Found(folder, 0, finished=False)
+    return Found(
+        folder, counters.step, finished=counters.epoch_finished and has_ended(history.epochs, checkpoint.config)
+    )

@@ -6,10 +6,11 @@ from pathlib import Path
 from torch import Tensor
 
 from svdctl.accuracy import Accuracy
-from svdctl.checkpoint import read_checkpoint
 from svdctl.config.command import command_of
 from svdctl.config.train import TrainConfig
 from svdctl.data.images import ImageData
+from svdctl.errors import CheckpointError
+from svdctl.recipes.training.history import read_best, what_lacks
 from svdctl.recipes.training.pictures import draw, draw_certified
 from svdctl.recipes.training.result import CertifiedEpoch, TrainResult
 from svdctl.training import Trainer
@@ -44,14 +45,16 @@ def finished(
     summary = [f"test accuracy {last.accuracy:.2%} after the last epoch ({len(test):,} images)"]
     layers = trainer.controller.report()
     judged = {"last": (trainer.counters.step, last)}
+    best: tuple[Mapping[str, Tensor], int] | None = None
     if select != "last":
-        mine = {name: value.clone() for name, value in trainer.model.state_dict().items()}
         # Files are the first process's affair: others may not see them.
-        found = read_checkpoint(folder / "best.pt") if zero else None
-        sent = trainer.fabric.broadcast((found.model, int(found.metrics["step"])) if found is not None else None)
-        assert sent is not None
-        best, step = sent
-        trainer.model.load_state_dict(best)
+        best, fault = trainer.fabric.broadcast(_best(trainer, folder) if zero else (None, None))
+        if fault is not None:
+            summary.append(f"the network that was picked is lost, the last epoch counts: {fault}")
+    if best is not None:
+        mine = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+        model, step = best
+        trainer.model.load_state_dict(model)
         chosen = trainer.evaluate(test)
         trainer.model.load_state_dict(mine)
         metrics["best_test_acc"] = chosen.accuracy
@@ -64,7 +67,10 @@ def finished(
         metrics |= {f"{prefix}certified_acc_{radius:g}": share for radius, share in row.certified.items()}
         metrics |= {f"{prefix}mean_radius": row.mean_radius}
     files = [folder / name for name in ("config.toml", "environment.json", "metrics.jsonl", "last.pt")]
-    files += [folder / "best.pt"] * (select != "last")
+    files += [folder / "best.pt"] * (best is not None)
+    lacks = what_lacks(trainer.epochs, config)
+    if lacks is not None:
+        summary.append(f"curves.png is not whole: {lacks}")
     if zero:
         files += draw(trainer, folder, before, sizes)
         files += draw_certified({name: made for name, (_, made) in judged.items()}, config, folder)
@@ -74,6 +80,15 @@ def finished(
         f"svdctl {command_of(config.model.kind).name} --preset {folder / 'config.toml'} --seed {config.seed + 1}",
     ]
     return TrainResult(folder, metrics, summary, layers, files, commands, completed=True, certified=tuple(certified))
+
+
+def _best(trainer: Trainer, folder: Path) -> tuple[tuple[Mapping[str, Tensor], int] | None, str | None]:
+    """Weights and step of the network that was picked; or why there is none."""
+    try:
+        found = read_best(folder, trainer.config, trainer.counters, trainer.model.state_dict())
+    except CheckpointError as error:
+        return None, str(error)
+    return (found.model, int(found.metrics["step"])), None
 
 
 def _chosen(config: TrainConfig) -> str:

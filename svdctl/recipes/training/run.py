@@ -13,18 +13,19 @@ from svdctl.checkpoint import Checkpoint, fitting, write_checkpoint
 from svdctl.config.train import TrainConfig
 from svdctl.control import Controller
 from svdctl.data.batches import derived_seed
-from svdctl.errors import TrainingError
+from svdctl.errors import CheckpointError, TrainingError
 from svdctl.interrupt import stop_on_signal
 from svdctl.layers.batchnorm import share_statistics_
 from svdctl.layers.shapes import input_sizes
 from svdctl.loop import Loop, Progress
 from svdctl.processes.group import Group
+from svdctl.recipes.training.history import History, read_best, read_history
 from svdctl.recipes.training.outcome import finished, interrupted
 from svdctl.recipes.training.pictures import spectra
 from svdctl.recipes.training.result import Reporter, TrainResult
 from svdctl.recipes.training.setup import Parts
 from svdctl.runfolder import locked
-from svdctl.runlog import RunLog
+from svdctl.runlog import RunLog, make_line
 from svdctl.training import Trainer
 
 
@@ -47,29 +48,39 @@ class Run:
             share_statistics_(self.model)
         self.sizes = input_sizes(self.model, parts.train.image_shape)
 
-    def execute(self, checkpoint: Checkpoint | None, *, is_current: Callable[[], bool] = lambda: True) -> TrainResult:
+    def execute(
+        self,
+        checkpoint: Checkpoint | None,
+        *,
+        is_current: Callable[[], bool] = lambda: True,
+        needs_best: bool = False,
+    ) -> TrainResult:
         """Train from the start, or from a checkpoint.
 
         Args:
             checkpoint: what was read, before the folder was held.
             is_current: whether that is still what the folder holds.
+            needs_best: fail, and do not go on, when the network that was picked is lost.
 
         Raises:
             TrainingError: another process trains in the folder, or did since the checkpoint was read.
+            CheckpointError: the checkpoint's state does not fit; `best.pt` is lost, where it is needed.
         """
         if not self.fabric.is_global_zero:
-            return self._train(checkpoint)
+            return self._train(checkpoint, needs_best)
         with locked(self.folder):
             if not is_current():
                 raise TrainingError(f"another process went on in {self.folder} meanwhile; run the command again")
-            return self._train(checkpoint)
+            return self._train(checkpoint, needs_best)
 
-    def _train(self, checkpoint: Checkpoint | None) -> TrainResult:
+    def _train(self, checkpoint: Checkpoint | None, needs_best: bool) -> TrainResult:
         config = self.config
         # Made anew from the seed even when resuming: the picture shows the weights before any training.
         before = spectra(self.model, self.sizes) if self.fabric.is_global_zero else {}
+        history: History | None = None
         if checkpoint is not None:
             with fitting(self.folder):
+                history = read_history(checkpoint, self.folder)
                 self.model.load_state_dict({**checkpoint.model, **checkpoint.training["unsealed"]})
         self.model.to(self.fabric.device)
         controller = Controller(
@@ -87,13 +98,18 @@ class Run:
                 f"computed on the smallest grid that holds the kernel: {', '.join(layers)}"
             )
         self.trainer = Trainer(config, self.model, self.fabric, self.parts.train, self.parts.held_out, controller)
-        if checkpoint is not None:
+        if history is not None:
             with fitting(self.folder):
-                self.trainer.load_state_dict(checkpoint.training)
+                self.trainer.load_state_dict(history.training)
+            self._look_at_best(needs_best)
         log = None
         if self.fabric.is_global_zero:
+            if history is not None and history.left_out:
+                self.reporter.notice(
+                    f"{history.left_out} lines of {self.folder / 'metrics.jsonl'} are damaged or foreign; left out"
+                )
             flat = config.model_dump(mode="json")
-            log = RunLog(self.folder, config.log, flat, step=self.trainer.counters.step)
+            log = RunLog(self.folder, config.log, flat, lines=None if history is None else history.lines)
         began = time.perf_counter()
         try:
             with stop_on_signal() as stop:
@@ -113,10 +129,42 @@ class Run:
     def _progress(self) -> Progress:
         return self.reporter if self.fabric.is_global_zero else _Silent()
 
+    def _look_at_best(self, needed: bool) -> None:
+        """Say now what is wrong with `best.pt`, and take over how good it is where it is newer than the checkpoint."""
+        counters = self.trainer.counters
+        if self.config.evaluation.select == "last":
+            return
+        fault, newer = None, None
+        if self.fabric.is_global_zero:  # files are the first process's affair: others may not see them
+            try:
+                best = read_best(self.folder, self.config, counters, self.model.state_dict())
+            except CheckpointError as error:
+                fault = str(error) if counters.best_step else None
+            else:
+                if best.metrics["step"] > counters.best_step and "best_val_acc" in best.metrics:
+                    newer = [best.metrics.get(name, -1.0) for name in ("step", "best_val_acc", "best_val_plain_acc")]
+        fault, newer = self.fabric.broadcast((fault, newer))
+        if newer is not None:
+            # Written in a step after the checkpoint's: nothing worse may take its place.
+            counters.best_step = int(newer[0])
+            counters.best_accuracy, counters.best_plain_accuracy = newer[1:]
+        if fault is None:
+            return
+        if needed:
+            raise CheckpointError(fault)
+        if self.fabric.is_global_zero:
+            self.reporter.notice(
+                f"the network that was picked is lost: {fault}; unless a later epoch is better than step "
+                f"{counters.best_step} was ({counters.best_accuracy:.2%}), the last one is reported instead"
+            )
+
     def _record(self, log: RunLog | None) -> Callable[[str, Mapping[str, float]], None]:
         def record(kind: str, metrics: Mapping[str, float]) -> None:
+            line = make_line(kind, self.trainer.counters.step, metrics)
+            if kind == "epoch":
+                self.trainer.epochs.append(line)
             if log is not None:
-                log.write(kind, self.trainer.counters.step, metrics)
+                log.write(line)
 
         return record
 
@@ -129,22 +177,26 @@ class Run:
             self.trainer.controller.seal()
             sealed = self.model.state_dict()
             unsealed = {name: value for name, value in raw.items() if not torch.equal(value, sealed[name])}
-        else:
-            self.trainer.controller.seal()
         training = {} if kind == "best" else {**self.trainer.state_dict(), "unsealed": unsealed}
         if self.fabric.is_global_zero:
+            counters = self.trainer.counters
             checkpoint = Checkpoint(
                 self.config,
                 self.parts.train.classes,
                 self.parts.train.image_shape,
                 dict(self.model.state_dict()),
                 training,
-                {"step": self.trainer.counters.step, "best_val_acc": self.trainer.counters.best_accuracy},
+                {
+                    "step": counters.step,
+                    "best_val_acc": counters.best_accuracy,
+                    "best_val_plain_acc": counters.best_plain_accuracy,
+                },
+                self.parts.fingerprint,
             )
-            write_checkpoint(self.folder / ("best.pt" if kind == "best" else "last.pt"), checkpoint)
-            epoch = self.trainer.counters.step // self.trainer.batches.steps_per_epoch
             if kind == "last" and self.config.checkpoint.keep:
-                write_checkpoint(self.folder / f"epoch-{epoch}.pt", checkpoint)
+                # First: once last.pt is there, this epoch is not gone through again.
+                write_checkpoint(self.folder / f"epoch-{self.trainer.epoch + 1}.pt", checkpoint)
+            write_checkpoint(self.folder / ("best.pt" if kind == "best" else "last.pt"), checkpoint)
         self.fabric.barrier()
 
 

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from svdctl.config.model import STRIDE, LipConv, Vgg
 from svdctl.config.train import TrainConfig, too_many_classes
 from svdctl.data.batches import derived_seed
+from svdctl.data.fingerprint import fingerprint
 from svdctl.data.images import ImageData
 from svdctl.data.sources import load as load_data
 from svdctl.data.split import stratified_split
@@ -70,6 +71,8 @@ class Parts:
     train: ImageData
     held_out: ImageData
     test: ImageData
+    fingerprint: dict[str, str]
+    """Of the training and the test part as they were loaded."""
 
 
 def load_parts(config: TrainConfig) -> Parts:
@@ -81,13 +84,14 @@ def load_parts(config: TrainConfig) -> Parts:
     """
     data = load_data(config.data)
     _check(config, data.train)
+    contents = {"training": fingerprint(data.train), "test": fingerprint(data.test)}
     if config.evaluation.select == "validation":
         if data.validation is not None:
             return Parts(data.train, data.validation, data.test)
         seed = derived_seed(config.seed, "validation")
         train, held_out = stratified_split(data.train, config.evaluation.validation_share, seed)
-        return Parts(train, held_out, data.test)
-    return Parts(data.train, data.test, data.test)
+        return Parts(train, held_out, data.test, contents)
+    return Parts(data.train, data.test, data.test, contents)
 
 
 def _check(config: TrainConfig, data: ImageData) -> None:

@@ -1,0 +1,124 @@
+"""What a run folder holds of a training so far: its epochs, and the best network."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from svdctl.checkpoint import Checkpoint, read_checkpoint
+from svdctl.config.train import TrainConfig
+from svdctl.errors import CheckpointError
+from svdctl.runlog import is_line, scan_log
+from svdctl.training import Counters
+
+
+@dataclass(frozen=True)
+class History:
+    """The epochs of a run up to a checkpoint: from the checkpoint; from the log where an older one lacks them."""
+
+    training: dict[str, Any]
+    """The checkpoint's state of training, with what older ones lack."""
+    epochs: list[dict[str, Any]]
+    """Lines of the log about the epochs that are finished."""
+    steps: list[dict[str, Any]]
+    """Lines of the log about steps up to the checkpoint's."""
+    left_out: int
+    """Lines of the log that are damaged or foreign."""
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """All lines that the log should have, in their order."""
+        return sorted([*self.steps, *self.epochs], key=lambda line: (line["step"], line["kind"] == "epoch"))
+
+
+def read_history(checkpoint: Checkpoint, folder: Path) -> History:
+    """Read what is known of a run's epochs.
+
+    A checkpoint of a version that did not keep them is taken as finished where the log tells of the epoch that ends at
+    its step. Where it is not, the sums over the steps of its epoch are not known: not a number.
+
+    Raises:
+        KeyError, TypeError, ValueError: the state of training is not one.
+    """
+    training = checkpoint.training
+    step = int(training["counters"]["step"])
+    lines, left_out = scan_log(folder / "metrics.jsonl")
+    steps = [line for line in lines if line["kind"] == "step" and line["step"] <= step]
+    if "epochs" in training:
+        epochs = list(training["epochs"])
+        if not all(is_line(line) and line["kind"] == "epoch" and line["step"] <= step for line in epochs):
+            raise ValueError("its epochs are none")
+        return History(training, epochs, steps, left_out)
+    epochs = [line for line in lines if line["kind"] == "epoch" and line["step"] <= step]
+    finished = step == 0 or any(line["step"] == step for line in epochs)
+    totals = torch.zeros(1, 2, 5, dtype=torch.float64)
+    totals[..., :3] = 0.0 if finished else torch.nan
+    seconds = 0.0 if finished else float("nan")
+    return History(
+        {
+            **training,
+            "counters": {**training["counters"], "epoch_finished": finished},
+            "epoch": {"totals": totals, "train_time": seconds, "clipping_time": seconds},
+            "epochs": epochs,
+        },
+        epochs,
+        steps,
+        left_out,
+    )
+
+
+def has_ended(epochs: Sequence[Mapping[str, Any]], config: TrainConfig) -> bool:
+    """Whether the last of the epochs is the run's last."""
+    return bool(epochs) and (
+        epochs[-1]["epoch"] >= config.epochs
+        or (config.max_steps is not None and epochs[-1]["step"] >= config.max_steps)
+    )
+
+
+def what_lacks(epochs: Sequence[Mapping[str, Any]], config: TrainConfig, left_out: int = 0) -> str | None:
+    """Say what the lines of a finished run lack; None when all epochs are there with their figures."""
+    there = {line["epoch"] for line in epochs}
+    last = max(there, default=0) if has_ended(epochs, config) else config.epochs
+    missing = last - len(there)
+    partly = sum(line["train_time"] is None or line["clipping_time"] is None or line["loss"] is None for line in epochs)
+    if not missing and not partly:
+        return None
+    parts = []
+    if missing:
+        damaged = f" ({left_out} of its lines are damaged or foreign)" if left_out else ""
+        parts.append(f"metrics.jsonl lacks {missing} of {last} epochs{damaged}")
+    if partly:
+        parts.append(
+            f"of {partly} of {last} epochs only a part is known, since an older version's checkpoint was resumed in it"
+        )
+    return "; ".join(parts)
+
+
+def read_best(folder: Path, config: TrainConfig, counters: Counters, like: Mapping[str, Tensor]) -> Checkpoint:
+    """Read the network that was picked: that of `counters`, or a better one of a step after the last save.
+
+    Args:
+        folder: the run folder.
+        config: the run's configuration.
+        counters: of the last checkpoint.
+        like: a state of the same network.
+
+    Raises:
+        CheckpointError: it is lost, damaged, of another run, or older than the counters tell.
+    """
+    path = folder / "best.pt"
+    try:
+        best = read_checkpoint(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({(error.strerror or str(error)).lower()})") from error
+    elsewhere = {"hardware": config.hardware, "log": config.log, "data": config.data}
+    shapes = {name: value.shape for name, value in best.model.items()}
+    if best.config.model_copy(update=elsewhere) != config or shapes != {n: value.shape for n, value in like.items()}:
+        raise CheckpointError(f"{path} is of another run")
+    step = int(best.metrics.get("step", -1))
+    if step < counters.best_step:
+        raise CheckpointError(f"{path} is of step {step}, and the network that was picked is of {counters.best_step}")
+    return best

@@ -1,0 +1,141 @@
+"""Tables of runs whose logs are damaged or whose `best.pt` is lost: the right figure, or a dash and the reason."""
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from svdctl.config.table import Request
+from svdctl.recipes.reproduction.run import reproduce
+from tests.faults.small import write_data
+from tests.reproduction.test_end_to_end import Board
+from tests.training.test_resume import draw_nothing
+from tests.training.test_resumed_files import made_old
+
+TABLE = """
+title = "One run"
+columns = ["accuracy", "control-time", "train-hours"]
+set = [
+    "data.kind=npz", "data.path='{data}'", "augment.flip=false", "model.depth=10", "model.width=1", "batch_size=16",
+    "epochs=3", "optimizer.lr=0.05", "evaluation.select=test",
+]
+
+[[rows]]
+name = "divide-tt8"
+label = "divide, TT 8"
+group = "divide"
+preset = "wrn-cifar10-divide"
+set = ["layer.rank=8", "layer.frames.kind=retract"]
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_nothing(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished table."""
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "one.toml").write_text(TABLE.format(data=write_data(folder / "data.npz")))
+    with pytest.MonkeyPatch.context() as patch:
+        draw_nothing(patch)
+        table(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(made: Path, tmp_path: Path) -> Path:
+    folder = Path(shutil.copytree(made, tmp_path / "copy"))
+    shutil.rmtree(folder / "runs" / "tables")
+    return folder
+
+
+def table(folder: Path) -> dict[str, Any]:
+    """The table of a folder, made by `svdctl reproduce`'s recipe."""
+    request = {"tables": [str(folder / "one.toml")], "out_dir": folder / "runs"}
+    assert reproduce(Request.model_validate(request), Board()).failed == ()
+    return json.loads((folder / "runs" / "tables" / "one.json").read_text())
+
+
+def run_folders(folder: Path) -> list[Path]:
+    return sorted(file.parent for file in folder.glob("runs/*/config.toml"))
+
+
+def values(made_table: dict[str, Any]) -> dict[str, list[float]]:
+    (row,) = made_table["rows"]
+    return {column: cell["values"] for column, cell in row["cells"].items()}
+
+
+def _half(log: Path) -> None:
+    log.write_bytes(log.read_bytes()[: log.stat().st_size // 2])
+
+
+def _other_digits(log: Path) -> None:
+    drawn = random.Random(0)
+    log.write_text("".join(drawn.choice("123456789") if sign.isdigit() else sign for sign in log.read_text()))
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "half of it": _half,
+    "gone": Path.unlink,
+    "other digits": _other_digits,
+    "noise": lambda log: log.write_bytes(np.random.default_rng(0).bytes(2000)),
+    "nothing": lambda log: log.write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_times_do_not_depend_on_the_log(made: Path, copy: Path, damage: str) -> None:
+    wanted = json.loads((made / "runs" / "tables" / "one.json").read_text())
+    (run,) = run_folders(copy)
+    DAMAGES[damage](run / "metrics.jsonl")
+    assert values(table(copy)) == values(wanted)
+    assert all(value > 0 for (value,) in values(wanted).values())
+    assert len(run_folders(copy)) == 1
+
+
+@pytest.mark.parametrize("damage", ["none", "half of it", "gone"])
+def test_an_older_run_whose_log_lacks_lines_gets_a_dash_and_the_reason(made: Path, copy: Path, damage: str) -> None:
+    wanted = json.loads((made / "runs" / "tables" / "one.json").read_text())
+    (run,) = run_folders(copy)
+    for file in run.glob("*.pt"):
+        made_old(file)
+    if damage != "none":
+        DAMAGES[damage](run / "metrics.jsonl")
+    found = table(copy)
+    right = values(wanted)
+    if damage == "none":
+        assert values(found) == right
+        return
+    assert values(found) == {"accuracy": right["accuracy"], "control-time": [], "train-hours": []}
+    (note,) = [note for note in found["notes"] if "Times of training are not known" in note]
+    assert "metrics.jsonl lacks" in note
+    assert "Times of training are not known" in (copy / "runs" / "tables" / "one.md").read_text()
+
+
+@pytest.mark.parametrize("stage", ["finished", "stopped"])
+def test_a_run_without_its_best_network_is_trained_anew(made: Path, copy: Path, stage: str) -> None:
+    wanted = json.loads((made / "runs" / "tables" / "one.json").read_text())
+    (run,) = run_folders(copy)
+    shutil.rmtree(run / "eval-best", ignore_errors=True)
+    (run / "best.pt").write_bytes(b"lost")
+    if stage == "stopped":
+        contents = torch.load(run / "last.pt", weights_only=True)
+        contents["training"]["epochs"] = contents["training"]["epochs"][:2]
+        contents["training"]["counters"]["epoch_finished"] = False
+        torch.save(contents, run / "last.pt")
+    found = table(copy)
+    assert len(run_folders(copy)) == 2
+    assert values(found)["accuracy"] == values(wanted)["accuracy"]
+    assert found["rows"][0]["runs"][0]["folder"] != str(run)
+    # The new run is found from now on.
+    assert values(table(copy)) == values(found)
+    assert len(run_folders(copy)) == 2

@@ -1,0 +1,371 @@
+"""What a resumed training makes of data that have changed, of a lost `best.pt`, of a damaged log, of older files."""
+
+import json
+import os
+import random
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from svdctl.checkpoint import read_checkpoint
+from svdctl.cli.main import main
+from svdctl.config.train import TrainConfig
+from svdctl.errors import CheckpointError
+from svdctl.recipes import train as recipe
+from svdctl.runlog import read_log
+from tests.training.test_resume import assert_same, draw_nothing, without_times
+from tests.training.test_resume import make as make_run
+from tests.training.test_runs import Recorder
+
+FIELDS = ("data", "epoch", "epochs", "epoch_finished")
+
+
+def slow(case: Any) -> Any:
+    return pytest.param(case, marks=pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_nothing(monkeypatch)
+
+
+def make(folder: Path, *sets: str) -> TrainConfig:
+    return make_run(folder, "train", "control.kind=none", *sets)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("resumed")
+
+
+@pytest.fixture(scope="module")
+def whole(place: Path) -> recipe.TrainResult:
+    """An undisturbed run of 9 steps; the first epoch of three is the best one."""
+    with pytest.MonkeyPatch.context() as patch:
+        draw_nothing(patch)
+        return recipe.run(make(place), base="test", reporter=Recorder())
+
+
+@pytest.fixture(scope="module")
+def stopped(place: Path, whole: recipe.TrainResult) -> Path:
+    """The same run, stopped in the fifth step, the second of its epoch."""
+    config = make(place)
+    return recipe.run(config, base="test", reporter=Recorder(interrupt_after=5)).folder
+
+
+@pytest.fixture
+def part(stopped: Path, tmp_path: Path) -> Path:
+    """A copy of the stopped run."""
+    return Path(shutil.copytree(stopped, tmp_path / "part"))
+
+
+def resume(folder: Path, **named: Any) -> tuple[recipe.TrainResult, list[str]]:
+    """The result, and what was said before the training went on."""
+    recorder = Recorder()
+    before: list[str] = []
+    recorder.start = lambda total_steps, done: before.extend(recorder.lines)  # type: ignore[method-assign]
+    return recipe.resume(folder, reporter=recorder, **named), before
+
+
+def made_old(file: Path) -> None:
+    """Take from a checkpoint what those of the first versions lack."""
+    contents = torch.load(file, weights_only=True)
+    training = {k: v for k, v in contents["training"].items() if k not in FIELDS}
+    if training:
+        training["counters"] = {k: v for k, v in training["counters"].items() if k not in FIELDS}
+    contents = {k: v for k, v in contents.items() if k not in FIELDS}
+    torch.save({**contents, "training": training}, file)
+
+
+# Data.
+
+
+def _one_pixel(arrays: dict[str, Any]) -> dict[str, Any]:
+    arrays["x_train"][3, 4, 5, 1] ^= 1
+    return arrays
+
+
+CHANGES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "one pixel": _one_pixel,
+    "shuffled labels": lambda a: {"y_train": np.roll(a["y_train"], 1)},
+    "half": lambda a: {name: a[name][:12] for name in ("x_train", "y_train")},
+    "twice": lambda a: {name: np.concatenate([a[name]] * 2) for name in ("x_train", "y_train")},
+    "another order": lambda a: {name: a[name][::-1].copy() for name in ("x_train", "y_train")},
+    "a test label": lambda a: {"y_test": np.roll(a["y_test"], 1)},
+    "test pixels": lambda a: {"x_test": a["x_test"] // 2},
+}  # fmt: skip
+
+
+@pytest.fixture
+def other_data(place: Path) -> Any:
+    """Change the data of the runs, and put them back."""
+    file, kept = place / "train.npz", (place / "train.npz").read_bytes()
+
+    def change(name: str) -> None:
+        arrays = dict(np.load(file))
+        np.savez(file, **{**arrays, **CHANGES[name](arrays)})
+
+    yield change
+    file.write_bytes(kept)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_data_that_have_changed_are_refused(part: Path, other_data: Callable[[str], None], change: str) -> None:
+    other_data(change)
+    before = (part / "last.pt").read_bytes()
+    which = "test" if "test" in change else "training"
+    with pytest.raises(CheckpointError, match=f"the data are not those of .*: other {which} .*--allow-changed-data"):
+        recipe.resume(part, reporter=Recorder())
+    assert (part / "last.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("change", ["shuffled labels", slow("half"), slow("twice")])
+def test_changed_data_are_gone_on_with_on_request(part: Path, other_data: Callable[[str], None], change: str) -> None:
+    then = read_checkpoint(part).data
+    other_data(change)
+    result, said = resume(part, allow_changed_data=True)
+    assert result.completed
+    assert [line for line in said if "other training images or labels; the run goes on with these" in line]
+    now = read_checkpoint(part).data
+    assert then is not None
+    assert now is not None
+    assert (now["test"], now["training"] == then["training"]) == (then["test"], False)
+    # They are the run's data from here on.
+    assert not [line for line in resume(part)[1] if "not those" in line]
+
+
+def test_unchanged_data_need_no_word_and_a_move_is_no_change(
+    part: Path, place: Path, whole: recipe.TrainResult
+) -> None:
+    file, arrays = place / "train.npz", dict(np.load(place / "train.npz"))
+    np.savez_compressed(file, **dict(reversed(arrays.items())))
+    result, said = resume(part)
+    assert not [line for line in said if "data are" in line or "known" in line]
+    assert_same(result, whole, "another file of the same data")
+
+
+def test_the_flag_is_about_resumed_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for command in ("train", "train-lipconv"):
+        monkeypatch.setattr(sys, "argv", ["svdctl", command, "--allow-changed-data"])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        assert caught.value.code == 2
+        assert "--allow-changed-data is about a run that is resumed; add --resume RUN" in capsys.readouterr().err
+
+
+def test_the_flag_reaches_the_run(
+    part: Path,
+    other_data: Callable[[str], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other_data("shuffled labels")
+    codes = []
+    for more in ([], ["--allow-changed-data"]):
+        monkeypatch.setattr(sys, "argv", ["svdctl", "train", "--resume", str(part), *more])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        codes.append(caught.value.code)
+        shown = capsys.readouterr().err
+        assert shown.count("the data are not those of") == 1
+    assert codes == [2, 0]
+    assert "goes on with these" in shown
+
+
+# Files of older versions.
+
+
+def test_an_older_checkpoint_goes_on_to_the_same_weights_and_says_once_what_is_not_known(
+    part: Path, whole: recipe.TrainResult
+) -> None:
+    for file in part.glob("*.pt"):
+        made_old(file)
+    recorder = Recorder(interrupt_after=7)
+    assert not recipe.resume(part, reporter=recorder).completed
+    assert sum("not known whether" in line for line in recorder.lines) == 1
+    result, said = resume(part)
+    assert not [line for line in said if "not known" in line]
+    last, wanted = read_checkpoint(part).model, read_checkpoint(whole.folder).model
+    assert all(torch.equal(value, wanted[name]) for name, value in last.items())
+    epochs = [line for line in read_log(part / "metrics.jsonl") if line["kind"] == "epoch"]
+    right = [line for line in read_log(whole.folder / "metrics.jsonl") if line["kind"] == "epoch"]
+    # Of the epoch that it stood in only a part is known: no figure is made of it.
+    assert [epochs[1][name] for name in ("loss", "acc", "train_time", "clipping_time")] == [None] * 4
+    assert epochs[1]["val_loss"] == right[1]["val_loss"]
+    assert [without_times(epochs[n]) for n in (0, 2)] == [without_times(right[n]) for n in (0, 2)]
+    assert any("of 1 of 3 epochs only a part is known" in line for line in result.summary)
+
+
+def test_an_older_checkpoint_of_an_epoch_that_is_not_in_the_log_has_it_finished(
+    stopped: Path, place: Path, tmp_path: Path, whole: recipe.TrainResult
+) -> None:
+    config = make(tmp_path, f"data.path={place / 'train.npz'}")
+    folder = recipe.run(config, base="test", reporter=Recorder(interrupt_after=6)).folder
+    made_old(folder / "last.pt")
+    result, _ = resume(folder)
+    epochs = [line for line in read_log(folder / "metrics.jsonl") if line["kind"] == "epoch"]
+    right = [line for line in read_log(whole.folder / "metrics.jsonl") if line["kind"] == "epoch"]
+    assert [line["val_loss"] for line in epochs] == [line["val_loss"] for line in right]
+    assert result.metrics["best_test_acc"] == whole.metrics["best_test_acc"]
+
+
+# best.pt.
+
+
+def _flip(file: Path) -> None:
+    contents = bytearray(file.read_bytes())
+    contents[len(contents) // 2] ^= 8
+    file.write_bytes(bytes(contents))
+
+
+def _of_another_run(file: Path) -> None:
+    contents = torch.load(file, weights_only=True)
+    torch.save({**contents, "config": contents["config"].replace('"seed":1', '"seed":2')}, file)
+
+
+def _earlier(file: Path) -> None:
+    contents = torch.load(file, weights_only=True)
+    torch.save({**contents, "metrics": {**contents["metrics"], "step": 1.0}}, file)
+
+
+LOSSES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "lost": (Path.unlink, "there is no checkpoint"),
+    "a flipped bit": (_flip, "is damaged"),
+    "cut short": (lambda file: file.write_bytes(file.read_bytes()[:999]), "best.pt"),
+    "empty": (lambda file: file.write_bytes(b""), "best.pt"),
+    "a folder": (lambda file: (file.unlink(), file.mkdir()), "best.pt"),
+    "of another run": (_of_another_run, "is of another run"),
+    "of an earlier step": (_earlier, "is of step 1, and the network that was picked is of 3"),
+}
+
+
+@pytest.mark.parametrize("loss", ["lost", "a flipped bit", *map(slow, list(LOSSES)[2:])])
+def test_a_lost_best_network_is_told_before_training_and_the_last_one_is_reported(
+    part: Path, whole: recipe.TrainResult, loss: str
+) -> None:
+    damage, words = LOSSES[loss]
+    damage(part / "best.pt")
+    result, said = resume(part)
+    assert result.completed
+    (told,) = [line for line in said if "the network that was picked is lost" in line]
+    assert words in told
+    assert "reported instead" in told
+    assert any("the last epoch counts" in line and words in line for line in result.summary)
+    assert "best_test_acc" not in result.metrics
+    assert part / "best.pt" not in result.files
+    assert result.metrics["test_acc"] == whole.metrics["test_acc"]
+    # A finished run is no dead end either.
+    assert resume(part)[0].metrics["test_acc"] == whole.metrics["test_acc"]
+
+
+def test_a_later_epoch_that_is_better_takes_the_place_of_a_lost_one(part: Path) -> None:
+    (part / "best.pt").unlink()
+    contents = torch.load(part / "last.pt", weights_only=True)
+    contents["training"]["counters"].update(best_accuracy=-0.5, best_plain_accuracy=-0.5)
+    torch.save(contents, part / "last.pt")
+    result, _ = resume(part)
+    assert read_checkpoint(part / "best.pt").metrics["step"] > 5
+    assert "best_test_acc" in result.metrics
+
+
+def test_a_better_network_of_a_later_step_is_not_overwritten_by_a_worse_one(part: Path) -> None:
+    """Written after the checkpoint that the run goes on from; what comes now may differ, as on a GPU."""
+    contents = torch.load(part / "best.pt", weights_only=True)
+    metrics = {**contents["metrics"], "step": 6.0, "best_val_acc": 1.5, "best_val_plain_acc": 1.5}
+    torch.save({**contents, "metrics": metrics}, part / "best.pt")
+    before = (part / "best.pt").read_bytes()
+    result, _ = resume(part)
+    assert (part / "best.pt").read_bytes() == before
+    assert any("of best.pt (step 6)" in line for line in result.summary)
+
+
+# The log.
+
+FOREIGN = [
+    "", "   ", "{", "null", "7", "[]", '"text"', "{}", "\x00\x00", "é\u2028",
+    '{"kind": "epoch", "step": 3}',
+    '{"kind": "epoch", "step": 3, "epoch": 1, "loss": 1}',
+    '{"kind": "step", "step": 2.5, "epoch": 1, "loss": 1, "orthogonal_loss": 0, "acc": 1, "lr": 1}',
+    '{"kind": "step", "step": true, "epoch": 1, "loss": 1, "orthogonal_loss": 0, "acc": 1, "lr": 1}',
+    '{"kind": "step", "step": 2, "epoch": 1, "loss": "1", "orthogonal_loss": 0, "acc": 1, "lr": 1}',
+    '{"kind": "step", "step": 2, "epoch": 1, "loss": NaN, "orthogonal_loss": 0, "acc": 1, "lr": 1}',
+    '{"kind": "step", "step": 2, "epoch": 1, "loss": 1e999, "orthogonal_loss": 0, "acc": 1, "lr": 1}',
+    '{"kind": "step", "step": 2, "epoch": 1, "loss": [1], "orthogonal_loss": 0, "acc": 1, "lr": 1}',
+    '{"kind": ["step"], "step": 2, "epoch": 1, "loss": 1, "orthogonal_loss": 0, "acc": 1, "lr": 1}',
+    '{"kind": "other", "step": 2, "epoch": 1, "loss": 1, "orthogonal_loss": 0, "acc": 1, "lr": 1}',
+    '{"kind": "step", "step": 2, "epoch": 1, "loss": ' + "9" * 4000 + ', "orthogonal_loss": 0, "acc": 1, "lr": 1}',
+    '{"kind": "step", "step": ' + "9" * 5000 + "}",
+    "[" * 100_000,
+]  # fmt: skip
+
+
+def test_foreign_lines_are_left_out_and_counted(part: Path, whole: recipe.TrainResult) -> None:
+    log = part / "metrics.jsonl"
+    lines = log.read_text().splitlines()
+    random.Random(0).shuffle(mixed := [*lines, *FOREIGN])
+    log.write_text("\n".join(mixed) + "\n")
+    result, said = resume(part)
+    count = sum(bool(line.strip()) for line in FOREIGN)
+    assert f"{count} lines of {log} are damaged or foreign; left out" in said
+    assert_same(result, whole, "foreign lines")
+
+
+@pytest.mark.parametrize("trial", [0, 1, *map(slow, range(2, 30))])
+def test_a_damaged_log_changes_no_line_about_an_epoch(part: Path, whole: recipe.TrainResult, trial: int) -> None:
+    """Half of it, none of it, bytes changed, lines in another order: what it tells of epochs is in the checkpoint."""
+    log, drawn = part / "metrics.jsonl", random.Random(trial)
+    contents = bytearray(log.read_bytes())
+    if trial == 0:
+        log.write_bytes(contents[: len(contents) // 2])
+    elif trial == 1:
+        log.unlink()
+    else:
+        for _ in range(60):
+            contents[drawn.randrange(len(contents))] = drawn.randrange(256)
+        log.write_bytes(contents)
+    result, _ = resume(part)
+    epochs = [line for line in read_log(log) if line["kind"] == "epoch"]
+    right = [line for line in read_log(whole.folder / "metrics.jsonl") if line["kind"] == "epoch"]
+    assert [without_times(line) for line in epochs] == [without_times(line) for line in right]
+    assert without_times(result.metrics) == without_times(whole.metrics)
+
+
+def test_the_times_of_an_epoch_go_on_where_it_was_stopped(part: Path) -> None:
+    contents = torch.load(part / "last.pt", weights_only=True)
+    contents["training"]["epoch"].update(train_time=1000.0, clipping_time=500.0)
+    torch.save(contents, part / "last.pt")
+    resume(part)
+    lines = [line for line in read_log(part / "metrics.jsonl") if line["kind"] == "epoch"]
+    assert [line["train_time"] > 1000 for line in lines] == [False, True, False]
+    assert [line["clipping_time"] > 500 for line in lines] == [False, True, False]
+
+
+# Output.
+
+
+@pytest.mark.parametrize("streams", [("stdout",), ("stdout", "stderr")])
+def test_output_that_nobody_reads_stops_no_run(
+    part: Path, whole: recipe.TrainResult, streams: tuple[str, ...], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """As in `svdctl train --resume RUN | head -1`, and with `2>&1` before the pipe."""
+    for name in streams:
+        reading, writing = os.pipe()
+        os.close(reading)
+        monkeypatch.setattr(sys, name, os.fdopen(writing, "w"))
+    monkeypatch.setattr(sys, "argv", ["svdctl", "train", "--resume", str(part)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 0
+    last, wanted = read_checkpoint(part).training, read_checkpoint(whole.folder).training
+    assert last["counters"] == wanted["counters"]
+    if "stderr" not in streams:
+        assert capsys.readouterr().err == "note: nobody reads the output any more; svdctl goes on without it\n"
+    lines = [json.loads(line) for line in (part / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 9
