@@ -109,9 +109,11 @@ def _compared(checkpoint: Checkpoint, parts: Parts, path: Path, allowed: bool) -
             f"the data are not those of {path}: {len(found.classes)} classes of {found.image_shape}, there {then[0]} "
             f"of {then[1]}; restore the data of the run"
         )
-    changed = [name for name, value in parts.fingerprint.items() if (checkpoint.data or {}).get(name, value) != value]
+    data = parts.fingerprint if checkpoint.data is None else checkpoint.data
+    changed = [name for name in data | parts.fingerprint if data.get(name) != parts.fingerprint.get(name)]
     if not changed and found.classes == checkpoint.classes:
-        return None if checkpoint.data else f"{path} does not tell its data: not known whether these are the same"
+        unknown = f"{path} does not tell its data: not known whether these are the same"
+        return unknown if checkpoint.data is None else None
     what = f"{' and '.join(changed)} images or labels" if changed else "names of the classes"
     if not allowed:
         raise CheckpointError(

@@ -72,7 +72,7 @@ class Parts:
     held_out: ImageData
     test: ImageData
     fingerprint: dict[str, str]
-    """Of the training and the test part as they were loaded."""
+    """Of the parts as they were loaded, by name."""
 
 
 def load_parts(config: TrainConfig) -> Parts:
@@ -84,10 +84,12 @@ def load_parts(config: TrainConfig) -> Parts:
     """
     data = load_data(config.data)
     _check(config, data.train)
-    contents = {"training": fingerprint(data.train), "test": fingerprint(data.test)}
-    if config.evaluation.select == "validation":
+    select = config.evaluation.select
+    used = {name: part for name, part in data.parts().items() if name != "validation" or select == name}
+    contents = {name: fingerprint(part) for name, part in used.items()}
+    if select == "validation":
         if data.validation is not None:
-            return Parts(data.train, data.validation, data.test)
+            return Parts(data.train, data.validation, data.test, contents)
         seed = derived_seed(config.seed, "validation")
         train, held_out = stratified_split(data.train, config.evaluation.validation_share, seed)
         return Parts(train, held_out, data.test, contents)
