@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from svdctl.certify.facts import Affine, Arithmetic, Facts, norm_above
+from svdctl.certify.facts import Affine, Arithmetic, Facts, norm_above, times
 from svdctl.certify.gains import linear_gain
 from svdctl.certify.plain import batchnorm
 from svdctl.certify.rules import CONSTANT, EITHER, IMAGE, NUMBER, SETTING, SEVERAL, Call, one_of, rule
@@ -21,13 +21,13 @@ def _terms(call: Call, output: Tensor, operands: list[tuple[Any, float]], kind: 
     lipschitz, largest, constants = 0.0, 0.0, 0.0
     parts: list[tuple[Facts, float]] = []
     for operand, factor in operands:
-        stretch = factor * call.stretch(operand, output)
+        stretch = times(factor, call.stretch(operand, output))
         if isinstance(operand, Traced):
             facts = tracer.facts(operand)
             parts.append((facts, stretch))
-            lipschitz, largest = lipschitz + facts.lipschitz * stretch, max(largest, facts.lipschitz)
+            lipschitz, largest = lipschitz + times(facts.lipschitz, stretch), max(largest, facts.lipschitz)
         else:
-            constants += norm_above(call.constant(operand)) * stretch
+            constants += times(norm_above(call.constant(operand)), stretch)
 
     def error(index: int, arithmetic: Arithmetic) -> Affine:
         total = Affine(constants * 4 * arithmetic.unit + arithmetic.tiny * output.numel())
@@ -46,7 +46,7 @@ def _root_sum_square(
     """A function that picks each output from its operands and constants: squared changes add up at most."""
     tracer = call.tracer
     parts = [(tracer.facts(operand), call.stretch(operand, output) if broadcast else 1.0) for operand in operands]
-    lipschitz = math.hypot(*(facts.lipschitz * stretch for facts, stretch in parts)) * (1 + 1e-15)
+    lipschitz = math.hypot(*(times(facts.lipschitz, stretch) for facts, stretch in parts)) * (1 + 1e-15)
 
     def error(index: int, arithmetic: Arithmetic) -> Affine:
         rounded = math.sqrt(output.numel()) * call.rounding(constants, arithmetic)
@@ -95,7 +95,7 @@ def _scaled(call: Call, x: Traced, factor: float, underflows: Callable[[Arithmet
     """
     output = call.run()
     stretch = call.stretch(x, output)
-    factor *= stretch * (1 + 2.0**-50)
+    factor = times(factor, stretch) * (1 + 2.0**-50)
     factor = 1.0 if abs(factor - 1) < 1e-14 else factor
 
     def local(size: Affine, arithmetic: Arithmetic) -> Affine:

@@ -15,12 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from svdctl.certify.facts import gamma
+from svdctl.certify.facts import gamma, times
 from svdctl.certify.gains import (
     FINEST,
     Gain,
     Stage,
     absolute_norm,
+    chain_enlargement,
     chain_rounding,
     frame_convolution,
     layer_gain,
@@ -129,7 +130,9 @@ def _fixed(layer: FixedSOC, *, tolerance: float | None = None) -> Gain:
             total_error, total = total_error + error, total + size
         return total_error + gamma(last + 2, unit) * total
 
-    return Gain({"series": norm}, rounding, layer.bias, last + 2, is_affine=True)
+    return Gain(
+        {"series": norm}, rounding, layer.bias, last + 2, is_affine=True, enlarged=last * times(*[1 + rho] * last)
+    )
 
 
 @layer_gain.register
@@ -144,11 +147,18 @@ def _sott(layer: SOTT, *, tolerance: float | None = None) -> Gain:
     if layer.frame_in is None or layer.frame_out is None:
         # The bias is one more addition.
         return Gain(
-            core.factors, lambda u: core.rounding(u) + gamma(2, u) * core.value, layer.bias, terms, is_affine=True
+            core.factors,
+            lambda u: core.rounding(u) + gamma(2, u) * core.value,
+            layer.bias,
+            terms,
+            is_affine=True,
+            enlarged=core.enlarged,
         )
     frames = [frame.detach().double() for frame in (layer.frame_in, layer.frame_out)]
     norms = [matrix_norm_bound(frame, tolerance=FINEST).upper for frame in frames]
     first, last = frame_convolution(frames[0].T), frame_convolution(frames[1])
     stages = [Stage.of(first, norms[0]), Stage(core.value, core.rounding), Stage.of(last, norms[1])]
     factors = {"frames": math.prod(norms), **core.factors}
-    return Gain(factors, lambda u: chain_rounding(stages, u), layer.bias, summands(last) + 1, is_affine=True)
+    enlarged = core.enlarged * chain_enlargement((*norms, core.value))
+    terms = max(summands(first), core.terms, summands(last)) + 1
+    return Gain(factors, lambda u: chain_rounding(stages, u), layer.bias, terms, is_affine=True, enlarged=enlarged)

@@ -1,17 +1,16 @@
 """Gain of a TT layer: its frames' triangular factors enter its core, so that what they stretch is counted once."""
 
-import math
-
 import torch
 from torch import Tensor
 
-from svdctl.certify.facts import gamma, norm_above
+from svdctl.certify.facts import gamma, norm_above, times, times_power, to_unit_size
 from svdctl.certify.gains import (
     FINEST,
     UNIT64,
     Gain,
     Stage,
     absolute_norm,
+    chain_enlargement,
     chain_rounding,
     frame_convolution,
     layer_gain,
@@ -33,30 +32,36 @@ def _tt(layer: TTConv2d, *, tolerance: float | None = None) -> Gain:
     frame_in, frame_out = layer.frame_in.detach().double(), layer.frame_out.detach().double()
     norms = [matrix_norm_bound(frame, tolerance=FINEST).upper for frame in (frame_in, frame_out)]
     core_norm = norm_above_of(core, tolerance)
-    # The triangular factors in the core: the norm of the product, not the product of the norms.
-    r_in, r_out = qr_positive(frame_in)[1], qr_positive(frame_out)[1]
-    joint = core.with_kernel(torch.einsum("cb,bahw,da->cdhw", r_out, layer.core.detach().double(), r_in)[None])
-    # Householder QR is exact for a frame off by gamma in each column (Higham 2002, Theorem 19.4).
-    slack = gamma(16 * max(frame_in.numel(), frame_out.numel()), UNIT64)
-    sizes = norm_above(frame_in) * norm_above(frame_out) * _tap_norms(layer.core)
-    together = norm_above_of(joint, tolerance) + slack * sizes
+    product = times(norms[0], core_norm, norms[1])
+    together = _norm_of_product(frame_in, core, frame_out, tolerance)
     parts = [frame_convolution(frame_in.T), core, frame_convolution(frame_out)]
     stages = [Stage.of(part, norm) for part, norm in zip(parts, (norms[0], core_norm, norms[1]), strict=True)]
-    if together < norms[0] * core_norm * norms[1]:
-        factors = {"norm": core_norm, "frames": together / core_norm if core_norm else 0.0}
-    else:
-        factors = {"norm": core_norm, "frames": norms[0] * norms[1]}
+    frames = times(min(together, product), 1 / core_norm) * (1 + 2.0**-50) if core_norm else 0.0
+    factors = {"norm": core_norm, "frames": frames}
     whole = core.with_kernel(torch.einsum("ob,bahw,ia->oihw", frame_out, core.weight, frame_in)[None])
-    absolute, product = absolute_norm(whole), math.prod(absolute_norm(part) for part in parts)
+    absolute, absolutes = absolute_norm(whole), times(*(absolute_norm(part) for part in parts))
     inner = sum(layer.rank) + 4
 
     def rounding(unit: float) -> float:
         # The layer multiplies its factors by the image one by one, or with each other first: whichever is cheaper.
-        contraction = gamma(inner, unit) * product
+        contraction = gamma(inner, unit) * absolutes
         contracted = contraction + gamma(summands(whole) + 1, unit) * (absolute + contraction)
         return max(chain_rounding(stages, unit), contracted)
 
-    return Gain(factors, rounding, layer.bias, summands(whole) + 1, is_affine=True)
+    enlarged = chain_enlargement((*norms, core_norm))
+    return Gain(factors, rounding, layer.bias, summands(whole) + 1, is_affine=True, enlarged=enlarged)
+
+
+def _norm_of_product(frame_in: Tensor, core: Convolution, frame_out: Tensor, tolerance: float | None) -> float:
+    """At least the norm of the three together: the frames' triangular factors enter the core."""
+    # All of unit size, so that nothing over- or underflows that the result does not.
+    (unit_in, e_in), (unit_core, e_core), (unit_out, e_out) = map(to_unit_size, (frame_in, core.weight, frame_out))
+    r_in, r_out = qr_positive(unit_in)[1], qr_positive(unit_out)[1]
+    joint = core.with_kernel(torch.einsum("cb,bahw,da->cdhw", r_out, unit_core, r_in)[None])
+    # Householder QR is exact for a frame off by gamma in each column (Higham 2002, Theorem 19.4).
+    slack = gamma(16 * max(frame_in.numel(), frame_out.numel()), UNIT64)
+    sizes = norm_above(unit_in) * norm_above(unit_out) * _tap_norms(unit_core)
+    return times_power(norm_above_of(joint, tolerance) + slack * sizes, e_in + e_core + e_out)
 
 
 def _tap_norms(kernel: Tensor) -> float:

@@ -10,6 +10,7 @@ Several arithmetics are followed at once; the pass itself is done in the first o
 
 Note 2, the bounds' own rounding. They are sums and products of non-negative float64 numbers, nothing is subtracted, so
 that every operation costs a relative 2^-53. `outward` multiplies a result by 1 + 1e-10, enough for 400,000 of them.
+Near the smallest float64 numbers roundings are no longer relative: `times` rounds products there up to `_FLOOR`.
 """
 
 import math
@@ -19,6 +20,39 @@ from typing import Self
 
 import torch
 from torch import Tensor
+
+_FLOOR = 1e-290
+"""Far above the subnormal numbers, and below all that a bound is asked for."""
+
+
+def times(*factors: float) -> float:
+    """The product of non-negative numbers; never below the true one but by rounding, even where that underflows."""
+    product = 1.0
+    for factor in factors:
+        if factor == 0:
+            return 0.0
+        product = max(product * factor, _FLOOR)
+    return product
+
+
+def times_power(bound: float, exponent: int) -> float:
+    """`bound * 2^exponent`, infinite where it overflows and as in `times` where it underflows."""
+    try:
+        return 0.0 if bound == 0 else max(math.ldexp(bound, exponent), _FLOOR)
+    except OverflowError:
+        return math.inf
+
+
+def to_unit_size(tensor: Tensor) -> tuple[Tensor, int]:
+    """The tensor in float64, divided by the power of two that makes its largest entry one of [1/2, 1); the exponent."""
+    wide = tensor.detach().double()
+    largest = float(wide.abs().max()) if wide.numel() else 0.0
+    if not 0 < largest < math.inf:
+        return wide, 0
+    exponent = math.frexp(largest)[1]
+    # In two steps: the power itself may be too large or too small for a number.
+    half = exponent // 2
+    return wide * 2.0**-half * 2.0 ** (half - exponent), exponent
 
 
 def outward(bound: float) -> float:
@@ -30,6 +64,11 @@ def gamma(operations: int, unit: float) -> float:
     """`n u / (1 - n u)`: the relative error of n roundings (Higham 2002, Lemma 3.1); infinite when n u >= 1/2."""
     product = operations * unit
     return product / (1 - product) if product < 0.5 else math.inf
+
+
+def tiny_of(unit: float) -> float:
+    """The smallest normal number of the precision with this unit roundoff."""
+    return torch.finfo(torch.float64 if unit < 1e-10 else torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -47,7 +86,7 @@ class Arithmetic:
     @property
     def tiny(self) -> float:
         """At least the error of a product that underflows."""
-        return torch.finfo(self.dtype).tiny
+        return tiny_of(self.unit)
 
 
 @dataclass(frozen=True)
@@ -115,4 +154,5 @@ class Facts:
 
 def norm_above(tensor: Tensor) -> float:
     """At least the Euclidean norm of all entries."""
-    return float(tensor.double().norm()) * (1 + (tensor.numel() + 8) * 2.0**-52)
+    unit, exponent = to_unit_size(tensor)
+    return times_power(float(unit.norm()) * (1 + (tensor.numel() + 8) * 2.0**-52), exponent)

@@ -7,13 +7,13 @@ largest row sum times its largest column sum (Schur's test). Layers of several s
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import singledispatch
 
 from torch import Tensor, nn
 
-from svdctl.certify.facts import gamma
+from svdctl.certify.facts import gamma, times
 from svdctl.errors import ShapeError
 from svdctl.layers.stored_weight import forwards_as
 from svdctl.spectral.bound import norm_bound
@@ -38,13 +38,15 @@ class Gain:
     """Roundings that a bias can take part in."""
     is_affine: bool = False
     """Whether the layer is a linear map and a bias, for a batch of images one by one."""
+    enlarged: float = 1.0
+    """What later stages of the layer make of an error of 1 in earlier ones, at most; of underflow, that is."""
     is_broadcast: bool = False
     """Whether the layer may repeat its input's entries, each as often, which this gain does not count."""
 
     @property
     def value(self) -> float:
         """Product of the factors, rounded up."""
-        return math.prod(self.factors.values()) * (1 + 2.0**-50)
+        return times(*self.factors.values()) * (1 + 2.0**-50)
 
 
 def forward_of(layer: nn.Module) -> type | None:
@@ -81,7 +83,8 @@ def layer_gain(layer: nn.Module, *, tolerance: float | None = None) -> Gain:
 def absolute_norm(conv: Convolution) -> float:
     """At least the norm of the convolution with the kernel's absolute values."""
     kernel = conv.polyphase().double().abs().flatten(3)
-    return math.sqrt(float(kernel.sum((2, 3)).max()) * float(kernel.sum((1, 3)).max())) * (1 + 1e-10)
+    rows, columns = (float(kernel.sum(axes).max()) for axes in ((2, 3), (1, 3)))
+    return times(math.sqrt(rows), math.sqrt(columns)) * (1 + 1e-10)
 
 
 def summands(conv: Convolution) -> int:
@@ -95,7 +98,7 @@ def norm_above_of(conv: Convolution, tolerance: float | None) -> float:
         tolerance = FINEST
     elif tolerance is None:
         tolerance = _TIGHT if min(conv.polyphase().shape[1:3]) <= _WIDE else _AFFORDABLE
-    return norm_bound(conv, tolerance=tolerance).upper
+    return times(norm_bound(conv, tolerance=tolerance).upper)
 
 
 def linear_gain(conv: Convolution, bias: Tensor | None, tolerance: float | None) -> Gain:
@@ -127,6 +130,11 @@ def chain_rounding(stages: list[Stage], unit: float) -> float:
         error = stage.norm * error + local
         size = stage.norm * size + local
     return error
+
+
+def chain_enlargement(norms: Iterable[float]) -> float:
+    """`Gain.enlarged` of a chain whose stages have these norms: there are fewer than 4 of them."""
+    return 4 * times(*(max(norm, 1.0) for norm in norms))
 
 
 def frame_convolution(frame: Tensor) -> Convolution:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from svdctl.certify.facts import gamma
+from svdctl.certify.facts import gamma, tiny_of
 from svdctl.certify.gains import Gain, exact, layer_gain, linear_gain
 from svdctl.errors import ShapeError
 from svdctl.layers.minmax import MinMax
@@ -54,13 +54,22 @@ def _batchnorm(layer: BatchNorm, *, tolerance: float | None = None) -> Gain:
 def batchnorm(mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Gain:
     """Gain of `(x - mean) / sqrt(variance + eps) * weight + bias` by channel, in whatever order it is computed."""
     scale = torch.rsqrt(variance.double() + eps).abs()
+    steepest = 1.0
     if weight is not None:
-        scale = scale * weight.detach().double().abs()
+        sizes = weight.detach().double().abs()
+        steepest = max(steepest, float(sizes.max()))
+        # A product of normal numbers that is none itself is rounded up.
+        scale = torch.where(sizes > 0, (scale * sizes).clamp_min(torch.finfo(torch.float64).tiny), 0.0)
     shift = scale * mean.double().abs()
     if bias is not None:
         shift = shift + bias.detach().double().abs()
     largest = float(scale.max()) * (1 + 1e-14)
-    return Gain({"batchnorm": largest}, lambda unit: gamma(8, unit) * largest, shift, 8, True)
+
+    def rounding(unit: float) -> float:
+        # Scale and weight may be multiplied first, and their product may underflow.
+        return gamma(8, unit) * largest + tiny_of(unit)
+
+    return Gain({"batchnorm": largest}, rounding, shift, 8, True, enlarged=steepest)
 
 
 @layer_gain.register

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from svdctl.certify.facts import Facts, outward
+from svdctl.certify.facts import Facts, outward, times, times_power, to_unit_size
 from svdctl.certify.lipschitz import LipschitzBound, device_of
 from svdctl.certify.network import follow, frozen
 from svdctl.errors import DataError, ShapeError
@@ -189,7 +189,11 @@ def pairwise_constants(facts: Facts, classes: int) -> Tensor:
     constants = torch.full((classes, classes), math.sqrt(2) * facts.lipschitz, dtype=torch.float64)
     if facts.readout is not None:
         rows, error = facts.readout.rows()
-        apart = torch.cdist(rows.cpu(), rows.cpu(), compute_mode="donot_use_mm_for_euclid_dist")
-        exact = facts.readout.lipschitz * (apart + math.sqrt(2) * error)
+        # Of unit size, so that no square underflows.
+        unit, exponent = to_unit_size(rows.cpu())
+        apart = torch.cdist(unit, unit, compute_mode="donot_use_mm_for_euclid_dist") * (1 + 2.0**-40)
+        sizes = [times_power(size, exponent) + math.sqrt(2) * error for size in apart.flatten().tolist()]
+        exact = torch.tensor([times(facts.readout.lipschitz, size) for size in sizes], dtype=torch.float64)
+        exact = exact.reshape(apart.shape)
         constants = torch.minimum(constants, exact)
     return constants * (1 + 1e-10)

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from svdctl.certify.facts import Affine, Arithmetic, Readout, gamma, norm_above
+from svdctl.certify.facts import Affine, Arithmetic, Readout, gamma, norm_above, times
 from svdctl.certify.trace import Traced, Tracer, leaves
 from svdctl.errors import ShapeError
 
@@ -229,7 +229,7 @@ class Call:
         """
         x, output = self.x, self.run()
         root = math.sqrt(output.numel())
-        gain *= self.stretch(x, output)
+        gain = times(gain, self.stretch(x, output))
 
         def local(size: Affine, arithmetic: Arithmetic) -> Affine:
             relative = units * arithmetic.unit
@@ -248,7 +248,7 @@ class Call:
     def through(self, x: Traced, output: Tensor, gain: float, local: Local | None, kind: str) -> Traced:
         """The output of a function of one input: its gain, and its own error for an input of some magnitude."""
         facts = self.tracer.facts(x)
-        lipschitz = facts.lipschitz * gain
+        lipschitz = times(facts.lipschitz, gain)
         if gain != 1:
             self.tracer.contribute(self.name, gain, {kind: gain}, lipschitz)
 

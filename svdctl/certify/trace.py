@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from svdctl.certify.contents import Contents
-from svdctl.certify.facts import Affine, Arithmetic, Facts, Readout, gamma, norm_above
-from svdctl.certify.gains import Gain
+from svdctl.certify.facts import Affine, Arithmetic, Facts, Readout, gamma, norm_above, times
+from svdctl.certify.gains import Gain, exact
 from svdctl.errors import ShapeError
 
 _MOST_LOGITS = 1000
@@ -164,22 +164,21 @@ class Tracer:
             before = facts.errors[index] * gain.value
             if measured and arithmetic.measured:
                 return before + Affine(measured={measured: 1.0})
-            relative = gain.rounding(arithmetic.unit)
-            if relative == 0:
+            if gain.rounding is exact:
                 return before
-            tiny = arithmetic.tiny * (gain.terms + 8) * output.numel()
+            relative = gain.rounding(arithmetic.unit)
+            tiny = arithmetic.tiny * gain.enlarged * (gain.terms + 8) * output.numel()
             local = facts.magnitude(index) * relative
             return before + local + Affine(gamma(gain.terms + 1, arithmetic.unit) * bias + tiny)
 
-        lipschitz = facts.lipschitz * gain.value
+        lipschitz = times(facts.lipschitz, gain.value)
         self.contribute(kind, gain.value, gain.factors, lipschitz)
-        relative = gain.rounding(self.arithmetics[0].unit)
-        readout = self._readout(x, output, relative, run) if gain.is_affine else None
+        readout = self._readout(x, output, gain, run) if gain.is_affine else None
         return self.wrap(output, lipschitz, self.errors(error), readout)
 
-    def _readout(self, x: Traced, output: Tensor, relative: float, run: Callable[[Tensor], Tensor]) -> Readout | None:
+    def _readout(self, x: Traced, output: Tensor, gain: Gain, run: Callable[[Tensor], Tensor]) -> Readout | None:
         """The affine map's rows, where they are few enough to be the logits'."""
-        count, shape, value = output.numel(), tuple(output.shape[1:]), x.value
+        count, shape, value, first = output.numel(), tuple(output.shape[1:]), x.value, self.arithmetics[0]
         if len(output) != 1 or count > _MOST_LOGITS or count * value.numel() > _LARGEST_READOUT:
             return None
 
@@ -189,7 +188,8 @@ class Tracer:
             with torch.enable_grad():
                 found = torch.autograd.grad(run(start), start, units)[0].double().flatten(1)
             # A backward pass takes the same stages in turn: it errs as the forward pass does, up to second order.
-            return found, 4 * relative * count**0.5
+            tiny = first.tiny * gain.enlarged * (gain.terms + 8) * found.numel()
+            return found, 4 * gain.rounding(first.unit) * count**0.5 + tiny
 
         return Readout(self.facts(x).lipschitz, rows)
 
