@@ -6,16 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from torch import Tensor, nn
+
 from svdctl.config.data import Data
 from svdctl.config.evaluate import EvaluateConfig
 from svdctl.errors import CheckpointError, SvdctlError, UsageError
 from svdctl.recipes.evaluation.discover import Found, discover
-from svdctl.recipes.evaluation.forward import choose_device
+from svdctl.recipes.evaluation.forward import Classifier, choose_device
 from svdctl.recipes.evaluation.material import Material, data_of, describe, same_data
 from svdctl.recipes.evaluation.measure import evaluate
 from svdctl.recipes.evaluation.outcome import Evaluation, Failure
 from svdctl.recipes.evaluation.report import write_report
-from svdctl.recipes.evaluation.subject import open_subject, takes_grey_only
+from svdctl.recipes.evaluation.subject import open_subject
 
 
 class Reporter(Protocol):
@@ -113,12 +115,41 @@ def _one(
     for notice in subject.notices:
         reporter.notice(f"{found.name}: {notice}")
     material = loaded.get(_data(found, config, subject.data))
-    if subject.image_shape is None and takes_grey_only(subject.model, material.test.image_shape):
-        material = material.grey()
+    if subject.image_shape is None:
+        material = _fitting(material, subject.model, config)
     subject.check(material.test, describe(material.data))
     evaluation = evaluate(found, subject, material, config, reporter)
     failures += evaluation.failures
     return evaluation
+
+
+def _fitting(material: Material, model: nn.Module, config: EvaluateConfig) -> Material:
+    """The images with as many channels as a network takes, as tried on two of them: three, else one.
+
+    Raises:
+        CheckpointError: it takes neither.
+    """
+    classifier = Classifier(model, config, lambda _: None)
+
+    def refusal(images: Tensor) -> str | None:
+        try:
+            classifier.logits(images)
+        # What a network raises for images of a wrong shape is up to its author.
+        except Exception as error:
+            return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        return None
+
+    images = material.test.images[:2]
+    colour = refusal(images)
+    if colour is None:
+        return material
+    grey = refusal(images[:, :1])
+    if grey is None:
+        return material.grey()
+    raise CheckpointError(
+        f"the network takes neither images {material.test.image_shape} of {describe(material.data)} ({colour}) nor the "
+        f"same with one channel ({grey}); evaluate it on data of its own (--dataset)"
+    )
 
 
 def _data(found: Found, config: EvaluateConfig, trained_on: Data | None) -> Data:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from svdctl.errors import CheckpointError
 from svdctl.recipes.eval_robust import run as evaluate
 from svdctl.robustness.corruptions import corrupt
 from tests.evaluation.small import CLASSES, Recorder, make
@@ -93,6 +94,19 @@ def test_colours_are_refused(tmp_path: Path, factory: str) -> None:
     result, _ = measured(tmp_path, factory, "colour")
     [failure] = result.failures
     assert "takes images of one channel, and 1 of 12 are in colour" in str(failure.error)
+
+
+def small() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 26**2, CLASSES))
+
+
+def test_a_network_for_images_of_another_size_is_told_with_both_of_its_errors(tmp_path: Path) -> None:
+    result, _ = measured(tmp_path, "small", "grey")
+    [failure] = result.failures
+    assert isinstance(failure.error, CheckpointError)
+    assert "(3, 16, 16)" in str(failure.error)
+    assert "to have 1 channels, but got 3 channels" in str(failure.error)
+    assert "mat1 and mat2 shapes cannot be multiplied" in str(failure.error)
 
 
 @pytest.mark.parametrize("name", ["gaussian_noise", "impulse_noise", "saturate", "frost", "jpeg_compression", "snow"])

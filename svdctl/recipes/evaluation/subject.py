@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from svdctl.build import build_model
 from svdctl.checkpoint import read_checkpoint
@@ -58,22 +57,6 @@ class Subject:
                 f"the network was trained on images of {self.image_shape}, and those of {where} are "
                 f"{test.image_shape}; evaluate it on its own data (--dataset)"
             )
-
-
-def takes_grey_only(model: nn.Module, image_shape: tuple[int, int, int]) -> bool:
-    """Return whether a network refuses images `(3, H, W)` and takes `(1, H, W)`, as tried on two of zeros."""
-
-    def takes(channels: int) -> bool:
-        try:
-            with torch.inference_mode():
-                found = model(torch.zeros(2, channels, *image_shape[1:]))
-        # What a network raises for a wrong shape is up to its author.
-        except Exception:
-            return False
-        # Two rows: a network that flattens three channels of 2 images to 6 grey ones has not taken them.
-        return isinstance(found, Tensor) and found.ndim == 2 and len(found) == 2
-
-    return not takes(3) and takes(1)
 
 
 def open_subject(path: Path, config: EvaluateConfig) -> Subject:
