@@ -121,7 +121,7 @@ def _bare(path: Path, weights: WeightFile, config: InspectConfig, tell: Tell | N
         names = ", ".join(layer.name for layer in stored if layer.make)[:300]
         raise ShapeError(f"no layer of {path} matches {' or '.join(config.layers)}; there are {names}")
     # MLX stores the output channels first in transposed convolutions too.
-    pairs = weights.extra.get("format") == "mlx"
+    pairs = str(weights.extra.get("format")).lower() == "mlx"
     rows = []
     for done, layer in enumerate(chosen):
         if tell is not None:

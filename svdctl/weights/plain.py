@@ -13,6 +13,7 @@ from svdctl.weights.quantised import scaled
 from svdctl.weights.stored import Kind, Leaves, StoredLayer, layer_of, wide, without
 
 _EMBEDDING = re.compile(r"emb|(^|\.)w[tp]e$", re.IGNORECASE)
+_NORM = re.compile(r"norm[^.]*$|(^|[._])ln[_\d]*f?$", re.IGNORECASE)
 _CONV: dict[int, Kind] = {2: "linear", 3: "conv1d", 4: "conv2d", 5: "conv3d"}
 
 
@@ -68,6 +69,8 @@ def plain_weight(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
         return without(layer, f"a weight with {weight.ndim} axes is of no layer known here")
     if weight.ndim == 2 and "bias" not in leaves and _EMBEDDING.search(module):
         return replace(without(layer, "an embedding is looked up, not multiplied"), kind="embedding")
+    if "bias" not in leaves and _NORM.search(module):
+        return without(layer, "a norm layer by its name, whose norm depends on the input")
     told = f"a weight with {weight.ndim} axes{norm}"
     product = None if found.rule else scaled(weight, leaves)
     if isinstance(product, str):

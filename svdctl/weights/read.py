@@ -14,12 +14,13 @@ from svdctl.errors import CheckpointError
 from svdctl.weights import tensors as stored
 from svdctl.weights.archive import FORMAT, VERSION, read_torch
 from svdctl.weights.paper import architecture_of
+from svdctl.weights.pickles import Described, NumpyArray
 from svdctl.weights.sniff import container_of, resolve
 from svdctl.weights.unwrap import LeftOut, may_hold_weights, unwrap
 
 Format = Literal["svdctl", "paper", "state dict", "safetensors"]
-_TORCH_ORDER = ("pt", "np", "numpy")
-"""Formats in the metadata of safetensors whose kernels are stored `(O, I, *k)`."""
+_OTHER_ORDERS = ("mlx", "flax", "jax", "keras", "tensorflow", "tf")
+"""Formats in the metadata of safetensors whose kernels are not stored `(O, I, *k)`."""
 _SCALARS = str | int | float | bool | None
 
 
@@ -88,7 +89,7 @@ def read_tensors(path: str | os.PathLike[str], *, key: str | None = None) -> Wei
     others: dict[str, str] = {}
     unread: set[str] = set()
     for name, value in unwrapped.entries.items():
-        found = stored.plain(value) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        found = stored.plain(value) if isinstance(value, Tensor) else _kind_of(value)
         if isinstance(found, Tensor):
             tensors[name] = found
         else:
@@ -96,8 +97,8 @@ def read_tensors(path: str | os.PathLike[str], *, key: str | None = None) -> Wei
             if isinstance(value, Tensor) or may_hold_weights(value):
                 unread.add(name)
     steps = [*unwrapped.steps]
-    if container == "safetensors" and (order := extra.get("format", "pt")) not in _TORCH_ORDER:
-        steps += _reorder(tensors, others, unread, str(order))
+    if container == "safetensors" and (order := str(extra.get("format")).lower()) in _OTHER_ORDERS:
+        steps += _reorder(tensors, others, unread, order)
     stored.check_sizes(tensors, path.stat().st_size, str(path))
     return WeightFile(
         path=path,
@@ -123,9 +124,15 @@ def _reorder(tensors: dict[str, Tensor], others: dict[str, str], unread: set[str
         return ["kernels of MLX, stored O, k, I, in the order O, I, k"] if kernels else []
     for name in kernels:
         del tensors[name]
-        others[name] = f"a kernel in the order of {order[:40]!r}, which the file names as its format"
+        others[name] = f"a kernel in the order of {order!r}, which the file names as its format"
         unread.add(name)
     return []
+
+
+def _kind_of(value: object) -> str:
+    if isinstance(value, Described):
+        return "a numpy array" if isinstance(value, NumpyArray) else "an object of another library"
+    return f"a {type(value).__name__}"
 
 
 def _kind(tensors: Mapping[str, Tensor]) -> Format:

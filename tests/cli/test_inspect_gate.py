@@ -96,6 +96,7 @@ NOT_PROVED: dict[str, tuple[dict[str, Any], str]] = {
     "integers": ({"x.weight": torch.full((4, 4), 100, dtype=torch.int8)}, "x"),
     "complex": ({"x.weight": HUGE.to(torch.complex64)}, "x"),
     "layer norm": ({"x.weight": torch.full((4,), 1e6)}, "x"),
+    "layer norm of two axes": ({"x.norm1.weight": torch.full((4, 4), 0.1)}, "x.norm1"),
     "embedding": ({"token_emb.weight": HUGE}, "token_emb"),
     "one NaN": ({"x.weight": torch.full((1, 1, 1, 1), math.nan)}, "x"),
     "one number": ({"logit_scale": torch.tensor(1e6)}, "logit_scale"),
