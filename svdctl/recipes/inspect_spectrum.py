@@ -77,12 +77,13 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 def _unlisted(model: nn.Module, found: NetworkSpectrum, config: InspectConfig) -> Iterator[LayerSpectrum]:
     """Rows for what the network stores outside the rows of its spectrum, as the packed weights of quantised layers."""
-    listed, modules = {row.name for row in found}, dict(model.named_modules())
+    listed, modules = {row.name: row for row in found}, dict(model.named_modules())
     rows: dict[str, LayerSpectrum] = {}
     for name, value in model.state_dict().items():
         module = name.rpartition(".")[0]
-        above = module.split(".")
-        covered = any(".".join(above[:count]) in listed for count in range(len(above) + 1))
+        words = module.split(".")
+        above = [listed.get(".".join(words[:count])) for count in range(len(words))]
+        covered = module in listed or any(row is not None and row.is_analysed for row in above)
         # Places in a table and masks are no weights.
         is_weight = not isinstance(value, Tensor) or (
             holds_weights(value) and value.dtype not in (torch.int64, torch.bool)

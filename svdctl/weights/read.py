@@ -16,7 +16,7 @@ from svdctl.weights.archive import FORMAT, VERSION, read_torch
 from svdctl.weights.paper import architecture_of
 from svdctl.weights.pickles import Described, NumpyArray
 from svdctl.weights.sniff import container_of, resolve
-from svdctl.weights.unwrap import LeftOut, may_hold_weights, unwrap
+from svdctl.weights.unwrap import ANOTHER_SET, LeftOut, may_hold_weights, unwrap
 
 Format = Literal["svdctl", "paper", "state dict", "safetensors"]
 _OTHER_ORDERS = ("mlx", "flax", "jax", "keras", "tensorflow", "tf")
@@ -106,7 +106,7 @@ def read_tensors(path: str | os.PathLike[str], *, key: str | None = None) -> Wei
         tensors=tensors,
         others=others,
         unread=frozenset(unread),
-        left_out=() if ours and key is None else unwrapped.left_out,
+        left_out=_foreign(contents) if ours and key is None else unwrapped.left_out,
         wrapping="; ".join(() if ours and key is None else steps),
         alternatives=() if ours else unwrapped.others,
         extra=extra,
@@ -127,6 +127,12 @@ def _reorder(tensors: dict[str, Tensor], others: dict[str, str], unread: set[str
         others[name] = f"a kernel in the order of {order!r}, which the file names as its format"
         unread.add(name)
     return []
+
+
+def _foreign(contents: Mapping[object, object]) -> tuple[LeftOut, ...]:
+    """Parts with weights that svdctl does not write into its checkpoints."""
+    parts = ((str(name), part) for name, part in contents.items() if name not in ("model", "training"))
+    return tuple(LeftOut(name, ANOTHER_SET, True) for name, part in parts if may_hold_weights(part))
 
 
 def _kind_of(value: object) -> str:

@@ -53,6 +53,7 @@ _RNG_STATES = (16, 5056)
 """Bytes of the states of torch's random generators on CUDA devices and on the CPU."""
 _COMPONENTS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 """Parts of names that torch's and lightning-fabric's wrappers add; no network calls a module so."""
+ANOTHER_SET = "another set of weights"
 MAX_DEPTH = 32
 MAX_ENTRIES = 1_000_000
 
@@ -99,7 +100,7 @@ def unwrap(contents: object, where: str, key: str | None = None) -> Unwrapped:
         at, path, prefix = _follow_key(graph, contents, key, where)
     left_out: list[LeftOut] = []
     while not prefix and len(path) < MAX_DEPTH:
-        parts = dict(_parts(at))
+        parts = _clashing(_parts(at), where)
         sets = {name: part for name, part in parts.items() if graph.has_tensors(part)}
         known = [
             name
@@ -112,7 +113,7 @@ def unwrap(contents: object, where: str, key: str | None = None) -> Unwrapped:
         left_out += [part for part in found if part is not None]
         path.append(known[0])
         at = sets[known[0]]
-    others = tuple(part.name for part in left_out if part.may_hold_weights and part.what == _ANOTHER_SET)
+    others = tuple(part.name for part in left_out if part.may_hold_weights and part.what == ANOTHER_SET)
     entries = _clashing(_flatten(graph, at, where, ".".join(path), left_out), where)
     steps = [f"weights under {'.'.join(path)!r}"] if path else []
     if prefix:
@@ -195,16 +196,13 @@ def _flatten(
                 waiting.append((full, inner, depth + 1))
 
 
-_ANOTHER_SET = "another set of weights"
-
-
 def _left_out(full: str, name: str, part: object) -> LeftOut | None:
     """A part beside the weights: a state of training, or what may be weights of another network; None of a number."""
     state = _state_of_training(name, part)
     if state is not None:
         return LeftOut(full, *state)
     if may_hold_weights(part):
-        return LeftOut(full, _ANOTHER_SET, True)
+        return LeftOut(full, ANOTHER_SET, True)
     is_number = isinstance(part, Tensor) or not any(isinstance(value, Tensor) for value in _leaves(part))
     return None if is_number else LeftOut(full, "no weights", False)
 

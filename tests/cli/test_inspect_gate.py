@@ -203,6 +203,13 @@ def test_no_part_of_a_file_is_dropped_in_silence(
     assert told.split()[-3 if "reaches" in told else 2].rstrip(",") in out
 
 
+def test_two_parts_of_one_name_are_refused(invoke: Invoke, tmp_path: Path) -> None:
+    torch.save({"model": {"x.weight": HUGE}, b"model": SMALL}, tmp_path / "a.pt")
+    code, _, err = invoke(tmp_path / "a.pt", "--max", 1)
+    assert code == 2
+    assert "two entries of the name 'model'" in err
+
+
 def test_states_of_training_are_named_and_hold_nothing_back(invoke: Invoke, tmp_path: Path) -> None:
     model = nn.Linear(4, 4)
     optimizer = torch.optim.Adam(quiet(model).parameters())
@@ -471,7 +478,14 @@ def norm(): return nn.Sequential(nn.Conv2d(3, 3, 1), nn.GroupNorm(1, 3))
 def frozen(): return nn.Sequential(nn.Conv2d(3, 3, 1), FrozenBatchNorm2d(3))
 def block(): return nn.Sequential(nn.Conv2d(3, 3, 1), Block())
 def own(): return nn.Sequential(nn.Conv2d(3, 3, 1), nn.Flatten(), Own(3 * 16, 2))
+class Rooted(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 3, 1), Whole())
+        self.gain = nn.Parameter(torch.ones(1))
+
+
 def whole(): return nn.Sequential(nn.Conv2d(3, 3, 1), Whole())
+def rooted(): return Rooted()
 def called(): return nn.Sequential(nn.Conv2d(3, 3, 1), BatchNorm(3, 3, 1))
 """
 
@@ -484,6 +498,7 @@ def called(): return nn.Sequential(nn.Conv2d(3, 3, 1), BatchNorm(3, 3, 1))
         ("frozen", "not proved: 1, "),
         ("block", "not proved: 1, "),
         ("whole", "not proved: 1, "),
+        ("rooted", "not proved: (top), "),
         ("own", "not proved: 2, "),
         ("called", "1 reaches"),
     ],
@@ -506,7 +521,7 @@ def test_the_gate_covers_all_of_a_network(name: str, told: str, invoke: Invoke, 
     assert told in err
     if "not proved" in told:
         code, out, err = invoke(tmp_path / "a.pt", *flags, "--except", told.split()[2].rstrip(","))
-        assert code == 0
+        assert code == (name == "rooted")  # of which something else is left
         assert "excepted by --except" in out
         assert "excepted: " in err
 
@@ -533,3 +548,8 @@ def test_the_gate_passes_networks_of_svdctl(model: Any, layer: Any, invoke: Invo
     code, _, err = invoke(tmp_path / "last.pt", "--max", 2, "--accuracy", "fast", "--tolerance", 0.3)
     assert code == 0, err
     assert invoke(tmp_path / "last.pt", "--max", 1e-3, "--accuracy", "fast", "--tolerance", 0.3)[0] == 1
+    if isinstance(layer, Standard):
+        torch.save(torch.load(tmp_path / "last.pt") | {"upscaler": {"x.weight": HUGE}}, tmp_path / "last.pt")
+        code, _, err = invoke(tmp_path / "last.pt", "--max", 2, "--accuracy", "fast", "--tolerance", 0.3)
+        assert code == 1
+        assert "not proved: upscaler" in err
