@@ -44,7 +44,7 @@ _PLAIN = frozenset({
 })  # fmt: skip
 _STORAGE = re.compile(r"torch\.(cuda\.)?(storage\.)?[A-Za-z0-9]*Storage")
 _BESIDE_WEIGHTS = re.compile(
-    r"argparse\.Namespace|types\.SimpleNamespace|datetime\.\w+|pathlib\.\w*Path|torch\.torch_version\.TorchVersion"
+    r"argparse\.Namespace|types\.SimpleNamespace|datetime\.\w+|pathlib\.(_local\.)?\w*Path|torch\.torch_version\.TorchVersion"
     r"|numpy\.(dtype|ndarray|_?core\.multiarray\.(scalar|_reconstruct))"
 )
 

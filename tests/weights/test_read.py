@@ -4,6 +4,8 @@ import argparse
 import datetime
 import hashlib
 import pathlib
+import sys
+import types
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -81,6 +83,21 @@ def test_wrappings_are_taken_off_and_told(contents: Any, told: str, save: Save, 
     assert told in found.wrapping
     assert bool(told) == bool(found.wrapping)
     assert found.format == "state dict"
+
+
+@pytest.mark.parametrize("save", SAVES.values(), ids=SAVES)
+def test_paths_as_python_3_13_writes_them(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class PosixPath:
+        def __reduce__(self) -> tuple[type, tuple[str, str]]:
+            return type(self), ("a", "b")
+
+    module = types.ModuleType("pathlib._local")
+    module.PosixPath = PosixPath
+    PosixPath.__module__, PosixPath.__qualname__ = module.__name__, "PosixPath"
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, module.__name__, module)
+        save({"model": state_dict(), "path": PosixPath()}, tmp_path / "file.pt")
+    assert_same(read_tensors(tmp_path / "file.pt").tensors, state_dict())
 
 
 def test_another_set_is_taken_by_its_key(tmp_path: Path) -> None:
