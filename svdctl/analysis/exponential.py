@@ -9,6 +9,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from svdctl.analysis.layer import LayerSpectrum, as_it_runs
 from svdctl.certify.exponential import reach, series_norm
 from svdctl.certify.gains import layer_gain
+from svdctl.errors import ShapeError
 from svdctl.layers.frames import frame_error
 from svdctl.layers.soc import SOC
 from svdctl.layers.sott import SOTT
@@ -76,9 +77,18 @@ def stored_exponential(
     frame_norms: tuple[float, float] | None,
     error: float | None,
 ) -> LayerSpectrum:
-    """The same for a layer of a file without a network."""
+    """The same for a layer of a file without a network.
+
+    Raises:
+        ShapeError: a generator whose powers are beyond float64.
+    """
     kernel = generator.weight
-    upper = series_norm(terms, reach(kernel, terms, None)) * math.prod(frame_norms or (1.0, 1.0)) * (1 + 1e-6)
+    try:
+        upper = series_norm(terms, reach(kernel, terms, None)) * math.prod(frame_norms or (1.0, 1.0)) * (1 + 1e-6)
+    except OverflowError:
+        upper = math.inf
+    if not math.isfinite(upper):
+        raise ShapeError("its numbers are so large that its exponential is beyond float64")
     values = None if size is None else exponential_values(generator, size, terms).cpu()
     note = f"values of the core of {len(kernel)} channels"
     return LayerSpectrum(

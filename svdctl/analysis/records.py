@@ -26,17 +26,21 @@ def layer_record(layer: LayerSpectrum) -> dict[str, Any]:
         "count": None if layer.values is None else len(layer.values),
         "largest_circular": layer.largest,
         "zero_padded_lower": None if padded is None else padded.lower,
-        "zero_padded_upper": None if padded is None or math.isinf(padded.upper) else padded.upper,
-        "bound_lower": None if layer.bound is None else layer.bound.lower,
-        "bound_upper": None if layer.bound is None else layer.bound.upper,
+        "zero_padded_upper": None if padded is None else _finite(padded.upper),
+        "bound_lower": None if layer.bound is None else _finite(layer.bound.lower),
+        "bound_upper": None if layer.bound is None else _finite(layer.bound.upper),
         "smallest_nonzero": layer.smallest_nonzero,
         "condition_number": layer.condition_number,
         "stable_rank": layer.stable_rank,
-        "frame_error": layer.frame_error,
+        "frame_error": None if layer.frame_error is None else _finite(layer.frame_error),
         "note": layer.note,
         "assumption": layer.assumption,
         "gate": layer.gate,
     }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def to_json(networks: Sequence[NetworkSpectrum], *, top: int | None = None, every: bool = False) -> str:

@@ -61,8 +61,12 @@ SMALL = {"conv.weight": kernel(4, 4, 3, 3), "conv.bias": torch.ones(4), "fc.weig
 HUGE = torch.full((4, 4), 1e3)
 
 
-def state(model: nn.Module, name: str = "x.") -> dict[str, Tensor]:
-    return {name + key: tensor for key, tensor in model.state_dict().items()}
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return state_of(model.state_dict())
+
+
+def state_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"x.{key}": tensor for key, tensor in tensors.items()}
 
 
 def quiet(model: nn.Module) -> nn.Module:
