@@ -27,7 +27,7 @@ from svdctl.weights.tensors import holds_weights
 
 _NO_NETWORK = (
     "the file holds no network; its strides, groups and input sizes are not known, nor its padding: bounds are for "
-    "zeros, and for circular padding where the stride divides the input"
+    "zeros, and for circular padding by no more than the kernel reaches where the stride divides the input"
 )
 Tell = Callable[[int, int, str], None]
 
