@@ -213,15 +213,15 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the weights that a resumed training needs; called in all processes."""
-        totals = self.fabric.all_gather(self.totals)
-        assert isinstance(totals, Tensor)
+        totals = self.totals.new_zeros(self.fabric.world_size, *self.totals.shape)
+        totals[self.fabric.global_rank] = self.totals
         return {
             "optimizer": self.optimizer.state_dict(),
             "schedule": {"last_epoch": self.schedule.last_epoch},
             "controller": self.controller.state_dict(),
             "counters": dict(vars(self.counters)),
             "epoch": {
-                "totals": totals.reshape(-1, 2, 5).cpu(),
+                "totals": summed(self.fabric, totals).cpu(),
                 "train_time": self.train_time,
                 "clipping_time": self.control_time,
             },

@@ -118,10 +118,16 @@ def evaluation_line(metrics: Mapping[str, float]) -> str:
         if "frame_deviation" in metrics:
             certified += f"  frames {metrics['frame_deviation']:.1e}"
     return (
-        f"epoch {metrics['epoch']:3.0f}/{metrics['epochs']:.0f}  loss {metrics['loss']:.4f}  acc {metrics['acc']:.2%}  "
+        f"epoch {metrics['epoch']:3.0f}/{metrics['epochs']:.0f}  loss {_known(metrics['loss'], '.4f')}  "
+        f"acc {_known(metrics['acc'], '.2%')}  "
         f"held-out loss {metrics['val_loss']:.4f}  acc {metrics['val_acc']:.2%}{certified}  "
-        f"{metrics['train_time']:.1f} s (control {metrics['clipping_time']:.1f} s)"
+        f"{_known(metrics['train_time'], '.1f')} s (control {_known(metrics['clipping_time'], '.1f')} s)"
     )
+
+
+def _known(value: float, form: str) -> str:
+    """A figure, or a dash where it is not known: not a number."""
+    return "-" if math.isnan(value) else format(value, form)
 
 
 def certified_lines(rows: Sequence["CertifiedEpoch"]) -> list[str]:

@@ -65,6 +65,23 @@ def table(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "runs" / "tables" / "one.json").read_text())
 
 
+def test_a_finished_run_on_other_data_does_not_count(copy: Path) -> None:
+    """Neither to be shown nor to be gone on with; the run on these data is found from then on."""
+    text = (copy / "one.toml").read_text()
+    (old,) = copy.glob("runs/*/config.toml")
+    data = Path(text.split("data.path='")[1].split("'")[0])
+    kept, arrays = data.read_bytes(), dict(np.load(data))
+    try:
+        np.savez(data, **{**arrays, "y_train": np.roll(arrays["y_train"], 1)})
+        folders = [table(copy)["rows"][0]["runs"][0]["folder"] for _ in range(2)]
+    finally:
+        data.write_bytes(kept)
+    assert folders[0] == folders[1] != str(old.parent)
+    assert len(run_folders(copy)) == 2
+    # And the first one, once the data are what they were.
+    assert table(copy)["rows"][0]["runs"][0]["folder"] == str(old.parent)
+
+
 def run_folders(folder: Path) -> list[Path]:
     return sorted(file.parent for file in folder.glob("runs/*/config.toml"))
 

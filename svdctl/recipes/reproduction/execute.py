@@ -16,6 +16,7 @@ from svdctl.recipes.reproduction import measure
 from svdctl.recipes.reproduction.plan import Run
 from svdctl.recipes.reproduction.results import RunFigures
 from svdctl.recipes.reproduction.store import Store
+from svdctl.recipes.training.setup import load_parts
 from svdctl.runfolder import locked
 
 State = Literal["done", "failed", "busy", "interrupted"]
@@ -130,6 +131,11 @@ class _Busy(SvdctlError):  # noqa: N818 - it is no error
 def train_run(run: Run, store: Store, reporter: StatusReporter) -> Path | None:
     """The finished run folder: found, continued or new; None when the training was stopped."""
     found = store.best(run.key)
+    if found is not None and found.data is not None:
+        data = load_parts(run.config).fingerprint
+        if found.data != data:
+            reporter.notice(f"{found.folder} was trained on other data and does not count")
+            found = store.best(run.key, data=data)
     if found is not None and found.finished:
         return found.folder
     if found is not None and (found.folder / "last.pt").is_file():

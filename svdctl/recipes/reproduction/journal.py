@@ -22,9 +22,9 @@ class Journal:
         self._results: dict[str, Any] = {}
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return
-        if isinstance(kept, dict) and kept.get("about") == self._about:
+        if isinstance(kept, dict) and kept.get("about") == self._about and isinstance(kept.get("results"), dict):
             self._results = kept["results"]
 
     def __contains__(self, key: str) -> bool:

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from svdctl.config.train import TrainConfig
 from svdctl.errors import CheckpointError, UsageError
 from svdctl.lock import held
@@ -32,6 +30,8 @@ class Found:
     step: int
     """Of its checkpoint."""
     finished: bool
+    data: Mapping[str, str] | None = None
+    """Fingerprints of the data that it was trained on; None: not known."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,20 @@ class Store:
                 found.setdefault(key, []).append(folder)
         return found
 
-    def best(self, key: str, index: Mapping[str, list[Path]] | None = None) -> Found | None:
-        """The finished folder of a run, or the one that got furthest; of `reuse` finished ones alone."""
+    def best(
+        self, key: str, index: Mapping[str, list[Path]] | None = None, *, data: Mapping[str, str] | None = None
+    ) -> Found | None:
+        """The finished folder of a run, or the one that got furthest; of `reuse` finished ones alone.
+
+        Args:
+            key: `run_hash` of the run's configuration.
+            index: what `index` returned, if it was called.
+            data: fingerprints of the data; those that were trained on others are passed over.
+        """
         folders = (self.index() if index is None else index).get(key, [])
         runs = sorted(map(inspect_run, folders), key=lambda run: (run.finished, run.step), reverse=True)
+        if data is not None:
+            runs = [run for run in runs if run.data in (None, data)]
         usable = [run for run in runs if run.finished or run.folder.parent == self.out_dir.expanduser()]
         return usable[0] if usable else None
 
@@ -89,7 +99,7 @@ class Store:
         """How far a run is; empty when nothing is known."""
         try:
             found = json.loads((self._private / f"{key}.json").read_text())
-        except (OSError, json.JSONDecodeError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
 
@@ -109,7 +119,7 @@ def _folders(parent: Path) -> Iterator[tuple[str, Path]]:
         try:
             text = (folder / "config.toml").read_text(encoding="utf-8")
             yield run_hash(TrainConfig.model_validate(tomllib.loads(text))), folder
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, ValidationError):
+        except (OSError, ValueError, RecursionError):  # of TOML, of the configuration, of numbers without end
             continue
 
 
@@ -130,6 +140,5 @@ def inspect_run(folder: Path) -> Found:
             read_best(folder, checkpoint.config, counters, checkpoint.model)
     except CheckpointError:
         return Found(folder, 0, finished=False)
-    return Found(
-        folder, counters.step, finished=counters.epoch_finished and has_ended(history.epochs, checkpoint.config)
-    )
+    finished = counters.epoch_finished and has_ended(history.epochs, checkpoint.config)
+    return Found(folder, counters.step, finished, checkpoint.data)

@@ -35,13 +35,12 @@ def finished(
     folder: Path,
     before: Mapping[str, Tensor],
     sizes: Mapping[str, tuple[int, ...]],
-    seconds: float,
 ) -> TrainResult:
     """A run that reached its last step; the network is left as it was."""
     config, zero = trainer.config, trainer.fabric.is_global_zero
     select = config.evaluation.select
     last = trainer.evaluate(test)
-    metrics = {"test_acc": last.accuracy, "test_loss": last.loss, "seconds": seconds}
+    metrics = {"test_acc": last.accuracy, "test_loss": last.loss}
     summary = [f"test accuracy {last.accuracy:.2%} after the last epoch ({len(test):,} images)"]
     layers = trainer.controller.report()
     judged = {"last": (trainer.counters.step, last)}
@@ -69,7 +68,9 @@ def finished(
     files = [folder / name for name in ("config.toml", "environment.json", "metrics.jsonl", "last.pt")]
     files += [folder / "best.pt"] * (best is not None)
     lacks = what_lacks(trainer.epochs, config)
-    if lacks is not None:
+    if lacks is None:
+        metrics["seconds"] = sum(line["train_time"] + line.get("val_time", 0.0) for line in trainer.epochs)
+    else:
         summary.append(f"curves.png is not whole: {lacks}")
     if zero:
         files += draw(trainer, folder, before, sizes)

@@ -1,6 +1,5 @@
 """One process's part in a training, from the model to the pictures."""
 
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -110,7 +109,6 @@ class Run:
                 )
             flat = config.model_dump(mode="json")
             log = RunLog(self.folder, config.log, flat, lines=None if history is None else history.lines)
-        began = time.perf_counter()
         try:
             with stop_on_signal() as stop:
                 completed = Loop(self.trainer, self._progress(), self._record(log), self._save, stop).run()
@@ -118,8 +116,7 @@ class Run:
             if log is not None:
                 log.close()
         if completed:
-            seconds = time.perf_counter() - began
-            result = finished(self.trainer, self.parts.test, self.folder, before, self.sizes, seconds)
+            result = finished(self.trainer, self.parts.test, self.folder, before, self.sizes)
         else:
             result = interrupted(self.trainer, self.folder)
         if self.fabric.is_global_zero:
