@@ -24,6 +24,10 @@ _NAMED = (torch.dtype, torch.device, torch.layout, torch.memory_format, slice, r
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _LIBRARIES = sys.stdlib_module_names | {"torch", "torchvision", "svdctl", "numpy"}
 _RECORDS = (types.SimpleNamespace, Namespace)
+_READ = (
+    *(nn.Module, Sequence, Mapping, Set, types.FunctionType, types.MethodType),
+    *(partial, property, staticmethod, classmethod, *_RECORDS),
+)
 
 
 @dataclass
@@ -39,11 +43,12 @@ class Contents:
     """Objects that count by their identity, kept alive so that it stays theirs."""
 
     @classmethod
-    def of(cls, owner: Any) -> Self:
-        """Read an object; its tensors are not copied yet, see `kept`."""
+    def of(cls, owner: Any, **others: Any) -> Self:
+        """Read an object, and others by their names; their tensors are not copied yet, see `kept`."""
         found = cls()
         with torch._C.DisableTorchFunctionSubclass():
-            found._read("", owner)
+            for path, value in {"": owner, **others}.items():
+                found._read(path, value)
         found._seen.clear()
         return found
 
@@ -91,13 +96,16 @@ class Contents:
         elif isinstance(value, torch.Generator):
             self.tensors[path] = value.get_state()
         else:
-            self.values[path] = id(value) if _counts_by_identity(value) else type(value)
+            self.values[path] = id(value) if _is_opaque(value) else type(value)
             for name, part in _parts(value):
                 self._read(f"{path}{name}" if path or name.startswith("[") else name[1:], part)
 
 
-def _counts_by_identity(value: Any) -> bool:
-    return not isinstance(value, Sequence | Mapping | Set | types.FunctionType | types.MethodType)
+def _is_opaque(value: Any) -> bool:
+    """Whether an object counts by its identity, since not all that it is can be read."""
+    return not isinstance(value, _READ) and (
+        isinstance(value, type) or not hasattr(value, "__dict__") or _is_library(type(value))
+    )
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:

@@ -58,8 +58,9 @@ def lipschitz_bound(
     The network is followed through its Python code on one image, so loops and shape checks are fine; whatever depends
     on the image's numbers, or has no rule, is an error that names the function and the module. Constants multiply along
     a path, add up in sums, and their squares add up in concatenations. The bound is about real arithmetic with the
-    weights as they are (parametrised ones in the model's precision); `rounding_bound` has the rest. The network must be
-    deterministic, and must treat the images of a batch one by one.
+    weights as they are (parametrised ones in the model's precision); `rounding_bound` has the rest. A network that
+    gives another output when it is run again, or that changes while it runs, is refused; that it treats the images of a
+    batch one by one is presumed.
 
     Args:
         model: any module from one image batch to one tensor; it is left as it is.
@@ -68,7 +69,8 @@ def lipschitz_bound(
             `layer_gain`.
 
     Raises:
-        ShapeError: an operation without a rule, weights that are not finite, BatchNorm without running statistics.
+        ShapeError: an operation or an argument without a rule, complex tensors, weights that are not finite, BatchNorm
+            without running statistics, a network that does not compute the same each time.
 
     >>> import torch
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(32, 2))

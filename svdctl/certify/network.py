@@ -42,7 +42,10 @@ def frozen(model: nn.Module, dtype: torch.dtype) -> nn.Module:
             f"the network cannot be copied ({error}); run it once under torch.no_grad(), then try again"
         ) from error
     _refuse_shared(model, copied)
-    copied = copied.to(dtype).eval().requires_grad_(False)
+    try:
+        copied = copied.to(dtype).eval().requires_grad_(False)
+    except Exception as error:
+        raise ShapeError(f"the network cannot be converted to {dtype} ({error})") from error
     for name, module in list(copied.named_modules()):
         if module.training:
             raise ShapeError(
@@ -79,7 +82,13 @@ def _fixed(module: SOC) -> FixedSOC:
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    return any((module._forward_hooks, module._forward_pre_hooks, *_hooks_of_all()))
+
+
+def _hooks_of_all() -> tuple[Any, ...]:
+    """The hooks that torch calls for every module."""
+    hooks = nn.modules.module
+    return hooks._global_forward_hooks, hooks._global_forward_pre_hooks
 
 
 def _make_plain(module: nn.Module) -> None:
@@ -123,7 +132,7 @@ class Trace:
 
     def require_unchanged(self, network: nn.Module) -> None:
         """Raise a ShapeError if anything that the network computes with is not what it was."""
-        changed = self.contents.difference(Contents.of(network), self.passing)
+        changed = self.contents.difference(_contents_of(network), self.passing)
         if changed is not None:
             raise ShapeError(
                 f"{changed!r} of the network is not what it was when the bound was proved: it was changed from "
@@ -152,8 +161,10 @@ def follow(
     try:
         with _watched(network, tracer):
             output = _only(network(start))
-    except RuntimeError as failure:
-        reason = str(failure).strip().splitlines()[0]
+    except ShapeError:
+        raise
+    except Exception as failure:  # whatever the network's own code raises
+        reason = (str(failure).strip() or type(failure).__name__).splitlines()[0]
         raise ShapeError(f"{tracer.where} fails on an image of shape {tuple(centre.shape[1:])}: {reason}") from failure
     if not isinstance(output, Traced):
         raise ShapeError(
@@ -162,15 +173,19 @@ def follow(
         )
     facts = tracer.facts(output)
     proved = replace(facts, lipschitz=outward(facts.lipschitz), errors=tuple(e * outward(1.0) for e in facts.errors))
-    passing = frozenset(Contents.of(network).without_numbers)
+    passing = frozenset(_contents_of(network).without_numbers)
     _require_the_same_value(network, centre, output.value, proved)
-    trace = Trace(proved, output.value, tuple(tracer.contributions), Contents.of(network).kept(), passing)
+    trace = Trace(proved, output.value, tuple(tracer.contributions), _contents_of(network).kept(), passing)
     # Away from the centre, where a change that the centre hides (of a factor on zeros, say) shows.
     generator = torch.Generator().manual_seed(0)
     other = torch.rand(centre.shape, generator=generator, dtype=torch.float64).to(centre)
     _require_the_same_value(network, other, _only(network(other.clone())), proved, float((other - centre).norm()))
     trace.require_unchanged(network)
     return trace
+
+
+def _contents_of(network: nn.Module) -> Contents:
+    return Contents.of(network, hooks_of_all_modules=_hooks_of_all())
 
 
 def _only(output: Any) -> Any:

@@ -74,7 +74,8 @@ class Certifier:
     """Certifies the answers of a network; all that does not depend on the images is computed once, here.
 
     The claim is about the network as evaluated by `logits`: a frozen copy in `dtype`, without autocast, whatever
-    precision it was trained in. In float64 the rounding term is negligible. In float32 it is honest and, for wide
+    precision it was trained in. At every call that copy, and what its code reaches besides, is compared with what was
+    proved: a change is an error. In float64 the rounding term is negligible. In float32 it is honest and, for wide
     networks, often so large that nothing can be certified: see `rounding_bound`.
 
     Args:
@@ -84,7 +85,8 @@ class Certifier:
         tolerance: see `lipschitz_bound`.
 
     Raises:
-        ShapeError: an operation without a rule, another dtype, or an output that is not `(N, classes)`.
+        ShapeError: what `lipschitz_bound` refuses, another dtype, an output that is not `(N, classes)`, or logits that
+            depend on the other images of a batch.
     """
 
     def __init__(

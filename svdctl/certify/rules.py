@@ -381,7 +381,10 @@ def apply(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
     call.args = tuple(scratch if value is target else value for value in args)
     call.kwargs = {key: scratch if value is target else value for key, value in kwargs.items()}
     call.bound = {name: scratch if value is target else value for name, value in call.bound.items()}
-    return tracer.replace(target, entry.rule(call))
+    result = entry.rule(call)
+    if not isinstance(result, Traced):
+        raise call.unknown()
+    return tracer.replace(target, result)
 
 
 def _described(value: Any) -> str:

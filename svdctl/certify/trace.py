@@ -55,7 +55,12 @@ class Traced(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        first = next(value for value in leaves((args, kwargs)) if isinstance(value, Traced))
+        traced = [value for value in leaves((args, kwargs)) if isinstance(value, Traced)]
+        if any("tracer" not in vars(value) for value in traced):
+            raise ShapeError(
+                "the network makes a tensor from the image by code that cannot be followed, as nn.Parameter"
+            )
+        first = traced[0]
         with torch._C.DisableTorchFunctionSubclass():
             return first.tracer.dispatch(first.tracer, func, tuple(args), kwargs)
 

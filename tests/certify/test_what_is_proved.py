@@ -129,6 +129,22 @@ class TestWeightsThatChangeOnTheWay:
             with pytest.raises(ShapeError, match="hooks"):
                 lipschitz_bound(nn.Sequential(network), (sott.core.in_channels if network is sott.core else 6, 5, 5))
 
+    def test_hooks_of_all_modules_are_seen(self) -> None:
+        network = nn.Sequential(nn.Linear(6, 3)).double()
+        plain = lipschitz_bound(network, (6,)).value
+        certifier = Certifier(network, (6,))
+        hook = nn.modules.module.register_module_forward_hook(lambda _m, _i, output: output * 10)
+        try:
+            # Of the layer and of the whole.
+            assert lipschitz_bound(network, (6,)).value >= 99.9 * plain
+            with pytest.raises(ShapeError, match="was proved"):
+                certifier.logits(torch.rand(2, 6))
+            with pytest.raises(ShapeError, match="hooks"):
+                lipschitz_bound(nn.Sequential(SOTT(6, 6, rank=3)), (6, 5, 5))
+        finally:
+            hook.remove()
+        certifier.logits(torch.rand(2, 6))
+
     def test_hooks_that_keep_activations_are_let_be(self) -> None:
         kept: dict[str, Tensor] = {}
         layer = nn.Linear(6, 3)
@@ -172,6 +188,11 @@ REFUSED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "another dtype": lambda _, x: x.view(torch.int32),
     "indices": lambda _, x: F.max_pool1d(x[None], 2, return_indices=True)[0],
     "complex": lambda _, x: (x * (1 + 10j)).abs(),
+    "a parameter of it": lambda _, x: nn.Parameter(x) * 10,
+    "a plain tensor of it": lambda _, x: x.as_subclass(Tensor) * 10,
+    "its numbers": lambda _, x: x + 9 * x.data,
+    "a lazy layer": lambda _, x: nn.LazyLinear(5)(x),
+    "an error of its own": lambda _, x: x * [][0],
 }
 
 
