@@ -25,7 +25,7 @@ from svdctl.layers.tt import TTConv2d
 from svdctl.spectral.bound import TOLERANCE, norm_bound, taps_norm
 from svdctl.spectral.operator import Convolution
 from svdctl.spectral.power import KernelPower, paper_clip, paper_sigma
-from svdctl.spectral.project import CLIP_ROUNDS, SEAL_TOLERANCE, assigned_kernel, project_kernel
+from svdctl.spectral.project import CLIP_ROUNDS, SEAL_TOLERANCE, assigned_kernel, frobenius_norm, project_kernel
 
 Optimizer = torch.optim.Optimizer | None
 _MARGIN = 1e-4
@@ -49,8 +49,9 @@ def _replace_(layer: nn.Module, before: Convolution, kernel: Tensor, max: float,
     """Write a polyphase kernel, then scale until the bound is proved of what was written; returns the distance."""
     before = before.with_kernel(before.kernel.clone())  # the layer's own memory may be behind it
     write_operator_(layer, before.from_polyphase(kernel), optimizer)
-    scale_below_(layer, max, tolerance=SEAL_TOLERANCE)
-    return float((operator_of(layer).kernel - before.kernel).double().norm())
+    # A matrix is brought down to `max` itself, and its bound costs next to nothing.
+    scale_below_(layer, max, tolerance=SEAL_TOLERANCE if math.prod(before.taps) > 1 else _MARGIN)
+    return frobenius_norm(operator_of(layer).kernel.double() - before.kernel.double())
 
 
 def divide_factors(layer: nn.Module, max: float, power: KernelPower) -> list[Tensor]:
@@ -84,7 +85,9 @@ def scale_below_(layer: nn.Module, max: float, *, tolerance: float = TOLERANCE) 
     padding = padding_factor(layer)
     kernel_norm = norm_bound(conv, tolerance=tolerance).upper
     unit = torch.finfo(weight_of(layer).dtype).eps
-    while layer_norm(kernel_norm, error, padding) > max:
+    while not layer_norm(kernel_norm, error, padding) <= max:
+        if not math.isfinite(kernel_norm):
+            raise ShapeError("the layer's norm is above 1.8e308, the largest number of float64; scale its weight first")
         wanted = conv.kernel.double().clone()  # the layer's own memory may be behind it
         # Rounding moves the scaled kernel by at most a unit of each entry; the next round checks what it did.
         # The margin makes that round, and later brackets of this width, find nothing left to do.

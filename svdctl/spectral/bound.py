@@ -6,9 +6,10 @@ value at their centre is too low for what is to be proved, and cut smaller when 
 proved.
 
 Note 2, rounding. At a point, one Cholesky factorisation decides whether `H = t^2 I - A^H A` is positive definite. If it
-runs to its end on H shifted down by `(n + 8) v trace(H)`, v the unit roundoff, H is positive definite (Rump 2006; the
-complex inner product costs two more roundings than the real one). The shift covers the error of A^H A too, Note 2 of
-`gram`. While the cells are wide float32 is exact enough; it gives way to float64 when its shift is felt.
+runs to its end on H shifted down by `2 sqrt(2) (n + 8) v trace(H)`, v the unit roundoff, H is positive definite (Rump
+2006, with the rounding of complex inner products in any order of summation: Note 2 of `gram`, which also has the error
+of A^H A that is added to the shift). While the cells are wide float32 is exact enough; it gives way to float64 when its
+shift is felt.
 """
 
 import math
@@ -19,10 +20,11 @@ import torch
 from torch import Tensor
 
 from svdctl.errors import ShapeError
+from svdctl.spectral.arithmetic import exact_arithmetic, float32_is_exact
 from svdctl.spectral.batched import eigenvalues_of, is_positive_definite
 from svdctl.spectral.cover import Cover, cover
 from svdctl.spectral.crew import across
-from svdctl.spectral.gram import GramField, exact_float32, lebesgue
+from svdctl.spectral.gram import GramField, complex_roundings, lebesgue, power_of_two
 from svdctl.spectral.operator import Convolution
 from svdctl.spectral.peak import glimpse, peak, seen_at_once
 
@@ -43,6 +45,7 @@ class Bracket:
 
 
 @torch.no_grad()
+@exact_arithmetic()
 def norm_bound(conv: Convolution, *, tolerance: float = TOLERANCE, floor: float | None = None) -> Bracket:
     """Norm of the convolution on l2 of the whole grid: it bounds the layer at every input size and zero padding.
 
@@ -61,7 +64,7 @@ def norm_bound(conv: Convolution, *, tolerance: float = TOLERANCE, floor: float 
     field = _field(conv, tolerance)
     if field.is_zero:
         return Bracket(0.0, 0.0)
-    wanted = 0.0 if floor is None else floor / field.scale
+    wanted = 0.0 if floor is None else min(floor / field.scale, field.above)
 
     def target(lower: float) -> float:
         return max(lower * (1 + tolerance), wanted)
@@ -72,18 +75,39 @@ def norm_bound(conv: Convolution, *, tolerance: float = TOLERANCE, floor: float 
     proved = False
     while not proved:
         lower, proved = _exclude(field, conv, samples, lower, target)
-    return Bracket(lower * field.scale, target(lower) * field.scale)
+    return Bracket(_rounded_down(lower, field.scale), _rounded_up(target(lower), field.scale))
+
+
+def _rounded_up(value: float, scale: float) -> float:
+    """At least `value * scale`, exactly that where it is a normal number; `scale` is a power of two."""
+    product = value * scale
+    return product if product / scale == value else math.nextafter(product, math.inf)
+
+
+def _rounded_down(value: float, scale: float) -> float:
+    """At most `value * scale`, and finite."""
+    product = value * scale
+    return product if product / scale == value else max(math.nextafter(product, 0.0), 0.0)
 
 
 @torch.no_grad()
+@exact_arithmetic()
 def is_bounded(conv: Convolution, max: float) -> bool:
-    """Whether the norm is proved to be at most `max`; False says that it is not, or by less than 1e-6."""
+    """Whether the norm is proved to be at most `max`; False says that it is not, or by less than 1e-6.
+
+    Raises:
+        ShapeError: the kernel is not finite, or `max` is no number.
+    """
+    if math.isnan(max):
+        raise ShapeError("a norm is held against a number, not against nan")
     if seen_at_once(conv) > max * (1 + _PLAINLY):
         return False
     field = _field(conv, 0.05)
     if field.is_zero:
         return max >= 0
     bound = max / field.scale
+    if bound >= field.above:
+        return True
     lower, samples = glimpse(field)
     if bound < lower * (1 + _COARSE_ROOM):
         lower = peak(_exact(field, conv)) if lower <= bound else lower
@@ -119,7 +143,7 @@ def _exclude(
         room = (1 - cells.share**2) * level**2
         if field.product != torch.float64 and field.error(torch.float64) > 0.3 * room:
             field = _exact(field, conv)
-        single = exact_float32(field.device) and rounding_shift(field, level, torch.float32) < 0.3 * room
+        single = float32_is_exact(field.device) and rounding_shift(field, level, torch.float32) < 0.3 * room
         cells = cells.keep(~provably_below(field, cells.centres, level, torch.float32 if single else torch.float64))
         if len(cells.centres) == 0:
             return lower, True
@@ -176,8 +200,9 @@ def _field(conv: Convolution, room: float) -> GramField:
     """The Gram matrices from float32 products where their rounding takes little of the room below a bound."""
     rows, columns = conv.polyphase().shape[1:3]
     # Note 2 of `gram` for a kernel whose values are spread as a random one's.
-    rounding = 1.1 * lebesgue(conv.taps) * (max(rows, columns) + 6) * 2.0**-24 * min(rows, columns) / 4
-    single = exact_float32(conv.kernel.device) and rounding < 0.25 * room
+    roundings = complex_roundings(max(rows, columns) + 2) + 2
+    rounding = 1.1 * lebesgue(conv.taps) * roundings * 2.0**-24 * min(rows, columns) / 4
+    single = float32_is_exact(conv.kernel.device) and rounding < 0.25 * room
     return GramField(conv, torch.float32 if single else torch.float64)
 
 
@@ -191,6 +216,8 @@ def scale_to_bound(conv: Convolution, max: float, *, tolerance: float = TOLERANC
     bracket = norm_bound(conv, tolerance=tolerance)
     if bracket.upper <= max:
         return conv, bracket
+    if not math.isfinite(bracket.upper):
+        raise ShapeError("the kernel's norm is above 1.8e308, the largest number of float64; scale it first")
     # A little more than needed, so that a later bracket, which may differ in its last figures, ends below `max` too.
     # Rounding moves each entry of the scaled kernel by at most half a unit, and its norm by that share of the taps'.
     unit = torch.finfo(conv.kernel.dtype).eps
@@ -200,9 +227,20 @@ def scale_to_bound(conv: Convolution, max: float, *, tolerance: float = TOLERANC
 
 
 def taps_norm(kernel: Tensor) -> float:
-    """`sum_p ||K_p||_F` of a kernel `(G, O, I, *k)`: above the norm, far from it, but nearly free and continuous."""
-    per_tap = kernel.double().flatten(3).square().sum((1, 2)).sqrt().sum(-1)
-    return float(per_tap.max()) * (1 + 1e-12) if per_tap.numel() else 0.0
+    """`sum_p ||K_p||_F` of a kernel `(G, O, I, *k)`: above the norm, far from it, but nearly free and continuous.
+
+    Infinite above the largest number of float64; not a number of a kernel that is not finite.
+    """
+    if kernel.numel() == 0:
+        return 0.0
+    wide = kernel.double()
+    largest = float(wide.abs().max())
+    if not math.isfinite(largest):
+        return math.nan
+    # No square over- or underflows.
+    scale = power_of_two(largest)
+    per_tap = (wide / scale).flatten(3).square().sum((1, 2)).sqrt().sum(-1)
+    return _rounded_up(float(per_tap.max()) * (1 + 1e-12), scale)
 
 
 def provably_below(field: GramField, points: Tensor, level: float, dtype: torch.dtype) -> Tensor:
@@ -229,4 +267,4 @@ def rounding_shift(field: GramField, level: float, dtype: torch.dtype) -> float:
     """Rump's constant for matrices of diagonal `level**2`, and the error of the Gram matrices."""
     unit = torch.finfo(dtype).eps / 2
     trace = field.side * level**2
-    return 1.1 * (field.side + 8) * unit * trace + 2 * unit * level**2 + field.error(dtype)
+    return 1.1 * complex_roundings(field.side + 8) * unit * trace + 2 * unit * level**2 + field.error(dtype)

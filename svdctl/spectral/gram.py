@@ -5,15 +5,23 @@ values at 2k - 1 equispaced points determine it: `G(w) = sum_j D(w - w_j) G(w_j)
 needs 13 products of matrices (half of 5 x 5 points); every other frequency costs a row of one real matrix product.
 Since `G(-w) = conj G(w)`, real and imaginary parts are interpolated apart, with the even and the odd part of D.
 
-Note 2, rounding. u is the unit roundoff of float64, v that of the precision asked for, T the largest trace and F the
-largest Frobenius norm of a sample, L the sum of the absolute weights (the Lebesgue constant). A complex inner product
-of length r errs by at most (r + 2) u |x|.|y| to first order, in any order of summation. So
-- the symbol's own error is below `e = 4 (taps + 8) u sum_p ||K_p||_F`, and rounding it to the product's precision, of
-  unit roundoff p, adds `p sqrt(T)` to e; that moves a sample by `2 sqrt(T) e + e^2`;
-- the product adds `(rows + 4) p T`;
-- interpolation multiplies both by L and adds `2 (samples + 16) v L F`, the rounding of weights and samples included.
-`error` adds them up with a margin of a tenth. It presumes plain arithmetic: reduced precision matrix products (TF32,
-bfloat16) are never used here, see `exact_float32`.
+Note 2, rounding. u is the unit roundoff of float64, v that of the precision asked for, p that of the products, T the
+largest trace and F the largest Frobenius norm of a sample, L the sum of the absolute weights (the Lebesgue constant).
+- A complex inner product of length r is two real ones of length 2 r. In any order of summation, with or without fused
+  multiply-add, each of them errs by at most `gamma_2r |x|.|y|` (Higham 2002, section 3.1; `|Re x Re y| + |Im x Im y|`
+  is at most `|x y|`), and both together by `sqrt(2) gamma_2r |x|.|y|`, about `2 sqrt(2) r` roundings.
+- A frequency is a multiple of `2 pi / n`, rounded three times, and its product with a tap's position is rounded once
+  more, as are the sums over d axes: an angle errs by at most `2 pi (d + 5) u sum_a (k_a - 1)`, and a phase by as much.
+- So the symbol's own error is below `e = (4 (taps + 8) + 2 pi (d + 5) sum_a (k_a - 1)) u sum_p ||K_p||_F`, and rounding
+  it to the product's precision adds `p sqrt(T)` to e; that moves a sample by `2 sqrt(T) e + e^2`.
+- The product adds `2 sqrt(2) (rows + 2) p T`, since `|| |A|^T |A| ||` is at most the trace of `A^H A`.
+- Interpolation multiplies both by L and adds `2 (samples + 16) v L F`, the rounding of weights and samples included.
+- The weights' own error: the gap between two frequencies, of at most 6 pi, errs by 12 pi u, and its product with a
+  wave's number j by 6 pi j u more; a mean of `2 k - 1` waves so errs by less than 30 k u, and all `2 k - 1` weights of
+  an axis together by less than `60 k^2 u`. That adds `W F`, `W = prod_a (L_a + 60 k_a^2 u) - L`.
+`error` adds them up with a margin of a tenth, which covers products of these errors, and what is rounded where numbers
+are subnormal: the largest entry of the kernel is between 1 and 2, so that this is below `2^-1000`, in float32 below
+`2^-120`. It presumes `exact_arithmetic`: reduced precision products (TF32, bfloat16) are never used here.
 """
 
 import math
@@ -34,7 +42,7 @@ class GramField:
     """Gram matrices `(F, G, n, n)` of a convolution's polyphase symbol on its smaller side.
 
     Axes of one tap are dropped, and the kernel is scaled by a power of two, so that no square can over- or underflow:
-    `norm of the convolution = norm of the field * scale`.
+    `norm of the convolution = norm of the field * scale`. The field's norm is at most `above`, and may be far below.
 
     Args:
         conv: the convolution.
@@ -48,7 +56,8 @@ class GramField:
         kernel = kernel.reshape(*kernel.shape[:3], *(k for k in kernel.shape[3:] if k > 1))
         largest = float(kernel.abs().max()) if kernel.numel() else 0.0
         self.is_zero = largest == 0.0
-        self.scale = 2.0 ** math.frexp(largest)[1]
+        # Exact, but for entries that become subnormal: see Note 2.
+        self.scale = power_of_two(largest)
         kernel = kernel / self.scale
         self.taps = tuple(kernel.shape[3:])
         self.groups = kernel.shape[0]
@@ -68,18 +77,22 @@ class GramField:
         rounded = unit if self.product != torch.float64 else 0.0
         trace = float(self.samples.diagonal(dim1=-2, dim2=-1).real.double().sum(-1).max())
         per_tap = float(kernel.reshape(*kernel.shape[:3], -1).square().sum((1, 2)).sqrt().sum(-1).max())
-        symbol_error = 4 * (math.prod(self.taps) + 8) * 2.0**-53 * per_tap + rounded * math.sqrt(trace)
+        self.above = per_tap * (1 + 1e-10)
+        angle = 2 * math.pi * (len(self.taps) + 5) * sum(k - 1 for k in self.taps)
+        symbol_error = (4 * (math.prod(self.taps) + 8) + angle) * 2.0**-53 * per_tap + rounded * math.sqrt(trace)
         parts = torch.view_as_real(self.samples).flatten(2)
         self.frobenius = float(torch.linalg.vector_norm(parts, dim=2, dtype=torch.float64).max())
         self._lebesgue = lebesgue(self.taps)
+        self._weights_error = lebesgue(self.taps, error=True) - self._lebesgue
         rows = max(kernel.shape[1:3])
-        self._sample_error = 2 * math.sqrt(trace) * symbol_error + symbol_error**2 + (rows + 4) * unit * trace
+        product = complex_roundings(rows + 2) * unit * trace
+        self._sample_error = 2 * math.sqrt(trace) * symbol_error + symbol_error**2 + product
 
     def error(self, dtype: torch.dtype) -> float:
         """How far `at(..., dtype)` can be from the true Gram matrices, in norm; see Note 2."""
         unit = torch.finfo(dtype).eps / 2
         interpolation = 2 * (len(self.sample_points) + 16) * unit * self.frobenius
-        return 1.1 * self._lebesgue * (self._sample_error + interpolation)
+        return 1.1 * (self._lebesgue * (self._sample_error + interpolation) + self._weights_error * self.frobenius)
 
     def at(self, frequencies: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
         """Gram matrices `(F, G, n, n)` at frequencies `(F, d)` in radians, complex of precision `dtype`."""
@@ -106,9 +119,20 @@ def interpolation(frequencies: Tensor, taps: tuple[int, ...]) -> tuple[Tensor, T
     return (there + mirrored) * shares, there - mirrored
 
 
-def lebesgue(taps: tuple[int, ...]) -> float:
-    """Lebesgue constant of equispaced odd interpolation, axis by axis."""
-    return math.prod(2 + (2 / math.pi) * math.log(2 * k - 1) for k in taps)
+def power_of_two(value: float) -> float:
+    """Return the largest power of two up to a positive number, 1 for 0."""
+    return 2.0 ** (math.frexp(value)[1] - 1) if value > 0 else 1.0
+
+
+def complex_roundings(length: int) -> float:
+    """Unit roundoffs by which a complex inner product errs relative to `|x|.|y|`, in any order of summation."""
+    return 2 * math.sqrt(2) * length
+
+
+def lebesgue(taps: tuple[int, ...], *, error: bool = False) -> float:
+    """Lebesgue constant of equispaced odd interpolation, axis by axis; with the weights' own error, see Note 2."""
+    own = 60 * 2.0**-53 if error else 0.0
+    return math.prod(2 + (2 / math.pi) * math.log(2 * k - 1) + own * k**2 for k in taps)
 
 
 def sample_points(taps: tuple[int, ...]) -> Tensor:
@@ -130,8 +154,3 @@ def _dirichlet(gap: Tensor, taps: tuple[int, ...]) -> Tensor:
         waves = torch.arange(1, k, dtype=torch.float64)
         result = result * (1 + 2 * torch.cos(gap[..., axis, None] * waves).sum(-1)) / (2 * k - 1)
     return result
-
-
-def exact_float32(device: torch.device) -> bool:
-    """Whether float32 products are sure to be done in float32, as Note 2 presumes."""
-    return device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"

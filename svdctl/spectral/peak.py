@@ -11,7 +11,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from svdctl.spectral.gram import GramField, exact_float32, interpolation, sample_points
+from svdctl.spectral.arithmetic import float32_is_exact
+from svdctl.spectral.gram import GramField, interpolation, sample_points
 from svdctl.spectral.operator import Convolution
 from svdctl.spectral.symbol import angles, gram, grid_product, half_grid, phases, symbol
 
@@ -36,7 +37,7 @@ def peak(field: GramField, starts: Tensor | None = None) -> float:
     groups = torch.arange(field.groups).repeat(len(points))
     points = points.repeat_interleave(field.groups, 0)
     # The search need not be exact: its result is checked in float64.
-    single = exact_float32(field.device) and field.side > 32
+    single = float32_is_exact(field.device) and field.side > 32
     vectors = torch.zeros(0)
     spacing = math.pi
     for steps in _STEPS:
@@ -57,7 +58,7 @@ def glimpse(field: GramField) -> tuple[float, Tensor]:
     Returns:
         The bound, and values from below at the field's samples, `(samples,)` on the host.
     """
-    dtype = torch.float32 if exact_float32(field.device) else torch.float64
+    dtype = torch.float32 if float32_is_exact(field.device) else torch.float64
     groups = torch.arange(field.groups).repeat(len(field.samples))
     points = field.sample_points.repeat_interleave(field.groups, 0)
     squares, vectors = lanczos(field.samples.flatten(0, 1).to(dtype.to_complex()), None, 12)
@@ -81,7 +82,7 @@ def seen_at_once(conv: Convolution) -> float:
     if largest == 0.0 or not math.isfinite(largest):
         return 0.0
     taps = tuple(kernel.shape[3:])
-    kernel = (kernel.double() / largest).to(torch.float32 if exact_float32(kernel.device) else torch.float64)
+    kernel = (kernel.double() / largest).to(torch.float32 if float32_is_exact(kernel.device) else torch.float64)
     few = sample_points(taps)[:_AT_ONCE]
     matrices = gram(symbol(kernel, phases(few, taps, kernel)))
     return math.sqrt(max(float(lanczos(matrices, None, 8)[0].max()), 0.0)) * largest

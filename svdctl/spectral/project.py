@@ -14,17 +14,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from svdctl.spectral.arithmetic import exact_arithmetic
 from svdctl.spectral.batched import brought_down, is_positive_definite, polar_factors
 from svdctl.spectral.bound import Bracket, is_bounded, scale_to_bound
 from svdctl.spectral.crew import across
+from svdctl.spectral.gram import power_of_two
 from svdctl.spectral.operator import Convolution
+from svdctl.spectral.peak import seen_at_once
 from svdctl.spectral.symbol import angles, gram, grid_product, kernel_from_symbol, phases, symbol, unique_up_to_sign
 
 # Of the bound that ends a projection: twice as fine moves the kernel 0.5 % less far and takes twice the time.
 SEAL_TOLERANCE = 0.01
 CLIP_ROUNDS = 4
-# Entries whose squares, and sums of a million of them, float32 can hold.
-_SQUARES_FIT = 1e15
+# How far above a bound values may be that are brought down to it at once: its square times the unit roundoff is small.
+_WIDEST_STEP = 1e4
+_WIDEST_STEP_FLOAT32 = 64.0
 
 
 @dataclass(frozen=True)
@@ -54,18 +58,28 @@ def clip_kernel(conv: Convolution, max: float, *, rounds: int = CLIP_ROUNDS, ove
 
 
 @torch.no_grad()
+@exact_arithmetic()
 def project_kernel(conv: Convolution, max: float, *, rounds: int, oversampling: float = 1.0) -> Tensor:
     """Polyphase kernel near the projection of `conv`'s, not sealed: values between grid points may exceed `max`."""
-    start = conv.polyphase()
-    if float(start.abs().max()) > _SQUARES_FIT:
-        start = start.double()
-    grid = _Fourier(start, conv.support(), oversampling)
-    kernel = _nearest(grid, start, max, builtins.max(1, rounds - 2))
-    # What is left too large lies between the points: one pass there, one more where that moved what was right.
-    between = _Fourier(start, conv.support(), oversampling, shifted=True)
-    for fourier in (between, grid)[: rounds - 1]:
-        kernel = fourier.backward(fourier.clip(fourier.forward(kernel), max))
-    return kernel.to(conv.kernel.dtype)
+    largest = seen_at_once(conv)
+    # A Gram matrix has squares, and none below its rounding: values far above `max` come down in steps.
+    levels = [max]
+    while largest > _WIDEST_STEP * levels[-1]:
+        levels.append(_WIDEST_STEP * levels[-1])
+    wide = conv.polyphase().double()
+    for level in reversed(levels):
+        # In units where the squares can be held.
+        unit = power_of_two(level)
+        coarse = conv.kernel.dtype == torch.float32 and largest < _WIDEST_STEP_FLOAT32 * max
+        start = (wide / unit).to(torch.float32 if coarse else torch.float64)
+        grid = _Fourier(start, conv.support(), oversampling)
+        kernel = _nearest(grid, start, level / unit, builtins.max(1, rounds - 2))
+        # What is left too large lies between the points: one pass there, one more where that moved what was right.
+        between = _Fourier(start, conv.support(), oversampling, shifted=True)
+        for fourier in (between, grid)[: rounds - 1]:
+            kernel = fourier.backward(fourier.clip(fourier.forward(kernel), level / unit))
+        wide = kernel.double() * unit
+    return wide.to(conv.kernel.dtype)
 
 
 def _nearest(fourier: "_Fourier", kernel: Tensor, max: float, rounds: int) -> Tensor:
@@ -95,6 +109,7 @@ def assign_kernel(conv: Convolution, value: float, *, rounds: int = 5) -> Projec
 
 
 @torch.no_grad()
+@exact_arithmetic()
 def assigned_kernel(conv: Convolution, value: float, *, rounds: int = 5) -> Tensor:
     """Polyphase kernel whose singular values are all close to `value`, not sealed."""
     kernel = conv.polyphase()
@@ -110,16 +125,19 @@ def divide_kernel(conv: Convolution, max: float) -> Projected:
     if is_bounded(conv, max):
         return Projected(conv, Bracket(0.0, max), 0.0)
     sealed, bracket = scale_to_bound(conv, max)
-    return Projected(sealed, bracket, _distance(sealed.kernel, conv.kernel))
+    return Projected(sealed, bracket, frobenius_norm(sealed.kernel.double() - conv.kernel.double()))
 
 
 def _sealed(conv: Convolution, kernel: Tensor, max: float) -> Projected:
     sealed, bracket = scale_to_bound(conv.from_polyphase(kernel), max, tolerance=SEAL_TOLERANCE)
-    return Projected(sealed, bracket, _distance(sealed.kernel, conv.kernel))
+    return Projected(sealed, bracket, frobenius_norm(sealed.kernel.double() - conv.kernel.double()))
 
 
-def _distance(first: Tensor, second: Tensor) -> float:
-    return float((first - second).double().norm())
+def frobenius_norm(tensor: Tensor) -> float:
+    """Return the square root of the sum of squares, of entries of any size, as a float64 number."""
+    wide = tensor.double()
+    scale = power_of_two(float(wide.abs().max())) if wide.numel() else 1.0
+    return float((wide / scale).norm()) * scale
 
 
 class _Fourier:

@@ -7,13 +7,15 @@ import torch
 from torch import Tensor
 
 from svdctl.errors import ShapeError
+from svdctl.spectral.arithmetic import exact_arithmetic, float32_is_exact
 from svdctl.spectral.batched import eigenvalues_of, singular_values_of
-from svdctl.spectral.gram import GramField, exact_float32
+from svdctl.spectral.gram import GramField
 from svdctl.spectral.operator import Convolution
 from svdctl.spectral.symbol import angles, grid_product, half_grid, phases, symbol
 
 
 @torch.no_grad()
+@exact_arithmetic()
 def singular_values(
     conv: Convolution,
     input_size: tuple[int, ...],
@@ -97,7 +99,7 @@ def _values_by_gram(
     if field.is_zero:
         return torch.zeros(len(index) * groups * side, dtype=torch.float64, device=conv.kernel.device)
     sizes = torch.tensor([size // stride for size, stride in zip(input_size, conv.stride, strict=True)])
-    single = accuracy == "fast" and (exact_float32(field.device) or conv.kernel.dtype == torch.float32)
+    single = accuracy == "fast" and (float32_is_exact(field.device) or conv.kernel.dtype == torch.float32)
     dtype = torch.float32 if single else torch.float64
     # One tap along an axis: no frequency there.
     kept = [axis for axis, taps in enumerate(undilated(conv).polyphase().shape[3:]) if taps > 1]
