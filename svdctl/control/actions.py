@@ -49,8 +49,7 @@ def _replace_(layer: nn.Module, before: Convolution, kernel: Tensor, max: float,
     """Write a polyphase kernel, then scale until the bound is proved of what was written; returns the distance."""
     before = before.with_kernel(before.kernel.clone())  # the layer's own memory may be behind it
     write_operator_(layer, before.from_polyphase(kernel), optimizer)
-    # A matrix is brought down to `max` itself, and its bound costs next to nothing.
-    scale_below_(layer, max, tolerance=SEAL_TOLERANCE if math.prod(before.taps) > 1 else _MARGIN)
+    scale_below_(layer, max, tolerance=SEAL_TOLERANCE)
     return frobenius_norm(operator_of(layer).kernel.double() - before.kernel.double())
 
 

@@ -34,6 +34,9 @@ _COARSE_ROOM = 0.009
 _EXACT_AT_ONCE = 4
 _SHARE_OF_ROOM = 0.9
 _PLAINLY = 1e-3
+# Shares of the room between a cell's centre and the bound that float32's rounding may take: all of it, or unfelt.
+_MOST_OF_ROOM, _FELT = 0.5, 0.15
+_FEW = 0.25
 
 
 @dataclass(frozen=True)
@@ -143,8 +146,7 @@ def _exclude(
         room = (1 - cells.share**2) * level**2
         if field.product != torch.float64 and field.error(torch.float64) > 0.3 * room:
             field = _exact(field, conv)
-        single = float32_is_exact(field.device) and rounding_shift(field, level, torch.float32) < 0.3 * room
-        cells = cells.keep(~provably_below(field, cells.centres, level, torch.float32 if single else torch.float64))
+        cells = cells.keep(~_below_in_either(field, cells.centres, level, room))
         if len(cells.centres) == 0:
             return lower, True
         if level > lower * (1 - 1e-9):
@@ -261,6 +263,21 @@ def provably_below(field: GramField, points: Tensor, level: float, dtype: torch.
         return torch.cat([below(chunk) for chunk in part.split(field.chunk(dtype))])
 
     return across(in_chunks, points)
+
+
+def _below_in_either(field: GramField, points: Tensor, level: float, room: float) -> Tensor:
+    """`provably_below`, in float32 as far as its rounding leaves of the room between a cell's centre and the bound."""
+    # Of a matrix there is no room at all: its one cell is its centre.
+    single = room > 0 and float32_is_exact(field.device)
+    taken = rounding_shift(field, level, torch.float32) / room if single else math.inf
+    if taken > _MOST_OF_ROOM:
+        return provably_below(field, points, level, torch.float64)
+    below = provably_below(field, points, level, torch.float32)
+    failing = len(points) - int(below.sum())
+    if taken > _FELT and 0 < failing <= _FEW * len(points):
+        # The few that are close to the bound; many are rather cut smaller.
+        below[~below] = provably_below(field, points[~below], level, torch.float64)
+    return below
 
 
 def rounding_shift(field: GramField, level: float, dtype: torch.dtype) -> float:
