@@ -175,7 +175,10 @@ class TTConv2d(nn.Module):
             float(torch.linalg.vector_norm(frame.detach(), dtype=torch.float64))
             for frame in (self.frame_in, self.frame_out)
         )
-        return kernel, error / (1 - error) * norms * taps_norm(self.core.detach()[None]) * (1 + 1e-10)
+        total = error / (1 - error) * norms * taps_norm(self.core.detach()[None]) * (1 + 1e-10)
+        if not math.isfinite(total):
+            raise ShapeError("the TT layer's frames or core are not finite, or too large for float64; it has no bound")
+        return kernel, total
 
     @torch.no_grad()
     def set_small_kernel(self, kernel: Tensor, optimizer: torch.optim.Optimizer | None = None) -> None:
