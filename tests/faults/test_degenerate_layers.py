@@ -143,5 +143,7 @@ def test_what_is_said_of_a_network_that_is_constant(zero: str) -> None:
     answer = int(model(images[:1]).argmax())
     labels = torch.tensor([answer, 0, 1, 2, 3, answer])
     found = Certifier(model, (3, 8, 8)).evaluate([(images, labels)])
-    wanted = torch.where((labels == answer) & (zero != "linear"), torch.inf, 0.0)
-    assert torch.equal(found.radii, wanted.double())
+    certified = (labels == answer) & (zero != "linear")
+    # Rounding is bounded away from 0 where numbers are subnormal, so that a radius may be a finite, huge number.
+    assert bool((found.radii[certified] > 1e300).all())
+    assert bool((found.radii[~certified] == 0).all())
