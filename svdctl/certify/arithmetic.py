@@ -29,15 +29,12 @@ def _terms(call: Call, output: Tensor, operands: list[tuple[Any, float]], kind: 
         else:
             constants += times(norm_above(call.constant(operand)), stretch)
 
-    def error(index: int, arithmetic: Arithmetic) -> Affine:
-        total = Affine(constants * 4 * arithmetic.unit + arithmetic.tiny * output.numel())
-        for facts, stretch in parts:
-            local = facts.magnitude(index) * (4 * arithmetic.unit * stretch + arithmetic.tiny)
-            total += facts.errors[index] * stretch + local
-        return total
-
+    unit, tiny = tracer.arithmetic.unit, tracer.arithmetic.tiny
+    error = Affine(constants * 4 * unit + tiny * output.numel())
+    for facts, stretch in parts:
+        error += facts.error * stretch + facts.magnitude * (4 * unit * stretch + tiny)
     _note(call, lipschitz, largest, kind)
-    return tracer.wrap(output, lipschitz, tracer.errors(error))
+    return tracer.wrap(output, lipschitz, error)
 
 
 def _root_sum_square(
@@ -48,12 +45,10 @@ def _root_sum_square(
     parts = [(tracer.facts(operand), call.stretch(operand, output) if broadcast else 1.0) for operand in operands]
     lipschitz = math.hypot(*(times(facts.lipschitz, stretch) for facts, stretch in parts)) * (1 + 1e-15)
 
-    def error(index: int, arithmetic: Arithmetic) -> Affine:
-        rounded = math.sqrt(output.numel()) * call.rounding(constants, arithmetic)
-        return Affine.root_sum_square([facts.errors[index] * stretch for facts, stretch in parts]) + Affine(rounded)
-
+    rounded = Affine(math.sqrt(output.numel()) * call.rounding(constants, tracer.arithmetic))
+    error = Affine.root_sum_square([facts.error * stretch for facts, stretch in parts]) + rounded
     _note(call, lipschitz, max(facts.lipschitz for facts, _ in parts), kind)
-    return tracer.wrap(output, lipschitz, tracer.errors(error))
+    return tracer.wrap(output, lipschitz, error)
 
 
 def _note(call: Call, lipschitz: float, largest: float, kind: str) -> None:

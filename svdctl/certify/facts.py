@@ -6,7 +6,7 @@ Euclidean, over all entries of one image's value.
 Note 1, magnitude. With the error e(D) >= |v^(x) - v(x)|, the computed value satisfies
 `|v^(x)| <= |v(x)| + e(D) <= |v(c)| + L D + e(D) <= |v^(c)| + e(0) + L D + e(D)`,
 and `|v^(c)|` is read off one pass. So errors and magnitudes are affine functions of D, and stay so through a network.
-Several arithmetics are followed at once; the pass itself is done in the first of them.
+They presume that nothing overflows: the largest magnitude on the way, sums of products included, tells to which D.
 
 Note 2, the bounds' own rounding. They are sums and products of non-negative float64 numbers, nothing is subtracted, so
 that every operation costs a relative 2^-53. `outward` multiplies a result by 1 + 1e-10, enough for 400,000 of them.
@@ -14,8 +14,8 @@ Near the smallest float64 numbers roundings are no longer relative: `times` roun
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -73,15 +73,19 @@ def tiny_of(unit: float) -> float:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How values are computed: the precision, and whether the error of a linear layer is measured or bounded."""
+    """The precision in which values are computed."""
 
     dtype: torch.dtype
-    measured: bool = False
 
     @property
     def unit(self) -> float:
         """Unit roundoff, the largest relative error of one operation."""
         return torch.finfo(self.dtype).eps / 2
+
+    @property
+    def largest(self) -> float:
+        """What magnitudes must stay below for nothing to overflow, with room for roundings."""
+        return torch.finfo(self.dtype).max / 64
 
     @property
     def tiny(self) -> float:
@@ -91,38 +95,39 @@ class Arithmetic:
 
 @dataclass(frozen=True)
 class Affine:
-    """`constant + slope * D + sum of coefficients * measured errors`, all non-negative."""
+    """`constant + slope * D`, both non-negative."""
 
     constant: float = 0.0
     slope: float = 0.0
-    measured: Mapping[str, float] = field(default_factory=dict)
-    """Coefficients, by the name of the measurement."""
 
     def __call__(self, distance: float) -> float:
-        """The part without measurements."""
         # Not inf * 0: a bound that is lost is lost at every distance.
         return math.inf if math.isinf(self.slope) else self.constant + self.slope * distance
 
     def __add__(self, other: Self) -> "Affine":
-        names = self.measured.keys() | other.measured.keys()
-        measured = {name: self.measured.get(name, 0.0) + other.measured.get(name, 0.0) for name in names}
-        return Affine(self.constant + other.constant, self.slope + other.slope, measured)
+        return Affine(self.constant + other.constant, self.slope + other.slope)
 
     def __mul__(self, factor: float) -> "Affine":
         def scaled(part: float) -> float:
             return 0.0 if part == 0 or factor == 0 else part * factor
 
-        measured = {name: scaled(part) for name, part in self.measured.items()}
-        return Affine(scaled(self.constant), scaled(self.slope), measured)
+        return Affine(scaled(self.constant), scaled(self.slope))
+
+    def above(self, other: Self) -> "Affine":
+        """At least both."""
+        return Affine(max(self.constant, other.constant), max(self.slope, other.slope))
+
+    def reaches(self, limit: float) -> float:
+        """The distance up to which this is at most `limit`; below 0 if it is larger everywhere."""
+        room = limit - self.constant
+        if not room >= 0:
+            return -1.0
+        return math.inf if self.slope == 0 else room / self.slope * (1 - 1e-12)
 
     @classmethod
     def root_sum_square(cls, parts: list["Affine"]) -> "Affine":
         """At least the norm of the parts, by the triangle inequality for the vectors of coefficients."""
-        names = {name for part in parts for name in part.measured}
-        measured = {name: math.hypot(*(part.measured.get(name, 0.0) for part in parts)) for name in names}
-        return cls(
-            math.hypot(*(part.constant for part in parts)), math.hypot(*(part.slope for part in parts)), measured
-        )
+        return cls(math.hypot(*(part.constant for part in parts)), math.hypot(*(part.slope for part in parts)))
 
 
 @dataclass(frozen=True)
@@ -142,14 +147,15 @@ class Facts:
     lipschitz: float
     """Constant of v with respect to the image."""
     centre: float
-    """At least `|v^(c)|`, in the first arithmetic."""
-    errors: tuple[Affine, ...]
-    """At least `|v^(x) - v(x)|`, for each arithmetic."""
+    """At least `|v^(c)|`."""
+    error: Affine
+    """At least `|v^(x) - v(x)|`."""
     readout: Readout | None = None
 
-    def magnitude(self, index: int) -> Affine:
-        """At least `|v^(x)|` in the arithmetic of this index; see Note 1."""
-        return Affine(self.centre + self.errors[0].constant, self.lipschitz) + self.errors[index]
+    @property
+    def magnitude(self) -> Affine:
+        """At least `|v^(x)|`; see Note 1."""
+        return Affine(self.centre + self.error.constant, self.lipschitz) + self.error
 
 
 def norm_above(tensor: Tensor) -> float:

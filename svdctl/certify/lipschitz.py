@@ -111,5 +111,5 @@ def rounding_bound(
     """
     centre = torch.zeros(1, *input_shape, dtype=dtype, device=device_of(model))
     with exact_arithmetic(torch.get_default_dtype(), direct_convolutions=dtype == torch.float32):
-        error = follow(frozen(model, dtype), centre, tolerance=tolerance).facts.errors[0](input_norm)
+        error = follow(frozen(model, dtype), centre, tolerance=tolerance).error(input_norm)
     return error if not math.isnan(error) else math.inf

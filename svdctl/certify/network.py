@@ -5,6 +5,7 @@ made constants. Layers that `layer_gain` knows are not looked into; everything e
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from svdctl.certify import activations, arithmetic, factored, moves, plain  # no
 from svdctl.certify.contents import Contents
 from svdctl.certify.exponential import FixedSOC
 from svdctl.certify.facts import Affine, Arithmetic, Facts, norm_above, outward
-from svdctl.certify.gains import Gain, forward_of, layer_gain
+from svdctl.certify.gains import forward_of, layer_gain
 from svdctl.certify.rules import apply
 from svdctl.certify.trace import Contribution, Traced, Tracer
 from svdctl.errors import ShapeError
@@ -129,6 +130,12 @@ class Trace:
     """What the network was made of, its tensors copied."""
     passing: frozenset[str]
     """Paths where a pass leaves values of its image: they are no part of what the network computes with."""
+    farthest: float
+    """The distance from the centre up to which nothing overflows; below 0 if nothing is known of that."""
+
+    def error(self, distance: float) -> float:
+        """At least the error of the output as it is computed, for images at most this far from the centre."""
+        return self.facts.error(distance) if distance <= self.farthest else math.inf
 
     def require_unchanged(self, network: nn.Module) -> None:
         """Raise a ShapeError if anything that the network computes with is not what it was."""
@@ -141,23 +148,19 @@ class Trace:
 
 
 @torch.no_grad()
-def follow(
-    network: nn.Module, centre: Tensor, *, tolerance: float | None = None, also: tuple[Arithmetic, ...] = ()
-) -> Trace:
+def follow(network: nn.Module, centre: Tensor, *, tolerance: float | None = None) -> Trace:
     """Run a frozen network around one image `(1, *shape)`; the facts hold for all images, by their distance from it.
 
     Args:
         network: in evaluation mode, of the image's precision.
         centre: the image.
         tolerance: see `layer_gain`.
-        also: further arithmetics whose rounding is to be followed.
 
     Raises:
         ShapeError: an operation without a rule, or a network that does not compute the same each time.
     """
-    arithmetics = (Arithmetic(centre.dtype), *also)
-    tracer = Tracer(apply, tolerance, arithmetics)
-    start = Traced.make(tracer, centre.clone(), Facts(1.0, norm_above(centre), (Affine(),) * len(arithmetics)))
+    tracer = Tracer(apply, tolerance, Arithmetic(centre.dtype))
+    start = Traced.make(tracer, centre.clone(), Facts(1.0, norm_above(centre), Affine()))
     try:
         with _watched(network, tracer):
             output = _only(network(start))
@@ -172,14 +175,16 @@ def follow(
             "tensor computed by torch functions"
         )
     facts = tracer.facts(output)
-    proved = replace(facts, lipschitz=outward(facts.lipschitz), errors=tuple(e * outward(1.0) for e in facts.errors))
+    proved = replace(facts, lipschitz=outward(facts.lipschitz), error=facts.error * outward(1.0))
+    farthest = tracer.largest.reaches(tracer.arithmetic.largest)
     passing = frozenset(_contents_of(network).without_numbers)
     _require_the_same_value(network, centre, output.value, proved)
-    trace = Trace(proved, output.value, tuple(tracer.contributions), _contents_of(network).kept(), passing)
+    trace = Trace(proved, output.value, tuple(tracer.contributions), _contents_of(network).kept(), passing, farthest)
     # Away from the centre, where a change that the centre hides (of a factor on zeros, say) shows.
     generator = torch.Generator().manual_seed(0)
-    other = torch.rand(centre.shape, generator=generator, dtype=torch.float64).to(centre)
-    _require_the_same_value(network, other, _only(network(other.clone())), proved, float((other - centre).norm()))
+    step = torch.rand(centre.shape, generator=generator, dtype=torch.float64).to(centre) - centre
+    other = centre + step * min(1.0, max(farthest, 0.0) / 2 / norm_above(step))
+    _require_the_same_value(network, other, _only(network(other.clone())), proved, norm_above(other - centre))
     trace.require_unchanged(network)
     return trace
 
@@ -197,7 +202,7 @@ def _require_the_same_value(
 ) -> None:
     """Raise a ShapeError unless another pass gives the same, but for what rounding may do."""
     again = _only(network(image.clone()))
-    allowed = 2 * facts.errors[0](distance) + 1e-12 * norm_above(value)
+    allowed = 2 * facts.error(distance) + 1e-12 * norm_above(value)
     if (
         isinstance(again, Traced)
         or again.shape != value.shape
@@ -223,7 +228,7 @@ def _watched(network: nn.Module, tracer: Tracer) -> Iterator[None]:
 
         if is_leaf(module):
             leaves.append(module)
-            module.forward = _leaf(name, module, module.forward, tracer)
+            module.forward = _leaf(module, module.forward, tracer)
         handles += [module.register_forward_pre_hook(enter, prepend=True), module.register_forward_hook(leave)]
     try:
         yield
@@ -234,7 +239,7 @@ def _watched(network: nn.Module, tracer: Tracer) -> Iterator[None]:
             del module.forward
 
 
-def _leaf(name: str, module: nn.Module, forward: Callable[..., Any], tracer: Tracer) -> Callable[..., Any]:
+def _leaf(module: nn.Module, forward: Callable[..., Any], tracer: Tracer) -> Callable[..., Any]:
     def run(*inputs: Any, **options: Any) -> Any:
         if len(inputs) != 1 or options or not isinstance(inputs[0], Traced):
             return forward(*inputs, **options)
@@ -248,22 +253,10 @@ def _leaf(name: str, module: nn.Module, forward: Callable[..., Any], tracer: Tra
             )
         gain = tracer.once(id(module), module, lambda: layer_gain(module, tolerance=tracer.tolerance))
         kind = getattr(module, "stands_for", type(module).__name__)
-        count = tracer.calls[name] = tracer.calls.get(name, 0) + 1
-        measured = measurement(name, count) if is_measured(gain) else ""
         value = inputs[0].value.clone()
         output = forward(value)
         if not torch.equal(value, inputs[0].value):
             raise ShapeError(f"{tracer.where} writes into its input, which its gain does not tell")
-        return tracer.layer(kind, inputs[0], output, gain, forward, measured)
+        return tracer.layer(kind, inputs[0], output, gain, forward)
 
     return run
-
-
-def measurement(name: str, count: int) -> str:
-    """The name of what is measured at the `count`-th call of a module, counted from 1."""
-    return f"{name}#{count}"
-
-
-def is_measured(gain: Gain) -> bool:
-    """Whether a layer sums so many numbers that a measurement of its error is worth its while."""
-    return gain.is_affine and gain.terms > 8

@@ -112,7 +112,7 @@ class Certifier:
             raise ShapeError(f"certificates need logits of shape (1, classes) for one image, not {shape}")
         self._proved, self._input_shape = result, tuple(input_shape)
         self.bound = LipschitzBound(result.facts.lipschitz, result.contributions)
-        self.rounding = result.facts.errors[0]
+        self.rounding = result.facts.error
         self.reach = math.sqrt(grey.numel()) / 2
         with self._arithmetic():
             self.pairwise = pairwise_constants(result.facts, result.output.shape[1]).to(grey.device)
@@ -124,7 +124,7 @@ class Certifier:
         """Raise a ShapeError if the other images of a batch take part in an image's logits."""
         pair = torch.cat((grey, 1 - grey, torch.zeros_like(grey)))
         together, alone = self.network(pair.clone()), self.network(grey.clone())
-        allowed = 2 * facts.errors[0](0.0) + 1e-12 * float(alone.double().norm())
+        allowed = 2 * facts.error(0.0) + 1e-12 * float(alone.double().norm())
         if together.shape != (len(pair), *alone.shape[1:]) or not float((together[:1] - alone).norm()) <= allowed:
             raise ShapeError(
                 "the network's logits of one image depend on the others of its batch; it has no certificates"
@@ -166,7 +166,9 @@ class Certifier:
         radii = (proved / constants).nan_to_num(nan=0.0, posinf=math.inf)
         # The label's own column has margin 0.
         radii.scatter_(1, labels[:, None], math.inf)
-        return radii.amin(1).clamp_min(0.0) * (1 - 1e-12)
+        # Farther away a value inside of the network might overflow.
+        farthest = max(self._proved.farthest - self.reach, 0.0)
+        return radii.amin(1).clamp(0.0, farthest) * (1 - 1e-12)
 
     def evaluate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Certificates:
         """Certify batches of (images in [0, 1], labels).

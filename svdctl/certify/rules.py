@@ -245,18 +245,23 @@ class Call:
         size = value.numel() if isinstance(value, Tensor) else 1
         return 1.0 if size == output.numel() else math.sqrt(output.numel() / max(size, 1)) * (1 + 2.0**-50)
 
-    def through(self, x: Traced, output: Tensor, gain: float, local: Local | None, kind: str) -> Traced:
-        """The output of a function of one input: its gain, and its own error for an input of some magnitude."""
+    def through(self, x: Traced, output: Tensor, gain: float, local: Local | None, kind: str, terms: int = 1) -> Traced:
+        """The output of a function of one input: its gain, and its own error for an input of some magnitude.
+
+        Args:
+            x, output, gain: its input, its output's numbers, its Lipschitz constant.
+            local: the error that it adds; None where it is exact.
+            kind: for the report.
+            terms: how many entries of the input it sums at most.
+        """
         facts = self.tracer.facts(x)
         lipschitz = times(facts.lipschitz, gain)
         if gain != 1:
             self.tracer.contribute(self.name, gain, {kind: gain}, lipschitz)
-
-        def error(index: int, arithmetic: Arithmetic) -> Affine:
-            before = facts.errors[index] * gain
-            return before if local is None else before + local(facts.magnitude(index), arithmetic)
-
-        return self.tracer.wrap(output, lipschitz, self.tracer.errors(error))
+        error = facts.error * gain
+        if local is not None:
+            error += local(facts.magnitude, self.tracer.arithmetic)
+        return self.tracer.wrap(output, lipschitz, error, inner=facts.magnitude * terms)
 
     def non_negative(self, terms: int, kind: str) -> Any:
         """A linear map with entries >= 0 and sums of at most `terms` numbers; see the Note."""
@@ -269,7 +274,7 @@ class Call:
             def summing(size: Affine, arithmetic: Arithmetic, norm: float = norm) -> Affine:
                 return size * (gamma(terms + 2, arithmetic.unit) * norm) + Affine(arithmetic.tiny * x.value.numel())
 
-            results.append(self.through(x, output, norm, summing if terms > 1 else None, kind))
+            results.append(self.through(x, output, norm, summing if terms > 1 else None, kind, terms))
         if not isinstance(outputs, Tensor):
             return tuple(results)
         if facts.readout is not None and outputs.numel() <= x.value.numel():

@@ -72,21 +72,22 @@ class Tracer:
     Args:
         dispatch: runs a torch function on traced tensors.
         tolerance: passed to `layer_gain`.
-        arithmetics: whose rounding is bounded; the pass is done in the first.
+        arithmetic: of the pass, whose rounding is bounded.
     """
 
     dispatch: Callable[["Tracer", Any, tuple[Any, ...], dict[str, Any]], Any]
     tolerance: float | None
-    arithmetics: tuple[Arithmetic, ...]
+    arithmetic: Arithmetic
+    largest: Affine = field(default_factory=Affine)
+    """At least the magnitude of every value so far."""
     contributions: list[Contribution] = field(default_factory=list)
     path: list[tuple[str, nn.Module]] = field(default_factory=list)
     live: list[weakref.ref[Traced]] = field(default_factory=list)
     gains: dict[Any, list[tuple[Contents, Gain]]] = field(default_factory=dict)
-    calls: dict[str, int] = field(default_factory=dict)
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.arithmetics[0].dtype
+        return self.arithmetic.dtype
 
     @property
     def where(self) -> str:
@@ -109,14 +110,15 @@ class Tracer:
         self.gains[key].append((contents.kept(), gain))
         return gain
 
-    def errors(self, bound: Callable[[int, Arithmetic], Affine]) -> tuple[Affine, ...]:
-        """A bound for each arithmetic."""
-        return tuple(bound(index, arithmetic) for index, arithmetic in enumerate(self.arithmetics))
-
     def wrap(
-        self, value: Tensor, lipschitz: float, errors: tuple[Affine, ...], readout: Readout | None = None
+        self,
+        value: Tensor,
+        lipschitz: float,
+        error: Affine,
+        readout: Readout | None = None,
+        inner: Affine | None = None,
     ) -> Traced:
-        """A new traced tensor."""
+        """A new traced tensor; `inner` is at least the magnitude of what was computed on the way to it."""
         if value.dtype != self.dtype:
             raise ShapeError(
                 f"{self.where} changes the precision from {self.dtype} to {value.dtype}; keep one precision"
@@ -124,7 +126,9 @@ class Tracer:
         centre = norm_above(value)
         if not (lipschitz < float("inf") and centre < float("inf")):
             raise ShapeError(f"{self.where} gives values or a gain that are not finite; the network has no bound")
-        return Traced.make(self, value, Facts(lipschitz, centre, errors, readout))
+        facts = Facts(lipschitz, centre, error, readout)
+        self.largest = self.largest.above(facts.magnitude).above(inner or Affine())
+        return Traced.make(self, value, facts)
 
     def contribute(self, kind: str, gain: float, factors: Mapping[str, float], lipschitz: float) -> None:
         """Note what the innermost module adds."""
@@ -148,9 +152,7 @@ class Tracer:
         self.live = [weakref.ref(other) for other in alive]
         return tensor
 
-    def layer(
-        self, kind: str, x: Traced, output: Tensor, gain: Gain, run: Callable[[Tensor], Tensor], measured: str = ""
-    ) -> Traced:
+    def layer(self, kind: str, x: Traced, output: Tensor, gain: Gain, run: Callable[[Tensor], Tensor]) -> Traced:
         """The output of a layer with this gain.
 
         Args:
@@ -158,32 +160,27 @@ class Tracer:
             x, output: its input, and its output's numbers.
             gain: what is proved of it.
             run: the layer, for the rows of a readout.
-            measured: name of the measurement of its error, for arithmetics that have one.
         """
         facts = self.facts(x)
         if gain.is_broadcast and output.numel() > x.value.numel():
             gain = repeated(gain, math.sqrt(output.numel() / x.value.numel()))
         bias = 0.0 if gain.bias is None else norm_above(gain.bias) * (output.numel() / gain.bias.numel()) ** 0.5
 
-        def error(index: int, arithmetic: Arithmetic) -> Affine:
-            before = facts.errors[index] * gain.value
-            if measured and arithmetic.measured:
-                return before + Affine(measured={measured: 1.0})
-            if gain.rounding is exact:
-                return before
-            relative = gain.rounding(arithmetic.unit)
-            tiny = arithmetic.tiny * gain.enlarged * (gain.terms + 8) * output.numel()
-            local = facts.magnitude(index) * relative
-            return before + local + Affine(gamma(gain.terms + 1, arithmetic.unit) * bias + tiny)
-
+        error, inner, unit = facts.error * gain.value, None, self.arithmetic.unit
+        if gain.rounding is not exact:
+            relative = gain.rounding(unit)
+            tiny = self.arithmetic.tiny * gain.enlarged * (gain.terms + 8) * output.numel()
+            error += facts.magnitude * relative + Affine(gamma(gain.terms + 1, unit) * bias + tiny)
+            # One rounding of a sum of absolute products costs at most a unit of it.
+            inner = facts.magnitude * (relative / unit) + Affine(bias)
         lipschitz = times(facts.lipschitz, gain.value)
         self.contribute(kind, gain.value, gain.factors, lipschitz)
         readout = self._readout(x, output, gain, run) if gain.is_affine else None
-        return self.wrap(output, lipschitz, self.errors(error), readout)
+        return self.wrap(output, lipschitz, error, readout, inner)
 
     def _readout(self, x: Traced, output: Tensor, gain: Gain, run: Callable[[Tensor], Tensor]) -> Readout | None:
         """The affine map's rows, where they are few enough to be the logits'."""
-        count, shape, value, first = output.numel(), tuple(output.shape[1:]), x.value, self.arithmetics[0]
+        count, shape, value, first = output.numel(), tuple(output.shape[1:]), x.value, self.arithmetic
         if len(output) != 1 or count > _MOST_LOGITS or count * value.numel() > _LARGEST_READOUT:
             return None
 

@@ -176,3 +176,23 @@ def test_underflow_is_in_the_rounding_bound(factors: tuple[float, ...], scale: f
         largest = float(x.double().norm(dim=1).max())
         error = float((narrow - exact).norm(dim=1).max())
         assert error <= rounding_bound(network, (3,), torch.float32, largest)
+
+
+@pytest.mark.parametrize(("norm", "overflows"), [(1e-8, False), (1.0, True), (1e10, True)])
+def test_overflow_on_the_way_is_in_the_rounding_bound(norm: float, overflows: bool) -> None:
+    network = nn.Sequential(scaled(1e20), scaled(1e20), scaled(1e-30)).float()
+    x = torch.full((1, 3), norm / 2)
+    assert bool(network(x).isfinite().all()) != overflows
+    assert math.isinf(rounding_bound(network, (3,), torch.float32, norm)) == overflows
+
+
+def test_radii_stay_where_nothing_overflows() -> None:
+    images = torch.eye(3, dtype=torch.float64)
+    labels = torch.arange(3)
+    for factor in (1e100, 1e153, 1e154):
+        certifier = Certifier(nn.Sequential(scaled(factor), scaled(factor)), (3,))
+        radii = certifier.radii(certifier.logits(images), labels)
+        # At this distance from the grey image the largest logit leaves float64.
+        farthest = torch.finfo(torch.float64).max / factor / factor
+        assert bool((radii <= farthest).all())
+        assert bool((radii > 0.7).all()) == (factor < 1e153)
