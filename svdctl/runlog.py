@@ -82,11 +82,11 @@ def scan_log(path: Path) -> tuple[list[dict[str, Any]], int]:
     """Read the lines of a `metrics.jsonl` that svdctl can have written, each once, and count the others.
 
     Others are damaged or foreign: cut off by a kill, without a figure that their kind has, with a value that is no
-    finite number. A file that is not there has no lines.
+    finite number. What is no file has no lines.
     """
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         return [], 0
     found: dict[tuple[str, int], dict[str, Any]] = {}
     texts = [line for line in text.split("\n") if line.strip()]

@@ -231,11 +231,11 @@ def _of_another_run(file: Path) -> None:
 
 def _earlier(file: Path) -> None:
     contents = torch.load(file, weights_only=True)
-    torch.save({**contents, "metrics": {**contents["metrics"], "step": 1.0}}, file)
+    torch.save({**contents, "metrics": {**contents["metrics"], "step": 1.0, "best_val_acc": -0.5}}, file)
 
 
 LOSSES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "lost": (Path.unlink, "there is no checkpoint"),
+    "lost": (Path.unlink, "is not there"),
     "a flipped bit": (_flip, "is damaged"),
     "cut short": (lambda file: file.write_bytes(file.read_bytes()[:999]), "best.pt"),
     "empty": (lambda file: file.write_bytes(b""), "best.pt"),

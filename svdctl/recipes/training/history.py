@@ -1,5 +1,6 @@
 """What a run folder holds of a training so far: its epochs, and the best network."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ def what_lacks(epochs: Sequence[Mapping[str, Any]], config: TrainConfig, left_ou
 
 
 def read_best(folder: Path, config: TrainConfig, counters: Counters, like: Mapping[str, Tensor]) -> Checkpoint:
-    """Read the network that was picked: that of `counters`, or a better one of a step after the last save.
+    """Read the network that was picked: that of `counters`, or a better one that was written after the last save.
 
     Args:
         folder: the run folder.
@@ -107,9 +108,11 @@ def read_best(folder: Path, config: TrainConfig, counters: Counters, like: Mappi
         like: a state of the same network.
 
     Raises:
-        CheckpointError: it is lost, damaged, of another run, or older than the counters tell.
+        CheckpointError: it is lost, damaged, of another run, or worse than the counters tell.
     """
     path = folder / "best.pt"
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not there")
     try:
         best = read_checkpoint(path)
     except OSError as error:
@@ -118,7 +121,16 @@ def read_best(folder: Path, config: TrainConfig, counters: Counters, like: Mappi
     shapes = {name: value.shape for name, value in best.model.items()}
     if best.config.model_copy(update=elsewhere) != config or shapes != {n: value.shape for n, value in like.items()}:
         raise CheckpointError(f"{path} is of another run")
-    step = int(best.metrics.get("step", -1))
-    if step < counters.best_step:
-        raise CheckpointError(f"{path} is of step {step}, and the network that was picked is of {counters.best_step}")
+    if picked_by(best.metrics) < (counters.best_accuracy, counters.best_plain_accuracy):
+        raise CheckpointError(
+            f"{path} is of step {best.metrics.get('step', 0):.0f}, and the network that was picked is of "
+            f"{counters.best_step}"
+        )
     return best
+
+
+def picked_by(metrics: Mapping[str, float]) -> tuple[float, float]:
+    """The accuracies by which the network of `best.pt` was picked, certified before plain."""
+    accuracy = metrics.get("best_val_acc", -1.0)
+    # Older ones do not tell the plain one, which decides between equals alone.
+    return accuracy, metrics.get("best_val_plain_acc", math.inf)

@@ -18,7 +18,7 @@ from svdctl.layers.batchnorm import share_statistics_
 from svdctl.layers.shapes import input_sizes
 from svdctl.loop import Loop, Progress
 from svdctl.processes.group import Group
-from svdctl.recipes.training.history import History, read_best, read_history
+from svdctl.recipes.training.history import History, picked_by, read_best, read_history
 from svdctl.recipes.training.outcome import finished, interrupted
 from svdctl.recipes.training.pictures import spectra
 from svdctl.recipes.training.result import Reporter, TrainResult
@@ -46,6 +46,8 @@ class Run:
         if fabric.world_size > 1:
             share_statistics_(self.model)
         self.sizes = input_sizes(self.model, parts.train.image_shape)
+        self._best = (-1.0, -1.0)
+        """How good the network in `best.pt` is, if there was one when the run went on."""
 
     def execute(
         self,
@@ -127,24 +129,16 @@ class Run:
         return self.reporter if self.fabric.is_global_zero else _Silent()
 
     def _look_at_best(self, needed: bool) -> None:
-        """Say now what is wrong with `best.pt`, and take over how good it is where it is newer than the checkpoint."""
-        counters = self.trainer.counters
-        if self.config.evaluation.select == "last":
-            return
-        fault, newer = None, None
-        if self.fabric.is_global_zero:  # files are the first process's affair: others may not see them
+        """Say now what is wrong with `best.pt`, and note how good it is."""
+        counters, fault = self.trainer.counters, None
+        if self.config.evaluation.select != "last" and self.fabric.is_global_zero:
+            # Files are the first process's affair: others may not see them.
             try:
                 best = read_best(self.folder, self.config, counters, self.model.state_dict())
+                self._best = picked_by(best.metrics)
             except CheckpointError as error:
                 fault = str(error) if counters.best_step else None
-            else:
-                if best.metrics["step"] > counters.best_step and "best_val_acc" in best.metrics:
-                    newer = [best.metrics.get(name, -1.0) for name in ("step", "best_val_acc", "best_val_plain_acc")]
-        fault, newer = self.fabric.broadcast((fault, newer))
-        if newer is not None:
-            # Written in a step after the checkpoint's: nothing worse may take its place.
-            counters.best_step = int(newer[0])
-            counters.best_accuracy, counters.best_plain_accuracy = newer[1:]
+        fault = self.fabric.broadcast(fault)
         if fault is None:
             return
         if needed:
@@ -193,7 +187,9 @@ class Run:
             if kind == "last" and self.config.checkpoint.keep:
                 # First: once last.pt is there, this epoch is not gone through again.
                 write_checkpoint(self.folder / f"epoch-{self.trainer.epoch + 1}.pt", checkpoint)
-            write_checkpoint(self.folder / ("best.pt" if kind == "best" else "last.pt"), checkpoint)
+            # A best.pt that was written after the checkpoint which was resumed may be better than what comes now.
+            if kind != "best" or self._best <= (counters.best_accuracy, counters.best_plain_accuracy):
+                write_checkpoint(self.folder / ("best.pt" if kind == "best" else "last.pt"), checkpoint)
         self.fabric.barrier()
 
 
