@@ -185,13 +185,13 @@ def _subnormal_numbers() -> Iterator[None]:
     The latter took over the setting of the thread that started them, and nothing can change it there: if they flush,
     work is not split.
     """
-    flushes, threads = _flushes(), torch.get_num_threads()
+    flushes, threads, outermost = _flushes(), torch.get_num_threads(), not is_exact_here()
     if flushes:
         torch.set_flush_denormal(False)
-    splits = threads > 1 and not getattr(_here, "inside", False) and float((_probe(threads) * 0.5).amin()) == 0
+    splits = outermost and threads > 1 and float((_probe(threads) * 0.5).amin()) == 0
     if splits:
         torch.set_num_threads(1)
-    outermost, _here.inside = not getattr(_here, "inside", False), True
+    _here.inside = True
     try:
         yield
     finally:
@@ -203,6 +203,11 @@ def _subnormal_numbers() -> Iterator[None]:
 
 
 _here = threading.local()
+
+
+def is_exact_here() -> bool:
+    """Whether this thread is inside of `exact_arithmetic`."""
+    return getattr(_here, "inside", False)
 
 
 def _flushes() -> bool:

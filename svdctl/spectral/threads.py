@@ -8,10 +8,13 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from functools import cache
 from typing import TypeVar
 
 import torch
+
+from svdctl.spectral.arithmetic import exact_arithmetic, is_exact_here
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -28,10 +31,11 @@ def side_by_side(function: Callable[[S], T], items: Iterable[S]) -> list[T]:
     if threads == 1 or len(items) < 2 or getattr(_here, "is_worker", False):
         with torch.no_grad():
             return [function(item) for item in items]
-    inference = torch.is_inference_mode_enabled()
+    inference, exact = torch.is_inference_mode_enabled(), is_exact_here()
 
     def quiet(item: S) -> T:
-        with torch.inference_mode(inference), torch.no_grad():  # a thread inherits neither
+        # A thread inherits none of these.
+        with torch.inference_mode(inference), torch.no_grad(), exact_arithmetic() if exact else nullcontext():
             return function(item)
 
     futures = [_pool(threads, os.getpid()).submit(quiet, item) for item in items]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from svdctl.spectral.arithmetic import exact_arithmetic, float32_is_exact
+from svdctl.spectral.threads import side_by_side
 
 CPU = torch.device("cpu")
 MATMUL = torch.backends.cuda.matmul
@@ -204,3 +205,16 @@ print(outside, inside, torch.get_num_threads())
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split()[1:] == ["False", "2"], done
+
+
+def test_threads_of_svdctl_that_flush_do_not_flush_inside() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)  # a pool that no other test uses
+    try:
+        torch.set_flush_denormal(True)
+        assert side_by_side(lambda _: flushes(), range(6)) == [True] * 6
+        with exact_arithmetic():
+            assert side_by_side(lambda _: flushes(), range(6)) == [False] * 6
+        assert side_by_side(lambda _: flushes(), range(6)) == [True] * 6
+    finally:
+        torch.set_num_threads(before)
