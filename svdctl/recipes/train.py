@@ -114,7 +114,8 @@ def _compared(checkpoint: Checkpoint, parts: Parts, path: Path, allowed: bool) -
     if not changed and found.classes == checkpoint.classes:
         unknown = f"{path} does not tell its data: not known whether these are the same"
         return unknown if checkpoint.data is None else None
-    what = f"{' and '.join(changed)} images or labels" if changed else "names of the classes"
+    where = " and ".join(filter(None, [", ".join(changed[:-1]), *changed[-1:]]))
+    what = f"images, labels or names of classes in the {where} part" if changed else "names of classes"
     if not allowed:
         raise CheckpointError(
             f"the data are not those of {path}: other {what}; restore the data of the run, or go on with these by "

@@ -2,6 +2,7 @@
 
     python runs.py train DATA OUT DEVICES KIND ...     # leaves the weights of every process
     python runs.py lose DATA OUT DEVICES KIND          # process 1 kills itself after step 9
+    python runs.py stop DATA OUT DEVICES KIND          # stopped by SIGTERM in step 8; `whole`: not stopped
     python runs.py resume FOLDER DEVICES
 
 In float64 the order of sums makes differences near 1e-16, which twenty steps do not raise above 1e-9. In float32 some
@@ -122,11 +123,26 @@ def lose(data: Path, out: Path, devices: int, kind: str) -> None:
     recipe.run(config.model_copy(update={"checkpoint": checkpoint}), base="test", reporter=Silent())
 
 
+def stop(data: Path, out: Path, devices: int, kind: str, at: int | None) -> None:
+    """Train with evaluations, each epoch of three steps; the first process asks for a stop in a step."""
+
+    class Stopping(Silent):
+        def step(self, done: int, metrics: Mapping[str, float]) -> None:
+            if done == at:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    config = make(data, out, kind, devices=devices)
+    evaluation = config.evaluation.model_copy(update={"every": 1})
+    recipe.run(config.model_copy(update={"evaluation": evaluation}), base="test", reporter=Stopping())
+
+
 if __name__ == "__main__":
     module.build_model = lambda *given: build_model(*given).double()
     mode, *rest = sys.argv[1:]
     if mode == "resume":
         recipe.resume(Path(rest[0]), changes={"hardware": {"devices": int(rest[1])}}, reporter=Silent())
+    elif mode in ("stop", "whole"):
+        stop(Path(rest[0]), Path(rest[1]), int(rest[2]), rest[3], 8 if mode == "stop" else None)
     elif mode == "lose":
         lose(Path(rest[0]), Path(rest[1]), int(rest[2]), rest[3])
     else:

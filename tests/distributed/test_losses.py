@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from svdctl.checkpoint import read_checkpoint
+from svdctl.runlog import read_log
 from tests.distributed.runs import write
 from tests.distributed.start import HERE, finish, free_ports, own_words, start
 from tests.distributed.test_same_weights import deviation
@@ -133,3 +134,24 @@ def test_a_signal_to_any_process_stops_all_and_saves_the_same_step(tmp_path: Pat
     assert errors == ""
     assert f"svdctl train --resume {folder}" in output
     assert "interrupted after step" in output
+
+
+@pytest.mark.slow
+def test_two_processes_that_are_stopped_go_on_to_the_lines_of_two_that_are_not(tmp_path: Path) -> None:
+    """Stopped in the middle of an epoch: each process goes on with its own sums, and every figure is the same."""
+    data, script = str(write(tmp_path / "data.npz", 38)), str(HERE / "runs.py")
+    folders = []
+    for mode in ("whole", "stop"):
+        finish(start([script, mode, data, str(tmp_path / mode), "2", "divide-retract"]), 100)
+        folders.append(next((tmp_path / mode).iterdir()))
+    assert read_checkpoint(folders[1]).metrics["step"] == 8
+    finish(start([script, "resume", str(folders[1]), "2"]), 100)
+    first, second = (
+        [{k: v for k, v in line.items() if not k.endswith("_time")} for line in read_log(folder / "metrics.jsonl")]
+        for folder in folders
+    )
+    assert first == second
+    assert len(first) == 27
+    states = [read_checkpoint(folder) for folder in folders]
+    assert all(torch.equal(value, states[1].model[name]) for name, value in states[0].model.items())
+    assert states[0].training["counters"] == states[1].training["counters"]

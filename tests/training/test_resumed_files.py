@@ -120,7 +120,9 @@ def test_data_that_have_changed_are_refused(part: Path, other_data: Callable[[st
     other_data(change)
     before = (part / "last.pt").read_bytes()
     which = "test" if "test" in change else "training"
-    with pytest.raises(CheckpointError, match=f"the data are not those of .*: other {which} .*--allow-changed-data"):
+    with pytest.raises(
+        CheckpointError, match=f"the data are not those of .* in the {which} part; .*--allow-changed-data"
+    ):
         recipe.resume(part, reporter=Recorder())
     assert (part / "last.pt").read_bytes() == before
 
@@ -131,7 +133,7 @@ def test_changed_data_are_gone_on_with_on_request(part: Path, other_data: Callab
     other_data(change)
     result, said = resume(part, allow_changed_data=True)
     assert result.completed
-    assert [line for line in said if "other training images or labels; the run goes on with these" in line]
+    assert [line for line in said if "in the training part; the run goes on with these" in line]
     now = read_checkpoint(part).data
     assert then is not None
     assert now is not None
