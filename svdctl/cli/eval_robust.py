@@ -102,7 +102,9 @@ def eval_robust(
     ] = False,
     corruptions: Annotated[
         list[str] | None,
-        option("--corruptions", text="Names, all, or benchmark (those of corruptions.txt).", panel=CORRUPTIONS),
+        option(
+            "--corruptions", text="Names, benchmark (15) or all (19) (those of corruptions.txt, 18).", panel=CORRUPTIONS
+        ),
     ] = None,
     severities: Annotated[
         list[str] | None, option("--severities", text="Some of 1 to 5 (all).", panel=CORRUPTIONS)

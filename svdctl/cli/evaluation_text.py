@@ -4,7 +4,6 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +47,8 @@ class PlainReporter:
             self._last = time.monotonic()
             self._say(f"  {self._metric:<12} {amount(done, total)}  {text}")
 
-    def measured(self, metric: str, text: str, *, kept: bool) -> None:
-        self._say(f"  {metric:<12} {text}{'  (kept)' if kept else ''}")
+    def measured(self, metric: str, text: str, *, kept: str) -> None:
+        self._say(f"  {metric:<12} {text}{f'  ({kept})' if kept else ''}")
 
     def notice(self, text: str) -> None:
         self._say(f"note: {text}")
@@ -100,7 +99,7 @@ class LiveReporter(PlainReporter):
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=total, amount=amount(done, total), text=text)
 
-    def measured(self, metric: str, text: str, *, kept: bool) -> None:
+    def measured(self, metric: str, text: str, *, kept: str) -> None:
         self.close()
         super().measured(metric, text, kept=kept)
 
@@ -171,7 +170,11 @@ def result_json(result: "EvaluationResult") -> str:
                 "weights": evaluation.subject.weights,
                 "data": evaluation.data,
                 "results": str(evaluation.found.results),
-                "metrics": {metric: asdict(record) for metric, record in evaluation.records.items()},
+                "metrics": {
+                    # `kept`: empty, measured by this call; else `kept`, or `kept, no checksum`.
+                    metric: {**record.model_dump(mode="json"), "kept": record.kept}
+                    for metric, record in evaluation.records.items()
+                },
                 "same_images": evaluation.order,
                 "files": [str(file) for file in evaluation.files],
             }

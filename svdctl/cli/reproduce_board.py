@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
 
+    from svdctl.config.table import Column
     from svdctl.recipes.reproduction.execute import Outcome
     from svdctl.recipes.reproduction.plan import Plan, Run
     from svdctl.recipes.reproduction.store import Store
@@ -93,7 +94,7 @@ class PlainBoard:
         for run in self._runs:
             ended = self._ended.get(run.id)
             if ended is not None:
-                yield RowState(run.config.name, ended.state, _figures(ended), None)
+                yield RowState(run.config.name, ended.state, _figures(run, ended), None)
                 continue
             status = self._store.read_status(run.key)
             if status.get("time", 0) < self._began or status.get("state") in ("done", "failed", "interrupted"):
@@ -116,15 +117,21 @@ def _detail(status: dict[str, Any]) -> str:
     return " ".join(parts)
 
 
-def _figures(outcome: "Outcome") -> str:
-    from svdctl.recipes.reproduction.columns import LOOKS
+def _figures(run: "Run", outcome: "Outcome") -> str:
+    from svdctl.recipes.reproduction.columns import LOOKS, header_of
 
     if outcome.figures.reason is not None:
         return outcome.figures.reason
     shown = {column: value for column, value in outcome.figures.values.items() if column != "train-hours"}
     return "  ".join(
-        f"{LOOKS[column].header.removesuffix(', %')} {LOOKS[column].shown(v)}" for column, v in shown.items()
+        f"{header_of(column, run.evaluate).removesuffix(', %')} {LOOKS[column].shown(v)}{_mark(outcome, column)}"
+        for column, v in shown.items()
     )
+
+
+def _mark(outcome: "Outcome", column: "Column") -> str:
+    kept = outcome.figures.kept.get(column)
+    return f" ({kept})" if kept else ""
 
 
 class LiveBoard(PlainBoard):

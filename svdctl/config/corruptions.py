@@ -4,7 +4,7 @@ Nothing here needs torch, so that flags can be checked at once.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -59,6 +59,26 @@ NOTES: Mapping[str, str] = MappingProxyType(
     }
 )
 """One sentence for `all` of them, and one for each that differs from, or depends on more than, the definition."""
+
+
+def named_lists() -> dict[str, tuple[str, ...]]:
+    """The lists of corruptions whose means have a name: `benchmark (15)`, `all (19)` and `corruptions.txt (18)`.
+
+    The number in a name is that of the corruptions; the last list is the shipped one, without the clean images.
+    """
+    shipped = tuple(name for name in read_corruption_list() if name != CLEAN)
+    lists = {"benchmark": BENCHMARK, "all": CORRUPTIONS, "corruptions.txt": shipped}
+    return {f"{name} ({len(names)})": names for name, names in lists.items()}
+
+
+def list_name(names: Collection[str], severities: Collection[int] = SEVERITIES) -> str:
+    """What the mean over these corruptions and severities is called, as `benchmark (15)` or `3 corruptions`.
+
+    Severities are named unless they are all five.
+    """
+    same = (title for title, listed in named_lists().items() if set(listed) == set(names))
+    name = next(same, f"{len(names)} corruption{'s' * (len(names) != 1)}")
+    return name if set(severities) == set(SEVERITIES) else f"{name}, severity {', '.join(map(str, severities))}"
 
 
 def nearest_corruption(name: str) -> str | None:

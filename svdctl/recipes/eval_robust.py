@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from svdctl.config.data import Data
 from svdctl.config.evaluate import EvaluateConfig
 from svdctl.errors import CheckpointError, SvdctlError, UsageError
-from svdctl.recipes.evaluation.discover import Found, discover
+from svdctl.recipes.evaluation.discover import Found, discover, placed
 from svdctl.recipes.evaluation.forward import Classifier, choose_device
 from svdctl.recipes.evaluation.material import Material, data_of, describe, same_data
 from svdctl.recipes.evaluation.measure import evaluate
@@ -35,8 +35,8 @@ class Reporter(Protocol):
     def progress(self, done: int, total: int, text: str) -> None:
         """Often; within the metric that began last, or before the first."""
 
-    def measured(self, metric: str, text: str, *, kept: bool) -> None:
-        """A metric is finished; `kept`: it had been before."""
+    def measured(self, metric: str, text: str, *, kept: str) -> None:
+        """A metric is finished; `kept`: empty, or how it is known from before."""
 
     def notice(self, text: str) -> None:
         """Something worth a line."""
@@ -87,7 +87,6 @@ def run(config: EvaluateConfig, *, reporter: Reporter) -> EvaluationResult:
     loaded = _Loaded()
     evaluations = []
     for found in chosen:
-        reporter.checkpoint(found.name, found.results)
         try:
             evaluations.append(_one(found, config, loaded, failures, reporter))
         except Exception as error:
@@ -112,6 +111,8 @@ def _one(
     found: Found, config: EvaluateConfig, loaded: _Loaded, failures: list[Failure], reporter: Reporter
 ) -> Evaluation:
     subject = open_subject(found.path, config)
+    found = placed(found, config, subject.weights)
+    reporter.checkpoint(found.name, found.results)
     for notice in subject.notices:
         reporter.notice(f"{found.name}: {notice}")
     material = loaded.get(_data(found, config, subject.data))

@@ -18,9 +18,10 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Reliability:
-    """Predictions sorted into bins of confidence; every tensor is float64 on the CPU, of shape `(bins + 1,)`.
+    """Predictions sorted into bins of confidence; every tensor is float64 on the CPU, of shape `(bins,)`.
 
-    Bin i holds confidences in `[i / bins, (i + 1) / bins)`; the last one, as in torchmetrics, those of exactly 1.
+    Bin i holds confidences in `[i / bins, (i + 1) / bins)`, the last one those of exactly 1 too. (torchmetrics gives
+    these a bin of their own, beyond the last.)
     """
 
     counts: Tensor
@@ -34,18 +35,6 @@ class Reliability:
         """Expected calibration error: mean over all predictions of their bin's |accuracy - confidence|."""
         gap = (self.accuracy - self.confidence).abs()
         return float((gap * self.counts).sum() / self.counts.sum())
-
-    def bars(self) -> "Reliability":
-        """The same with confidences of exactly 1 in the last equal bin: `(bins,)`, for a diagram."""
-
-        def joined(values: Tensor) -> Tensor:
-            return torch.cat([values[:-2], values[-2:].sum(0, keepdim=True)])
-
-        counts = joined(self.counts)
-        some = counts.clamp_min(1)
-        return Reliability(
-            counts, joined(self.confidence * self.counts) / some, joined(self.accuracy * self.counts) / some
-        )
 
 
 @dataclass(frozen=True)
@@ -89,21 +78,32 @@ def calibration(logits: Tensor, labels: Tensor) -> Calibration:
 def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> Reliability:
     """Counts, mean confidences and accuracies of `bins` equal bins of confidence (Guo et al. 2017).
 
-    Confidences and edges are float32, as in torchmetrics, so that a confidence on an edge falls into the same bin.
+    Confidences and edges are float32, as in torchmetrics, so that a confidence on an edge below 1 falls into the same
+    bin.
     """
     logits, labels = checked(logits, labels)
     wide = logits if logits.dtype == torch.float64 else logits.float()
     confidence, predicted = wide.softmax(1).max(1)
     confidence = confidence.float()
     correct = (predicted == labels).double()
-    index = torch.bucketize(confidence, torch.linspace(0, 1, bins + 1), right=True) - 1
-    counts = torch.zeros(bins + 1, dtype=torch.float64).index_add_(0, index, torch.ones_like(correct))
+    index = (torch.bucketize(confidence, torch.linspace(0, 1, bins + 1), right=True) - 1).clamp_max(bins - 1)
+    counts = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, torch.ones_like(correct))
     some = counts.clamp_min(1)
     return Reliability(
         counts,
         torch.zeros_like(counts).index_add_(0, index, confidence.double()) / some,
         torch.zeros_like(counts).index_add_(0, index, correct) / some,
     )
+
+
+def are_probabilities(outputs: Tensor) -> bool:
+    """Whether every row of outputs `(N, K)` is what softmax returns: nowhere negative, with sum 1.
+
+    Logits are that by accident only. The tolerance is that of sums of K numbers rounded to bfloat16.
+    """
+    wide = outputs.detach().double()
+    sums = wide.sum(1)
+    return len(wide) > 0 and bool((wide >= 0).all()) and bool(((sums - 1).abs() <= 2**-7).all())
 
 
 def wilson_interval(successes: int, count: int, level: float = 0.95) -> tuple[float, float]:

@@ -111,7 +111,7 @@ class Recorder:
         self.lines: list[str] = []
         self.notices: list[str] = []
         self.failures: list[Failure] = []
-        self.kept: dict[str, bool] = {}
+        self.kept: dict[str, str] = {}
         self.steps: list[tuple[int, int, str]] = []
 
     def checkpoints(self, names: Sequence[str], metrics: Sequence[str]) -> None:
@@ -126,7 +126,7 @@ class Recorder:
     def progress(self, done: int, total: int, text: str) -> None:
         self.steps.append((done, total, text))
 
-    def measured(self, metric: str, text: str, *, kept: bool) -> None:
+    def measured(self, metric: str, text: str, *, kept: str) -> None:
         self.kept[metric] = kept
         self.lines.append(text)
 
@@ -158,3 +158,13 @@ class Slow(Linear):
 def build_slow() -> nn.Module:
     """For `--model tests.evaluation.small:build_slow`."""
     return Slow()
+
+
+def build_probabilities() -> nn.Module:
+    """The linear network with a softmax behind it; its weights have the same names."""
+
+    class Probabilities(Linear):
+        def forward(self, pixels: Tensor) -> Tensor:
+            return super().forward(pixels).softmax(1)
+
+    return Probabilities()

@@ -58,7 +58,7 @@ def kill_within_attack(weights: Path, data: Path, number: signal.Signals, batche
         assert time.monotonic() < deadline
         time.sleep(0.02)
         for file in (weights.parent / f"eval-{weights.stem}" / "unfinished").glob("attack-*.pt"):
-            state = torch.load(file, weights_only=True)
+            state = torch.load(file, weights_only=True)["records"][0]["state"]
             done = state["batches_done"] + BATCHES * state["attack"]
     process.send_signal(number)
     process.wait(timeout=60)

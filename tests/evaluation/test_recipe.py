@@ -83,9 +83,9 @@ def test_own_corruptions_are_classified_as_by_hand(shared: Path, run: Path) -> N
             share = (logits_of(run, changed).argmax(1) == labels).double().mean()
             assert found["accuracy"][name][str(severity)] == pytest.approx(float(share))
     means = found["mean_by_corruption"]
-    assert found["benchmark"] == ["gaussian_noise", "contrast"]
-    assert found["benchmark_mean"] == pytest.approx((means["gaussian_noise"] + means["contrast"]) / 2)
-    assert found["mean"] == pytest.approx(sum(means.values()) / 3)
+    # None of the three named lists is there whole: no figure bears such a name.
+    assert found["figures"] == {"3 corruptions": pytest.approx(sum(means.values()) / 3)}
+    assert found["mean"] == found["figures"]["3 corruptions"]
     assert found["source"] == "drawn"
     assert found["notes"]
 
@@ -163,7 +163,7 @@ def test_attacks_are_pyautoattacks_own(shared: Path, linear: Path) -> None:
     assert found["robust_accuracy"] == pytest.approx(float(stand))
     assert 0 < found["robust_accuracy"] < found["clean_accuracy"]
     rows = (linear.parent / "eval-linear" / "attacks.csv").read_text().splitlines()
-    assert rows[0] == "image,label,clean_prediction,outcome,attack,prediction,distance,nearest"
+    assert rows[0] == "image,label,clean_prediction,outcome,attack,prediction,distance,nearest,kept"
     assert len(rows) == 41
 
 
@@ -222,7 +222,7 @@ def test_everything_at_once_is_in_order_and_drawn(run: Path) -> None:
     contents = json.loads((folder / "results.json").read_text())
     assert [record["metric"] for record in contents["records"]] == list(recorder.kept)
     for record in contents["records"]:
-        assert record["protocol"]["weights"] == contents["checkpoint"]["weights"]
+        assert record["protocol"]["weights"] == contents["about"]["weights"]
         assert record["protocol"]["data"]["count"] == 40
         assert record["environment"]["versions"]["torch"]
         assert record["seconds"] >= 0
@@ -249,15 +249,18 @@ def test_what_is_finished_is_never_measured_again(shared: Path, linear: Path, mo
         second = evaluate(of_linear(shared, linear), reporter=recorder)
     assert not second.failures
     assert all(recorder.kept.values())
-    assert first.evaluations[0].records == second.evaluations[0].records
+    for metric, record in first.evaluations[0].records.items():
+        again = second.evaluations[0].records[metric]
+        assert (record.kept, again.kept) == ("", "kept")
+        assert record.model_dump() == again.model_dump()
     # Other settings are another figure, --force the same one anew.
     again = Recorder()
     evaluate(of_linear(shared, linear, metrics=["autoattacks"], eps=0.1), reporter=again)
-    assert again.kept == {"autoattacks": False}
+    assert again.kept == {"autoattacks": ""}
     evaluate(of_linear(shared, linear, metrics=["autoattacks"]), reporter=again)
-    assert again.kept == {"autoattacks": True}
+    assert again.kept == {"autoattacks": "kept"}
     evaluate(of_linear(shared, linear, metrics=["autoattacks"], force=True), reporter=again)
-    assert again.kept == {"autoattacks": False}
+    assert again.kept == {"autoattacks": ""}
 
 
 def test_another_checkpoint_under_the_same_name_starts_anew_and_says_so(shared: Path, run: Path) -> None:
@@ -265,7 +268,7 @@ def test_another_checkpoint_under_the_same_name_starts_anew_and_says_so(shared: 
     write_run(run, shared / "data.npz", seed=9)
     recorder = Recorder()
     evaluate(make(run, metrics=["accuracy"]), reporter=recorder)
-    assert recorder.kept == {"accuracy": False}
+    assert recorder.kept == {"accuracy": ""}
     assert any("other weights" in notice and "starting anew" in notice for notice in recorder.notices)
 
 
@@ -381,10 +384,12 @@ def test_the_papers_folders_are_filled(shared: Path, linear: Path, tmp_path: Pat
         cifar_c_res=tmp_path / "cres",
         autoattacks_res=tmp_path / "ares",
     )
-    assert not evaluate(config, reporter=Recorder()).failures
-    assert {path.name for path in (tmp_path / "cres").iterdir()} == {"linear.csv", "linear.png"}
-    assert {path.name for path in (tmp_path / "ares").iterdir()} == {"linear.csv", "linear.txt"}
-    assert "robust accuracy" in (tmp_path / "ares/linear.txt").read_text()
+    result = evaluate(config, reporter=Recorder())
+    assert not result.failures
+    weights = result.evaluations[0].subject.weights[:12]
+    assert {path.name for path in (tmp_path / "cres").iterdir()} == {f"linear-{weights}.csv", f"linear-{weights}.png"}
+    assert {path.name for path in (tmp_path / "ares").iterdir()} == {f"linear-{weights}.csv", f"linear-{weights}.txt"}
+    assert "robust accuracy" in (tmp_path / f"ares/linear-{weights}.txt").read_text()
 
 
 def test_the_papers_protocol_carries_its_name(shared: Path, linear: Path) -> None:

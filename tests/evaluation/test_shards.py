@@ -51,12 +51,13 @@ def test_shards_joined_are_the_whole(shared: Path, linear: Path, monkeypatch: py
     recorder = Recorder()
     with monkeypatch.context() as patch:
         patch.setattr(attacked, "run", lambda *_: pytest.fail("attacked again"))
-        assert attack(shared, linear, recorder).evaluations[0].records["autoattacks"] == record
-    assert recorder.kept == {"autoattacks": True}
+        again = attack(shared, linear, recorder).evaluations[0].records["autoattacks"]
+    assert again.model_dump() == record.model_dump()
+    assert recorder.kept == {"autoattacks": "kept"}
     # ... which is that of an attack in one piece: APGD's draws hardly matter for a linear network.
     whole = attack(shared, linear, out_dir=linear.parent / "whole")
     assert whole.evaluations[0].records["autoattacks"].results["count"] == len(rows) == 20
-    pieces = read_rows(linear.parent / "whole/linear/attacks.csv")
+    pieces = read_rows(whole.evaluations[0].found.results / "attacks.csv")
     for key in ("image", "label", "clean_prediction", "outcome"):
         assert [row[key] for row in rows] == [row[key] for row in pieces]
 
@@ -94,7 +95,7 @@ def test_a_shard_under_a_false_name_is_refused(shared: Path, linear: Path) -> No
 
 def test_an_unfinished_shard_is_refused(shared: Path, linear: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     attack(shared, linear, shard="1/2")
-    real = attacked.write_progress
+    real = attack_files.ProgressFile.write
     writes = 0
 
     def stop(*arguments: Any) -> None:
@@ -105,7 +106,7 @@ def test_an_unfinished_shard_is_refused(shared: Path, linear: Path, monkeypatch:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(attacked, "write_progress", stop)
+        patch.setattr(attack_files.ProgressFile, "write", stop)
         with pytest.raises(KeyboardInterrupt):
             attack(shared, linear, shard="2/2", batch_size=3)
     # Batches are part of the settings, so both shards need the same.

@@ -6,9 +6,19 @@ from pathlib import Path
 import pytest
 
 from svdctl.errors import EvaluationError
-from svdctl.recipes.evaluation.store import Store, fingerprint, held, read_rows
+from svdctl.recipes.evaluation.store import Store, fingerprint, held
 
 PROTOCOL = {"weights": "w", "eps": 0.5, "seed": 3}
+RESULTS = {
+    "lipschitz": 2.0,
+    "accuracy": {"36": 0.5, "108": 0.0},
+    "count": 2,
+    "clean": 1.0,
+    "mean_radius": 0.225,
+    "largest_radius": 0.25,
+    "vacuous": False,
+    "largest_factors": (),
+}
 
 
 def store(folder: Path, weights: str = "w") -> Store:
@@ -16,15 +26,8 @@ def store(folder: Path, weights: str = "w") -> Store:
 
 
 def put(target: Store, **changes: object) -> None:
-    rows = [{"image": 0, "radius": 0.5}, {"image": 1, "radius": 0.25}]
-    target.put(
-        "certified",
-        {**PROTOCOL, **changes},
-        {"value": float("inf"), "list": (1, 2)},
-        seconds=1,
-        device="cpu",
-        rows=rows,
-    )
+    rows = [{"image": 0, "radius": 0.1}, {"image": 1, "radius": 0.25}]
+    target.put("certified", {**PROTOCOL, **changes}, RESULTS, seconds=1, device="cpu", rows=rows)
 
 
 def test_a_record_is_found_by_its_protocol_alone(tmp_path: Path) -> None:
@@ -32,10 +35,11 @@ def test_a_record_is_found_by_its_protocol_alone(tmp_path: Path) -> None:
     again = store(tmp_path)
     record = again.find("certified", dict(reversed(PROTOCOL.items())))
     assert record is not None
-    assert record.results == {"value": None, "list": [1, 2]}
+    assert record.results == {**RESULTS, "largest_factors": []}
+    assert record.kept == "kept"
     assert record.environment["seed"] == 3
     assert record.environment["versions"]["torch"]
-    assert again.rows(record) == [{"image": "0", "radius": "0.5"}, {"image": "1", "radius": "0.25"}]
+    assert again.rows(record) == [{"image": "0", "radius": "0.1"}, {"image": "1", "radius": "0.25"}]
     for other in ({"eps": 0.25}, {"weights": "v"}, {"more": 1}):
         assert again.find("certified", {**PROTOCOL, **other}) is None
     assert again.find("accuracy", PROTOCOL) is None
@@ -78,18 +82,21 @@ def test_weights_are_known_before_anything_is_finished(tmp_path: Path) -> None:
 def test_a_damaged_file_is_put_aside(tmp_path: Path) -> None:
     put(store(tmp_path))
     path = tmp_path / "results.json"
-    path.write_text(path.read_text()[:-20])
+    before = path.read_text()[:-20]
+    path.write_text(before)
     again = store(tmp_path)
     assert again.records == []
     assert "damaged" in again.notices[0]
+    assert (tmp_path / "results.damaged.json").read_text() == before
     assert (tmp_path / "results.damaged.json").exists()
 
 
-@pytest.mark.parametrize("change", [{"format": "other"}, {"version": 99}])
-def test_a_file_of_something_else_is_left_alone(tmp_path: Path, change: dict[str, object]) -> None:
-    put(store(tmp_path))
+@pytest.mark.parametrize(
+    "contents", [{"format": "other", "records": []}, {"format": "svdctl.evaluation", "version": 99, "records": []}]
+)
+def test_a_file_of_something_else_is_left_alone(tmp_path: Path, contents: dict[str, object]) -> None:
     path = tmp_path / "results.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    path.write_text(json.dumps(contents))
     before = path.read_text()
     with pytest.raises(EvaluationError, match="newer svdctl"):
         store(tmp_path)
@@ -121,6 +128,5 @@ def test_unfinished_work_is_bound_to_its_protocol(tmp_path: Path) -> None:
 
 def test_rows_survive_commas_and_quotes(tmp_path: Path) -> None:
     target = store(tmp_path)
-    record = target.put("x", {}, {}, seconds=0, device="cpu", rows=[{"a": 'one, "two"', "b": ""}])
-    assert record.details is not None
-    assert read_rows(tmp_path / record.details) == [{"a": 'one, "two"', "b": ""}]
+    record = target.put("certified", {}, RESULTS, seconds=0, device="cpu", rows=[{"a": 'one, "two"', "b": ""}])
+    assert target.rows(record) == [{"a": 'one, "two"', "b": ""}]

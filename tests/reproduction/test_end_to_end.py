@@ -87,8 +87,12 @@ def test_a_table_from_nothing_and_again(tiny: Path, tmp_path: Path) -> None:
         assert words in notes
     weights = {path: (path / "last.pt").stat().st_mtime_ns for path in runs_of(out)}
     assert len(weights) == 2
+    assert "(kept" not in (out / "tables" / "tiny.md").read_text()
     reproduce(request(tiny, out), Board())
     assert cells(out) == first
+    # Columns that are measured: five of eval-robust, one of the training.
+    rows = [line for line in (out / "tables" / "tiny.md").read_text().splitlines() if line.startswith("| ")][1:]
+    assert [line.count("(kept)") for line in rows] == [5, 5]
     assert {path: (path / "last.pt").stat().st_mtime_ns for path in runs_of(out)} == weights
     # Finished runs of another folder are used where they lie.
     reproduce(request(tiny, tmp_path / "new", reuse=(out,), rows=("none*",)), Board())

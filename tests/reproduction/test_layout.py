@@ -61,6 +61,54 @@ def test_markdown_holds_means_spreads_notes_and_reasons(planned: Callable[..., P
     assert "- divide-tt8, seed 2: the loss was not finite\n" in text
 
 
+@pytest.mark.parametrize(
+    ("kept", "mark"),
+    [
+        (("", ""), ""),
+        (("kept", "kept"), "kept"),
+        (("kept", ""), "kept for 1 of 2 seeds"),
+        (("kept", "kept, no checksum"), "kept, no checksum"),
+    ],
+)
+def test_a_figure_of_an_earlier_call_is_marked_in_every_format(
+    planned: Callable[..., Plan], kept: tuple[str, str], mark: str
+) -> None:
+    table = planned(seeds=(1, 2)).tables[0]
+    figures = {
+        run.id: RunFigures({"accuracy": 0.9}, kept={"accuracy": how} if how else {})
+        for row in table.rows
+        for run, how in zip(row.runs, kept, strict=True)
+    }
+    found = assemble(table, figures, {})
+    for text, value in ((markdown(found), "90.00 ± 0.00"), (latex(found), r"90.00 $\pm$ 0.00")):
+        assert text.count(f"{value} ({mark})") == 2 * bool(mark)
+        assert text.count("(kept") == 2 * bool(mark)
+    for row in csv.DictReader(io.StringIO(comma_separated(found))):
+        assert (row["accuracy_kept"], row["ece_kept"]) == (mark, "")
+    for row in json.loads(as_json(found))["rows"]:
+        assert row["cells"]["accuracy"]["kept"] == mark
+        assert [run["kept"].get("accuracy", "") for run in row["runs"]] == list(kept)
+
+
+@pytest.mark.parametrize(
+    ("corruptions", "severities", "header"),
+    [
+        ("", "", "CIFAR-C corruptions.txt (18), %"),
+        ('corruptions = ["benchmark"]', "", "CIFAR-C benchmark (15), %"),
+        ('corruptions = ["all"]', "", "CIFAR-C all (19), %"),
+        ('corruptions = ["fog", "frost"]', "severities = [1, 5]", "CIFAR-C 2 corruptions, severity 1, 5, %"),
+    ],
+)
+def test_the_header_says_over_which_corruptions_the_mean_is(
+    tiny: Path, planned: Callable[..., Plan], corruptions: str, severities: str, header: str
+) -> None:
+    text = tiny.read_text().replace('corruptions = ["brightness"]', corruptions).replace("severities = [1]", severities)
+    tiny.write_text(text)
+    found = results(planned())
+    for shown in (markdown(found), latex(found), as_json(found)):
+        assert header.removesuffix(", %") in shown
+
+
 def test_a_row_without_figures_is_failed_or_empty(planned: Callable[..., Plan]) -> None:
     plan = planned()
     table = plan.tables[0]

@@ -13,7 +13,6 @@ import pytest
 from svdctl.config.table import Axis, Network, Request, SpeedFigure, SpeedScale
 from svdctl.recipes.reproduction import outputs
 from svdctl.recipes.reproduction import speed as module
-from svdctl.recipes.reproduction.journal import Journal
 from svdctl.recipes.reproduction.outputs import write_figure
 from svdctl.recipes.reproduction.speed import measure_figure
 from svdctl.recipes.reproduction.speed_layout import speed_csv, speed_json, speed_markdown
@@ -82,16 +81,18 @@ def test_a_measurement_that_was_cut_off_goes_on(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         write_figure(request, "figure-speed", FIGURE, prepared(tmp_path), until(5))
-    (journal,) = (tmp_path / "tables").iterdir()
-    four = json.loads(journal.read_text())["results"]
+    (file,) = (tmp_path / "tables").iterdir()
+    four = json.loads(file.read_text())["records"]
     assert len(four) == 4
     asked.clear()
     files = write_figure(request, "figure-speed", FIGURE, prepared(tmp_path), until(-1))
-    assert [text.endswith("(measured before)") for text in asked] == [True] * 4 + [False] * 4
+    assert [text.endswith("(kept)") for text in asked] == [True] * 4 + [False] * 4
     points = json.loads(files[3].read_text())["points"]
-    kept = [point for measured in four.values() for point in measured]
+    kept = [point for measured in four for point in measured["points"]]
     assert [point["full"] for point in points[: len(kept)]] == [point["full"] for point in kept]
-    assert not journal.exists()
+    assert [point["kept"] for point in points] == ["kept"] * len(kept) + [""] * (len(points) - len(kept))
+    assert "(kept)" in files[0].read_text()
+    assert not file.exists()
 
 
 def test_two_commands_do_not_measure_at_the_same_time(tmp_path: Path) -> None:
@@ -102,15 +103,6 @@ def test_two_commands_do_not_measure_at_the_same_time(tmp_path: Path) -> None:
     with patch.object(outputs.time, "sleep", lambda seconds: other.__exit__(None, None, None)):
         assert write_figure(request, "figure-speed", FIGURE, store, said.append)
     assert said[0] == "another command measures figure-speed: waiting for it"
-
-
-def test_measurements_of_another_figure_do_not_count(tmp_path: Path) -> None:
-    journal = tmp_path / "journal"
-    Journal(journal, {"max": 1.0}).once("a", lambda: 3)
-    assert "a" in Journal(journal, {"max": 1.0})
-    assert "a" not in Journal(journal, {"max": 2.0})
-    journal.write_text("{")
-    assert Journal(journal, {"max": 1.0}).once("a", lambda: 4) == 4
 
 
 def test_the_whole_wrn_has_the_papers_modelled_ratios() -> None:
@@ -165,5 +157,5 @@ def test_a_control_pass_leaves_the_layer_as_it_was() -> None:
 @pytest.mark.parametrize("smoke", [False, True])
 def test_only_smoke_is_marked(smoke: bool, tmp_path: Path) -> None:
     with patch.object(module, "_measurements", return_value=[]):
-        results = measure_figure(FIGURE, smoke=smoke, journal=tmp_path / "journal", say=lambda text: None)
+        results = measure_figure(FIGURE, smoke=smoke, file=tmp_path / "measured.json", say=lambda text: None)
     assert results.title.startswith("SMOKE SCALE") == smoke

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassCalibrationError
 
 from svdctl.errors import DataError, EvaluationError, ShapeError
-from svdctl.robustness.calibration import calibration, reliability, wilson_interval
+from svdctl.robustness.calibration import are_probabilities, calibration, reliability, wilson_interval
 from svdctl.robustness.temperature import fit_temperature, temperature_scaling
 
 
@@ -23,9 +23,10 @@ def draw(count: int, classes: int, scale: float, seed: int = 0) -> tuple[Tensor,
 
 
 def oracle(logits: Tensor, labels: Tensor) -> float:
+    """torchmetrics on 15 bins; confidences of exactly 1, which it puts beyond the last one, are moved below 1."""
     metric = MulticlassCalibrationError(num_classes=logits.shape[1], n_bins=15, norm="l1")
     # Probabilities: torchmetrics would take logits that all lie in [0, 1] for probabilities.
-    return float(metric(logits.softmax(1), labels))
+    return float(metric(logits.softmax(1).clamp_max(1 - 2**-23), labels))
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10, 100])
@@ -52,20 +53,51 @@ def test_reliability_by_hand() -> None:
     confidence = torch.tensor([0.7, 0.7, 0.9, 0.9])
     logits = torch.stack([confidence.log(), (1 - confidence).log()], 1)
     found = reliability(logits, torch.tensor([0, 1, 0, 0]), bins=5)
-    assert found.counts.tolist() == [0, 0, 0, 2, 2, 0]
-    assert found.accuracy.tolist() == [0, 0, 0, 0.5, 1, 0]
+    assert found.counts.tolist() == [0, 0, 0, 2, 2]
+    assert found.accuracy.tolist() == [0, 0, 0, 0.5, 1]
     assert found.calibration_error == pytest.approx(0.5 * 0.2 + 0.5 * 0.1, abs=1e-6)
 
 
-def test_bars_join_certain_predictions_to_the_last_bin() -> None:
-    logits = torch.tensor([[90.0, 0.0], [90.0, 0.0], [3.5, 0.0], [0.3, 0.0]])
-    labels = torch.tensor([0, 1, 0, 0])
-    whole, bars = reliability(logits, labels), reliability(logits, labels).bars()
-    assert len(bars.counts) == 15
-    assert bars.counts.sum() == whole.counts.sum() == 4
-    assert bars.counts[-1] == 3
-    assert bars.accuracy[-1] == pytest.approx(2 / 3)
-    assert bars.confidence[-1] == pytest.approx((2 + float(torch.tensor(3.5).sigmoid())) / 3)
+@pytest.mark.parametrize(
+    ("confidences", "correct", "expected"),
+    [
+        ([0.95, 1.0], [True, False], 0.475),  # one bin: |1/2 - 0.975|; apart they would come to 0.525
+        ([1.0], [False], 1.0),
+        ([1.0] * 4, [True] * 4, 0.0),
+        ([1.0, 1.0], [True, False], 0.5),
+        ([0.94, 1.0, 1.0], [True, True, False], abs(2 / 3 - 2.94 / 3)),
+        ([14 / 15 - 0.01, 1.0], [False, False], (14 / 15 - 0.01 + 1) / 2),  # below the last bin's edge: apart
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_last_of_15_bins_holds_confidences_of_exactly_one(
+    confidences: list[float], correct: list[bool], expected: float, dtype: torch.dtype
+) -> None:
+    first = torch.tensor(confidences, dtype=dtype)
+    logits = torch.stack([first.log(), (1 - first).log().clamp_min(-1000)], 1)
+    labels = torch.tensor([0 if right else 1 for right in correct])
+    assert (logits.softmax(1)[:, 0] == 1).sum() == confidences.count(1.0)
+    found = reliability(logits, labels)
+    assert found.counts.shape == found.confidence.shape == found.accuracy.shape == (15,)
+    assert found.counts.sum() == len(labels)
+    assert calibration(logits, labels).ece == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "expected"),
+    [
+        (torch.randn(9, 5).softmax(1), True),
+        (torch.randn(9, 1000).softmax(1).bfloat16(), True),
+        (torch.eye(4), True),
+        (torch.randn(9, 5).log_softmax(1), False),
+        (torch.randn(9, 5), False),
+        (torch.randn(9, 5).sigmoid(), False),
+        (torch.cat((torch.randn(8, 5).softmax(1), torch.tensor([[2.0, -1.0, 0.0, 0.0, 0.0]]))), False),
+        (torch.zeros(0, 5), False),
+    ],
+)
+def test_outputs_that_are_probabilities_are_known(outputs: Tensor, expected: bool) -> None:
+    assert are_probabilities(outputs) is expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

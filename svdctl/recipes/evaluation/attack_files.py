@@ -1,9 +1,11 @@
 """What is kept of an attack: its state after every batch, and the shards that several machines attack."""
 
-import os
+import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +14,9 @@ from svdctl.config.attack import AttackSettings
 from svdctl.config.evaluate import Shard
 from svdctl.errors import CheckpointError, EvaluationError
 from svdctl.recipes.evaluation.material import Material
+from svdctl.recipes.measurement_cache import Measurement, MeasurementCache
 from svdctl.robustness.attack import AttackState, choose_examples, fingerprint, join
+from svdctl.robustness.attack.state import MISCLASSIFIED
 
 SHARDS = "shards"
 """Folder of their states, below that of the results."""
@@ -35,17 +39,20 @@ class Assignment:
     settings: AttackSettings
     index: Tensor
     """Numbers `(N,)` of the test images."""
+    labels: Tensor
+    """`(N,)`: theirs."""
     bound_to: str
 
     @classmethod
     def make(cls, settings: AttackSettings, weights: str, material: Material) -> "Assignment":
         """The whole attack."""
         index = choose_examples(len(material.test), settings)
-        return cls(settings, index, fingerprint(weights, material.identity["sha256"], settings))
+        return cls(settings, index, material.test.labels[index], fingerprint(weights, material.sha256, settings))
 
     def part(self, shard: Shard) -> "Assignment":
         """The images of one shard, which stand together."""
-        return Assignment(self.settings, self.index.tensor_split(shard.count)[shard.index - 1], self.bound_to)
+        index, labels = (both.tensor_split(shard.count)[shard.index - 1] for both in (self.index, self.labels))
+        return Assignment(self.settings, index, labels, self.bound_to)
 
     def file(self, folder: Path, shard: Shard | None) -> Path:
         """Where its state is kept."""
@@ -54,34 +61,91 @@ class Assignment:
         return folder / f"{self.bound_to[:12]}-{shard.index}-of-{shard.count}.pt"
 
 
-def write_progress(file: Path, progress: Progress) -> None:
-    """Whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        with beside.open("wb") as handle:
-            torch.save({**progress.state.to_dict(), "nearest": progress.nearest}, handle)
-            handle.flush()
-            os.fsync(handle.fileno())
-        beside.replace(file)
-    finally:
-        beside.unlink(missing_ok=True)
+class _Stored(Measurement):
+    """The one record of a state's file."""
+
+    state: dict[str, Any]
+    """Of `AttackState.to_dict`."""
+    nearest: Tensor
+
+    @property
+    def key(self) -> str:
+        return "attack"
 
 
-def read_progress(file: Path, work: Assignment) -> Progress | None:
-    """What is kept, None when there is nothing or it is bound to something else."""
-    if not file.exists():
+def _old_contents(contents: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A state as it was kept before there were checksums."""
+    if contents["fingerprint"] is None:
+        raise ValueError("it says of no weights and images that it is theirs")
+    state = {name: value for name, value in contents.items() if name != "nearest"}
+    return {"attack": contents["fingerprint"]}, [{"state": state, "nearest": contents["nearest"]}]
+
+
+class ProgressFile:
+    """The file of an attack's state; `progress` is what it held of this attack, None when that is nothing sound.
+
+    Args:
+        file: it may be absent.
+        work: what is attacked.
+        say: told why a state counts for nothing.
+    """
+
+    def __init__(self, file: Path, work: Assignment, say: Callable[[str], None]) -> None:
+        self.path = file
+        self._cache = MeasurementCache(file, _Stored, {"attack": work.bound_to}, old=_old_contents)
+        self.belongs_elsewhere = self._cache.belongs_elsewhere
+        for notice in self._cache.notices:
+            say(notice)
+        self.progress: Progress | None = None
+        kept = self._cache.get("attack")
+        if kept is None:
+            return
+        try:
+            self.progress = _progress(kept.record, work)
+        except CheckpointError as error:
+            say(f"{file}: {error}")
+        if self.progress is not None and not kept.sealed:
+            state = self.progress.state
+            state.warnings = tuple(dict.fromkeys((*state.warnings, UNSEALED)))
+
+    def write(self, progress: Progress) -> None:
+        """Whole or not at all, with a checksum over all of it."""
+        self._cache.put(_Stored(state=progress.state.to_dict(), nearest=progress.nearest))
+
+    def remove(self) -> None:
+        """The attack is finished, or begins anew."""
+        self.path.unlink(missing_ok=True)
+
+
+UNSEALED = (
+    "a part of this attack was kept by a version of svdctl that wrote no checksums; changes to it would go unseen"
+)
+
+
+def _progress(stored: _Stored, work: Assignment) -> Progress | None:
+    """The state, if it is one of these images.
+
+    Raises:
+        CheckpointError: it contradicts itself or its images.
+    """
+    state = AttackState.from_dict(stored.state, work.bound_to)
+    if state is None or len(state) != len(work.index):
         return None
-    try:
-        contents = torch.load(file, map_location="cpu", weights_only=True)
-        state = AttackState.from_dict(contents, work.bound_to)
-        nearest = contents["nearest"]
-    except Exception as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{file} is no state of an attack ({first[:100]}); remove it to attack anew") from error
-    if state is None or len(state) != len(work.index) or len(nearest) != len(state):
-        return None
-    return Progress(state, nearest)
+    near, far = stored.nearest, state.distances
+    sound = near.dtype == torch.float64 and near.shape == far.shape and bool(((near >= 0) & (near <= far)).all())
+    # Beyond what rounding can do; under `paper` eps is no bound.
+    limit = 1.01 * work.settings.eps + 0.01 if work.settings.protocol == "pixels" else math.inf
+    faults = {
+        "its nearest perturbations are not on the way": not sound,
+        "its clean predictions are not those of these labels": not torch.equal(
+            state.clean_predictions != work.labels, state.broken_by == MISCLASSIFIED
+        ),
+        "its perturbations are larger than eps": bool((far[far < math.inf] > limit).any()),
+    }
+    for text, wrong in faults.items():
+        if wrong:
+            raise CheckpointError(f"the state of an attack cannot be right ({text}); attacked anew")
+    return Progress(state, near)
 
 
 def merge(work: Assignment, folder: Path) -> tuple[Progress, int]:
@@ -114,11 +178,13 @@ def merge(work: Assignment, folder: Path) -> tuple[Progress, int]:
     shards = []
     for index in range(1, count + 1):
         part = work.part(Shard(index=index, count=count))
-        progress = read_progress(found[index, count], part)
+        reasons: list[str] = []
+        file = ProgressFile(found[index, count], part, reasons.append)
+        progress = file.progress
         if progress is None:
-            raise EvaluationError(
-                f"{found[index, count]} belongs to other weights, data or settings than its name says; run it again"
-            )
+            named = f"{file.path} belongs to other weights, data or settings than its name says"
+            why = named if file.belongs_elsewhere or not reasons else reasons[0].removesuffix(": measured again")
+            raise EvaluationError(f"{why}; run it again with --shard {index}/{count}")
         if not progress.state.finished:
             raise EvaluationError(f"shard {index}/{count} is not finished; run it with --shard {index}/{count}")
         shards.append(progress)

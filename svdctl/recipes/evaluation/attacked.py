@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from svdctl.config.attack import AttackSettings
-from svdctl.recipes.evaluation.attack_files import Assignment, Progress, read_progress, write_progress
+from svdctl.recipes.evaluation.attack_files import Assignment, Progress, ProgressFile
 from svdctl.recipes.evaluation.forward import Classifier
 from svdctl.recipes.evaluation.material import Material
 from svdctl.robustness.attack import FinishedBatch, attack_batches, begin, summary
@@ -23,19 +22,21 @@ Tell = Callable[[int, int, str], None]
 Say = Callable[[str], None]
 
 
-def run(classifier: Classifier, material: Material, work: Assignment, file: Path, tell: Tell, say: Say) -> Progress:
-    """Attack, going on from `file` if it is there; it is kept after every batch.
+def run(
+    classifier: Classifier, material: Material, work: Assignment, file: ProgressFile, tell: Tell, say: Say
+) -> Progress:
+    """Attack, going on from what `file` holds; it is kept there after every batch.
 
     Raises:
         EvaluationError: a figure that cannot be right.
         DataError, UsageError: images or a network that cannot be attacked.
     """
     images, labels = material.test.images[work.index], material.test.labels[work.index]
-    progress = read_progress(file, work)
+    progress = file.progress
     if progress is None:
         state = begin(classifier.model, images, labels, work.settings, fingerprint=work.bound_to, log=say)
         progress = Progress(state, state.distances.clone())
-        write_progress(file, progress)
+        file.write(progress)
     elif not progress.state.finished:
         number, done = min(progress.state.attack, len(progress.state.attacks) - 1), progress.state.batches_done
         say(f"going on after batch {done} of {progress.state.attacks[number]}")
@@ -53,12 +54,12 @@ def run(classifier: Classifier, material: Material, work: Assignment, file: Path
     try:
         for batch in attack_batches(classifier.model, images, labels, work.settings, progress.state, log=say):
             progress.nearest[batch.index[batch.broken]] = _closer(classifier, images, labels, batch, work.settings)
-            write_progress(file, progress)
+            file.write(progress)
             _tell(progress, tell, passes)
     finally:
         hook.remove()
     # The state of the last batch does not know yet that nothing comes after it.
-    write_progress(file, progress)
+    file.write(progress)
     return progress
 
 

@@ -6,8 +6,14 @@ from torch import Tensor
 
 from svdctl.recipes.evaluation.forward import Classifier
 from svdctl.recipes.evaluation.material import HeldOut
-from svdctl.robustness.calibration import BINS, calibration, reliability
+from svdctl.robustness.calibration import BINS, are_probabilities, calibration, reliability
 from svdctl.robustness.temperature import temperature_scaling
+
+PROBABILITIES = (
+    "the network returns probabilities in place of logits: every row of its outputs is non-negative and sums to 1. "
+    "Calibration takes the softmax a second time, and attacks see its small gradients, so these figures are not those "
+    "of the network's confidence; evaluate it without its last softmax"
+)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> dict[str, Any]:
@@ -22,9 +28,9 @@ def accuracy(logits: Tensor, labels: Tensor) -> dict[str, Any]:
 
 
 def calibrated(logits: Tensor, labels: Tensor, kept: HeldOut, classifier: Classifier) -> dict[str, Any]:
-    """Calibration error, proper scores, both again after temperature scaling, and the bars of the diagram."""
+    """Calibration error, proper scores, both again after temperature scaling, and the bins of the diagram."""
     found = calibration(logits, labels)
-    bars = reliability(logits, labels).bars()
+    bars = reliability(logits, labels)
     results: dict[str, Any] = {
         "ece": found.ece,
         "nll": found.nll,
@@ -38,6 +44,7 @@ def calibrated(logits: Tensor, labels: Tensor, kept: HeldOut, classifier: Classi
             "accuracy": bars.accuracy.tolist(),
         },
         "temperature": None,
+        "warnings": [PROBABILITIES] if are_probabilities(logits) else [],
     }
     if len(kept.fit) == 0 or len(kept.judge) == 0:
         return results

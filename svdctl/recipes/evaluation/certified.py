@@ -12,6 +12,8 @@ from svdctl.config.evaluate import EvaluateConfig
 from svdctl.recipes.evaluation.forward import Classifier
 from svdctl.recipes.evaluation.material import Material
 
+SAME_PROOF = 1e-6
+"""Relative difference of two proofs of one constant on two machines: rounding is far below."""
 _LAYERS = 8
 """Layers of the largest factors that the results name."""
 
@@ -26,9 +28,8 @@ def measure(
     """
     test = material.test
     tell(0, len(test), "Lipschitz constant")
-    # Apple's devices have no float64.
-    device = torch.device("cpu") if classifier.device.type == "mps" else classifier.device
-    certifier = Certifier(classifier.model.to(device), test.image_shape)
+    certifier = _certifier(classifier, material)
+    device = certifier_device(classifier)
     radii: list[Tensor] = []
     predicted: list[Tensor] = []
     done = 0
@@ -50,6 +51,28 @@ def measure(
     return _results(
         torch.cat(radii).cpu().clamp_max(farthest), torch.cat(predicted).cpu(), test.labels, certifier, config
     )
+
+
+def certifier_device(classifier: Classifier) -> torch.device:
+    """Where certificates are computed: Apple's devices have no float64."""
+    return torch.device("cpu") if classifier.device.type == "mps" else classifier.device
+
+
+def _certifier(classifier: Classifier, material: Material) -> Certifier:
+    return Certifier(classifier.model.to(certifier_device(classifier)), material.test.image_shape)
+
+
+def fault_of_proof(classifier: Classifier, material: Material, stored: float) -> str | None:
+    """Prove the Lipschitz constant again; what contradicts the stored one, None if nothing does.
+
+    Raises:
+        ShapeError: nothing is proved of the network.
+    """
+    proved = _certifier(classifier, material).bound.value
+    classifier.model.to(classifier.device)
+    if math.isclose(stored, proved, rel_tol=SAME_PROOF):
+        return None
+    return f"the certificates were made with L = {stored:.6g}, and {proved:.6g} is proved of these weights"
 
 
 def _results(

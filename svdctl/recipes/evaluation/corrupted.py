@@ -3,24 +3,27 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
-from svdctl.config.corruptions import BENCHMARK, CLEAN, NOTES
+from svdctl.config.corruptions import CLEAN, NOTES, SEVERITIES, list_name, named_lists
 from svdctl.config.data import Cifar10, Cifar100
 from svdctl.config.evaluate import CorruptionSettings, EvaluateConfig
 from svdctl.recipes.evaluation.forward import Classifier, subset
 from svdctl.recipes.evaluation.material import Material
+from svdctl.recipes.measurement_cache import Measurement, MeasurementCache
 from svdctl.robustness.archive import Tell
 from svdctl.robustness.cifar_c import CifarC, find_or_fetch, open_cifar_c
 from svdctl.robustness.corruptions.registry import corrupt
-from svdctl.runfolder import write_text
 
 CHUNK = 1000
 """Images that are drawn, or copied from a file, at a time."""
@@ -33,6 +36,8 @@ class Published:
     files: CifarC
     identity: dict[str, Any]
     notes: list[str]
+    identity_before: dict[str, Any]
+    """`identity` as it stands in results without a checksum."""
 
     def images(self, name: str, severity: int, index: Tensor) -> Tensor:
         array = self.files.images(name, severity)
@@ -50,6 +55,10 @@ class Drawn:
     seed: int
     identity: dict[str, Any]
     notes: list[str]
+
+    @property
+    def identity_before(self) -> dict[str, Any]:
+        return self.identity
 
     def images(self, name: str, severity: int, index: Tensor) -> Tensor:
         return corrupt(self.test[index.to(self.test.device)], name, severity, self.seed)
@@ -80,11 +89,31 @@ def open_source(
     labels = material.test.labels.numpy()
     files = open_cifar_c(folder, labels, material.test.image_shape)
     files.require(names)
-    return Published(files, {"source": "published", "files": _glance(folder, names)}, [])
+    before = {"source": "published", "files": _ends_of(folder, names)}
+    return Published(files, {"source": "published", "contents": _digest_of(folder, names)}, [], before)
 
 
-def _glance(folder: Path, names: list[str]) -> str:
-    """A hash of the files' sizes, beginnings and ends: it tells one set from another without reading gigabytes."""
+def _digest_of(folder: Path, names: list[str]) -> str:
+    """SHA-256 over the contents of the files of these corruptions."""
+    files = [folder / f"{name}.npy" for name in sorted(names)]
+    # hashlib releases the GIL.
+    with ThreadPoolExecutor(max_workers=min(8, torch.get_num_threads())) as pool:
+        digests = list(
+            pool.map(lambda file: _digest_of_file(file, file.stat().st_size, file.stat().st_mtime_ns), files)
+        )
+    pairs = [[file.name, digest] for file, digest in zip(files, digests, strict=True)]
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+
+
+@cache
+def _digest_of_file(path: Path, size: int, changed: int) -> str:
+    """Of several checkpoints in one process, the gigabytes are read for the first one."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _ends_of(folder: Path, names: list[str]) -> str:
+    """What identified the files before: a hash of their sizes, beginnings and ends."""
     digest = hashlib.sha256()
     for name in sorted(names):
         path = folder / f"{name}.npy"
@@ -96,11 +125,11 @@ def _glance(folder: Path, names: list[str]) -> str:
     return digest.hexdigest()
 
 
-def protocol(config: EvaluateConfig, source: Source) -> dict[str, Any]:
-    """What decides the figures, besides the network and the test images."""
+def protocol(config: EvaluateConfig, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the figures, besides the network and the test images; `identity` is that of the source."""
     settings = config.corruptions
     return {
-        **source.identity,
+        **identity,
         "names": list(settings.names),
         "severities": list(settings.severities),
         "examples": settings.examples,
@@ -108,36 +137,62 @@ def protocol(config: EvaluateConfig, source: Source) -> dict[str, Any]:
     }
 
 
+class Count(Measurement):
+    """How many images of one corruption and severity (0: the clean images) are classified rightly."""
+
+    name: str
+    severity: Annotated[int, Field(ge=0, le=SEVERITIES[-1])]
+    correct: NonNegativeInt
+    of: PositiveInt
+
+    @property
+    def key(self) -> str:
+        return f"{self.name} {self.severity}"
+
+    @model_validator(mode="after")
+    def _at_most_all(self) -> Self:
+        if self.correct > self.of:
+            raise ValueError(f"{self.correct} of {self.of} images")
+        return self
+
+
 def measure(
     classifier: Classifier,
     source: Source,
     material: Material,
     config: EvaluateConfig,
-    unfinished: Path,
+    unfinished: MeasurementCache[Count],
     tell: Callable[[int, int, str], None],
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Accuracy for each corruption and severity; what is done is kept in `unfinished` until all is."""
     settings = config.corruptions
     names = [name for name in settings.names if name != CLEAN]
     index = subset(len(material.test), settings.examples, config.seed, "corruptions")
     labels = material.test.labels[index]
-    done = _read(unfinished)
     total = len(names) * len(settings.severities) + 1
-    if CLEAN not in done:
-        done[CLEAN] = int(classifier.correct(material.test.images[index], labels))
+    for notice in unfinished.notices:
+        say(notice)
+    if len(unfinished):
+        say(f"going on: {len(unfinished)} of {total} counts of corrupted images are kept")
+
+    def correct(name: str, severity: int, count: Callable[[], int]) -> int:
+        def work() -> Count:
+            return Count(name=name, severity=severity, correct=count(), of=len(index))
+
+        return unfinished.once(f"{name} {severity}", work).correct
+
+    done = {CLEAN: correct(CLEAN, 0, lambda: int(classifier.correct(material.test.images[index], labels)))}
     for name in names:
         for severity in settings.severities:
-            key = f"{name} {severity}"
             tell(len(done), total, f"{name}, severity {severity}")
-            if key not in done:
-                done[key] = _correct(classifier, source, name, severity, index, labels)
-                unfinished.parent.mkdir(parents=True, exist_ok=True)
-                write_text(unfinished, json.dumps(done))
+            count = partial(_correct, classifier, source, name, severity, index, labels)
+            done[f"{name} {severity}"] = correct(name, severity, count)
     tell(total, total, "done")
     results = summary(done, names, settings.severities, len(index))
     results["source"] = source.identity["source"]
     results["notes"] = source.notes
-    unfinished.unlink(missing_ok=True)
+    unfinished.path.unlink(missing_ok=True)
     return results
 
 
@@ -152,28 +207,25 @@ def _correct(classifier: Classifier, source: Source, name: str, severity: int, i
 def summary(correct: Mapping[str, int], names: list[str], severities: tuple[int, ...], count: int) -> dict[str, Any]:
     """Accuracies and their means from counts of correct answers by `"<name> <severity>"`."""
     table = {name: {str(severity): correct[f"{name} {severity}"] / count for severity in severities} for name in names}
+    return {"count": count, "clean": correct[CLEAN] / count, "accuracy": table, **means_of(table)}
+
+
+def means_of(table: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Means of a table of accuracies by corruption and severity.
+
+    `figures` has the mean over each of the named lists (`svdctl.config.corruptions.named_lists`) all of whose
+    corruptions are in the table, and, under a name of its own, `mean`: that over the whole table.
+    """
     means = {name: fmean(row.values()) for name, row in table.items()}
-    benchmark = [name for name in BENCHMARK if name in means]
+    severities = [int(severity) for severity in next(iter(table.values()), {})]
+    lists = [listed for listed in named_lists().values() if set(listed) <= set(means)]
+    if means and set(means) not in map(set, lists):
+        lists.append(tuple(means))
     return {
-        "count": count,
-        "clean": correct[CLEAN] / count,
-        "accuracy": table,
         "mean_by_corruption": means,
         "mean_by_severity": {
             str(severity): fmean(row[str(severity)] for row in table.values()) for severity in severities
-        }
-        if table
-        else {},
-        "benchmark": benchmark,
-        "benchmark_mean": fmean(means[name] for name in benchmark) if benchmark else None,
+        },
+        "figures": {list_name(listed, severities): fmean(means[name] for name in listed) for listed in lists},
         "mean": fmean(means.values()) if means else None,
     }
-
-
-def _read(path: Path) -> dict[str, int]:
-    """What an earlier call had finished."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return {str(key): int(value) for key, value in found.items()}

@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from svdctl.config.evaluate import EvaluateConfig
@@ -23,7 +23,7 @@ class Found:
     name: str
     """What tables call it: as much of its path as tells it from the others."""
     results: Path
-    """Folder of its results."""
+    """Folder of its results; in a folder for all of them, see `placed`."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,34 @@ def discover(config: EvaluateConfig) -> Discovery:
     folders = _folders(config, names)
     checkpoints = tuple(Found(path, names[path], folders[path]) for path in files)
     return Discovery(checkpoints, tuple(faults), _report_folder(config, checkpoints))
+
+
+def placed(found: Found, config: EvaluateConfig, weights: str) -> Found:
+    """The checkpoint with its folder of results once its weights are known.
+
+    In `--out-dir` the hash of the weights is part of the folder's name: names are cut, and other calls may evaluate
+    checkpoints of the same name. A folder without it, as versions before made, is gone on with if it is of these
+    weights.
+    """
+    if config.out_dir is None or _holds_results_of(found.results, weights):
+        return found
+    return replace(found, results=found.results.with_name(unique_name(found.name, weights)))
+
+
+def unique_name(name: str, weights: str) -> str:
+    """A file name for what belongs to a checkpoint: its name, cut where it is long, and the hash of its weights."""
+    return f"{_plain_name(name)}-{weights[:12]}"
+
+
+def _plain_name(name: str) -> str:
+    return run_name(name.replace("/", "-"))
+
+
+def _holds_results_of(folder: Path, weights: str) -> bool:
+    try:
+        return weights in (folder / "results.json").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _below(folder: Path, which: str, faults: list[tuple[str, SvdctlError]]) -> Iterator[Path]:
@@ -114,7 +142,7 @@ def _names(files: Collection[Path]) -> dict[Path, str]:
 def _folders(config: EvaluateConfig, names: dict[Path, str]) -> dict[Path, Path]:
     if config.out_dir is not None:
         out = config.out_dir.expanduser()
-        return {path: out / run_name(name.replace("/", "-")) for path, name in names.items()}
+        return {path: out / _plain_name(name) for path, name in names.items()}
     stems = [(path.parent.resolve(), path.stem) for path in names]
     return {
         path: path.parent

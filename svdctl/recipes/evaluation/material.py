@@ -11,6 +11,7 @@ from svdctl.config.data import Cifar10, Cifar100, Data, Folder, Npz
 from svdctl.config.evaluate import EvaluateConfig
 from svdctl.config.train import TrainConfig
 from svdctl.data.batches import derived_seed
+from svdctl.data.fingerprint import fingerprint
 from svdctl.data.images import ImageData
 from svdctl.data.sources import TrainTest, load
 from svdctl.data.split import stratified_split
@@ -61,12 +62,26 @@ class Material:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What a protocol says of the data: kind, count, and a hash of the test images and labels."""
+        """What a protocol says of the data: kind, count, and the fingerprint of the test part."""
+        return {**self._about, "fingerprint": fingerprint(self.test)}
+
+    @property
+    def identity_before(self) -> dict[str, Any]:
+        """The same as it stands in results without a checksum."""
+        return {**self._about, "sha256": self.sha256}
+
+    @property
+    def _about(self) -> dict[str, Any]:
+        return {"kind": self.data.kind, "part": "test", "count": len(self.test)}
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the test images and labels; states of attacks are bound to it."""
         digest = hashlib.sha256()
         for tensor in (self.test.images, self.test.labels):
             digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
             digest.update(tensor.contiguous().numpy().tobytes())
-        return {"kind": self.data.kind, "part": "test", "count": len(self.test), "sha256": digest.hexdigest()}
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from svdctl.config.evaluate import EvaluateConfig, Metric
+from svdctl.data.fingerprint import fingerprint
 from svdctl.errors import CheckpointError, UsageError
 from svdctl.recipes.evaluation import attack_files, attacked, calibrated, certified, corrupted
 from svdctl.recipes.evaluation.discover import Found
@@ -20,10 +21,17 @@ from svdctl.recipes.evaluation.outputs import write_outputs
 from svdctl.recipes.evaluation.store import Record, Store, held
 from svdctl.recipes.evaluation.subject import Subject
 from svdctl.recipes.evaluation.words import short
-from svdctl.robustness.calibration import BINS
+from svdctl.recipes.measurement_cache import MeasurementCache
+from svdctl.robustness.calibration import BINS, are_probabilities
 
+ECE_VERSION = 2
+"""Of the calibration error: 15 bins, the last one closed at 1. Before, confidences of exactly 1 had a bin of their own.
+"""
 _Measured = tuple[dict[str, Any], list[dict[str, Any]] | None]
 """Figures, and rows for each image where there are any."""
+
+_LOOKED_AT = 8
+"""Images of the first pass."""
 
 
 def evaluate(
@@ -55,7 +63,7 @@ class _Session:
 
     def run(self) -> Evaluation:
         """All metrics in turn."""
-        self._check_classes()
+        self._check_outputs()
         measures: dict[Metric, Callable[[], Record | None]] = {
             "accuracy": self._accuracy,
             "ece": self._ece,
@@ -77,15 +85,18 @@ class _Session:
                 self.evaluation.files = write_outputs(self.store, self.evaluation.records, self.found.name, self.config)
         return self.evaluation
 
-    def _check_classes(self) -> None:
-        """One pass over two images tells whether network and data belong together."""
+    def _check_outputs(self) -> None:
+        """A pass over a few images tells whether network and data belong together, and whether it returns logits."""
         test = self.material.test
-        width = self.classifier.logits(test.images[:2]).shape[1]
+        outputs = self.classifier.logits(test.images[:_LOOKED_AT])
+        width = outputs.shape[1]
         if width != len(test.classes):
             raise CheckpointError(
                 f"{self.found.path} tells {width} classes apart, and {self.evaluation.data} has {len(test.classes)}; "
                 "give --dataset the data that it was trained on"
             )
+        if are_probabilities(outputs):
+            self.listener.notice(f"{self.found.name}: {calibrated.PROBABILITIES}")
 
     @contextmanager
     def _caught(self, metric: str) -> Iterator[None]:
@@ -106,9 +117,31 @@ class _Session:
             **settings,
         }
 
-    def _once(self, metric: Metric, protocol: dict[str, Any], measure: Callable[[], _Measured]) -> Record:
+    def _before(self, protocol: dict[str, Any], **settings: Any) -> dict[str, Any]:
+        """The same protocol as results without a checksum state it."""
+        return {**protocol, "data": self.material.identity_before, **settings}
+
+    def _find(self, metric: Metric, protocol: dict[str, Any], before: dict[str, Any]) -> Record | None:
+        """The record that is kept for this protocol; notices of what is kept and does not count are passed on."""
+        if self.config.force:
+            return None
+        told = len(self.store.notices)
+        # What the calibration error is has changed since results carry checksums.
+        kept = self.store.find(metric, protocol, None if metric == "ece" else before)
+        if kept is not None and metric == "certified":
+            fault = certified.fault_of_proof(self.classifier, self.material, kept.results["lipschitz"])
+            if fault is not None:
+                self.store.notices.append(f"certified: {fault}: measured again")
+                kept = None
+        for notice in self.store.notices[told:]:
+            self.listener.notice(notice)
+        return kept
+
+    def _once(
+        self, metric: Metric, protocol: dict[str, Any], before: dict[str, Any], measure: Callable[[], _Measured]
+    ) -> Record:
         """The record that is kept for this protocol, or a new one."""
-        kept = None if self.config.force else self.store.find(metric, protocol)
+        kept = self._find(metric, protocol, before)
         if kept is None:
             began = time.perf_counter()
             results, rows = measure()
@@ -119,10 +152,11 @@ class _Session:
                 seconds=time.perf_counter() - began,
                 device=str(self.classifier.device),
                 rows=rows,
+                before=before,
             )
-            self.listener.measured(metric, short(kept), kept=False)
+            self.listener.measured(metric, short(kept), kept="")
         else:
-            self.listener.measured(metric, short(kept), kept=True)
+            self.listener.measured(metric, short(kept), kept=kept.kept)
         return kept
 
     @cached_property
@@ -135,14 +169,24 @@ class _Session:
 
     def _accuracy(self) -> Record:
         labels = self.material.test.labels
-        return self._once("accuracy", self._protocol(), lambda: (calibrated.accuracy(self._logits, labels), None))
+        protocol = self._protocol()
+        return self._once(
+            "accuracy",
+            protocol,
+            self._before(protocol),
+            lambda: (calibrated.accuracy(self._logits, labels), None),
+        )
 
     def _ece(self) -> Record:
         kept = held_out(self.material, self.subject.training, self.config.seed)
-        protocol = self._protocol(bins=BINS, temperature_fitted_on=kept.text, seed=self.config.seed)
+        settings = {"bins": BINS, "temperature_fitted_on": kept.text, "seed": self.config.seed}
+        protocol = self._protocol(version=ECE_VERSION, held_out=fingerprint(kept.fit), **settings)
         labels = self.material.test.labels
         return self._once(
-            "ece", protocol, lambda: (calibrated.calibrated(self._logits, labels, kept, self.classifier), None)
+            "ece",
+            protocol,
+            self._before(self._protocol(**settings)),
+            lambda: (calibrated.calibrated(self._logits, labels, kept, self.classifier), None),
         )
 
     def _corrupted(self) -> Record:
@@ -152,16 +196,17 @@ class _Session:
         source = corrupted.open_source(
             self.config.corruptions, self.material, self.config.seed, self.classifier.device, tell
         )
-        protocol = self._protocol(**corrupted.protocol(self.config, source))
-        unfinished = self.store.unfinished_file("cifar-c", protocol, ".json", fresh=self.config.force)
+        protocol = self._protocol(**corrupted.protocol(self.config, source.identity))
+        before = corrupted.protocol(self.config, source.identity_before)
+        file = self.store.unfinished_file("cifar-c", protocol, ".json", fresh=self.config.force)
 
         def measure() -> _Measured:
-            found = corrupted.measure(
-                self.classifier, source, self.material, self.config, unfinished, self.listener.progress
-            )
+            unfinished = MeasurementCache(file, corrupted.Count, protocol)
+            progress, notice = self.listener.progress, self.listener.notice
+            found = corrupted.measure(self.classifier, source, self.material, self.config, unfinished, progress, notice)
             return found, None
 
-        return self._once("cifar-c", protocol, measure)
+        return self._once("cifar-c", protocol, self._before(self._protocol(**before)), measure)
 
     def _attacked(self) -> Record | None:
         settings = self.config.attack_settings(self.material.data.kind)
@@ -177,22 +222,24 @@ class _Session:
         if self.config.merge_shards:
             return self._merged(work, protocol)
         if not self.config.force:
+            # A figure that was joined from shards is that of the same attack.
+            plain = (protocol, self._before(protocol))
             for record in self.store.records:
-                whole = {key: value for key, value in record.protocol.items() if key != "shards"}
-                if record.metric == "autoattacks" and "shards" in record.protocol and whole == protocol:
-                    protocol = record.protocol
-        file = work.file(self.store.unfinished, None)
+                if record.metric == "autoattacks" and _unsharded(record.protocol) in plain:
+                    protocol = {**protocol, **_shards(record.protocol)}
+        path = work.file(self.store.unfinished, None)
         if self.config.force:
-            file.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
         def measure() -> _Measured:
+            file = attack_files.ProgressFile(path, work, self.listener.notice)
             progress = attacked.run(
                 self.classifier, self.material, work, file, self.listener.progress, self.listener.notice
             )
             return self._attack_results(progress, work)
 
-        record = self._once("autoattacks", protocol, measure)
-        file.unlink(missing_ok=True)
+        record = self._once("autoattacks", protocol, self._before(protocol), measure)
+        path.unlink(missing_ok=True)
         return record
 
     def _attack_results(self, progress: attack_files.Progress, work: attack_files.Assignment) -> _Measured:
@@ -205,26 +252,27 @@ class _Session:
         if shard.count > len(work.index):
             raise UsageError(f"--shard {shard}: only {len(work.index)} images are attacked; make fewer shards")
         part = work.part(shard)
-        file = part.file(self.store.folder / attack_files.SHARDS, shard)
+        path = part.file(self.store.folder / attack_files.SHARDS, shard)
         if self.config.force:
-            file.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+        file = attack_files.ProgressFile(path, part, self.listener.notice)
         progress = attacked.run(
             self.classifier, self.material, part, file, self.listener.progress, self.listener.notice
         )
         stand = progress.state.robust_accuracy()
-        self.listener.measured(
-            "autoattacks", f"shard {shard}: {stand:.2%} of {len(part.index)} stand; {file}", kept=False
-        )
+        self.listener.measured("autoattacks", f"shard {shard}: {stand:.2%} of {len(part.index)} stand; {path}", kept="")
 
     def _merged(self, work: attack_files.Assignment, protocol: dict[str, Any]) -> Record:
         progress, count = attack_files.merge(work, self.store.folder / attack_files.SHARDS)
-        return self._once("autoattacks", {**protocol, "shards": count}, lambda: self._attack_results(progress, work))
+        protocol = {**protocol, "shards": count}
+        return self._once("autoattacks", protocol, self._before(protocol), lambda: self._attack_results(progress, work))
 
     def _certified(self) -> Record:
         protocol = {**self._protocol(radii=list(self.config.radii)), "precision": "64"}
         return self._once(
             "certified",
             protocol,
+            self._before(protocol),
             lambda: certified.measure(self.classifier, self.material, self.config, self.listener.progress),
         )
 
@@ -241,3 +289,11 @@ class _Session:
             eps=attack.protocol["eps"],
             pixels=channels * height * width,
         )
+
+
+def _unsharded(protocol: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in protocol.items() if key != "shards"}
+
+
+def _shards(protocol: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in protocol.items() if key == "shards"}

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from svdctl.config.evaluate import EvaluateConfig, Metric
-from svdctl.config.presets import run_name
+from svdctl.recipes.evaluation.discover import unique_name
 from svdctl.recipes.evaluation.store import Record, Store, write_rows
 from svdctl.recipes.evaluation.words import ball, short
 from svdctl.runfolder import write_text
@@ -21,44 +21,46 @@ def write_outputs(store: Store, records: Mapping[Metric, Record], name: str, con
 
     folder = store.folder
     files = [store.path]
+    export = unique_name(name, store.weights)
     if (record := records.get("ece")) is not None:
         files.append(folder / "reliability.png")
-        plot_reliability(record.results, name, files[-1])
+        plot_reliability(record.results, name + record.mark, files[-1])
     if (record := records.get("cifar-c")) is not None:
         rows = _corruption_rows(record)
         files.append(folder / "corruptions.csv")
         write_rows(files[-1], rows)
         if record.results["accuracy"]:
             files.append(folder / "corruptions.png")
-            plot_corruptions(record.results, name, files[-1])
+            plot_corruptions(record.results, name + record.mark, files[-1])
         if config.cifar_c_res is not None:
-            files += _paper_corruptions(config.cifar_c_res, run_name(name.replace("/", "-")), folder, rows)
+            files += _paper_corruptions(config.cifar_c_res, export, folder, rows)
     attack = records.get("autoattacks")
     if attack is not None:
         files.append(folder / "attacks.csv")
-        _copy_details(store, attack, files[-1])
+        write_rows(files[-1], _marked(store, attack))
         if config.autoattacks_res is not None:
-            files += _paper_attacks(config.autoattacks_res, run_name(name.replace("/", "-")), folder, attack)
+            files += _paper_attacks(config.autoattacks_res, export, folder, attack)
     if (record := records.get("certified")) is not None:
         files.append(folder / "certified.csv")
-        _copy_details(store, record, files[-1])
+        write_rows(files[-1], _marked(store, record))
         over = attack.results if attack is not None and ball(attack.protocol).startswith("L2") else None
         if attack is not None and attack.protocol["protocol"] != "pixels":
             over = None
         radii = [float(row["radius"]) for row in store.rows(record)]
         files.append(folder / "certified.png")
-        plot_certified(radii, config.radii, record.results["lipschitz"], name, files[-1], over)
+        mark = record.mark or (attack.mark if attack is not None and over is not None else "")
+        plot_certified(radii, config.radii, record.results["lipschitz"], name + mark, files[-1], over)
     return files
 
 
-def _copy_details(store: Store, record: Record, path: Path) -> None:
-    assert record.details is not None
-    shutil.copyfile(store.folder / record.details, path)
+def _marked(store: Store, record: Record) -> list[dict[str, str]]:
+    """The rows of the images; the column `kept` tells how this call came by them, as in all tables."""
+    return [{**row, "kept": record.kept} for row in store.rows(record)]
 
 
 def _corruption_rows(record: Record) -> list[dict[str, object]]:
     return [
-        {"corruption": name, "severity": severity, "accuracy": f"{share:.6f}"}
+        {"corruption": name, "severity": severity, "accuracy": f"{share:.6f}", "kept": record.kept}
         for name, row in (("natural", {"0": record.results["clean"]}), *record.results["accuracy"].items())
         for severity, share in row.items()
     ]
@@ -86,7 +88,7 @@ def _paper_attacks(target: Path, name: str, folder: Path, record: Record) -> lis
         f"clean accuracy: {results['clean_accuracy']:.2%}",
         *(f"after {attack}: {share:.2%}" for attack, share in results["after_attack"].items()),
         f"robust accuracy: {results['robust_accuracy']:.2%}",
-        short(record),
+        short(record) + record.mark,
         *(f"left out: {text}" for text in results["left_out"]),
         *(f"warning: {text}" for text in results["warnings"]),
     ]

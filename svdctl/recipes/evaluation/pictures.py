@@ -8,6 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from svdctl.config.corruptions import BENCHMARK
+
 ACCURACY, GAP, CLEAN, EMPIRICAL = "#3b6ea5", "#d9822b", "0.35", "#b3392f"
 
 
@@ -62,12 +64,11 @@ def plot_corruptions(results: Mapping[str, Any], title: str, path: Path) -> None
     widths = (2.2, *(1.0 for _ in severities))
     panels = figure.subplots(1, count, sharey=True, squeeze=False, width_ratios=widths)[0]
     _bars(panels[0], names, [means[name] for name in names], results["clean"], written=True)
-    benchmark = results["benchmark"]
-    of = f"; benchmark's {len(benchmark)}: {results['benchmark_mean']:.1%}" if benchmark else ""
-    panels[0].set_title(f"mean of all: {results['mean']:.1%}{of}", fontsize=9)
+    shown = "\n".join(f"{name}: {share:.1%}" for name, share in results["figures"].items())
+    panels[0].set_title(f"means over all panels\n{shown}", fontsize=9)
     panels[0].set_yticks(range(len(names)), [name.replace("_", " ") for name in names], fontsize=8)
     for label, name in zip(panels[0].get_yticklabels(), names, strict=True):
-        if name not in benchmark:
+        if name not in BENCHMARK:
             label.set_fontstyle("italic")
     panels[0].invert_yaxis()
     for panel, severity in zip(panels[1:], severities, strict=True):
@@ -76,7 +77,7 @@ def plot_corruptions(results: Mapping[str, Any], title: str, path: Path) -> None
     how = "published files" if results["source"] == "published" else "corruptions drawn by svdctl"
     figure.suptitle(
         f"{title}: accuracy on {results['count']:,} corrupted test images ({how}); dashed: clean, "
-        f"{results['clean']:.1%}; italic: not in the benchmark's mean",
+        f"{results['clean']:.1%}; italic: not in the benchmark",
         fontsize=10,
     )
     figure.savefig(path, dpi=130)

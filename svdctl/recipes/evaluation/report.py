@@ -37,6 +37,7 @@ def write_report(
         "",
         *_comparison(evaluations, config),
         "",
+        *_kept(evaluations),
         *_failures(failures),
         "## Protocols",
         "",
@@ -59,6 +60,19 @@ def _comparison(evaluations: Sequence[Evaluation], config: EvaluateConfig) -> It
         ["checkpoint", *columns],
         [[evaluation.found.name, *cells(evaluation.records, columns)] for evaluation in evaluations],
     )
+
+
+def _kept(evaluations: Sequence[Evaluation]) -> list[str]:
+    """What the marks behind figures mean."""
+    marks = {record.kept for evaluation in evaluations for record in evaluation.records.values()}
+    lines = []
+    if marks - {""}:
+        lines.append("kept: measured by an earlier call under the same protocol, read from `results.json`.")
+    if "kept, no checksum" in marks:
+        lines.append("No checksum: written by a version that made none; a changed figure would go unseen.")
+    if "kept" in marks or "kept, no checksum" in marks:
+        lines.append("The Lipschitz constant of kept certificates was proved again.")
+    return [" ".join(lines), ""] if lines else []
 
 
 def _failures(failures: Sequence[Failure]) -> list[str]:
@@ -98,7 +112,8 @@ def protocol_text(record: Record) -> str:
         )
     if record.metric == "ece":
         text = (
-            "15 equal bins of confidence, weighted mean of the gap; NLL in nats; Brier score in [0, 2]; precision "
+            "15 equal bins of confidence, the last one with confidences of 1, weighted mean of the gap; NLL in nats; "
+            "Brier score in [0, 2]; precision "
             f"{protocol['precision']}"
         )
         after = results["temperature"]
@@ -111,8 +126,8 @@ def protocol_text(record: Record) -> str:
         )
         return (
             f"{how}; {results['count']:,} test images, {len(results['accuracy'])} corruptions, severities "
-            f"{', '.join(map(str, protocol['severities']))}; the headline is the mean over those of the benchmark's 15 "
-            f"that are in the list ({len(results['benchmark'])})"
+            f"{', '.join(map(str, protocol['severities']))}; means over corruptions and severities: "
+            f"{', '.join(results['figures']) or 'none'}"
         )
     if record.metric == "autoattacks":
         attacks = protocol["attacks"]
@@ -140,7 +155,7 @@ def _details(evaluation: Evaluation, folder: Path) -> Iterator[str]:
     yield f"`{path}`, weights `{evaluation.subject.weights[:12]}`. All figures: [results.json]({figures})."
     yield ""
     for metric, record in evaluation.records.items():
-        yield f"- **{TITLES[metric]}**: {short(record)}. {record.seconds:.1f} s on {record.environment['device']}."
+        yield f"- **{TITLES[metric]}**: {short(record)}{record.mark}. {_how(record)}"
         yield from (f"  - {line}" for line in remarks(record))
     if (order := evaluation.order) is not None:
         yield (
@@ -154,11 +169,19 @@ def _details(evaluation: Evaluation, folder: Path) -> Iterator[str]:
         yield from (f"![{picture.stem}]({_link(picture, folder)})", "")
 
 
+def _how(record: Record) -> str:
+    """How long a figure took and where; of a kept one, which call measured it too."""
+    took = f"{record.seconds:.1f} s on {record.environment.get('device', 'a device not known')}"
+    return f"Measured {record.environment.get('time', 'at a time not known')}, {took}." if record.kept else f"{took}."
+
+
 def remarks(record: Record) -> Iterator[str]:
     """What a reader of the figures must know besides."""
     results = record.results
     if record.metric == "ece" and results["temperature"] and not results["temperature"]["determined"]:
         yield "temperature scaling: the held-out likelihood has no best temperature; it stays 1"
+    if record.metric == "ece":
+        yield from (f"warning: {text}" for text in results.get("warnings", ()))
     if record.metric == "autoattacks":
         yield from (f"left out: {text}" for text in results["left_out"])
         yield from (f"warning: {text}" for text in results["warnings"])

@@ -2,48 +2,71 @@
 
 `results.json` holds one record for each metric and protocol. A record is found again by the fingerprint of its
 protocol, in which everything stands that decides its figures, the hash of the weights included. Results of single
-images lie beside it.
+images lie beside it. Each record has a checksum over all of it (`svdctl.recipes.measurement_cache`); one that fails it,
+or whose figures cannot be right, is measured again.
 """
 
 import csv
 import hashlib
+import io
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+from pydantic import Field, NonNegativeFloat, model_validator
 
 from svdctl import lock as locks
+from svdctl.config.evaluate import Metric
 from svdctl.errors import EvaluationError
 from svdctl.lock import link_in
-from svdctl.runfolder import environment, write_text
+from svdctl.recipes.evaluation.corrupted import means_of
+from svdctl.recipes.evaluation.figures import check_figures
+from svdctl.recipes.measurement_cache import Measurement, MeasurementCache, fault_of, foreign, write_whole
+from svdctl.runfolder import environment
 
-FORMAT = "svdctl.evaluation"
-VERSION = 1
+OLD_FORMAT, OLD_VERSION = "svdctl.evaluation", 1
+"""Of results without checksums."""
 DETAILS = "details"
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(Measurement):
     """One finished metric."""
 
-    metric: str
+    metric: Metric
     protocol: dict[str, Any]
     """Everything that decides the figures."""
     results: dict[str, Any]
-    seconds: float
+    seconds: NonNegativeFloat
     environment: dict[str, Any]
     details: str | None = None
     """File with a row for each image, below the folder of results."""
+    details_sha256: str | None = None
+    """SHA-256 of that file."""
+    kept: str = Field(default="", exclude=True)
+    """How this call came by it: empty, measured now; else `kept`, or `kept, no checksum`."""
+
+    @model_validator(mode="after")
+    def _figures_can_be_right(self) -> Self:
+        check_figures(self.metric, self.results)
+        return self
 
     @property
     def fingerprint(self) -> str:
         """Of the protocol."""
         return fingerprint(self.protocol)
+
+    @property
+    def key(self) -> str:
+        return f"{self.metric} {self.fingerprint}"
+
+    @property
+    def mark(self) -> str:
+        """` (kept)` behind a figure that was measured by an earlier call."""
+        return f" ({self.kept})" if self.kept else ""
 
 
 def fingerprint(protocol: Mapping[str, Any]) -> str:
@@ -62,49 +85,115 @@ class Store:
     """
 
     def __init__(self, folder: Path, weights: str, about: Mapping[str, Any]) -> None:
-        self.folder, self.weights, self.about = folder, weights, dict(about)
-        self.notices: list[str] = []
+        self.folder, self.weights = folder, weights
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "results.json"
-        self.records = self._read()
-        if not self.path.exists():
+        self._cache = MeasurementCache(self.path, Record, {"weights": weights}, remarks=about, old=self._old_contents)
+        self.notices: list[str] = [] if self._cache.belongs_elsewhere else list(self._cache.notices)
+        if self._cache.damaged:
+            aside = self.path.with_suffix(".damaged.json")
+            shutil.copyfile(self.path, aside)
+            self.notices.append(f"{self.path.name} as it was found is kept as {aside}")
+        if self._cache.belongs_elsewhere:
+            self.notices.append(f"{folder} holds results of other weights (now {weights[:12]}): starting anew")
+            shutil.rmtree(self.unfinished, ignore_errors=True)
+        if not self.path.exists() or self._cache.belongs_elsewhere:
             # From now on another checkpoint under this name is noticed, whatever is unfinished.
-            self._write()
+            self._cache.write()
 
-    def find(self, metric: str, protocol: Mapping[str, Any]) -> Record | None:
-        """The finished record of a metric under exactly this protocol, if its per-image file is there too."""
-        wanted = fingerprint(protocol)
-        for record in self.records:
-            if record.metric == metric and record.fingerprint == wanted:
-                return record if record.details is None or (self.folder / record.details).is_file() else None
+    @property
+    def records(self) -> list[Record]:
+        """All finished metrics."""
+        return [kept.record for kept in self._cache.kept]
+
+    def find(self, metric: str, protocol: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> Record | None:
+        """The finished record of a metric under exactly this protocol, if the figures of single images are right too.
+
+        Args:
+            metric: its name.
+            protocol: everything that decides the figures.
+            before: the same protocol as a record without a checksum states it.
+        """
+        for wanted, sealed in ((protocol, True), (before, False)):
+            kept = None if wanted is None else self._cache.get(f"{metric} {fingerprint(wanted)}")
+            if kept is None or kept.sealed != sealed:
+                continue
+            record = kept.record
+            if reason := self._fault_of_details(record):
+                self.notices.append(f"{metric}: {reason}: measured again")
+                continue
+            return record.model_copy(update={"kept": "kept" if sealed else "kept, no checksum"})
         return None
+
+    def _fault_of_details(self, record: Record) -> str | None:
+        """Why the figures of single images do not count; None if they do, or if there are none."""
+        if record.details is None:
+            return None
+        path = self._details(record)
+        if not path.is_file():
+            return f"{path} is missing"
+        if record.details_sha256 is None:
+            return _fault_of_rows(record, path)
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        return None if found == record.details_sha256 else f"{path} fails its checksum"
 
     def put(
         self,
-        metric: str,
+        metric: Metric,
         protocol: Mapping[str, Any],
         results: Mapping[str, Any],
         *,
         seconds: float,
         device: str,
         rows: Sequence[Mapping[str, Any]] | None = None,
+        before: Mapping[str, Any] | None = None,
     ) -> Record:
-        """Keep a finished metric; it replaces what was measured under the same protocol before."""
-        details = None
+        """Keep a finished metric; it replaces what was measured under the same protocol, or under `before`.
+
+        Raises:
+            EvaluationError: the figures cannot be right.
+        """
+        details = details_sha256 = None
         if rows is not None:
             details = f"{DETAILS}/{metric}-{fingerprint(protocol)}.csv"
-            write_rows(self.folder / details, rows)
-        around = environment(device, int(protocol.get("seed", 0)))
-        record = Record(metric, dict(protocol), finite(dict(results)), round(seconds, 3), around, details)
-        kept = [old for old in self.records if (old.metric, old.fingerprint) != (metric, record.fingerprint)]
-        self.records = [*kept, record]
-        self._write()
+            details_sha256 = write_rows(self.folder / details, rows)
+        try:
+            record = Record(
+                metric=metric,
+                protocol=dict(protocol),
+                results=finite(dict(results)),
+                seconds=round(seconds, 3),
+                environment=environment(device, int(protocol.get("seed", 0))),
+                details=details,
+                details_sha256=details_sha256,
+            )
+        except ValueError as error:
+            raise EvaluationError(f"BUG: figures of {metric} contradict one another ({fault_of(error)})") from error
+        if before is not None:
+            self._cache.drop(f"{metric} {fingerprint(before)}")
+        self._cache.put(record)
         return record
 
     def rows(self, record: Record) -> list[dict[str, str]]:
         """The per-image results of a record."""
+        return read_rows(self._details(record))
+
+    def _details(self, record: Record) -> Path:
         assert record.details is not None
-        return read_rows(self.folder / record.details)
+        # A record without a checksum could name any path.
+        return self.folder / DETAILS / Path(record.details).name
+
+    def _old_contents(self, contents: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """What a file of the version without checksums belongs to, and its records in today's form."""
+        if contents["format"] != OLD_FORMAT or contents["version"] != OLD_VERSION:
+            raise foreign(self.path)
+        records = [{**record} for record in contents["records"]]
+        for record in records:
+            if record["metric"] == "cifar-c":
+                results = {name: value for name, value in record["results"].items() if "benchmark" not in name}
+                # The means that are there have to be those of the table; their names are new.
+                record["results"] = means_of(results["accuracy"]) | results
+        return {"weights": contents["checkpoint"]["weights"]}, records
 
     @property
     def unfinished(self) -> Path:
@@ -123,40 +212,6 @@ class Store:
         if self.unfinished.is_dir() and not any(self.unfinished.iterdir()):
             self.unfinished.rmdir()
 
-    def _read(self) -> list[Record]:
-        if not self.path.exists():
-            return []
-        try:
-            contents = json.loads(self.path.read_text(encoding="utf-8"))
-            if contents["format"] != FORMAT or contents["version"] > VERSION:
-                raise EvaluationError(
-                    f"{self.path} was written by something else or by a newer svdctl; move it away, or give --out-dir"
-                )
-            found = contents["checkpoint"]["weights"]
-            records = [Record(**record) for record in contents["records"]]
-        except (ValueError, KeyError, TypeError) as error:
-            aside = self.path.with_suffix(".damaged.json")
-            self.path.replace(aside)
-            self.notices.append(f"{self.path} was damaged ({error!r:.80}): kept as {aside.name}, measuring anew")
-            return []
-        if found != self.weights:
-            self.notices.append(
-                f"{self.folder} holds results of other weights ({found[:12]}, now {self.weights[:12]}): starting anew"
-            )
-            shutil.rmtree(self.unfinished, ignore_errors=True)
-            self.path.unlink()
-            return []
-        return records
-
-    def _write(self) -> None:
-        contents = {
-            "format": FORMAT,
-            "version": VERSION,
-            "checkpoint": {"weights": self.weights, **self.about},
-            "records": [asdict(record) for record in self.records],
-        }
-        write_text(self.path, json.dumps(contents, indent=2, allow_nan=False) + "\n")
-
 
 def finite(value: Any) -> Any:
     """The same with null for numbers that JSON has no word for."""
@@ -167,21 +222,40 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a table with a header, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with beside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else [])
-        writer.writeheader()
-        writer.writerows(rows)
-    beside.replace(path)
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write a table with a header, whole or not at all; the SHA-256 of the file."""
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, list(rows[0]) if rows else [])
+    writer.writeheader()
+    writer.writerows(rows)
+    data = file.getvalue().encode()
+    write_whole(path, data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     """Rows of `write_rows`."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def _fault_of_rows(record: Record, path: Path) -> str | None:
+    """What contradicts a record in the rows of its images, which have no checksum."""
+    results = record.results
+    try:
+        rows = read_rows(path)
+        if record.metric == "certified":
+            radii = [float(row["radius"]) for row in rows]
+            shares = {radius: sum(found > float(radius) / 255 for found in radii) for radius in results["accuracy"]}
+            figures, counts = results["accuracy"], shares
+        else:
+            outcomes = [row["outcome"] for row in rows]
+            figures = {"robust": results["robust_accuracy"], "misclassified": 1 - results["clean_accuracy"]}
+            counts = {outcome: outcomes.count(outcome) for outcome in figures}
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        return f"{path} is damaged ({type(error).__name__})"
+    right = all(round(figures[name] * len(rows)) == count for name, count in counts.items())
+    return None if right and len(rows) == results["count"] else f"{path} contradicts the figures"
 
 
 @contextmanager

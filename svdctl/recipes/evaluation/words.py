@@ -20,12 +20,8 @@ def short(record: Record) -> str:
     if record.metric == "cifar-c":
         if results["mean"] is None:
             return f"clean {results['clean']:.2%}, no corruption asked for"
-        head = (
-            f"{results['benchmark_mean']:.2%} over {len(results['benchmark'])} of the benchmark's 15, "
-            if results["benchmark"]
-            else ""
-        )
-        return f"{head}{results['mean']:.2%} over all {len(results['accuracy'])} (clean {results['clean']:.2%})"
+        means = ", ".join(f"{name} {share:.2%}" for name, share in results["figures"].items())
+        return f"{means} (clean {results['clean']:.2%})"
     if record.metric == "autoattacks":
         low, high = results["robust_interval"]
         return (
@@ -44,20 +40,18 @@ def ball(protocol: dict[str, Any]) -> str:
 
 def headers(records: Sequence[dict[Metric, Record]], metrics: Sequence[Metric]) -> list[str]:
     """Columns of the comparison, in the order of the metrics."""
-    found: list[str] = []
+    found: dict[str, None] = {}
     for metric in METRICS:
-        of = [kept[metric] for kept in records if metric in kept]
-        if metric not in metrics or not of:
-            continue
-        found += list(_cells(of[0]))
-    return found
+        if metric in metrics:
+            found |= dict.fromkeys(title for kept in records if metric in kept for title in _cells(kept[metric]))
+    return list(found)
 
 
 def cells(kept: dict[Metric, Record], columns: Sequence[str]) -> list[str]:
-    """A row of the comparison; a dash where a figure is missing."""
+    """A row of the comparison; a dash where a figure is missing, and `(kept)` behind what an earlier call measured."""
     known: dict[str, str] = {}
     for record in kept.values():
-        known |= _cells(record)
+        known |= {title: text + record.mark for title, text in _cells(record).items()}
     return [known.get(column, "-") for column in columns]
 
 
@@ -67,11 +61,10 @@ def _cells(record: Record) -> dict[str, str]:
         return {"accuracy": f"{results['accuracy']:.2%}"}
     if record.metric == "ece":
         after = results["temperature"]
-        return {"ECE": f"{results['ece']:.2%}", "ECE at T": f"{after['ece']:.2%}" if after else "-"}
+        return {"ECE": f"{results['ece']:.2%}", **({"ECE at T": f"{after['ece']:.2%}"} if after else {})}
     if record.metric == "cifar-c":
         name = "CIFAR-C" if results["source"] == "published" else "corrupted"
-        mean = results["benchmark_mean"] if results["benchmark"] else results["mean"]
-        return {name: "-" if mean is None else f"{mean:.2%}"}
+        return {f"{name}, {title}": f"{mean:.2%}" for title, mean in results["figures"].items()}
     if record.metric == "autoattacks":
         return {f"AutoAttack {ball(record.protocol)}": f"{results['robust_accuracy']:.2%}"}
     return {f"cert. {radius}": f"{share:.2%}" for radius, share in results["accuracy"].items()}

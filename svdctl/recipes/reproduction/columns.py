@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from svdctl.config.table import Column
+from svdctl.config.corruptions import CLEAN, list_name
+from svdctl.config.evaluate_flags import resolve_evaluation
+from svdctl.config.table import Column, Evaluate
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,16 @@ class Look:
 
 def _percent(header: str, better: Literal["high", "low"]) -> Look:
     return Look(f"{header}, %", 100.0, 2, better=better)
+
+
+def header_of(column: Column, evaluate: Evaluate) -> str:
+    """What stands above a column; above accuracy on corruptions, over which corruptions it is the mean."""
+    if column != "cifar-c":
+        return LOOKS[column].header
+    words = {"corruptions": list(evaluate.corruptions), "severities": list(evaluate.severities)}
+    asked = resolve_evaluation(words).config.corruptions
+    name = list_name([name for name in asked.names if name != CLEAN], asked.severities)
+    return f"CIFAR-C {name}, %"
 
 
 LOOKS: dict[Column, Look] = {

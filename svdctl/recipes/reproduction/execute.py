@@ -107,8 +107,11 @@ def execute(job: Job) -> Outcome:
             if folder is None:
                 reporter.update(state="interrupted")
                 return Outcome(run.id, "interrupted")
+            trained_now = reporter.known["state"] == "training"
             reporter.update(state="evaluating", folder=str(folder))
             figures = measure.evaluate_run(run, folder, job.cifar_c_root, reporter.detail)
+            if not trained_now:
+                figures = measure.with_kept_times(figures)
         except _Busy:
             return Outcome(run.id, "busy")
         except (KeyboardInterrupt, Interrupted):

@@ -64,6 +64,8 @@ def cell_text(column: Column, cell: Cell, row: ResultRow) -> str:
         text = f"{look.shown(cell.mean).removesuffix(look.suffix)} ± {look.shown(cell.spread)}"
     if column not in STATIC and len(cell.values) < row.measured:
         text += f" ({len(cell.values)} of {len(row.runs)} seeds)"
+    if cell.kept:
+        text += f" ({cell.kept})"
     if cell.paper is not None:
         text += f"{paper}, {look.difference(cell.mean, cell.paper)})"
     return text
@@ -80,7 +82,7 @@ def markdown(results: Results) -> str:
     """For reading."""
     columns = results.plan.columns
     lines = [f"# {results.plan.title}", "", results.caption, ""]
-    lines.append("| | " + " | ".join(LOOKS[column].header for column in columns) + " |")
+    lines.append("| | " + " | ".join(results.header(column) for column in columns) + " |")
     lines.append("|---|" + "---:|" * len(columns))
     for row in results.rows:
         cells = [cell_text(column, row.cells[column], row) for column in columns]
@@ -111,7 +113,7 @@ def comma_separated(results: Results) -> str:
     with_paper = [c for c in columns if any(row.cells[c].paper is not None for row in results.rows)]
     header = ["table", "row", "label", "group", "preset", "seeds"]
     for column in columns:
-        header += [column, f"{column}_spread", f"{column}_count"]
+        header += [column, f"{column}_spread", f"{column}_count", f"{column}_kept"]
         header += [f"{column}_paper_shown", f"{column}_difference_shown"] * (column in with_paper)
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -122,7 +124,7 @@ def comma_separated(results: Results) -> str:
         line: list[Any] = [results.plan.title, own.name, own.shown, own.group, own.preset, seeds]
         for column in columns:
             cell = row.cells[column]
-            line += [cell.mean, cell.spread, len(cell.values)]
+            line += [cell.mean, cell.spread, len(cell.values), cell.kept]
             if column in with_paper:
                 line += [cell.paper, difference(column, cell)]
         notes = " ".join(results.notes_of(row))
@@ -153,7 +155,7 @@ def latex(results: Results) -> str:
         rf"\caption{{{tex(title)}. {tex(results.caption)}}}",
         r"\begin{tabular}{l" + "r" * len(columns) + "}",
         r"\toprule",
-        " & ".join(["", *(tex(LOOKS[column].header) for column in columns)]) + r" \\",
+        " & ".join(["", *(tex(results.header(column)) for column in columns)]) + r" \\",
         r"\midrule",
     ]
     group = results.rows[0].row.row.group
@@ -200,6 +202,7 @@ def as_json(results: Results) -> str:
                 "mean": cell.mean,
                 "spread": cell.spread,
                 "values": list(cell.values),
+                "kept": cell.kept,
                 "paper_shown": cell.paper,
                 "difference_shown": difference(column, cell),
             }
@@ -212,6 +215,7 @@ def as_json(results: Results) -> str:
                 "command": run.base,
                 "folder": figures.folder,
                 "figures": dict(figures.values),
+                "kept": dict(figures.kept),
                 "deviations": list(figures.deviations),
                 "failed": figures.reason,
             }
@@ -227,7 +231,7 @@ def as_json(results: Results) -> str:
         "complete": results.complete,
         "seeds": list(plan.seeds),
         "columns": {
-            column: {"header": LOOKS[column].header, "shown_factor": LOOKS[column].factor} for column in plan.columns
+            column: {"header": results.header(column), "shown_factor": LOOKS[column].factor} for column in plan.columns
         },
         "evaluation": plan.evaluate.model_dump(mode="json"),
         "rows": rows,

@@ -1,6 +1,7 @@
 """The figures of one finished run folder, measured by `eval-robust` and by nothing else."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class _Listener:
     def progress(self, done: int, total: int, text: str) -> None:
         self._tell(f"{self._metric} {done}/{total} {text}")
 
-    def measured(self, metric: str, text: str, *, kept: bool) -> None: ...
+    def measured(self, metric: str, text: str, *, kept: str) -> None: ...
 
     def notice(self, text: str) -> None: ...
 
@@ -80,15 +81,25 @@ def evaluate_run(run: Run, folder: Path, cifar_c_root: Path | None, tell: Callab
     values, unknown = training_figures(folder)
     deviations = [*training_deviations(run.config), *unknown]
     reason = None
+    kept: dict[Column, str] = {}
     if run.metrics:
         result = eval_robust.run(evaluation_config(run, checkpoint, cifar_c_root), reporter=_Listener(tell))
         for evaluation in result.evaluations:
             records = {str(metric): record.results for metric, record in evaluation.records.items()}
             values |= dict(evaluated_figures(records))
+            for metric, record in evaluation.records.items():
+                if record.kept:
+                    kept |= {column: record.kept for column, _ in evaluated_figures({metric: record.results})}
             deviations += evaluation_deviations(run, records)
         if result.failures:
             reason = "; ".join(f"{failure.metric or 'evaluation'}: {failure.error}" for failure in result.failures)
-    return RunFigures(values, tuple(deviations), str(folder), reason)
+    return RunFigures(values, tuple(deviations), str(folder), reason, kept)
+
+
+def with_kept_times(figures: RunFigures) -> RunFigures:
+    """The figures of a run that an earlier call trained: its times are marked as kept."""
+    times: tuple[Column, ...] = ("train-hours", "control-time")
+    return replace(figures, kept={**figures.kept, **{time: "kept" for time in times if time in figures.values}})
 
 
 def training_figures(folder: Path) -> tuple[dict[Column, float], tuple[str, ...]]:

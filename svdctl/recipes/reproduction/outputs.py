@@ -74,13 +74,13 @@ def _measured(request: Request, name: str, figure: SpeedFigure, say: Callable[[s
         "json": speed_layout.speed_json,
     }
     stem = f"{name}-smoke" if smoke else name
-    journal = folder / f".{stem}.measured.json"
-    results = measure_figure(figure, smoke=smoke, journal=journal, say=say)
+    measured = folder / f".{stem}.measured.json"
+    results = measure_figure(figure, smoke=smoke, file=measured, say=say)
     files = []
     for suffix, form in formats.items():
         files.append(folder / f"{stem}.{suffix}")
         write_text(files[-1], form(results))
     files.append(folder / f"{stem}.png")
     speed_layout.plot_speed(results, files[-1])
-    journal.unlink(missing_ok=True)
+    measured.unlink(missing_ok=True)
     return files

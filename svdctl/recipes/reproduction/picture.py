@@ -36,11 +36,11 @@ def plot_bars(results: Results, path: Path) -> None:
             if cell.mean is None:
                 panel.text(0, place, " failed" if row.reasons else " -", va="center", fontsize=7, color="0.4")
             else:
-                panel.text(value, place, f" {look.shown(cell.mean)}", va="center", fontsize=7)
+                panel.text(value, place, f" {look.shown(cell.mean)}{cell.kept and ' (kept)'}", va="center", fontsize=7)
             if cell.paper is not None:
                 panel.plot(cell.paper, place, "D", color="black", markersize=4, label="paper, as given")
         arrow = {"high": " (more is better)", "low": " (less is better)", None: ""}[look.better]
-        panel.set_title(look.header + arrow, fontsize=8)
+        panel.set_title(results.header(column) + arrow, fontsize=8)
         panel.set_yticks(places, [plain(row.marked) for row in rows], fontsize=7)
         panel.tick_params(axis="x", labelsize=7)
         panel.spines[["top", "right"]].set_visible(False)

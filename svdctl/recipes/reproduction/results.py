@@ -1,10 +1,11 @@
 """From finished runs to the cells of a table: means and spreads over seeds, footnotes, reasons of failure."""
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from svdctl.config.table import STATIC, Column
+from svdctl.recipes.reproduction.columns import header_of
 from svdctl.recipes.reproduction.paper_numbers import PaperNumbers
 from svdctl.recipes.reproduction.plan import TablePlan, TableRow
 from svdctl.recipes.reproduction.static import static_figures
@@ -18,6 +19,8 @@ class RunFigures:
     deviations: tuple[str, ...] = ()
     folder: str | None = None
     reason: str | None = None
+    kept: Mapping[Column, str] = field(default_factory=dict)
+    """How figures of an earlier call are known, by column: `kept`, or `kept, no checksum`."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Cell:
     """One for each seed that has it."""
     paper: float | None = None
     """The paper's number, in the unit that is shown."""
+    kept: str = ""
+    """Whether an earlier call measured it: empty, `kept`, `kept, no checksum`, or the same of some of its seeds."""
 
     @property
     def mean(self) -> float | None:
@@ -90,6 +95,10 @@ class Results:
         referred = {number for other in self.rows for number in other.notes}
         return [text for number, text in enumerate(self.notes, 1) if number in row.notes or number not in referred]
 
+    def header(self, column: Column) -> str:
+        """What stands above a column."""
+        return header_of(column, self.plan.evaluate)
+
     @property
     def caption(self) -> str:
         """Number of seeds, and what stands in a cell."""
@@ -134,12 +143,21 @@ def assemble(plan: TablePlan, figures: Mapping[str, RunFigures], paper: PaperNum
                 if column in STATIC
                 else tuple(run.values[column] for run in runs if column in run.values),
                 there.get(column),
+                _kept(column, runs),
             )
             for column in plan.columns
         }
         rows.append(ResultRow(row, cells, marks, runs))
     general = [*_general_notes(plan), *everywhere, *plan.table.notes * plan.trains]
     return Results(plan, tuple(rows), (*notes, *general))
+
+
+def _kept(column: Column, runs: Sequence[RunFigures]) -> str:
+    """The mark of a cell whose figures, or some of them, were measured by an earlier call."""
+    marks = [run.kept.get(column, "") for run in runs if column in run.values]
+    some = [mark for mark in marks if mark]
+    weakest = max(some, key=len, default="")
+    return weakest if len(some) == len(marks) else f"{weakest} for {len(some)} of {len(marks)} seeds" if some else ""
 
 
 def _common(plan: TablePlan, figures: Mapping[str, RunFigures]) -> list[str]:

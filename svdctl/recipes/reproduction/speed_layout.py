@@ -38,7 +38,8 @@ def _what(point: Point) -> str:
 def _cells(point: Point) -> list[str]:
     modelled = "-" if point.modelled is None else f"{point.modelled:.1f}x"
     times = [_seconds(point.full), _seconds(point.tt)]
-    return [_what(point), point.work, *times, f"{point.measured:.2f}x", modelled]
+    mark = f" ({point.kept})" if point.kept else ""
+    return [_what(point), point.work + mark, *times, f"{point.measured:.2f}x", modelled]
 
 
 def speed_markdown(results: SpeedResults) -> str:
@@ -58,13 +59,13 @@ def speed_csv(results: SpeedResults) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     place_header = ["axis", "x", "channels", "rank", "size", "work"]
-    time_header = ["layer", "median", "min", "max", "n", "measured_ratio", "modelled_ratio"]
+    time_header = ["layer", "median", "min", "max", "n", "measured_ratio", "modelled_ratio", "kept"]
     writer.writerow(["figure", "machine", *place_header, *time_header])
     for point in results.points:
         place: list[Any] = [point.axis, point.x, point.channels, point.rank, point.size, point.work]
         for layer, times in (("full", point.full), ("tt", point.tt)):
             spread = [statistics.median(times), min(times), max(times), len(times)]
-            line = [results.title, results.machine, *place, layer, *spread, point.measured, point.modelled]
+            line = [results.title, results.machine, *place, layer, *spread, point.measured, point.modelled, point.kept]
             writer.writerow(line)
     return file.getvalue()
 

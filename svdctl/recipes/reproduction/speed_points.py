@@ -24,6 +24,8 @@ class Point:
     tt: tuple[float, ...]
     modelled: float | None
     """How many times cheaper TT is by the model of the cost; None for the training step, which it is not about."""
+    kept: str = ""
+    """`kept` where an earlier call that was cut off had measured it."""
 
     @property
     def measured(self) -> float:

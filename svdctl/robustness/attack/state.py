@@ -5,10 +5,11 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import pyautoattack
 import torch
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 from torch import Tensor
 
 from svdctl.config.attack import AttackSettings
@@ -104,20 +105,79 @@ class AttackState:
 
     @classmethod
     def from_dict(cls, contents: Mapping[str, Any], fingerprint: str) -> Self | None:
-        """The state in `contents`, or None if it is bound to another fingerprint.
+        """The state in `contents`, or None if it is bound to another fingerprint, or to none.
 
         Raises:
-            CheckpointError: `contents` is no such state.
+            CheckpointError: `contents` is no such state, or one that no attack comes to.
         """
-        if contents.get("fingerprint") not in (None, fingerprint):
-            return None
         try:
-            values: dict[str, Any] = {name: contents[name] for name in (field.name for field in fields(cls))}
-        except KeyError as error:
-            raise CheckpointError(f"the state of an attack lacks {error}; delete it and attack anew") from error
-        for name in ("attacks", "left_out", "warnings"):
-            values[name] = tuple(values[name])
-        return cls(**values)
+            found = _Contents.model_validate(dict(contents))
+        except ValidationError as error:
+            fault = error.errors()[0]
+            where = ".".join(map(str, fault["loc"]))
+            raise CheckpointError(
+                f"the state of an attack is damaged ({where[:60]}: {fault['msg'][:100]}); attack anew"
+            ) from error
+        if found.fingerprint != fingerprint:
+            return None
+        return cls(**{name: getattr(found, name) for name in _Contents.model_fields})
+
+
+class _Contents(BaseModel):
+    """What a state holds: types, ranges, and what follows from one another."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
+
+    fingerprint: str
+    classes: Annotated[int, Field(ge=2)]
+    attacks: Annotated[tuple[str, ...], Field(strict=False)]
+    left_out: Annotated[tuple[str, ...], Field(strict=False)]
+    warnings: Annotated[tuple[str, ...], Field(strict=False)]
+    clean_predictions: Tensor
+    predictions: Tensor
+    broken_by: Tensor
+    distances: Tensor
+    at_once: PositiveInt
+    attack: NonNegativeInt
+    batches_done: NonNegativeInt
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        types = {
+            "clean_predictions": torch.int64,
+            "predictions": torch.int64,
+            "broken_by": torch.int8,
+            "distances": torch.float64,
+        }
+        for name, dtype in types.items():
+            tensor = getattr(self, name)
+            if tensor.dtype != dtype or tensor.ndim != 1 or tensor.shape != self.broken_by.shape or not len(tensor):
+                raise ValueError(f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}")
+        broken, stands = self.broken_by >= 0, self.broken_by == STANDS
+        changed = self.predictions != self.clean_predictions
+        both = torch.stack((self.clean_predictions, self.predictions))
+        faults = {
+            "a prediction is no class": bool(((both < 0) | (both >= self.classes)).any()),
+            "broken_by names no attack that has begun": bool(
+                ((self.broken_by < MISCLASSIFIED) | (self.broken_by > self.attack)).any()
+            ),
+            "there is no such attack": self.attack > len(self.attacks)
+            or int(self.broken_by.max()) >= len(self.attacks),
+            "more batches are done than there are images": self.batches_done > len(self.broken_by),
+            "predictions changed where nothing is broken, or stayed where something is": not torch.equal(
+                changed, broken
+            ),
+            "a distance is infinite where nothing stands, or finite where something does": not torch.equal(
+                self.distances == math.inf, stands
+            ),
+            "a distance is none": bool(
+                (~(self.distances >= 0) | ((self.distances != 0) & (self.broken_by == MISCLASSIFIED))).any()
+            ),
+        }
+        for text, wrong in faults.items():
+            if wrong:
+                raise ValueError(text)
+        return self
 
 
 def join(shards: Sequence[AttackState]) -> AttackState:
