@@ -87,10 +87,11 @@ class Contents:
         if isinstance(value, Tensor):
             if value.is_meta:
                 self.without_numbers.add(path)
-            elif value.layout == torch.strided and not value.is_quantized:
-                self.tensors[path] = value
-                return
-            self.values[path] = id(value)
+                self.values[path] = id(value)
+            elif value.is_quantized:
+                self.tensors[path] = value.dequantize()
+            else:
+                self.tensors[path] = value if value.layout == torch.strided else value.to_dense()
         elif isinstance(value, np.ndarray):
             self.values[path] = (value.dtype, value.shape, hashlib.blake2b(value.tobytes()).digest())
         elif isinstance(value, torch.Generator):
@@ -103,9 +104,12 @@ class Contents:
 
 def _is_opaque(value: Any) -> bool:
     """Whether an object counts by its identity, since not all that it is can be read."""
-    return not isinstance(value, _READ) and (
-        isinstance(value, type) or not hasattr(value, "__dict__") or _is_library(type(value))
-    )
+    return not isinstance(value, _READ) and (isinstance(value, type) or not _is_record(value))
+
+
+def _is_record(value: Any) -> bool:
+    """Whether an object is of the network's own code, and its attributes are to be read."""
+    return isinstance(value, _RECORDS) or (not _is_library(type(value)) and not isinstance(value, types.ModuleType))
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
@@ -140,10 +144,19 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
             if not _is_library(kind):
                 names = (name for name in vars(kind) if name not in ("__dict__", "__weakref__", "__doc__"))
                 yield from ((f".{name}", vars(kind)[name]) for name in names)
-    elif isinstance(value, types.ModuleType | types.BuiltinFunctionType):
+    elif isinstance(value, types.ModuleType):
         return
-    elif isinstance(value, _RECORDS) or (hasattr(value, "__dict__") and not _is_library(type(value))):
-        yield from ((f".{name}", part) for name, part in vars(value).items())
+    elif isinstance(value, types.BuiltinFunctionType):
+        if not isinstance(value.__self__, types.ModuleType | type):
+            yield ".(owner)", value.__self__
+    elif "__wrapped__" in getattr(value, "__dict__", ()):
+        yield ".(function)", value.__wrapped__
+    elif _is_record(value):
+        yield from ((f".{name}", part) for name, part in getattr(value, "__dict__", {}).items())
+        for kind in type(value).__mro__:
+            names = vars(kind).get("__slots__", ())
+            for name in (names,) if isinstance(names, str) else names:
+                yield f".{name}", getattr(value, name, None)
         yield ".(class)", type(value)
     else:
         # Counters and other iterators show their state here.
@@ -156,28 +169,42 @@ def _parts_of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]
         return
     yield ".(defaults)", function.__defaults__
     yield ".(keyword defaults)", function.__kwdefaults__
+    inner = {}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
-            yield f".{name}", cell.cell_contents
+            inner[name] = cell.cell_contents
         except ValueError:  # not bound yet
-            yield f".{name}", None
-    for name in _global_names(function.__code__):
-        if name in function.__globals__:
-            yield f".{name}", function.__globals__[name]
+            inner[name] = None
+    yield from ((f".{name}", value) for name, value in inner.items())
+    for name, attribute in _outer_names(function.__code__):
+        value = inner.get(name, function.__globals__.get(name))
+        if isinstance(value, types.ModuleType) and attribute and not _is_library_name(value.__name__):
+            yield f".{name}.{attribute}", getattr(value, attribute, None)
+        elif name not in inner and name in function.__globals__:
+            yield f".{name}", value
 
 
 @cache
-def _global_names(code: types.CodeType) -> tuple[str, ...]:
-    """The global names that some code reads, functions inside of it included."""
-    names = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+def _outer_names(code: types.CodeType) -> tuple[tuple[str, str], ...]:
+    """The names from outside that some code reads, each with the attribute that it asks of it at once, if any."""
+    names = set()
+    steps = list(dis.get_instructions(code))
+    for step, following in zip(steps, [*steps[1:], None], strict=True):
+        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF"):
+            asks = following is not None and following.opname in ("LOAD_ATTR", "LOAD_METHOD")
+            names.add((str(step.argval), str(following.argval) if asks and following else ""))
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            names.update(_global_names(constant))
+            names.update(_outer_names(constant))
     return tuple(sorted(names))
 
 
 def _is_library(owner: Any) -> bool:
-    return (getattr(owner, "__module__", None) or "builtins").partition(".")[0] in _LIBRARIES
+    return _is_library_name(getattr(owner, "__module__", None) or "builtins")
+
+
+def _is_library_name(module: str) -> bool:
+    return module.partition(".")[0] in _LIBRARIES
 
 
 def _same(first: Any, second: Any) -> bool:

@@ -1,9 +1,14 @@
 """What is proved is what runs: weights that change on the way, ignored arguments, precision, modes, and certifiers."""
 
+import copy
 import itertools
+from collections import deque
 from collections.abc import Callable
+from functools import partial
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -341,6 +346,13 @@ def test_evaluation_mode_inside_is_fine() -> None:
 OUTSIDE = {"scale": 1.0}
 
 
+class Slotted:
+    __slots__ = ("tensor",)
+
+    def __init__(self) -> None:
+        self.tensor = torch.ones(1)
+
+
 class OfItsClass(nn.Module):
     scale = torch.ones(1)
 
@@ -385,21 +397,49 @@ class TestCertifier:
             certifier.evaluate([(images, torch.zeros(2, dtype=torch.long))])
 
     def test_what_its_code_reaches_outside_is_watched(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        factor = torch.ones(1)
-        changes: list[tuple[nn.Module, Callable[[], object]]] = [
-            (Runs(lambda net, x: net.layer(x * factor), layer=nn.Linear(6, 3)), lambda: factor.mul_(2)),
-            (
-                Runs(lambda net, x: net.layer(x * OUTSIDE["scale"]), layer=nn.Linear(6, 3)),
-                lambda: monkeypatch.setitem(OUTSIDE, "scale", 2.0),
-            ),
-            (OfItsClass(), lambda: monkeypatch.setattr(OfItsClass, "scale", torch.full((1,), 2.0))),
+        factor, array, slotted, queue = torch.ones(1), np.ones(1), Slotted(), deque([torch.ones(1)])
+        module = ModuleType("settings_of_a_network")
+        module.scale = 1.0  # type: ignore[attr-defined]
+        outside = nn.Linear(6, 6).double()
+
+        def by_default(x: Tensor, scale: Tensor = torch.ones(1)) -> Tensor:  # noqa: B008 - it is what is tested
+            return x * scale
+
+        defaults = by_default.__defaults__
+        assert defaults is not None
+        changes: list[tuple[Callable[[Tensor], Tensor], Callable[[], object]]] = [
+            (lambda x: x * factor, lambda: factor.mul_(2)),
+            (lambda x: x * OUTSIDE["scale"], lambda: monkeypatch.setitem(OUTSIDE, "scale", 2.0)),
+            (lambda x: x * torch.from_numpy(array), lambda: array.fill(2)),
+            (lambda x: x * slotted.tensor, lambda: slotted.tensor.mul_(2)),
+            (lambda x: x * queue[0], lambda: queue[0].mul_(2)),
+            (lambda x: x * module.scale, lambda: setattr(module, "scale", 2.0)),
+            (by_default, lambda: defaults[0].mul_(2)),
+            (partial(torch.mul, factor), lambda: factor.mul_(2)),
+            (outside, lambda: outside.weight.data.mul_(2)),
+            (outside, lambda: outside.weight.numpy(force=True).fill(2)),
         ]
-        for network, change in changes:
+        for function, change in changes:
+            network = Runs(lambda net, x, function=function: net.layer(function(x)), layer=nn.Linear(6, 3))
             certifier = Certifier(network, (6,))
             certifier.logits(torch.rand(2, 6))
             change()
             with pytest.raises(ShapeError, match="was proved"):
                 certifier.logits(torch.rand(2, 6))
+        certifier = Certifier(OfItsClass(), (6,))
+        monkeypatch.setattr(OfItsClass, "scale", torch.full((1,), 2.0))
+        with pytest.raises(ShapeError, match="was proved"):
+            certifier.logits(torch.rand(2, 6))
+
+    def test_a_copied_certifier_goes_on(self) -> None:
+        certifier = Certifier(self.network(), (6,))
+        images = torch.rand(2, 6)
+        copied = copy.deepcopy(certifier)
+        assert torch.equal(copied.logits(images), certifier.logits(images))
+        copied.network[0].weight.data.mul_(2)
+        certifier.logits(images)
+        with pytest.raises(ShapeError, match="was proved"):
+            copied.logits(images)
 
     def test_images_are_left_as_they_are_and_checked_first(self) -> None:
         certifier = Certifier(Runs(lambda net, x: net.layer(x.clamp_(0.0, 0.5)), layer=nn.Linear(6, 3)), (6,))
