@@ -48,6 +48,11 @@ class LayerSpectrum:
     """Against `--max` and `--batchnorm-max`: proved, above, not proved or excepted; empty when it is not held."""
 
     @property
+    def is_normalization(self) -> bool:
+        """Return whether the layer scales each channel, so that its bound is a gain and it has no kernel."""
+        return self.kind in ("BatchNorm", "Normalize") and len(self.shape) == 1
+
+    @property
     def is_analysed(self) -> bool:
         """Whether the layer has a bound."""
         return self.bound is not None

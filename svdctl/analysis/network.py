@@ -66,7 +66,7 @@ class NetworkSpectrum:
         return tuple(
             layer
             for layer in self.layers
-            if layer.bound is not None and layer.kind not in ("BatchNorm", "Normalize") and layer.bound.upper > max
+            if layer.bound is not None and not layer.is_normalization and layer.bound.upper > max
         )
 
     def __repr__(self) -> str:

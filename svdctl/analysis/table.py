@@ -46,7 +46,7 @@ def _rows(layer: LayerSpectrum) -> list[str]:
     stride = "-" if layer.stride is None else _times(layer.stride, "x")
     size = "-" if layer.input_size is None else _times(layer.input_size, "x")
     assert layer.bound is not None
-    if layer.values is None and layer.stride is None and layer.kind in ("BatchNorm", "Normalize"):
+    if layer.is_normalization:
         gain = f"{layer.name or '(top)':<21} {layer.kind:<13} {kernel:<21} gain {number(layer.bound.upper)}"
         return [f"{gain}{f', if {layer.assumption}' if layer.assumption else ''}"]
     padded = "-" if layer.zero_padded is None else number(layer.zero_padded.lower)

@@ -229,7 +229,7 @@ def _draw(found: list[NetworkSpectrum], config: InspectConfig) -> None:
 def _limit(row: LayerSpectrum, config: InspectConfig) -> float | None:
     """The maximum that a row with a bound is held against."""
     # A convolution of the user's may be called BatchNorm too.
-    is_batchnorm = row.kind == "BatchNorm" and len(row.shape) == 1
+    is_batchnorm = row.kind == "BatchNorm" and row.is_normalization
     return config.batchnorm_max if is_batchnorm else config.max
 
 
