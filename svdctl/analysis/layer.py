@@ -50,7 +50,10 @@ class LayerSpectrum:
     @property
     def is_normalization(self) -> bool:
         """Return whether the layer scales each channel, so that its bound is a gain and it has no kernel."""
-        return self.kind in ("BatchNorm", "Normalize") and len(self.shape) == 1
+        # A convolution may have any class name, but never so few axes.
+        return (self.kind == "BatchNorm" and len(self.shape) == 1) or (
+            self.kind == "Normalize" and len(self.shape) in (1, 3) and set(self.shape[1:]) <= {1}
+        )
 
     @property
     def is_analysed(self) -> bool:
