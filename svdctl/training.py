@@ -39,6 +39,8 @@ class Counters:
     best_step: int = 0
     epoch_finished: bool = True
     """Whether the epoch that `step` is in, or ends, is evaluated, recorded and, where due, in `best.pt`."""
+    other_data_until: int = 0
+    """Step up to which the run was trained on data that have changed since; 0: they have not."""
 
 
 EPOCH, SINCE_RECORD = 0, 1

@@ -87,18 +87,20 @@ def resume(
     with together(fabric, lambda: _after_loss(config, folder)):
         with fabric.rank_zero_first(local=True):  # data may have to be downloaded
             parts = load_parts(config)
-        notice = _compared(checkpoint, parts, path, allow_changed_data)
+        notice, changed = _compared(checkpoint, parts, path, allow_changed_data)
         if fabric.is_global_zero:
             step = int(checkpoint.metrics.get("step", 0))
             reporter.plan([f"resume   {folder} after step {step}", *plan(config, str(folder / "config.toml"))[1:-1]])
             if notice is not None:
                 reporter.notice(notice)
         run = Run(config, parts, fabric, folder, reporter)
-        return run.execute(checkpoint, is_current=lambda: _stamp(file) == stamp, needs_best=needs_best)
+        return run.execute(
+            checkpoint, is_current=lambda: _stamp(file) == stamp, needs_best=needs_best, changed_data=changed
+        )
 
 
-def _compared(checkpoint: Checkpoint, parts: Parts, path: Path, allowed: bool) -> str | None:
-    """What to say of data that are not, or not known to be, those of the checkpoint.
+def _compared(checkpoint: Checkpoint, parts: Parts, path: Path, allowed: bool) -> tuple[str | None, bool]:
+    """What to say of data that are not, or not known to be, those of the checkpoint; and whether they have changed.
 
     Raises:
         CheckpointError: they have changed, and may not have.
@@ -113,7 +115,7 @@ def _compared(checkpoint: Checkpoint, parts: Parts, path: Path, allowed: bool) -
     changed = [name for name in data | parts.fingerprint if data.get(name) != parts.fingerprint.get(name)]
     if not changed and found.classes == checkpoint.classes:
         unknown = f"{path} does not tell its data: not known whether these are the same"
-        return unknown if checkpoint.data is None else None
+        return (unknown if checkpoint.data is None else None), False
     where = " and ".join(filter(None, [", ".join(changed[:-1]), *changed[-1:]]))
     what = f"images, labels or names of classes in the {where} part" if changed else "names of classes"
     if not allowed:
@@ -121,7 +123,7 @@ def _compared(checkpoint: Checkpoint, parts: Parts, path: Path, allowed: bool) -
             f"the data are not those of {path}: other {what}; restore the data of the run, or go on with these by "
             "--allow-changed-data"
         )
-    return f"the data are not those of {path}: other {what}; the run goes on with these"
+    return f"the data are not those of {path}: other {what}; the run goes on with these", True
 
 
 def _after_loss(config: TrainConfig, folder: Path | None) -> str:

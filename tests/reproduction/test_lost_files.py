@@ -65,6 +65,14 @@ def table(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "runs" / "tables" / "one.json").read_text())
 
 
+def test_a_run_that_went_on_with_other_data_says_so_in_the_table(copy: Path) -> None:
+    (run,) = run_folders(copy)
+    contents = torch.load(run / "last.pt", weights_only=True)
+    contents["training"]["counters"]["other_data_until"] = 5
+    torch.save(contents, run / "last.pt")
+    assert [note for note in table(copy)["notes"] if "Trained on other data up to step 5." in note]
+
+
 def test_a_finished_run_on_other_data_does_not_count(copy: Path) -> None:
     """Neither to be shown nor to be gone on with; the run on these data is found from then on."""
     text = (copy / "one.toml").read_text()
@@ -130,6 +138,7 @@ def test_an_older_run_whose_log_lacks_lines_gets_a_dash_and_the_reason(made: Pat
     found = table(copy)
     right = values(wanted)
     if damage == "none":
+        assert [note for note in found["notes"] if "not known whether on the same data" in note]
         assert values(found) == right
         return
     assert values(found) == {"accuracy": right["accuracy"], "control-time": [], "train-hours": []}

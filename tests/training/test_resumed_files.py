@@ -138,6 +138,7 @@ def test_changed_data_are_gone_on_with_on_request(part: Path, other_data: Callab
     assert then is not None
     assert now is not None
     assert (now["test"], now["training"] == then["training"]) == (then["test"], False)
+    assert "trained on other data up to step 5, which have changed since" in result.summary
     # They are the run's data from here on.
     assert not [line for line in resume(part)[1] if "not those" in line]
 

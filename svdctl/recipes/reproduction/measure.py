@@ -103,7 +103,7 @@ def with_kept_times(figures: RunFigures) -> RunFigures:
 
 
 def training_figures(folder: Path) -> tuple[dict[Column, float], tuple[str, ...]]:
-    """Hours of training and the share of control in it; or none, and why.
+    """Hours of training and the share of control in it, or why there are none; and what is to be said of the data.
 
     Raises:
         CheckpointError: `last.pt` cannot be read.
@@ -111,12 +111,17 @@ def training_figures(folder: Path) -> tuple[dict[Column, float], tuple[str, ...]
     checkpoint = read_checkpoint(folder / "last.pt")
     with fitting(folder):
         history = read_history(checkpoint, folder)
+    notes = []
+    if checkpoint.data is None:
+        notes.append("Trained by an older version: not known whether on the same data.")
+    if history.training["counters"].get("other_data_until"):
+        notes.append(f"Trained on other data up to step {history.training['counters']['other_data_until']:,}.")
     lacks = what_lacks(history.epochs, checkpoint.config, history.left_out)
     if lacks is not None:
-        return {}, (f"Times of training are not known: {lacks}.",)
+        return {}, (*notes, f"Times of training are not known: {lacks}.")
     whole = sum(line["train_time"] for line in history.epochs)
     control = sum(line["clipping_time"] for line in history.epochs)
-    return {"train-hours": whole / 3600, "control-time": control / max(whole - control, 1e-9)}, ()
+    return {"train-hours": whole / 3600, "control-time": control / max(whole - control, 1e-9)}, tuple(notes)
 
 
 def evaluated_figures(records: Records) -> Iterator[tuple[Column, float]]:

@@ -67,6 +67,10 @@ def finished(
         metrics |= {f"{prefix}mean_radius": row.mean_radius}
     files = [folder / name for name in ("config.toml", "environment.json", "metrics.jsonl", "last.pt")]
     files += [folder / "best.pt"] * (best is not None)
+    if trainer.counters.other_data_until:
+        summary.append(
+            f"trained on other data up to step {trainer.counters.other_data_until}, which have changed since"
+        )
     lacks = what_lacks(trainer.epochs, config)
     if lacks is None:
         metrics["seconds"] = sum(line["train_time"] + line.get("val_time", 0.0) for line in trainer.epochs)

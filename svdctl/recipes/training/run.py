@@ -55,6 +55,7 @@ class Run:
         *,
         is_current: Callable[[], bool] = lambda: True,
         needs_best: bool = False,
+        changed_data: bool = False,
     ) -> TrainResult:
         """Train from the start, or from a checkpoint.
 
@@ -62,19 +63,20 @@ class Run:
             checkpoint: what was read, before the folder was held.
             is_current: whether that is still what the folder holds.
             needs_best: fail, and do not go on, when the network that was picked is lost.
+            changed_data: the data are not those of the checkpoint.
 
         Raises:
             TrainingError: another process trains in the folder, or did since the checkpoint was read.
             CheckpointError: the checkpoint's state does not fit; `best.pt` is lost, where it is needed.
         """
         if not self.fabric.is_global_zero:
-            return self._train(checkpoint, needs_best)
+            return self._train(checkpoint, needs_best, changed_data)
         with locked(self.folder):
             if not is_current():
                 raise TrainingError(f"another process went on in {self.folder} meanwhile; run the command again")
-            return self._train(checkpoint, needs_best)
+            return self._train(checkpoint, needs_best, changed_data)
 
-    def _train(self, checkpoint: Checkpoint | None, needs_best: bool) -> TrainResult:
+    def _train(self, checkpoint: Checkpoint | None, needs_best: bool, changed_data: bool) -> TrainResult:
         config = self.config
         # Made anew from the seed even when resuming: the picture shows the weights before any training.
         before = spectra(self.model, self.sizes) if self.fabric.is_global_zero else {}
@@ -102,6 +104,8 @@ class Run:
         if history is not None:
             with fitting(self.folder):
                 self.trainer.load_state_dict(history.training)
+            if changed_data:
+                self.trainer.counters.other_data_until = self.trainer.counters.step
             self._look_at_best(needs_best)
         log = None
         if self.fabric.is_global_zero:
