@@ -1,7 +1,8 @@
 """A learnable data set, networks trained on it in a second, and a reporter that remembers."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,11 +161,18 @@ def build_slow() -> nn.Module:
     return Slow()
 
 
-def build_probabilities() -> nn.Module:
-    """The linear network with a softmax behind it; its weights have the same names."""
+class Followed(Linear):
+    """The same with a function behind it; its weights have the same names."""
 
-    class Probabilities(Linear):
-        def forward(self, pixels: Tensor) -> Tensor:
-            return super().forward(pixels).softmax(1)
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
 
-    return Probabilities()
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.function(super().forward(pixels))
+
+
+build_logits = build
+build_softmax = partial(Followed, partial(torch.softmax, dim=1))
+build_log_softmax = partial(Followed, partial(torch.log_softmax, dim=1))
+build_sigmoid = partial(Followed, torch.sigmoid)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from svdctl.errors import EvaluationError, UsageError
 from svdctl.recipes.eval_robust import EvaluationResult
@@ -91,6 +92,24 @@ def test_a_shard_under_a_false_name_is_refused(shared: Path, linear: Path) -> No
     right, wrong = (next(folder.glob(f"*-{index}-of-2.pt")) for index in (1, 2))
     wrong.rename(folder / right.name.replace("-1-of-", "-2-of-"))
     assert "than its name says" in str(only_error(attack(shared, linear, merge_shards=True)))
+
+
+def test_a_damaged_shard_is_refused_and_attacked_anew(shared: Path, linear: Path) -> None:
+    for index in (1, 2):
+        attack(shared, linear, shard=f"{index}/2", examples="4")
+    folder = linear.parent / "eval-linear" / attack_files.SHARDS
+    sound = next(folder.glob("*-2-of-2.pt"))
+    state = torch.load(sound, weights_only=True)["records"][0]["state"]
+    contents = bytearray(sound.read_bytes())
+    contents[contents.index(state["distances"].numpy().tobytes())] ^= 1
+    sound.write_bytes(contents)
+    error = str(only_error(attack(shared, linear, merge_shards=True, examples="4")))
+    assert "is damaged" in error
+    assert "run it again with --shard 2/2" in error
+    recorder = Recorder()
+    attack(shared, linear, recorder, shard="2/2", examples="4")
+    assert any("measured again" in notice for notice in recorder.notices)
+    assert not attack(shared, linear, merge_shards=True, examples="4").failures
 
 
 def test_an_unfinished_shard_is_refused(shared: Path, linear: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ def store(folder: Path, weights: str = "w") -> Store:
 
 
 def put(target: Store, **changes: object) -> None:
-    rows = [{"image": 0, "radius": 0.1}, {"image": 1, "radius": 0.25}]
+    rows = [{"image": 0, "correct": 1, "radius": 0.1}, {"image": 1, "correct": 1, "radius": 0.25}]
     target.put("certified", {**PROTOCOL, **changes}, RESULTS, seconds=1, device="cpu", rows=rows)
 
 
@@ -39,7 +39,10 @@ def test_a_record_is_found_by_its_protocol_alone(tmp_path: Path) -> None:
     assert record.kept == "kept"
     assert record.environment["seed"] == 3
     assert record.environment["versions"]["torch"]
-    assert again.rows(record) == [{"image": "0", "radius": "0.1"}, {"image": "1", "radius": "0.25"}]
+    assert again.rows(record) == [
+        {"image": "0", "correct": "1", "radius": "0.1"},
+        {"image": "1", "correct": "1", "radius": "0.25"},
+    ]
     for other in ({"eps": 0.25}, {"weights": "v"}, {"more": 1}):
         assert again.find("certified", {**PROTOCOL, **other}) is None
     assert again.find("accuracy", PROTOCOL) is None

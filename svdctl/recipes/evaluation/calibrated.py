@@ -15,6 +15,18 @@ PROBABILITIES = (
     "of the network's confidence; evaluate it without its last softmax"
 )
 
+BETWEEN_0_AND_1 = (
+    "all outputs of the network lie between 0 and 1, as probabilities do and logits do not: if its last layer is a "
+    "sigmoid, evaluate it without that"
+)
+
+
+def warning_of(outputs: Tensor) -> str | None:
+    """What is to be said of outputs `(N, K)` that are taken for logits; None for what may be logits."""
+    if are_probabilities(outputs):
+        return PROBABILITIES
+    return BETWEEN_0_AND_1 if bool(((outputs >= 0) & (outputs <= 1)).all()) else None
+
 
 def accuracy(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     """Top-1 accuracy with Wilson's interval at 95 %, for logits `(N, K)` and labels `(N,)`."""
@@ -44,7 +56,7 @@ def calibrated(logits: Tensor, labels: Tensor, kept: HeldOut, classifier: Classi
             "accuracy": bars.accuracy.tolist(),
         },
         "temperature": None,
-        "warnings": [PROBABILITIES] if are_probabilities(logits) else [],
+        "warnings": [text] if (text := warning_of(logits)) is not None else [],
     }
     if len(kept.fit) == 0 or len(kept.judge) == 0:
         return results

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from svdctl.certify import Certifier
 from svdctl.config.evaluate import EvaluateConfig
+from svdctl.errors import EvaluationError
 from svdctl.recipes.evaluation.forward import Classifier
 from svdctl.recipes.evaluation.material import Material
 
@@ -29,6 +30,8 @@ def measure(
     test = material.test
     tell(0, len(test), "Lipschitz constant")
     certifier = _certifier(classifier, material)
+    if not math.isfinite(certifier.bound.value):
+        raise EvaluationError("no finite Lipschitz constant is proved of this network, so nothing can be certified")
     device = certifier_device(classifier)
     radii: list[Tensor] = []
     predicted: list[Tensor] = []

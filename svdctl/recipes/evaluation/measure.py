@@ -22,7 +22,7 @@ from svdctl.recipes.evaluation.store import Record, Store, held
 from svdctl.recipes.evaluation.subject import Subject
 from svdctl.recipes.evaluation.words import short
 from svdctl.recipes.measurement_cache import MeasurementCache
-from svdctl.robustness.calibration import BINS, are_probabilities
+from svdctl.robustness.calibration import BINS
 
 ECE_VERSION = 2
 """Of the calibration error: 15 bins, the last one closed at 1. Before, confidences of exactly 1 had a bin of their own.
@@ -95,8 +95,8 @@ class _Session:
                 f"{self.found.path} tells {width} classes apart, and {self.evaluation.data} has {len(test.classes)}; "
                 "give --dataset the data that it was trained on"
             )
-        if are_probabilities(outputs):
-            self.listener.notice(f"{self.found.name}: {calibrated.PROBABILITIES}")
+        if (warning := calibrated.warning_of(outputs)) is not None:
+            self.listener.notice(f"{self.found.name}: {warning}")
 
     @contextmanager
     def _caught(self, metric: str) -> Iterator[None]:

@@ -132,10 +132,9 @@ class Store:
         path = self._details(record)
         if not path.is_file():
             return f"{path} is missing"
-        if record.details_sha256 is None:
-            return _fault_of_rows(record, path)
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        return None if found == record.details_sha256 else f"{path} fails its checksum"
+        if record.details_sha256 not in (None, hashlib.sha256(path.read_bytes()).hexdigest()):
+            return f"{path} fails its checksum"
+        return _fault_of_rows(record, path)
 
     def put(
         self,
@@ -240,14 +239,18 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def _fault_of_rows(record: Record, path: Path) -> str | None:
-    """What contradicts a record in the rows of its images, which have no checksum."""
+    """What contradicts a record in the rows of its images."""
     results = record.results
     try:
         rows = read_rows(path)
         if record.metric == "certified":
             radii = [float(row["radius"]) for row in rows]
             shares = {radius: sum(found > float(radius) / 255 for found in radii) for radius in results["accuracy"]}
-            figures, counts = results["accuracy"], shares
+            figures, counts = {**results["accuracy"], "clean": results["clean"]}, shares
+            counts["clean"] = sum(int(row["correct"]) for row in rows)
+            # As many digits as a row has.
+            if not math.isclose(max(radii), results["largest_radius"], rel_tol=1e-6, abs_tol=1e-30):
+                return f"{path} contradicts the figures"
         else:
             outcomes = [row["outcome"] for row in rows]
             figures = {"robust": results["robust_accuracy"], "misclassified": 1 - results["clean_accuracy"]}
