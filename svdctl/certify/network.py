@@ -160,33 +160,48 @@ def follow(network: nn.Module, centre: Tensor, *, tolerance: float | None = None
         ShapeError: an operation without a rule, or a network that does not compute the same each time.
     """
     tracer = Tracer(apply, tolerance, Arithmetic(centre.dtype))
-    start = Traced.make(tracer, centre.clone(), Facts(1.0, norm_above(centre), Affine()))
+    with _watched(network, tracer):
+        output, facts = _traced_pass(network, tracer, centre)
+        farthest, contributions = tracer.largest.reaches(tracer.arithmetic.largest), tuple(tracer.contributions)
+        # Again away from the centre, where a difference that the centre hides (a factor on zeros, say) shows.
+        generator = torch.Generator().manual_seed(0)
+        step = torch.rand(centre.shape, generator=generator, dtype=torch.float64).to(centre) - centre
+        other = centre + step * min(1.0, max(farthest, 0.0) / 2 / norm_above(step))
+        again, same = _traced_pass(network, tracer, other)
+    passing = frozenset(_contents_of(network).without_numbers)
+    allowed = 2 * facts.error(norm_above(other - centre)) * outward(1.0) + 1e-12 * norm_above(again)
+    _require_close(_only(network(other.clone())), again, allowed)
+    proved = replace(facts, lipschitz=outward(facts.lipschitz), error=facts.error * outward(1.0))
+    trace = Trace(proved, output, contributions, _contents_of(network).kept(), passing, farthest)
+    _require_close(_only(network(other.clone())), again, allowed)
+    trace.require_unchanged(network)
+    if same.lipschitz != facts.lipschitz:
+        raise ShapeError(_CHANGES)
+    return trace
+
+
+def _traced_pass(network: nn.Module, tracer: Tracer, image: Tensor) -> tuple[Tensor, Facts]:
+    """The output for one image, and what is proved of it."""
+    start = Traced.make(tracer, image.clone(), Facts(1.0, norm_above(image), Affine()))
     try:
-        with _watched(network, tracer):
-            output = _only(network(start))
+        output = _only(network(start))
     except ShapeError:
         raise
     except Exception as failure:  # whatever the network's own code raises
         reason = (str(failure).strip() or type(failure).__name__).splitlines()[0]
-        raise ShapeError(f"{tracer.where} fails on an image of shape {tuple(centre.shape[1:])}: {reason}") from failure
+        raise ShapeError(f"{tracer.where} fails on an image of shape {tuple(image.shape[1:])}: {reason}") from failure
     if not isinstance(output, Traced):
         raise ShapeError(
             f"the network's output is a {type(output).__name__} whose path from the image was lost; it must return one "
             "tensor computed by torch functions"
         )
-    facts = tracer.facts(output)
-    proved = replace(facts, lipschitz=outward(facts.lipschitz), error=facts.error * outward(1.0))
-    farthest = tracer.largest.reaches(tracer.arithmetic.largest)
-    passing = frozenset(_contents_of(network).without_numbers)
-    _require_the_same_value(network, centre, output.value, proved)
-    trace = Trace(proved, output.value, tuple(tracer.contributions), _contents_of(network).kept(), passing, farthest)
-    # Away from the centre, where a change that the centre hides (of a factor on zeros, say) shows.
-    generator = torch.Generator().manual_seed(0)
-    step = torch.rand(centre.shape, generator=generator, dtype=torch.float64).to(centre) - centre
-    other = centre + step * min(1.0, max(farthest, 0.0) / 2 / norm_above(step))
-    _require_the_same_value(network, other, _only(network(other.clone())), proved, norm_above(other - centre))
-    trace.require_unchanged(network)
-    return trace
+    return output.value, tracer.facts(output)
+
+
+_CHANGES = (
+    "the network computes something else each time that it is run (by random numbers, by a state that its own code "
+    "changes, or by a look at the type of its input); a bound holds for a network that stays as it is"
+)
 
 
 def _contents_of(network: nn.Module) -> Contents:
@@ -197,21 +212,14 @@ def _only(output: Any) -> Any:
     return output[0] if isinstance(output, Sequence) and len(output) == 1 else output
 
 
-def _require_the_same_value(
-    network: nn.Module, image: Tensor, value: Tensor, facts: Facts, distance: float = 0.0
-) -> None:
-    """Raise a ShapeError unless another pass gives the same, but for what rounding may do."""
-    again = _only(network(image.clone()))
-    allowed = 2 * facts.error(distance) + 1e-12 * norm_above(value)
+def _require_close(found: Any, value: Tensor, allowed: float) -> None:
+    """Raise a ShapeError unless another pass gave the same, but for what rounding may do."""
     if (
-        isinstance(again, Traced)
-        or again.shape != value.shape
-        or not float((again.double() - value.double()).norm()) <= allowed
+        isinstance(found, Traced)
+        or found.shape != value.shape
+        or not float((found.double() - value.double()).norm()) <= allowed
     ):
-        raise ShapeError(
-            "the network gives another output each time that it is run on the same image (by random numbers, or by a "
-            "state that its own code changes); a bound holds for a network that stays as it is"
-        )
+        raise ShapeError(_CHANGES)
 
 
 @contextmanager

@@ -123,6 +123,10 @@ class TestWeightsThatChangeOnTheWay:
             with pytest.raises(ShapeError, match="stays as it is"):
                 bound(run)
 
+    def test_a_look_at_the_type_of_the_input_is_refused(self) -> None:
+        with pytest.raises(ShapeError, match="stays as it is"):
+            bound(lambda net, x: x * 10 if type(x) is Tensor else x)
+
     def test_weights_from_the_image_are_refused(self) -> None:
         with pytest.raises(ShapeError, match="depends on the image"):
             bound(lambda net, x: functional_call(net.layer, {"weight": x.t() * SMALL}, x), layer=identity())
