@@ -169,7 +169,8 @@ def eval_robust(
         Path | None,
         option(
             "--out-dir",
-            text="Folder for all results. Without it they go beside each checkpoint, to eval-<its name>/, and "
+            text="Folder for all results, in folders that end in the hash of the weights. Without it they go "
+            "beside each checkpoint, to eval-<its name>/, and "
             "report.md to the folder given.",
             panel=OUTPUT,
         ),

@@ -95,21 +95,22 @@ def test_a_shard_under_a_false_name_is_refused(shared: Path, linear: Path) -> No
 
 
 def test_a_damaged_shard_is_refused_and_attacked_anew(shared: Path, linear: Path) -> None:
+    quick = {"examples": "4", "eps": 9.0}
     for index in (1, 2):
-        attack(shared, linear, shard=f"{index}/2", examples="4")
+        attack(shared, linear, shard=f"{index}/2", **quick)
     folder = linear.parent / "eval-linear" / attack_files.SHARDS
     sound = next(folder.glob("*-2-of-2.pt"))
     state = torch.load(sound, weights_only=True)["records"][0]["state"]
     contents = bytearray(sound.read_bytes())
     contents[contents.index(state["distances"].numpy().tobytes())] ^= 1
     sound.write_bytes(contents)
-    error = str(only_error(attack(shared, linear, merge_shards=True, examples="4")))
+    error = str(only_error(attack(shared, linear, merge_shards=True, **quick)))
     assert "is damaged" in error
     assert "run it again with --shard 2/2" in error
     recorder = Recorder()
-    attack(shared, linear, recorder, shard="2/2", examples="4")
+    attack(shared, linear, recorder, shard="2/2", **quick)
     assert any("measured again" in notice for notice in recorder.notices)
-    assert not attack(shared, linear, merge_shards=True, examples="4").failures
+    assert not attack(shared, linear, merge_shards=True, **quick).failures
 
 
 def test_an_unfinished_shard_is_refused(shared: Path, linear: Path, monkeypatch: pytest.MonkeyPatch) -> None:

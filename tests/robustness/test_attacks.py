@@ -2,7 +2,9 @@
 
 import io
 import logging
+import math
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -94,6 +96,24 @@ def test_a_state_of_something_else_is_not_taken() -> None:
     assert AttackState.from_dict(state.to_dict(), "another") is None
     with pytest.raises(CheckpointError, match="broken_by"):
         AttackState.from_dict({key: value for key, value in state.to_dict().items() if key != "broken_by"}, "mine")
+    spoiled: dict[str, Any] = {
+        "fingerprint": None,
+        "classes": 1,
+        "at_once": 0,
+        "attack": len(state.attacks) + 1,
+        "batches_done": -1,
+        "broken_by": torch.full((8,), len(state.attacks), dtype=torch.int8),
+        "clean_predictions": state.clean_predictions + state.classes,
+        "predictions": (state.predictions + 1) % state.classes,
+        "distances": torch.full((8,), math.nan, dtype=torch.float64),
+    }
+    for name, value in spoiled.items():
+        with pytest.raises(CheckpointError, match="the state of an attack is damaged"):
+            AttackState.from_dict({**state.to_dict(), name: value}, "mine")
+    for name in ("clean_predictions", "predictions", "broken_by", "distances"):
+        for value in (getattr(state, name)[:-1], getattr(state, name).float(), getattr(state, name)[None]):
+            with pytest.raises(CheckpointError, match="the state of an attack is damaged"):
+                AttackState.from_dict({**state.to_dict(), name: value}, "mine")
     with pytest.raises(UsageError, match="8 images"):
         next(attack_batches(model, images[:4], labels[:4], FAST, state))
 

@@ -105,10 +105,10 @@ class AttackState:
 
     @classmethod
     def from_dict(cls, contents: Mapping[str, Any], fingerprint: str) -> Self | None:
-        """The state in `contents`, or None if it is bound to another fingerprint, or to none.
+        """The state in `contents`, or None if it is bound to another fingerprint.
 
         Raises:
-            CheckpointError: `contents` is no such state, or one that no attack comes to.
+            CheckpointError: `contents` is no such state, bound to nothing, or one that no attack comes to.
         """
         try:
             found = _Contents.model_validate(dict(contents))
