@@ -26,9 +26,10 @@ from svdctl.layers.normalize import Normalize
 from svdctl.machine import machine
 from svdctl.models.wrn import WideResNet, default_conv
 from svdctl.recipes.evaluation import attacked, corrupted
-from svdctl.recipes.evaluation.attack_files import Assignment
+from svdctl.recipes.evaluation.attack_files import Assignment, ProgressFile
 from svdctl.recipes.evaluation.forward import Classifier
 from svdctl.recipes.evaluation.material import Material
+from svdctl.recipes.measurement_cache import MeasurementCache
 
 
 class Timed(nn.Module):
@@ -77,7 +78,8 @@ def forward_share(width: int, count: int) -> float:
         model.seconds = 0.0
         began = time.perf_counter()
         source = corrupted.open_source(config.corruptions, test, 0, classifier.device, lambda *_: None)
-        corrupted.measure(classifier, source, test, config, folder / "unfinished", lambda *_: None)
+        counts = MeasurementCache(folder / "unfinished.json", corrupted.Count, {})
+        corrupted.measure(classifier, source, test, config, counts, lambda *_: None, print)
         return model.seconds / (time.perf_counter() - began)
 
 
@@ -94,7 +96,8 @@ def attack_ratio(count: int) -> float:
     def recipe() -> float:
         with tempfile.TemporaryDirectory() as name:
             work = Assignment.make(settings, "weights", test)
-            progress = attacked.run(classifier, test, work, Path(name) / "state.pt", lambda *_: None, lambda _: None)
+            file = ProgressFile(Path(name) / "state.pt", work, print)
+            progress = attacked.run(classifier, test, work, file, lambda *_: None, lambda _: None)
             return progress.state.robust_accuracy()
 
     def direct() -> float:

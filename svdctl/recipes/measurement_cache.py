@@ -286,7 +286,8 @@ def _strict_json(data: bytes) -> Any:
     def refuse(name: str) -> Any:
         raise ValueError(f"{name} is no number of JSON")
 
-    return json.loads(data.decode("utf-8"), parse_constant=refuse)
+    # A byte that is damaged spoils the record that it stands in, not the file.
+    return json.loads(data.decode("utf-8", errors="replace"), parse_constant=refuse)
 
 
 def foreign(path: Path) -> EvaluationError:
