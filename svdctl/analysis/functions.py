@@ -236,4 +236,19 @@ def _chosen(model: nn.Module, layers: str | Sequence[str], linear: bool) -> dict
         reason = why_not_writable(module)
         if reason is not None:
             raise ShapeError(f"layer {name or '(top)'} cannot be changed: {reason}; or leave it out with layers=")
+    _refuse_shared_with_others(model, found)
     return found
+
+
+def _refuse_shared_with_others(model: nn.Module, chosen: dict[str, nn.Module]) -> None:
+    """A layer that is left out must stay as it is."""
+    tensors = {name: written(layer, None) for name, layer in chosen.items()}
+    others = {name: layer for name, layer in model.named_modules() if is_controllable(layer) and name not in chosen}
+    tensors |= {name: list(layer.parameters()) for name, layer in others.items()}
+    for names in groups_by_memory(tensors):
+        left_out = [name for name in names if name in others]
+        if left_out and len(left_out) < len(names):
+            first = next(name for name in names if name in chosen)
+            raise ShapeError(
+                f"layer {left_out[0]} shares memory with layer {first} and would change with it; choose both or neither"
+            )

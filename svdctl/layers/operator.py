@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from svdctl.errors import ShapeError
-from svdctl.layers.stored_weight import computed_weight, why_not_as_stored
+from svdctl.layers.stored_weight import computed_weight, evaluation_mode, why_not_as_stored
 from svdctl.layers.tt import TTConv2d
 from svdctl.spectral.operator import Convolution
 
@@ -66,14 +66,16 @@ def operator_of(layer: nn.Module) -> Convolution:
         reason = why_not_read(layer)
         if reason is not None:
             raise ShapeError(f"a layer of type {type(layer).__name__} cannot be read off its weight: {reason}")
-    return stored_operator(layer)
+    with evaluation_mode(layer):
+        return stored_operator(layer)
 
 
 def exact_operator(layer: nn.Module) -> tuple[Convolution, float]:
     """Return `operator_of(layer)` for proofs, and how far the norms of the two can differ: 0 but for TT layers."""
     conv = operator_of(layer)
     if isinstance(layer, TTConv2d) and layer.has_frames:
-        kernel, error = layer.exact_kernel()
+        with evaluation_mode(layer):
+            kernel, error = layer.exact_kernel()
         return Convolution.make(kernel, stride=layer.stride, dilation=layer.dilation), error
     return conv, 0.0
 
@@ -94,14 +96,19 @@ def why_not_writable(layer: nn.Module) -> str | None:
     if reason is not None:
         return reason
     weight = weight_of(layer)
-    if not isinstance(weight, nn.Parameter):
+    names = ["weight"]
+    if isinstance(layer, TTConv2d):
+        frames = layer.has_frames and layer.frames_kind != "parametrize"
+        names = ["core", "frame_in", "frame_out"] if frames else ["core"]
+    written = [tensor for tensor in map(layer._parameters.get, names) if tensor is not None]
+    if len(written) < len(names):
         return (
             "its weight is computed anew from others (a parametrization, a hook or pruning); make it plain first, as "
             "with torch.nn.utils.parametrize.remove_parametrizations"
         )
     if weight.dtype not in (torch.float32, torch.float64):
         return f"its weight is {weight.dtype}, too coarse for a proof; convert the network with .float() first"
-    if any(size > 1 and step == 0 for size, step in zip(weight.shape, weight.stride(), strict=True)):
+    if any(n > 1 and step == 0 for tensor in written for n, step in zip(tensor.shape, tensor.stride(), strict=True)):
         return "entries of its weight share their memory (it was expanded); make it plain with .clone() first"
     return None
 
@@ -112,7 +119,7 @@ def quick_operator(layer: nn.Module) -> Convolution:
         exact = layer.frames_kind in ("retract", "parametrize")
         kernel = layer.core.detach() if exact else layer.small_kernel(dtype=layer.core.dtype)
         return Convolution.make(kernel, stride=layer.stride, dilation=layer.dilation)
-    return operator_of(layer)
+    return stored_operator(layer)
 
 
 @torch.no_grad()

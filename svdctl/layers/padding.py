@@ -23,6 +23,7 @@ import math
 from torch import nn
 
 from svdctl.errors import ShapeError
+from svdctl.layers.stored_weight import computed_weight
 
 Convolutional = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -64,4 +65,6 @@ def is_cyclic(layer: Convolutional) -> bool:
 
 
 def _reaches(layer: Convolutional) -> list[int]:
-    return [dilation * (taps - 1) for taps, dilation in zip(layer.kernel_size, layer.dilation, strict=True)]
+    # The weight may have been replaced by one of another size, which `kernel_size` does not hear of.
+    taps = computed_weight(layer).shape[2:]
+    return [dilation * (k - 1) for k, dilation in zip(taps, layer.dilation, strict=True)]

@@ -1,36 +1,37 @@
 """Whether a layer computes with the weight that it stores, and which weight that is."""
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from svdctl.errors import ShapeError
 
+_DESCRIPTORS = (property, staticmethod, classmethod)
+_PASS = ("forward", "_conv_forward", "__call__", "_call_impl", "_wrapped_call_impl")
+# What a subclass of our own layers may define anew: it is no part of what the layer computes.
+_HARMLESS = {"__init__", "__doc__", "__module__", "__qualname__", "extra_repr", "reset_parameters", "from_conv2d"}
+
 
 def forwards_as(layer: nn.Module, kind: type) -> bool:
     """Return whether the layer's forward pass is still that of one of its classes.
 
-    A subclass that, say, standardises its weights on the way is another function, and so is a patched instance.
+    A subclass that, say, standardises its weights on the way is another function, and so is a patched instance. Of our
+    own layers every method counts, since several of them make the pass.
     """
-    names = (
-        "forward",
-        "_conv_forward",
-        "_generator",
-        "skew_kernel",
-        "series_terms",
-        "__call__",
-        "_call_impl",
-        "_wrapped_call_impl",
-    )
+    names = {name for name in _PASS if hasattr(kind, name)}
+    for base in kind.__mro__:
+        if base.__module__.startswith("svdctl."):
+            names |= {name for name, part in vars(base).items() if callable(part) or isinstance(part, _DESCRIPTORS)}
     return all(
-        getattr(type(layer), name) is getattr(kind, name) and name not in vars(layer)
-        for name in names
-        if hasattr(kind, name)
+        inspect.getattr_static(type(layer), name) is inspect.getattr_static(kind, name) and name not in vars(layer)
+        for name in names - _HARMLESS
     )
 
 
@@ -44,10 +45,25 @@ def why_not_as_stored(layer: nn.Module, kind: type) -> str | None:
         return f"its forward pass is not that of {kind.__name__}, so what it does with its weight is not known"
     hooks = [*layer._forward_pre_hooks.values(), *layer._forward_hooks.values()]
     hooks += [*nn.modules.module._global_forward_pre_hooks.values(), *nn.modules.module._global_forward_hooks.values()]
-    hooks = [hook for hook in hooks if not isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod)]
-    if hooks:
-        name = getattr(hooks[0], "__qualname__", type(hooks[0]).__name__)
-        return f"it has a forward hook ({name}), which may change what it computes; remove the hook first"
+    for hook in hooks:
+        made = _made_by(hook)
+        if made is None:
+            name = getattr(hook, "__qualname__", type(hook).__name__)
+            return f"it has a forward hook ({name}), which may change what it computes; remove the hook first"
+        if made not in ("weight", "bias"):
+            return f"a forward hook ({type(hook).__name__}) computes its {made} before each pass; remove the hook first"
+    return None
+
+
+def _made_by(hook: object) -> str | None:
+    """The tensor that an older hook of torch.nn.utils computes before each pass; None for any other hook."""
+    if type(hook) in (WeightNorm, SpectralNorm):
+        return hook.name  # type: ignore[attr-defined]
+    if isinstance(hook, BasePruningMethod) and all(
+        inspect.getattr_static(type(hook), name) is inspect.getattr_static(BasePruningMethod, name)
+        for name in ("__call__", "apply_mask")
+    ):
+        return hook._tensor_name
     return None
 
 
@@ -61,11 +77,11 @@ def computed_weight(layer: nn.Module) -> Tensor:
     Raises:
         ShapeError: a weight that is no ordinary tensor (sparse, quantised, distributed), or made by several hooks.
     """
-    makers = [hook for hook in layer._forward_pre_hooks.values() if _makes_weight(hook)]
+    makers = [hook for hook in layer._forward_pre_hooks.values() if _made_by(hook) == "weight"]
     if len(makers) > 1:
         raise ShapeError("several hooks make the weight of one layer; remove all but one, as by remove_weight_norm")
     weight: object
-    with _evaluation_mode(layer):
+    with evaluation_mode(layer):
         match makers[0] if makers else None:
             case SpectralNorm() as hook:
                 weight = hook.compute_weight(layer, do_power_iteration=False)
@@ -75,6 +91,8 @@ def computed_weight(layer: nn.Module) -> Tensor:
                 weight = hook.apply_mask(layer)
             case _:
                 weight = layer.weight
+                if is_parametrized(layer, "weight") and not _equal(weight, layer.weight):
+                    raise ShapeError(f"the parametrised weight of a {type(layer).__name__} is another at each reading")
     if not isinstance(weight, Tensor):
         raise ShapeError(f"the weight of a {type(layer).__name__} is a {type(weight).__name__}, not a tensor")
     weight = weight.detach()
@@ -84,15 +102,16 @@ def computed_weight(layer: nn.Module) -> Tensor:
     return weight
 
 
-def _makes_weight(hook: object) -> bool:
-    if isinstance(hook, WeightNorm | SpectralNorm):
-        return hook.name == "weight"
-    return isinstance(hook, BasePruningMethod) and hook._tensor_name == "weight"
+def _equal(first: object, second: object) -> bool:
+    """Whether both are the same numbers, those that are not finite included."""
+    if not isinstance(first, Tensor) or not isinstance(second, Tensor):
+        return first is second
+    return torch.equal(first.nan_to_num(), second.nan_to_num())
 
 
 @contextmanager
-def _evaluation_mode(layer: nn.Module) -> Iterator[None]:
-    """In evaluation mode reading a parametrised weight changes nothing (spectral_norm's vectors move in training)."""
+def evaluation_mode(layer: nn.Module) -> Iterator[None]:
+    """Evaluation mode: reading a parametrised weight changes nothing (in training spectral_norm's vectors move)."""
     training = [module for module in layer.modules() if module.training]
     for module in training:
         module.training = False

@@ -57,7 +57,7 @@ class Convolution:
         if groups < 1 or kernel.shape[0] % groups:
             raise ShapeError(f"{kernel.shape[0]} channels do not divide into {groups} groups")
         # A half-precision kernel is exact in float32, its singular values are not in its own precision.
-        kernel = kernel.to(torch.promote_types(kernel.dtype, torch.float32))
+        kernel = kernel.float() if kernel.itemsize < 4 else kernel
         grouped = kernel.reshape(groups, kernel.shape[0] // groups, *kernel.shape[1:])
         return cls(grouped, _per_axis(stride, axes), _per_axis(dilation, axes), transposed)
 

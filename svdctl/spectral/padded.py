@@ -26,7 +26,7 @@ def padded_norm(operator: Operator, input_shape: tuple[int, ...], *, like: Tenso
     """
     generator = torch.Generator().manual_seed(0)
     # The search may round as it likes: what it found is measured in float64.
-    start = torch.randn(1, *input_shape, generator=generator).to(like.device)
+    start = torch.randn(1, *input_shape, generator=generator, dtype=torch.float32).to(like.device)
 
     def normal(x: Tensor) -> Tensor:
         with torch.enable_grad():

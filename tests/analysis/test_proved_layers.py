@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations, parametrize, prune
+from torch.nn.utils.weight_norm import WeightNorm
 
 import svdctl
 from svdctl.errors import ShapeError
@@ -34,6 +35,46 @@ class CalledTwice(nn.Conv2d):
 class FreeTT(svdctl.TTConv2d):
     def forward(self, x: Tensor) -> Tensor:
         return 3 * super().forward(x)
+
+
+class OwnKernel(svdctl.TTConv2d):
+    def small_kernel(self, *, dtype: torch.dtype = torch.float64) -> Tensor:
+        return 1e-12 * super().small_kernel(dtype=dtype)
+
+
+class OwnChoice(svdctl.TTConv2d):
+    def _cheapest(self, shape: torch.Size) -> tuple[bool, bool]:
+        self.core.data.mul_(2)
+        return super()._cheapest(shape)
+
+
+class Louder(WeightNorm):
+    def compute_weight(self, module: nn.Module) -> Any:
+        return 9 * super().compute_weight(module)
+
+
+def with_hook_on(name: str) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        layer = svdctl.TTConv2d(4, 4, 3, rank=2, padding=1, frames="free", bias=False)
+        if name == "core":
+            nn.utils.weight_norm(layer, "core")
+        else:
+            prune.l1_unstructured(layer, name, 1)
+        return layer
+
+    return make
+
+
+def nested_hooks() -> nn.Module:
+    layer = nn.utils.weight_norm(nn.Conv2d(4, 4, 3))
+    return prune.l1_unstructured(layer, "weight_v", 1)
+
+
+def own_weight_norm() -> nn.Module:
+    layer = nn.utils.weight_norm(nn.Conv2d(4, 4, 3))
+    (key,) = layer._forward_pre_hooks
+    layer._forward_pre_hooks[key] = Louder("weight", 0)
+    return layer
 
 
 def patched() -> nn.Module:
@@ -62,6 +103,12 @@ OWN = {
     "tt": lambda: FreeTT(8, 8, 3, rank=2),
     "hook": with_hook("after"),
     "pre-hook": with_hook("before"),
+    "own kernel": lambda: OwnKernel(4, 4, 3, rank=2, padding=1),
+    "own choice": lambda: OwnChoice(4, 4, 3, rank=2, padding=1),
+    "hook on the core": with_hook_on("core"),
+    "hook on a frame": with_hook_on("frame_in"),
+    "hooks on hooks": nested_hooks,
+    "own weight_norm": own_weight_norm,
 }
 READERS: dict[str, Callable[[nn.Module], Any]] = {
     "spectral_norm_bound": svdctl.spectral_norm_bound,
@@ -71,6 +118,7 @@ READERS: dict[str, Callable[[nn.Module], Any]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("name", OWN)
 def test_a_layer_that_does_something_else_with_its_weight_is_refused(name: str, reader: str) -> None:
@@ -87,6 +135,7 @@ def test_such_a_layer_is_not_converted(name: str) -> None:
         svdctl.tensorize_(nn.Sequential(OWN[name]()), rank=2)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", OWN)
 def test_its_row_of_a_spectrum_has_no_bound_and_says_why(name: str) -> None:
     layer = OWN[name]()
@@ -165,6 +214,48 @@ def test_a_weight_that_is_computed_from_others_is_read_as_the_next_pass_computes
     true = dense_values(plain, (4, 8, 8))
     assert found.upper >= float(true[0]) * (1 - 1e-9)
     assert values.double() == pytest.approx(true[: len(values)], rel=1e-5, abs=1e-5)
+
+
+class Random(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * torch.rand(())
+
+
+class OnlyInTraining(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight if self.training else 50 * weight
+
+
+@pytest.mark.parametrize("reader", ["spectral_norm_bound", "singular_values"])
+def test_a_weight_that_is_another_at_each_reading_is_refused(reader: str) -> None:
+    layer = nn.Conv2d(4, 4, 3)
+    parametrize.register_parametrization(layer, "weight", Random())
+    with pytest.raises(ShapeError, match="each reading"):
+        READERS[reader](layer)
+
+
+def test_a_tt_core_that_depends_on_the_mode_is_read_in_evaluation() -> None:
+    torch.manual_seed(0)
+    layer = svdctl.TTConv2d(4, 4, 3, rank=2, bias=False)
+    plain = svdctl.spectral_norm_bound(layer)
+    parametrize.register_parametrization(layer, "core", OnlyInTraining())
+    found = svdctl.spectral_norm_bound(layer.train())
+    assert found.lower == pytest.approx(50 * plain.lower, rel=0.01)
+    assert layer.training
+    with pytest.raises(ShapeError, match="computed anew"):
+        svdctl.clip_(layer, max=1.0)
+
+
+@pytest.mark.parametrize(("made", "weight"), [(3, 1), (5, 3), (3, 5)])
+@pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])
+def test_padding_is_counted_for_the_weight_that_is_there(mode: str, made: int, weight: int) -> None:
+    layer = nn.Conv2d(1, 1, made, padding=made // 2, padding_mode=mode, bias=False)
+    layer.weight = nn.Parameter(torch.ones(1, 1, weight, weight))
+    bound = svdctl.spectral_norm_bound(layer).upper
+    for size in (4, 5, 6):
+        true = float(dense_values(copy.deepcopy(layer).double(), (1, size, size))[0])
+        assert true <= bound * (1 + 1e-9)
+        assert true <= svdctl.lipschitz_bound(layer, (1, size, size)).value * (1 + 1e-9)
 
 
 PADDED: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
@@ -337,6 +428,16 @@ def test_layers_that_share_memory_are_all_within_the_bound_afterwards(
             if name.startswith("frame") and bracket.upper < limit:
                 # One that was within the bound is still what it was.
                 assert after.lower == pytest.approx(bracket.lower, rel=1e-3)
+
+
+@pytest.mark.parametrize("change", [svdctl.clip_, svdctl.divide_])
+@pytest.mark.parametrize("name", SHARING)
+def test_a_layer_that_was_not_chosen_is_not_changed(name: str, change: Callable[..., dict[str, float]]) -> None:
+    net = SHARING[name]()
+    before = [parameter.clone() for parameter in net.parameters()]
+    with pytest.raises(ShapeError, match="choose both"):
+        change(net, max=0.01, layers="0")
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
 
 
 def test_a_common_core_between_different_frames_is_refused_by_clip_and_divided() -> None:
