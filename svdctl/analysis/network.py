@@ -20,7 +20,7 @@ from svdctl.layers.normalize import Normalize
 from svdctl.layers.norms import layer_norm_bound
 from svdctl.layers.operator import BatchNorm, batchnorm_gain, is_controllable, operator_of
 from svdctl.layers.padding import Convolutional, padding_factor
-from svdctl.layers.shapes import input_sizes
+from svdctl.layers.shapes import Calls, observed_calls
 from svdctl.layers.soc import SOC
 from svdctl.layers.sott import SOTT
 from svdctl.layers.stored_weight import why_not_as_stored
@@ -120,7 +120,9 @@ def spectrum(
     """Exact values, proved bounds and brackets of every convolution, linear layer and BatchNorm of any network.
 
     Args:
-        model: any module; it is run once in evaluation mode and left as it was.
+        model: any module; it is run once in evaluation mode and left as it was. A row of a layer that was then called
+            with other weights than it stores has no bound; one that was not called, or whose weights were used by more
+            than its own calls, says so as its assumption.
         input_shape: one input without the batch axis, `(C, H, W)`.
         name: a title.
         layers: patterns of layer names, as `layer3.*`.
@@ -150,17 +152,18 @@ def spectrum(
         near = ", ".join(key for key, module in modules.items() if _is_operator(module))[:300]
         raise ShapeError(f"no layer matches {' or '.join(patterns)}; there are {near}")
     try:
-        sizes = input_sizes(model, input_shape, EXPONENTIAL)
+        calls = observed_calls(model, input_shape, _is_read)
     except SvdctlError:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         first = str(error).splitlines()[0][:200]
         raise ShapeError(f"the network does not take an input of shape {input_shape} ({first})") from error
     rows = []
+    chosen = {key: module for key, module in chosen.items() if not _is_pixels(module, calls.get(key))}
     for done, (key, module) in enumerate(chosen.items()):
         if tell is not None:
             tell(done, len(chosen), key)
-        rows.append(_row(key, module, sizes.get(key), tolerance, accuracy, zero_padded, at_most))
+        rows.append(_seen_row(key, module, calls.get(key), tolerance, accuracy, zero_padded, at_most))
     only = None, "only some layers were asked for"
     lipschitz, why = _lipschitz(model, input_shape, tolerance) if layers == "*" else only
     return NetworkSpectrum(name, tuple(rows), lipschitz, why)
@@ -168,6 +171,16 @@ def spectrum(
 
 def _is_operator(module: nn.Module) -> bool:
     return is_controllable(module) or isinstance(module, EXPONENTIAL)
+
+
+def _is_read(module: nn.Module) -> bool:
+    """Whether its row is read off the numbers that the module stores, so that its calls are to be looked at."""
+    return _is_operator(module) or isinstance(module, BatchNorm) or type(module) is Normalize
+
+
+def _is_pixels(module: nn.Module, call: Calls | None) -> bool:
+    """Whether it brings pixels to their scale: `Normalize` that is given the network's own input and nothing else."""
+    return type(module) is Normalize and call is not None and call.sees_image and bool(call.sizes) and not call.fault
 
 
 def _with_rows(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -181,7 +194,7 @@ def _with_rows(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             made_of += [module.core] if isinstance(module, SOTT) else []
             parts |= {id(inner) for part in made_of if isinstance(part, nn.Module) for inner in part.modules()}
             yield name, module
-        elif _own_numbers(module) and not isinstance(module, Normalize):
+        elif _own_numbers(module):
             yield name, module
 
 
@@ -200,18 +213,43 @@ def _lipschitz(model: nn.Module, input_shape: tuple[int, ...], tolerance: float)
         return None, str(error)
 
 
+def _seen_row(name: str, module: nn.Module, call: Calls | None, *how: Any) -> LayerSpectrum:
+    """The row of a layer, and what its calls add to it."""
+    if call is None:
+        return _row(name, module, [], *how)
+    kind = type_before_parametrizations(module).__name__
+    row = _row(name, module, call.sizes, *how)
+    if row.bound is None:
+        return row
+    if call.fault:
+        return failed(name, row.kind, row.shape, call.fault)
+    if not call.sizes:
+        assumption = f"the network computes with it as a {kind} does: it was not reached when the network ran"
+    elif call.used_by:
+        assumption = f"its weight is not used outside of its own calls, though {call.used_by} takes it there"
+    else:
+        assumption = ""
+    sizes = ", ".join("x".join(map(str, size)) for size in call.sizes)
+    several = f"called on {sizes}; the bound is for all of them" if len(call.sizes) > 1 else ""
+    note = "; ".join(filter(None, (row.note, "" if row.is_normalization else several)))
+    return replace(row, assumption=assumption, note=note)
+
+
 def _row(
     name: str,
     module: nn.Module,
-    size: tuple[int, ...] | None,
+    sizes: Sequence[tuple[int, ...]],
     tolerance: float,
     accuracy: str,
     zero_padded: bool,
     at_most: float | None,
 ) -> LayerSpectrum:
     kind = type_before_parametrizations(module).__name__
+    size = sizes[-1] if sizes else None
     if isinstance(module, BatchNorm):
         return _batchnorm_row(name, module)
+    if type(module) is Normalize:
+        return _normalize_row(name, module)
     if isinstance(module, EXPONENTIAL):
         return _exponential_row(name, kind, module, size)
     if not is_controllable(module):
@@ -233,7 +271,7 @@ def _row(
         transposed = isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
         # A transposed convolution is the adjoint of a convolution whose input is its output.
         seen = tuple(n * s for n, s in zip(size, conv.stride, strict=True)) if size and transposed else size
-        bound = _bound(module, size, tolerance, at_most)
+        bound = _bound(module, sizes, tolerance, at_most)
         row = operator_spectrum(
             name, kind, shape, conv, tolerance=tolerance, input_size=seen, accuracy=accuracy, bound=bound, **known
         )
@@ -254,19 +292,28 @@ def _exponential_row(name: str, kind: str, module: SOC | SOTT, size: tuple[int, 
     return exponential_row(name, module, size)
 
 
-def _bound(module: nn.Module, size: tuple[int, ...] | None, tolerance: float, at_most: float | None) -> Bracket:
-    """The layer's bracket; its upper end at stride 1 if it is circular and its stride does not divide the size."""
+def _bound(module: nn.Module, sizes: Sequence[tuple[int, ...]], tolerance: float, at_most: float | None) -> Bracket:
+    """The layer's bracket; its upper end at stride 1 if it is circular and its stride does not divide every size."""
     if (
         isinstance(module, Convolutional)
         and module.padding_mode == "circular"
-        and size is not None
-        and any(n % s for n, s in zip(size, module.stride, strict=True))
+        and any(n % s for size in sizes for n, s in zip(size, module.stride, strict=True))
     ):
         conv = operator_of(module)
         unstrided = replace(conv, stride=(1,) * conv.axes)
         upper = norm_bound(unstrided, tolerance=tolerance).upper * padding_factor(module)
         return Bracket(0.0, upper)
     return layer_norm_bound(module, tolerance=tolerance, allowed=at_most)
+
+
+def _normalize_row(name: str, module: Normalize) -> LayerSpectrum:
+    """A scaling by channels inside the network, whose gain is held as any layer's norm is."""
+    shape = tuple(module.std.shape)
+    reason = why_not_as_stored(module, Normalize)
+    gain = float((1 / module.std.double()).abs().max())
+    if reason is not None or not math.isfinite(gain):
+        return failed(name, "Normalize", shape, reason or "its deviations are 0 or not finite")
+    return LayerSpectrum(name, "Normalize", shape, Bracket(gain * (1 - 1e-6), gain * (1 + 1e-6)))
 
 
 def _batchnorm_row(name: str, module: BatchNorm) -> LayerSpectrum:

@@ -1,9 +1,29 @@
-"""The input size of every layer, seen by running the model once."""
+"""What each layer is given when a network runs once: sizes of inputs, and whether it does what its weights say."""
+
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.overrides import TorchFunctionMode
 
 from svdctl.layers.operator import is_controllable
+
+_FIELDS = (Tensor, int, float, str, tuple, type(None))
+"""Types of attributes that may decide what a layer computes: its tensors, its geometry, its mode."""
+_READERS = ("item", "tolist", "numpy", "__array__", "__float__", "__int__", "__dlpack__", "data_ptr")
+"""Methods that take the numbers of a tensor out of torch."""
+_LIKE = re.compile(r"new_(zeros|ones|empty|full|tensor)|(zeros|ones|empty|full|rand|randn)_like")
+"""Functions that take no more of a tensor than its type, place and shape."""
 
 
 @torch.no_grad()
@@ -19,24 +39,252 @@ def input_sizes(
     """
     sizes: dict[str, tuple[int, ...]] = {}
 
-    def record(name: str) -> "torch.utils.hooks.RemovableHandle":
-        def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            sizes[name] = (1,) if isinstance(layer, nn.Linear) else tuple(inputs[0].shape[2:])
+    def record(name: str, layer: nn.Module) -> "torch.utils.hooks.RemovableHandle":
+        def hook(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            sizes[name] = _size(layer, inputs, named)
 
-        return model.get_submodule(name).register_forward_pre_hook(hook)
+        return layer.register_forward_pre_hook(hook, with_kwargs=True)
 
-    handles = [
-        record(name) for name, layer in model.named_modules() if is_controllable(layer) or isinstance(layer, also)
+    layers = [
+        (name, layer) for name, layer in model.named_modules() if is_controllable(layer) or isinstance(layer, also)
     ]
-    training = {module: module.training for module in model.modules()}
+    with _evaluation(model):
+        handles = [record(name, layer) for name, layer in layers]
+        try:
+            model(torch.zeros(1, *image_shape, **_like(model)))
+        finally:
+            for handle in handles:
+                handle.remove()
+    return sizes
+
+
+@dataclass
+class Calls:
+    """What was seen of one layer while its network ran."""
+
+    sizes: list[tuple[int, ...]] = field(default_factory=list)
+    """Different sizes of its input, the last one last; empty when it was not reached by a call of its own."""
+    fault: str = ""
+    """Why what it computed is not what its weights and settings say; empty when it is."""
+    used_by: str = ""
+    """A function that took its weights outside of its own calls; empty when there was none."""
+    sees_image: bool = True
+    """Whether each of its inputs was the network's own input."""
+
+
+@torch.no_grad()
+def observed_calls(
+    model: nn.Module, image_shape: tuple[int, ...], is_layer: Callable[[nn.Module], bool]
+) -> dict[str, Calls]:
+    """Run a network once on random pixels and compare each layer's calls with what the layer is; it is left as it was.
+
+    A layer's tensors, settings and hooks must be the same before, at and after each call, bit for bit, and its outputs
+    must be, up to rounding, those that it gives alone on the same inputs once the network has run.
+
+    Args:
+        model: any network.
+        image_shape: one input without the batch axis, `(C, H, W)`.
+        is_layer: which modules are looked at.
+    """
+    like = _like(model)
+    # Between 0 and 1, as pixels are.
+    image = torch.rand(1, *image_shape, generator=torch.Generator().manual_seed(0), device="cpu").to(**like)
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        with _evaluation(model):
+            model(image.clone())  # makes the weights
+    layers = {name: layer for name, layer in model.named_modules() if is_layer(layer)}
+    found = {name: Calls() for name in layers}
+    taken: dict[str, list[tuple[Any, Any, Any]]] = {name: [] for name in layers}
+    with _evaluation(model):
+        before = {name: _copied(_contents(layer)) for name, layer in layers.items()}
+        uses = _Uses(layers)
+
+        def watch(name: str) -> tuple[Any, Any]:
+            call = found[name]
+
+            def enter(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+                uses.running.append(name)
+                size = _size(layer, inputs, named)
+                call.sizes = [*(other for other in call.sizes if other != size), size]
+                call.fault = call.fault or _changed(before[name], _contents(layer, ours))
+                first = next((value for value in (*inputs, *named.values()) if isinstance(value, Tensor)), None)
+                call.sees_image &= first is not None and first.shape == image.shape and _same(first, image)
+                taken[name].append((_cloned(inputs), _cloned(named), None))
+
+            def leave(layer: nn.Module, inputs: object, named: object, output: object) -> None:
+                uses.running.remove(name)
+                uses.keep(name, layer)
+                given, given_named, _ = taken[name].pop()
+                taken[name].append((given, given_named, _cloned(output)))
+
+            ours.update((enter, leave))
+            layer = layers[name]
+            return (
+                layer.register_forward_pre_hook(enter, with_kwargs=True),
+                layer.register_forward_hook(leave, with_kwargs=True),
+            )
+
+        ours: set[object] = set()
+        handles = [handle for name in layers for handle in watch(name)]
+        try:
+            with torch.compiler.set_stance("force_eager"), uses:
+                model(image.clone())
+        finally:
+            for handle in handles:
+                handle.remove()
+        for name, layer in layers.items():
+            call = found[name]
+            call.used_by = uses.found.get(name, "")
+            call.fault = call.fault or _changed(before[name], _contents(layer))
+            if not call.fault and not all(_agrees(layer, *one) for one in taken[name]):
+                call.fault = "its output when the network runs is not what it gives alone on the same input"
+    return found
+
+
+class _Uses(TorchFunctionMode):
+    """Which functions are called on weights of a layer that is not running."""
+
+    def __init__(self, layers: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.running: list[str] = []
+        self.found: dict[str, str] = {}
+        self._owners: dict[int, set[str]] = {}
+        self._kept: list[Tensor] = []
+        for name, layer in layers.items():
+            for tensor in itertools.chain(layer.parameters(), layer.buffers()):
+                self._own(name, tensor)
+            self.keep(name, layer)
+
+    def _own(self, name: str, tensor: Tensor) -> None:
+        if (storage := _storage(tensor)) is not None:
+            self._owners.setdefault(storage, set()).add(name)
+
+    def keep(self, name: str, layer: nn.Module) -> None:
+        """Count the weight that an older hook made as one of the layer's; kept, so that its memory is not used anew."""
+        made = [value for value in vars(layer).values() if isinstance(value, Tensor)]
+        self._kept += made
+        for tensor in made:
+            self._own(name, tensor)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", str(func))
+        takes = name in _READERS or (next(_tensors(result), None) is not None and not _LIKE.fullmatch(name))
+        for tensor in _tensors((args, kwargs)) if takes else ():
+            owners = self._owners.get(_storage(tensor) or 0)
+            if owners and not owners & set(self.running):
+                getter = getattr(getattr(func, "__self__", None), "__name__", name)
+                for owner in owners:
+                    self.found.setdefault(owner, getter if name == "__get__" else name)
+        return result
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _tensors(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors(part)
+
+
+def _storage(tensor: Tensor) -> int | None:
+    if tensor.layout is not torch.strided or type(tensor) not in (Tensor, nn.Parameter) or not tensor.numel():
+        return None
+    return tensor.untyped_storage().data_ptr() or None
+
+
+def _contents(layer: nn.Module, ours: set[object] | frozenset[object] = frozenset()) -> dict[str, Any]:
+    """Everything that decides what a layer computes, by name; hooks of this file apart."""
+    found: dict[str, Any] = {}
+    for path, module in layer.named_modules():
+        own: dict[str, Any] = {**vars(module), **module._parameters, **module._buffers}
+        made = {_made_by(hook) for hook in module._forward_pre_hooks.values()}
+        found |= {
+            f"{path}.{name}": value for name, value in own.items() if isinstance(value, _FIELDS) and name not in made
+        }
+        hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        patched = [value for name, value in vars(module).items() if callable(value) and name != "_modules"]
+        found[f"{path}.forward"] = (type(module), *(hook for hook in hooks if hook not in ours), *patched)
+    found["hooks of all modules"] = (
+        *torch_module._global_forward_pre_hooks.values(),
+        *torch_module._global_forward_hooks.values(),
+    )
+    return found
+
+
+def _made_by(hook: object) -> str | None:
+    """Name of the tensor that an older hook of torch.nn.utils makes anew before each pass."""
+    if isinstance(hook, WeightNorm | SpectralNorm):
+        return hook.name
+    return hook._tensor_name if isinstance(hook, BasePruningMethod) else None
+
+
+def _copied(contents: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.detach().clone() if isinstance(value, Tensor) else value for name, value in contents.items()}
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Which part of a layer is another one now, in a sentence; empty when all are the same."""
+    for name in before.keys() | now.keys():
+        old, new = before.get(name), now.get(name)
+        if not (_same(old, new) if isinstance(old, Tensor) and isinstance(new, Tensor) else old is new or old == new):
+            return f"its {name.strip('.')} is another one when the network runs"
+    return ""
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    if (a.dtype, a.shape, a.layout) != (b.dtype, b.shape, b.layout):
+        return False
+    if a.layout is not torch.strided or a.is_quantized:
+        return a is b or bool(torch.equal(a, b))
+    return bool(torch.equal(*(part.detach().contiguous().reshape(-1).view(torch.uint8) for part in (a, b))))
+
+
+def _cloned(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {name: _cloned(part) for name, part in value.items()}
+    return type(value)(map(_cloned, value)) if type(value) in (list, tuple) else value
+
+
+def _agrees(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: object) -> bool:
+    """Whether a layer alone gives an output, up to the rounding of the coarser of its types."""
+    alone = layer(*inputs, **named)
+    if not isinstance(output, Tensor) or alone.shape != output.shape:
+        return False
+    seen, wanted = output.double(), alone.double()
+    if bool(torch.equal(seen.isnan(), wanted.isnan())) and bool(torch.equal(seen.nan_to_num(), wanted.nan_to_num())):
+        return True
+    eps = max(torch.finfo(tensor.dtype).eps for tensor in (output, alone))
+    given = max(float(tensor.double().norm()) for tensor in _tensors((inputs, named)))
+    weights = max((float(tensor.double().norm()) for tensor in layer.parameters()), default=0.0)
+    return float((seen - wanted).norm()) <= 8 * eps * (float(wanted.norm()) + given * weights)
+
+
+def _size(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[int, ...]:
+    if isinstance(layer, nn.Linear):
+        return (1,)
+    given = next(_tensors((inputs, named)))
+    kernel = getattr(layer, "kernel_size", None)
+    return tuple(given.shape[-(len(kernel) if isinstance(kernel, tuple) else 2) :])
+
+
+def _like(model: nn.Module) -> dict[str, Any]:
     reference = next(model.parameters())
+    return {"device": reference.device, "dtype": reference.dtype}
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    """A pass in training mode would move BatchNorm's statistics."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
     try:
-        # Evaluation mode: a pass in training mode would move BatchNorm's statistics.
-        model.eval()
-        model(torch.zeros(1, *image_shape, device=reference.device, dtype=reference.dtype))
+        yield
     finally:
-        for handle in handles:
-            handle.remove()
         for module, mode in training.items():
             module.training = mode
-    return sizes

@@ -165,3 +165,42 @@ def test_bound_of_every_kind() -> None:
     matrix = torch.randn(4, 5, dtype=torch.float64)
     assert svdctl.singular_values(matrix)[0] == pytest.approx(float(torch.linalg.matrix_norm(matrix, 2)))
     assert svdctl.singular_values(nn.Linear(3, 2)).shape == (2,)
+
+
+class OnSizes(nn.Module):
+    """One layer, on several sizes of its input."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.layer = nn.Conv2d(2, 2, 3, stride=2, padding=1, padding_mode="circular", bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([self.layer(x[..., :n, :n]).sum() for n in self.sizes])[None]
+
+
+@pytest.mark.parametrize("sizes", [(5, 6), (6, 5), (5, 5, 6), (7, 6, 8)])
+def test_a_bound_holds_for_every_size_that_a_layer_is_called_on(sizes: tuple[int, ...]) -> None:
+    for seed in range(6):
+        torch.manual_seed(seed)
+        model = OnSizes(*sizes).double()
+        row = svdctl.spectrum(model, (2, 9, 9), at_most=0.1)["layer"]
+        for n in sizes:
+            assert dense_values(model.layer, (2, n, n))[0] <= row.bound.upper * (1 + 1e-12)
+        assert row.input_size == (sizes[-1],) * 2
+        assert all(f"{n}x{n}" in row.note for n in sizes)
+
+
+def test_weights_that_are_not_called_or_used_elsewhere_are_an_assumption() -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Linear(3, 3) for _ in range(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.a(x) @ self.c.weight + self.c(x)
+
+    found = svdctl.spectrum(Half(), (3,))
+    assert found["a"].assumption == ""
+    assert "not reached" in found["b"].assumption
+    assert "matmul" in found["c"].assumption
