@@ -1,11 +1,11 @@
 """Spectra of the networks in files: of svdctl's own, of a user's network, or of bare weights."""
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from svdctl.analysis.exponential import stored_exponential
@@ -29,6 +29,13 @@ _NO_NETWORK = (
     "the file holds no network; its strides, groups and input sizes are not known, nor its padding: bounds are for "
     "zeros, and for circular padding by no more than the kernel reaches where the stride divides the input"
 )
+_OWN = re.compile(
+    r"(weight|bias)(_orig|_u|_v|_g|_mask)?|parametrizations\..*|running_(mean|var)|num_batches_tracked"
+    r"|mean|std|core|frame_in|frame_out|(core\.)?(kernel|right1|right2|bias)"
+)
+"""Names of the tensors, within a layer, that rows of spectra are made of."""
+_OF_MODULES = frozenset(vars(nn.Module()))
+"""Attributes of every module: its parameters and buffers, its hooks."""
 Tell = Callable[[int, int, str], None]
 
 
@@ -76,23 +83,67 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _unlisted(model: nn.Module, found: NetworkSpectrum, config: InspectConfig) -> Iterator[LayerSpectrum]:
-    """Rows for what the network stores outside the rows of its spectrum, as the packed weights of quantised layers."""
-    listed, modules = {row.name: row for row in found}, dict(model.named_modules())
+    """Rows for what the network holds and no row of its spectrum is made of: any tensor that may be a weight."""
+    listed = {row.name: row for row in found}
     rows: dict[str, LayerSpectrum] = {}
-    for name, value in model.state_dict().items():
-        module = name.rpartition(".")[0]
-        words = module.split(".")
-        above = [listed.get(".".join(words[:count])) for count in range(len(words))]
-        covered = module in listed or any(row is not None and row.is_analysed for row in above)
-        # Places in a table and masks are no weights.
-        is_weight = not isinstance(value, Tensor) or (
-            holds_weights(value) and value.dtype not in (torch.int64, torch.bool)
-        )
-        is_pixels = isinstance(modules.get(module), Normalize)
-        if not covered and is_weight and not is_pixels and _matches(module, config.layers):
-            why = f"{name} is stored by a module whose spectrum is not known here"
-            rows.setdefault(module, failed(module, "other", (), why))
+    for owner, name, value in (*_held(model), *_packed(model)):
+        words = name.split(".")
+        heads = {".".join(words[:count]): ".".join(words[count:]) for count in range(len(words))}
+        covered = owner in listed and not listed[owner].is_analysed
+        covered |= any(head in listed and listed[head].is_analysed and _OWN.fullmatch(heads[head]) for head in heads)
+        if covered or not _matches(owner, config.layers):
+            continue
+        if owner in listed:
+            owner = name
+        if not isinstance(value, Tensor) or holds_weights(value):
+            why = f"{name} is held by the network, and no layer whose spectrum is known here is made of it"
+            rows.setdefault(owner, failed(owner, "other", (), why))
     yield from rows.values()
+
+
+def _packed(model: nn.Module) -> Iterator[tuple[str, str, object]]:
+    """What modules store that is no tensor, as the packed weights of quantised layers."""
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            yield name.rpartition(".")[0], name, value
+
+
+def _held(model: nn.Module, path: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, str, Tensor]]:
+    """Tensors of a network: what each is called after, its name, and itself.
+
+    Parameters and buffers are called after their module; then come tensors that are plain attributes, and tensors and
+    modules in lists, tuples, sets and dicts that are attributes.
+    """
+    modules = [(f"{path}.{name}".strip("."), module) for name, module in model.named_modules()]
+    seen = set() if seen is None else seen
+    seen |= {id(module) for _, module in modules}
+    for owner, module in modules:
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            is_pixels = type(module) is Normalize and name in ("mean", "std")
+            if tensor is not None and id(tensor) not in seen and not is_pixels:
+                seen.add(id(tensor))
+                yield owner, f"{owner}.{name}".strip("."), tensor
+    for owner, module in modules:
+        for name, value in vars(module).items():
+            if name not in _OF_MODULES:
+                yield from _inside(value, f"{owner}.{name}".strip("."), seen)
+
+
+def _inside(value: object, name: str, seen: set[int]) -> Iterator[tuple[str, str, Tensor]]:
+    if id(value) in seen:
+        return
+    if isinstance(value, Tensor | nn.Module | Mapping | list | tuple | set | frozenset):
+        seen.add(id(value))
+    if isinstance(value, Tensor):
+        yield name, name, value
+    elif isinstance(value, nn.Module):
+        yield from _held(value, name, seen)
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _inside(part, f"{name}.{key}", seen)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for place, part in enumerate(value):
+            yield from _inside(part, f"{name}.{place}", seen)
 
 
 def _beside(weights: WeightFile, config: InspectConfig, *, has_network: bool) -> Iterator[LayerSpectrum]:

@@ -139,6 +139,19 @@ def _with(name, value):
     return net
 
 
+def _aliases():
+    # Lists of what is registered are no further weights.
+    net = Net(lambda s, x: s.c(x))
+    net.layers = {"all": [net.a, (net.c, net.c.weight)], "up": net}
+    return net
+
+
+def _codes():
+    net = Net(lambda s, x: s.c(x))
+    net.c.register_buffer("codes", torch.full((3, 3), 100))
+    return net
+
+
 HUGE = torch.full((3, 3), 100.0)
 ways = {
     "functional": lambda s, x: functional_call(s.c, {"weight": 100 * s.c.weight}, (x,)),
@@ -171,9 +184,11 @@ networks = {
     "a net in a list": lambda: Beside(mix=[nn.Sequential(nn.ReLU(), nn.Conv2d(3, 3, 1))]),
     "a tensor of a layer": lambda: _with("mix", HUGE),
     "a list of a layer": lambda: _with("mix", [HUGE]),
+    "a buffer of a layer": _codes,
     "of Normalize": lambda: nn.Sequential(Net(PLAIN["plain"]), Scaled()),
     "of Normalize first": lambda: nn.Sequential(Scaled(), Net(PLAIN["plain"])),
     "deviations": lambda: nn.Sequential(Net(PLAIN["plain"]), Normalize((0.0,) * 3, (1e-6,) * 3)),
+    "aliases": lambda: _aliases(),
     "pixels": lambda: nn.Sequential(Normalize((0.0,) * 3, (1e-6,) * 3), Net(PLAIN["plain"])),
 } | {name: lambda way=way: Net(way) for name, way in (ways | PLAIN).items()}
 """
@@ -208,7 +223,7 @@ def gate(capsys, monkeypatch, tmp_path: Path) -> Gate:
     return call
 
 
-@pytest.mark.parametrize("name", ["plain", "twice", "its type", "pixels"])
+@pytest.mark.parametrize("name", ["plain", "twice", "its type", "pixels", "aliases"])
 def test_networks_that_compute_with_their_weights_pass(name: str, gate: Gate) -> None:
     assert gate(name)[0] == 0
 
@@ -241,3 +256,30 @@ def test_other_weights_than_those_of_the_row_are_seen(name: str, told: str, gate
     assert "not proved: c, " in err
     assert told in err
     assert gate(name, "--except", "c")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("integers", "not proved: (top), buffer"),
+        ("bools", "not proved: (top), buffer"),
+        ("a tensor", "not proved: mix, mix"),
+        ("tensors", "not proved: mix.0, mix.0"),
+        ("a dict of tensors", "not proved: mix.x.0, mix.x.0"),
+        ("a conv in a list", "not proved: mix.0, mix.0.weight"),
+        ("a net in a list", "not proved: mix.0.1, mix.0.1.weight"),
+        ("a tensor of a layer", "not proved: c.mix, c.mix"),
+        ("a list of a layer", "not proved: c.mix.0, c.mix.0"),
+        ("a buffer of a layer", "not proved: c.codes, c.codes"),
+        ("of Normalize", "not proved: 1, layers of type Scaled"),
+        ("of Normalize first", "not proved: 0, layers of type Scaled"),
+        ("deviations", "1 reaches 999"),
+    ],
+)
+def test_every_tensor_of_a_network_has_a_row(name: str, told: str, gate: Gate) -> None:
+    code, err = gate(name)
+    assert code == 1
+    assert told in err
+    if name != "deviations":
+        excepted = told.split()[2].rstrip(",")
+        assert gate(name, "--except", excepted)[0] == 0
