@@ -12,7 +12,7 @@ from torch import Tensor
 
 from svdctl.weights import exponential, plain, quantised, tt
 from svdctl.weights.quantised import quantiser_of
-from svdctl.weights.stored import Leaves, StoredLayer, without
+from svdctl.weights.stored import NOTHING, Leaves, StoredLayer, without
 from svdctl.weights.tensors import holds_weights
 
 _ADAPTER = re.compile(r"(lora|lokr|hada|ia3|oft|boft|vera_lambda)_", re.IGNORECASE)
@@ -43,7 +43,7 @@ def stored_layers(
     """The layers of a network, in the order of the file.
 
     A layer has an operator only when nothing but its own tensors stands in its module and below it: what a further
-    tensor does there, a scale, a mask, an adapter, is not known.
+    tensor, number or object does there, a scale, a mask, an adapter, is not known.
 
     Args:
         tensors: flat state dict, as `WeightFile.tensors`.
@@ -51,34 +51,37 @@ def stored_layers(
         unread: those of `others` that may hold weights.
         batchnorm_eps: eps of BatchNorm layers, which no file stores; 1e-5 is torch's default.
     """
-    places = {name: _split(name, tensors) for name in tensors}
+    others = others or {}
+    places = {name: _split(name, tensors) for name in (*tensors, *others)}
     modules: dict[str, Leaves] = {}
-    below: dict[str, list[str]] = {}
+    at_or_below: dict[str, list[str]] = {}
     for name, (module, leaf) in places.items():
-        modules.setdefault(module, {})[leaf] = tensors[name]
+        if name in tensors:
+            modules.setdefault(module, {})[leaf] = tensors[name]
+        elif others[name] == NOTHING:
+            continue
         words = module.split(".") if module else []
-        for count in range(len(words)):
-            below.setdefault(".".join(words[:count]), []).append(name)
+        for count in range(len(words) + 1):
+            at_or_below.setdefault(".".join(words[:count]), []).append(name)
     adapted = _adapted(tensors)
     found: list[StoredLayer] = []
     for module, leaves in modules.items():
-        names = [f"{module}.{leaf}" if module else leaf for leaf in leaves]
         while leaves:
             layer = next(layer for recognise in _RECOGNISERS if (layer := recognise(module, leaves, batchnorm_eps)))
             if not layer.reason:
-                beside = [name for name in (*names, *below.get(module, ())) if name not in layer.tensors]
+                beside = [name for name in at_or_below[module] if name not in layer.tensors]
                 layer = _checked(_alone(layer, beside, adapted), tensors)
             found.append(_counted(layer, tensors))
             taken = {places[name][1] for name in layer.tensors}
             leaves = {leaf: tensor for leaf, tensor in leaves.items() if leaf not in taken}
-    for name, what in (others or {}).items():
+    for name, what in others.items():
         reason = f"it is {what}, not a tensor of numbers"
         found.append(StoredLayer(name, "other", "its type", (), 0, (), reason, has_weights=name in unread))
     return found
 
 
 def _alone(layer: StoredLayer, beside: Sequence[str], adapted: Mapping[str, str]) -> StoredLayer:
-    """Without its operator where tensors stand beside it or below it that may change what it computes."""
+    """Without its operator where anything stands beside it or below it that may change what it computes."""
     if layer.name in adapted:
         return without(layer, f"{adapted[layer.name]} is an adapter, which changes what the layer computes")
     own = [name.removeprefix(f"{layer.name}.") for name in beside]
@@ -105,8 +108,10 @@ def _adapted(names: Iterable[str]) -> dict[str, str]:
 
 
 def _counted(layer: StoredLayer, tensors: Mapping[str, Tensor]) -> StoredLayer:
-    """Without weights when it is not analysed and none of its tensors may be one."""
-    if not layer.reason or any(holds_weights(tensors[name]) for name in layer.tensors):
+    """Without weights when it is not analysed and none of its tensors may be one, nor is called so."""
+    if not layer.reason or any(
+        holds_weights(tensors[name]) or name.rpartition(".")[2] == "weight" for name in layer.tensors
+    ):
         return layer
     return replace(layer, has_weights=False)
 

@@ -26,7 +26,8 @@ class Effective:
     @property
     def assumption(self) -> str:
         """What the value rests on; empty for a tensor that is stored as it is."""
-        return ASSUMED.format(self.rule) if self.rule else ""
+        axis = ", along the axis that its vectors fit best" if self.rule == "spectral_norm" else ""
+        return ASSUMED.format(self.rule + axis) if self.rule else ""
 
 
 def effective(stored: Mapping[str, Tensor], name: str = "weight") -> Effective | None:

@@ -63,6 +63,10 @@ class NumpyArray(Described):
     """Stands where a file describes a numpy array, whose numbers may be weights."""
 
 
+class NumpyNumber(Described):
+    """Stands where a file describes a number of numpy's."""
+
+
 class Readable(Protocol):
     """What the tools of `pickle` need of a file."""
 
@@ -147,7 +151,8 @@ def stand_ins(names: Iterable[str], where: str) -> list[tuple[type[Described], s
                 f"{where} cannot be loaded safely: it asks for {name[:80]!r} to be run, and svdctl runs nothing out of "
                 f"a file; {_CONVERT}"
             )
-    return [(NumpyArray if name.endswith("._reconstruct") else Described, name) for name in others]
+    kinds = {"_reconstruct": NumpyArray, "scalar": NumpyNumber}
+    return [(kinds.get(name.rpartition(".")[2], Described), name) for name in others]
 
 
 def _is_plain(name: str) -> bool:

@@ -14,6 +14,7 @@ from svdctl.weights.stored import Kind, Leaves, StoredLayer, layer_of, wide, wit
 
 _EMBEDDING = re.compile(r"emb|(^|\.)w[tp]e$", re.IGNORECASE)
 _NORM = re.compile(r"norm[^.]*$|(^|[._])ln[_\d]*f?$", re.IGNORECASE)
+_THREE_AXES = "a convolution computes with it, and no LayerNorm or bilinear layer, whose weights have three axes too"
 _CONV: dict[int, Kind] = {2: "linear", 3: "conv1d", 4: "conv2d", 5: "conv3d"}
 
 
@@ -75,11 +76,15 @@ def plain_weight(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
     product = None if found.rule else scaled(weight, leaves)
     if isinstance(product, str):
         return without(layer, product)
+    if weight.ndim == 3:
+        assumption = "; ".join(filter(None, (found.assumption, _THREE_AXES)))
+        layer = replace(layer, assumption=assumption)
     if product is None:
         return replace(layer, kind=_CONV[weight.ndim], told_by=told, make=partial(_plain_operator, weight))
     multiplied, scale, rule = product
+    assumption = layer.assumption
     layer = layer_of(module, leaves, ("weight", scale), _CONV[weight.ndim], f"{told}, {rule}")
-    return replace(layer, note=f"FP8 {rule}", make=lambda: _plain_operator(multiplied()))
+    return replace(layer, assumption=assumption, note=f"FP8 {rule}", make=lambda: _plain_operator(multiplied()))
 
 
 def _plain_operator(weight: Tensor) -> Convolution:

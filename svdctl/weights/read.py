@@ -14,9 +14,10 @@ from svdctl.errors import CheckpointError
 from svdctl.weights import tensors as stored
 from svdctl.weights.archive import FORMAT, VERSION, read_torch
 from svdctl.weights.paper import architecture_of
-from svdctl.weights.pickles import Described, NumpyArray
+from svdctl.weights.pickles import Described, NumpyArray, NumpyNumber
 from svdctl.weights.sniff import container_of, resolve
-from svdctl.weights.unwrap import ANOTHER_SET, LeftOut, may_hold_weights, unwrap
+from svdctl.weights.stored import NOTHING
+from svdctl.weights.unwrap import ANOTHER_SET, LeftOut, holds_numbers, may_hold_weights, unwrap
 
 Format = Literal["svdctl", "paper", "state dict", "safetensors"]
 _OTHER_ORDERS = ("mlx", "flax", "jax", "keras", "tensorflow", "tf")
@@ -35,7 +36,7 @@ class WeightFile:
     others: dict[str, str]
     """Entries of the state dict that are no ordinary tensors, and what they are instead."""
     unread: frozenset[str]
-    """Those of `others` that may hold weights all the same: sparse and quantised tensors, numpy arrays."""
+    """Those of `others` that may hold weights all the same: sparse and quantised tensors, arrays, numbers, bytes."""
     left_out: tuple[LeftOut, ...]
     """Parts of the file that are not among the weights, optimisers' states and other sets of weights alike."""
     wrapping: str
@@ -94,7 +95,7 @@ def read_tensors(path: str | os.PathLike[str], *, key: str | None = None) -> Wei
             tensors[name] = found
         else:
             others[name] = found
-            if isinstance(value, Tensor) or may_hold_weights(value):
+            if isinstance(value, Tensor) or holds_numbers(value):
                 unread.add(name)
     steps = [*unwrapped.steps]
     if container == "safetensors" and (order := str(extra.get("format")).lower()) in _OTHER_ORDERS:
@@ -137,7 +138,11 @@ def _foreign(contents: Mapping[object, object]) -> tuple[LeftOut, ...]:
 
 def _kind_of(value: object) -> str:
     if isinstance(value, Described):
-        return "a numpy array" if isinstance(value, NumpyArray) else "an object of another library"
+        numpy = isinstance(value, NumpyArray | NumpyNumber)
+        kind = "array" if isinstance(value, NumpyArray) else "number"
+        return f"a numpy {kind}" if numpy else "an object of another library"
+    if value is None or (isinstance(value, Mapping | list | tuple | str | bytes) and not value):
+        return NOTHING
     return f"a {type(value).__name__}"
 
 

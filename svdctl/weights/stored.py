@@ -15,6 +15,8 @@ Kind = Literal[
     "conv1d", "conv2d", "conv3d", "linear", "batchnorm", "normalize", "tt", "soc", "sott", "embedding", "other"
 ]
 
+NOTHING = "nothing"
+"""What an entry of a file is that is None or empty."""
 Leaves = dict[str, Tensor]
 """Tensors of one module by their names in it."""
 

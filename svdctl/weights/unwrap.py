@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from svdctl.errors import CheckpointError
-from svdctl.weights.pickles import NumpyArray
+from svdctl.weights.pickles import NumpyArray, NumpyNumber
 from svdctl.weights.tensors import holds_weights
 
 TRAINED = (
@@ -272,6 +272,14 @@ def _may_be_weight(tensor: Tensor) -> bool:
     if tensor.ndim > 1 or not holds_weights(tensor):
         return holds_weights(tensor)
     return tensor.numel() > 1 and not (tensor.dtype == torch.uint8 and tensor.numel() in _RNG_STATES)
+
+
+def holds_numbers(value: object) -> bool:
+    """Whether an entry of a state dict that is no tensor may be a weight: all but texts, and one integer."""
+    leaves = list(_leaves(value))
+    whole = [leaf for leaf in leaves if isinstance(leaf, int) and not isinstance(leaf, bool)]
+    others = float | complex | bytes | bytearray | NumpyArray | NumpyNumber
+    return len(whole) > 1 or any(isinstance(leaf, others) and leaf != b"" for leaf in leaves)
 
 
 def _clashing(entries: Iterator[tuple[str, object]], where: str) -> dict[str, object]:

@@ -127,6 +127,23 @@ NOT_PROVED: dict[str, tuple[dict[str, Any], str]] = {
         {"x.base_layer.weight": kernel(4, 4), "x.lora_A.default.weight": kernel(2, 4),
          "x.lora_B.default.weight": kernel(4, 2)}, "x.base_layer",
     ),
+    "a scale": ({"x.weight": kernel(4, 4), "x.weight_scale": 100.0}, "x"),
+    "scales": ({"x.weight": kernel(3, 3, 3, 3), "x.scales": [100.0] * 3}, "x"),
+    "nested scales": ({"x.weight": kernel(3, 3, 3, 3), "x.quantiser": {"scales": [[100.0]]}}, "x"),
+    "a shift": ({"x.weight": kernel(4, 4), "x.shift": 7}, "x"),
+    "a number of numpy's": ({"x.weight": kernel(4, 4), "x.gain": np.float64(100)}, "x"),
+    "bytes": ({"x.weight": kernel(4, 4), "x._extra_state": b"100"}, "x"),
+    "a state": ({"x.weight": kernel(4, 4), "x._extra_state": {"gain": 100}}, "x"),
+    "a text": ({"x.weight": kernel(4, 4), "x.rule": "times 100"}, "x"),
+    "a number below": ({"x.weight": kernel(4, 4), "x.out.gain": 100.0}, "x"),
+    "a number beside BatchNorm": ({"x.running_var": torch.ones(3), "x.weight": torch.ones(3), "x.gain": 9.0}, "x"),
+    "a number above": ({"x.inner.weight": kernel(4, 4), "x.gain": 100.0}, "x.gain"),
+    "numbers above": ({"x.inner.weight": kernel(4, 4), "x.gains": [2, 3]}, "x.gains"),
+    "bytes above": ({"x.inner.weight": kernel(4, 4), "x._extra_state": b"100"}, "x._extra_state"),
+    "a weight of one integer": ({"x.weight": torch.tensor(100)}, "x"),
+    "three axes": (state(quiet(nn.Conv1d(2, 2, 3))), "x"),
+    "layer norm of three axes": (state(quiet(nn.LayerNorm((2, 4, 4), bias=False))), "x"),
+    "bilinear": (state(quiet(nn.Bilinear(2, 3, 4))), "x"),
     "something below": ({"x.weight": kernel(4, 4), "x.fake_quant.scale": torch.tensor(0.1)}, "x"),
 }  # fmt: skip
 
@@ -150,6 +167,13 @@ def test_a_gate_names_what_is_not_proved(
     for part in left:
         assert f" {part}, " in err
         assert f"  {part}: " in out
+
+
+def test_texts_counters_and_nothing_hold_nothing_back(invoke: Invoke, tmp_path: Path) -> None:
+    others = {"epoch": 3, "arch": "small", "conv.weight_scale": None, "fc.extra": {}, "done": True, "n.step": 3}
+    torch.save(SMALL | others, tmp_path / "a.pt")
+    code, _, err = invoke(tmp_path / "a.pt", "--max", 0.5)
+    assert code == 0, err
 
 
 def test_an_exception_is_named_and_excuses_no_figure(invoke: Invoke, tmp_path: Path) -> None:

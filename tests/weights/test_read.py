@@ -200,7 +200,7 @@ def test_what_is_no_ordinary_tensor_is_told_and_kept_apart(tmp_path: Path) -> No
     assert list(found.tensors) == ["w"]
     assert found.others == {
         "sparse": "a sparse coo tensor", "meta": "a shape without numbers", "quantized": "quantized numbers",
-        "state": "a dict", "none": "a NoneType",
+        "state": "a dict", "none": "nothing",
     }  # fmt: skip
 
 
