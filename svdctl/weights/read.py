@@ -133,7 +133,7 @@ def _reorder(tensors: dict[str, Tensor], others: dict[str, str], unread: set[str
 def _foreign(contents: Mapping[object, object]) -> tuple[LeftOut, ...]:
     """Parts with weights that svdctl does not write into its checkpoints."""
     parts = ((str(name), part) for name, part in contents.items() if name not in ("model", "training"))
-    return tuple(LeftOut(name, ANOTHER_SET, True) for name, part in parts if may_hold_weights(part))
+    return tuple(LeftOut(name, ANOTHER_SET, True) for name, part in parts if may_hold_weights(part, name))
 
 
 def _kind_of(value: object) -> str:

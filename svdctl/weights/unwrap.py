@@ -51,6 +51,23 @@ _TRAINING = _OPTIMIZER | {
 """Whole words in the names of parts that may be states of training."""
 _RNG_STATES = (16, 5056)
 """Bytes of the states of torch's random generators on CUDA devices and on the CPU."""
+_RNG_WORDS = {"rng", "rngs", "random", "randoms", "generator", "generators"}
+_BIT_GENERATORS = ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")
+_OF_NUMPY = "the state of a random generator of numpy's"
+_OPTIMIZER_STATES = frozenset({
+    "step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_avg_diff", "exp_inf", "momentum_buffer", "momentum",
+    "square_avg", "grad_avg", "acc_delta", "sum", "prev", "step_size", "eta", "mu", "ax", "mu_product", "neg_pre_grad",
+    "slow_buffer", "slow_momentum_buffer", "exp_avg_sq_row", "exp_avg_sq_col", "row_var", "col_var", "variance", "RMS",
+    "d", "al", "prev_flat_grad", "old_dirs", "old_stps", "ro", "H_diag", "prev_loss",
+})  # fmt: skip
+"""Names of tensors in the states of torch's optimisers, and of Adafactor, AdamP, Lion, LookAhead and Muon."""
+_TRAINING_NUMBERS = frozenset({
+    "lr", "initial_lr", "max_lr", "min_lr", "base_lrs", "_last_lr", "betas", "eps", "weight_decay", "momentum",
+    "initial_momentum", "max_momentum", "base_momentum", "scale", "_scale", "_growth_tracker", "growth_tracker",
+    "growth_factor", "backoff_factor", "best", "best_score", "best_model_score", "current_score", "kth_value",
+    "best_k_models", "wait_count", "last_epoch",
+})  # fmt: skip
+"""Names of single numbers in groups of optimisers, schedules, scalers and callbacks."""
 _COMPONENTS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 """Parts of names that torch's and lightning-fabric's wrappers add; no network calls a module so."""
 ANOTHER_SET = "another set of weights"
@@ -201,10 +218,11 @@ def _left_out(full: str, name: str, part: object) -> LeftOut | None:
     state = _state_of_training(name, part)
     if state is not None:
         return LeftOut(full, *state)
-    if may_hold_weights(part):
+    if may_hold_weights(part, name):
         return LeftOut(full, ANOTHER_SET, True)
-    is_number = isinstance(part, Tensor) or not any(isinstance(value, Tensor) for value in _leaves(part))
-    return None if is_number else LeftOut(full, "no weights", False)
+    has_tensors = any(isinstance(value, Tensor) and holds_weights(value) for _, value in _leaves(part))
+    has_tensors |= not isinstance(part, Tensor) and any(isinstance(value, Tensor) for _, value in _leaves(part))
+    return LeftOut(full, "no weights", False) if has_tensors else None
 
 
 def _state_of_training(name: str, part: object) -> tuple[str, bool] | None:
@@ -212,19 +230,31 @@ def _state_of_training(name: str, part: object) -> tuple[str, bool] | None:
 
     An optimiser's state is known by its structure. By a whole word of its name a container is a state when it has no
     matrix or kernel, as those of schedules, scalers and random generators have none; a container that is called
-    optimiser and has some is left out as well, but may be weights.
+    optimiser and has some is left out as well. Either may be weights when it holds what no optimiser, schedule,
+    scaler or random generator calls so.
     """
     if not isinstance(part, Mapping | list | tuple):
         return None
-    if _is_optimizer(part):
-        return "the state of an optimiser", False
-    words = set(re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()))
-    if not words & _TRAINING:
+    words, is_optimizer = _words(name), _is_optimizer(part)
+    if not is_optimizer and not words & _TRAINING:
         return None
-    has_matrix = any(isinstance(value, Tensor) and value.ndim > 1 for value in _leaves(part))
-    if has_matrix and not words & _OPTIMIZER:
+    leaves = list(_leaves(part, (name,)))
+    has_matrix = any(isinstance(value, Tensor) and value.ndim > 1 for _, value in leaves)
+    if not is_optimizer and has_matrix and not words & _OPTIMIZER:
         return None
-    return "a state of training, by its name", has_matrix
+    held = any(_may_be_weight(path, value) and not _is_training(path, value) for path, value in leaves)
+    return "the state of an optimiser" if is_optimizer else "a state of training, by its name", held
+
+
+def _is_training(path: tuple[str, ...], value: object) -> bool:
+    """Whether a tensor is called as those of optimisers are, or a single number as those of schedules and scalers."""
+    name = next((word for word in reversed(path) if not word.isdigit()), "")
+    is_number = isinstance(value, Tensor) and value.numel() == 1
+    return name in _OPTIMIZER_STATES or (is_number and bool(_TRAINING_NUMBERS & {name, *path[-2:-1]}))
+
+
+def _words(name: str) -> set[str]:
+    return set(re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()))
 
 
 def _is_optimizer(part: object, depth: int = 0) -> bool:
@@ -242,41 +272,54 @@ def _is_optimizer(part: object, depth: int = 0) -> bool:
     return bool(inner) and depth < 2 and all(_is_optimizer(value, depth + 1) for value in inner)
 
 
-def _leaves(part: object, *, training: bool = True) -> Iterator[object]:
-    """Everything below a part that is no container, each container looked into once; states of training or not."""
-    waiting, seen = [part], {id(part)}
+def _leaves(
+    part: object, path: tuple[str, ...] = (), *, training: bool = True
+) -> Iterator[tuple[tuple[str, ...], object]]:
+    """Everything below a part that is no container, with its path; each container is looked into once.
+
+    With `training=False` states of training are left out unless they may be weights.
+    """
+    waiting, seen = [(path, part)], {id(part)}
     while waiting:
-        value = waiting.pop()
+        path, value = waiting.pop()
         if not isinstance(value, Mapping | list | tuple):
-            yield value
+            yield path, value
             continue
+        if _is_of_numpy(value):
+            path = (*path, _OF_NUMPY)
         for name, inner in _parts(value):
             if not isinstance(inner, Mapping | list | tuple):
-                waiting.append(inner)
+                waiting.append(((*path, name), inner))
             elif id(inner) not in seen:
                 seen.add(id(inner))
                 state = None if training else _state_of_training(name, inner)
                 if state is None or state[1]:
-                    waiting.append(inner)
+                    waiting.append(((*path, name), inner))
 
 
-def may_hold_weights(part: object) -> bool:
-    """Whether something below the part could be a weight: no number, no state of a random generator."""
-    return any(
-        isinstance(value, NumpyArray) or (isinstance(value, Tensor) and _may_be_weight(value))
-        for value in _leaves(part, training=False)
-    )
+def _is_of_numpy(value: object) -> bool:
+    """Whether it is the state of a random generator of numpy's, as a tuple or as a dict."""
+    name = value.get("bit_generator") if isinstance(value, Mapping) else next((part for _, part in _parts(value)), None)
+    return isinstance(name, str) and name in _BIT_GENERATORS
 
 
-def _may_be_weight(tensor: Tensor) -> bool:
-    if tensor.ndim > 1 or not holds_weights(tensor):
-        return holds_weights(tensor)
-    return tensor.numel() > 1 and not (tensor.dtype == torch.uint8 and tensor.numel() in _RNG_STATES)
+def may_hold_weights(part: object, name: str = "") -> bool:
+    """Whether something below the part `name` could be a weight: no counter, no state of a random generator."""
+    return any(_may_be_weight(path, value) for path, value in _leaves(part, (name,), training=False))
+
+
+def _may_be_weight(path: tuple[str, ...], value: object) -> bool:
+    if isinstance(value, NumpyArray):
+        return _OF_NUMPY not in path
+    if not isinstance(value, Tensor) or not holds_weights(value):
+        return False
+    is_rng = value.dtype == torch.uint8 and value.ndim == 1 and value.numel() in _RNG_STATES
+    return not (is_rng and any(_words(word) & _RNG_WORDS for word in path))
 
 
 def holds_numbers(value: object) -> bool:
     """Whether an entry of a state dict that is no tensor may be a weight: all but texts, and one integer."""
-    leaves = list(_leaves(value))
+    leaves = [leaf for _, leaf in _leaves(value)]
     whole = [leaf for leaf in leaves if isinstance(leaf, int) and not isinstance(leaf, bool)]
     others = float | complex | bytes | bytearray | NumpyArray | NumpyNumber
     return len(whole) > 1 or any(isinstance(leaf, others) and leaf != b"" for leaf in leaves)

@@ -216,6 +216,27 @@ PARTS: dict[str, tuple[dict[str, Any], str]] = {
     "an array beside": ({"model": SMALL, "head": {"w": np.ones((3, 3))}}, "not proved: head, another set"),
     "called an optimiser": ({"model": SMALL, "optimizer": {"x.weight": HUGE}}, "not proved: optimizer, a state"),
     "inside": ({"model": {"a": SMALL, "optim": {"x.weight": HUGE}}}, "not proved: model.optim, a state"),
+    "random": ({"model": SMALL, "random": {"w": torch.full((8,), 100.0)}}, "not proved: random, a state of training"),
+    "rng": ({"model": SMALL, "rng": {"w": torch.full((8,), 100.0)}}, "not proved: rng, a state of training"),
+    "scaler": ({"model": SMALL, "scaler": {"scale": torch.full((8,), 100.0)}}, "not proved: scaler, a state of"),
+    "callbacks": ({"model": SMALL, "callbacks": {"w": torch.full((8,), 100.0)}}, "not proved: callbacks, a state of"),
+    "scheduler": ({"model": SMALL, "scheduler": [torch.full((8,), 100.0)]}, "not proved: scheduler, a state of"),
+    "one number of a loop": ({"backbone": SMALL, "loop": {"gain": torch.tensor(9.0)}}, "not proved: loop, a state of"),
+    "built like an optimiser": (
+        {"model": SMALL, "o": {"state": {0: {"w": HUGE}}, "param_groups": [{"params": [0]}]}},
+        "not proved: o, the state of an optimiser",
+    ),
+    "groups with weights": (
+        {"model": SMALL, "o": {"state": {}, "param_groups": [{"params": [HUGE]}]}},
+        "not proved: o, the state of an optimiser",
+    ),
+    "a number of one entry": ({"model": SMALL, "logit_scale": torch.tensor(100.0)}, "not proved: logit_scale, another"),
+    "sixteen bytes": (
+        {"model": SMALL, "codes": torch.full((16,), 100, dtype=torch.uint8)},
+        "not proved: codes, another set",
+    ),
+    "an array at random": ({"model": SMALL, "random": [np.ones(3)]}, "not proved: random, a state of training"),
+    "integers": ({"model": SMALL, "codes": torch.tensor([100, 3])}, "not proved: codes, another set"),
     "a kernel of one entry": ({"model": SMALL, "w": torch.full((1, 1, 1, 1), 9.0)}, "not proved: w, another set"),
 }
 
@@ -248,11 +269,16 @@ def test_states_of_training_are_named_and_hold_nothing_back(invoke: Invoke, tmp_
     training = {
         "trainer": {"optimizer": optimizer.state_dict(), "step": 3},
         "optimizers": [optimizer.state_dict()], "second": optimizer.state_dict(), "scaler": {"scale": torch.ones(())},
-        "rng": rng, "epoch": 3, "best": torch.tensor(0.5), "lr_scheduler": {"last": torch.ones(2)},
+        "rng": rng, "epoch": 3, "lr_scheduler": {"_last_lr": [torch.ones(())], "last_epoch": 3},
+        "cuda_rng_state": torch.zeros(16, dtype=torch.uint8), "steps": torch.tensor(3),
+        "numpy_rng": ("MT19937", np.ones(4)),
+        "callbacks": {"Best": {"best_model_score": torch.tensor(0.5), "best_k_models": {"a": torch.tensor(0.5)}}},
     }  # fmt: skip
     for name in ("state_dict", "backbone"):
         torch.save({name: model.state_dict()} | training, tmp_path / "a.pt")
-        code, out, err = invoke(tmp_path / "a.pt", "--max", 1, *(("--except", "best") if name == "backbone" else ()))
+        # Without a known name for the weights these two are entries like any other.
+        flags = ("--except", "numpy_rng*", "--except", "cuda_rng_state") if name == "backbone" else ()
+        code, out, err = invoke(tmp_path / "a.pt", "--max", 1, *flags)
         assert code == 0, err
         for part in ("optimizers", "second"):
             assert f"{part}, left out: the state of an optimiser" in out
