@@ -1,23 +1,29 @@
 """Everything that a network computes with, so that a change of any of it is noticed.
 
 Read are the modules with all their attributes, hooks and flags, and what their Python code can reach besides: class
-attributes, closures, default arguments and global names. Tensors are compared bit for bit with kept copies. Objects of
-torch's and svdctl's own code, and those without attributes, count by their identity.
+attributes, closures, default arguments, global names, what is imported on the way, and the environment's variables.
+What is attached to functions, tensors, containers and numbers is read too. Tensors are compared bit for bit with kept
+copies. Objects of torch's and svdctl's own code, and those without attributes, count by their identity.
 """
 
 import dis
 import hashlib
+import os
 import sys
 import types
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence, Set
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache, partial
+from importlib.util import resolve_name
 from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from svdctl.errors import ShapeError
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...))
 _NAMED = (torch.dtype, torch.device, torch.layout, torch.memory_format, slice, range, types.CodeType)
@@ -72,9 +78,24 @@ class Contents:
                     return path
         return None
 
+    def changed_values(self, other: "Contents") -> str | None:
+        """The path of a tensor or number that another object, meant to be a copy, holds otherwise; None if none."""
+        for path, tensor in self.tensors.items():
+            if path in other.tensors and not _same(tensor, other.tensors[path]):
+                return path
+        for path, value in self.values.items():
+            found = other.values.get(path)
+            if all(isinstance(pair, tuple) and isinstance(pair[0], type) for pair in (value, found)) and value != found:
+                return path
+        return None
+
     def _read(self, path: str, value: Any) -> None:
         if isinstance(value, _PLAIN + _NAMED):
             self.values[path] = (type(value), repr(value))
+            if not _is_library(type(value)) and id(value) not in self._seen:
+                self._seen[id(value)] = path
+                self._held.append(value)
+                self._read_attributes(path, value)
         elif id(value) in self._seen:
             self.values[path] = ("the same as", self._seen[id(value)])
         else:
@@ -82,6 +103,17 @@ class Contents:
             if not isinstance(value, Tensor):
                 self._held.append(value)
             self._read_object(path, value)
+            self._read_attributes(path, value)
+
+    def _read_attributes(self, path: str, value: Any) -> None:
+        """Read what is attached to a number, a tensor, a function or a container, whatever it holds besides."""
+        if isinstance(value, Tensor) and value.is_meta:
+            return
+        if isinstance(value, (*_PLAIN, *_NAMED, Tensor, Sequence, Mapping, Set, types.FunctionType, np.ndarray)):
+            for name, part in getattr(value, "__dict__", {}).items():
+                self._read(f"{path}.{name}", part)
+            if not _is_library(type(value)):
+                self._read(f"{path}.(class)", type(value))
 
     def _read_object(self, path: str, value: Any) -> None:
         if isinstance(value, Tensor):
@@ -96,6 +128,11 @@ class Contents:
             self.values[path] = (value.dtype, value.shape, hashlib.blake2b(value.tobytes()).digest())
         elif isinstance(value, torch.Generator):
             self.tensors[path] = value.get_state()
+        elif isinstance(value, ContextVar):
+            self.values[path] = id(value)
+            self._read(f"{path}.(value)", value.get(None))
+        elif isinstance(value, types.GeneratorType):
+            raise ShapeError(f"the network uses a generator, {path}, whose state cannot be read; use a list instead")
         else:
             self.values[path] = id(value) if _is_opaque(value) else type(value)
             for name, part in _parts(value):
@@ -140,6 +177,8 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, types.FunctionType):
         yield from _parts_of_function(value)
     elif isinstance(value, type):
+        if not _is_library(type(value)):
+            yield ".(metaclass)", type(value)
         for kind in value.__mro__ if not _is_library(value) else ():
             if not _is_library(kind):
                 names = (name for name in vars(kind) if name not in ("__dict__", "__weakref__", "__doc__"))
@@ -182,6 +221,52 @@ def _parts_of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]
             yield f".{name}.{attribute}", getattr(value, attribute, None)
         elif name not in inner and name in function.__globals__:
             yield f".{name}", value
+    yield from _parts_by_name(function)
+
+
+def _parts_by_name(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    """What code reaches by `globals()`, the environment's variables, and imports while it runs."""
+    names, package = _all_names(function.__code__), function.__globals__.get("__package__")
+    if "globals" in names:
+        # Values alone: the functions and classes of a module lead far beyond what the network computes with.
+        kinds = (*_PLAIN, Tensor, nn.Module, np.ndarray, Mapping, Sequence)
+        outer = ((name, value) for name, value in function.__globals__.items() if isinstance(value, kinds))
+        yield from ((f".(globals).{name}", value) for name, value in outer if not name.startswith("__"))
+    if names & {"environ", "getenv", "environb"}:
+        yield ".(environment)", dict(os.environ)
+    for module, level in _imports(function.__code__):
+        try:
+            found = sys.modules.get(resolve_name("." * level + module, package) if level else module)
+        except ImportError:
+            continue
+        if found is not None and not _is_library_name(found.__name__):
+            yield from ((f".({module}).{name}", vars(found)[name]) for name in sorted(names & vars(found).keys()))
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """Some code, and that of the functions which it defines."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _codes(constant)
+
+
+@cache
+def _all_names(code: types.CodeType) -> frozenset[str]:
+    return frozenset(name for part in _codes(code) for name in part.co_names)
+
+
+@cache
+def _imports(code: types.CodeType) -> tuple[tuple[str, int], ...]:
+    """The modules that some code imports when it runs, each with the number of dots before its name."""
+    found = []
+    for part in _codes(code):
+        steps = list(dis.get_instructions(part))
+        for index, step in enumerate(steps):
+            if step.opname == "IMPORT_NAME":
+                level = steps[index - 2].argval
+                found.append((str(step.argval), level if isinstance(level, int) else 0))
+    return tuple(found)
 
 
 @cache

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from svdctl.certify.network import follow, frozen
+from svdctl.certify.network import prove
 from svdctl.certify.trace import Contribution
 from svdctl.spectral.arithmetic import exact_arithmetic
 
@@ -59,8 +59,14 @@ def lipschitz_bound(
     on the image's numbers, or has no rule, is an error that names the function and the module. Constants multiply along
     a path, add up in sums, and their squares add up in concatenations. The bound is about real arithmetic with the
     weights as they are (parametrised ones in the model's precision); `rounding_bound` has the rest. A network that
-    gives another output when it is run again, or that changes while it runs, is refused; that it treats the images of a
-    batch one by one is presumed.
+    gives another output when it is run again, with gradients or without, or that changes while it runs, is refused; so
+    is one that catches the trace's refusals, and one whose frozen copy gives other outputs than it gives itself.
+
+    Presumed is that the network is a function of its image and of its modules, attributes, closures and globals. Its
+    code may be made to do something else by what the tests see nothing of: by the type of its input or the inference
+    mode, torch's flags, files, clocks or its callers, and by a difference that shows at none of the images tried (the
+    centre and a few random ones) or is as small as rounding. That it treats the images of a batch one by one is
+    presumed too.
 
     Args:
         model: any module from one image batch to one tensor; it is left as it is.
@@ -79,9 +85,9 @@ def lipschitz_bound(
     >>> parts[0] * parts[1] <= bound.value * 1.05
     True
     """
-    centre = torch.zeros(1, *input_shape, dtype=own_dtype(model), device=device_of(model))
-    with exact_arithmetic(torch.get_default_dtype()):
-        result = follow(frozen(model, centre.dtype), centre, tolerance=tolerance)
+    with torch.inference_mode(False), exact_arithmetic(torch.get_default_dtype()):
+        centre = torch.zeros(1, *input_shape, dtype=own_dtype(model), device=device_of(model))
+        _, result = prove(model, centre, tolerance=tolerance)
     return LipschitzBound(result.facts.lipschitz, result.contributions)
 
 
@@ -110,6 +116,9 @@ def rounding_bound(
         tolerance: as in `lipschitz_bound`.
     """
     centre = torch.zeros(1, *input_shape, dtype=dtype, device=device_of(model))
-    with exact_arithmetic(torch.get_default_dtype(), direct_convolutions=dtype == torch.float32):
-        error = follow(frozen(model, dtype), centre, tolerance=tolerance).error(input_norm)
+    with (
+        torch.inference_mode(False),
+        exact_arithmetic(torch.get_default_dtype(), direct_convolutions=dtype == torch.float32),
+    ):
+        error = prove(model, centre, tolerance=tolerance)[1].error(input_norm)
     return error if not math.isnan(error) else math.inf

@@ -1,10 +1,12 @@
 """One pass through a whole network: from any `torch.nn.Module` to what is proved of its output.
 
 The network is a frozen copy of the caller's: evaluation mode, one precision, weights that are computed from others
-made constants. Layers that `layer_gain` knows are not looked into; everything else is followed function by function.
+made constants. Its outputs are compared with those of the caller's own network. Layers that `layer_gain` knows are not
+looked into; everything else is followed function by function.
 """
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +24,7 @@ from svdctl.certify.exponential import FixedSOC
 from svdctl.certify.facts import Affine, Arithmetic, Facts, norm_above, outward
 from svdctl.certify.gains import forward_of, layer_gain
 from svdctl.certify.rules import apply
-from svdctl.certify.trace import Contribution, Traced, Tracer
+from svdctl.certify.trace import Contribution, Remembering, Traced, Tracer
 from svdctl.errors import ShapeError
 from svdctl.layers.padding import Convolutional, is_cyclic
 from svdctl.layers.soc import SOC
@@ -43,8 +45,17 @@ def frozen(model: nn.Module, dtype: torch.dtype) -> nn.Module:
             f"the network cannot be copied ({error}); run it once under torch.no_grad(), then try again"
         ) from error
     _refuse_shared(model, copied)
+    changed = Contents.of(model).changed_values(Contents.of(copied))
+    if changed is not None:
+        raise ShapeError(
+            f"copy.deepcopy gives the network another {changed}; remove its own __deepcopy__, __getstate__"
+        )
     try:
-        copied = copied.to(dtype).eval().requires_grad_(False)
+        copied = copied.to(dtype)
+        _require_converted(model, copied, dtype)
+        copied = copied.eval().requires_grad_(False)
+    except ShapeError:
+        raise
     except Exception as error:
         raise ShapeError(f"the network cannot be converted to {dtype} ({error})") from error
     for name, module in list(copied.named_modules()):
@@ -74,6 +85,22 @@ def _refuse_shared(model: nn.Module, copied: nn.Module) -> None:
                 f"{name or 'the network'} ({type(part).__name__}) is not copied by copy.deepcopy; remove its own "
                 "__deepcopy__"
             )
+
+
+def _require_converted(model: nn.Module, copied: nn.Module, dtype: torch.dtype) -> None:
+    """Raise a ShapeError if the copy's weights are neither the caller's nor these in another precision."""
+    converted = dict((*copied.named_parameters(), *copied.named_buffers()))
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        found = converted.get(name)
+        if tensor.is_floating_point() and tensor.layout == torch.strided:
+            values = (tensor.to(dtype).double(), tensor.double())
+            if found is None or not any(_equal(found.double(), value) for value in values):
+                raise ShapeError(f"conversion to {dtype} gives the network another {name}; remove its own to, _apply")
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    """Whether all entries are equal, nan and nan too."""
+    return first.shape == second.shape and bool(((first == second) | (first.isnan() & second.isnan())).all())
 
 
 def _fixed(module: SOC) -> FixedSOC:
@@ -159,7 +186,7 @@ def follow(network: nn.Module, centre: Tensor, *, tolerance: float | None = None
     Raises:
         ShapeError: an operation without a rule, or a network that does not compute the same each time.
     """
-    tracer = Tracer(apply, tolerance, Arithmetic(centre.dtype))
+    tracer = Tracer(apply, tolerance, Arithmetic(centre.dtype), shape=tuple(centre.shape[1:]))
     with _watched(network, tracer):
         output, facts = _traced_pass(network, tracer, centre)
         farthest, contributions = tracer.largest.reaches(tracer.arithmetic.largest), tuple(tracer.contributions)
@@ -169,27 +196,147 @@ def follow(network: nn.Module, centre: Tensor, *, tolerance: float | None = None
         other = centre + step * min(1.0, max(farthest, 0.0) / 2 / norm_above(step))
         again, same = _traced_pass(network, tracer, other)
     passing = frozenset(_contents_of(network).without_numbers)
-    allowed = 2 * facts.error(norm_above(other - centre)) * outward(1.0) + 1e-12 * norm_above(again)
-    _require_close(_only(network(other.clone())), again, allowed)
     proved = replace(facts, lipschitz=outward(facts.lipschitz), error=facts.error * outward(1.0))
+    _require_close(_plain_pass(network, other), again, proved, norm_above(other - centre))
     trace = Trace(proved, output, contributions, _contents_of(network).kept(), passing, farthest)
-    _require_close(_only(network(other.clone())), again, allowed)
+    for grad in (False, True):
+        _require_close(_plain_pass(network, other, grad=grad), again, proved, norm_above(other - centre), or_none=grad)
+    _require_bound(network, centre, trace)
     trace.require_unchanged(network)
     if same.lipschitz != facts.lipschitz:
         raise ShapeError(_CHANGES)
     return trace
 
 
+def _plain_pass(network: nn.Module, image: Tensor, *, grad: bool = False) -> Any:
+    """The output as the network runs without a trace, with or without gradients; None where it raises an error."""
+    try:
+        with torch.set_grad_enabled(grad):
+            output = _only(network(image.clone()))
+    except Exception:  # an output that does not come is no output that is wrong
+        return None
+    return output.detach() if isinstance(output, Tensor) and not isinstance(output, Traced) else output
+
+
+def probes(centre: Tensor, reach: float) -> Iterator[Tensor]:
+    """The centre, and random images of several sizes at most `reach` from it."""
+    generator = torch.Generator().manual_seed(1)
+    yield centre
+    for size in (1.0, -1.0, 300.0, -300.0):
+        step = size * torch.rand(centre.shape, generator=generator, dtype=torch.float64).to(centre) - centre
+        yield centre + step * min(1.0, reach / norm_above(step))
+
+
+def _require_bound(network: nn.Module, centre: Tensor, trace: Trace) -> None:
+    """Raise a ShapeError if images of several sizes give outputs that the bound excludes, or that gradients change."""
+    facts = trace.facts
+    for image in probes(centre, max(trace.farthest, 0.0) / 2):
+        output, distance = _plain_pass(network, image), norm_above(image - centre)
+        _require_close(_plain_pass(network, image, grad=True), output, facts, distance, or_none=True)
+        if isinstance(output, Tensor) and bool(output.isfinite().all()):
+            moved = norm_above(output.double() - trace.output.double())
+            allowed = facts.lipschitz * distance + facts.error(distance) + facts.error(0.0)
+            # Both have floors, below which nothing is told apart.
+            if moved > allowed * (1 + 1e-9) + _FLOOR:
+                raise ShapeError(_CHANGES)
+
+
+@torch.no_grad()
+def prove(model: nn.Module, centre: Tensor, *, tolerance: float | None = None) -> tuple[nn.Module, Trace]:
+    """A frozen copy of the caller's network in the image's precision, and what is proved of both.
+
+    Raises:
+        ShapeError: what `follow` refuses, or a copy that does not compute what the caller's network computes in
+            evaluation mode and its own precision.
+    """
+    network = frozen(model, centre.dtype)
+    trace = follow(network, centre, tolerance=tolerance)
+    with _in_evaluation_mode(model):
+        _require_as_given(model, network, trace, centre)
+    return network, trace
+
+
+def _require_as_given(model: nn.Module, network: nn.Module, trace: Trace, centre: Tensor) -> None:
+    """Raise a ShapeError if the caller's network gives other outputs than the copy.
+
+    Allowed is the square root of the coarser unit roundoff, relatively to the largest output, and what rounding is
+    proved to do at most where that is little. A network that runs in no precision as it is (its weights are of several,
+    say) gives no outputs that could be others.
+    """
+    dtype = next((d for d in _precisions(model) if _plain_pass(model, centre.to(d)) is not None), None)
+    if dtype is None:
+        return
+    before = _contents_of(model).kept()
+    images = [image.to(dtype) for image in probes(centre, min(trace.farthest / 2, norm_above(torch.ones_like(centre))))]
+    outputs = [_plain_pass(network, image.to(centre)) for image in images]
+    if any(output is None for output in outputs):
+        raise ShapeError(_CHANGES)
+    scale = max(norm_above(output) for output in outputs)
+    unit = max(Arithmetic(kind).unit for kind in (dtype, centre.dtype))
+    floor = max(_floor(output.to(dtype)) for output in outputs)
+    for (image, output), grad in itertools.product(zip(images, outputs, strict=True), (False, True)):
+        found = _plain_pass(model, image, grad=grad)
+        if found is None and grad:
+            continue
+        proved = trace.error(norm_above(image.to(centre) - centre)) * (unit / Arithmetic(centre.dtype).unit)
+        allowed = max(math.sqrt(unit) * scale, proved if proved < 0.1 * scale else 0.0, floor)
+        if not differ_by_at_most(found, output, allowed):
+            raise ShapeError(
+                f"the copy in {centre.dtype} that is proved gives other outputs than the network as it was given, in "
+                f"evaluation mode and {dtype}: its code copies, converts or looks at its tensors in a way of its own, "
+                "or rounds too coarsely; convert it first, by .float() or .double(), and leave such code out"
+            )
+    changed = before.difference(_contents_of(model), trace.passing)
+    if changed is not None:
+        raise ShapeError(
+            f"the network changes {changed!r} while it runs; a bound holds for a network that stays as it is"
+        )
+
+
+def _precisions(model: nn.Module) -> Iterator[torch.dtype]:
+    """The precisions in which a network may run, its own weights' first."""
+    attributes = (value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor))
+    own = (
+        tensor.dtype for tensor in (*model.parameters(), *model.buffers(), *attributes) if tensor.is_floating_point()
+    )
+    yield from dict.fromkeys((*own, torch.get_default_dtype(), torch.float32, torch.float64))
+
+
+@contextmanager
+def _in_evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Set the flags of a network without running its code; afterwards all that its modules hold is as before."""
+    kept = []
+    for module in model.modules():
+        held = dict(vars(module))
+        kept.append((module, held, {name: copy.copy(v) for name, v in held.items() if isinstance(v, dict | list)}))
+    tensors = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
+    for module, _, _ in kept:
+        vars(module)["training"] = False
+    try:
+        yield
+    finally:
+        for module, held, inside in kept:
+            vars(module).clear()
+            vars(module).update(held)
+            for name, value in inside.items():
+                held[name].clear()
+                held[name].update(value) if isinstance(value, dict) else held[name].extend(value)
+        for tensor, values in tensors:
+            if tensor.shape != values.shape or not _equal(tensor.detach(), values):
+                tensor.data = values
+
+
 def _traced_pass(network: nn.Module, tracer: Tracer, image: Tensor) -> tuple[Tensor, Facts]:
     """The output for one image, and what is proved of it."""
     start = Traced.make(tracer, image.clone(), Facts(1.0, norm_above(image), Affine()))
-    try:
-        output = _only(network(start))
-    except ShapeError:
-        raise
-    except Exception as failure:  # whatever the network's own code raises
-        reason = (str(failure).strip() or type(failure).__name__).splitlines()[0]
-        raise ShapeError(f"{tracer.where} fails on an image of shape {tuple(image.shape[1:])}: {reason}") from failure
+    output = None
+    with Remembering(tracer):
+        try:
+            output = _only(network(start))
+        except Exception as failure:  # whatever the network's own code raises
+            tracer.refuse(failure)
+    if tracer.refusal is not None:
+        raise tracer.refusal
     if not isinstance(output, Traced):
         raise ShapeError(
             f"the network's output is a {type(output).__name__} whose path from the image was lost; it must return one "
@@ -198,6 +345,7 @@ def _traced_pass(network: nn.Module, tracer: Tracer, image: Tensor) -> tuple[Ten
     return output.value, tracer.facts(output)
 
 
+_FLOOR = 1e-280
 _CHANGES = (
     "the network computes something else each time that it is run (by random numbers, by a state that its own code "
     "changes, or by a look at the type of its input); a bound holds for a network that stays as it is"
@@ -212,14 +360,29 @@ def _only(output: Any) -> Any:
     return output[0] if isinstance(output, Sequence) and len(output) == 1 else output
 
 
-def _require_close(found: Any, value: Tensor, allowed: float) -> None:
-    """Raise a ShapeError unless another pass gave the same, but for what rounding may do."""
-    if (
-        isinstance(found, Traced)
-        or found.shape != value.shape
-        or not float((found.double() - value.double()).norm()) <= allowed
-    ):
+def _require_close(found: Any, value: Any, facts: Facts, distance: float, *, or_none: bool = False) -> None:
+    """Raise a ShapeError unless another pass gave the same, but for what rounding may do at this distance."""
+    if or_none and (found is None or value is None):
+        return
+    if not isinstance(value, Tensor):
         raise ShapeError(_CHANGES)
+    unit, norm = Arithmetic(value.dtype).unit, norm_above(value)
+    allowed = min(2 * facts.error(distance) + 1e-12 * norm, math.sqrt(unit) * norm + _floor(value))
+    if not differ_by_at_most(found, value, allowed):
+        raise ShapeError(_CHANGES)
+
+
+def _floor(value: Tensor) -> float:
+    """The size below which a tensor's rounding is no longer relative."""
+    return max(64 * torch.finfo(value.dtype).tiny * value.numel(), _FLOOR)
+
+
+def differ_by_at_most(found: Any, value: Any, allowed: float) -> bool:
+    """Whether both are tensors of one shape and this near to one another."""
+    if not all(isinstance(tensor, Tensor) and not isinstance(tensor, Traced) for tensor in (found, value)):
+        return False
+    found, value = found.double(), value.double()
+    return _equal(found, value) or (found.shape == value.shape and bool((found - value).norm() <= allowed))
 
 
 @contextmanager
@@ -251,20 +414,26 @@ def _leaf(module: nn.Module, forward: Callable[..., Any], tracer: Tracer) -> Cal
     def run(*inputs: Any, **options: Any) -> Any:
         if len(inputs) != 1 or options or not isinstance(inputs[0], Traced):
             return forward(*inputs, **options)
-        tracer.facts(inputs[0])
         # Weights that depend on the image, by functional_call say: the functions that use them decide.
         if Contents.of(module).without_numbers:
             return forward(*inputs)
+        try:
+            return follow_leaf(inputs[0])
+        except Exception as failure:
+            raise tracer.refuse(failure) from failure.__cause__
+
+    def follow_leaf(x: Traced) -> Traced:
+        tracer.facts(x)
         if any(part.training for part in module.modules()):
             raise ShapeError(
                 f"{tracer.where} is set to training mode while the network runs; use evaluation mode alone"
             )
         gain = tracer.once(id(module), module, lambda: layer_gain(module, tolerance=tracer.tolerance))
         kind = getattr(module, "stands_for", type(module).__name__)
-        value = inputs[0].value.clone()
+        value = x.value.clone()
         output = forward(value)
-        if not torch.equal(value, inputs[0].value):
+        if not torch.equal(value, x.value):
             raise ShapeError(f"{tracer.where} writes into its input, which its gain does not tell")
-        return tracer.layer(kind, inputs[0], output, gain, forward)
+        return tracer.layer(kind, x, output, gain, forward)
 
     return run

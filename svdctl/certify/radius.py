@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from svdctl.certify.facts import Facts, outward, times, times_power, to_unit_size
+from svdctl.certify.facts import Facts, norm_above, outward, times, times_power, to_unit_size
 from svdctl.certify.lipschitz import LipschitzBound, device_of
-from svdctl.certify.network import follow, frozen
+from svdctl.certify.network import differ_by_at_most, prove
 from svdctl.errors import DataError, ShapeError
 from svdctl.spectral.arithmetic import exact_arithmetic
 
@@ -78,6 +78,10 @@ class Certifier:
     proved: a change is an error. In float64 the rounding term is negligible. In float32 it is honest and, for wide
     networks, often so large that nothing can be certified: see `rounding_bound`.
 
+    The network is presumed to be a function as in `lipschitz_bound`. That the images of a batch take no part in one
+    another's logits is tested here, on all images of batches of 3 and 9, and by `logits`, on three images of the first
+    batch of each size; beyond that it is presumed.
+
     Args:
         model: from images in [0, 1] `(N, *input_shape)` to logits `(N, classes)`; normalisation is its own affair.
         input_shape: `(C, H, W)`.
@@ -103,10 +107,8 @@ class Certifier:
         # Constants that the network makes in its forward pass are of the default dtype.
         self._default_dtype = torch.get_default_dtype()
         grey = torch.full((1, *input_shape), 0.5, dtype=dtype, device=device_of(model))
-        with self._arithmetic():
-            self.network = frozen(model, dtype)
-            result = follow(self.network, grey, tolerance=tolerance)
-            self._require_one_by_one(grey, result.facts)
+        with torch.inference_mode(False), torch.no_grad(), self._arithmetic():
+            self.network, result = prove(model, grey, tolerance=tolerance)
         if result.output.ndim != 2 or result.output.shape[1] < 2:
             shape = tuple(result.output.shape)
             raise ShapeError(f"certificates need logits of shape (1, classes) for one image, not {shape}")
@@ -114,21 +116,37 @@ class Certifier:
         self.bound = LipschitzBound(result.facts.lipschitz, result.contributions)
         self.rounding = result.facts.error
         self.reach = math.sqrt(grey.numel()) / 2
+        self._sizes: set[int] = set()
+        generator = torch.Generator().manual_seed(2)
+        with torch.inference_mode(False), torch.no_grad(), self._arithmetic():
+            for count in (3, 9):
+                images = torch.rand((count, *input_shape), generator=generator, dtype=torch.float64).to(grey)
+                self._batch_logits(images, range(count))
         with self._arithmetic():
             self.pairwise = pairwise_constants(result.facts, result.output.shape[1]).to(grey.device)
 
     def _arithmetic(self) -> AbstractContextManager[None]:
         return exact_arithmetic(self._default_dtype, direct_convolutions=self.dtype == torch.float32)
 
-    def _require_one_by_one(self, grey: Tensor, facts: Facts) -> None:
-        """Raise a ShapeError if the other images of a batch take part in an image's logits."""
-        pair = torch.cat((grey, 1 - grey, torch.zeros_like(grey)))
-        together, alone = self.network(pair.clone()), self.network(grey.clone())
-        allowed = 2 * facts.error(0.0) + 1e-12 * float(alone.double().norm())
-        if together.shape != (len(pair), *alone.shape[1:]) or not float((together[:1] - alone).norm()) <= allowed:
-            raise ShapeError(
-                "the network's logits of one image depend on the others of its batch; it has no certificates"
-            )
+    def _batch_logits(self, images: Tensor, places: Iterable[int]) -> Tensor:
+        """Logits of a batch; those at these places are compared with what the network gives for the image alone.
+
+        Raises:
+            ShapeError: the other images take part in them.
+        """
+        # The whole batch last, so that hooks which keep activations keep those of the batch.
+        alone = [(place, self.network(images[place : place + 1].to(self.dtype, copy=True))) for place in places]
+        # A copy: the network may write into its input.
+        logits: Tensor = self.network(images.to(self.dtype, copy=True))
+        for place, single in alone:
+            size = norm_above(single)
+            # Where what is proved of rounding says little, what rounding does in fact.
+            allowed = min(2 * self.rounding(self.reach) + 1e-12 * size, math.sqrt(torch.finfo(self.dtype).eps) * size)
+            if len(logits) != len(images) or not differ_by_at_most(logits[place : place + 1], single, allowed):
+                raise ShapeError(
+                    "the network's logits of one image depend on the others of its batch; it has no certificates"
+                )
+        return logits
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
@@ -144,10 +162,12 @@ class Certifier:
                 f"the certificates are for real images of shape {self._input_shape}, not {tuple(images.shape[1:])} "
                 f"({images.dtype})"
             )
-        with self._arithmetic():
+        with torch.inference_mode(False), torch.no_grad(), self._arithmetic():
             self._proved.require_unchanged(self.network)
-            # A copy: the network may write into its input.
-            logits = self.network(images.to(self.dtype, copy=True))
+            count = len(images)
+            places = {0, count // 2, count - 1} if count and count not in self._sizes else set()
+            logits = self._batch_logits(images, sorted(places))
+            self._sizes.add(count)
             self._proved.require_unchanged(self.network)
         return logits
 

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from svdctl.certify.contents import Contents
 from svdctl.certify.facts import Affine, Arithmetic, Facts, Readout, gamma, norm_above, times
@@ -65,6 +66,26 @@ class Traced(Tensor):
             return first.tracer.dispatch(first.tracer, func, tuple(args), kwargs)
 
 
+class Remembering(TorchFunctionMode):
+    """Lets a tracer remember every failure of a torch function on what depends on the image.
+
+    Those of plain tensors on the meta device are among them: C++ code that passes over the subclass makes such.
+    """
+
+    def __init__(self, tracer: "Tracer") -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        try:
+            return func(*args, **(kwargs or {}))
+        except Exception as failure:
+            with torch._C.DisableTorchFunction():
+                if any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in leaves((args, kwargs or {}))):
+                    self.tracer.refuse(failure)
+            raise
+
+
 @dataclass
 class Tracer:
     """State of one trace.
@@ -84,6 +105,20 @@ class Tracer:
     path: list[tuple[str, nn.Module]] = field(default_factory=list)
     live: list[weakref.ref[Traced]] = field(default_factory=list)
     gains: dict[Any, list[tuple[Contents, Gain]]] = field(default_factory=dict)
+    shape: tuple[int, ...] = ()
+    """Of one image, for messages."""
+    refusal: ShapeError | None = None
+    """The first one: it holds though the network's own code may catch it."""
+
+    def refuse(self, failure: Exception) -> ShapeError:
+        """Remember why the trace cannot go on; the error that says so."""
+        error = failure
+        if not isinstance(error, ShapeError):
+            reason = (str(failure).strip() or type(failure).__name__).splitlines()[0]
+            error = ShapeError(f"{self.where} fails on an image of shape {self.shape}: {reason}")
+            error.__cause__ = failure
+        self.refusal = self.refusal or error
+        return error
 
     @property
     def dtype(self) -> torch.dtype:
@@ -104,7 +139,8 @@ class Tracer:
             if contents.difference(kept) is None:
                 return gain
         try:
-            gain = compute()
+            with torch._C.DisableTorchFunction():  # nothing of the image takes part
+                gain = compute()
         except ShapeError as error:
             raise ShapeError(f"{self.where}: {error}") from error
         self.gains[key].append((contents.kept(), gain))
