@@ -245,7 +245,8 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 def _cloned(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.detach().clone()
+        # A class of the user's may do something else on the way.
+        return value.detach().clone().as_subclass(Tensor)
     if isinstance(value, dict):
         return {name: _cloned(part) for name, part in value.items()}
     return type(value)(map(_cloned, value)) if type(value) in (list, tuple) else value

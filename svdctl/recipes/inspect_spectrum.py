@@ -1,10 +1,13 @@
 """Spectra of the networks in files: of svdctl's own, of a user's network, or of bare weights."""
 
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
+from types import CellType, FunctionType, MethodType, ModuleType
 
 from torch import Tensor, nn
 
@@ -36,6 +39,8 @@ _OWN = re.compile(
 """Names of the tensors, within a layer, that rows of spectra are made of."""
 _OF_MODULES = frozenset(vars(nn.Module()))
 """Attributes of every module: its parameters and buffers, its hooks."""
+_DEPTH = 6
+"""Containers in containers that are looked into."""
 Tell = Callable[[int, int, str], None]
 
 
@@ -112,7 +117,7 @@ def _held(model: nn.Module, path: str = "", seen: set[int] | None = None) -> Ite
     """Tensors of a network: what each is called after, its name, and itself.
 
     Parameters and buffers are called after their module; then come tensors that are plain attributes, and tensors and
-    modules in lists, tuples, sets and dicts that are attributes.
+    modules in lists, dicts, plain objects, closures and the like that are attributes.
     """
     modules = [(f"{path}.{name}".strip("."), module) for name, module in model.named_modules()]
     seen = set() if seen is None else seen
@@ -129,21 +134,43 @@ def _held(model: nn.Module, path: str = "", seen: set[int] | None = None) -> Ite
                 yield from _inside(value, f"{owner}.{name}".strip("."), seen)
 
 
-def _inside(value: object, name: str, seen: set[int]) -> Iterator[tuple[str, str, Tensor]]:
-    if id(value) in seen:
+def _inside(value: object, name: str, seen: set[int], depth: int = 0) -> Iterator[tuple[str, str, Tensor]]:
+    if id(value) in seen or depth > _DEPTH or isinstance(value, str | bytes | int | float | type | ModuleType):
         return
-    if isinstance(value, Tensor | nn.Module | Mapping | list | tuple | set | frozenset):
-        seen.add(id(value))
+    seen.add(id(value))
     if isinstance(value, Tensor):
         yield name, name, value
     elif isinstance(value, nn.Module):
         yield from _held(value, name, seen)
-    elif isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from _inside(part, f"{name}.{key}", seen)
-    elif isinstance(value, list | tuple | set | frozenset):
-        for place, part in enumerate(value):
-            yield from _inside(part, f"{name}.{place}", seen)
+    else:
+        for part, inner in _parts(value):
+            yield from _inside(inner, f"{name}.{part}", seen, depth + 1)
+
+
+def _parts(value: object) -> Iterator[tuple[object, object]]:
+    """What a container, a function or an object of a class of the user's holds."""
+    if isinstance(value, Mapping):
+        yield from value.items()
+    elif isinstance(value, list | tuple | set | frozenset | deque):
+        yield from enumerate(value)
+    elif isinstance(value, partial):
+        yield from enumerate((value.func, *value.args, *value.keywords.values()))
+    elif isinstance(value, FunctionType):
+        cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
+        yield from ((name, cell.cell_contents) for name, cell in cells if _is_filled(cell))
+        yield from enumerate(value.__defaults__ or ())
+    elif isinstance(value, MethodType):
+        yield from (("self", value.__self__), ("function", value.__func__))
+    elif hasattr(value, "__dict__"):
+        yield from vars(value).items()
+
+
+def _is_filled(cell: CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
 
 
 def _beside(weights: WeightFile, config: InspectConfig, *, has_network: bool) -> Iterator[LayerSpectrum]:

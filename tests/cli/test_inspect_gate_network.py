@@ -12,6 +12,10 @@ from svdctl.cli.main import main
 Gate = Callable[..., tuple[int, str]]
 
 NETS = """
+from collections import deque
+from functools import partial
+from types import SimpleNamespace
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -139,6 +143,21 @@ def _with(name, value):
     return net
 
 
+def _closure(w):
+    return Net(lambda s, x: s.c(x) * w[0, :, None, None])
+
+
+class Large(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        found = super().__torch_function__(function, types, args, kwargs or {})
+        return 100 * found if function is F.conv2d else found
+
+
+def _of_a_class(s, x):
+    return s.c(x.as_subclass(Large)).as_subclass(torch.Tensor)
+
+
 def _aliases():
     # Lists of what is registered are no further weights.
     net = Net(lambda s, x: s.c(x))
@@ -171,6 +190,7 @@ ways = {
     "torch patched": _torch_patched,
     "geometry": _geometry,
     "class": _class,
+    "class of tensors": _of_a_class,
 }
 PLAIN = {"plain": lambda s, x: s.c(x), "twice": lambda s, x: s.c(s.c(x)),
     "its type": lambda s, x: s.c(x.to(s.c.weight.dtype)) + s.c.weight.new_zeros(1)}
@@ -185,6 +205,10 @@ networks = {
     "a tensor of a layer": lambda: _with("mix", HUGE),
     "a list of a layer": lambda: _with("mix", [HUGE]),
     "a buffer of a layer": _codes,
+    "a deque": lambda: Beside(mix=deque([HUGE])),
+    "an object": lambda: Beside(mix=SimpleNamespace(w=HUGE)),
+    "a partial": lambda: Beside(mix=partial(torch.mul, HUGE)),
+    "a closure": lambda: _closure(HUGE),
     "of Normalize": lambda: nn.Sequential(Net(PLAIN["plain"]), Scaled()),
     "of Normalize first": lambda: nn.Sequential(Scaled(), Net(PLAIN["plain"])),
     "deviations": lambda: nn.Sequential(Net(PLAIN["plain"]), Normalize((0.0,) * 3, (1e-6,) * 3)),
@@ -248,6 +272,7 @@ def test_networks_that_compute_with_their_weights_pass(name: str, gate: Gate) ->
         ("torch patched", "its output when the network runs"),
         ("geometry", "is another one"),
         ("class", "its forward is another one"),
+        ("class of tensors", "its output when the network runs"),
     ],
 )
 def test_other_weights_than_those_of_the_row_are_seen(name: str, told: str, gate: Gate) -> None:
@@ -270,6 +295,10 @@ def test_other_weights_than_those_of_the_row_are_seen(name: str, told: str, gate
         ("a net in a list", "not proved: mix.0.1, mix.0.1.weight"),
         ("a tensor of a layer", "not proved: c.mix, c.mix"),
         ("a list of a layer", "not proved: c.mix.0, c.mix.0"),
+        ("a deque", "not proved: mix.0, mix.0"),
+        ("an object", "not proved: mix.w, mix.w"),
+        ("a partial", "not proved: mix.1, mix.1"),
+        ("a closure", "not proved: way.w, way.w"),
         ("a buffer of a layer", "not proved: c.codes, c.codes"),
         ("of Normalize", "not proved: 1, layers of type Scaled"),
         ("of Normalize first", "not proved: 0, layers of type Scaled"),
