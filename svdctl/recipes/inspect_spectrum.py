@@ -179,6 +179,10 @@ def _beside(weights: WeightFile, config: InspectConfig, *, has_network: bool) ->
         reason = f"{part.what}; --key chooses a part" if part.may_hold_weights else part.what
         if _matches(part.name, config.layers):
             yield replace(failed(part.name, "left out", (), reason), has_weights=part.may_hold_weights)
+    if not has_network and weights.format == "safetensors":
+        for name in weights.extra:
+            if re.search(r"scale|gain|quant", name, re.IGNORECASE) and _matches(name, config.layers):
+                yield failed(name, "metadata", (), "it stands in the file's metadata, and its use is unknown")
     if has_network and weights.format != "svdctl":
         for name, what in weights.others.items():
             if name in weights.unread and _matches(name, config.layers):

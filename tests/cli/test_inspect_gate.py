@@ -387,6 +387,14 @@ def test_companions_of_quantisers_are_refused_by_name(
     assert invoke(tmp_path / "a.safetensors", "--max", 1e9)[0] == 1
 
 
+def test_a_scale_in_metadata_is_named(invoke: Invoke, tmp_path: Path) -> None:
+    for metadata, code in (({"format": "pt", "title": "small"}, 0), ({"weight_scale": "100"}, 1)):
+        save_file(SMALL, tmp_path / "a.safetensors", metadata)
+        found, _, err = invoke(tmp_path / "a.safetensors", "--max", 1)
+        assert found == code
+        assert ("not proved: weight_scale, it stands in the file's metadata" in err) == bool(code)
+
+
 @pytest.mark.parametrize("shape", [(5, 3, 4), (5, 3, 3, 3), (4, 2, 1, 3), (3, 2, 2, 3, 1)])
 def test_kernels_of_mlx_are_permuted(shape: tuple[int, ...], rows: Callable[..., Any], tmp_path: Path) -> None:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
