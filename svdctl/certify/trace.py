@@ -63,7 +63,10 @@ class Traced(Tensor):
             )
         first = traced[0]
         with torch._C.DisableTorchFunctionSubclass():
-            return first.tracer.dispatch(first.tracer, func, tuple(args), kwargs)
+            try:
+                return first.tracer.dispatch(first.tracer, func, tuple(args), kwargs)
+            except Exception as failure:  # here too: modes of torch do not reach other threads
+                raise first.tracer.refuse(failure) from failure.__cause__
 
 
 class Remembering(TorchFunctionMode):

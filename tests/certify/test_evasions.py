@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
@@ -77,6 +78,23 @@ class TestCaughtRefusals:
         for run, named in ((suppressed, "sort"), (squared, "mul")):
             with pytest.raises(ShapeError, match=named):
                 lipschitz_bound(Runs(run), (6,))
+
+    def test_in_a_thread_and_in_a_hook(self) -> None:
+        def in_a_thread(_: Any, x: Tensor) -> Tensor:
+            with ThreadPoolExecutor(1) as pool:
+                failure = pool.submit(lambda: bool(x.mean() > 100)).exception()
+            return x if failure else x * 100
+
+        def hook(_m: Any, _i: Any, output: Tensor) -> Tensor:
+            with contextlib.suppress(ShapeError):
+                return output * output
+            return output
+
+        hooked = nn.Sequential(scaled(1.0))
+        hooked[0].register_forward_hook(hook)
+        for network in (Runs(in_a_thread), hooked):
+            with pytest.raises(ShapeError, match="no Lipschitz bound is known"):
+                lipschitz_bound(network, (6,))
 
     def test_a_layer_without_a_bound(self) -> None:
         def run(net: Any, x: Tensor) -> Tensor:
@@ -327,3 +345,12 @@ def test_a_generator_is_refused() -> None:
     factors = ones()
     with pytest.raises(ShapeError, match="generator"):
         lipschitz_bound(Runs(lambda _, x: x * next(factors)), (6,))
+
+
+def test_circular_padding_of_another_size_than_the_kernel() -> None:
+    conv = nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular", bias=False)
+    conv.weight = nn.Parameter(torch.ones(1, 1, 1, 1))
+    x = torch.zeros(1, 1, 4, 4)
+    jacobian = torch.autograd.functional.jacobian(conv, x).reshape(-1, x.numel())
+    true = float(torch.linalg.matrix_norm(jacobian, 2))
+    assert true <= lipschitz_bound(conv, (1, 4, 4)).value <= true * (1 + 1e-6)
