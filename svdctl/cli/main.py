@@ -10,6 +10,7 @@ from svdctl.cli import eval_robust, inspect_spectrum, reproduce, train, train_li
 from svdctl.cli.errors import report, wants_debug
 from svdctl.cli.output import outlive_readers
 from svdctl.cli.variadic import spread
+from svdctl.errors import UsageError
 
 app = typer.Typer(
     name="svdctl",
@@ -55,6 +56,14 @@ def normalised(arguments: list[str]) -> list[str]:
     return found
 
 
+def on_one_line(arguments: list[str]) -> list[str]:
+    """The arguments, which messages repeat: none of them may begin a line of its own."""
+    for argument in arguments:
+        if "\n" in argument or "\r" in argument:
+            raise UsageError(f"the argument {argument!r} has a line break in it; leave it out")
+    return arguments
+
+
 def main() -> None:
     """Run the command line; the process ends with its exit code."""
     arguments = normalised(sys.argv[1:])
@@ -63,7 +72,7 @@ def main() -> None:
     if arguments and arguments[0] in SEVERAL:
         arguments = spread(arguments, SEVERAL[arguments[0]]())
     try:
-        code = app(arguments or ["--help"], prog_name="svdctl", standalone_mode=False)
+        code = app(on_one_line(arguments) or ["--help"], prog_name="svdctl", standalone_mode=False)
     except (Exception, KeyboardInterrupt) as error:
         code = report(error, debug=wants_debug(arguments))
     sys.exit(code or 0)

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from svdctl.cli.main import main
+
 HEAVY = ("torch", "torchvision", "lightning_fabric", "numpy", "matplotlib", "sklearn", "wandb")
 
 
@@ -31,3 +33,15 @@ def test_python_dash_m() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert "quickstart" in done.stdout
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("argument", ["\n", "a\rb", "\nsvdctl: all is proved"])
+def test_a_line_break_in_an_argument_never_makes_a_line_of_its_own(
+    argument: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["svdctl", "reproduce", argument])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "line break" in line
