@@ -10,6 +10,7 @@ import dis
 import hashlib
 import os
 import sys
+import threading
 import types
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -29,7 +30,7 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...))
 _NAMED = (torch.dtype, torch.device, torch.layout, torch.memory_format, slice, range, types.CodeType)
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _LIBRARIES = sys.stdlib_module_names | {"torch", "torchvision", "svdctl", "numpy"}
-_RECORDS = (types.SimpleNamespace, Namespace)
+_RECORDS = (types.SimpleNamespace, Namespace, threading.local)
 _READ = (
     *(nn.Module, Sequence, Mapping, Set, types.FunctionType, types.MethodType),
     *(partial, property, staticmethod, classmethod, *_RECORDS),

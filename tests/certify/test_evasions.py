@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
@@ -290,6 +291,7 @@ def with_scale(value: Any) -> Any:
 
 
 ATTACHED = {
+    "a thread": with_scale(threading.local()),
     "a function": with_scale(function_with_scale),
     "a tensor": with_scale(torch.ones(6)),
     "a dict": with_scale(OwnDict()),
@@ -304,6 +306,7 @@ READERS: dict[str, Callable[[Tensor], Tensor]] = {
     "a list": lambda x, held=ATTACHED["a list"]: x * held.scale,  # type: ignore[misc]
     "a float": lambda x, held=ATTACHED["a float"]: x * held.scale,  # type: ignore[misc]
     "a metaclass": lambda x: x * WithMeta.scale,
+    "a thread": lambda x, held=ATTACHED["a thread"]: x * held.scale,  # type: ignore[misc]
     "imports from": imports_from,
     "imports": imports_all,
     "globals()": lambda x: x * globals()["SCALE"],
