@@ -11,6 +11,7 @@ from lightning_fabric import Fabric
 
 from svdctl.accuracy import Accuracy, summed
 from svdctl.training import EPOCH, SINCE_RECORD, Trainer
+from svdctl.weights.tensors import digest
 
 LOOK_EVERY = 0.5
 """Seconds between two looks at the totals, each of which waits for the device."""
@@ -137,10 +138,12 @@ class Loop:
         counters = self.trainer.counters
         plain = metrics["val_acc"]
         accuracy = metrics.get("val_certified_acc", plain)
-        if (accuracy, plain) <= (counters.best_accuracy, counters.best_plain_accuracy):
+        known = (counters.best_accuracy, counters.best_plain_accuracy)
+        # A best.pt that was written after the checkpoint which was resumed comes once more, with its step.
+        if (accuracy, plain) < known or ((accuracy, plain) == known and counters.step != counters.best_step):
             return False
         counters.best_accuracy, counters.best_plain_accuracy = accuracy, plain
-        counters.best_step = counters.step
+        counters.best_step, counters.best_weights = counters.step, digest(self.trainer.model.state_dict())
         return True
 
 

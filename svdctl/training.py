@@ -37,10 +37,16 @@ class Counters:
     best_plain_accuracy: float = -1.0
     """Its plain accuracy, which decides between equals."""
     best_step: int = 0
+    best_weights: str = ""
+    """SHA-256 of its weights; empty: not known, or none was picked."""
     epoch_finished: bool = True
     """Whether the epoch that `step` is in, or ends, is evaluated, recorded and, where due, in `best.pt`."""
     other_data_until: int = 0
     """Step up to which the run was trained on data that have changed since; 0: they have not."""
+    unknown_data_until: int = 0
+    """Step up to which it is not known on which data it was trained; 0: all is known."""
+    departures: int = 0
+    """How often the run went on with other data, or from an earlier checkpoint than its last one."""
 
 
 EPOCH, SINCE_RECORD = 0, 1
@@ -228,6 +234,7 @@ class Trainer:
                 "clipping_time": self.control_time,
             },
             "epochs": [dict(line) for line in self.epochs],
+            "steps_per_epoch": self.batches.steps_per_epoch,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

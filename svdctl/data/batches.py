@@ -23,6 +23,12 @@ def derived_seed(seed: int, *what: int | str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Steps of one epoch; the last batch may be smaller, and is dropped if it is one image."""
+    full, rest = divmod(images, batch_size)
+    return max(full + (rest > 1), 1)
+
+
 @dataclass(frozen=True)
 class Batches:
     """Training batches of one process out of `world`."""
@@ -40,9 +46,8 @@ class Batches:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of one epoch; the last batch may be smaller, and is dropped if it is one image."""
-        full, rest = divmod(len(self.data), self.batch_size)
-        return max(full + (rest > 1), 1)
+        """Steps of one epoch."""
+        return steps_per_epoch(len(self.data), self.batch_size)
 
     def count(self, step: int) -> int:
         """Images of all processes in this step of an epoch."""

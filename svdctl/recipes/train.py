@@ -1,15 +1,18 @@
 """One controlled training from a configuration to a run folder; `svdctl train` and `svdctl train-lipconv` call it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from svdctl.checkpoint import Checkpoint, read_checkpoint
+from svdctl.checkpoint import Checkpoint, fitting, read_checkpoint
 from svdctl.config.command import Command, command_of
 from svdctl.config.presets import to_toml
 from svdctl.config.train import CLASSES, TrainConfig
+from svdctl.data.batches import steps_per_epoch
 from svdctl.errors import CheckpointError, UsageError
 from svdctl.processes.lifeline import together
+from svdctl.recipes.training.history import read_history
 from svdctl.recipes.training.plan import SELECTION, plan
 from svdctl.recipes.training.result import Reporter, TrainResult
 from svdctl.recipes.training.run import Run
@@ -88,15 +91,42 @@ def resume(
         with fabric.rank_zero_first(local=True):  # data may have to be downloaded
             parts = load_parts(config)
         notice, changed = _compared(checkpoint, parts, path, allow_changed_data)
+        with fitting(path):
+            checkpoint = _going_on(checkpoint, file, changed)
         if fabric.is_global_zero:
             step = int(checkpoint.metrics.get("step", 0))
             reporter.plan([f"resume   {folder} after step {step}", *plan(config, str(folder / "config.toml"))[1:-1]])
             if notice is not None:
                 reporter.notice(notice)
         run = Run(config, parts, fabric, folder, reporter)
-        return run.execute(
-            checkpoint, is_current=lambda: _stamp(file) == stamp, needs_best=needs_best, changed_data=changed
-        )
+        return run.execute(checkpoint, is_current=lambda: _stamp(file) == stamp, needs_best=needs_best)
+
+
+def _going_on(checkpoint: Checkpoint, file: Path, changed: bool) -> Checkpoint:
+    """The checkpoint with what its counters have to tell of going on from it.
+
+    Raises:
+        KeyError, TypeError, ValueError: the state of training is not one.
+    """
+    counters = dict(checkpoint.training["counters"])
+    step = int(counters["step"])
+    last = counters if file.name == "last.pt" else _counters(file.with_name("last.pt"))
+    if changed or step != last.get("step"):
+        counters["departures"] = max(int(one.get("departures", 0)) for one in (counters, last)) + 1
+    if changed:
+        counters["other_data_until"] = step
+    if checkpoint.data is None:
+        counters["unknown_data_until"] = step
+    return replace(checkpoint, training={**checkpoint.training, "counters": counters})
+
+
+def _counters(file: Path) -> Mapping[str, Any]:
+    """Those in a checkpoint; none where it cannot be read."""
+    try:
+        found = read_checkpoint(file).training.get("counters", {})
+    except CheckpointError:
+        return {}
+    return found if isinstance(found, Mapping) else {}
 
 
 def _compared(checkpoint: Checkpoint, parts: Parts, path: Path, allowed: bool) -> tuple[str | None, bool]:
@@ -113,17 +143,34 @@ def _compared(checkpoint: Checkpoint, parts: Parts, path: Path, allowed: bool) -
         )
     data = parts.fingerprint if checkpoint.data is None else checkpoint.data
     changed = [name for name in data | parts.fingerprint if data.get(name) != parts.fingerprint.get(name)]
-    if not changed and found.classes == checkpoint.classes:
-        unknown = f"{path} does not tell its data: not known whether these are the same"
-        return (unknown if checkpoint.data is None else None), False
     where = " and ".join(filter(None, [", ".join(changed[:-1]), *changed[-1:]]))
     what = f"images, labels or names of classes in the {where} part" if changed else "names of classes"
-    if not allowed:
+    is_other = bool(changed) or found.classes != checkpoint.classes
+    if is_other and not allowed:
         raise CheckpointError(
             f"the data are not those of {path}: other {what}; restore the data of the run, or go on with these by "
             "--allow-changed-data"
         )
-    return f"the data are not those of {path}: other {what}; the run goes on with these", True
+    there, here = _steps(checkpoint, path), steps_per_epoch(len(found), checkpoint.config.batch_size)
+    if there not in (None, here):
+        raise CheckpointError(
+            f"the data are not those of {path}: {here} steps an epoch, there {there}; a run cannot change "
+            "that: restore the data of the run, or start a new one"
+        )
+    if is_other:
+        return f"the data are not those of {path}: other {what}; the run goes on with these", True
+    unknown = f"{path} does not tell its data: not known whether these are the same"
+    return (unknown if checkpoint.data is None else None), False
+
+
+def _steps(checkpoint: Checkpoint, path: Path) -> int | None:
+    """Steps of an epoch in a checkpoint; None where an older version's does not tell."""
+    with fitting(path):
+        if "steps_per_epoch" in checkpoint.training:
+            return int(checkpoint.training["steps_per_epoch"])
+        epochs = read_history(checkpoint, path if path.is_dir() else path.parent).epochs
+    whole = [line for line in epochs if line["step"] != checkpoint.config.max_steps]
+    return whole[0]["step"] // whole[0]["epoch"] if whole else None
 
 
 def _after_loss(config: TrainConfig, folder: Path | None) -> str:

@@ -73,6 +73,14 @@ def test_a_run_that_went_on_with_other_data_says_so_in_the_table(copy: Path) -> 
     assert [note for note in table(copy)["notes"] if "Trained on other data up to step 5." in note]
 
 
+def test_a_run_that_an_older_version_began_says_so_in_the_table(copy: Path) -> None:
+    (run,) = run_folders(copy)
+    contents = torch.load(run / "last.pt", weights_only=True)
+    contents["training"]["counters"]["unknown_data_until"] = 5
+    torch.save(contents, run / "last.pt")
+    assert [note for note in table(copy)["notes"] if "older version up to step 5: not known" in note]
+
+
 def test_a_finished_run_on_other_data_does_not_count(copy: Path) -> None:
     """Neither to be shown nor to be gone on with; the run on these data is found from then on."""
     text = (copy / "one.toml").read_text()

@@ -23,7 +23,10 @@ from tests.training.test_resume import assert_same, draw_nothing, without_times
 from tests.training.test_resume import make as make_run
 from tests.training.test_runs import Recorder
 
-FIELDS = ("data", "epoch", "epochs", "epoch_finished")
+FIELDS = (
+    "data", "epoch", "epochs", "epoch_finished", "best_weights", "unknown_data_until", "departures", "steps_per_epoch",
+    "best_val_plain_acc",
+)  # fmt: skip
 
 
 def slow(case: Any) -> Any:
@@ -80,7 +83,8 @@ def made_old(file: Path) -> None:
     if training:
         training["counters"] = {k: v for k, v in training["counters"].items() if k not in FIELDS}
     contents = {k: v for k, v in contents.items() if k not in FIELDS}
-    torch.save({**contents, "training": training}, file)
+    metrics = {k: v for k, v in contents["metrics"].items() if k not in FIELDS}
+    torch.save({**contents, "training": training, "metrics": metrics}, file)
 
 
 # Data.
@@ -127,7 +131,7 @@ def test_data_that_have_changed_are_refused(part: Path, other_data: Callable[[st
     assert (part / "last.pt").read_bytes() == before
 
 
-@pytest.mark.parametrize("change", ["shuffled labels", slow("half"), slow("twice")])
+@pytest.mark.parametrize("change", ["shuffled labels", slow("one pixel"), slow("another order")])
 def test_changed_data_are_gone_on_with_on_request(part: Path, other_data: Callable[[str], None], change: str) -> None:
     then = read_checkpoint(part).data
     other_data(change)
@@ -141,6 +145,23 @@ def test_changed_data_are_gone_on_with_on_request(part: Path, other_data: Callab
     assert "trained on other data up to step 5, which have changed since" in result.summary
     # They are the run's data from here on.
     assert not [line for line in resume(part)[1] if "not those" in line]
+
+
+@pytest.mark.parametrize("change", ["half", "twice"])
+@pytest.mark.parametrize("old", [False, True])
+def test_another_number_of_steps_an_epoch_is_refused_even_on_request(
+    part: Path, other_data: Callable[[str], None], change: str, old: bool
+) -> None:
+    if old:
+        made_old(part / "last.pt")
+    other_data(change)
+    before = {file.name: file.read_bytes() for file in part.iterdir()}
+    number = {"half": 1, "twice": 6}[change]
+    with pytest.raises(
+        CheckpointError, match=f"{number} steps an epoch, there 3; .* restore the data of the run, or st"
+    ):
+        recipe.resume(part, reporter=Recorder(), allow_changed_data=True)
+    assert {file.name: file.read_bytes() for file in part.iterdir()} == before
 
 
 def test_unchanged_data_need_no_word_and_a_move_is_no_change(
@@ -194,6 +215,8 @@ def test_an_older_checkpoint_goes_on_to_the_same_weights_and_says_once_what_is_n
     assert sum("not known whether" in line for line in recorder.lines) == 1
     result, said = resume(part)
     assert not [line for line in said if "not known" in line]
+    # Where its data have a fingerprint from then on, what it was trained on before is still not known.
+    assert any("not known whether it was trained on the same data up to step 5" in line for line in result.summary)
     last, wanted = read_checkpoint(part).model, read_checkpoint(whole.folder).model
     assert all(torch.equal(value, wanted[name]) for name, value in last.items())
     epochs = [line for line in read_log(part / "metrics.jsonl") if line["kind"] == "epoch"]
@@ -275,6 +298,100 @@ def test_a_later_epoch_that_is_better_takes_the_place_of_a_lost_one(part: Path) 
     result, _ = resume(part)
     assert read_checkpoint(part / "best.pt").metrics["step"] > 5
     assert "best_test_acc" in result.metrics
+
+
+def changed(file: Path, **fields: Any) -> None:
+    """Write a checkpoint anew with other fields, and metrics in place of some."""
+    contents = torch.load(file, weights_only=True)
+    metrics = {**contents["metrics"], **fields.pop("metrics", {})}
+    torch.save({**contents, **fields, "metrics": metrics}, file)
+
+
+LATER = {"step": 6.0, "best_val_acc": 1.5, "best_val_plain_acc": 1.5}
+"""Metrics of a better network than any, of an epoch after the checkpoint at step 5."""
+
+
+def _other_weights(file: Path, whole: Path) -> None:
+    model = torch.load(whole / "last.pt", weights_only=True)["model"]
+    changed(file, model=model)
+
+
+IMPOSTORS: dict[str, tuple[Callable[[Path, Path], object], str]] = {
+    "last.pt": (lambda file, whole: shutil.copy(file.with_name("last.pt"), file), "is of step 5"),
+    "a later epoch": (lambda file, whole: shutil.copy(whole / "epoch-2.pt", file), "is of step 6"),
+    "the end": (lambda file, whole: shutil.copy(whole / "last.pt", file), "is of step 9"),
+    "other weights": (_other_weights, "holds other weights than the network that was picked in step 3"),
+    "later, on other data": (lambda file, whole: changed(file, metrics=LATER, data={"training": "0"}), "is of step 6"),
+    "later, data not told": (lambda file, whole: changed(file, metrics=LATER, data=None), "is of step 6"),
+    "later, departed": (lambda file, whole: changed(file, metrics={**LATER, "departures": 1.0}), "is of step 6"),
+    "later, no better": (lambda file, whole: changed(file, metrics={"step": 6.0}), "is of step 6"),
+}
+
+
+@pytest.mark.parametrize("impostor", IMPOSTORS)
+def test_another_network_in_the_place_of_the_picked_one_is_not_reported(
+    part: Path, whole: recipe.TrainResult, impostor: str
+) -> None:
+    put, words = IMPOSTORS[impostor]
+    put(part / "best.pt", whole.folder)
+    result, said = resume(part)
+    (told,) = [line for line in said if "the network that was picked is lost" in line]
+    assert words in told
+    assert "best_test_acc" not in result.metrics
+    assert any("the last epoch counts" in line for line in result.summary)
+
+
+@pytest.mark.parametrize("name", ["last.pt", "epoch-2.pt", "epoch-3.pt"])
+def test_a_finished_run_does_not_take_a_later_epoch_for_the_picked_network(
+    whole: recipe.TrainResult, name: str, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(whole.folder, tmp_path / "run"))
+    shutil.copy(folder / name, folder / "best.pt")
+    result, said = resume(folder)
+    assert [line for line in said if "the network that was picked is lost" in line]
+    assert "best_test_acc" not in result.metrics
+    # The kept epoch that was picked is as good as best.pt.
+    shutil.copy(folder / "epoch-1.pt", folder / "best.pt")
+    assert resume(folder)[0].metrics["best_test_acc"] == whole.metrics["best_test_acc"]
+
+
+def test_an_older_file_of_an_earlier_step_blocks_no_better_network(part: Path) -> None:
+    """Older files do not tell the plain accuracy; they are compared by their steps."""
+    contents = torch.load(part / "last.pt", weights_only=True)
+    contents["training"]["counters"].update(best_accuracy=-0.5, best_plain_accuracy=-0.5)
+    torch.save(contents, part / "last.pt")
+    changed(part / "best.pt", metrics={"best_val_acc": 1.0})
+    for file in part.glob("*.pt"):
+        made_old(file)
+    result, said = resume(part)
+    assert not [line for line in said if "is lost" in line]
+    best, last = read_checkpoint(part / "best.pt"), read_checkpoint(part)
+    assert best.metrics["step"] == last.training["counters"]["best_step"] > 5
+    assert "best_test_acc" in result.metrics
+
+
+@pytest.mark.parametrize("start", ["epoch-1.pt", "epoch-2.pt"])
+def test_an_earlier_checkpoint_gone_on_with_leaves_the_old_trajectory(
+    whole: recipe.TrainResult, other_data: Callable[[str], None], tmp_path: Path, start: str
+) -> None:
+    folder = Path(shutil.copytree(whole.folder, tmp_path / "run"))
+    changed(folder / "best.pt", metrics={**LATER, "step": 7.0})
+    other_data("shuffled labels")
+    result, said = resume(folder / start, allow_changed_data=True)
+    # The network of epoch 1 is the picked one, and is put back.
+    assert bool([line for line in said if "is lost" in line]) == (start == "epoch-2.pt")
+    assert not [line for line in result.summary if "best.pt (step 7)" in line]
+    assert read_checkpoint(folder).training["counters"]["departures"] == 1
+    assert ("best_test_acc" in result.metrics) == (
+        read_checkpoint(folder / "best.pt").metrics["step"] == read_checkpoint(folder).training["counters"]["best_step"]
+    )
+
+
+def test_an_earlier_checkpoint_without_changes_ends_as_the_run_did(whole: recipe.TrainResult, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole.folder, tmp_path / "run"))
+    result, said = resume(folder / "epoch-1.pt")
+    assert not [line for line in said if "is lost" in line]
+    assert without_times(result.metrics) == without_times(whole.metrics)
 
 
 def test_a_better_network_of_a_later_step_is_not_overwritten_by_a_worse_one(part: Path) -> None:

@@ -114,8 +114,14 @@ def training_figures(folder: Path) -> tuple[dict[Column, float], tuple[str, ...]
     notes = []
     if checkpoint.data is None:
         notes.append("Trained by an older version: not known whether on the same data.")
-    if history.training["counters"].get("other_data_until"):
-        notes.append(f"Trained on other data up to step {history.training['counters']['other_data_until']:,}.")
+    counters = history.training["counters"]
+    if counters.get("unknown_data_until"):
+        notes.append(
+            f"Trained by an older version up to step {counters['unknown_data_until']:,}: not known whether on the same "
+            "data."
+        )
+    if counters.get("other_data_until"):
+        notes.append(f"Trained on other data up to step {counters['other_data_until']:,}.")
     lacks = what_lacks(history.epochs, checkpoint.config, history.left_out)
     if lacks is not None:
         return {}, (*notes, f"Times of training are not known: {lacks}.")

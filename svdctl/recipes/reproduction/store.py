@@ -137,7 +137,7 @@ def inspect_run(folder: Path) -> Found:
             history = read_history(checkpoint, folder)
             counters = Counters(**history.training["counters"])
         if checkpoint.config.evaluation.select != "last" and counters.best_step:
-            read_best(folder, checkpoint.config, counters, checkpoint.model)
+            read_best(folder, checkpoint.config, counters, checkpoint.model, [checkpoint.data])
     except CheckpointError:
         return Found(folder, 0, finished=False)
     finished = counters.epoch_finished and has_ended(history.epochs, checkpoint.config)

@@ -1,6 +1,5 @@
 """What a run folder holds of a training so far: its epochs, and the best network."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,9 @@ from svdctl.config.train import TrainConfig
 from svdctl.errors import CheckpointError
 from svdctl.runlog import is_line, scan_log
 from svdctl.training import Counters
+from svdctl.weights.tensors import digest
+
+Data = Sequence[Mapping[str, str] | None]
 
 
 @dataclass(frozen=True)
@@ -98,17 +100,23 @@ def what_lacks(epochs: Sequence[Mapping[str, Any]], config: TrainConfig, left_ou
     return "; ".join(parts)
 
 
-def read_best(folder: Path, config: TrainConfig, counters: Counters, like: Mapping[str, Tensor]) -> Checkpoint:
-    """Read the network that was picked: that of `counters`, or a better one that was written after the last save.
+def read_best(
+    folder: Path, config: TrainConfig, counters: Counters, like: Mapping[str, Tensor], data: Data
+) -> Checkpoint:
+    """Read the network that was picked: that of `counters`, or one that was written after the last save.
+
+    The one of `counters` is known by its step and its weights (of an older version's checkpoint, by its step). A later
+    one must be of this run: its configuration, its data, as many departures, and better than the other.
 
     Args:
         folder: the run folder.
         config: the run's configuration.
         counters: of the last checkpoint.
         like: a state of the same network.
+        data: fingerprints that a later one may have, None for an older version's.
 
     Raises:
-        CheckpointError: it is lost, damaged, of another run, or worse than the counters tell.
+        CheckpointError: it is lost, damaged, of another run, or another network than the one that was picked.
     """
     path = folder / "best.pt"
     if not path.is_file():
@@ -121,16 +129,32 @@ def read_best(folder: Path, config: TrainConfig, counters: Counters, like: Mappi
     shapes = {name: value.shape for name, value in best.model.items()}
     if best.config.model_copy(update=elsewhere) != config or shapes != {n: value.shape for n, value in like.items()}:
         raise CheckpointError(f"{path} is of another run")
-    if picked_by(best.metrics) < (counters.best_accuracy, counters.best_plain_accuracy):
-        raise CheckpointError(
-            f"{path} is of step {best.metrics.get('step', 0):.0f}, and the network that was picked is of "
-            f"{counters.best_step}"
-        )
-    return best
+    step = best.metrics.get("step", 0)
+    if counters.best_weights:
+        is_picked = step == counters.best_step and digest(best.model) == counters.best_weights
+    else:
+        is_picked = step == counters.best_step > 0 and not best.training
+    if is_picked or _is_later(best, counters, data):
+        return best
+    if step == counters.best_step:
+        raise CheckpointError(f"{path} holds other weights than the network that was picked in step {step:.0f}")
+    raise CheckpointError(f"{path} is of step {step:.0f}, and the network that was picked is of {counters.best_step}")
+
+
+def _is_later(best: Checkpoint, counters: Counters, data: Data) -> bool:
+    """Whether a network was picked by the same run after its last checkpoint, which a kill makes."""
+    step = best.metrics.get("step", 0)
+    return (
+        not best.training
+        and (step > counters.step or (step == counters.step and not counters.epoch_finished))
+        and best.data in data
+        and best.metrics.get("departures", 0) == counters.departures
+        and picked_by(best.metrics) > (counters.best_accuracy, counters.best_plain_accuracy)
+    )
 
 
 def picked_by(metrics: Mapping[str, float]) -> tuple[float, float]:
     """The accuracies by which the network of `best.pt` was picked, certified before plain."""
     accuracy = metrics.get("best_val_acc", -1.0)
-    # Older ones do not tell the plain one, which decides between equals alone.
-    return accuracy, metrics.get("best_val_plain_acc", math.inf)
+    # Older ones do not tell the plain one, which is no smaller.
+    return accuracy, metrics.get("best_val_plain_acc", accuracy)

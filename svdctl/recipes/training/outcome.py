@@ -8,11 +8,11 @@ from torch import Tensor
 from svdctl.accuracy import Accuracy
 from svdctl.config.command import command_of
 from svdctl.config.train import TrainConfig
-from svdctl.data.images import ImageData
 from svdctl.errors import CheckpointError
 from svdctl.recipes.training.history import read_best, what_lacks
 from svdctl.recipes.training.pictures import draw, draw_certified
 from svdctl.recipes.training.result import CertifiedEpoch, TrainResult
+from svdctl.recipes.training.setup import Parts
 from svdctl.training import Trainer
 
 
@@ -31,13 +31,13 @@ def interrupted(trainer: Trainer, folder: Path) -> TrainResult:
 
 def finished(
     trainer: Trainer,
-    test: ImageData,
+    parts: Parts,
     folder: Path,
     before: Mapping[str, Tensor],
     sizes: Mapping[str, tuple[int, ...]],
 ) -> TrainResult:
     """A run that reached its last step; the network is left as it was."""
-    config, zero = trainer.config, trainer.fabric.is_global_zero
+    config, zero, test = trainer.config, trainer.fabric.is_global_zero, parts.test
     select = config.evaluation.select
     last = trainer.evaluate(test)
     metrics = {"test_acc": last.accuracy, "test_loss": last.loss}
@@ -47,7 +47,7 @@ def finished(
     best: tuple[Mapping[str, Tensor], int] | None = None
     if select != "last":
         # Files are the first process's affair: others may not see them.
-        best, fault = trainer.fabric.broadcast(_best(trainer, folder) if zero else (None, None))
+        best, fault = trainer.fabric.broadcast(_best(trainer, parts, folder) if zero else (None, None))
         if fault is not None:
             summary.append(f"the network that was picked is lost, the last epoch counts: {fault}")
     if best is not None:
@@ -71,6 +71,11 @@ def finished(
         summary.append(
             f"trained on other data up to step {trainer.counters.other_data_until}, which have changed since"
         )
+    if trainer.counters.unknown_data_until:
+        summary.append(
+            f"not known whether it was trained on the same data up to step {trainer.counters.unknown_data_until}: an "
+            "older version began it"
+        )
     lacks = what_lacks(trainer.epochs, config)
     if lacks is None:
         metrics["seconds"] = sum(line["train_time"] + line.get("val_time", 0.0) for line in trainer.epochs)
@@ -87,10 +92,10 @@ def finished(
     return TrainResult(folder, metrics, summary, layers, files, commands, completed=True, certified=tuple(certified))
 
 
-def _best(trainer: Trainer, folder: Path) -> tuple[tuple[Mapping[str, Tensor], int] | None, str | None]:
+def _best(trainer: Trainer, parts: Parts, folder: Path) -> tuple[tuple[Mapping[str, Tensor], int] | None, str | None]:
     """Weights and step of the network that was picked; or why there is none."""
     try:
-        found = read_best(folder, trainer.config, trainer.counters, trainer.model.state_dict())
+        found = read_best(folder, trainer.config, trainer.counters, trainer.model.state_dict(), [parts.fingerprint])
     except CheckpointError as error:
         return None, str(error)
     return (found.model, int(found.metrics["step"])), None

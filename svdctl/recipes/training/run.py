@@ -1,7 +1,9 @@
 """One process's part in a training, from the model to the pictures."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -26,6 +28,7 @@ from svdctl.recipes.training.setup import Parts
 from svdctl.runfolder import locked
 from svdctl.runlog import RunLog, make_line
 from svdctl.training import Trainer
+from svdctl.weights.tensors import digest
 
 
 class Run:
@@ -46,8 +49,6 @@ class Run:
         if fabric.world_size > 1:
             share_statistics_(self.model)
         self.sizes = input_sizes(self.model, parts.train.image_shape)
-        self._best = (-1.0, -1.0)
-        """How good the network in `best.pt` is, if there was one when the run went on."""
 
     def execute(
         self,
@@ -55,7 +56,6 @@ class Run:
         *,
         is_current: Callable[[], bool] = lambda: True,
         needs_best: bool = False,
-        changed_data: bool = False,
     ) -> TrainResult:
         """Train from the start, or from a checkpoint.
 
@@ -63,20 +63,19 @@ class Run:
             checkpoint: what was read, before the folder was held.
             is_current: whether that is still what the folder holds.
             needs_best: fail, and do not go on, when the network that was picked is lost.
-            changed_data: the data are not those of the checkpoint.
 
         Raises:
             TrainingError: another process trains in the folder, or did since the checkpoint was read.
             CheckpointError: the checkpoint's state does not fit; `best.pt` is lost, where it is needed.
         """
         if not self.fabric.is_global_zero:
-            return self._train(checkpoint, needs_best, changed_data)
+            return self._train(checkpoint, needs_best)
         with locked(self.folder):
             if not is_current():
                 raise TrainingError(f"another process went on in {self.folder} meanwhile; run the command again")
-            return self._train(checkpoint, needs_best, changed_data)
+            return self._train(checkpoint, needs_best)
 
-    def _train(self, checkpoint: Checkpoint | None, needs_best: bool, changed_data: bool) -> TrainResult:
+    def _train(self, checkpoint: Checkpoint | None, needs_best: bool) -> TrainResult:
         config = self.config
         # Made anew from the seed even when resuming: the picture shows the weights before any training.
         before = spectra(self.model, self.sizes) if self.fabric.is_global_zero else {}
@@ -101,12 +100,10 @@ class Run:
                 f"computed on the smallest grid that holds the kernel: {', '.join(layers)}"
             )
         self.trainer = Trainer(config, self.model, self.fabric, self.parts.train, self.parts.held_out, controller)
-        if history is not None:
+        if checkpoint is not None and history is not None:
             with fitting(self.folder):
                 self.trainer.load_state_dict(history.training)
-            if changed_data:
-                self.trainer.counters.other_data_until = self.trainer.counters.step
-            self._look_at_best(needs_best)
+            self._look_at_best(checkpoint, needs_best)
         log = None
         if self.fabric.is_global_zero:
             if history is not None and history.left_out:
@@ -122,7 +119,7 @@ class Run:
             if log is not None:
                 log.close()
         if completed:
-            result = finished(self.trainer, self.parts.test, self.folder, before, self.sizes)
+            result = finished(self.trainer, self.parts, self.folder, before, self.sizes)
         else:
             result = interrupted(self.trainer, self.folder)
         if self.fabric.is_global_zero:
@@ -132,17 +129,26 @@ class Run:
     def _progress(self) -> Progress:
         return self.reporter if self.fabric.is_global_zero else _Silent()
 
-    def _look_at_best(self, needed: bool) -> None:
-        """Say now what is wrong with `best.pt`, and note how good it is."""
+    def _look_at_best(self, checkpoint: Checkpoint, needed: bool) -> None:
+        """Say now what is wrong with `best.pt`; one that was written after the checkpoint is the picked one."""
         counters, fault = self.trainer.counters, None
+        picked: dict[str, Any] = {}
         if self.config.evaluation.select != "last" and self.fabric.is_global_zero:
             # Files are the first process's affair: others may not see them.
             try:
-                best = read_best(self.folder, self.config, counters, self.model.state_dict())
-                self._best = picked_by(best.metrics)
+                data = [self.parts.fingerprint, *[None] * (checkpoint.data is None)]
+                best = read_best(self.folder, self.config, counters, checkpoint.model, data)
+                picked = {"best_weights": digest(best.model)}
+                if (step := int(best.metrics["step"])) != counters.best_step:
+                    accuracy, plain = picked_by(best.metrics)
+                    picked |= {"best_step": step, "best_accuracy": accuracy, "best_plain_accuracy": plain}
             except CheckpointError as error:
-                fault = str(error) if counters.best_step else None
-        fault = self.fabric.broadcast(fault)
+                if counters.best_step == counters.step and digest(checkpoint.model) == counters.best_weights:
+                    write_checkpoint(self.folder / "best.pt", replace(checkpoint, training={}))
+                elif counters.best_step:
+                    fault = str(error)
+        fault, picked = self.fabric.broadcast((fault, picked))
+        self.trainer.counters = replace(counters, **picked)
         if fault is None:
             return
         if needed:
@@ -185,15 +191,14 @@ class Run:
                     "step": counters.step,
                     "best_val_acc": counters.best_accuracy,
                     "best_val_plain_acc": counters.best_plain_accuracy,
+                    "departures": counters.departures,
                 },
                 self.parts.fingerprint,
             )
             if kind == "last" and self.config.checkpoint.keep:
                 # First: once last.pt is there, this epoch is not gone through again.
                 write_checkpoint(self.folder / f"epoch-{self.trainer.epoch + 1}.pt", checkpoint)
-            # A best.pt that was written after the checkpoint which was resumed may be better than what comes now.
-            if kind != "best" or self._best <= (counters.best_accuracy, counters.best_plain_accuracy):
-                write_checkpoint(self.folder / ("best.pt" if kind == "best" else "last.pt"), checkpoint)
+            write_checkpoint(self.folder / ("best.pt" if kind == "best" else "last.pt"), checkpoint)
         self.fabric.barrier()
 
 
