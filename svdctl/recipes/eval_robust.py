@@ -134,7 +134,7 @@ def _fitting(material: Material, model: nn.Module, config: EvaluateConfig) -> Ma
 
     def refusal(images: Tensor) -> str | None:
         try:
-            classifier.logits(images)
+            classifier.outputs(images)
         # What a network raises for images of a wrong shape is up to its author.
         except Exception as error:
             return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -2,8 +2,10 @@
 
 The file is JSON, or an archive of torch.save where measurements hold tensors (a path that ends in `.pt`). Its records
 are bound to what they belong to (`about`: weights, data, settings) by their checksums: a record counts only if its
-SHA-256 over itself and over `about` is right and its pydantic model accepts it. A checksum shows damage and careless
-edits; it does not stop a person who computes it anew for a changed figure (docs/reliability.md).
+SHA-256 over itself and over `about` is right and its pydantic model accepts it. Weights do not say what a network
+computes with them, so each record also names what its network answered to fixed images
+(`svdctl.recipes.network_probe`); one of a network that answers otherwise now does not count. A checksum shows damage
+and careless edits; it does not stop a person who computes it anew for a changed figure (docs/reliability.md).
 """
 
 import hashlib
@@ -20,11 +22,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from svdctl.errors import EvaluationError, SvdctlError
+from svdctl.recipes.network_probe import Probe, read_probes
 from svdctl.runfolder import naming
 from svdctl.weights.archive import read_torch
 
 FORMAT, VERSION = "svdctl.measurements", 2
 SEAL = "sha256"
+NETWORK = "network"
+"""Of a record: key of the answers of its network, which stand in the file once."""
 
 
 class Measurement(BaseModel):
@@ -55,6 +60,8 @@ class Kept(Generic[R]):
     record: R
     sealed: bool
     """Whether its checksum was right; False: it has none, as the version before wrote it."""
+    probe: Probe | None = None
+    """What the network answered when it was measured; None: not known, or there is no network."""
 
 
 class MeasurementCache(Generic[R]):
@@ -66,6 +73,7 @@ class MeasurementCache(Generic[R]):
         about: all that the records depend on and do not say themselves; numbers, texts, lists and dicts.
         remarks: what is written beside them and neither compared nor needed.
         old: reads a file without checksums; absent: such a file counts for nothing.
+        probe: what the network answers now; absent: the measurements are of none.
 
     Raises:
         EvaluationError: the file belongs to something else or to a newer svdctl; it is left as it is.
@@ -79,8 +87,9 @@ class MeasurementCache(Generic[R]):
         *,
         remarks: Mapping[str, Any] | None = None,
         old: Old | None = None,
+        probe: Probe | None = None,
     ) -> None:
-        self.path, self._schema, self._old = path, schema, old
+        self.path, self._schema, self._old, self._probe = path, schema, old, probe
         self.about: dict[str, Any] = json.loads(json.dumps(about, allow_nan=False))
         self._remarks = dict(remarks or {})
         self.notices: list[str] = []
@@ -89,6 +98,8 @@ class MeasurementCache(Generic[R]):
         """Whether the file holds something that is not as it was written."""
         self.belongs_elsewhere = False
         """Whether it holds sound records of something else."""
+        self.of_another_network = False
+        """Whether it holds sound records of a network that answers otherwise than this one."""
         self._kept: dict[str, Kept[R]] = {}
         if path.exists():
             self._read()
@@ -108,7 +119,7 @@ class MeasurementCache(Generic[R]):
     def put(self, record: R) -> None:
         """Keep a record in place of one of the same key, and write the file."""
         self._kept.pop(record.key, None)
-        self._kept[record.key] = Kept(record, sealed=True)
+        self._kept[record.key] = Kept(record, True, self._probe)
         self.write()
 
     def drop(self, key: str) -> None:
@@ -132,9 +143,12 @@ class MeasurementCache(Generic[R]):
         records = []
         for kept in self._kept.values():
             record = kept.record.model_dump(mode="python" if self._tensors else "json")
+            if kept.probe is not None:
+                record[NETWORK] = kept.probe.key
             records.append({**record, SEAL: checksum(self.about, record)} if kept.sealed else record)
         head = {"format": FORMAT, "version": VERSION, "about": self.about}
-        contents = {**head, SEAL: checksum(head, {}), "remarks": self._remarks, "records": records}
+        probes = {kept.probe.key: kept.probe.to_dict() for kept in self._kept.values() if kept.probe is not None}
+        contents = {**head, SEAL: checksum(head, {}), "remarks": self._remarks, "networks": probes, "records": records}
         if self._tensors:
             file = io.BytesIO()
             torch.save(contents, file)
@@ -175,12 +189,13 @@ class MeasurementCache(Generic[R]):
             return
         if sound and head["about"] != self.about:
             self._leave()
+        probes = read_probes(contents.get("networks"))
         for number, record in enumerate(records, 1):
             seal = record.pop(SEAL, None) if isinstance(record, dict) else None
             if not isinstance(record, dict):
                 self._refuse(f"record {number} of {self.path} is damaged")
             elif _matches(seal, self.about, record):
-                self._take(record, number, sealed=True)
+                self._take_sealed(record, number, probes)
             elif seal is not None and sound and _matches(seal, head["about"], record):
                 continue  # sound, of what the file belongs to
             elif seal is None and sound and head["about"] == self.about and self._old is not None:
@@ -203,7 +218,21 @@ class MeasurementCache(Generic[R]):
         for number, record in enumerate(records, 1):
             self._take(record, number, sealed=False)
 
-    def _take(self, contents: dict[str, Any], number: int, *, sealed: bool) -> None:
+    def _take_sealed(self, contents: dict[str, Any], number: int, probes: Mapping[str, Probe]) -> None:
+        """Take a record if it is of the network that there is now."""
+        key = contents.pop(NETWORK, None)
+        probe = probes.get(key) if isinstance(key, str) else None
+        if self._probe is not None and (probe is None or probe.contradicts(self._probe)):
+            if not self.of_another_network:
+                self.notices.append(
+                    f"{self.path}: the network of these weights answers otherwise than it did when this was measured "
+                    "(its code or its settings have changed): measured again"
+                )
+            self.of_another_network = True
+            return
+        self._take(contents, number, sealed=True, probe=probe)
+
+    def _take(self, contents: dict[str, Any], number: int, *, sealed: bool, probe: Probe | None = None) -> None:
         try:
             # JSON's arrays become tuples and its whole numbers floats in the strict mode of JSON alone.
             record = (
@@ -214,7 +243,7 @@ class MeasurementCache(Generic[R]):
         except (ValueError, SvdctlError) as error:
             self._refuse(f"record {number} of {self.path} cannot be right ({fault_of(error)})")
             return
-        self._kept[record.key] = Kept(record, sealed)
+        self._kept[record.key] = Kept(record, sealed, probe)
 
     def _leave(self) -> None:
         self.belongs_elsewhere = True

@@ -173,7 +173,7 @@ def as_before(linear: Path) -> None:
     def change(contents: dict[str, Any]) -> None:
         records = contents["records"]
         for record in records:
-            for name in ("sha256", "details_sha256"):
+            for name in ("sha256", "details_sha256", "network"):
                 del record[name]
             del record["protocol"]["data"]["fingerprint"]
             record["protocol"]["data"]["sha256"] = digest.hexdigest()

@@ -156,3 +156,14 @@ def test_shards_are_for_attacks(flags: dict[str, Any]) -> None:
             make(**flags, **which)
     with pytest.raises(UsageError, match="give one of them"):
         make(metrics=["autoattacks"], shard="1/2", merge_shards=True)
+
+
+def test_a_shard_copied_over_another_is_refused(shared: Path, linear: Path) -> None:
+    # 40 images in shards of equal size: the labels of one could be those of the other.
+    for shard in ("1/5", "2/5", "3/5", "4/5", "5/5"):
+        attack(shared, linear, shard=shard, examples="40", eps=9.0)
+    first, *others = sorted((linear.parent / "eval-linear" / attack_files.SHARDS).glob("*.pt"))
+    for other in others:
+        shutil.copyfile(first, other)
+    error = str(only_error(attack(shared, linear, merge_shards=True, examples="40", eps=9.0)))
+    assert "images than its name says; run it again with --shard 2/5" in error

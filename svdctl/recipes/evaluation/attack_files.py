@@ -1,9 +1,12 @@
 """What is kept of an attack: its state after every batch, and the shards that several machines attack."""
 
+import hashlib
+import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from svdctl.config.evaluate import Shard
 from svdctl.errors import CheckpointError, EvaluationError
 from svdctl.recipes.evaluation.material import Material
 from svdctl.recipes.measurement_cache import Measurement, MeasurementCache
+from svdctl.recipes.network_probe import Probe
 from svdctl.robustness.attack import AttackState, choose_examples, fingerprint, join
 from svdctl.robustness.attack.state import MISCLASSIFIED
 
@@ -42,17 +46,29 @@ class Assignment:
     labels: Tensor
     """`(N,)`: theirs."""
     bound_to: str
+    """Hash of weights, data and settings, the same for all shards."""
+    probe: Probe | None = None
+    """What the network answers."""
+    whole: bool = True
+    """Whether these are all images of the attack."""
 
     @classmethod
-    def make(cls, settings: AttackSettings, weights: str, material: Material) -> "Assignment":
+    def make(cls, settings: AttackSettings, weights: str, material: Material, probe: Probe) -> "Assignment":
         """The whole attack."""
         index = choose_examples(len(material.test), settings)
-        return cls(settings, index, material.test.labels[index], fingerprint(weights, material.sha256, settings))
+        bound_to = fingerprint(weights, material.sha256, settings)
+        return cls(settings, index, material.test.labels[index], bound_to, probe)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a state is bound to: which images they are, too."""
+        images = hashlib.sha256(json.dumps(self.index.tolist()).encode()).hexdigest()
+        return {"attack": self.bound_to, "images": images}
 
     def part(self, shard: Shard) -> "Assignment":
         """The images of one shard, which stand together."""
         index, labels = (both.tensor_split(shard.count)[shard.index - 1] for both in (self.index, self.labels))
-        return Assignment(self.settings, index, labels, self.bound_to)
+        return replace(self, index=index, labels=labels, whole=False)
 
     def file(self, folder: Path, shard: Shard | None) -> Path:
         """Where its state is kept."""
@@ -73,12 +89,14 @@ class _Stored(Measurement):
         return "attack"
 
 
-def _old_contents(contents: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A state as it was kept before there were checksums."""
+def _old_contents(contents: dict[str, Any], work: Assignment) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A state as it was kept before there were checksums; it is told to be of `work` where its fingerprint is."""
     if contents["fingerprint"] is None:
         raise ValueError("it says of no weights and images that it is theirs")
+    if not work.whole:
+        raise ValueError("it does not say which shard it is")
     state = {name: value for name, value in contents.items() if name != "nearest"}
-    return {"attack": contents["fingerprint"]}, [{"state": state, "nearest": contents["nearest"]}]
+    return {**work.about, "attack": contents["fingerprint"]}, [{"state": state, "nearest": contents["nearest"]}]
 
 
 class ProgressFile:
@@ -92,7 +110,9 @@ class ProgressFile:
 
     def __init__(self, file: Path, work: Assignment, say: Callable[[str], None]) -> None:
         self.path = file
-        self._cache = MeasurementCache(file, _Stored, {"attack": work.bound_to}, old=_old_contents)
+        self._cache = MeasurementCache(
+            file, _Stored, work.about, old=partial(_old_contents, work=work), probe=work.probe
+        )
         self.belongs_elsewhere = self._cache.belongs_elsewhere
         for notice in self._cache.notices:
             say(notice)
@@ -182,7 +202,7 @@ def merge(work: Assignment, folder: Path) -> tuple[Progress, int]:
         file = ProgressFile(found[index, count], part, reasons.append)
         progress = file.progress
         if progress is None:
-            named = f"{file.path} belongs to other weights, data or settings than its name says"
+            named = f"{file.path} belongs to other weights, data, settings or images than its name says"
             why = named if file.belongs_elsewhere or not reasons else reasons[0].removesuffix(": measured again")
             raise EvaluationError(f"{why}; run it again with --shard {index}/{count}")
         if not progress.state.finished:

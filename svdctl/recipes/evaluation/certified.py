@@ -10,7 +10,7 @@ from torch import Tensor
 from svdctl.certify import Certifier
 from svdctl.config.evaluate import EvaluateConfig
 from svdctl.errors import EvaluationError
-from svdctl.recipes.evaluation.forward import Classifier
+from svdctl.recipes.evaluation.forward import Classifier, check_finite
 from svdctl.recipes.evaluation.material import Material
 
 SAME_PROOF = 1e-6
@@ -41,6 +41,7 @@ def measure(
         def some(size: int, start: int = done) -> tuple[Tensor, Tensor]:
             part = slice(start, start + size)
             logits = certifier.logits(test.images[part].to(device).double() / 255)
+            check_finite(int((~logits.isfinite()).any(1).sum()), len(logits))
             return certifier.radii(logits, test.labels[part].to(device)), logits.argmax(1)
 
         radius, prediction = classifier.halving.run(some)

@@ -18,7 +18,7 @@ from torch import Tensor
 from svdctl.config.corruptions import CLEAN, NOTES, SEVERITIES, list_name, named_lists
 from svdctl.config.data import Cifar10, Cifar100
 from svdctl.config.evaluate import CorruptionSettings, EvaluateConfig
-from svdctl.recipes.evaluation.forward import Classifier, subset
+from svdctl.recipes.evaluation.forward import Classifier, check_finite, subset
 from svdctl.recipes.evaluation.material import Material
 from svdctl.recipes.measurement_cache import Measurement, MeasurementCache
 from svdctl.robustness.archive import Tell
@@ -182,7 +182,7 @@ def measure(
 
         return unfinished.once(f"{name} {severity}", work).correct
 
-    done = {CLEAN: correct(CLEAN, 0, lambda: int(classifier.correct(material.test.images[index], labels)))}
+    done = {CLEAN: correct(CLEAN, 0, lambda: _checked(classifier.correct(material.test.images[index], labels), labels))}
     for name in names:
         for severity in settings.severities:
             tell(len(done), total, f"{name}, severity {severity}")
@@ -201,7 +201,14 @@ def _correct(classifier: Classifier, source: Source, name: str, severity: int, i
         classifier.correct(source.images(name, severity, part), wanted)
         for part, wanted in zip(index.split(CHUNK), labels.split(CHUNK), strict=True)
     ]
-    return int(torch.stack(counts).sum())
+    return _checked(torch.stack(counts).sum(0), labels)
+
+
+def _checked(counts: Tensor, labels: Tensor) -> int:
+    """The right answers of `Classifier.correct`, if all logits were finite."""
+    right, broken = counts.tolist()
+    check_finite(broken, len(labels))
+    return int(right)
 
 
 def summary(correct: Mapping[str, int], names: list[str], severities: tuple[int, ...], count: int) -> dict[str, Any]:

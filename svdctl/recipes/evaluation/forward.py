@@ -1,7 +1,7 @@
 """Logits of many images: batches that shrink when memory runs out, nothing waited for between them."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +9,13 @@ from torch.nn.utils import parametrize
 
 from svdctl.config.evaluate import EvaluateConfig
 from svdctl.data.batches import derived_seed, to_pixels
-from svdctl.errors import ShapeError, UsageError
+from svdctl.errors import CheckpointError, EvaluationError, ShapeError, UsageError
+from svdctl.recipes.network_probe import same_answers
 from svdctl.robustness.memory import Halving
+from svdctl.spectral.arithmetic import exact_arithmetic
 
+_SAME_IMAGE = 1e-2
+"""Largest difference of two answers to one image, relative to the largest logit; networks may compute in 16 bits."""
 _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -57,7 +61,43 @@ class Classifier:
 
         Raises:
             ShapeError: the network does not take such images, or returns something else.
+            EvaluationError: logits that are not finite.
         """
+        outputs = self.outputs(images, tell)
+        check_finite(int((~outputs.isfinite()).any(1).sum()), len(outputs))
+        return outputs
+
+    def answers(self, images: Tensor) -> Tensor:
+        """The same in full precision, whatever the numbers are, for a few images each of which has one answer.
+
+        Raises:
+            ShapeError: as `logits`.
+            CheckpointError: the answer to an image is random, or depends on those beside it.
+        """
+        precision, self.precision = self.precision, "32"
+        try:
+            # TF32 differs from other devices. On the CPU nothing is to be switched off, and convolutions stay fast.
+            with exact_arithmetic(torch.get_default_dtype()) if self.device.type == "cuda" else nullcontext():
+                together, again = self.outputs(images), self.outputs(images)
+                singly = torch.cat([self.outputs(image) for image in images.split(1)])
+        finally:
+            self.precision = precision
+        if not same_answers(together, again, _SAME_IMAGE):
+            raise CheckpointError(
+                "the network gives the same images other logits the second time, so that no figure of it can be "
+                "measured twice; switch off what is random in its forward pass (dropout or noise outside of training), "
+                "and what it changes in itself"
+            )
+        if not same_answers(together, singly, _SAME_IMAGE):
+            raise CheckpointError(
+                "the network's logits of an image depend on the images beside it in the batch, so that figures of "
+                "single images mean nothing; evaluate it with the statistics of its training (BatchNorm with "
+                "track_running_stats)"
+            )
+        return together
+
+    def outputs(self, images: Tensor, tell: Callable[[int], None] | None = None) -> Tensor:
+        """What `logits` checks, unchecked."""
         parts: list[Tensor] = []
         done = 0
         with self.ready():
@@ -71,14 +111,18 @@ class Classifier:
         return torch.cat(parts).cpu()
 
     def correct(self, images: Tensor, labels: Tensor) -> Tensor:
-        """How many of uint8 images `(N, 3, H, W)` get their label, as a number on the device: no waiting for it."""
-        total = torch.zeros((), dtype=torch.int64, device=self.device)
+        """How many of uint8 images `(N, 3, H, W)` get their label, and how many get logits that are not finite: `(2,)`.
+
+        Both numbers are on the device: no waiting for them.
+        """
+        total = torch.zeros(2, dtype=torch.int64, device=self.device)
         done = 0
         with self.ready():
             while done < len(images):
                 part, wanted = (both[done : done + self.halving.size] for both in (images, labels))
                 found = self.halving.run(lambda size, part=part: self._some(part[:size]))  # type: ignore[misc]
-                total += (found.argmax(1) == wanted[: len(found)].to(self.device, non_blocking=True)).sum()
+                right = found.argmax(1) == wanted[: len(found)].to(self.device, non_blocking=True)
+                total += torch.stack([right.sum(), (~found.isfinite()).any(1).sum()])
                 done += len(found)
         return total
 
@@ -88,7 +132,21 @@ class Classifier:
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
             what = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ShapeError(f"the network returns {what} for {len(images)} images; it must return logits (N, classes)")
+        if logits.is_complex():
+            raise ShapeError("the network returns complex numbers; it must return real logits (N, classes)")
         return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def check_finite(broken: int, count: int) -> None:
+    """Refuse figures of logits that are no numbers: `broken` of `count` images.
+
+    Raises:
+        EvaluationError: there are such.
+    """
+    if broken:
+        raise EvaluationError(
+            f"the network's logits are not finite for {broken} of {count} images; its weights are unusable"
+        )
 
 
 def subset(count: int, examples: int | None, seed: int, what: str) -> Tensor:

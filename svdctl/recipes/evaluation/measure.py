@@ -22,6 +22,7 @@ from svdctl.recipes.evaluation.store import Record, Store, held
 from svdctl.recipes.evaluation.subject import Subject
 from svdctl.recipes.evaluation.words import short
 from svdctl.recipes.measurement_cache import MeasurementCache
+from svdctl.recipes.network_probe import Probe, probe_images
 from svdctl.robustness.calibration import BINS
 
 ECE_VERSION = 2
@@ -29,9 +30,6 @@ ECE_VERSION = 2
 """
 _Measured = tuple[dict[str, Any], list[dict[str, Any]] | None]
 """Figures, and rows for each image where there are any."""
-
-_LOOKED_AT = 8
-"""Images of the first pass."""
 
 
 def evaluate(
@@ -55,15 +53,15 @@ class _Session:
         self.found, self.subject, self.material = found, subject, material
         self.config, self.listener = config, listener
         about = {"path": str(found.path), "name": found.name, "network": subject.network}
-        self.store = Store(found.results, subject.weights, about)
+        self.classifier = Classifier(subject.model, config, listener.notice)
+        self.probe = self._check_outputs()
+        self.store = Store(found.results, subject.weights, about, self.probe)
         for notice in self.store.notices:
             listener.notice(notice)
-        self.classifier = Classifier(subject.model, config, listener.notice)
         self.evaluation = Evaluation(found, subject, describe(material.data))
 
     def run(self) -> Evaluation:
         """All metrics in turn."""
-        self._check_outputs()
         measures: dict[Metric, Callable[[], Record | None]] = {
             "accuracy": self._accuracy,
             "ece": self._ece,
@@ -85,18 +83,20 @@ class _Session:
                 self.evaluation.files = write_outputs(self.store, self.evaluation.records, self.found.name, self.config)
         return self.evaluation
 
-    def _check_outputs(self) -> None:
+    def _check_outputs(self) -> Probe:
         """A pass over a few images tells whether network and data belong together, and whether it returns logits."""
         test = self.material.test
-        outputs = self.classifier.logits(test.images[:_LOOKED_AT])
+        images = probe_images(test.images)
+        outputs = self.classifier.answers(images)
         width = outputs.shape[1]
         if width != len(test.classes):
             raise CheckpointError(
-                f"{self.found.path} tells {width} classes apart, and {self.evaluation.data} has {len(test.classes)}; "
-                "give --dataset the data that it was trained on"
+                f"{self.found.path} tells {width} classes apart, and {describe(self.material.data)} has "
+                f"{len(test.classes)}; give --dataset the data that it was trained on"
             )
         if (warning := calibrated.warning_of(outputs)) is not None:
             self.listener.notice(f"{self.found.name}: {warning}")
+        return Probe.of(images, outputs)
 
     @contextmanager
     def _caught(self, metric: str) -> Iterator[None]:
@@ -201,7 +201,7 @@ class _Session:
         file = self.store.unfinished_file("cifar-c", protocol, ".json", fresh=self.config.force)
 
         def measure() -> _Measured:
-            unfinished = MeasurementCache(file, corrupted.Count, protocol)
+            unfinished = MeasurementCache(file, corrupted.Count, protocol, probe=self.probe)
             progress, notice = self.listener.progress, self.listener.notice
             found = corrupted.measure(self.classifier, source, self.material, self.config, unfinished, progress, notice)
             return found, None
@@ -212,7 +212,7 @@ class _Session:
         settings = self.config.attack_settings(self.material.data.kind)
         if settings.protocol == "paper":
             self.listener.notice("protocol paper: normalised images are attacked, and eps is not in pixels")
-        work = attack_files.Assignment.make(settings, self.subject.weights, self.material)
+        work = attack_files.Assignment.make(settings, self.subject.weights, self.material, self.probe)
         # The attacks run in full precision, whatever --precision says.
         protocol = {**self._protocol(), "precision": "32", **settings.model_dump(mode="json"), "count": len(work.index)}
         shard = self.config.shard

@@ -29,11 +29,13 @@ def write_outputs(store: Store, records: Mapping[Metric, Record], name: str, con
         rows = _corruption_rows(record)
         files.append(folder / "corruptions.csv")
         write_rows(files[-1], rows)
+        picture = folder / "corruptions.png"
+        picture.unlink(missing_ok=True)
         if record.results["accuracy"]:
-            files.append(folder / "corruptions.png")
-            plot_corruptions(record.results, name + record.mark, files[-1])
+            files.append(picture)
+            plot_corruptions(record.results, name + record.mark, picture)
         if config.cifar_c_res is not None:
-            files += _paper_corruptions(config.cifar_c_res, export, folder, rows)
+            files += _paper_corruptions(config.cifar_c_res, export, picture, rows)
     attack = records.get("autoattacks")
     if attack is not None:
         files.append(folder / "attacks.csv")
@@ -66,15 +68,16 @@ def _corruption_rows(record: Record) -> list[dict[str, object]]:
     ]
 
 
-def _paper_corruptions(target: Path, name: str, folder: Path, rows: list[dict[str, object]]) -> list[Path]:
-    """`--cifar-c-res`: a picture for each checkpoint, and the numbers beside it."""
+def _paper_corruptions(target: Path, name: str, picture: Path, rows: list[dict[str, object]]) -> list[Path]:
+    """`--cifar-c-res`: a picture for each checkpoint, where one was drawn, and the numbers beside it."""
     target = target.expanduser()
     target.mkdir(parents=True, exist_ok=True)
     files = [target / f"{name}.csv"]
     write_rows(files[0], rows)
-    if (folder / "corruptions.png").exists():
+    (target / f"{name}.png").unlink(missing_ok=True)
+    if picture.exists():
         files.append(target / f"{name}.png")
-        shutil.copyfile(folder / "corruptions.png", files[-1])
+        shutil.copyfile(picture, files[-1])
     return files
 
 

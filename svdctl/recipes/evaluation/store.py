@@ -26,11 +26,16 @@ from svdctl.lock import link_in
 from svdctl.recipes.evaluation.corrupted import means_of
 from svdctl.recipes.evaluation.figures import check_figures
 from svdctl.recipes.measurement_cache import Measurement, MeasurementCache, fault_of, foreign, write_whole
+from svdctl.recipes.network_probe import Probe
 from svdctl.runfolder import environment
 
 OLD_FORMAT, OLD_VERSION = "svdctl.evaluation", 1
 """Of results without checksums."""
 DETAILS = "details"
+OUTPUTS = (
+    "reliability.png", "corruptions.csv", "corruptions.png", "attacks.csv", "certified.csv", "certified.png"
+)  # fmt: skip
+"""Files that are drawn or written from the records."""
 
 
 class Record(Measurement):
@@ -82,13 +87,16 @@ class Store:
         folder: made when absent.
         weights: hash of the weights that the results belong to.
         about: what is known of the checkpoint; written, not compared.
+        probe: what the network answers.
     """
 
-    def __init__(self, folder: Path, weights: str, about: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, weights: str, about: Mapping[str, Any], probe: Probe | None = None) -> None:
         self.folder, self.weights = folder, weights
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "results.json"
-        self._cache = MeasurementCache(self.path, Record, {"weights": weights}, remarks=about, old=self._old_contents)
+        self._cache = MeasurementCache(
+            self.path, Record, {"weights": weights}, remarks=about, old=self._old_contents, probe=probe
+        )
         self.notices: list[str] = [] if self._cache.belongs_elsewhere else list(self._cache.notices)
         if self._cache.damaged:
             aside = self.path.with_suffix(".damaged.json")
@@ -96,10 +104,21 @@ class Store:
             self.notices.append(f"{self.path.name} as it was found is kept as {aside}")
         if self._cache.belongs_elsewhere:
             self.notices.append(f"{folder} holds results of other weights (now {weights[:12]}): starting anew")
-            shutil.rmtree(self.unfinished, ignore_errors=True)
+        if self._cache.belongs_elsewhere or self._cache.of_another_network:
+            self._clear()
         if not self.path.exists() or self._cache.belongs_elsewhere:
             # From now on another checkpoint under this name is noticed, whatever is unfinished.
             self._cache.write()
+
+    def _clear(self) -> None:
+        """Remove what was written of other figures: pictures, tables, unfinished work. Shards say whose they are."""
+        shutil.rmtree(self.unfinished, ignore_errors=True)
+        for name in OUTPUTS:
+            (self.folder / name).unlink(missing_ok=True)
+        kept = {record.details for record in self.records}
+        for path in (self.folder / DETAILS).glob("*.csv"):
+            if f"{DETAILS}/{path.name}" not in kept:
+                path.unlink()
 
     @property
     def records(self) -> list[Record]:

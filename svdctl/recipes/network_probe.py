@@ -1,0 +1,88 @@
+"""What a network answers to fixed images: tells networks of equal tensors and other forward passes apart."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+SAME_NETWORK = 1e-3
+"""Largest difference of two answers of one network, relative to its largest logit: devices and numbers of threads round
+a hundred times more finely in float32."""
+_DIGITS = 6
+_ROUNDING = 1e-5
+"""Of float32, relative to what all logits of an image may have in common."""
+_OWN = 4
+"""Images of the data, and as many drawn ones."""
+
+
+def probe_images(images: Tensor) -> Tensor:
+    """The first images of some `(N, C, H, W)` uint8, and drawn ones of their shape: noise, and noise that is smooth."""
+    generator = torch.Generator().manual_seed(0)
+    shape = images.shape[1:]
+    noise = torch.randint(0, 256, (2, *shape), generator=generator, dtype=torch.uint8)
+    coarse = torch.rand(2, shape[0], 3, 3, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, size=tuple(shape[1:]), mode="bilinear", align_corners=False)
+    return torch.cat([images[:_OWN].cpu(), noise, (smooth * 255).to(torch.uint8)])
+
+
+def same_answers(first: Tensor, second: Tensor, tolerance: float) -> bool:
+    """Whether logits `(N, K)` differ by no more than a share of the largest one, what a row has in common left out."""
+    if first.shape != second.shape:
+        return False
+    both = torch.stack([first, second]).double().nan_to_num()
+    spread = (both - both.mean(2, keepdim=True)).abs().amax()
+    return bool((both[0] - both[1]).abs().amax() <= tolerance * spread + _ROUNDING * both.abs().amax())
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The answers of one network."""
+
+    images: str
+    """SHA-256 of the images."""
+    logits: tuple[tuple[float, ...], ...]
+    """A row for each image, to six digits; 0 for what is not finite."""
+
+    @classmethod
+    def of(cls, images: Tensor, logits: Tensor) -> Self:
+        """From images `(N, C, H, W)` uint8 and logits `(N, K)`."""
+        digest = hashlib.sha256(f"{list(images.shape)}".encode() + images.cpu().contiguous().numpy().tobytes())
+        rows = logits.double().cpu().nan_to_num(0.0, 0.0, 0.0).tolist()
+        return cls(digest.hexdigest(), tuple(tuple(float(f"{value:.{_DIGITS}g}") for value in row) for row in rows))
+
+    @classmethod
+    def read(cls, contents: object) -> Self | None:
+        """From `to_dict`; None for what is none."""
+        try:
+            return TypeAdapter(cls).validate_python(contents)
+        except ValidationError:
+            return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"images": self.images, "logits": [list(row) for row in self.logits]}
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of all of it."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+    def contradicts(self, other: "Probe") -> bool:
+        """Whether both are answers to the same images, and not those of one network."""
+        if self.images != other.images:
+            return False
+        own, others = (torch.tensor(probe.logits, dtype=torch.float64) for probe in (self, other))
+        return not same_answers(own, others, SAME_NETWORK)
+
+
+def read_probes(contents: object) -> dict[str, Probe]:
+    """The probes of a file by their keys; those that are not as they were written are left out."""
+    if not isinstance(contents, Mapping):
+        return {}
+    probes = {key: Probe.read(value) for key, value in contents.items()}
+    return {key: probe for key, probe in probes.items() if probe is not None and probe.key == key}
