@@ -172,7 +172,7 @@ def result_json(result: "EvaluationResult") -> str:
                 "results": str(evaluation.found.results),
                 "metrics": {
                     # `kept`: empty, measured by this call; else `kept`, or `kept, no checksum`.
-                    metric: {**record.model_dump(mode="json"), "kept": record.kept}
+                    metric: {**record.model_dump(mode="json"), "kept": record.kept, "other_data": record.other_data}
                     for metric, record in evaluation.records.items()
                 },
                 "same_images": evaluation.order,

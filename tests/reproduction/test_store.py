@@ -5,12 +5,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from svdctl.config.presets import to_toml
 from svdctl.errors import UsageError
 from svdctl.recipes import train as recipe
+from svdctl.recipes.reproduction.execute import train_run
 from svdctl.recipes.reproduction.plan import Plan
 from svdctl.recipes.reproduction.store import Store, inspect_run
 from tests.reproduction.silent import Silent
@@ -63,6 +65,23 @@ def test_the_best_folder_of_a_run_and_the_places_that_are_searched(
     (whole / "last.pt").unlink()
     assert elsewhere.best(run.key) is None
     assert Store(tmp_path / "nowhere").index() == {}
+
+
+def test_a_checkpoint_of_another_row_does_not_count(planned: Callable[..., Plan], store: Store) -> None:
+    first, second = planned(set=("max_steps=2",)).runs()[:2]
+    folder, other = (recipe.run(run.config, base="test", reporter=Silent()).folder for run in (first, second))
+    assert not store.misplaced(first.key)
+    shutil.copyfile(other / "last.pt", folder / "last.pt")
+    assert store.best(first.key) is None
+    reporter = Mock()
+    anew = train_run(first, store, reporter)
+    assert anew is not None
+    assert anew not in (folder, other)
+    assert "is of another configuration than config.toml" in reporter.notice.call_args_list[0].args[0]
+    assert str(folder / "last.pt") in reporter.notice.call_args_list[0].args[0]
+    best = store.best(second.key)
+    assert best is not None
+    assert best.folder == other
 
 
 def test_paths_of_data_do_not_hide_a_run(planned: Callable[..., Plan], store: Store) -> None:

@@ -1,6 +1,7 @@
 """The images of an evaluation: which data set, what identifies it, and what is held out of it for calibration."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -94,12 +95,27 @@ class HeldOut:
     text: str
 
 
-def held_out(material: Material, training: TrainConfig | None, seed: int) -> HeldOut:
-    """The images that the run kept for validation; where it kept none, a half of the test set."""
+def leaks(material: Material, trained_on: Mapping[str, str] | None) -> bool:
+    """Whether test images may be among those of the training: the test part is not the one beside them then."""
+    return trained_on is not None and fingerprint(material.parts.test) != trained_on.get("test")
+
+
+def _as_trained(material: Material, trained_on: Mapping[str, str] | None) -> bool:
+    """Whether the parts are those of the training, as far as it is known on what that was."""
+    if trained_on is None:
+        return True
+    return all(fingerprint(part) == trained_on.get(name) for name, part in material.parts.parts().items())
+
+
+def held_out(
+    material: Material, training: TrainConfig | None, trained_on: Mapping[str, str] | None, seed: int
+) -> HeldOut:
+    """The images that the run kept for validation; where it kept none, or from other data, a half of the test set."""
     if (
         training is not None
         and training.evaluation.select == "validation"
         and same_data(training.data) == same_data(material.data)
+        and _as_trained(material, trained_on)
     ):
         if (own := material.parts.validation) is not None:
             text = f"the {len(own):,} images of the data set's own validation part"

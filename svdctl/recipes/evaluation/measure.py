@@ -14,11 +14,11 @@ from svdctl.errors import CheckpointError, UsageError
 from svdctl.recipes.evaluation import attack_files, attacked, calibrated, certified, corrupted
 from svdctl.recipes.evaluation.discover import Found
 from svdctl.recipes.evaluation.forward import Classifier
-from svdctl.recipes.evaluation.material import Material, describe, held_out
+from svdctl.recipes.evaluation.material import Material, describe, held_out, leaks
 from svdctl.recipes.evaluation.order import assert_order
 from svdctl.recipes.evaluation.outcome import Evaluation, Failure, Listener
 from svdctl.recipes.evaluation.outputs import write_outputs
-from svdctl.recipes.evaluation.store import Record, Store, held
+from svdctl.recipes.evaluation.store import OTHER_DATA, Record, Store, held
 from svdctl.recipes.evaluation.subject import Subject
 from svdctl.recipes.evaluation.words import short
 from svdctl.recipes.measurement_cache import MeasurementCache
@@ -58,6 +58,9 @@ class _Session:
         self.store = Store(found.results, subject.weights, about, self.probe)
         for notice in self.store.notices:
             listener.notice(notice)
+        self.other_data = subject.other_data_until > 0 or leaks(material, subject.trained_on)
+        if self.other_data:
+            listener.notice(f"{found.name}: {OTHER_DATA}")
         self.evaluation = Evaluation(found, subject, describe(material.data))
 
     def run(self) -> Evaluation:
@@ -154,9 +157,8 @@ class _Session:
                 rows=rows,
                 before=before,
             )
-            self.listener.measured(metric, short(kept), kept="")
-        else:
-            self.listener.measured(metric, short(kept), kept=kept.kept)
+        kept = kept.model_copy(update={"other_data": self.other_data})
+        self.listener.measured(metric, short(kept), kept=kept.marks)
         return kept
 
     @cached_property
@@ -178,7 +180,7 @@ class _Session:
         )
 
     def _ece(self) -> Record:
-        kept = held_out(self.material, self.subject.training, self.config.seed)
+        kept = held_out(self.material, self.subject.training, self.subject.trained_on, self.config.seed)
         settings = {"bins": BINS, "temperature_fitted_on": kept.text, "seed": self.config.seed}
         protocol = self._protocol(version=ECE_VERSION, held_out=fingerprint(kept.fit), **settings)
         labels = self.material.test.labels

@@ -57,12 +57,12 @@ def write_outputs(store: Store, records: Mapping[Metric, Record], name: str, con
 
 def _marked(store: Store, record: Record) -> list[dict[str, str]]:
     """The rows of the images; the column `kept` tells how this call came by them, as in all tables."""
-    return [{**row, "kept": record.kept} for row in store.rows(record)]
+    return [{**row, "kept": record.marks} for row in store.rows(record)]
 
 
 def _corruption_rows(record: Record) -> list[dict[str, object]]:
     return [
-        {"corruption": name, "severity": severity, "accuracy": f"{share:.6f}", "kept": record.kept}
+        {"corruption": name, "severity": severity, "accuracy": f"{share:.6f}", "kept": record.marks}
         for name, row in (("natural", {"0": record.results["clean"]}), *record.results["accuracy"].items())
         for severity, share in row.items()
     ]

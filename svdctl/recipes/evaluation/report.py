@@ -9,7 +9,7 @@ from typing import Any
 
 from svdctl.config.evaluate import EvaluateConfig
 from svdctl.recipes.evaluation.outcome import Evaluation, Failure
-from svdctl.recipes.evaluation.store import Record
+from svdctl.recipes.evaluation.store import OTHER_DATA, OTHER_DATA_MARK, Record
 from svdctl.recipes.evaluation.words import ball, cells, headers, short
 from svdctl.runfolder import write_text
 
@@ -72,6 +72,8 @@ def _kept(evaluations: Sequence[Evaluation]) -> list[str]:
         lines.append("No checksum: written by a version that made none; a changed figure would go unseen.")
     if "kept" in marks or "kept, no checksum" in marks:
         lines.append("The Lipschitz constant of kept certificates was proved again.")
+    if any(record.other_data for evaluation in evaluations for record in evaluation.records.values()):
+        lines.append(f"{OTHER_DATA_MARK}: {OTHER_DATA}.")
     return [" ".join(lines), ""] if lines else []
 
 

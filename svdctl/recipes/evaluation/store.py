@@ -31,6 +31,11 @@ from svdctl.runfolder import environment
 
 OLD_FORMAT, OLD_VERSION = "svdctl.evaluation", 1
 """Of results without checksums."""
+OTHER_DATA_MARK = "other data than in training"
+OTHER_DATA = (
+    "the data are not those of the training, or not those of all of it: test images may be among those that it was "
+    "trained on"
+)
 DETAILS = "details"
 OUTPUTS = (
     "reliability.png", "corruptions.csv", "corruptions.png", "attacks.csv", "certified.csv", "certified.png"
@@ -53,6 +58,8 @@ class Record(Measurement):
     """SHA-256 of that file."""
     kept: str = Field(default="", exclude=True)
     """How this call came by it: empty, measured now; else `kept`, or `kept, no checksum`."""
+    other_data: bool = Field(default=False, exclude=True)
+    """Whether the test images may be among those that the network was trained on."""
 
     @model_validator(mode="after")
     def _figures_can_be_right(self) -> Self:
@@ -70,8 +77,13 @@ class Record(Measurement):
 
     @property
     def mark(self) -> str:
-        """` (kept)` behind a figure that was measured by an earlier call."""
-        return f" ({self.kept})" if self.kept else ""
+        """` (kept)` and the like behind a figure."""
+        return f" ({self.marks})" if self.marks else ""
+
+    @property
+    def marks(self) -> str:
+        """How this call came by it, and whether the data are others than in training; empty: neither."""
+        return ", ".join(filter(None, (self.kept, OTHER_DATA_MARK if self.other_data else "")))
 
 
 def fingerprint(protocol: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from svdctl.build import build_model
-from svdctl.checkpoint import read_checkpoint
+from svdctl.checkpoint import Checkpoint, read_checkpoint
 from svdctl.config.base import Config
 from svdctl.config.data import Cifar10, Cifar100, Data
 from svdctl.config.evaluate import EvaluateConfig
@@ -38,6 +38,10 @@ class Subject:
     image_shape: tuple[int, int, int] | None
     training: TrainConfig | None
     notices: tuple[str, ...] = field(default=())
+    trained_on: Mapping[str, str] | None = None
+    """Fingerprints of the parts of the data that it was trained on; None: not known."""
+    other_data_until: int = 0
+    """Last step that was trained on other data than those."""
 
     def check(self, test: ImageData, where: str) -> None:
         """Check that the network tells these images apart.
@@ -91,6 +95,11 @@ def _own(path: Path, config: EvaluateConfig) -> Subject:
             f"{path}: the weights do not fit the configuration beside them; use another one"
         ) from error
     source = config.network
+    if source.key not in (None, "model"):
+        raise UsageError(
+            f"{path} is a checkpoint of svdctl, which holds one network: leave out --key {source.key}, or put what "
+            "stands there into a file of its own"
+        )
     given = [
         flag
         for flag, value in (
@@ -114,7 +123,15 @@ def _own(path: Path, config: EvaluateConfig) -> Subject:
         checkpoint.image_shape,
         training,
         notices,
+        checkpoint.data,
+        _other_data_until(checkpoint),
     )
+
+
+def _other_data_until(checkpoint: Checkpoint) -> int:
+    counters = checkpoint.training.get("counters")
+    found = counters.get("other_data_until", 0) if isinstance(counters, Mapping) else 0
+    return found if isinstance(found, int) else 0
 
 
 def _differing(section: Config) -> dict[str, Any]:

@@ -133,6 +133,8 @@ class _Busy(SvdctlError):  # noqa: N818 - it is no error
 
 def train_run(run: Run, store: Store, reporter: StatusReporter) -> Path | None:
     """The finished run folder: found, continued or new; None when the training was stopped."""
+    for sentence in store.misplaced(run.key):
+        reporter.notice(sentence)
     found = store.best(run.key)
     if found is not None and found.data is not None:
         data = load_parts(run.config).fingerprint

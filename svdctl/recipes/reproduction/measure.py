@@ -88,8 +88,8 @@ def evaluate_run(run: Run, folder: Path, cifar_c_root: Path | None, tell: Callab
             records = {str(metric): record.results for metric, record in evaluation.records.items()}
             values |= dict(evaluated_figures(records))
             for metric, record in evaluation.records.items():
-                if record.kept:
-                    kept |= {column: record.kept for column, _ in evaluated_figures({metric: record.results})}
+                if record.marks:
+                    kept |= {column: record.marks for column, _ in evaluated_figures({metric: record.results})}
             deviations += evaluation_deviations(run, records)
         if result.failures:
             reason = "; ".join(f"{failure.metric or 'evaluation'}: {failure.error}" for failure in result.failures)

@@ -32,6 +32,8 @@ class Found:
     finished: bool
     data: Mapping[str, str] | None = None
     """Fingerprints of the data that it was trained on; None: not known."""
+    key: str | None = None
+    """`run_hash` of the configuration in its checkpoint; None: there is no checkpoint that can be read."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +60,28 @@ class Store:
     ) -> Found | None:
         """The finished folder of a run, or the one that got furthest; of `reuse` finished ones alone.
 
+        A folder whose checkpoint has another configuration than its `config.toml` is passed over: see `misplaced`.
+
         Args:
             key: `run_hash` of the run's configuration.
             index: what `index` returned, if it was called.
             data: fingerprints of the data; those that were trained on others are passed over.
         """
         folders = (self.index() if index is None else index).get(key, [])
-        runs = sorted(map(inspect_run, folders), key=lambda run: (run.finished, run.step), reverse=True)
+        found = [run for run in map(inspect_run, folders) if run.key in (None, key)]
+        runs = sorted(found, key=lambda run: (run.finished, run.step), reverse=True)
         if data is not None:
             runs = [run for run in runs if run.data in (None, data)]
         usable = [run for run in runs if run.finished or run.folder.parent == self.out_dir.expanduser()]
         return usable[0] if usable else None
+
+    def misplaced(self, key: str) -> list[str]:
+        """A sentence for each folder of a run whose checkpoint is of another run."""
+        return [
+            f"{folder / 'last.pt'} is of another configuration than config.toml beside it: the folder does not count"
+            for folder in self.index().get(key, [])
+            if inspect_run(folder).key not in (None, key)
+        ]
 
     def prepare(self) -> None:
         """Make the folder of runs.
@@ -131,14 +144,16 @@ def inspect_run(folder: Path) -> Found:
 
     if not (folder / "last.pt").is_file():
         return Found(folder, 0, finished=False)
+    key = None
     try:
         checkpoint = read_checkpoint(folder / "last.pt")
+        key = run_hash(checkpoint.config)
         with fitting(folder):
             history = read_history(checkpoint, folder)
             counters = Counters(**history.training["counters"])
         if checkpoint.config.evaluation.select != "last" and counters.best_step:
             read_best(folder, checkpoint.config, counters, checkpoint.model, [checkpoint.data])
     except CheckpointError:
-        return Found(folder, 0, finished=False)
+        return Found(folder, 0, finished=False, key=key)
     finished = counters.epoch_finished and has_ended(history.epochs, checkpoint.config)
-    return Found(folder, counters.step, finished, checkpoint.data)
+    return Found(folder, counters.step, finished, checkpoint.data, key)
