@@ -53,6 +53,10 @@ class Interrupted(SvdctlError):  # noqa: N818 - it is no error
     exit_code = 130
 
 
+class OutputError(SvdctlError):
+    """What a command was asked to print could not be written to stdout."""
+
+
 class LimitExceeded(SvdctlError):  # noqa: N818 - it is no error of the tool
     """A bound that a gate asked for does not hold; the message names the layers."""
 

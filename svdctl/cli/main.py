@@ -8,7 +8,7 @@ import typer
 
 from svdctl.cli import eval_robust, inspect_spectrum, reproduce, train, train_lipconv
 from svdctl.cli.errors import report, wants_debug
-from svdctl.cli.output import outlive_readers
+from svdctl.cli.output import flush_output, guard_output, settle_output
 from svdctl.cli.variadic import spread
 from svdctl.errors import UsageError
 
@@ -30,6 +30,8 @@ SEVERAL = {"reproduce": reproduce.takers, "eval-robust": eval_robust.takers}
 
 LASTING = ("train", "train-lipconv", "reproduce", "eval-robust")
 """Commands whose work does not end with whoever reads their output."""
+PRINTING = {"--print-config", "--list", "--list-presets", "--dry-run", "--help", "-h"}
+"""Options by which they print, and do nothing else."""
 
 
 def _version(value: bool) -> None:
@@ -67,12 +69,13 @@ def on_one_line(arguments: list[str]) -> list[str]:
 def main() -> None:
     """Run the command line; the process ends with its exit code."""
     arguments = normalised(sys.argv[1:])
-    if arguments and arguments[0] in LASTING:
-        outlive_readers()
-    if arguments and arguments[0] in SEVERAL:
-        arguments = spread(arguments, SEVERAL[arguments[0]]())
     try:
+        guard_output(lasting=bool(arguments) and arguments[0] in LASTING and PRINTING.isdisjoint(arguments))
+        if arguments and arguments[0] in SEVERAL:
+            arguments = spread(arguments, SEVERAL[arguments[0]]())
         code = app(on_one_line(arguments) or ["--help"], prog_name="svdctl", standalone_mode=False)
+        flush_output()
     except (Exception, KeyboardInterrupt) as error:
         code = report(error, debug=wants_debug(arguments))
+        settle_output()
     sys.exit(code or 0)
