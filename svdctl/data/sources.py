@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import singledispatch
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,7 @@ def _folder(data: Folder) -> TrainTest:
 def _read_folder(path: Path, data: Folder) -> TrainTest:
     parts = _divided(path)
     if not parts:
+        _refuse_hidden_parts(path)
         everything = _images_below(path, data)
     elif len(parts) == 1:
         everything = _images_below(parts["train"], data)
@@ -155,6 +157,29 @@ def _divided(path: Path) -> dict[str, Path]:
             "what is no class elsewhere"
         )
     return found
+
+
+def _refuse_hidden_parts(path: Path) -> None:
+    """Refuse folders that would be classes by their place, and look like parts of the data by what is in them.
+
+    Raises:
+        DataError: two folders without images of their own share names of the folders in them.
+    """
+    inside: dict[str, set[str]] = {}
+    for folder in _folders(path):
+        inner = folder
+        # Archives often wrap a folder into another one: seg_train/seg_train/<class>/.
+        while len(below := _folders(inner)) == 1 and not _images(inner) and not below[0].is_symlink():
+            inner = below[0]
+        if not _images(inner):
+            inside[folder.name] = {entry.name for entry in below}
+    for (first, some), (second, others) in combinations(inside.items(), 2):
+        if len(shared := sorted(some & others)) > 1:
+            raise DataError(
+                f"{path}: {first}/ and {second}/ both hold the folders {', '.join(shared[:3])}, so they are hardly "
+                "classes; call the parts of a data set train/, val/ and test/, each with a folder a class, or put the "
+                "images of a class into its own folder"
+            )
 
 
 def _visible(path: Path) -> bool:
@@ -225,6 +250,11 @@ def _read_image(file: Path, data: Folder) -> np.ndarray:
 
 def _rgb(image: Image.Image, file: Path) -> Image.Image:
     """Three channels of 8 bits; of 16 bits all are scaled, where Pillow would cut grey ones off at 255."""
+    if image.mode.startswith("I;16") and not _uses_16_bits(image):
+        raise DataError(
+            f"{file} holds numbers of 9 to 16 bits of which 65535 is not white, or 0 not black; convert it to 8 "
+            "bits, or to all of 16"
+        )
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         values = np.asarray(image).astype(np.uint32)
         return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
@@ -235,6 +265,14 @@ def _rgb(image: Image.Image, file: Path) -> Image.Image:
     return image.convert("RGB")
 
 
+def _uses_16_bits(image: Image.Image) -> bool:
+    """Whether black is 0 and white 65535: TIFF has 12 bits too, which Pillow does not scale, and white as 0."""
+    if image.format in ("PNG", "PPM"):
+        return True
+    tags = getattr(image, "tag_v2", {})
+    return image.format == "TIFF" and tuple(tags.get(258, ())) == (16,) and tags.get(262) == 1
+
+
 @load.register
 def _npz(data: Npz) -> TrainTest:
     path = data.path.expanduser()
@@ -243,13 +281,33 @@ def _npz(data: Npz) -> TrainTest:
     if "val" in names and not {"x_val", "y_val"} <= arrays.keys():
         raise DataError(f"{path} has one of x_val and y_val; it needs both or none of them")
     labels = {part: _labels(arrays[f"y_{part}"], path) for part in names}
-    both = torch.cat(list(labels.values()))
-    count = 1 + int(both.max()) if len(both) else 0
-    if count > max(len(both), 2):
-        raise DataError(f"{path} has {len(both)} labels that reach {count - 1}; number the classes from 0 without gaps")
+    count = _classes(labels, path)
     classes = tuple(str(label) for label in range(count))
     parts = [ImageData(_channels_first(arrays[f"x_{part}"], path), labels[part], classes) for part in names]
     return TrainTest(*parts).checked(str(path))
+
+
+def _classes(labels: dict[str, torch.Tensor], path: Path) -> int:
+    """How many classes there are, each of them with a training image, and no label beyond them in any part."""
+    train = labels["train"]
+    count = 1 + int(train.max()) if len(train) else 0
+    if count > max(len(train), 2):
+        raise DataError(
+            f"{path} has {len(train)} labels that reach {count - 1}; number the classes from 0 without gaps"
+        )
+    have = set(train.unique().tolist())
+    if missing := [str(label) for label in range(count) if label not in have]:
+        raise DataError(
+            f"{path}: no training image has the label {', '.join(missing[:5])}, and some have {count - 1}; number "
+            "the classes from 0 without gaps, and give each of them training images"
+        )
+    for part, found in labels.items():
+        if train.numel() and found.numel() and int(found.max()) >= count:
+            raise DataError(
+                f"{path}: y_{part} has the label {int(found.max())}, and training images have 0 to {count - 1}; "
+                "number the classes from 0 without gaps, and give each of them training images"
+            )
+    return count
 
 
 def _channels_first(array: np.ndarray, path: Path) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Folders and arrays of the user's own: which files become which part and class, and with which pixels."""
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,6 +73,11 @@ CLASSES = {
     "train alone": (("train/a/", "train/b/"), ("a", "b")),
     "hidden ones": (("a/", "b/", ".ipynb_checkpoints/1.png", "a/.ipynb_checkpoints/1.png", "b/.0.png"), ("a", "b")),
     "folders in a class": (("a/x/0.png", "a/x/1.png", "a/y/z/2.png", "a/3.png", "a/4.png", "b/"), ("a", "b")),
+    "one folder in each class": (("a/images/", "b/images/"), ("a", "b")),
+    "other folders in the classes": (
+        ("a/x/", "b/y/1.png", "b/z/1.png", "b/w/1.png", "b/v/1.png", "b/u/1.png"),
+        ("a", "b"),
+    ),
     "a class of trains": (("train/", "car/"), ("car", "train")),
     "a class of tests": (("control/", "test/"), ("control", "test")),
 }
@@ -96,6 +102,23 @@ FAULTS = {
     "one part twice": (("train/a/", "train/b/", "val/a/", "valid/a/"), "name one part twice"),
     "classes beside train": (("train/a/", "train/b/", "c/"), "beside it stands c/"),
     "a class too many": (("train/a/", "train/b/", "val/a/", "val/c/"), r"training and the test part .* \(b, c\)"),
+    "parts under other words": (
+        ("seg_train/a/", "seg_train/b/", "seg_test/a/", "seg_test/b/"),
+        "seg_test/ and seg_train/ both hold .* a, b",
+    ),
+    "parts wrapped twice": (
+        (
+            "seg_train/seg_train/a/",
+            "seg_train/seg_train/b/",
+            "seg_test/seg_test/a/",
+            "seg_test/seg_test/b/",
+            "seg_pred/seg_pred/",
+        ),
+        "seg_test/ and seg_train/ both hold",
+    ),
+    "folds": (("fold1/a/", "fold1/b/", "fold2/a/", "fold2/b/", "fold2/c/"), "call the parts of a data set train/"),
+    "masks": (("images/a/", "images/b/", "masks/a/", "masks/b/", "docs/1.png"), "images/ and masks/ both hold"),
+    "parts in classes": (("a/train/", "a/val/", "b/train/", "b/val/"), "a/ and b/ both hold the folders train, val"),
     "a class without images": (("train/a/", "train/b/", "val/a/", "val/b/.1.png"), "there is no image in b"),
 }
 
@@ -176,6 +199,48 @@ def test_numbers_of_unknown_range_are_refused(mode: str, tmp_path: Path) -> None
     Image.fromarray(VALUES.astype(np.int32 if mode == "I" else np.float32)).save(tmp_path / "b" / "x.tiff")
     with pytest.raises(DataError, match=r"x\.tiff holds numbers of 32 bits"):
         load(Folder(path=tmp_path, size=SIZE))
+
+
+def tiff(bits: int, photometric: int) -> bytes:
+    """A grey TIFF of this many bits; `photometric` 0: 0 is white."""
+    width = SIZE * SIZE * bits // 8
+    fields = [(256, SIZE), (257, SIZE), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, SIZE),
+              (279, width)]  # fmt: skip
+    directory = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in fields)
+    start = struct.pack("<2sHI", b"II", 42, 8 + width)
+    return start + bytes(range(width)) + struct.pack("<H", len(fields)) + directory + bytes(4)
+
+
+@pytest.mark.parametrize(("bits", "photometric"), [(12, 1), (16, 0)])
+def test_grey_whose_white_is_not_65535_is_refused(bits: int, photometric: int, tmp_path: Path) -> None:
+    write(tmp_path, "a/", "b/")
+    (tmp_path / "b" / "x.tif").write_bytes(tiff(bits, photometric))
+    with pytest.raises(DataError, match=r"x\.tif holds numbers of 9 to 16 bits"):
+        load(Folder(path=tmp_path, size=SIZE))
+    (tmp_path / "b" / "x.tif").write_bytes(tiff(16, 1))
+    assert len(load(Folder(path=tmp_path, size=SIZE)).train) > 0
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "words"),
+    [
+        ([1, 2, 3] * 4, [1, 2, 3], "no training image has the label 0"),
+        ([0, 1, 3] * 4, [0, 1, 3], "no training image has the label 2"),
+        ([0, 1] * 6, [0, 2], "y_test has the label 2, and training images have 0 to 1"),
+        ([0, 1, 2] * 4, [0, 1], None),
+    ],
+    ids=["from 1", "gap", "test alone", "test lacks one"],
+)
+def test_every_class_of_an_npz_has_training_images(
+    train: list[int], test: list[int], words: str | None, tmp_path: Path
+) -> None:
+    x = np.zeros((len(train), SIZE, SIZE), np.uint8)
+    np.savez(tmp_path / "data.npz", x_train=x, y_train=train, x_test=x[: len(test)], y_test=test)
+    if words is None:
+        assert load(Npz(path=tmp_path / "data.npz")).test.classes == ("0", "1", "2")
+        return
+    with pytest.raises(DataError, match=words):
+        load(Npz(path=tmp_path / "data.npz"))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
