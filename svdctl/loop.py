@@ -77,6 +77,7 @@ class Loop:
                 self.progress.step(step, metrics)
                 if step % config.log.every == 0:
                     self.record("step", {k: metrics[k] for k in ("epoch", "loss", "orthogonal_loss", "acc", "lr")})
+                    trainer.counters.step_lines += 1
                     trainer.totals[SINCE_RECORD].zero_()
             stops = pace.stops(step, looked, self.stop.is_set())
             if last:

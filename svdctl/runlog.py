@@ -79,10 +79,10 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def scan_log(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Read the lines of a `metrics.jsonl` that svdctl can have written, each once, and count the others.
+    """Read the lines of a `metrics.jsonl` that svdctl can have written, and count the others.
 
-    Others are damaged or foreign: cut off by a kill, without a figure that their kind has, with a value that is no
-    finite number. What is no file has no lines.
+    Of several about one step the last counts. Others are damaged or foreign: cut off by a kill, without a figure that
+    their kind has, with a value that is no finite number. What is no file has no lines.
     """
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -96,7 +96,7 @@ def scan_log(path: Path) -> tuple[list[dict[str, Any]], int]:
         except (ValueError, RecursionError):  # ValueError: no JSON, or a number of thousands of digits
             continue
         if is_line(record):
-            found.setdefault((record["kind"], record["step"]), record)
+            found[record["kind"], record["step"]] = record
     return list(found.values()), len(texts) - len(found)
 
 

@@ -43,8 +43,12 @@ class Counters:
     """Whether the epoch that `step` is in, or ends, is evaluated, recorded and, where due, in `best.pt`."""
     other_data_until: int = 0
     """Step up to which the run was trained on data that have changed since; 0: they have not."""
+    other_data: str = ""
+    """What has changed in them."""
     unknown_data_until: int = 0
     """Step up to which it is not known on which data it was trained; 0: all is known."""
+    step_lines: int = 0
+    """Lines about steps that the log was given."""
     departures: int = 0
     """How often the run went on with other data, or from an earlier checkpoint than its last one."""
 
@@ -235,6 +239,8 @@ class Trainer:
             },
             "epochs": [dict(line) for line in self.epochs],
             "steps_per_epoch": self.batches.steps_per_epoch,
+            # Of 16-mixed on a GPU: the scale of the loss.
+            "precision": self.fabric.strategy.precision.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -243,6 +249,8 @@ class Trainer:
         self.schedule.last_epoch = state["schedule"]["last_epoch"]
         self.schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
         self.controller.load_state_dict(state["controller"])
+        if state.get("precision"):
+            self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.counters = Counters(**state["counters"])
         self.epochs = [dict(line) for line in state["epochs"]]
         # Each process goes on with its own sums; where their number has changed, the first one has them all.

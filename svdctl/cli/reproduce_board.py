@@ -61,10 +61,16 @@ class PlainBoard:
         self._thread.start()
 
     def outcome(self, run: "Run", outcome: "Outcome") -> None:
-        self._ended[run.id] = outcome
+        self._note(run, outcome)
         took = duration(time.monotonic() - self._since)
         what = f"failed: {outcome.figures.reason}" if outcome.state == "failed" else outcome.state
         self.say(f"[{len(self._ended)}/{len(self._runs)}] {run.config.name}: {what} (after {took}{self._all_left()})")
+
+    def _note(self, run: "Run", outcome: "Outcome") -> None:
+        """Keep an outcome, and say on stderr what was passed over for it."""
+        self._ended[run.id] = outcome
+        for notice in outcome.notices:
+            print(f"note: {run.config.name}: {notice}", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
         print(text, flush=True)
@@ -153,7 +159,7 @@ class LiveBoard(PlainBoard):
         self._live.start()
 
     def outcome(self, run: "Run", outcome: "Outcome") -> None:
-        self._ended[run.id] = outcome
+        self._note(run, outcome)
 
     def say(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)

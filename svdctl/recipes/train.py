@@ -69,8 +69,13 @@ def resume(
         UsageError, DataError: as in `run`.
     """
     folder, file = (path, path / "last.pt") if path.is_dir() else (path.parent, path)
+    _refuse_folders(folder)
     stamp = _stamp(file)
-    checkpoint = read_checkpoint(path)
+    try:
+        checkpoint = read_checkpoint(path)
+    except CheckpointError as error:
+        kept = _newest_epoch(folder) if file.name == "last.pt" else None
+        raise CheckpointError(f"{error}{f'; go on from {kept}, the newest sound one' if kept else ''}") from error
     config = checkpoint.config
     own = command_of(config.model.kind)
     if command is not None and own is not command:
@@ -102,7 +107,7 @@ def resume(
         return run.execute(checkpoint, is_current=lambda: _stamp(file) == stamp, needs_best=needs_best)
 
 
-def _going_on(checkpoint: Checkpoint, file: Path, changed: bool) -> Checkpoint:
+def _going_on(checkpoint: Checkpoint, file: Path, changed: str | None) -> Checkpoint:
     """The checkpoint with what its counters have to tell of going on from it.
 
     Raises:
@@ -114,7 +119,8 @@ def _going_on(checkpoint: Checkpoint, file: Path, changed: bool) -> Checkpoint:
     if changed or step != last.get("step"):
         counters["departures"] = max(int(one.get("departures", 0)) for one in (counters, last)) + 1
     if changed:
-        counters["other_data_until"] = step
+        others = dict.fromkeys([*filter(None, [counters.get("other_data")]), changed])
+        counters |= {"other_data_until": step, "other_data": "; ".join(others)}
     if checkpoint.data is None:
         counters["unknown_data_until"] = step
     return replace(checkpoint, training={**checkpoint.training, "counters": counters})
@@ -129,8 +135,8 @@ def _counters(file: Path) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _compared(checkpoint: Checkpoint, parts: Parts, path: Path, allowed: bool) -> tuple[str | None, bool]:
-    """What to say of data that are not, or not known to be, those of the checkpoint; and whether they have changed.
+def _compared(checkpoint: Checkpoint, parts: Parts, path: Path, allowed: bool) -> tuple[str | None, str | None]:
+    """What to say of data that are not, or not known to be, those of the checkpoint; and what has changed in them.
 
     Raises:
         CheckpointError: they have changed, and may not have.
@@ -146,21 +152,41 @@ def _compared(checkpoint: Checkpoint, parts: Parts, path: Path, allowed: bool) -
     where = " and ".join(filter(None, [", ".join(changed[:-1]), *changed[-1:]]))
     what = f"images, labels or names of classes in the {where} part" if changed else "names of classes"
     is_other = bool(changed) or found.classes != checkpoint.classes
-    if is_other and not allowed:
-        raise CheckpointError(
-            f"the data are not those of {path}: other {what}; restore the data of the run, or go on with these by "
-            "--allow-changed-data"
-        )
     there, here = _steps(checkpoint, path), steps_per_epoch(len(found), checkpoint.config.batch_size)
     if there not in (None, here):
         raise CheckpointError(
             f"the data are not those of {path}: {here} steps an epoch, there {there}; a run cannot change "
             "that: restore the data of the run, or start a new one"
         )
+    if is_other and not allowed:
+        raise CheckpointError(
+            f"the data are not those of {path}: other {what}; restore the data of the run, or go on with these by "
+            "--allow-changed-data"
+        )
     if is_other:
-        return f"the data are not those of {path}: other {what}; the run goes on with these", True
+        return f"the data are not those of {path}: other {what}; the run goes on with these", what
     unknown = f"{path} does not tell its data: not known whether these are the same"
-    return (unknown if checkpoint.data is None else None), False
+    return (unknown if checkpoint.data is None else None), None
+
+
+def _refuse_folders(folder: Path) -> None:
+    """Refuse to go on where a file could not be written hours later.
+
+    Raises:
+        CheckpointError: with the folder that is in the place of a file.
+    """
+    for file in (folder / "best.pt", folder / "metrics.jsonl", *sorted(folder.glob("epoch-*.pt"))):
+        if file.is_dir():
+            raise CheckpointError(f"{file} is a folder, in the place of a file of the run; move it away")
+
+
+def _newest_epoch(folder: Path) -> Path | None:
+    """The kept checkpoint of the latest epoch that can be read."""
+    kept = [file for file in folder.glob("epoch-*.pt") if file.stem.removeprefix("epoch-").isdecimal()]
+    for file in sorted(kept, key=lambda file: int(file.stem.removeprefix("epoch-")), reverse=True):
+        if _counters(file):
+            return file
+    return None
 
 
 def _steps(checkpoint: Checkpoint, path: Path) -> int | None:

@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from svdctl.cli.main import main
 from svdctl.config.table import Request
 from svdctl.recipes.reproduction.run import reproduce
 from tests.faults.small import write_data
@@ -156,7 +158,9 @@ def test_an_older_run_whose_log_lacks_lines_gets_a_dash_and_the_reason(made: Pat
 
 
 @pytest.mark.parametrize("stage", ["finished", "stopped"])
-def test_a_run_without_its_best_network_is_trained_anew(made: Path, copy: Path, stage: str) -> None:
+def test_a_run_without_its_best_network_is_trained_anew_and_says_why(
+    made: Path, copy: Path, stage: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     wanted = json.loads((made / "runs" / "tables" / "one.json").read_text())
     (run,) = run_folders(copy)
     shutil.rmtree(run / "eval-best", ignore_errors=True)
@@ -166,6 +170,13 @@ def test_a_run_without_its_best_network_is_trained_anew(made: Path, copy: Path, 
         contents["training"]["epochs"] = contents["training"]["epochs"][:2]
         contents["training"]["counters"]["epoch_finished"] = False
         torch.save(contents, run / "last.pt")
+    monkeypatch.setattr(sys, "argv", ["svdctl", "reproduce", str(copy / "one.toml"), "--out-dir", str(copy / "runs")])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "the run starts anew" in line]
+    assert f"{run} cannot be continued" in line
+    assert "best.pt" in line
     found = table(copy)
     assert len(run_folders(copy)) == 2
     assert values(found)["accuracy"] == values(wanted)["accuracy"]

@@ -25,7 +25,7 @@ from tests.training.test_runs import Recorder
 
 FIELDS = (
     "data", "epoch", "epochs", "epoch_finished", "best_weights", "unknown_data_until", "departures", "steps_per_epoch",
-    "best_val_plain_acc",
+    "best_val_plain_acc", "other_data", "step_lines", "precision",
 )  # fmt: skip
 
 
@@ -124,9 +124,10 @@ def test_data_that_have_changed_are_refused(part: Path, other_data: Callable[[st
     other_data(change)
     before = (part / "last.pt").read_bytes()
     which = "test" if "test" in change else "training"
-    with pytest.raises(
-        CheckpointError, match=f"the data are not those of .* in the {which} part; .*--allow-changed-data"
-    ):
+    words = f".* in the {which} part; .*--allow-changed-data"
+    if change in ("half", "twice"):  # which the flag would not help
+        words = ".* steps an epoch, there 3"
+    with pytest.raises(CheckpointError, match="the data are not those of " + words):
         recipe.resume(part, reporter=Recorder())
     assert (part / "last.pt").read_bytes() == before
 
@@ -142,7 +143,10 @@ def test_changed_data_are_gone_on_with_on_request(part: Path, other_data: Callab
     assert then is not None
     assert now is not None
     assert (now["test"], now["training"] == then["training"]) == (then["test"], False)
-    assert "trained on other data up to step 5, which have changed since" in result.summary
+    assert (
+        "trained on other data up to step 5, which have changed since (images, labels or names of classes in the "
+        "training part)"
+    ) in result.summary
     # They are the run's data from here on.
     assert not [line for line in resume(part)[1] if "not those" in line]
 
@@ -265,7 +269,6 @@ LOSSES: dict[str, tuple[Callable[[Path], None], str]] = {
     "a flipped bit": (_flip, "is damaged"),
     "cut short": (lambda file: file.write_bytes(file.read_bytes()[:999]), "best.pt"),
     "empty": (lambda file: file.write_bytes(b""), "best.pt"),
-    "a folder": (lambda file: (file.unlink(), file.mkdir()), "best.pt"),
     "of another run": (_of_another_run, "is of another run"),
     "of an earlier step": (_earlier, "is of step 1, and the network that was picked is of 3"),
 }
@@ -288,6 +291,25 @@ def test_a_lost_best_network_is_told_before_training_and_the_last_one_is_reporte
     assert result.metrics["test_acc"] == whole.metrics["test_acc"]
     # A finished run is no dead end either.
     assert resume(part)[0].metrics["test_acc"] == whole.metrics["test_acc"]
+
+
+@pytest.mark.parametrize("name", ["best.pt", "epoch-2.pt", "metrics.jsonl"])
+def test_a_folder_in_the_place_of_a_file_is_told_before_training(part: Path, name: str) -> None:
+    (part / name).unlink(missing_ok=True)
+    (part / name).mkdir()
+    recorder = Recorder()
+    with pytest.raises(CheckpointError, match=f"{name} is a folder, in the place of a file of the run"):
+        recipe.resume(part, reporter=recorder)
+    assert not recorder.lines
+
+
+def test_a_damaged_last_checkpoint_names_the_newest_sound_epoch(whole: recipe.TrainResult, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole.folder, tmp_path / "run"))
+    for name in ("last.pt", "epoch-3.pt"):
+        _flip(folder / name)
+    with pytest.raises(CheckpointError, match=r"last.pt is damaged.*; go on from .*epoch-2.pt, the newest sound one"):
+        recipe.resume(folder, reporter=Recorder())
+    assert resume(folder / "epoch-2.pt")[0].completed
 
 
 def test_a_later_epoch_that_is_better_takes_the_place_of_a_lost_one(part: Path) -> None:
@@ -454,6 +476,21 @@ def test_a_damaged_log_changes_no_line_about_an_epoch(part: Path, whole: recipe.
     right = [line for line in read_log(whole.folder / "metrics.jsonl") if line["kind"] == "epoch"]
     assert [without_times(line) for line in epochs] == [without_times(line) for line in right]
     assert without_times(result.metrics) == without_times(whole.metrics)
+
+
+def test_lines_about_steps_that_are_lost_are_counted(part: Path) -> None:
+    log = part / "metrics.jsonl"
+    lines = log.read_text().splitlines()
+    log.write_text("\n".join(line for line in lines if json.loads(line)["step"] not in (2, 4)) + "\n")
+    _, said = resume(part)
+    assert [line for line in said if f"{log} lacks 2 of 5 lines about steps" in line]
+
+
+def test_of_two_lines_about_a_step_the_later_one_counts(part: Path, whole: recipe.TrainResult) -> None:
+    log = part / "metrics.jsonl"
+    foreign = '{"kind": "step", "step": 2, "epoch": 1, "loss": 99, "orthogonal_loss": 0, "acc": 0, "lr": 1}\n'
+    log.write_text(foreign + log.read_text())
+    assert_same(resume(part)[0], whole, "a foreign line before the genuine one")
 
 
 def test_the_times_of_an_epoch_go_on_where_it_was_stopped(part: Path) -> None:

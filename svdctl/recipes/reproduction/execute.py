@@ -39,6 +39,8 @@ class Outcome:
     """Of the run."""
     state: State
     figures: RunFigures = field(default_factory=RunFigures)
+    notices: tuple[str, ...] = ()
+    """Why what was there of the run is not used."""
 
 
 JOB: TypeAdapter[Job] = TypeAdapter(Job)
@@ -51,6 +53,8 @@ class StatusReporter:
         self._store, self._key = store, key
         self._written = 0.0
         self.known: dict[str, Any] = {"state": "starting"}
+        self.passed_over: list[str] = []
+        """Why what was there is not used."""
         self.update()
 
     def update(self, **changes: Any) -> None:
@@ -64,6 +68,11 @@ class StatusReporter:
 
     def notice(self, text: str) -> None:
         self.update(notice=text)
+
+    def pass_over(self, why: str) -> None:
+        """Tell why a folder of the run is not used."""
+        self.passed_over.append(why)
+        self.notice(why)
 
     def start(self, total_steps: int, done: int) -> None:
         self.update(state="training", step=done, steps=total_steps)
@@ -121,10 +130,10 @@ def execute(job: Job) -> Outcome:
             # Whatever is wrong with one row, the others are done.
             reason = _reason(error)
             reporter.update(state="failed", reason=reason)
-            return Outcome(run.id, "failed", RunFigures(reason=reason))
+            return Outcome(run.id, "failed", RunFigures(reason=reason), tuple(reporter.passed_over))
         state: State = "done" if figures.reason is None else "failed"
         reporter.update(state=state, reason=figures.reason)
-        return Outcome(run.id, state, figures)
+        return Outcome(run.id, state, figures, tuple(reporter.passed_over))
 
 
 class _Busy(SvdctlError):  # noqa: N818 - it is no error
@@ -139,7 +148,7 @@ def train_run(run: Run, store: Store, reporter: StatusReporter) -> Path | None:
     if found is not None and found.data is not None:
         data = load_parts(run.config).fingerprint
         if found.data != data:
-            reporter.notice(f"{found.folder} was trained on other data and does not count")
+            reporter.pass_over(f"{found.folder} was trained on other data and does not count")
             found = store.best(run.key, data=data)
     if found is not None and found.finished:
         return found.folder
@@ -150,7 +159,7 @@ def train_run(run: Run, store: Store, reporter: StatusReporter) -> Path | None:
             changes = _of_this_call(run.config)
             result = recipe.resume(found.folder, changes=changes, reporter=reporter, needs_best=True)
         except CheckpointError as error:
-            reporter.notice(f"{found.folder} cannot be continued, the run starts anew ({error})")
+            reporter.pass_over(f"{found.folder} cannot be continued, the run starts anew ({error})")
         else:
             return result.folder if result.completed else None
     elif found is not None:

@@ -121,7 +121,8 @@ def training_figures(folder: Path) -> tuple[dict[Column, float], tuple[str, ...]
             "data."
         )
     if counters.get("other_data_until"):
-        notes.append(f"Trained on other data up to step {counters['other_data_until']:,}.")
+        what = f" ({counters['other_data']})" if counters.get("other_data") else ""
+        notes.append(f"Trained on other data{what} up to step {counters['other_data_until']:,}.")
     lacks = what_lacks(history.epochs, checkpoint.config, history.left_out)
     if lacks is not None:
         return {}, (*notes, f"Times of training are not known: {lacks}.")

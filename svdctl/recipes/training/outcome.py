@@ -70,6 +70,7 @@ def finished(
     if trainer.counters.other_data_until:
         summary.append(
             f"trained on other data up to step {trainer.counters.other_data_until}, which have changed since"
+            + f" ({trainer.counters.other_data})" * bool(trainer.counters.other_data)
         )
     if trainer.counters.unknown_data_until:
         summary.append(

@@ -110,6 +110,11 @@ class Run:
                 self.reporter.notice(
                     f"{history.left_out} lines of {self.folder / 'metrics.jsonl'} are damaged or foreign; left out"
                 )
+            if history is not None and (lost := self.trainer.counters.step_lines - len(history.steps)) > 0:
+                self.reporter.notice(
+                    f"{self.folder / 'metrics.jsonl'} lacks {lost} of {self.trainer.counters.step_lines} lines about "
+                    "steps, which are lost; those about epochs are in the checkpoint"
+                )
             flat = config.model_dump(mode="json")
             log = RunLog(self.folder, config.log, flat, lines=None if history is None else history.lines)
         try:
