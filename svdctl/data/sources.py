@@ -289,6 +289,9 @@ def _npz(data: Npz) -> TrainTest:
 
 def _classes(labels: dict[str, torch.Tensor], path: Path) -> int:
     """How many classes there are, each of them with a training image, and no label beyond them in any part."""
+    for part, found in labels.items():
+        if found.numel() and int(found.min()) < 0:
+            raise DataError(f"{path}: y_{part} has the label {int(found.min())}; number the classes from 0")
     train = labels["train"]
     count = 1 + int(train.max()) if len(train) else 0
     if count > max(len(train), 2):

@@ -227,9 +227,11 @@ def test_grey_whose_white_is_not_65535_is_refused(bits: int, photometric: int, t
         ([1, 2, 3] * 4, [1, 2, 3], "no training image has the label 0"),
         ([0, 1, 3] * 4, [0, 1, 3], "no training image has the label 2"),
         ([0, 1] * 6, [0, 2], "y_test has the label 2, and training images have 0 to 1"),
+        ([-1, 0, 1] * 4, [0, 1, 2], "y_train has the label -1"),
+        ([0, 1, 2] * 4, [0, -1], "y_test has the label -1"),
         ([0, 1, 2] * 4, [0, 1], None),
     ],
-    ids=["from 1", "gap", "test alone", "test lacks one"],
+    ids=["from 1", "gap", "test alone", "negative", "negative in the test", "test lacks one"],
 )
 def test_every_class_of_an_npz_has_training_images(
     train: list[int], test: list[int], words: str | None, tmp_path: Path
