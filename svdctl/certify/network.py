@@ -407,7 +407,7 @@ def _watched(network: nn.Module, tracer: Tracer) -> Iterator[None]:
         for handle in handles:
             handle.remove()
         for module in leaves:
-            del module.forward
+            vars(module).pop("forward", None)  # the network may have taken it away
 
 
 def _leaf(module: nn.Module, forward: Callable[..., Any], tracer: Tracer) -> Callable[..., Any]:

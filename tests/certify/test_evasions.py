@@ -357,3 +357,27 @@ def test_circular_padding_of_another_size_than_the_kernel() -> None:
     jacobian = torch.autograd.functional.jacobian(conv, x).reshape(-1, x.numel())
     true = float(torch.linalg.matrix_norm(jacobian, 2))
     assert true <= lipschitz_bound(conv, (1, 4, 4)).value <= true * (1 + 1e-6)
+
+
+class TakesAway(nn.Module):
+    """Gives a layer a forward pass of its own for one call, and takes it away again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.conv.forward = lambda y: 100 * nn.functional.conv2d(y, self.conv.weight)
+        y = self.conv(x)
+        del self.conv.forward
+        return y
+
+
+def test_a_forward_pass_that_is_taken_away_again_is_followed() -> None:
+    torch.manual_seed(0)
+    net = TakesAway()
+    norm = svdctl.spectral_norm_bound(net.conv)
+    assert 99 * norm.lower <= svdctl.lipschitz_bound(net, (2, 6, 6)).value <= 101 * norm.upper
+    row = svdctl.spectrum(net, (2, 6, 6))["conv"]
+    assert row.bound is None
+    assert "forward" in row.note
