@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+import svdctl
 from svdctl.certify import Certifier, lipschitz_bound
 from svdctl.errors import ShapeError
 
