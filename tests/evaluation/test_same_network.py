@@ -81,6 +81,16 @@ def test_another_forward_pass_of_the_same_weights_is_measured_again(
     assert figures(result, "autoattacks")["clean_accuracy"] < 0.5
 
 
+def test_images_of_far_larger_logits_do_not_hide_another_forward_pass(shared: Path, linear: Path) -> None:
+    def grown(move: int) -> Function:
+        # Only the drawn images have such a spread.
+        return lambda logits: torch.where(logits.abs().amax(1, keepdim=True) > 8, 100 * logits, logits.roll(move, 1))
+
+    result, _ = measured(shared, linear, lambda: Followed(grown(0)), "accuracy")
+    figures(result, "accuracy")
+    assert measured(shared, linear, lambda: Followed(grown(1)), "accuracy")[1].kept == {"accuracy": ""}
+
+
 def test_rounding_is_no_other_network(shared: Path, linear: Path) -> None:
     measured(shared, linear, Linear, "accuracy")
     _, recorder = measured(shared, linear, lambda: Followed(lambda logits: logits * (1 + 1e-6)), "accuracy")

@@ -75,8 +75,11 @@ def test_other_training_images_leave_the_test_images_alone_and_change_what_is_he
     assert "test images drawn" in result.evaluations[0].records["ece"].results["temperature"]["fitted_on"]
 
 
-def test_a_run_that_began_on_other_data(trained: Path) -> None:
-    rewritten(trained, training={"counters": {"other_data_until": 3}})
+@pytest.mark.parametrize("field", ["training", "metrics"])
+def test_a_run_that_began_on_other_data(trained: Path, field: str) -> None:
+    # `best.pt` has metrics alone.
+    until: dict[str, Any] = {"other_data_until": 3}
+    rewritten(trained, **{field: {"counters": until} if field == "training" else until})
     assert measured(trained, "accuracy")[1].kept == {"accuracy": MARK}
 
 

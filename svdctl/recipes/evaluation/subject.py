@@ -129,9 +129,10 @@ def _own(path: Path, config: EvaluateConfig) -> Subject:
 
 
 def _other_data_until(checkpoint: Checkpoint) -> int:
+    """Last step on other data; `best.pt` has no counters, and tells it among its metrics."""
     counters = checkpoint.training.get("counters")
     found = counters.get("other_data_until", 0) if isinstance(counters, Mapping) else 0
-    return found if isinstance(found, int) else 0
+    return max(int(checkpoint.metrics.get("other_data_until", 0)), found if isinstance(found, int) else 0)
 
 
 def _differing(section: Config) -> dict[str, Any]:

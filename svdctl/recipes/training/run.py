@@ -197,6 +197,7 @@ class Run:
                     "best_val_acc": counters.best_accuracy,
                     "best_val_plain_acc": counters.best_plain_accuracy,
                     "departures": counters.departures,
+                    **({"other_data_until": counters.other_data_until} if counters.other_data_until else {}),
                 },
                 self.parts.fingerprint,
             )
