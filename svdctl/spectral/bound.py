@@ -35,7 +35,7 @@ _EXACT_AT_ONCE = 4
 _SHARE_OF_ROOM = 0.9
 _PLAINLY = 1e-3
 # Shares of the room between a cell's centre and the bound that float32's rounding may take: all of it, or unfelt.
-_MOST_OF_ROOM, _FELT = 0.5, 0.15
+_MOST_OF_ROOM, _FELT = 0.8, 0.15
 _FEW = 0.25
 
 
@@ -204,7 +204,7 @@ def _field(conv: Convolution, room: float) -> GramField:
     # Note 2 of `gram` for a kernel whose values are spread as a random one's.
     roundings = complex_roundings(max(rows, columns) + 2) + 2
     rounding = 1.1 * lebesgue(conv.taps) * roundings * 2.0**-24 * min(rows, columns) / 4
-    single = float32_is_exact(conv.kernel.device) and rounding < 0.25 * room
+    single = float32_is_exact(conv.kernel.device) and rounding < 0.1 * room
     return GramField(conv, torch.float32 if single else torch.float64)
 
 
