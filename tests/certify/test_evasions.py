@@ -357,7 +357,7 @@ def test_circular_padding_of_another_size_than_the_kernel() -> None:
     x = torch.zeros(1, 1, 4, 4)
     jacobian = torch.autograd.functional.jacobian(conv, x).reshape(-1, x.numel())
     true = float(torch.linalg.matrix_norm(jacobian, 2))
-    assert true <= lipschitz_bound(conv, (1, 4, 4)).value <= true * (1 + 1e-6)
+    assert true <= lipschitz_bound(conv, (1, 4, 4)).value <= true * (1 + 1e-5)
 
 
 class TakesAway(nn.Module):
