@@ -42,6 +42,8 @@ class LayerSpectrum:
     """What a reader should know of this row; of a row without a bound, why it has none."""
     assumption: str = ""
     """What the row rests on and its file does not tell; with one, nothing of it is proved."""
+    by_shape: bool = False
+    """Whether the name and the number of axes of a stored weight alone tell that it is a matrix or a kernel."""
     has_weights: bool = True
     """Whether it may stand for a layer with weights; False of counters and of parts of a file that are none."""
     gate: str = ""

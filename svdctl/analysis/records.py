@@ -35,6 +35,7 @@ def layer_record(layer: LayerSpectrum) -> dict[str, Any]:
         "frame_error": None if layer.frame_error is None else _finite(layer.frame_error),
         "note": layer.note,
         "assumption": layer.assumption,
+        "by_shape": layer.by_shape,
         "gate": layer.gate,
     }
 

@@ -73,6 +73,18 @@ def why_not_proved(layer: LayerSpectrum) -> str:
     return f"it is assumed that {layer.assumption}" if layer.assumption else layer.note
 
 
+def told_by_shape(network: NetworkSpectrum) -> str:
+    """Say which layers are taken for matrices and kernels by name and shape alone; empty when none is."""
+    names = [layer.name or "(top)" for layer in network if layer.by_shape]
+    if not names:
+        return ""
+    listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return (
+        f"taken for matrices and convolutions by name and shape alone, as they have no bias: {listed}; LayerNorm, "
+        "RMSNorm and embeddings may look the same, and only --model tells them apart"
+    )
+
+
 def _values(values: list[float]) -> list[str]:
     cells = [f"{value:.6g}" for value in values]
     return ["            " + "  ".join(f"{cell:>10}" for cell in cells[at : at + 5]) for at in range(0, len(cells), 5)]
@@ -86,6 +98,8 @@ def _totals(network: NetworkSpectrum, analysed: list[LayerSpectrum]) -> list[str
         lines.append(f"Lipschitz bound of the network, proved: {number(network.lipschitz)} (l2, units of its input)")
     elif network.lipschitz_note:
         lines.append(f"no Lipschitz bound of the network: {network.lipschitz_note}")
+    if told := told_by_shape(network):
+        lines.append(told)
     return [*lines, ""]
 
 

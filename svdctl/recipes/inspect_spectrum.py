@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from svdctl.analysis.exponential import stored_exponential
 from svdctl.analysis.layer import LayerSpectrum, failed, operator_spectrum
 from svdctl.analysis.network import NetworkSpectrum, spectrum
-from svdctl.analysis.table import why_not_proved
+from svdctl.analysis.table import told_by_shape, why_not_proved
 from svdctl.checkpoint import load, read_checkpoint
 from svdctl.config.inspect import InspectConfig
 from svdctl.errors import CheckpointError, ShapeError, UsageError
@@ -210,7 +210,7 @@ def _bare(path: Path, weights: WeightFile, config: InspectConfig, tell: Tell | N
         if tell is not None:
             tell(done, len(chosen), layer.name)
         row = _stored_row(layer, config, pairs=pairs)
-        rows.append(replace(row, has_weights=layer.has_weights))
+        rows.append(replace(row, has_weights=layer.has_weights, by_shape=layer.by_shape and row.is_analysed))
     told = f" ({weights.wrapping})" if weights.wrapping else ""
     return NetworkSpectrum(f"{path}{told}", tuple(rows), None, _NO_NETWORK)
 
@@ -364,6 +364,7 @@ def summary(found: list[NetworkSpectrum], config: InspectConfig) -> str:
     ]
     proved = sum(row.gate == "proved" for _, row in rows)
     lines = [f"{proved} of {sum(bool(row.gate) for _, row in rows)} layers proved to be at most {' and '.join(held)}"]
+    lines += [f"{network.name}: {told}" for network in found if (told := told_by_shape(network))]
     lines += [
         f"excepted: {name}: {row.name or '(top)'}, {why_not_proved(row)}"
         for name, row in rows

@@ -11,9 +11,11 @@ from svdctl.spectral.operator import Convolution
 from svdctl.weights.parametrized import effective
 from svdctl.weights.quantised import scaled
 from svdctl.weights.stored import Kind, Leaves, StoredLayer, layer_of, wide, without
+from svdctl.weights.tensors import words_of
 
 _EMBEDDING = re.compile(r"emb|(^|\.)w[tp]e$", re.IGNORECASE)
-_NORM = re.compile(r"norm[^.]*$|(^|[._])ln[_\d]*f?$", re.IGNORECASE)
+_NORM = re.compile(r"[a-z]*norm(s|ed|ali[sz][a-z]*)?|lnf?|lns|rms")
+"""A word of a name that says that its layer divides by a norm of its input."""
 _THREE_AXES = "a convolution computes with it, and no LayerNorm or bilinear layer, whose weights have three axes too"
 _CONV: dict[int, Kind] = {2: "linear", 3: "conv1d", 4: "conv2d", 5: "conv3d"}
 
@@ -70,8 +72,9 @@ def plain_weight(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
         return without(layer, f"a weight with {weight.ndim} axes is of no layer known here")
     if weight.ndim == 2 and "bias" not in leaves and _EMBEDDING.search(module):
         return replace(without(layer, "an embedding is looked up, not multiplied"), kind="embedding")
-    if "bias" not in leaves and _NORM.search(module):
+    if "bias" not in leaves and any(_NORM.fullmatch(word) for word in words_of(module)):
         return without(layer, "a norm layer by its name, whose norm depends on the input")
+    layer = replace(layer, by_shape="bias" not in leaves)
     told = f"a weight with {weight.ndim} axes{norm}"
     product = None if found.rule else scaled(weight, leaves)
     if isinstance(product, str):
@@ -82,9 +85,9 @@ def plain_weight(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
     if product is None:
         return replace(layer, kind=_CONV[weight.ndim], told_by=told, make=partial(_plain_operator, weight))
     multiplied, scale, rule = product
-    assumption = layer.assumption
-    layer = layer_of(module, leaves, ("weight", scale), _CONV[weight.ndim], f"{told}, {rule}")
-    return replace(layer, assumption=assumption, note=f"FP8 {rule}", make=lambda: _plain_operator(multiplied()))
+    whole = layer_of(module, leaves, ("weight", scale), _CONV[weight.ndim], f"{told}, {rule}")
+    whole = replace(whole, assumption=layer.assumption, by_shape=layer.by_shape)
+    return replace(whole, note=f"FP8 {rule}", make=lambda: _plain_operator(multiplied()))
 
 
 def _plain_operator(weight: Tensor) -> Convolution:

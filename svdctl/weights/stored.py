@@ -45,6 +45,8 @@ class StoredLayer:
     """Why the layer is not analysed; empty when it is."""
     assumption: str = ""
     """What the operator rests on and the file does not tell; empty when the tensors alone tell the operator."""
+    by_shape: bool = False
+    """Whether its name and number of axes alone tell the kind: without a bias, that of a `LayerNorm` has as many."""
     note: str = ""
     """How its numbers are stored, where that is out of the ordinary."""
     has_weights: bool = True

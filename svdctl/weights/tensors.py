@@ -1,6 +1,7 @@
 """Tensors out of a file, made plain: which hold ordinary numbers, and whether any claims more than the file has."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 
 import torch
@@ -29,6 +30,11 @@ def holds_weights(tensor: Tensor) -> bool:
     """Whether a tensor of a state dict may be a weight: not empty, and no integer that counts something."""
     is_counter = tensor.numel() == 1 and tensor.ndim <= 1 and not (tensor.is_floating_point() or tensor.is_complex())
     return tensor.numel() > 0 and not is_counter
+
+
+def words_of(name: str) -> list[str]:
+    """The words of a dotted name in lower case: `"blocks.0.layerNorm1"` has blocks, layer and norm."""
+    return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
 
 
 def check_sizes(tensors: Mapping[str, Tensor], file_size: int, where: str) -> None:

@@ -5,7 +5,6 @@ moving average, and the last state before the best one, because that is the netw
 picks another. What is left out, another set of weights or the state of an optimiser, is listed by name.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from svdctl.errors import CheckpointError
 from svdctl.weights.pickles import NumpyArray, NumpyNumber
-from svdctl.weights.tensors import holds_weights
+from svdctl.weights.tensors import holds_weights, words_of
 
 TRAINED = (
     "state_dict",
@@ -235,7 +234,7 @@ def _state_of_training(name: str, part: object) -> tuple[str, bool] | None:
     """
     if not isinstance(part, Mapping | list | tuple):
         return None
-    words, is_optimizer = _words(name), _is_optimizer(part)
+    words, is_optimizer = set(words_of(name)), _is_optimizer(part)
     if not is_optimizer and not words & _TRAINING:
         return None
     leaves = list(_leaves(part, (name,)))
@@ -251,10 +250,6 @@ def _is_training(path: tuple[str, ...], value: object) -> bool:
     name = next((word for word in reversed(path) if not word.isdigit()), "")
     is_number = isinstance(value, Tensor) and value.numel() == 1
     return name in _OPTIMIZER_STATES or (is_number and bool(_TRAINING_NUMBERS & {name, *path[-2:-1]}))
-
-
-def _words(name: str) -> set[str]:
-    return set(re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()))
 
 
 def _is_optimizer(part: object, depth: int = 0) -> bool:
@@ -314,7 +309,7 @@ def _may_be_weight(path: tuple[str, ...], value: object) -> bool:
     if not isinstance(value, Tensor) or not holds_weights(value):
         return False
     is_rng = value.dtype == torch.uint8 and value.ndim == 1 and value.numel() in _RNG_STATES
-    return not (is_rng and any(_words(word) & _RNG_WORDS for word in path))
+    return not (is_rng and any(_RNG_WORDS.intersection(words_of(word)) for word in path))
 
 
 def holds_numbers(value: object) -> bool:

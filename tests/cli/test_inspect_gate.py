@@ -169,6 +169,43 @@ def test_a_gate_names_what_is_not_proved(
         assert f"  {part}: " in out
 
 
+NORMS = (
+    "norm", "norms.0", "block.norm1.inner", "x.layer_norm", "layernorm", "LayerNorm", "RMSNorm_0", "postnorm", "ln_1",
+    "mlp.lnf", "preLN", "layer_normalization_3", "groupNorm", "rms", "attn_ln.0",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (3, 4, 2, 2), (2, 2, 2, 2, 2)])
+def test_a_weight_that_is_called_a_norm_is_not_proved(shape: tuple[int, ...], invoke: Invoke, tmp_path: Path) -> None:
+    weights = {f"{number}.{name}.weight": kernel(*shape) for number, name in enumerate(NORMS)}
+    torch.save(SMALL | weights, tmp_path / "a.pt")
+    code, _, err = invoke(tmp_path / "a.pt", "--max", 1)
+    assert code == 1
+    for number, name in enumerate(NORMS):
+        assert f"not proved: {number}.{name}, a norm layer by its name" in err
+    # A LayerNorm's bias has the axes of its weight, so that one of one axis tells a matrix or a kernel.
+    biases = {name.replace("weight", "bias"): torch.ones(shape[0]) for name in weights}
+    torch.save(SMALL | weights | biases, tmp_path / "a.pt")
+    assert invoke(tmp_path / "a.pt", "--max", 1)[0] == 0
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (4, 4, 3, 3)])
+def test_what_is_told_by_its_shape_alone_is_covered_and_named(
+    shape: tuple[int, ...], invoke: Invoke, rows: Callable[..., Any], tmp_path: Path
+) -> None:
+    """No file tells `Linear(4, 4, bias=False)` from `LayerNorm((4, 4), bias=False)`."""
+    names = ["linear", "normal_head", "online", "formal.0", "arms.fc"]
+    contents = {f"{name}.weight": kernel(*shape) for name in names}
+    torch.save(contents | {"fc.weight": kernel(4, 4), "fc.bias": torch.ones(4)}, tmp_path / "a.pt")
+    code, out, err = invoke(tmp_path / "a.pt", "--max", 1)
+    assert code == 0, err
+    for text in (out, err):
+        assert "shape alone, as they have no bias: linear, normal_head, online and 2 more; LayerNorm" in text
+        assert "--model" in text
+    told = {name: row["by_shape"] for name, row in rows(tmp_path / "a.pt", "--max", 1).items()}
+    assert told == dict.fromkeys(names, True) | {"fc": False}
+
+
 def test_texts_counters_and_nothing_hold_nothing_back(invoke: Invoke, tmp_path: Path) -> None:
     others = {"epoch": 3, "arch": "small", "conv.weight_scale": None, "fc.extra": {}, "done": True, "n.step": 3}
     torch.save(SMALL | others, tmp_path / "a.pt")
