@@ -156,8 +156,10 @@ def spectrum(
     except SvdctlError:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        first = str(error).splitlines()[0][:200]
-        raise ShapeError(f"the network does not take an input of shape {input_shape} ({first})") from error
+        first = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        coarse = isinstance(error, NotImplementedError) and any(p.dtype.itemsize < 4 for p in model.parameters())
+        hint = "; convert it with .float() first" if coarse else ""
+        raise ShapeError(f"the network does not take an input of shape {input_shape} ({first}){hint}") from error
     rows = []
     chosen = {key: module for key, module in chosen.items() if not _is_pixels(module, calls.get(key))}
     for done, (key, module) in enumerate(chosen.items()):

@@ -53,8 +53,9 @@ def gram_defect(frame: Tensor) -> Tensor:
 
 
 def frame_error(frame: Tensor) -> Tensor:
-    """Spectral norm of `U^T U - I`: 0 for a frame (0-d)."""
-    return torch.linalg.matrix_norm(gram_defect(frame.detach()), 2)
+    """Spectral norm of `U^T U - I`: 0 for a frame (0-d); of half precision, in float32."""
+    wide = frame.detach().to(torch.promote_types(frame.dtype, torch.float32))
+    return torch.linalg.matrix_norm(gram_defect(wide), 2)
 
 
 def random_frame(rows: int, columns: int) -> Tensor:

@@ -7,6 +7,7 @@ from functools import singledispatch
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from svdctl.errors import ShapeError
 from svdctl.layers.stored_weight import computed_weight, evaluation_mode, why_not_as_stored
@@ -50,24 +51,35 @@ def _linear(layer: nn.Linear) -> Convolution:
 
 @stored_operator.register
 def _tt(layer: TTConv2d) -> Convolution:
-    kernel = layer.small_kernel().to(layer.core.dtype)
+    # Half precision would round what the frames are moved into.
+    kernel = layer.small_kernel().to(torch.promote_types(layer.core.dtype, torch.float32))
     return Convolution.make(kernel, stride=layer.stride, dilation=layer.dilation)
 
 
 def operator_of(layer: nn.Module) -> Convolution:
     """Return the convolution that a layer computes, as far as its singular values go, in the precision of its weights.
 
+    The kernel of a TT layer is made in float32 at least.
+
     The norm of the layer also has a factor for padding that repeats pixels; `layer_norm_bound` counts it.
 
     Raises:
-        ShapeError: a type of layer that is not known, or one that need not compute with its weight as it is stored.
+        ShapeError: a type of layer that is not known, one that need not compute with its weight as it is stored, or a
+            parametrised weight that torch cannot make in its precision.
     """
     if is_controllable(layer):
         reason = why_not_read(layer)
         if reason is not None:
             raise ShapeError(f"a layer of type {type(layer).__name__} cannot be read off its weight: {reason}")
-    with evaluation_mode(layer):
-        return stored_operator(layer)
+    try:
+        with evaluation_mode(layer):
+            return stored_operator(layer)
+    except NotImplementedError as error:
+        kind = type_before_parametrizations(layer).__name__
+        raise ShapeError(
+            f"torch cannot make the weight of this {kind} from its parametrization ({error}); convert the network with "
+            ".float() first"
+        ) from error
 
 
 def exact_operator(layer: nn.Module) -> tuple[Convolution, float]:
@@ -95,7 +107,6 @@ def why_not_writable(layer: nn.Module) -> str | None:
     reason = why_not_read(layer)
     if reason is not None:
         return reason
-    weight = weight_of(layer)
     names = ["weight"]
     if isinstance(layer, TTConv2d):
         frames = layer.has_frames and layer.frames_kind != "parametrize"
@@ -106,6 +117,7 @@ def why_not_writable(layer: nn.Module) -> str | None:
             "its weight is computed anew from others (a parametrization, a hook or pruning); make it plain first, as "
             "with torch.nn.utils.parametrize.remove_parametrizations"
         )
+    weight = weight_of(layer)
     if weight.dtype not in (torch.float32, torch.float64):
         return f"its weight is {weight.dtype}, too coarse for a proof; convert the network with .float() first"
     if any(n > 1 and step == 0 for tensor in written for n, step in zip(tensor.shape, tensor.stride(), strict=True)):

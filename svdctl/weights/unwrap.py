@@ -67,6 +67,15 @@ _TRAINING_NUMBERS = frozenset({
     "best_k_models", "wait_count", "last_epoch",
 })  # fmt: skip
 """Names of single numbers in groups of optimisers, schedules, scalers and callbacks."""
+_FIGURES = {
+    *("acc", "accuracy", "auc", "epoch", "err", "error", "f", "iou", "iteration", "loss", "lr", "map", "metric"),
+    *("miou", "perplexity", "ppl", "prec", "precision", "psnr", "recall", "score", "seconds", "ssim", "step", "time"),
+}
+_OF_FIGURES = {
+    *("avg", "best", "current", "eval", "final", "last", "max", "mean", "min", "test", "top", "train", "val", "valid"),
+    "validation",
+}
+"""Words that the whole name of a figure of training is made of, as `best_val_acc` is and `loss_scale` is not."""
 _COMPONENTS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 """Parts of names that torch's and lightning-fabric's wrappers add; no network calls a module so."""
 ANOTHER_SET = "another set of weights"
@@ -217,6 +226,9 @@ def _left_out(full: str, name: str, part: object) -> LeftOut | None:
     state = _state_of_training(name, part)
     if state is not None:
         return LeftOut(full, *state)
+    words = set(words_of(name))
+    if isinstance(part, Tensor) and part.numel() == 1 and words & _FIGURES and words <= _FIGURES | _OF_FIGURES:
+        return LeftOut(full, "a figure of training, by its name", False)
     if may_hold_weights(part, name):
         return LeftOut(full, ANOTHER_SET, True)
     has_tensors = any(isinstance(value, Tensor) and holds_weights(value) for _, value in _leaves(part))

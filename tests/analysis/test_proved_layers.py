@@ -14,6 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 import svdctl
 from svdctl.errors import ShapeError
+from svdctl.layers.sott import SOTT
 from tests.dense import dense_values
 
 
@@ -339,6 +340,51 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
     assert row.bound is not None
     assert row.bound.lower <= float(true[0]) * 1.0001
     assert float(true[0]) <= row.bound.upper
+
+
+HALF = [torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_tt_layers_of_half_precision_are_computed_in_float32(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer = svdctl.TTConv2d(6, 8, 3, rank=3, padding=1).to(dtype).requires_grad_(False)
+    kernel = copy.deepcopy(layer).double().contracted()
+    turns = torch.fft.fft2(kernel, s=(6, 6)).permute(2, 3, 0, 1)
+    true = torch.linalg.svdvals(turns)[..., :3].flatten().sort(descending=True).values
+    values = svdctl.singular_values(layer, 6)
+    assert values.double() == pytest.approx(true, rel=1e-5)
+    row = svdctl.spectrum(nn.Sequential(layer), (6, 6, 6))["0"]
+    assert row.bound is not None
+    assert (
+        row.bound.lower
+        <= float(torch.linalg.matrix_norm(torch.fft.fft2(kernel, s=(64, 64)).permute(2, 3, 0, 1), 2).max()) * 1.001
+    )
+    assert float(true[0]) <= row.bound.upper
+    grams = [frame.double().mT @ frame.double() for frame in (layer.frame_in, layer.frame_out)]
+    errors = [torch.linalg.matrix_norm(gram - torch.eye(3, dtype=torch.float64), 2) for gram in grams]
+    assert row.frame_error == pytest.approx(float(max(errors)), rel=1e-3)
+    assert svdctl.spectrum(nn.Sequential(SOTT(6, 6, rank=3).to(dtype)), (6, 6, 6))["0"].frame_error is not None
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("kind", ["tt", "sott", "linear", "cayley"])
+def test_a_parametrization_that_torch_cannot_compute_is_one_sentence(kind: str, dtype: torch.dtype) -> None:
+    layer = {
+        "tt": lambda: svdctl.TTConv2d(6, 6, 3, rank=2, padding=1, frames="parametrize"),
+        "sott": lambda: SOTT(6, 6, rank=2, frames="parametrize"),
+        "linear": lambda: nn.utils.parametrizations.orthogonal(nn.Linear(6, 4)),
+        "cayley": lambda: nn.utils.parametrizations.orthogonal(nn.Linear(6, 6), orthogonal_map="cayley"),
+    }[kind]().to(dtype)
+    shape = (6, 8, 8) if "tt" in kind else (6,)
+    calls = [lambda: svdctl.spectrum(layer, shape)]
+    if kind != "sott":
+        calls += [lambda: svdctl.singular_values(layer, 8), lambda: svdctl.spectral_norm_bound(layer)]
+        calls += [lambda: svdctl.clip_(layer, max=0.5), lambda: svdctl.divide_(layer, max=0.5)]
+    for number, call in enumerate(calls):
+        with pytest.raises(ShapeError, match=r"\.float\(\) first" if number < 3 else "cannot be changed") as caught:
+            call()
+        assert "\n" not in str(caught.value)
 
 
 def nearly_dependent(dtype: torch.dtype = torch.float32) -> svdctl.TTConv2d:

@@ -323,6 +323,29 @@ def test_states_of_training_are_named_and_hold_nothing_back(invoke: Invoke, tmp_
         assert "trainer" in out
 
 
+def test_figures_beside_the_weights_are_named_and_hold_nothing_back(invoke: Invoke, tmp_path: Path) -> None:
+    figures = {name: torch.tensor(0.9) for name in ("best_acc", "val_loss", "bestAcc1", "lr", "epoch_time")}
+    figures["miou"] = torch.tensor([0.9])
+    torch.save({"model": SMALL} | figures, tmp_path / "a.pt")
+    code, out, err = invoke(tmp_path / "a.pt", "--max", 1)
+    assert code == 0, err
+    for name in figures:
+        assert f"{name}, left out: a figure of training, by its name" in out
+
+
+@pytest.mark.parametrize("name", ["logit_scale", "temperature", "loss_scale", "best_gain", "score_weight", "best"])
+def test_another_number_beside_the_weights_is_held(name: str, invoke: Invoke, tmp_path: Path) -> None:
+    for contents in ({"model": SMALL, name: torch.tensor(0.9)}, SMALL | {name: torch.tensor(0.9)}):
+        torch.save(contents, tmp_path / "a.pt")
+        code, _, err = invoke(tmp_path / "a.pt", "--max", 1)
+        assert code == 1
+        assert f"not proved: {name}, " in err
+    # In the network's own dict a number is a parameter, whatever it is called; so are several numbers beside it.
+    for contents in (SMALL | {"best_acc": torch.tensor(9.0)}, {"model": SMALL, "best_acc": torch.ones(2)}):
+        torch.save(contents, tmp_path / "a.pt")
+        assert invoke(tmp_path / "a.pt", "--max", 1)[0] == 1
+
+
 def test_the_set_that_is_asked_for_stands_alone(invoke: Invoke, tmp_path: Path) -> None:
     torch.save({"model": SMALL, "ema": {"x.weight": HUGE}}, tmp_path / "a.pt")
     code, _, err = invoke(tmp_path / "a.pt", "--max", 1)
