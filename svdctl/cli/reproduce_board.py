@@ -44,6 +44,7 @@ class PlainBoard:
     def __init__(self) -> None:
         self._runs: list[Run] = []
         self._ended: dict[str, Outcome] = {}
+        self._told: set[tuple[str, str]] = set()
         self._began, self._since = time.time(), time.monotonic()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
@@ -60,17 +61,17 @@ class PlainBoard:
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
+    def passed_over(self, run: "Run", why: str) -> None:
+        """Say on stderr, once, why what was there of a run is not used."""
+        if (run.id, why) not in self._told:
+            self._told.add((run.id, why))
+            print(f"note: {run.config.name}: {why}", file=sys.stderr, flush=True)
+
     def outcome(self, run: "Run", outcome: "Outcome") -> None:
-        self._note(run, outcome)
+        self._ended[run.id] = outcome
         took = duration(time.monotonic() - self._since)
         what = f"failed: {outcome.figures.reason}" if outcome.state == "failed" else outcome.state
         self.say(f"[{len(self._ended)}/{len(self._runs)}] {run.config.name}: {what} (after {took}{self._all_left()})")
-
-    def _note(self, run: "Run", outcome: "Outcome") -> None:
-        """Keep an outcome, and say on stderr what was passed over for it."""
-        self._ended[run.id] = outcome
-        for notice in outcome.notices:
-            print(f"note: {run.config.name}: {notice}", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
         print(text, flush=True)
@@ -159,7 +160,7 @@ class LiveBoard(PlainBoard):
         self._live.start()
 
     def outcome(self, run: "Run", outcome: "Outcome") -> None:
-        self._note(run, outcome)
+        self._ended[run.id] = outcome
 
     def say(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)

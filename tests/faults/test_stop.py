@@ -190,7 +190,7 @@ def test_what_a_sweep_tells_of_time_is_never_negative(
     run = Mock(id="a")
     run.config.name = "row"
     board._runs = [run, Mock(id="b")]
-    board.outcome(run, Mock(state="done", notices=()))
+    board.outcome(run, Mock(state="done"))
     assert "after 0:00, about 0:00 left" in capsys.readouterr().out
 
 

@@ -35,6 +35,9 @@ class Board:
     def outcome(self, run: Run, outcome: Outcome) -> None:
         self.outcomes.append((run.config.name, outcome.state))
 
+    def passed_over(self, run: Run, why: str) -> None:
+        self.said.append(why)
+
     def say(self, text: str) -> None:
         self.said.append(text)
 

@@ -58,7 +58,7 @@ class Scripted:
 
 
 def states(jobs: Sequence[Job], engine: Scripted) -> dict[str, str]:
-    return {outcome.id: outcome.state for outcome in drive(jobs, engine, jobs[0].store, print)}
+    return {outcome.id: outcome.state for outcome in drive(jobs, engine, jobs[0].store, print, print)}
 
 
 def test_a_failed_row_does_not_stop_the_others_and_a_busy_one_comes_again(jobs: list[Job]) -> None:
@@ -80,7 +80,7 @@ def test_a_folder_that_another_command_holds_is_not_asked_for_without_end(jobs: 
     key = jobs[0].run.id
     engine, said = Scripted({key: ["busy"] * 3 + ["done"]}), list[str]()
     with patch.object(module, "BUSY_PAUSE", 2.0), patch.object(module, "time", Clock()) as clock:
-        assert [outcome.id for outcome in drive(jobs[:1], engine, jobs[0].store, said.append)] == [key]
+        assert [outcome.id for outcome in drive(jobs[:1], engine, jobs[0].store, said.append, print)] == [key]
     assert clock.now >= 6
     assert said == [f"another command works on {jobs[0].run.config.name}: waiting for it"]
 
@@ -93,6 +93,8 @@ class Clock:
 
     def monotonic(self) -> float:
         return self.now
+
+    time = monotonic
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -112,7 +114,7 @@ def test_what_another_command_holds_is_waited_for(jobs: list[Job]) -> None:
 
     engine = Scripted({})
     with patch.object(module.time, "sleep", nap):
-        order = [outcome.id for outcome in drive(jobs, engine, store, said.append)]
+        order = [outcome.id for outcome in drive(jobs, engine, store, said.append, print)]
     assert order[-1] == jobs[0].run.id
     assert len(order) == 4
     assert len(said) == 1
@@ -221,9 +223,9 @@ def test_stopping_ends_the_workers(jobs: list[Job]) -> None:
 
 def test_ray_that_is_not_there_is_a_sentence(planned: Callable[..., Plan]) -> None:
     with patch.dict(sys.modules, {"ray": None}), pytest.raises(UsageError, match=r"pip install 'svdctl\[ray\]'"):
-        make_engine(planned(engine="ray").request)
+        make_engine(planned(engine="ray").request, print)
     with pytest.raises(UsageError, match="add --engine ray"):
-        make_engine(planned(address="auto").request)
+        make_engine(planned(address="auto").request, print)
 
 
 def test_paths_are_absolute_for_a_cluster() -> None:

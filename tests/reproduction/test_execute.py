@@ -100,7 +100,7 @@ def test_a_folder_without_a_usable_checkpoint_is_left_and_the_run_starts_anew(
     recipes.resume.side_effect = CheckpointError("cut short")
     assert execute(job).state == "done"
     recipes.run.assert_called_once()
-    assert ("cut short" in str(job.store.read_status(job.run.key).get("notice"))) == checkpoint
+    assert ("cut short" in str(job.store.read_status(job.run.key).get("passed_over"))) == checkpoint
 
 
 def test_what_another_process_holds_is_busy(job: Job, recipes: Mock) -> None:

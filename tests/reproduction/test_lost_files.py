@@ -157,9 +157,11 @@ def test_an_older_run_whose_log_lacks_lines_gets_a_dash_and_the_reason(made: Pat
     assert "Times of training are not known" in (copy / "runs" / "tables" / "one.md").read_text()
 
 
-@pytest.mark.parametrize("stage", ["finished", "stopped"])
+@pytest.mark.parametrize(
+    ("stage", "jobs"), [("finished", 1), ("stopped", 1), pytest.param("finished", 2, marks=pytest.mark.slow)]
+)
 def test_a_run_without_its_best_network_is_trained_anew_and_says_why(
-    made: Path, copy: Path, stage: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    made: Path, copy: Path, stage: str, jobs: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = json.loads((made / "runs" / "tables" / "one.json").read_text())
     (run,) = run_folders(copy)
@@ -170,11 +172,26 @@ def test_a_run_without_its_best_network_is_trained_anew_and_says_why(
         contents["training"]["epochs"] = contents["training"]["epochs"][:2]
         contents["training"]["counters"]["epoch_finished"] = False
         torch.save(contents, run / "last.pt")
-    monkeypatch.setattr(sys, "argv", ["svdctl", "reproduce", str(copy / "one.toml"), "--out-dir", str(copy / "runs")])
+    told: list[str] = []
+
+    def save_and_look(contents: Any, file: Any, *arguments: Any, **options: Any) -> None:
+        """The reason stands on stderr before the first checkpoint is written."""
+        told.append(capsys.readouterr().err)
+        save(contents, file, *arguments, **options)
+
+    save = torch.save
+    monkeypatch.setattr(torch, "save", save_and_look)
+    flags = ["--jobs", str(jobs)]
+    monkeypatch.setattr(
+        sys, "argv", ["svdctl", "reproduce", str(copy / "one.toml"), "--out-dir", str(copy / "runs"), *flags]
+    )
     with pytest.raises(SystemExit) as caught:
         main()
     assert caught.value.code == 0
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "the run starts anew" in line]
+    if jobs == 1:
+        assert "the run starts anew" in told[0]
+    told.append(capsys.readouterr().err)
+    (line,) = [line for line in "".join(told).splitlines() if "the run starts anew" in line]
     assert f"{run} cannot be continued" in line
     assert "best.pt" in line
     found = table(copy)

@@ -77,8 +77,8 @@ def test_a_checkpoint_of_another_row_does_not_count(planned: Callable[..., Plan]
     anew = train_run(first, store, reporter)
     assert anew is not None
     assert anew not in (folder, other)
-    assert "is of another configuration than config.toml" in reporter.notice.call_args_list[0].args[0]
-    assert str(folder / "last.pt") in reporter.notice.call_args_list[0].args[0]
+    assert "is of another configuration than config.toml" in reporter.pass_over.call_args_list[0].args[0]
+    assert str(folder / "last.pt") in reporter.pass_over.call_args_list[0].args[0]
     best = store.best(second.key)
     assert best is not None
     assert best.folder == other

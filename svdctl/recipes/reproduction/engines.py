@@ -5,12 +5,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Protocol
 
 from pydantic import TypeAdapter, ValidationError
 
 from svdctl.recipes.reproduction.execute import JOB, Job, Outcome, execute
+from svdctl.recipes.reproduction.plan import Run
 from svdctl.recipes.reproduction.results import RunFigures
 
 ATTEMPTS = 3
@@ -37,16 +39,21 @@ class Engine(Protocol):
 
 
 class InProcess:
-    """One job after another, here."""
+    """One job after another, here.
 
-    def __init__(self) -> None:
+    Args:
+        tell: who is told at once why what was there of a run is not used.
+    """
+
+    def __init__(self, tell: Callable[[Run, str], None]) -> None:
+        self._tell = tell
         self._outcomes: list[Outcome] = []
 
     def has_room(self) -> bool:
         return not self._outcomes
 
     def submit(self, job: Job) -> None:
-        self._outcomes.append(execute(job))
+        self._outcomes.append(execute(job, lambda text: self._tell(job.run, text)))
 
     def wait(self, seconds: float) -> list[Outcome]:
         outcomes, self._outcomes = self._outcomes, []

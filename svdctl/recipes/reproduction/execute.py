@@ -1,7 +1,7 @@
 """One run from nothing, or from wherever it stands, to its results; whatever process does it, on whatever machine."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -39,22 +39,24 @@ class Outcome:
     """Of the run."""
     state: State
     figures: RunFigures = field(default_factory=RunFigures)
-    notices: tuple[str, ...] = ()
-    """Why what was there of the run is not used."""
 
 
 JOB: TypeAdapter[Job] = TypeAdapter(Job)
 
 
 class StatusReporter:
-    """A reporter of the training recipe that writes the status of a run, once a second at most."""
+    """A reporter of the training recipe that writes the status of a run, once a second at most.
 
-    def __init__(self, store: Store, key: str) -> None:
-        self._store, self._key = store, key
+    Args:
+        store: where the status is.
+        key: of the run.
+        tell: who is told at once why what was there is not used; others read it in the status.
+    """
+
+    def __init__(self, store: Store, key: str, tell: Callable[[str], None] = lambda text: None) -> None:
+        self._store, self._key, self._tell = store, key, tell
         self._written = 0.0
-        self.known: dict[str, Any] = {"state": "starting"}
-        self.passed_over: list[str] = []
-        """Why what was there is not used."""
+        self.known: dict[str, Any] = {"state": "starting", "passed_over": []}
         self.update()
 
     def update(self, **changes: Any) -> None:
@@ -71,8 +73,8 @@ class StatusReporter:
 
     def pass_over(self, why: str) -> None:
         """Tell why a folder of the run is not used."""
-        self.passed_over.append(why)
-        self.notice(why)
+        self.update(passed_over=[*self.known["passed_over"], why])
+        self._tell(why)
 
     def start(self, total_steps: int, done: int) -> None:
         self.update(state="training", step=done, steps=total_steps)
@@ -100,8 +102,12 @@ def _interesting(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: metrics[name] for name in names if name in metrics}
 
 
-def execute(job: Job) -> Outcome:
+def execute(job: Job, tell: Callable[[str], None] = lambda text: None) -> Outcome:
     """Train and measure what is missing of a run; a failure becomes an outcome with its reason.
+
+    Args:
+        job: the run and where it is kept.
+        tell: who is told, before it is trained anew, why what was there of the run is not used.
 
     Raises:
         KeyboardInterrupt: when it is stopped while it measures.
@@ -110,7 +116,7 @@ def execute(job: Job) -> Outcome:
     with store.lock(run.key) as held:
         if not held:
             return Outcome(run.id, "busy")
-        reporter = StatusReporter(store, run.key)
+        reporter = StatusReporter(store, run.key, tell)
         try:
             folder = train_run(run, store, reporter)
             if folder is None:
@@ -130,10 +136,10 @@ def execute(job: Job) -> Outcome:
             # Whatever is wrong with one row, the others are done.
             reason = _reason(error)
             reporter.update(state="failed", reason=reason)
-            return Outcome(run.id, "failed", RunFigures(reason=reason), tuple(reporter.passed_over))
+            return Outcome(run.id, "failed", RunFigures(reason=reason))
         state: State = "done" if figures.reason is None else "failed"
         reporter.update(state=state, reason=figures.reason)
-        return Outcome(run.id, state, figures, tuple(reporter.passed_over))
+        return Outcome(run.id, state, figures)
 
 
 class _Busy(SvdctlError):  # noqa: N818 - it is no error
@@ -143,7 +149,7 @@ class _Busy(SvdctlError):  # noqa: N818 - it is no error
 def train_run(run: Run, store: Store, reporter: StatusReporter) -> Path | None:
     """The finished run folder: found, continued or new; None when the training was stopped."""
     for sentence in store.misplaced(run.key):
-        reporter.notice(sentence)
+        reporter.pass_over(sentence)
     found = store.best(run.key)
     if found is not None and found.data is not None:
         data = load_parts(run.config).fingerprint

@@ -39,6 +39,9 @@ class Board(Protocol):
     def outcome(self, run: Run, outcome: Outcome) -> None:
         """A run has ended, one way or the other."""
 
+    def passed_over(self, run: Run, why: str) -> None:
+        """What was there of a run is not used; may be called twice with the same reason."""
+
     def say(self, text: str) -> None:
         """Something worth a line."""
 
@@ -73,7 +76,7 @@ def reproduce(request: Request, board: Board) -> ReproduceResult:
     runs = plan.runs()
     figures: dict[str, RunFigures] = {}
     # First of all: an engine that is not there is told at once.
-    engine = make_engine(request)
+    engine = make_engine(request, board.passed_over)
     try:
         with terminated_as_interrupt():
             if runs:
@@ -104,15 +107,28 @@ def _work_off(plan: Plan, engine: Engine, store: Store, paper: PaperNumbers, boa
     by_id = {run.id: run for run in runs}
     figures: dict[str, RunFigures] = {}
     jobs = [Job(run, store, plan.request.cifar_c_root) for run in runs]
-    for outcome in drive(jobs, engine, store, board.say):
+    for outcome in drive(jobs, engine, store, board.say, board.passed_over):
         figures[outcome.id] = outcome.figures
         board.outcome(by_id[outcome.id], outcome)
         _write(plan, figures, paper, pictures=False)
     return figures
 
 
-def drive(jobs: Sequence[Job], engine: Engine, store: Store, say: Callable[[str], None]) -> Iterator[Outcome]:
+def drive(
+    jobs: Sequence[Job],
+    engine: Engine,
+    store: Store,
+    say: Callable[[str], None],
+    passed_over: Callable[[Run, str], None],
+) -> Iterator[Outcome]:
     """Give jobs to an engine as it has room, leaving those that another command works on for later.
+
+    Args:
+        jobs: one for each run.
+        engine: where they are done.
+        store: where their status is.
+        say: who is told what is waited for.
+        passed_over: who is told, while a run is at work, why what was there of it is not used.
 
     Raises:
         Interrupted: a job was stopped by a signal.
@@ -121,12 +137,14 @@ def drive(jobs: Sequence[Job], engine: Engine, store: Store, say: Callable[[str]
     waiting = deque(jobs)
     told: set[str] = set()
     not_before: dict[str, float] = {}
+    given: dict[str, float] = {}
     while waiting or engine.active():
         for _ in range(len(waiting)):
             if not engine.has_room():
                 break
             job = waiting.popleft()
             if time.monotonic() >= not_before.get(job.run.id, 0.0) and store.is_free(job.run.key):
+                given[job.run.id] = time.time()  # the clock of the status, which other processes write
                 engine.submit(job)
             else:
                 waiting.append(job)
@@ -135,7 +153,13 @@ def drive(jobs: Sequence[Job], engine: Engine, store: Store, say: Callable[[str]
                     say(f"another command works on {job.run.config.name}: waiting for it")
         if not engine.active():
             time.sleep(1)
-        for outcome in engine.wait(1.0):
+        outcomes = engine.wait(1.0)
+        for id, since in given.items():
+            status = store.read_status(by_id[id].run.key)
+            for why in status.get("passed_over", []) if status.get("time", 0) >= since else []:
+                passed_over(by_id[id].run, why)
+        for outcome in outcomes:
+            given.pop(outcome.id)
             if outcome.state == "busy":
                 waiting.append(by_id[outcome.id])
                 not_before[outcome.id] = time.monotonic() + BUSY_PAUSE
@@ -158,8 +182,8 @@ def everywhere(request: Request) -> Request:
     return request.model_copy(update=paths)
 
 
-def make_engine(request: Request) -> Engine:
-    """The engine asked for.
+def make_engine(request: Request, passed_over: Callable[[Run, str], None]) -> Engine:
+    """The engine asked for; one that works here tells at once what is passed over.
 
     Raises:
         UsageError: Ray is not there.
@@ -170,7 +194,7 @@ def make_engine(request: Request) -> Engine:
         return OnRay(request.address)
     if request.address is not None:
         raise UsageError("--address is that of a Ray cluster; add --engine ray, or leave it out")
-    return InProcess() if request.jobs == 1 else Processes(request.jobs)
+    return InProcess(passed_over) if request.jobs == 1 else Processes(request.jobs)
 
 
 def check_disk(runs: Sequence[Run], store: Store) -> None:
