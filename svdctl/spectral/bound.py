@@ -6,10 +6,13 @@ value at their centre is too low for what is to be proved, and cut smaller when 
 proved.
 
 Note 2, rounding. At a point, one Cholesky factorisation decides whether `H = t^2 I - A^H A` is positive definite. If it
-runs to its end on H shifted down by `2 sqrt(2) (n + 8) v trace(H)`, v the unit roundoff, H is positive definite (Rump
-2006, with the rounding of complex inner products in any order of summation: Note 2 of `gram`, which also has the error
-of A^H A that is added to the shift). While the cells are wide float32 is exact enough; it gives way to float64 when its
-shift is felt.
+runs to its end on H shifted down by `s = 2 sqrt(2) v t^2 c(n)`, v the unit roundoff, H is positive definite: the entry
+(i, j) of the factors' product is a sum of min(i, j) products, in any order, and a few operations more, so that it errs
+by `2 sqrt(2) (min(i, j) + 8) v ||r_i|| ||r_j||` (Note 2 of `gram`), and the columns r_i of the factor have norms of at
+most t but for rounding (Demmel 1989, Rump 2006). The norm of the matrix `min(i, j)` of side n is
+`1 / (4 sin^2(pi / (4 n + 2)))`, about 0.41 n^2, and `c(n)` is that and 8 n. At each point t^2 is lessened by the
+smallest entry of A^H A's diagonal, and the error of A^H A is added to the shift. While the cells are wide float32 is
+exact enough; it gives way to float64 when its shift is felt.
 """
 
 import math
@@ -24,7 +27,7 @@ from svdctl.spectral.arithmetic import exact_arithmetic, float32_is_exact
 from svdctl.spectral.batched import eigenvalues_of, is_positive_definite
 from svdctl.spectral.cover import Cover, cover
 from svdctl.spectral.crew import across
-from svdctl.spectral.gram import GramField, complex_roundings, lebesgue, power_of_two
+from svdctl.spectral.gram import GramField, complex_roundings, lebesgue, power_of_two, product_roundings
 from svdctl.spectral.operator import Convolution
 from svdctl.spectral.peak import glimpse, peak, seen_at_once
 
@@ -146,7 +149,12 @@ def _exclude(
         room = (1 - cells.share**2) * level**2
         if field.product != torch.float64 and field.error(torch.float64) > 0.3 * room:
             field = _exact(field, conv)
-        cells = cells.keep(~_below_in_either(field, cells.centres, level, room))
+        # Of a matrix there is no room at all: its one cell is its centre.
+        single = room > 0 and float32_is_exact(field.device)
+        taken = rounding_shift(field, level, torch.float32) / room if single else math.inf
+        precision = torch.float32 if taken <= _MOST_OF_ROOM else torch.float64
+        looked_at = len(cells.centres)
+        cells = cells.keep(~provably_below(field, cells.centres, level, precision))
         if len(cells.centres) == 0:
             return lower, True
         if level > lower * (1 - 1e-9):
@@ -159,6 +167,11 @@ def _exclude(
                 return lower, False
             if risen and target(lower) > bound:
                 continue
+        if precision == torch.float32 and taken > _FELT and len(cells.centres) <= _FEW * looked_at:
+            # The few that are close to the bound; many are rather cut smaller.
+            cells = cells.keep(~provably_below(field, cells.centres, level, torch.float64))
+            if len(cells.centres) == 0:
+                return lower, True
         if 1 - math.cos(cells.radius) < min(_FINEST, (bound / lower - 1) / 16):
             return lower, False
         cells = cells.halved()
@@ -202,7 +215,7 @@ def _field(conv: Convolution, room: float) -> GramField:
     """The Gram matrices from float32 products where their rounding takes little of the room below a bound."""
     rows, columns = conv.polyphase().shape[1:3]
     # Note 2 of `gram` for a kernel whose values are spread as a random one's.
-    roundings = complex_roundings(max(rows, columns) + 2) + 2
+    roundings = product_roundings(max(rows, columns), torch.float32) + 2
     rounding = 1.1 * lebesgue(conv.taps) * roundings * 2.0**-24 * min(rows, columns) / 4
     single = float32_is_exact(conv.kernel.device) and rounding < 0.1 * room
     return GramField(conv, torch.float32 if single else torch.float64)
@@ -247,17 +260,20 @@ def taps_norm(kernel: Tensor) -> float:
 
 def provably_below(field: GramField, points: Tensor, level: float, dtype: torch.dtype) -> Tensor:
     """Which frequencies `(P, d)` are proved to have sigma_max < level, `(P,)` on the host; see Note 2."""
-    top = level**2 - rounding_shift(field, level, dtype)
-    if top <= 0:
-        return torch.zeros(len(points), dtype=torch.bool)
+    each, for_all = _rounding(field, level, dtype)
 
     def below(part: Tensor) -> Tensor:
-        grams = field.at(part, dtype)
+        grams = field.at(part, dtype).flatten(0, 1)
+        diagonal = grams.diagonal(dim1=-2, dim2=-1).real
+        # The diagonal of the matrix that is factorised is at most t^2 less the smallest entry of this one.
+        top = level**2 - for_all - each * (level**2 - diagonal.amin(-1, keepdim=True))
         if field.side == 1:
-            return (grams.real < top).flatten(1).all(-1).cpu()
-        shifted = grams.neg_().flatten(0, 1)
-        shifted.diagonal(dim1=-2, dim2=-1).add_(top)
-        return is_positive_definite(shifted).unflatten(0, (len(part), field.groups)).all(-1).cpu()
+            definite = (diagonal < top).all(-1)
+        else:
+            shifted = grams.neg_()
+            shifted.diagonal(dim1=-2, dim2=-1).add_(top)
+            definite = is_positive_definite(shifted)
+        return definite.unflatten(0, (len(part), field.groups)).all(-1).cpu()
 
     def in_chunks(part: Tensor) -> Tensor:
         return torch.cat([below(chunk) for chunk in part.split(field.chunk(dtype))])
@@ -265,23 +281,14 @@ def provably_below(field: GramField, points: Tensor, level: float, dtype: torch.
     return across(in_chunks, points)
 
 
-def _below_in_either(field: GramField, points: Tensor, level: float, room: float) -> Tensor:
-    """`provably_below`, in float32 as far as its rounding leaves of the room between a cell's centre and the bound."""
-    # Of a matrix there is no room at all: its one cell is its centre.
-    single = room > 0 and float32_is_exact(field.device)
-    taken = rounding_shift(field, level, torch.float32) / room if single else math.inf
-    if taken > _MOST_OF_ROOM:
-        return provably_below(field, points, level, torch.float64)
-    below = provably_below(field, points, level, torch.float32)
-    failing = len(points) - int(below.sum())
-    if taken > _FELT and 0 < failing <= _FEW * len(points):
-        # The few that are close to the bound; many are rather cut smaller.
-        below[~below] = provably_below(field, points[~below], level, torch.float64)
-    return below
-
-
 def rounding_shift(field: GramField, level: float, dtype: torch.dtype) -> float:
-    """Rump's constant for matrices of diagonal `level**2`, and the error of the Gram matrices."""
-    unit = torch.finfo(dtype).eps / 2
-    trace = field.side * level**2
-    return 1.1 * complex_roundings(field.side + 8) * unit * trace + 2 * unit * level**2 + field.error(dtype)
+    """The shift of Note 2 for matrices of diagonal `level**2`, and the error of the Gram matrices."""
+    each, for_all = _rounding(field, level, dtype)
+    return each * level**2 + for_all
+
+
+def _rounding(field: GramField, level: float, dtype: torch.dtype) -> tuple[float, float]:
+    """The two parts of the shift of Note 2: the factor of the largest entry of the diagonal, and the rest."""
+    unit, side = torch.finfo(dtype).eps / 2, field.side
+    entries = 1 / (4 * math.sin(math.pi / (4 * side + 2)) ** 2) + 8 * side
+    return 1.1 * complex_roundings(1) * entries * unit, 2 * unit * level**2 + field.error(dtype)

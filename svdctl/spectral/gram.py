@@ -14,7 +14,9 @@ largest trace and F the largest Frobenius norm of a sample, L the sum of the abs
   more, as are the sums over d axes: an angle errs by at most `2 pi (d + 5) u sum_a (k_a - 1)`, and a phase by as much.
 - So the symbol's own error is below `e = (4 (taps + 8) + 2 pi (d + 5) sum_a (k_a - 1)) u sum_p ||K_p||_F`, and rounding
   it to the product's precision adds `p sqrt(T)` to e; that moves a sample by `2 sqrt(T) e + e^2`.
-- The product adds `2 sqrt(2) (rows + 2) p T`, since `|| |A|^T |A| ||` is at most the trace of `A^H A`.
+- The product's inner products of length r are sums of r / b blocks of length b, each in any order: they err by
+  `2 sqrt(2) (b + 2) + r / b` roundings, and the product by as many times `p T`, since `|| |A|^T |A| ||` is at most the
+  trace of `A^H A`.
 - Interpolation multiplies both by L and adds `2 (samples + 16) v L F`, the rounding of weights and samples included.
 - The weights' own error: the gap between two frequencies, of at most 6 pi, errs by 12 pi u, and its product with a
   wave's number j by 6 pi j u more; a mean of `2 k - 1` waves so errs by less than 30 k u, and all `2 k - 1` weights of
@@ -38,6 +40,8 @@ _CHUNK_BYTES = 1 << 24
 _LEBESGUE_GRID = 128
 _MOST_TAPS_ON_A_GRID = 512
 _WORTH_READING = 12
+# Of the inner products of a sample in float32: a shorter one rounds less, and takes more time. Any length is sound.
+_BLOCK = 32
 
 
 class GramField:
@@ -67,7 +71,7 @@ class GramField:
         self.device = kernel.device
         self.sample_points = sample_points(self.taps)
         symbols = symbol(kernel, phases(self.sample_points, self.taps, kernel))
-        grams = gram(symbols.to(product.to_complex()))
+        grams = gram(symbols.to(product.to_complex()), _block(product))
         count = len(self.sample_points)
         self.samples = grams.unflatten(0, (count, self.groups))
         self._parts = {product: (grams.real.reshape(count, -1), grams.imag.reshape(count, -1))}
@@ -87,7 +91,7 @@ class GramField:
         self._lebesgue = lebesgue(self.taps)
         self._weights_error = lebesgue(self.taps, error=True) - self._lebesgue
         rows = max(kernel.shape[1:3])
-        product = complex_roundings(rows + 2) * unit * trace
+        product = product_roundings(rows, self.product) * unit * trace
         self._sample_error = 2 * math.sqrt(trace) * symbol_error + symbol_error**2 + product
 
     def error(self, dtype: torch.dtype) -> float:
@@ -129,6 +133,16 @@ def power_of_two(value: float) -> float:
 def complex_roundings(length: int) -> float:
     """Unit roundoffs by which a complex inner product errs relative to `|x|.|y|`, in any order of summation."""
     return 2 * math.sqrt(2) * length
+
+
+def product_roundings(length: int, product: torch.dtype) -> float:
+    """Unit roundoffs by which an inner product of the samples errs relative to `|x|.|y|`; see Note 2."""
+    block = _block(product) or max(length, 1)
+    return complex_roundings(min(length, block) + 2) + math.ceil(length / block)
+
+
+def _block(product: torch.dtype) -> int | None:
+    return _BLOCK if product == torch.float32 else None
 
 
 def lebesgue(taps: tuple[int, ...], *, error: bool = False) -> float:

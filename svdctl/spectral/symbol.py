@@ -72,12 +72,25 @@ def kernel_from_symbol(values: Tensor, phase: Tensor, weights: Tensor, shape: to
     return taps.T.reshape(shape)
 
 
-def gram(matrices: Tensor) -> Tensor:
-    """`A^H A` on the smaller side, `(B, n, n)`; on a view of the conjugate the product is four times slower."""
+def gram(matrices: Tensor, block: int | None = None) -> Tensor:
+    """`A^H A` on the smaller side, `(B, n, n)`; on a view of the conjugate the product is four times slower.
+
+    Args:
+        matrices: `(B, m, n)`.
+        block: length of the inner products that are summed apart and then added up, for less rounding; one if None.
+    """
     if matrices.shape[-2] < matrices.shape[-1]:
         matrices = matrices.mT
-    adjoint = matrices.mH.resolve_conj().contiguous()
-    return torch.bmm(adjoint, matrices.contiguous())
+    first, *others = matrices.split(block or matrices.shape[-2], -2)
+    total = _product(first)
+    for part in others:
+        # Not `baddbmm`: its order of summation may begin with the sum so far.
+        total += _product(part)
+    return total
+
+
+def _product(matrices: Tensor) -> Tensor:
+    return torch.bmm(matrices.mH.resolve_conj().contiguous(), matrices.contiguous())
 
 
 def _complex(dtype: torch.dtype) -> torch.dtype:
