@@ -136,8 +136,25 @@ class Readout:
 
     lipschitz: float
     """Constant of the earlier value with respect to the image."""
-    rows: Callable[[], tuple[Tensor, float]]
-    """Gives the matrix `(numel of the value, numel of the earlier one)`, float64, and a bound on its error's norm."""
+    rows: Callable[[], tuple[Tensor, float] | None]
+    """Gives the matrix `(numel of the value, numel of the earlier one)`, float64, and a bound on its error's norm.
+
+    None when the map is no longer what it was: its weights or settings were changed after they were used.
+    """
+
+    @classmethod
+    def of(
+        cls,
+        lipschitz: float,
+        run: Callable[[Tensor], Tensor],
+        like: Tensor,
+        rows: Callable[[], tuple[Tensor, float] | None],
+    ) -> Self:
+        """A readout whose `rows` are asked only while `run`, the map, gives of random numbers what it gives now."""
+        generator = torch.Generator().manual_seed(0)
+        probe = torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
+        seen = run(probe.clone()).clone()
+        return cls(lipschitz, lambda: rows() if torch.equal(run(probe.clone()), seen) else None)
 
 
 @dataclass(frozen=True)

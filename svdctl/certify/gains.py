@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from svdctl.certify.facts import gamma, times
 from svdctl.errors import ShapeError
-from svdctl.layers.stored_weight import forwards_as
+from svdctl.layers.stored_weight import forwards_as, tensor_of_own_class
 from svdctl.spectral.bound import norm_bound
 from svdctl.spectral.operator import Convolution
 
@@ -50,9 +50,11 @@ class Gain:
 
 
 def forward_of(layer: nn.Module) -> type | None:
-    """The class that a gain is registered for, if the layer's forward pass is still that class's."""
+    """The class that a gain is registered for, if the layer's forward pass is still its own and its tensors plain."""
     known = next((kind for kind in type(layer).__mro__ if kind in layer_gain.registry and kind is not object), None)
-    return known if known is not None and forwards_as(layer, known) else None
+    if known is None or not forwards_as(layer, known) or tensor_of_own_class(layer) is not None:
+        return None
+    return known
 
 
 def exact(_unit: float) -> float:

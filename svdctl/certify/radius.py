@@ -211,8 +211,9 @@ class Certifier:
 def pairwise_constants(facts: Facts, classes: int) -> Tensor:
     """Lipschitz constants `(classes, classes)` of the differences of logits, the last layer's rows used where known."""
     constants = torch.full((classes, classes), math.sqrt(2) * facts.lipschitz, dtype=torch.float64)
-    if facts.readout is not None:
-        rows, error = facts.readout.rows()
+    known = None if facts.readout is None else facts.readout.rows()
+    if facts.readout is not None and known is not None:
+        rows, error = known
         # Of unit size, so that no square underflows.
         unit, exponent = to_unit_size(rows.cpu())
         apart = torch.cdist(unit, unit, compute_mode="donot_use_mm_for_euclid_dist") * (1 + 2.0**-40)

@@ -285,16 +285,19 @@ class Call:
     def _readout(self, before: Readout, like: Tensor) -> Readout:
         """The readout after this linear map."""
 
-        def rows() -> tuple[Tensor, float]:
+        def rows() -> tuple[Tensor, float] | None:
+            earlier = before.rows()
+            if earlier is None:
+                return None
             with torch.enable_grad():
                 start = torch.zeros_like(like, dtype=torch.float64, requires_grad=True)
                 entries = self.rerun(start).flatten()
                 matrix = torch.stack([torch.autograd.grad(e, start, retain_graph=True)[0].flatten() for e in entries])
-            found, error = before.rows()
+            found, error = earlier
             norm = norm_above(matrix)
             return matrix @ found, norm * error + gamma(2 * like.numel(), 2.0**-53) * norm * norm_above(found)
 
-        return Readout(before.lipschitz, rows)
+        return Readout.of(before.lipschitz, self.rerun, like.double(), rows)
 
     def _schur(self, like: Tensor) -> list[float]:
         """Norm of each output as a function of the first argument."""

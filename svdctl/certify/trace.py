@@ -232,7 +232,7 @@ class Tracer:
             tiny = first.tiny * gain.enlarged * (gain.terms + 8) * found.numel()
             return found, 4 * gain.rounding(first.unit) * count**0.5 + tiny
 
-        return Readout(self.facts(x).lipschitz, rows)
+        return Readout.of(self.facts(x).lipschitz, run, value, rows)
 
 
 def repeated(gain: Gain, root: float) -> Gain:

@@ -275,7 +275,11 @@ def _size(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> t
 
 
 def _like(model: nn.Module) -> dict[str, Any]:
-    reference = next(model.parameters())
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    attributes = (value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor))
+    reference = next(
+        (t for t in itertools.chain(tensors, attributes) if t.is_floating_point() or t.is_complex()), torch.zeros(())
+    )
     return {"device": reference.device, "dtype": reference.dtype}
 
 

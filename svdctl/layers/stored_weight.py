@@ -1,12 +1,12 @@
 """Whether a layer computes with the weight that it stores, and which weight that is."""
 
 import inspect
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -14,7 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from svdctl.errors import ShapeError
 
 _DESCRIPTORS = (property, staticmethod, classmethod)
-_PASS = ("forward", "_conv_forward", "__call__", "_call_impl", "_wrapped_call_impl")
+_PASS = ("forward", "_conv_forward", "__call__", "_call_impl", "_wrapped_call_impl", "__getattribute__")
 # What a subclass of our own layers may define anew: it is no part of what the layer computes.
 _HARMLESS = {"__init__", "__doc__", "__module__", "__qualname__", "extra_repr", "reset_parameters", "from_conv2d"}
 
@@ -22,17 +22,41 @@ _HARMLESS = {"__init__", "__doc__", "__module__", "__qualname__", "extra_repr", 
 def forwards_as(layer: nn.Module, kind: type) -> bool:
     """Return whether the layer's forward pass is still that of one of its classes.
 
-    A subclass that, say, standardises its weights on the way is another function, and so is a patched instance. Of our
-    own layers every method counts, since several of them make the pass.
+    A subclass that, say, standardises its weights on the way is another function, and so is a patched instance, and
+    every layer of a patched class. Of our own layers every method counts, since several of them make the pass.
     """
     names = {name for name in _PASS if hasattr(kind, name)}
     for base in kind.__mro__:
         if base.__module__.startswith("svdctl."):
             names |= {name for name, part in vars(base).items() if callable(part) or isinstance(part, _DESCRIPTORS)}
+    compiled = vars(layer).get("_compiled_call_impl")
+    if compiled is not None and getattr(compiled, "_torchdynamo_orig_callable", None) != layer._call_impl:
+        return False
     return all(
         inspect.getattr_static(type(layer), name) is inspect.getattr_static(kind, name) and name not in vars(layer)
         for name in names - _HARMLESS
-    )
+    ) and not any(_is_patched(kind, name) for name in _PASS)
+
+
+def _is_patched(kind: type, name: str) -> bool:
+    """Whether a method of torch's or our own class is no longer the one that the class's own module defines."""
+    owner = next((base for base in kind.__mro__ if name in vars(base)), object)
+    if owner.__module__.partition(".")[0] not in ("torch", "svdctl"):
+        return False
+    method = vars(owner)[name]
+    return not inspect.isfunction(method) or method.__globals__ is not vars(sys.modules[owner.__module__])
+
+
+def tensor_of_own_class(layer: nn.Module) -> str | None:
+    """Return the name of a tensor with its own class among those of a layer, None if there is none.
+
+    What functions do with such a tensor is up to its class.
+    """
+    attributes = ((name, value) for name, value in vars(layer).items() if isinstance(value, Tensor))
+    for name, tensor in (*layer.named_parameters(), *layer.named_buffers(), *attributes):
+        if type(tensor) not in (Tensor, nn.Parameter):
+            return f"{name}, a {type(tensor).__name__}"
+    return None
 
 
 def why_not_as_stored(layer: nn.Module, kind: type) -> str | None:
@@ -43,6 +67,11 @@ def why_not_as_stored(layer: nn.Module, kind: type) -> str | None:
     """
     if not forwards_as(layer, kind):
         return f"its forward pass is not that of {kind.__name__}, so what it does with its weight is not known"
+    own = tensor_of_own_class(layer)
+    if own is not None:
+        return (
+            f"what its forward pass does with its {own}, is up to that class of tensors; make it an ordinary one first"
+        )
     hooks = [*layer._forward_pre_hooks.values(), *layer._forward_hooks.values()]
     hooks += [*nn.modules.module._global_forward_pre_hooks.values(), *nn.modules.module._global_forward_hooks.values()]
     for hook in hooks:
@@ -91,15 +120,15 @@ def computed_weight(layer: nn.Module) -> Tensor:
                 weight = hook.apply_mask(layer)
             case _:
                 weight = layer.weight
-                if is_parametrized(layer, "weight") and not _equal(weight, layer.weight):
-                    raise ShapeError(f"the parametrised weight of a {type(layer).__name__} is another at each reading")
+                again = layer.weight
+                if again is not weight and not _equal(weight, again):
+                    raise ShapeError(f"the weight of a {type(layer).__name__} is another at each reading")
     if not isinstance(weight, Tensor):
         raise ShapeError(f"the weight of a {type(layer).__name__} is a {type(weight).__name__}, not a tensor")
-    weight = weight.detach()
-    if type(weight) is not Tensor or weight.layout is not torch.strided:
-        kind = type(weight).__name__ if type(weight) is not Tensor else str(weight.layout)
+    if type(weight) not in (Tensor, nn.Parameter) or weight.layout is not torch.strided:
+        kind = str(weight.layout) if type(weight) in (Tensor, nn.Parameter) else type(weight).__name__
         raise ShapeError(f"the weight of a {type(layer).__name__} is no ordinary tensor ({kind}); make it one first")
-    return weight
+    return weight.detach()
 
 
 def _equal(first: object, second: object) -> bool:

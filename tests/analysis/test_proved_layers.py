@@ -96,7 +96,45 @@ def with_hook(kind: str) -> Callable[[], nn.Module]:
     return make
 
 
+class OwnTensor(Tensor):
+    """Counts five times in convolutions, and once elsewhere."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        factor = 5 if func in (F.conv2d, F.linear) else 1
+        with torch._C.DisableTorchFunctionSubclass():
+            plain = [factor * arg.as_subclass(Tensor) if isinstance(arg, cls) else arg for arg in args]
+            return func(*plain, **(kwargs or {}))
+
+
+def with_own_tensor(name: str) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        layer = nn.Conv2d(4, 4, 3, padding=1)
+        own = torch.Tensor._make_subclass(OwnTensor, getattr(layer, name).detach())
+        delattr(layer, name)
+        layer.register_buffer(name, own)
+        return layer
+
+    return make
+
+
+class OwnAttributes(nn.Linear):
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        return (lambda x: 5 * found(x)) if name == "forward" else found
+
+
+def compiled_as_another() -> nn.Module:
+    layer = nn.Conv2d(4, 4, 3, padding=1)
+    layer._compiled_call_impl = lambda x: 5 * layer._call_impl(x)
+    return layer
+
+
 OWN = {
+    "attributes": lambda: OwnAttributes(16, 10),
+    "compiled": compiled_as_another,
+    "weight of an own class": with_own_tensor("weight"),
+    "bias of an own class": with_own_tensor("bias"),
     "forward": lambda: Normalised(16, 10),
     "conv_forward": lambda: Standardised(4, 4, 3),
     "call": lambda: CalledTwice(4, 4, 3, padding=1),
@@ -128,6 +166,16 @@ def test_a_layer_that_does_something_else_with_its_weight_is_refused(name: str, 
     with pytest.raises(ShapeError, match="forward"):
         READERS[reader](layer)
     assert all(torch.equal(a, b) for a, b in zip(before, layer.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(nn.Conv2d, "_conv_forward"), (nn.Conv2d, "forward"), (nn.Module, "__call__")]
+)
+def test_a_class_that_is_patched_is_refused(owner: type, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, before = nn.Conv2d(4, 4, 3), getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *args: 5 * before(*args))
+    with pytest.raises(ShapeError, match="forward"):
+        svdctl.spectral_norm_bound(layer)
 
 
 @pytest.mark.parametrize("name", ["patched", "hook", "pre-hook"])

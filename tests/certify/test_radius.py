@@ -85,6 +85,47 @@ class TestByHand:
         assert torch.allclose(turned, plain.flip(0, 1), atol=1e-11)
 
 
+class ChangesAfterUse(nn.Module):
+    """What the last layer computes with is changed at the end of the pass, and as before when the next one starts."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.last, self.conv = kind, nn.Linear(4, 3, bias=False), nn.Conv2d(1, 1, 1, stride=2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.last.weight.detach().clone()
+        if self.kind == "weight":
+            y = F.linear(x.flatten(1), weight)
+            weight.mul_(0.01)
+        elif self.kind == "index":
+            index = torch.tensor([0, 1, 2])
+            y = F.linear(x.flatten(1), weight)[:, index]
+            index.fill_(1)
+        elif self.kind == "variance":
+            variance = x.new_full((4,), 0.01)
+            y = F.batch_norm(x.flatten(1), torch.zeros_like(variance), variance)
+            variance.fill_(100.0)
+        elif self.kind == "weight of a layer":
+            self.last.weight.data.mul_(4)
+            y = self.last(x.flatten(1))
+            self.last.weight.data.div_(4)
+        else:
+            self.conv.stride = (1, 1)
+            y = self.conv(x).flatten(1)
+            self.conv.stride = (2, 2)
+        return y
+
+
+@pytest.mark.parametrize("kind", ["weight", "index", "variance", "weight of a layer", "stride of a layer"])
+def test_rows_are_those_of_the_pass(kind: str) -> None:
+    torch.manual_seed(0)
+    network = ChangesAfterUse(kind).double()
+    units = torch.eye(4, dtype=torch.float64).reshape(4, 1, 2, 2)
+    rows = (network(units) - network(torch.zeros_like(units))).detach().T
+    pairwise = Certifier(network, (1, 2, 2)).pairwise
+    assert bool((pairwise >= torch.cdist(rows, rows) * (1 - 1e-9)).all())
+
+
 class TestCurve:
     def test_certified_curve(self) -> None:
         x, y = certified_curve(torch.tensor([0.0, 0.5, 0.5, 1.0, math.inf]))
