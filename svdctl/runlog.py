@@ -1,5 +1,6 @@
 """Metrics of a run: one JSON object a line, always; Weights & Biases when asked for."""
 
+import hashlib
 import json
 import math
 import os
@@ -74,21 +75,24 @@ def _text(line: Mapping[str, Any]) -> str:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of a `metrics.jsonl`, without those that `scan_log` leaves out."""
-    return scan_log(path)[0]
+    """Read the lines of a `metrics.jsonl`, without those that `scan_log` leaves out; of several about a step one."""
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for line in scan_log(path)[0]:
+        found.setdefault((line["kind"], line["step"]), line)
+    return list(found.values())
 
 
 def scan_log(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Read the lines of a `metrics.jsonl` that svdctl can have written, and count the others.
+    """Read the lines of a `metrics.jsonl` that svdctl can have written, in the file's order, and count the others.
 
-    Of several about one step the last counts. Others are damaged or foreign: cut off by a kill, without a figure that
-    their kind has, with a value that is no finite number. What is no file has no lines.
+    Others are damaged or foreign: cut off by a kill, without a figure that their kind has, with a value that is no
+    finite number. What is no file has no lines.
     """
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, IsADirectoryError):
         return [], 0
-    found: dict[tuple[str, int], dict[str, Any]] = {}
+    found = []
     texts = [line for line in text.split("\n") if line.strip()]
     for line in texts:
         try:
@@ -96,8 +100,13 @@ def scan_log(path: Path) -> tuple[list[dict[str, Any]], int]:
         except (ValueError, RecursionError):  # ValueError: no JSON, or a number of thousands of digits
             continue
         if is_line(record):
-            found[record["kind"], record["step"]] = record
-    return list(found.values()), len(texts) - len(found)
+            found.append(record)
+    return found, len(texts) - len(found)
+
+
+def line_digest(line: Mapping[str, Any]) -> str:
+    """Return the first 16 hexadecimal digits of the SHA-256 of a line."""
+    return hashlib.sha256(_text(line).encode()).hexdigest()[:16]
 
 
 def is_line(record: object) -> bool:

@@ -100,6 +100,8 @@ class Trainer:
         self._penalty = penalty_of(self.config)
         self.epochs: list[dict[str, Any]] = []
         """The lines of the log about the epochs so far."""
+        self.step_digests: list[str] = []
+        """`line_digest` of each line about steps that the log was given."""
         self.start_epoch()
 
     def start_epoch(self) -> None:
@@ -238,6 +240,7 @@ class Trainer:
                 "clipping_time": self.control_time,
             },
             "epochs": [dict(line) for line in self.epochs],
+            "step_digests": [*self.step_digests],
             "steps_per_epoch": self.batches.steps_per_epoch,
             # Of 16-mixed on a GPU: the scale of the loss.
             "precision": self.fabric.strategy.precision.state_dict(),
@@ -253,6 +256,7 @@ class Trainer:
             self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.counters = Counters(**state["counters"])
         self.epochs = [dict(line) for line in state["epochs"]]
+        self.step_digests = [*state["step_digests"]]
         # Each process goes on with its own sums; where their number has changed, the first one has them all.
         totals, rank = state["epoch"]["totals"], self.fabric.global_rank
         if len(totals) != self.fabric.world_size:

@@ -18,6 +18,7 @@ from svdctl.recipes.training.result import Reporter, TrainResult
 from svdctl.recipes.training.run import Run
 from svdctl.recipes.training.setup import Parts, launch, load_parts
 from svdctl.runfolder import create_run_folder, write_environment, write_text
+from svdctl.training import Counters
 
 __all__ = ["CLASSES", "Reporter", "TrainResult", "plan", "resume", "run"]
 
@@ -95,9 +96,14 @@ def resume(
     with together(fabric, lambda: _after_loss(config, folder)):
         with fabric.rank_zero_first(local=True):  # data may have to be downloaded
             parts = load_parts(config)
-        notice, changed = _compared(checkpoint, parts, path, allow_changed_data)
+        notice, changed, judged_anew = _compared(checkpoint, parts, path, allow_changed_data)
         with fitting(path):
-            checkpoint = _going_on(checkpoint, file, changed)
+            picked = int(checkpoint.training["counters"]["best_step"]) if judged_anew else 0
+            checkpoint = _going_on(checkpoint, file, changed, judged_anew)
+        if picked:
+            notice = (
+                f"{notice}; the network that was picked in step {picked} was judged by the others and does not count"
+            )
         if fabric.is_global_zero:
             step = int(checkpoint.metrics.get("step", 0))
             reporter.plan([f"resume   {folder} after step {step}", *plan(config, str(folder / "config.toml"))[1:-1]])
@@ -107,8 +113,14 @@ def resume(
         return run.execute(checkpoint, is_current=lambda: _stamp(file) == stamp, needs_best=needs_best)
 
 
-def _going_on(checkpoint: Checkpoint, file: Path, changed: str | None) -> Checkpoint:
+def _going_on(checkpoint: Checkpoint, file: Path, changed: str | None, judged_anew: bool) -> Checkpoint:
     """The checkpoint with what its counters have to tell of going on from it.
+
+    Args:
+        checkpoint: what was read.
+        file: where it stands.
+        changed: what is other in the data, in words.
+        judged_anew: the images that networks are picked by are others, so that earlier accuracies are of no use.
 
     Raises:
         KeyError, TypeError, ValueError: the state of training is not one.
@@ -121,6 +133,10 @@ def _going_on(checkpoint: Checkpoint, file: Path, changed: str | None) -> Checkp
     if changed:
         others = dict.fromkeys([*filter(None, [counters.get("other_data")]), changed])
         counters |= {"other_data_until": step, "other_data": "; ".join(others)}
+    if judged_anew:
+        none = Counters()
+        names = ("best_accuracy", "best_plain_accuracy", "best_step", "best_weights")
+        counters |= {name: getattr(none, name) for name in names}
     if checkpoint.data is None:
         counters["unknown_data_until"] = step
     return replace(checkpoint, training={**checkpoint.training, "counters": counters})
@@ -135,8 +151,10 @@ def _counters(file: Path) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _compared(checkpoint: Checkpoint, parts: Parts, path: Path, allowed: bool) -> tuple[str | None, str | None]:
+def _compared(checkpoint: Checkpoint, parts: Parts, path: Path, allowed: bool) -> tuple[str | None, str | None, bool]:
     """What to say of data that are not, or not known to be, those of the checkpoint; and what has changed in them.
+
+    The last is whether the part that networks are picked by has changed.
 
     Raises:
         CheckpointError: they have changed, and may not have.
@@ -164,9 +182,14 @@ def _compared(checkpoint: Checkpoint, parts: Parts, path: Path, allowed: bool) -
             "--allow-changed-data"
         )
     if is_other:
-        return f"the data are not those of {path}: other {what}; the run goes on with these", what
+        parts_of = {
+            "test": "test",
+            "validation": "validation" if "validation" in data | parts.fingerprint else "training",
+        }
+        judged_anew = parts_of.get(checkpoint.config.evaluation.select) in changed
+        return f"the data are not those of {path}: other {what}; the run goes on with these", what, judged_anew
     unknown = f"{path} does not tell its data: not known whether these are the same"
-    return (unknown if checkpoint.data is None else None), None
+    return (unknown if checkpoint.data is None else None), None, False
 
 
 def _refuse_folders(folder: Path) -> None:

@@ -25,7 +25,7 @@ from tests.training.test_runs import Recorder
 
 FIELDS = (
     "data", "epoch", "epochs", "epoch_finished", "best_weights", "unknown_data_until", "departures", "steps_per_epoch",
-    "best_val_plain_acc", "other_data", "step_lines", "precision",
+    "best_val_plain_acc", "other_data", "step_lines", "step_digests", "precision",
 )  # fmt: skip
 
 
@@ -149,6 +149,41 @@ def test_changed_data_are_gone_on_with_on_request(part: Path, other_data: Callab
     ) in result.summary
     # They are the run's data from here on.
     assert not [line for line in resume(part)[1] if "not those" in line]
+
+
+@pytest.mark.parametrize(("change", "restarts"), [("shuffled labels", True), ("test pixels", False)])
+def test_a_best_accuracy_on_other_data_blocks_no_network(
+    part: Path, other_data: Callable[[str], None], change: str, restarts: bool
+) -> None:
+    """The validation part is drawn from the training part; where that is as it was, accuracies can be compared."""
+    contents = torch.load(part / "last.pt", weights_only=True)
+    contents["training"]["counters"].update(best_accuracy=1.0, best_plain_accuracy=1.0)
+    torch.save(contents, part / "last.pt")
+    other_data(change)
+    result, said = resume(part, allow_changed_data=True)
+    told = "the network that was picked in step 3 was judged by the others and does not count"
+    assert [line.endswith(told) for line in said if "goes on with these" in line] == [restarts]
+    counters = read_checkpoint(part).training["counters"]
+    best = read_checkpoint(part / "best.pt").metrics
+    assert best["step"] == counters["best_step"]
+    epochs = {line["step"]: line["val_acc"] for line in read_log(part / "metrics.jsonl") if line["kind"] == "epoch"}
+    if restarts:
+        assert (
+            counters["best_accuracy"] == max(epochs[6], epochs[9]) == epochs[int(best["step"])] == best["best_val_acc"]
+        )
+    else:
+        assert (counters["best_step"], counters["best_accuracy"]) == (3, 1.0)
+    assert any(f"of best.pt (step {best['step']:.0f})" in line for line in result.summary)
+
+
+def test_a_finished_run_has_no_best_network_on_other_data(
+    whole: recipe.TrainResult, other_data: Callable[[str], None], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(whole.folder, tmp_path / "run"))
+    other_data("shuffled labels")
+    result, _ = resume(folder, allow_changed_data=True)
+    assert "best_test_acc" not in result.metrics
+    assert any("no epoch was evaluated since the data changed" in line for line in result.summary)
 
 
 @pytest.mark.parametrize("change", ["half", "twice"])
@@ -402,8 +437,8 @@ def test_an_earlier_checkpoint_gone_on_with_leaves_the_old_trajectory(
     changed(folder / "best.pt", metrics={**LATER, "step": 7.0})
     other_data("shuffled labels")
     result, said = resume(folder / start, allow_changed_data=True)
-    # The network of epoch 1 is the picked one, and is put back.
-    assert bool([line for line in said if "is lost" in line]) == (start == "epoch-2.pt")
+    assert not [line for line in said if "is lost" in line]
+    assert [line for line in said if "does not count" in line]
     assert not [line for line in result.summary if "best.pt (step 7)" in line]
     assert read_checkpoint(folder).training["counters"]["departures"] == 1
     assert ("best_test_acc" in result.metrics) == (
@@ -488,11 +523,44 @@ def test_lines_about_steps_that_are_lost_are_counted(part: Path) -> None:
     assert [line for line in said if f"{log} lacks 2 of 5 lines about steps" in line]
 
 
-def test_of_two_lines_about_a_step_the_later_one_counts(part: Path, whole: recipe.TrainResult) -> None:
+@pytest.mark.parametrize("place_of_it", ["first", "last", "twice", "before it", "after it", "in place of it"])
+def test_a_foreign_line_about_a_step_is_left_out_wherever_it_stands(
+    part: Path, whole: recipe.TrainResult, place_of_it: str
+) -> None:
     log = part / "metrics.jsonl"
-    foreign = '{"kind": "step", "step": 2, "epoch": 1, "loss": 99, "orthogonal_loss": 0, "acc": 0, "lr": 1}\n'
-    log.write_text(foreign + log.read_text())
-    assert_same(resume(part)[0], whole, "a foreign line before the genuine one")
+    lines = log.read_text().splitlines()
+    at = next(number for number, line in enumerate(lines) if json.loads(line)["step"] == 2)
+    foreign = json.dumps({**json.loads(lines[at]), "loss": 99})
+    mixed = {
+        "first": [foreign, *lines],
+        "last": [*lines, foreign],
+        "twice": [foreign, *lines, foreign],
+        "before it": [*lines[:at], foreign, *lines[at:]],
+        "after it": [*lines[: at + 1], foreign, *lines[at + 1 :]],
+        "in place of it": [*lines[:at], foreign, *lines[at + 1 :]],
+    }[place_of_it]
+    log.write_text("\n".join(mixed) + "\n")
+    result, said = resume(part)
+    assert f"{mixed.count(foreign)} lines of {log} are damaged or foreign; left out" in said
+    assert bool([line for line in said if "lacks 1 of 5 lines" in line]) == (place_of_it == "in place of it")
+    if place_of_it != "in place of it":
+        assert_same(result, whole, place_of_it)
+
+
+@pytest.mark.parametrize("kind", ["step", "epoch"])
+def test_of_an_older_run_lines_that_contradict_each_other_are_left_out(part: Path, kind: str) -> None:
+    """Nothing tells the genuine one."""
+    for file in part.glob("*.pt"):
+        made_old(file)
+    log = part / "metrics.jsonl"
+    line = next(line for line in log.read_text().splitlines() if json.loads(line)["kind"] == kind)
+    foreign = json.dumps({**json.loads(line), "loss": 99})
+    log.write_text(f"{log.read_text()}{foreign}\n{line}\n")
+    step = json.loads(line)["step"]
+    result, said = resume(part)
+    assert f"3 lines of {log} are damaged or foreign; left out" in said
+    assert not [found for found in read_log(log) if (found["kind"], found["step"]) == (kind, step)]
+    assert any("metrics.jsonl lacks 1 of 3 epochs" in found for found in result.summary) == (kind == "epoch")
 
 
 def test_the_times_of_an_epoch_go_on_where_it_was_stopped(part: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from svdctl.checkpoint import Checkpoint, read_checkpoint
 from svdctl.config.train import TrainConfig
 from svdctl.errors import CheckpointError
-from svdctl.runlog import is_line, scan_log
+from svdctl.runlog import is_line, line_digest, scan_log
 from svdctl.training import Counters
 from svdctl.weights.tensors import digest
 
@@ -29,7 +29,7 @@ class History:
     steps: list[dict[str, Any]]
     """Lines of the log about steps up to the checkpoint's."""
     left_out: int
-    """Lines of the log that are damaged or foreign."""
+    """Lines of the log that are damaged, foreign, or contradicted by another about the same step."""
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -49,13 +49,17 @@ def read_history(checkpoint: Checkpoint, folder: Path) -> History:
     training = checkpoint.training
     step = int(training["counters"]["step"])
     lines, left_out = scan_log(folder / "metrics.jsonl")
-    steps = [line for line in lines if line["kind"] == "step" and line["step"] <= step]
+    lines = [line for line in lines if line["step"] <= step]
+    steps = _unambiguous([line for line in lines if line["kind"] == "step"], training.get("step_digests"))
+    left_out += sum(line["kind"] == "step" for line in lines) - len(steps)
     if "epochs" in training:
         epochs = list(training["epochs"])
         if not all(is_line(line) and line["kind"] == "epoch" and line["step"] <= step for line in epochs):
             raise ValueError("its epochs are none")
-        return History(training, epochs, steps, left_out)
-    epochs = [line for line in lines if line["kind"] == "epoch" and line["step"] <= step]
+        # Of a version without digests, from here on.
+        return History({"step_digests": [*map(line_digest, steps)], **training}, epochs, steps, left_out)
+    epochs = _unambiguous([line for line in lines if line["kind"] == "epoch"], None)
+    left_out += sum(line["kind"] == "epoch" for line in lines) - len(epochs)
     finished = step == 0 or any(line["step"] == step for line in epochs)
     totals = torch.zeros(1, 2, 5, dtype=torch.float64)
     totals[..., :3] = 0.0 if finished else torch.nan
@@ -66,11 +70,22 @@ def read_history(checkpoint: Checkpoint, folder: Path) -> History:
             "counters": {**training["counters"], "epoch_finished": finished},
             "epoch": {"totals": totals, "train_time": seconds, "clipping_time": seconds},
             "epochs": epochs,
+            "step_digests": [*map(line_digest, steps)],
         },
         epochs,
         steps,
         left_out,
     )
+
+
+def _unambiguous(lines: Sequence[dict[str, Any]], digests: Sequence[str] | None) -> list[dict[str, Any]]:
+    """One line a step: those with the digests that a checkpoint has; of older ones, those that no other contradicts."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    known = None if digests is None else frozenset(digests)
+    for line in lines:
+        if known is None or line_digest(line) in known:
+            found.setdefault(line["step"], []).append(line)
+    return [first for first, *others in found.values() if all(other == first for other in others)]
 
 
 def has_ended(epochs: Sequence[Mapping[str, Any]], config: TrainConfig) -> bool:

@@ -49,7 +49,7 @@ def finished(
         # Files are the first process's affair: others may not see them.
         best, fault = trainer.fabric.broadcast(_best(trainer, parts, folder) if zero else (None, None))
         if fault is not None:
-            summary.append(f"the network that was picked is lost, the last epoch counts: {fault}")
+            summary.append(fault)
     if best is not None:
         mine = {name: value.clone() for name, value in trainer.model.state_dict().items()}
         model, step = best
@@ -95,10 +95,12 @@ def finished(
 
 def _best(trainer: Trainer, parts: Parts, folder: Path) -> tuple[tuple[Mapping[str, Tensor], int] | None, str | None]:
     """Weights and step of the network that was picked; or why there is none."""
+    if not trainer.counters.best_step:
+        return None, "no epoch was evaluated since the data changed, so that none is picked and the last one counts"
     try:
         found = read_best(folder, trainer.config, trainer.counters, trainer.model.state_dict(), [parts.fingerprint])
     except CheckpointError as error:
-        return None, str(error)
+        return None, f"the network that was picked is lost, the last epoch counts: {error}"
     return (found.model, int(found.metrics["step"])), None
 
 

@@ -26,7 +26,7 @@ from svdctl.recipes.training.pictures import spectra
 from svdctl.recipes.training.result import Reporter, TrainResult
 from svdctl.recipes.training.setup import Parts
 from svdctl.runfolder import locked
-from svdctl.runlog import RunLog, make_line
+from svdctl.runlog import RunLog, line_digest, make_line
 from svdctl.training import Trainer
 from svdctl.weights.tensors import digest
 
@@ -169,6 +169,8 @@ class Run:
             line = make_line(kind, self.trainer.counters.step, metrics)
             if kind == "epoch":
                 self.trainer.epochs.append(line)
+            else:
+                self.trainer.step_digests.append(line_digest(line))
             if log is not None:
                 log.write(line)
 
