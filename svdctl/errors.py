@@ -61,6 +61,10 @@ class LimitExceeded(SvdctlError):  # noqa: N818 - it is no error of the tool
     """A bound that a gate asked for does not hold; the message names the layers."""
 
 
+class EndedElsewhere(SystemExit):
+    """The end of a process whose reason another process says."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, in Python, torch's allocator, the system or on the device.
 

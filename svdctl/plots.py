@@ -1,12 +1,30 @@
 """Pictures of a run: its curves, its spectra before and after, and its certificates."""
 
 import math
+import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 from torch import Tensor
+
+from svdctl.runfolder import naming
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture as PNG beside `path`, then rename: a disk that fills leaves the picture that was there.
+
+    Raises:
+        OSError: it cannot be written; it names `path`.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with naming(path):
+            figure.savefig(beside, format="png", dpi=130)
+            beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def plot_curves(records: Sequence[Mapping[str, Any]], path: Path, *, held_out: str) -> None:
@@ -39,7 +57,7 @@ def plot_curves(records: Sequence[Mapping[str, Any]], path: Path, *, held_out: s
         accuracy.plot([r["step"] for r in certified], values, marker=".", label=label)
     accuracy.set(title="accuracy, %", xlabel="step", ylim=(None, 100.5))
     accuracy.legend(frameon=False)
-    figure.savefig(path, dpi=130)
+    save(figure, path)
 
 
 def plot_spectra(
@@ -84,7 +102,7 @@ def plot_spectra(
     if skew:
         title += "\nskew: of J, where the layer is exp(J) and its own values are 1"
     figure.suptitle(title, fontsize=9)
-    figure.savefig(path, dpi=130)
+    save(figure, path)
 
 
 def plot_certified(curves: Mapping[str, tuple[Tensor, Tensor]], marks: Sequence[float], path: Path) -> None:
@@ -106,4 +124,4 @@ def plot_certified(curves: Mapping[str, tuple[Tensor, Tensor]], marks: Sequence[
     panel.set(xlabel="l2 radius, pixels in [0, 1]", ylabel="right and certified, %", ylim=(0, 100))
     panel.set_xlim(0, 1.02 * largest)
     panel.legend(frameon=False)
-    figure.savefig(path, dpi=130)
+    save(figure, path)

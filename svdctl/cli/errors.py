@@ -7,7 +7,7 @@ import traceback
 
 import typer
 
-from svdctl.errors import SvdctlError, UsageError, is_out_of_memory
+from svdctl.errors import EndedElsewhere, SvdctlError, UsageError, is_out_of_memory
 
 # Typer exports this one of its parser's errors; they share its base.
 ParserError: type[BaseException] = typer.BadParameter.__bases__[0]
@@ -40,6 +40,10 @@ def explain(error: BaseException) -> tuple[tuple[str, ...], int]:
         return ("interrupted",), 130
     if isinstance(error, RuntimeError) and "home directory" in str(error):
         return ("a path begins with ~ and the name of a user who has no home here; write it out",), 2
+    if isinstance(error, EndedElsewhere):
+        return (), 1
+    if isinstance(error, SystemExit):
+        return (f"the network's own code ended the program (exit code {error.code or 0}); take that out of it",), 1
     if is_out_of_memory(error):
         return (
             "out of memory; free some, or ask for less at once: a smaller --batch-size or --precision bf16-mixed of a "

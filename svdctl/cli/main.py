@@ -75,7 +75,7 @@ def main() -> None:
             arguments = spread(arguments, SEVERAL[arguments[0]]())
         code = app(on_one_line(arguments) or ["--help"], prog_name="svdctl", standalone_mode=False)
         flush_output()
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
         code = report(error, debug=wants_debug(arguments))
         settle_output()
     sys.exit(code or 0)

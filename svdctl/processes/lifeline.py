@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
 
-from svdctl.errors import SvdctlError, TrainingError
+from svdctl.errors import EndedElsewhere, SvdctlError, TrainingError
 
 GRACE = 12.0
 """Seconds in which a process may end by itself, once another one is lost."""
@@ -101,7 +101,7 @@ class Lifeline:
         """What this process ends with after an error of its own, or one that another process's end has caused.
 
         Returns:
-            The exception to raise; `SystemExit` where another process says what happened.
+            The exception to raise; `EndedElsewhere` where another process says what happened.
         """
         communication = isinstance(error, RuntimeError) and not isinstance(error, SvdctlError | torch.OutOfMemoryError)
         if communication:
@@ -114,12 +114,12 @@ class Lifeline:
         self._code = getattr(error, "exit_code", 1)
         self._gone.set()
         if known is not None and (communication or not isinstance(error, SvdctlError)):
-            return TrainingError(known) if known else SystemExit(1)
+            return TrainingError(known) if known else EndedElsewhere(1)
         said = str(error) if isinstance(error, SvdctlError) else None
         if isinstance(error, KeyboardInterrupt):
             said = "interrupted"
         self._tell({"end": "failed", "said": said})
-        return error if self.rank == 0 or said is None else SystemExit(1)
+        return error if self.rank == 0 or said is None else EndedElsewhere(1)
 
     def _tell(self, message: dict[str, Any]) -> None:
         for peer in self._peers.values():
@@ -200,7 +200,7 @@ def together(fabric: Fabric, advice: Callable[[], str]) -> Iterator[None]:
 
     Raises:
         TrainingError: another process was lost; in the process that says so.
-        SystemExit: in those that do not.
+        EndedElsewhere: in those that do not.
     """
     if fabric.world_size == 1:
         yield

@@ -12,6 +12,7 @@ from svdctl.config.train import CLASSES, TrainConfig
 from svdctl.data.batches import steps_per_epoch
 from svdctl.errors import CheckpointError, UsageError
 from svdctl.processes.lifeline import together
+from svdctl.recipes.reproduction.fingerprint import config_in, differing
 from svdctl.recipes.training.history import read_history
 from svdctl.recipes.training.plan import SELECTION, plan
 from svdctl.recipes.training.result import Reporter, TrainResult
@@ -66,7 +67,8 @@ def resume(
         needs_best: fail where the network that was picked is lost; else a sentence says so, and the last one counts.
 
     Raises:
-        CheckpointError: missing, damaged, of the other command, without a state of training, or other data than then.
+        CheckpointError: missing, damaged, of the other command, without a state of training, of another run than the
+            configuration beside it, or other data than then.
         UsageError, DataError: as in `run`.
     """
     folder, file = (path, path / "last.pt") if path.is_dir() else (path.parent, path)
@@ -83,6 +85,11 @@ def resume(
         raise CheckpointError(command.foreign(str(path)))
     if not checkpoint.training:
         raise CheckpointError(f"{path} holds no state of training; resume from {folder / 'last.pt'}")
+    if (beside := config_in(folder)) is not None and (others := differing(config, beside)):
+        raise CheckpointError(
+            f"{file} is of another run than {folder / 'config.toml'} (other {', '.join(others)}), and a run cannot "
+            f"change on its way; restore the files of one run, or go on with {file.name} in a folder of its own"
+        )
     if changes:
         if "data" in changes and not hasattr(config.data, "root"):
             raise UsageError(

@@ -105,7 +105,7 @@ def open_cifar_c(folder: Path, labels: npt.NDArray[np.int64], image_shape: tuple
 
 def _mapped(path: Path) -> npt.NDArray[np.uint8]:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        return np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError as error:
         raise DataError(f"there is no file {path}; give --cifar-c-root the folder with the published .npy files") from (
             error

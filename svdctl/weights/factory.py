@@ -105,8 +105,8 @@ def _users(module: str, name: str) -> nn.Module:
         made = factory if isinstance(factory, nn.Module) or not callable(factory) else factory()
     except UsageError:
         raise
-    except Exception as error:
-        # Whatever the user's own code raises is told as theirs.
+    except (Exception, SystemExit) as error:
+        # Whatever the user's own code raises is told as theirs; scripts without a guard end the program.
         line = (str(error).splitlines() or [""])[0][:200]
         raise UsageError(f"--model {module}:{name} failed: {type(error).__name__}: {line}") from error
     finally:

@@ -209,7 +209,7 @@ def test_a_lone_checkpoint_that_fails_is_its_own_sentence(recipe: Mock, capsys: 
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(KeyboardInterrupt(), 130), (UsageError("no"), 2), (OSError(28, "full"), 1)]
+    ("error", "code"), [(KeyboardInterrupt(), 130), (UsageError("no"), 2), (OSError(28, "full"), 1), (SystemExit(0), 1)]
 )
 def test_the_terminal_is_given_back_however_it_ends(
     recipe: Mock, capsys: pytest.CaptureFixture[str], error: BaseException, code: int

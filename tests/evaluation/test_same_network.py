@@ -160,8 +160,9 @@ class Batch(Linear):
         (lambda: Followed(lambda logits: nn.functional.dropout(logits, 0.5)), "other logits the second time"),
         (lambda: Followed(lambda logits: logits + torch.randn_like(logits)), "other logits the second time"),
         (lambda: Followed(lambda logits: logits.to(torch.complex64)), "complex"),
+        (lambda: Followed(lambda logits: logits.to_sparse()), "must return a dense one"),
     ],
-    ids=["batchnorm", "mean of the batch", "dropout", "noise", "complex"],
+    ids=["batchnorm", "mean of the batch", "dropout", "noise", "complex", "sparse"],
 )
 def test_a_network_without_one_answer_to_an_image_is_refused(
     shared: Path, linear: Path, network: Callable[[], nn.Module], words: str

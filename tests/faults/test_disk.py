@@ -75,6 +75,18 @@ def test_a_log_that_may_not_grow(begun: Path, tmp_path: Path) -> None:
     assert all("svdctl goes on without it" in note for note in notes)
 
 
+def test_a_picture_that_may_not_grow_leaves_the_one_that_was_there(tmp_path: Path) -> None:
+    assert train(tmp_path, make(tmp_path, epochs=1)).end().code == 0
+    run = only_run(tmp_path)
+    size = (run / "last.pt").stat().st_size
+    (run / "spectrum.png").write_bytes(bytes(2 * size))
+    with unchanged(run / "spectrum.png"):
+        ended = resume(tmp_path, run, limit, resource.RLIMIT_FSIZE, size).end()
+    assert ended.code == 1
+    assert str(run / "spectrum.png") in ended.sentence
+    assert not halves(run)
+
+
 def test_the_first_checkpoint_of_a_run(tmp_path: Path) -> None:
     """Without one before it there is none, and no half of one, afterwards."""
     command = train(tmp_path, make(tmp_path, "checkpoint.every_steps=3"), limit, resource.RLIMIT_FSIZE, 20_000)

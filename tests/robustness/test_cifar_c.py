@@ -71,6 +71,14 @@ def test_short_files_are_refused(tmp_path: Path, keep: int) -> None:
         found.require(["fog"])
 
 
+def test_an_archive_of_arrays_in_the_place_of_one_is_refused(tmp_path: Path) -> None:
+    found = open_cifar_c(write_cifar_c(tmp_path / "c"), LABELS, SHAPE)
+    with (tmp_path / "c/fog.npy").open("wb") as file:
+        np.savez(file, fog=np.zeros((5 * COUNT, 32, 32, 3), np.uint8))
+    with pytest.raises(DataError, match=r"fog\.npy is damaged or cut short"):
+        found.require(["fog"])
+
+
 def test_pickles_are_not_opened(tmp_path: Path) -> None:
     folder = write_cifar_c(tmp_path / "c")
     np.save(folder / "labels.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)

@@ -330,6 +330,25 @@ def test_a_lost_best_network_is_told_before_training_and_the_last_one_is_reporte
     assert resume(part)[0].metrics["test_acc"] == whole.metrics["test_acc"]
 
 
+@pytest.mark.parametrize("name", ["last.pt", "epoch-2.pt"])
+def test_a_checkpoint_of_another_run_is_not_gone_on_with(part: Path, whole: recipe.TrainResult, name: str) -> None:
+    shutil.copy(whole.folder / "epoch-2.pt", part / name)
+    _of_another_run(part / name)
+    before = {file: file.read_bytes() for file in part.iterdir()}
+    with pytest.raises(CheckpointError, match=rf"{name} is of another run than .*config.toml \(other seed\)"):
+        recipe.resume(part / name, reporter=Recorder())
+    assert {file: file.read_bytes() for file in part.iterdir()} == before
+
+
+def test_an_edited_configuration_is_refused_and_what_has_no_effect_is_not(part: Path) -> None:
+    config = (part / "config.toml").read_text()
+    (part / "config.toml").write_text(config.replace("epochs = 3", "epochs = 4"))
+    with pytest.raises(CheckpointError, match=r"is of another run than .*config.toml \(other epochs\)"):
+        recipe.resume(part, reporter=Recorder())
+    (part / "config.toml").write_text(config.replace('name = "quickstart"', 'name = "renamed"'))
+    assert resume(part)[0].completed
+
+
 @pytest.mark.parametrize("name", ["best.pt", "epoch-2.pt", "metrics.jsonl"])
 def test_a_folder_in_the_place_of_a_file_is_told_before_training(part: Path, name: str) -> None:
     (part / name).unlink(missing_ok=True)

@@ -28,6 +28,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "def number(): return 3\n"
         "def wide(width): return nn.Linear(width, 1)\n"
         "def broken(): raise RuntimeError('no such thing')\n"
+        "def script(): raise SystemExit(0)\n"
     )
     (tmp_path / "needy.py").write_text("import surely_not_installed\n")
     monkeypatch.chdir(tmp_path)
@@ -52,6 +53,7 @@ def test_factories_of_the_user(module: str) -> None:
         ("usernets:number", "made a int"),
         ("usernets:wide", "failed: TypeError"),
         ("usernets:broken", "failed: RuntimeError: no such thing"),
+        ("usernets:script", "failed: SystemExit: 0"),
         ("usernet:build", "no module 'usernet' here"),
         ("needy:build", "imports 'surely_not_installed'"),
         ("torchvision:resnet81", "resnet18"),

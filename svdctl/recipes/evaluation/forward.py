@@ -132,6 +132,8 @@ class Classifier:
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
             what = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ShapeError(f"the network returns {what} for {len(images)} images; it must return logits (N, classes)")
+        if logits.layout != torch.strided:
+            raise ShapeError(f"the network returns a tensor of {logits.layout}; it must return a dense one")
         if logits.is_complex():
             raise ShapeError("the network returns complex numbers; it must return real logits (N, classes)")
         return logits if logits.dtype == torch.float64 else logits.float()

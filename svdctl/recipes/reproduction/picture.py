@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from svdctl.plots import save
 from svdctl.recipes.reproduction.columns import LOOKS
 from svdctl.recipes.reproduction.layout import numbered_notes
 from svdctl.recipes.reproduction.results import Results
@@ -56,7 +57,7 @@ def plot_bars(results: Results, path: Path) -> None:
     figure.suptitle(wrapped([results.plan.title, results.caption], 13 * width), fontsize=9)
     if results.notes:
         figure.supxlabel(wrapped(numbered_notes(results), 20 * width), fontsize=5.5, x=0.01, ha="left")
-    figure.savefig(path, dpi=130)
+    save(figure, path)
 
 
 def wrapped(lines: Sequence[str], width: float) -> str:

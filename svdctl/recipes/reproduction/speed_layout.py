@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
 
+from svdctl.plots import save
 from svdctl.recipes.reproduction.layout import tex
 from svdctl.recipes.reproduction.speed_points import Point, SpeedResults
 
@@ -120,7 +121,7 @@ def plot_speed(results: SpeedResults, path: Path) -> None:
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     figure.suptitle(f"{results.title}\n{results.machine}", fontsize=9)
-    figure.savefig(path, dpi=130)
+    save(figure, path)
 
 
 def _fixed(points: list[Point]) -> str:

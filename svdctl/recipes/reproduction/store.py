@@ -8,17 +8,15 @@ import json
 import os
 import socket
 import time
-import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from svdctl.config.train import TrainConfig
 from svdctl.errors import CheckpointError, UsageError
 from svdctl.lock import held
-from svdctl.recipes.reproduction.fingerprint import run_hash
+from svdctl.recipes.reproduction.fingerprint import config_in, run_hash
 from svdctl.runfolder import write_text
 
 
@@ -129,11 +127,8 @@ def _folders(parent: Path) -> Iterator[tuple[str, Path]]:
     except OSError:
         return
     for folder in children:
-        try:
-            text = (folder / "config.toml").read_text(encoding="utf-8")
-            yield run_hash(TrainConfig.model_validate(tomllib.loads(text))), folder
-        except (OSError, ValueError, RecursionError):  # of TOML, of the configuration, of numbers without end
-            continue
+        if (config := config_in(folder)) is not None:
+            yield run_hash(config), folder
 
 
 def inspect_run(folder: Path) -> Found:
