@@ -47,6 +47,10 @@ def _is_patched(kind: type, name: str) -> bool:
     return not inspect.isfunction(method) or method.__globals__ is not vars(sys.modules[owner.__module__])
 
 
+def _differs(kind: type, name: str) -> bool:
+    return inspect.getattr_static(kind, name) is not inspect.getattr_static(nn.Module, name)
+
+
 def tensor_of_own_class(layer: nn.Module) -> str | None:
     """Return the name of a tensor with its own class among those of a layer, None if there is none.
 
@@ -72,6 +76,12 @@ def why_not_as_stored(layer: nn.Module, kind: type) -> str | None:
         return (
             f"what its forward pass does with its {own}, is up to that class of tensors; make it an ordinary one first"
         )
+    for part in layer.modules():
+        if part.training and any(name in vars(part) or _differs(type(part), name) for name in ("train", "eval")):
+            return (
+                f"the train() or eval() of a {type(part).__name__} is its own and it is in training mode, so what its "
+                "forward pass does in evaluation mode is not known; set that mode first, by eval()"
+            )
     hooks = [*layer._forward_pre_hooks.values(), *layer._forward_hooks.values()]
     hooks += [*nn.modules.module._global_forward_pre_hooks.values(), *nn.modules.module._global_forward_hooks.values()]
     for hook in hooks:

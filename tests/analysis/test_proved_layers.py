@@ -118,6 +118,22 @@ def with_own_tensor(name: str) -> Callable[[], nn.Module]:
     return make
 
 
+class StaysInTraining(nn.Module):
+    """A parametrization that eval() does not reach."""
+
+    def train(self, _mode: bool = True) -> "StaysInTraining":
+        return super().train(True)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return 50 * weight if self.training else weight
+
+
+def stays_in_training() -> nn.Module:
+    layer = nn.Linear(16, 10)
+    parametrize.register_parametrization(layer, "weight", StaysInTraining())
+    return layer.eval()
+
+
 class OwnAttributes(nn.Linear):
     def __getattribute__(self, name: str) -> Any:
         found = super().__getattribute__(name)
@@ -131,6 +147,7 @@ def compiled_as_another() -> nn.Module:
 
 
 OWN = {
+    "stays in training": stays_in_training,
     "attributes": lambda: OwnAttributes(16, 10),
     "compiled": compiled_as_another,
     "weight of an own class": with_own_tensor("weight"),
