@@ -30,8 +30,10 @@ def forwards_as(layer: nn.Module, kind: type) -> bool:
         if base.__module__.startswith("svdctl."):
             names |= {name for name, part in vars(base).items() if callable(part) or isinstance(part, _DESCRIPTORS)}
     compiled = vars(layer).get("_compiled_call_impl")
-    if compiled is not None and getattr(compiled, "_torchdynamo_orig_callable", None) != layer._call_impl:
-        return False
+    if compiled is not None:
+        by_torch = getattr(compiled, "__globals__", {}).get("__name__", "").startswith("torch.")
+        if not by_torch or inspect.unwrap(compiled) != layer._call_impl:
+            return False
     return all(
         inspect.getattr_static(type(layer), name) is inspect.getattr_static(kind, name) and name not in vars(layer)
         for name in names - _HARMLESS

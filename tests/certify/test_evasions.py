@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.fx
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -208,6 +209,10 @@ class TestTheCopyIsTheNetwork:
         value = lipschitz_bound(network, (3, 4, 4)).value
         for proved in (torch.float32, torch.float64):
             assert Certifier(network, (3, 4, 4), dtype=proved).bound.value == pytest.approx(value, rel=1e-3)
+
+    def test_a_network_that_fx_traced_is_followed(self) -> None:
+        network = nn.Sequential(scaled(2.0), nn.ReLU(), scaled(3.0))
+        assert lipschitz_bound(torch.fx.symbolic_trace(network), (6,)).value == pytest.approx(6.0, rel=1e-5)
 
     @pytest.mark.parametrize("when", [True, False])
     def test_the_mode_of_gradients(self, when: bool) -> None:
