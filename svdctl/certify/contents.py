@@ -198,7 +198,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
             for name in (names,) if isinstance(names, str) else names:
                 yield f".{name}", getattr(value, name, None)
         yield ".(class)", type(value)
-    elif type(value).__repr__ is not object.__repr__:
+    elif not repr(value).endswith(f" object at {hex(id(value))}>"):
         # Counters and other iterators show their state here.
         yield ".(state)", repr(value)
 
