@@ -74,11 +74,11 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write beside, then rename."""
+    """Write beside, then rename; bytes in the names of files that are no UTF-8 are escaped."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with naming(path):
-            beside.write_text(text, encoding="utf-8")
+            beside.write_text(text, encoding="utf-8", errors="backslashreplace")
             beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

@@ -66,10 +66,13 @@ def parser_sentence(error: BaseException) -> str:
 
 def os_sentence(error: OSError) -> str:
     """File, cause and way out of a failure of the system."""
-    where = f"{error.filename}: " if error.filename else ""
+    name = error.filename2 or error.filename  # of a renaming, the new name
+    where = f"{name}: " if name else ""
     cause = (error.strerror or str(error) or type(error).__name__).lower()
     if isinstance(error, FileNotFoundError):
         return f"{where}{cause}; check the path"
+    if isinstance(error, IsADirectoryError | NotADirectoryError | FileExistsError):
+        return f"{where}{cause}; move it away"
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         return f"{where}{cause}; choose a place that you may read and write (--out-dir, --dataset-root)"
     return f"{where}{cause}; free space or choose another folder (--out-dir), then try again"

@@ -59,8 +59,10 @@ def normalised(arguments: list[str]) -> list[str]:
 
 
 def on_one_line(arguments: list[str]) -> list[str]:
-    """The arguments, which messages repeat: none of them may begin a line of its own."""
+    """The arguments, which messages repeat and files keep: line breaks and bytes that are no text are refused."""
     for argument in arguments:
+        if not argument.isprintable() and any("\ud800" <= sign <= "\udfff" for sign in argument):
+            raise UsageError(f"the argument {argument!a} has bytes that are no UTF-8; rename the file or folder")
         if "\n" in argument or "\r" in argument:
             raise UsageError(f"the argument {argument!r} has a line break in it; leave it out")
     return arguments

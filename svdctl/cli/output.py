@@ -4,6 +4,7 @@ Causes are a pipe or socket that nobody reads, a terminal that was taken away, a
 wait.
 """
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -76,6 +77,9 @@ def guard_output(*, lasting: bool) -> None:
         stream = getattr(sys, name)
         loss: Loss = "silent" if name == "stderr" else "told" if lasting else "raised"
         if stream is not None:
+            # Names of files can hold what the stream's encoding has no sign for.
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
             setattr(sys, name, Output(stream, loss))
             continue
         # Closed by the shell (>&-): its number may have become that of any file.

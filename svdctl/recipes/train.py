@@ -88,7 +88,8 @@ def resume(
     if (beside := config_in(folder)) is not None and (others := differing(config, beside)):
         raise CheckpointError(
             f"{file} is of another run than {folder / 'config.toml'} (other {', '.join(others)}), and a run cannot "
-            f"change on its way; restore the files of one run, or go on with {file.name} in a folder of its own"
+            f"change on its way; restore the files of one run, go on with {file.name} in a folder of its own, or "
+            "remove config.toml if that is what is wrong"
         )
     if changes:
         if "data" in changes and not hasattr(config.data, "root"):

@@ -1,5 +1,6 @@
 """Help, plans of faults and lists of presets come without torch, which takes seconds to import."""
 
+import os
 import subprocess
 import sys
 
@@ -45,3 +46,14 @@ def test_a_line_break_in_an_argument_never_makes_a_line_of_its_own(
     assert caught.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "line break" in line
+
+
+def test_bytes_that_are_no_text_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["svdctl", "train", "--out-dir", os.fsdecode(b"runs\xff")])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "svdctl: the argument 'runs\\udcff' has bytes that are no UTF-8; rename the file or folder"

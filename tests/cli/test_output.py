@@ -99,3 +99,12 @@ def test_a_training_goes_on_without_its_output(tmp_path: Path, cause: str) -> No
 def test_a_failure_keeps_its_exit_code_without_any_output(tmp_path: Path) -> None:
     with broken("full disk") as number:
         assert svdctl("train", "--resume", "none", stdout=number, stderr=number, cwd=tmp_path).returncode == 2
+
+
+def test_a_name_that_the_output_has_no_sign_for_is_escaped(tmp_path: Path) -> None:
+    torch.save({"weight": torch.eye(3)}, tmp_path / "wж.pt")
+    found = subprocess.run(
+        [sys.executable, "-m", "svdctl", "inspect-spectrum", "wж.pt"], capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "latin-1"}, check=True,
+    )  # fmt: skip
+    assert "w\\u0436.pt" in found.stdout

@@ -1,6 +1,7 @@
 """Every metric on small networks against direct computation; kept results, failures and comparisons."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -333,6 +334,15 @@ def test_one_bad_checkpoint_does_not_stop_the_others(shared: Path, run: Path) ->
     assert {failure.where for failure in result.failures} == {"b/last", "page", "bare"}
     assert recorder.failures == list(result.failures)
     assert all("\n" not in str(failure.error) for failure in result.failures)
+
+
+def test_a_folder_whose_name_is_no_text_is_evaluated_and_reported(run: Path) -> None:
+    odd = run.rename(run.with_name(os.fsdecode(b"odd\xff")))
+    result = evaluate(make(run.parent, metrics=["accuracy"]), reporter=Recorder())
+    assert not result.failures
+    assert result.report is not None
+    assert "odd\\udcff" in result.report.read_text(encoding="utf-8")
+    assert list(odd.rglob("results.json"))
 
 
 def test_mixed_data_sets_are_not_compared(shared: Path, run: Path) -> None:

@@ -137,6 +137,17 @@ def test_times_do_not_depend_on_the_log(made: Path, copy: Path, damage: str) -> 
     assert len(run_folders(copy)) == 1
 
 
+@pytest.mark.parametrize("damage", ["gone", "nothing", "noise"])
+def test_a_run_without_its_configuration_is_known_by_its_checkpoint(made: Path, copy: Path, damage: str) -> None:
+    wanted = json.loads((made / "runs" / "tables" / "one.json").read_text())
+    (run,) = run_folders(copy)
+    DAMAGES[damage](run / "config.toml")
+    found = table(copy)
+    assert found["rows"][0]["runs"][0]["folder"] == str(run)
+    assert values(found) == values(wanted)
+    assert [file.parent for file in copy.glob("runs/*/last.pt")] == [run]
+
+
 @pytest.mark.parametrize("damage", ["none", "half of it", "gone"])
 def test_an_older_run_whose_log_lacks_lines_gets_a_dash_and_the_reason(made: Path, copy: Path, damage: str) -> None:
     wanted = json.loads((made / "runs" / "tables" / "one.json").read_text())

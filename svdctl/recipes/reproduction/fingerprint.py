@@ -38,9 +38,10 @@ def differing(first: TrainConfig, second: TrainConfig) -> list[str]:
 
 
 def config_in(folder: Path) -> TrainConfig | None:
-    """Read `config.toml` of a run folder; None where there is none that can be read."""
+    """Read `config.toml` of a run folder; None where there is none that can be read, or where it is empty."""
     try:
-        return TrainConfig.model_validate(tomllib.loads((folder / "config.toml").read_text(encoding="utf-8")))
+        table = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
+        return TrainConfig.model_validate(table) if table else None
     except (OSError, ValueError, RecursionError):  # of TOML, of the configuration, of numbers without end
         return None
 

@@ -121,13 +121,24 @@ class Store:
 
 
 def _folders(parent: Path) -> Iterator[tuple[str, Path]]:
-    """Run folders directly below a place, with the hash of their configuration; what is no run is passed over."""
+    """Run folders directly below a place, with the hash of their configuration; what is no run is passed over.
+
+    Where `config.toml` cannot be read, the configuration is that of the checkpoint.
+    """
     try:
         children = sorted(parent.iterdir())
     except OSError:
         return
     for folder in children:
-        if (config := config_in(folder)) is not None:
+        config = config_in(folder)
+        if config is None and (folder / "last.pt").is_file():
+            from svdctl.checkpoint import read_checkpoint  # torch: only where it is needed
+
+            try:
+                config = read_checkpoint(folder / "last.pt").config
+            except (CheckpointError, OSError):
+                continue
+        if config is not None:
             yield run_hash(config), folder
 
 
