@@ -137,6 +137,10 @@ def as_it_runs(module: nn.Module, size: tuple[int, ...], bound: Bracket | None) 
     if bound is None or not isinstance(channels, int):
         return None
     precisions = {dtype: deepcopy(module).to(dtype).eval().requires_grad_(False) for dtype in _PRECISIONS}
+    for layer in precisions.values():
+        if "bias" in layer._parameters:
+            # Beside a large bias the outputs would round away.
+            layer.register_parameter("bias", None)
     zero = torch.zeros(1, channels, *size, dtype=torch.float64, device=next(module.parameters()).device)
     offsets = {dtype: layer(zero.to(dtype)) for dtype, layer in precisions.items()}
 

@@ -44,6 +44,20 @@ def test_bracket_of_the_layer_as_it_runs(name: str) -> None:
         assert row.largest == pytest.approx(truth, rel=1e-6)
 
 
+def test_a_bias_plays_no_part_in_the_bracket_of_the_layer_as_it_runs() -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(2, 3, 3, padding=1)
+    with torch.no_grad():
+        layer.weight.mul_(1e-5)
+        layer.bias.zero_()
+        found = []
+        for _ in range(2):
+            found.append(svdctl.spectrum(nn.Sequential(layer), (2, 6, 6))["0"].zero_padded)
+            layer.bias.fill_(1e12)
+    assert found[0] is not None
+    assert found[0] == found[1]
+
+
 def test_transposed_values_are_those_of_the_dense_matrix() -> None:
     torch.manual_seed(0)
     layer = nn.ConvTranspose2d(3, 2, 2, stride=2, bias=False).double()  # no overlap: padding plays no part
