@@ -227,7 +227,8 @@ def _left_out(full: str, name: str, part: object) -> LeftOut | None:
     if state is not None:
         return LeftOut(full, *state)
     words = set(words_of(name))
-    if isinstance(part, Tensor) and part.numel() == 1 and words & _FIGURES and words <= _FIGURES | _OF_FIGURES:
+    is_number = isinstance(part, Tensor) and part.numel() == 1 and part.ndim <= 1
+    if is_number and words & _FIGURES and words <= _FIGURES | _OF_FIGURES:
         return LeftOut(full, "a figure of training, by its name", False)
     if may_hold_weights(part, name):
         return LeftOut(full, ANOTHER_SET, True)

@@ -341,7 +341,8 @@ def test_another_number_beside_the_weights_is_held(name: str, invoke: Invoke, tm
         assert code == 1
         assert f"not proved: {name}, " in err
     # In the network's own dict a number is a parameter, whatever it is called; so are several numbers beside it.
-    for contents in (SMALL | {"best_acc": torch.tensor(9.0)}, {"model": SMALL, "best_acc": torch.ones(2)}):
+    others = (torch.ones(2), torch.ones(1, 1, 1, 1))
+    for contents in (SMALL | {"map": others[1]}, *({"model": SMALL, "best_acc": other} for other in others)):
         torch.save(contents, tmp_path / "a.pt")
         assert invoke(tmp_path / "a.pt", "--max", 1)[0] == 1
 
