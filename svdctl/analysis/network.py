@@ -326,7 +326,7 @@ def _batchnorm_row(name: str, module: BatchNorm) -> LayerSpectrum:
     if reason is not None:
         return failed(name, "BatchNorm", shape, reason)
     try:
-        gain = float(batchnorm_gain(module))
+        gain = float(batchnorm_gain(module, torch.float64))
     except ShapeError as error:
         return failed(name, "BatchNorm", shape, error)
     if not math.isfinite(gain):

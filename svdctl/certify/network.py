@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 # These fill the tables of rules and gains.
@@ -36,6 +37,8 @@ def frozen(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise ShapeError("the network holds TorchScript modules, which cannot be followed; give the Python modules")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise ShapeError(f"{name} is not made before the first forward pass; run the network once first")
         if tensor.is_complex():
             raise ShapeError(f"{name} is complex ({tensor.dtype}); only networks of real numbers can be followed")
     try:

@@ -162,10 +162,10 @@ def weight_of(layer: nn.Module) -> Tensor:
     return weight
 
 
-def batchnorm_gain(layer: BatchNorm) -> Tensor:
-    """`max |gamma / sqrt(running_var + eps)|`, the norm of the layer in evaluation mode (0-d)."""
+def batchnorm_gain(layer: BatchNorm, dtype: torch.dtype = torch.float32) -> Tensor:
+    """`max |gamma / sqrt(running_var + eps)|`, the norm of the layer in evaluation mode (0-d), in `dtype` or finer."""
     if layer.running_var is None:
         raise ShapeError("BatchNorm without running statistics has no fixed norm; use track_running_stats=True")
     # Half precision is too coarse for eps itself.
-    inverse = torch.rsqrt(layer.running_var.to(torch.promote_types(layer.running_var.dtype, torch.float32)) + layer.eps)
+    inverse = torch.rsqrt(layer.running_var.to(torch.promote_types(layer.running_var.dtype, dtype)) + layer.eps)
     return (inverse if layer.weight is None else layer.weight.detach() * inverse).abs().max()

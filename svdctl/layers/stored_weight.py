@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -74,6 +75,8 @@ def why_not_as_stored(layer: nn.Module, kind: type) -> str | None:
     if not forwards_as(layer, kind):
         return f"its forward pass is not that of {kind.__name__}, so what it does with its weight is not known"
     own = tensor_of_own_class(layer)
+    if own is not None and any(map(is_lazy, layer.parameters())):
+        return "its weights are not made before its first forward pass; run the network once first"
     if own is not None:
         return (
             f"what its forward pass does with its {own}, is up to that class of tensors; make it an ordinary one first"

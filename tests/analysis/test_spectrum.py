@@ -44,6 +44,15 @@ def test_bracket_of_the_layer_as_it_runs(name: str) -> None:
         assert row.largest == pytest.approx(truth, rel=1e-6)
 
 
+def test_the_gain_of_a_batchnorm_that_float32_cannot_hold() -> None:
+    norm = nn.BatchNorm2d(2)
+    norm.weight.data.fill_(1e-30)
+    norm.running_var.fill_(1e20)  # type: ignore[union-attr]
+    row = svdctl.spectrum(nn.Sequential(nn.Conv2d(2, 2, 1), norm), (2, 3, 3))["1"]
+    assert row.bound is not None
+    assert row.bound.lower <= norm.weight[0].double().item() / 1e20**0.5 <= row.bound.upper
+
+
 def test_a_bias_plays_no_part_in_the_bracket_of_the_layer_as_it_runs() -> None:
     torch.manual_seed(0)
     layer = nn.Conv2d(2, 3, 3, padding=1)

@@ -210,6 +210,10 @@ class TestTheCopyIsTheNetwork:
         for proved in (torch.float32, torch.float64):
             assert Certifier(network, (3, 4, 4), dtype=proved).bound.value == pytest.approx(value, rel=1e-3)
 
+    def test_weights_that_are_not_made_yet(self) -> None:
+        with pytest.raises(ShapeError, match="run the network once"):
+            lipschitz_bound(nn.Sequential(nn.LazyLinear(3)), (6,))
+
     def test_a_network_that_fx_traced_is_followed(self) -> None:
         network = nn.Sequential(scaled(2.0), nn.ReLU(), scaled(3.0))
         assert lipschitz_bound(torch.fx.symbolic_trace(network), (6,)).value == pytest.approx(6.0, rel=1e-5)
