@@ -1,5 +1,6 @@
 """A network in training: its steps, its state, and how good it is; the same on a CPU, one GPU or many."""
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from svdctl.accuracy import Accuracy, evaluate, summed
@@ -247,14 +249,22 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`."""
+        """Continue from `state_dict`.
+
+        Raises:
+            RuntimeError, KeyError, ValueError, TypeError, AttributeError: it is not one of this training.
+        """
+        counters = vars(Counters(**state["counters"]))  # a name that it does not know is an error here
+        # Pydantic takes a dictionary for a dataclass in the strict mode of JSON alone.
+        self.counters = TypeAdapter(Counters).validate_json(json.dumps(counters), strict=True)
+        if state["schedule"]["last_epoch"] != self.counters.step:
+            raise ValueError("its schedule is not at its step")
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.last_epoch = state["schedule"]["last_epoch"]
         self.schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
         self.controller.load_state_dict(state["controller"])
         if state.get("precision"):
             self.fabric.strategy.precision.load_state_dict(state["precision"])
-        self.counters = Counters(**state["counters"])
         self.epochs = [dict(line) for line in state["epochs"]]
         self.step_digests = [*state["step_digests"]]
         # Each process goes on with its own sums; where their number has changed, the first one has them all.

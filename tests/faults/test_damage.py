@@ -155,6 +155,8 @@ STATES = {
     "counters that do not exist": {"counters": {"step": 1, "nonsense": 2}},
     "no vectors": {"controller": {}},
     "no schedule": {"schedule": None},
+    "a schedule at another step": {"schedule": {"last_epoch": 10**6}},
+    "accuracies that are none": {"counters": {"step": 3, "best_accuracy": []}},
 }
 
 
