@@ -16,11 +16,11 @@ import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
-from svdctl.config.attack import AttackSettings
+from svdctl.config.attack_settings import AttackSettings
+from svdctl.evaluate.attack import attack_batches, begin
 from svdctl.layers.normalize import Normalize
-from svdctl.machine import machine
 from svdctl.models.wrn import WideResNet, default_conv
-from svdctl.robustness.attack import attack_batches, begin
+from svdctl.utils.machine import machine
 
 CASES = {
     "APGD and FAB, L2": AttackSettings(eps=0.05, attacks=("apgd-ce", "fab-t"), batch_size=8),

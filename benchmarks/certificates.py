@@ -11,7 +11,7 @@ import time
 import torch
 from torch import Tensor, nn
 
-from svdctl.certify import Certifier
+from svdctl.certificates import Certifier
 from svdctl.layers.normalize import Normalize
 from svdctl.models.wrn import WideResNet, default_conv
 

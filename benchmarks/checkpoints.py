@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 
-from svdctl.build import build_model
-from svdctl.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from svdctl.config.model import Standard, Wrn
-from svdctl.config.train import TrainConfig
-from svdctl.machine import machine
+from svdctl.checkpoint.checkpoint_file import Checkpoint, read_checkpoint, write_checkpoint
+from svdctl.config.model_config import Standard, Wrn
+from svdctl.config.train_config import TrainConfig
+from svdctl.models.build import build_model
+from svdctl.utils.machine import machine
 
 
 def checkpoint_of(depth: int, width: int) -> Checkpoint:

@@ -19,9 +19,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 
-from svdctl.machine import machine
-from svdctl.robustness import CORRUPTIONS, corrupt
-from svdctl.robustness.corruptions.frost import plates
+from svdctl.evaluate.corruptions import CORRUPTIONS, corrupt
+from svdctl.evaluate.corruptions.frost import plates
+from svdctl.utils.machine import machine
 
 SEVERITIES = (1, 2, 3, 4, 5)
 

@@ -18,18 +18,19 @@ import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
-from svdctl.config.data import Npz
+from svdctl.config.data_config import Npz
 from svdctl.config.evaluate_flags import resolve_evaluation
 from svdctl.data.images import ImageData
 from svdctl.data.sources import TrainTest
+from svdctl.evaluate import corruption_metric
+from svdctl.evaluate.attack import attack_metric
+from svdctl.evaluate.attack.attack_progress import Assignment, ProgressFile
+from svdctl.evaluate.evaluation_data import EvaluationData
+from svdctl.evaluate.inference import Classifier
+from svdctl.evaluate.measurement_cache import MeasurementCache
 from svdctl.layers.normalize import Normalize
-from svdctl.machine import machine
 from svdctl.models.wrn import WideResNet, default_conv
-from svdctl.recipes.evaluation import attacked, corrupted
-from svdctl.recipes.evaluation.attack_files import Assignment, ProgressFile
-from svdctl.recipes.evaluation.forward import Classifier
-from svdctl.recipes.evaluation.material import Material
-from svdctl.recipes.measurement_cache import MeasurementCache
+from svdctl.utils.machine import machine
 
 
 class Timed(nn.Module):
@@ -54,12 +55,12 @@ def network(width: int, side: int) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def material(count: int, side: int, labels: Tensor | None = None) -> Material:
+def material(count: int, side: int, labels: Tensor | None = None) -> EvaluationData:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
     found = torch.randint(0, 10, (count,), generator=generator) if labels is None else labels
     data = ImageData(images, found, tuple("0123456789"))
-    return Material(Npz(path=Path("none")), TrainTest(data, data))
+    return EvaluationData(Npz(path=Path("none")), TrainTest(data, data))
 
 
 def forward_share(width: int, count: int) -> float:
@@ -77,9 +78,9 @@ def forward_share(width: int, count: int) -> float:
         classifier.logits(test.test.images[:250])
         model.seconds = 0.0
         began = time.perf_counter()
-        source = corrupted.open_source(config.corruptions, test, 0, classifier.device, lambda *_: None)
-        counts = MeasurementCache(folder / "unfinished.json", corrupted.Count, {})
-        corrupted.measure(classifier, source, test, config, counts, lambda *_: None, print)
+        source = corruption_metric.open_source(config.corruptions, test, 0, classifier.device, lambda *_: None)
+        counts = MeasurementCache(folder / "unfinished.json", corruption_metric.Count, {})
+        corruption_metric.measure(classifier, source, test, config, counts, lambda *_: None, print)
         return model.seconds / (time.perf_counter() - began)
 
 
@@ -97,7 +98,7 @@ def attack_ratio(count: int) -> float:
         with tempfile.TemporaryDirectory() as name:
             work = Assignment.make(settings, "weights", test)
             file = ProgressFile(Path(name) / "state.pt", work, print)
-            progress = attacked.run(classifier, test, work, file, lambda *_: None, lambda _: None)
+            progress = attack_metric.run(classifier, test, work, file, lambda *_: None, lambda _: None)
             return progress.state.robust_accuracy()
 
     def direct() -> float:

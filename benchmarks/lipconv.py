@@ -20,15 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from svdctl.build import build_model, build_optimizer, penalty_of
-from svdctl.config.command import LIPCONV
-from svdctl.config.flags import resolve
-from svdctl.config.train import TrainConfig
+from svdctl.config.command_flags import LIPCONV
+from svdctl.config.train_config import TrainConfig
+from svdctl.config.train_flags import resolve
 from svdctl.layers.normalize import Normalize
 from svdctl.layers.sott import SOTT
 from svdctl.layers.tt import orthonormality_penalty
-from svdctl.machine import machine
+from svdctl.models.build import build_model, build_optimizer, penalty_of
 from svdctl.models.lipconvnet import LipConvNet
+from svdctl.utils.machine import machine
 
 BATCH = 128
 LAYOUT = torch.channels_last

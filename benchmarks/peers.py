@@ -17,9 +17,9 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from svdctl.layers.operator import operator_of
-from svdctl.machine import machine
+from svdctl.layers.layer_operator import operator_of
 from svdctl.spectral import is_bounded, norm_bound
+from svdctl.utils.machine import machine
 
 try:
     from orthogonium.layers.conv.singular_values import get_conv_sv

@@ -19,13 +19,13 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-from svdctl.build import build_model
-from svdctl.config.control import Clip, Divide
-from svdctl.config.flags import resolve
+from svdctl.config.control_config import Clip, Divide
+from svdctl.config.train_flags import resolve
 from svdctl.control import Controller, actions
-from svdctl.control.sharing import Sharing
-from svdctl.machine import processor
-from svdctl.processes.group import Group
+from svdctl.distributed.group import Group
+from svdctl.distributed.scheduling import LayerScheduler
+from svdctl.models.build import build_model
+from svdctl.utils.machine import processor
 
 
 def network(layer: str) -> torch.nn.Module:
@@ -43,8 +43,8 @@ class Works:
     def __init__(self, layer: str, group: Group) -> None:
         self.model = network(layer)
         self.start = {name: value.clone() for name, value in self.model.state_dict().items()}
-        self.clip = Controller(self.model, Clip(max=1.0, every=1), None, group=group)
-        self.divide = Controller(self.model, Divide(max=1.0), None, group=group)
+        self.clip = Controller(self.model, Clip(max_sigma=1.0, every_steps=1), None, group=group)
+        self.divide = Controller(self.model, Divide(max_sigma=1.0), None, group=group)
 
     def of(self, name: str) -> Callable[[], object]:
         return {
@@ -135,7 +135,9 @@ def growth(options: argparse.Namespace) -> None:
         print(f"| {name} | {seconds:.3f} | {seconds / total:.3f} |")
     print("\n| processes | busiest, share of all | speed-up |\n|---|---|---|")
     for world in (1, 2, 4, 8, 13, 16, 64):
-        busiest = max(sum(costs[name] for name in Sharing(costs, Group(rank, world)).mine()) for rank in range(world))
+        busiest = max(
+            sum(costs[name] for name in LayerScheduler(costs, Group(rank, world)).mine()) for rank in range(world)
+        )
         print(f"| {world} | {busiest / total:.3f} | {total / busiest:.1f} |")
 
 

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 import svdctl
-from svdctl.build import build_model
-from svdctl.config.flags import resolve
-from svdctl.layers.operator import is_controllable, operator_of, write_operator_
+from svdctl.config.train_flags import resolve
+from svdctl.layers.layer_operator import is_controllable, operator_of, write_operator_
 from svdctl.layers.shapes import input_sizes
-from svdctl.machine import machine
+from svdctl.models.build import build_model
 from svdctl.spectral import Convolution, clip_kernel, is_bounded, norm_bound, singular_values
-from svdctl.spectral.project import project_kernel
+from svdctl.spectral.projection import project_kernel
+from svdctl.utils.machine import machine
 
 
 def all_symbols(kernel: Tensor, size: tuple[int, int]) -> Tensor:
@@ -38,10 +38,10 @@ def plain_values(kernel: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.linalg.svdvals(all_symbols(kernel, size))
 
 
-def plain_clip(kernel: Tensor, size: tuple[int, int], max: float) -> Tensor:
+def plain_clip(kernel: Tensor, size: tuple[int, int], max_sigma: float) -> Tensor:
     """One clip pass, cut back to the support."""
     left, values, right = torch.linalg.svd(all_symbols(kernel, size), full_matrices=False)
-    clipped = left * values.clamp_max(max)[..., None, :].to(left.dtype) @ right
+    clipped = left * values.clamp_max(max_sigma)[..., None, :].to(left.dtype) @ right
     back = torch.fft.ifft2(clipped.permute(2, 3, 0, 1)).real
     return back[..., : kernel.shape[2], : kernel.shape[3]]
 
@@ -58,7 +58,7 @@ def wrn() -> torch.nn.Module:
     return build_model(config, 10)
 
 
-def plain_wrn_clip(model: torch.nn.Module, sizes: dict[str, tuple[int, ...]], max: float) -> None:
+def plain_wrn_clip(model: torch.nn.Module, sizes: dict[str, tuple[int, ...]], max_sigma: float) -> None:
     """The straightforward clip of every layer (strided ones by their unfolded kernel), on the layer's own grid."""
     for name, layer in model.named_modules():
         if not is_controllable(layer) or len(sizes[name]) != 2:
@@ -66,7 +66,7 @@ def plain_wrn_clip(model: torch.nn.Module, sizes: dict[str, tuple[int, ...]], ma
         conv = operator_of(layer)
         kernel = conv.polyphase()[0]
         size = tuple(n // s for n, s in zip(sizes[name], conv.stride, strict=True))
-        write_operator_(layer, conv.from_polyphase(plain_clip(kernel, size, max)[None]))
+        write_operator_(layer, conv.from_polyphase(plain_clip(kernel, size, max_sigma)[None]))
 
 
 def pairs() -> dict[str, tuple[Callable[[], object], Callable[[], object], float]]:
@@ -114,7 +114,7 @@ def pairs() -> dict[str, tuple[Callable[[], object], Callable[[], object], float
         ),
         "certified clip to 1 of WRN-16-10 TT 192": (
             lambda: plain_wrn_clip(restored(model), sizes, 1.0),
-            lambda: svdctl.clip_(restored(other), max=1.0),
+            lambda: svdctl.clip_(restored(other), max_sigma=1.0),
             8,
         ),
     }

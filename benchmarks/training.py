@@ -13,14 +13,14 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from svdctl.build import build_model, build_optimizer, penalty_of
-from svdctl.config.flags import resolve
+from svdctl.config.train_flags import resolve
 from svdctl.control import Controller
 from svdctl.data.images import ImageData
 from svdctl.layers.tt import TTConv2d, orthonormality_penalty
-from svdctl.machine import machine
-from svdctl.recipes.training.setup import launch
-from svdctl.training import Trainer
+from svdctl.models.build import build_model, build_optimizer, penalty_of
+from svdctl.train.setup import launch
+from svdctl.train.trainer import Trainer
+from svdctl.utils.machine import machine
 
 
 def images(count: int) -> ImageData:

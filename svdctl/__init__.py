@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from svdctl import errors
 
 if TYPE_CHECKING:
-    from svdctl.analysis.functions import clip_, divide_, singular_values, spectral_norm_bound
-    from svdctl.analysis.network import spectrum
-    from svdctl.certify.lipschitz import lipschitz_bound
-    from svdctl.checkpoint import load
+    from svdctl.analysis.network_spectrum import spectrum
+    from svdctl.certificates.lipschitz import lipschitz_bound
+    from svdctl.checkpoint.checkpoint_file import load
+    from svdctl.functional import clip_, divide_, singular_values, spectral_norm_bound
     from svdctl.layers.tensorize import tensorize_
     from svdctl.layers.tt import TTConv2d
 
@@ -31,13 +31,13 @@ __all__ = [
 
 _HOME = {
     "TTConv2d": "svdctl.layers.tt",
-    "clip_": "svdctl.analysis.functions",
-    "divide_": "svdctl.analysis.functions",
-    "lipschitz_bound": "svdctl.certify.lipschitz",
-    "load": "svdctl.checkpoint",
-    "singular_values": "svdctl.analysis.functions",
-    "spectral_norm_bound": "svdctl.analysis.functions",
-    "spectrum": "svdctl.analysis.network",
+    "clip_": "svdctl.functional",
+    "divide_": "svdctl.functional",
+    "lipschitz_bound": "svdctl.certificates.lipschitz",
+    "load": "svdctl.checkpoint.checkpoint_file",
+    "singular_values": "svdctl.functional",
+    "spectral_norm_bound": "svdctl.functional",
+    "spectrum": "svdctl.analysis.network_spectrum",
     "tensorize_": "svdctl.layers.tensorize",
 }
 

@@ -1,6 +1,6 @@
 """`python -m svdctl`."""
 
-from svdctl.cli.main import main
+from svdctl.cli.app import main
 
 if __name__ == "__main__":
     main()

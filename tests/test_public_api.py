@@ -16,9 +16,9 @@ from torch import nn
 from torch.nn.utils import prune
 
 import svdctl
-from svdctl.build import build_model
-from svdctl.checkpoint import Checkpoint, load, write_checkpoint
-from svdctl.config.flags import resolve
+from svdctl.checkpoint.checkpoint_file import Checkpoint, load, write_checkpoint
+from svdctl.config.train_flags import resolve
+from svdctl.models.build import build_model
 from tests.dense import dense_values
 
 NAMES = [name for name in svdctl.__all__ if name != "errors"]
@@ -90,7 +90,7 @@ def test_a_picture_of_a_spectrum_needs_no_file_and_leaves_the_backend_alone(tmp_
     before = mpl.get_backend(auto_select=False)
     net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 1))
     found = svdctl.spectrum(net, (3, 8, 8))
-    figure = found.plot(max=1.0)
+    figure = found.plot(max_sigma=1.0)
     assert [panel.get_title() for panel in figure.axes] == ["0", "2"]
     assert figure._repr_png_().startswith(b"\x89PNG")
     found.plot(tmp_path / "spectrum.svg")
@@ -108,7 +108,7 @@ def test_layers_that_share_a_weight_are_all_within_the_bound() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(*(nn.Conv2d(8, 8, 3, stride=stride, bias=False) for stride in ((2, 1), (1, 2), (1, 1))))
     net[1].weight = net[0].weight
-    moved = svdctl.clip_(net, max=0.4)
+    moved = svdctl.clip_(net, max_sigma=0.4)
     assert list(moved) == ["0", "1", "2"]
     assert net[1].weight is net[0].weight
     for layer in net:
@@ -150,16 +150,16 @@ def test_a_weight_that_would_not_last_is_refused_and_nothing_changed(
     net = nn.Sequential(nn.Conv2d(3, 3, 3), make())
     before = [parameter.clone() for parameter in net.parameters()]
     with pytest.raises(svdctl.errors.ShapeError, match="layer 1 cannot be changed"):
-        change(net, max=0.1)
+        change(net, max_sigma=0.1)
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
-    assert change(net, max=0.1, layers="0")
+    assert change(net, max_sigma=0.1, layers="0")
 
 
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), 1e300, "1", None, True])
 @pytest.mark.parametrize("change", [svdctl.clip_, svdctl.divide_])
 def test_a_maximum_that_is_none_is_refused(value: Any, change: Callable[..., Any]) -> None:
-    with pytest.raises(svdctl.errors.ShapeError, match="max is a number"):
-        change(nn.Conv2d(2, 2, 1), max=value)
+    with pytest.raises(svdctl.errors.ShapeError, match="max_sigma is a number"):
+        change(nn.Conv2d(2, 2, 1), max_sigma=value)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_a_maximum_that_is_none_is_refused(value: Any, change: Callable[..., Any
         (lambda: svdctl.spectral_norm_bound(torch.ones(3, 3, 3), tolerance=math.inf), "says nothing"),
         (lambda: svdctl.spectral_norm_bound(torch.ones(3, 3, 3), tolerance=math.nan), "says nothing"),
         (lambda: svdctl.singular_values(torch.ones(3, 3, 3), 4, accuracy="bad"), "full or fast"),
-        (lambda: svdctl.clip_(torch.ones(3, 3, 3), max=1), "give the network"),
+        (lambda: svdctl.clip_(torch.ones(3, 3, 3), max_sigma=1), "give the network"),
         (lambda: svdctl.TTConv2d(3, 3, 3, rank=2, frames="bad"), "not 'bad'"),
         (lambda: svdctl.TTConv2d(3, 3, 3, rank=2, stride=0), "at least 1"),
         (lambda: svdctl.TTConv2d(3, 3, 3, rank=2, padding=-1), "at least 0"),
@@ -211,8 +211,8 @@ def test_kernels_whose_krylov_space_is_small_are_known_exactly(channels: int) ->
     nn.init.dirac_(conv.weight)
     before = conv.weight.clone()
     for max_ in (1.001, 1.1, 2):
-        assert svdctl.clip_(conv, max=max_) == {"": 0.0}
-        assert svdctl.divide_(conv, max=max_) == {"": 1.0}
+        assert svdctl.clip_(conv, max_sigma=max_) == {"": 0.0}
+        assert svdctl.divide_(conv, max_sigma=max_) == {"": 1.0}
     assert torch.equal(conv.weight, before)
     one = nn.Conv2d(8, 4, 3, bias=False)
     nn.init.zeros_(one.weight)
@@ -220,7 +220,7 @@ def test_kernels_whose_krylov_space_is_small_are_known_exactly(channels: int) ->
     found = svdctl.spectral_norm_bound(one)
     assert found.lower <= 1.1 * (1 + 1e-7)
     assert 1.1 * (1 - 1e-7) <= found.upper < 1.2
-    svdctl.clip_(one, max=1.0)
+    svdctl.clip_(one, max_sigma=1.0)
     assert float(one.weight.detach().abs().max()) <= 1.0
 
 

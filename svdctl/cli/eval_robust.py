@@ -9,12 +9,12 @@ import typer
 from svdctl.cli import options as o
 from svdctl.cli.options import option
 from svdctl.cli.variadic import Takes
-from svdctl.config.evaluate import METRICS
+from svdctl.config.evaluate_config import METRICS
 from svdctl.errors import EvaluationError, Interrupted, UsageError
 
 if TYPE_CHECKING:
-    from svdctl.config.evaluate import EvaluateConfig
-    from svdctl.recipes.eval_robust import EvaluationResult
+    from svdctl.config.evaluate_config import EvaluateConfig
+    from svdctl.evaluate.runner import EvaluationResult
 
 WHAT = "What is measured"
 NETWORK = "Networks that svdctl did not train"
@@ -221,9 +221,9 @@ def config_of(flags: dict[str, Any], form: str | None) -> "EvaluateConfig":
 
 def _evaluate(config: "EvaluateConfig", form: str, *, debug: bool) -> None:
     # torch takes seconds to import: only now, when the flags are known to be right.
-    from svdctl.cli.evaluation_text import choose_reporter, result_json, result_table
-    from svdctl.interrupt import terminated_as_interrupt
-    from svdctl.recipes import eval_robust as recipe
+    from svdctl.cli.evaluation_progress import choose_reporter, result_json, result_table
+    from svdctl.evaluate import runner as recipe
+    from svdctl.utils.signals import terminated_as_interrupt
 
     reporter = choose_reporter(debug=debug)
     try:
@@ -242,7 +242,7 @@ def _evaluate(config: "EvaluateConfig", form: str, *, debug: bool) -> None:
 
 def _end(result: "EvaluationResult") -> None:
     """Exit code 1 when something failed, with a list of all of it."""
-    from svdctl.cli.evaluation_text import failure_lines
+    from svdctl.cli.evaluation_progress import failure_lines
 
     if not result.failures:
         return
@@ -255,6 +255,6 @@ def _end(result: "EvaluationResult") -> None:
 
 
 def _draw(path: Path, config: "EvaluateConfig", dataset: str | None) -> None:
-    from svdctl.recipes.eval_robust import show_corruptions
+    from svdctl.evaluate.runner import show_corruptions
 
     typer.echo(show_corruptions(config, path))

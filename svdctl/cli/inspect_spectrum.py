@@ -12,10 +12,10 @@ import typer
 from svdctl.errors import LimitExceeded, UsageError
 
 if TYPE_CHECKING:
-    from svdctl.analysis.network import NetworkSpectrum
-    from svdctl.config.inspect import InspectConfig
+    from svdctl.analysis.network_spectrum import NetworkSpectrum
+    from svdctl.config.inspect_config import InspectConfig
 
-FLAGS = {"every": "--all", "layers": "--layer", "files": "FILES", "excepted": "--except"}
+FLAGS = {"max_sigma": "--max", "every": "--all", "layers": "--layer", "files": "FILES", "excepted": "--except"}
 
 
 def register(app: typer.Typer) -> None:
@@ -80,7 +80,7 @@ def inspect_spectrum(
         top=top,
         format=format_,
         plot=plot,
-        max=max_,
+        max_sigma=max_,
         batchnorm_max=batchnorm_max,
         excepted=except_ or (),
         tolerance=tolerance,
@@ -88,7 +88,7 @@ def inspect_spectrum(
         key=key,
     )
     # torch takes seconds to import: only now, when the flags are known to be right.
-    from svdctl.recipes import inspect_spectrum as recipe
+    from svdctl.analysis import inspect_files as recipe
 
     with _progress() as tell:
         found = recipe.run(config, tell=tell)
@@ -105,7 +105,7 @@ def inspect_spectrum(
 def _config(**given: Any) -> "InspectConfig":
     from pydantic import ValidationError
 
-    from svdctl.config.inspect import InspectConfig
+    from svdctl.config.inspect_config import InspectConfig
 
     if not given["files"]:
         raise UsageError("no file is given; name a checkpoint: svdctl inspect-spectrum runs/<run>/last.pt")
@@ -124,8 +124,8 @@ def _config(**given: Any) -> "InspectConfig":
 
 
 def _rendered(found: "list[NetworkSpectrum]", config: "InspectConfig") -> str:
-    from svdctl.analysis.records import to_csv, to_json
-    from svdctl.analysis.table import text_table
+    from svdctl.analysis.spectrum_records import to_csv, to_json
+    from svdctl.analysis.spectrum_table import text_table
 
     if config.format == "json":
         return to_json(found, top=config.top, every=config.every) + "\n"

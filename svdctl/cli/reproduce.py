@@ -10,7 +10,7 @@ from svdctl.cli.options import option
 from svdctl.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
-    from svdctl.config.table import Request
+    from svdctl.config.table_config import Request
 
 WHAT = "What"
 WHERE = "Where"
@@ -82,7 +82,7 @@ def reproduce(
 
 def takers() -> Mapping[str, Callable[[str], bool]]:
     """Which words may follow as further values of an option."""
-    from svdctl.recipes.reproduction.tables import list_tables
+    from svdctl.reproduce.table_schema import list_tables
 
     def a_row(word: str) -> bool:
         return not word.endswith(".toml") and word not in list_tables()
@@ -98,7 +98,7 @@ def request_of(flags: Mapping[str, Any]) -> "Request":
     """
     from pydantic import ValidationError
 
-    from svdctl.config.table import Request
+    from svdctl.config.table_config import Request
 
     given = {name: value for name, value in flags.items() if value is not None and value != []}
     if "tables" not in given:
@@ -118,7 +118,7 @@ def request_of(flags: Mapping[str, Any]) -> "Request":
 
 
 def _list() -> None:
-    from svdctl.recipes.reproduction.tables import list_tables
+    from svdctl.reproduce.table_schema import list_tables
 
     found = list_tables()
     width = max(map(len, found))
@@ -128,23 +128,23 @@ def _list() -> None:
 
 def _rehearse(request: "Request") -> None:
     # Names, files and configurations are judged before torch is imported, which takes seconds.
-    from svdctl.recipes.reproduction.plan import make_plan
+    from svdctl.reproduce.plan import make_plan
 
     make_plan(request)
     from svdctl.cli.reproduce_text import rehearsal_lines
-    from svdctl.recipes.reproduction.rehearsal import rehearse
+    from svdctl.reproduce.dry_run import dry_run_report
 
-    for line in rehearsal_lines(rehearse(request, lambda text: typer.echo(text, err=True))):
+    for line in rehearsal_lines(dry_run_report(request, lambda text: typer.echo(text, err=True))):
         typer.echo(line)
 
 
 def _reproduce(request: "Request") -> None:
-    from svdctl.recipes.reproduction.plan import make_plan
+    from svdctl.reproduce.plan import make_plan
 
     make_plan(request)
-    from svdctl.cli.reproduce_board import choose_board
+    from svdctl.cli.reproduce_progress import choose_board
     from svdctl.cli.reproduce_text import result_lines
-    from svdctl.recipes.reproduction import run as recipe
+    from svdctl.reproduce import reproduction as recipe
 
     board = choose_board()
     try:

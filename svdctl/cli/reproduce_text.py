@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from svdctl.recipes.reproduction.rehearsal import Rehearsal
-    from svdctl.recipes.reproduction.run import ReproduceResult
-    from svdctl.recipes.reproduction.store import Found
+    from svdctl.reproduce.dry_run import Rehearsal
+    from svdctl.reproduce.reproduction import ReproduceResult
+    from svdctl.reproduce.run_store import RunState
 
 
 def result_lines(result: "ReproduceResult") -> list[str]:
     """The tables as they are written, the files, and what failed."""
-    from svdctl.recipes.reproduction.layout import markdown
+    from svdctl.reproduce.table_renderers import markdown
 
     lines = []
     for table in result.tables:
@@ -87,7 +87,7 @@ def _size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
-def _there(found: "Found | None") -> str:
+def _there(found: "RunState | None") -> str:
     if found is None:
         return "nothing"
     if found.finished:

@@ -6,8 +6,8 @@ import typer
 
 from svdctl.cli import options as o
 from svdctl.cli.options import PAPER, option
-from svdctl.cli.start import dispatch
-from svdctl.config.command import TRAIN
+from svdctl.cli.training_commands import dispatch
+from svdctl.config.command_flags import TRAIN
 
 
 def register(app: typer.Typer) -> None:

@@ -8,11 +8,11 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from svdctl.config.attack import AttackName
-from svdctl.config.corruptions import BENCHMARK, CLEAN, CORRUPTIONS, corruption_name, read_corruption_list
-from svdctl.config.evaluate import METRICS, EvaluateConfig
-from svdctl.config.faults import told
+from svdctl.config.attack_settings import AttackName
+from svdctl.config.corruption_names import BENCHMARK, CLEAN, CORRUPTIONS, corruption_name, read_corruption_list
+from svdctl.config.evaluate_config import METRICS, EvaluateConfig
 from svdctl.config.overrides import Overrides
+from svdctl.config.validation_errors import told
 from svdctl.errors import UsageError
 
 FIELDS = {

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from svdctl.config.command import Command, spelled
+from svdctl.config.command_flags import Command, spelled
 from svdctl.config.overrides import Overrides
 
 

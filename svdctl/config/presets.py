@@ -9,8 +9,8 @@ from typing import Any
 
 import tomli_w
 
-from svdctl.config.command import Command
-from svdctl.config.train import TrainConfig
+from svdctl.config.command_flags import Command
+from svdctl.config.train_config import TrainConfig
 from svdctl.errors import UsageError
 
 

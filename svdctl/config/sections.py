@@ -4,13 +4,14 @@ import re
 from typing import Any
 
 from svdctl.config.merge import Merge
-from svdctl.config.paper import CLIPPING, HALF
+from svdctl.config.paper_defaults import CLIPPING, HALF
 from svdctl.errors import UsageError
 
 RULED = {
     "data.kind", "data.root", "layer.kind", "layer.rank", "layer.rank_scale", "layer.frames.kind",
-    "layer.frames.weight", "control.kind", "control.max", "control.every", "control.procedure", "control.linear_max",
-    "batchnorm.max", "batchnorm.every", "optimizer.kind", "optimizer.nesterov", "schedule.kind", "schedule.lr_min",
+    "layer.frames.weight", "control.kind", "control.max_sigma", "control.every_steps", "control.procedure",
+    "control.linear_max", "batchnorm.max_gain", "batchnorm.every_steps", "optimizer.kind",
+    "optimizer.nesterov", "schedule.kind", "schedule.lr_min",
     "model.block_size", "model.in_channels", "out_dir",
 }  # fmt: skip
 """Fields whose flags have rules; the others are set as they are given."""
@@ -115,19 +116,21 @@ def control(merge: Merge) -> None:
         to.switch("control", kind or "divide")
     if to.kind("control") == "none":
         why = f"needs a control; add {clipping}, or leave it out"
-        merge.refuse(why, ("control.max", "control.procedure", "clip_linear"))
-        if given.get("control.every"):  # 0 is the paper's "never"
-            merge.refuse(why, ("control.every",))
+        merge.refuse(why, ("control.max_sigma", "control.procedure", "clip_linear"))
+        if given.get("control.every_steps"):  # 0 is the paper's "never"
+            merge.refuse(why, ("control.every_steps",))
     else:
-        merge.take("control.max", "control.every", "control.procedure")
+        merge.take("control.max_sigma", "control.every_steps", "control.procedure")
     present = to.section("control").get("linear_max")
     if "control.linear_max" in given and not given.get("clip_linear") and present is None:
         flag = merge.flag("control.linear_max")
         merge.faults.append(f"{flag} needs --clip-linear; add it, or leave {flag} out")
     elif to.kind("control") != "none" and "control.linear_max" in given:
         merge.take("control.linear_max")
-    elif to.kind("control") != "none" and given.get("clip_linear") and (present is None or "control.max" in given):
-        to.put("control.linear_max", to.section("control").get("max", 1.0))
+    elif (
+        to.kind("control") != "none" and given.get("clip_linear") and (present is None or "control.max_sigma" in given)
+    ):
+        to.put("control.linear_max", to.section("control").get("max_sigma", 1.0))
 
 
 def direct(merge: Merge) -> None:

@@ -8,35 +8,37 @@ from torch import Tensor, nn
 
 from svdctl.control.shared_memory import groups_by_memory
 from svdctl.errors import ShapeError
-from svdctl.layers.frames import MEANS, qr_positive
-from svdctl.layers.norms import is_layer_bounded, kernel_limit, layer_norm
-from svdctl.layers.operator import (
+from svdctl.layers.layer_operator import (
     BatchNorm,
     batchnorm_gain,
     exact_operator,
+    operator_assuming_orthonormal,
     operator_of,
-    quick_operator,
     scale_,
     weight_of,
     write_operator_,
 )
+from svdctl.layers.norms import is_layer_bounded, kernel_limit, layer_norm
 from svdctl.layers.padding import padding_factor
+from svdctl.layers.stiefel import MEANS, qr_positive
 from svdctl.layers.tt import TTConv2d
-from svdctl.spectral.bound import TOLERANCE, norm_bound, taps_norm
-from svdctl.spectral.operator import Convolution
-from svdctl.spectral.power import KernelPower, paper_clip, paper_sigma
-from svdctl.spectral.project import CLIP_ROUNDS, SEAL_TOLERANCE, assigned_kernel, frobenius_norm, project_kernel
+from svdctl.spectral.bounds import TOLERANCE, norm_bound, taps_norm
+from svdctl.spectral.convolution import Convolution
+from svdctl.spectral.power_iteration import KernelPower, paper_clip, paper_sigma
+from svdctl.spectral.projection import CLIP_ROUNDS, SEAL_TOLERANCE, assigned_kernel, frobenius_norm, project_kernel
 
 Optimizer = torch.optim.Optimizer | None
 _MARGIN = 1e-4
 
 
-def clip_layer_(layer: nn.Module, max: float, optimizer: Optimizer = None) -> float:
-    """Bring singular values above `max` down to it, the bound proved; returns the distance moved."""
-    if is_layer_bounded(layer, max):
+def clip_layer_(layer: nn.Module, max_sigma: float, optimizer: Optimizer = None) -> float:
+    """Bring singular values above `max_sigma` down to it, the bound proved; returns the distance moved."""
+    if is_layer_bounded(layer, max_sigma):
         return 0.0
     conv = operator_of(layer)
-    return _replace_(layer, conv, project_kernel(conv, kernel_limit(layer, max), rounds=CLIP_ROUNDS), max, optimizer)
+    return _replace_(
+        layer, conv, project_kernel(conv, kernel_limit(layer, max_sigma), rounds=CLIP_ROUNDS), max_sigma, optimizer
+    )
 
 
 def assign_layer_(layer: nn.Module, value: float, optimizer: Optimizer = None) -> float:
@@ -45,25 +47,25 @@ def assign_layer_(layer: nn.Module, value: float, optimizer: Optimizer = None) -
     return _replace_(layer, conv, assigned_kernel(conv, kernel_limit(layer, value)), value, optimizer)
 
 
-def _replace_(layer: nn.Module, before: Convolution, kernel: Tensor, max: float, optimizer: Optimizer) -> float:
+def _replace_(layer: nn.Module, before: Convolution, kernel: Tensor, max_sigma: float, optimizer: Optimizer) -> float:
     """Write a polyphase kernel, then scale until the bound is proved of what was written; returns the distance."""
     before = before.with_kernel(before.kernel.clone())  # the layer's own memory may be behind it
     write_operator_(layer, before.from_polyphase(kernel), optimizer)
-    scale_below_(layer, max, tolerance=SEAL_TOLERANCE)
+    scale_below_(layer, max_sigma, tolerance=SEAL_TOLERANCE)
     return frobenius_norm(operator_of(layer).kernel.double() - before.kernel.double())
 
 
-def divide_factors(layer: nn.Module, max: float, power: KernelPower) -> list[Tensor]:
-    """`min(1, max / sigma)`, sigma from a power step with kept vectors; no host synchronisation."""
-    return [shrink(power.step(quick_operator(layer)), max)]
+def divide_factors(layer: nn.Module, max_sigma: float, power: KernelPower) -> list[Tensor]:
+    """`min(1, max_sigma / sigma)`, sigma from a power step with kept vectors; no host synchronisation."""
+    return [shrink(power.step(operator_assuming_orthonormal(layer)), max_sigma)]
 
 
-def divide_each_factors(layer: TTConv2d, max: float, power: KernelPower) -> list[Tensor]:
-    """What brings the core of a TT layer to at most `max` and its frames to at most 1, each on its own."""
+def divide_each_factors(layer: TTConv2d, max_sigma: float, power: KernelPower) -> list[Tensor]:
+    """What brings the core of a TT layer to at most `max_sigma` and its frames to at most 1, each on its own."""
     core, *frames = factors_of(layer)
     sigma = power.step(operator_of(layer).with_kernel(core.detach()[None]))
     norms = [torch.linalg.matrix_norm(qr_positive(frame.detach())[1], 2) for frame in frames]
-    return [shrink(sigma, max), *(shrink(norm, 1.0) for norm in norms)]
+    return [shrink(sigma, max_sigma), *(shrink(norm, 1.0) for norm in norms)]
 
 
 def factors_of(layer: TTConv2d) -> list[Tensor]:
@@ -72,26 +74,26 @@ def factors_of(layer: TTConv2d) -> list[Tensor]:
     return [layer.core, *(frame for frame in frames if frame is not None)]
 
 
-def divide_exact_layer_(layer: nn.Module, max: float) -> float:
-    """The seal: scale by `min(1, max / bound)`, the bound proved afterwards; returns the factor."""
-    return 1.0 if is_layer_bounded(layer, max) else scale_below_(layer, max)
+def divide_exact_layer_(layer: nn.Module, max_sigma: float) -> float:
+    """The seal: scale by `min(1, max_sigma / bound)`, the bound proved afterwards; returns the factor."""
+    return 1.0 if is_layer_bounded(layer, max_sigma) else scale_below_(layer, max_sigma)
 
 
-def scale_below_(layer: nn.Module, max: float, *, tolerance: float = TOLERANCE) -> float:
-    """Scale by the bound of this tolerance until the layer is proved to be at most `max`; returns the factor."""
+def scale_below_(layer: nn.Module, max_sigma: float, *, tolerance: float = TOLERANCE) -> float:
+    """Scale by the bound of this tolerance until the layer is proved to be at most `max_sigma`; returns the factor."""
     total = 1.0
     conv, error = exact_operator(layer)
     padding = padding_factor(layer)
     kernel_norm = norm_bound(conv, tolerance=tolerance).upper
     unit = torch.finfo(weight_of(layer).dtype).eps
-    while not layer_norm(kernel_norm, error, padding) <= max:
+    while not layer_norm(kernel_norm, error, padding) <= max_sigma:
         if not math.isfinite(kernel_norm):
             raise ShapeError("the layer's norm is above 1.8e308, the largest number of float64; scale its weight first")
         wanted = conv.kernel.double().clone()  # the layer's own memory may be behind it
         # Rounding moves the scaled kernel by at most a unit of each entry; the next round checks what it did.
         # The margin makes that round, and later brackets of this width, find nothing left to do.
         room = layer_norm(kernel_norm * (1 + _MARGIN) + unit * taps_norm(conv.kernel), error, padding)
-        factor = max / room * (1 - 4 * unit)
+        factor = max_sigma / room * (1 - 4 * unit)
         scale_(layer, factor)
         total *= factor
         conv, error = exact_operator(layer)
@@ -100,20 +102,20 @@ def scale_below_(layer: nn.Module, max: float, *, tolerance: float = TOLERANCE) 
     return total
 
 
-def paper_divide_layer_(layer: nn.Module, max: float, size: tuple[int, ...], generator: torch.Generator) -> None:
+def paper_divide_layer_(layer: nn.Module, max_sigma: float, size: tuple[int, ...], generator: torch.Generator) -> None:
     """The paper's division: two power steps from a new random vector, too low by some 15 %; no seal."""
-    scale_(layer, shrink(paper_sigma(quick_operator(layer), size, generator), max))
+    scale_(layer, shrink(paper_sigma(operator_assuming_orthonormal(layer), size, generator), max_sigma))
 
 
-def paper_clip_layer_(layer: nn.Module, max: float, size: tuple[int, ...], optimizer: Optimizer = None) -> None:
+def paper_clip_layer_(layer: nn.Module, max_sigma: float, size: tuple[int, ...], optimizer: Optimizer = None) -> None:
     """The paper's clip: one pass on the grid of the layer's input, or of its kernel if that is larger; no seal."""
-    write_operator_(layer, paper_clip(operator_of(layer), max, size), optimizer)
+    write_operator_(layer, paper_clip(operator_of(layer), max_sigma, size), optimizer)
 
 
-def limit_batchnorm_(layer: BatchNorm, max: float) -> None:
+def limit_batchnorm_(layer: BatchNorm, max_sigma: float) -> None:
     """Scale gamma so that `max |gamma / sqrt(running_var + eps)| <= max`; no host synchronisation."""
     if layer.weight is not None:
-        layer.weight.data.mul_(shrink(batchnorm_gain(layer), max))
+        layer.weight.data.mul_(shrink(batchnorm_gain(layer), max_sigma))
 
 
 def written(layer: nn.Module, optimizer: Optimizer) -> list[Tensor]:
@@ -163,7 +165,7 @@ def on_cpu(layers: Iterable[nn.Module]) -> bool:
     return all(weight_of(layer).device.type == "cpu" for layer in layers)
 
 
-def shrink(sigma: Tensor, max: float) -> Tensor:
-    """`min(1, max / sigma)`, a little smaller when below 1 so that rounding cannot pass `max` (0-d)."""
-    inside = max * (1 - 8 * torch.finfo(sigma.dtype).eps)
-    return torch.where(sigma > max, inside / sigma, torch.ones_like(sigma))
+def shrink(sigma: Tensor, max_sigma: float) -> Tensor:
+    """`min(1, max_sigma / sigma)`, a little smaller when below 1 so that rounding cannot pass `max_sigma` (0-d)."""
+    inside = max_sigma * (1 - 8 * torch.finfo(sigma.dtype).eps)
+    return torch.where(sigma > max_sigma, inside / sigma, torch.ones_like(sigma))

@@ -7,14 +7,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from svdctl.config.control import BatchNormControl, Control, NoControl
+from svdctl.config.control_config import BatchNormControl, Control, NoControl
 from svdctl.control import actions
-from svdctl.control.sharing import Sharing
+from svdctl.distributed.group import Group
+from svdctl.distributed.scheduling import LayerScheduler
+from svdctl.layers.layer_operator import (
+    BatchNorm,
+    batchnorm_gain,
+    is_controllable,
+    operator_assuming_orthonormal,
+    operator_of,
+    weight_of,
+)
 from svdctl.layers.norms import layer_norm_bound
-from svdctl.layers.operator import BatchNorm, batchnorm_gain, is_controllable, operator_of, quick_operator, weight_of
 from svdctl.layers.tt import TTConv2d
-from svdctl.processes.group import Group
-from svdctl.spectral.power import KernelPower, clip_grid
+from svdctl.spectral.power_iteration import KernelPower, clip_grid
 
 
 @dataclass(frozen=True)
@@ -71,15 +78,15 @@ class Controller:
                 if control.kind == "divide-each" and isinstance(layer, TTConv2d):
                     self._powers[name] = KernelPower(operator_of(layer).with_kernel(layer.core.detach()[None]))
                 else:
-                    self._powers[name] = KernelPower(quick_operator(layer))
+                    self._powers[name] = KernelPower(operator_assuming_orthonormal(layer))
         group = group or Group()
         costs = {name: actions.expected_cost(layer) for name, layer in self.layers.items()}
         controlled = {name: costs[name] for name in self.controlled()}
         # One for each kind of work, whose times differ. Powers stay where their vectors are.
         threads = actions.on_cpu(self.layers.values())
-        self._action, self._seal = (Sharing(controlled, group, threads, teams=True) for _ in range(2))
-        self._reading = Sharing(costs, group, threads, teams=True)
-        self._power = Sharing(controlled, group)
+        self._action, self._seal = (LayerScheduler(controlled, group, threads, teams=True) for _ in range(2))
+        self._reading = LayerScheduler(costs, group, threads, teams=True)
+        self._power = LayerScheduler(controlled, group)
         self._group = group
 
     def controlled(self) -> dict[str, nn.Module]:
@@ -90,7 +97,7 @@ class Controller:
         """The largest singular value allowed for a layer."""
         if isinstance(self.control, NoControl):
             return None
-        return self.control.linear_max if isinstance(self.layers[name], nn.Linear) else self.control.max
+        return self.control.linear_max if isinstance(self.layers[name], nn.Linear) else self.control.max_sigma
 
     def enlarged_grids(self) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
         """Return the (input size, grid of the clip) of the layers that the paper's clip treats on a larger grid."""
@@ -102,9 +109,9 @@ class Controller:
     @torch.no_grad()
     def after_step(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Apply what is due after the optimiser's step of this number, counted from 1."""
-        if self.batchnorm is not None and step % self.batchnorm.every == 0:
+        if self.batchnorm is not None and step % self.batchnorm.every_steps == 0:
             self._limit_norms()
-        if isinstance(self.control, NoControl) or step % self.control.every:
+        if isinstance(self.control, NoControl) or step % self.control.every_steps:
             return
         if self._powers:
             self._power.scaled(self._factors, self._scaled)
@@ -158,7 +165,7 @@ class Controller:
     def _limit_norms(self) -> None:
         assert self.batchnorm is not None
         for layer in self.norms.values():
-            actions.limit_batchnorm_(layer, self.batchnorm.max)
+            actions.limit_batchnorm_(layer, self.batchnorm.max_gain)
 
     @torch.no_grad()
     def seal(self) -> None:
@@ -180,7 +187,7 @@ class Controller:
             layer, allowed = self.layers[name], self.allowed(name)
             kind = type_before_parametrizations(layer).__name__
             rows.append(LayerReport(name, kind, _shape(layer), bracket.lower, bracket.upper, allowed))
-        limit = self.batchnorm.max if self.batchnorm else None
+        limit = self.batchnorm.max_gain if self.batchnorm else None
         for name, norm in self.norms.items():
             gain = float(batchnorm_gain(norm))
             rows.append(LayerReport(name, type(norm).__name__, str(norm.num_features), gain, gain, limit))

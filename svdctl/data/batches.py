@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from svdctl.config.data import Augment
+from svdctl.config.data_config import Augment
 from svdctl.data.augment import augment
 from svdctl.data.images import ImageData
 

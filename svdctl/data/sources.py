@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from svdctl.config.base import Config
-from svdctl.config.data import Cifar10, Cifar100, Digits, Folder, Npz
+from svdctl.config.data_config import Cifar10, Cifar100, Digits, Folder, Npz
 from svdctl.data.arrays import read_arrays
 from svdctl.data.images import ImageData
 from svdctl.data.split import stratified_split

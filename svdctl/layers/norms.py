@@ -2,9 +2,9 @@
 
 from torch import nn
 
-from svdctl.layers.operator import exact_operator
+from svdctl.layers.layer_operator import exact_operator
 from svdctl.layers.padding import padding_factor
-from svdctl.spectral.bound import TOLERANCE, Bracket, is_bounded, norm_bound
+from svdctl.spectral.bounds import TOLERANCE, Bracket, is_bounded, norm_bound
 
 
 def layer_norm_bound(layer: nn.Module, *, tolerance: float = TOLERANCE, allowed: float | None = None) -> Bracket:

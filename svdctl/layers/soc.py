@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svdctl.errors import ShapeError
-from svdctl.layers.generator import over_norm
-from svdctl.layers.recomputed import recomputed_series
+from svdctl.layers.normalized_skew import normalized_skew
+from svdctl.layers.recomputed_series import recomputed_series
 from svdctl.layers.skew import exponential_matrix, exponential_series, power_step, skew_part, space_to_depth, unfoldings
 
 _WARM_UP = 50
@@ -73,7 +73,7 @@ class SOC(nn.Module):
         self.register_parameter("bias", nn.Parameter(torch.zeros(out_channels)) if bias else None)
         self.register_buffer("right1", F.normalize(torch.randn(width * kernel_size**2), dim=0))
         self.register_buffer("right2", F.normalize(torch.randn(width * kernel_size), dim=0))
-        self.tighten_(_WARM_UP)
+        self.refine_norm_estimate_(_WARM_UP)
 
     @property
     def width(self) -> int:
@@ -85,7 +85,7 @@ class SOC(nn.Module):
         return self.train_terms if training else self.eval_terms
 
     @torch.no_grad()
-    def tighten_(self, steps: int = _WARM_UP) -> None:
+    def refine_norm_estimate_(self, steps: int = _WARM_UP) -> None:
         """Power steps for the norms of the unfoldings; a training loop calls it now and then, as every 200 steps."""
         if self.kernel.is_meta:
             return  # shapes alone have no norms
@@ -109,7 +109,7 @@ class SOC(nn.Module):
                 # Constant vectors, clones: the buffers change while the backward pass is still to come.
                 norms.append(left.clone() @ (matrix @ found.clone()))
             smallest = torch.minimum(*norms).clamp_min(torch.finfo(skew.dtype).tiny)
-            return over_norm(skew, smallest, self.scale)
+            return normalized_skew(skew, smallest, self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = self._generator(update=self.training)

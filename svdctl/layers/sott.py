@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from svdctl.errors import ShapeError
-from svdctl.layers.frames import random_frame, retraction
 from svdctl.layers.soc import SOC
+from svdctl.layers.stiefel import random_frame, retraction
 from svdctl.layers.tt import FramesKind
 
 

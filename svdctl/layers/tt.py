@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from svdctl.errors import ShapeError
-from svdctl.layers.fit import fitted_frames
-from svdctl.layers.frames import carry_momentum, qr_positive, random_frame, retraction
+from svdctl.layers.stiefel import qr_positive, random_frame, retraction, transport_momentum
 from svdctl.layers.stored_weight import computed_weight, why_not_as_stored
-from svdctl.spectral.bound import taps_norm
+from svdctl.layers.tt_fit import fitted_frames
+from svdctl.spectral.bounds import taps_norm
 
 FramesKind = Literal["free", "penalty", "retract", "parametrize"]
 
@@ -211,7 +211,7 @@ class TTConv2d(nn.Module):
         for frame, axis in axes:
             orthonormal, factor = retraction(frame.detach().to(dtype or frame.dtype), method)
             if optimizer is not None:
-                carry_momentum(optimizer, frame, self.core, factor.to(frame.dtype), axis)
+                transport_momentum(optimizer, frame, self.core, factor.to(frame.dtype), axis)
             frame.copy_(orthonormal)
             moved = torch.tensordot(factor, self.core.detach().to(factor.dtype), dims=([1], [axis]))
             self.core.copy_(moved.movedim(0, axis))

@@ -10,35 +10,35 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from svdctl.spectral.threads import side_by_side
+from svdctl.spectral.parallel_map import parallel_map
 
 _SMALLEST_SHARE = 4
 _SIDES = range(24, 1025)
 
 
-def shared_out(function: Callable[..., Tensor], matrices: Tensor, *more: Tensor) -> Tensor:
+def parallel_batched(function: Callable[..., Tensor], matrices: Tensor, *more: Tensor) -> Tensor:
     """`function(matrices, ...)` of batches `(B, ...)`, computed by as many threads as torch may use."""
     threads = torch.get_num_threads()
     few = len(matrices) < _SMALLEST_SHARE * threads
     if matrices.device.type != "cpu" or threads == 1 or few or max(matrices.shape[-2:]) not in _SIDES:
         return function(matrices, *more)
     parts = zip(*(batch.chunk(threads) for batch in (matrices, *more)), strict=True)
-    return torch.cat(side_by_side(lambda part: function(*part), parts))
+    return torch.cat(parallel_map(lambda part: function(*part), parts))
 
 
 def singular_values_of(matrices: Tensor) -> Tensor:
     """Singular values `(B, min(m, n))`, descending."""
-    return shared_out(torch.linalg.svdvals, matrices)
+    return parallel_batched(torch.linalg.svdvals, matrices)
 
 
 def eigenvalues_of(matrices: Tensor) -> Tensor:
     """Eigenvalues `(B, n)` of Hermitian matrices, ascending."""
-    return shared_out(torch.linalg.eigvalsh, matrices)
+    return parallel_batched(torch.linalg.eigvalsh, matrices)
 
 
 def is_positive_definite(matrices: Tensor) -> Tensor:
     """Whether the Cholesky factorisation of each Hermitian matrix runs to its end, `(B,)`; no exception, no sync."""
-    return shared_out(lambda part: torch.linalg.cholesky_ex(part).info == 0, matrices)
+    return parallel_batched(lambda part: torch.linalg.cholesky_ex(part).info == 0, matrices)
 
 
 def polar_factors(matrices: Tensor) -> Tensor:
@@ -48,11 +48,11 @@ def polar_factors(matrices: Tensor) -> Tensor:
         left, _, right = torch.linalg.svd(part, full_matrices=False)
         return left @ right
 
-    return shared_out(polar, matrices)
+    return parallel_batched(polar, matrices)
 
 
-def brought_down(matrices: Tensor, grams: Tensor, max: float) -> Tensor:
-    """The nearest matrices of norm at most `max`, `(B, m, n)`, given their Gram matrices `A^H A` `(B, n, n)`.
+def clip_singular_values(matrices: Tensor, grams: Tensor, max_sigma: float) -> Tensor:
+    """The nearest matrices of norm at most `max_sigma`, `(B, m, n)`, given their Gram matrices `A^H A` `(B, n, n)`.
 
     `A - (A V) g V^H` with `g(x) = 1 - max / sqrt(x)` over the eigenvectors V whose eigenvalue x is above `max^2`: on a
     CPU the others cost nothing.
@@ -60,14 +60,14 @@ def brought_down(matrices: Tensor, grams: Tensor, max: float) -> Tensor:
 
     def bring(part: Tensor, gram: Tensor) -> Tensor:
         squares, vectors = torch.linalg.eigh(gram)
-        share = 1 - max / squares.clamp_min(max**2).sqrt()
+        share = 1 - max_sigma / squares.clamp_min(max_sigma**2).sqrt()
         scaled = share[..., None] * vectors.mH
         if part.device.type != "cpu" or gram.shape[-1] not in _SIDES:
             return torch.baddbmm(part, part @ vectors, scaled, alpha=-1)
         brought = part.clone()
-        for place, count in enumerate((squares > max**2).sum(1).tolist()):
+        for place, count in enumerate((squares > max_sigma**2).sum(1).tolist()):
             if count:
                 brought[place].addmm_(part[place] @ vectors[place, :, -count:], scaled[place, -count:], alpha=-1)
         return brought
 
-    return shared_out(bring, matrices, grams)
+    return parallel_batched(bring, matrices, grams)

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from svdctl.errors import ShapeError
-from svdctl.spectral.operator import Convolution
+from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.symbol import angles, gram, half_grid, phases, symbol
 
 _CHUNK_BYTES = 1 << 24

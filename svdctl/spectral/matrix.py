@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from svdctl.spectral.bound import TOLERANCE, Bracket, norm_bound
-from svdctl.spectral.operator import Convolution
+from svdctl.spectral.bounds import TOLERANCE, Bracket, norm_bound
+from svdctl.spectral.convolution import Convolution
 
 
 def matrix_norm_bound(matrix: Tensor, *, tolerance: float = TOLERANCE, floor: float | None = None) -> Bracket:

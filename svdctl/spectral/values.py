@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from svdctl.errors import ShapeError
-from svdctl.spectral.arithmetic import exact_arithmetic, float32_is_exact
 from svdctl.spectral.batched import eigenvalues_of, singular_values_of
+from svdctl.spectral.convolution import Convolution
+from svdctl.spectral.exact_arithmetic import exact_arithmetic, float32_is_exact
 from svdctl.spectral.gram import GramField
-from svdctl.spectral.operator import Convolution
 from svdctl.spectral.symbol import angles, grid_product, half_grid, phases, symbol
 
 

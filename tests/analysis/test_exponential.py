@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 import svdctl
-from svdctl.analysis.exponential import exponential_values
+from svdctl.analysis.exponential_spectrum import exponential_values
 from svdctl.layers.soc import SOC
 from svdctl.layers.sott import SOTT
-from svdctl.spectral.operator import Convolution
+from svdctl.spectral.convolution import Convolution
 from tests.dense import dense_matrix, dense_values
 
 

@@ -169,8 +169,8 @@ OWN = {
 READERS: dict[str, Callable[[nn.Module], Any]] = {
     "spectral_norm_bound": svdctl.spectral_norm_bound,
     "singular_values": lambda layer: svdctl.singular_values(layer, 8),
-    "clip_": lambda layer: svdctl.clip_(layer, max=0.1, linear=True),
-    "divide_": lambda layer: svdctl.divide_(layer, max=0.1, linear=True),
+    "clip_": lambda layer: svdctl.clip_(layer, max_sigma=0.1, linear=True),
+    "divide_": lambda layer: svdctl.divide_(layer, max_sigma=0.1, linear=True),
 }
 
 
@@ -309,7 +309,7 @@ def test_a_tt_core_that_depends_on_the_mode_is_read_in_evaluation() -> None:
     assert found.lower == pytest.approx(50 * plain.lower, rel=0.01)
     assert layer.training
     with pytest.raises(ShapeError, match="computed anew"):
-        svdctl.clip_(layer, max=1.0)
+        svdctl.clip_(layer, max_sigma=1.0)
 
 
 @pytest.mark.parametrize(("made", "weight"), [(3, 1), (5, 3), (3, 5)])
@@ -367,7 +367,7 @@ def test_padding_that_repeats_pixels_is_counted_everywhere(name: str, filters: s
         assert norm <= svdctl.lipschitz_bound(net, (2, *[size] * axes)).value * (1 + 1e-9)
     for change in (svdctl.clip_, svdctl.divide_):
         changed = copy.deepcopy(layer)
-        change(changed, max=0.7)
+        change(changed, max_sigma=0.7)
         assert svdctl.spectral_norm_bound(changed).upper <= 0.7 * (1 + 1e-12)
         after = [float(dense_values(copy.deepcopy(changed).double(), (2, *[n] * axes))[0]) for n in sizes]
         assert max(after) <= 0.7 * (1 + 1e-9)
@@ -445,7 +445,7 @@ def test_a_parametrization_that_torch_cannot_compute_is_one_sentence(kind: str, 
     calls = [lambda: svdctl.spectrum(layer, shape)]
     if kind != "sott":
         calls += [lambda: svdctl.singular_values(layer, 8), lambda: svdctl.spectral_norm_bound(layer)]
-        calls += [lambda: svdctl.clip_(layer, max=0.5), lambda: svdctl.divide_(layer, max=0.5)]
+        calls += [lambda: svdctl.clip_(layer, max_sigma=0.5), lambda: svdctl.divide_(layer, max_sigma=0.5)]
     for number, call in enumerate(calls):
         with pytest.raises(ShapeError, match=r"\.float\(\) first" if number < 3 else "cannot be changed") as caught:
             call()
@@ -476,7 +476,7 @@ def test_nearly_dependent_frames_are_read_as_exactly_as_they_are_multiplied() ->
     assert found.lower <= true.upper * (1 + 1e-9)
     for change in (svdctl.divide_, svdctl.clip_):
         changed = nearly_dependent()
-        change(changed, max=true.lower / 3)
+        change(changed, max_sigma=true.lower / 3)
         parts = (changed.frame_out, changed.core, changed.frame_in)
         after = torch.einsum("ob,bahw,ia->oihw", *(part.detach().double() for part in parts))
         assert svdctl.spectral_norm_bound(after).lower <= true.lower / 3
@@ -532,7 +532,7 @@ def test_layers_that_share_memory_are_all_within_the_bound_afterwards(
     for limit in (0.3, 0.9, 1.5, 3.0):
         net = SHARING[name]()
         before = [svdctl.spectral_norm_bound(layer, tolerance=1e-4) for layer in net]
-        change(net, max=limit)
+        change(net, max_sigma=limit)
         for layer, bracket in zip(net, before, strict=True):
             after = svdctl.spectral_norm_bound(layer, tolerance=1e-4)
             assert after.upper <= limit * (1 + 2e-4)
@@ -547,7 +547,7 @@ def test_a_layer_that_was_not_chosen_is_not_changed(name: str, change: Callable[
     net = SHARING[name]()
     before = [parameter.clone() for parameter in net.parameters()]
     with pytest.raises(ShapeError, match="choose both"):
-        change(net, max=0.01, layers="0")
+        change(net, max_sigma=0.01, layers="0")
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
 
 
@@ -559,9 +559,9 @@ def test_a_common_core_between_different_frames_is_refused_by_clip_and_divided()
         return nn.Sequential(*layers)
 
     with pytest.raises(ShapeError, match="share a core"):
-        svdctl.clip_(net(), max=0.1)
+        svdctl.clip_(net(), max_sigma=0.1)
     divided = net()
-    svdctl.divide_(divided, max=0.1)
+    svdctl.divide_(divided, max_sigma=0.1)
     assert all(svdctl.spectral_norm_bound(layer).upper <= 0.1 * 1.01 for layer in divided)
 
 
@@ -575,6 +575,6 @@ def test_nothing_is_changed_on_an_error(place: int, bad: float, change: Callable
         next(iter(net[place].parameters()))[0, 0] = bad
     before = [parameter.detach().nan_to_num(7e7) for parameter in net.parameters()]
     with pytest.raises(ShapeError, match="finite"):
-        change(net, max=0.01)
+        change(net, max_sigma=0.01)
     after = [parameter.detach().nan_to_num(7e7) for parameter in net.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import svdctl
-from svdctl.analysis.records import layer_record, to_csv
+from svdctl.analysis.spectrum_records import layer_record, to_csv
 from svdctl.errors import ShapeError
 from svdctl.layers.tt import TTConv2d
 from svdctl.spectral import Bracket, Convolution, clip_kernel, divide_kernel, norm_bound, singular_values
@@ -125,16 +125,16 @@ def test_clip_and_divide_a_network() -> None:
         model[0].weight.mul_(5)
         model[1].weight.mul_(5)
     fc = model[3].weight.clone()
-    moved = svdctl.clip_(model, max=1.0, layers="0")
+    moved = svdctl.clip_(model, max_sigma=1.0, layers="0")
     assert set(moved) == {"0"}
-    factors = svdctl.divide_(model, max=1.0)
+    factors = svdctl.divide_(model, max_sigma=1.0)
     assert factors["0"] == 1.0
     assert factors["1"] < 1
     assert torch.equal(model[3].weight, fc)
     rows = svdctl.spectrum(model, (3, 9, 9), at_most=1.0)
     assert {row.name for row in rows.exceeding(1.0)} <= {"3"}
     with pytest.raises(ShapeError, match="matches nothing"):
-        svdctl.clip_(model, max=1.0, layers="nothing")
+        svdctl.clip_(model, max_sigma=1.0, layers="nothing")
 
 
 def test_a_network_is_left_as_it_was_and_reads_as_a_table() -> None:

@@ -13,9 +13,9 @@ from unittest.mock import Mock, patch
 import pytest
 from rich.console import Console
 
-import svdctl.recipes
-from svdctl.cli.evaluation_text import LiveReporter, PlainReporter, amount, choose_reporter
-from svdctl.config.evaluate import METRICS, EvaluateConfig
+import svdctl.evaluate
+from svdctl.cli.evaluation_progress import LiveEvaluationReporter, PlainEvaluationReporter, amount, choose_reporter
+from svdctl.config.evaluate_config import METRICS, EvaluateConfig
 from svdctl.config.evaluate_flags import resolve_evaluation
 from svdctl.errors import CheckpointError, DataError, UsageError
 from tests.cli.test_train_command import svdctl_exits
@@ -26,11 +26,11 @@ def recipe() -> Iterator[Mock]:
     """The recipe, replaced whole."""
     fake = Mock(spec=["run", "show_corruptions"])
     fake.run.return_value = Mock(evaluations=(), failures=(), report=None)
-    module = ModuleType("svdctl.recipes.eval_robust")
+    module = ModuleType("svdctl.evaluate.runner")
     module.__dict__.update(run=fake.run, show_corruptions=fake.show_corruptions)
     with (
-        patch.dict(sys.modules, {"svdctl.recipes.eval_robust": module}),
-        patch.object(svdctl.recipes, "eval_robust", module, create=True),
+        patch.dict(sys.modules, {"svdctl.evaluate.runner": module}),
+        patch.object(svdctl.evaluate, "runner", module, create=True),
     ):
         yield fake
 
@@ -39,7 +39,7 @@ def config_for(recipe: Mock, *arguments: str) -> EvaluateConfig:
     assert svdctl_exits("eval-robust", *arguments) == 0
     (config,), named = recipe.run.call_args
     assert named.keys() == {"reporter"}
-    assert isinstance(named["reporter"], PlainReporter)
+    assert isinstance(named["reporter"], PlainEvaluationReporter)
     return config
 
 
@@ -173,7 +173,7 @@ def test_wrong_usage_is_a_sentence(recipe: Mock, capsys: pytest.CaptureFixture[s
 
 def test_faults_come_without_torch() -> None:
     code = (
-        "import sys\nfrom svdctl.cli.main import main\n"
+        "import sys\nfrom svdctl.cli.app import main\n"
         "sys.argv = ['svdctl', 'eval-robust', 'x', '--metrics', 'ece', '--eps', '-1']\n"
         "try: main()\nexcept SystemExit as e: assert e.code == 2\n"
         "found = [m for m in ('torch', 'numpy', 'matplotlib', 'PIL') if m in sys.modules]\nassert not found, found"
@@ -215,7 +215,7 @@ def test_the_terminal_is_given_back_however_it_ends(
     recipe: Mock, capsys: pytest.CaptureFixture[str], error: BaseException, code: int
 ) -> None:
     recipe.run.side_effect = error
-    with patch("svdctl.cli.evaluation_text.choose_reporter") as choose:
+    with patch("svdctl.cli.evaluation_progress.choose_reporter") as choose:
         assert svdctl_exits("eval-robust", "x") == code
     choose.return_value.close.assert_called_once_with()
     assert "Traceback" not in capsys.readouterr().err
@@ -230,7 +230,7 @@ def test_the_sheet_of_corruptions_needs_no_checkpoint(recipe: Mock, tmp_path: Pa
     recipe.run.assert_not_called()
 
 
-def an_evaluation(reporter: PlainReporter) -> None:
+def an_evaluation(reporter: PlainEvaluationReporter) -> None:
     reporter.checkpoints(["a/last", "b"], ["accuracy"])
     reporter.checkpoint("a/last", Path("runs/a/eval-last"))
     reporter.metric("accuracy")
@@ -245,7 +245,7 @@ def an_evaluation(reporter: PlainReporter) -> None:
 
 
 def test_progress_goes_to_stderr_in_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    an_evaluation(PlainReporter())
+    an_evaluation(PlainEvaluationReporter())
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "\x1b" not in shown.err
@@ -255,9 +255,9 @@ def test_progress_goes_to_stderr_in_plain_lines(capsys: pytest.CaptureFixture[st
 
 
 def test_a_line_of_progress_every_ten_seconds(capsys: pytest.CaptureFixture[str]) -> None:
-    with patch("svdctl.cli.evaluation_text.time.monotonic") as clock:
+    with patch("svdctl.cli.evaluation_progress.time.monotonic") as clock:
         clock.return_value = 0.0
-        reporter = PlainReporter()
+        reporter = PlainEvaluationReporter()
         reporter.metric("cifar-c")
         for second in range(1, 26):
             clock.return_value = float(second)
@@ -267,7 +267,7 @@ def test_a_line_of_progress_every_ten_seconds(capsys: pytest.CaptureFixture[str]
 
 
 def test_the_live_bar_is_drawn_and_taken_away() -> None:
-    reporter, screen = LiveReporter(), io.StringIO()
+    reporter, screen = LiveEvaluationReporter(), io.StringIO()
     reporter._console = Console(file=screen, force_terminal=True, width=110, highlight=False)
     an_evaluation(reporter)
     shown = screen.getvalue()
@@ -276,9 +276,9 @@ def test_the_live_bar_is_drawn_and_taken_away() -> None:
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 2
 
 
-@pytest.mark.parametrize(("terminal", "kind"), [(True, LiveReporter), (False, PlainReporter)])
-def test_stderr_chooses(terminal: bool, kind: type[PlainReporter]) -> None:
-    with patch("svdctl.cli.evaluation_text.sys.stderr") as stderr:
+@pytest.mark.parametrize(("terminal", "kind"), [(True, LiveEvaluationReporter), (False, PlainEvaluationReporter)])
+def test_stderr_chooses(terminal: bool, kind: type[PlainEvaluationReporter]) -> None:
+    with patch("svdctl.cli.evaluation_progress.sys.stderr") as stderr:
         stderr.isatty.return_value = terminal
         assert type(choose_reporter()) is kind
 
@@ -290,7 +290,7 @@ def test_bytes_are_megabytes() -> None:
 
 def test_the_whole_thing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Flags, recipe, files and output together, on a network trained in a second."""
-    from tests.evaluation.small import write_data, write_run
+    from tests.evaluate.small import write_data, write_run
 
     data = write_data(tmp_path / "data.npz")
     write_run(tmp_path / "runs/a", data)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from svdctl.cli.main import main
+from svdctl.cli.app import main
 
 
 def call(capsys, monkeypatch, *arguments: object) -> tuple[int, str, str]:

@@ -15,14 +15,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from svdctl.build import build_model
-from svdctl.checkpoint import Checkpoint, write_checkpoint
-from svdctl.cli.main import main
-from svdctl.config.model import TT, LipConv, Parametrize, Sott, Standard, Wrn
-from svdctl.config.train import TrainConfig
+from svdctl.checkpoint.checkpoint_file import Checkpoint, write_checkpoint
+from svdctl.cli.app import main
+from svdctl.config.model_config import TT, LipConv, Parametrize, Sott, Standard, Wrn
+from svdctl.config.train_config import TrainConfig
 from svdctl.layers.soc import SOC
 from svdctl.layers.sott import SOTT
 from svdctl.layers.tt import TTConv2d
+from svdctl.models.build import build_model
 from tests.dense import dense_values
 
 Invoke = Callable[..., tuple[int, str, str]]

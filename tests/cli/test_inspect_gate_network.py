@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from svdctl.cli.main import main
+from svdctl.cli.app import main
 
 Gate = Callable[..., tuple[int, str]]
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from svdctl.cli.main import main
+from svdctl.cli.app import main
 
 HEAVY = ("torch", "torchvision", "lightning_fabric", "numpy", "matplotlib", "sklearn", "wandb")
 
@@ -14,12 +14,12 @@ HEAVY = ("torch", "torchvision", "lightning_fabric", "numpy", "matplotlib", "skl
 @pytest.mark.parametrize(
     "code",
     [
-        "import svdctl, svdctl.config.presets, svdctl.config.flags, svdctl.config.train, svdctl.errors",
-        "import svdctl.cli.main, svdctl.cli.render, svdctl.cli.errors",
-        "import svdctl.config.presets as p; from svdctl.config.flags import resolve; p.to_toml(resolve({}).config)",
-        "import sys; from svdctl.cli.main import main; sys.argv = ['svdctl', 'train', '--rank', '3']\n"
+        "import svdctl, svdctl.config.presets, svdctl.config.train_flags, svdctl.config.train_config, svdctl.errors",
+        "import svdctl.cli.app, svdctl.cli.training_progress, svdctl.cli.messages",
+        "import svdctl.config.presets as p; from svdctl.config.train_flags import resolve as r; p.to_toml(r({}).config)",  # noqa: E501
+        "import sys; from svdctl.cli.app import main; sys.argv = ['svdctl', 'train', '--rank', '3']\n"
         "try: main()\nexcept SystemExit as e: assert e.code == 2",
-        "import sys; from svdctl.cli.main import main; sys.argv = ['svdctl', 'train', '--dec-rank', '0']\n"
+        "import sys; from svdctl.cli.app import main; sys.argv = ['svdctl', 'train', '--dec-rank', '0']\n"
         "try: main()\nexcept SystemExit as e: assert e.code == 2",
     ],
 )

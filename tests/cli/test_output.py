@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from svdctl.checkpoint import read_checkpoint
-from tests.training.test_resume import write_data
+from svdctl.checkpoint.checkpoint_file import read_checkpoint
+from tests.train.test_resume import write_data
 
 TINY = [
     "train", "--preset", "quickstart", "--max-steps", "1", "--batch-size", "8", "--name", "tiny",

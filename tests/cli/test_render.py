@@ -8,7 +8,14 @@ from unittest.mock import Mock, patch
 import pytest
 from rich.console import Console
 
-from svdctl.cli.render import PlainReporter, RichReporter, choose_reporter, duration, evaluation_line, result_lines
+from svdctl.cli.training_progress import (
+    PlainReporter,
+    RichReporter,
+    choose_reporter,
+    duration,
+    evaluation_line,
+    result_lines,
+)
 
 STEP = {"epoch": 2, "epochs": 12, "loss": 0.25, "acc": 0.9375, "images_per_second": 1234.4, "seconds_left": 65.0}
 EPOCH = {**STEP, "val_loss": 0.3, "val_acc": 0.91, "train_time": 3.0, "clipping_time": 0.5}
@@ -62,7 +69,7 @@ def test_plain_lines_hold_everything_and_no_escape_codes(capsys: pytest.CaptureF
 
 def test_plain_progress_every_ten_seconds(capsys: pytest.CaptureFixture[str]) -> None:
     reporter = PlainReporter()
-    with patch("svdctl.cli.render.time.monotonic") as clock:
+    with patch("svdctl.cli.training_progress.time.monotonic") as clock:
         clock.return_value = 0.0
         reporter.start(100, 0)
         for second in range(1, 26):
@@ -93,7 +100,7 @@ def test_the_live_bar_is_drawn_and_taken_away() -> None:
 
 @pytest.mark.parametrize(("terminal", "kind"), [(True, RichReporter), (False, PlainReporter)])
 def test_stdout_chooses(terminal: bool, kind: type[PlainReporter]) -> None:
-    with patch("svdctl.cli.render.sys.stdout") as stdout:
+    with patch("svdctl.cli.training_progress.sys.stdout") as stdout:
         stdout.isatty.return_value = terminal
         assert type(choose_reporter()) is kind
 

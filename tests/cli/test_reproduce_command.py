@@ -12,17 +12,17 @@ from unittest.mock import Mock, patch
 import pytest
 from rich.console import Console
 
-from svdctl.cli.main import main
-from svdctl.cli.reproduce_board import LiveBoard, PlainBoard, RowState, choose_board, most_urgent
+from svdctl.cli.app import main
+from svdctl.cli.reproduce_progress import LiveBoard, PlainBoard, RowState, choose_board, most_urgent
 from svdctl.cli.reproduce_text import aligned, rehearsal_lines
 from svdctl.cli.variadic import spread
-from svdctl.config.table import Request
+from svdctl.config.table_config import Request
 from svdctl.errors import DataError, Interrupted, UsageError
-from svdctl.recipes.reproduction import run as recipe
-from svdctl.recipes.reproduction.execute import Outcome
-from svdctl.recipes.reproduction.plan import make_plan
-from svdctl.recipes.reproduction.results import RunFigures
-from svdctl.recipes.reproduction.store import Store
+from svdctl.reproduce import reproduction as recipe
+from svdctl.reproduce.execute import Outcome
+from svdctl.reproduce.plan import make_plan
+from svdctl.reproduce.run_store import RunStore
+from svdctl.reproduce.table_results import RunFigures
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_a_failed_row_is_exit_code_1(reproduce: Mock, capsys: pytest.CaptureFixt
 
 def test_tables_are_listed_without_torch() -> None:
     code = (
-        "import sys; from svdctl.cli.main import main\n"
+        "import sys; from svdctl.cli.app import main\n"
         "for line in (['--list'], ['tabel2'], ['table2', '--rows', 'x*'], ['table2', '--set', 'epochs=0']):\n"
         "    sys.argv = ['svdctl', 'reproduce', *line]\n"
         "    try: main()\n"
@@ -174,7 +174,7 @@ def work(tmp_path: Path) -> Iterator[Work]:
     """Two boards on one plan: a run done, one failed, one training, one measured, the rest waiting."""
     plan = make_plan(Request(tables=("table2",), scale="smoke", out_dir=tmp_path))
     runs = plan.runs()
-    store = Store(tmp_path)
+    store = RunStore(tmp_path)
     store.prepare()
     plain, live, screen = PlainBoard(), LiveBoard(), io.StringIO()
     live._console = Console(file=screen, force_terminal=True, width=120, highlight=False)
@@ -231,7 +231,7 @@ def test_a_board_of_more_rows_than_lines_shows_those_at_work() -> None:
 
 def test_a_long_plan_fits_a_small_terminal(tmp_path: Path) -> None:
     plan = make_plan(Request(tables=("table-vgg",), out_dir=tmp_path))
-    runs, store = plan.runs(), Store(tmp_path)
+    runs, store = plan.runs(), RunStore(tmp_path)
     store.prepare()
     board, screen = LiveBoard(), io.StringIO()
     board._console = Console(file=screen, force_terminal=True, width=100, height=14, highlight=False)
@@ -247,7 +247,7 @@ def test_a_long_plan_fits_a_small_terminal(tmp_path: Path) -> None:
 
 def test_a_status_of_an_earlier_call_is_waiting(tmp_path: Path) -> None:
     plan = make_plan(Request(tables=("table2",), out_dir=tmp_path))
-    store = Store(tmp_path)
+    store = RunStore(tmp_path)
     store.prepare()
     store.write_status(plan.runs()[0].key, state="training", epoch=1.0, epochs=2.0)
     board = PlainBoard()
@@ -258,7 +258,7 @@ def test_a_status_of_an_earlier_call_is_waiting(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("terminal", "kind"), [(True, LiveBoard), (False, PlainBoard)])
 def test_stdout_chooses(terminal: bool, kind: type[PlainBoard]) -> None:
-    with patch("svdctl.cli.reproduce_board.sys.stdout") as stdout:
+    with patch("svdctl.cli.reproduce_progress.sys.stdout") as stdout:
         stdout.isatty.return_value = terminal
         assert type(choose_board()) is kind
 
@@ -270,8 +270,8 @@ def test_tables_are_aligned() -> None:
 
 
 def test_a_dry_run_shows_every_run_and_needs_no_data(tmp_path: Path) -> None:
-    from svdctl.recipes.reproduction import estimate
-    from svdctl.recipes.reproduction.rehearsal import rehearse
+    from svdctl.reproduce import estimate
+    from svdctl.reproduce.dry_run import dry_run_report
 
     speed = estimate.Speed(step=1.0, forward=0.001, gradient=0.003)
     with (
@@ -279,12 +279,12 @@ def test_a_dry_run_shows_every_run_and_needs_no_data(tmp_path: Path) -> None:
         patch.object(estimate, "_measure_control", return_value=0.5),
     ):
         request = Request(tables=("table2", "figure-speed"), out_dir=tmp_path / "runs")
-        rehearsal = rehearse(request, lambda text: None)
+        rehearsal = dry_run_report(request, lambda text: None)
     assert len(rehearsal.runs) == 12
     text = "\n".join(rehearsal_lines(rehearsal))
     for part in (
         "table2-divide-tt192-s3407",
-        "svdctl train --preset wrn-cifar10-divide --set checkpoint.every=1 --set seed=3407",
+        "svdctl train --preset wrn-cifar10-divide --set checkpoint.every_epochs=1 --set seed=3407",
         "4,706,266 parameters, 3.58x smaller",
         "FLOPs a step of 128",
         "there     nothing",

@@ -9,13 +9,13 @@ from unittest.mock import Mock, patch
 
 import pytest
 
-import svdctl.recipes
-from svdctl.cli.main import main
-from svdctl.cli.render import PlainReporter
-from svdctl.config.command import LIPCONV, TRAIN, Command
-from svdctl.config.flags import resolve
+import svdctl.train
+from svdctl.cli.app import main
+from svdctl.cli.training_progress import PlainReporter
+from svdctl.config.command_flags import LIPCONV, TRAIN, Command
 from svdctl.config.presets import list_presets
-from svdctl.config.train import TrainConfig
+from svdctl.config.train_config import TrainConfig
+from svdctl.config.train_flags import resolve
 from svdctl.errors import CheckpointError, Interrupted, TrainingError, UsageError
 
 COMMANDS = (TRAIN, LIPCONV)
@@ -27,11 +27,11 @@ def recipe() -> Iterator[Mock]:
     fake = Mock(spec=["plan", "run", "resume"])
     fake.plan.return_value = ["base     X", "model    Y"]
     fake.run.return_value = fake.resume.return_value = Mock(completed=True)
-    module = ModuleType("svdctl.recipes.train")
+    module = ModuleType("svdctl.train.start")
     module.__dict__.update(plan=fake.plan, run=fake.run, resume=fake.resume)
     with (
-        patch.dict(sys.modules, {"svdctl.recipes.train": module}),
-        patch.object(svdctl.recipes, "train", module, create=True),
+        patch.dict(sys.modules, {"svdctl.train.start": module}),
+        patch.object(svdctl.train, "start", module, create=True),
     ):
         yield fake
 
@@ -63,7 +63,13 @@ def test_flags_reach_the_recipe_with_dashes_or_underscores(recipe: Mock) -> None
         assert svdctl_exits("train", *line) == 0
     first, second, third = (call.args[0] for call in recipe.run.call_args_list)
     assert first == second == third
-    expected = ["layer.rank=256", "control.max=5", "control.every=2", "out_dir=x_y", "optimizer.nesterov=false"]
+    expected = [
+        "layer.rank=256",
+        "control.max_sigma=5",
+        "control.every_steps=2",
+        "out_dir=x_y",
+        "optimizer.nesterov=false",
+    ]
     assert first == resolve({"preset": "wrn-cifar10-divide", "set": expected}).config
 
 
@@ -174,7 +180,7 @@ def test_exceptions_become_sentences(
 @pytest.mark.parametrize("error", [None, TrainingError("stop"), KeyboardInterrupt()])
 def test_the_terminal_is_given_back_however_the_run_ends(recipe: Mock, error: BaseException | None) -> None:
     recipe.run.side_effect = error
-    with patch("svdctl.cli.render.choose_reporter") as choose:
+    with patch("svdctl.cli.training_progress.choose_reporter") as choose:
         svdctl_exits("train")
     choose.return_value.close.assert_called_once_with()
 

@@ -5,8 +5,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from svdctl.config.command import LIPCONV
-from svdctl.config.flags import resolve
+from svdctl.config.command_flags import LIPCONV
+from svdctl.config.train_flags import resolve
 from tests.cli.test_train_command import recipe, svdctl_exits  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("recipe")
@@ -48,12 +48,12 @@ def test_every_flag_of_the_papers_command_sets_its_field(recipe: Mock) -> None: 
             "kind": "tt", "rank": 12, "rank_scale": None, "compress_first": True, "init": None,
             "frames": {"kind": "penalty", "weight": 3, "count": "paper"},
         },
-        "control": {"kind": "clip", "max": 1.5, "every": 5, "linear_max": None, "procedure": "certified"},
+        "control": {"kind": "clip", "max_sigma": 1.5, "every_steps": 5, "linear_max": None, "procedure": "certified"},
         "batchnorm": None,
         "certificate": {"epsilon": 72, "radii": [36, 72, 108, 255]},
         "optimizer": {"kind": "sgd", "lr": 0.2, "momentum": 0.8, "nesterov": False, "weight_decay": 1e-3},
         "schedule": {"kind": "cyclic", "lr_min": 0.01, "up": 0.05, "down": 0.15},
-        "checkpoint": {"every": 10, "every_steps": None, "keep": False},
+        "checkpoint": {"every_epochs": 10, "every_steps": None, "keep": False},
     }  # fmt: skip
 
 

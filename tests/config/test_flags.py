@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svdctl.config.flags import resolve
 from svdctl.config.presets import list_presets, to_toml
-from svdctl.config.train import TrainConfig
+from svdctl.config.train_config import TrainConfig
+from svdctl.config.train_flags import resolve
 from svdctl.errors import UsageError
 
 
@@ -24,8 +24,8 @@ def test_bases() -> None:
 
 
 def test_set_reaches_every_field_and_switches_kinds() -> None:
-    config = resolve({"preset": "wrn-cifar100-clip", "set": ["control.max=5", "log.wandb=offline"]}).config
-    assert (config.control.max, config.log.wandb) == (5, "offline")
+    config = resolve({"preset": "wrn-cifar100-clip", "set": ["control.max_sigma=5", "log.wandb=offline"]}).config
+    assert (config.control.max_sigma, config.log.wandb) == (5, "offline")
     config = resolve({"preset": "wrn-cifar100-clip", "set": ["control.kind=none", "layer.kind=standard"]}).config
     assert (config.control.kind, config.layer.kind) == ("none", "standard")
     config = resolve({"preset": "wrn-cifar100-clip", "dec_scale": 0.5}).config
@@ -46,7 +46,7 @@ def test_set_reaches_every_field_and_switches_kinds() -> None:
         ({"new_layer": "tt"}, "--dec-rank"),
         ({"new_layer": "tt", "dec_rank": 0}, "--dec-rank"),
         ({"preset": "wrn-cifr10"}, "did you mean wrn-cifar10"),
-        ({"set": ["control.mx=3"]}, "did you mean control.max"),
+        ({"set": ["control.max_sigm=3"]}, "did you mean control.max_sigma"),
         ({"set": ["nonsense"]}, "key.path=value"),
         ({"architecture": "resnet50"}, "wrn16-10"),
         ({"architecture": "wrn17-10"}, "6n \\+ 4"),
@@ -92,7 +92,7 @@ VALUES: dict[str, Any] = {
     "orthogonal_k": st.floats(-1, 1e6),
     "preset": st.sampled_from([*list_presets(), "nothing"]),
     "set": st.lists(
-        st.sampled_from(["a=1", "control=3", "control.max=", "layer.frames=1", "=", "epochs=x", "a.b.c=[1]"])
+        st.sampled_from(["a=1", "control=3", "control.max_sigma=", "layer.frames=1", "=", "epochs=x", "a.b.c=[1]"])
     ),
     "epochs": st.integers(-1, 3),
     "devices": st.sampled_from(["auto", "2", "0", "x"]),

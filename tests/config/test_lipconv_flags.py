@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svdctl.build import lr_factor
-from svdctl.config.command import LIPCONV, TRAIN
-from svdctl.config.flags import resolve
-from svdctl.config.model import TT, Free, Parametrize, Penalty, Retract, Soc, Sott, Standard
-from svdctl.config.optim import Cyclic, Steps
+from svdctl.config.command_flags import LIPCONV, TRAIN
+from svdctl.config.model_config import TT, Free, Parametrize, Penalty, Retract, Soc, Sott, Standard
+from svdctl.config.optimizer_config import Cyclic, Steps
 from svdctl.config.presets import list_presets, to_toml
-from svdctl.config.train import TrainConfig
+from svdctl.config.train_config import TrainConfig
+from svdctl.config.train_flags import resolve
 from svdctl.errors import UsageError
+from svdctl.models.build import lr_factor
 
 SOTT: dict[str, Any] = {"conv_type": "sott", "dec_rank": "128"}
 

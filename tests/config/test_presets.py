@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from svdctl.config.command import LIPCONV, TRAIN, Command
-from svdctl.config.flags import resolve
+from svdctl.config.command_flags import LIPCONV, TRAIN, Command
 from svdctl.config.presets import list_presets, preset_folder, read_preset, run_name, to_toml
-from svdctl.config.train import TrainConfig
+from svdctl.config.train_config import TrainConfig
+from svdctl.config.train_flags import resolve
 from svdctl.errors import UsageError
 from tests.cli.flags import flags_of
 

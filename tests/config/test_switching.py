@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from svdctl.config.control import Clip, Divide
-from svdctl.config.flags import resolve
-from svdctl.config.model import TT, Free, Parametrize, Penalty, Retract
-from svdctl.config.optim import Adam
+from svdctl.config.control_config import Clip, Divide
+from svdctl.config.model_config import TT, Free, Parametrize, Penalty, Retract
+from svdctl.config.optimizer_config import Adam
+from svdctl.config.train_flags import resolve
 from svdctl.errors import UsageError
 
 DIVIDE: dict[str, Any] = {"preset": "wrn-cifar100-divide"}
@@ -23,18 +23,18 @@ def faults_of(flags: dict[str, Any]) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     ("flags", "control"),
     [
-        ({}, Divide(max=10, linear_max=3.9)),
-        ({"clipping": "divide_by_largest", "clip_to": 5.0}, Divide(max=5, linear_max=3.9)),
-        ({"clipping": "clip"}, Clip(max=1, every=100)),
-        ({"set": ["control.kind=clip", "control.max=2"]}, Clip(max=2)),
-        ({"set": ["control.kind=divide"]}, Divide(max=10, linear_max=3.9)),
-        ({"set": ["control.linear_max="]}, Divide(max=10)),
-        ({"set": ['control={kind="clip", every=7}']}, Clip(every=7)),
-        ({"clip_linear": True}, Divide(max=10, linear_max=3.9)),
-        ({"clip_linear": True, "clip_to": 4.0}, Divide(max=4, linear_max=4)),
-        ({"clip_linear_to": 2.0}, Divide(max=10, linear_max=2)),
-        ({"clip_linear": True, "clip_to": 4.0, "clip_linear_to": -1.0}, Divide(max=4, linear_max=4)),
-        ({"procedure": "paper"}, Divide(max=10, linear_max=3.9, procedure="paper")),
+        ({}, Divide(max_sigma=10, linear_max=3.9)),
+        ({"clipping": "divide_by_largest", "clip_to": 5.0}, Divide(max_sigma=5, linear_max=3.9)),
+        ({"clipping": "clip"}, Clip(max_sigma=1, every_steps=100)),
+        ({"set": ["control.kind=clip", "control.max_sigma=2"]}, Clip(max_sigma=2)),
+        ({"set": ["control.kind=divide"]}, Divide(max_sigma=10, linear_max=3.9)),
+        ({"set": ["control.linear_max="]}, Divide(max_sigma=10)),
+        ({"set": ['control={kind="clip", every_steps=7}']}, Clip(every_steps=7)),
+        ({"clip_linear": True}, Divide(max_sigma=10, linear_max=3.9)),
+        ({"clip_linear": True, "clip_to": 4.0}, Divide(max_sigma=4, linear_max=4)),
+        ({"clip_linear_to": 2.0}, Divide(max_sigma=10, linear_max=2)),
+        ({"clip_linear": True, "clip_to": 4.0, "clip_linear_to": -1.0}, Divide(max_sigma=4, linear_max=4)),
+        ({"procedure": "paper"}, Divide(max_sigma=10, linear_max=3.9, procedure="paper")),
     ],
 )
 def test_another_kind_drops_the_old_fields_and_the_same_kind_keeps_them(flags: dict[str, Any], control: object) -> None:
@@ -102,8 +102,8 @@ def test_notices_name_what_differs_from_the_papers_code() -> None:
     [
         ({"set": ["control.rank=3"]}, "control.rank: there is no such key; did you mean layer.rank?"),
         (
-            {"preset": "wrn-cifar10", "set": ["control.max=3"]},
-            "control.max: kind = 'none' has no such key; choose another control.kind first",
+            {"preset": "wrn-cifar10", "set": ["control.max_sigma=3"]},
+            "control.max_sigma: kind = 'none' has no such key; choose another control.kind first",
         ),
         (
             {"set": ["layer.frames.weight=3"]},
@@ -113,7 +113,7 @@ def test_notices_name_what_differs_from_the_papers_code() -> None:
         ({**PAPER_TT, "new_layer": "cp"}, "--new-layer (layer.kind): 'cp' is not one of 'standard', 'tt'"),
         ({"set": ["normalize.mean=[1, 2]"]}, "normalize.mean.2: a value is needed here"),
         ({"clipping": "none", "clip_linear": True}, "--clip-linear needs a control; add --clipping, or leave it out"),
-        ({"preset": "wrn-cifar10-divide", "clip_freq": 0}, "--clip-freq (control.every): 0 does not do; "),
+        ({"preset": "wrn-cifar10-divide", "clip_freq": 0}, "--clip-freq (control.every_steps): 0 does not do; "),
         ({"devices": "two"}, "--devices (hardware.devices): 'two' does not do; "),
         ({**PAPER_TT, "frames": "retract", "orthogonal_k": 3.0}, "--orthogonal-k weighs the penalty on frames; "),
     ],

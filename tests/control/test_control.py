@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from svdctl import spectral_norm_bound
-from svdctl.config.control import (
+from svdctl.config.control_config import (
     Assign,
     BatchNormControl,
     Clip,
@@ -15,7 +15,7 @@ from svdctl.config.control import (
 )
 from svdctl.control import Controller
 from svdctl.control.actions import is_layer_bounded
-from svdctl.layers.operator import batchnorm_gain
+from svdctl.layers.layer_operator import batchnorm_gain
 from svdctl.layers.tt import TTConv2d
 from tests.dense import dense_values
 
@@ -34,11 +34,11 @@ LAYERS = {
     "tt parametrized": (lambda: TTConv2d(6, 8, 3, rank=3, padding=1, frames="parametrize"), (6, 6, 6)),
 }
 CONTROLS = [
-    Clip(max=0.7, every=1, linear_max=0.7),
-    Divide(max=0.7, linear_max=0.7),
-    DivideExact(max=0.7, linear_max=0.7),
-    DivideEach(max=0.7, linear_max=0.7),
-    Assign(max=0.7, every=1, linear_max=0.7),
+    Clip(max_sigma=0.7, every_steps=1, linear_max=0.7),
+    Divide(max_sigma=0.7, linear_max=0.7),
+    DivideExact(max_sigma=0.7, linear_max=0.7),
+    DivideEach(max_sigma=0.7, linear_max=0.7),
+    Assign(max_sigma=0.7, every_steps=1, linear_max=0.7),
 ]
 
 
@@ -74,14 +74,14 @@ def test_bound_holds_after_a_step_and_the_seal(name: str, control, dtype: torch.
 def test_assign_brings_values_together() -> None:
     layer = make("conv2d", torch.float64)
     spread = dense_values(layer, (4, 6, 6))
-    Controller(nn.Sequential(layer), Assign(max=1.0, every=1), None).after_step(1)
+    Controller(nn.Sequential(layer), Assign(max_sigma=1.0, every_steps=1), None).after_step(1)
     after = dense_values(layer, (4, 6, 6))
     assert after[0] / after[100] < 0.7 * spread[0] / spread[100]
 
 
 def test_divide_sees_no_host_and_follows_the_weights() -> None:
     layer = make("conv2d", torch.float32)
-    controller = Controller(nn.Sequential(layer), Divide(max=1.0), None)
+    controller = Controller(nn.Sequential(layer), Divide(max_sigma=1.0), None)
     for step in range(1, 20):
         with torch.no_grad():
             layer.weight.add_(0.05 * torch.randn_like(layer.weight))
@@ -92,7 +92,7 @@ def test_divide_sees_no_host_and_follows_the_weights() -> None:
 def test_layers_without_a_maximum_are_left_alone() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2))
     before = model[2].weight.detach().clone()
-    controller = Controller(model, Clip(max=0.01, every=3), None)
+    controller = Controller(model, Clip(max_sigma=0.01, every_steps=3), None)
     controller.after_step(1)
     controller.after_step(3)
     controller.seal()
@@ -103,7 +103,9 @@ def test_layers_without_a_maximum_are_left_alone() -> None:
 def test_paper_procedure_has_no_seal() -> None:
     layer = make("conv2d", torch.float32)
     sizes = {"0": (6, 6)}
-    controller = Controller(nn.Sequential(layer), Clip(max=0.7, every=1, procedure="paper"), None, sizes=sizes)
+    controller = Controller(
+        nn.Sequential(layer), Clip(max_sigma=0.7, every_steps=1, procedure="paper"), None, sizes=sizes
+    )
     controller.after_step(1)
     controller.seal()
     assert not is_layer_bounded(layer, 0.7)
@@ -126,7 +128,7 @@ SMALL_INPUTS = {
 
 
 def paper_clip(layer: nn.Module, maximum: float, size: tuple[int, ...]) -> Controller:
-    control = Clip(max=maximum, every=1, procedure="paper", linear_max=maximum)
+    control = Clip(max_sigma=maximum, every_steps=1, procedure="paper", linear_max=maximum)
     controller = Controller(nn.Sequential(layer), control, None, sizes={"0": size})
     controller.after_step(1)
     return controller
@@ -172,7 +174,7 @@ def test_batchnorm_gain_uses_the_layers_own_eps(eps: float) -> None:
     norm = nn.BatchNorm2d(4, eps=eps)
     norm.running_var.copy_(torch.tensor([1e-4, 1.0, 4.0, 9.0]))
     norm.weight.data.normal_()
-    controller = Controller(nn.Sequential(norm), Clip(max=1.0), BatchNormControl(max=2.0))
+    controller = Controller(nn.Sequential(norm), Clip(max_sigma=1.0), BatchNormControl(max_gain=2.0))
     controller.after_step(1)
     assert batchnorm_gain(norm) <= 2.0
     norm.eval()

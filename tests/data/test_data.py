@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from svdctl.config.data import Augment, Cifar10, Digits, Folder, Npz
+from svdctl.config.data_config import Augment, Cifar10, Digits, Folder, Npz
 from svdctl.data.augment import augment, pad
 from svdctl.data.batches import Batches, evaluation_batches
 from svdctl.data.images import ImageData

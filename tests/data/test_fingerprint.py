@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from svdctl.config.data import Npz
+from svdctl.config.data_config import Npz
 from svdctl.data.fingerprint import fingerprint
 from svdctl.data.images import ImageData
 from svdctl.data.sources import load

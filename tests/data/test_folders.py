@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from svdctl.config.data import Folder, Npz
-from svdctl.config.flags import resolve
+from svdctl.config.data_config import Folder, Npz
+from svdctl.config.train_flags import resolve
 from svdctl.data.images import ImageData
 from svdctl.data.sources import load
 from svdctl.errors import DataError
-from svdctl.recipes.training.setup import load_parts
+from svdctl.train.setup import load_parts
 
 SIZE = 8
 

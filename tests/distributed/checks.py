@@ -6,12 +6,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from svdctl.config.control import Assign, Clip, Divide, DivideEach, DivideExact
+from svdctl.config.control_config import Assign, Clip, Divide, DivideEach, DivideExact
 from svdctl.control import Controller
-from svdctl.control.sharing import Sharing
+from svdctl.distributed.group import Group
+from svdctl.distributed.scheduling import LayerScheduler
 from svdctl.layers.batchnorm import GlobalBatchNorm2d, share_statistics_
 from svdctl.layers.tt import TTConv2d
-from svdctl.processes.group import Group
 from tests.synchronisation import NoHostReads
 
 
@@ -38,7 +38,7 @@ def sharing(group: Group) -> None:
     """Measured times move the layers, to the same place for all."""
     names = [f"layer{number}" for number in range(8)]
     values = {name: torch.zeros(4) for name in names}
-    shares = Sharing(dict.fromkeys(names, 1.0), group)
+    shares = LayerScheduler(dict.fromkeys(names, 1.0), group)
 
     def work(name: str) -> bool:
         # The first layer takes as long as all others together.
@@ -75,7 +75,11 @@ def controllers(group: Group) -> None:
             nn.Linear(8, 5),
         )
 
-    for control in (Clip(max=0.5, every=1, linear_max=0.5), Divide(max=0.5), DivideEach(max=0.5, linear_max=0.4)):
+    for control in (
+        Clip(max_sigma=0.5, every_steps=1, linear_max=0.5),
+        Divide(max_sigma=0.5),
+        DivideEach(max_sigma=0.5, linear_max=0.4),
+    ):
         made = []
         for own in (Group(), group):
             model = network()
@@ -95,7 +99,11 @@ def controllers(group: Group) -> None:
 
 def teams(group: Group) -> None:
     """Processes that share the frequencies of a layer end with what one finds alone, the smallest layers too."""
-    for control in (Clip(max=0.5, every=1, linear_max=0.5), Assign(max=0.5, every=1), DivideExact(max=0.5, every=1)):
+    for control in (
+        Clip(max_sigma=0.5, every_steps=1, linear_max=0.5),
+        Assign(max_sigma=0.5, every_steps=1),
+        DivideExact(max_sigma=0.5, every_steps=1),
+    ):
         made = []
         for own in (Group(), group):
             torch.manual_seed(0)

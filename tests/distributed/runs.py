@@ -19,32 +19,36 @@ from typing import Any
 import numpy as np
 import torch
 
-from svdctl.build import build_model
-from svdctl.config.command import LIPCONV, TRAIN
-from svdctl.config.flags import resolve
-from svdctl.config.train import TrainConfig
-from svdctl.processes.lifeline import together
-from svdctl.recipes import train as recipe
-from svdctl.recipes.training import run as module
-from svdctl.recipes.training.setup import launch, load_parts
-from svdctl.training import Trainer
+from svdctl.config.command_flags import LIPCONV, TRAIN
+from svdctl.config.train_config import TrainConfig
+from svdctl.config.train_flags import resolve
+from svdctl.distributed.failure_detector import together
+from svdctl.models.build import build_model
+from svdctl.train import run as module
+from svdctl.train import start as recipe
+from svdctl.train.setup import launch, load_parts
+from svdctl.train.trainer import Trainer
 
 TT = {"kind": "tt", "rank": 4}
 KINDS: dict[str, dict[str, Any]] = {
     "none-dense": {"layer": {"kind": "standard"}, "control": {"kind": "none"}},
-    "clip-retract": {"layer": {**TT, "frames": {"kind": "retract"}}, "control": {"kind": "clip", "max": 1, "every": 4}},
+    "clip-retract": {
+        "layer": {**TT, "frames": {"kind": "retract"}},
+        "control": {"kind": "clip", "max_sigma": 1, "every_steps": 4},
+    },
     "clip-parametrize": {
-        "layer": {**TT, "frames": {"kind": "parametrize"}}, "control": {"kind": "clip", "max": 1, "every": 4},
+        "layer": {**TT, "frames": {"kind": "parametrize"}},
+        "control": {"kind": "clip", "max_sigma": 1, "every_steps": 4},
     },
     "divide-penalty": {
-        "layer": {**TT, "frames": {"kind": "penalty", "weight": 10}}, "control": {"kind": "divide", "max": 1},
+        "layer": {**TT, "frames": {"kind": "penalty", "weight": 10}}, "control": {"kind": "divide", "max_sigma": 1},
     },
-    "divide-retract": {"layer": {**TT, "frames": {"kind": "retract"}}, "control": {"kind": "divide", "max": 1}},
+    "divide-retract": {"layer": {**TT, "frames": {"kind": "retract"}}, "control": {"kind": "divide", "max_sigma": 1}},
     "each-free-adam": {
-        "layer": {**TT, "frames": {"kind": "free"}}, "control": {"kind": "divide-each", "max": 1},
+        "layer": {**TT, "frames": {"kind": "free"}}, "control": {"kind": "divide-each", "max_sigma": 1},
         "optimizer": {"kind": "adam", "lr": 0.003},
     },
-    "assign-dense": {"layer": {"kind": "standard"}, "control": {"kind": "assign", "max": 1, "every": 5}},
+    "assign-dense": {"layer": {"kind": "standard"}, "control": {"kind": "assign", "max_sigma": 1, "every_steps": 5}},
     "lipconv-sott": {"layer": {"kind": "sott", "rank": 4, "frames": {"kind": "retract"}}},
     "lipconv-soc": {"layer": {"kind": "soc"}},
 }  # fmt: skip
@@ -72,7 +76,7 @@ def make(data: Path, out: Path, kind: str, **hardware: Any) -> TrainConfig:
     flags: dict[str, Any] = {
         "preset": "lipconv-quickstart" if lipconv else "quickstart", "dataset": f"npz:{data}", "batch_size": 16,
         "epochs": 7, "max_steps": 20, "out_dir": str(out), "name": kind,
-        "set": [*base, "log.every=1", "augment.flip=true", "evaluation.every=7"],
+        "set": [*base, "log.every_steps=1", "augment.flip=true", "evaluation.every_epochs=7"],
     }  # fmt: skip
     table = resolve(flags, LIPCONV if lipconv else TRAIN).config.model_dump()
     return TrainConfig.model_validate({**table, **KINDS[kind], "hardware": {"accelerator": "cpu", **hardware}})

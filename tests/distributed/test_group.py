@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from svdctl.control.sharing import Sharing, teams_for
+from svdctl.distributed.group import Group
+from svdctl.distributed.scheduling import LayerScheduler, teams_for
 from svdctl.errors import ShapeError
 from svdctl.layers.batchnorm import share_statistics_
-from svdctl.processes.group import Group
 from tests.distributed.start import HERE, finish, members, start
 
 
@@ -19,16 +19,16 @@ def test_messages_shared_control_and_batch_statistics() -> None:
 
 def test_every_layer_has_one_owner_and_none_has_much_more_to_do_than_another() -> None:
     costs = {f"layer{number}": float(1 + number % 5) for number in range(40)}
-    shares = [Sharing(costs, Group(rank, 7)) for rank in range(7)]
+    shares = [LayerScheduler(costs, Group(rank, 7)) for rank in range(7)]
     owned = [name for share in shares for name in share.mine()]
     assert sorted(owned) == sorted(costs)
     loads = [sum(costs[name] for name in share.mine()) for share in shares]
     assert max(loads) - min(loads) <= max(costs.values())
-    assert Sharing(costs, Group()).mine() == list(costs)
+    assert LayerScheduler(costs, Group()).mine() == list(costs)
 
 
 def test_more_processes_than_layers_leave_some_idle() -> None:
-    shares = [Sharing({"a": 1.0, "b": 2.0}, Group(rank, 5)) for rank in range(5)]
+    shares = [LayerScheduler({"a": 1.0, "b": 2.0}, Group(rank, 5)) for rank in range(5)]
     assert [share.mine() for share in shares] == [["b"], ["a"], [], [], []]
 
 

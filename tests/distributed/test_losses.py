@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from svdctl.checkpoint import read_checkpoint
-from svdctl.runlog import read_log
+from svdctl.checkpoint.checkpoint_file import read_checkpoint
+from svdctl.train.metrics_log import read_log
 from tests.distributed.runs import write
 from tests.distributed.start import HERE, finish, free_ports, own_words, start
 from tests.distributed.test_same_weights import deviation

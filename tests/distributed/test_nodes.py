@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from svdctl.checkpoint import read_checkpoint
+from svdctl.checkpoint.checkpoint_file import read_checkpoint
 from tests.distributed.runs import write
 from tests.distributed.start import free_ports, own_words, start
 from tests.distributed.test_same_weights import deviation

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from svdctl.checkpoint import read_checkpoint
+from svdctl.checkpoint.checkpoint_file import read_checkpoint
 from svdctl.errors import UsageError
-from svdctl.recipes.training.setup import launch
+from svdctl.train.setup import launch
 from tests.distributed.runs import KINDS, make, write
 from tests.distributed.start import HERE, finish, start
 

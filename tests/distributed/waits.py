@@ -8,16 +8,16 @@ import time
 import torch
 from lightning_fabric import Fabric
 
-from svdctl.cli.errors import report
+from svdctl.cli.messages import report
+from svdctl.distributed import failure_detector
 from svdctl.errors import DataError
-from svdctl.processes import lifeline
 
 
 def main(how: str) -> None:
-    lifeline.GRACE = 5.0
+    failure_detector.GRACE = 5.0
     fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
     fabric.launch()
-    with lifeline.together(fabric, lambda: "this is the advice"):
+    with failure_detector.together(fabric, lambda: "this is the advice"):
         fabric.barrier()
         first = fabric.is_global_zero
         match how:

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from svdctl.checkpoint import read_checkpoint
-from svdctl.config.flags import resolve
+from svdctl.checkpoint.checkpoint_file import read_checkpoint
 from svdctl.config.presets import to_toml
-from svdctl.config.train import TrainConfig
+from svdctl.config.train_config import TrainConfig
+from svdctl.config.train_flags import resolve
 
 SERVER = multiprocessing.get_context("forkserver")
 """Forks processes that have torch imported already: seconds less for each."""
-SERVER.set_forkserver_preload(["svdctl.cli.main", "svdctl.recipes.train", "svdctl.recipes.inspect_spectrum"])
+SERVER.set_forkserver_preload(["svdctl.cli.app", "svdctl.train.start", "svdctl.analysis.inspect_files"])
 
 Prepare = Callable[..., Callable[[], object] | None]
 
@@ -45,7 +45,7 @@ def make(folder: Path, *sets: str, **flags: Any) -> TrainConfig:
     data = folder / "data.npz"
     if not data.exists():
         write_data(data)
-    base = ["model.width=1", "layer.rank=6", "log.every=1", "evaluation.select=last"]
+    base = ["model.width=1", "layer.rank=6", "log.every_steps=1", "evaluation.select=last"]
     return resolve(
         {"dataset": f"npz:{data}", "preset": "quickstart", "epochs": 4, "batch_size": 16,
          "out_dir": str(folder / "runs"), "set": [*base, *sets], **flags}
@@ -123,7 +123,7 @@ def _main(arguments: list[str], out: Path, err: Path, prepare: Prepare | None, g
         os.close(handle)
     torch.set_num_threads(1)
     after = None if prepare is None else prepare(*given)
-    from svdctl.cli.main import main
+    from svdctl.cli.app import main
 
     sys.argv = ["svdctl", *arguments]
     try:

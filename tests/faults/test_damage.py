@@ -1,6 +1,6 @@
 """A checkpoint cut short or with a bit changed: a sentence that names it, or exactly what was saved.
 
-Every other file that can be read: `tests/weights/test_refuse.py`.
+Every other file that can be read: `tests/checkpoint/test_refuse.py`.
 """
 
 import zipfile
@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import svdctl
-from svdctl.checkpoint import Checkpoint, read_checkpoint
-from svdctl.config.train import TrainConfig
+from svdctl.checkpoint.checkpoint_file import Checkpoint, read_checkpoint
+from svdctl.config.train_config import TrainConfig
 from svdctl.errors import CheckpointError
 from tests.faults.small import Command, assert_equal, make, only_run, resume, state, train
 

@@ -12,13 +12,13 @@ from pydantic import TypeAdapter
 from torch import nn
 
 import svdctl
-from svdctl.certify.radius import Certifier
-from svdctl.config.control import Control
+from svdctl.certificates.radius import Certifier
+from svdctl.config.control_config import Control
 from svdctl.control.actions import is_layer_bounded
 from svdctl.control.controller import Controller
-from svdctl.layers.operator import operator_of
+from svdctl.layers.layer_operator import operator_of
 from svdctl.layers.tt import TTConv2d
-from svdctl.spectral.power import KernelPower
+from svdctl.spectral.power_iteration import KernelPower
 
 
 def tt(frames: Any) -> TTConv2d:
@@ -76,7 +76,9 @@ def controlled_steps(layer: nn.Module, kind: str) -> None:
     """Five steps of training with momentum, each with its control, and the seal."""
     torch.manual_seed(1)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.05, momentum=0.9)
-    controller = Controller(layer, TypeAdapter(Control).validate_python({"kind": kind, "max": 1.0, "every": 1}), None)
+    controller = Controller(
+        layer, TypeAdapter(Control).validate_python({"kind": kind, "max_sigma": 1.0, "every_steps": 1}), None
+    )
     for step in range(1, 6):
         (layer(torch.randn(2, 12, 8, 8)) - 1).square().mean().clamp_max(1e3).backward()
         optimizer.step()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from svdctl.checkpoint import read_checkpoint
+from svdctl.checkpoint.checkpoint_file import read_checkpoint
 from tests.faults.small import (
     Command,
     Ended,

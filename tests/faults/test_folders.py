@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from svdctl.errors import EvaluationError, TrainingError
-from svdctl.recipes import train as recipe
-from svdctl.recipes.evaluation.store import held
-from svdctl.runfolder import create_run_folder
+from svdctl.evaluate.results import held
+from svdctl.train import start as recipe
+from svdctl.utils.run_dir import create_run_folder
 from tests.faults.small import make, only_run, resume, run_folder, train, unchanged
-from tests.reproduction.silent import Silent
+from tests.reproduce.silent import Silent
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from svdctl.checkpoint import read_checkpoint
-from svdctl.runlog import read_log
+from svdctl.checkpoint.checkpoint_file import read_checkpoint
+from svdctl.train.metrics_log import read_log
 from tests.faults.small import Command, assert_equal, halves, make, only_run, resume, run_folder, state, train
 
 SETS = ("checkpoint.every_steps=3", "optimizer.lr=0.02")

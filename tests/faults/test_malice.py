@@ -1,7 +1,7 @@
 """Files made to do harm: no code in them runs, nothing unfolds without end, nothing is written where a link leads.
 
-More of the kind: files of weights in `tests/weights/test_refuse.py`, tar archives in
-`tests/robustness/test_archive.py`, CIFAR-C in `tests/robustness/test_cifar_c.py`.
+More of the kind: files of weights in `tests/checkpoint/test_refuse.py`, tar archives in
+`tests/evaluate/test_archive.py`, CIFAR-C in `tests/evaluate/test_cifar_c.py`.
 """
 
 import os
@@ -19,14 +19,14 @@ import numpy as np
 import pytest
 import torch
 
-from svdctl.config.attack import AttackSettings
-from svdctl.config.data import Cifar10, Folder, Npz
+from svdctl.config.attack_settings import AttackSettings
+from svdctl.config.data_config import Cifar10, Folder, Npz
 from svdctl.data.sources import load
 from svdctl.errors import DataError
-from svdctl.recipes.evaluation.attack_files import Assignment, ProgressFile
+from svdctl.evaluate.attack.attack_progress import Assignment, ProgressFile
+from tests.checkpoint.files import TRACE, Evil, save_legacy
 from tests.faults.small import Command, make, only_run, train, write_data
-from tests.training.cifar_files import write_cifar
-from tests.weights.files import TRACE, Evil, save_legacy
+from tests.train.cifar_files import write_cifar
 
 # Pickles.
 

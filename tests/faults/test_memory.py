@@ -1,7 +1,7 @@
 """Too little memory (RLIMIT_AS): the analysis of a large network works in chunks that fit, or a sentence says it.
 
-Attacks and evaluations, which halve their batches: `tests/robustness/test_attacks.py`. Files of weights:
-`tests/weights/test_refuse.py`.
+Attacks and evaluations, which halve their batches: `tests/evaluate/test_attacks.py`. Files of weights:
+`tests/checkpoint/test_refuse.py`.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from svdctl.errors import is_out_of_memory
-from svdctl.robustness.memory import Halving
+from svdctl.evaluate.auto_batch_size import AutoBatchSize
 from tests.faults.small import Command, limit_more_memory, make, only_run, train
 
 MEGABYTE = 2**20
@@ -94,7 +94,7 @@ def test_a_batch_is_halved_when_a_processor_runs_out_of_memory() -> None:
             torch.empty(2**60, dtype=torch.uint8)
         return size
 
-    assert Halving(12).run(work) == 3
+    assert AutoBatchSize(12).run(work) == 3
     assert tried == [12, 6, 3]
 
     def broken(size: int) -> int:
@@ -102,5 +102,5 @@ def test_a_batch_is_halved_when_a_processor_runs_out_of_memory() -> None:
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        Halving(12).run(broken)
+        AutoBatchSize(12).run(broken)
     assert tried == [12, 6, 3, 12]

@@ -16,23 +16,23 @@ from pydantic import TypeAdapter
 from torch import nn
 
 import svdctl
-from svdctl.build import build_model
-from svdctl.checkpoint import read_checkpoint
-from svdctl.config.control import Control
-from svdctl.config.train import TrainConfig
+from svdctl.checkpoint.checkpoint_file import read_checkpoint
+from svdctl.config.control_config import Control
+from svdctl.config.train_config import TrainConfig
 from svdctl.control.actions import is_layer_bounded
 from svdctl.errors import TrainingError
-from svdctl.layers.operator import is_controllable
-from svdctl.recipes import train as recipe
-from svdctl.recipes.training import run as training
+from svdctl.layers.layer_operator import is_controllable
+from svdctl.models.build import build_model
+from svdctl.train import run as training
+from svdctl.train import start as recipe
 from tests.faults.small import make, only_run
-from tests.reproduction.silent import Silent
+from tests.reproduce.silent import Silent
 
 STEPS = 16
 
 
 def control_of(kind: str) -> tuple[str, ...]:
-    return () if kind == "none" else (f"control.kind={kind}", "control.max=1.5", "control.every=1")
+    return () if kind == "none" else (f"control.kind={kind}", "control.max_sigma=1.5", "control.every_steps=1")
 
 
 def assert_last_is_good(folder: Path, config: TrainConfig) -> int:
@@ -44,7 +44,7 @@ def assert_last_is_good(folder: Path, config: TrainConfig) -> int:
     for name, layer in svdctl.load(run).named_modules():
         if is_controllable(layer) and config.control.kind != "none":
             linear = isinstance(layer, nn.Linear)
-            allowed = config.control.linear_max if linear else config.control.max
+            allowed = config.control.linear_max if linear else config.control.max_sigma
             assert allowed is None or is_layer_bounded(layer, allowed), name
     return int(checkpoint.metrics["step"])
 
@@ -116,7 +116,7 @@ def test_a_gradient_that_is_not_a_number(
 
 def test_no_state_that_is_not_finite_is_saved_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C in the very step: the checkpoint before it stays."""
-    config = make(tmp_path, "checkpoint.every_steps=5", "log.every=1000")
+    config = make(tmp_path, "checkpoint.every_steps=5", "log.every_steps=1000")
     build = poisoned(8, lambda name: name == "fc.weight", float("nan"))
 
     def build_and_interrupt(config: TrainConfig, classes: int) -> nn.Module:

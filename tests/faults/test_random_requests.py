@@ -18,15 +18,16 @@ from click import Parameter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from svdctl.cli import main as command_line
+from svdctl.analysis import inspect_files
+from svdctl.cli import app as command_line
 from svdctl.cli import reproduce
-from svdctl.config.command import LIPCONV, TRAIN
-from svdctl.config.flags import resolve
+from svdctl.config.command_flags import LIPCONV, TRAIN
 from svdctl.config.presets import list_presets
-from svdctl.config.train import TrainConfig
+from svdctl.config.train_config import TrainConfig
+from svdctl.config.train_flags import resolve
 from svdctl.errors import SvdctlError
-from svdctl.recipes import eval_robust, inspect_spectrum
-from svdctl.recipes.reproduction.plan import make_plan
+from svdctl.evaluate import runner
+from svdctl.reproduce.plan import make_plan
 
 COMMANDS = typer.main.get_command(command_line.app).commands  # type: ignore[attr-defined]
 PRESETS = [*list_presets(TRAIN), *list_presets(LIPCONV)]
@@ -47,9 +48,9 @@ def assert_answered(arguments: list[str]) -> int:
     out, err = io.StringIO(), io.StringIO()
     with (
         patch.object(sys, "argv", ["svdctl", *arguments]),
-        patch.object(eval_robust, "run", _reached),
-        patch.object(eval_robust, "show_corruptions", _reached),
-        patch.object(inspect_spectrum, "run", _reached),
+        patch.object(runner, "run", _reached),
+        patch.object(runner, "show_corruptions", _reached),
+        patch.object(inspect_files, "run", _reached),
         patch.object(reproduce, "_rehearse", make_plan),
         patch.object(reproduce, "_reproduce", make_plan),
         contextlib.redirect_stdout(out),
@@ -75,7 +76,7 @@ RIGHT_AND_WRONG = (
     "npz: wrn16-10 wrn10-1 wrn999999994-1 wrn10-999999999 wrn-16-4 vgg19 resnet50 sgd SGD adam Adam cpu cuda "
     "bf16-mixed certified paper retract parametrize last validation test table2 table3 divide* 3407,3408 "
     "torchvision:resnet18 os:system x:y 32 32x32 3x224x224 0x0 epochs=3 model.depth=6000000004 control.kind=clip "
-    "control.max=-1 layer.rank=[1,2] layer.kind=tt a.b.c=[1] = =1 a= optimizer.lr=nan name=../x seed=-1 "
+    "control.max_sigma=-1 layer.rank=[1,2] layer.kind=tt a.b.c=[1] = =1 a= optimizer.lr=nan name=../x seed=-1 "
     "data.kind=folder data.path=/dev/null hardware.devices=9999 model.kind=lipconv layer.rank=999999999999 fgsm "
     "apgd-ce cifar-c accuracy gaussian_noise"
 )

@@ -18,9 +18,9 @@ import pytest
 
 import svdctl
 from svdctl.errors import TrainingError
-from svdctl.recipes import train as recipe
+from svdctl.train import start as recipe
 from tests.faults.small import make
-from tests.reproduction.silent import Silent
+from tests.reproduce.silent import Silent
 
 SECONDS = float(os.environ.get("SVDCTL_SOAK_SECONDS", "180"))
 PER_HOUR = 60
@@ -52,7 +52,13 @@ def one_training(number: int, folder: Path) -> None:
         ("divide", "retract"), ("clip", "retract"), ("divide-each", "free"), ("assign", "parametrize"),
         ("divide-exact", "penalty"),
     ][number % 5]  # fmt: skip
-    sets = [f"control.kind={kind}", "control.max=2", "control.every=2", f"layer.frames.kind={frames}", f"seed={number}"]
+    sets = [
+        f"control.kind={kind}",
+        "control.max_sigma=2",
+        "control.every_steps=2",
+        f"layer.frames.kind={frames}",
+        f"seed={number}",
+    ]
     sets += ["layer.frames.weight=10"] * (frames == "penalty")
     sets += ["optimizer.lr=1e30", "control.kind=none"] * (number % 10 == 7)
     sets += ["evaluation.select=validation"] * (number % 10 == 2)

@@ -1,6 +1,6 @@
 """Asked to stop, by a scheduler or a terminal, and clocks that run backwards.
 
-Ctrl-C: `tests/training/test_runs.py`; stopped sweeps: `tests/reproduction/test_end_to_end.py`.
+Ctrl-C: `tests/train/test_runs.py`; stopped sweeps: `tests/reproduce/test_end_to_end.py`.
 """
 
 import os
@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from svdctl.checkpoint import read_checkpoint
-from svdctl.cli.reproduce_board import PlainBoard
+from svdctl.checkpoint.checkpoint_file import read_checkpoint
+from svdctl.cli.reproduce_progress import PlainBoard
 from svdctl.config.presets import to_toml
-from svdctl.config.train import TrainConfig
-from svdctl.recipes.reproduction.fingerprint import run_hash
-from svdctl.recipes.reproduction.store import Store
-from svdctl.runfolder import create_run_folder
-from svdctl.runlog import read_log
+from svdctl.config.train_config import TrainConfig
+from svdctl.reproduce.run_store import RunStore
+from svdctl.train.metrics_log import read_log
+from svdctl.train.run_hash import run_hash
+from svdctl.utils.run_dir import create_run_folder
 from tests.faults.small import Command, assert_equal, make, only_run, resume, run_folder, state, train
 
 
@@ -174,7 +174,7 @@ def test_of_two_folders_the_one_with_more_steps_is_gone_on_with(tmp_path: Path) 
     for file in behind.iterdir():
         os.utime(file, (2**31, 2**31))
     assert (behind / "config.toml").read_text() == to_toml(config)
-    found = Store(tmp_path / "runs").best(run_hash(config))
+    found = RunStore(tmp_path / "runs").best(run_hash(config))
     assert found is not None
     assert found.folder == further
 

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from svdctl.errors import ShapeError
-from svdctl.layers.generator import over_norm
-from svdctl.layers.recomputed import recomputed_series
+from svdctl.layers.normalized_skew import normalized_skew
+from svdctl.layers.recomputed_series import recomputed_series
 from svdctl.layers.skew import exponential_matrix, skew_part, unfoldings
 from svdctl.layers.soc import SOC
 from svdctl.layers.sott import SOTT
 from svdctl.spectral import norm_bound
-from svdctl.spectral.operator import Convolution
+from svdctl.spectral.convolution import Convolution
 from tests.dense import dense_matrix, dense_values
 
 SHAPES = [
@@ -149,7 +149,7 @@ def test_derivatives_of_all_kinds() -> None:
         return recomputed_series(x, kernel, 3, 2)
 
     def scaled(skew: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
-        return over_norm(skew, norm, 0.7)
+        return normalized_skew(skew, norm, 0.7)
 
     assert torch.autograd.gradcheck(series, (x, kernel))
     assert torch.autograd.gradgradcheck(series, (x, kernel))

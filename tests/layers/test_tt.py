@@ -5,13 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from svdctl.build import build_optimizer
-from svdctl.config.optim import Sgd
+from svdctl.config.optimizer_config import Sgd
 from svdctl.errors import ShapeError
-from svdctl.layers.frames import frame_error, polar, qr_positive
-from svdctl.layers.operator import operator_of
+from svdctl.layers.layer_operator import operator_of
+from svdctl.layers.stiefel import frame_error, polar, qr_positive
 from svdctl.layers.tensorize import tensorize_
 from svdctl.layers.tt import TTConv2d, orthonormality_penalty
+from svdctl.models.build import build_optimizer
 from svdctl.spectral import norm_bound
 from tests.dense import dense_values
 

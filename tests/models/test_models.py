@@ -5,10 +5,10 @@ from functools import partial
 import pytest
 import torch
 
-from svdctl.build import count_parameters
 from svdctl.errors import ShapeError
 from svdctl.layers.normalize import Normalize
 from svdctl.layers.tt import TTConv2d
+from svdctl.models.build import count_parameters
 from svdctl.models.vgg import Vgg19
 from svdctl.models.wrn import WideResNet, default_conv
 

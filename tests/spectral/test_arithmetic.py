@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from svdctl.spectral.arithmetic import exact_arithmetic, float32_is_exact
-from svdctl.spectral.threads import side_by_side
+from svdctl.spectral.exact_arithmetic import exact_arithmetic, float32_is_exact
+from svdctl.spectral.parallel_map import parallel_map
 
 CPU = torch.device("cpu")
 MATMUL = torch.backends.cuda.matmul
@@ -197,7 +197,7 @@ torch.set_flush_denormal(True)
 numbers = torch.full((1 << 17,), torch.finfo(torch.float32).tiny)
 numbers * 2
 torch.set_flush_denormal(False)
-from svdctl.spectral.arithmetic import exact_arithmetic
+from svdctl.spectral.exact_arithmetic import exact_arithmetic
 outside = bool((numbers * 0.5 == 0).any())
 with exact_arithmetic():
     inside = bool((numbers * 0.5 == 0).any())
@@ -212,9 +212,9 @@ def test_threads_of_svdctl_that_flush_do_not_flush_inside() -> None:
     torch.set_num_threads(3)  # a pool that no other test uses
     try:
         torch.set_flush_denormal(True)
-        assert side_by_side(lambda _: flushes(), range(6)) == [True] * 6
+        assert parallel_map(lambda _: flushes(), range(6)) == [True] * 6
         with exact_arithmetic():
-            assert side_by_side(lambda _: flushes(), range(6)) == [False] * 6
-        assert side_by_side(lambda _: flushes(), range(6)) == [True] * 6
+            assert parallel_map(lambda _: flushes(), range(6)) == [False] * 6
+        assert parallel_map(lambda _: flushes(), range(6)) == [True] * 6
     finally:
         torch.set_num_threads(before)

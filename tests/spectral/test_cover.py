@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from svdctl.spectral.cover import Cover, cover
+from svdctl.spectral.frequency_cells import FrequencyCells, cover
 
 TAPS = [(2,), (5,), (3, 3), (2, 2), (3, 2), (5, 3), (2, 7), (3, 3, 3), (2, 3, 2)]
 
 
-def distances(cells: Cover, points: torch.Tensor) -> torch.Tensor:
+def distances(cells: FrequencyCells, points: torch.Tensor) -> torch.Tensor:
     """From each point to its nearest centre, one of w and -w, over the axes that the cells have."""
     inner = min(2, points.shape[1])
     both = torch.cat((cells.centres, -cells.centres))

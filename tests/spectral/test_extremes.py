@@ -45,7 +45,7 @@ def test_a_norm_above_all_numbers_is_infinite_and_cannot_be_divided() -> None:
     assert found.lower < math.inf
     assert found.upper == math.inf
     with pytest.raises(ShapeError, match="largest number"):
-        svdctl.divide_(conv, max=1.0)
+        svdctl.divide_(conv, max_sigma=1.0)
     assert bool((conv.weight == 1.5e308).all())
 
 
@@ -113,7 +113,7 @@ def test_proofs_do_not_hear_of_reduced_precision(setting: str) -> None:
     with SETTINGS[setting]():
         assert [svdctl.spectral_norm_bound(layer) for layer in layers] == plain
         assert torch.equal(svdctl.singular_values(conv, 6), values)
-        svdctl.clip_(conv, max=0.6)
+        svdctl.clip_(conv, max_sigma=0.6)
     found = svdctl.spectral_norm_bound(conv)
     assert 0.55 < found.lower <= found.upper <= 0.6 * (1 + 1e-6)
 
@@ -125,7 +125,7 @@ def test_kernels_far_above_the_maximum_are_clipped_to_it_and_not_to_zero(size: f
     conv = nn.Conv2d(shape[1], shape[0], shape[2], bias=False)
     with torch.no_grad():
         conv.weight.copy_(torch.randn(shape) * size)
-    svdctl.clip_(conv, max=1.0)
+    svdctl.clip_(conv, max_sigma=1.0)
     found = svdctl.spectral_norm_bound(conv)
     assert found.lower > 0.97
     assert found.upper <= 1.0 + 1e-6
@@ -136,7 +136,7 @@ def test_small_values_beside_huge_ones_survive_a_clip(dtype: torch.dtype, large:
     conv = nn.Conv2d(2, 2, 1, bias=False).to(dtype)
     with torch.no_grad():
         conv.weight.copy_(torch.tensor([[large, 0.0], [0.0, 0.5]], dtype=dtype)[:, :, None, None])
-    moved = svdctl.clip_(conv, max=1.0)[""]
+    moved = svdctl.clip_(conv, max_sigma=1.0)[""]
     assert moved == pytest.approx(large, rel=1e-6)
     assert conv.weight.detach().flatten().tolist() == pytest.approx([1, 0, 0, 0.5], rel=0.011)
 

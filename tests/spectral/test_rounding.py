@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from svdctl.spectral.bound import provably_below, rounding_shift
+from svdctl.spectral.bounds import provably_below, rounding_shift
+from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.gram import GramField
-from svdctl.spectral.operator import Convolution
 
 SIDES = (1, 2, 3, 17, 64, 160, 257)
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from svdctl.layers.operator import operator_of
+from svdctl.layers.layer_operator import operator_of
 from svdctl.spectral import clip_kernel, divide_kernel, is_bounded, norm_bound, singular_values
-from svdctl.spectral.operator import Convolution
-from svdctl.spectral.power import KernelPower, paper_clip, paper_sigma
+from svdctl.spectral.convolution import Convolution
+from svdctl.spectral.power_iteration import KernelPower, paper_clip, paper_sigma
 from tests.dense import dense_values
 
 TWO_D = [

@@ -1,0 +1,96 @@
+"""Spectra of SOC and SOTT layers: the truncated exponential of a skew convolution."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.utils.parametrize import type_before_parametrizations
+
+from svdctl.analysis.layer_spectrum import LayerSpectrum, as_it_runs
+from svdctl.certificates.layer_bounds import layer_gain
+from svdctl.certificates.soc_bounds import reach, series_norm
+from svdctl.errors import ShapeError
+from svdctl.layers.soc import SOC
+from svdctl.layers.sott import SOTT
+from svdctl.layers.stiefel import frame_error
+from svdctl.spectral.batched import eigenvalues_of
+from svdctl.spectral.bounds import Bracket
+from svdctl.spectral.convolution import Convolution
+from svdctl.spectral.symbol import angles, centred, half_grid, symbol
+
+EXPONENTIAL = (SOC, SOTT)
+
+
+def exponential_values(generator: Convolution, size: tuple[int, ...], terms: int) -> Tensor:
+    """Singular values of `sum_{i <= terms} J^i / i!`, J skew with circular padding, descending, float64.
+
+    J is normal, so they are `|sum (i t)^k / k!|` over its eigenvalues `i t`.
+    """
+    kernel = generator.kernel.double()
+    index, counts = half_grid(size)
+    # Taps counted from the middle one, where a skew kernel has a skew-Hermitian symbol.
+    middle = torch.tensor([k // 2 for k in generator.taps], dtype=torch.float64)
+    turn = angles(index, size) @ (centred(generator.taps) - middle).T
+    matrices = symbol(kernel, torch.polar(torch.ones_like(turn), -turn).to(kernel.device))
+    heights = eigenvalues_of(-1j * matrices).unflatten(0, (len(index), -1)).flatten(1)
+    term = total = torch.ones_like(heights, dtype=torch.complex128)
+    for i in range(1, terms + 1):
+        term = term * (1j * heights) / i
+        total = total + term
+    return total.abs().repeat_interleave(counts.to(total.device), 0).flatten().sort(descending=True).values
+
+
+def exponential_row(name: str, layer: SOC | SOTT, size: tuple[int, ...] | None) -> LayerSpectrum:
+    """The row of a layer: the values of its square core, and the proved bound of the whole, frames included."""
+    core = layer.core if isinstance(layer, SOTT) else layer
+    terms = core.series_terms(training=False)
+    kernel = core.skew_kernel()
+    inner = None if size is None else tuple(max(1, n // layer.stride) for n in size)
+    values = None if inner is None else exponential_values(Convolution.make(kernel), inner, terms)
+    upper = layer_gain(layer).value
+    padded = None if size is None else as_it_runs(layer, size, Bracket(0.0, upper))
+    frames = [] if isinstance(layer, SOC) else [f for f in (layer.frame_in, layer.frame_out) if f is not None]
+    return LayerSpectrum(
+        name,
+        type_before_parametrizations(layer).__name__,
+        (layer.out_channels, layer.in_channels, layer.kernel_size, layer.kernel_size),
+        Bracket(0.0, upper) if padded is None else padded,
+        None if values is None else values.cpu(),
+        stride=(layer.stride,) * 2,
+        input_size=size,
+        zero_padded=padded,
+        rank=layer.rank if isinstance(layer, SOTT) else None,
+        frame_error=max((float(frame_error(frame)) for frame in frames), default=None),
+        note=f"values of the core of {core.width} channels; the cut of its series leaves them within the bound",
+    )
+
+
+def stored_exponential(
+    name: str,
+    kind: str,
+    shape: tuple[int, ...],
+    generator: Convolution,
+    terms: int,
+    *,
+    size: tuple[int, ...] | None,
+    rank: tuple[int, int] | None,
+    frame_norms: tuple[float, float] | None,
+    error: float | None,
+) -> LayerSpectrum:
+    """The same for a layer of a file without a network.
+
+    Raises:
+        ShapeError: a generator whose powers are beyond float64.
+    """
+    kernel = generator.weight
+    try:
+        upper = series_norm(terms, reach(kernel, terms, None)) * math.prod(frame_norms or (1.0, 1.0)) * (1 + 1e-6)
+    except OverflowError:
+        upper = math.inf
+    if not math.isfinite(upper):
+        raise ShapeError("its numbers are so large that its exponential is beyond float64")
+    values = None if size is None else exponential_values(generator, size, terms).cpu()
+    note = f"values of the core of {len(kernel)} channels"
+    return LayerSpectrum(
+        name, kind, shape, Bracket(0.0, upper), values, input_size=size, rank=rank, frame_error=error, note=note
+    )

@@ -1,0 +1,373 @@
+"""Spectra of the networks in files: of svdctl's own, of a user's network, or of bare weights."""
+
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from types import CellType, FunctionType, MethodType, ModuleType
+
+from torch import Tensor, nn
+
+from svdctl.analysis.exponential_spectrum import stored_exponential
+from svdctl.analysis.layer_spectrum import LayerSpectrum, failed, operator_spectrum
+from svdctl.analysis.network_spectrum import NetworkSpectrum, spectrum
+from svdctl.analysis.spectrum_table import told_by_shape, why_not_proved
+from svdctl.checkpoint.checkpoint_file import load, read_checkpoint
+from svdctl.checkpoint.model_factory import load_model
+from svdctl.checkpoint.stored_layer import StoredLayer, least_norm
+from svdctl.checkpoint.stored_layers import stored_layers
+from svdctl.checkpoint.stored_skew import SERIES_TERMS
+from svdctl.checkpoint.tensors import holds_weights
+from svdctl.checkpoint.weight_file import WeightFile, read_tensors
+from svdctl.config.inspect_config import InspectConfig
+from svdctl.errors import CheckpointError, ShapeError, UsageError
+from svdctl.layers.normalize import Normalize
+from svdctl.spectral.bounds import Bracket
+from svdctl.spectral.convolution import Convolution
+
+_NO_NETWORK = (
+    "the file holds no network; its strides, groups and input sizes are not known, nor its padding: bounds are for "
+    "zeros, and for circular padding by no more than the kernel reaches where the stride divides the input"
+)
+_OWN = re.compile(
+    r"(weight|bias)(_orig|_u|_v|_g|_mask)?|parametrizations\..*|running_(mean|var)|num_batches_tracked"
+    r"|mean|std|core|frame_in|frame_out|(core\.)?(kernel|right1|right2|bias)"
+)
+"""Names of the tensors, within a layer, that rows of spectra are made of."""
+_OF_MODULES = frozenset(vars(nn.Module()))
+"""Attributes of every module: its parameters and buffers, its hooks."""
+_DEPTH = 6
+"""Containers in containers that are looked into."""
+Tell = Callable[[int, int, str], None]
+
+
+def run(config: InspectConfig, *, tell: Tell | None = None) -> list[NetworkSpectrum]:
+    """One spectrum a file; `config.plot` is drawn.
+
+    Raises:
+        CheckpointError, ShapeError, UsageError: a file, network, layer or input that cannot be read as asked.
+    """
+    found = [_inspect(path, config, tell) for path in config.files]
+    if config.plot is not None:
+        _draw(found, config)
+    return found
+
+
+def _inspect(path: Path, config: InspectConfig, tell: Tell | None) -> NetworkSpectrum:
+    weights = read_tensors(path, key=config.key)
+    model, shape = None, None
+    if config.model is not None:
+        assert config.input_size is not None
+        model, shape = load_model(config.model, weights), _image(config.input_size)
+    elif weights.format == "svdctl" and config.key is None:
+        model = load(path)
+        shape = read_checkpoint(path).image_shape if config.input_size is None else _image(config.input_size)
+    if model is None or shape is None:
+        found = _bare(path, weights, config, tell)
+    else:
+        found = spectrum(
+            model,
+            shape,
+            name=str(path),
+            layers=config.layers if config.layers != ("*",) else "*",
+            tolerance=config.tolerance,
+            accuracy=config.accuracy,
+            at_most=config.max_sigma,
+            tell=tell,
+        )
+        found = replace(found, layers=(*found.layers, *_unlisted(model, found, config)))
+    rows = *found.layers, *_beside(weights, config, has_network=model is not None)
+    return replace(found, layers=tuple(replace(row, gate=_verdict(row, config)) for row in rows))
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _unlisted(model: nn.Module, found: NetworkSpectrum, config: InspectConfig) -> Iterator[LayerSpectrum]:
+    """Rows for what the network holds and no row of its spectrum is made of: any tensor that may be a weight."""
+    listed = {row.name: row for row in found}
+    rows: dict[str, LayerSpectrum] = {}
+    for owner, name, value in (*_held(model), *_packed(model)):
+        words = name.split(".")
+        heads = {".".join(words[:count]): ".".join(words[count:]) for count in range(len(words))}
+        covered = owner in listed and not listed[owner].is_analysed
+        covered |= any(head in listed and listed[head].is_analysed and _OWN.fullmatch(heads[head]) for head in heads)
+        if covered or not _matches(owner, config.layers):
+            continue
+        if owner in listed:
+            owner = name
+        if not isinstance(value, Tensor) or holds_weights(value):
+            why = f"{name} is held by the network, and no layer whose spectrum is known here is made of it"
+            rows.setdefault(owner, failed(owner, "other", (), why))
+    yield from rows.values()
+
+
+def _packed(model: nn.Module) -> Iterator[tuple[str, str, object]]:
+    """What modules store that is no tensor, as the packed weights of quantised layers."""
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            yield name.rpartition(".")[0], name, value
+
+
+def _held(model: nn.Module, path: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, str, Tensor]]:
+    """Tensors of a network: what each is called after, its name, and itself.
+
+    Parameters and buffers are called after their module; then come tensors that are plain attributes, and tensors and
+    modules in lists, dicts, plain objects, closures and the like that are attributes.
+    """
+    modules = [(f"{path}.{name}".strip("."), module) for name, module in model.named_modules()]
+    seen = set() if seen is None else seen
+    seen |= {id(module) for _, module in modules}
+    for owner, module in modules:
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            is_pixels = type(module) is Normalize and name in ("mean", "std")
+            if tensor is not None and id(tensor) not in seen and not is_pixels:
+                seen.add(id(tensor))
+                yield owner, f"{owner}.{name}".strip("."), tensor
+    for owner, module in modules:
+        for name, value in vars(module).items():
+            if name not in _OF_MODULES:
+                yield from _inside(value, f"{owner}.{name}".strip("."), seen)
+
+
+def _inside(value: object, name: str, seen: set[int], depth: int = 0) -> Iterator[tuple[str, str, Tensor]]:
+    if id(value) in seen or depth > _DEPTH or isinstance(value, str | bytes | int | float | type | ModuleType):
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        yield name, name, value
+    elif isinstance(value, nn.Module):
+        yield from _held(value, name, seen)
+    else:
+        for part, inner in _parts(value):
+            yield from _inside(inner, f"{name}.{part}", seen, depth + 1)
+
+
+def _parts(value: object) -> Iterator[tuple[object, object]]:
+    """What a container, a function or an object of a class of the user's holds."""
+    if isinstance(value, Mapping):
+        yield from value.items()
+    elif isinstance(value, list | tuple | set | frozenset | deque):
+        yield from enumerate(value)
+    elif isinstance(value, partial):
+        yield from enumerate((value.func, *value.args, *value.keywords.values()))
+    elif isinstance(value, FunctionType):
+        cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
+        yield from ((name, cell.cell_contents) for name, cell in cells if _is_filled(cell))
+        yield from enumerate(value.__defaults__ or ())
+    elif isinstance(value, MethodType):
+        yield from (("self", value.__self__), ("function", value.__func__))
+    elif hasattr(value, "__dict__"):
+        yield from vars(value).items()
+
+
+def _is_filled(cell: CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
+
+
+def _beside(weights: WeightFile, config: InspectConfig, *, has_network: bool) -> Iterator[LayerSpectrum]:
+    """Rows for what the file has and the layers do not: other parts, and what a network was not filled with."""
+    for part in weights.left_out:
+        reason = f"{part.what}; --key chooses a part" if part.may_hold_weights else part.what
+        if _matches(part.name, config.layers):
+            yield replace(failed(part.name, "left out", (), reason), has_weights=part.may_hold_weights)
+    if not has_network and weights.format == "safetensors":
+        for name in weights.extra:
+            if re.search(r"scale|gain|quant", name, re.IGNORECASE) and _matches(name, config.layers):
+                yield failed(name, "metadata", (), "it stands in the file's metadata, and its use is unknown")
+    if has_network and weights.format != "svdctl":
+        for name, what in weights.others.items():
+            if name in weights.unread and _matches(name, config.layers):
+                yield failed(name, "left out", (), f"it is {what}, not a tensor of numbers")
+
+
+def _image(size: tuple[int, ...]) -> tuple[int, ...]:
+    return (3, *(size * 2 if len(size) == 1 else size)) if len(size) < 3 else size
+
+
+def _bare(path: Path, weights: WeightFile, config: InspectConfig, tell: Tell | None) -> NetworkSpectrum:
+    """Weights without a network: what holds for every stride, size and number of groups, and values if asked for."""
+    stored = stored_layers(weights.tensors, others=weights.others, unread=weights.unread)
+    chosen = [layer for layer in stored if _matches(layer.name, config.layers)]
+    if not config.has_gate and not any(layer.make or layer.make_generator for layer in stored if not layer.reason):
+        kinds = ", ".join(f"{layer.name} ({layer.reason or layer.kind})" for layer in stored[:3])
+        raise CheckpointError(f"{path} holds no convolution or linear layer that can be analysed: {kinds}")
+    if not chosen:
+        names = ", ".join(layer.name for layer in stored if layer.make)[:300]
+        raise ShapeError(f"no layer of {path} matches {' or '.join(config.layers)}; there are {names}")
+    # MLX stores the output channels first in transposed convolutions too.
+    pairs = str(weights.extra.get("format")).lower() == "mlx"
+    rows = []
+    for done, layer in enumerate(chosen):
+        if tell is not None:
+            tell(done, len(chosen), layer.name)
+        row = _stored_row(layer, config, pairs=pairs)
+        rows.append(replace(row, has_weights=layer.has_weights, by_shape=layer.by_shape and row.is_analysed))
+    told = f" ({weights.wrapping})" if weights.wrapping else ""
+    return NetworkSpectrum(f"{path}{told}", tuple(rows), None, _NO_NETWORK)
+
+
+def _stored_row(layer: StoredLayer, config: InspectConfig, *, pairs: bool) -> LayerSpectrum:
+    if layer.reason:
+        return failed(layer.name, layer.kind, layer.shape, layer.reason)
+    try:
+        if layer.scale is not None:
+            return _scale_row(layer, layer.scale, config)
+        if layer.make_generator is not None:
+            row = _exponential_row(layer, layer.make_generator(), config)
+        elif layer.make is not None:
+            row = _operator_row(layer, layer.make(), config, pairs=pairs)
+        else:
+            return failed(layer.name, layer.kind, layer.shape, "its operator is not known here")
+    except ShapeError as error:
+        return failed(layer.name, layer.kind, layer.shape, error)
+    return replace(row, assumption=layer.assumption)
+
+
+def _scale_row(layer: StoredLayer, scale: Tensor, config: InspectConfig) -> LayerSpectrum:
+    """BatchNorm or pixel normalisation; a BatchNorm within its maximum for every eps rests on no assumption."""
+    gain = float(scale.abs().max())
+    kind = "BatchNorm" if layer.kind == "batchnorm" else "Normalize"
+    bound = Bracket(gain * (1 - 1e-6), gain * (1 + 1e-6))
+    row = LayerSpectrum(layer.name, kind, layer.shape, bound, assumption=layer.assumption)
+    limit = config.batchnorm_max
+    if limit is not None and layer.largest_scale is not None and layer.largest_scale * (1 + 1e-6) <= limit:
+        return replace(row, assumption="")
+    return row
+
+
+def _exponential_row(layer: StoredLayer, generator: Convolution, config: InspectConfig) -> LayerSpectrum:
+    return stored_exponential(
+        layer.name,
+        layer.kind,
+        layer.shape,
+        generator,
+        SERIES_TERMS,
+        size=_size_for(config.input_size, 2),
+        rank=layer.rank,
+        frame_norms=layer.frame_norms,
+        error=layer.frame_error,
+    )
+
+
+def _operator_row(layer: StoredLayer, conv: Convolution, config: InspectConfig, *, pairs: bool) -> LayerSpectrum:
+    """The bracket of a kernel ends below at what every stride and number of groups leaves of it, see `least_norm`."""
+    is_matrix = layer.kind == "linear"
+    size = (1,) if is_matrix else _size_for(config.input_size, conv.axes)
+    notes = [layer.note, "" if is_matrix or size is None else "values at stride 1, as one group"]
+    at_most = config.max_sigma
+    if at_most is not None and layer.slack:
+        at_most = max((at_most - layer.slack) * (1 - 1e-15), 0.0)
+    row = operator_spectrum(
+        layer.name,
+        layer.kind,
+        layer.shape,
+        conv,
+        tolerance=config.tolerance,
+        input_size=size,
+        accuracy=config.accuracy,
+        at_most=at_most,
+        rank=layer.rank,
+        frame_error=layer.frame_error,
+        note="; ".join(filter(None, notes)),
+    )
+    assert row.bound is not None
+    lower, upper = row.bound.lower, row.bound.upper + layer.slack
+    if at_most is not None and row.bound.upper <= at_most:
+        upper = min(upper, config.max_sigma or upper)
+    if not is_matrix:
+        # The core of a TT layer is one group, so that its unfolding's norm is reached, as is its largest row.
+        lower = min(lower, least_norm(conv.weight, pairs=pairs))
+    return replace(row, bound=Bracket(max(lower - layer.slack, 0.0), upper))
+
+
+def _size_for(size: tuple[int, ...] | None, axes: int) -> tuple[int, ...] | None:
+    if size is None:
+        return None
+    if len(size) == 1:
+        return size * axes
+    return size[-axes:] if len(size) in (axes, axes + 1) else None
+
+
+def _draw(found: list[NetworkSpectrum], config: InspectConfig) -> None:
+    from svdctl.analysis.spectrum_plot import plot_networks  # matplotlib takes a second to import
+
+    assert config.plot is not None
+    if not any(layer.values is not None and len(layer.shape) > 2 for network in found for layer in network):
+        raise UsageError("--plot: no convolution has singular values without a size of its input; add --input-size")
+    if not config.plot.parent.is_dir():
+        raise UsageError(f"--plot {config.plot}: there is no folder {config.plot.parent}; make it first")
+    plot_networks(found, max_sigma=config.max_sigma).savefig(config.plot)
+
+
+def _limit(row: LayerSpectrum, config: InspectConfig) -> float | None:
+    """The maximum that a row with a bound is held against."""
+    # A convolution of the user's may be called BatchNorm too.
+    is_batchnorm = row.kind == "BatchNorm" and row.is_normalization
+    return config.batchnorm_max if is_batchnorm else config.max_sigma
+
+
+def _is_excepted(row: LayerSpectrum, patterns: Sequence[str]) -> bool:
+    return _matches(row.name or "(top)", patterns)  # as outputs call it
+
+
+def _verdict(row: LayerSpectrum, config: InspectConfig) -> str:
+    """What a gate says of a row: proved, above, not proved or excepted; empty when it is not held."""
+    limit = _limit(row, config)
+    if not config.has_gate or not row.has_weights or (row.bound is not None and limit is None):
+        return ""
+    if row.bound is None or row.assumption or limit is None:
+        return "excepted" if _is_excepted(row, config.excepted) else "not proved"
+    return "proved" if row.bound.upper <= limit else "above"
+
+
+def faults(found: list[NetworkSpectrum], config: InspectConfig) -> list[str]:
+    """A sentence for each layer that a gate holds back: above its maximum, or not proved to be within."""
+    lines = []
+    for network in found:
+        for row in network:
+            name = row.name or "(top)"
+            if row.gate == "not proved":
+                lines.append(f"{network.name}: not proved: {name}, {why_not_proved(row)}")
+            elif row.gate == "above":
+                limit = _limit(row, config)
+                assert row.bound is not None
+                assert limit is not None
+                sure = row.bound.lower > limit
+                what = f"reaches {row.bound.lower:.6g}" if sure else f"may reach {row.bound.upper:.6g}"
+                lines.append(f"{network.name}: {name} {what}, above {limit:g}")
+    return lines
+
+
+def summary(found: list[NetworkSpectrum], config: InspectConfig) -> str:
+    """A line for what a gate proved and another for each layer that it let pass.
+
+    Raises:
+        UsageError: a pattern of `--except` that no layer has.
+    """
+    rows = [(network.name, row) for network in found for row in network]
+    for pattern in config.excepted:
+        if not any(_is_excepted(row, (pattern,)) for _, row in rows):
+            raise UsageError(f"--except {pattern}: no layer of {', '.join(map(str, config.files))} has such a name")
+    held = [
+        f"{limit:g} ({what})"
+        for limit, what in ((config.max_sigma, "--max"), (config.batchnorm_max, "--batchnorm-max"))
+        if limit
+    ]
+    proved = sum(row.gate == "proved" for _, row in rows)
+    lines = [f"{proved} of {sum(bool(row.gate) for _, row in rows)} layers proved to be at most {' and '.join(held)}"]
+    lines += [f"{network.name}: {told}" for network in found if (told := told_by_shape(network))]
+    lines += [
+        f"excepted: {name}: {row.name or '(top)'}, {why_not_proved(row)}"
+        for name, row in rows
+        if row.gate == "excepted"
+    ]
+    return "\n".join(lines)

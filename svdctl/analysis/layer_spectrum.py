@@ -1,0 +1,153 @@
+"""The spectrum of one layer: what is exact, what is a bracket, what is proved, each under its own name."""
+
+import math
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from svdctl.errors import ShapeError
+from svdctl.spectral.bounds import Bracket, is_bounded, norm_bound
+from svdctl.spectral.convolution import Convolution
+from svdctl.spectral.operator_norm import padded_norm
+from svdctl.spectral.values import singular_values
+
+_PRECISIONS = (torch.float32, torch.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerSpectrum:
+    """One row of `svdctl inspect-spectrum`."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    """Of the kernel, `(O, I, *k)`; of a BatchNorm, its channels."""
+    bound: Bracket | None = None
+    """Proved bracket of the norm over every input size, with the layer's padding (circular: on sizes that its stride
+    divides, `input_size` included) and, if the stride is unknown, for every stride."""
+    values: Tensor | None = None
+    """All non-zero singular values of the layer with circular padding on `input_size`, exact, descending."""
+    stride: tuple[int, ...] | None = None
+    """None when the file does not tell."""
+    input_size: tuple[int, ...] | None = None
+    zero_padded: Bracket | None = None
+    """Proved bracket of the norm of the layer as it runs: its own padding, on `input_size`."""
+    rank: tuple[int, int] | None = None
+    """(rank_in, rank_out) of a TT layer."""
+    frame_error: float | None = None
+    """Largest spectral norm of `U^T U - I` over the frames of a TT layer."""
+    note: str = ""
+    """What a reader should know of this row; of a row without a bound, why it has none."""
+    assumption: str = ""
+    """What the row rests on and its file does not tell; with one, nothing of it is proved."""
+    by_shape: bool = False
+    """Whether the name and the number of axes of a stored weight alone tell that it is a matrix or a kernel."""
+    has_weights: bool = True
+    """Whether it may stand for a layer with weights; False of counters and of parts of a file that are none."""
+    gate: str = ""
+    """Against `--max` and `--batchnorm-max`: proved, above, not proved or excepted; empty when it is not held."""
+
+    @property
+    def is_normalization(self) -> bool:
+        """Return whether the layer scales each channel, so that its bound is a gain and it has no kernel."""
+        # A convolution may have any class name, but never so few axes.
+        return (self.kind == "BatchNorm" and len(self.shape) == 1) or (
+            self.kind == "Normalize" and len(self.shape) in (1, 3) and set(self.shape[1:]) <= {1}
+        )
+
+    @property
+    def is_analysed(self) -> bool:
+        """Whether the layer has a bound."""
+        return self.bound is not None
+
+    @property
+    def largest(self) -> float | None:
+        """The largest singular value with circular padding, exact."""
+        return None if self.values is None or len(self.values) == 0 else float(self.values[0])
+
+    @property
+    def smallest_nonzero(self) -> float | None:
+        """The smallest singular value above the rounding of the largest."""
+        if self.values is None or self.largest is None:
+            return None
+        eps = torch.finfo(self.values.dtype).eps
+        found = self.values[self.values > self.largest * eps * max(self.shape[:2])]
+        return float(found[-1]) if len(found) else None
+
+    @property
+    def condition_number(self) -> float | None:
+        """Largest over smallest non-zero value."""
+        smallest = self.smallest_nonzero
+        return None if smallest is None or self.largest is None else self.largest / smallest
+
+    @property
+    def stable_rank(self) -> float | None:
+        """`||A||_F^2 / ||A||_2^2`."""
+        if self.values is None or not self.largest:
+            return None
+        return float((self.values.double() / self.largest).square().sum())
+
+
+def operator_spectrum(
+    name: str,
+    kind: str,
+    shape: tuple[int, ...],
+    conv: Convolution,
+    *,
+    tolerance: float,
+    input_size: tuple[int, ...] | None,
+    accuracy: str = "full",
+    at_most: float | None = None,
+    bound: Bracket | None = None,
+    **known: object,
+) -> LayerSpectrum:
+    """Values and bound of a convolution. An input that the stride does not divide is filled up, and the note says so.
+
+    Raises:
+        ShapeError: an input smaller than the kernel, or a kernel that is not finite.
+    """
+    if bound is None:
+        bound = norm_bound(conv, tolerance=tolerance)
+        # A layer under control is proved to be at most its maximum, which a bracket of some width need not show.
+        if at_most is not None and bound.lower <= at_most < bound.upper and is_bounded(conv, at_most):
+            bound = Bracket(bound.lower, at_most)
+    values = None
+    notes = [str(known.pop("note", ""))]
+    if input_size is not None:
+        if any(n < (k - 1) * d + 1 for n, k, d in zip(input_size, conv.taps, conv.dilation, strict=True)):
+            notes.append("the input is smaller than the kernel")
+        full = tuple(math.ceil(n / s) * s for n, s in zip(input_size, conv.stride, strict=True))
+        if full != input_size:
+            notes.append(f"values on {'x'.join(map(str, full))}, which the stride divides")
+        values = singular_values(conv, full, accuracy="fast" if accuracy == "fast" else "full").cpu()
+    note = "; ".join(part for part in notes if part)
+    return LayerSpectrum(name, kind, shape, bound, values, input_size=input_size, note=note, **known)  # type: ignore[arg-type]
+
+
+def failed(name: str, kind: str, shape: tuple[int, ...], error: ShapeError | str) -> LayerSpectrum:
+    """A row for a layer that could not be analysed."""
+    return LayerSpectrum(name, kind, shape, note=str(error))
+
+
+def as_it_runs(module: nn.Module, size: tuple[int, ...], bound: Bracket | None) -> Bracket | None:
+    """Proved bracket of a layer's norm with its own padding on one input size."""
+    channels = getattr(module, "in_channels", None)
+    if bound is None or not isinstance(channels, int):
+        return None
+    precisions = {dtype: deepcopy(module).to(dtype).eval().requires_grad_(False) for dtype in _PRECISIONS}
+    for layer in precisions.values():
+        if "bias" in layer._parameters:
+            # Beside a large bias the outputs would round away.
+            layer.register_parameter("bias", None)
+    zero = torch.zeros(1, channels, *size, dtype=torch.float64, device=next(module.parameters()).device)
+    offsets = {dtype: layer(zero.to(dtype)) for dtype, layer in precisions.items()}
+
+    def linear(x: Tensor) -> Tensor:
+        return precisions[x.dtype](x) - offsets[x.dtype]
+
+    lower = padded_norm(linear, (channels, *size), like=zero)
+    if lower > bound.upper * 1.001:
+        raise ShapeError(f"it gains {lower:.6g} as it runs, more than its kernel can; it does something else with it")
+    return Bracket(min(lower, bound.upper), bound.upper)

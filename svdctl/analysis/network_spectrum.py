@@ -1,0 +1,334 @@
+"""The spectrum of a network: every layer in order, and what they make together."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
+
+from svdctl.analysis.exponential_spectrum import EXPONENTIAL, exponential_row
+from svdctl.analysis.layer_spectrum import LayerSpectrum, as_it_runs, failed, operator_spectrum
+from svdctl.errors import ShapeError, SvdctlError
+from svdctl.layers.batchnorm import GlobalBatchNorm2d
+from svdctl.layers.layer_operator import BatchNorm, batchnorm_gain, is_controllable, operator_of
+from svdctl.layers.normalize import Normalize
+from svdctl.layers.norms import layer_norm_bound
+from svdctl.layers.padding import Convolutional, padding_factor
+from svdctl.layers.shapes import Calls, observed_calls
+from svdctl.layers.soc import SOC
+from svdctl.layers.sott import SOTT
+from svdctl.layers.stiefel import frame_error
+from svdctl.layers.stored_weight import why_not_as_stored
+from svdctl.layers.tt import TTConv2d
+from svdctl.spectral.bounds import Bracket, norm_bound
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TOLERANCE = 0.02
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkSpectrum:
+    """Rows in the network's order; reads as a table, indexes by name."""
+
+    name: str
+    layers: tuple[LayerSpectrum, ...]
+    lipschitz: float | None = None
+    """Proved l2 Lipschitz constant in evaluation mode, in units of the input; None when the graph is not known."""
+    lipschitz_note: str = ""
+    """Why there is none."""
+
+    def __iter__(self) -> Iterator[LayerSpectrum]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, name: str) -> LayerSpectrum:
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(f"no layer {name!r}; there are {', '.join(layer.name for layer in self.layers[:8])}, ...")
+
+    @property
+    def bound_product(self) -> float:
+        """Product of the proved bounds of all analysed layers: the Lipschitz constant of a plain chain of them."""
+        return math.prod(layer.bound.upper for layer in self.layers if layer.bound is not None)
+
+    def exceeding(self, max_sigma: float) -> tuple[LayerSpectrum, ...]:
+        """Convolutions and linear layers not proved to be at most `max_sigma`, rows without a bound apart."""
+        return tuple(
+            layer
+            for layer in self.layers
+            if layer.bound is not None and not layer.is_normalization and layer.bound.upper > max_sigma
+        )
+
+    def __repr__(self) -> str:
+        from svdctl.analysis.spectrum_table import text_table
+
+        return text_table(self)
+
+    def to_frame(self) -> Any:
+        """The rows as a pandas DataFrame.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        import pandas as pd
+
+        from svdctl.analysis.spectrum_records import layer_record
+
+        return pd.DataFrame([layer_record(layer) for layer in self.layers]).set_index("name")
+
+    def plot(self, path: str | Path | None = None, *, max_sigma: float | None = None) -> "Figure":
+        """Draw singular values against their index, layer by layer, with the proved bounds.
+
+        Args:
+            path: also written here; the ending tells the format.
+            max_sigma: a line at this value in every panel.
+
+        Returns:
+            The figure, which a notebook shows.
+        """
+        from svdctl.analysis.spectrum_plot import plot_networks
+
+        figure = plot_networks([self], max_sigma=max_sigma)
+        if path is not None:
+            figure.savefig(path)
+        return figure
+
+
+@torch.no_grad()
+def spectrum(
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    *,
+    name: str = "",
+    layers: str | Sequence[str] = "*",
+    tolerance: float = TOLERANCE,
+    accuracy: str = "full",
+    zero_padded: bool = True,
+    at_most: float | None = None,
+    tell: Callable[[int, int, str], None] | None = None,
+) -> NetworkSpectrum:
+    """Exact values, proved bounds and brackets of every convolution, linear layer and BatchNorm of any network.
+
+    Args:
+        model: any module; it is run once in evaluation mode and left as it was. A row of a layer that was then called
+            with other weights than it stores has no bound; one that was not called, or whose weights were used by more
+            than its own calls, says so as its assumption.
+        input_shape: one input without the batch axis, `(C, H, W)`.
+        name: a title.
+        layers: patterns of layer names, as `layer3.*`.
+        tolerance: wanted slack of each layer's bound, in that of the network too.
+        accuracy: `full`, or `fast`: values to 1e-3 of the largest.
+        zero_padded: bracket the norm of each layer with its own padding as well.
+        at_most: a maximum that the bounds are also held against, exactly.
+        tell: called with (done, total, name) before each layer.
+
+    Raises:
+        ShapeError: no layer matches, or the network does not take the input.
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3))
+    >>> found = svdctl.spectrum(net, (3, 16, 16))
+    >>> [(layer.name, len(layer.values)) for layer in found]
+    [('0', 768), ('2', 2048)]
+    >>> found["0"].largest <= found["0"].bound.upper
+    True
+    """
+    patterns = (layers,) if isinstance(layers, str) else tuple(layers)
+    modules = dict(_with_rows(model))
+    chosen = {key: module for key, module in modules.items() if any(fnmatchcase(key, p) for p in patterns)}
+    if not any(_is_operator(module) for module in chosen.values()):
+        if layers == "*":
+            raise ShapeError(f"{name or 'the network'} has no convolution and no linear layer to look at")
+        near = ", ".join(key for key, module in modules.items() if _is_operator(module))[:300]
+        raise ShapeError(f"no layer matches {' or '.join(patterns)}; there are {near}")
+    try:
+        calls = observed_calls(model, input_shape, _is_read)
+    except SvdctlError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        coarse = isinstance(error, NotImplementedError) and any(p.dtype.itemsize < 4 for p in model.parameters())
+        hint = "; convert it with .float() first" if coarse else ""
+        raise ShapeError(f"the network does not take an input of shape {input_shape} ({first}){hint}") from error
+    rows = []
+    chosen = {key: module for key, module in chosen.items() if not _is_pixels(module, calls.get(key))}
+    for done, (key, module) in enumerate(chosen.items()):
+        if tell is not None:
+            tell(done, len(chosen), key)
+        rows.append(_seen_row(key, module, calls.get(key), tolerance, accuracy, zero_padded, at_most))
+    only = None, "only some layers were asked for"
+    lipschitz, why = _lipschitz(model, input_shape, tolerance) if layers == "*" else only
+    return NetworkSpectrum(name, tuple(rows), lipschitz, why)
+
+
+def _is_operator(module: nn.Module) -> bool:
+    return is_controllable(module) or isinstance(module, EXPONENTIAL)
+
+
+def _is_read(module: nn.Module) -> bool:
+    """Whether its row is read off the numbers that the module stores, so that its calls are to be looked at."""
+    return _is_operator(module) or isinstance(module, BatchNorm) or type(module) is Normalize
+
+
+def _is_pixels(module: nn.Module, call: Calls | None) -> bool:
+    """Whether it brings pixels to their scale: `Normalize` that is given the network's own input and nothing else."""
+    return type(module) is Normalize and call is not None and call.sees_image and bool(call.sizes) and not call.fault
+
+
+def _with_rows(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module that is a layer or holds numbers of its own, but for the parts that a layer is made of."""
+    parts: set[int] = set()
+    for name, module in model.named_modules():
+        if id(module) in parts:
+            continue
+        if _is_operator(module) or isinstance(module, BatchNorm):
+            made_of = [module.parametrizations] if is_parametrized(module) else []
+            made_of += [module.core] if isinstance(module, SOTT) else []
+            parts |= {id(inner) for part in made_of if isinstance(part, nn.Module) for inner in part.modules()}
+            yield name, module
+        elif _own_numbers(module):
+            yield name, module
+
+
+def _own_numbers(module: nn.Module) -> list[torch.Tensor]:
+    """Parameters and real buffers of a module itself."""
+    tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return [tensor for tensor in tensors if tensor.is_floating_point() or tensor.is_complex()]
+
+
+def _lipschitz(model: nn.Module, input_shape: tuple[int, ...], tolerance: float) -> tuple[float | None, str]:
+    from svdctl.certificates.lipschitz import lipschitz_bound
+
+    try:
+        return lipschitz_bound(model, input_shape, tolerance=tolerance).value, ""
+    except SvdctlError as error:
+        return None, str(error)
+
+
+def _seen_row(name: str, module: nn.Module, call: Calls | None, *how: Any) -> LayerSpectrum:
+    """The row of a layer, and what its calls add to it."""
+    if call is None:
+        return _row(name, module, [], *how)
+    kind = type_before_parametrizations(module).__name__
+    row = _row(name, module, call.sizes, *how)
+    if row.bound is None:
+        return row
+    if call.fault:
+        return failed(name, row.kind, row.shape, call.fault)
+    if not call.sizes:
+        assumption = f"the network computes with it as a {kind} does: it was not reached when the network ran"
+    elif call.used_by:
+        assumption = f"its weight is not used outside of its own calls, though {call.used_by} takes it there"
+    else:
+        assumption = ""
+    sizes = ", ".join("x".join(map(str, size)) for size in call.sizes)
+    several = f"called on {sizes}; the bound is for all of them" if len(call.sizes) > 1 else ""
+    note = "; ".join(filter(None, (row.note, "" if row.is_normalization else several)))
+    return replace(row, assumption=assumption, note=note)
+
+
+def _row(
+    name: str,
+    module: nn.Module,
+    sizes: Sequence[tuple[int, ...]],
+    tolerance: float,
+    accuracy: str,
+    zero_padded: bool,
+    at_most: float | None,
+) -> LayerSpectrum:
+    kind = type_before_parametrizations(module).__name__
+    size = sizes[-1] if sizes else None
+    if isinstance(module, BatchNorm):
+        return _batchnorm_row(name, module)
+    if type(module) is Normalize:
+        return _normalize_row(name, module)
+    if isinstance(module, EXPONENTIAL):
+        return _exponential_row(name, kind, module, size)
+    if not is_controllable(module):
+        reason = f"layers of type {kind} have no spectrum known here"
+        return failed(name, kind, tuple(_own_numbers(module)[0].shape), reason)
+    weight = module.weight if not isinstance(module, TTConv2d) else module.core
+    assert isinstance(weight, torch.Tensor)
+    shape = tuple(weight.shape)
+    try:
+        conv = operator_of(module)
+        known: dict[str, Any] = {"stride": None if isinstance(module, nn.Linear) else conv.stride}
+        if isinstance(module, TTConv2d):
+            shape = (module.out_channels, module.in_channels, *module.kernel_size)
+            frames = [frame for frame in (module.frame_in, module.frame_out) if frame is not None]
+            known["rank"] = module.rank
+            known["frame_error"] = max((float(frame_error(frame)) for frame in frames), default=None)
+        if size is None:
+            known["note"] = "not reached when the network runs"
+        transposed = isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
+        # A transposed convolution is the adjoint of a convolution whose input is its output.
+        seen = tuple(n * s for n, s in zip(size, conv.stride, strict=True)) if size and transposed else size
+        bound = _bound(module, sizes, tolerance, at_most)
+        row = operator_spectrum(
+            name, kind, shape, conv, tolerance=tolerance, input_size=seen, accuracy=accuracy, bound=bound, **known
+        )
+        padded = None
+        if zero_padded and size is not None and not isinstance(module, nn.Linear):
+            padded = as_it_runs(module, size, bound)
+    except ShapeError as error:
+        return failed(name, kind, shape, error)
+    return LayerSpectrum(**{**vars(row), "input_size": size, "zero_padded": padded})
+
+
+def _exponential_row(name: str, kind: str, module: SOC | SOTT, size: tuple[int, ...] | None) -> LayerSpectrum:
+    layers = [module, module.core] if isinstance(module, SOTT) else [module]
+    reasons = [why_not_as_stored(layer, SOTT if isinstance(layer, SOTT) else SOC) for layer in layers]
+    reason = next((reason for reason in reasons if reason is not None), None)
+    if reason is not None:
+        return failed(name, kind, (module.out_channels, module.in_channels), reason)
+    return exponential_row(name, module, size)
+
+
+def _bound(module: nn.Module, sizes: Sequence[tuple[int, ...]], tolerance: float, at_most: float | None) -> Bracket:
+    """The layer's bracket; its upper end at stride 1 if it is circular and its stride does not divide every size."""
+    if (
+        isinstance(module, Convolutional)
+        and module.padding_mode == "circular"
+        and any(n % s for size in sizes for n, s in zip(size, module.stride, strict=True))
+    ):
+        conv = operator_of(module)
+        unstrided = replace(conv, stride=(1,) * conv.axes)
+        upper = norm_bound(unstrided, tolerance=tolerance).upper * padding_factor(module)
+        return Bracket(0.0, upper)
+    return layer_norm_bound(module, tolerance=tolerance, allowed=at_most)
+
+
+def _normalize_row(name: str, module: Normalize) -> LayerSpectrum:
+    """A scaling by channels inside the network, whose gain is held as any layer's norm is."""
+    shape = tuple(module.std.shape)
+    reason = why_not_as_stored(module, Normalize)
+    gain = float((1 / module.std.double()).abs().max())
+    if reason is not None or not math.isfinite(gain):
+        return failed(name, "Normalize", shape, reason or "its deviations are 0 or not finite")
+    return LayerSpectrum(name, "Normalize", shape, Bracket(gain * (1 - 1e-6), gain * (1 + 1e-6)))
+
+
+def _batchnorm_row(name: str, module: BatchNorm) -> LayerSpectrum:
+    shape = (module.num_features,)
+    kind = next(kind for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) if isinstance(module, kind))
+    # Ours is torch's own in evaluation.
+    reason = why_not_as_stored(module, GlobalBatchNorm2d if isinstance(module, GlobalBatchNorm2d) else kind)
+    if reason is not None:
+        return failed(name, "BatchNorm", shape, reason)
+    try:
+        gain = float(batchnorm_gain(module, torch.float64))
+    except ShapeError as error:
+        return failed(name, "BatchNorm", shape, error)
+    if not math.isfinite(gain):
+        return failed(name, "BatchNorm", shape, "its statistics or weights are not finite")
+    return LayerSpectrum(name, "BatchNorm", shape, Bracket(gain * (1 - 1e-6), gain * (1 + 1e-6)))

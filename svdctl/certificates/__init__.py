@@ -1,0 +1,17 @@
+"""Proofs about whole networks: Lipschitz constants, rounding, certified radii."""
+
+from svdctl.certificates.layer_bounds import Gain, layer_gain
+from svdctl.certificates.lipschitz import LipschitzBound, lipschitz_bound, rounding_bound
+from svdctl.certificates.radius import RADII, Certificates, Certifier, certified_curve
+
+__all__ = [
+    "RADII",
+    "Certificates",
+    "Certifier",
+    "Gain",
+    "LipschitzBound",
+    "certified_curve",
+    "layer_gain",
+    "lipschitz_bound",
+    "rounding_bound",
+]

@@ -1,0 +1,181 @@
+"""What is known of one value inside a network, for every image x at distance at most D from a fixed centre c.
+
+Notation: v(x) is the value in exact arithmetic and `v^(x)` as it is computed, in any order of summation. All norms are
+Euclidean, over all entries of one image's value.
+
+Note 1, magnitude. With the error e(D) >= |v^(x) - v(x)|, the computed value satisfies
+`|v^(x)| <= |v(x)| + e(D) <= |v(c)| + L D + e(D) <= |v^(c)| + e(0) + L D + e(D)`,
+and `|v^(c)|` is read off one pass. So errors and magnitudes are affine functions of D, and stay so through a network.
+They presume that nothing overflows: the largest magnitude on the way, sums of products included, tells to which D.
+
+Note 2, the bounds' own rounding. They are sums and products of non-negative float64 numbers, nothing is subtracted, so
+that every operation costs a relative 2^-53. `outward` multiplies a result by 1 + 1e-10, enough for 400,000 of them.
+Near the smallest float64 numbers roundings are no longer relative: `times` rounds products there up to `_FLOOR`.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+_FLOOR = 1e-290
+"""Far above the subnormal numbers, and below all that a bound is asked for."""
+
+
+def times(*factors: float) -> float:
+    """The product of non-negative numbers; never below the true one but by rounding, even where that underflows."""
+    product = 1.0
+    for factor in factors:
+        if factor == 0:
+            return 0.0
+        product = max(product * factor, _FLOOR)
+    return product
+
+
+def times_power(bound: float, exponent: int) -> float:
+    """`bound * 2^exponent`, infinite where it overflows and as in `times` where it underflows."""
+    try:
+        return 0.0 if bound == 0 else max(math.ldexp(bound, exponent), _FLOOR)
+    except OverflowError:
+        return math.inf
+
+
+def to_unit_size(tensor: Tensor) -> tuple[Tensor, int]:
+    """The tensor in float64, divided by the power of two that makes its largest entry one of [1/2, 1); the exponent."""
+    wide = tensor.detach().double()
+    largest = float(wide.abs().max()) if wide.numel() else 0.0
+    if not 0 < largest < math.inf:
+        return wide, 0
+    exponent = math.frexp(largest)[1]
+    # In two steps: the power itself may be too large or too small for a number.
+    half = exponent // 2
+    return wide * 2.0**-half * 2.0 ** (half - exponent), exponent
+
+
+def outward(bound: float) -> float:
+    """The bound, enlarged by all that its own computation can have rounded away; see Note 2."""
+    return bound * (1 + 1e-10)
+
+
+def gamma(operations: int, unit: float) -> float:
+    """`n u / (1 - n u)`: the relative error of n roundings (Higham 2002, Lemma 3.1); infinite when n u >= 1/2."""
+    product = operations * unit
+    return product / (1 - product) if product < 0.5 else math.inf
+
+
+def tiny_of(unit: float) -> float:
+    """The smallest normal number of the precision with this unit roundoff."""
+    return torch.finfo(torch.float64 if unit < 1e-10 else torch.float32).tiny
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """The precision in which values are computed."""
+
+    dtype: torch.dtype
+
+    @property
+    def unit(self) -> float:
+        """Unit roundoff, the largest relative error of one operation."""
+        return torch.finfo(self.dtype).eps / 2
+
+    @property
+    def largest(self) -> float:
+        """What magnitudes must stay below for nothing to overflow, with room for roundings."""
+        return torch.finfo(self.dtype).max / 64
+
+    @property
+    def tiny(self) -> float:
+        """At least the error of a product that underflows."""
+        return tiny_of(self.unit)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """`constant + slope * D`, both non-negative."""
+
+    constant: float = 0.0
+    slope: float = 0.0
+
+    def __call__(self, distance: float) -> float:
+        # Not inf * 0: a bound that is lost is lost at every distance.
+        return math.inf if math.isinf(self.slope) else self.constant + self.slope * distance
+
+    def __add__(self, other: Self) -> "Affine":
+        return Affine(self.constant + other.constant, self.slope + other.slope)
+
+    def __mul__(self, factor: float) -> "Affine":
+        def scaled(part: float) -> float:
+            return 0.0 if part == 0 or factor == 0 else part * factor
+
+        return Affine(scaled(self.constant), scaled(self.slope))
+
+    def above(self, other: Self) -> "Affine":
+        """At least both."""
+        return Affine(max(self.constant, other.constant), max(self.slope, other.slope))
+
+    def reaches(self, limit: float) -> float:
+        """The distance up to which this is at most `limit`; below 0 if it is larger everywhere."""
+        room = limit - self.constant
+        if not room >= 0:
+            return -1.0
+        return math.inf if self.slope == 0 else room / self.slope * (1 - 1e-12)
+
+    @classmethod
+    def root_sum_square(cls, parts: list["Affine"]) -> "Affine":
+        """At least the norm of the parts, by the triangle inequality for the vectors of coefficients."""
+        return cls(math.hypot(*(part.constant for part in parts)), math.hypot(*(part.slope for part in parts)))
+
+
+@dataclass(frozen=True)
+class AffineReadout:
+    """That a value is affine in an earlier one: `value = rows @ earlier + constant`."""
+
+    lipschitz: float
+    """Constant of the earlier value with respect to the image."""
+    rows: Callable[[], tuple[Tensor, float] | None]
+    """Gives the matrix `(numel of the value, numel of the earlier one)`, float64, and a bound on its error's norm.
+
+    None when the map is no longer what it was: its weights or settings were changed after they were used.
+    """
+
+    @classmethod
+    def of(
+        cls,
+        lipschitz: float,
+        run: Callable[[Tensor], Tensor],
+        like: Tensor,
+        rows: Callable[[], tuple[Tensor, float] | None],
+    ) -> Self:
+        """A readout whose `rows` are asked only while `run`, the map, gives of random numbers what it gives now."""
+        generator = torch.Generator().manual_seed(0)
+        probe = torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
+        seen = run(probe.clone()).clone()
+        return cls(lipschitz, lambda: rows() if torch.equal(run(probe.clone()), seen) else None)
+
+
+@dataclass(frozen=True)
+class ValueBounds:
+    """What is proved of a value."""
+
+    lipschitz: float
+    """Constant of v with respect to the image."""
+    centre: float
+    """At least `|v^(c)|`."""
+    error: Affine
+    """At least `|v^(x) - v(x)|`."""
+    readout: AffineReadout | None = None
+
+    @property
+    def magnitude(self) -> Affine:
+        """At least `|v^(x)|`; see Note 1."""
+        return Affine(self.centre + self.error.constant, self.lipschitz) + self.error
+
+
+def norm_above(tensor: Tensor) -> float:
+    """At least the Euclidean norm of all entries."""
+    unit, exponent = to_unit_size(tensor)
+    return times_power(float(unit.norm()) * (1 + (tensor.numel() + 8) * 2.0**-52), exponent)

@@ -1,0 +1,442 @@
+"""One pass through a whole network: from any `torch.nn.Module` to what is proved of its output.
+
+The network is a frozen copy of the caller's: evaluation mode, one precision, weights that are computed from others
+made constants. Its outputs are compared with those of the caller's own network. Layers that `layer_gain` knows are not
+looked into; everything else is followed function by function.
+"""
+
+import copy
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+# These fill the tables of rules and gains.
+from svdctl.certificates import ops_linear, ops_pointwise, ops_shape_pool, torch_bounds, tt_bounds  # noqa: F401
+from svdctl.certificates.contents import Contents
+from svdctl.certificates.error_bounds import Affine, Arithmetic, ValueBounds, norm_above, outward
+from svdctl.certificates.layer_bounds import forward_of, layer_gain
+from svdctl.certificates.op_rules import apply
+from svdctl.certificates.soc_bounds import FixedSOC
+from svdctl.certificates.traced_tensor import Contribution, Remembering, Traced, Tracer
+from svdctl.errors import ShapeError
+from svdctl.layers.padding import Convolutional, is_cyclic
+from svdctl.layers.soc import SOC
+
+
+@torch.no_grad()
+def freeze_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy in evaluation mode and `dtype`, computed weights (orthogonal frames, skew kernels) made constants."""
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise ShapeError("the network holds TorchScript modules, which cannot be followed; give the Python modules")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise ShapeError(f"{name} is not made before the first forward pass; run the network once first")
+        if tensor.is_complex():
+            raise ShapeError(f"{name} is complex ({tensor.dtype}); only networks of real numbers can be followed")
+    try:
+        copied = copy.deepcopy(model)
+    except Exception as error:  # whatever the network's own classes raise
+        raise ShapeError(
+            f"the network cannot be copied ({error}); run it once under torch.no_grad(), then try again"
+        ) from error
+    _refuse_shared(model, copied)
+    changed = Contents.of(model).changed_values(Contents.of(copied))
+    if changed is not None:
+        raise ShapeError(
+            f"copy.deepcopy gives the network another {changed}; remove its own __deepcopy__, __getstate__"
+        )
+    try:
+        copied = copied.to(dtype)
+        _require_converted(model, copied, dtype)
+        copied = copied.eval().requires_grad_(False)
+    except ShapeError:
+        raise
+    except Exception as error:
+        raise ShapeError(f"the network cannot be converted to {dtype} ({error})") from error
+    for name, module in list(copied.named_modules()):
+        if module.training:
+            raise ShapeError(
+                f"{name or 'the network'} ({type(module).__name__}) stays in training mode after eval(): what it "
+                "computes may depend on the batch or on chance"
+            )
+        if parametrize.is_parametrized(module):
+            _make_plain(module)
+    if forward_of(copied) is SOC:
+        assert isinstance(copied, SOC)
+        return _fixed(copied)
+    for name, module in list(copied.named_modules()):
+        if forward_of(module) is SOC:
+            assert isinstance(module, SOC)
+            copied.set_submodule(name, _fixed(module))
+    return copied
+
+
+def _refuse_shared(model: nn.Module, copied: nn.Module) -> None:
+    """A copy that shares anything with the caller's network would change it, and be changed by it."""
+    mine = {id(module) for module in model.modules()} | {id(t) for t in (*model.parameters(), *model.buffers())}
+    for name, part in (*copied.named_modules(), *copied.named_parameters(), *copied.named_buffers()):
+        if id(part) in mine:
+            raise ShapeError(
+                f"{name or 'the network'} ({type(part).__name__}) is not copied by copy.deepcopy; remove its own "
+                "__deepcopy__"
+            )
+
+
+def _require_converted(model: nn.Module, copied: nn.Module, dtype: torch.dtype) -> None:
+    """Raise a ShapeError if the copy's weights are neither the caller's nor these in another precision."""
+    converted = dict((*copied.named_parameters(), *copied.named_buffers()))
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        found = converted.get(name)
+        if tensor.is_floating_point() and tensor.layout == torch.strided:
+            values = (tensor.to(dtype).double(), tensor.double())
+            if found is None or not any(_equal(found.double(), value) for value in values):
+                raise ShapeError(f"conversion to {dtype} gives the network another {name}; remove its own to, _apply")
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    """Whether all entries are equal, nan and nan too."""
+    return first.shape == second.shape and bool(((first == second) | (first.isnan() & second.isnan())).all())
+
+
+def _fixed(module: SOC) -> FixedSOC:
+    if _has_hooks(module):
+        raise ShapeError("a SOC layer with forward hooks cannot be followed; remove them first")
+    return FixedSOC(module).eval()
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return any((module._forward_hooks, module._forward_pre_hooks, *_hooks_of_all()))
+
+
+def _hooks_of_all() -> tuple[Any, ...]:
+    """The hooks that torch calls for every module."""
+    hooks = nn.modules.module
+    return hooks._global_forward_hooks, hooks._global_forward_pre_hooks
+
+
+def _make_plain(module: nn.Module) -> None:
+    """Constants in place of parametrised weights; torch's removal would strip the original's class, which is shared."""
+    parametrizations = module.parametrizations
+    assert isinstance(parametrizations, nn.ModuleDict)
+    values = {name: getattr(module, name).detach().clone() for name in parametrizations}
+    for name, value in values.items():
+        if not torch.equal(value, getattr(module, name)):
+            raise ShapeError(f"the parametrised {name} of a {type(module).__name__} is another at each reading")
+    module.__class__ = parametrize.type_before_parametrizations(module)
+    del module.parametrizations
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value, requires_grad=False))
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether the trace takes the module's gain from `layer_gain` and does not look into it."""
+    if forward_of(module) is None:
+        return False
+    inner = [part for part in module.modules() if part is not module]
+    if any(forward_of(part) is None or _has_hooks(part) for part in inner):
+        return False
+    if isinstance(module, Convolutional) and module.padding_mode != "zeros":
+        # The overlap of other paddings depends on the size, which F.pad's own rule sees.
+        return module.padding_mode == "circular" and is_cyclic(module)
+    return True
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Facts of the output, and what led to them."""
+
+    facts: ValueBounds
+    output: Tensor
+    contributions: tuple[Contribution, ...]
+    contents: Contents
+    """What the network was made of, its tensors copied."""
+    passing: frozenset[str]
+    """Paths where a pass leaves values of its image: they are no part of what the network computes with."""
+    farthest: float
+    """The distance from the centre up to which nothing overflows; below 0 if nothing is known of that."""
+
+    def error(self, distance: float) -> float:
+        """At least the error of the output as it is computed, for images at most this far from the centre."""
+        return self.facts.error(distance) if distance <= self.farthest else math.inf
+
+    def require_unchanged(self, network: nn.Module) -> None:
+        """Raise a ShapeError if anything that the network computes with is not what it was."""
+        changed = self.contents.difference(_contents_of(network), self.passing)
+        if changed is not None:
+            raise ShapeError(
+                f"{changed!r} of the network is not what it was when the bound was proved: it was changed from "
+                "outside, or the network changes it while it runs; a bound holds for a network that stays as it is"
+            )
+
+
+@torch.no_grad()
+def interpret(network: nn.Module, centre: Tensor, *, tolerance: float | None = None) -> Trace:
+    """Run a frozen network around one image `(1, *shape)`; the facts hold for all images, by their distance from it.
+
+    Args:
+        network: in evaluation mode, of the image's precision.
+        centre: the image.
+        tolerance: see `layer_gain`.
+
+    Raises:
+        ShapeError: an operation without a rule, or a network that does not compute the same each time.
+    """
+    tracer = Tracer(apply, tolerance, Arithmetic(centre.dtype), shape=tuple(centre.shape[1:]))
+    with _watched(network, tracer):
+        output, facts = _traced_pass(network, tracer, centre)
+        farthest, contributions = tracer.largest.reaches(tracer.arithmetic.largest), tuple(tracer.contributions)
+        # Again away from the centre, where a difference that the centre hides (a factor on zeros, say) shows.
+        generator = torch.Generator().manual_seed(0)
+        step = torch.rand(centre.shape, generator=generator, dtype=torch.float64).to(centre) - centre
+        other = centre + step * min(1.0, max(farthest, 0.0) / 2 / norm_above(step))
+        again, same = _traced_pass(network, tracer, other)
+    passing = frozenset(_contents_of(network).without_numbers)
+    proved = replace(facts, lipschitz=outward(facts.lipschitz), error=facts.error * outward(1.0))
+    _require_close(_plain_pass(network, other), again, proved, norm_above(other - centre))
+    trace = Trace(proved, output, contributions, _contents_of(network).kept(), passing, farthest)
+    for grad in (False, True):
+        _require_close(_plain_pass(network, other, grad=grad), again, proved, norm_above(other - centre), or_none=grad)
+    _require_bound(network, centre, trace)
+    trace.require_unchanged(network)
+    if same.lipschitz != facts.lipschitz:
+        raise ShapeError(_CHANGES)
+    return trace
+
+
+def _plain_pass(network: nn.Module, image: Tensor, *, grad: bool = False) -> Any:
+    """The output as the network runs without a trace, with or without gradients; None where it raises an error."""
+    try:
+        with torch.set_grad_enabled(grad):
+            output = _only(network(image.clone()))
+    except Exception:  # an output that does not come is no output that is wrong
+        return None
+    return output.detach() if isinstance(output, Tensor) and not isinstance(output, Traced) else output
+
+
+def probes(centre: Tensor, reach: float) -> Iterator[Tensor]:
+    """The centre, and random images of several sizes at most `reach` from it."""
+    generator = torch.Generator().manual_seed(1)
+    yield centre
+    for size in (1.0, -1.0, 300.0, -300.0):
+        step = size * torch.rand(centre.shape, generator=generator, dtype=torch.float64).to(centre) - centre
+        yield centre + step * min(1.0, reach / norm_above(step))
+
+
+def _require_bound(network: nn.Module, centre: Tensor, trace: Trace) -> None:
+    """Raise a ShapeError if images of several sizes give outputs that the bound excludes, or that gradients change."""
+    facts = trace.facts
+    for image in probes(centre, max(trace.farthest, 0.0) / 2):
+        output, distance = _plain_pass(network, image), norm_above(image - centre)
+        _require_close(_plain_pass(network, image, grad=True), output, facts, distance, or_none=True)
+        if isinstance(output, Tensor) and bool(output.isfinite().all()):
+            moved = norm_above(output.double() - trace.output.double())
+            allowed = facts.lipschitz * distance + facts.error(distance) + facts.error(0.0)
+            # Both have floors, below which nothing is told apart.
+            if moved > allowed * (1 + 1e-9) + _FLOOR:
+                raise ShapeError(_CHANGES)
+
+
+@torch.no_grad()
+def prove(model: nn.Module, centre: Tensor, *, tolerance: float | None = None) -> tuple[nn.Module, Trace]:
+    """A frozen copy of the caller's network in the image's precision, and what is proved of both.
+
+    Raises:
+        ShapeError: what `interpret` refuses, or a copy that does not compute what the caller's network computes in
+            evaluation mode and its own precision.
+    """
+    network = freeze_copy(model, centre.dtype)
+    trace = interpret(network, centre, tolerance=tolerance)
+    with _in_evaluation_mode(model):
+        _require_as_given(model, network, trace, centre)
+    return network, trace
+
+
+def _require_as_given(model: nn.Module, network: nn.Module, trace: Trace, centre: Tensor) -> None:
+    """Raise a ShapeError if the caller's network gives other outputs than the copy.
+
+    Allowed is the square root of the coarser unit roundoff, relatively to the largest output, and what rounding is
+    proved to do at most where that is little. A network that runs in no precision as it is (its weights are of several,
+    say) gives no outputs that could be others.
+    """
+    dtype = next((d for d in _precisions(model) if _plain_pass(model, centre.to(d)) is not None), None)
+    if dtype is None:
+        return
+    before = _contents_of(model).kept()
+    images = [image.to(dtype) for image in probes(centre, min(trace.farthest / 2, norm_above(torch.ones_like(centre))))]
+    outputs = [_plain_pass(network, image.to(centre)) for image in images]
+    if any(output is None for output in outputs):
+        raise ShapeError(_CHANGES)
+    scale = max(norm_above(output) for output in outputs)
+    unit = max(Arithmetic(kind).unit for kind in (dtype, centre.dtype))
+    floor = max(_floor(output.to(dtype)) for output in outputs)
+    for (image, output), grad in itertools.product(zip(images, outputs, strict=True), (False, True)):
+        found = _plain_pass(model, image, grad=grad)
+        if found is None and grad:
+            continue
+        proved = trace.error(norm_above(image.to(centre) - centre)) * (unit / Arithmetic(centre.dtype).unit)
+        allowed = max(math.sqrt(unit) * scale, proved if proved < 0.1 * scale else 0.0, floor)
+        if not differ_by_at_most(found, output, allowed):
+            raise ShapeError(
+                f"the copy in {centre.dtype} that is proved gives other outputs than the network as it was given, in "
+                f"evaluation mode and {dtype}: its code copies, converts or looks at its tensors in a way of its own, "
+                "or rounds too coarsely; convert it first, by .float() or .double(), and leave such code out"
+            )
+    changed = before.difference(_contents_of(model), trace.passing)
+    if changed is not None:
+        raise ShapeError(
+            f"the network changes {changed!r} while it runs; a bound holds for a network that stays as it is"
+        )
+
+
+def _precisions(model: nn.Module) -> Iterator[torch.dtype]:
+    """The precisions in which a network may run, its own weights' first."""
+    attributes = (value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor))
+    own = (
+        tensor.dtype for tensor in (*model.parameters(), *model.buffers(), *attributes) if tensor.is_floating_point()
+    )
+    yield from dict.fromkeys((*own, torch.get_default_dtype(), torch.float32, torch.float64))
+
+
+@contextmanager
+def _in_evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Set the flags of a network without running its code; afterwards all that its modules hold is as before."""
+    kept = []
+    for module in model.modules():
+        held = dict(vars(module))
+        kept.append((module, held, {name: copy.copy(v) for name, v in held.items() if isinstance(v, dict | list)}))
+    tensors = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
+    for module, _, _ in kept:
+        vars(module)["training"] = False
+    try:
+        yield
+    finally:
+        for module, held, inside in kept:
+            vars(module).clear()
+            vars(module).update(held)
+            for name, value in inside.items():
+                held[name].clear()
+                held[name].update(value) if isinstance(value, dict) else held[name].extend(value)
+        for tensor, values in tensors:
+            if tensor.shape != values.shape or not _equal(tensor.detach(), values):
+                tensor.data = values
+
+
+def _traced_pass(network: nn.Module, tracer: Tracer, image: Tensor) -> tuple[Tensor, ValueBounds]:
+    """The output for one image, and what is proved of it."""
+    start = Traced.make(tracer, image.clone(), ValueBounds(1.0, norm_above(image), Affine()))
+    output = None
+    with Remembering(tracer):
+        try:
+            output = _only(network(start))
+        except Exception as failure:  # whatever the network's own code raises
+            tracer.refuse(failure)
+    if tracer.refusal is not None:
+        raise tracer.refusal
+    if not isinstance(output, Traced):
+        raise ShapeError(
+            f"the network's output is a {type(output).__name__} whose path from the image was lost; it must return one "
+            "tensor computed by torch functions"
+        )
+    return output.value, tracer.facts(output)
+
+
+_FLOOR = 1e-280
+_CHANGES = (
+    "the network computes something else each time that it is run (by random numbers, by a state that its own code "
+    "changes, or by a look at the type of its input); a bound holds for a network that stays as it is"
+)
+
+
+def _contents_of(network: nn.Module) -> Contents:
+    return Contents.of(network, hooks_of_all_modules=_hooks_of_all())
+
+
+def _only(output: Any) -> Any:
+    return output[0] if isinstance(output, Sequence) and len(output) == 1 else output
+
+
+def _require_close(found: Any, value: Any, facts: ValueBounds, distance: float, *, or_none: bool = False) -> None:
+    """Raise a ShapeError unless another pass gave the same, but for what rounding may do at this distance."""
+    if or_none and (found is None or value is None):
+        return
+    if not isinstance(value, Tensor):
+        raise ShapeError(_CHANGES)
+    unit, norm = Arithmetic(value.dtype).unit, norm_above(value)
+    allowed = min(2 * facts.error(distance) + 1e-12 * norm, math.sqrt(unit) * norm + _floor(value))
+    if not differ_by_at_most(found, value, allowed):
+        raise ShapeError(_CHANGES)
+
+
+def _floor(value: Tensor) -> float:
+    """The size below which a tensor's rounding is no longer relative."""
+    return max(64 * torch.finfo(value.dtype).tiny * value.numel(), _FLOOR)
+
+
+def differ_by_at_most(found: Any, value: Any, allowed: float) -> bool:
+    """Whether both are tensors of one shape and this near to one another."""
+    if not all(isinstance(tensor, Tensor) and not isinstance(tensor, Traced) for tensor in (found, value)):
+        return False
+    found, value = found.double(), value.double()
+    return _equal(found, value) or (found.shape == value.shape and bool((found - value).norm() <= allowed))
+
+
+@contextmanager
+def _watched(network: nn.Module, tracer: Tracer) -> Iterator[None]:
+    """Let the tracer know which module runs, and take over the layers that it does not look into."""
+    handles, leaves = [], []
+    for name, module in network.named_modules():
+
+        def enter(module: nn.Module, _inputs: Any, name: str = name) -> None:
+            tracer.path.append((name, module))
+
+        def leave(_module: nn.Module, _inputs: Any, _output: Any) -> None:
+            tracer.path.pop()
+
+        if is_leaf(module):
+            leaves.append(module)
+            module.forward = _leaf(module, module.forward, tracer)
+        handles += [module.register_forward_pre_hook(enter, prepend=True), module.register_forward_hook(leave)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module in leaves:
+            vars(module).pop("forward", None)  # the network may have taken it away
+
+
+def _leaf(module: nn.Module, forward: Callable[..., Any], tracer: Tracer) -> Callable[..., Any]:
+    def run(*inputs: Any, **options: Any) -> Any:
+        if len(inputs) != 1 or options or not isinstance(inputs[0], Traced):
+            return forward(*inputs, **options)
+        # Weights that depend on the image, by functional_call say: the functions that use them decide.
+        if Contents.of(module).without_numbers:
+            return forward(*inputs)
+        try:
+            return follow_leaf(inputs[0])
+        except Exception as failure:
+            raise tracer.refuse(failure) from failure.__cause__
+
+    def follow_leaf(x: Traced) -> Traced:
+        tracer.facts(x)
+        if any(part.training for part in module.modules()):
+            raise ShapeError(
+                f"{tracer.where} is set to training mode while the network runs; use evaluation mode alone"
+            )
+        gain = tracer.once(id(module), module, lambda: layer_gain(module, tolerance=tracer.tolerance))
+        kind = getattr(module, "stands_for", type(module).__name__)
+        value = x.value.clone()
+        output = forward(value)
+        if not torch.equal(value, x.value):
+            raise ShapeError(f"{tracer.where} writes into its input, which its gain does not tell")
+        return tracer.layer(kind, x, output, gain, forward)
+
+    return run

@@ -1,0 +1,124 @@
+"""Bounds for whole networks: how far an output can move with the image, and how far from it rounding can lead."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from svdctl.certificates.interpreter import prove
+from svdctl.certificates.traced_tensor import Contribution
+from svdctl.spectral.exact_arithmetic import exact_arithmetic
+
+
+@dataclass(frozen=True)
+class LipschitzBound:
+    """A proved l2 Lipschitz constant of a network with respect to the pixels of its input, in evaluation mode."""
+
+    value: float
+    """The constant, rounded up."""
+    layers: tuple[Contribution, ...]
+    """What each layer and function adds, in the order of the pass; functions of gain 1 are left out."""
+
+    def by_kind(self) -> dict[str, float]:
+        """Product of all factors of one kind; for a network without sums and concatenations their product is L."""
+        totals: dict[str, float] = {}
+        for layer in self.layers:
+            for kind, factor in layer.factors.items():
+                totals[kind] = totals.get(kind, 1.0) * factor
+        return totals
+
+    def __str__(self) -> str:
+        lines = [f"Lipschitz constant at most {self.value:.6g} (l2, per pixel unit)"]
+        width = max((len(layer.name) for layer in self.layers), default=0)
+        for layer in self.layers:
+            parts = ", ".join(f"{kind} {factor:.6g}" for kind, factor in layer.factors.items())
+            lines.append(f"  {layer.name:<{width}}  {layer.kind:<16}  {parts}  ->  {layer.lipschitz:.6g}")
+        return "\n".join(lines)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's tensors lie."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+def own_dtype(model: nn.Module) -> torch.dtype:
+    """float64 for a model that holds any float64 tensor, float32 for all others."""
+    attributes = (value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor))
+    tensors = (*model.parameters(), *model.buffers(), *attributes)
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+
+
+def lipschitz_bound(
+    model: nn.Module, input_shape: tuple[int, ...], *, tolerance: float | None = None
+) -> LipschitzBound:
+    """Bound the l2 Lipschitz constant of a network, from pixels to outputs, in evaluation mode.
+
+    The network is followed through its Python code on one image, so loops and shape checks are fine; whatever depends
+    on the image's numbers, or has no rule, is an error that names the function and the module. Constants multiply along
+    a path, add up in sums, and their squares add up in concatenations. The bound is about real arithmetic with the
+    weights as they are (parametrised ones in the model's precision); `rounding_bound` has the rest. A network that
+    gives another output when it is run again, with gradients or without, or that changes while it runs, is refused; so
+    is one that catches the trace's refusals, and one whose frozen copy gives other outputs than it gives itself.
+
+    Presumed is that the network is a function of its image and of its modules, attributes, closures and globals. Its
+    code may be made to do something else by what the tests see nothing of: by the type of its input or the inference
+    mode, torch's flags, files, clocks or its callers, and by a difference that shows at none of the images tried (the
+    centre and a few random ones) or is as small as rounding. That it treats the images of a batch one by one is
+    presumed too.
+
+    Args:
+        model: any module from one image batch to one tensor; it is left as it is.
+        input_shape: one image without the batch axis, `(C, H, W)`.
+        tolerance: how far the norm of each kernel may be overestimated, relatively; by default what costs little, see
+            `layer_gain`.
+
+    Raises:
+        ShapeError: an operation or an argument without a rule, complex tensors, weights that are not finite, BatchNorm
+            without running statistics, a network that does not compute the same each time.
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(32, 2))
+    >>> bound = svdctl.lipschitz_bound(net, (3, 4, 4))
+    >>> parts = [svdctl.spectral_norm_bound(net[index]).lower for index in (0, 3)]
+    >>> parts[0] * parts[1] <= bound.value * 1.05
+    True
+    """
+    with torch.inference_mode(False), exact_arithmetic(torch.get_default_dtype()):
+        centre = torch.zeros(1, *input_shape, dtype=own_dtype(model), device=device_of(model))
+        _, result = prove(model, centre, tolerance=tolerance)
+    return LipschitzBound(result.facts.lipschitz, result.contributions)
+
+
+def rounding_bound(
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    dtype: torch.dtype,
+    input_norm: float,
+    *,
+    tolerance: float | None = None,
+) -> float:
+    """Bound `|computed outputs - exact outputs|_2` over all images of norm at most `input_norm`.
+
+    It is an a-priori bound. It presumes IEEE arithmetic in `dtype`, sums of products in any order, with or without
+    fused multiply-add, and elementary functions to 8 unit roundoffs. It does not cover TF32, bfloat16 products inside
+    float32, or convolutions by Winograd or FFT; float64 convolutions are never computed in these ways.
+
+    It grows with the width: about `1e-16 * inputs per output` relative in each layer in float64, where it is harmless.
+    In float32 the true error is some 1e-6, but what can be proved for wide networks is often no better than 1.
+
+    Args:
+        model: as in `lipschitz_bound`; evaluated in `dtype`, weights converted.
+        input_shape: `(C, H, W)`.
+        dtype: float64 or float32.
+        input_norm: Euclidean norm over all pixels; at most `sqrt(C H W)` for images in [0, 1].
+        tolerance: as in `lipschitz_bound`.
+    """
+    centre = torch.zeros(1, *input_shape, dtype=dtype, device=device_of(model))
+    with (
+        torch.inference_mode(False),
+        exact_arithmetic(torch.get_default_dtype(), direct_convolutions=dtype == torch.float32),
+    ):
+        error = prove(model, centre, tolerance=tolerance)[1].error(input_norm)
+    return error if not math.isnan(error) else math.inf

@@ -1,0 +1,420 @@
+"""Rules for torch's functions: what a call does to the facts of its inputs. See `trace`.
+
+Note, non-negative maps. A linear map with entries >= 0 (moving, copying, summing and averaging entries) has norm at
+most `sqrt(largest row sum * largest column sum)` (Schur's test). The row sums are its value at all ones, the column
+sums that of its adjoint, and both are computed by the function itself. For copies and for equal disjoint windows this
+is the norm exactly: overlapping windows, reflected edges and repeated pixels are counted, whatever the arguments are.
+
+Note, arguments. A rule names the arguments of its functions, in their order, and of which kind each may be (`IMAGE`,
+`CONSTANT`, `SETTING`, ...). `bind` refuses everything else, so that no argument is overlooked: what a rule does not
+name, a value that depends on the image where a constant is expected, tensors of a subclass, complex numbers.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from svdctl.certificates.error_bounds import Affine, AffineReadout, Arithmetic, gamma, norm_above, times
+from svdctl.certificates.traced_tensor import Traced, Tracer, leaves
+from svdctl.errors import ShapeError
+
+Rule = Callable[["Call"], Any]
+Local = Callable[[Affine, Arithmetic], Affine]
+NAMESPACES = (torch, Tensor, F, torch._C._nn)
+
+Kind = Callable[[Any], bool]
+"""Whether an argument may be this."""
+
+
+def IMAGE(value: Any) -> bool:  # noqa: N802 - kinds are written like constants in the rules
+    """A value that depends on the image."""
+    return isinstance(value, Traced)
+
+
+def CONSTANT(value: Any) -> bool:  # noqa: N802
+    """None, a real number or a real tensor that does not depend on the image."""
+    if isinstance(value, Tensor):
+        plain = type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided and not value.is_quantized
+        return plain and not value.is_complex() and not value.is_meta
+    return value is None or (isinstance(value, Real) and not math.isnan(value))
+
+
+def NUMBER(value: Any) -> bool:  # noqa: N802
+    """None or one real number that does not depend on the image."""
+    return CONSTANT(value) and (not isinstance(value, Tensor) or value.numel() == 1)
+
+
+def EITHER(value: Any) -> bool:  # noqa: N802
+    """A value that depends on the image, or a constant."""
+    return IMAGE(value) or (CONSTANT(value) and value is not None)
+
+
+def SEVERAL(value: Any) -> bool:  # noqa: N802
+    """A sequence of tensors, each of them as in `EITHER`."""
+    return isinstance(value, list | tuple) and all(isinstance(part, Tensor) and EITHER(part) for part in value)
+
+
+def SETTING(value: Any) -> bool:  # noqa: N802
+    """Numbers, names, dtypes, devices, and tensors or arrays of integers or truth values: nothing of the image."""
+    return all(_is_setting(leaf) for leaf in leaves(value))
+
+
+def LIKE(value: Any) -> bool:  # noqa: N802
+    """A setting, or a tensor of which the function uses nothing but shape, dtype and device."""
+    return IMAGE(value) or CONSTANT(value) or SETTING(value)
+
+
+def one_of(*allowed: Any) -> Kind:
+    """One of these, and of the same type."""
+    return lambda value: any(type(value) is type(choice) and value == choice for choice in allowed)
+
+
+_SETTINGS = (Real, str, type(None), type(...), torch.dtype, torch.device, torch.layout, torch.memory_format)
+
+
+def _is_setting(leaf: Any) -> bool:
+    if isinstance(leaf, slice):
+        return SETTING([leaf.start, leaf.stop, leaf.step])
+    if isinstance(leaf, Tensor):
+        return CONSTANT(leaf) and not leaf.is_floating_point()
+    if isinstance(leaf, np.ndarray):
+        return leaf.dtype.kind in "iub"
+    return isinstance(leaf, _SETTINGS)
+
+
+def number(value: Any) -> float:
+    """A real number, or a tensor that holds one, in float64."""
+    return float(value.detach().double()) if isinstance(value, Tensor) else float(value)
+
+
+@dataclass
+class Call:
+    """One call of a torch function on traced tensors."""
+
+    func: Any
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    tracer: Tracer
+    first: str = ""
+    """The first argument's name."""
+    bound: dict[str, Any] = field(default_factory=dict)
+    """The arguments by the names that the rule gives them; those that were not given are absent."""
+
+    def bind(self, takes: Mapping[str, Kind], rest: Kind | None) -> None:
+        """Find each argument's name and refuse what the rule does not cover.
+
+        Args:
+            takes: kinds by name, in the order of the arguments; "a|b" has two names, "*a" is not given by place.
+            rest: kind of all other arguments, by place or name; None if there may be none.
+        """
+        names = list(takes)
+        self.first = names[0].partition("|")[0]
+        places = [name for name in names if not name.startswith("*")]
+        for place, value in enumerate(self.args):
+            if place < len(places):
+                self._take(places[place], value, takes[places[place]])
+            elif rest is None:
+                named = ", ".join(f"{name[1:]}=" for name in names if name.startswith("*"))
+                advice = f" (name it: {named})" if named else ""
+                raise self.unknown(f"with {len(self.args)} arguments by place{advice}")
+            else:
+                self._take(f"argument {place + 1}", value, rest)
+        for key, value in self.kwargs.items():
+            name = next((name for name in names if key in name.removeprefix("*").split("|")), None)
+            if key == "out" and value is None:
+                continue
+            if key == "out" or (name is None and rest is None):
+                raise self.unknown(f"with {key}=")
+            if name is None:
+                self._take(key, value, rest or SETTING)
+            else:
+                self._take(name, value, takes[name])
+
+    def _take(self, name: str, value: Any, kind: Kind) -> None:
+        short = name.removeprefix("*").partition("|")[0]
+        if not kind(value):
+            raise self.unknown(f"with {_described(value)} as {short}")
+        self.bound[short] = value
+
+    def __getitem__(self, name: str) -> Any:
+        return self.bound.get(name)
+
+    def get(self, name: str, default: float) -> float:
+        """A number among the arguments."""
+        value = self.bound.get(name)
+        return default if value is None else number(value)
+
+    @property
+    def x(self) -> Traced:
+        """The argument that depends on the image, where it is one and the first."""
+        value = self.bound[self.first]
+        assert isinstance(value, Traced)
+        return value
+
+    def plain(self, value: Any) -> Any:
+        """The same structure with the numbers in place of traced tensors."""
+        if isinstance(value, Traced):
+            self.tracer.facts(value)
+            return value.value
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return value
+        if isinstance(value, list | tuple):
+            return type(value)(self.plain(item) for item in value)
+        if isinstance(value, dict):
+            return {key: self.plain(item) for key, item in value.items()}
+        return value
+
+    def run(self) -> Any:
+        """What the function gives for the numbers."""
+        return self.func(*self.plain(self.args), **self.plain(self.kwargs))
+
+    def rerun(self, x: Tensor) -> Any:
+        """The function for other numbers in place of `x`, computed in their precision."""
+        old = self.x
+        args = tuple(x if value is old else value for value in self.args)
+        kwargs = {key: x if value is old else value for key, value in self.kwargs.items()}
+        if kwargs.get("dtype") is not None:
+            kwargs["dtype"] = x.dtype
+        return self.func(*self.plain(args), **self.plain(kwargs))
+
+    def constant(self, value: Any) -> Tensor:
+        """A number or tensor that does not depend on the image, as float64."""
+        return (
+            value.detach().double() if isinstance(value, Tensor) else torch.tensor(number(value), dtype=torch.float64)
+        )
+
+    def rounding(self, constants: Sequence[Any], arithmetic: Arithmetic) -> float:
+        """The largest error of any entry of these constants when it is rounded to an arithmetic."""
+        largest = 0.0
+        for constant in constants:
+            if constant is not None:
+                exact = self.constant(constant).flatten()
+                exact = exact[exact.isfinite()]
+                errors = (exact.to(arithmetic.dtype).double() - exact).abs()
+                largest = max(largest, float(errors.max())) if errors.numel() else largest
+        return largest
+
+    def unknown(self, why: str = "") -> ShapeError:
+        """The error for a call without a rule."""
+        call = f"{self.name} {why}".strip()
+        return ShapeError(
+            f"no Lipschitz bound is known for {call}, called in {self.tracer.where}; replace it, or teach the module's "
+            "gain with svdctl.certificates.layer_gain.register"
+        )
+
+    def elementwise(
+        self,
+        gain: float,
+        units: float = 0.0,
+        offset: float = 0.0,
+        kind: str = "activation",
+        jump: float = 0.0,
+        levels: Sequence[Any] = (),
+    ) -> Traced:
+        """A function of each entry that errs by `units * u * (|x| + offset) + jump`, and by the rounding of `levels`.
+
+        Args:
+            gain: its largest slope.
+            units, offset, jump: of the error.
+            levels: numbers or tensors that the output takes over, as a bound of `clamp` is.
+        """
+        x, output = self.x, self.run()
+        root = math.sqrt(output.numel())
+        gain = times(gain, self.stretch(x, output))
+
+        def local(size: Affine, arithmetic: Arithmetic) -> Affine:
+            relative = units * arithmetic.unit
+            floor = arithmetic.tiny * 8 if units else 0.0
+            constant = root * (relative * offset + jump + floor + self.rounding(levels, arithmetic))
+            return size * (relative + (arithmetic.tiny if units else 0.0)) + Affine(constant)
+
+        return self.through(x, output, gain, local, kind)
+
+    def stretch(self, operand: Any, output: Tensor) -> float:
+        """By how much the norm of an operand grows when it is broadcast to the output's shape."""
+        value = operand.value if isinstance(operand, Traced) else operand
+        size = value.numel() if isinstance(value, Tensor) else 1
+        return 1.0 if size == output.numel() else math.sqrt(output.numel() / max(size, 1)) * (1 + 2.0**-50)
+
+    def through(self, x: Traced, output: Tensor, gain: float, local: Local | None, kind: str, terms: int = 1) -> Traced:
+        """The output of a function of one input: its gain, and its own error for an input of some magnitude.
+
+        Args:
+            x, output, gain: its input, its output's numbers, its Lipschitz constant.
+            local: the error that it adds; None where it is exact.
+            kind: for the report.
+            terms: how many entries of the input it sums at most.
+        """
+        facts = self.tracer.facts(x)
+        lipschitz = times(facts.lipschitz, gain)
+        if gain != 1:
+            self.tracer.contribute(self.name, gain, {kind: gain}, lipschitz)
+        error = facts.error * gain
+        if local is not None:
+            error += local(facts.magnitude, self.tracer.arithmetic)
+        return self.tracer.wrap(output, lipschitz, error, inner=facts.magnitude * terms)
+
+    def non_negative(self, terms: int, kind: str) -> Any:
+        """A linear map with entries >= 0 and sums of at most `terms` numbers; see the Note."""
+        x = self.x
+        outputs = self.run()
+        facts = self.tracer.facts(x)
+        results = []
+        for output, norm in zip(sequence(outputs), self._schur(x.value), strict=True):
+
+            def summing(size: Affine, arithmetic: Arithmetic, norm: float = norm) -> Affine:
+                return size * (gamma(terms + 2, arithmetic.unit) * norm) + Affine(arithmetic.tiny * x.value.numel())
+
+            results.append(self.through(x, output, norm, summing if terms > 1 else None, kind, terms))
+        if not isinstance(outputs, Tensor):
+            return tuple(results)
+        if facts.readout is not None and outputs.numel() <= x.value.numel():
+            assert results[0].facts is not None
+            results[0].facts = replace(results[0].facts, readout=self._readout(facts.readout, x.value))
+        return results[0]
+
+    def _readout(self, before: AffineReadout, like: Tensor) -> AffineReadout:
+        """The readout after this linear map."""
+
+        def rows() -> tuple[Tensor, float] | None:
+            earlier = before.rows()
+            if earlier is None:
+                return None
+            with torch.enable_grad():
+                start = torch.zeros_like(like, dtype=torch.float64, requires_grad=True)
+                entries = self.rerun(start).flatten()
+                matrix = torch.stack([torch.autograd.grad(e, start, retain_graph=True)[0].flatten() for e in entries])
+            found, error = earlier
+            norm = norm_above(matrix)
+            return matrix @ found, norm * error + gamma(2 * like.numel(), 2.0**-53) * norm * norm_above(found)
+
+        return AffineReadout.of(before.lipschitz, self.rerun, like.double(), rows)
+
+    def _schur(self, like: Tensor) -> list[float]:
+        """Norm of each output as a function of the first argument."""
+        with torch.enable_grad():
+            ones = torch.ones_like(like, dtype=torch.float64, requires_grad=True)
+            outputs = sequence(self.rerun(ones))
+            norms = []
+            for output in outputs:
+                if output.numel() == 0:
+                    norms.append(0.0)
+                    continue
+                (columns,) = torch.autograd.grad(output.sum(), ones, retain_graph=True)
+                norm = math.sqrt(float(output.detach().max()) * float(columns.max()))
+                # Sums of ones, and of equal weights, are exact up to roundings that vanish in the trace's own margin.
+                norms.append(1.0 if abs(norm - 1) < 1e-13 else norm)
+        return norms
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of one torch function."""
+
+    name: str
+    rule: Rule
+    in_place: bool
+    takes: Mapping[str, Kind]
+    rest: Kind | None
+
+
+RULES: dict[Any, Entry] = {}
+
+
+def rule(
+    *names: str, takes: Mapping[str, Kind], rest: Kind | None = None, spaces: Sequence[Any] = NAMESPACES
+) -> Callable[[Rule], Rule]:
+    """Register a rule for all of torch's spellings of these functions, in place or not.
+
+    All of them must take their arguments in the same order; `spaces` leaves out those that do not.
+
+    Args:
+        names: of the functions.
+        takes: the kind of each argument by name, see `Call.bind`; the first also answers to "input" and "self".
+        rest: kind of all further arguments.
+        spaces: where to look for the functions.
+    """
+    first, *others = takes
+    takes = {f"{first}|input|self": takes[first], **{name: takes[name] for name in others}, "*inplace": _IN_PLACE}
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            found = False
+            for space in spaces:
+                for spelling in (name, f"{name}_", f"__{name}__", f"__i{name}__"):
+                    func = getattr(space, spelling, None)
+                    if func is None:
+                        continue
+                    found = True
+                    in_place = spelling.startswith("__i") or spelling == f"{name}_"
+                    # `Tensor.T` and the like arrive as the getter of a descriptor.
+                    key = func.__get__ if inspect.isgetsetdescriptor(func) else func
+                    RULES.setdefault(key, Entry(f"{space.__name__}.{spelling}", function, in_place, takes, rest))
+            assert found, name
+        return function
+
+    return register
+
+
+_IN_PLACE = one_of(True, False)
+
+
+def apply(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run one torch function, called on at least one traced tensor."""
+    entry = RULES.get(func)
+    call = Call(func, describe(func) if entry is None else entry.name, args, kwargs, tracer)
+    if entry is None:
+        raise call.unknown()
+    call.bind(entry.takes, entry.rest)
+    if not (entry.in_place or call["inplace"]):
+        return entry.rule(call)
+    target = call[call.first]
+    if not isinstance(target, Traced):
+        raise call.unknown("writing into a tensor that does not depend on the image")
+    # On a copy: the original's numbers belong to other traced tensors too.
+    facts = tracer.facts(target)
+    scratch = Traced.make(tracer, target.value.clone(), facts)
+    for value in tuple(call.bound.values()):
+        if isinstance(value, Traced):
+            tracer.facts(value)
+    call.args = tuple(scratch if value is target else value for value in args)
+    call.kwargs = {key: scratch if value is target else value for key, value in kwargs.items()}
+    call.bound = {name: scratch if value is target else value for name, value in call.bound.items()}
+    result = entry.rule(call)
+    if not isinstance(result, Traced):
+        raise call.unknown()
+    return tracer.replace(target, result)
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Traced):
+        return "a value that depends on the image"
+    if isinstance(value, Tensor):
+        kind = "meta device, made from the image by code that cannot be followed" if value.is_meta else value.dtype
+        return f"a {type(value).__name__} of shape {tuple(value.shape)} ({kind})"
+    text = repr(value)
+    return text if len(text) < 60 else f"a {type(value).__name__}"
+
+
+def describe(func: Any) -> str:
+    """A readable name of any function that torch passes on."""
+    owner = getattr(func, "__self__", None)
+    if inspect.isgetsetdescriptor(owner):
+        return f"the attribute Tensor.{owner.__name__}"
+    module = getattr(func, "__module__", None) or getattr(getattr(func, "__objclass__", None), "__name__", "torch")
+    module = "Tensor" if module == "TensorBase" else module
+    return f"{module}.{getattr(func, '__name__', func)}"
+
+
+def sequence(outputs: Any) -> Sequence[Tensor]:
+    """One output or several, as several."""
+    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)

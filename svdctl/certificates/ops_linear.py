@@ -1,0 +1,185 @@
+"""Sums, products with constants, concatenation, matrix products and convolutions given as functions."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from svdctl.certificates.error_bounds import Affine, Arithmetic, ValueBounds, norm_above, times
+from svdctl.certificates.layer_bounds import linear_gain
+from svdctl.certificates.op_rules import CONSTANT, EITHER, IMAGE, NUMBER, SETTING, SEVERAL, Call, one_of, rule
+from svdctl.certificates.torch_bounds import batchnorm
+from svdctl.certificates.traced_tensor import Traced
+from svdctl.spectral.convolution import Convolution
+
+
+def _terms(call: Call, output: Tensor, operands: list[tuple[Any, float]], kind: str) -> Traced:
+    """`sum of factor * operand`, operands traced or constant, stretched to the output's shape."""
+    tracer = call.tracer
+    lipschitz, largest, constants = 0.0, 0.0, 0.0
+    parts: list[tuple[ValueBounds, float]] = []
+    for operand, factor in operands:
+        stretch = times(factor, call.stretch(operand, output))
+        if isinstance(operand, Traced):
+            facts = tracer.facts(operand)
+            parts.append((facts, stretch))
+            lipschitz, largest = lipschitz + times(facts.lipschitz, stretch), max(largest, facts.lipschitz)
+        else:
+            constants += times(norm_above(call.constant(operand)), stretch)
+
+    unit, tiny = tracer.arithmetic.unit, tracer.arithmetic.tiny
+    error = Affine(constants * 4 * unit + tiny * output.numel())
+    for facts, stretch in parts:
+        error += facts.error * stretch + facts.magnitude * (4 * unit * stretch + tiny)
+    _note(call, lipschitz, largest, kind)
+    return tracer.wrap(output, lipschitz, error)
+
+
+def _root_sum_square(
+    call: Call, output: Tensor, operands: Sequence[Any], constants: Sequence[Any], kind: str, *, broadcast: bool
+) -> Traced:
+    """A function that picks each output from its operands and constants: squared changes add up at most."""
+    tracer = call.tracer
+    parts = [(tracer.facts(operand), call.stretch(operand, output) if broadcast else 1.0) for operand in operands]
+    lipschitz = math.hypot(*(times(facts.lipschitz, stretch) for facts, stretch in parts)) * (1 + 1e-15)
+
+    rounded = Affine(math.sqrt(output.numel()) * call.rounding(constants, tracer.arithmetic))
+    error = Affine.root_sum_square([facts.error * stretch for facts, stretch in parts]) + rounded
+    _note(call, lipschitz, max(facts.lipschitz for facts, _ in parts), kind)
+    return tracer.wrap(output, lipschitz, error)
+
+
+def _note(call: Call, lipschitz: float, largest: float, kind: str) -> None:
+    if largest > 0 and abs(lipschitz / largest - 1) > 1e-12:
+        call.tracer.contribute(call.name, lipschitz / largest, {kind: lipschitz / largest}, lipschitz)
+
+
+@rule("add", "radd", "sub", "subtract", "rsub", takes={"x": EITHER, "other": EITHER, "*alpha": NUMBER})
+def _add(call: Call) -> Traced:
+    first, second, factor = call["x"], call["other"], abs(call.get("alpha", 1.0))
+    if call.name.endswith(("rsub", "rsub__")):
+        first, second = second, first
+    return _terms(call, call.run(), [(first, 1.0), (second, factor)], "sum")
+
+
+def _split(values: Sequence[Any]) -> tuple[list[Traced], list[Any]]:
+    """The traced ones, and the constants."""
+    traced = [value for value in values if isinstance(value, Traced)]
+    return traced, [value for value in values if not isinstance(value, Traced)]
+
+
+@rule("maximum", "minimum", takes={"x": EITHER, "other": EITHER})
+def _maximum(call: Call) -> Traced:
+    """`|max(a, b) - max(a', b')|^2 <= |a - a'|^2 + |b - b'|^2`, entry by entry."""
+    return _root_sum_square(call, call.run(), *_split([call["x"], call["other"]]), "maximum", broadcast=True)
+
+
+@rule("cat", "concat", "concatenate", "stack", "hstack", takes={"tensors": SEVERAL, "dim|axis": SETTING})
+def _concatenate(call: Call) -> Traced:
+    return _root_sum_square(call, call.run(), *_split(call["tensors"]), "concatenation", broadcast=False)
+
+
+def _scaled(call: Call, x: Traced, factor: float, underflows: Callable[[Arithmetic], float]) -> Traced:
+    """A product with constants of at most `factor`.
+
+    Args:
+        call, x, factor: the call, the operand that depends on the image, the largest constant.
+        underflows: what an entry of x may err by, relatively, since the constant is rounded to zero or nearly.
+    """
+    output = call.run()
+    stretch = call.stretch(x, output)
+    factor = times(factor, stretch) * (1 + 2.0**-50)
+    factor = 1.0 if abs(factor - 1) < 1e-14 else factor
+
+    def local(size: Affine, arithmetic: Arithmetic) -> Affine:
+        relative = 4 * factor * arithmetic.unit + stretch * underflows(arithmetic)
+        return size * relative + Affine(arithmetic.tiny * output.numel())
+
+    return call.through(x, output, factor, local, "scale")
+
+
+@rule("mul", "multiply", "rmul", takes={"x": EITHER, "other": EITHER})
+def _multiply(call: Call) -> Traced:
+    traced, constants = _split([call["x"], call["other"]])
+    if len(traced) > 1:
+        raise call.unknown("of two values that both depend on the image (a product has no global constant)")
+    largest = float(call.constant(constants[0]).abs().max())
+    return _scaled(call, traced[0], largest, lambda arithmetic: arithmetic.tiny)
+
+
+@rule("div", "divide", "true_divide", "truediv", takes={"x": IMAGE, "other": CONSTANT, "*rounding_mode": one_of(None)})
+def _divide(call: Call) -> Traced:
+    smallest = float(call.constant(call["other"]).abs().min())
+    if smallest == 0:
+        raise call.unknown("by zero")
+
+    def underflows(arithmetic: Arithmetic) -> float:
+        return 0.0 if smallest >= arithmetic.tiny else math.inf
+
+    return _scaled(call, call.x, 1 / smallest, underflows)
+
+
+@rule("linear", takes={"x": IMAGE, "weight": CONSTANT, "bias": CONSTANT})
+def _linear(call: Call) -> Traced:
+    weight = call["weight"].detach()
+    return _affine(call, Convolution.make(weight.reshape(-1, weight.shape[-1], 1)), call["bias"], "linear")
+
+
+@rule("matmul", "mm", takes={"x": IMAGE, "other|mat2": CONSTANT})
+def _matmul(call: Call) -> Traced:
+    matrix = call["other"]
+    if matrix.ndim != 2 or call.x.value.ndim < 2:
+        raise call.unknown("other than of a value that depends on the image with a constant matrix on its right")
+    return _affine(call, Convolution.make(matrix.detach().T[:, :, None]), None, "matmul")
+
+
+CONVOLUTION = {"x": IMAGE, "weight": CONSTANT, "bias": CONSTANT, "stride": SETTING, "padding": SETTING}
+
+
+@rule("conv1d", "conv2d", "conv3d", takes=CONVOLUTION | {"dilation": SETTING, "groups": SETTING})
+@rule(
+    "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    takes=CONVOLUTION | {"output_padding": SETTING, "groups": SETTING, "dilation": SETTING},
+)  # fmt: skip
+def _conv(call: Call) -> Traced:
+    stride, dilation = (_size(call[name] or 1) for name in ("stride", "dilation"))
+    conv = Convolution.make(call["weight"].detach(), stride=stride, dilation=dilation, groups=call["groups"] or 1)
+    return _affine(call, conv, call["bias"], call.name.rpartition(".")[2])
+
+
+def _size(value: Any) -> int | tuple[int, ...]:
+    if isinstance(value, int):
+        return value
+    return int(value[0]) if len(value) == 1 else tuple(int(part) for part in value)
+
+
+def _affine(call: Call, conv: Convolution, bias: Tensor | None, kind: str) -> Traced:
+    tracer = call.tracer
+    gain = tracer.once(
+        (kind, conv.stride, conv.dilation), (conv.kernel, bias), lambda: linear_gain(conv, bias, tracer.tolerance)
+    )
+    return tracer.layer(kind, call.x, call.run(), gain, call.rerun)
+
+
+@rule(
+    "batch_norm",
+    takes={
+        "x": IMAGE,
+        "running_mean": CONSTANT,
+        "running_var": CONSTANT,
+        "weight": CONSTANT,
+        "bias": CONSTANT,
+        "training": one_of(True, False),
+        "momentum": NUMBER,
+        "eps": NUMBER,
+    },
+    spaces=[F],
+)
+def _batch_norm(call: Call) -> Traced:
+    mean, variance = call["running_mean"], call["running_var"]
+    if call["training"] or mean is None or variance is None:
+        raise call.unknown("with statistics of the batch (use running statistics, in evaluation mode)")
+    gain = batchnorm(mean, variance, call["weight"], call["bias"], call.get("eps", 1e-5))
+    return call.tracer.layer("batch_norm", call.x, call.run(), gain, call.rerun)

@@ -1,0 +1,137 @@
+"""Functions of each entry: their largest slope, and a bound on the error of their evaluation.
+
+Slopes that are no round numbers are the derivative at its stationary point, rounded up; the tests prove each of them on
+a grid with a bound on the second derivative. Errors presume that exp, log1p, tanh and erf err by at most 8 unit
+roundoffs, relatively: the libraries in use promise 1 to 4.
+"""
+
+import math
+
+from svdctl.certificates.error_bounds import Affine, Arithmetic
+from svdctl.certificates.op_rules import CONSTANT, IMAGE, NUMBER, SETTING, Call, one_of, rule
+from svdctl.certificates.traced_tensor import Traced
+
+GELU = 1.1289042
+"""At sqrt(2): `Phi(sqrt 2) + sqrt(2) phi(sqrt 2)`."""
+GELU_TANH = 1.1289931
+SILU = 1.0998394
+MISH = 1.0884982
+SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
+
+
+@rule("relu", "relu6", "abs", "absolute", "neg", "negative", takes={"x": IMAGE})
+def _exact(call: Call) -> Traced:
+    return call.elementwise(1.0)
+
+
+@rule("hardtanh", takes={"x": IMAGE, "min_val": NUMBER, "max_val": NUMBER})
+@rule("clamp", "clip", takes={"x": IMAGE, "min": CONSTANT, "max": CONSTANT})
+@rule("clamp_min", takes={"x": IMAGE, "min": CONSTANT})
+@rule("clamp_max", takes={"x": IMAGE, "max": CONSTANT})
+def _between(call: Call) -> Traced:
+    # Bounds that are tensors may have more entries than x: each entry of x is then compared with several.
+    return call.elementwise(1.0, levels=[call[name] for name in ("min", "max", "min_val", "max_val")])
+
+
+@rule("leaky_relu", takes={"x": IMAGE, "negative_slope": NUMBER})
+def _leaky_relu(call: Call) -> Traced:
+    slope = abs(call.get("negative_slope", 0.01))
+    return call.elementwise(max(1.0, slope), units=2 * slope)
+
+
+@rule("prelu", takes={"x": IMAGE, "weight": CONSTANT})
+def _prelu(call: Call) -> Traced:
+    slope = float(call.constant(call["weight"]).abs().max())
+    return call.elementwise(max(1.0, slope), units=2 * slope)
+
+
+@rule("tanh", "tanhshrink", "sin", "softsign", takes={"x": IMAGE})
+def _unit_slope(call: Call) -> Traced:
+    return call.elementwise(1.0, units=24)
+
+
+@rule("cos", "logsigmoid", takes={"x": IMAGE})
+def _unit_slope_with_offset(call: Call) -> Traced:
+    return call.elementwise(1.0, units=24, offset=1.0)
+
+
+@rule("erf", takes={"x": IMAGE})
+def _erf(call: Call) -> Traced:
+    return call.elementwise(2 / math.sqrt(math.pi) * (1 + 2.0**-50), units=16)
+
+
+@rule("sigmoid", takes={"x": IMAGE})
+def _sigmoid(call: Call) -> Traced:
+    return call.elementwise(0.25, units=16, offset=1.0)
+
+
+@rule("hardsigmoid", takes={"x": IMAGE})
+def _hardsigmoid(call: Call) -> Traced:
+    # torch's derivative knows 1/6 to single precision, rounded up.
+    return call.elementwise(0.16666667163372042, units=8, offset=1.0)
+
+
+@rule("hardswish", takes={"x": IMAGE})
+def _hardswish(call: Call) -> Traced:
+    return call.elementwise(1.5, units=16)
+
+
+@rule("silu", takes={"x": IMAGE})
+def _silu(call: Call) -> Traced:
+    return call.elementwise(SILU, units=32)
+
+
+@rule("mish", takes={"x": IMAGE})
+def _mish(call: Call) -> Traced:
+    return call.elementwise(MISH, units=64)
+
+
+@rule("gelu", takes={"x": IMAGE, "*approximate": one_of("none", "tanh")})
+def _gelu(call: Call) -> Traced:
+    return call.elementwise(GELU_TANH if call["approximate"] == "tanh" else GELU, units=64)
+
+
+@rule("elu", takes={"x": IMAGE, "alpha": NUMBER})
+def _elu(call: Call) -> Traced:
+    alpha = abs(call.get("alpha", 1.0))
+    return call.elementwise(max(1.0, alpha), units=16 * max(1.0, alpha))
+
+
+@rule("celu", takes={"x": IMAGE, "alpha": NUMBER})
+def _celu(call: Call) -> Traced:
+    if call.get("alpha", 1.0) <= 0:
+        raise call.unknown("with an alpha that is not positive (its slope has no bound)")
+    return call.elementwise(1.0, units=32)
+
+
+@rule("selu", takes={"x": IMAGE})
+def _selu(call: Call) -> Traced:
+    return call.elementwise(SELU_SCALE * SELU_ALPHA * (1 + 1e-15), units=32)
+
+
+@rule("softplus", takes={"x": IMAGE, "beta": NUMBER, "threshold": NUMBER})
+def _softplus(call: Call) -> Traced:
+    beta, threshold = call.get("beta", 1.0), call.get("threshold", 20.0)
+    if beta <= 0 or threshold < 10:
+        raise call.unknown("with a beta that is not positive or a threshold below 10, where it jumps")
+    # torch returns x itself past the threshold: a jump, which is no slope but an error.
+    jump = math.log1p(math.exp(-threshold)) / beta
+    return call.elementwise(1.0, units=24, offset=1 / beta, jump=jump)
+
+
+@rule("softshrink", takes={"x": IMAGE, "lambd": NUMBER})
+def _softshrink(call: Call) -> Traced:
+    return call.elementwise(1.0, units=2, offset=abs(call.get("lambd", 0.5)))
+
+
+@rule("softmax", takes={"x": IMAGE, "dim": SETTING, "argument 3": SETTING, "dtype": SETTING, "_stacklevel": SETTING})
+def _softmax(call: Call) -> Traced:
+    """Its Jacobian is the covariance of a random unit vector, whose variance along any direction is at most 1/2."""
+    x, output = call.x, call.run()
+    root = math.sqrt(output.numel())
+
+    def local(size: Affine, arithmetic: Arithmetic) -> Affine:
+        # Rounding x - max shifts each exponent by u (|x| + |max|), and so the outputs by half of it in norm.
+        return size * (4 * root * arithmetic.unit) + Affine(arithmetic.unit * (output.numel() + 32) * root)
+
+    return call.through(x, output, 0.5, local, "activation")

@@ -1,0 +1,88 @@
+"""Gains of torch's own layers, of the normalisation and of MinMax."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from svdctl.certificates.error_bounds import gamma, tiny_of
+from svdctl.certificates.layer_bounds import Gain, exact, layer_gain, linear_gain
+from svdctl.errors import ShapeError
+from svdctl.layers.layer_operator import BatchNorm, stored_operator
+from svdctl.layers.minmax import MinMax
+from svdctl.layers.normalize import Normalize
+from svdctl.layers.padding import is_cyclic, padded_sides, padding_factor
+from svdctl.spectral.convolution import Convolution
+
+
+@layer_gain.register(nn.Linear)
+@layer_gain.register(nn.ConvTranspose1d)
+@layer_gain.register(nn.ConvTranspose2d)
+@layer_gain.register(nn.ConvTranspose3d)
+def _linear(layer: nn.Linear, *, tolerance: float | None = None) -> Gain:
+    return linear_gain(stored_operator(layer), layer.bias, tolerance)
+
+
+@layer_gain.register(nn.Conv1d)
+@layer_gain.register(nn.Conv2d)
+@layer_gain.register(nn.Conv3d)
+def _conv(layer: nn.Conv2d, *, tolerance: float | None = None) -> Gain:
+    gain = linear_gain(stored_operator(layer), layer.bias, tolerance)
+    factor = padding_factor(layer)
+    if layer.padding_mode == "circular" and is_cyclic(layer) and max(layer.stride) > 1:
+        # For sizes that the stride does not divide: some outputs of the layer without stride, or of a padded signal.
+        unstrided = Convolution.make(layer.weight.detach(), dilation=layer.dilation, groups=layer.groups)
+        plain = linear_gain(unstrided, layer.bias, tolerance)
+        factor = math.sqrt(3 ** sum(max(sides) > 0 for sides in padded_sides(layer))) * (1 + 2.0**-50)
+        if plain.factors["norm"] <= gain.factors["norm"] * factor:
+            return plain
+    if factor == 1.0:
+        return gain
+    factors = {**gain.factors, "padding": factor}
+    return Gain(factors, lambda unit: gain.rounding(unit) * factor, gain.bias, gain.terms, True)
+
+
+@layer_gain.register(nn.BatchNorm1d)
+@layer_gain.register(nn.BatchNorm2d)
+@layer_gain.register(nn.BatchNorm3d)
+def _batchnorm(layer: BatchNorm, *, tolerance: float | None = None) -> Gain:
+    if layer.running_mean is None or layer.running_var is None:
+        raise ShapeError("BatchNorm without running statistics has no fixed gain; use track_running_stats=True")
+    return batchnorm(layer.running_mean, layer.running_var, layer.weight, layer.bias, layer.eps)
+
+
+def batchnorm(mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Gain:
+    """Gain of `(x - mean) / sqrt(variance + eps) * weight + bias` by channel, in whatever order it is computed."""
+    scale = torch.rsqrt(variance.double() + eps).abs()
+    steepest = 1.0
+    if weight is not None:
+        sizes = weight.detach().double().abs()
+        steepest = max(steepest, float(sizes.max()))
+        # A product of normal numbers that is none itself is rounded up.
+        scale = torch.where(sizes > 0, (scale * sizes).clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+    shift = scale * mean.double().abs()
+    if bias is not None:
+        shift = shift + bias.detach().double().abs()
+    largest = float(scale.max()) * (1 + 1e-14)
+
+    def rounding(unit: float) -> float:
+        # Scale and weight may be multiplied first, and their product may underflow.
+        return gamma(8, unit) * largest + tiny_of(unit)
+
+    return Gain({"batchnorm": largest}, rounding, shift, 8, True, enlarged=steepest)
+
+
+@layer_gain.register
+def _normalize(layer: Normalize, *, tolerance: float | None = None) -> Gain:
+    smallest = float(layer.std.double().abs().min())
+    if smallest == 0:
+        raise ShapeError("a normalisation divides by a standard deviation of 0; the network has no bound")
+    scale = 1 / smallest * (1 + 2.0**-50)
+    shift = (layer.mean.double() / layer.std.double()).abs().flatten()
+    return Gain({"normalisation": scale}, lambda unit: gamma(4, unit) * scale, shift, 4, True, is_broadcast=True)
+
+
+@layer_gain.register
+def _minmax(layer: MinMax, *, tolerance: float | None = None) -> Gain:
+    # Sorting pairs of entries: |sort(a) - sort(b)| <= |a - b|.
+    return Gain({"activation": 1.0}, exact)

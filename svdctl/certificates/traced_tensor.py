@@ -1,0 +1,253 @@
+"""Tensors that carry, beside their numbers for one image, what is proved of them for all images.
+
+They are a subclass, so Python's control flow on shapes works as always. Every torch function that meets one is looked
+up in a table (`rules`); one that is not there is an error that names it. The subclass's own storage lies on the meta
+device: whatever slips past the table in C++ gets no numbers, and fails.
+"""
+
+import math
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from svdctl.certificates.contents import Contents
+from svdctl.certificates.error_bounds import Affine, AffineReadout, Arithmetic, ValueBounds, gamma, norm_above, times
+from svdctl.certificates.layer_bounds import Gain, exact
+from svdctl.errors import ShapeError
+
+_MOST_LOGITS = 1000
+_LARGEST_READOUT = 1 << 22
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What one layer or function adds to a Lipschitz constant."""
+
+    name: str
+    """Path of the innermost module that was running."""
+    kind: str
+    gain: float
+    """Proved factor from its input to its output; of a sum, constant of the output over the largest of the operands."""
+    factors: Mapping[str, float]
+    """The gain by kind of slack."""
+    lipschitz: float
+    """Constant of the output with respect to the image."""
+
+
+class Traced(Tensor):
+    """A tensor with facts; made by a `Tracer`."""
+
+    value: Tensor
+    facts: ValueBounds | None
+    tracer: "Tracer"
+
+    @classmethod
+    def make(cls, tracer: "Tracer", value: Tensor, facts: ValueBounds) -> Self:
+        made = torch.Tensor._make_subclass(cls, torch.empty(value.shape, dtype=value.dtype, device="meta"))
+        made.value, made.facts, made.tracer = value, facts, tracer
+        tracer.live.append(weakref.ref(made))
+        return made
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        traced = [value for value in leaves((args, kwargs)) if isinstance(value, Traced)]
+        if any("tracer" not in vars(value) for value in traced):
+            raise ShapeError(
+                "the network makes a tensor from the image by code that cannot be followed, as nn.Parameter"
+            )
+        first = traced[0]
+        with torch._C.DisableTorchFunctionSubclass():
+            try:
+                return first.tracer.dispatch(first.tracer, func, tuple(args), kwargs)
+            except Exception as failure:  # here too: modes of torch do not reach other threads
+                raise first.tracer.refuse(failure) from failure.__cause__
+
+
+class Remembering(TorchFunctionMode):
+    """Lets a tracer remember every failure of a torch function on what depends on the image.
+
+    Those of plain tensors on the meta device are among them: C++ code that passes over the subclass makes such.
+    """
+
+    def __init__(self, tracer: "Tracer") -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        try:
+            return func(*args, **(kwargs or {}))
+        except Exception as failure:
+            with torch._C.DisableTorchFunction():
+                if any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in leaves((args, kwargs or {}))):
+                    self.tracer.refuse(failure)
+            raise
+
+
+@dataclass
+class Tracer:
+    """State of one trace.
+
+    Args:
+        dispatch: runs a torch function on traced tensors.
+        tolerance: passed to `layer_gain`.
+        arithmetic: of the pass, whose rounding is bounded.
+    """
+
+    dispatch: Callable[["Tracer", Any, tuple[Any, ...], dict[str, Any]], Any]
+    tolerance: float | None
+    arithmetic: Arithmetic
+    largest: Affine = field(default_factory=Affine)
+    """At least the magnitude of every value so far."""
+    contributions: list[Contribution] = field(default_factory=list)
+    path: list[tuple[str, nn.Module]] = field(default_factory=list)
+    live: list[weakref.ref[Traced]] = field(default_factory=list)
+    gains: dict[Any, list[tuple[Contents, Gain]]] = field(default_factory=dict)
+    shape: tuple[int, ...] = ()
+    """Of one image, for messages."""
+    refusal: ShapeError | None = None
+    """The first one: it holds though the network's own code may catch it."""
+
+    def refuse(self, failure: Exception) -> ShapeError:
+        """Remember why the trace cannot go on; the error that says so."""
+        error = failure
+        if not isinstance(error, ShapeError):
+            reason = (str(failure).strip() or type(failure).__name__).splitlines()[0]
+            error = ShapeError(f"{self.where} fails on an image of shape {self.shape}: {reason}")
+            error.__cause__ = failure
+        self.refusal = self.refusal or error
+        return error
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.arithmetic.dtype
+
+    @property
+    def where(self) -> str:
+        """The module being run, for messages."""
+        if not self.path:
+            return "the network"
+        name, module = self.path[-1]
+        return f"module {name!r} ({type(module).__name__})" if name else f"the network ({type(module).__name__})"
+
+    def once(self, key: Any, owner: Any, compute: Callable[[], Gain]) -> Gain:
+        """A gain, computed again unless all that `owner` holds is bit for bit what it was for the same key."""
+        contents = Contents.of(owner)
+        for kept, gain in self.gains.setdefault(key, []):
+            if contents.difference(kept) is None:
+                return gain
+        try:
+            with torch._C.DisableTorchFunction():  # nothing of the image takes part
+                gain = compute()
+        except ShapeError as error:
+            raise ShapeError(f"{self.where}: {error}") from error
+        self.gains[key].append((contents.kept(), gain))
+        return gain
+
+    def wrap(
+        self,
+        value: Tensor,
+        lipschitz: float,
+        error: Affine,
+        readout: AffineReadout | None = None,
+        inner: Affine | None = None,
+    ) -> Traced:
+        """A new traced tensor; `inner` is at least the magnitude of what was computed on the way to it."""
+        if value.dtype != self.dtype:
+            raise ShapeError(
+                f"{self.where} changes the precision from {self.dtype} to {value.dtype}; keep one precision"
+            )
+        centre = norm_above(value)
+        if not (lipschitz < float("inf") and centre < float("inf")):
+            raise ShapeError(f"{self.where} gives values or a gain that are not finite; the network has no bound")
+        facts = ValueBounds(lipschitz, centre, error, readout)
+        self.largest = self.largest.above(facts.magnitude).above(inner or Affine())
+        return Traced.make(self, value, facts)
+
+    def contribute(self, kind: str, gain: float, factors: Mapping[str, float], lipschitz: float) -> None:
+        """Note what the innermost module adds."""
+        name = self.path[-1][0] if self.path else ""
+        self.contributions.append(Contribution(name or "(network)", kind, gain, factors, lipschitz))
+
+    def facts(self, tensor: Traced) -> ValueBounds:
+        """The facts of a tensor that is still what it was."""
+        if tensor.facts is None:
+            raise ShapeError(f"{self.where} uses a view of a tensor that was changed in place; clone it before")
+        return tensor.facts
+
+    def replace(self, tensor: Traced, new: Traced) -> Traced:
+        """Give `tensor` the value and facts of `new`: an operation in place. Views that share its memory go stale."""
+        pointer = tensor.value.untyped_storage().data_ptr()
+        alive = [other for other in (reference() for reference in self.live) if other is not None]
+        for other in alive:
+            if other is not tensor and other is not new and other.value.untyped_storage().data_ptr() == pointer:
+                other.facts = None
+        tensor.value, tensor.facts = new.value, new.facts
+        self.live = [weakref.ref(other) for other in alive]
+        return tensor
+
+    def layer(self, kind: str, x: Traced, output: Tensor, gain: Gain, run: Callable[[Tensor], Tensor]) -> Traced:
+        """The output of a layer with this gain.
+
+        Args:
+            kind: for the report.
+            x, output: its input, and its output's numbers.
+            gain: what is proved of it.
+            run: the layer, for the rows of a readout.
+        """
+        facts = self.facts(x)
+        if gain.is_broadcast and output.numel() > x.value.numel():
+            gain = repeated(gain, math.sqrt(output.numel() / x.value.numel()))
+        bias = 0.0 if gain.bias is None else norm_above(gain.bias) * (output.numel() / gain.bias.numel()) ** 0.5
+
+        error, inner, unit = facts.error * gain.value, None, self.arithmetic.unit
+        if gain.rounding is not exact:
+            relative = gain.rounding(unit)
+            tiny = self.arithmetic.tiny * gain.enlarged * (gain.terms + 8) * output.numel()
+            error += facts.magnitude * relative + Affine(gamma(gain.terms + 1, unit) * bias + tiny)
+            # One rounding of a sum of absolute products costs at most a unit of it.
+            inner = facts.magnitude * (relative / unit) + Affine(bias)
+        lipschitz = times(facts.lipschitz, gain.value)
+        self.contribute(kind, gain.value, gain.factors, lipschitz)
+        readout = self._readout(x, output, gain, run) if gain.is_affine else None
+        return self.wrap(output, lipschitz, error, readout, inner)
+
+    def _readout(self, x: Traced, output: Tensor, gain: Gain, run: Callable[[Tensor], Tensor]) -> AffineReadout | None:
+        """The affine map's rows, where they are few enough to be the logits'."""
+        count, shape, value, first = output.numel(), tuple(output.shape[1:]), x.value, self.arithmetic
+        if len(output) != 1 or count > _MOST_LOGITS or count * value.numel() > _LARGEST_READOUT:
+            return None
+
+        def rows() -> tuple[Tensor, float]:
+            start = value.new_zeros(count, *value.shape[1:]).requires_grad_()
+            units = torch.eye(count, dtype=value.dtype, device=value.device).reshape(count, *shape)
+            with torch.enable_grad():
+                found = torch.autograd.grad(run(start), start, units)[0].double().flatten(1)
+            # A backward pass takes the same stages in turn: it errs as the forward pass does, up to second order.
+            tiny = first.tiny * gain.enlarged * (gain.terms + 8) * found.numel()
+            return found, 4 * gain.rounding(first.unit) * count**0.5 + tiny
+
+        return AffineReadout.of(self.facts(x).lipschitz, run, value, rows)
+
+
+def repeated(gain: Gain, root: float) -> Gain:
+    """The gain of a layer that repeats each entry of its input `root**2` times before."""
+    return replace(
+        gain,
+        factors={**gain.factors, "broadcast": root},
+        rounding=lambda unit: gain.rounding(unit) * root * (1 + 1e-15),
+    )
+
+
+def leaves(value: Any) -> list[Any]:
+    """All items of nested sequences and mappings."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [leaf for item in value for leaf in leaves(item)]
+    return [value]

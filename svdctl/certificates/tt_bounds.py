@@ -1,0 +1,69 @@
+"""Gain of a TT layer: its frames' triangular factors enter its core, so that what they stretch is counted once."""
+
+import torch
+from torch import Tensor
+
+from svdctl.certificates.error_bounds import gamma, norm_above, times, times_power, to_unit_size
+from svdctl.certificates.layer_bounds import (
+    FINEST,
+    UNIT64,
+    Gain,
+    Stage,
+    absolute_norm,
+    chain_enlargement,
+    chain_rounding,
+    frame_convolution,
+    layer_gain,
+    linear_gain,
+    norm_above_of,
+    summands,
+)
+from svdctl.layers.stiefel import qr_positive
+from svdctl.layers.tt import TTConv2d
+from svdctl.spectral.convolution import Convolution
+from svdctl.spectral.matrix import matrix_norm_bound
+
+
+@layer_gain.register
+def _tt(layer: TTConv2d, *, tolerance: float | None = None) -> Gain:
+    core = Convolution.make(layer.core.detach().double(), stride=layer.stride, dilation=layer.dilation)
+    if layer.frame_in is None or layer.frame_out is None:
+        return linear_gain(core, layer.bias, tolerance)
+    frame_in, frame_out = layer.frame_in.detach().double(), layer.frame_out.detach().double()
+    norms = [matrix_norm_bound(frame, tolerance=FINEST).upper for frame in (frame_in, frame_out)]
+    core_norm = norm_above_of(core, tolerance)
+    product = times(norms[0], core_norm, norms[1])
+    together = _norm_of_product(frame_in, core, frame_out, tolerance)
+    parts = [frame_convolution(frame_in.T), core, frame_convolution(frame_out)]
+    stages = [Stage.of(part, norm) for part, norm in zip(parts, (norms[0], core_norm, norms[1]), strict=True)]
+    frames = times(min(together, product), 1 / core_norm) * (1 + 2.0**-50) if core_norm else 0.0
+    factors = {"norm": core_norm, "frames": frames}
+    whole = core.with_kernel(torch.einsum("ob,bahw,ia->oihw", frame_out, core.weight, frame_in)[None])
+    absolute, absolutes = absolute_norm(whole), times(*(absolute_norm(part) for part in parts))
+    inner = sum(layer.rank) + 4
+
+    def rounding(unit: float) -> float:
+        # The layer multiplies its factors by the image one by one, or with each other first: whichever is cheaper.
+        contraction = gamma(inner, unit) * absolutes
+        contracted = contraction + gamma(summands(whole) + 1, unit) * (absolute + contraction)
+        return max(chain_rounding(stages, unit), contracted)
+
+    enlarged = chain_enlargement((*norms, core_norm))
+    return Gain(factors, rounding, layer.bias, summands(whole) + 1, is_affine=True, enlarged=enlarged)
+
+
+def _norm_of_product(frame_in: Tensor, core: Convolution, frame_out: Tensor, tolerance: float | None) -> float:
+    """At least the norm of the three together: the frames' triangular factors enter the core."""
+    # All of unit size, so that nothing over- or underflows that the result does not.
+    (unit_in, e_in), (unit_core, e_core), (unit_out, e_out) = map(to_unit_size, (frame_in, core.weight, frame_out))
+    r_in, r_out = qr_positive(unit_in)[1], qr_positive(unit_out)[1]
+    joint = core.with_kernel(torch.einsum("cb,bahw,da->cdhw", r_out, unit_core, r_in)[None])
+    # Householder QR is exact for a frame off by gamma in each column (Higham 2002, Theorem 19.4).
+    slack = gamma(16 * max(frame_in.numel(), frame_out.numel()), UNIT64)
+    sizes = norm_above(unit_in) * norm_above(unit_out) * _tap_norms(unit_core)
+    return times_power(norm_above_of(joint, tolerance) + slack * sizes, e_in + e_core + e_out)
+
+
+def _tap_norms(kernel: Tensor) -> float:
+    """Sum over taps of the Frobenius norms: at least the norm of the convolution."""
+    return float(kernel.detach().double().flatten(2).square().sum((0, 1)).sqrt().sum()) * (1 + 1e-10)

@@ -1,0 +1,178 @@
+"""Checkpoints: written whole or not at all, checked on reading, describing themselves, never executing anything."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from torch import Tensor, nn
+
+from svdctl.checkpoint.torch_archive import FORMAT, VERSION, read_torch
+from svdctl.config.model_config import LipConv, Wrn
+from svdctl.config.train_config import TrainConfig
+from svdctl.errors import CheckpointError, TrainingError
+from svdctl.models.build import build_model
+from svdctl.utils.run_dir import naming
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds."""
+
+    config: TrainConfig
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    model: dict[str, Any]
+    """State of the network, sealed: what every reader but a resumed training wants."""
+    training: dict[str, Any]
+    """State of optimiser, schedule, control and counters."""
+    metrics: dict[str, float]
+    data: dict[str, str] | None = None
+    """Fingerprints of the parts of the data that it was trained on, by name; None: not known."""
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write beside `path`, flush to the disk, then rename: a reader sees the old file or the new one.
+
+    torch gives every member of the file a CRC32, which `read_checkpoint` compares.
+
+    Raises:
+        TrainingError: the folder is no longer there.
+        OSError: it cannot be written, as on a full disk; a file that was there before stays as it is.
+    """
+    contents = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": checkpoint.config.model_dump_json(),
+        "classes": list(checkpoint.classes),
+        "image_shape": list(checkpoint.image_shape),
+        "model": checkpoint.model,
+        "training": checkpoint.training,
+        "metrics": checkpoint.metrics,
+        "data": checkpoint.data,
+    }
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with naming(path):
+            with beside.open("wb") as file:
+                torch.save(contents, file)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+            _sync_folder(path.parent)
+    except FileNotFoundError as error:
+        raise TrainingError(
+            f"{path.parent} is gone, removed or renamed while it was trained in; {path.name} of step "
+            f"{checkpoint.metrics.get('step', 0):.0f} could not be saved"
+        ) from error
+    except RuntimeError as error:
+        # torch's zip writer reports a full disk as RuntimeError.
+        raise OSError(f"{path} could not be written ({str(error).splitlines()[0]})") from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read and check a checkpoint; tensors come to the CPU. Nothing in the file is executed.
+
+    Raises:
+        CheckpointError: missing, damaged, foreign, or of a newer format.
+    """
+    if path.is_dir():
+        path = path / "last.pt"
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}; give a run folder or one of its .pt files")
+    contents = read_torch(path)
+    if not isinstance(contents, dict) or contents.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of svdctl; give a .pt file that svdctl train wrote")
+    version = contents.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise CheckpointError(f"{path} has format {version}, newer than this svdctl knows ({VERSION}); upgrade svdctl")
+    try:
+        found = _Contents.model_validate(contents)
+        config = TrainConfig.model_validate_json(found.config)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"])) or "its configuration"
+        raise CheckpointError(
+            f"{path} is no sound checkpoint ({where[:100]}: {fault['msg'][:100]}); use another one"
+        ) from error
+    if not _is_plausible(config, found.model):
+        raise CheckpointError(f"{path}: its weights do not fit the configuration beside them; use another one")
+    return Checkpoint(config, found.classes, found.image_shape, found.model, found.training, found.metrics, found.data)
+
+
+class _Contents(BaseModel):
+    """What the file of a checkpoint has to hold, by type; nothing is converted."""
+
+    model_config = ConfigDict(strict=True, arbitrary_types_allowed=True)
+
+    version: PositiveInt
+    config: str
+    classes: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    image_shape: Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], Field(strict=False)]
+    model: dict[str, Tensor]
+    training: dict[str, Any]
+    metrics: dict[str, float]
+    data: dict[str, str] | None = None
+
+
+def _is_plausible(config: TrainConfig, model: Mapping[str, Tensor]) -> bool:
+    """Whether a network of this configuration can be as large as the weights are: a few bytes may ask for any size."""
+    widest = max((max(value.shape, default=1) for value in model.values()), default=0)
+    match config.model:
+        case Wrn(depth=depth, width=width):
+            return depth <= len(model) and 64 * width <= widest
+        case LipConv(block_size=block_size, channels=channels):
+            return 5 * block_size <= len(model) and channels <= widest
+        case _:
+            return True
+
+
+def load(path: str | os.PathLike[str]) -> nn.Module:
+    """The trained network of a checkpoint or run folder, in evaluation mode on the CPU; nothing else is needed.
+
+    It takes pixels in [0, 1] of shape `(N, 3, H, W)` and returns logits `(N, classes)`.
+
+    Raises:
+        CheckpointError: missing, damaged, foreign, or of a newer format.
+
+    >>> import torch
+    >>> model = svdctl.load("runs/quickstart")
+    >>> model(torch.rand(1, 3, 32, 32)).shape
+    torch.Size([1, 10])
+    """
+    checkpoint = read_checkpoint(Path(path))
+    model = build_model(checkpoint.config, len(checkpoint.classes))
+    with fitting(path):
+        model.load_state_dict(checkpoint.model)
+    return model.eval()
+
+
+@contextmanager
+def fitting(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Around what takes over the state in a checkpoint.
+
+    Raises:
+        CheckpointError: a part of it is missing or of another shape.
+    """
+    try:
+        yield
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise CheckpointError(
+            f"{path}: its state does not fit the configuration beside it ({type(error).__name__}: {first[:100]}); use "
+            "another one"
+        ) from error

@@ -1,0 +1,213 @@
+"""Networks that svdctl did not make: built by the user's own code or torchvision's, and filled from any file.
+
+A factory of the user's is imported and called; a file of weights never is. `load_into` is strict: every tensor finds
+its place, or one sentence says which does not and why.
+"""
+
+import importlib
+import inspect
+import sys
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from svdctl.checkpoint.weight_file import WeightFile
+from svdctl.errors import CheckpointError, UsageError
+from svdctl.layers.normalize import Normalize
+
+_SPEC = "--model is torchvision:NAME (torchvision:resnet18) or package.module:factory (mypkg.nets:build)"
+
+
+def make_model(spec: str, *, weights: WeightFile | None = None) -> nn.Module:
+    """A network by name, its weights drawn at random and none downloaded; the global random stream is left.
+
+    Args:
+        spec: `torchvision:NAME`, or `package.module:factory` where the factory needs no arguments; modules are looked
+            for in the current folder too.
+        weights: with them, a torchvision network gets as many classes as they have.
+
+    Raises:
+        UsageError: no such module, name or network, or a factory that fails or makes no network.
+    """
+    module, _, name = spec.partition(":")
+    if not module or not name:
+        raise UsageError(f"--model {spec}: {_SPEC}")
+    with torch.random.fork_rng(devices=[]):
+        return _torchvision(name, weights) if module == "torchvision" else _users(module, name)
+
+
+def load_model(
+    spec: str,
+    weights: WeightFile,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> nn.Module:
+    """`make_model`, `load_into` and, with `mean` and `std`, a normalisation in front; in evaluation mode.
+
+    With a normalisation the network takes pixels in [0, 1].
+    """
+    if (mean is None) != (std is None):
+        raise UsageError("a normalisation needs both --mean and --std; give both or none")
+    normalize = None if mean is None or std is None else _normalization(mean, std)
+    model = load_into(make_model(spec, weights=weights), weights)
+    if normalize is not None:
+        model = nn.Sequential(OrderedDict(normalize=normalize, model=model))
+    return model.eval()
+
+
+def _normalization(mean: Sequence[float], std: Sequence[float]) -> Normalize:
+    if len(mean) != len(std) or not mean or min(std) <= 0:
+        raise UsageError(f"--mean {list(mean)} --std {list(std)}: one number a channel each, std above 0")
+    return Normalize(mean, std)
+
+
+def _torchvision(name: str, weights: WeightFile | None) -> nn.Module:
+    from torchvision import models
+
+    known = models.list_models()
+    if name not in known:
+        near = get_close_matches(name, known, 3, 0.4)
+        raise UsageError(f"torchvision has no network {name!r}; the nearest are {', '.join(near) or 'none'}")
+    without = {
+        option: None
+        for option in ("weights", "weights_backbone")
+        if option in inspect.signature(models.get_model_builder(name)).parameters
+    }
+    if weights is None:
+        return models.get_model(name, **without)
+    with torch.device("meta"):
+        shapes = models.get_model(name, **without).state_dict()
+    classes = _classes(shapes, weights.tensors)
+    return models.get_model(name, **without, **({} if classes is None else {"num_classes": classes}))
+
+
+def _classes(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> int | None:
+    """Classes of the weights, when a head of another number of classes is all in which they differ."""
+    differ = [name for name in expected if name in given and expected[name].shape != given[name].shape]
+    pairs = {(tuple(expected[name].shape[:1]), tuple(given[name].shape[:1])) for name in differ}
+    inner = all(expected[name].shape[1:] == given[name].shape[1:] for name in differ)
+    if len(pairs) != 1 or not inner:
+        return None
+    (_, count) = pairs.pop()
+    return count[0] if count else None
+
+
+def _users(module: str, name: str) -> nn.Module:
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        factory = _found(module, name)
+        made = factory if isinstance(factory, nn.Module) or not callable(factory) else factory()
+    except UsageError:
+        raise
+    except (Exception, SystemExit) as error:
+        # Whatever the user's own code raises is told as theirs; scripts without a guard end the program.
+        line = (str(error).splitlines() or [""])[0][:200]
+        raise UsageError(f"--model {module}:{name} failed: {type(error).__name__}: {line}") from error
+    finally:
+        if here in sys.path:
+            sys.path.remove(here)
+    if not isinstance(made, nn.Module):
+        raise UsageError(f"--model {module}:{name} made a {type(made).__name__}, not a torch.nn.Module")
+    return made
+
+
+def _found(module: str, name: str) -> object:
+    try:
+        found: object = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        lacking = error.name or module
+        if module == lacking or module.startswith(f"{lacking}."):
+            raise UsageError(f"--model {module}:{name}: there is no module {lacking!r} here; {_SPEC}") from error
+        raise UsageError(f"--model {module}:{name}: it imports {lacking!r}, which is not installed") from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            near = get_close_matches(part, dir(found), 3) or [known for known in dir(found) if known[0] != "_"][:5]
+            raise UsageError(f"--model {module}:{name}: no {part!r} there; it has {', '.join(near) or 'nothing'}")
+        found = getattr(found, part)
+    return found
+
+
+def load_into(model: nn.Module, weights: WeightFile) -> nn.Module:
+    """Fill a network with the weights, all of them or none; it is changed in place and returned.
+
+    One common prefix may be too much on either side (`model.` of a Lightning module, say) and is bridged.
+
+    Raises:
+        CheckpointError: naming the first tensors that do not fit, with the likely cause.
+    """
+    expected = model.state_dict()
+    given = _bridged(weights.tensors, expected)
+    fault = _fault(expected, given, weights)
+    if fault is not None:
+        raise CheckpointError(f"{weights.path} does not fit the network: {fault}")
+    try:
+        model.load_state_dict(given)
+    except (RuntimeError, TypeError, ValueError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise CheckpointError(f"{weights.path} does not fit the network: {lines[-1][:200]}; check --model") from error
+    return model
+
+
+def _bridged(given: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    needed = _needed(expected)
+    if needed <= given.keys():
+        return given
+    for prefix in _prefixes(given):
+        shorter = {name.removeprefix(prefix): tensor for name, tensor in given.items()}
+        if all(name.startswith(prefix) for name in given) and needed <= shorter.keys():
+            return shorter
+    for prefix in _prefixes(expected):
+        longer = {prefix + name: tensor for name, tensor in given.items()}
+        if needed <= longer.keys():
+            return longer
+    return given
+
+
+def _needed(expected: Mapping[str, Tensor]) -> set[str]:
+    """Counters came to BatchNorm late, so that old files lack them; torch fills them in."""
+    return {name for name in expected if not name.endswith("num_batches_tracked")}
+
+
+def _prefixes(names: Mapping[str, Tensor]) -> list[str]:
+    """All prefixes of the first name that end with a dot, longest first."""
+    words = next(iter(names), "").split(".")[:-1]
+    return [".".join(words[:count]) + "." for count in range(len(words), 0, -1)]
+
+
+def _fault(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], weights: WeightFile) -> str | None:
+    missing = [name for name in expected if name in _needed(expected) and name not in given]
+    unexpected = [name for name in given if name not in expected]
+    differ = [name for name in expected if name in given and expected[name].shape != given[name].shape]
+    if not (missing or unexpected or differ):
+        return None
+    hint = f"; --key takes another part ({', '.join(weights.alternatives[:4])})" if weights.alternatives else ""
+    if missing and not (given.keys() & expected.keys()):
+        return (
+            f"no name is in both; the file begins with {next(iter(given), '')!r}, the network with {missing[0]!r}; "
+            f"check --model{hint}"
+        )
+    if missing:
+        near = get_close_matches(missing[0], unexpected or list(given), 1)
+        nearest = f", the nearest there is {near[0]!r}" if near else ""
+        return f"it lacks {missing[0]!r}{_more(missing)}{nearest}; check --model{hint}"
+    if unexpected:
+        near = get_close_matches(unexpected[0], expected, 1)
+        nearest = f", the nearest is {near[0]!r}" if near else ""
+        return f"the network has no {unexpected[0]!r}{_more(unexpected)}{nearest}; check --model{hint}"
+    first = differ[0]
+    here, there = tuple(given[first].shape), tuple(expected[first].shape)
+    shapes = f"{first!r} is {here} in the file and {there} in the network{_more(differ)}"
+    classes = _classes(expected, given)
+    if classes is not None:
+        return f"{shapes}; the file probably has {classes} classes: make the network with as many"
+    return f"{shapes}; check the widths of --model{hint}"
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""

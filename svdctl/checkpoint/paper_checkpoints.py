@@ -1,0 +1,206 @@
+"""The checkpoints of the paper's public code, as svdctl's own networks with the same logits.
+
+Such a file says nothing about its network but in its name; names and shapes of the tensors tell everything, except for
+the normalisation, which the code kept in its data.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from svdctl.checkpoint.paper_layers import fit_layers
+from svdctl.config.paper_defaults import HALF, NORMALIZE
+from svdctl.errors import CheckpointError
+from svdctl.layers.normalize import Normalize
+from svdctl.models.lipconvnet import LipConvNet
+from svdctl.models.vgg import GROUPS, Vgg19
+from svdctl.models.wrn import WideResNet, default_conv
+
+Family = Literal["wrn", "vgg19", "lipconv"]
+LIPCONV_NORMALIZE = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2507, 0.2507, 0.2507)}
+_WRN_STEM = 16
+_VGG_FEATURES = sum(3 * repeats + 1 for _, repeats in GROUPS)
+_VGG_HEAD = {_VGG_FEATURES + 1 + 2 * place: 2 * place for place in range(3)}
+"""Place in the public code's one chain (which flattens in between) to place in the classifier."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the tensors of a file tell about its network."""
+
+    family: Family
+    classes: int
+    depth: int
+    """WRN: 6n + 4; VGG-19: 19; LipConvNet: 5 times the block size."""
+    width: int
+    """WRN: the factor on the stages' widths; LipConvNet: channels of the first stage; VGG-19: 1."""
+
+    @property
+    def name(self) -> str:
+        """As `--architecture` has it."""
+        return f"wrn{self.depth}-{self.width}" if self.family == "wrn" else self.family
+
+    @property
+    def dataset(self) -> str | None:
+        """The data set of the paper with that many classes."""
+        return {10: "cifar10", 100: "cifar100"}.get(self.classes)
+
+
+def architecture_of(tensors: Mapping[str, Tensor]) -> Architecture | None:
+    """The paper's network that has exactly these names, in shapes that fit; None for any other."""
+    names = {name.rpartition(".")[0] for name in tensors}
+    return _wrn_of(names, tensors) or _vgg_of(names, tensors) or _lipconv_of(names, tensors)
+
+
+def normalization(architecture: Architecture, *, gouk_transforms: bool = False) -> dict[str, Sequence[float]]:
+    """`mean` and `std` that the public code trained this network with (`--gouk-transforms`: 0.5 each)."""
+    if architecture.family == "lipconv":
+        return dict(LIPCONV_NORMALIZE)
+    if architecture.family == "vgg19" or gouk_transforms:
+        return dict(HALF)
+    return dict(NORMALIZE[architecture.dataset or "cifar10"])
+
+
+def paper_network(
+    tensors: Mapping[str, Tensor],
+    *,
+    where: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+    architecture: str | None = None,
+    rank: int | None = None,
+) -> nn.Module:
+    """svdctl's network with the weights of a file of the public code, in evaluation mode; it takes pixels in [0, 1].
+
+    Frames are taken as they are, orthonormal or not; SOC and SOTT layers get the factor with which svdctl's own norms
+    give the skew kernel that the public code runs with.
+
+    Args:
+        tensors: flat state dict.
+        where: the file, for messages.
+        mean, std: of the normalisation, by channel (see `normalization`).
+        architecture, rank: what the user says about the file; refused when the tensors tell otherwise.
+
+    Raises:
+        CheckpointError: of another network, or damaged in a shape.
+    """
+    found = architecture_of(tensors)
+    if found is None:
+        raise CheckpointError(
+            f"{where} does not have the names and shapes of a network of the paper's code; "
+            "give --model module:factory for another one"
+        )
+    if architecture is not None and architecture.lower() != found.name:
+        raise CheckpointError(f"{where} holds a {found.name}, not {architecture}; leave --architecture out")
+    if rank is not None and rank != (told := _rank_of(tensors, rank)):
+        raise CheckpointError(f"{where} has layers of rank {told}, not {rank}; leave --dec-rank out")
+    state = _renamed(found, tensors)
+    with torch.device("meta"):
+        model = _skeleton(found)
+        remaining = fit_layers(model, state, where)
+    state["normalize.mean"], state["normalize.std"] = (
+        torch.tensor(list(values), dtype=torch.float32).reshape(-1, 1, 1) for values in (mean, std)
+    )
+    try:
+        model.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        line = str(error).splitlines()[-1].strip()
+        raise CheckpointError(f"{where} does not fit a {found.name} ({line[:150]}); use another copy") from error
+    for settle in remaining:
+        settle()
+    return model.eval()
+
+
+def _skeleton(found: Architecture) -> nn.Module:
+    normalize = Normalize((0.0,) * 3, (1.0,) * 3)
+    if found.family == "lipconv":
+        return LipConvNet(
+            found.depth // 5, found.classes, in_channels=found.width, conv=default_conv, normalize=normalize
+        )
+    if found.family == "vgg19":
+        return Vgg19(found.classes, conv=default_conv, stem=default_conv, normalize=normalize)
+    return WideResNet(
+        found.depth, found.width, found.classes, conv=default_conv, stem=default_conv, normalize=normalize
+    )
+
+
+def _renamed(found: Architecture, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies, so that the network does not hang on to the file."""
+    return {
+        _svdctl_name(name) if found.family == "vgg19" else name: (
+            tensor.float() if tensor.is_floating_point() else tensor
+        ).clone()
+        for name, tensor in tensors.items()
+    }
+
+
+def _svdctl_name(name: str) -> str:
+    _, place, leaf = name.split(".")
+    head = _VGG_HEAD.get(int(place))
+    return f"features.{place}.{leaf}" if head is None else f"classifier.{head}.{leaf}"
+
+
+def _rank_of(tensors: Mapping[str, Tensor], wanted: int) -> int:
+    """The rank that the widths of frames tell; 0 without layers of a rank; `wanted` when no layer is wide enough."""
+    ranks = [tensor.shape[-1] for name, tensor in tensors.items() if name.endswith(".K1")]
+    ranks += [tensor.shape[0] for name, tensor in tensors.items() if name.endswith(".K3")]
+    if ranks:
+        return max(ranks)
+    return wanted if any(name.endswith(".K2") for name in tensors) else 0
+
+
+def _widths(tensors: Mapping[str, Tensor], name: str) -> tuple[int, int] | None:
+    """(I, O) of the convolution of that name, standard or TT; None when there is none."""
+    weight, middle = tensors.get(f"{name}.weight"), tensors.get(f"{name}.K2")
+    if weight is not None and weight.ndim == 4:
+        return weight.shape[1], weight.shape[0]
+    if middle is None or middle.ndim != 4:
+        return None
+    first, last = tensors.get(f"{name}.K1"), tensors.get(f"{name}.K3")
+    if first is None or last is None:
+        return middle.shape[0], middle.shape[3]
+    return first.shape[0], last.shape[-1]
+
+
+def _wrn_of(names: set[str], tensors: Mapping[str, Tensor]) -> Architecture | None:
+    blocks = _count(names, r"layer1\.(\d+)\.conv1")
+    stages = (f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(blocks))
+    inner = {f"{stage}.{part}" for stage in stages for part in ("bn1", "conv1", "bn2", "conv2")}
+    head = tensors.get("fc.weight")
+    if not blocks or names != inner | {"conv1", "bn1", "fc"} or head is None or head.ndim != 2:
+        return None
+    stem, first = _widths(tensors, "conv1"), _widths(tensors, "layer1.0.conv1")
+    if stem != (3, _WRN_STEM) or first is None or first[0] != _WRN_STEM or first[1] % 16:
+        return None
+    return Architecture("wrn", head.shape[0], 6 * blocks + 4, first[1] // 16)
+
+
+def _vgg_of(names: set[str], tensors: Mapping[str, Tensor]) -> Architecture | None:
+    expected = {f"model.{place}" for place in _VGG_HEAD}
+    place = 0
+    for _, repeats in GROUPS:
+        for _ in range(repeats):
+            expected |= {f"model.{place}", f"model.{place + 1}"}
+            place += 3
+        place += 1
+    head = tensors.get(f"model.{max(_VGG_HEAD)}.weight")
+    if names != expected or head is None or head.ndim != 2:
+        return None
+    return Architecture("vgg19", head.shape[0], 19, 1)
+
+
+def _lipconv_of(names: set[str], tensors: Mapping[str, Tensor]) -> Architecture | None:
+    blocks = _count(names, r"layer1\.(\d+)\.conv")
+    inner = {f"layer{stage}.{block}.conv" for stage in range(1, 6) for block in range(blocks)}
+    bias, first = tensors.get("final_conv.bias"), tensors.get(f"layer1.{blocks - 1}.conv.bias")
+    if not blocks or names != inner | {"final_conv"} or bias is None or first is None:
+        return None
+    return Architecture("lipconv", bias.shape[0], 5 * blocks, first.shape[0] // 2)
+
+
+def _count(names: Iterable[str], pattern: str) -> int:
+    return sum(re.fullmatch(pattern, name) is not None for name in names)

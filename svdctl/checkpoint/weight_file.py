@@ -1,0 +1,177 @@
+"""Read the weights out of any file that a user brings, whatever wrote it, without executing any of it."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors
+from torch import Tensor
+
+from svdctl.checkpoint import tensors as stored
+from svdctl.checkpoint.extract_state_dict import ANOTHER_SET, LeftOut, holds_numbers, may_hold_weights, unwrap
+from svdctl.checkpoint.file_format import container_of, resolve
+from svdctl.checkpoint.paper_checkpoints import architecture_of
+from svdctl.checkpoint.pickles import Described, NumpyArray, NumpyNumber
+from svdctl.checkpoint.stored_layer import NOTHING
+from svdctl.checkpoint.torch_archive import FORMAT, VERSION, read_torch
+from svdctl.errors import CheckpointError
+
+Format = Literal["svdctl", "paper", "state dict", "safetensors"]
+_OTHER_ORDERS = ("mlx", "flax", "jax", "keras", "tensorflow", "tf")
+"""Formats in the metadata of safetensors whose kernels are not stored `(O, I, *k)`."""
+_SCALARS = str | int | float | bool | None
+
+
+@dataclass(frozen=True, eq=False)
+class WeightFile:
+    """Weights of one network, flat, with their names in the module tree. Tensors of a large file are views of it."""
+
+    path: Path
+    format: Format
+    tensors: dict[str, Tensor]
+    """Name to tensor, on the CPU, in the order of the file."""
+    others: dict[str, str]
+    """Entries of the state dict that are no ordinary tensors, and what they are instead."""
+    unread: frozenset[str]
+    """Those of `others` that may hold weights all the same: sparse and quantised tensors, arrays, numbers, bytes."""
+    left_out: tuple[LeftOut, ...]
+    """Parts of the file that are not among the weights, optimisers' states and other sets of weights alike."""
+    wrapping: str
+    """What was unwrapped on the way, in words; empty for a plain state dict."""
+    alternatives: tuple[str, ...]
+    """Values of `key` under which the file has further sets of weights."""
+    extra: dict[str, Any]
+    """What stands beside the weights and is a number, text or short list; of an svdctl checkpoint its configuration."""
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of names, types, shapes and bytes of the tensors; reads them all."""
+        return stored.digest(self.tensors)
+
+
+def read_tensors(path: str | os.PathLike[str], *, key: str | None = None) -> WeightFile:
+    """The weights in a file or run folder (its `last.pt`).
+
+    Read are svdctl's checkpoints, state dicts and whole training checkpoints of torch.save of any age, safetensors, and
+    the checkpoints of the paper's public code. Of several sets of weights the trained one goes before its moving
+    average and the last before the best; `alternatives` lists the rest.
+
+    Args:
+        path: file or run folder.
+        key: dotted path of the wanted set, as `"ema"` or `"state_dict.encoder"`.
+
+    Raises:
+        CheckpointError: missing, foreign, damaged, without weights, or only readable by executing what it says.
+    """
+    path = resolve(Path(path))
+    container = container_of(path)
+    contents: object
+    if container == "safetensors":
+        contents, extra = _read_safetensors(path)
+    else:
+        contents = read_torch(path, container)
+        extra = _scalars(contents)
+    if isinstance(contents, Tensor):
+        raise CheckpointError(f"{path} holds one tensor and no names; save model.state_dict() instead")
+    if not isinstance(contents, Mapping):
+        raise CheckpointError(
+            f"{path} holds a {type(contents).__name__}, not a dict of weights; save model.state_dict() instead"
+        )
+    ours = contents.get("format") == FORMAT
+    if ours and isinstance(contents.get("version"), int) and contents["version"] > VERSION:
+        raise CheckpointError(
+            f"{path} has format {contents['version']}, newer than this svdctl knows ({VERSION}); upgrade svdctl"
+        )
+    unwrapped = unwrap(contents, str(path), "model" if ours and key is None else key)
+    tensors: dict[str, Tensor] = {}
+    others: dict[str, str] = {}
+    unread: set[str] = set()
+    for name, value in unwrapped.entries.items():
+        found = stored.plain(value) if isinstance(value, Tensor) else _kind_of(value)
+        if isinstance(found, Tensor):
+            tensors[name] = found
+        else:
+            others[name] = found
+            if isinstance(value, Tensor) or holds_numbers(value):
+                unread.add(name)
+    steps = [*unwrapped.steps]
+    if container == "safetensors" and (order := str(extra.get("format")).lower()) in _OTHER_ORDERS:
+        steps += _reorder(tensors, others, unread, order)
+    stored.check_sizes(tensors, path.stat().st_size, str(path))
+    return WeightFile(
+        path=path,
+        format="svdctl" if ours else "safetensors" if container == "safetensors" else _kind(tensors),
+        tensors=tensors,
+        others=others,
+        unread=frozenset(unread),
+        left_out=_foreign(contents) if ours and key is None else unwrapped.left_out,
+        wrapping="; ".join(() if ours and key is None else steps),
+        alternatives=() if ours else unwrapped.others,
+        extra=extra,
+    )
+
+
+def _reorder(tensors: dict[str, Tensor], others: dict[str, str], unread: set[str], order: str) -> list[str]:
+    """Bring kernels that MLX stored as `(O, *k, I)` into torch's order `(O, I, *k)`, in place; in words, what was done.
+
+    Kernels of other libraries, whose order is not known here, are put among `others`.
+    """
+    kernels = [name for name, tensor in tensors.items() if name.split(".")[-1] == "weight" and 3 <= tensor.ndim <= 5]
+    if order == "mlx":
+        tensors |= {name: tensors[name].movedim(-1, 1) for name in kernels}
+        return ["kernels of MLX, stored O, k, I, in the order O, I, k"] if kernels else []
+    for name in kernels:
+        del tensors[name]
+        others[name] = f"a kernel in the order of {order!r}, which the file names as its format"
+        unread.add(name)
+    return []
+
+
+def _foreign(contents: Mapping[object, object]) -> tuple[LeftOut, ...]:
+    """Parts with weights that svdctl does not write into its checkpoints."""
+    parts = ((str(name), part) for name, part in contents.items() if name not in ("model", "training"))
+    return tuple(LeftOut(name, ANOTHER_SET, True) for name, part in parts if may_hold_weights(part, name))
+
+
+def _kind_of(value: object) -> str:
+    if isinstance(value, Described):
+        numpy = isinstance(value, NumpyArray | NumpyNumber)
+        kind = "array" if isinstance(value, NumpyArray) else "number"
+        return f"a numpy {kind}" if numpy else "an object of another library"
+    if value is None or (isinstance(value, Mapping | list | tuple | str | bytes) and not value):
+        return NOTHING
+    return f"a {type(value).__name__}"
+
+
+def _kind(tensors: Mapping[str, Tensor]) -> Format:
+    return "state dict" if architecture_of(tensors) is None else "paper"
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except MemoryError as error:
+        raise CheckpointError(f"{path} needs more memory than there is; use a larger machine") from error
+    except Exception as error:
+        # The library reports damage by its own type and by several of Python's.
+        raise CheckpointError(
+            f"{path} is damaged or no safetensors file ({(str(error).splitlines() or [''])[0][:150]}); use another copy"
+        ) from error
+
+
+def _scalars(contents: object) -> dict[str, Any]:
+    """Numbers, texts and lists of texts or numbers beside the weights."""
+    if not isinstance(contents, Mapping):
+        return {}
+    return {
+        str(name): value
+        for name, value in contents.items()
+        if isinstance(value, _SCALARS)
+        or (
+            isinstance(value, list | tuple) and len(value) <= 1000 and all(isinstance(part, _SCALARS) for part in value)
+        )
+    }

@@ -1,0 +1,83 @@
+"""The entry point: arguments to a command, exceptions to sentences."""
+
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from svdctl.cli import eval_robust, inspect_spectrum, reproduce, train, train_lipconv
+from svdctl.cli.messages import report, wants_debug
+from svdctl.cli.standard_streams import flush_output, guard_output, settle_output
+from svdctl.cli.variadic import spread
+from svdctl.errors import UsageError
+
+app = typer.Typer(
+    name="svdctl",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+train.register(app)
+train_lipconv.register(app)
+reproduce.register(app)
+eval_robust.register(app)
+inspect_spectrum.register(app)
+
+SEVERAL = {"reproduce": reproduce.takers, "eval-robust": eval_robust.takers}
+"""Commands with options that take several values."""
+
+
+LASTING = ("train", "train-lipconv", "reproduce", "eval-robust")
+"""Commands whose work does not end with whoever reads their output."""
+PRINTING = {"--print-config", "--list", "--list-presets", "--dry-run", "--help", "-h"}
+"""Options by which they print, and do nothing else."""
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"svdctl {version('svdctl')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _show: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Train, certify and inspect convolutional networks whose singular values are under control."""
+
+
+def normalised(arguments: list[str]) -> list[str]:
+    """`--clip_to=2` as `--clip-to=2`: dashes and underscores are one in the names of options, not in values."""
+    found = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        found.append(name.replace("_", "-") + equals + value if name.startswith("--") else argument)
+    return found
+
+
+def on_one_line(arguments: list[str]) -> list[str]:
+    """The arguments, which messages repeat and files keep: line breaks and bytes that are no text are refused."""
+    for argument in arguments:
+        if not argument.isprintable() and any("\ud800" <= sign <= "\udfff" for sign in argument):
+            raise UsageError(f"the argument {argument!a} has bytes that are no UTF-8; rename the file or folder")
+        if "\n" in argument or "\r" in argument:
+            raise UsageError(f"the argument {argument!r} has a line break in it; leave it out")
+    return arguments
+
+
+def main() -> None:
+    """Run the command line; the process ends with its exit code."""
+    arguments = normalised(sys.argv[1:])
+    try:
+        guard_output(lasting=bool(arguments) and arguments[0] in LASTING and PRINTING.isdisjoint(arguments))
+        if arguments and arguments[0] in SEVERAL:
+            arguments = spread(arguments, SEVERAL[arguments[0]]())
+        code = app(on_one_line(arguments) or ["--help"], prog_name="svdctl", standalone_mode=False)
+        flush_output()
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        code = report(error, debug=wants_debug(arguments))
+        settle_output()
+    sys.exit(code or 0)

@@ -1,0 +1,214 @@
+"""What a person sees of `svdctl reproduce`: a live board of rows on a terminal, plain lines elsewhere."""
+
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from svdctl.cli.training_progress import duration
+
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.table import Table
+
+    from svdctl.config.table_config import Column
+    from svdctl.reproduce.execute import Outcome
+    from svdctl.reproduce.plan import Plan, PlannedRun
+    from svdctl.reproduce.run_store import RunStore
+
+
+def choose_board() -> "PlainBoard":
+    """The board that suits stdout."""
+    return LiveBoard() if sys.stdout.isatty() else PlainBoard()
+
+
+@dataclass(frozen=True)
+class RowState:
+    """One run on the board."""
+
+    name: str
+    state: str
+    detail: str
+    left: float | None
+    """Seconds of training left."""
+
+
+class PlainBoard:
+    """A line when a run changes its state, and every half minute for those that go on."""
+
+    every = 30.0
+
+    def __init__(self) -> None:
+        self._runs: list[PlannedRun] = []
+        self._ended: dict[str, Outcome] = {}
+        self._told: set[tuple[str, str]] = set()
+        self._began, self._since = time.time(), time.monotonic()
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, plan: "Plan", runs: Sequence["PlannedRun"], store: "RunStore") -> None:
+        self._runs, self._store = list(runs), store
+        # The clock that all processes share tells whose status is of now; it may be set back, so it measures nothing.
+        self._began, self._since = time.time(), time.monotonic()
+        titles = ", ".join(table.name for table in plan.tables)
+        self.say(f"{titles}: {len(runs)} runs, in {store.out_dir}")
+        self._begin()
+
+    def _begin(self) -> None:
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def passed_over(self, run: "PlannedRun", why: str) -> None:
+        """Say on stderr, once, why what was there of a run is not used."""
+        if (run.id, why) not in self._told:
+            self._told.add((run.id, why))
+            print(f"note: {run.config.name}: {why}", file=sys.stderr, flush=True)
+
+    def outcome(self, run: "PlannedRun", outcome: "Outcome") -> None:
+        self._ended[run.id] = outcome
+        took = duration(time.monotonic() - self._since)
+        what = f"failed: {outcome.figures.reason}" if outcome.state == "failed" else outcome.state
+        self.say(f"[{len(self._ended)}/{len(self._runs)}] {run.config.name}: {what} (after {took}{self._all_left()})")
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+
+    def close(self) -> None:
+        """May be called twice."""
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(self.every):
+            for row in self.states():
+                if row.state not in ("waiting", "done", "failed"):
+                    left = "" if row.left is None else f", {duration(row.left)} left"
+                    self.say(f"{row.name}: {row.state} {row.detail}{left}")
+
+    def _all_left(self) -> str:
+        """Time for all that is left, at the pace so far."""
+        done, rest = len(self._ended), len(self._runs) - len(self._ended)
+        seconds = (time.monotonic() - self._since) / max(1, done) * rest
+        return f", about {duration(seconds)} left" if done and rest else ""
+
+    def states(self) -> Iterator[RowState]:
+        """Every run as it stands, other commands' work included."""
+        for run in self._runs:
+            ended = self._ended.get(run.id)
+            if ended is not None:
+                yield RowState(run.config.name, ended.state, _figures(run, ended), None)
+                continue
+            status = self._store.read_status(run.key)
+            if status.get("time", 0) < self._began or status.get("state") in ("done", "failed", "interrupted"):
+                yield RowState(run.config.name, "waiting", "", None)
+            else:
+                left = status.get("seconds_left") if status["state"] == "training" else None
+                yield RowState(run.config.name, status["state"], _detail(status), left)
+
+
+def _detail(status: dict[str, Any]) -> str:
+    if status["state"] == "evaluating":
+        return str(status.get("detail", ""))
+    parts = []
+    if "epoch" in status:
+        parts.append(f"epoch {status['epoch']:.0f}/{status['epochs']:.0f}")
+    if "loss" in status:
+        parts.append(f"loss {status['loss']:.3f}")
+    if "val_acc" in status:
+        parts.append(f"held-out {status['val_acc']:.1%}")
+    return " ".join(parts)
+
+
+def _figures(run: "PlannedRun", outcome: "Outcome") -> str:
+    from svdctl.reproduce.columns import LOOKS, header_of
+
+    if outcome.figures.reason is not None:
+        return outcome.figures.reason
+    shown = {column: value for column, value in outcome.figures.values.items() if column != "train-hours"}
+    return "  ".join(
+        f"{header_of(column, run.evaluate).removesuffix(', %')} {LOOKS[column].shown(v)}{_mark(outcome, column)}"
+        for column, v in shown.items()
+    )
+
+
+def _mark(outcome: "Outcome", column: "Column") -> str:
+    kept = outcome.figures.kept.get(column)
+    return f" ({kept})" if kept else ""
+
+
+class LiveBoard(PlainBoard):
+    """A table of all runs that is drawn anew twice a second."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        super().__init__()
+        self._console = Console(highlight=False)
+        self._live: Live | None = None
+
+    def _begin(self) -> None:
+        from rich.live import Live
+
+        self._live = Live(
+            get_renderable=self.table, console=self._console, refresh_per_second=2, vertical_overflow="ellipsis"
+        )
+        self._live.start()
+
+    def outcome(self, run: "PlannedRun", outcome: "Outcome") -> None:
+        self._ended[run.id] = outcome
+
+    def say(self, text: str) -> None:
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def table(self) -> "Table":
+        """All runs as they stand."""
+        from rich.table import Table
+        from rich.text import Text
+
+        took = duration(time.monotonic() - self._since)
+        caption = f"{len(self._ended)} of {len(self._runs)} done, {took} so far{self._all_left()}"
+        table = Table(box=None, caption=caption, caption_justify="left", pad_edge=False)
+        table.add_column("run", no_wrap=True)
+        table.add_column("state", no_wrap=True)
+        table.add_column("", ratio=1, no_wrap=True, overflow="ellipsis")
+        table.add_column("left", justify="right", no_wrap=True)
+        styles = {"done": "green", "failed": "red", "waiting": "dim"}
+        rows = list(self.states())
+        # Header, caption and the line of what is folded stay on the screen too.
+        shown = most_urgent(rows, self._console.size.height - 5)
+        for row in shown:
+            left = "" if row.left is None else duration(row.left)
+            style = styles.get(row.state, "bold")
+            table.add_row(Text(row.name), Text(row.state, style=style), Text(row.detail), left)
+        folded = Counter(row.state for row in rows) - Counter(row.state for row in shown)
+        if folded:
+            table.add_row(Text("and " + ", ".join(f"{count} more {state}" for state, count in folded.items()), "dim"))
+        return table
+
+
+def most_urgent(rows: Sequence[RowState], room: int) -> list[RowState]:
+    """As many rows as there is room for, in their order: those at work, failures, what is next, what ended last."""
+    waiting = [place for place, row in enumerate(rows) if row.state == "waiting"]
+
+    def urgency(place: int) -> tuple[int, int]:
+        match rows[place].state:
+            case "failed":
+                return 1, place
+            case "waiting":
+                return (2 if place in waiting[:2] else 4), place
+            case "done":
+                return 3, -place
+        return 0, place
+
+    kept = sorted(range(len(rows)), key=urgency)[: max(room, 1)]
+    return [rows[place] for place in sorted(kept)]

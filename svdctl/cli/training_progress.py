@@ -1,0 +1,170 @@
+"""What a person sees of a training: a live bar on a terminal, plain lines elsewhere."""
+
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from svdctl.train.result import CertifiedEpoch, TrainResult
+
+
+def choose_reporter() -> "PlainReporter":
+    """The reporter that suits stdout."""
+    return RichReporter() if sys.stdout.isatty() else PlainReporter()
+
+
+class PlainReporter:
+    """Lines without escape codes; a progress line every ten seconds."""
+
+    def __init__(self) -> None:
+        self._total = 0
+        self._last = 0.0
+
+    def plan(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            self._say(line)
+
+    def notice(self, text: str) -> None:
+        """To stderr: stdout is the run's."""
+        print(f"note: {text}", file=sys.stderr, flush=True)
+
+    def start(self, total_steps: int, done: int) -> None:
+        self._total = total_steps
+        self._last = time.monotonic()
+
+    def step(self, done: int, metrics: Mapping[str, float]) -> None:
+        if time.monotonic() - self._last >= 10:
+            self._last = time.monotonic()
+            self._say(f"step {done}/{self._total}  {describe(metrics)}")
+
+    def evaluated(self, metrics: Mapping[str, float]) -> None:
+        self._say(evaluation_line(metrics))
+
+    def finished(self, result: "TrainResult") -> None:
+        for line in result_lines(result):
+            self._say(line)
+
+    def close(self) -> None:
+        """Give the terminal back; may be called twice."""
+
+    def _say(self, text: str) -> None:
+        print(text, flush=True)
+
+
+class RichReporter(PlainReporter):
+    """The same lines, with a live progress bar below them."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        super().__init__()
+        self._console = Console(highlight=False)
+        self._bar: Progress | None = None
+
+    def start(self, total_steps: int, done: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        self._bar = Progress(
+            BarColumn(bar_width=12),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[metrics]}"),
+            console=self._console,
+        )
+        self._bar.start()
+        self._task = self._bar.add_task("", total=total_steps, completed=done, metrics="")
+
+    def step(self, done: int, metrics: Mapping[str, float]) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, metrics=describe(metrics))
+
+    def finished(self, result: "TrainResult") -> None:
+        self.close()
+        super().finished(result)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, soft_wrap=True)
+
+
+def describe(metrics: Mapping[str, float]) -> str:
+    """Epoch, loss, accuracy, speed and time left in one short line."""
+    penalty = f" penalty {metrics['orthogonal_loss']:.3g}" if metrics.get("orthogonal_loss") else ""
+    return (
+        f"epoch {metrics['epoch']:.0f}/{metrics['epochs']:.0f} loss {metrics['loss']:.4f}{penalty} "
+        f"acc {metrics['acc']:.1%} {metrics['images_per_second']:.0f} images/s {duration(metrics['seconds_left'])} left"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `1:02:03`, or `2:03` below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def evaluation_line(metrics: Mapping[str, float]) -> str:
+    """One line for each evaluation."""
+    certified = ""
+    if "val_certified_acc" in metrics:
+        certified = f"  at {metrics['epsilon']:g}/255 {metrics['val_certified_acc']:.2%}  L {metrics['lipschitz']:.5g}"
+        if "frame_deviation" in metrics:
+            certified += f"  frames {metrics['frame_deviation']:.1e}"
+    return (
+        f"epoch {metrics['epoch']:3.0f}/{metrics['epochs']:.0f}  loss {_known(metrics['loss'], '.4f')}  "
+        f"acc {_known(metrics['acc'], '.2%')}  "
+        f"held-out loss {metrics['val_loss']:.4f}  acc {metrics['val_acc']:.2%}{certified}  "
+        f"{_known(metrics['train_time'], '.1f')} s (control {_known(metrics['clipping_time'], '.1f')} s)"
+    )
+
+
+def _known(value: float, form: str) -> str:
+    """A figure, or a dash where it is not known: not a number."""
+    return "-" if math.isnan(value) else format(value, form)
+
+
+def certified_lines(rows: Sequence["CertifiedEpoch"]) -> list[str]:
+    """The table of certificates, and what L is made of."""
+    radii = [f"{radius:g}/255" for radius in rows[0].certified]
+    lines = ["", f"{'network':<8} {'epoch':>5} {'accuracy':>9} " + " ".join(f"{name:>8}" for name in radii)]
+    lines[-1] += f" {'mean radius':>12} {'L':>9}"
+    for row in rows:
+        shares = " ".join(f"{share:8.2%}" for share in row.certified.values())
+        lines.append(
+            f"{row.name:<8} {row.epoch:5} {row.accuracy:9.2%} {shares} {row.mean_radius:12.4f} {row.lipschitz:9.5g}"
+        )
+    lines.append("certified: right, and proved to stay at every l2 distance up to the radius, pixels in [0, 1]")
+    for row in rows:
+        factors = " x ".join(f"{kind} {factor:.7g}" for kind, factor in sorted(row.slack.items(), key=lambda f: -f[1]))
+        # Where branches are added the factors of all of them are no product.
+        exact = math.isclose(math.prod(row.slack.values()), row.lipschitz, rel_tol=1e-6)
+        lines.append(f"L of {row.name} = {factors}" if exact else f"L of {row.name} has factors {factors}, by branches")
+    return lines
+
+
+def result_lines(result: "TrainResult") -> list[str]:
+    """Accuracy, the spectrum of every controlled layer, files, and what to type next."""
+    lines = ["", *result.summary]
+    if result.certified:
+        lines += certified_lines(result.certified)
+    controlled = [row for row in result.layers if row.allowed is not None]
+    rows = controlled or result.layers
+    if rows:
+        width = max(len(row.name) for row in rows)
+        lines += ["", f"{'layer':<{width}}  {'largest':>8}  {'bound':>8}  {'allowed':>8}  shape"]
+        lines += [
+            f"{row.name:<{width}}  {row.largest:8.4f}  {row.bound:8.4f}  "
+            f"{'-' if row.allowed is None else format(row.allowed, '8.4g'):>8}  {row.kind} {row.shape}"
+            for row in rows
+        ]
+        lines.append("largest: a singular value that is reached; bound: proved, at every input size")
+    lines += ["", "files", *(f"  {path}" for path in result.files)]
+    lines += ["", "next", *(f"  {command}" for command in result.next_commands)]
+    return lines

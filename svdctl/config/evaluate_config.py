@@ -1,0 +1,138 @@
+"""What `eval-robust` measures, of which checkpoints, on which data, and where it puts the results."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self, get_args
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from svdctl.config.attack_settings import AttackSettings
+from svdctl.config.base import Config
+from svdctl.config.data_config import Data
+
+Metric = Literal["accuracy", "ece", "cifar-c", "autoattacks", "certified"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+"""In the order in which they are measured and shown."""
+RADII = (36.0, 72.0, 108.0, 255.0)
+"""Radii of certified accuracy in 255ths of a pixel's range."""
+DIGITS_ATTACKED = 32
+"""Images of the embedded digits that are attacked unless told otherwise: AutoAttack takes seconds an image on a CPU."""
+
+Severity = Annotated[int, Field(ge=1, le=5)]
+PerChannel = Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
+"""One number for all channels, or three."""
+
+
+class CorruptionSettings(Config):
+    """Which corrupted test sets are classified."""
+
+    names: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Corruptions; `natural` stands for the test images as they are."""
+    severities: Annotated[tuple[Severity, ...], Field(min_length=1)] = (1, 2, 3, 4, 5)
+    examples: PositiveInt | None = None
+    """Test images, the first ones of an order drawn from the seed; absent: all."""
+    root: Path | None = None
+    """Folder with the published files; absent: that of the data for CIFAR, drawn by svdctl for all other data."""
+
+
+class NetworkSource(Config):
+    """What a file does not say itself about its network; svdctl's checkpoints need nothing of it."""
+
+    model: str | None = None
+    """`module:factory` or `torchvision:NAME`."""
+    mean: PerChannel | None = None
+    """Means of the channels in [0, 1] that the network expects its input to be normalised by."""
+    std: Annotated[tuple[PositiveFloat, ...], Field(min_length=1, max_length=3)] | None = None
+    key: str | None = None
+    """Which set of weights of a file that has several, as `ema`."""
+    architecture: str | None = None
+    """Of a public checkpoint of the paper; its tensors tell it, so this is a check."""
+    rank: PositiveInt | None = None
+    """The same for its TT rank."""
+    gouk_transforms: bool = False
+    """A public checkpoint was trained on pixels normalised by 0.5, which its file does not tell."""
+
+    @model_validator(mode="after")
+    def _both(self) -> Self:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("--mean and --std belong together; give both or neither")
+        if self.mean is not None and self.std is not None and {len(self.mean), len(self.std)} not in ({1}, {3}):
+            raise ValueError("--mean and --std take one number each, or three each")
+        return self
+
+
+class Shard(Config):
+    """One of `count` equal parts of the images under attack."""
+
+    index: PositiveInt
+    count: PositiveInt
+
+    @model_validator(mode="after")
+    def _inside(self) -> Self:
+        if self.index > self.count:
+            raise ValueError(f"--shard {self.index}/{self.count}: there is no such shard; they are 1 to {self.count}")
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+
+class EvaluateConfig(Config):
+    """Everything that one call of `eval-robust` is asked."""
+
+    checkpoints: Annotated[tuple[Path, ...], Field(min_length=1)] = (Path("checkpoints"),)
+    """Files, run folders, or folders that hold them."""
+    which: Literal["last", "best", "all"] = "last"
+    """Checkpoints of a run folder."""
+    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = METRICS
+    data: Data | None = None
+    """Data to evaluate on; absent: those that the checkpoint names."""
+    dataset_root: Path | None = None
+    """Where CIFAR lies; absent: where the checkpoint's training found it."""
+    network: NetworkSource = NetworkSource()
+    corruptions: CorruptionSettings
+    attack: AttackSettings = AttackSettings()
+    """Its `examples` and `batch_size` are those below."""
+    examples: PositiveInt | Literal["all"] | None = None
+    """Test images under attack; absent: 32 of the embedded digits, all of any other data."""
+    radii: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = RADII
+    batch_size: PositiveInt = 250
+    """Images at once; AutoAttack's random draws depend on it."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 3407
+    """Of attacks, subsets and corruptions."""
+    accelerator: Literal["auto", "cpu", "cuda", "gpu", "mps"] = "auto"
+    precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
+    out_dir: Path | None = None
+    """Folder for all results; absent: beside each checkpoint, in `eval-<its name>/`."""
+    force: bool = False
+    """Measure anew what is finished."""
+    shard: Shard | None = None
+    merge_shards: bool = False
+    cifar_c_res: Path | None = None
+    """The paper's folder for results on corruptions."""
+    autoattacks_res: Path | None = None
+    """The paper's folder for results under attack."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        faults = []
+        if self.shard is not None and self.merge_shards:
+            faults.append("--shard attacks one part and --merge-shards joins all; give one of them")
+        if (self.shard is not None or self.merge_shards) and self.metrics != ("autoattacks",):
+            faults.append("shards are for attacks; add --metrics autoattacks, or leave --shard and --merge-shards out")
+        twice = sorted({metric for metric in self.metrics if self.metrics.count(metric) > 1})
+        if twice:
+            faults.append(f"--metrics has {', '.join(twice)} twice; name each once")
+        if faults:
+            raise ValueError("\n".join(faults))
+        return self
+
+    def attack_settings(self, data_kind: str) -> AttackSettings:
+        """The settings of the attack on a kind of data, with the number of images resolved."""
+        examples = self.examples or (DIGITS_ATTACKED if data_kind == "digits" else "all")
+        return self.attack.model_copy(
+            update={
+                "examples": None if examples == "all" else examples,
+                "batch_size": self.batch_size,
+                "seed": self.seed,
+            }
+        )

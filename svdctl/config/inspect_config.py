@@ -1,0 +1,64 @@
+"""What `svdctl inspect-spectrum` is asked for."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from svdctl.config.base import Config
+
+
+class InspectConfig(Config):
+    """Files, what to compute of them, and what to show."""
+
+    files: Annotated[tuple[Path, ...], Field(min_length=1)]
+    model: str | None = None
+    """`torchvision:NAME` or `package.module:factory`; absent: an svdctl checkpoint's own network, or the bare file."""
+    input_size: tuple[PositiveInt, ...] | None = None
+    """`(H, W)` or `(C, H, W)`, or one number for all spatial axes."""
+    layers: tuple[str, ...] = ("*",)
+    """Patterns of layer names."""
+    key: str | None = None
+    """Which set of weights of a file that has several."""
+    tolerance: Annotated[float, Field(ge=1e-6, le=1)] = 0.02
+    """Wanted slack of the proved bounds."""
+    accuracy: Literal["full", "fast"] = "full"
+    """`fast`: values to 1e-3 of the largest."""
+    every: bool = False
+    """Show every singular value."""
+    top: PositiveInt | None = None
+    """Show this many of each layer."""
+    format: Literal["table", "json", "csv"] = "table"
+    plot: Path | None = None
+    """Where to draw the spectra."""
+    max_sigma: PositiveFloat | None = None
+    """A gate: fail when a layer with weights, BatchNorm apart, is not proved to be at most this."""
+    batchnorm_max: PositiveFloat | None = None
+    """A gate: fail when a BatchNorm is not proved to be at most this."""
+    excepted: tuple[str, ...] = ()
+    """Patterns of names of layers that a gate lets pass although they are not proved."""
+
+    @field_validator("input_size", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if not re.fullmatch(r"[0-9]{1,6}(x[0-9]{1,6}){0,3}", value):
+            raise ValueError(f"--input-size {value}: write it as 32, 32x32 or 3x224x224")
+        return tuple(int(part) for part in value.split("x"))
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.every and self.top is not None:
+            raise ValueError("--all and --top exclude each other; give one of them")
+        if self.excepted and not self.has_gate:
+            raise ValueError("--except names layers that a gate lets pass; add --max or --batchnorm-max")
+        if self.model is not None and (self.input_size is None or len(self.input_size) < 2):
+            raise ValueError("--model needs the shape of an input: add --input-size CxHxW, as 3x224x224")
+        return self
+
+    @property
+    def has_gate(self) -> bool:
+        """Whether layers are held against a maximum."""
+        return self.max_sigma is not None or self.batchnorm_max is not None

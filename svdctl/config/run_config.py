@@ -1,0 +1,57 @@
+"""How a run is evaluated, saved, logged, and what it runs on."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from svdctl.config.base import Config
+
+
+class EvaluationSchedule(Config):
+    """What is measured while training, and which epoch is the best one."""
+
+    every_epochs: PositiveInt = 1
+    """Epochs between two evaluations; the last epoch is always evaluated."""
+    select: Literal["last", "validation", "test"] = "last"
+    """`last`: the whole training set is used and the last epoch counts; `validation`: a part of the training set
+    picks `best.pt`; `test`: the test set picks it, as the paper's code did, which every output says."""
+    validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the training set kept for validation, drawn class by class from the seed, where the data set has no
+    validation part of its own."""
+
+
+class Checkpointing(Config):
+    """When the state is written."""
+
+    every_epochs: PositiveInt = 1
+    """Epochs between two writes of `last.pt`; the last epoch is always written."""
+    every_steps: PositiveInt | None = None
+    """Steps between two further writes of `last.pt`; absent: none within an epoch."""
+    keep: bool = False
+    """Keep each periodic checkpoint as `epoch-<n>.pt` too."""
+
+
+class Log(Config):
+    """What is recorded."""
+
+    every_steps: PositiveInt = 50
+    """Steps between two records of the training loss."""
+    wandb: Literal["off", "offline", "online"] = "off"
+    wandb_project: str = "svdctl"
+    wandb_group: str | None = None
+    singular_values: bool = False
+    """Record each layer's estimated and exact largest singular value at every evaluation."""
+
+
+class Hardware(Config):
+    """Devices and number format, given to lightning-fabric."""
+
+    accelerator: Literal["auto", "cpu", "cuda", "gpu", "mps"] = "auto"
+    devices: PositiveInt | Literal["auto"] = 1
+    """Processes on each node, one a device."""
+    num_nodes: PositiveInt = 1
+    precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    channels_last: bool = True
+    """Memory layout of images and kernels: channels innermost, which makes TT layers' 1x1 convolutions products."""

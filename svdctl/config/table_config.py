@@ -1,0 +1,241 @@
+"""What a table file says: rows are presets with overrides, columns are metrics."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Literal, Self, get_args
+
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, TypeAdapter, model_validator
+
+from svdctl.config.attack_settings import AttackName
+from svdctl.config.base import Config
+from svdctl.config.corruption_names import corruption_name
+from svdctl.config.evaluate_flags import VERSIONS
+from svdctl.errors import UsageError
+
+Column = Literal[
+    "parameters",
+    "compression",
+    "control-cost",
+    "accuracy",
+    "cifar-c",
+    "ece",
+    "autoattack",
+    "certified-36",
+    "certified-72",
+    "certified-108",
+    "certified-255",
+    "control-time",
+    "train-hours",
+]
+STATIC: tuple[Column, ...] = ("parameters", "compression", "control-cost")
+"""Columns that follow from the configuration alone."""
+
+OWN = {"seed": "--seeds, or by seeds of the table", "name": "the name of the row", "out_dir": "--out-dir"}
+"""Keys of a run that its table sets, and what sets them."""
+
+
+def _free(words: tuple[str, ...]) -> tuple[str, ...]:
+    for word in words:
+        key = word.partition("=")[0].strip()
+        if key in OWN:
+            raise ValueError(f"{word}: {key} is set by {OWN[key]}; leave it out here")
+    return words
+
+
+def _single_line(text: str) -> str:
+    if not text.isprintable() or not text.strip():
+        raise ValueError(f"{text!r:.80} is no line of text; leave out control characters")
+    return text
+
+
+def _attacks(names: tuple[str, ...]) -> tuple[str, ...]:
+    single = get_args(AttackName)
+    unknown = [name for name in names if name not in single and (name not in VERSIONS or len(names) > 1)]
+    if unknown:
+        raise ValueError(
+            f"there is no attack {', '.join(unknown)}; choose of {', '.join(single)}, or, alone, "
+            f"one of {', '.join(VERSIONS)}"
+        )
+    return names
+
+
+def _corruptions(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if name not in ("all", "benchmark"):
+            try:
+                corruption_name(name)
+            except UsageError as error:
+                raise ValueError(str(error)) from error
+    return names
+
+
+def _once(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    twice = [str(seed) for seed, count in Counter(seeds).items() if count > 1]
+    if twice:
+        raise ValueError(f"seeds has {', '.join(twice)} twice; name each once")
+    return seeds
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seeds = Annotated[tuple[Seed, ...], AfterValidator(_once)]
+Line = Annotated[str, AfterValidator(_single_line)]
+"""Text that is printed in every format."""
+Assignments = Annotated[tuple[str, ...], AfterValidator(_free)]
+"""`key.path=value`, exactly as `--set` of the training commands takes them."""
+
+
+class Evaluate(Config):
+    """How `eval-robust` is asked, in the words of its flags; a field that is absent means the paper's protocol."""
+
+    examples: PositiveInt | None = None
+    """Test images under attack; absent: all of them."""
+    attacks: Annotated[tuple[str, ...], AfterValidator(_attacks)] = ()
+    """Attacks by name, or another version; absent: AutoAttack's standard list."""
+    eps: PositiveFloat = 0.5
+    """Radius of the attack in pixels of [0, 1]."""
+    norm: Literal["L1", "L2", "Linf"] = "L2"
+    corruptions: Annotated[tuple[str, ...], AfterValidator(_corruptions)] = ()
+    """Corruptions by name; absent: those of `corruptions.txt`."""
+    severities: Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], Field(min_length=1)] = (1, 2, 3, 4, 5)
+    corruption_examples: PositiveInt | None = None
+    """Test images that are corrupted; absent: all of them."""
+    batch_size: PositiveInt = 250
+    """Images at once; AutoAttack's random draws depend on it."""
+
+
+class Row(Config):
+    """One trained network."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)]
+    """What `--rows` matches and files of the paper's numbers name."""
+    label: Line | None = None
+    """What the table shows; absent: the name."""
+    group: str | None = None
+    """Rows of one group stand together under a rule."""
+    preset: str
+    """Shipped preset by name, or a TOML file beside the table file."""
+    set: Assignments = ()
+    """Changes to the preset."""
+    smoke: Assignments = ()
+    """Further changes at smoke scale, after those of the whole table."""
+
+    @property
+    def shown(self) -> str:
+        """The label, or the name."""
+        return self.label or self.name
+
+
+class Smoke(Config):
+    """The same table in minutes: small networks, few epochs, embedded data, every step of the way real."""
+
+    set: Assignments = ()
+    """Changes to every row, after the row's own."""
+    evaluate: Evaluate = Evaluate()
+
+
+class ResultTable(Config):
+    """A table of trained networks."""
+
+    kind: Literal["table"] = "table"
+    title: Line
+    columns: Annotated[tuple[Column, ...], Field(min_length=1)]
+    seeds: Annotated[Seeds, Field(min_length=1)] = (3407,)
+    set: Assignments = ()
+    """Changes to every row, before the row's own."""
+    evaluate: Evaluate = Evaluate()
+    notes: tuple[Line, ...] = ()
+    """Footnotes that the file itself asks for."""
+    smoke: Smoke | None = None
+    rows: Annotated[tuple[Row, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        named = {"rows": [row.name for row in self.rows], "columns": self.columns}
+        for what, values in named.items():
+            twice = sorted(value for value, count in Counter(values).items() if count > 1)
+            if twice:
+                raise ValueError(f"{what} has {', '.join(twice)} twice; name each once")
+        return self
+
+
+class Axis(Config):
+    """One thing that grows while the others stay."""
+
+    values: Annotated[tuple[PositiveInt, ...], Field(min_length=2)]
+    channels: PositiveInt | None = None
+    """Width of the layer; absent on the axis of widths."""
+    size: PositiveInt | None = None
+    """Side of the input; absent on the axis of input sizes."""
+    rank: PositiveInt | None = None
+    """TT rank; absent on the axis of ranks, and on that of widths, where it is `rank_share` of the width."""
+    rank_share: Annotated[float, Field(gt=0, le=1)] = 0.3
+
+
+class Network(Config):
+    """The whole network that is measured beside single layers."""
+
+    preset: str = "wrn-cifar10"
+    set: Assignments = ()
+    ranks: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (192, 256, 320)
+    batch: PositiveInt = 16
+    """Images of a training step."""
+
+
+class SpeedScale(Config):
+    """What is measured, and how often."""
+
+    repeats: Annotated[int, Field(ge=3)] = 5
+    seconds: PositiveFloat = 20.0
+    """No further repetition of one measurement after this long, three at least."""
+    width: Axis
+    rank: Axis
+    input: Axis
+    network: Network = Network()
+
+
+class SpeedFigure(Config):
+    """Time of the spectrum and of one control pass, full against TT."""
+
+    kind: Literal["speed"] = "speed"
+    title: Line
+    max_sigma: PositiveFloat = 1.0
+    """Bound of the control pass; random kernels are scaled to twice it first."""
+    full: SpeedScale
+    smoke: SpeedScale
+
+
+class Collection(Config):
+    """Several tables under one name."""
+
+    kind: Literal["collection"] = "collection"
+    title: Line
+    tables: Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+TableFile = ResultTable | SpeedFigure | Collection
+TABLE_FILE: TypeAdapter[TableFile] = TypeAdapter(Annotated[TableFile, Field(discriminator="kind")])
+
+
+class Request(Config):
+    """What `svdctl reproduce` is asked to do."""
+
+    tables: Annotated[tuple[str, ...], Field(min_length=1)]
+    rows: tuple[str, ...] = ()
+    """Patterns of row names; none: all rows."""
+    seeds: Seeds = ()
+    """Instead of the table's own."""
+    scale: Literal["full", "smoke"] = "full"
+    columns: Literal["all", "static"] = "all"
+    out_dir: Path = Path("runs")
+    reuse: tuple[Path, ...] = ()
+    """Further folders whose finished runs are used."""
+    dataset_root: Path | None = None
+    cifar_c_root: Path | None = None
+    set: Assignments = ()
+    """Changes to every row, after all others."""
+    paper_numbers: Path | None = None
+    wandb: Literal["off", "offline", "online"] = "off"
+    jobs: PositiveInt = 1
+    engine: Literal["local", "ray"] = "local"
+    address: str | None = None
+    """Of a Ray cluster; absent: Ray starts one on this machine."""

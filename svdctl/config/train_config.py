@@ -1,0 +1,127 @@
+"""The whole configuration of one training run."""
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from svdctl.config.base import Config
+from svdctl.config.certificate_config import Certificate
+from svdctl.config.command_flags import LIPCONV, command_of
+from svdctl.config.control_config import BatchNormControl, Control, NoControl
+from svdctl.config.data_config import Augment, Data, Digits, Folder, Normalization
+from svdctl.config.model_config import GROUPS, STRIDE, TT, Layer, LipConv, Model, Soc, Sott, Standard, Vgg, Wrn
+from svdctl.config.optimizer_config import Constant, Cyclic, Optimizer, Schedule, Sgd
+from svdctl.config.run_config import Checkpointing, EvaluationSchedule, Hardware, Log
+
+CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}
+"""Classes of data that are known before they are loaded."""
+
+
+class TrainConfig(Config):
+    """Everything that determines a training run; `config.toml` of a run folder holds exactly this."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "run"
+    """First part of the run folder's name."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 3407
+    epochs: PositiveInt = 200
+    max_steps: PositiveInt | None = None
+    """Stop after this many steps, wherever in an epoch; the schedule still spans `epochs`."""
+    batch_size: PositiveInt = 128
+    """Images of one step over all devices together."""
+    out_dir: Path = Path("runs")
+    """Parent of the run folder."""
+    data: Data = Digits()
+    augment: Augment = Augment()
+    normalize: Normalization = Normalization()
+    model: Model = Wrn()
+    layer: Layer = Standard()
+    control: Control = NoControl()
+    batchnorm: BatchNormControl | None = None
+    certificate: Certificate | None = None
+    """Absent: no certificates are computed."""
+    optimizer: Optimizer = Sgd()
+    schedule: Schedule = Constant()
+    evaluation: EvaluationSchedule = EvaluationSchedule()
+    checkpoint: Checkpointing = Checkpointing()
+    log: Log = Log()
+    hardware: Hardware = Hardware()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        faults = list(self._mixes())
+        if faults:
+            raise ValueError("\n".join(faults))
+        return self
+
+    def _mixes(self) -> list[str]:
+        """What does not go together, a sentence each."""
+        faults = []
+        command = command_of(self.model.kind)
+        layer, control = command.flag("layer.kind"), command.flag("control.kind")
+        if isinstance(self.layer, Soc | Sott):
+            if not isinstance(self.model, LipConv):
+                faults.append(
+                    f"layer.kind = {self.layer.kind!r} belongs to LipConvNet; use svdctl train-lipconv, or another kind"
+                )
+            if not isinstance(self.control, NoControl):
+                faults.append(
+                    f"{control} (control.kind) has nothing to do in {self.layer.kind.upper()} layers, whose singular "
+                    f"values are 1 already; leave it out, or use {layer} tt or standard"
+                )
+        elif self.control.kind == "divide-each" and not isinstance(self.layer, TT):
+            faults.append(
+                f"{control} divide-each-by-largest (control.kind = 'divide-each') divides the factors of TT layers; "
+                f"add {layer} tt {command.flag('layer.rank')} R, or use {control} divide-by-largest"
+            )
+        if isinstance(self.layer, TT | Sott) and isinstance(self.layer.rank, tuple):
+            where, count = command.where("layer.rank"), len(self.layer.rank)
+            if not isinstance(self.model, LipConv):
+                faults.append(f"{where}: a rank for each group of layers belongs to LipConvNet; give one rank for all")
+            elif count != GROUPS:
+                faults.append(
+                    f"{where}: {GROUPS} ranks are needed, one for each stage and one for the last convolution, not "
+                    f"{count}; or give one rank for all"
+                )
+        if isinstance(self.schedule, Cyclic) and self.schedule.lr_min >= self.optimizer.lr:
+            faults.append(
+                f"{command.where('schedule.lr_min')} {self.schedule.lr_min:g} must be below "
+                f"{command.where('optimizer.lr')} {self.optimizer.lr:g}: cyclic rates rise from one to the other"
+            )
+        return faults + self._sizes()
+
+    def _sizes(self) -> list[str]:
+        """What the data, as far as they are known, are too small or too many for."""
+        faults = []
+        side = {"digits": 32, "cifar10": 32, "cifar100": 32}.get(self.data.kind)
+        if isinstance(self.data, Folder):
+            side = self.data.size
+        if isinstance(self.model, Vgg) and side is not None and side < 32:
+            faults.append("VGG-19 halves its input five times: images need a side of 32 or more (data.size)")
+        if isinstance(self.model, LipConv):
+            if side is not None and side % STRIDE:
+                faults.append(
+                    f"LipConvNet halves its input five times: a side of {side} is no multiple of {STRIDE} (data.size)"
+                )
+            if self.model.in_channels % 2:
+                faults.append(
+                    f"{LIPCONV.where('model.in_channels')} {self.model.in_channels}: MinMax pairs channels; use an "
+                    "even number"
+                )
+            if self.model.checkpoint_activations and not isinstance(self.layer, Soc | Sott):
+                faults.append(
+                    f"{LIPCONV.where('model.checkpoint_activations')} is for the series of SOC and SOTT layers; leave "
+                    f"it out, or use {LIPCONV.flag('layer.kind')} sott"
+                )
+            classes = CLASSES.get(self.data.kind)
+            if classes is not None and classes > self.model.channels:
+                faults.append(too_many_classes(classes, self.model))
+        return faults
+
+
+def too_many_classes(classes: int, model: LipConv) -> str:
+    """That the last convolution cannot widen."""
+    return (
+        f"{classes} classes are more than the {model.channels} channels before LipConvNet's last convolution; widen it "
+        f"to --in-channels {2 * -(-classes // (2 * STRIDE))} (model.in_channels) or more"
+    )

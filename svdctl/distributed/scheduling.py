@@ -1,0 +1,154 @@
+"""Work on layers shared among processes: each layer's by one of them, or by a team; what it changed sent to all."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from svdctl.distributed.group import Group
+from svdctl.spectral.distributed_map import Crew, shared_by
+from svdctl.spectral.parallel_map import parallel_map
+
+T = TypeVar("T")
+
+
+def costliest_first(work: Callable[[str], T], costs: Mapping[str, float], threads: bool) -> dict[str, T]:
+    """What the work gives for each layer, in the order of `costs`.
+
+    Args:
+        work: on the layer of a name.
+        costs: by layer, in any unit.
+        threads: several layers at a time, in threads of one core each; for layers on the CPU.
+    """
+    order = sorted(costs, key=lambda name: -costs[name])
+    found = dict(zip(order, parallel_map(work, order) if threads else map(work, order), strict=True))
+    return {name: found[name] for name in costs}
+
+
+def teams_for(costs: Mapping[str, float], world: int) -> dict[str, tuple[int, ...]]:
+    """The processes that share the frequencies of a layer, for layers that cost several processes' fair shares."""
+    total = sum(costs.values())
+    free = list(range(world))
+    teams = {}
+    for name in sorted(costs, key=lambda name: -costs[name]):
+        shares = math.floor(costs[name] * world / total * (1 + 1e-12)) if total else 0
+        if shares > 1:
+            teams[name], free = tuple(free[:shares]), free[shares:]
+    return teams
+
+
+class LayerScheduler:
+    """One kind of work on named layers; who does which is settled by what each took last time.
+
+    Args:
+        costs: expected cost by layer, in any unit, until the work has been timed.
+        group: the processes.
+        threads: see `costliest_first`.
+        teams: several processes may share the frequencies of one layer. For work by the spectral engine; these layers
+            and processes are settled by the expected costs.
+    """
+
+    def __init__(self, costs: Mapping[str, float], group: Group, threads: bool = False, *, teams: bool = False) -> None:
+        self.group = group
+        self.threads = threads
+        self.teams = teams_for(costs, group.world) if teams and not group.alone else {}
+        for team in self.teams.values():
+            group.team_(team)
+        # What each of its processes has to do.
+        self.costs = {name: cost / len(self.teams.get(name, (0,))) for name, cost in costs.items()}
+        self._timed = False
+
+    def owners(self) -> dict[str, int]:
+        """Layer to the process that has its result: the costliest first, each to the one with the least to do."""
+        loads = [0.0] * self.group.world
+        found = {}
+        for name, team in self.teams.items():
+            found[name] = team[0]
+            for rank in team:
+                loads[rank] = self.costs[name]
+        for name in sorted(self.costs.keys() - found, key=lambda name: (-self.costs[name], name)):
+            found[name] = loads.index(min(loads))
+            loads[found[name]] += self.costs[name]
+        return found
+
+    def mine(self) -> list[str]:
+        """The layers of this process, in the network's order."""
+        owners = self.owners()
+        return [name for name in self.costs if owners[name] == self.group.rank]
+
+    def each(self, work: Callable[[str], bool], written: Callable[[str], Iterable[Tensor]]) -> None:
+        """Do the work on all layers.
+
+        Args:
+            work: changes a layer, and says whether it did.
+            written: the tensors that it may have changed.
+        """
+
+        def timed(name: str) -> tuple[float, float]:
+            began = time.perf_counter()
+            return float(work(name)), time.perf_counter() - began
+
+        told = self._on_mine(timed)
+        if self.group.alone:
+            return
+        owners, places = self.owners(), {name: index for index, name in enumerate(self.costs)}
+        table = torch.zeros(len(places), 2, dtype=torch.float64)
+        for name, row in told.items():
+            table[places[name]] = torch.tensor(row, dtype=torch.float64)
+        table = self.group.summed_(table.to(self.group.device)).cpu()
+        parcels: dict[int, list[Tensor]] = {rank: [] for rank in range(self.group.world)}
+        for name, (changed, _) in zip(places, table.tolist(), strict=True):
+            if changed:
+                parcels[owners[name]] += written(name)
+        self.group.spread_(parcels)
+        self._note(dict(zip(places, table[:, 1].tolist(), strict=True)))
+
+    def scaled(self, factors: Callable[[str], Sequence[Tensor]], tensors: Callable[[str], Sequence[Tensor]]) -> None:
+        """Multiply tensors of all layers by numbers; no host synchronisation.
+
+        Args:
+            factors: a layer's numbers (0-d).
+            tensors: what they multiply, as many.
+        """
+        own = {name: factors(name) for name in self.mine()}
+        if not self.group.alone:
+            widest = max((len(tensors(name)) for name in self.costs), default=0)
+            table = torch.zeros(len(self.costs), widest, dtype=torch.float64, device=self.group.device)
+            for row, name in zip(table, self.costs, strict=True):
+                if name in own:
+                    row[: len(own[name])] = torch.stack(list(own[name]))
+            own = {name: list(row) for name, row in zip(self.costs, self.group.summed_(table), strict=True)}
+        for name in self.costs:
+            for tensor, factor in zip(tensors(name), own[name], strict=False):
+                tensor.mul_(factor.to(tensor.dtype))
+
+    def collected(self, work: Callable[[str], T]) -> dict[str, T]:
+        """What the work gives for each layer, small things, in every process."""
+        found: dict[str, T] = {}
+        for part in self.group.gathered(self._on_mine(work)):
+            found |= part
+        return {name: found[name] for name in self.costs}
+
+    def _on_mine(self, work: Callable[[str], T]) -> dict[str, T]:
+        found = {}
+        for name, team in self.teams.items():
+            if self.group.rank in team:
+                with shared_by(self._crew(team)):
+                    result = work(name)
+                if self.group.rank == team[0]:
+                    found[name] = result
+        alone = {name: self.costs[name] for name in self.mine() if name not in self.teams}
+        return found | costliest_first(work, alone, self.threads)
+
+    def _crew(self, team: tuple[int, ...]) -> Crew:
+        return Crew(team.index(self.group.rank), len(team), partial(self.group.pieces, team=team))
+
+    def _note(self, seconds: Mapping[str, float]) -> None:
+        """Mean of the latest time and those before it: one that was disturbed does not move everything."""
+        old = self.costs if self._timed else seconds
+        self.costs = {name: (old[name] + seconds[name]) / 2 for name in self.costs}
+        self._timed = True

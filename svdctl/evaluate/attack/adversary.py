@@ -1,0 +1,87 @@
+"""One attack of pyautoattack on one batch, seeded by its caller and free of history.
+
+The attacks are called one by one, as `AutoAttack.run_standard_evaluation` does it, and give the same images bit by
+bit. That method itself is not used: it blinds coverage (`sys.settrace(None)`), repeats its checks at each call, and
+resumes by the list of attacks alone.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from pyautoattack import AutoAttack
+from torch import Tensor
+
+from svdctl.config.attack_settings import AttackSettings
+
+Predict = Callable[[Tensor], Tensor]
+Log = Callable[[str], None]
+
+
+def perturb(
+    predict: Predict,
+    x: Tensor,
+    labels: Tensor,
+    attack: str,
+    settings: AttackSettings,
+    classes: int,
+    attacks: tuple[str, ...],
+) -> Tensor:
+    """Candidates `(B, C, H, W)` of `attack` for inputs x of the same shape; where it fails, any point, x itself too.
+
+    Args:
+        predict: inputs to logits.
+        x: float32, on the network's device.
+        labels: `(B,)`.
+        attack: its name.
+        settings: norm, eps, seed and the version, whose numbers of restarts and steps are pyautoattack's.
+        classes: width of the logits; targeted attacks aim at `classes - 1` others at most.
+        attacks: all attacks of the run in order, for `fab-t` changes a `fab` that comes later.
+    """
+    # Built anew for every batch: its objects keep what the last attack changed in them.
+    listed = None if isinstance(settings.attacks, str) else list(settings.attacks)
+    suite = AutoAttack(
+        predict,
+        attacks=listed,
+        device=x.device,
+        eps=settings.eps,
+        norm=settings.norm,
+        seed=settings.seed,
+        version=settings.attacks if listed is None else "custom",
+    )
+    suite.apgd_targeted.n_target_classes = min(suite.apgd_targeted.n_target_classes, classes - 1)
+    suite.fab.n_target_classes = min(suite.fab.n_target_classes, classes - 1)
+    if "fab-t" in attacks[: attacks.index(attack) + 1]:
+        suite.fab.n_restarts = 1
+    if attack in ("fab", "fab-t"):
+        suite.fab.targeted = attack == "fab-t"
+        return suite.fab.perturb(x, labels)
+    if attack == "apgd-t":
+        return suite.apgd_targeted.perturb(x, labels)
+    if attack == "square":
+        return suite.square.perturb(x, labels)
+    suite.apgd.loss = attack.removeprefix("apgd-")
+    return suite.apgd.perturb(x, labels)
+
+
+@contextmanager
+def captured(log: Log | None) -> Iterator[None]:
+    """What pyautoattack logs goes to `log`, and nowhere else."""
+    logger = logging.getLogger("auto-attack")
+    handler = _Forward(log)
+    handlers, propagate = logger.handlers, logger.propagate
+    logger.handlers, logger.propagate = [handler], False
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate = handlers, propagate
+
+
+class _Forward(logging.Handler):
+    def __init__(self, log: Log | None) -> None:
+        super().__init__(logging.WARNING)
+        self.log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.log is not None:
+            self.log(record.getMessage())

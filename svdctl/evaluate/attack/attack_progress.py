@@ -1,0 +1,213 @@
+"""What is kept of an attack: its state after every batch, and the shards that several machines attack."""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from svdctl.config.attack_settings import AttackSettings
+from svdctl.config.evaluate_config import Shard
+from svdctl.errors import CheckpointError, EvaluationError
+from svdctl.evaluate.attack import AttackState, choose_examples, fingerprint, join
+from svdctl.evaluate.attack.attack_state import MISCLASSIFIED
+from svdctl.evaluate.evaluation_data import EvaluationData
+from svdctl.evaluate.measurement_cache import Measurement, MeasurementCache
+from svdctl.evaluate.network_probe import Probe
+
+SHARDS = "shards"
+"""Folder of their states, below that of the results."""
+
+
+@dataclass
+class AttackProgress:
+    """An attack on some test images, as it is kept on the disk."""
+
+    state: AttackState
+    nearest: Tensor
+    """float64 `(N,)`: the smallest perturbation on the way from each image to its adversarial one that still changes
+    the prediction; infinite where none was found, 0 where the clean image is misclassified."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What is attacked: settings, test images, and what binds the state to them."""
+
+    settings: AttackSettings
+    index: Tensor
+    """Numbers `(N,)` of the test images."""
+    labels: Tensor
+    """`(N,)`: theirs."""
+    bound_to: str
+    """Hash of weights, data and settings, the same for all shards."""
+    probe: Probe | None = None
+    """What the network answers."""
+    whole: bool = True
+    """Whether these are all images of the attack."""
+
+    @classmethod
+    def make(cls, settings: AttackSettings, weights: str, material: EvaluationData, probe: Probe) -> "Assignment":
+        """The whole attack."""
+        index = choose_examples(len(material.test), settings)
+        bound_to = fingerprint(weights, material.sha256, settings)
+        return cls(settings, index, material.test.labels[index], bound_to, probe)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a state is bound to: which images they are, too."""
+        images = hashlib.sha256(json.dumps(self.index.tolist()).encode()).hexdigest()
+        return {"attack": self.bound_to, "images": images}
+
+    def part(self, shard: Shard) -> "Assignment":
+        """The images of one shard, which stand together."""
+        index, labels = (both.tensor_split(shard.count)[shard.index - 1] for both in (self.index, self.labels))
+        return replace(self, index=index, labels=labels, whole=False)
+
+    def file(self, folder: Path, shard: Shard | None) -> Path:
+        """Where its state is kept."""
+        if shard is None:
+            return folder / f"attack-{self.bound_to[:12]}.pt"
+        return folder / f"{self.bound_to[:12]}-{shard.index}-of-{shard.count}.pt"
+
+
+class _Stored(Measurement):
+    """The one record of a state's file."""
+
+    state: dict[str, Any]
+    """Of `AttackState.to_dict`."""
+    nearest: Tensor
+
+    @property
+    def key(self) -> str:
+        return "attack"
+
+
+def _old_contents(contents: dict[str, Any], work: Assignment) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A state as it was kept before there were checksums; it is told to be of `work` where its fingerprint is."""
+    if contents["fingerprint"] is None:
+        raise ValueError("it says of no weights and images that it is theirs")
+    if not work.whole:
+        raise ValueError("it does not say which shard it is")
+    state = {name: value for name, value in contents.items() if name != "nearest"}
+    return {**work.about, "attack": contents["fingerprint"]}, [{"state": state, "nearest": contents["nearest"]}]
+
+
+class ProgressFile:
+    """The file of an attack's state; `progress` is what it held of this attack, None when that is nothing sound.
+
+    Args:
+        file: it may be absent.
+        work: what is attacked.
+        say: told why a state counts for nothing.
+    """
+
+    def __init__(self, file: Path, work: Assignment, say: Callable[[str], None]) -> None:
+        self.path = file
+        self._cache = MeasurementCache(
+            file, _Stored, work.about, old=partial(_old_contents, work=work), probe=work.probe
+        )
+        self.belongs_elsewhere = self._cache.belongs_elsewhere
+        for notice in self._cache.notices:
+            say(notice)
+        self.progress: AttackProgress | None = None
+        kept = self._cache.get("attack")
+        if kept is None:
+            return
+        try:
+            self.progress = _progress(kept.record, work)
+        except CheckpointError as error:
+            say(f"{file}: {error}")
+        if self.progress is not None and not kept.sealed:
+            state = self.progress.state
+            state.warnings = tuple(dict.fromkeys((*state.warnings, UNSEALED)))
+
+    def write(self, progress: AttackProgress) -> None:
+        """Whole or not at all, with a checksum over all of it."""
+        self._cache.put(_Stored(state=progress.state.to_dict(), nearest=progress.nearest))
+
+    def remove(self) -> None:
+        """The attack is finished, or begins anew."""
+        self.path.unlink(missing_ok=True)
+
+
+UNSEALED = (
+    "a part of this attack was kept by a version of svdctl that wrote no checksums; changes to it would go unseen"
+)
+
+
+def _progress(stored: _Stored, work: Assignment) -> AttackProgress | None:
+    """The state, if it is one of these images.
+
+    Raises:
+        CheckpointError: it contradicts itself or its images.
+    """
+    state = AttackState.from_dict(stored.state, work.bound_to)
+    if state is None or len(state) != len(work.index):
+        return None
+    near, far = stored.nearest, state.distances
+    sound = near.dtype == torch.float64 and near.shape == far.shape and bool(((near >= 0) & (near <= far)).all())
+    # Beyond what rounding can do; under `paper` eps is no bound.
+    limit = 1.01 * work.settings.eps + 0.01 if work.settings.protocol == "pixels" else math.inf
+    faults = {
+        "its nearest perturbations are not on the way": not sound,
+        "its clean predictions are not those of these labels": not torch.equal(
+            state.clean_predictions != work.labels, state.broken_by == MISCLASSIFIED
+        ),
+        "its perturbations are larger than eps": bool((far[far < math.inf] > limit).any()),
+    }
+    for text, wrong in faults.items():
+        if wrong:
+            raise CheckpointError(f"the state of an attack cannot be right ({text}); attacked anew")
+    return AttackProgress(state, near)
+
+
+def merge(work: Assignment, folder: Path) -> tuple[AttackProgress, int]:
+    """The finished shards of an attack joined, and how many there are.
+
+    Raises:
+        EvaluationError: shards are missing, unfinished, or of different splits.
+    """
+    pattern = re.compile(rf"{work.bound_to[:12]}-(\d+)-of-(\d+)\.pt")
+    files = sorted(folder.glob("*.pt")) if folder.is_dir() else []
+    found = {(int(match[1]), int(match[2])): path for path in files if (match := pattern.fullmatch(path.name))}
+    foreign = len(files) - len(found)
+    aside = f" ({foreign} there belong to other weights, data or settings)" if foreign else ""
+    if not found:
+        raise EvaluationError(
+            f"{folder} holds no shard of this attack{aside}; run it with --shard 1/n and so on, or copy the files here"
+        )
+    counts = sorted({count for _, count in found})
+    if len(counts) > 1:
+        raise EvaluationError(
+            f"{folder} holds shards of different splits (of {', '.join(map(str, counts))}); remove those that are "
+            "not wanted"
+        )
+    count = counts[0]
+    missing = [f"{index}/{count}" for index in range(1, count + 1) if (index, count) not in found]
+    if missing:
+        raise EvaluationError(
+            f"{folder} lacks the shards {', '.join(missing)}{aside}; run them, or copy their files here"
+        )
+    shards = []
+    for index in range(1, count + 1):
+        part = work.part(Shard(index=index, count=count))
+        reasons: list[str] = []
+        file = ProgressFile(found[index, count], part, reasons.append)
+        progress = file.progress
+        if progress is None:
+            named = f"{file.path} belongs to other weights, data, settings or images than its name says"
+            why = named if file.belongs_elsewhere or not reasons else reasons[0].removesuffix(": measured again")
+            raise EvaluationError(f"{why}; run it again with --shard {index}/{count}")
+        if not progress.state.finished:
+            raise EvaluationError(f"shard {index}/{count} is not finished; run it with --shard {index}/{count}")
+        shards.append(progress)
+    # A shard with no image of its own has nothing to add.
+    joined = join([progress.state for progress in shards])
+    return AttackProgress(joined, torch.cat([progress.nearest for progress in shards])), count

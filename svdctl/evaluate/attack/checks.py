@@ -1,0 +1,99 @@
+"""Networks that resist AutoAttack without being robust: five ways to cheat it, told from one batch of images."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from svdctl.evaluate.attack.attacked_network import AttackedNetwork
+
+_RANDOM = 1e-4
+_PROBABILITY = 1e-5
+_SATURATED_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """What was found, as the field calls it, and a sentence for the report."""
+
+    kind: str
+    text: str
+
+
+def suspicions(network: AttackedNetwork, x: Tensor, labels: Tensor, *, averaged: bool = False) -> list[Suspicion]:
+    """What makes an attack on `network` unreliable, judged on inputs `(B, C, H, W)` with labels `(B,)`.
+
+    Args:
+        network: inside its `frozen()`.
+        x: inputs on its device.
+        labels: on the same device.
+        averaged: the attacks average over the network's randomness (version `rand`), which is then no matter.
+    """
+    found = []
+    with torch.no_grad():
+        first, second = network(x), network(x)
+    difference = (F.normalize(first, dim=1) - F.normalize(second, dim=1)).norm(dim=1)
+    if not averaged and float(difference.max()) > _RANDOM:
+        found.append(
+            Suspicion(
+                "random",
+                f"two passes over the same images differ (by up to {float(difference.max()):.1e} of the logits' norm): "
+                "the network is random, and --attacks rand averages over that",
+            )
+        )
+    if _are_probabilities(first):
+        found.append(
+            Suspicion(
+                "probabilities",
+                "the outputs are probabilities, not logits: their gradients vanish where the network is sure; "
+                "attack the layer before the softmax",
+            )
+        )
+    # Zero in float32 means that the label's probability rounds to 1: steps can no longer be told apart by their loss.
+    certain = int((F.cross_entropy(first.float(), labels, reduction="none") == 0).sum())
+    if certain > _SATURATED_SHARE * len(x):
+        found.append(
+            Suspicion(
+                "saturated",
+                f"the cross-entropy of {certain} of {len(x)} images is exactly 0 in float32: the logits are so large "
+                "that APGD-CE sees no slope; rely on the other attacks",
+            )
+        )
+    return found + _of_gradients(network, x, labels)
+
+
+def _of_gradients(network: AttackedNetwork, x: Tensor, labels: Tensor) -> list[Suspicion]:
+    try:
+        gradient = _margin_gradient(network, x, labels)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        # torch's word for an operation without a derivative.
+        why = str(error).splitlines()[0][:160]
+        return [Suspicion("non-differentiable", f"the network gives no gradient ({why}): only Square can attack it")]
+    flat = gradient.flatten(1)
+    useless = int(((flat == 0).all(1) | ~flat.isfinite().all(1)).sum())
+    if useless == 0:
+        return []
+    return [
+        Suspicion(
+            "zero-gradient",
+            f"the gradient of {useless} of {len(x)} images is exactly zero or not finite: attacks that follow it fail "
+            "without any robustness of the network; trust Square alone there",
+        )
+    ]
+
+
+def _margin_gradient(network: AttackedNetwork, x: Tensor, labels: Tensor) -> Tensor:
+    with torch.enable_grad():
+        inputs = x.detach().clone().requires_grad_()
+        logits = network(inputs)
+        own = logits.gather(1, labels[:, None])[:, 0]
+        others = logits.scatter(1, labels[:, None], -torch.inf).max(1).values
+        return torch.autograd.grad((own - others).sum(), inputs)[0]
+
+
+def _are_probabilities(outputs: Tensor) -> bool:
+    within = bool(((outputs >= -_PROBABILITY) & (outputs <= 1 + _PROBABILITY)).all())
+    return within and bool(((outputs.sum(1) - 1).abs() < _PROBABILITY * outputs.shape[1]).all())

@@ -1,0 +1,48 @@
+"""Going on with fewer images at once when memory runs out."""
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from svdctl.errors import EvaluationError, is_out_of_memory
+
+Result = TypeVar("Result")
+
+
+@dataclass
+class AutoBatchSize:
+    """How many images go through a network at once; halved for good whenever memory runs out.
+
+    `size` only ever bounds the parts in which work is done. Whatever decides a figure (the order of the images, the
+    batches of an attack and their random draws) must not depend on it.
+    """
+
+    size: int
+    log: Callable[[str], None] | None = None
+
+    def run(self, work: Callable[[int], Result]) -> Result:
+        """`work(size)`, begun anew with half the size whenever memory runs out.
+
+        Raises:
+            EvaluationError: memory is too small for a single image.
+        """
+        while True:
+            try:
+                return work(self.size)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self.size == 1:
+                    raise EvaluationError(
+                        "memory does not hold even one image at a time; free the device, or use --accelerator cpu"
+                    ) from error
+            # Outside of the handler: there, the traceback still holds the tensors that are to be freed.
+            self.size = (self.size + 1) // 2
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            if self.log is not None:
+                self.log(f"out of memory: going on with {self.size} images at a time")

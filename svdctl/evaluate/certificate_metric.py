@@ -1,0 +1,112 @@
+"""Certified accuracy: correct, and proved to stay so within a radius."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from svdctl.certificates import Certifier
+from svdctl.config.evaluate_config import EvaluateConfig
+from svdctl.errors import EvaluationError
+from svdctl.evaluate.evaluation_data import EvaluationData
+from svdctl.evaluate.inference import Classifier, check_finite
+
+SAME_PROOF = 1e-6
+"""Relative difference of two proofs of one constant on two machines: rounding is far below."""
+_LAYERS = 8
+"""Layers of the largest factors that the results name."""
+
+
+def measure(
+    classifier: Classifier, material: EvaluationData, config: EvaluateConfig, tell: Callable[[int, int, str], None]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Certified accuracy at the radii of a configuration, and a row for each test image.
+
+    Raises:
+        ShapeError: the network has an operation for which nothing is proved.
+    """
+    test = material.test
+    tell(0, len(test), "Lipschitz constant")
+    certifier = _certifier(classifier, material)
+    if not math.isfinite(certifier.bound.value):
+        raise EvaluationError("no finite Lipschitz constant is proved of this network, so nothing can be certified")
+    device = certifier_device(classifier)
+    radii: list[Tensor] = []
+    predicted: list[Tensor] = []
+    done = 0
+    while done < len(test):
+
+        def some(size: int, start: int = done) -> tuple[Tensor, Tensor]:
+            part = slice(start, start + size)
+            logits = certifier.logits(test.images[part].to(device).double() / 255)
+            check_finite(int((~logits.isfinite()).any(1).sum()), len(logits))
+            return certifier.radii(logits, test.labels[part].to(device)), logits.argmax(1)
+
+        radius, prediction = classifier.halving.run(some)
+        radii.append(radius)
+        predicted.append(prediction)
+        done += len(radius)
+        tell(done, len(test), "radii")
+    classifier.model.to(classifier.device)
+    # No two images of [0, 1] are farther apart than this.
+    farthest = math.sqrt(test.images[0].numel())
+    return _results(
+        torch.cat(radii).cpu().clamp_max(farthest), torch.cat(predicted).cpu(), test.labels, certifier, config
+    )
+
+
+def certifier_device(classifier: Classifier) -> torch.device:
+    """Where certificates are computed: Apple's devices have no float64."""
+    return torch.device("cpu") if classifier.device.type == "mps" else classifier.device
+
+
+def _certifier(classifier: Classifier, material: EvaluationData) -> Certifier:
+    return Certifier(classifier.model.to(certifier_device(classifier)), material.test.image_shape)
+
+
+def fault_of_proof(classifier: Classifier, material: EvaluationData, stored: float) -> str | None:
+    """Prove the Lipschitz constant again; what contradicts the stored one, None if nothing does.
+
+    Raises:
+        ShapeError: nothing is proved of the network.
+    """
+    proved = _certifier(classifier, material).bound.value
+    classifier.model.to(classifier.device)
+    if math.isclose(stored, proved, rel_tol=SAME_PROOF):
+        return None
+    return f"the certificates were made with L = {stored:.6g}, and {proved:.6g} is proved of these weights"
+
+
+def _results(
+    radii: Tensor, predicted: Tensor, labels: Tensor, certifier: Certifier, config: EvaluateConfig
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    correct = predicted == labels
+    accuracy = {f"{radius:g}": float((radii > radius / 255).double().mean()) for radius in config.radii}
+    largest = sorted(certifier.bound.layers, key=lambda layer: -math.prod(layer.factors.values()))[:_LAYERS]
+    results = {
+        "lipschitz": certifier.bound.value,
+        "accuracy": accuracy,
+        "count": len(labels),
+        "clean": float(correct.double().mean()),
+        "mean_radius": float(radii.mean()),
+        "largest_radius": float(radii.max()),
+        "vacuous": accuracy[f"{min(config.radii):g}"] == 0,
+        "largest_factors": [
+            {"layer": layer.name, "kind": layer.kind, "factors": dict(layer.factors)} for layer in largest
+        ],
+    }
+    rows = [
+        {
+            "image": image,
+            "label": label,
+            "prediction": prediction,
+            "correct": int(prediction == label),
+            "radius": f"{radius:.8g}",
+        }
+        for image, (label, prediction, radius) in enumerate(
+            zip(labels.tolist(), predicted.tolist(), radii.tolist(), strict=True)
+        )
+    ]
+    return results, rows

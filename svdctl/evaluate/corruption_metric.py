@@ -1,0 +1,238 @@
+"""Accuracy on corrupted test sets: published files for CIFAR, svdctl's own corruptions for every other data set."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Any, Self
+
+import numpy as np
+import torch
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from torch import Tensor
+
+from svdctl.config.corruption_names import CLEAN, NOTES, SEVERITIES, list_name, named_lists
+from svdctl.config.data_config import Cifar10, Cifar100
+from svdctl.config.evaluate_config import CorruptionSettings, EvaluateConfig
+from svdctl.data.download import Tell
+from svdctl.evaluate.corruptions.cifar_c import CifarC, find_or_fetch, open_cifar_c
+from svdctl.evaluate.corruptions.corrupt import corrupt
+from svdctl.evaluate.evaluation_data import EvaluationData
+from svdctl.evaluate.inference import Classifier, check_finite, subset
+from svdctl.evaluate.measurement_cache import Measurement, MeasurementCache
+
+CHUNK = 1000
+"""Images that are drawn, or copied from a file, at a time."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """The published files, read where they lie."""
+
+    files: CifarC
+    identity: dict[str, Any]
+    notes: list[str]
+    identity_before: dict[str, Any]
+    """`identity` as it stands in results without a checksum."""
+
+    def images(self, name: str, severity: int, index: Tensor) -> Tensor:
+        array = self.files.images(name, severity)
+        first, last = int(index[0]), int(index[-1]) + 1
+        # A slice of the map where the images stand together, which is almost always.
+        part = array[first:last] if last - first == len(index) else array[index.numpy()]
+        return torch.from_numpy(np.array(part)).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """svdctl's own corruptions of the test images."""
+
+    test: Tensor
+    seed: int
+    identity: dict[str, Any]
+    notes: list[str]
+
+    @property
+    def identity_before(self) -> dict[str, Any]:
+        return self.identity
+
+    def images(self, name: str, severity: int, index: Tensor) -> Tensor:
+        return corrupt(self.test[index.to(self.test.device)], name, severity, self.seed)
+
+
+Source = Published | Drawn
+"""Where corrupted images come from; `identity` is what a protocol says of it."""
+
+
+def open_source(
+    settings: CorruptionSettings, material: EvaluationData, seed: int, device: torch.device, tell: Tell
+) -> Source:
+    """The published files where they belong to the data or `--cifar-c-root` names them, else svdctl's own.
+
+    Raises:
+        DataError: files that are missing, damaged, or of another test set.
+    """
+    names = [name for name in settings.names if name != CLEAN]
+    data = material.data
+    if not isinstance(data, Cifar10 | Cifar100) and settings.root is None:
+        notes = [NOTES["all"], *(f"{name}: {NOTES[name]}" for name in names if name in NOTES)]
+        return Drawn(material.test.images.to(device), seed, {"source": "drawn", "seed": seed}, notes)
+    if isinstance(data, Cifar10 | Cifar100):
+        folder = find_or_fetch(data.kind, settings.root or data.root, tell=tell)
+    else:
+        assert settings.root is not None
+        folder = settings.root.expanduser()
+    labels = material.test.labels.numpy()
+    files = open_cifar_c(folder, labels, material.test.image_shape)
+    files.require(names)
+    before = {"source": "published", "files": _ends_of(folder, names)}
+    return Published(files, {"source": "published", "contents": _digest_of(folder, names)}, [], before)
+
+
+def _digest_of(folder: Path, names: list[str]) -> str:
+    """SHA-256 over the contents of the files of these corruptions."""
+    files = [folder / f"{name}.npy" for name in sorted(names)]
+    # hashlib releases the GIL.
+    with ThreadPoolExecutor(max_workers=min(8, torch.get_num_threads())) as pool:
+        digests = list(
+            pool.map(lambda file: _digest_of_file(file, file.stat().st_size, file.stat().st_mtime_ns), files)
+        )
+    pairs = [[file.name, digest] for file, digest in zip(files, digests, strict=True)]
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+
+
+@cache
+def _digest_of_file(path: Path, size: int, changed: int) -> str:
+    """Of several checkpoints in one process, the gigabytes are read for the first one."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _ends_of(folder: Path, names: list[str]) -> str:
+    """What identified the files before: a hash of their sizes, beginnings and ends."""
+    digest = hashlib.sha256()
+    for name in sorted(names):
+        path = folder / f"{name}.npy"
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(1 << 16)
+            file.seek(max(0, size - (1 << 16)))
+            digest.update(f"{name} {size}".encode() + head + file.read())
+    return digest.hexdigest()
+
+
+def protocol(config: EvaluateConfig, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the figures, besides the network and the test images; `identity` is that of the source."""
+    settings = config.corruptions
+    return {
+        **identity,
+        "names": list(settings.names),
+        "severities": list(settings.severities),
+        "examples": settings.examples,
+        **({"seed": config.seed} if settings.examples is not None else {}),
+    }
+
+
+class Count(Measurement):
+    """How many images of one corruption and severity (0: the clean images) are classified rightly."""
+
+    name: str
+    severity: Annotated[int, Field(ge=0, le=SEVERITIES[-1])]
+    correct: NonNegativeInt
+    of: PositiveInt
+
+    @property
+    def key(self) -> str:
+        return f"{self.name} {self.severity}"
+
+    @model_validator(mode="after")
+    def _at_most_all(self) -> Self:
+        if self.correct > self.of:
+            raise ValueError(f"{self.correct} of {self.of} images")
+        return self
+
+
+def measure(
+    classifier: Classifier,
+    source: Source,
+    material: EvaluationData,
+    config: EvaluateConfig,
+    unfinished: MeasurementCache[Count],
+    tell: Callable[[int, int, str], None],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Accuracy for each corruption and severity; what is done is kept in `unfinished` until all is."""
+    settings = config.corruptions
+    names = [name for name in settings.names if name != CLEAN]
+    index = subset(len(material.test), settings.examples, config.seed, "corruptions")
+    labels = material.test.labels[index]
+    total = len(names) * len(settings.severities) + 1
+    for notice in unfinished.notices:
+        say(notice)
+    if len(unfinished):
+        say(f"going on: {len(unfinished)} of {total} counts of corrupted images are kept")
+
+    def correct(name: str, severity: int, count: Callable[[], int]) -> int:
+        def work() -> Count:
+            return Count(name=name, severity=severity, correct=count(), of=len(index))
+
+        return unfinished.once(f"{name} {severity}", work).correct
+
+    done = {CLEAN: correct(CLEAN, 0, lambda: _checked(classifier.correct(material.test.images[index], labels), labels))}
+    for name in names:
+        for severity in settings.severities:
+            tell(len(done), total, f"{name}, severity {severity}")
+            count = partial(_correct, classifier, source, name, severity, index, labels)
+            done[f"{name} {severity}"] = correct(name, severity, count)
+    tell(total, total, "done")
+    results = summary(done, names, settings.severities, len(index))
+    results["source"] = source.identity["source"]
+    results["notes"] = source.notes
+    unfinished.path.unlink(missing_ok=True)
+    return results
+
+
+def _correct(classifier: Classifier, source: Source, name: str, severity: int, index: Tensor, labels: Tensor) -> int:
+    counts = [
+        classifier.correct(source.images(name, severity, part), wanted)
+        for part, wanted in zip(index.split(CHUNK), labels.split(CHUNK), strict=True)
+    ]
+    return _checked(torch.stack(counts).sum(0), labels)
+
+
+def _checked(counts: Tensor, labels: Tensor) -> int:
+    """The right answers of `Classifier.correct`, if all logits were finite."""
+    right, broken = counts.tolist()
+    check_finite(broken, len(labels))
+    return int(right)
+
+
+def summary(correct: Mapping[str, int], names: list[str], severities: tuple[int, ...], count: int) -> dict[str, Any]:
+    """Accuracies and their means from counts of correct answers by `"<name> <severity>"`."""
+    table = {name: {str(severity): correct[f"{name} {severity}"] / count for severity in severities} for name in names}
+    return {"count": count, "clean": correct[CLEAN] / count, "accuracy": table, **means_of(table)}
+
+
+def means_of(table: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Means of a table of accuracies by corruption and severity.
+
+    `figures` has the mean over each of the named lists (`svdctl.config.corruption_names.named_lists`) all of whose
+    corruptions are in the table, and, under a name of its own, `mean`: that over the whole table.
+    """
+    means = {name: fmean(row.values()) for name, row in table.items()}
+    severities = [int(severity) for severity in next(iter(table.values()), {})]
+    lists = [listed for listed in named_lists().values() if set(listed) <= set(means)]
+    if means and set(means) not in map(set, lists):
+        lists.append(tuple(means))
+    return {
+        "mean_by_corruption": means,
+        "mean_by_severity": {
+            str(severity): fmean(row[str(severity)] for row in table.values()) for severity in severities
+        },
+        "figures": {list_name(listed, severities): fmean(means[name] for name in listed) for listed in lists},
+        "mean": fmean(means.values()) if means else None,
+    }

@@ -1,0 +1,173 @@
+"""Blurs: out of focus, through frosted glass, along a line, into the picture.
+
+Every function takes images `(N, 3, H, W)` uint8, a severity from 1 to 5 and the images' draws, and returns uint8.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from svdctl.evaluate.corruptions.filters import (
+    Array,
+    LinearMap,
+    gaussian_filter,
+    gaussian_taps,
+    on_grid,
+    scale,
+    separable,
+    tap_matrix,
+    to_bytes,
+    zoom_matrix,
+)
+from svdctl.evaluate.corruptions.keyed_random import Draws
+
+_FINE = 2.0**40
+"""One matrix alone on pixels of 8 bits leaves room for weights this fine in exact float64 sums."""
+
+
+def gaussian_blur(images: Tensor, severity: int, draws: Draws) -> Tensor:
+    """A Gaussian filter; its sigma scales with the size."""
+    sigma = (0.4, 0.6, 0.7, 0.8, 1.0)[severity - 1] * scale(images)
+    return to_bytes(gaussian_filter(images, sigma))
+
+
+def glass_blur(images: Tensor, severity: int, draws: Draws) -> Tensor:
+    """A Gaussian filter, every inner pixel replaced by a random neighbour once or twice, the filter again.
+
+    Neighbours lie up to one pixel (times the size's scale) above and to the left, as far as one less below and to the
+    right: at 32 x 32 a pixel takes its own colour or that of the one above, to the left, or both.
+    """
+    sigma, rounds = ((0.05, 1), (0.25, 1), (0.4, 1), (0.25, 2), (0.4, 2))[severity - 1]
+    sigma *= scale(images)
+    reach = max(1, round(scale(images)))
+    blurred = to_bytes(gaussian_filter(images, sigma))
+    height, width = images.shape[-2:]
+    row = torch.arange(reach + 1, height - reach + 1, device=images.device)
+    column = torch.arange(reach + 1, width - reach + 1, device=images.device)
+    for _ in range(rounds):
+        # Two draws for each pixel, uniform among the 2 * reach shifts.
+        shift = ((draws.bits(2, len(row), len(column), width=16) * (2 * reach)) >> 16) - reach
+        source = (row[:, None] + shift[:, 0]) * width + column + shift[:, 1]
+        taken = blurred.flatten(2).gather(2, source.flatten(1)[:, None].expand(-1, 3, -1))
+        inner = (slice(None), slice(None), slice(reach + 1, height - reach + 1), slice(reach + 1, width - reach + 1))
+        blurred[inner] = taken.view(-1, 3, len(row), len(column))
+    return to_bytes(gaussian_filter(blurred, sigma))
+
+
+def defocus_blur(images: Tensor, severity: int, draws: Draws) -> Tensor:
+    """A disk, its edge smoothed by a small Gaussian."""
+    radius, alias_sigma = ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1.0, 0.2), (1.5, 0.1))[severity - 1]
+    factor = scale(images)
+    height, width = images.shape[-2:]
+    sums, count = disk_sums(images, radius * factor)
+    return to_bytes(_alias_filter(height, width, alias_sigma * factor)(sums) / count)
+
+
+def disk_sums(images: Tensor, radius: float) -> tuple[Tensor, int]:
+    """Sums `(N, C, H, W)` int64 over the pixels with centres within `radius` of each pixel, and how many these are.
+
+    Images are reflected about their edge pixels. A disk is a run of pixels in each of some rows, and a run is the
+    difference of two sums from the left: the work grows with the radius, not with its square.
+    """
+    reach = int(radius)
+    height, width = images.shape[-2:]
+    padded = torch.nn.functional.pad(images.float(), (reach,) * 4, mode="reflect").long()
+    before = torch.nn.functional.pad(padded.cumsum(-1), (1, 0))
+    sums = torch.zeros(images.shape, dtype=torch.int64, device=images.device)
+    count = 0
+    for row in range(-reach, reach + 1):
+        half = math.isqrt(math.floor(radius**2 - row**2))
+        lines = before[..., reach + row : reach + row + height, :]
+        sums += (
+            lines[..., reach + half + 1 : reach + half + 1 + width] - lines[..., reach - half : reach - half + width]
+        )
+        count += 2 * half + 1
+    return sums, count
+
+
+@lru_cache(maxsize=32)
+def _alias_filter(height: int, width: int, sigma: float) -> LinearMap:
+    reach = max(1, round(min(height, width) / 32))
+    taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    taps /= taps.sum()
+    return separable(on_grid(tap_matrix(height, taps, "mirror")), on_grid(tap_matrix(width, taps, "mirror")))
+
+
+def zoom_blur(images: Tensor, severity: int, draws: Draws) -> Tensor:
+    """The mean of the image and of its central zooms from 1 in steps of 0.01."""
+    height, width = images.shape[-2:]
+    return to_bytes(_zooms(height, width, (1.06, 1.11, 1.16, 1.21, 1.26)[severity - 1])(images))
+
+
+@lru_cache(maxsize=32)
+def _zooms(height: int, width: int, end: float) -> LinearMap:
+    # The generator's expression: by rounding it includes the end at 1.06 and 1.11.
+    zooms = [float(zoom) for zoom in np.arange(1, end, 0.01)]
+    share = 1 / (len(zooms) + 1)
+    return _sum_of_products(
+        [
+            (np.eye(height) * share, np.eye(width)),
+            *((_central_zoom(height, zoom) * share, _central_zoom(width, zoom)) for zoom in zooms),
+        ]
+    )
+
+
+def _central_zoom(size: int, zoom: float) -> Array:
+    part = zoom_matrix(size, zoom)
+    whole = np.zeros((size, size))
+    first = (size - part.shape[1]) // 2
+    whole[:, first : first + part.shape[1]] = part
+    return whole
+
+
+def _sum_of_products(terms: Sequence[tuple[Array, Array]]) -> LinearMap:
+    """The map `sum of rows @ image @ columns.T`, as one matrix; its weights must be non-negative with sum 1."""
+    total = sum((sparse.kron(sparse.csr_array(rows), columns, format="csr") for rows, columns in terms[1:]),
+                start=sparse.kron(sparse.csr_array(terms[0][0]), terms[0][1], format="csr"))  # fmt: skip
+    total.data = np.round(total.data * _FINE)
+    # What rounding took away goes to each row's first weight: constant images stay.
+    total.data[total.indptr[:-1]] += _FINE - total.sum(axis=1)
+    total.data /= _FINE
+    return LinearMap((len(terms[0][0]), len(terms[0][1])), total)
+
+
+def motion_blur(images: Tensor, severity: int, draws: Draws) -> Tensor:
+    """A one-sided half-Gaussian along a line within 45 degrees of the horizontal."""
+    radius, sigma = ((6, 1.0), (6, 1.5), (6, 2.0), (8, 2.0), (9, 2.5))[severity - 1]
+    angles = draws.uniform(1)[:, 0] * (math.pi / 4)
+    return along_line(images, angles, radius * scale(images), sigma * scale(images)).to(torch.uint8)
+
+
+def along_line(images: Tensor, angles: Tensor, radius: float, sigma: float) -> Tensor:
+    """Each image `(N, C, H, W)` of whole grey levels blurred from every pixel onwards in its direction: float32.
+
+    Args:
+        images: uint8, or whole numbers from 0 to 255 in any type.
+        angles: `(N,)` radians, from the direction of columns towards that of rows.
+        radius: the line has `2 * ceil(radius) + 1` taps, each at the nearest whole pixel.
+        sigma: of the half-Gaussian, in pixels.
+
+    Results are rounded to whole levels. Weights are multiples of 2^-15, so that float32 holds every sum exactly.
+    """
+    length = 2 * math.ceil(radius) + 1
+    taps = gaussian_taps(sigma, truncate=(length - 1) / sigma)[length - 1 :]
+    weights = np.round(taps / taps.sum() * 2**15)
+    weights[0] += 2**15 - weights.sum()
+    step = torch.arange(length, device=images.device)
+    down = (step * angles.sin()[:, None] - 0.5).ceil().long()
+    right = (step * angles.cos()[:, None] - 0.5).ceil().long()
+    number, _, height, width = images.shape
+    reach = length - 1
+    padded = torch.nn.functional.pad(images.float(), (reach,) * 4, mode="replicate")
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)
+    each = torch.arange(number, device=images.device)
+    total = torch.zeros(images.shape, device=images.device)
+    for tap in range(length):
+        if weights[tap]:
+            total += windows[each, :, reach + down[:, tap], reach + right[:, tap]] * float(weights[tap] / 2**15)
+    return (total + 0.5).floor_()

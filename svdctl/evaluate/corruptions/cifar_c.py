@@ -1,0 +1,180 @@
+"""The published corrupted test sets CIFAR-10-C and CIFAR-100-C (Hendrycks and Dietterich 2019), read in place.
+
+A `.npy` for each corruption: uint8 `(5 n, H, W, 3)`, the five severities one after the other; `labels.npy` `(5 n,)`.
+Published are n = 10,000 images of 32 x 32. Arrays are memory-mapped: only the images in use are in memory.
+"""
+
+import fcntl
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from svdctl.data.download import Archive, Tell, check, fetch, unpack
+from svdctl.errors import DataError
+
+SEVERITIES = 5
+PUBLISHED = {
+    "cifar10": Archive(
+        "https://zenodo.org/records/2535967/files/CIFAR-10-C.tar?download=1",
+        "CIFAR-10-C.tar",
+        "56bf5dcef84df0e2308c6dcbcbbd8499",
+        2_918_471_680,
+    ),
+    "cifar100": Archive(
+        "https://zenodo.org/records/3555552/files/CIFAR-100-C.tar?download=1",
+        "CIFAR-100-C.tar",
+        "11f0ed0f1191edbf9fa23466ae6021d3",
+        2_918_473_216,
+    ),
+}
+"""By kind of data set; each unpacks into a folder of its own, `CIFAR-10-C/` and `CIFAR-100-C/`."""
+
+
+@dataclass(frozen=True)
+class CifarC:
+    """A folder of corrupted copies of one test set."""
+
+    folder: Path
+    labels: npt.NDArray[np.int64]
+    """`(n,)`, those of the test set."""
+    image_shape: tuple[int, int, int]
+    """Channels, height and width."""
+
+    def images(self, name: str, severity: int) -> npt.NDArray[np.uint8]:
+        """The images of one corruption at a severity from 1 to 5: `(n, H, W, 3)`, a view of the file.
+
+        Raises:
+            DataError: a file that is missing, short, or of another format.
+        """
+        path = self.folder / f"{name}.npy"
+        array = _mapped(path)
+        channels, height, width = self.image_shape
+        count = len(self.labels)
+        wanted = (SEVERITIES * count, height, width, channels)
+        if array.dtype != np.uint8 or array.shape != wanted:
+            raise DataError(
+                f"{path} holds {array.dtype} of shape {array.shape}, not uint8 of shape {wanted}: five severities of "
+                f"{count:,} test images; get the published file"
+            )
+        return array[(severity - 1) * count : severity * count]
+
+    def require(self, names: Iterable[str]) -> None:
+        """Check that the files of these corruptions are there and of the right format.
+
+        Raises:
+            DataError: the first fault found.
+        """
+        missing = [name for name in names if not (self.folder / f"{name}.npy").is_file()]
+        if missing:
+            raise DataError(
+                f"{self.folder} lacks {', '.join(f'{name}.npy' for name in missing)}; add the published files, or "
+                "leave those corruptions out with --corruptions"
+            )
+        for name in names:
+            self.images(name, 1)
+
+
+def open_cifar_c(folder: Path, labels: npt.NDArray[np.int64], image_shape: tuple[int, int, int]) -> CifarC:
+    """The corrupted copies in `folder` of the test set with these labels `(n,)` and images `(C, H, W)`.
+
+    Raises:
+        DataError: `labels.npy` is missing, damaged, or belongs to another test set.
+    """
+    path = folder / "labels.npy"
+    found = _mapped(path)
+    if found.ndim != 1 or found.dtype.kind not in "iu":
+        raise DataError(f"{path} holds {found.dtype} of shape {found.shape}, not one whole number an image")
+    if len(found) != SEVERITIES * len(labels):
+        raise DataError(
+            f"{path} has {len(found):,} labels, but five severities of the {len(labels):,} test images make "
+            f"{SEVERITIES * len(labels):,}; give --cifar-c-root the folder that belongs to this data set"
+        )
+    differ = int((np.asarray(found).reshape(SEVERITIES, -1) != labels).sum())
+    if differ:
+        raise DataError(
+            f"{path} does not match the test set: {differ:,} of {len(found):,} labels differ; give --cifar-c-root the "
+            "folder that belongs to this data set"
+        )
+    return CifarC(folder, labels, image_shape)
+
+
+def _mapped(path: Path) -> npt.NDArray[np.uint8]:
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except FileNotFoundError as error:
+        raise DataError(f"there is no file {path}; give --cifar-c-root the folder with the published .npy files") from (
+            error
+        )
+    except (ValueError, EOFError, OSError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path} is damaged or cut short ({first[:150]}); get the published file again") from error
+
+
+def find_or_fetch(kind: str, root: Path, *, tell: Tell | None = None) -> Path:
+    """The folder with the published files for `cifar10` or `cifar100`, downloaded and unpacked when absent.
+
+    They are looked for in `root` itself and in its `CIFAR-10-C` or `CIFAR-100-C`; that folder, or the archive of the
+    same name beside it, is also where they are put.
+
+    Raises:
+        DataError: they are not there and cannot be had.
+    """
+    archive = PUBLISHED[kind]
+    name = archive.name.removesuffix(".tar")
+    root = root.expanduser()
+    above = root
+    if root.name in {item.name.removesuffix(".tar") for item in PUBLISHED.values()}:
+        # `--cifar-c-root CIFAR-10-C`, the paper's spelling: the folder of one set, the other one lies beside it.
+        above = root.parent
+    elif (root / "labels.npy").is_file():
+        return root
+    elif next(root.glob("*.npy"), None) is not None:
+        raise DataError(f"{root} has no labels.npy beside its other files; get the published one")
+    target = above / name
+    if (target / "labels.npy").is_file():
+        return target
+    try:
+        above.mkdir(parents=True, exist_ok=True)
+        with _alone(above / f".{name}.lock"):
+            if not (target / "labels.npy").is_file():
+                _put(archive, above / archive.name, target, tell)
+    except OSError as error:
+        raise DataError(
+            f"{archive.name} cannot be put under {above} ({error.strerror or error}); name another folder with "
+            "--cifar-c-root"
+        ) from error
+    return target
+
+
+def _put(archive: Archive, path: Path, target: Path, tell: Tell | None) -> None:
+    if target.exists():
+        raise DataError(f"{target} has no labels.npy; complete it or remove it, or name another with --cifar-c-root")
+    own = path.is_file()
+    if own:
+        check(archive, path, tell=tell)
+    else:
+        fetch(archive, path, tell=tell)
+    place = target.with_name(f".{target.name}.unpacked")
+    shutil.rmtree(place, ignore_errors=True)
+    # The files alone; a tar's headers come on top of them.
+    unpack(path, place, limit=archive.size)
+    found = next(iter(sorted(place.rglob("labels.npy"))), None)
+    if found is None:
+        raise DataError(f"{path} holds no labels.npy; remove it, then run again")
+    found.parent.replace(target)
+    shutil.rmtree(place, ignore_errors=True)
+    if not own:
+        path.unlink()
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Wait until no other process downloads the same files."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

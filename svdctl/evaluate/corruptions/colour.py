@@ -1,0 +1,41 @@
+"""Changes of light: brightness, contrast, saturation.
+
+Every function takes images `(N, 3, H, W)` uint8, a severity from 1 to 5 and the images' draws, and returns uint8.
+"""
+
+import torch
+from torch import Tensor
+
+from svdctl.evaluate.corruptions.filters import to_bytes
+from svdctl.evaluate.corruptions.keyed_random import Draws
+
+
+def brightness(images: Tensor, severity: int, draws: Draws) -> Tensor:
+    """A constant added to HSV's value, the largest channel; hue and saturation stay."""
+    added = 255 * (0.05, 0.1, 0.15, 0.2, 0.3)[severity - 1]
+    value = images.amax(1, keepdim=True).float()
+    brighter = (value + added).clamp_(max=255)
+    # Equal hue and saturation mean equal ratios of the channels; black has none and turns grey.
+    return to_bytes(torch.where(value > 0, images * (brighter / value.clamp(min=1)), brighter))
+
+
+def contrast(images: Tensor, severity: int, draws: Draws) -> Tensor:
+    """Distances to the mean of the channel shrink by a factor."""
+    factor = (0.75, 0.5, 0.4, 0.3, 0.15)[severity - 1]
+    height, width = images.shape[-2:]
+    # Sums of whole numbers are exact, so the mean does not depend on their order.
+    mean = images.sum((2, 3), keepdim=True).double() / (height * width)
+    return to_bytes((images - mean) * factor + mean)
+
+
+def saturate(images: Tensor, severity: int, draws: Draws) -> Tensor:
+    """HSV's saturation times a factor plus an offset; a grey pixel that gains saturation turns red, whose hue is 0."""
+    factor, offset = ((0.3, 0.0), (0.1, 0.0), (1.5, 0.0), (2.0, 0.1), (2.5, 0.2))[severity - 1]
+    value = images.amax(1, keepdim=True).float()
+    below = value - images
+    spread = below.amax(1, keepdim=True)
+    saturation = spread / value.clamp(min=1)
+    wanted = (saturation * factor + offset).clamp_(max=1)
+    red = torch.tensor([0.0, 1.0, 1.0], device=images.device).view(1, 3, 1, 1)
+    share = torch.where(spread > 0, below / spread.clamp(min=1), red)
+    return to_bytes(value - share * (wanted * value))

@@ -1,0 +1,107 @@
+"""All corruptions by name."""
+
+import operator
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from svdctl.config.corruption_names import SEVERITIES, corruption_name
+from svdctl.errors import ShapeError, UsageError
+from svdctl.evaluate.corruptions import blur, colour, digital, noise, spatter, weather
+from svdctl.evaluate.corruptions.keyed_random import Draws, image_keys
+
+Corruption = Callable[[Tensor, int, Draws], Tensor]
+
+_FUNCTIONS: Mapping[str, Corruption] = MappingProxyType(
+    {
+        function.__name__: function
+        for function in (
+            noise.gaussian_noise,
+            noise.shot_noise,
+            noise.impulse_noise,
+            noise.speckle_noise,
+            blur.defocus_blur,
+            blur.glass_blur,
+            blur.motion_blur,
+            blur.zoom_blur,
+            blur.gaussian_blur,
+            weather.snow,
+            weather.frost,
+            weather.fog,
+            colour.brightness,
+            colour.contrast,
+            colour.saturate,
+            digital.elastic_transform,
+            digital.pixelate,
+            digital.jpeg_compression,
+            spatter.spatter,
+        )
+    }
+)
+
+SMALLEST = 8
+"""Fewest pixels of a side; the weakest blurs are already too short there to change anything."""
+
+_CHUNK = 3 * 32 * 32 * 64
+"""Values worked on at once: what fits in a processor's cache, and keeps any batch from filling the memory."""
+
+
+def corrupt(images: Tensor, name: str, severity: int, seed: int = 0) -> Tensor:
+    """Images with one of CIFAR-C's corruptions, on the images' device.
+
+    The same image, corruption, severity and seed give the same pixels, in any batch, order and process: the random
+    draws are keyed by a hash of the image's own pixels. (Equal images in a batch are therefore corrupted equally.)
+    Constants are CIFAR-C's; lengths in pixels scale with the shorter side over 32. `NOTES` lists what differs from
+    the published files.
+
+    Args:
+        images: `(N, 3, H, W)` uint8, sides of at least 8 pixels. Of grey images `(N, 1, H, W)` three equal channels
+            are corrupted and the first is kept.
+        name: one of `CORRUPTIONS`.
+        severity: 1 to 5.
+        seed: any whole number.
+
+    Returns:
+        uint8, of the shape of `images`.
+
+    Raises:
+        UsageError: unknown name (with the nearest one), or a severity or seed that is none.
+        ShapeError: images of another shape or type.
+
+    Source: Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
+    Perturbations", ICLR 2019.
+    """
+    name = corruption_name(name)
+    level = _whole("severity", severity)
+    if level not in SEVERITIES:
+        raise UsageError(f"severity {level} of {name}: there are severities {SEVERITIES[0]} to {SEVERITIES[-1]}")
+    number = _whole("seed", seed)
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ShapeError(
+            "images to corrupt must be uint8 of shape (N, 3, H, W) or (N, 1, H, W), not "
+            f"{images.dtype} {tuple(images.shape)}"
+        )
+    if images.shape[1] == 1:
+        return corrupt(images.expand(-1, 3, -1, -1), name, level, number)[:, :1].contiguous()
+    if min(images.shape[-2:]) < SMALLEST:
+        raise ShapeError(
+            f"images to corrupt must have at least {SMALLEST} x {SMALLEST} pixels, not {tuple(images.shape[-2:])}; "
+            "enlarge them first"
+        )
+    size = max(1, _CHUNK // images[:1].numel()) if len(images) else 1
+    parts = [
+        _FUNCTIONS[name](part, level, Draws(partial(image_keys, part, name, level, number)))
+        for part in images.contiguous().split(size)
+        if len(part)
+    ]
+    return torch.cat(parts).contiguous() if parts else images.clone()
+
+
+def _whole(what: str, value: object) -> int:
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise UsageError(f"{what} must be a whole number, not {value!r}") from error

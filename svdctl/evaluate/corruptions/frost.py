@@ -1,0 +1,111 @@
+"""Plates of ice crystals, drawn once for each image size: what the frost corruption takes instead of photographs.
+
+Crystals are ferns as they grow on a cold window: a bent stem, branches at 60 degrees on both sides, twigs on these.
+All lengths are in pixels of a 32 x 32 image and scale with the size.
+"""
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+
+from svdctl.evaluate.corruptions.keyed_random import Draws
+
+PLATES = 5
+"""Different plates, as many as the published generator has photographs to choose from."""
+
+SPREAD = 4
+"""A plate is this many times as wide as an image is long."""
+
+Array = NDArray[np.float64]
+
+
+@lru_cache(maxsize=4)
+def plates(height: int, width: int) -> Tensor:
+    """All plates `(5, 3, P, P)` float32 of grey levels for images of this size; P is 4 times the longer side."""
+    return torch.stack([_plate(number, height, width) for number in range(PLATES)])
+
+
+def _plate(number: int, height: int, width: int) -> Tensor:
+    draws = Draws(torch.tensor([number]))
+    side = SPREAD * max(height, width)
+    unit = min(height, width) / 32
+    density = _crystals(draws, side, unit)
+    # Thin breath of ice between the crystals, thicker in some places than in others.
+    breath = gaussian_filter(_uniform(draws, side, side), 7 * unit, mode="wrap")
+    breath = (0.5 + 0.3 * breath / breath.std()).clip(0.1, 1.2)
+    grain = gaussian_filter(_uniform(draws, side, side), 0.5 * unit, mode="wrap")
+    ice = 1 - np.exp(-1.7 * density * (0.3 + breath)) * (1 - 0.2 * breath)
+    ice = (ice + 0.04 * grain / grain.std()).clip(0, 1)
+    dark, white = np.array([24.0, 44.0, 66.0]), np.array([240.0, 248.0, 255.0])
+    levels = dark[:, None, None] + (white - dark)[:, None, None] * ice
+    return torch.from_numpy(levels.astype(np.float32))
+
+
+def _crystals(draws: Draws, side: int, unit: float) -> Array:
+    """How much ice lies over each pixel of a plate `(side, side)`, from 0; it wraps around."""
+    ferns = max(1, round((side / unit / 15) ** 2))
+    branches, twigs = 8, 3
+    shape = (ferns, branches, 2, twigs, 2)
+    length = (30 + 12 * _uniform(draws, ferns)) * unit
+    angle = _uniform(draws, ferns) * math.pi
+    bend = _uniform(draws, ferns) * 0.9
+    start = (_uniform(draws, ferns, 2) + 1) * (side / 2)
+
+    points = math.ceil(90 * unit)
+    along = (np.arange(points) + 0.5) / points
+    stem = start[:, None] + _arc(angle[:, None], bend[:, None], length[:, None] * along)
+    density = _splat(stem, np.broadcast_to(1.5 * length[:, None] / points, stem.shape[:-1]), side)
+
+    # Branches leave the stem at regular steps and are longest near its foot.
+    at = (np.arange(branches) + 0.6) / branches
+    foot = start[:, None] + _arc(angle[:, None], bend[:, None], length[:, None] * at)
+    heading = angle[:, None, None] + bend[:, None, None] * at[:, None] + np.array([-1, 1]) * (math.pi / 3)
+    reach = 0.34 * length[:, None, None] * (1 - at[:, None]) ** 0.7 * (0.8 + 0.35 * _uniform(draws, *shape[:3]))
+    points = math.ceil(32 * unit)
+    along = (np.arange(points) + 0.5) / points
+    branch = foot[:, :, None, None] + _ray(heading[..., None], reach[..., None] * along)
+    density += _splat(branch, np.broadcast_to(0.85 * reach[..., None] / points, branch.shape[:-1]), side)
+
+    at = (np.arange(twigs) + 0.7) / twigs
+    foot = foot[:, :, None, None] + _ray(heading[..., None], reach[..., None] * at)
+    turned = heading[..., None, None] + np.array([-1, 1]) * (math.pi / 3)
+    short = np.broadcast_to(0.3 * reach[..., None, None] * (1 - at[:, None]), shape)
+    points = math.ceil(8 * unit)
+    along = (np.arange(points) + 0.5) / points
+    twig = foot[..., None, None, :] + _ray(turned[..., None], short[..., None] * along)
+    density += _splat(twig, np.broadcast_to(0.4 * short[..., None] / points, twig.shape[:-1]), side)
+    # Lines widen with the size, so the same ice lies thinner on each pixel: that is made up for.
+    return gaussian_filter(density, 0.3 * unit, mode="wrap") * unit
+
+
+def _arc(angle: Array, bend: Array, distance: Array) -> Array:
+    """Points `(..., 2)` at distances along a stem that turns by `bend` radians in all."""
+    whole = distance[..., -1:]
+    turned = angle + bend * distance / whole / 2
+    return _ray(turned, distance)
+
+
+def _ray(angle: Array, distance: Array) -> Array:
+    return np.stack((np.cos(angle) * distance, np.sin(angle) * distance), axis=-1)
+
+
+def _splat(points: Array, weights: Array, side: int) -> Array:
+    """Weights of points `(..., 2)` shared among the four pixels around each, on a `(side, side)` torus."""
+    x, y = points[..., 0].ravel(), points[..., 1].ravel()
+    left, top = np.floor(x), np.floor(y)
+    total = np.zeros(side * side)
+    for right in (0, 1):
+        for down in (0, 1):
+            share = np.abs(1 - right - (x - left)) * np.abs(1 - down - (y - top)) * weights.ravel()
+            cell = ((top + down) % side) * side + (left + right) % side
+            total += np.bincount(cell.astype(int), share, side * side)
+    return total.reshape(side, side)
+
+
+def _uniform(draws: Draws, *shape: int) -> Array:
+    return draws.uniform(*shape)[0].numpy()

@@ -1,0 +1,96 @@
+"""The four noises: each pixel of each channel on its own.
+
+Every function takes images `(N, 3, H, W)` uint8, a severity from 1 to 5 and the images' draws, and returns uint8.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from svdctl.evaluate.corruptions.filters import to_bytes
+from svdctl.evaluate.corruptions.keyed_random import Draws, normal_table
+
+
+def gaussian_noise(images: Tensor, severity: int, draws: Draws) -> Tensor:
+    """`x + N(0, sigma)`."""
+    sigma = (0.04, 0.06, 0.08, 0.09, 0.10)[severity - 1]
+    table = (255 * sigma * normal_table()).float().to(images.device)
+    return to_bytes(images + draws.lookup(table, *images.shape[1:]))
+
+
+def speckle_noise(images: Tensor, severity: int, draws: Draws) -> Tensor:
+    """`x + x N(0, sigma)`."""
+    sigma = (0.06, 0.1, 0.12, 0.16, 0.2)[severity - 1]
+    table = (1 + sigma * normal_table()).float().to(images.device)
+    return to_bytes(images * draws.lookup(table, *images.shape[1:]))
+
+
+def impulse_noise(images: Tensor, severity: int, draws: Draws) -> Tensor:
+    """This share of the values becomes 0 or 255, with equal chances."""
+    share = (0.01, 0.02, 0.03, 0.05, 0.07)[severity - 1]
+    chance = draws.bits(*images.shape[1:], width=32)
+    salted = torch.where(chance < round(share / 2 * 2**32), 255, images)
+    pepper = (chance >= round(share / 2 * 2**32)) & (chance < round(share * 2**32))
+    return salted.masked_fill_(pepper, 0)
+
+
+def shot_noise(images: Tensor, severity: int, draws: Draws) -> Tensor:
+    """`Poisson(x c) / c`: photons counted, the more the less noise."""
+    photons = (500, 250, 100, 75, 50)[severity - 1]
+    counts = poisson(images, photons, draws)
+    # Each possible count has one grey level.
+    levels = to_bytes(torch.arange(_most(photons)) * (255 / photons)).to(images.device)
+    return levels.index_select(0, counts.flatten()).view(images.shape)
+
+
+GUIDE = 1024
+
+
+def poisson(images: Tensor, photons: int, draws: Draws) -> Tensor:
+    """Poisson counts of mean `image / 255 * photons`, shape and device of `images`, int32; exact to 2^-32.
+
+    The inverse of the distribution function at a uniform 32-bit number. The number's first 10 bits look up the count;
+    where more than one count begins with them, the function's values decide, count by count.
+    """
+    cumulative, guide = (table.to(images.device) for table in poisson_tables(photons))
+    chance = draws.bits(*images.shape[1:], width=32).flatten()
+    level = images.flatten().to(torch.int64)
+    counts = guide.index_select(0, level * GUIDE + (chance >> 22))
+    unsure = (counts < 0).nonzero().squeeze(1)
+    limit = chance.index_select(0, unsure)
+    row = level.index_select(0, unsure) * _most(photons)
+    at = row - 1 - counts.index_select(0, unsure)
+    going = torch.arange(len(unsure), device=images.device)
+    while len(going):
+        here = at.index_select(0, going)
+        further = cumulative.index_select(0, here) <= limit.index_select(0, going)
+        going = going.masked_select(further)
+        at.index_copy_(0, going, here.masked_select(further) + 1)
+    counts.index_copy_(0, unsure, (at - row).to(counts.dtype))
+    return counts.view(images.shape)
+
+
+@lru_cache(maxsize=5)
+def poisson_tables(photons: int) -> tuple[Tensor, Tensor]:
+    """For every grey level: `P(count <= k)` in units of 2^-32, and the count at each 1,024th of the probability.
+
+    Both flattened, int64 `(256 * K)` and int32 `(256 * 1024)`; -1 - k in the second says "k or more".
+    """
+    from scipy.special import pdtr
+
+    rate = np.arange(256)[:, None] / 255 * photons
+    counts = np.arange(_most(photons))
+    cumulative = np.round(pdtr(counts[None], rate) * 2**32).astype(np.int64)
+    cumulative[:, -1] = 2**32
+    first = np.arange(GUIDE) << 22
+    least = np.stack([np.searchsorted(row, first, side="right") for row in cumulative])
+    most = np.stack([np.searchsorted(row, first + (1 << 22) - 1, side="right") for row in cumulative])
+    guide = np.where(least == most, least, -1 - least).astype(np.int32)
+    return torch.from_numpy(cumulative.ravel()), torch.from_numpy(guide.ravel())
+
+
+def _most(photons: int) -> int:
+    # Beyond 7 standard deviations above the largest mean, and some, nothing is left at 2^-32.
+    return int(photons + 7 * photons**0.5 + 20)

@@ -1,0 +1,81 @@
+"""Drops of water or mud on the lens."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from svdctl.evaluate.corruptions.canny import canny, distance_to
+from svdctl.evaluate.corruptions.filters import field_gain, gaussian_filter, scale, to_bytes
+from svdctl.evaluate.corruptions.keyed_random import Draws
+
+WATER = (175, 238, 238)
+"""Pale turquoise."""
+
+MUD = (63, 42, 20)
+
+
+def spatter(images: Tensor, severity: int, draws: Draws) -> Tensor:
+    """Smoothed noise above a threshold: water, shaded by the distance to the drops' edges, or mud, with soft edges.
+
+    Takes images `(N, 3, H, W)` uint8, a severity from 1 to 5 and the images' draws, and returns uint8.
+    """
+    mean, std, sigma, threshold, factor, kind = (
+        (0.62, 0.1, 0.7, 0.7, 0.5, WATER),
+        (0.65, 0.1, 0.8, 0.7, 0.5, WATER),
+        (0.65, 0.3, 1.0, 0.69, 0.5, WATER),
+        (0.65, 0.1, 0.7, 0.69, 0.6, MUD),
+        (0.65, 0.1, 0.5, 0.68, 0.6, MUD),
+    )[severity - 1]
+    size = scale(images)
+    noise = gaussian_filter(draws.normal(*images.shape[-2:]), sigma * size)
+    liquid = noise * (std * field_gain(sigma, sigma * size)) + mean
+    colour = torch.tensor(kind, device=images.device).view(1, 3, 1, 1)
+    if kind is WATER:
+        amount = shaded(to_bytes(torch.where(liquid < threshold, 0, liquid) * 255), 20 * size) * factor
+        return to_bytes(images + amount[:, None] * colour)
+    amount = gaussian_filter((liquid > threshold).double(), factor * size)
+    amount = torch.where(amount < 0.8, 0, amount)[:, None]
+    return to_bytes(images * (1 - amount) + amount * colour)
+
+
+def shaded(liquid: Tensor, farthest: float) -> Tensor:
+    """Water `(N, H, W)` uint8 with light and shade by an embossed map of the distance to its edges: float64, 0 to 1."""
+    distance = distance_to(canny(liquid, 50, 150), farthest)
+    relief = equalized(_window_sums(distance, _BOX).div(9).floor())
+    relief = _window_sums(relief, _EMBOSS).clamp(0, 255)
+    relief = (_window_sums(relief, _BOX) / 9 + 0.5).floor()
+    light = liquid * relief
+    return light / light.amax((1, 2), keepdim=True).clamp(min=1)
+
+
+_BOX = ((1, 1, 1), (1, 1, 1), (1, 1, 1))
+_EMBOSS = ((-2, -1, 0), (-1, 1, 1), (0, 1, 2))
+
+
+def _window_sums(images: Tensor, weights: tuple[tuple[int, ...], ...]) -> Tensor:
+    """Weighted sums over 3 x 3 pixels of `(N, H, W)` float64, reflected about the edge pixels."""
+    height, width = images.shape[-2:]
+    padded = pad(images[:, None], (1, 1, 1, 1), mode="reflect")[:, 0]
+    total = torch.zeros_like(images)
+    for down, row in enumerate(weights):
+        for right, weight in enumerate(row):
+            if weight:
+                total += padded[:, down : down + height, right : right + width] * weight
+    return total
+
+
+def equalized(levels: Tensor) -> Tensor:
+    """Images `(N, H, W)` of whole levels, 0 to 255, mapped so that their levels are spread evenly, as OpenCV does it.
+
+    The lowest level becomes 0, every other 255 times the share of pixels up to it among those above the lowest; an
+    image of one level stays.
+    """
+    index = levels.long().flatten(1)
+    counts = torch.zeros(len(levels), 256, dtype=torch.int64, device=levels.device)
+    counts.scatter_add_(1, index, torch.ones_like(index))
+    pixels = index.shape[1]
+    lowest = index.amin(1, keepdim=True)
+    at_lowest = counts.gather(1, lowest)
+    share = (counts.cumsum(1) - at_lowest).double() * (255 / (pixels - at_lowest).clamp(min=1))
+    table = torch.where(at_lowest == pixels, lowest.double(), share.round())
+    return table.gather(1, index).view(levels.shape)

@@ -1,0 +1,182 @@
+"""A checkpoint made ready to be measured: its network, what it was trained on, and what identifies it."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from svdctl.checkpoint.checkpoint_file import Checkpoint, read_checkpoint
+from svdctl.checkpoint.model_factory import load_model
+from svdctl.checkpoint.paper_checkpoints import architecture_of, normalization, paper_network
+from svdctl.checkpoint.tensors import digest
+from svdctl.checkpoint.weight_file import WeightFile, read_tensors
+from svdctl.config.base import Config
+from svdctl.config.data_config import Cifar10, Cifar100, Data
+from svdctl.config.evaluate_config import EvaluateConfig
+from svdctl.config.train_config import TrainConfig
+from svdctl.data.images import ImageData
+from svdctl.errors import CheckpointError, UsageError
+from svdctl.models.build import build_model
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """A network with pixels in [0, 1] as input, and its origin."""
+
+    model: nn.Module
+    weights: str
+    """SHA-256 of all parameters and buffers, and of what the network is."""
+    network: dict[str, Any]
+    """What the network is, for protocols."""
+    data: Data | None
+    """What it was trained on, as far as the file says."""
+    classes: tuple[str, ...] | None
+    image_shape: tuple[int, int, int] | None
+    training: TrainConfig | None
+    notices: tuple[str, ...] = field(default=())
+    trained_on: Mapping[str, str] | None = None
+    """Fingerprints of the parts of the data that it was trained on; None: not known."""
+    other_data_until: int = 0
+    """Last step that was trained on other data than those."""
+
+    def check(self, test: ImageData, where: str) -> None:
+        """Check that the network tells these images apart.
+
+        Raises:
+            CheckpointError: other classes, or images of another size.
+        """
+        if self.classes is not None and self.classes != test.classes:
+            what = (
+                f"{len(self.classes)} classes, and {where} has {len(test.classes)}"
+                if len(self.classes) != len(test.classes)
+                else f"other classes than {where} has ({', '.join(self.classes[:3])}, ...)"
+            )
+            raise CheckpointError(f"the network was trained on {what}; evaluate it on its own data (--dataset)")
+        if self.image_shape is not None and self.image_shape != test.image_shape:
+            raise CheckpointError(
+                f"the network was trained on images of {self.image_shape}, and those of {where} are "
+                f"{test.image_shape}; evaluate it on its own data (--dataset)"
+            )
+
+
+def open_evaluated_model(path: Path, config: EvaluateConfig) -> EvaluatedModel:
+    """Read a checkpoint of svdctl, of the paper's code, or of the network that `--model` makes; nothing is executed.
+
+    Raises:
+        CheckpointError: missing, damaged, or not of the network asked for.
+        UsageError: `--model` makes no network, or is missing for weights that do not tell theirs.
+    """
+    source = config.network
+    weights = read_tensors(path, key=source.key)
+    if source.model is not None:
+        return _foreign(source.model, weights, config)
+    if weights.format == "svdctl":
+        return _own(path, config)
+    if weights.format == "paper":
+        return _paper(weights, config)
+    raise UsageError(
+        f"{path} holds weights but does not say of which network; add --model module:factory or torchvision:NAME, and "
+        "--mean and --std unless the network normalises its input itself"
+    )
+
+
+def _own(path: Path, config: EvaluateConfig) -> EvaluatedModel:
+    checkpoint = read_checkpoint(path)
+    training = checkpoint.config
+    model = build_model(training, len(checkpoint.classes))
+    try:
+        model.load_state_dict(checkpoint.model)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{path}: the weights do not fit the configuration beside them; use another one"
+        ) from error
+    source = config.network
+    if source.key not in (None, "model"):
+        raise UsageError(
+            f"{path} is a checkpoint of svdctl, which holds one network: leave out --key {source.key}, or put what "
+            "stands there into a file of its own"
+        )
+    given = [
+        flag
+        for flag, value in (
+            ("--architecture", source.architecture),
+            ("--dec-rank", source.rank),
+            ("--gouk-transforms", source.gouk_transforms or None),
+            ("--mean and --std", source.mean),
+        )
+        if value is not None
+    ]
+    notices = (
+        (f"{', '.join(given)}: without effect, a checkpoint of svdctl says itself what it holds",) if given else ()
+    )
+    network = {"kind": "svdctl", "model": _differing(training.model), "layer": _differing(training.layer)}
+    return EvaluatedModel(
+        model.eval(),
+        identity(model, network),
+        network,
+        training.data,
+        checkpoint.classes,
+        checkpoint.image_shape,
+        training,
+        notices,
+        checkpoint.data,
+        _other_data_until(checkpoint),
+    )
+
+
+def _other_data_until(checkpoint: Checkpoint) -> int:
+    """Last step on other data; `best.pt` has no counters, and tells it among its metrics."""
+    counters = checkpoint.training.get("counters")
+    found = counters.get("other_data_until", 0) if isinstance(counters, Mapping) else 0
+    return max(int(checkpoint.metrics.get("other_data_until", 0)), found if isinstance(found, int) else 0)
+
+
+def _differing(section: Config) -> dict[str, Any]:
+    """Kind and what is not the default: fields that a later svdctl adds do not make it another network."""
+    return {"kind": section.model_dump()["kind"], **section.model_dump(mode="json", exclude_defaults=True)}
+
+
+def _paper(weights: WeightFile, config: EvaluateConfig) -> EvaluatedModel:
+    found = architecture_of(weights.tensors)
+    assert found is not None
+    source = config.network
+    normalize = normalization(found, gouk_transforms=source.gouk_transforms)
+    if source.mean is not None and source.std is not None:
+        normalize = {key: value * (3 // len(value)) for key, value in (("mean", source.mean), ("std", source.std))}
+    model = paper_network(
+        weights.tensors,
+        where=str(weights.path),
+        mean=normalize["mean"],
+        std=normalize["std"],
+        architecture=source.architecture,
+        rank=source.rank,
+    )
+    known: dict[str | None, Data] = {"cifar10": Cifar10(), "cifar100": Cifar100()}
+    data = known.get(found.dataset)
+    network = {"kind": "paper", "name": found.name, **{key: list(value) for key, value in normalize.items()}}
+    how = ", ".join(f"{key} {tuple(value)}" for key, value in normalize.items())
+    notice = f"a checkpoint of the paper's code, {found.name}, {found.classes} classes; pixels are normalised by {how}"
+    # Their images are those of CIFAR whatever their number of classes.
+    return EvaluatedModel(model.eval(), identity(model, network), network, data, None, (3, 32, 32), None, (notice,))
+
+
+def _foreign(spec: str, weights: WeightFile, config: EvaluateConfig) -> EvaluatedModel:
+    source = config.network
+    model = load_model(spec, weights, mean=source.mean, std=source.std)
+    network = {"kind": spec, "mean": source.mean, "std": source.std}
+    notices = (
+        ()
+        if source.mean is not None
+        else (f"{spec} is given pixels in [0, 1] as they are; give --mean and --std if it was trained on others",)
+    )
+    return EvaluatedModel(model, identity(model, network), network, None, None, None, None, notices)
+
+
+def identity(model: nn.Module, network: Mapping[str, Any]) -> str:
+    """SHA-256 over names, types, shapes and bytes of all tensors, and over the network's description."""
+    text = f"{digest(model.state_dict())} {json.dumps(network, sort_keys=True)}"
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,131 @@
+"""The images of an evaluation: which data set, what identifies it, and what is held out of it for calibration."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from svdctl.config.data_config import Cifar10, Cifar100, Data, Folder, Npz
+from svdctl.config.evaluate_config import EvaluateConfig
+from svdctl.config.train_config import TrainConfig
+from svdctl.data.batches import derived_seed
+from svdctl.data.fingerprint import fingerprint
+from svdctl.data.images import ImageData
+from svdctl.data.sources import TrainTest, load
+from svdctl.data.split import stratified_split
+
+
+def data_of(config: EvaluateConfig, trained_on: Data | None) -> Data | None:
+    """The data to evaluate on: those asked for, else those of the training, CIFAR where `--dataset-root` says."""
+    data = config.data or trained_on
+    if config.dataset_root is not None and isinstance(data, Cifar10 | Cifar100):
+        return data.model_copy(update={"root": config.dataset_root})
+    return data
+
+
+def same_data(data: Data) -> str:
+    """Equal for configurations of one data set, wherever its files lie."""
+    return data.model_dump_json(exclude={"root"})
+
+
+def describe(data: Data) -> str:
+    """A data set as a user names it."""
+    return f"{data.kind}:{data.path}" if isinstance(data, Folder | Npz) else data.kind
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """A data set, loaded."""
+
+    data: Data
+    parts: TrainTest
+
+    @classmethod
+    def load(cls, data: Data) -> "EvaluationData":
+        """Read the files.
+
+        Raises:
+            DataError: missing or unusable.
+        """
+        return cls(data, load(data))
+
+    def grey(self) -> "EvaluationData":
+        """Return the same images with one channel, for networks that take no other."""
+        return EvaluationData(self.data, self.parts.grey(describe(self.data)))
+
+    @property
+    def test(self) -> ImageData:
+        """The images that figures are about."""
+        return self.parts.test
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What a protocol says of the data: kind, count, and the fingerprint of the test part."""
+        return {**self._about, "fingerprint": fingerprint(self.test)}
+
+    @property
+    def identity_before(self) -> dict[str, Any]:
+        """The same as it stands in results without a checksum."""
+        return {**self._about, "sha256": self.sha256}
+
+    @property
+    def _about(self) -> dict[str, Any]:
+        return {"kind": self.data.kind, "part": "test", "count": len(self.test)}
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the test images and labels; states of attacks are bound to it."""
+        digest = hashlib.sha256()
+        for tensor in (self.test.images, self.test.labels):
+            digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Images that a temperature is fitted on, and the test images that it is judged by."""
+
+    fit: ImageData
+    judge: torch.Tensor
+    """Numbers of test images."""
+    text: str
+
+
+def leaks(material: EvaluationData, trained_on: Mapping[str, str] | None) -> bool:
+    """Whether test images may be among those of the training: the test part is not the one beside them then."""
+    return trained_on is not None and fingerprint(material.parts.test) != trained_on.get("test")
+
+
+def _as_trained(material: EvaluationData, trained_on: Mapping[str, str] | None) -> bool:
+    """Whether the parts are those of the training, as far as it is known on what that was."""
+    if trained_on is None:
+        return True
+    return all(fingerprint(part) == trained_on.get(name) for name, part in material.parts.parts().items())
+
+
+def held_out(
+    material: EvaluationData, training: TrainConfig | None, trained_on: Mapping[str, str] | None, seed: int
+) -> HeldOut:
+    """The images that the run kept for validation; where it kept none, or from other data, a half of the test set."""
+    if (
+        training is not None
+        and training.evaluation.select == "validation"
+        and same_data(training.data) == same_data(material.data)
+        and _as_trained(material, trained_on)
+    ):
+        if (own := material.parts.validation) is not None:
+            text = f"the {len(own):,} images of the data set's own validation part"
+            return HeldOut(own, torch.arange(len(material.test)), text)
+        share = training.evaluation.validation_share
+        _, part = stratified_split(material.parts.train, share, derived_seed(training.seed, "validation"))
+        text = f"the {len(part):,} training images that the run kept for validation"
+        return HeldOut(part, torch.arange(len(material.test)), text)
+    generator = torch.Generator().manual_seed(derived_seed(seed, "temperature"))
+    order = torch.randperm(len(material.test), generator=generator)
+    half = len(order) // 2
+    text = f"{half:,} test images drawn from the seed; the figure is that of the other {len(order) - half:,}"
+    return HeldOut(material.test.select(order[:half].sort().values), order[half:].sort().values, text)

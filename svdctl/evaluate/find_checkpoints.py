@@ -1,0 +1,166 @@
+"""Which checkpoints are meant, what they are called, and where the results of each belong."""
+
+import os
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from svdctl.config.evaluate_config import EvaluateConfig
+from svdctl.config.presets import run_name
+from svdctl.errors import CheckpointError, SvdctlError
+
+SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+RESULTS = "eval-"
+"""Folders of results begin with this; nothing below them is a checkpoint."""
+
+
+@dataclass(frozen=True)
+class FoundCheckpoint:
+    """A checkpoint."""
+
+    path: Path
+    name: str
+    """What tables call it: as much of its path as tells it from the others."""
+    results: Path
+    """Folder of its results; in a folder for all of them, see `placed`."""
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """Everything that the paths given stand for."""
+
+    checkpoints: tuple[FoundCheckpoint, ...]
+    faults: tuple[tuple[str, SvdctlError], ...]
+    """Paths that stand for nothing, and why."""
+    report: Path
+    """Folder of the report."""
+
+
+def discover(config: EvaluateConfig) -> Discovery:
+    """Find the checkpoints of a configuration; of a run folder, those that `which` says."""
+    files: dict[Path, None] = {}
+    faults: list[tuple[str, SvdctlError]] = []
+    for given in config.checkpoints:
+        path = given.expanduser()
+        before = len(faults)
+        try:
+            found = list(_below(path, config.which, faults)) if path.is_dir() else [path]
+        except OSError as error:
+            faults.append((str(given), CheckpointError(f"{path} cannot be read ({error.strerror}); check its rights")))
+            continue
+        if not path.exists():
+            words = f"there is no checkpoint or folder {path}; give files, run folders or folders above them"
+            faults.append((str(given), CheckpointError(words)))
+            continue
+        if not found and len(faults) == before:
+            words = f"there is no checkpoint ({', '.join(SUFFIXES)}) in or below {path}; give another folder"
+            faults.append((str(given), CheckpointError(words)))
+        have = {path.resolve() for path in files}
+        files |= dict.fromkeys(path for path in found if path.resolve() not in have)
+    names = _names(files)
+    folders = _folders(config, names)
+    checkpoints = tuple(FoundCheckpoint(path, names[path], folders[path]) for path in files)
+    return Discovery(checkpoints, tuple(faults), _report_folder(config, checkpoints))
+
+
+def placed(found: FoundCheckpoint, config: EvaluateConfig, weights: str) -> FoundCheckpoint:
+    """The checkpoint with its folder of results once its weights are known.
+
+    In `--out-dir` the hash of the weights is part of the folder's name: names are cut, and other calls may evaluate
+    checkpoints of the same name. A folder without it, as versions before made, is gone on with if it is of these
+    weights.
+    """
+    if config.out_dir is None or _holds_results_of(found.results, weights):
+        return found
+    return replace(found, results=found.results.with_name(unique_name(found.name, weights)))
+
+
+def unique_name(name: str, weights: str) -> str:
+    """A file name for what belongs to a checkpoint: its name, cut where it is long, and the hash of its weights."""
+    return f"{_plain_name(name)}-{weights[:12]}"
+
+
+def _plain_name(name: str) -> str:
+    return run_name(name.replace("/", "-"))
+
+
+def _holds_results_of(folder: Path, weights: str) -> bool:
+    try:
+        return weights in (folder / "results.json").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _below(folder: Path, which: str, faults: list[tuple[str, SvdctlError]]) -> Iterator[Path]:
+    """Checkpoints in and below a folder, in the order of their names."""
+    names = sorted(os.listdir(folder))
+    files = [folder / name for name in names if name.endswith(SUFFIXES) and not name.startswith(".")]
+    files = [path for path in files if path.is_file()]
+    if is_run_folder(folder):
+        wanted = files if which == "all" else [folder / f"{which}.pt"]
+        for path in wanted:
+            if path.is_file():
+                yield path
+            else:
+                other = ", ".join(file.stem for file in files)
+                faults.append(
+                    (str(path), CheckpointError(f"{folder} has no {path.name}; it has: {other or 'nothing'}"))
+                )
+        return
+    yield from files
+    for name in names:
+        inner = folder / name
+        if inner.is_dir() and not inner.is_symlink() and not name.startswith((".", RESULTS, "wandb")):
+            yield from _below(inner, which, faults)
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether a training of svdctl wrote this folder."""
+    return (folder / "config.toml").is_file() or (folder / "last.pt").is_file()
+
+
+def _names(files: Collection[Path]) -> dict[Path, str]:
+    """Run folder and file for a run's checkpoints, the file for others; more of the path where names would meet."""
+    stems = Counter((path.resolve().parent, path.stem) for path in files)
+    parts = {
+        # Two files may differ in their suffix alone.
+        path: (path.resolve().with_suffix("") if stems[path.resolve().parent, path.stem] == 1 else path.resolve()).parts
+        for path in files
+    }
+    depth = {path: 2 if is_run_folder(path.parent) else 1 for path in parts}
+    while True:
+        names = {path: "/".join(parts[path][-depth[path] :]) for path in parts}
+        counts = Counter(names.values())
+        clashing = [path for path, name in names.items() if counts[name] > 1 and depth[path] < len(parts[path])]
+        if not clashing:
+            return names
+        for path in clashing:
+            depth[path] += 1
+
+
+def _folders(config: EvaluateConfig, names: dict[Path, str]) -> dict[Path, Path]:
+    if config.out_dir is not None:
+        out = config.out_dir.expanduser()
+        return {path: out / _plain_name(name) for path, name in names.items()}
+    stems = [(path.parent.resolve(), path.stem) for path in names]
+    return {
+        path: path.parent
+        / (RESULTS + (path.stem if stems.count((path.parent.resolve(), path.stem)) == 1 else path.name))
+        for path in names
+    }
+
+
+def _report_folder(config: EvaluateConfig, checkpoints: tuple[FoundCheckpoint, ...]) -> Path:
+    """`out_dir`; else the folder given; else the deepest one above all results."""
+    if config.out_dir is not None:
+        return config.out_dir.expanduser()
+    given = [path.expanduser() for path in config.checkpoints]
+    if len(given) == 1 and given[0].is_dir():
+        return given[0]
+    above = {checkpoint.results.parent.resolve() for checkpoint in checkpoints}
+    if not above:
+        return Path()
+    common = Path(os.path.commonpath(above))
+    # Results on two disks have no home of their own in common.
+    return common if len(above) == 1 or len(common.parts) > 1 else Path()

@@ -1,0 +1,159 @@
+"""Logits of many images: batches that shrink when memory runs out, nothing waited for between them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from svdctl.config.evaluate_config import EvaluateConfig
+from svdctl.data.batches import derived_seed, to_pixels
+from svdctl.errors import CheckpointError, EvaluationError, ShapeError, UsageError
+from svdctl.evaluate.auto_batch_size import AutoBatchSize
+from svdctl.evaluate.network_probe import same_answers
+from svdctl.spectral.exact_arithmetic import exact_arithmetic
+
+_SAME_IMAGE = 1e-2
+"""Largest difference of two answers to one image, relative to the largest logit; networks may compute in 16 bits."""
+_AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def choose_device(accelerator: str) -> torch.device:
+    """The device that `--accelerator` means.
+
+    Raises:
+        UsageError: it is not to be had.
+    """
+    have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if accelerator == "auto":
+        return torch.device(next(kind for kind, there in have.items() if there))
+    kind = "cuda" if accelerator == "gpu" and not have["mps"] else "mps" if accelerator == "gpu" else accelerator
+    if not have[kind]:
+        raise UsageError(f"--accelerator {accelerator} is not to be had here; use --accelerator auto or cpu")
+    return torch.device(kind)
+
+
+class Classifier:
+    """A network on its device, fed with bytes.
+
+    Args:
+        model: takes pixels in [0, 1] `(N, 3, H, W)`; it is moved and put into evaluation mode.
+        log: told when a batch did not fit.
+    """
+
+    def __init__(self, model: nn.Module, config: EvaluateConfig, log: Callable[[str], None]) -> None:
+        self.device = choose_device(config.accelerator)
+        self.precision = config.precision
+        self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
+        self.halving = AutoBatchSize(config.batch_size, log)
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """No gradients, the precision asked for, parametrised weights computed once."""
+        dtype = _AUTOCAST.get(self.precision)
+        autocast = torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+        with torch.inference_mode(), parametrize.cached(), autocast:
+            yield
+
+    def logits(self, images: Tensor, tell: Callable[[int], None] | None = None) -> Tensor:
+        """Logits `(N, classes)` in float32 (float64 for a float64 network) on the CPU for uint8 images `(N, 3, H, W)`.
+
+        Raises:
+            ShapeError: the network does not take such images, or returns something else.
+            EvaluationError: logits that are not finite.
+        """
+        outputs = self.outputs(images, tell)
+        check_finite(int((~outputs.isfinite()).any(1).sum()), len(outputs))
+        return outputs
+
+    def answers(self, images: Tensor) -> Tensor:
+        """The same in full precision, whatever the numbers are, for a few images each of which has one answer.
+
+        Raises:
+            ShapeError: as `logits`.
+            CheckpointError: the answer to an image is random, or depends on those beside it.
+        """
+        precision, self.precision = self.precision, "32"
+        try:
+            # TF32 differs from other devices. On the CPU nothing is to be switched off, and convolutions stay fast.
+            with exact_arithmetic(torch.get_default_dtype()) if self.device.type == "cuda" else nullcontext():
+                together, again = self.outputs(images), self.outputs(images)
+                singly = torch.cat([self.outputs(image) for image in images.split(1)])
+        finally:
+            self.precision = precision
+        if not same_answers(together, again, _SAME_IMAGE):
+            raise CheckpointError(
+                "the network gives the same images other logits the second time, so that no figure of it can be "
+                "measured twice; switch off what is random in its forward pass (dropout or noise outside of training), "
+                "and what it changes in itself"
+            )
+        if not same_answers(together, singly, _SAME_IMAGE):
+            raise CheckpointError(
+                "the network's logits of an image depend on the images beside it in the batch, so that figures of "
+                "single images mean nothing; evaluate it with the statistics of its training (BatchNorm with "
+                "track_running_stats)"
+            )
+        return together
+
+    def outputs(self, images: Tensor, tell: Callable[[int], None] | None = None) -> Tensor:
+        """What `logits` checks, unchecked."""
+        parts: list[Tensor] = []
+        done = 0
+        with self.ready():
+            while done < len(images):
+                part = images[done : done + self.halving.size]
+                found = self.halving.run(lambda size, part=part: self._some(part[:size]))  # type: ignore[misc]
+                parts.append(found)
+                done += len(found)
+                if tell is not None:
+                    tell(done)
+        return torch.cat(parts).cpu()
+
+    def correct(self, images: Tensor, labels: Tensor) -> Tensor:
+        """How many of uint8 images `(N, 3, H, W)` get their label, and how many get logits that are not finite: `(2,)`.
+
+        Both numbers are on the device: no waiting for them.
+        """
+        total = torch.zeros(2, dtype=torch.int64, device=self.device)
+        done = 0
+        with self.ready():
+            while done < len(images):
+                part, wanted = (both[done : done + self.halving.size] for both in (images, labels))
+                found = self.halving.run(lambda size, part=part: self._some(part[:size]))  # type: ignore[misc]
+                right = found.argmax(1) == wanted[: len(found)].to(self.device, non_blocking=True)
+                total += torch.stack([right.sum(), (~found.isfinite()).any(1).sum()])
+                done += len(found)
+        return total
+
+    def _some(self, images: Tensor) -> Tensor:
+        pixels = to_pixels(images.to(self.device, non_blocking=True)).contiguous(memory_format=torch.channels_last)
+        logits = self.model(pixels)
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+            what = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ShapeError(f"the network returns {what} for {len(images)} images; it must return logits (N, classes)")
+        if logits.layout != torch.strided:
+            raise ShapeError(f"the network returns a tensor of {logits.layout}; it must return a dense one")
+        if logits.is_complex():
+            raise ShapeError("the network returns complex numbers; it must return real logits (N, classes)")
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def check_finite(broken: int, count: int) -> None:
+    """Refuse figures of logits that are no numbers: `broken` of `count` images.
+
+    Raises:
+        EvaluationError: there are such.
+    """
+    if broken:
+        raise EvaluationError(
+            f"the network's logits are not finite for {broken} of {count} images; its weights are unusable"
+        )
+
+
+def subset(count: int, examples: int | None, seed: int, what: str) -> Tensor:
+    """Numbers of the images that are used, in order: all, or `examples` of them drawn from the seed."""
+    if examples is None or examples >= count:
+        return torch.arange(count)
+    generator = torch.Generator().manual_seed(derived_seed(seed, what))
+    return torch.randperm(count, generator=generator)[:examples].sort().values

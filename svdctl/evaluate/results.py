@@ -1,0 +1,308 @@
+"""Results of one checkpoint on the disk: every figure with its protocol, none of them measured twice.
+
+`results.json` holds one record for each metric and protocol. A record is found again by the fingerprint of its
+protocol, in which everything stands that decides its figures, the hash of the weights included. Results of single
+images lie beside it. Each record has a checksum over all of it (`measurement_cache`); one that fails it, or
+whose figures cannot be right, is measured again.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, NonNegativeFloat, model_validator
+
+from svdctl.config.evaluate_config import Metric
+from svdctl.errors import EvaluationError
+from svdctl.evaluate.corruption_metric import means_of
+from svdctl.evaluate.figure_checks import check_figures
+from svdctl.evaluate.measurement_cache import Measurement, MeasurementCache, fault_of, foreign, write_whole
+from svdctl.evaluate.network_probe import Probe
+from svdctl.utils import lock as locks
+from svdctl.utils.lock import link_in
+from svdctl.utils.run_dir import environment
+
+OLD_FORMAT, OLD_VERSION = "svdctl.evaluation", 1
+"""Of results without checksums."""
+OTHER_DATA_MARK = "other data than in training"
+OTHER_DATA = (
+    "the data are not those of the training, or not those of all of it: test images may be among those that it was "
+    "trained on"
+)
+DETAILS = "details"
+OUTPUTS = (
+    "reliability.png", "corruptions.csv", "corruptions.png", "attacks.csv", "certified.csv", "certified.png"
+)  # fmt: skip
+"""Files that are drawn or written from the records."""
+
+
+class Record(Measurement):
+    """One finished metric."""
+
+    metric: Metric
+    protocol: dict[str, Any]
+    """Everything that decides the figures."""
+    results: dict[str, Any]
+    seconds: NonNegativeFloat
+    environment: dict[str, Any]
+    details: str | None = None
+    """File with a row for each image, below the folder of results."""
+    details_sha256: str | None = None
+    """SHA-256 of that file."""
+    kept: str = Field(default="", exclude=True)
+    """How this call came by it: empty, measured now; else `kept`, or `kept, no checksum`."""
+    other_data: bool = Field(default=False, exclude=True)
+    """Whether the test images may be among those that the network was trained on."""
+
+    @model_validator(mode="after")
+    def _figures_can_be_right(self) -> Self:
+        check_figures(self.metric, self.results)
+        return self
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the protocol."""
+        return fingerprint(self.protocol)
+
+    @property
+    def key(self) -> str:
+        return f"{self.metric} {self.fingerprint}"
+
+    @property
+    def mark(self) -> str:
+        """` (kept)` and the like behind a figure."""
+        return f" ({self.marks})" if self.marks else ""
+
+    @property
+    def marks(self) -> str:
+        """How this call came by it, and whether the data are others than in training; empty: neither."""
+        return ", ".join(filter(None, (self.kept, OTHER_DATA_MARK if self.other_data else "")))
+
+
+def fingerprint(protocol: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits, equal for equal protocols."""
+    text = json.dumps(protocol, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class ResultStore:
+    """The results of one checkpoint.
+
+    Args:
+        folder: made when absent.
+        weights: hash of the weights that the results belong to.
+        about: what is known of the checkpoint; written, not compared.
+        probe: what the network answers.
+    """
+
+    def __init__(self, folder: Path, weights: str, about: Mapping[str, Any], probe: Probe | None = None) -> None:
+        self.folder, self.weights = folder, weights
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "results.json"
+        self._cache = MeasurementCache(
+            self.path, Record, {"weights": weights}, remarks=about, old=self._old_contents, probe=probe
+        )
+        self.notices: list[str] = [] if self._cache.belongs_elsewhere else list(self._cache.notices)
+        if self._cache.damaged:
+            aside = self.path.with_suffix(".damaged.json")
+            shutil.copyfile(self.path, aside)
+            self.notices.append(f"{self.path.name} as it was found is kept as {aside}")
+        if self._cache.belongs_elsewhere:
+            self.notices.append(f"{folder} holds results of other weights (now {weights[:12]}): starting anew")
+        if self._cache.belongs_elsewhere or self._cache.of_another_network:
+            self._clear()
+        if not self.path.exists() or self._cache.belongs_elsewhere:
+            # From now on another checkpoint under this name is noticed, whatever is unfinished.
+            self._cache.write()
+
+    def _clear(self) -> None:
+        """Remove what was written of other figures: pictures, tables, unfinished work. Shards say whose they are."""
+        shutil.rmtree(self.unfinished, ignore_errors=True)
+        for name in OUTPUTS:
+            (self.folder / name).unlink(missing_ok=True)
+        kept = {record.details for record in self.records}
+        for path in (self.folder / DETAILS).glob("*.csv"):
+            if f"{DETAILS}/{path.name}" not in kept:
+                path.unlink()
+
+    @property
+    def records(self) -> list[Record]:
+        """All finished metrics."""
+        return [kept.record for kept in self._cache.kept]
+
+    def find(self, metric: str, protocol: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> Record | None:
+        """The finished record of a metric under exactly this protocol, if the figures of single images are right too.
+
+        Args:
+            metric: its name.
+            protocol: everything that decides the figures.
+            before: the same protocol as a record without a checksum states it.
+        """
+        for wanted, sealed in ((protocol, True), (before, False)):
+            kept = None if wanted is None else self._cache.get(f"{metric} {fingerprint(wanted)}")
+            if kept is None or kept.sealed != sealed:
+                continue
+            record = kept.record
+            if reason := self._fault_of_details(record):
+                self.notices.append(f"{metric}: {reason}: measured again")
+                continue
+            return record.model_copy(update={"kept": "kept" if sealed else "kept, no checksum"})
+        return None
+
+    def _fault_of_details(self, record: Record) -> str | None:
+        """Why the figures of single images do not count; None if they do, or if there are none."""
+        if record.details is None:
+            return None
+        path = self._details(record)
+        if not path.is_file():
+            return f"{path} is missing"
+        if record.details_sha256 not in (None, hashlib.sha256(path.read_bytes()).hexdigest()):
+            return f"{path} fails its checksum"
+        return _fault_of_rows(record, path)
+
+    def put(
+        self,
+        metric: Metric,
+        protocol: Mapping[str, Any],
+        results: Mapping[str, Any],
+        *,
+        seconds: float,
+        device: str,
+        rows: Sequence[Mapping[str, Any]] | None = None,
+        before: Mapping[str, Any] | None = None,
+    ) -> Record:
+        """Keep a finished metric; it replaces what was measured under the same protocol, or under `before`.
+
+        Raises:
+            EvaluationError: the figures cannot be right.
+        """
+        details = details_sha256 = None
+        if rows is not None:
+            details = f"{DETAILS}/{metric}-{fingerprint(protocol)}.csv"
+            details_sha256 = write_rows(self.folder / details, rows)
+        try:
+            record = Record(
+                metric=metric,
+                protocol=dict(protocol),
+                results=finite(dict(results)),
+                seconds=round(seconds, 3),
+                environment=environment(device, int(protocol.get("seed", 0))),
+                details=details,
+                details_sha256=details_sha256,
+            )
+        except ValueError as error:
+            raise EvaluationError(f"BUG: figures of {metric} contradict one another ({fault_of(error)})") from error
+        if before is not None:
+            self._cache.drop(f"{metric} {fingerprint(before)}")
+        self._cache.put(record)
+        return record
+
+    def rows(self, record: Record) -> list[dict[str, str]]:
+        """The per-image results of a record."""
+        return read_rows(self._details(record))
+
+    def _details(self, record: Record) -> Path:
+        assert record.details is not None
+        # A record without a checksum could name any path.
+        return self.folder / DETAILS / Path(record.details).name
+
+    def _old_contents(self, contents: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """What a file of the version without checksums belongs to, and its records in today's form."""
+        if contents["format"] != OLD_FORMAT or contents["version"] != OLD_VERSION:
+            raise foreign(self.path)
+        records = [{**record} for record in contents["records"]]
+        for record in records:
+            if record["metric"] == "cifar-c":
+                results = {name: value for name, value in record["results"].items() if "benchmark" not in name}
+                # The means that are there have to be those of the table; their names are new.
+                record["results"] = means_of(results["accuracy"]) | results
+        return {"weights": contents["checkpoint"]["weights"]}, records
+
+    @property
+    def unfinished(self) -> Path:
+        """Folder for the state of what is being measured."""
+        return self.folder / "unfinished"
+
+    def unfinished_file(self, metric: str, protocol: Mapping[str, Any], suffix: str, *, fresh: bool) -> Path:
+        """Where a metric keeps what it has of this protocol; `fresh` throws away what is there."""
+        path = self.unfinished / f"{metric}-{fingerprint(protocol)}{suffix}"
+        if fresh:
+            path.unlink(missing_ok=True)
+        return path
+
+    def tidy(self) -> None:
+        """Remove the folder of unfinished work when nothing is in it."""
+        if self.unfinished.is_dir() and not any(self.unfinished.iterdir()):
+            self.unfinished.rmdir()
+
+
+def finite(value: Any) -> Any:
+    """The same with null for numbers that JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write a table with a header, whole or not at all; the SHA-256 of the file."""
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, list(rows[0]) if rows else [])
+    writer.writeheader()
+    writer.writerows(rows)
+    data = file.getvalue().encode()
+    write_whole(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of `write_rows`."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _fault_of_rows(record: Record, path: Path) -> str | None:
+    """What contradicts a record in the rows of its images."""
+    results = record.results
+    try:
+        rows = read_rows(path)
+        if record.metric == "certified":
+            radii = [float(row["radius"]) for row in rows]
+            shares = {radius: sum(found > float(radius) / 255 for found in radii) for radius in results["accuracy"]}
+            figures, counts = {**results["accuracy"], "clean": results["clean"]}, shares
+            counts["clean"] = sum(int(row["correct"]) for row in rows)
+            # As many digits as a row has.
+            if not math.isclose(max(radii), results["largest_radius"], rel_tol=1e-6, abs_tol=1e-30):
+                return f"{path} contradicts the figures"
+        else:
+            outcomes = [row["outcome"] for row in rows]
+            figures = {"robust": results["robust_accuracy"], "misclassified": 1 - results["clean_accuracy"]}
+            counts = {outcome: outcomes.count(outcome) for outcome in figures}
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        return f"{path} is damaged ({type(error).__name__})"
+    right = all(round(figures[name] * len(rows)) == count for name, count in counts.items())
+    return None if right and len(rows) == results["count"] else f"{path} contradicts the figures"
+
+
+@contextmanager
+def held(folder: Path, part: str = "") -> Iterator[None]:
+    """Hold a folder of results (or one part of it): a second process that wants it is refused.
+
+    Raises:
+        EvaluationError: another process evaluates there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if link := link_in(folder):
+        raise EvaluationError(f"{link} is a link to {link.readlink()}; remove it, or give another --out-dir")
+    with locks.held(folder / f".lock{part and '-'}{part}") as mine:
+        if not mine:
+            raise EvaluationError(f"another process evaluates in {folder}; wait for it, or give another --out-dir")
+        yield

@@ -1,0 +1,211 @@
+"""Checkpoints in, calibrated, corruption, adversarial and certified figures out; nothing measured twice."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from svdctl.config.data_config import Data
+from svdctl.config.evaluate_config import EvaluateConfig
+from svdctl.errors import CheckpointError, SvdctlError, UsageError
+from svdctl.evaluate.evaluated_model import open_evaluated_model
+from svdctl.evaluate.evaluation_data import EvaluationData, data_of, describe, same_data
+from svdctl.evaluate.evaluation_outcome import Evaluation, Failure
+from svdctl.evaluate.find_checkpoints import FoundCheckpoint, discover, placed
+from svdctl.evaluate.inference import Classifier, choose_device
+from svdctl.evaluate.measure_checkpoint import evaluate
+from svdctl.evaluate.report import write_report
+
+
+class EvaluationReporter(Protocol):
+    """Who is told how an evaluation goes."""
+
+    def checkpoints(self, names: Sequence[str], metrics: Sequence[str]) -> None:
+        """What will be measured."""
+
+    def checkpoint(self, name: str, results: Path) -> None:
+        """The next checkpoint begins; its results go to this folder."""
+
+    def metric(self, metric: str) -> None:
+        """The next metric of it begins."""
+
+    def progress(self, done: int, total: int, text: str) -> None:
+        """Often; within the metric that began last, or before the first."""
+
+    def measured(self, metric: str, text: str, *, kept: str) -> None:
+        """A metric is finished; `kept`: empty, or how it is known from before."""
+
+    def notice(self, text: str) -> None:
+        """Something worth a line."""
+
+    def failed(self, failure: Failure) -> None:
+        """Something could not be measured; the rest goes on."""
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Everything that a call measured or found measured."""
+
+    evaluations: tuple[Evaluation, ...]
+    failures: tuple[Failure, ...]
+    report: Path | None
+    """`report.md`, unless only a shard was attacked or nothing was measured."""
+
+
+@dataclass
+class _Loaded:
+    """Data sets read so far: checkpoints of one data set share it."""
+
+    materials: dict[str, EvaluationData] = field(default_factory=dict)
+
+    def get(self, data: Data) -> EvaluationData:
+        key = data.model_dump_json()
+        if key not in self.materials:
+            # Only the last one is kept: they can be large.
+            self.materials = {key: EvaluationData.load(data)}
+        return self.materials[key]
+
+
+def run(config: EvaluateConfig, *, reporter: EvaluationReporter) -> EvaluationResult:
+    """Evaluate every checkpoint of a configuration; a checkpoint or metric that fails does not stop the others.
+
+    Raises:
+        UsageError: there is nothing to evaluate, or no such device.
+    """
+    choose_device(config.accelerator)
+    discovery = discover(config)
+    failures = [Failure(where, None, error) for where, error in discovery.faults]
+    if not discovery.checkpoints:
+        raise UsageError([str(failure.error) for failure in failures])
+    for failure in failures:
+        reporter.failed(failure)
+    reporter.checkpoints([found.name for found in discovery.checkpoints], config.metrics)
+    chosen = _comparable(discovery.checkpoints, config, failures, reporter)
+    loaded = _Loaded()
+    evaluations = []
+    for found in chosen:
+        try:
+            evaluations.append(_one(found, config, loaded, failures, reporter))
+        except Exception as error:
+            # Whatever is wrong with one checkpoint, its file or its network, the others are evaluated.
+            _fail(Failure(found.name, None, error), failures, reporter)
+    report = None
+    measured = [evaluation for evaluation in evaluations if evaluation.records]
+    if measured and config.shard is None:
+        try:
+            report = write_report(discovery.report, measured, failures, config)
+        except OSError as error:
+            _fail(Failure("report.md", None, error), failures, reporter)
+    return EvaluationResult(tuple(evaluations), tuple(failures), report)
+
+
+def _fail(failure: Failure, failures: list[Failure], reporter: EvaluationReporter) -> None:
+    failures.append(failure)
+    reporter.failed(failure)
+
+
+def _one(
+    found: FoundCheckpoint,
+    config: EvaluateConfig,
+    loaded: _Loaded,
+    failures: list[Failure],
+    reporter: EvaluationReporter,
+) -> Evaluation:
+    subject = open_evaluated_model(found.path, config)
+    found = placed(found, config, subject.weights)
+    reporter.checkpoint(found.name, found.results)
+    for notice in subject.notices:
+        reporter.notice(f"{found.name}: {notice}")
+    material = loaded.get(_data(found, config, subject.data))
+    if subject.image_shape is None:
+        material = _fitting(material, subject.model, config)
+    subject.check(material.test, describe(material.data))
+    evaluation = evaluate(found, subject, material, config, reporter)
+    failures += evaluation.failures
+    return evaluation
+
+
+def _fitting(material: EvaluationData, model: nn.Module, config: EvaluateConfig) -> EvaluationData:
+    """The images with as many channels as a network takes, as tried on two of them: three, else one.
+
+    Raises:
+        CheckpointError: it takes neither.
+    """
+    classifier = Classifier(model, config, lambda _: None)
+
+    def refusal(images: Tensor) -> str | None:
+        try:
+            classifier.outputs(images)
+        # What a network raises for images of a wrong shape is up to its author.
+        except Exception as error:
+            return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        return None
+
+    images = material.test.images[:2]
+    colour = refusal(images)
+    if colour is None:
+        return material
+    grey = refusal(images[:, :1])
+    if grey is None:
+        return material.grey()
+    raise CheckpointError(
+        f"the network takes neither images {material.test.image_shape} of {describe(material.data)} ({colour}) nor the "
+        f"same with one channel ({grey}); evaluate it on data of its own (--dataset)"
+    )
+
+
+def _data(found: FoundCheckpoint, config: EvaluateConfig, trained_on: Data | None) -> Data:
+    data = data_of(config, trained_on)
+    if data is None:
+        raise UsageError(f"{found.path} does not say which data it belongs to; add --dataset")
+    return data
+
+
+def _comparable(
+    checkpoints: tuple[FoundCheckpoint, ...],
+    config: EvaluateConfig,
+    failures: list[Failure],
+    reporter: EvaluationReporter,
+) -> list[FoundCheckpoint]:
+    """Those of the data set that most checkpoints have; figures on different data cannot stand in one table."""
+    if config.data is not None or len(checkpoints) == 1:
+        return list(checkpoints)
+    kinds: dict[FoundCheckpoint, Data | None] = {}
+    for found in checkpoints:
+        try:
+            kinds[found] = open_evaluated_model(found.path, config).data
+        except (SvdctlError, OSError):
+            kinds[found] = None  # told in its turn
+    counts = Counter(same_data(data) for data in kinds.values() if data is not None)
+    if len(counts) <= 1:
+        return list(checkpoints)
+    most = counts.most_common(1)[0][0]
+    name = next(describe(data) for data in kinds.values() if data is not None and same_data(data) == most)
+    chosen = []
+    for found, data in kinds.items():
+        if data is None or same_data(data) == most:
+            chosen.append(found)
+            continue
+        error = CheckpointError(
+            f"{found.path} belongs to {describe(data)}, most others to {name}; evaluate it in a call of its own, or "
+            "all on one data set with --dataset"
+        )
+        _fail(Failure(found.name, None, error), failures, reporter)
+    return chosen
+
+
+def show_corruptions(config: EvaluateConfig, path: Path) -> Path:
+    """Draw all corruptions at all severities, of the first test images of `--dataset` or of samples; the file.
+
+    Raises:
+        UsageError: it cannot be written.
+        DataError: the data set cannot be read.
+    """
+    from svdctl.evaluate.corruptions.contact_sheet import contact_sheet
+
+    data = data_of(config, None)
+    images = None if data is None else EvaluationData.load(data).test.images[:3]
+    return contact_sheet(path, images, config.seed)

@@ -1,0 +1,78 @@
+"""Temperature scaling (Guo et al. 2017): one factor on the logits, fitted on data that the figures do not use."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from svdctl.evaluate.calibration import Calibration, calibration, checked
+
+_NEWTON_STEPS = 200
+
+
+@dataclass(frozen=True)
+class TemperatureScaling:
+    """A fitted temperature and what it makes of the evaluated logits."""
+
+    temperature: float
+    determined: bool
+    """False when the held-out likelihood has no finite best temperature, and the temperature stays 1."""
+    held_out: int
+    """Images that the temperature was fitted on."""
+    after: Calibration
+    """Figures of `logits / temperature`."""
+
+
+def temperature_scaling(
+    held_out_logits: Tensor, held_out_labels: Tensor, logits: Tensor, labels: Tensor
+) -> TemperatureScaling:
+    """Fit the temperature on held-out logits `(M, K)` and judge the others, `(N, K)`, with it."""
+    temperature = fit_temperature(held_out_logits, held_out_labels)
+    return TemperatureScaling(
+        temperature=1.0 if temperature is None else temperature,
+        determined=temperature is not None,
+        held_out=len(held_out_labels),
+        after=calibration(logits.double() / (1.0 if temperature is None else temperature), labels),
+    )
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
+    """The temperature T that minimises the negative log likelihood of `logits / T`, or None if there is no best one.
+
+    The likelihood is convex in 1/T. It has no finite minimum when every label has its row's largest logit (T would
+    go to 0), or when labels have no more than their rows' mean logit on average (T would go to infinity).
+    """
+    logits, labels = checked(logits, labels)
+    wide = logits.double()
+    own = wide.gather(1, labels[:, None])
+    # Relative to the label's logit, in units of their own spread: the search starts near 1 for any network.
+    spread = (wide - wide.mean(1, keepdim=True)).square().mean().sqrt()
+    if float((wide - own).max(1).values.mean()) <= 0 or float((wide - own).mean()) >= 0:
+        return None
+    return float(spread) / _inverse_temperature((wide - own) / spread)
+
+
+def _inverse_temperature(gaps: Tensor) -> float:
+    """Root b > 0 of the likelihood's slope `mean E_softmax(b gaps)[gaps]`, which grows from below 0 to above."""
+
+    def slope_and_curvature(b: float) -> tuple[float, float]:
+        probabilities = (b * gaps).softmax(1)
+        mean = (probabilities * gaps).sum(1, keepdim=True)
+        variance = (probabilities * (gaps - mean).square()).sum(1)
+        slope, curvature = torch.stack([mean.mean(), variance.mean()]).tolist()
+        return slope, curvature
+
+    low, high = 0.0, 1.0
+    while slope_and_curvature(high)[0] < 0:
+        low, high = high, 2 * high
+    b = (low + high) / 2
+    for _ in range(_NEWTON_STEPS):
+        slope, curvature = slope_and_curvature(b)
+        low, high = (b, high) if slope < 0 else (low, b)
+        newton = b - slope / curvature if curvature > 0 else low
+        # Bisection where Newton's step would leave the bracket.
+        after = newton if low < newton < high else (low + high) / 2
+        if abs(after - b) <= 1e-14 * b:
+            break
+        b = after
+    return b

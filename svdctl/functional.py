@@ -1,0 +1,262 @@
+"""The functions that `import svdctl` offers for single layers, kernels and whole networks."""
+
+import numbers
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from svdctl.control.actions import (
+    clip_layer_,
+    divide_exact_layer_,
+    expected_cost,
+    on_cpu,
+    orthonormalize_frames_,
+    written,
+)
+from svdctl.control.shared_memory import groups_by_memory, restored_on_error
+from svdctl.distributed.scheduling import costliest_first
+from svdctl.errors import ShapeError
+from svdctl.layers.layer_operator import is_controllable, operator_of, why_not_writable
+from svdctl.layers.norms import is_layer_bounded, layer_norm_bound
+from svdctl.spectral import bounds, values
+from svdctl.spectral.bounds import Bracket
+from svdctl.spectral.convolution import Convolution
+
+Layer = nn.Module | Tensor | Convolution
+_MOST_ROUNDS = 20
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def convolution_of(
+    layer: Layer, *, stride: int | tuple[int, ...] = 1, dilation: int | tuple[int, ...] = 1, groups: int = 1
+) -> Convolution:
+    """A layer, a kernel `(O, I/g, *k)` or a matrix `(O, I)` as a convolution; the settings are for kernels only."""
+    if isinstance(layer, Convolution):
+        return layer
+    if isinstance(layer, Tensor):
+        kernel = layer.detach()[:, :, None] if layer.ndim == 2 else layer.detach()
+        return Convolution.make(kernel, stride=stride, dilation=dilation, groups=groups)
+    return operator_of(layer)
+
+
+def singular_values(
+    layer: Layer,
+    input_size: int | Sequence[int] = 1,
+    *,
+    stride: int | tuple[int, ...] = 1,
+    dilation: int | tuple[int, ...] = 1,
+    groups: int = 1,
+    accuracy: Literal["full", "fast"] = "full",
+) -> Tensor:
+    """All singular values of a layer with circular padding, exact, descending.
+
+    Args:
+        layer: `Conv1d/2d/3d`, `ConvTranspose`, `Linear`, `TTConv2d`, or a kernel `(O, I/g, *k)` or matrix `(O, I)`.
+        input_size: spatial size of the input; one number stands for all axes. Linear layers need none.
+        stride, dilation, groups: of a kernel; a layer knows its own.
+        accuracy: `full`, or `fast`: to 1e-3 of the largest.
+
+    Returns:
+        The values that the operator has by its shape, zeros of a TT layer's missing rank left out.
+
+    Raises:
+        ShapeError: a stride that does not divide the input, a layer that is not known, or one with a forward pass or
+            hooks of its own.
+
+    >>> import torch
+    >>> svdctl.singular_values(torch.tensor([[[1.0, -1.0]]]), 4).round(decimals=4)
+    tensor([2.0000, 1.4142, 1.4142, 0.0000])
+    """
+    conv = convolution_of(layer, stride=stride, dilation=dilation, groups=groups)
+    size = (input_size,) * conv.axes if isinstance(input_size, int) else tuple(input_size)
+    if isinstance(layer, _TRANSPOSED):
+        size = tuple(n * s for n, s in zip(size, conv.stride, strict=True))
+    return values.singular_values(conv, size, accuracy=accuracy)
+
+
+def spectral_norm_bound(
+    layer: Layer,
+    *,
+    tolerance: float = bounds.TOLERANCE,
+    stride: int | tuple[int, ...] = 1,
+    dilation: int | tuple[int, ...] = 1,
+    groups: int = 1,
+) -> Bracket:
+    """Proved bracket of a layer's norm over every input size; rounding included.
+
+    It holds for zero padding of any width. Of a layer with padding that repeats pixels, `upper` has a proved factor for
+    it (`svdctl/layers/padding.py` derives it): sqrt(2) an axis for a 3 x 3 kernel with `padding=1`, by reflection or
+    replication. With circular padding it holds on inputs that the stride divides; on others, `lipschitz_bound` has the
+    bound.
+
+    Args:
+        layer: as for `singular_values`.
+        tolerance: wanted `upper / lower - 1`.
+        stride, dilation, groups: of a kernel; a layer knows its own.
+
+    Raises:
+        ShapeError: a layer that is not known, one with a forward pass or hooks of its own, so that its weight does not
+            tell what it computes, or weights that are not finite.
+
+    >>> import torch
+    >>> found = svdctl.spectral_norm_bound(torch.tensor([[[1.0, -1.0]]]))
+    >>> found.lower <= 2 <= found.upper
+    True
+    """
+    if isinstance(layer, nn.Module):
+        return layer_norm_bound(layer, tolerance=tolerance)
+    return bounds.norm_bound(
+        convolution_of(layer, stride=stride, dilation=dilation, groups=groups), tolerance=tolerance
+    )
+
+
+@torch.no_grad()
+def clip_(
+    model: nn.Module, *, max_sigma: float, layers: str | Sequence[str] = "*", linear: bool = False
+) -> dict[str, float]:
+    """Bring all singular values of a network's convolutions down to `max_sigma`, in place, the bound proved afterwards.
+
+    The bound is the one of `spectral_norm_bound`, on the convolution by the kernel with its stride, dilation and
+    groups, for inputs of any size; no input size is asked for. Kernels keep their support: values above `max_sigma` go
+    down to it, the others stay close to where they were (the nearest such kernel, by alternating projections).
+    Layers that are within the bound are not touched, nor are biases, BatchNorm and activations. TT layers keep their
+    rank and their frames stay orthonormal. Works on the weights' own device; on the CPU several layers at a time.
+
+    Args:
+        model: any module, or a single layer.
+        max_sigma: the largest singular value allowed.
+        layers: patterns of names, as `layer3.*`.
+        linear: clip linear layers too.
+
+    Returns:
+        How far each layer moved (Frobenius norm of its kernel's change); 0 for those that were within the bound.
+
+    Raises:
+        ShapeError: no layer matches, a kernel is not finite, or a weight cannot be written: parametrised, pruned, of
+            half precision, or in a layer with a forward pass of its own. Nothing is changed then.
+
+    Source:
+        Sedghi, Gupta and Long, "The Singular Values of Convolutional Layers" (ICLR 2019), without the loss of the bound
+        when a clipped kernel is cut to its support.
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU(), torch.nn.Conv2d(16, 16, 3, stride=2))
+    >>> moved = svdctl.clip_(net, max_sigma=0.5)
+    >>> list(moved)
+    ['0', '2']
+    >>> all(svdctl.spectral_norm_bound(net[index]).upper <= 0.5 for index in (0, 2))
+    True
+    """
+    chosen = _chosen(model, layers, linear)
+    return _on_each(lambda layer: clip_layer_(layer, max_sigma), _maximum(max_sigma), chosen, writes_frames=True)
+
+
+@torch.no_grad()
+def divide_(
+    model: nn.Module, *, max_sigma: float, layers: str | Sequence[str] = "*", linear: bool = False
+) -> dict[str, float]:
+    """Scale each convolution of a network by `min(1, max_sigma / norm)`, in place, the bound proved afterwards.
+
+    Args:
+        model: any module, or a single layer.
+        max_sigma: the largest singular value allowed; the bound is the one of `clip_`.
+        layers: patterns of names, as `layer3.*`.
+        linear: divide linear layers too.
+
+    Returns:
+        The factor of each layer; 1 for those that were within the bound, which are not touched.
+
+    Raises:
+        ShapeError: as of `clip_`.
+
+    >>> import torch
+    >>> conv = torch.nn.Conv2d(1, 1, 1)
+    >>> _ = torch.nn.init.constant_(conv.weight, 4.0)
+    >>> {name: round(factor, 2) for name, factor in svdctl.divide_(conv, max_sigma=1.0).items()}
+    {'': 0.25}
+    """
+    chosen = _chosen(model, layers, linear)
+    return _on_each(
+        lambda layer: divide_exact_layer_(layer, max_sigma), _maximum(max_sigma), chosen, writes_frames=False
+    )
+
+
+def _maximum(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 1e-30 <= float(value) <= 1e30:
+        raise ShapeError(f"max_sigma is a number from 1e-30 to 1e30, not {value!r}")
+    return float(value)
+
+
+def _on_each(
+    work: Callable[[nn.Module], float], max_sigma: float, layers: dict[str, nn.Module], *, writes_frames: bool
+) -> dict[str, float]:
+    """The work on each layer, on all or on none; layers that share memory one after another, then all proved."""
+    tensors = {name: written(layer, None) for name, layer in layers.items()}
+    groups = {names[0]: names for names in groups_by_memory(tensors)}
+
+    def on_group(first: str) -> dict[str, float]:
+        names = groups[first]
+        if len(names) == 1:
+            return {first: work(layers[first])}
+        if all(is_layer_bounded(layers[name], max_sigma) for name in names):
+            return {name: work(layers[name]) for name in names}
+        if writes_frames:
+            orthonormalize_frames_({name: layers[name] for name in names})
+        found = {name: work(layers[name]) for name in names}
+        # What lowers the norm of one layer can raise that of another.
+        for _ in range(_MOST_ROUNDS):
+            factors = [divide_exact_layer_(layers[name], max_sigma) for name in names]
+            if set(factors) == {1.0}:
+                return found
+        raise ShapeError(
+            f"layers {', '.join(names)} share parts of their weights, and are not brought to {max_sigma:g}"
+        )
+
+    costs = {first: sum(expected_cost(layers[name]) for name in names) for first, names in groups.items()}
+    with restored_on_error(tensor for parts in tensors.values() for tensor in parts):
+        done = costliest_first(on_group, costs, on_cpu(layers.values()))
+    found = {name: result for part in done.values() for name, result in part.items()}
+    return {name: found[name] for name in layers}
+
+
+def _chosen(model: nn.Module, layers: str | Sequence[str], linear: bool) -> dict[str, nn.Module]:
+    if not isinstance(model, nn.Module):
+        raise ShapeError(
+            f"a module is changed in place, not a {type(model).__name__}; give the network or layer itself"
+        )
+    patterns = (layers,) if isinstance(layers, str) else tuple(layers)
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if is_controllable(module)
+        and (linear or module is model or not isinstance(module, nn.Linear))
+        and any(fnmatchcase(name, pattern) for pattern in patterns)
+    }
+    if not found:
+        what = "convolution or linear layer" if linear else "convolution"
+        raise ShapeError(
+            f"the pattern {' or '.join(patterns)} matches nothing: no {what} of the network has such a name"
+        )
+    for name, module in found.items():
+        reason = why_not_writable(module)
+        if reason is not None:
+            raise ShapeError(f"layer {name or '(top)'} cannot be changed: {reason}; or leave it out with layers=")
+    _refuse_shared_with_others(model, found)
+    return found
+
+
+def _refuse_shared_with_others(model: nn.Module, chosen: dict[str, nn.Module]) -> None:
+    """A layer that is left out must stay as it is."""
+    tensors = {name: written(layer, None) for name, layer in chosen.items()}
+    others = {name: layer for name, layer in model.named_modules() if is_controllable(layer) and name not in chosen}
+    tensors |= {name: list(layer.parameters()) for name, layer in others.items()}
+    for names in groups_by_memory(tensors):
+        left_out = [name for name in names if name in others]
+        if left_out and len(left_out) < len(names):
+            first = next(name for name in names if name in chosen)
+            raise ShapeError(
+                f"layer {left_out[0]} shares memory with layer {first} and would change with it; choose both or neither"
+            )

@@ -1,0 +1,39 @@
+"""A worker process: a job on stdin, its outcome on stdout. Importing this loads nothing heavy.
+
+python -m svdctl.reproduce.worker < job.json
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+
+from pydantic import TypeAdapter
+
+
+def main() -> None:
+    """Do one job. A process whose parent is gone stops as on a signal, with its state saved."""
+    text = sys.stdin.read()
+    threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
+    from svdctl.reproduce.execute import JOB, Outcome, execute  # after the environment is known
+
+    job = JOB.validate_json(text)
+    try:
+        outcome = execute(job)
+    except KeyboardInterrupt:
+        outcome = Outcome(job.run.id, "interrupted")
+    # The last line: libraries may print before it.
+    print("\n" + TypeAdapter(Outcome).dump_json(outcome).decode(), flush=True)
+
+
+def _watch_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,294 @@
+"""The norm of a convolution over every input size, as a proof: floating point included.
+
+Note 1. The supremum of sigma_max over all frequencies bounds the layer with zero padding at every input size, and is
+reached in the limit. It is found by exclusion: cells that cover all frequencies, see `cover`, are dropped when the
+value at their centre is too low for what is to be proved, and cut smaller when it is not. When none is left, it is
+proved.
+
+Note 2, rounding. At a point, one Cholesky factorisation decides whether `H = t^2 I - A^H A` is positive definite. If it
+runs to its end on H shifted down by `s = 2 sqrt(2) v t^2 c(n)`, v the unit roundoff, H is positive definite: the entry
+(i, j) of the factors' product is a sum of min(i, j) products, in any order, and a few operations more, so that it errs
+by `2 sqrt(2) (min(i, j) + 8) v ||r_i|| ||r_j||` (Note 2 of `gram`), and the columns r_i of the factor have norms of at
+most t but for rounding (Demmel 1989, Rump 2006). The norm of the matrix `min(i, j)` of side n is
+`1 / (4 sin^2(pi / (4 n + 2)))`, about 0.41 n^2, and `c(n)` is that and 8 n. At each point t^2 is lessened by the
+smallest entry of A^H A's diagonal, and the error of A^H A is added to the shift. While the cells are wide float32 is
+exact enough; it gives way to float64 when its shift is felt.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from svdctl.errors import ShapeError
+from svdctl.spectral.batched import eigenvalues_of, is_positive_definite
+from svdctl.spectral.convolution import Convolution
+from svdctl.spectral.distributed_map import distributed_map
+from svdctl.spectral.exact_arithmetic import exact_arithmetic, float32_is_exact
+from svdctl.spectral.frequency_cells import FrequencyCells, cover
+from svdctl.spectral.gram import GramField, complex_roundings, lebesgue, power_of_two, product_roundings
+from svdctl.spectral.lower_bounds import coarse_lower_bound, lower_bound, quick_lower_bound
+
+TOLERANCE = 0.005
+_FINEST = 1e-6
+_COARSE_ROOM = 0.009
+_EXACT_AT_ONCE = 4
+_SHARE_OF_ROOM = 0.9
+_PLAINLY = 1e-3
+# Shares of the room between a cell's centre and the bound that float32's rounding may take: all of it, or unfelt.
+_MOST_OF_ROOM, _FELT = 0.8, 0.15
+_FEW = 0.25
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """`lower <= true value <= upper`, rounding errors included."""
+
+    lower: float
+    upper: float
+
+
+@torch.no_grad()
+@exact_arithmetic()
+def norm_bound(conv: Convolution, *, tolerance: float = TOLERANCE, floor: float | None = None) -> Bracket:
+    """Norm of the convolution on l2 of the whole grid: it bounds the layer at every input size and zero padding.
+
+    Args:
+        conv: any stride, dilation, groups and number of axes.
+        tolerance: wanted `upper / lower - 1`.
+        floor: a bound that is sharp enough; when it is above the norm, `upper` may be as large as this.
+
+    Raises:
+        ShapeError: the kernel is not finite, or the tolerance is below what float64 can prove.
+    """
+    if not tolerance < math.inf:
+        raise ShapeError(f"a tolerance of {tolerance} says nothing; ask for {TOLERANCE}, say")
+    if tolerance < _FINEST:
+        raise ShapeError(f"a tolerance of {tolerance} cannot be proved in float64; ask for {_FINEST} or more")
+    field = _field(conv, tolerance)
+    if field.is_zero:
+        return Bracket(0.0, 0.0)
+    wanted = 0.0 if floor is None else min(floor / field.scale, field.above)
+
+    def target(lower: float) -> float:
+        return max(lower * (1 + tolerance), wanted)
+
+    lower, samples = coarse_lower_bound(field)
+    if target(lower) < lower * (1 + _COARSE_ROOM):
+        lower = max(lower, lower_bound(field))
+    proved = False
+    while not proved:
+        lower, proved = _branch_and_bound(field, conv, samples, lower, target)
+    return Bracket(_rounded_down(lower, field.scale), _rounded_up(target(lower), field.scale))
+
+
+def _rounded_up(value: float, scale: float) -> float:
+    """At least `value * scale`, exactly that where it is a normal number; `scale` is a power of two."""
+    product = value * scale
+    return product if product / scale == value else math.nextafter(product, math.inf)
+
+
+def _rounded_down(value: float, scale: float) -> float:
+    """At most `value * scale`, and finite."""
+    product = value * scale
+    return product if product / scale == value else max(math.nextafter(product, 0.0), 0.0)
+
+
+@torch.no_grad()
+@exact_arithmetic()
+def is_bounded(conv: Convolution, max_sigma: float) -> bool:
+    """Whether the norm is proved to be at most `max_sigma`; False says that it is not, or by less than 1e-6.
+
+    Raises:
+        ShapeError: the kernel is not finite, or `max_sigma` is no number.
+    """
+    if math.isnan(max_sigma):
+        raise ShapeError("a norm is held against a number, not against nan")
+    if quick_lower_bound(conv) > max_sigma * (1 + _PLAINLY):
+        return False
+    field = _field(conv, 0.05)
+    if field.is_zero:
+        return max_sigma >= 0
+    bound = max_sigma / field.scale
+    if bound >= field.above:
+        return True
+    lower, samples = coarse_lower_bound(field)
+    if bound < lower * (1 + _COARSE_ROOM):
+        lower = lower_bound(_exact(field, conv)) if lower <= bound else lower
+    while lower * (1 + _FINEST) <= bound:
+        found, proved = _branch_and_bound(field, conv, samples, lower, lambda _: bound)
+        if proved:
+            return True
+        if found <= lower * (1 + _FINEST):
+            return False
+        lower = found
+    return False
+
+
+def _branch_and_bound(
+    field: GramField, conv: Convolution, samples: Tensor, lower: float, target: Callable[[float], float]
+) -> tuple[float, bool]:
+    """Drop cells until the norm is proved to be at most `target(lower)`, or is found to be above it.
+
+    Args:
+        field: of the convolution; made anew in float64 where its products are too coarse.
+        conv: the convolution.
+        samples: what is known of the values at the field's samples, from below.
+        lower: a proved lower bound; it rises on the way.
+        target: what is to be proved once the lower bound is this.
+
+    Returns:
+        The lower bound, and whether the proof was completed.
+    """
+    cells = _initial_cells(field, samples, lower, target(lower))
+    while True:
+        bound = target(lower)
+        level = bound * cells.share * (1 - 1e-11)
+        room = (1 - cells.share**2) * level**2
+        if field.product != torch.float64 and field.error(torch.float64) > 0.3 * room:
+            field = _exact(field, conv)
+        # Of a matrix there is no room at all: its one cell is its centre.
+        single = room > 0 and float32_is_exact(field.device)
+        taken = rounding_shift(field, level, torch.float32) / room if single else math.inf
+        precision = torch.float32 if taken <= _MOST_OF_ROOM else torch.float64
+        looked_at = len(cells.centres)
+        cells = cells.keep(~provably_below(field, cells.centres, level, precision))
+        if len(cells.centres) == 0:
+            return lower, True
+        if level > lower * (1 - 1e-9):
+            # The norm may be above what is known of it: a few of the points tell.
+            few = cells.centres[:: math.ceil(len(cells.centres) / _EXACT_AT_ONCE)]
+            found = _largest(field, few)
+            risen = found > lower * (1 + 1e-9)
+            lower = max(lower, found)
+            if lower > bound and target(lower) == bound:
+                return lower, False
+            if risen and target(lower) > bound:
+                continue
+        if precision == torch.float32 and taken > _FELT and len(cells.centres) <= _FEW * looked_at:
+            # The few that are close to the bound; many are rather cut smaller.
+            cells = cells.keep(~provably_below(field, cells.centres, level, torch.float64))
+            if len(cells.centres) == 0:
+                return lower, True
+        if 1 - math.cos(cells.radius) < min(_FINEST, (bound / lower - 1) / 16):
+            return lower, False
+        cells = cells.halved()
+
+
+def _initial_cells(field: GramField, samples: Tensor, lower: float, target: float) -> FrequencyCells:
+    """The cells to begin with: as wide as is likely to pay, judged by the share of the samples that they would drop."""
+    room = target / lower
+    share = 1.0
+    if len(field.taps) > 2:
+        share, room = room**-0.4, room**0.6
+    # What the products and the factorisation may cost of it, at the precision that will be taken.
+    rounding = 2 * rounding_shift(field, lower, field.product) / lower**2
+    if rounding < 0.5 * (room**2 - 1):
+        room /= math.sqrt(1 + rounding)
+    finest = math.acos(room**-_SHARE_OF_ROOM)
+    shape = len(field.taps[-2:])
+    values = samples * (lower / max(float(samples.max()), torch.finfo(torch.float64).tiny))
+    cost, best, radius = 1.0, finest, finest
+    count = 1.0
+    for _ in range(4):
+        radius, count = 2 * radius, count / 2**shape
+        if radius > 1:
+            break
+        # Those that fail are looked at again at half the radius, at the cost of starting there.
+        failing = float((values > target * share * math.cos(radius)).double().mean())
+        cost_here = count + failing * cost
+        if cost_here < cost:
+            cost, best = cost_here, radius
+    return cover(field.taps, best, share)
+
+
+def _largest(field: GramField, points: Tensor) -> float:
+    """A lower bound of the largest value at some points, sharp but for rounding."""
+    squares = eigenvalues_of(field.at(points).flatten(0, 1))[:, -1].max()
+    error = field.error(torch.float64) + 8 * (field.side + 8) * 2.0**-53 * field.frobenius
+    return math.sqrt(max(float(squares) - error, 0.0))
+
+
+def _field(conv: Convolution, room: float) -> GramField:
+    """The Gram matrices from float32 products where their rounding takes little of the room below a bound."""
+    rows, columns = conv.polyphase().shape[1:3]
+    # Note 2 of `gram` for a kernel whose values are spread as a random one's.
+    roundings = product_roundings(max(rows, columns), torch.float32) + 2
+    rounding = 1.1 * lebesgue(conv.taps) * roundings * 2.0**-24 * min(rows, columns) / 4
+    single = float32_is_exact(conv.kernel.device) and rounding < 0.1 * room
+    return GramField(conv, torch.float32 if single else torch.float64)
+
+
+def _exact(field: GramField, conv: Convolution) -> GramField:
+    return field if field.product == torch.float64 else GramField(conv)
+
+
+@torch.no_grad()
+def scale_to_bound(conv: Convolution, max_sigma: float, *, tolerance: float = TOLERANCE) -> tuple[Convolution, Bracket]:
+    """The seal: the convolution, scaled down if it must be, so that its norm is proved to be at most `max_sigma`."""
+    bracket = norm_bound(conv, tolerance=tolerance)
+    if bracket.upper <= max_sigma:
+        return conv, bracket
+    if not math.isfinite(bracket.upper):
+        raise ShapeError("the kernel's norm is above 1.8e308, the largest number of float64; scale it first")
+    # A little more than needed, so that a later bracket, which may differ in its last figures, ends below `max` too.
+    # Rounding moves each entry of the scaled kernel by at most half a unit, and its norm by that share of the taps'.
+    unit = torch.finfo(conv.kernel.dtype).eps
+    factor = max_sigma / (bracket.upper * (1 + tolerance / 50) + unit * taps_norm(conv.kernel)) * (1 - 4 * unit)
+    scaled = conv.with_kernel(conv.kernel * factor)
+    return scaled, Bracket(min(bracket.lower * factor * (1 - 4 * unit), max_sigma), max_sigma)
+
+
+def taps_norm(kernel: Tensor) -> float:
+    """`sum_p ||K_p||_F` of a kernel `(G, O, I, *k)`: above the norm, far from it, but nearly free and continuous.
+
+    Infinite above the largest number of float64; not a number of a kernel that is not finite.
+    """
+    if kernel.numel() == 0:
+        return 0.0
+    wide = kernel.double()
+    largest = float(wide.abs().max())
+    if not math.isfinite(largest):
+        return math.nan
+    # No square over- or underflows.
+    scale = power_of_two(largest)
+    per_tap = (wide / scale).flatten(3).square().sum((1, 2)).sqrt().sum(-1)
+    return _rounded_up(float(per_tap.max()) * (1 + 1e-12), scale)
+
+
+def provably_below(field: GramField, points: Tensor, level: float, dtype: torch.dtype) -> Tensor:
+    """Which frequencies `(P, d)` are proved to have sigma_max < level, `(P,)` on the host; see Note 2."""
+    each, for_all = _rounding(field, level, dtype)
+
+    def below(part: Tensor) -> Tensor:
+        grams = field.at(part, dtype).flatten(0, 1)
+        diagonal = grams.diagonal(dim1=-2, dim2=-1).real
+        # The diagonal of the matrix that is factorised is at most t^2 less the smallest entry of this one.
+        top = level**2 - for_all - each * (level**2 - diagonal.amin(-1, keepdim=True))
+        if field.side == 1:
+            definite = (diagonal < top).all(-1)
+        else:
+            shifted = grams.neg_()
+            shifted.diagonal(dim1=-2, dim2=-1).add_(top)
+            definite = is_positive_definite(shifted)
+        return definite.unflatten(0, (len(part), field.groups)).all(-1).cpu()
+
+    def in_chunks(part: Tensor) -> Tensor:
+        return torch.cat([below(chunk) for chunk in part.split(field.chunk(dtype))])
+
+    return distributed_map(in_chunks, points)
+
+
+def rounding_shift(field: GramField, level: float, dtype: torch.dtype) -> float:
+    """The shift of Note 2 for matrices of diagonal `level**2`, and the error of the Gram matrices."""
+    each, for_all = _rounding(field, level, dtype)
+    return each * level**2 + for_all
+
+
+def _rounding(field: GramField, level: float, dtype: torch.dtype) -> tuple[float, float]:
+    """The two parts of the shift of Note 2: the factor of the largest entry of the diagonal, and the rest."""
+    unit, side = torch.finfo(dtype).eps / 2, field.side
+    entries = 1 / (4 * math.sin(math.pi / (4 * side + 2)) ** 2) + 8 * side
+    return 1.1 * complex_roundings(1) * entries * unit, 2 * unit * level**2 + field.error(dtype)

@@ -1,0 +1,90 @@
+"""Cells of frequencies that cover all of them, and what the value at a cell's centre says of the whole cell.
+
+Let S be the supremum of sigma_max over all frequencies, reached at w*, and m = (k - 1) / 2 the half-width of the kernel
+along an axis. For the unit vectors u, v of that maximum, `t -> Re u^H A(w* + t d) v` is, up to a phase, bounded by S
+and a sum of waves of frequencies at most `m . |d|`. Such a function, S at t = 0, is at least `S cos(m . |d| t)` up to
+its first zero (Duffin and Schaeffer 1938; for one axis M. Riesz). So
+
+    sigma_max(w) >= S cos(r),   r = sum_a m_a |w_a - w*_a|,
+
+and a cell of centre w and radius rho in that distance holds no maximiser of a norm above t if
+`sigma_max(w) <= t cos(rho)`. The distance is a sum over the axes: the product of the axes' cosines would be wrong, for
+near a maximum of cos(x + y) both axes lower the value together.
+
+In one dimension the cells are intervals, in two squares that stand on a corner, which tile the plane: each falls into
+two, or four, of half the radius. Of more axes the first ones are looked at on a grid. A grid of N points has one within
+pi / N of any place, so that axis after axis `S cos(pi m / N) <= sup over the grid's points`, and the product over these
+axes is a share of S that is seen.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from svdctl.spectral.symbol import angles, grid_product, unique_up_to_sign
+
+_WIDEST = 0.75
+_CELL_AXES = 2
+
+
+@dataclass(frozen=True)
+class FrequencyCells:
+    """Cells that are left; all of them together hold a maximiser of any norm above what was proved of the others.
+
+    Attributes:
+        centres: frequencies `(P, d)`, one of each pair w, -w.
+        radius: of every cell, in the distance above.
+        lead: share of the supremum that the grid of the leading axes sees.
+    """
+
+    centres: Tensor
+    radius: float
+    lead: float
+    half_widths: tuple[float, ...]
+
+    @property
+    def share(self) -> float:
+        """What a centre sees of the supremum at the least, if its cell holds a maximiser."""
+        return self.lead * math.cos(self.radius)
+
+    def keep(self, chosen: Tensor) -> "FrequencyCells":
+        return FrequencyCells(self.centres[chosen], self.radius, self.lead, self.half_widths)
+
+    def halved(self) -> "FrequencyCells":
+        """The same cells, each cut into cells of half the radius."""
+        half = self.radius / 2
+        inner = self.half_widths[-_CELL_AXES:]
+        steps = torch.zeros(2 * len(inner), self.centres.shape[1], dtype=torch.float64)
+        for axis, width in enumerate(inner):
+            steps[2 * axis : 2 * axis + 2, axis - len(inner)] = torch.tensor([-half, half]) / width
+        centres = (self.centres[:, None, :] + steps).flatten(0, 1)
+        return FrequencyCells(centres, half, self.lead, self.half_widths)
+
+
+def cover(taps: tuple[int, ...], radius: float, lead: float = 1.0) -> FrequencyCells:
+    """All frequencies.
+
+    Args:
+        taps: of the kernel, each axis more than one.
+        radius: of the cells, at most; it is never taken wider than where few cells are saved.
+        lead: share of the supremum that the grid of the leading axes, if there are any, must see.
+    """
+    half_widths = tuple((k - 1) / 2 for k in taps)
+    leading, inner = half_widths[:-_CELL_AXES], half_widths[-_CELL_AXES:]
+    if not inner:
+        return FrequencyCells(torch.zeros(1, 0, dtype=torch.float64), 0.0, 1.0, half_widths)
+    reach = math.acos(lead ** (1 / len(leading))) if leading else 0.0
+    outer_sizes = tuple(math.ceil(math.pi * m / reach) for m in leading)
+    seen = math.prod(math.cos(math.pi * m / n) for m, n in zip(leading, outer_sizes, strict=True))
+    radius = min(radius, _WIDEST)
+    counts = tuple(math.ceil(math.pi * m / radius) for m in inner)
+    widths = [math.pi * m / n for m, n in zip(inner, counts, strict=True)]
+    # In units of half a step: squares on a corner have their centres where the sum of both is even.
+    sizes = (*outer_sizes, *(n if len(inner) == 1 else 2 * n for n in counts))
+    index = grid_product([torch.arange(n) for n in sizes]).long()
+    if len(inner) == _CELL_AXES:
+        index = index[index[:, -_CELL_AXES:].sum(1) % 2 == 0]
+    index, _ = unique_up_to_sign(index, sizes)
+    return FrequencyCells(angles(index, sizes), sum(widths) / len(widths), seen, half_widths)

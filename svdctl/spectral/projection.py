@@ -1,0 +1,193 @@
+"""Kernels moved as little as possible until all singular values are at most a bound, or equal to a value.
+
+Two convex sets meet here: symbols whose matrices have norm at most `max_sigma` on a small grid, and symbols of kernels
+with the given support. The nearest point of both is found by Dykstra's alternating projections: one of the sets is a
+subspace, so they are proximal gradient steps on the dual problem, and Nesterov's momentum speeds them up (Beck and
+Teboulle 2009), restarted whenever it points uphill. The steps are taken on the `2 k - 1` points an axis that
+determine `A^H A`; what holds at every frequency is what the seal proves at the end.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from svdctl.spectral.batched import clip_singular_values, is_positive_definite, polar_factors
+from svdctl.spectral.bounds import Bracket, is_bounded, scale_to_bound
+from svdctl.spectral.convolution import Convolution
+from svdctl.spectral.distributed_map import distributed_map
+from svdctl.spectral.exact_arithmetic import exact_arithmetic
+from svdctl.spectral.gram import power_of_two
+from svdctl.spectral.lower_bounds import quick_lower_bound
+from svdctl.spectral.symbol import angles, gram, grid_product, kernel_from_symbol, phases, symbol, unique_up_to_sign
+
+# Of the bound that ends a projection: twice as fine moves the kernel 0.5 % less far and takes twice the time.
+SEAL_TOLERANCE = 0.01
+CLIP_ROUNDS = 4
+# How far above a bound values may be that are brought down to it at once: its square times the unit roundoff is small.
+_WIDEST_STEP = 1e4
+_WIDEST_STEP_FLOAT32 = 64.0
+
+
+@dataclass(frozen=True)
+class Projected:
+    """A changed convolution, its proved bound, and how far the kernel moved (Frobenius norm)."""
+
+    conv: Convolution
+    bound: Bracket
+    distance: float
+
+
+@torch.no_grad()
+def clip_kernel(
+    conv: Convolution, max_sigma: float, *, rounds: int = CLIP_ROUNDS, oversampling: float = 1.0
+) -> Projected:
+    """Clip a kernel: singular values above `max_sigma` become that; `norm_bound(...).upper <= max_sigma` afterwards.
+
+    A convolution that is proved to be within the bound comes back as it is.
+
+    Args:
+        conv: any stride, dilation, groups and number of axes.
+        max_sigma: the largest singular value allowed.
+        rounds: projections; with more of them, and a finer grid, the result nears the true projection.
+        oversampling: factor on the points of the grid, `2 k - 1` an axis.
+    """
+    if is_bounded(conv, max_sigma):
+        return Projected(conv, Bracket(0.0, max_sigma), 0.0)
+    return _sealed(conv, project_kernel(conv, max_sigma, rounds=rounds, oversampling=oversampling), max_sigma)
+
+
+@torch.no_grad()
+@exact_arithmetic()
+def project_kernel(conv: Convolution, max_sigma: float, *, rounds: int, oversampling: float = 1.0) -> Tensor:
+    """Return a polyphase kernel near the projection; values between grid points may exceed `max_sigma`."""
+    largest = quick_lower_bound(conv)
+    # A Gram matrix has squares, and none below its rounding: values far above `max` come down in steps.
+    levels = [max_sigma]
+    while largest > _WIDEST_STEP * levels[-1]:
+        levels.append(_WIDEST_STEP * levels[-1])
+    wide = conv.polyphase().double()
+    for level in reversed(levels):
+        # In units where the squares can be held.
+        unit = power_of_two(level)
+        coarse = conv.kernel.dtype == torch.float32 and largest < _WIDEST_STEP_FLOAT32 * max_sigma
+        start = (wide / unit).to(torch.float32 if coarse else torch.float64)
+        grid = _Fourier(start, conv.support(), oversampling)
+        kernel = _nearest(grid, start, level / unit, max(1, rounds - 2))
+        # What is left too large lies between the points: one pass there, one more where that moved what was right.
+        between = _Fourier(start, conv.support(), oversampling, shifted=True)
+        for fourier in (between, grid)[: rounds - 1]:
+            kernel = fourier.backward(fourier.clip(fourier.forward(kernel), level / unit))
+        wide = kernel.double() * unit
+    return wide.to(conv.kernel.dtype)
+
+
+def _nearest(fourier: "_Fourier", kernel: Tensor, max_sigma: float, rounds: int) -> Tensor:
+    """Accelerated Dykstra: the nearest kernel whose values on the grid are at most `max_sigma`, but for a rest."""
+    start = fourier.forward(kernel)
+    correction = ahead = torch.zeros_like(start)
+    weight = 1.0
+    for done in range(1, rounds + 1):
+        # Where `ahead` is zero this is one clip of the start itself.
+        shifted = fourier.inside(start - ahead) + ahead if done > 1 else start
+        previous, correction = correction, shifted - fourier.clip(shifted, max_sigma)
+        if done == rounds:
+            break
+        uphill = torch.sum(torch.view_as_real((ahead - correction).conj() * (correction - previous))) > 0
+        weight, last = (1 + math.sqrt(1 + 4 * weight**2)) / 2, weight
+        # No host synchronisation: the restart is a factor.
+        ahead = correction + torch.where(uphill, 0.0, (last - 1) / weight).to(start.real.dtype) * (
+            correction - previous
+        )
+    return fourier.backward(start - correction)
+
+
+@torch.no_grad()
+def assign_kernel(conv: Convolution, value: float, *, rounds: int = 5) -> Projected:
+    """A nearby kernel whose singular values are all close to `value` and proved to be at most that."""
+    return _sealed(conv, assigned_kernel(conv, value, rounds=rounds), value)
+
+
+@torch.no_grad()
+@exact_arithmetic()
+def assigned_kernel(conv: Convolution, value: float, *, rounds: int = 5) -> Tensor:
+    """Polyphase kernel whose singular values are all close to `value`, not sealed."""
+    kernel = conv.polyphase()
+    fourier = _Fourier(kernel, conv.support())
+    for _ in range(rounds):
+        kernel = fourier.backward(distributed_map(polar_factors, fourier.forward(kernel)) * value)
+    return kernel
+
+
+@torch.no_grad()
+def divide_kernel(conv: Convolution, max_sigma: float) -> Projected:
+    """The kernel scaled by `min(1, max_sigma / bound)`: the seal on its own."""
+    if is_bounded(conv, max_sigma):
+        return Projected(conv, Bracket(0.0, max_sigma), 0.0)
+    sealed, bracket = scale_to_bound(conv, max_sigma)
+    return Projected(sealed, bracket, frobenius_norm(sealed.kernel.double() - conv.kernel.double()))
+
+
+def _sealed(conv: Convolution, kernel: Tensor, max_sigma: float) -> Projected:
+    sealed, bracket = scale_to_bound(conv.from_polyphase(kernel), max_sigma, tolerance=SEAL_TOLERANCE)
+    return Projected(sealed, bracket, frobenius_norm(sealed.kernel.double() - conv.kernel.double()))
+
+
+def frobenius_norm(tensor: Tensor) -> float:
+    """Return the square root of the sum of squares, of entries of any size, as a float64 number."""
+    wide = tensor.double()
+    scale = power_of_two(float(wide.abs().max())) if wide.numel() else 1.0
+    return float((wide / scale).norm()) * scale
+
+
+class _Fourier:
+    """Polyphase kernels like `kernel` to symbols on a small half grid, and back onto the support.
+
+    `shifted` is the grid of the places in the middle between four points.
+    """
+
+    def __init__(self, kernel: Tensor, support: Tensor, oversampling: float = 1.0, *, shifted: bool = False) -> None:
+        self.shape = kernel.shape
+        taps = tuple(kernel.shape[3:])
+        sizes = tuple(1 if k == 1 else math.ceil((2 * k - 1) * oversampling) for k in taps)
+        halves = tuple(2 * n if n > 1 else 1 for n in sizes)
+        starts = [int(shifted and n > 1) for n in halves]
+        index = grid_product([torch.arange(at, n, min(n, 2)) for at, n in zip(starts, halves, strict=True)]).long()
+        index, counts = unique_up_to_sign(index, halves)
+        self.phase = phases(angles(index, halves), taps, kernel)
+        self.real = (counts == 1).repeat_interleave(self.shape[0])
+        self.weights = (counts / math.prod(sizes)).to(kernel.device, kernel.dtype)
+        self.support = support
+
+    def forward(self, kernel: Tensor) -> Tensor:
+        return symbol(kernel, self.phase)
+
+    def backward(self, values: Tensor) -> Tensor:
+        return kernel_from_symbol(values, self.phase, self.weights, self.shape) * self.support
+
+    def clip(self, values: Tensor, max_sigma: float) -> Tensor:
+        """Nearest symbol of norm at most `max_sigma` at every point; real where w = -w, for a quarter of the work."""
+        clipped = torch.empty_like(values)
+        clipped[self.real] = _clip_values(values[self.real].real.contiguous(), max_sigma).to(values.dtype)
+        clipped[~self.real] = distributed_map(lambda part: _clip_values(part, max_sigma), values[~self.real])
+        return clipped
+
+    def inside(self, values: Tensor) -> Tensor:
+        """Nearest symbol of a kernel with the support."""
+        return self.forward(self.backward(values))
+
+
+def _clip_values(matrices: Tensor, max_sigma: float) -> Tensor:
+    """Nearest matrices of norm at most `max_sigma`; those that are within it cost a Cholesky factorisation alone."""
+    wide = matrices.shape[-2] < matrices.shape[-1]
+    tall = matrices.mT if wide else matrices
+    grams = gram(tall)
+    inside = -grams
+    inside.diagonal(dim1=-2, dim2=-1).add_(max_sigma**2)
+    chosen = torch.nonzero(~is_positive_definite(inside)).flatten()
+    if len(chosen) == 0:
+        return matrices
+    clipped = tall.clone()
+    clipped[chosen] = clip_singular_values(tall[chosen], grams[chosen], max_sigma)
+    return clipped.mT if wide else clipped

@@ -1,0 +1,194 @@
+"""The training loop of both training commands: epochs, evaluations and checkpoints, in this order."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from lightning_fabric import Fabric
+
+from svdctl.checkpoint.tensors import digest
+from svdctl.train.trainer import EPOCH, SINCE_RECORD, Trainer
+from svdctl.train.validation import Accuracy, summed
+
+LOOK_EVERY = 0.5
+"""Seconds between two looks at the totals, each of which waits for the device."""
+
+
+class Progress(Protocol):
+    """Who is told how a training goes."""
+
+    def start(self, total_steps: int, done: int) -> None:
+        """Training begins, `done` steps of it made before."""
+
+    def step(self, done: int, metrics: Mapping[str, float]) -> None:
+        """A few times a second."""
+
+    def evaluated(self, metrics: Mapping[str, float]) -> None:
+        """After each evaluation."""
+
+
+@dataclass
+class Loop:
+    """A trainer taken to its last step."""
+
+    trainer: Trainer
+    progress: Progress
+    record: Callable[[str, Mapping[str, float]], None]
+    """Gets `step` or `epoch`, and metrics."""
+    save: Callable[[str], None]
+    """Gets `last`, `best`, `steps` or `interrupted`; the network is sealed, but for `interrupted`."""
+    stop: threading.Event
+    _clock: float = 0.0
+
+    def run(self) -> bool:
+        """Train to the end; whether it was reached."""
+        trainer = self.trainer
+        self.progress.start(trainer.total_steps, trainer.counters.step)
+        trainer.model.train()
+        self._clock = time.perf_counter()
+        if not trainer.counters.epoch_finished and trainer.at_epoch_end:
+            self._finish_epoch()  # it was saved after its last step, and not gone on with
+        while trainer.counters.step < trainer.total_steps:
+            if not self._train_epoch():
+                return False
+            self._finish_epoch()
+        return True
+
+    def _train_epoch(self) -> bool:
+        """Make the steps that the epoch lacks; False when it was stopped and saved among them."""
+        trainer, config = self.trainer, self.trainer.config
+        epoch, start = divmod(trainer.counters.step, trainer.batches.steps_per_epoch)
+        began = self._clock = time.perf_counter()
+        first_step = trainer.counters.step
+        pace = _SyncSchedule(trainer.fabric, first_step)
+        for images, labels in trainer.batches.epoch(epoch, start):
+            trainer.train_step(images, labels, trainer.totals)
+            step = trainer.counters.step
+            last = step >= trainer.total_steps
+            looked = pace.is_due(step) or step % config.log.every_steps == 0 or last
+            if looked:
+                metrics = trainer.read(trainer.totals[SINCE_RECORD], epoch)
+                rate = (step - first_step) / max(time.perf_counter() - began, 1e-9)
+                metrics["images_per_second"] = rate * config.batch_size
+                metrics["seconds_left"] = (trainer.total_steps - step) / rate
+                self.progress.step(step, metrics)
+                if step % config.log.every_steps == 0:
+                    self.record("step", {k: metrics[k] for k in ("epoch", "loss", "orthogonal_loss", "acc", "lr")})
+                    trainer.counters.step_lines += 1
+                    trainer.totals[SINCE_RECORD].zero_()
+            stops = pace.stops(step, looked, self.stop.is_set())
+            if last:
+                break
+            due = config.checkpoint.every_steps is not None and step % config.checkpoint.every_steps == 0
+            if due or stops:
+                trainer.read(trainer.totals[EPOCH], epoch)  # nothing that is not finite is saved
+                self._note_time()
+                if due:
+                    trainer.controller.seal()
+                # A stop at a step that is saved anyway must leave what an undisturbed run leaves.
+                self.save("steps" if due else "interrupted")
+            if stops:
+                return False
+        return True
+
+    def _note_time(self) -> None:
+        """Add the time since the last call to that of the epoch."""
+        now = time.perf_counter()
+        self.trainer.train_time += now - self._clock
+        self._clock = now
+
+    def _finish_epoch(self) -> None:
+        """Evaluate, record and save what is due after an epoch's last step.
+
+        What is saved before the end of this says that the epoch is not finished; resuming does all of it again, to the
+        same bits.
+        """
+        trainer, config, epoch = self.trainer, self.trainer.config, self.trainer.epoch
+        metrics = trainer.read(trainer.totals[EPOCH], epoch)
+        self._note_time()
+        metrics.update(train_time=trainer.train_time, clipping_time=trainer.control_time)
+        last = trainer.counters.step >= trainer.total_steps
+        evaluated = last or (epoch + 1) % config.evaluation.every_epochs == 0
+        saved = last or (epoch + 1) % config.checkpoint.every_epochs == 0
+        if evaluated or saved:
+            trainer.controller.seal()
+        if evaluated:
+            began = time.perf_counter()
+            held_out = trainer.evaluate(trainer.evaluation_data)
+            metrics.update(val_acc=held_out.accuracy, val_loss=held_out.loss)
+            metrics.update(_certified(trainer, held_out), val_time=time.perf_counter() - began)
+            if config.log.singular_values:
+                for row in trainer.controller.report():
+                    metrics[f"sigma/{row.name}"] = row.largest
+                    metrics[f"bound/{row.name}"] = row.bound
+            self.progress.evaluated(metrics)
+        best = evaluated and config.evaluation.select != "last" and self._is_best(metrics)
+        self.record("epoch", metrics)
+        trainer.counters.epoch_finished = True
+        trainer.start_epoch()
+        if best:
+            self.save("best")
+        if saved:
+            self.save("last")
+
+    def _is_best(self, metrics: Mapping[str, float]) -> bool:
+        """Whether this network beats all before it, noted if so; of networks with certificates the safest wins."""
+        counters = self.trainer.counters
+        plain = metrics["val_acc"]
+        accuracy = metrics.get("val_certified_acc", plain)
+        known = (counters.best_accuracy, counters.best_plain_accuracy)
+        # A best.pt that was written after the checkpoint which was resumed comes once more, with its step.
+        if (accuracy, plain) < known or ((accuracy, plain) == known and counters.step != counters.best_step):
+            return False
+        counters.best_accuracy, counters.best_plain_accuracy = accuracy, plain
+        counters.best_step, counters.best_weights = counters.step, digest(self.trainer.model.state_dict())
+        return True
+
+
+class _SyncSchedule:
+    """Which steps are looked at, some two a second: the same in all processes, by the clock of the first one."""
+
+    def __init__(self, fabric: Fabric, step: int) -> None:
+        self._fabric = fabric
+        self._last, self._next = step, step + 1
+        self._when = time.perf_counter()
+
+    def is_due(self, step: int) -> bool:
+        """Whether the totals should be read now."""
+        if self._fabric.world_size == 1:
+            return time.perf_counter() - self._when > LOOK_EVERY
+        return step >= self._next
+
+    def stops(self, step: int, looked: bool, told: bool) -> bool:
+        """Whether any process was told to stop, at steps that are looked at; a process alone knows it at once."""
+        if looked:
+            now = time.perf_counter()
+            rate = (step - self._last) / max(now - self._when, 1e-9)
+            self._last, self._when = step, now
+        if self._fabric.world_size == 1:
+            return told
+        if not looked:
+            return False
+        ahead = max(1, int(rate * LOOK_EVERY)) if self._fabric.is_global_zero else 0
+        say = torch.tensor([told, ahead], dtype=torch.float64, device=self._fabric.device)
+        stop, ahead = map(int, summed(self._fabric, say).tolist())
+        self._next = step + ahead
+        return stop > 0
+
+
+def _certified(trainer: Trainer, held_out: Accuracy) -> dict[str, float]:
+    """What a run with certificates is followed by."""
+    certificate = trainer.config.certificate
+    if certificate is None or held_out.certificates is None or held_out.bound is None:
+        return {}
+    found = {
+        "val_certified_acc": held_out.certificates.certified_accuracy(certificate.epsilon / 255),
+        "val_mean_radius": held_out.certificates.mean_radius,
+        "epsilon": certificate.epsilon,
+        "lipschitz": held_out.bound.value,
+    }
+    deviation = trainer.frame_deviation()
+    return found if deviation is None else {**found, "frame_deviation": deviation}

@@ -1,0 +1,127 @@
+"""Pictures of a run: its curves, its spectra before and after, and its certificates."""
+
+import math
+import os
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from svdctl.utils.run_dir import naming
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture as PNG beside `path`, then rename: a disk that fills leaves the picture that was there.
+
+    Raises:
+        OSError: it cannot be written; it names `path`.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with naming(path):
+            figure.savefig(beside, format="png", dpi=130)
+            beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def plot_curves(records: Sequence[Mapping[str, Any]], path: Path, *, held_out: str) -> None:
+    """Loss, penalty (when there is one) and accuracy by epoch, each in its own panel."""
+    # What is not known, None, is a gap in a curve.
+    records = [{name: math.nan if value is None else value for name, value in record.items()} for record in records]
+    epochs = [record for record in records if record["kind"] == "epoch"]
+    evaluated = [record for record in epochs if {"val_acc", "val_loss"} <= record.keys()]
+    steps = [record for record in records if record["kind"] == "step"]
+    has_penalty = any(record["orthogonal_loss"] > 0 for record in epochs)
+    figure = Figure(figsize=(4.2 * (3 if has_penalty else 2), 3.4), layout="constrained")
+    panels = list(figure.subplots(1, 3 if has_penalty else 2))
+    loss = panels.pop(0)
+    loss.plot([r["step"] for r in steps], [r["loss"] for r in steps], color="0.75", lw=1, label="training, by step")
+    loss.plot([r["step"] for r in epochs], [r["loss"] for r in epochs], marker=".", label="training")
+    loss.plot([r["step"] for r in evaluated], [r["val_loss"] for r in evaluated], marker=".", label=held_out)
+    loss.set(title="cross-entropy", xlabel="step", ylim=(0, None))
+    loss.legend(frameon=False)
+    if has_penalty:
+        penalty = panels.pop(0)
+        penalty.semilogy([r["step"] for r in epochs], [r["orthogonal_loss"] for r in epochs], marker=".")
+        penalty.set(title="penalty on frames", xlabel="step")
+    accuracy = panels.pop(0)
+    accuracy.plot([r["step"] for r in epochs], [100 * r["acc"] for r in epochs], marker=".", label="training")
+    accuracy.plot([r["step"] for r in evaluated], [100 * r["val_acc"] for r in evaluated], marker=".", label=held_out)
+    certified = [r for r in evaluated if {"val_certified_acc", "epsilon"} <= r.keys()]
+    if certified:
+        label = f"{held_out}, certified at {certified[-1]['epsilon']:g}/255"
+        values = [100 * r["val_certified_acc"] for r in certified]
+        accuracy.plot([r["step"] for r in certified], values, marker=".", label=label)
+    accuracy.set(title="accuracy, %", xlabel="step", ylim=(None, 100.5))
+    accuracy.legend(frameon=False)
+    save(figure, path)
+
+
+def plot_spectra(
+    before: Mapping[str, Tensor],
+    after: Mapping[str, Tensor],
+    allowed: Mapping[str, float | None],
+    path: Path,
+    *,
+    skew: Collection[str] = (),
+) -> None:
+    """Singular values against their index, one panel a layer, before and after training, the allowed maximum drawn.
+
+    Args:
+        before, after: values by the layer's name.
+        allowed: the maximum, where there is one.
+        path: the picture's file.
+        skew: layers whose values are those of the skew convolution that they exponentiate.
+    """
+    names = list(after)
+    columns = min(6, max(1, round(len(names) ** 0.5 * 1.3)))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(2.6 * columns, 2.0 * rows + 0.6), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for panel, name in zip(panels, names, strict=False):
+        for values, label, color in ((before[name], "before", "0.65"), (after[name], "after", "tab:blue")):
+            panel.plot(
+                [i / max(1, len(values) - 1) for i in range(len(values))], values.tolist(), color=color, label=label
+            )
+        limit = allowed[name]
+        if limit is not None:
+            panel.axhline(limit, color="tab:red", ls="--", lw=1, label="allowed")
+        panel.set_title(f"{name}, skew" if name in skew else name, fontsize=8)
+        panel.set_ylim(0, None)
+        panel.tick_params(labelsize=7)
+    for panel in panels[len(names) :]:
+        panel.set_axis_off()
+    handles = {
+        label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    title = "singular values by index (0 the largest, 1 the smallest)"
+    if skew:
+        title += "\nskew: of J, where the layer is exp(J) and its own values are 1"
+    figure.suptitle(title, fontsize=9)
+    save(figure, path)
+
+
+def plot_certified(curves: Mapping[str, tuple[Tensor, Tensor]], marks: Sequence[float], path: Path) -> None:
+    """Certified accuracy against the l2 radius, a curve for each network.
+
+    Args:
+        curves: radii in pixels of [0, 1] and the shares that hold from each to the next, by the network's name.
+        marks: radii in 255ths to mark.
+        path: the picture's file.
+    """
+    figure = Figure(figsize=(5.6, 3.8), layout="constrained")
+    panel = figure.subplots()
+    for (name, (radii, shares)), style in zip(curves.items(), ("-", "--", ":", "-.") * len(curves), strict=False):
+        panel.step(radii.tolist(), (100 * shares).tolist(), where="post", label=name, ls=style)
+    for mark in marks:
+        panel.axvline(mark / 255, color="0.85", lw=1, zorder=0)
+        panel.text(mark / 255, 2, f" {mark:g}/255", fontsize=7, color="0.4", rotation=90, ha="right", va="bottom")
+    largest = max([float(radii.max()) for radii, _ in curves.values()] + [max(marks) / 255])
+    panel.set(xlabel="l2 radius, pixels in [0, 1]", ylabel="right and certified, %", ylim=(0, 100))
+    panel.set_xlim(0, 1.02 * largest)
+    panel.legend(frameon=False)
+    save(figure, path)

@@ -1,0 +1,226 @@
+"""One process's part in a training, from the model to the pictures."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from svdctl.checkpoint.checkpoint_file import Checkpoint, fitting, write_checkpoint
+from svdctl.checkpoint.tensors import digest
+from svdctl.config.train_config import TrainConfig
+from svdctl.control import Controller
+from svdctl.data.batches import derived_seed
+from svdctl.distributed.group import Group
+from svdctl.errors import CheckpointError, TrainingError
+from svdctl.layers.batchnorm import share_statistics_
+from svdctl.layers.shapes import input_sizes
+from svdctl.models.build import build_model
+from svdctl.train.loop import Loop, Progress
+from svdctl.train.metrics_log import RunLog, line_digest, make_line
+from svdctl.train.result import TrainingReporter, TrainResult
+from svdctl.train.run_history import History, picked_by, read_best, read_history
+from svdctl.train.run_outcome import finished, interrupted
+from svdctl.train.setup import Parts
+from svdctl.train.spectrum_pictures import spectra
+from svdctl.train.trainer import Trainer
+from svdctl.utils.run_dir import locked
+from svdctl.utils.signals import stop_on_signal
+
+
+class TrainingRun:
+    """A training in its folder.
+
+    Args:
+        config: the whole configuration.
+        parts: the data.
+        fabric: the processes, launched.
+        folder: the run folder, which exists.
+        reporter: who is told.
+    """
+
+    def __init__(
+        self, config: TrainConfig, parts: Parts, fabric: Fabric, folder: Path, reporter: TrainingReporter
+    ) -> None:
+        self.config, self.parts, self.fabric = config, parts, fabric
+        self.folder, self.reporter = folder, reporter
+        self.model = build_model(config, len(parts.train.classes))
+        if fabric.world_size > 1:
+            share_statistics_(self.model)
+        self.sizes = input_sizes(self.model, parts.train.image_shape)
+
+    def execute(
+        self,
+        checkpoint: Checkpoint | None,
+        *,
+        is_current: Callable[[], bool] = lambda: True,
+        needs_best: bool = False,
+    ) -> TrainResult:
+        """Train from the start, or from a checkpoint.
+
+        Args:
+            checkpoint: what was read, before the folder was held.
+            is_current: whether that is still what the folder holds.
+            needs_best: fail, and do not go on, when the network that was picked is lost.
+
+        Raises:
+            TrainingError: another process trains in the folder, or did since the checkpoint was read.
+            CheckpointError: the checkpoint's state does not fit; `best.pt` is lost, where it is needed.
+        """
+        if not self.fabric.is_global_zero:
+            return self._train(checkpoint, needs_best)
+        with locked(self.folder):
+            if not is_current():
+                raise TrainingError(f"another process went on in {self.folder} meanwhile; run the command again")
+            return self._train(checkpoint, needs_best)
+
+    def _train(self, checkpoint: Checkpoint | None, needs_best: bool) -> TrainResult:
+        config = self.config
+        # Made anew from the seed even when resuming: the picture shows the weights before any training.
+        before = spectra(self.model, self.sizes) if self.fabric.is_global_zero else {}
+        history: History | None = None
+        if checkpoint is not None:
+            with fitting(self.folder):
+                history = read_history(checkpoint, self.folder)
+                self.model.load_state_dict({**checkpoint.model, **checkpoint.training["unsealed"]})
+        self.model.to(self.fabric.device)
+        controller = Controller(
+            self.model,
+            config.control,
+            config.batchnorm,
+            sizes=self.sizes,
+            seed=derived_seed(config.seed, "control"),
+            group=Group.of(self.fabric),
+        )
+        if self.fabric.is_global_zero and (enlarged := controller.enlarged_grids()):
+            layers = (f"{name} (input {_by(size)}, grid {_by(grid)})" for name, (size, grid) in enlarged.items())
+            self.reporter.notice(
+                "the paper's clip works on the grid of a layer's input; where that is smaller than the kernel, it is "
+                f"computed on the smallest grid that holds the kernel: {', '.join(layers)}"
+            )
+        self.trainer = Trainer(config, self.model, self.fabric, self.parts.train, self.parts.held_out, controller)
+        if checkpoint is not None and history is not None:
+            with fitting(self.folder):
+                self.trainer.load_state_dict(history.training)
+            self._look_at_best(checkpoint, needs_best)
+        log = None
+        if self.fabric.is_global_zero:
+            if history is not None and history.left_out:
+                self.reporter.notice(
+                    f"{history.left_out} lines of {self.folder / 'metrics.jsonl'} are damaged or foreign; left out"
+                )
+            if history is not None and (lost := self.trainer.counters.step_lines - len(history.steps)) > 0:
+                self.reporter.notice(
+                    f"{self.folder / 'metrics.jsonl'} lacks {lost} of {self.trainer.counters.step_lines} lines about "
+                    "steps, which are lost; those about epochs are in the checkpoint"
+                )
+            flat = config.model_dump(mode="json")
+            log = RunLog(self.folder, config.log, flat, lines=None if history is None else history.lines)
+        try:
+            with stop_on_signal() as stop:
+                completed = Loop(self.trainer, self._progress(), self._record(log), self._save, stop).run()
+        finally:
+            if log is not None:
+                log.close()
+        if completed:
+            result = finished(self.trainer, self.parts, self.folder, before, self.sizes)
+        else:
+            result = interrupted(self.trainer, self.folder)
+        if self.fabric.is_global_zero:
+            self.reporter.finished(result)
+        return result
+
+    def _progress(self) -> Progress:
+        return self.reporter if self.fabric.is_global_zero else _Silent()
+
+    def _look_at_best(self, checkpoint: Checkpoint, needed: bool) -> None:
+        """Say now what is wrong with `best.pt`; one that was written after the checkpoint is the picked one."""
+        counters, fault = self.trainer.counters, None
+        picked: dict[str, Any] = {}
+        if self.config.evaluation.select != "last" and self.fabric.is_global_zero:
+            # Files are the first process's affair: others may not see them.
+            try:
+                data = [self.parts.fingerprint, *[None] * (checkpoint.data is None)]
+                best = read_best(self.folder, self.config, counters, checkpoint.model, data)
+                picked = {"best_weights": digest(best.model)}
+                if (step := int(best.metrics["step"])) != counters.best_step:
+                    accuracy, plain = picked_by(best.metrics)
+                    picked |= {"best_step": step, "best_accuracy": accuracy, "best_plain_accuracy": plain}
+            except CheckpointError as error:
+                if counters.best_step == counters.step and digest(checkpoint.model) == counters.best_weights:
+                    write_checkpoint(self.folder / "best.pt", replace(checkpoint, training={}))
+                elif counters.best_step:
+                    fault = str(error)
+        fault, picked = self.fabric.broadcast((fault, picked))
+        self.trainer.counters = replace(counters, **picked)
+        if fault is None:
+            return
+        if needed:
+            raise CheckpointError(fault)
+        if self.fabric.is_global_zero:
+            self.reporter.notice(
+                f"the network that was picked is lost: {fault}; unless a later epoch is better than step "
+                f"{counters.best_step} was ({counters.best_accuracy:.2%}), the last one is reported instead"
+            )
+
+    def _record(self, log: RunLog | None) -> Callable[[str, Mapping[str, float]], None]:
+        def record(kind: str, metrics: Mapping[str, float]) -> None:
+            line = make_line(kind, self.trainer.counters.step, metrics)
+            if kind == "epoch":
+                self.trainer.epochs.append(line)
+            else:
+                self.trainer.step_digests.append(line_digest(line))
+            if log is not None:
+                log.write(line)
+
+        return record
+
+    def _save(self, kind: str) -> None:
+        """Write a checkpoint: `last`, `steps`, `interrupted` to `last.pt`, `best` to `best.pt`."""
+        unsealed: dict[str, Tensor] = {}
+        if kind == "interrupted":
+            # This seal is not on the run's schedule: what it changes is kept aside, so that resuming is exact.
+            raw = {name: value.clone() for name, value in self.model.state_dict().items()}
+            self.trainer.controller.seal()
+            sealed = self.model.state_dict()
+            unsealed = {name: value for name, value in raw.items() if not torch.equal(value, sealed[name])}
+        training = {} if kind == "best" else {**self.trainer.state_dict(), "unsealed": unsealed}
+        if self.fabric.is_global_zero:
+            counters = self.trainer.counters
+            checkpoint = Checkpoint(
+                self.config,
+                self.parts.train.classes,
+                self.parts.train.image_shape,
+                dict(self.model.state_dict()),
+                training,
+                {
+                    "step": counters.step,
+                    "best_val_acc": counters.best_accuracy,
+                    "best_val_plain_acc": counters.best_plain_accuracy,
+                    "departures": counters.departures,
+                    **({"other_data_until": counters.other_data_until} if counters.other_data_until else {}),
+                },
+                self.parts.fingerprint,
+            )
+            if kind == "last" and self.config.checkpoint.keep:
+                # First: once last.pt is there, this epoch is not gone through again.
+                write_checkpoint(self.folder / f"epoch-{self.trainer.epoch + 1}.pt", checkpoint)
+            write_checkpoint(self.folder / ("best.pt" if kind == "best" else "last.pt"), checkpoint)
+        self.fabric.barrier()
+
+
+def _by(size: tuple[int, ...]) -> str:
+    return " x ".join(map(str, size))
+
+
+class _Silent:
+    """Progress of the processes that do not speak."""
+
+    def start(self, total_steps: int, done: int) -> None: ...
+
+    def step(self, done: int, metrics: Mapping[str, float]) -> None: ...
+
+    def evaluated(self, metrics: Mapping[str, float]) -> None: ...

@@ -1,0 +1,57 @@
+"""When two configurations are one run: equal once everything that cannot change its results is left out."""
+
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from svdctl.config.train_config import TrainConfig
+
+# Precision stays. Numbers of devices and nodes change the order of sums alone.
+WITHOUT_EFFECT = (
+    "name",
+    "out_dir",
+    "log",
+    "data.root",
+    "hardware.accelerator",
+    "hardware.compile",
+    "hardware.channels_last",
+    "checkpoint.keep",
+)
+
+
+def run_hash(config: TrainConfig) -> str:
+    """Twelve hexadecimal digits, equal for configurations of equal results.
+
+    Names, places, logs and kinds of devices are left out. `checkpoint.every_epochs` is left out too when every epoch is
+    evaluated: an evaluation seals the bounds already, so that writing a checkpoint after it changes nothing.
+    """
+    text = json.dumps(_deciding(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def differing(first: TrainConfig, second: TrainConfig) -> list[str]:
+    """Names of the sections by which two configurations are not one run; none where they are."""
+    one, other = _deciding(first), _deciding(second)
+    return [name for name in one | other if one.get(name) != other.get(name)]
+
+
+def config_in(folder: Path) -> TrainConfig | None:
+    """Read `config.toml` of a run folder; None where there is none that can be read, or where it is empty."""
+    try:
+        table = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
+        return TrainConfig.model_validate(table) if table else None
+    except (OSError, ValueError, RecursionError):  # of TOML, of the configuration, of numbers without end
+        return None
+
+
+def _deciding(config: TrainConfig) -> dict[str, Any]:
+    """What decides the results."""
+    table: dict[str, Any] = config.model_dump(mode="json", exclude_none=True)
+    dropped = [*WITHOUT_EFFECT, *(["checkpoint.every_epochs"] if config.evaluation.every_epochs == 1 else [])]
+    for path in dropped:
+        section, _, key = path.rpartition(".")
+        (table[section] if section else table).pop(key, None)
+    table["hardware"].update(devices=1, num_nodes=1)
+    return table

@@ -1,0 +1,175 @@
+"""What a run folder holds of a training so far: its epochs, and the best network."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from svdctl.checkpoint.checkpoint_file import Checkpoint, read_checkpoint
+from svdctl.checkpoint.tensors import digest
+from svdctl.config.train_config import TrainConfig
+from svdctl.errors import CheckpointError
+from svdctl.train.metrics_log import is_line, line_digest, scan_log
+from svdctl.train.trainer import Counters
+
+Data = Sequence[Mapping[str, str] | None]
+
+
+@dataclass(frozen=True)
+class History:
+    """The epochs of a run up to a checkpoint: from the checkpoint; from the log where an older one lacks them."""
+
+    training: dict[str, Any]
+    """The checkpoint's state of training, with what older ones lack."""
+    epochs: list[dict[str, Any]]
+    """Lines of the log about the epochs that are finished."""
+    steps: list[dict[str, Any]]
+    """Lines of the log about steps up to the checkpoint's."""
+    left_out: int
+    """Lines of the log that are damaged, foreign, or contradicted by another about the same step."""
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """All lines that the log should have, in their order."""
+        return sorted([*self.steps, *self.epochs], key=lambda line: (line["step"], line["kind"] == "epoch"))
+
+
+def read_history(checkpoint: Checkpoint, folder: Path) -> History:
+    """Read what is known of a run's epochs.
+
+    A checkpoint of a version that did not keep them is taken as finished where the log tells of the epoch that ends at
+    its step. Where it is not, the sums over the steps of its epoch are not known: not a number.
+
+    Raises:
+        KeyError, TypeError, ValueError: the state of training is not one.
+    """
+    training = checkpoint.training
+    step = int(training["counters"]["step"])
+    lines, left_out = scan_log(folder / "metrics.jsonl")
+    lines = [line for line in lines if line["step"] <= step]
+    steps = _unambiguous([line for line in lines if line["kind"] == "step"], training.get("step_digests"))
+    left_out += sum(line["kind"] == "step" for line in lines) - len(steps)
+    if "epochs" in training:
+        epochs = list(training["epochs"])
+        if not all(is_line(line) and line["kind"] == "epoch" and line["step"] <= step for line in epochs):
+            raise ValueError("its epochs are none")
+        # Of a version without digests, from here on.
+        return History({"step_digests": [*map(line_digest, steps)], **training}, epochs, steps, left_out)
+    epochs = _unambiguous([line for line in lines if line["kind"] == "epoch"], None)
+    left_out += sum(line["kind"] == "epoch" for line in lines) - len(epochs)
+    finished = step == 0 or any(line["step"] == step for line in epochs)
+    totals = torch.zeros(1, 2, 5, dtype=torch.float64)
+    totals[..., :3] = 0.0 if finished else torch.nan
+    seconds = 0.0 if finished else float("nan")
+    return History(
+        {
+            **training,
+            "counters": {**training["counters"], "epoch_finished": finished},
+            "epoch": {"totals": totals, "train_time": seconds, "clipping_time": seconds},
+            "epochs": epochs,
+            "step_digests": [*map(line_digest, steps)],
+        },
+        epochs,
+        steps,
+        left_out,
+    )
+
+
+def _unambiguous(lines: Sequence[dict[str, Any]], digests: Sequence[str] | None) -> list[dict[str, Any]]:
+    """One line a step: those with the digests that a checkpoint has; of older ones, those that no other contradicts."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    known = None if digests is None else frozenset(digests)
+    for line in lines:
+        if known is None or line_digest(line) in known:
+            found.setdefault(line["step"], []).append(line)
+    return [first for first, *others in found.values() if all(other == first for other in others)]
+
+
+def has_ended(epochs: Sequence[Mapping[str, Any]], config: TrainConfig) -> bool:
+    """Whether the last of the epochs is the run's last."""
+    return bool(epochs) and (
+        epochs[-1]["epoch"] >= config.epochs
+        or (config.max_steps is not None and epochs[-1]["step"] >= config.max_steps)
+    )
+
+
+def what_lacks(epochs: Sequence[Mapping[str, Any]], config: TrainConfig, left_out: int = 0) -> str | None:
+    """Say what the lines of a finished run lack; None when all epochs are there with their figures."""
+    there = {line["epoch"] for line in epochs}
+    last = max(there, default=0) if has_ended(epochs, config) else config.epochs
+    missing = last - len(there)
+    partly = sum(line["train_time"] is None or line["clipping_time"] is None or line["loss"] is None for line in epochs)
+    if not missing and not partly:
+        return None
+    parts = []
+    if missing:
+        damaged = f" ({left_out} of its lines are damaged or foreign)" if left_out else ""
+        parts.append(f"metrics.jsonl lacks {missing} of {last} epochs{damaged}")
+    if partly:
+        parts.append(
+            f"of {partly} of {last} epochs only a part is known, since an older version's checkpoint was resumed in it"
+        )
+    return "; ".join(parts)
+
+
+def read_best(
+    folder: Path, config: TrainConfig, counters: Counters, like: Mapping[str, Tensor], data: Data
+) -> Checkpoint:
+    """Read the network that was picked: that of `counters`, or one that was written after the last save.
+
+    The one of `counters` is known by its step and its weights (of an older version's checkpoint, by its step). A later
+    one must be of this run: its configuration, its data, as many departures, and better than the other.
+
+    Args:
+        folder: the run folder.
+        config: the run's configuration.
+        counters: of the last checkpoint.
+        like: a state of the same network.
+        data: fingerprints that a later one may have, None for an older version's.
+
+    Raises:
+        CheckpointError: it is lost, damaged, of another run, or another network than the one that was picked.
+    """
+    path = folder / "best.pt"
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not there")
+    try:
+        best = read_checkpoint(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({(error.strerror or str(error)).lower()})") from error
+    elsewhere = {"hardware": config.hardware, "log": config.log, "data": config.data}
+    shapes = {name: value.shape for name, value in best.model.items()}
+    if best.config.model_copy(update=elsewhere) != config or shapes != {n: value.shape for n, value in like.items()}:
+        raise CheckpointError(f"{path} is of another run")
+    step = best.metrics.get("step", 0)
+    if counters.best_weights:
+        is_picked = step == counters.best_step and digest(best.model) == counters.best_weights
+    else:
+        is_picked = step == counters.best_step > 0 and not best.training
+    if is_picked or _is_later(best, counters, data):
+        return best
+    if step == counters.best_step:
+        raise CheckpointError(f"{path} holds other weights than the network that was picked in step {step:.0f}")
+    raise CheckpointError(f"{path} is of step {step:.0f}, and the network that was picked is of {counters.best_step}")
+
+
+def _is_later(best: Checkpoint, counters: Counters, data: Data) -> bool:
+    """Whether a network was picked by the same run after its last checkpoint, which a kill makes."""
+    step = best.metrics.get("step", 0)
+    return (
+        not best.training
+        and (step > counters.step or (step == counters.step and not counters.epoch_finished))
+        and best.data in data
+        and best.metrics.get("departures", 0) == counters.departures
+        and picked_by(best.metrics) > (counters.best_accuracy, counters.best_plain_accuracy)
+    )
+
+
+def picked_by(metrics: Mapping[str, float]) -> tuple[float, float]:
+    """The accuracies by which the network of `best.pt` was picked, certified before plain."""
+    accuracy = metrics.get("best_val_acc", -1.0)
+    # Older ones do not tell the plain one, which is no smaller.
+    return accuracy, metrics.get("best_val_plain_acc", accuracy)

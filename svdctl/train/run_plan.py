@@ -1,0 +1,97 @@
+"""What a training would do, said before it does it."""
+
+import torch
+
+from svdctl.config.control_config import NoControl
+from svdctl.config.data_config import Folder, Npz
+from svdctl.config.model_config import TT, Free, LipConv, Soc, Sott, Standard, Wrn
+from svdctl.config.train_config import CLASSES, TrainConfig
+from svdctl.models.build import build_model, count_parameters
+
+SELECTION = {
+    "last": "the last epoch counts",
+    "validation": "the validation part picks the best epoch",
+    "test": "the test set picks the best epoch, as in the paper's code",
+}
+
+
+def plan(config: TrainConfig, base: str) -> list[str]:
+    """What a run would do, in five lines or a few more; needs no data."""
+    return [
+        f"base     {base}",
+        f"model    {_model_line(config)}",
+        f"data     {_data_line(config)}",
+        f"control  {_control_line(config)}",
+        f"training {config.epochs} epochs, batch {config.batch_size}, {config.optimizer.kind} "
+        f"lr {config.optimizer.lr:g}, schedule {config.schedule.kind}, seed {config.seed}",
+        f"run      {config.out_dir}/{config.name}-<time>, select: {config.evaluation.select}"
+        + (
+            " (the test set picks the best epoch, as in the paper's code)" if config.evaluation.select == "test" else ""
+        ),
+    ]
+
+
+def model_name(config: TrainConfig) -> str:
+    """The network by its name in the literature."""
+    model = config.model
+    if isinstance(model, LipConv):
+        narrow = "" if model.in_channels == 32 else f" of width {model.in_channels}"
+        return f"LipConvNet-{5 * model.block_size}{narrow}"
+    return f"WRN-{model.depth}-{model.width}" if isinstance(model, Wrn) else "VGG-19"
+
+
+def _model_line(config: TrainConfig) -> str:
+    parameters = _parameters(config)
+    # SOTT is measured against the layer that it compresses, as in the paper.
+    whole = _parameters(
+        config.model_copy(update={"layer": Soc() if isinstance(config.layer, Soc | Sott) else Standard()})
+    )
+    than = "SOC's " if isinstance(config.layer, Sott) else ""
+    compression = f", {whole / parameters:.2f}x smaller than {than}{whole:,}" if parameters != whole else ""
+    heads = "" if config.data.kind in CLASSES else " (counted with 10 classes)"
+    return f"{model_name(config)}, {_layer(config)}; {parameters:,} parameters{compression}{heads}"
+
+
+def _parameters(config: TrainConfig) -> int:
+    """Counted on shapes without numbers; torch's parametrization, as large as the frame, would need numbers."""
+    if isinstance(config.layer, TT | Sott):
+        config = config.model_copy(update={"layer": config.layer.model_copy(update={"frames": Free()})})
+    with torch.device("meta"):
+        return count_parameters(build_model(config, CLASSES.get(config.data.kind, 10)))
+
+
+def _layer(config: TrainConfig) -> str:
+    layer = config.layer
+    if isinstance(layer, Standard):
+        return "ordinary convolutions"
+    if isinstance(layer, Soc):
+        return "SOC convolutions"
+    if isinstance(layer, TT) and layer.rank_scale is not None:
+        rank = f"ranks {layer.rank_scale} of the widths"
+    else:
+        rank = f"ranks {', '.join(map(str, layer.rank))}" if isinstance(layer.rank, tuple) else f"rank {layer.rank}"
+    return f"{layer.kind.upper()} convolutions, {rank}, frames: {layer.frames.kind}"
+
+
+def _data_line(config: TrainConfig) -> str:
+    where = f" {config.data.path}" if isinstance(config.data, Folder | Npz) else ""
+    augment = config.augment
+    changes = ["flip"] * augment.flip + [f"{augment.pad}-padded crop {augment.crop}"] * (augment.crop > 0)
+    return f"{config.data.kind}{where}, augmentation: {', '.join(changes) or 'none'}"
+
+
+def _control_line(config: TrainConfig) -> str:
+    control = config.control
+    parts = ["none"]
+    if isinstance(config.layer, Soc | Sott):
+        parts = [f"none, singular values of {config.layer.kind.upper()} are 1"]
+    elif not isinstance(control, NoControl):
+        parts = [f"{control.kind} convolutions to {control.max_sigma:g} every {control.every_steps} steps"]
+        if control.linear_max is not None:
+            parts.append(f"linear layers to {control.linear_max:g}")
+        parts.append("sealed by proof" if control.procedure == "certified" else "paper's procedure, no seal")
+    if config.batchnorm is not None:
+        parts.append(f"BatchNorm to {config.batchnorm.max_gain:g}")
+    if config.certificate is not None:
+        parts.append(f"certified accuracy at {config.certificate.epsilon:g}/255")
+    return ", ".join(parts)

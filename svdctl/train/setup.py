@@ -1,0 +1,114 @@
+"""What a training needs before it starts: processes and data."""
+
+import inspect
+import logging
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
+from torch.nn.parallel import DistributedDataParallel
+
+from svdctl.config.model_config import STRIDE, LipConv, Vgg
+from svdctl.config.train_config import TrainConfig, too_many_classes
+from svdctl.data.batches import derived_seed
+from svdctl.data.fingerprint import fingerprint
+from svdctl.data.images import ImageData
+from svdctl.data.sources import load as load_data
+from svdctl.data.split import stratified_split
+from svdctl.errors import UsageError
+
+# Buffers need no broadcast: they come from sums over all processes, or from weights that are equal. The option is
+# called broadcast_buffers up to torch 2.11, a name that later ones deprecate.
+_OPTIONS = inspect.signature(DistributedDataParallel).parameters
+_KEEP_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS else "broadcast_buffers": False
+}
+
+
+def launch(config: TrainConfig) -> Fabric:
+    """The processes of a run, started.
+
+    Raises:
+        UsageError: a device that is not there, or a batch smaller than their number.
+    """
+    hardware = config.hardware
+    devices = hardware.devices
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # who has joined is no news
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # of 1x1 kernels, where all do
+    try:
+        fabric = Fabric(
+            accelerator=hardware.accelerator,
+            devices=devices,
+            num_nodes=hardware.num_nodes,
+            precision=None if hardware.precision == "32" else hardware.precision,
+            strategy="auto" if devices == 1 and hardware.num_nodes == 1 else DDPStrategy(**_KEEP_BUFFERS),
+        )
+        processes = getattr(fabric.strategy, "num_processes", 1) * hardware.num_nodes
+        if config.batch_size < processes:
+            raise UsageError(
+                f"a batch of {config.batch_size} leaves nothing for some of {processes} processes; change --batch-size"
+            )
+        fabric.launch()
+    except (RuntimeError, ValueError) as error:
+        if "You set" in str(error):
+            first = str(error).strip().splitlines()[0]
+            raise UsageError(
+                f"--devices and --num-nodes do not fit how the processes were started ({first})"
+            ) from error
+        if "accelerator" in str(error).lower() or "device" in str(error).lower() or "cuda" in str(error).lower():
+            first = str(error).strip().splitlines()[0]
+            raise UsageError(f"--accelerator {hardware.accelerator} is not to be had here ({first[:150]})") from error
+        raise
+    return fabric
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The images of a run: to train on, to follow it by, and to judge it by."""
+
+    train: ImageData
+    held_out: ImageData
+    test: ImageData
+    fingerprint: dict[str, str]
+    """Of the parts as they were loaded, by name."""
+
+
+def load_parts(config: TrainConfig) -> Parts:
+    """The data of a run.
+
+    Raises:
+        DataError: missing or broken data.
+        UsageError: data that the network cannot take.
+    """
+    data = load_data(config.data)
+    _check(config, data.train)
+    select = config.evaluation.select
+    used = {name: part for name, part in data.parts().items() if name != "validation" or select == name}
+    contents = {name: fingerprint(part) for name, part in used.items()}
+    if select == "validation":
+        if data.validation is not None:
+            return Parts(data.train, data.validation, data.test, contents)
+        seed = derived_seed(config.seed, "validation")
+        train, held_out = stratified_split(data.train, config.evaluation.validation_share, seed)
+        return Parts(train, held_out, data.test, contents)
+    return Parts(data.train, data.test, data.test, contents)
+
+
+def _check(config: TrainConfig, data: ImageData) -> None:
+    """What only the data themselves tell: sides and classes that do not suit the network."""
+    _, height, width = data.image_shape
+    faults = []
+    if isinstance(config.model, LipConv):
+        if height % STRIDE or width % STRIDE:
+            faults.append(
+                f"LipConvNet halves its input five times: images of {height} x {width} have sides that {STRIDE} does "
+                "not divide; resize or pad them"
+            )
+        if len(data.classes) > config.model.channels:
+            faults.append(too_many_classes(len(data.classes), config.model))
+    elif isinstance(config.model, Vgg) and min(height, width) < 32:
+        faults.append(f"VGG-19 needs images with sides of 32 or more, not {height} x {width}; resize or pad them")
+    if faults:
+        raise UsageError(faults)

@@ -1,0 +1,246 @@
+"""One controlled training from a configuration to a run folder; `svdctl train` and `svdctl train-lipconv` call it."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from svdctl.checkpoint.checkpoint_file import Checkpoint, fitting, read_checkpoint
+from svdctl.config.command_flags import Command, command_of
+from svdctl.config.presets import to_toml
+from svdctl.config.train_config import CLASSES, TrainConfig
+from svdctl.data.batches import steps_per_epoch
+from svdctl.distributed.failure_detector import together
+from svdctl.errors import CheckpointError, UsageError
+from svdctl.train.result import TrainingReporter, TrainResult
+from svdctl.train.run import TrainingRun
+from svdctl.train.run_hash import config_in, differing
+from svdctl.train.run_history import read_history
+from svdctl.train.run_plan import SELECTION, plan
+from svdctl.train.setup import Parts, launch, load_parts
+from svdctl.train.trainer import Counters
+from svdctl.utils.run_dir import create_run_folder, write_environment, write_text
+
+__all__ = ["CLASSES", "TrainResult", "TrainingReporter", "plan", "resume", "run"]
+
+
+def run(config: TrainConfig, *, base: str, reporter: TrainingReporter) -> TrainResult:
+    """Train from the start in a new run folder.
+
+    Raises:
+        UsageError, DataError: before anything is written.
+        TrainingError: for a loss that is not finite; what was saved stays.
+    """
+    fabric = launch(config)
+    folder: Path | None = None
+    with together(fabric, lambda: _after_loss(config, folder)):
+        with fabric.rank_zero_first(local=True):  # data may have to be downloaded
+            parts = load_parts(config)
+        lines = plan(config, base)
+        folder = fabric.broadcast(create_run_folder(config.out_dir, config.name) if fabric.is_global_zero else None)
+        assert folder is not None
+        lines[-1] = f"run      {folder}, {SELECTION[config.evaluation.select]}"
+        if fabric.is_global_zero:
+            reporter.plan(lines)
+            write_text(folder / "config.toml", to_toml(config))
+            write_environment(folder, str(fabric.device), config.seed)
+        return TrainingRun(config, parts, fabric, folder, reporter).execute(None)
+
+
+def resume(
+    path: Path,
+    *,
+    reporter: TrainingReporter,
+    changes: Mapping[str, Mapping[str, Any]] | None = None,
+    command: Command | None = None,
+    allow_changed_data: bool = False,
+    needs_best: bool = False,
+) -> TrainResult:
+    """Go on where a run folder's `last.pt` stands.
+
+    Args:
+        path: the run folder, or the checkpoint in it.
+        reporter: who is told.
+        changes: fields to override, by section: what has no effect on the results, as devices, log and `data.root`.
+        command: the command that asks, which refuses runs of the other one; None takes both.
+        allow_changed_data: go on though the data are not those that the run was trained on so far.
+        needs_best: fail where the network that was picked is lost; else a sentence says so, and the last one counts.
+
+    Raises:
+        CheckpointError: missing, damaged, of the other command, without a state of training, of another run than the
+            configuration beside it, or other data than then.
+        UsageError, DataError: as in `run`.
+    """
+    folder, file = (path, path / "last.pt") if path.is_dir() else (path.parent, path)
+    _refuse_folders(folder)
+    stamp = _stamp(file)
+    try:
+        checkpoint = read_checkpoint(path)
+    except CheckpointError as error:
+        kept = _newest_epoch(folder) if file.name == "last.pt" else None
+        raise CheckpointError(f"{error}{f'; go on from {kept}, the newest sound one' if kept else ''}") from error
+    config = checkpoint.config
+    own = command_of(config.model.kind)
+    if command is not None and own is not command:
+        raise CheckpointError(command.foreign(str(path)))
+    if not checkpoint.training:
+        raise CheckpointError(f"{path} holds no state of training; resume from {folder / 'last.pt'}")
+    if (beside := config_in(folder)) is not None and (others := differing(config, beside)):
+        raise CheckpointError(
+            f"{file} is of another run than {folder / 'config.toml'} (other {', '.join(others)}), and a run cannot "
+            f"change on its way; restore the files of one run, go on with {file.name} in a folder of its own, or "
+            "remove config.toml if that is what is wrong"
+        )
+    if changes:
+        if "data" in changes and not hasattr(config.data, "root"):
+            raise UsageError(
+                f"--dataset-root is a place of CIFAR; the data of {path} are {config.data.kind}, leave it out"
+            )
+        table = config.model_dump()
+        for section, fields in changes.items():
+            table[section].update(fields)
+        config = TrainConfig.model_validate(table)
+    fabric = launch(config)
+    with together(fabric, lambda: _after_loss(config, folder)):
+        with fabric.rank_zero_first(local=True):  # data may have to be downloaded
+            parts = load_parts(config)
+        notice, changed, judged_anew = _compared(checkpoint, parts, path, allow_changed_data)
+        with fitting(path):
+            picked = int(checkpoint.training["counters"]["best_step"]) if judged_anew else 0
+            checkpoint = _going_on(checkpoint, file, changed, judged_anew)
+        if picked:
+            notice = (
+                f"{notice}; the network that was picked in step {picked} was judged by the others and does not count"
+            )
+        if fabric.is_global_zero:
+            step = int(checkpoint.metrics.get("step", 0))
+            reporter.plan([f"resume   {folder} after step {step}", *plan(config, str(folder / "config.toml"))[1:-1]])
+            if notice is not None:
+                reporter.notice(notice)
+        run = TrainingRun(config, parts, fabric, folder, reporter)
+        return run.execute(checkpoint, is_current=lambda: _stamp(file) == stamp, needs_best=needs_best)
+
+
+def _going_on(checkpoint: Checkpoint, file: Path, changed: str | None, judged_anew: bool) -> Checkpoint:
+    """The checkpoint with what its counters have to tell of going on from it.
+
+    Args:
+        checkpoint: what was read.
+        file: where it stands.
+        changed: what is other in the data, in words.
+        judged_anew: the images that networks are picked by are others, so that earlier accuracies are of no use.
+
+    Raises:
+        KeyError, TypeError, ValueError: the state of training is not one.
+    """
+    counters = dict(checkpoint.training["counters"])
+    step = int(counters["step"])
+    last = counters if file.name == "last.pt" else _counters(file.with_name("last.pt"))
+    if changed or step != last.get("step"):
+        counters["departures"] = max(int(one.get("departures", 0)) for one in (counters, last)) + 1
+    if changed:
+        others = dict.fromkeys([*filter(None, [counters.get("other_data")]), changed])
+        counters |= {"other_data_until": step, "other_data": "; ".join(others)}
+    if judged_anew:
+        none = Counters()
+        names = ("best_accuracy", "best_plain_accuracy", "best_step", "best_weights")
+        counters |= {name: getattr(none, name) for name in names}
+    if checkpoint.data is None:
+        counters["unknown_data_until"] = step
+    return replace(checkpoint, training={**checkpoint.training, "counters": counters})
+
+
+def _counters(file: Path) -> Mapping[str, Any]:
+    """Those in a checkpoint; none where it cannot be read."""
+    try:
+        found = read_checkpoint(file).training.get("counters", {})
+    except CheckpointError:
+        return {}
+    return found if isinstance(found, Mapping) else {}
+
+
+def _compared(checkpoint: Checkpoint, parts: Parts, path: Path, allowed: bool) -> tuple[str | None, str | None, bool]:
+    """What to say of data that are not, or not known to be, those of the checkpoint; and what has changed in them.
+
+    The last is whether the part that networks are picked by has changed.
+
+    Raises:
+        CheckpointError: they have changed, and may not have.
+    """
+    found, then = parts.train, (len(checkpoint.classes), checkpoint.image_shape)
+    if (len(found.classes), found.image_shape) != then:
+        raise CheckpointError(
+            f"the data are not those of {path}: {len(found.classes)} classes of {found.image_shape}, there {then[0]} "
+            f"of {then[1]}; restore the data of the run"
+        )
+    data = parts.fingerprint if checkpoint.data is None else checkpoint.data
+    changed = [name for name in data | parts.fingerprint if data.get(name) != parts.fingerprint.get(name)]
+    where = " and ".join(filter(None, [", ".join(changed[:-1]), *changed[-1:]]))
+    what = f"images, labels or names of classes in the {where} part" if changed else "names of classes"
+    is_other = bool(changed) or found.classes != checkpoint.classes
+    there, here = _steps(checkpoint, path), steps_per_epoch(len(found), checkpoint.config.batch_size)
+    if there not in (None, here):
+        raise CheckpointError(
+            f"the data are not those of {path}: {here} steps an epoch, there {there}; a run cannot change "
+            "that: restore the data of the run, or start a new one"
+        )
+    if is_other and not allowed:
+        raise CheckpointError(
+            f"the data are not those of {path}: other {what}; restore the data of the run, or go on with these by "
+            "--allow-changed-data"
+        )
+    if is_other:
+        parts_of = {
+            "test": "test",
+            "validation": "validation" if "validation" in data | parts.fingerprint else "training",
+        }
+        judged_anew = parts_of.get(checkpoint.config.evaluation.select) in changed
+        return f"the data are not those of {path}: other {what}; the run goes on with these", what, judged_anew
+    unknown = f"{path} does not tell its data: not known whether these are the same"
+    return (unknown if checkpoint.data is None else None), None, False
+
+
+def _refuse_folders(folder: Path) -> None:
+    """Refuse to go on where a file could not be written hours later.
+
+    Raises:
+        CheckpointError: with the folder that is in the place of a file.
+    """
+    for file in (folder / "best.pt", folder / "metrics.jsonl", *sorted(folder.glob("epoch-*.pt"))):
+        if file.is_dir():
+            raise CheckpointError(f"{file} is a folder, in the place of a file of the run; move it away")
+
+
+def _newest_epoch(folder: Path) -> Path | None:
+    """The kept checkpoint of the latest epoch that can be read."""
+    kept = [file for file in folder.glob("epoch-*.pt") if file.stem.removeprefix("epoch-").isdecimal()]
+    for file in sorted(kept, key=lambda file: int(file.stem.removeprefix("epoch-")), reverse=True):
+        if _counters(file):
+            return file
+    return None
+
+
+def _steps(checkpoint: Checkpoint, path: Path) -> int | None:
+    """Steps of an epoch in a checkpoint; None where an older version's does not tell."""
+    with fitting(path):
+        if "steps_per_epoch" in checkpoint.training:
+            return int(checkpoint.training["steps_per_epoch"])
+        epochs = read_history(checkpoint, path if path.is_dir() else path.parent).epochs
+    whole = [line for line in epochs if line["step"] != checkpoint.config.max_steps]
+    return whole[0]["step"] // whole[0]["epoch"] if whole else None
+
+
+def _after_loss(config: TrainConfig, folder: Path | None) -> str:
+    """What to do when a process was lost."""
+    if folder is None or not (folder / "last.pt").exists():
+        return "nothing had been saved yet, run the command again"
+    return f"go on from what was saved with svdctl {command_of(config.model.kind).name} --resume {folder}"
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    """What changes when a file is written anew; None when it cannot be seen."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns

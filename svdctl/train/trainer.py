@@ -1,0 +1,276 @@
+"""A network in training: its steps, its state, and how good it is; the same on a CPU, one GPU or many."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from pydantic import TypeAdapter
+from torch import Tensor, nn
+
+from svdctl.config.command_flags import command_of
+from svdctl.config.train_config import TrainConfig
+from svdctl.control import Controller
+from svdctl.data.batches import Batches
+from svdctl.data.images import ImageData
+from svdctl.errors import ShapeError, TrainingError
+from svdctl.layers.soc import SOC
+from svdctl.layers.sott import SOTT
+from svdctl.layers.stiefel import frame_error
+from svdctl.layers.tt import TTConv2d, orthonormality_penalty
+from svdctl.models.build import build_optimizer, lr_factor, penalty_of
+from svdctl.train.validation import Accuracy, evaluate, summed
+
+TIGHTEN_EVERY = 200
+"""Steps between two times that SOC layers take many power steps for their norms."""
+
+
+@dataclass
+class Counters:
+    """Where a training stands."""
+
+    step: int = 0
+    best_accuracy: float = -1.0
+    """Of the network in `best.pt`: certified where there are certificates, else plain."""
+    best_plain_accuracy: float = -1.0
+    """Its plain accuracy, which decides between equals."""
+    best_step: int = 0
+    best_weights: str = ""
+    """SHA-256 of its weights; empty: not known, or none was picked."""
+    epoch_finished: bool = True
+    """Whether the epoch that `step` is in, or ends, is evaluated, recorded and, where due, in `best.pt`."""
+    other_data_until: int = 0
+    """Step up to which the run was trained on data that have changed since; 0: they have not."""
+    other_data: str = ""
+    """What has changed in them."""
+    unknown_data_until: int = 0
+    """Step up to which it is not known on which data it was trained; 0: all is known."""
+    step_lines: int = 0
+    """Lines about steps that the log was given."""
+    departures: int = 0
+    """How often the run went on with other data, or from an earlier checkpoint than its last one."""
+
+
+EPOCH, SINCE_RECORD = 0, 1
+"""Rows of `Trainer.totals`."""
+
+
+@dataclass
+class Trainer:
+    """A model in training: everything that a checkpoint has to hold, and the steps that change it."""
+
+    config: TrainConfig
+    model: nn.Module
+    fabric: Fabric
+    train_data: ImageData
+    evaluation_data: ImageData
+    controller: Controller
+    counters: Counters = field(default_factory=Counters)
+
+    def __post_init__(self) -> None:
+        device = self.fabric.device
+        self.train_data = self.train_data.to(device)
+        self.evaluation_data = self.evaluation_data.to(device)
+        self.batches = Batches(
+            self.train_data,
+            self.config.batch_size,
+            self.config.seed,
+            self.config.augment,
+            self.fabric.global_rank,
+            self.fabric.world_size,
+        )
+        channels_last = self.config.hardware.channels_last
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.model.to(device).to(memory_format=self._layout)
+        # The raw optimiser is kept: frames carry its momentum along, and checkpoints hold its state.
+        self.optimizer = build_optimizer(self.config.optimizer, self.model)
+        steps = self.config.epochs * self.batches.steps_per_epoch
+        self.total_steps = min(steps, self.config.max_steps or steps)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: lr_factor(self.config.schedule, step, steps, self.config.optimizer.lr)
+        )
+        runnable: Any = torch.compile(self.model) if self.config.hardware.compile else self.model
+        self.runnable, self.stepper = self.fabric.setup(runnable, self.optimizer)
+        self.framed_layers = [module for module in self.model.modules() if isinstance(module, TTConv2d | SOTT)]
+        self._soc_layers = [module for module in self.model.modules() if isinstance(module, SOC)]
+        frames = getattr(self.config.layer, "frames", None)
+        self._retraction = frames.method if frames is not None and frames.kind == "retract" else None
+        self._penalty = penalty_of(self.config)
+        self.epochs: list[dict[str, Any]] = []
+        """The lines of the log about the epochs so far."""
+        self.step_digests: list[str] = []
+        """`line_digest` of each line about steps that the log was given."""
+        self.start_epoch()
+
+    def start_epoch(self) -> None:
+        """Set the sums over an epoch's steps to zero."""
+        # Added to step by step, so that they do not depend on when they are read.
+        self.totals = torch.zeros(2, 5, dtype=torch.float64, device=self.fabric.device)
+        """Of (loss, penalty, correct, images, steps that were not finite): of the epoch, and since the last record."""
+        self.train_time = 0.0
+        """Seconds of the epoch's steps."""
+        self.control_time = 0.0
+        """Seconds of control among them."""
+
+    def train_step(self, images: Tensor, labels: Tensor, totals: Tensor) -> None:
+        """One step; adds (loss, penalty, correct, images, steps that were not finite) to `totals` `(*, 5)`.
+
+        No host sync.
+        """
+        logits = self.runnable(images.contiguous(memory_format=self._layout))
+        # Gradients are averaged over processes, whose shares may differ: this average is the mean over all images.
+        share = self._images_of_all(labels) / self.fabric.world_size
+        loss = F.cross_entropy(logits, labels, reduction="sum") / share
+        penalty = None
+        if self._penalty is not None:
+            penalty = orthonormality_penalty(self.framed_layers, self._penalty.weight, self._penalty.count)
+        total = loss if penalty is None else loss + penalty
+        self.fabric.backward(total)
+        self.stepper.step()
+        self.stepper.zero_grad(set_to_none=True)
+        self.schedule.step()
+        self.counters.step += 1
+        self.counters.epoch_finished = False
+        if self.counters.step % TIGHTEN_EVERY == 0:
+            for soc in self._soc_layers:
+                soc.refine_norm_estimate_()
+        if self._retraction is not None:
+            for layer in self.framed_layers:
+                layer.retract_(self._retraction, self.optimizer)
+        began = time.perf_counter()
+        try:
+            self.controller.after_step(self.counters.step, self.optimizer)
+        except (ShapeError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]  # public, not declared
+            raise self._lost("weights were not finite, or too large to be controlled,") from error
+        self.control_time += time.perf_counter() - began
+        with torch.no_grad():
+            correct = (logits.argmax(1) == labels).sum()
+            zero = torch.zeros_like(loss)
+            totals += torch.stack(
+                [
+                    loss.detach().double() * share,
+                    (zero if penalty is None else penalty.detach()).double() * len(labels),
+                    correct.double(),
+                    (zero + len(labels)).double(),
+                    (~torch.isfinite(total.detach())).double(),
+                ]
+            )
+
+    def _images_of_all(self, labels: Tensor) -> int:
+        """Images of this step in all processes together."""
+        if self.fabric.world_size == 1:
+            return len(labels)
+        return self.batches.count(self.counters.step % self.batches.steps_per_epoch)
+
+    def evaluate(self, data: ImageData) -> Accuracy:
+        """How good the network is on a data set."""
+        return evaluate(
+            self.model,
+            data.to(self.fabric.device),
+            self.fabric,
+            batch_size=2 * self.config.batch_size,
+            memory_format=self._layout,
+            certify=self.config.certificate is not None,
+        )
+
+    def frame_deviation(self) -> float | None:
+        """Largest `||U^T U - I||_2` over all frames; None without frames."""
+        frames = [frame for layer in self.framed_layers for frame in (layer.frame_in, layer.frame_out)]
+        errors = [frame_error(frame.double()) for frame in frames if frame is not None]
+        return float(torch.stack(errors).max()) if errors else None
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the last step, counted from 0."""
+        return min(max(self.counters.step - 1, 0) // self.batches.steps_per_epoch, self.config.epochs - 1)
+
+    @property
+    def at_epoch_end(self) -> bool:
+        """Whether the last step was its epoch's last, or the run's."""
+        step = self.counters.step
+        return step % self.batches.steps_per_epoch == 0 or step >= self.total_steps
+
+    def read(self, totals: Tensor, epoch: int) -> dict[str, float]:
+        """Means of `totals` `(5,)` over its images.
+
+        Raises:
+            TrainingError: when a loss was not finite, or a weight is not.
+        """
+        loss, penalty, correct, count, broken = summed(self.fabric, totals.clone()).tolist()
+        if broken or not self._is_finite():
+            raise self._lost(f"{'loss was' if broken else 'weights were'} not finite")
+        count = max(count, 1.0)
+        return {
+            "epoch": epoch + 1,
+            "epochs": self.config.epochs,
+            "loss": loss / count,
+            "orthogonal_loss": penalty / count,
+            "acc": correct / count,
+            "lr": float(self.schedule.get_last_lr()[0]),
+        }
+
+    def _lost(self, what: str) -> TrainingError:
+        command = command_of(self.config.model.kind)
+        return TrainingError(
+            f"the {what} in or just before step {self.counters.step}; lower the learning rate "
+            f"({command.flag('optimizer.lr')}) or the penalty (--orthogonal-k), or control the singular values "
+            "(--clipping); last.pt is the last good state, if one was written"
+        )
+
+    def _is_finite(self) -> bool:
+        """Whether all weights and statistics are: a gradient that is not shows in no loss before the next step."""
+        state = [value for value in self.model.state_dict().values() if value.is_floating_point() and value.numel()]
+        largest = torch._foreach_norm(state, float("inf"))
+        return bool(torch.isfinite(torch.stack([value.float() for value in largest])).all())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the weights that a resumed training needs; called in all processes."""
+        totals = self.totals.new_zeros(self.fabric.world_size, *self.totals.shape)
+        totals[self.fabric.global_rank] = self.totals
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": {"last_epoch": self.schedule.last_epoch},
+            "controller": self.controller.state_dict(),
+            "counters": dict(vars(self.counters)),
+            "epoch": {
+                "totals": summed(self.fabric, totals).cpu(),
+                "train_time": self.train_time,
+                "clipping_time": self.control_time,
+            },
+            "epochs": [dict(line) for line in self.epochs],
+            "step_digests": [*self.step_digests],
+            "steps_per_epoch": self.batches.steps_per_epoch,
+            # Of 16-mixed on a GPU: the scale of the loss.
+            "precision": self.fabric.strategy.precision.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`.
+
+        Raises:
+            RuntimeError, KeyError, ValueError, TypeError, AttributeError: it is not one of this training.
+        """
+        counters = vars(Counters(**state["counters"]))  # a name that it does not know is an error here
+        # Pydantic takes a dictionary for a dataclass in the strict mode of JSON alone.
+        self.counters = TypeAdapter(Counters).validate_json(json.dumps(counters), strict=True)
+        if state["schedule"]["last_epoch"] != self.counters.step:
+            raise ValueError("its schedule is not at its step")
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.last_epoch = state["schedule"]["last_epoch"]
+        self.schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+        self.controller.load_state_dict(state["controller"])
+        if state.get("precision"):
+            self.fabric.strategy.precision.load_state_dict(state["precision"])
+        self.epochs = [dict(line) for line in state["epochs"]]
+        self.step_digests = [*state["step_digests"]]
+        # Each process goes on with its own sums; where their number has changed, the first one has them all.
+        totals, rank = state["epoch"]["totals"], self.fabric.global_rank
+        if len(totals) != self.fabric.world_size:
+            totals, rank = torch.stack([totals.sum(0), torch.zeros_like(totals[0])]), min(rank, 1)
+        self.totals.copy_(totals[rank])
+        self.train_time = float(state["epoch"]["train_time"])
+        self.control_time = float(state["epoch"]["clipping_time"])

@@ -1,0 +1,89 @@
+"""Loss, accuracy and certified radii of a network on a data set, each process taking its share."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from svdctl.certificates import Certificates, Certifier, LipschitzBound
+from svdctl.data.batches import evaluation_batches
+from svdctl.data.images import ImageData
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """What a network makes of a data set."""
+
+    loss: float
+    """Mean cross-entropy."""
+    accuracy: float
+    """Share of right answers."""
+    certificates: Certificates | None = None
+    """Of every image in its order, when they were asked for."""
+    bound: LipschitzBound | None = None
+    """The network's constant behind them."""
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    data: ImageData,
+    fabric: Fabric,
+    *,
+    batch_size: int,
+    memory_format: torch.memory_format,
+    certify: bool = False,
+) -> Accuracy:
+    """Run the network in evaluation mode, in the run's precision; its mode is left as it was.
+
+    Args:
+        model: pixels to logits, on the processes' devices.
+        data: the whole data set, on the device, in every process.
+        fabric: the processes.
+        batch_size: images of one pass over all processes together.
+        memory_format: layout of the images.
+        certify: answers with certificates, in float64 whatever the run's precision: a proof is about one arithmetic.
+
+    Raises:
+        ShapeError: certificates of a network with an operation that has no rule.
+    """
+    training = model.training
+    model.eval()
+    certifier = Certifier(model, data.image_shape) if certify else None
+    rank, world = fabric.global_rank, fabric.world_size
+    mine = ImageData(data.images[rank::world], data.labels[rank::world], data.classes)
+    totals = torch.zeros(2, dtype=torch.float64, device=fabric.device)
+    radii = torch.zeros(len(data), dtype=torch.float64, device=fabric.device)
+    correct = torch.zeros_like(radii)
+    place = rank
+    for images, labels in evaluation_batches(mine, max(1, batch_size // world)):
+        batch = images.contiguous(memory_format=memory_format)
+        here = slice(place, place + world * len(labels), world)
+        place += world * len(labels)
+        if certifier is not None:
+            logits = certifier.logits(batch)
+            radii[here] = certifier.radii(logits, labels)
+        else:
+            with fabric.autocast():
+                logits = model(batch).float()
+        correct[here] = (logits.argmax(1) == labels).double()
+        loss = F.cross_entropy(logits, labels, reduction="sum").double()
+        totals += torch.stack([loss, torch.full_like(loss, len(labels))])
+    model.train(training)
+    loss_sum, count = summed(fabric, totals).tolist()
+    # Each process has filled its own places of the vectors: their sums are the whole.
+    right = summed(fabric, correct).cpu() > 0
+    accuracy = float(right.double().mean())
+    if certifier is None:
+        return Accuracy(loss_sum / count, accuracy)
+    proved = Certificates(summed(fabric, radii).cpu(), right)
+    return Accuracy(loss_sum / count, accuracy, proved, certifier.bound)
+
+
+def summed(fabric: Fabric, values: Tensor) -> Tensor:
+    """The sum over all processes."""
+    total = fabric.all_reduce(values, reduce_op="sum")
+    assert isinstance(total, Tensor)
+    return total

@@ -1,0 +1,125 @@
+"""The folder of one run: made so that no two runs share it, held by a lock while a process trains in it."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from svdctl.errors import TrainingError, UsageError
+from svdctl.utils.lock import held, link_in
+from svdctl.utils.machine import processor
+
+PACKAGES = ("svdctl", "torch", "torchvision", "lightning-fabric", "numpy", "pydantic")
+
+
+def create_run_folder(parent: Path, name: str) -> Path:
+    """A new folder `<name>-<time>` below `parent`; a number is added while the name is taken."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for number in range(1, 10_000):
+        folder = parent.expanduser() / (f"{name}-{stamp}" if number == 1 else f"{name}-{stamp}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError as error:
+            if not parent.expanduser().is_dir():
+                raise UsageError(f"{parent} is a file; give --out-dir a folder") from error
+            continue
+        except OSError as error:
+            raise UsageError(
+                f"no run folder can be made under {parent} ({error.strerror}); give another --out-dir"
+            ) from error
+        return folder
+    raise UsageError(f"{parent} holds ten thousand runs of this second; give another --out-dir or --name")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run folder, and clear away what a killed process left half written in it.
+
+    Raises:
+        TrainingError: another process holds it, it cannot be written, or a link in it leads elsewhere.
+    """
+    if link := link_in(folder):
+        raise TrainingError(f"{link} is a link to {link.readlink()}; give the folder itself, with plain files in it")
+    with ExitStack() as stack:
+        try:
+            mine = stack.enter_context(held(folder / ".lock"))
+            for left in folder.glob(".*.part") if mine else ():
+                left.unlink()
+        except OSError as error:
+            raise TrainingError(
+                f"nothing can be written in {folder} ({(error.strerror or str(error)).lower()}); make it writable, or "
+                "go on in a copy of it"
+            ) from error
+        if not mine:
+            raise TrainingError(f"another process trains in {folder}; wait for it, or stop it first")
+        yield
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Around the writing of a file: the system names it when it cannot be opened, not when the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside, then rename; bytes in the names of files that are no UTF-8 are escaped."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with naming(path):
+            beside.write_text(text, encoding="utf-8", errors="backslashreplace")
+            beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def environment(device: str, seed: int) -> dict[str, Any]:
+    """What a run ran on."""
+    return {
+        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "platform": platform.platform(),
+        "processor": processor(),
+        "processors": os.cpu_count(),
+        "device": device,
+        "seed": seed,
+        "commit": _commit(),
+        "command": sys.argv,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def write_environment(folder: Path, device: str, seed: int) -> None:
+    """Write `environment.json`."""
+    write_text(folder / "environment.json", json.dumps(environment(device, seed), indent=2) + "\n")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the source tree that is running, when it is a checkout."""
+    source = Path(__file__).parent.parent
+    if not (source / ".git").exists():
+        return None
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(source), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()

@@ -1,0 +1,48 @@
+"""svdctl's own checkpoints, read as any other file of weights."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from svdctl.checkpoint.checkpoint_file import Checkpoint, load, write_checkpoint
+from svdctl.checkpoint.stored_layers import stored_layers
+from svdctl.checkpoint.weight_file import read_tensors
+from svdctl.config.model_config import TT, Parametrize, Retract, Wrn
+from svdctl.config.train_config import TrainConfig
+from svdctl.errors import CheckpointError
+from svdctl.layers.layer_operator import is_controllable, operator_of
+from svdctl.models.build import build_model
+from svdctl.spectral import singular_values
+
+
+@pytest.mark.parametrize("frames", [Retract(), Parametrize()])
+def test_a_checkpoint_and_the_layers_in_it(frames: Retract | Parametrize, tmp_path: Path) -> None:
+    config = TrainConfig(model=Wrn(depth=10, width=1), layer=TT(rank=8, frames=frames))
+    model = build_model(config, 10)
+    state = {"optimizer": {"momentum": torch.ones(3, 3, 3, 3)}}
+    write_checkpoint(
+        tmp_path / "last.pt",
+        Checkpoint(config, tuple("0123456789"), (3, 32, 32), model.state_dict(), state, {"acc": 0.5}),
+    )
+    found = read_tensors(tmp_path)
+    assert (found.format, found.wrapping, found.alternatives) == ("svdctl", "", ())
+    assert list(found.tensors) == list(model.state_dict())
+    assert found.extra["image_shape"] == [3, 32, 32]
+    layers = {layer.name: layer for layer in stored_layers(found.tensors)}
+    assert not [layer.reason for layer in layers.values() if layer.reason]
+    for name, module in load(tmp_path).named_modules():
+        if is_controllable(module):
+            conv = layers[name].convolution
+            assert conv is not None
+            wanted = operator_of(module)
+            strided = replace(conv, stride=wanted.stride)
+            values = [singular_values(operator, (4,) * conv.axes) for operator in (strided, wanted)]
+            torch.testing.assert_close(*values, rtol=1e-4, atol=1e-5, check_dtype=False)
+
+
+def test_a_state_that_is_not_there(tmp_path: Path) -> None:
+    torch.save({"format": "svdctl.checkpoint", "version": 1, "metrics": {}}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"a\.pt has no weights under 'model'"):
+        read_tensors(tmp_path / "a.pt")

@@ -1,0 +1,102 @@
+"""Pictures hold what they say, and survive what data may be like."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from svdctl.evaluate.corruption_metric import summary
+from svdctl.evaluate.corruptions import CORRUPTIONS
+from svdctl.evaluate.evaluation_plots import plot_certified, plot_corruptions, plot_reliability
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are saved."""
+    figures: list[Figure] = []
+    real = Figure.savefig
+
+    def keep(figure: Figure, *arguments: Any, **named: Any) -> None:
+        figures.append(figure)
+        real(figure, *arguments, **named)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures
+
+
+def is_a_picture(path: Path) -> bool:
+    pixels = np.asarray(Image.open(path).convert("L"))
+    return min(pixels.shape) > 300 and float(pixels.std()) > 5
+
+
+def reliability_results(counts: list[int], temperature: dict[str, Any] | None = None) -> dict[str, Any]:
+    bins = len(counts)
+    return {
+        "ece": 0.1,
+        "temperature": temperature,
+        "bins": {
+            "edges": [index / bins for index in range(bins + 1)],
+            "counts": counts,
+            "confidence": [(index + 0.5) / bins if count else 0.0 for index, count in enumerate(counts)],
+            "accuracy": [(index + 0.2) / bins if count else 0.0 for index, count in enumerate(counts)],
+        },
+    }
+
+
+@pytest.mark.parametrize("counts", [[1] * 15, [0] * 14 + [40], [5, 0, 0, 7, 9]])
+def test_reliability_shows_the_bins_that_hold_something(counts: list[int], tmp_path: Path, drawn: list[Figure]) -> None:
+    temperature = {"determined": True, "value": 1.5, "ece": 0.05}
+    plot_reliability(reliability_results(counts, temperature), "a/last", tmp_path / "x.png")
+    assert is_a_picture(tmp_path / "x.png")
+    above, below = drawn[0].axes
+    assert len(above.patches) == sum(count > 0 for count in counts)
+    assert sum(patch.get_height() for patch in below.patches) == pytest.approx(1)
+    assert "10.00%" in above.get_title()
+    assert "5.00% at temperature 1.50" in above.get_title()
+
+
+@pytest.mark.parametrize(
+    ("names", "severities"), [(list(CORRUPTIONS), (1, 2, 3, 4, 5)), (["fog"], (3,)), (["saturate"], (1, 5))]
+)
+def test_corruptions_are_bars_for_each_severity(
+    names: list[str], severities: tuple[int, ...], tmp_path: Path, drawn: list[Figure]
+) -> None:
+    correct = {f"{name} {s}": 10 * s + place for place, name in enumerate(names) for s in severities}
+    results = {**summary({**correct, "natural": 90}, names, severities, 100), "source": "drawn"}
+    plot_corruptions(results, "a/last", tmp_path / "x.png")
+    assert is_a_picture(tmp_path / "x.png")
+    first, *rest = drawn[0].axes
+    assert len(rest) == len(severities)
+    for panel, severity in zip(rest, severities, strict=True):
+        widths = [patch.get_width() for patch in panel.patches]
+        assert widths == pytest.approx([correct[f"{name} {severity}"] / 100 for name in names])
+    assert [label.get_text() for label in first.get_yticklabels()] == [name.replace("_", " ") for name in names]
+
+
+def test_nothing_is_drawn_of_no_corruption(tmp_path: Path) -> None:
+    plot_corruptions({**summary({"natural": 9}, [], (1,), 10), "source": "drawn"}, "a", tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_the_certified_curve_lies_below_the_empirical_one(tmp_path: Path, drawn: list[Figure]) -> None:
+    radii = [0.0, 0.0, 0.1, 0.2, 0.3, 0.6]
+    attack = {"nearest": [0.0, 0.25, 0.45], "eps": 0.5, "count": 6, "robust_accuracy": 0.5}
+    plot_certified(radii, (36, 108), 2.0, "a/last", tmp_path / "x.png", attack)
+    assert is_a_picture(tmp_path / "x.png")
+    panel = drawn[0].axes[0]
+    certified, empirical = (dict(zip(*line.get_data(), strict=True)) for line in panel.get_lines()[:2])
+    assert certified == pytest.approx({0.0: 4 / 6, 0.1: 3 / 6, 0.2: 2 / 6, 0.3: 1 / 6, 0.6: 0.0})
+    assert empirical[0.25] == pytest.approx(4 / 6)
+    assert empirical[0.45] == pytest.approx(3 / 6)
+    assert empirical[0.5] == 0.5
+
+
+@pytest.mark.parametrize("radii", [[0.0, 0.0], [1e-9, 0.0], [50.0, 50.0]])
+def test_vacuous_and_perfect_certificates_are_drawn(radii: list[float], tmp_path: Path, drawn: list[Figure]) -> None:
+    plot_certified(radii, (36, 255), 1e9, "a/last", tmp_path / "x.png", None)
+    assert is_a_picture(tmp_path / "x.png")
+    texts = [text.get_text() for text in drawn[0].axes[0].texts]
+    assert ("nothing is certified at these radii" in texts) == (max(radii) < 1)

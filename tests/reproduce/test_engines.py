@@ -1,0 +1,277 @@
+"""Engines give every job one outcome; lost workers are replaced; the driver leaves what others hold for later."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from svdctl.config.presets import to_toml
+from svdctl.config.table_config import Request
+from svdctl.errors import Interrupted, UsageError
+from svdctl.reproduce import reproduction as module
+from svdctl.reproduce.execute import Job, Outcome
+from svdctl.reproduce.executors import ATTEMPTS, Processes
+from svdctl.reproduce.plan import Plan, make_plan
+from svdctl.reproduce.ray_executor import OnRay
+from svdctl.reproduce.reproduction import check_disk, disk_needed, drive, everywhere, make_engine
+from svdctl.reproduce.run_store import RunStore
+from svdctl.reproduce.static_figures import run_bytes
+from svdctl.reproduce.table_results import RunFigures
+
+
+@pytest.fixture
+def jobs(planned: Callable[..., Plan]) -> list[Job]:
+    plan = planned(seeds=(1, 2))
+    store = RunStore(plan.request.out_dir)
+    store.prepare()
+    return [Job(run, store) for run in plan.runs()]
+
+
+class Scripted:
+    """An engine of one place whose outcomes are given, by job and attempt."""
+
+    def __init__(self, script: dict[str, list[str]]) -> None:
+        self.script, self.order = script, list[str]()
+        self.outcomes: list[Outcome] = []
+
+    def has_room(self) -> bool:
+        return not self.outcomes
+
+    def submit(self, job: Job) -> None:
+        self.order.append(job.run.id)
+        state = self.script.get(job.run.id, ["done"]).pop(0)
+        self.outcomes.append(Outcome(job.run.id, state))  # type: ignore[arg-type]
+
+    def wait(self, seconds: float) -> list[Outcome]:
+        outcomes, self.outcomes = self.outcomes, []
+        return outcomes
+
+    def active(self) -> int:
+        return len(self.outcomes)
+
+    def stop(self) -> None: ...
+
+
+def states(jobs: Sequence[Job], engine: Scripted) -> dict[str, str]:
+    return {outcome.id: outcome.state for outcome in drive(jobs, engine, jobs[0].store, print, print)}
+
+
+def test_a_failed_row_does_not_stop_the_others_and_a_busy_one_comes_again(jobs: list[Job]) -> None:
+    a, b, c, d = (job.run.id for job in jobs)
+    engine = Scripted({a: ["failed"], b: ["busy", "done"]})
+    with patch.object(module.time, "sleep"), patch.object(module, "BUSY_PAUSE", 0.0):
+        assert states(jobs, engine) == {a: "failed", b: "done", c: "done", d: "done"}
+    assert engine.order == [a, b, c, d, b]
+
+
+def test_a_stopped_row_ends_the_work(jobs: list[Job]) -> None:
+    engine = Scripted({jobs[1].run.id: ["interrupted"]})
+    with patch.object(module.time, "sleep"), pytest.raises(Interrupted):
+        states(jobs, engine)
+    assert len(engine.order) == 2
+
+
+def test_a_folder_that_another_command_holds_is_not_asked_for_without_end(jobs: list[Job]) -> None:
+    key = jobs[0].run.id
+    engine, said = Scripted({key: ["busy"] * 3 + ["done"]}), list[str]()
+    with patch.object(module, "BUSY_PAUSE", 2.0), patch.object(module, "time", Clock()) as clock:
+        assert [outcome.id for outcome in drive(jobs[:1], engine, jobs[0].store, said.append, print)] == [key]
+    assert clock.now >= 6
+    assert said == [f"another command works on {jobs[0].run.config.name}: waiting for it"]
+
+
+class Clock:
+    """Time that passes by sleeping alone."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    time = monotonic
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_what_another_command_holds_is_waited_for(jobs: list[Job]) -> None:
+    store = jobs[0].store
+    said: list[str] = []
+    held = store.lock(jobs[0].run.key)
+    held.__enter__()
+    naps = []
+
+    def nap(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 5:
+            held.__exit__(None, None, None)
+
+    engine = Scripted({})
+    with patch.object(module.time, "sleep", nap):
+        order = [outcome.id for outcome in drive(jobs, engine, store, said.append, print)]
+    assert order[-1] == jobs[0].run.id
+    assert len(order) == 4
+    assert len(said) == 1
+    assert "waiting for it" in said[0]
+
+
+OUTCOME = 'print(\'noise\'); print(\'{"id": "%s", "state": "done"}\')'
+
+
+class Fake(Processes):
+    def __init__(self, count: int, code: str, gpus: list[str] | None = None) -> None:
+        super().__init__(count, gpus or [])
+        self.command = (sys.executable, "-c", code)
+
+
+def finish(engine: Processes, count: int) -> list[Outcome]:
+    found: list[Outcome] = []
+    until = time.monotonic() + 30
+    while len(found) < count and time.monotonic() < until:
+        found += engine.wait(1.0)
+    return found
+
+
+def test_a_lost_worker_is_replaced(jobs: list[Job], tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    code = (
+        "import os, pathlib, signal, sys; sys.stdin.read()\n"
+        f"marks = pathlib.Path({str(marks)!r}); (marks / str(os.getpid())).touch()\n"
+        "if len(list(marks.iterdir())) < 3: os.kill(os.getpid(), signal.SIGKILL)\n" + OUTCOME % jobs[0].run.id
+    )
+    engine = Fake(1, code)
+    engine.submit(jobs[0])
+    (outcome,) = finish(engine, 1)
+    assert (outcome.id, outcome.state) == (jobs[0].run.id, "done")
+    assert len(list(marks.iterdir())) == 3
+    assert engine.active() == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "killed by signal 9"),
+        ("import sys; print('why', file=sys.stderr); sys.exit(3)", "exit code 3: why"),
+        ("print('no outcome')", "exit code 0"),
+    ],
+)
+def test_a_worker_that_keeps_failing_is_a_failed_row(jobs: list[Job], code: str, words: str) -> None:
+    engine = Fake(2, code)
+    with patch.object(engine, "submit", wraps=engine.submit) as submit:
+        engine.submit(jobs[0])
+        (outcome,) = finish(engine, 1)
+    assert submit.call_count == (ATTEMPTS if "kill" in code else 1)
+    assert outcome.state == "failed"
+    assert words in str(outcome.figures.reason)
+    assert jobs[0].store.read_status(jobs[0].run.key)["state"] == "failed"
+
+
+def test_workers_share_threads_and_have_their_own_gpu(jobs: list[Job]) -> None:
+    code = (
+        "import os, sys, json; job = json.load(sys.stdin)\n"
+        "said = os.environ.get('OMP_NUM_THREADS') + ' ' + os.environ.get('CUDA_VISIBLE_DEVICES', '-')\n"
+        "print(json.dumps({'id': 'x', 'state': 'done', 'figures': {'reason': said}}))"
+    )
+    cores = len(os.sched_getaffinity(0))
+    engine = Fake(2, code, ["4", "7"])
+    for job in jobs[:2]:
+        engine.submit(job)
+    assert not engine.has_room()
+    said = {str(outcome.figures.reason) for outcome in finish(engine, 2)}
+    assert said == {f"{max(1, cores // 2)} 4", f"{max(1, cores // 2)} 7"}
+    assert engine.has_room()
+
+
+def test_workers_do_not_hear_the_terminal(jobs: list[Job]) -> None:
+    engine = Fake(1, "import time; time.sleep(600)")
+    engine.submit(jobs[0])
+    assert os.getpgid(engine._workers[0].process.pid) != os.getpgid(0)
+    engine.stop()
+
+
+def test_a_folder_without_a_checkpoint_needs_its_whole_space(jobs: list[Job]) -> None:
+    run, store = jobs[0].run, jobs[0].store
+    folder = store.out_dir / "begun"
+    folder.mkdir()
+    (folder / "config.toml").write_text(to_toml(run.config))
+    whole = disk_needed([run], store)
+    assert whole > 0
+    (folder / "last.pt").write_bytes(b"")
+    assert disk_needed([run], store) == 0
+    config = run.config.model_copy(
+        update={"checkpoint": run.config.checkpoint.model_copy(update={"keep": True, "every": 1})}
+    )
+    assert run_bytes(config) > run_bytes(run.config)
+
+
+def test_stopping_ends_the_workers(jobs: list[Job]) -> None:
+    engine = Fake(2, "import time; time.sleep(600)")
+    for job in jobs[:2]:
+        engine.submit(job)
+    processes = [worker.process for worker in engine._workers]
+    engine.stop()
+    assert all(process.poll() is not None for process in processes)
+    assert engine.active() == 0
+
+
+def test_ray_that_is_not_there_is_a_sentence(planned: Callable[..., Plan]) -> None:
+    with patch.dict(sys.modules, {"ray": None}), pytest.raises(UsageError, match=r"pip install 'svdctl\[ray\]'"):
+        make_engine(planned(engine="ray").request, print)
+    with pytest.raises(UsageError, match="add --engine ray"):
+        make_engine(planned(address="auto").request, print)
+
+
+def test_paths_are_absolute_for_a_cluster() -> None:
+    request = everywhere(
+        Request(tables=("table2",), out_dir=Path("runs"), reuse=(Path("a"),), cifar_c_root=Path("c"), engine="ray")
+    )
+    for path in (request.out_dir, *request.reuse, request.cifar_c_root):
+        assert path is not None
+        assert path.is_absolute()
+
+
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        ({}, {"root": Path.cwd() / "data"}),
+        ({"set": ("data.root=/mnt/cifar",)}, {"root": Path("/mnt/cifar")}),
+        ({"set": ("data.root=/mnt/cifar",), "dataset_root": Path("d")}, {"root": Path.cwd() / "d"}),
+        ({"set": ("data.kind=npz", "data.path=my.npz")}, {"path": Path.cwd() / "my.npz"}),
+        ({"set": ("data.kind=folder", "data.path=my")}, {"path": Path.cwd() / "my"}),
+    ],
+)
+def test_data_are_where_they_were_given_on_every_machine(words: dict[str, Any], place: dict[str, Path]) -> None:
+    request = everywhere(Request(tables=("table2",), rows=("none-full",), engine="ray", **words))
+    data = make_plan(request).runs()[0].config.data
+    assert {name: getattr(data, name) for name in place} == place
+
+
+def test_no_cluster_at_the_address_is_a_sentence() -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(UsageError, match="no Ray cluster answers"):
+        OnRay("127.0.0.1:1")
+
+
+def test_a_plan_that_the_disk_cannot_hold_is_refused_before_training(jobs: list[Job]) -> None:
+    runs = [job.run for job in jobs]
+    check_disk(runs, jobs[0].store)
+    with (
+        patch.object(module.shutil, "disk_usage", return_value=type("Usage", (), {"free": 1000})),
+        pytest.raises(UsageError, match=r"the plan needs 0\.\d GB .* are free; .*--out-dir"),
+    ):
+        check_disk(runs, jobs[0].store)
+
+
+def test_figures_survive_the_way_from_a_worker(jobs: list[Job]) -> None:
+    from pydantic import TypeAdapter
+
+    outcome = Outcome("x", "done", RunFigures({"accuracy": 0.1 + 0.2}, ("a", "b"), "f", None))
+    adapter = TypeAdapter(Outcome)
+    assert adapter.validate_json(adapter.dump_json(outcome)) == outcome

@@ -1,0 +1,234 @@
+"""What a finished table looks like in every format: marks, spreads, differences, footnotes, reasons."""
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from svdctl.cli.reproduce_text import aligned
+from svdctl.config.table_config import Request
+from svdctl.reproduce.paper_numbers import read_paper_numbers
+from svdctl.reproduce.plan import Plan
+from svdctl.reproduce.table_files import write_table
+from svdctl.reproduce.table_renderers import as_json, comma_separated, latex, markdown, tex
+from svdctl.reproduce.table_results import Results, RunFigures, assemble
+
+OWN = "Corruptions are svdctl's own."
+SEALED = "Sealed, 100 % & proved_."
+
+
+def results(plan: Plan, *, paper: Path | None = None, failed: bool = True) -> Results:
+    """Two rows, two seeds; the second row's second seed failed."""
+    table = plan.tables[0]
+    figures: dict[str, RunFigures] = {}
+    for position, row in enumerate(table.rows):
+        for number, run in enumerate(row.runs):
+            value = 0.9 - 0.1 * position + 0.02 * number
+            values = {"accuracy": value, "cifar-c": value - 0.1, "ece": 0.05, "autoattack": 0.4, "control-time": 0.031}
+            if failed and position == number == 1:
+                figures[run.id] = RunFigures(reason="the loss was not finite")
+            else:
+                notes = (OWN, SEALED) if position else (OWN,)
+                figures[run.id] = RunFigures(values, notes, f"runs/{position}-{number}")  # type: ignore[arg-type]
+    numbers = read_paper_numbers(paper, plan.tables) if paper else {}
+    return assemble(table, figures, numbers)
+
+
+@pytest.fixture
+def paper(tmp_path: Path) -> Path:
+    path = tmp_path / "paper.toml"
+    path.write_text("[tiny.none-full]\naccuracy = 90.0\nautoattack = 41\n[table9.x]\naccuracy = 3\n")
+    return path
+
+
+def test_markdown_holds_means_spreads_notes_and_reasons(planned: Callable[..., Plan], paper: Path) -> None:
+    text = markdown(results(planned(seeds=(1, 2)), paper=paper))
+    assert text.startswith("# Tiny networks\n\nMean and standard deviation over 2 seeds (1, 2).\n")
+    first, second = (line for line in text.splitlines() if line.startswith(("| no control", "| divide")))
+    assert "| 91.00 ± 1.41 (paper 90.00, +1.00) |" in first
+    assert "| 40.00 ± 0.00 (paper 41.00, -1.00) |" in first
+    assert "| 1.00x |" in first
+    assert first.startswith("| no control & full_width | ")
+    assert second.startswith("| divide, TT 8 (1 of 2 seeds) [1] | ")
+    assert "| 80.00 |" in second  # one seed is left, and has no spread
+    assert f"- [1] {SEALED}\n- {OWN}\n" in text
+    assert "- divide-tt8, seed 2: the loss was not finite\n" in text
+
+
+@pytest.mark.parametrize(
+    ("kept", "mark"),
+    [
+        (("", ""), ""),
+        (("kept", "kept"), "kept"),
+        (("kept", ""), "kept for 1 of 2 seeds"),
+        (("kept", "kept, no checksum"), "kept, no checksum"),
+    ],
+)
+def test_a_figure_of_an_earlier_call_is_marked_in_every_format(
+    planned: Callable[..., Plan], kept: tuple[str, str], mark: str
+) -> None:
+    table = planned(seeds=(1, 2)).tables[0]
+    figures = {
+        run.id: RunFigures({"accuracy": 0.9}, kept={"accuracy": how} if how else {})
+        for row in table.rows
+        for run, how in zip(row.runs, kept, strict=True)
+    }
+    found = assemble(table, figures, {})
+    for text, value in ((markdown(found), "90.00 ± 0.00"), (latex(found), r"90.00 $\pm$ 0.00")):
+        assert text.count(f"{value} ({mark})") == 2 * bool(mark)
+        assert text.count("(kept") == 2 * bool(mark)
+    for row in csv.DictReader(io.StringIO(comma_separated(found))):
+        assert (row["accuracy_kept"], row["ece_kept"]) == (mark, "")
+    for row in json.loads(as_json(found))["rows"]:
+        assert row["cells"]["accuracy"]["kept"] == mark
+        assert [run["kept"].get("accuracy", "") for run in row["runs"]] == list(kept)
+
+
+@pytest.mark.parametrize(
+    ("corruptions", "severities", "header"),
+    [
+        ("", "", "CIFAR-C corruptions.txt (18), %"),
+        ('corruptions = ["benchmark"]', "", "CIFAR-C benchmark (15), %"),
+        ('corruptions = ["all"]', "", "CIFAR-C all (19), %"),
+        ('corruptions = ["fog", "frost"]', "severities = [1, 5]", "CIFAR-C 2 corruptions, severity 1, 5, %"),
+    ],
+)
+def test_the_header_says_over_which_corruptions_the_mean_is(
+    tiny: Path, planned: Callable[..., Plan], corruptions: str, severities: str, header: str
+) -> None:
+    text = tiny.read_text().replace('corruptions = ["brightness"]', corruptions).replace("severities = [1]", severities)
+    tiny.write_text(text)
+    found = results(planned())
+    for shown in (markdown(found), latex(found), as_json(found)):
+        assert header.removesuffix(", %") in shown
+
+
+def test_a_row_without_figures_is_failed_or_empty(planned: Callable[..., Plan]) -> None:
+    plan = planned()
+    table = plan.tables[0]
+    run = table.rows[1].runs[0]
+    found = assemble(table, {run.id: RunFigures(reason="no memory")}, {})
+    lines = [line for line in markdown(found).splitlines() if line.startswith("| ")]
+    assert lines[1].count("| - |") + lines[1].count("| - ") > 3
+    assert lines[2].count("failed") == 5
+    assert found.complete is False
+    assert results(plan, failed=False).complete
+
+
+def test_csv_has_full_precision_and_one_line_a_row(planned: Callable[..., Plan], paper: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO(comma_separated(results(planned(seeds=(1, 2)), paper=paper)))))
+    assert [row["row"] for row in rows] == ["none-full", "divide-tt8"]
+    assert float(rows[0]["accuracy"]) == (0.9 + 0.92) / 2
+    assert float(rows[0]["accuracy_spread"]) == pytest.approx(0.02 / 2**0.5)
+    assert float(rows[0]["accuracy_difference_shown"]) == pytest.approx(1.0)
+    assert (rows[0]["accuracy_count"], rows[1]["accuracy_count"], rows[1]["accuracy_spread"]) == ("2", "1", "")
+    assert rows[1]["failures"] == "seed 2: the loss was not finite"
+    assert rows[0]["table"] == "Tiny networks"
+    assert rows[1]["accuracy_paper_shown"] == ""
+
+
+def test_json_holds_every_run(planned: Callable[..., Plan], paper: Path) -> None:
+    plan = planned(seeds=(1, 2))
+    table = json.loads(as_json(results(plan, paper=paper)))
+    assert (table["complete"], table["scale"], table["seeds"]) == (False, "full", [1, 2])
+    runs = table["rows"][1]["runs"]
+    assert [run["hash"] for run in runs] == [run.key for run in plan.tables[0].rows[1].runs]
+    assert runs[1]["failed"] == "the loss was not finite"
+    assert runs[0]["figures"]["accuracy"] == 0.8
+    assert runs[0]["command"].startswith("svdctl train --preset wrn-cifar10-divide")
+    assert table["rows"][0]["cells"]["accuracy"]["values"] == [0.9, 0.92]
+
+
+def test_smoke_is_marked_in_the_title_of_every_format(planned: Callable[..., Plan]) -> None:
+    plan = planned(scale="smoke")
+    found = results(plan)
+    mark = "SMOKE SCALE"
+    assert markdown(found).splitlines()[0].startswith(f"# {mark}")
+    assert f"\\caption{{{mark}" in latex(found)
+    assert json.loads(as_json(found))["title"].startswith(mark)
+    assert all(row["table"].startswith(mark) for row in csv.DictReader(io.StringIO(comma_separated(found))))
+    assert "not the paper's experiment (max_steps=3" in markdown(found)
+    assert mark not in markdown(results(planned()))
+
+
+def test_tex_escapes_what_tex_reads() -> None:
+    assert tex(r"a_b & 5 % #1 {x} ~^\ ± <$>") == (
+        r"a\_b \& 5 \% \#1 \{x\} \textasciitilde{}\textasciicircum{}\textbackslash{} $\pm$ $<$\$$>$"
+    )
+
+
+def test_tex_has_no_sign_that_its_fonts_lack() -> None:
+    assert tex("[b] σ ≤ Δ é 层") == r"{[}b{]} $\sigma$ $\le$ $\Delta$ é \texttt{U+5C42}"
+    assert tex("λ Λ Α ο") == r"$\lambda$ $\Lambda$ \texttt{U+0391} o"
+
+
+def test_every_line_of_the_csv_has_all_of_its_notes(planned: Callable[..., Plan]) -> None:
+    for row in csv.DictReader(io.StringIO(comma_separated(results(planned(scale="smoke"))))):
+        assert "not the paper's experiment" in row["notes"]
+
+
+def test_labels_and_notes_of_any_kind_are_laid_out(planned: Callable[..., Plan], tmp_path: Path) -> None:
+    plan = planned()
+    (table,) = plan.tables
+    row = table.rows[0]
+    odd = replace(row, row=row.row.model_copy(update={"label": "cost $\\bad$ a --- b | [c]"}))
+    found = results(replace(plan, tables=(replace(table, rows=(odd, *table.rows[1:])),)))
+    files = write_table(tmp_path, found, picture=True)
+    assert files[-1].stat().st_size > 1000
+    lines = aligned(files[0].read_text().rstrip().splitlines())
+    assert any("a --- b" in line for line in lines)
+    assert r"\textbackslash{}bad" in latex(found)
+
+
+def test_latex_is_whole(planned: Callable[..., Plan], paper: Path) -> None:
+    text = latex(results(planned(seeds=(1, 2)), paper=paper))
+    assert text.count(r"\begin{") == text.count(r"\end{")
+    for part in (r"\toprule", r"\midrule", r"\bottomrule", r"91.00 $\pm$ 1.41", r"full\_width", r"100 \% \& proved\_"):
+        assert part in text
+    body = text.split(r"\toprule")[1].split(r"\bottomrule")[0]
+    rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+    assert {line.replace(r"\&", "").count("&") for line in rows} == {6}
+
+
+COMPILERS = [name for name in ("tectonic", "pdflatex", "lualatex", "xelatex") if shutil.which(name)]
+
+
+@pytest.mark.skipif(not COMPILERS, reason="no LaTeX compiler")
+@pytest.mark.parametrize("kind", ["table", "speed"])
+def test_latex_compiles(planned: Callable[..., Plan], paper: Path, tmp_path: Path, kind: str) -> None:
+    from svdctl.reproduce.speed_renderers import speed_latex
+    from tests.reproduce.test_speed import some_speed
+
+    table = results(planned(seeds=(1, 2), scale="smoke"), paper=paper)
+    (tmp_path / "t.tex").write_text(latex(table) if kind == "table" else speed_latex(some_speed()))
+    options = [] if COMPILERS[0] == "tectonic" else ["-interaction=nonstopmode", "-halt-on-error"]
+    done = subprocess.run(
+        [COMPILERS[0], *options, "t.tex"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (tmp_path / "t.pdf").stat().st_size > 1000
+
+
+def test_all_files_are_written(planned: Callable[..., Plan], tmp_path: Path, paper: Path) -> None:
+    for plan in (planned(seeds=(1, 2)), planned(scale="smoke", rows=("none*",))):
+        files = write_table(tmp_path / "out", results(plan, paper=paper), picture=True)
+        assert [file.suffix for file in files] == [".md", ".csv", ".tex", ".json", ".png"]
+        assert all(file.stat().st_size > 100 for file in files)
+    assert {file.stem for file in (tmp_path / "out" / "tables").iterdir()} == {"tiny", "tiny-smoke-part"}
+
+
+def test_notes_of_the_file_stand_in_trained_tables_alone(tiny: Path) -> None:
+    from svdctl.reproduce.plan import make_plan
+
+    tiny.write_text(tiny.read_text().replace("columns =", 'notes = ["mine"]\ncolumns =', 1))
+    for columns, present in (("all", True), ("static", False)):
+        table = make_plan(Request(tables=(str(tiny),), columns=columns, set=("epochs=9",))).tables[0]  # type: ignore[arg-type]
+        text = markdown(assemble(table, {}, {}))
+        assert ("- mine" in text) == present
+        assert "Changed on the command line: epochs=9." in text

@@ -1,0 +1,129 @@
+"""What the disk says of runs: which folders are whose, finished by proof of the checkpoint, held by one process."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+
+from svdctl.config.presets import to_toml
+from svdctl.errors import UsageError
+from svdctl.reproduce.execute import train_run
+from svdctl.reproduce.plan import Plan
+from svdctl.reproduce.run_store import RunStore, inspect_run
+from svdctl.train import start as recipe
+from tests.reproduce.silent import Silent
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    made = RunStore(tmp_path / "runs")
+    made.prepare()
+    return made
+
+
+def test_a_real_run_is_found_by_its_configuration_and_confirmed_by_its_checkpoint(
+    planned: Callable[..., Plan], store: RunStore, tmp_path: Path
+) -> None:
+    run = planned(set=("max_steps=2",)).runs()[1]
+    assert store.best(run.key) is None
+    result = recipe.run(run.config, base="test", reporter=Silent())
+    found = store.best(run.key)
+    assert found is not None
+    assert (found.folder, found.step, found.finished) == (result.folder, 2, True)
+    # What the log says does not matter: the checkpoint tells.
+    (result.folder / "metrics.jsonl").unlink()
+    assert inspect_run(result.folder).finished is True
+    (result.folder / "last.pt").write_bytes((result.folder / "last.pt").read_bytes()[:-1000])
+    assert inspect_run(result.folder).finished is False
+    (result.folder / "last.pt").unlink()
+    assert inspect_run(result.folder).finished is False
+
+
+def test_the_best_folder_of_a_run_and_the_places_that_are_searched(
+    planned: Callable[..., Plan], store: RunStore, tmp_path: Path
+) -> None:
+    run = planned(set=("max_steps=2",)).runs()[0]
+    whole = recipe.run(run.config, base="test", reporter=Silent()).folder
+    begun = store.out_dir / "begun"
+    begun.mkdir()
+    shutil.copy(whole / "config.toml", begun)
+    (store.out_dir / "other").mkdir()
+    (store.out_dir / "other" / "config.toml").write_text("epochs = = 3")
+    assert [folder.name for folder in store.index()[run.key]] == ["begun", whole.name]
+    best = store.best(run.key)
+    assert best is not None
+    assert best.folder == whole
+    elsewhere = RunStore(tmp_path / "new", (store.out_dir,))
+    best = elsewhere.best(run.key)
+    assert best is not None
+    assert best.folder == whole
+    # Of other places only what is finished counts: nothing is written there.
+    (whole / "last.pt").unlink()
+    assert elsewhere.best(run.key) is None
+    assert RunStore(tmp_path / "nowhere").index() == {}
+
+
+def test_a_checkpoint_of_another_row_does_not_count(planned: Callable[..., Plan], store: RunStore) -> None:
+    first, second = planned(set=("max_steps=2",)).runs()[:2]
+    folder, other = (recipe.run(run.config, base="test", reporter=Silent()).folder for run in (first, second))
+    assert not store.misplaced(first.key)
+    shutil.copyfile(other / "last.pt", folder / "last.pt")
+    assert store.best(first.key) is None
+    reporter = Mock()
+    anew = train_run(first, store, reporter)
+    assert anew is not None
+    assert anew not in (folder, other)
+    assert "is of another configuration than config.toml" in reporter.pass_over.call_args_list[0].args[0]
+    assert str(folder / "last.pt") in reporter.pass_over.call_args_list[0].args[0]
+    best = store.best(second.key)
+    assert best is not None
+    assert best.folder == other
+
+
+def test_paths_of_data_do_not_hide_a_run(planned: Callable[..., Plan], store: RunStore) -> None:
+    run = planned(set=("data.kind=cifar10",), dataset_root=Path("/here")).runs()[0]
+    folder = store.out_dir / "x"
+    folder.mkdir()
+    moved = run.config.model_copy(update={"data": run.config.data.model_copy(update={"root": Path("/there")})})
+    (folder / "config.toml").write_text(to_toml(moved))
+    assert store.index()[run.key] == [folder]
+
+
+def test_a_lock_is_one_processs_and_goes_with_it(store: RunStore) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from svdctl.reproduce.run_store import Store\n"
+        f"with Store(Path({str(store.out_dir)!r})).lock('k') as held:\n"
+        "    print(held, flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "True\n"
+        assert not store.is_free("k")
+        assert store.is_free("another")
+    finally:
+        other.kill()
+        other.wait()
+    assert store.is_free("k")
+    with store.lock("k") as first, store.lock("k") as second:
+        assert (first, second) == (True, False)
+
+
+def test_status_is_told_and_a_broken_one_is_nothing(store: RunStore) -> None:
+    assert store.read_status("k") == {}
+    store.write_status("k", state="training", epoch=3)
+    status = store.read_status("k")
+    assert (status["state"], status["epoch"]) == ("training", 3)
+    assert {"time", "host", "pid"} <= status.keys()
+    (store.out_dir / ".reproduce" / "k.json").write_text("{")
+    assert store.read_status("k") == {}
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="another --out-dir"):
+        RunStore(tmp_path / "file" / "runs").prepare()

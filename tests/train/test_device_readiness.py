@@ -1,0 +1,131 @@
+"""The training step on a GPU: nothing waits for the host, nothing breaks a compiled graph."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from svdctl.checkpoint.checkpoint_file import read_checkpoint
+from svdctl.config.command_flags import LIPCONV
+from svdctl.config.train_config import TrainConfig
+from svdctl.config.train_flags import resolve
+from svdctl.control import Controller
+from svdctl.layers.minmax import MinMax
+from svdctl.layers.normalize import Normalize
+from svdctl.layers.tt import TTConv2d
+from svdctl.models.build import build_model
+from svdctl.train import start as recipe
+from svdctl.train.setup import launch, load_parts
+from svdctl.train.trainer import Trainer
+from tests.distributed.runs import Silent, write
+from tests.synchronisation import NoHostReads
+
+TT = {"kind": "tt", "rank": 6}
+KINDS: dict[str, dict[str, Any]] = {
+    "divide-retract": {},
+    "divide-qr": {"layer": {**TT, "frames": {"kind": "retract", "method": "qr"}}},
+    "divide-penalty": {"layer": {**TT, "frames": {"kind": "penalty", "weight": 10}}},
+    "divide-parametrize": {"layer": {**TT, "frames": {"kind": "parametrize"}}},
+    "none-dense": {"layer": {"kind": "standard"}, "control": {"kind": "none"}},
+}
+HARDWARE: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "bf16": {"precision": "bf16-mixed"},
+    "contiguous": {"channels_last": False},
+}
+
+
+def make(data: Path, kind: str, **hardware: Any) -> TrainConfig:
+    flags = {"preset": "quickstart", "dataset": f"npz:{data}", "batch_size": 16, "set": ["model.width=1"]}
+    table = resolve(flags).config.model_dump()
+    return TrainConfig.model_validate({**table, **KINDS[kind], "hardware": hardware})
+
+
+def trainer_of(config: TrainConfig) -> Trainer:
+    parts, fabric = load_parts(config), launch(config)
+    model = build_model(config, 3).to(fabric.device).train()
+    controller = Controller(model, config.control, config.batchnorm)
+    return Trainer(config, model, fabric, parts.train, parts.held_out, controller)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("hardware", HARDWARE)
+def test_a_step_reads_nothing_back(tmp_path: Path, kind: str, hardware: str) -> None:
+    trainer = trainer_of(make(write(tmp_path / "data.npz", 38), kind, accelerator="cpu", **HARDWARE[hardware]))
+    totals = torch.zeros(5, dtype=torch.float64)
+    for images, labels in trainer.batches.epoch(0):
+        with NoHostReads():
+            trainer.train_step(images, labels, totals)
+    assert trainer.read(totals, 0)["loss"] > 0
+
+
+def test_the_detector_detects() -> None:
+    x = torch.eye(3)
+    for waits in (
+        lambda: float(x[0, 0]), lambda: x[x > 0], lambda: (x > 0).nonzero(), lambda: bool((x > 0).all()),
+        lambda: torch.linalg.eigvalsh(x), lambda: torch.linalg.matrix_norm(x, 2), lambda: torch.inverse(x),
+    ):  # fmt: skip
+        with pytest.raises(AssertionError, match="waits for the device"), NoHostReads():
+            waits()
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("hardware", [*HARDWARE, "compile"])
+def test_a_step_on_cuda_does_not_wait_for_the_host(tmp_path: Path, kind: str, hardware: str) -> None:
+    more = HARDWARE.get(hardware, {"compile": True, "precision": "bf16-mixed"})
+    trainer = trainer_of(make(write(tmp_path / "data.npz", 38), kind, accelerator="cuda", **more))
+    assert trainer.train_data.images.is_cuda
+    batches = list(trainer.batches.epoch(0))
+    totals = torch.zeros(5, dtype=torch.float64, device="cuda")
+    trainer.train_step(*batches[0], totals)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trainer.train_step(*batches[1], totals)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert trainer.read(totals, 0)["loss"] > 0
+
+
+LAYERS: dict[str, Any] = {
+    **{
+        f"tt-{frames}-{stride}": lambda frames=frames, stride=stride: TTConv2d(
+            8, 12, 3, rank=(5, 4), stride=stride, padding=1, frames=frames
+        )
+        for frames in ("free", "penalty", "retract", "parametrize")
+        for stride in (1, 2)
+    },
+    "tt-whole": lambda: TTConv2d(8, 8, 3, rank=8),
+    "normalize": lambda: Normalize((0.5,) * 8, (0.25,) * 8),
+    "minmax": MinMax,
+    "network": lambda: nn.Sequential(nn.Conv2d(8, 3, 1), build_model(resolve({"preset": "quickstart"}).config, 10)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_forward_pass_is_one_graph(name: str) -> None:
+    torch._dynamo.reset()
+    found = torch._dynamo.explain(LAYERS[name]().train())(torch.randn(2, 8, 16, 16))
+    assert (found.graph_break_count, found.graph_count) == (0, 1), found.break_reasons
+
+
+@pytest.mark.slow
+def test_a_compiled_run_ends_with_the_weights_of_a_plain_one(tmp_path: Path) -> None:
+    data = write(tmp_path / "data.npz", 38)
+    ends = []
+    for compiled in (False, True):
+        # Without BatchNorm, which would amplify the other order of sums.
+        flags = {
+            "preset": "lipconv-quickstart", "dataset": f"npz:{data}", "batch_size": 16, "epochs": 2, "conv_type": "tt",
+            "dec_rank": "4", "lr_max": 0.01, "compile": compiled, "accelerator": "cpu", "out_dir": str(tmp_path),
+            "set": ["model.in_channels=2"],
+        }  # fmt: skip
+        result = recipe.run(resolve(flags, LIPCONV).config, base="test", reporter=Silent())
+        ends.append(read_checkpoint(result.folder).model)
+    plain, compiled_end = ends
+    assert list(plain) == list(compiled_end)
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled_end[name], value, rtol=1e-3, atol=1e-4)
