@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all, checked on reading, describing themselves, never executing anything."""
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from torch import Tensor, nn
 
 from svdctl.checkpoint.torch_archive import FORMAT, VERSION, read_torch
+from svdctl.config.migrate import migrate_configuration
 from svdctl.config.model_config import LipConv, Wrn
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import CheckpointError, TrainingError
@@ -102,7 +104,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} has format {version}, newer than this svdctl knows ({VERSION}); upgrade svdctl")
     try:
         found = _Contents.model_validate(contents)
-        config = TrainConfig.model_validate_json(found.config)
+        config = TrainConfig.model_validate_json(_in_todays_keys(found.config) if found.version == 1 else found.config)
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"])) or "its configuration"
@@ -112,6 +114,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not _is_plausible(config, found.model):
         raise CheckpointError(f"{path}: its weights do not fit the configuration beside them; use another one")
     return Checkpoint(config, found.classes, found.image_shape, found.model, found.training, found.metrics, found.data)
+
+
+def _in_todays_keys(text: str) -> str:
+    """A configuration of format 1 as JSON; a text that is none stays, and is refused with it."""
+    try:
+        table = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return json.dumps(migrate_configuration(table)) if isinstance(table, dict) else text
 
 
 class _Contents(BaseModel):

@@ -19,7 +19,7 @@ from svdctl.checkpoint.file_format import Container, container_of
 from svdctl.checkpoint.pickles import placeholder_classes, referenced_globals
 from svdctl.errors import CheckpointError
 
-FORMAT, VERSION = "svdctl.checkpoint", 1
+FORMAT, VERSION = "svdctl.checkpoint", 2
 """What svdctl's own checkpoints say of themselves."""
 
 MAP_FROM = 64 * 2**20

@@ -10,6 +10,7 @@ from typing import Any
 import tomli_w
 
 from svdctl.config.command_flags import Command
+from svdctl.config.migrate import migrate_configuration
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import UsageError
 
@@ -56,7 +57,7 @@ def read_preset(name: str) -> dict[str, Any]:
         hint = f"; did you mean {near}?" if near else ""
         raise UsageError(f"--preset {name}: there is no such preset or file{hint} (svdctl train --list-presets)")
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = migrate_configuration(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UsageError(f"--preset {name}: the file cannot be read ({error.strerror}); check its path") from error
     except (ValueError, RecursionError) as error:

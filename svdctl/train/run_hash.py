@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from svdctl.config.migrate import migrate_configuration
 from svdctl.config.train_config import TrainConfig
 
 # Precision stays. Numbers of devices and nodes change the order of sums alone.
@@ -40,7 +41,7 @@ def differing(first: TrainConfig, second: TrainConfig) -> list[str]:
 def config_in(folder: Path) -> TrainConfig | None:
     """Read `config.toml` of a run folder; None where there is none that can be read, or where it is empty."""
     try:
-        table = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
+        table = migrate_configuration(tomllib.loads((folder / "config.toml").read_text(encoding="utf-8")))
         return TrainConfig.model_validate(table) if table else None
     except (OSError, ValueError, RecursionError):  # of TOML, of the configuration, of numbers without end
         return None
