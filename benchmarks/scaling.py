@@ -1,6 +1,6 @@
 """Control shared among processes: the time of one application on 1 and on P processes, in turn within each round.
 
-    python benchmarks/scaling.py [--processes 2 4] [--repeats 5] [--layer tt|dense|one] [--threads 1]
+    python benchmarks/scaling.py [--processes 2 4] [--repeats 5] [--layer tt|dense] [--threads 1]
         [--only clip seal report divide] [--growth]
 
 Beside the time on the clock stands the longest time that any process computed: where processors are fewer than
@@ -29,9 +29,7 @@ from svdctl.utils.machine import processor
 
 
 def network(layer: str) -> torch.nn.Module:
-    """WRN-16-10, or one layer; kernels are random: norms far above 1, so that every layer is clipped."""
-    if layer == "one":
-        return torch.nn.Conv2d(192, 192, 3)
+    """WRN-16-10; kernels are random: norms far above 1, so that every layer is clipped."""
     preset = "wrn-cifar10-tt" if layer == "tt" else "wrn-cifar10"
     flags = {"preset": preset, "frames": "retract"} if layer == "tt" else {"preset": preset}
     return build_model(resolve(flags).config, 10)
@@ -158,7 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--processes", type=int, nargs="+", default=[2])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--layer", choices=("tt", "dense", "one"), default="tt")
+    parser.add_argument("--layer", choices=("tt", "dense"), default="tt")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", nargs="+", choices=ORDER, default=ORDER, help="in this order: a seal after a clip")
     parser.add_argument("--growth", action="store_true", help="layer by layer in one process, and what follows")

@@ -84,8 +84,8 @@ class Controller:
         controlled = {name: costs[name] for name in self.controlled()}
         # One for each kind of work, whose times differ. Powers stay where their vectors are.
         threads = actions.on_cpu(self.layers.values())
-        self._action, self._seal = (LayerScheduler(controlled, group, threads, teams=True) for _ in range(2))
-        self._reading = LayerScheduler(costs, group, threads, teams=True)
+        self._action, self._seal = (LayerScheduler(controlled, group, threads) for _ in range(2))
+        self._reading = LayerScheduler(costs, group, threads)
         self._power = LayerScheduler(controlled, group)
         self._group = group
 

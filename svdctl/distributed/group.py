@@ -1,6 +1,5 @@
 """What the processes of a run tell each other; a process alone sends nothing."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +21,6 @@ class Group:
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Where messages lie: NCCL sends from GPUs only."""
-    _teams: dict[tuple[int, ...], Any] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, fabric: Fabric) -> "Group":
@@ -71,29 +69,6 @@ class Group:
             for tensor, part in zip(owned, parcel.split([t.numel() * t.element_size() for t in owned]), strict=True):
                 # A copy, because a view of another dtype needs a whole number of its elements before it.
                 tensor.copy_(part.clone().view(tensor.dtype).reshape(tensor.shape))
-
-    def pieces(self, value: Tensor, counts: Sequence[int], team: Sequence[int]) -> list[Tensor]:
-        """The tensors of a team's processes, bit for bit; called by all of the team, whose `team_` all have made.
-
-        Args:
-            value: this process's.
-            counts: length of each one's along the first axis; they agree otherwise.
-            team: ranks.
-        """
-        each = math.prod(value.shape[1:]) * value.element_size()
-        parcel = torch.zeros(max(counts) * each, dtype=torch.uint8, device=self.device)
-        parcel[: len(value) * each] = _bytes(value).to(self.device)
-        parcels = [torch.empty_like(parcel) for _ in team]
-        dist.all_gather(parcels, parcel, group=self._teams[tuple(team)])
-        return [
-            got[: count * each].to(value.device).clone().view(value.dtype).reshape(count, *value.shape[1:])
-            for got, count in zip(parcels, counts, strict=True)
-        ]
-
-    def team_(self, ranks: Sequence[int]) -> None:
-        """Make a channel of some processes, once; called by all processes of the run."""
-        if tuple(ranks) not in self._teams:
-            self._teams[tuple(ranks)] = dist.new_group(list(ranks))
 
 
 def _bytes(tensor: Tensor) -> Tensor:

@@ -1,16 +1,13 @@
-"""Work on layers shared among processes: each layer's by one of them, or by a team; what it changed sent to all."""
+"""Work on layers shared among processes: each layer's by one of them, what it changed sent to all."""
 
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from svdctl.distributed.group import Group
-from svdctl.spectral.distributed_map import Crew, shared_by
 from svdctl.spectral.parallel_map import parallel_map
 
 T = TypeVar("T")
@@ -29,18 +26,6 @@ def costliest_first(work: Callable[[str], T], costs: Mapping[str, float], thread
     return {name: found[name] for name in costs}
 
 
-def teams_for(costs: Mapping[str, float], world: int) -> dict[str, tuple[int, ...]]:
-    """The processes that share the frequencies of a layer, for layers that cost several processes' fair shares."""
-    total = sum(costs.values())
-    free = list(range(world))
-    teams = {}
-    for name in sorted(costs, key=lambda name: -costs[name]):
-        shares = math.floor(costs[name] * world / total * (1 + 1e-12)) if total else 0
-        if shares > 1:
-            teams[name], free = tuple(free[:shares]), free[shares:]
-    return teams
-
-
 class LayerScheduler:
     """One kind of work on named layers; who does which is settled by what each took last time.
 
@@ -48,29 +33,19 @@ class LayerScheduler:
         costs: expected cost by layer, in any unit, until the work has been timed.
         group: the processes.
         threads: see `costliest_first`.
-        teams: several processes may share the frequencies of one layer. For work by the spectral engine; these layers
-            and processes are settled by the expected costs.
     """
 
-    def __init__(self, costs: Mapping[str, float], group: Group, threads: bool = False, *, teams: bool = False) -> None:
+    def __init__(self, costs: Mapping[str, float], group: Group, threads: bool = False) -> None:
         self.group = group
         self.threads = threads
-        self.teams = teams_for(costs, group.world) if teams and not group.alone else {}
-        for team in self.teams.values():
-            group.team_(team)
-        # What each of its processes has to do.
-        self.costs = {name: cost / len(self.teams.get(name, (0,))) for name, cost in costs.items()}
+        self.costs = dict(costs)
         self._timed = False
 
     def owners(self) -> dict[str, int]:
-        """Layer to the process that has its result: the costliest first, each to the one with the least to do."""
+        """Return the rank that works on each layer: the costliest first, each to the one with the least to do."""
         loads = [0.0] * self.group.world
         found = {}
-        for name, team in self.teams.items():
-            found[name] = team[0]
-            for rank in team:
-                loads[rank] = self.costs[name]
-        for name in sorted(self.costs.keys() - found, key=lambda name: (-self.costs[name], name)):
+        for name in sorted(self.costs, key=lambda name: (-self.costs[name], name)):
             found[name] = loads.index(min(loads))
             loads[found[name]] += self.costs[name]
         return found
@@ -134,18 +109,7 @@ class LayerScheduler:
         return {name: found[name] for name in self.costs}
 
     def _on_mine(self, work: Callable[[str], T]) -> dict[str, T]:
-        found = {}
-        for name, team in self.teams.items():
-            if self.group.rank in team:
-                with shared_by(self._crew(team)):
-                    result = work(name)
-                if self.group.rank == team[0]:
-                    found[name] = result
-        alone = {name: self.costs[name] for name in self.mine() if name not in self.teams}
-        return found | costliest_first(work, alone, self.threads)
-
-    def _crew(self, team: tuple[int, ...]) -> Crew:
-        return Crew(team.index(self.group.rank), len(team), partial(self.group.pieces, team=team))
+        return costliest_first(work, {name: self.costs[name] for name in self.mine()}, self.threads)
 
     def _note(self, seconds: Mapping[str, float]) -> None:
         """Mean of the latest time and those before it: one that was disturbed does not move everything."""

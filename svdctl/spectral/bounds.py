@@ -25,7 +25,6 @@ from torch import Tensor
 from svdctl.errors import ShapeError
 from svdctl.spectral.batched import eigenvalues_of, is_positive_definite
 from svdctl.spectral.convolution import Convolution
-from svdctl.spectral.distributed_map import distributed_map
 from svdctl.spectral.exact_arithmetic import exact_arithmetic, float32_is_exact
 from svdctl.spectral.frequency_cells import FrequencyCells, cover
 from svdctl.spectral.gram import GramField, complex_roundings, lebesgue, power_of_two, product_roundings
@@ -275,10 +274,7 @@ def provably_below(field: GramField, points: Tensor, level: float, dtype: torch.
             definite = is_positive_definite(shifted)
         return definite.unflatten(0, (len(part), field.groups)).all(-1).cpu()
 
-    def in_chunks(part: Tensor) -> Tensor:
-        return torch.cat([below(chunk) for chunk in part.split(field.chunk(dtype))])
-
-    return distributed_map(in_chunks, points)
+    return torch.cat([below(chunk) for chunk in points.split(field.chunk(dtype))])
 
 
 def rounding_shift(field: GramField, level: float, dtype: torch.dtype) -> float:

@@ -16,7 +16,6 @@ from torch import Tensor
 from svdctl.spectral.batched import clip_singular_values, is_positive_definite, polar_factors
 from svdctl.spectral.bounds import Bracket, is_bounded, scale_to_bound
 from svdctl.spectral.convolution import Convolution
-from svdctl.spectral.distributed_map import distributed_map
 from svdctl.spectral.exact_arithmetic import exact_arithmetic
 from svdctl.spectral.gram import power_of_two
 from svdctl.spectral.lower_bounds import quick_lower_bound
@@ -116,7 +115,7 @@ def assigned_kernel(conv: Convolution, value: float, *, rounds: int = 5) -> Tens
     kernel = conv.polyphase()
     fourier = _Fourier(kernel, conv.support())
     for _ in range(rounds):
-        kernel = fourier.backward(distributed_map(polar_factors, fourier.forward(kernel)) * value)
+        kernel = fourier.backward(polar_factors(fourier.forward(kernel)) * value)
     return kernel
 
 
@@ -170,7 +169,7 @@ class _Fourier:
         """Nearest symbol of norm at most `max_sigma` at every point; real where w = -w, for a quarter of the work."""
         clipped = torch.empty_like(values)
         clipped[self.real] = _clip_values(values[self.real].real.contiguous(), max_sigma).to(values.dtype)
-        clipped[~self.real] = distributed_map(lambda part: _clip_values(part, max_sigma), values[~self.real])
+        clipped[~self.real] = _clip_values(values[~self.real], max_sigma)
         return clipped
 
     def inside(self, values: Tensor) -> Tensor:

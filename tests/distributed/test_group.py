@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from svdctl.distributed.group import Group
-from svdctl.distributed.scheduling import LayerScheduler, teams_for
+from svdctl.distributed.scheduling import LayerScheduler
 from svdctl.errors import ShapeError
 from svdctl.layers.batchnorm import share_statistics_
 from tests.distributed.start import HERE, finish, members, start
@@ -30,15 +30,6 @@ def test_every_layer_has_one_owner_and_none_has_much_more_to_do_than_another() -
 def test_more_processes_than_layers_leave_some_idle() -> None:
     shares = [LayerScheduler({"a": 1.0, "b": 2.0}, Group(rank, 5)) for rank in range(5)]
     assert [share.mine() for share in shares] == [["b"], ["a"], [], [], []]
-
-
-def test_a_layer_of_several_fair_shares_has_a_team() -> None:
-    costs = {"small": 1.0, "large": 12.0, "middle": 4.0, "tiny": 0.5}
-    teams = teams_for(costs, 8)
-    assert teams == {"large": (0, 1, 2, 3, 4)}
-    assert teams_for(costs, 16) == {"large": tuple(range(10)), "middle": (10, 11, 12)}
-    assert teams_for(dict.fromkeys("abcdef", 1.0), 8) == {}
-    assert teams_for({"a": 0.0}, 4) == {}
 
 
 def test_batchnorm_of_other_shapes_is_refused() -> None:
