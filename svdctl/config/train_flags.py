@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from svdctl.config import network_sections, sections
 from svdctl.config.command_flags import TRAIN, Command, spelled
+from svdctl.config.configuration import with_kinds
 from svdctl.config.merge import Merge
 from svdctl.config.paper_defaults import paper_defaults
 from svdctl.config.presets import nearest_preset, read_preset
@@ -52,10 +53,9 @@ def resolve(flags: Mapping[str, Any], command: Command = TRAIN) -> Resolved:
     faults: list[str] = []
     table, base = _base(command, given, faults)
     given = {name: value for name, value in given.items() if not (name in command.minus_one_is_off and value == -1)}
-    for name, default in TrainConfig().model_dump(mode="json").items():
-        if isinstance(default, dict) and "kind" in default:
-            table.setdefault(name, {"kind": default["kind"]})
-    merge = Merge(command, given, table, faults, bare="preset" not in given and bool(given.keys() & command.basis))
+    merge = Merge(
+        command, given, with_kinds(table), faults, bare="preset" not in given and bool(given.keys() & command.basis)
+    )
     for section in SECTIONS:
         try:
             section(merge)

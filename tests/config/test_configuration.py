@@ -1,0 +1,20 @@
+"""Configurations from presets and assignments, without flags."""
+
+import pytest
+
+from svdctl.config.configuration import configuration
+from svdctl.errors import UsageError
+
+
+def test_a_preset_and_assignments() -> None:
+    config = configuration("wrn-cifar100-clip", ["control.max_sigma=5", "seed=7", "layer.kind=standard"])
+    assert (config.name, config.seed, config.control.max_sigma, config.layer.kind) == (
+        "wrn-cifar100-clip", 7, 5, "standard",
+    )  # fmt: skip
+    assert configuration("lipconv5-soc").model.kind == "lipconv"
+
+
+def test_all_faults_come_together() -> None:
+    with pytest.raises(UsageError) as caught:
+        configuration("quickstart", ["oops", "epochs=0", "control.max_sigm=3"])
+    assert len(caught.value.faults) == 3
