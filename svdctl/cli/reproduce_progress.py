@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from svdctl.cli.reproduce_text import command_line
 from svdctl.cli.training_progress import duration
 
 if TYPE_CHECKING:
@@ -75,6 +76,9 @@ class PlainBoard:
 
     def say(self, text: str) -> None:
         print(text, flush=True)
+
+    def command(self, run: "PlannedRun") -> str:
+        return command_line(run)
 
     def close(self) -> None:
         """May be called twice."""

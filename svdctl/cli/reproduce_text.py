@@ -1,13 +1,23 @@
 """The plain text of `svdctl reproduce`: finished tables, and what a dry run found."""
 
 import re
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from svdctl.config.command_flags import command_of
+
 if TYPE_CHECKING:
     from svdctl.reproduce.dry_run import Rehearsal
+    from svdctl.reproduce.plan import PlannedRun
     from svdctl.reproduce.reproduction import ReproduceResult
     from svdctl.reproduce.run_store import RunState
+
+
+def command_line(run: "PlannedRun") -> str:
+    """Return the command line that trains a run."""
+    changes = [f"--set {shlex.quote(assignment)}" for assignment in run.assignments]
+    return " ".join([f"svdctl {command_of(run.config.model.kind).name} --preset {run.preset}", *changes])
 
 
 def result_lines(result: "ReproduceResult") -> list[str]:
@@ -56,7 +66,7 @@ def rehearsal_lines(rehearsal: "Rehearsal") -> list[str]:
         lines += [
             f"{config.name} ({item.run.key})",
             f"  serves    {'; '.join(item.tables)}",
-            f"  config    {item.run.base}",
+            f"  config    {command_line(item.run)}",
             f"  network   {item.parameters:,} parameters, {item.compression:.2f}x smaller than uncompressed; "
             f"{item.step_flops:.3g} FLOPs a step of {config.batch_size}",
             f"  hours     training {_hours(item.hours.train)}, evaluation at most {_hours(item.hours.evaluate)}",

@@ -8,8 +8,7 @@ from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, TypeAdap
 
 from svdctl.config.attack_settings import AttackName
 from svdctl.config.base import Config
-from svdctl.config.corruption_names import corruption_name
-from svdctl.config.evaluate_flags import VERSIONS
+from svdctl.config.corruption_names import BENCHMARK, CORRUPTIONS, corruption_name, read_corruption_list
 from svdctl.errors import UsageError
 
 Column = Literal[
@@ -29,6 +28,9 @@ Column = Literal[
 ]
 STATIC: tuple[Column, ...] = ("parameters", "compression", "control-cost")
 """Columns that follow from the configuration alone."""
+
+VERSIONS = ("standard", "plus", "rand")
+"""Lists of attacks that AutoAttack has a name for."""
 
 OWN = {"seed": "--seeds, or by seeds of the table", "name": "the name of the row", "out_dir": "--out-dir"}
 """Keys of a run that its table sets, and what sets them."""
@@ -101,6 +103,14 @@ class Evaluate(Config):
     """Test images that are corrupted; absent: all of them."""
     batch_size: PositiveInt = 250
     """Images at once; AutoAttack's random draws depend on it."""
+
+    @property
+    def corruption_names(self) -> tuple[str, ...]:
+        """The corruptions, lists by name written out."""
+        if not self.corruptions:
+            return read_corruption_list()
+        lists = {"all": CORRUPTIONS, "benchmark": BENCHMARK}
+        return tuple(dict.fromkeys(n for word in self.corruptions for n in lists.get(word) or (corruption_name(word),)))
 
 
 class Row(Config):

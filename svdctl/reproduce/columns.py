@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from svdctl.config.corruption_names import CLEAN, list_name
-from svdctl.config.evaluate_flags import resolve_evaluation
 from svdctl.config.table_config import Column, Evaluate
 
 
@@ -36,9 +35,7 @@ def header_of(column: Column, evaluate: Evaluate) -> str:
     """What stands above a column; above accuracy on corruptions, over which corruptions it is the mean."""
     if column != "cifar-c":
         return LOOKS[column].header
-    words = {"corruptions": list(evaluate.corruptions), "severities": list(evaluate.severities)}
-    asked = resolve_evaluation(words).config.corruptions
-    name = list_name([name for name in asked.names if name != CLEAN], asked.severities)
+    name = list_name([name for name in evaluate.corruption_names if name != CLEAN], evaluate.severities)
     return f"CIFAR-C {name}, %"
 
 

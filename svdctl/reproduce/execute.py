@@ -171,7 +171,7 @@ def train_run(run: PlannedRun, store: RunStore, reporter: StatusReporter) -> Pat
     elif found is not None:
         # No checkpoint yet: nothing to go on from, unless somebody trains there at this moment.
         _refuse_busy(found.folder)
-    result = recipe.run(run.config, base=run.base, reporter=reporter)
+    result = recipe.run(run.config, base=f"preset {run.preset}", reporter=reporter)
     return result.folder if result.completed else None
 
 

@@ -30,7 +30,9 @@ class PlannedRun:
     key: str
     """`run_hash` of the configuration."""
     config: TrainConfig
-    base: str
+    preset: str
+    assignments: tuple[str, ...]
+    """`key.path=value`; with the preset they give `config`, its name and places aside."""
     evaluate: Evaluate
     metrics: tuple[str, ...]
     """Metrics of `eval-robust`."""
@@ -175,11 +177,11 @@ def _plan_table(name: str, path: Path, table: ResultTable, rows: list[Row], requ
         runs = []
         for seed in seeds:
             try:
-                config, base = row_config(path, table, row, seed, title, request)
+                config, preset, assignments = row_config(path, table, row, seed, title, request)
             except UsageError as error:
                 faults += [f"{path}: row {row.name!r}: {fault}" for fault in error.faults]
                 break
-            runs.append(PlannedRun(run_hash(config), config, base, evaluate, metrics))
+            runs.append(PlannedRun(run_hash(config), config, preset, assignments, evaluate, metrics))
         made.append(TableRow(row, tuple(runs)))
     if faults:
         raise UsageError(dict.fromkeys(faults))

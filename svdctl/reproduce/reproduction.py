@@ -45,6 +45,9 @@ class Board(Protocol):
     def say(self, text: str) -> None:
         """Something worth a line."""
 
+    def command(self, run: PlannedRun) -> str:
+        """Return the command line that trains a run."""
+
     def close(self) -> None:
         """The work has ended; may be called twice."""
 
@@ -83,7 +86,7 @@ def reproduce(request: Request, board: Board) -> ReproduceResult:
                 check_disk(runs, store)
                 check_data(runs, request.cifar_c_root)
                 figures = _work_off(plan, engine, store, paper, board)
-            results, files = _write(plan, figures, paper, pictures=True)
+            results, files = _write(plan, figures, paper, board, pictures=True)
             for name, figure in plan.figures.items():
                 files += write_figure(request, name, figure, store, board.say)
     except (KeyboardInterrupt, Interrupted) as error:
@@ -110,7 +113,7 @@ def _work_off(plan: Plan, engine: Engine, store: RunStore, paper: PaperNumbers, 
     for outcome in drive(jobs, engine, store, board.say, board.passed_over):
         figures[outcome.id] = outcome.figures
         board.outcome(by_id[outcome.id], outcome)
-        _write(plan, figures, paper, pictures=False)
+        _write(plan, figures, paper, board, pictures=False)
     return figures
 
 
@@ -244,8 +247,9 @@ def check_data(runs: Sequence[PlannedRun], cifar_c_root: Path | None) -> None:
 
 
 def _write(
-    plan: Plan, figures: Mapping[str, RunFigures], paper: PaperNumbers, *, pictures: bool
+    plan: Plan, figures: Mapping[str, RunFigures], paper: PaperNumbers, board: Board, *, pictures: bool
 ) -> tuple[list[Results], list[Path]]:
     results = [assemble(table, figures, paper) for table in plan.tables]
-    files = [file for result in results for file in write_table(plan.request.out_dir, result, picture=pictures)]
+    out_dir = plan.request.out_dir
+    files = [file for result in results for file in write_table(out_dir, result, board.command, picture=pictures)]
     return results, files

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from svdctl.checkpoint.checkpoint_file import fitting, read_checkpoint
+from svdctl.config.attack_settings import AttackSettings
 from svdctl.config.control_config import NoControl
 from svdctl.config.corruption_names import CORRUPTIONS
 from svdctl.config.data_config import Cifar10, Cifar100
-from svdctl.config.evaluate_config import EvaluateConfig
-from svdctl.config.evaluate_flags import resolve_evaluation
-from svdctl.config.table_config import Column
+from svdctl.config.evaluate_config import METRICS, CorruptionSettings, EvaluateConfig
+from svdctl.config.table_config import VERSIONS, Column
 from svdctl.config.train_config import TrainConfig
 from svdctl.evaluate import runner
 from svdctl.evaluate.evaluation_outcome import Failure
@@ -49,25 +49,30 @@ class _Listener:
 
 
 def evaluation_config(run: PlannedRun, checkpoint: Path, cifar_c_root: Path | None) -> EvaluateConfig:
-    """What `eval-robust` is asked, in the words of its flags."""
-    evaluate = run.evaluate
-    cifar = isinstance(run.config.data, Cifar10 | Cifar100)
-    flags = {
-        "checkpoints": [str(checkpoint)],
-        "metrics": list(run.metrics),
-        "examples": evaluate.examples or "all",
-        "attacks": list(evaluate.attacks),
-        "eps": evaluate.eps,
-        "norm": evaluate.norm,
-        "corruptions": list(evaluate.corruptions),
-        "severities": list(evaluate.severities),
-        "corruption_examples": evaluate.corruption_examples,
-        "cifar_c_root": str(cifar_c_root) if cifar and cifar_c_root is not None else None,
-        "dataset_root": str(getattr(run.config.data, "root", "")) or None,
-        "batch_size": evaluate.batch_size,
-        "accelerator": run.config.hardware.accelerator,
-    }
-    return resolve_evaluation(flags).config
+    """Return what `eval-robust` measures of a run."""
+    evaluate, data = run.evaluate, run.config.data
+    attacks = evaluate.attacks or ("standard",)
+    return EvaluateConfig(
+        checkpoints=(checkpoint,),
+        metrics=tuple(metric for metric in METRICS if metric in run.metrics),
+        corruptions=CorruptionSettings(
+            names=evaluate.corruption_names,
+            severities=evaluate.severities,
+            examples=evaluate.corruption_examples,
+            root=cifar_c_root if isinstance(data, Cifar10 | Cifar100) else None,
+        ),
+        attack=AttackSettings.model_validate(
+            {
+                "norm": evaluate.norm,
+                "eps": evaluate.eps,
+                "attacks": attacks[0] if attacks[0] in VERSIONS else tuple(dict.fromkeys(attacks)),
+            }
+        ),
+        examples=evaluate.examples or "all",
+        dataset_root=getattr(data, "root", None),
+        batch_size=evaluate.batch_size,
+        accelerator=run.config.hardware.accelerator,
+    )
 
 
 def chosen_checkpoint(folder: Path, config: TrainConfig) -> Path:

@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from svdctl.config.table_config import Request, SpeedFigure
 from svdctl.errors import UsageError
+from svdctl.reproduce.plan import PlannedRun
 from svdctl.reproduce.run_store import RunStore
 from svdctl.reproduce.table_renderers import as_json, comma_separated, latex, markdown
 from svdctl.reproduce.table_results import Results
@@ -26,11 +28,12 @@ def table_folder(out_dir: Path) -> Path:
     return folder
 
 
-def write_table(out_dir: Path, results: Results, *, picture: bool) -> list[Path]:
+def write_table(out_dir: Path, results: Results, command: Callable[[PlannedRun], str], *, picture: bool) -> list[Path]:
     """Write a table in every format; the picture, which takes longest, only when asked for."""
     folder = table_folder(out_dir)
     name = results.plan.name
-    formats = {"md": markdown, "csv": comma_separated, "tex": latex, "json": as_json}
+    formats: dict[str, Callable[[Results], str]] = {"md": markdown, "csv": comma_separated, "tex": latex}
+    formats["json"] = partial(as_json, command=command)
     files = []
     for suffix, form in formats.items():
         files.append(folder / f"{name}.{suffix}")

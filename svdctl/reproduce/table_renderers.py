@@ -6,12 +6,13 @@ import json
 import platform
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Any
 
 from svdctl.config.table_config import STATIC, Column
 from svdctl.reproduce.columns import LOOKS
+from svdctl.reproduce.plan import PlannedRun
 from svdctl.reproduce.table_results import Cell, ResultRow, Results
 
 TEX_ESCAPES = {
@@ -192,8 +193,8 @@ def _tex_sign(sign: str) -> str:
     return sign if name.startswith("LATIN ") and ord(sign) < 0x180 else rf"\texttt{{U+{ord(sign):04X}}}"
 
 
-def as_json(results: Results) -> str:
-    """Everything: each run with its configuration, folder and figures."""
+def as_json(results: Results, command: Callable[[PlannedRun], str]) -> str:
+    """Return everything: each run with its configuration, folder, figures and the command that trains it."""
     plan = results.plan
     rows = []
     for row in results.rows:
@@ -212,7 +213,9 @@ def as_json(results: Results) -> str:
             {
                 "seed": run.config.seed,
                 "hash": run.key,
-                "command": run.base,
+                "preset": run.preset,
+                "set": list(run.assignments),
+                "command": command(run),
                 "folder": figures.folder,
                 "figures": dict(figures.values),
                 "kept": dict(figures.kept),

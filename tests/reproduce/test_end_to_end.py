@@ -41,6 +41,9 @@ class Board:
     def say(self, text: str) -> None:
         self.said.append(text)
 
+    def command(self, run: PlannedRun) -> str:
+        return f"{run.preset} {run.assignments}"
+
     def close(self) -> None: ...
 
 

@@ -206,7 +206,7 @@ def test_a_folder_without_a_checkpoint_needs_its_whole_space(jobs: list[Job]) ->
     (folder / "last.pt").write_bytes(b"")
     assert disk_needed([run], store) == 0
     config = run.config.model_copy(
-        update={"checkpoint": run.config.checkpoint.model_copy(update={"keep": True, "every": 1})}
+        update={"checkpoint": run.config.checkpoint.model_copy(update={"keep": True, "every_epochs": 1})}
     )
     assert run_bytes(config) > run_bytes(run.config)
 

@@ -34,7 +34,7 @@ def recipes(job: Job) -> Iterator[Mock]:
     with (
         patch.object(module.recipe, "run", return_value=result) as run,
         patch.object(module.recipe, "resume", return_value=result) as resume,
-        patch.object(module.measure, "evaluate_run", return_value=FIGURES) as measured,
+        patch.object(module.run_figures, "evaluate_run", return_value=FIGURES) as measured,
     ):
         yield Mock(run=run, resume=resume, measured=measured, result=result)
 
@@ -58,7 +58,7 @@ def test_a_new_run_is_trained_and_measured(job: Job, recipes: Mock) -> None:
     assert (outcome.id, outcome.state, outcome.figures) == (job.run.id, "done", FIGURES)
     recipes.run.assert_called_once()
     assert recipes.run.call_args.args == (job.run.config,)
-    assert recipes.run.call_args.kwargs["base"] == job.run.base
+    assert recipes.run.call_args.kwargs["base"] == f"preset {job.run.preset}"
     assert recipes.measured.call_args.args[:3] == (job.run, recipes.result.folder, None)
     assert status(job) == "done"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from svdctl.cli.reproduce_text import aligned
+from svdctl.cli.reproduce_text import aligned, command_line
 from svdctl.config.table_config import Request
 from svdctl.reproduce.paper_numbers import read_paper_numbers
 from svdctl.reproduce.plan import Plan
@@ -85,7 +85,7 @@ def test_a_figure_of_an_earlier_call_is_marked_in_every_format(
         assert text.count("(kept") == 2 * bool(mark)
     for row in csv.DictReader(io.StringIO(comma_separated(found))):
         assert (row["accuracy_kept"], row["ece_kept"]) == (mark, "")
-    for row in json.loads(as_json(found))["rows"]:
+    for row in json.loads(as_json(found, command_line))["rows"]:
         assert row["cells"]["accuracy"]["kept"] == mark
         assert [run["kept"].get("accuracy", "") for run in row["runs"]] == list(kept)
 
@@ -105,7 +105,7 @@ def test_the_header_says_over_which_corruptions_the_mean_is(
     text = tiny.read_text().replace('corruptions = ["brightness"]', corruptions).replace("severities = [1]", severities)
     tiny.write_text(text)
     found = results(planned())
-    for shown in (markdown(found), latex(found), as_json(found)):
+    for shown in (markdown(found), latex(found), as_json(found, command_line)):
         assert header.removesuffix(", %") in shown
 
 
@@ -135,7 +135,7 @@ def test_csv_has_full_precision_and_one_line_a_row(planned: Callable[..., Plan],
 
 def test_json_holds_every_run(planned: Callable[..., Plan], paper: Path) -> None:
     plan = planned(seeds=(1, 2))
-    table = json.loads(as_json(results(plan, paper=paper)))
+    table = json.loads(as_json(results(plan, paper=paper), command_line))
     assert (table["complete"], table["scale"], table["seeds"]) == (False, "full", [1, 2])
     runs = table["rows"][1]["runs"]
     assert [run["hash"] for run in runs] == [run.key for run in plan.tables[0].rows[1].runs]
@@ -151,7 +151,7 @@ def test_smoke_is_marked_in_the_title_of_every_format(planned: Callable[..., Pla
     mark = "SMOKE SCALE"
     assert markdown(found).splitlines()[0].startswith(f"# {mark}")
     assert f"\\caption{{{mark}" in latex(found)
-    assert json.loads(as_json(found))["title"].startswith(mark)
+    assert json.loads(as_json(found, command_line))["title"].startswith(mark)
     assert all(row["table"].startswith(mark) for row in csv.DictReader(io.StringIO(comma_separated(found))))
     assert "not the paper's experiment (max_steps=3" in markdown(found)
     assert mark not in markdown(results(planned()))
@@ -179,7 +179,7 @@ def test_labels_and_notes_of_any_kind_are_laid_out(planned: Callable[..., Plan],
     row = table.rows[0]
     odd = replace(row, row=row.row.model_copy(update={"label": "cost $\\bad$ a --- b | [c]"}))
     found = results(replace(plan, tables=(replace(table, rows=(odd, *table.rows[1:])),)))
-    files = write_table(tmp_path, found, picture=True)
+    files = write_table(tmp_path, found, command_line, picture=True)
     assert files[-1].stat().st_size > 1000
     lines = aligned(files[0].read_text().rstrip().splitlines())
     assert any("a --- b" in line for line in lines)
@@ -217,7 +217,7 @@ def test_latex_compiles(planned: Callable[..., Plan], paper: Path, tmp_path: Pat
 
 def test_all_files_are_written(planned: Callable[..., Plan], tmp_path: Path, paper: Path) -> None:
     for plan in (planned(seeds=(1, 2)), planned(scale="smoke", rows=("none*",))):
-        files = write_table(tmp_path / "out", results(plan, paper=paper), picture=True)
+        files = write_table(tmp_path / "out", results(plan, paper=paper), command_line, picture=True)
         assert [file.suffix for file in files] == [".md", ".csv", ".tex", ".json", ".png"]
         assert all(file.stat().st_size > 100 for file in files)
     assert {file.stem for file in (tmp_path / "out" / "tables").iterdir()} == {"tiny", "tiny-smoke-part"}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from svdctl.cli.reproduce_text import command_line
 from svdctl.config.table_config import Request
 from svdctl.config.train_flags import resolve
 from svdctl.errors import UsageError
@@ -102,8 +103,8 @@ def test_requests(planned: Callable[..., Plan], tmp_path: Path) -> None:
     assert {run.config.max_steps for run in row.runs} == {3}
     assert row.runs[1].config.name == "tiny-smoke-divide-tt8-s2"
     assert row.config.out_dir == tmp_path / "runs"
-    assert "--set layer.rank=8" in row.runs[0].base
-    assert row.runs[0].base.startswith("svdctl train --preset wrn-cifar10-divide --set ")
+    assert "--set layer.rank=8" in command_line(row.runs[0])
+    assert command_line(row.runs[0]).startswith("svdctl train --preset wrn-cifar10-divide --set ")
 
 
 def test_places_and_wandb_reach_the_runs() -> None:

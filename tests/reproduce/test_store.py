@@ -95,8 +95,8 @@ def test_paths_of_data_do_not_hide_a_run(planned: Callable[..., Plan], store: Ru
 
 def test_a_lock_is_one_processs_and_goes_with_it(store: RunStore) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from svdctl.reproduce.run_store import Store\n"
-        f"with Store(Path({str(store.out_dir)!r})).lock('k') as held:\n"
+        "import sys, time; from pathlib import Path; from svdctl.reproduce.run_store import RunStore\n"
+        f"with RunStore(Path({str(store.out_dir)!r})).lock('k') as held:\n"
         "    print(held, flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
