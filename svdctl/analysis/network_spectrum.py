@@ -74,6 +74,13 @@ class NetworkSpectrum:
 
         return text_table(self)
 
+    def _repr_html_(self) -> str:
+        """Return the rows as HTML, which a notebook shows."""
+        from svdctl.analysis.spectrum_table import spectrum_table
+        from svdctl.utils.table import html
+
+        return html(spectrum_table(self))
+
     def to_frame(self) -> Any:
         """The rows as a pandas DataFrame.
 
@@ -82,9 +89,9 @@ class NetworkSpectrum:
         """
         import pandas as pd
 
-        from svdctl.analysis.spectrum_records import layer_record
+        from svdctl.analysis.spectrum_table import layer_records
 
-        return pd.DataFrame([layer_record(layer) for layer in self.layers]).set_index("name")
+        return pd.DataFrame(layer_records(self)).set_index("name")
 
     def plot(self, path: str | Path | None = None, *, max_sigma: float | None = None) -> "Figure":
         """Draw singular values against their index, layer by layer, with the proved bounds.

@@ -236,7 +236,7 @@ def _evaluate(config: "EvaluateConfig", form: str, *, debug: bool) -> None:
     if form == "json":
         typer.echo(result_json(result))
     elif any(evaluation.records for evaluation in result.evaluations):
-        typer.echo(result_table(result, config))
+        typer.echo(result_table(result))
     _end(result)
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from svdctl.cli.messages import explain
+from svdctl.utils.printable import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from svdctl.config.evaluate_config import EvaluateConfig
     from svdctl.evaluate.evaluation_outcome import Failure
     from svdctl.evaluate.runner import EvaluationResult
 
@@ -66,7 +66,7 @@ class PlainEvaluationReporter:
         """Give the terminal back; may be called twice."""
 
     def _say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 class LiveEvaluationReporter(PlainEvaluationReporter):
@@ -109,7 +109,7 @@ class LiveEvaluationReporter(PlainEvaluationReporter):
             self._bar = None
 
     def _say(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(printable(text), markup=False, soft_wrap=True)
 
 
 def amount(done: int, total: int) -> str:
@@ -129,24 +129,14 @@ def failure_lines(failures: "Sequence[Failure]") -> list[str]:
     return [failure_line(failure) for failure in failures]
 
 
-def result_table(result: "EvaluationResult", config: "EvaluateConfig") -> str:
-    """Checkpoints down, metrics across; below, what must be known besides, and files."""
+def result_table(result: "EvaluationResult") -> str:
+    """Return checkpoints down, metrics across; below, what must be known besides, and files."""
     from svdctl.evaluate.report import remarks
-    from svdctl.evaluate.summary_text import cells, headers
+    from svdctl.evaluate.summary_text import comparison
+    from svdctl.utils.table import terminal
 
     measured = [evaluation for evaluation in result.evaluations if evaluation.records]
-    columns = headers([evaluation.records for evaluation in measured], config.metrics)
-    rows = [["checkpoint", *columns]]
-    rows += [[evaluation.found.name, *cells(evaluation.records, columns)] for evaluation in measured]
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    lines = [""]
-    for row in rows:
-        first, *rest = row
-        lines.append(
-            "  ".join(
-                [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))]
-            )
-        )
+    lines = ["", terminal(comparison(measured), rule=False)]
     notes = [
         f"{evaluation.found.name}, {metric}: {text}"
         for evaluation in measured
@@ -157,7 +147,7 @@ def result_table(result: "EvaluationResult", config: "EvaluateConfig") -> str:
     lines += ["", "files", *(f"  {evaluation.found.results}/" for evaluation in measured)]
     if result.report is not None:
         lines.append(f"  {result.report}")
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def result_json(result: "EvaluationResult") -> str:

@@ -124,11 +124,10 @@ def _config(**given: Any) -> "InspectConfig":
 
 
 def _rendered(found: "list[NetworkSpectrum]", config: "InspectConfig") -> str:
-    from svdctl.analysis.spectrum_records import to_csv, to_json
-    from svdctl.analysis.spectrum_table import text_table
+    from svdctl.analysis.spectrum_table import text_table, to_csv, to_json
 
     if config.format == "json":
-        return to_json(found, top=config.top, every=config.every) + "\n"
+        return to_json(found, top=config.top, every=config.every)
     if config.format == "csv":
         return to_csv(found, top=config.top, every=config.every)
     return "\n\n".join(text_table(network, top=config.top, every=config.every) for network in found)

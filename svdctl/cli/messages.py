@@ -8,6 +8,7 @@ import traceback
 import typer
 
 from svdctl.errors import EndedElsewhere, SvdctlError, UsageError, is_out_of_memory
+from svdctl.utils.printable import printable
 
 # Typer exports this one of its parser's errors; they share its base.
 ParserError: type[BaseException] = typer.BadParameter.__bases__[0]
@@ -21,11 +22,6 @@ def report(error: BaseException, *, debug: bool) -> int:
     for sentence in sentences:
         print(f"svdctl: {printable(sentence)}", file=sys.stderr)
     return code
-
-
-def printable(text: str) -> str:
-    """The text without codes that a terminal would obey: names in files can be anything."""
-    return "".join(sign if sign.isprintable() or sign == "\n" else ascii(sign)[1:-1] for sign in text)
 
 
 def explain(error: BaseException) -> tuple[tuple[str, ...], int]:

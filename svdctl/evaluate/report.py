@@ -7,11 +7,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.evaluate.evaluation_outcome import Evaluation, Failure
 from svdctl.evaluate.results import OTHER_DATA, OTHER_DATA_MARK, Record
-from svdctl.evaluate.summary_text import ball, cells, headers, short
+from svdctl.evaluate.summary_text import ball, comparison, short
 from svdctl.utils.run_dir import write_text
+from svdctl.utils.table import Cell, Column, Table, markdown
 
 TITLES = {
     "accuracy": "Accuracy",
@@ -23,9 +23,7 @@ TITLES = {
 PICTURES = ("reliability.png", "corruptions.png", "certified.png")
 
 
-def write_report(
-    folder: Path, evaluations: Sequence[Evaluation], failures: Sequence[Failure], config: EvaluateConfig
-) -> Path:
+def write_report(folder: Path, evaluations: Sequence[Evaluation], failures: Sequence[Failure]) -> Path:
     """Write the comparison of what this call measured or found measured."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.md"
@@ -35,14 +33,12 @@ def write_report(
         f"svdctl {version('svdctl')}, {time.strftime('%Y-%m-%d %H:%M')}. Data: {evaluations[0].data}, test part, "
         f"{_count(evaluations):,} images.",
         "",
-        *_comparison(evaluations, config),
-        "",
+        markdown(comparison(evaluations)),
         *_kept(evaluations),
         *_failures(failures),
         "## Protocols",
         "",
-        *_protocols(evaluations),
-        "",
+        _protocols(evaluations),
         *_notes(evaluations),
         *(line for evaluation in evaluations for line in _details(evaluation, folder)),
     ]
@@ -52,14 +48,6 @@ def write_report(
 
 def _count(evaluations: Sequence[Evaluation]) -> int:
     return next(int(record.protocol["data"]["count"]) for e in evaluations for record in e.records.values())
-
-
-def _comparison(evaluations: Sequence[Evaluation], config: EvaluateConfig) -> Iterator[str]:
-    columns = headers([evaluation.records for evaluation in evaluations], config.metrics)
-    yield from table(
-        ["checkpoint", *columns],
-        [[evaluation.found.name, *cells(evaluation.records, columns)] for evaluation in evaluations],
-    )
 
 
 def _kept(evaluations: Sequence[Evaluation]) -> list[str]:
@@ -86,16 +74,14 @@ def _failures(failures: Sequence[Failure]) -> list[str]:
     return ["## What failed", "", *lines, ""]
 
 
-def _protocols(evaluations: Sequence[Evaluation]) -> Iterator[str]:
+def _protocols(evaluations: Sequence[Evaluation]) -> str:
     """What is said once for all checkpoints, from the first record of each metric; others are told when they differ."""
     seen: dict[str, dict[str, Any]] = {}
     for record in (record for evaluation in evaluations for record in evaluation.records.values()):
         text = protocol_text(record)
         seen.setdefault(record.metric, {}).setdefault(text, None)
-    yield from table(
-        ["metric", "protocol"],
-        [[TITLES[metric], text] for metric, texts in seen.items() for text in texts],
-    )
+    rows = [[Cell(TITLES[metric]), Cell(text)] for metric, texts in seen.items() for text in texts]
+    return markdown(Table([Column("metric", "metric", "left"), Column("protocol", "protocol", "left")], rows))
 
 
 def _notes(evaluations: Sequence[Evaluation]) -> Iterator[str]:
@@ -192,14 +178,6 @@ def remarks(record: Record) -> Iterator[str]:
             f"vacuous: with L = {results['lipschitz']:.4g} the largest certified radius is "
             f"{results['largest_radius'] * 255:.3g}/255, below the smallest one asked for"
         )
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """A Markdown table."""
-    yield "| " + " | ".join(header) + " |"
-    yield "|" + "---|" * len(header)
-    for row in rows:
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
 
 
 def _link(path: Path, folder: Path) -> str:

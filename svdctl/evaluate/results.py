@@ -8,7 +8,6 @@ whose figures cannot be right, is measured again.
 
 import csv
 import hashlib
-import io
 import json
 import math
 import shutil
@@ -28,6 +27,7 @@ from svdctl.evaluate.network_probe import Probe
 from svdctl.utils import lock as locks
 from svdctl.utils.lock import link_in
 from svdctl.utils.run_dir import environment
+from svdctl.utils.table import csv_text
 
 OLD_FORMAT, OLD_VERSION = "svdctl.evaluation", 1
 """Of results without checksums."""
@@ -254,11 +254,7 @@ def finite(value: Any) -> Any:
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
     """Write a table with a header, whole or not at all; the SHA-256 of the file."""
-    file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, list(rows[0]) if rows else [])
-    writer.writeheader()
-    writer.writerows(rows)
-    data = file.getvalue().encode()
+    data = csv_text(rows).encode()
     write_whole(path, data)
     return hashlib.sha256(data).hexdigest()
 

@@ -96,7 +96,7 @@ def run(config: EvaluateConfig, *, reporter: EvaluationReporter) -> EvaluationRe
     measured = [evaluation for evaluation in evaluations if evaluation.records]
     if measured and config.shard is None:
         try:
-            report = write_report(discovery.report, measured, failures, config)
+            report = write_report(discovery.report, measured, failures)
         except OSError as error:
             _fail(Failure("report.md", None, error), failures, reporter)
     return EvaluationResult(tuple(evaluations), tuple(failures), report)

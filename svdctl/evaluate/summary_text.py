@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from svdctl.config.evaluate_config import METRICS, Metric
+from svdctl.config.evaluate_config import METRICS
+from svdctl.evaluate.evaluation_outcome import Evaluation
 from svdctl.evaluate.results import Record
+from svdctl.utils.table import Cell, Column, Table
 
 
 def short(record: Record) -> str:
@@ -38,21 +40,23 @@ def ball(protocol: dict[str, Any]) -> str:
     return f"{protocol['norm']} {protocol['eps']:g}{marked}"
 
 
-def headers(records: Sequence[dict[Metric, Record]], metrics: Sequence[Metric]) -> list[str]:
-    """Columns of the comparison, in the order of the metrics."""
-    found: dict[str, None] = {}
+def comparison(evaluations: Sequence[Evaluation]) -> Table:
+    """Return checkpoints down and figures across, in the order of the metrics; a dash where a figure is missing."""
+    rows: list[dict[str, Cell]] = [{} for _ in evaluations]
+    titles: dict[str, None] = {}
     for metric in METRICS:
-        if metric in metrics:
-            found |= dict.fromkeys(title for kept in records if metric in kept for title in _cells(kept[metric]))
-    return list(found)
-
-
-def cells(kept: dict[Metric, Record], columns: Sequence[str]) -> list[str]:
-    """A row of the comparison; a dash where a figure is missing, and `(kept)` behind what an earlier call measured."""
-    known: dict[str, str] = {}
-    for record in kept.values():
-        known |= {title: text + record.mark for title, text in _cells(record).items()}
-    return [known.get(column, "-") for column in columns]
+        for evaluation, row in zip(evaluations, rows, strict=True):
+            if (record := evaluation.records.get(metric)) is not None:
+                own = {title: Cell(text, mark=record.marks) for title, text in _cells(record).items()}
+                row |= own
+                titles |= dict.fromkeys(own)
+    return Table(
+        [Column("checkpoint", "checkpoint", "left"), *(Column(title, title) for title in titles)],
+        [
+            [Cell(evaluation.found.name), *(row.get(title, Cell("-")) for title in titles)]
+            for evaluation, row in zip(evaluations, rows, strict=True)
+        ],
+    )
 
 
 def _cells(record: Record) -> dict[str, str]:

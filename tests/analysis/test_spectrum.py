@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import svdctl
-from svdctl.analysis.spectrum_records import layer_record, to_csv
+from svdctl.analysis.spectrum_table import layer_records, to_csv
 from svdctl.errors import ShapeError
 from svdctl.layers.tt import TTConv2d
 from svdctl.spectral import Bracket, Convolution, clip_kernel, divide_kernel, norm_bound, singular_values
@@ -149,8 +149,9 @@ def test_a_network_is_left_as_it_was_and_reads_as_a_table() -> None:
     assert text.startswith("small")
     assert all(len(line) <= 80 for line in text.splitlines())
     assert found.lipschitz == pytest.approx(found["0"].bound.upper * found["1"].bound.upper, rel=0.05)
-    assert layer_record(found["0"])["count"] == 8 * 8 * 3
+    assert layer_records(found)[0]["count"] == 8 * 8 * 3
     assert to_csv([found]).count("\n") == 3
+    assert found._repr_html_().count("<tr>") == 3
 
 
 def test_layers_without_a_spectrum_are_listed() -> None:

@@ -147,13 +147,12 @@ def test_a_kept_figure_says_so_everywhere(linear: Path) -> None:
     from svdctl.cli.evaluation_progress import result_json, result_table
 
     fresh, _ = measured(linear, "accuracy", "certified", "cifar-c")
-    config = make(linear, metrics=["accuracy", "certified", "cifar-c"])
-    assert "(kept)" not in result_table(fresh, config)
+    assert "(kept)" not in result_table(fresh)
     assert "(kept)" not in (fresh.report or Path()).read_text()
     again, recorder = measured(linear, "accuracy", "certified", "cifar-c")
     assert set(recorder.kept.values()) == {"kept"}
     # Accuracy, four radii, one mean of corruptions.
-    assert result_table(again, config).count("(kept)") == 6
+    assert result_table(again).count("(kept)") == 6
     report = (again.report or Path()).read_text()
     assert report.count("% (kept)") >= 6
     for metric in json.loads(result_json(again))["checkpoints"][0]["metrics"].values():
@@ -463,7 +462,7 @@ def test_every_table_says_over_which_corruptions_its_mean_is(linear: Path) -> No
     result, recorder = measured(linear, "cifar-c", corruptions=["benchmark"], severities=["1"])
     name = "benchmark (15), severity 1"
     assert list(figures(result, "cifar-c")["figures"]) == [name]
-    for text in (result_table(result, make(linear, metrics=["cifar-c"])), (result.report or Path()).read_text()):
+    for text in (result_table(result), (result.report or Path()).read_text()):
         assert f"corrupted, {name}" in text
     assert any(line.startswith(f"{name} ") for line in recorder.lines)
 

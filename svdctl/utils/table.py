@@ -1,0 +1,297 @@
+"""One object for a table, and its renderers: terminal, Markdown, LaTeX, CSV, JSON and HTML.
+
+Nothing in a cell is markup: each renderer escapes what its format would obey.
+"""
+
+import csv
+import io
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any, Literal
+
+from svdctl.utils.printable import printable
+
+FAILED = "Failed; tried again by the next call:"
+TEX_ESCAPES = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "<": r"$<$",
+    ">": r"$>$",
+    # After the end of a line, TeX takes a bracket for an option.
+    "[": "{[}",
+    "]": "{]}",
+    "≤": r"$\le$",
+    "≥": r"$\ge$",
+    "≈": r"$\approx$",
+    "×": r"$\times$",
+    "·": r"$\cdot$",
+    "∞": r"$\infty$",
+    "→": r"$\to$",
+    "−": r"$-$",
+    "–": "--",
+    "—": "---",
+    "…": r"\dots{}",
+    "’": "'",
+    "“": "``",
+    "”": "''",
+    "°": r"$^\circ$",
+    "²": r"$^2$",
+    "³": r"$^3$",
+}
+GREEK_CAPITALS = ("GAMMA", "DELTA", "THETA", "LAMDA", "XI", "PI", "SIGMA", "UPSILON", "PHI", "PSI", "OMEGA")
+"""Those that do not look like Latin ones."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column; one without a header is in CSV and JSON only."""
+
+    key: str
+    """Name in CSV and JSON."""
+    header: str | None = None
+    """What stands above it, with the unit."""
+    align: Literal["left", "right"] = "right"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure, or why there is none."""
+
+    text: str
+    """As it is read: rounded, in the unit of the header; a dash or a word where there is no figure."""
+    value: Any = None
+    """As CSV and JSON have it: full precision, stored unit."""
+    mark: str = ""
+    """What stands behind the text in parentheses, as `kept`."""
+    notes: tuple[int, ...] = ()
+    """Numbers of its footnotes, from 1."""
+    bold: bool = False
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Further columns of CSV and keys of JSON; `spread` of the column `accuracy` is `accuracy_spread`."""
+
+    @property
+    def shown(self) -> str:
+        """The text and the mark."""
+        return f"{self.text} ({self.mark})" if self.mark else self.text
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells in rows of as many columns; the texts around them."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+    title: str = ""
+    caption: str = ""
+    notes: Sequence[str] = ()
+    """Footnotes, the first of them has number 1; those that no cell refers to belong to the whole table."""
+    failures: Sequence[str] = ()
+    """A line for each thing that failed."""
+    groups: Sequence[object] = ()
+    """One for each row: where it changes, LaTeX and HTML draw a rule."""
+
+    @property
+    def headers(self) -> list[str]:
+        """The headers of the columns that are shown."""
+        return [column.header for column in self.columns if column.header is not None]
+
+    @property
+    def shown_rows(self) -> list[list[Cell]]:
+        """The cells of the columns that are shown."""
+        return [
+            [cell for column, cell in zip(self.columns, row, strict=True) if column.header is not None]
+            for row in self.rows
+        ]
+
+    @property
+    def rights(self) -> list[bool]:
+        """Whether the cells of a column that is shown stand at its right edge."""
+        return [column.align == "right" for column in self.columns if column.header is not None]
+
+    @property
+    def numbered_notes(self) -> list[str]:
+        """The footnotes; before those that cells refer to stand their numbers."""
+        referred = {number for row in self.rows for cell in row for number in cell.notes}
+        return [f"[{number}] {text}" if number in referred else text for number, text in enumerate(self.notes, 1)]
+
+    def starts_group(self, row: int) -> bool:
+        """Whether a rule stands above this row."""
+        return bool(self.groups) and row > 0 and self.groups[row] != self.groups[row - 1]
+
+
+def terminal(table: Table, *, rule: bool = True) -> str:
+    """Return lines for a terminal, columns padded to one width, without a final line feed; `rule`: below the header."""
+    lines = [table.headers, *([_bracketed(cell) for cell in row] for row in table.shown_rows)]
+    lines = [[printable(text).replace("\n", " ") for text in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = [
+        "  ".join(
+            text.rjust(width) if right else text.ljust(width)
+            for text, width, right in zip(line, widths, table.rights, strict=True)
+        ).rstrip()
+        for line in lines
+    ]
+    if rule:
+        padded.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(printable(line) for line in _with_texts(table, padded))
+
+
+def markdown(table: Table) -> str:
+    """Return a Markdown table with its title, caption and notes; it ends with a line feed."""
+    lines = [
+        f"| {' | '.join(map(_markdown, table.headers))} |",
+        f"|{''.join('---:|' if right else '---|' for right in table.rights)}",
+    ]
+    for row in table.shown_rows:
+        texts = [_markdown(_bracketed(cell)) for cell in row]
+        texts = [f"**{text}**" if cell.bold else text for cell, text in zip(row, texts, strict=True)]
+        lines.append(f"| {' | '.join(texts)} |")
+    return "\n".join(_with_texts(table, lines)) + "\n"
+
+
+def _bracketed(cell: Cell) -> str:
+    return f"{cell.shown} [{', '.join(map(str, cell.notes))}]" if cell.notes else cell.shown
+
+
+def _with_texts(table: Table, lines: list[str]) -> list[str]:
+    """Return the lines of a table between its title and caption, and its notes."""
+    before = [line for text in (f"# {table.title}" * bool(table.title), table.caption) if text for line in (text, "")]
+    notes = ["", *(f"- {text}" for text in table.numbered_notes)] if table.notes else []
+    failed = ["", FAILED, "", *(f"- {text}" for text in table.failures)] if table.failures else []
+    return [*before, *lines, *notes, *failed]
+
+
+def _markdown(text: str) -> str:
+    """Return text that stays in its cell and is no HTML."""
+    text = " ".join(text.replace("\\", "\\\\").replace("|", "\\|").splitlines())
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
+
+
+def latex(table: Table) -> str:
+    """Return a whole LaTeX document with booktabs; the table environment in it can be copied into another."""
+    caption = ". ".join(tex(text) for text in (table.title, table.caption) if text)
+    lines = [
+        "% " + printable(table.title).replace("\n", " "),
+        r"\documentclass{article}",
+        r"\usepackage[margin=15mm]{geometry}",
+        r"\usepackage[T1]{fontenc}",
+        r"\usepackage{booktabs}",
+        r"\begin{document}",
+        r"\begin{table}",
+        r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
+        rf"\caption{{{caption}}}",
+        rf"\begin{{tabular}}{{{''.join('r' if right else 'l' for right in table.rights)}}}",
+        r"\toprule",
+        " & ".join(map(tex, table.headers)) + r" \\",
+        r"\midrule",
+    ]
+    for number, row in enumerate(table.shown_rows):
+        lines += [r"\midrule"] * table.starts_group(number)
+        lines.append(" & ".join(map(_tex_cell, row)) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    notes = [*table.numbered_notes, *(f"Failed: {line}." for line in table.failures)]
+    if notes:
+        joined = r" \\ ".join(map(tex, notes))
+        lines += ["", r"\smallskip", rf"\parbox{{0.9\linewidth}}{{\scriptsize {joined}}}"]
+    return "\n".join([*lines, r"\end{table}", r"\end{document}"]) + "\n"
+
+
+def _tex_cell(cell: Cell) -> str:
+    text = rf"\textbf{{{tex(cell.shown)}}}" if cell.bold else tex(cell.shown)
+    return text + (rf"\textsuperscript{{{','.join(map(str, cell.notes))}}}" if cell.notes else "")
+
+
+def tex(text: str) -> str:
+    """Return text with TeX's special characters escaped; signs that pdflatex's T1 fonts lack as symbols or codes."""
+    return "".join(map(_tex_sign, text))
+
+
+def _tex_sign(sign: str) -> str:
+    if sign in TEX_ESCAPES:
+        return TEX_ESCAPES[sign]
+    if sign.isascii():
+        return sign if sign.isprintable() else " "
+    name = unicodedata.name(sign, "")
+    match = re.fullmatch(r"GREEK (SMALL|CAPITAL) LETTER ([A-Z]+)", name)
+    if match and (match[1] == "SMALL" or match[2] in GREEK_CAPITALS):
+        letter = match[2].replace("LAMDA", "LAMBDA").lower()
+        return rf"$\{letter if match[1] == 'SMALL' else letter.capitalize()}$" if letter != "omicron" else "o"
+    return sign if name.startswith("LATIN ") and ord(sign) < 0x180 else rf"\texttt{{U+{ord(sign):04X}}}"
+
+
+def html(table: Table) -> str:
+    """Return a `<table>` element with its caption, and its notes as a list; for notebooks."""
+    head = [text for text in (table.title, table.caption) if text]
+    lines = ["<table>", *(f"<caption>{escape('. '.join(head))}</caption>" for _ in head[:1])]
+    lines.append(f"<tr>{''.join(f'<th>{escape(text)}</th>' for text in table.headers)}</tr>")
+    for number, row in enumerate(table.shown_rows):
+        style = ' style="border-top: 1px solid"' if table.starts_group(number) else ""
+        cells = (_html_cell(cell, right) for cell, right in zip(row, table.rights, strict=True))
+        lines.append(f"<tr{style}>{''.join(cells)}</tr>")
+    lines.append("</table>")
+    notes = [*table.numbered_notes, *(f"Failed: {line}." for line in table.failures)]
+    if notes:
+        lines.append(f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in notes)}</ul>")
+    return "\n".join(lines) + "\n"
+
+
+def _html_cell(cell: Cell, right: bool) -> str:
+    text = f"<b>{escape(cell.shown)}</b>" if cell.bold else escape(cell.shown)
+    notes = f"<sup>{', '.join(map(str, cell.notes))}</sup>" if cell.notes else ""
+    return f'<td style="text-align: {"right" if right else "left"}">{text}{notes}</td>'
+
+
+def records(table: Table) -> list[dict[str, Any]]:
+    """Return the values of each row by column, further ones as `<column>_<name>`; None for what is not finite."""
+    return [
+        {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for column, cell in zip(table.columns, row, strict=True)
+            for name, value in (
+                (column.key, cell.value),
+                *((f"{column.key}_{name}", value) for name, value in cell.extra.items()),
+            )
+        }
+        for row in table.rows
+    ]
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]], header: Sequence[str] = ()) -> str:
+    """Return rows as CSV with a header; lists are joined by `x`, None is empty.
+
+    Args:
+        rows: values by column, as `records` returns them; a row may lack columns of others.
+        header: the columns; empty: those of the rows, in the order in which they appear.
+    """
+    file = io.StringIO()
+    names = header or list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(file, names, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow(
+            {name: "x".join(map(str, value)) if isinstance(value, list) else value for name, value in row.items()}
+        )
+    return file.getvalue()
+
+
+def json_text(contents: Mapping[str, Any]) -> str:
+    """Return JSON with a final line feed, signs beyond ASCII as they are.
+
+    Raises:
+        ValueError: a number is not finite, which JSON cannot hold.
+    """
+    return json.dumps(contents, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
