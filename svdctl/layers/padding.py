@@ -13,9 +13,10 @@ factors multiply. k taps of dilation d reach over `r = (k - 1) d` inputs, p and 
   at most twice the squared norm in one period; each output is one of those on that torus, of which there are no more
   than n <= 2 (n - 1), and none comes twice. Factor sqrt(2).
 - Reflection otherwise: an input stands at most once more on each padded side. Factor sqrt(3), sqrt(2) if p or q is 0.
-- Replication, n >= 2: the first input stands 1 + p times, the last one 1 + q times. For n = 1 all `1 + p + q - r`
-  outputs are the input times the sum of the taps, which is the symbol at frequency 0 along this axis.
-  Factor `sqrt(max(1 + p, 1 + q, 1 + p + q - r))`.
+- Replication, n >= 2: the first input stands 1 + p times, the last one 1 + q times. For n = 1 the input stands
+  `1 + p + q` times; or, all `m = ceil((1 + p + q - r) / s)` outputs of stride s are the input times the sum of the
+  taps, a row of `min(s', k)` blocks of the symbol at frequency 0, s' the reduced stride, times a column of as many
+  identities. Factor `sqrt(max(1 + p, 1 + q, min(1 + p + q, m min(s', k))))`.
 """
 
 import math
@@ -39,18 +40,26 @@ def padding_factor(layer: nn.Module) -> float:
     if not isinstance(layer, Convolutional) or layer.padding_mode == "zeros":
         return 1.0
     squares = 1
-    for (before, after), reach, stride in zip(padded_sides(layer), _reaches(layer), layer.stride, strict=True):
+    for axis, ((before, after), reach) in enumerate(zip(padded_sides(layer), _reaches(layer), strict=True)):
         keeps_size = before + after <= reach
         sides = (before > 0) + (after > 0)
         if layer.padding_mode == "circular":
             squares *= 1 if keeps_size else 1 + sides
         elif layer.padding_mode == "reflect":
-            squares *= min(2, 1 + sides) if keeps_size and stride == 1 else 1 + sides
+            squares *= min(2, 1 + sides) if keeps_size and layer.stride[axis] == 1 else 1 + sides
         elif layer.padding_mode == "replicate":
-            squares *= max(1 + before, 1 + after, 1 + before + after - reach)
+            squares *= max(1 + before, 1 + after, min(1 + before + after, _repeats_of_one(layer, axis)))
         else:
             raise ShapeError(f"padding_mode {layer.padding_mode!r} is none of torch's; its norm is not known")
     return 1.0 if squares == 1 else math.sqrt(squares) * (1 + 2.0**-50)
+
+
+def _repeats_of_one(layer: Convolutional, axis: int) -> int:
+    """Return the squared factor of replication along an axis of one input: outputs times blocks of the symbol."""
+    stride, reach = layer.stride[axis], _reaches(layer)[axis]
+    outputs = -(-(1 + sum(padded_sides(layer)[axis]) - reach) // stride)
+    dilation = layer.dilation[axis]
+    return outputs * min(stride // math.gcd(stride, dilation), reach // dilation + 1)
 
 
 def padded_sides(layer: Convolutional) -> list[tuple[int, int]]:

@@ -333,6 +333,10 @@ PADDED: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "replicate wide": (nn.Conv1d, {"kernel_size": 2, "padding": 3, "padding_mode": "replicate"}),
     "replicate one side": (nn.Conv1d, {"kernel_size": 4, "padding": "same", "padding_mode": "replicate"}),
     "replicate strided": (nn.Conv1d, {"kernel_size": 3, "padding": 1, "stride": 2, "padding_mode": "replicate"}),
+    "replicate, stride of the kernel": (
+        nn.Conv1d,
+        {"kernel_size": 3, "padding": 1, "stride": 3, "padding_mode": "replicate"},
+    ),
     "circular wide": (nn.Conv1d, {"kernel_size": 2, "padding": 2, "padding_mode": "circular"}),
     "circular 3x3": (nn.Conv2d, {"kernel_size": 3, "padding": 1, "padding_mode": "circular"}),
 }
