@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,7 @@ from svdctl.config.model_config import LipConv, Wrn
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import CheckpointError, TrainingError
 from svdctl.models.build import build_model
-from svdctl.utils.run_dir import naming
+from svdctl.utils.atomic_write import write_atomically
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,8 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "metrics": checkpoint.metrics,
         "data": checkpoint.data,
     }
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with naming(path):
-            with beside.open("wb") as file:
-                torch.save(contents, file)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-            _sync_folder(path.parent)
+        write_atomically(path, partial(torch.save, contents))
     except FileNotFoundError as error:
         raise TrainingError(
             f"{path.parent} is gone, removed or renamed while it was trained in; {path.name} of step "
@@ -74,16 +68,6 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     except RuntimeError as error:
         # torch's zip writer reports a full disk as RuntimeError.
         raise OSError(f"{path} could not be written ({str(error).splitlines()[0]})") from error
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

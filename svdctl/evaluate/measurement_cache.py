@@ -11,7 +11,6 @@ and careless edits; it does not stop a person who computes it anew for a changed
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from torch import Tensor
 from svdctl.checkpoint.torch_archive import read_torch
 from svdctl.errors import EvaluationError, SvdctlError
 from svdctl.evaluate.network_probe import Probe, read_probes
-from svdctl.utils.run_dir import naming
+from svdctl.utils.atomic_write import write_atomically
 
 FORMAT, VERSION = "svdctl.measurements", 2
 SEAL = "sha256"
@@ -155,7 +154,8 @@ class MeasurementCache(Generic[R]):
             data = file.getvalue()
         else:
             data = (json.dumps(contents, indent=2, allow_nan=False) + "\n").encode()
-        write_whole(self.path, data)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path, data)
 
     @property
     def _tensors(self) -> bool:
@@ -280,25 +280,6 @@ def _matches(seal: object, about: Mapping[str, Any] | None, record: Mapping[str,
         return isinstance(seal, str) and about is not None and seal == checksum(about, record)
     except (TypeError, ValueError, RecursionError):
         return False  # it holds what no record is made of
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write beside `path`, flush to the disk, then rename: a reader sees the old file or the new one.
-
-    Raises:
-        OSError: it cannot be written; a file that was there before stays as it is.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with naming(path):
-            with beside.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def fault_of(error: Exception) -> str:

@@ -8,7 +8,7 @@ from svdctl.config.evaluate_config import EvaluateConfig, Metric
 from svdctl.evaluate.find_checkpoints import unique_name
 from svdctl.evaluate.results import Record, ResultStore, write_rows
 from svdctl.evaluate.summary_text import ball, short
-from svdctl.utils.run_dir import write_text
+from svdctl.utils.atomic_write import write_atomically
 
 
 def write_outputs(
@@ -98,6 +98,6 @@ def _paper_attacks(target: Path, name: str, folder: Path, record: Record) -> lis
         *(f"warning: {text}" for text in results["warnings"]),
     ]
     files = [target / f"{name}.txt", target / f"{name}.csv"]
-    write_text(files[0], "\n".join(lines) + "\n")
+    write_atomically(files[0], "\n".join(lines) + "\n")
     shutil.copyfile(folder / "attacks.csv", files[1])
     return files

@@ -10,7 +10,7 @@ from typing import Any
 from svdctl.evaluate.evaluation_outcome import Evaluation, Failure
 from svdctl.evaluate.results import OTHER_DATA, OTHER_DATA_MARK, Record
 from svdctl.evaluate.summary_text import ball, comparison, short
-from svdctl.utils.run_dir import write_text
+from svdctl.utils.atomic_write import write_atomically
 from svdctl.utils.table import Cell, Column, Table, markdown
 
 TITLES = {
@@ -42,7 +42,7 @@ def write_report(folder: Path, evaluations: Sequence[Evaluation], failures: Sequ
         *_notes(evaluations),
         *(line for evaluation in evaluations for line in _details(evaluation, folder)),
     ]
-    write_text(path, "\n".join(lines).rstrip() + "\n")
+    write_atomically(path, "\n".join(lines).rstrip() + "\n")
     return path
 
 

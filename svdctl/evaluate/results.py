@@ -11,8 +11,8 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,10 +22,10 @@ from svdctl.config.evaluate_config import Metric
 from svdctl.errors import EvaluationError
 from svdctl.evaluate.corruption_metric import means_of
 from svdctl.evaluate.figure_checks import check_figures
-from svdctl.evaluate.measurement_cache import Measurement, MeasurementCache, fault_of, foreign, write_whole
+from svdctl.evaluate.measurement_cache import Measurement, MeasurementCache, fault_of, foreign
 from svdctl.evaluate.network_probe import Probe
-from svdctl.utils import lock as locks
-from svdctl.utils.lock import link_in
+from svdctl.utils.atomic_write import write_atomically
+from svdctl.utils.lock import held_folder
 from svdctl.utils.run_dir import environment
 from svdctl.utils.table import csv_text
 
@@ -255,7 +255,8 @@ def finite(value: Any) -> Any:
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
     """Write a table with a header, whole or not at all; the SHA-256 of the file."""
     data = csv_text(rows).encode()
-    write_whole(path, data)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, data)
     return hashlib.sha256(data).hexdigest()
 
 
@@ -288,17 +289,13 @@ def _fault_of_rows(record: Record, path: Path) -> str | None:
     return None if right and len(rows) == results["count"] else f"{path} contradicts the figures"
 
 
-@contextmanager
-def held(folder: Path, part: str = "") -> Iterator[None]:
-    """Hold a folder of results (or one part of it): a second process that wants it is refused.
+def held(folder: Path, part: str = "") -> AbstractContextManager[None]:
+    """Hold a folder of results (or one part of it), made when absent: a second process that wants it is refused.
 
     Raises:
         EvaluationError: another process evaluates there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if link := link_in(folder):
-        raise EvaluationError(f"{link} is a link to {link.readlink()}; remove it, or give another --out-dir")
-    with locks.held(folder / f".lock{part and '-'}{part}") as mine:
-        if not mine:
-            raise EvaluationError(f"another process evaluates in {folder}; wait for it, or give another --out-dir")
-        yield
+    elsewhere = "give another --out-dir"
+    links = f"remove it, or {elsewhere}"
+    return held_folder(folder, EvaluationError, work="evaluates", instead=elsewhere, of_links=links, part=part)

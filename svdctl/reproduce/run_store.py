@@ -16,8 +16,8 @@ from typing import Any
 
 from svdctl.errors import CheckpointError, UsageError
 from svdctl.train.run_hash import config_in, run_hash
+from svdctl.utils.atomic_write import write_atomically
 from svdctl.utils.lock import held
-from svdctl.utils.run_dir import write_text
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class RunStore:
     def write_status(self, key: str, **status: Any) -> None:
         """Tell every command how far a run is."""
         who = {"time": time.time(), "host": socket.gethostname(), "pid": os.getpid()}
-        write_text(self._private / f"{key}.json", json.dumps({**status, **who}))
+        write_atomically(self._private / f"{key}.json", json.dumps({**status, **who}))
 
 
 def _folders(parent: Path) -> Iterator[tuple[str, Path]]:

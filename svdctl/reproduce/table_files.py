@@ -11,7 +11,7 @@ from svdctl.reproduce.plan import PlannedRun
 from svdctl.reproduce.run_store import RunStore
 from svdctl.reproduce.table_renderers import as_json, comma_separated, latex, markdown
 from svdctl.reproduce.table_results import Results
-from svdctl.utils.run_dir import write_text
+from svdctl.utils.atomic_write import write_atomically
 
 
 def table_folder(out_dir: Path) -> Path:
@@ -37,7 +37,7 @@ def write_table(out_dir: Path, results: Results, command: Callable[[PlannedRun],
     files = []
     for suffix, form in formats.items():
         files.append(folder / f"{name}.{suffix}")
-        write_text(files[-1], form(results))
+        write_atomically(files[-1], form(results))
     if picture:
         from svdctl.reproduce.bar_plot import plot_bars  # matplotlib takes a second to import
 
@@ -82,7 +82,7 @@ def _measured(request: Request, name: str, figure: SpeedFigure, say: Callable[[s
     files = []
     for suffix, form in formats.items():
         files.append(folder / f"{stem}.{suffix}")
-        write_text(files[-1], form(results))
+        write_atomically(files[-1], form(results))
     files.append(folder / f"{stem}.png")
     speed_renderers.plot_speed(results, files[-1])
     measured.unlink(missing_ok=True)

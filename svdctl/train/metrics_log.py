@@ -11,7 +11,7 @@ from typing import Any
 
 from svdctl.config.run_config import Log
 from svdctl.errors import TrainingError, UsageError
-from svdctl.utils.run_dir import naming, write_text
+from svdctl.utils.atomic_write import error_names, write_atomically
 
 
 class RunLog:
@@ -30,7 +30,7 @@ class RunLog:
     ) -> None:
         self.path = folder / "metrics.jsonl"
         if lines is not None:
-            write_text(self.path, "".join(map(_text, lines)))
+            write_atomically(self.path, "".join(map(_text, lines)))
         self._file = self.path.open("a", encoding="utf-8")
         self._wandb = _start_wandb(folder, log, config) if log.wandb != "off" else None
 
@@ -46,7 +46,7 @@ class RunLog:
                 f"{self.path} was removed while the run trained in its folder; stopped at step {line['step']}, what is "
                 f"left in {self.path.parent} is kept"
             )
-        with naming(self.path):
+        with error_names(self.path):
             self._file.write(_text(line))
             self._file.flush()
         if self._wandb is not None:
@@ -54,7 +54,7 @@ class RunLog:
 
     def close(self) -> None:
         """Flush and close."""
-        with naming(self.path):
+        with error_names(self.path):
             self._file.close()
         if self._wandb is not None:
             self._wandb.finish()

@@ -1,7 +1,6 @@
 """Pictures of a run: its curves, its spectra before and after, and its certificates."""
 
 import math
-import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from svdctl.utils.run_dir import naming
+from svdctl.utils.atomic_write import write_atomically
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -18,13 +17,7 @@ def save(figure: Figure, path: Path) -> None:
     Raises:
         OSError: it cannot be written; it names `path`.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with naming(path):
-            figure.savefig(beside, format="png", dpi=130)
-            beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130))
 
 
 def plot_curves(records: Sequence[Mapping[str, Any]], path: Path, *, held_out: str) -> None:

@@ -19,7 +19,8 @@ from svdctl.train.run_history import read_history
 from svdctl.train.run_plan import SELECTION, plan
 from svdctl.train.setup import Parts, launch, load_parts
 from svdctl.train.trainer import Counters
-from svdctl.utils.run_dir import create_run_folder, write_environment, write_text
+from svdctl.utils.atomic_write import write_atomically
+from svdctl.utils.run_dir import create_run_folder, write_environment
 
 __all__ = ["CLASSES", "TrainResult", "TrainingReporter", "plan", "resume", "run"]
 
@@ -42,7 +43,7 @@ def run(config: TrainConfig, *, base: str, reporter: TrainingReporter) -> TrainR
         lines[-1] = f"run      {folder}, {SELECTION[config.evaluation.select]}"
         if fabric.is_global_zero:
             reporter.plan(lines)
-            write_text(folder / "config.toml", to_toml(config))
+            write_atomically(folder / "config.toml", to_toml(config))
             write_environment(folder, str(fabric.device), config.seed)
         return TrainingRun(config, parts, fabric, folder, reporter).execute(None)
 

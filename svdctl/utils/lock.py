@@ -1,10 +1,12 @@
-"""Folders held by one process at a time, and refused where a link in them would lead the writing elsewhere."""
+"""Files and folders held by one process at a time."""
 
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from svdctl.errors import SvdctlError
 
 
 @contextmanager
@@ -28,11 +30,35 @@ def held(file: Path) -> Iterator[bool]:
         os.close(handle)
 
 
-def link_in(folder: Path) -> Path | None:
-    """The folder itself or the first entry directly in it that is a symbolic link.
+@contextmanager
+def held_folder(
+    folder: Path, error: type[SvdctlError], *, work: str, instead: str, of_links: str, part: str = ""
+) -> Iterator[None]:
+    """Hold a folder, or one part of it; a process that cannot is refused with a sentence.
 
-    Files that are written in place, as a log is, would change whatever a link points at.
+    Args:
+        folder: it exists.
+        error: the class of the error.
+        work: what a process does that holds it, as `trains`.
+        instead: what to do where another process holds it.
+        of_links: what to do about a link in it: files that are written in place, as a log is, would change whatever it
+            points at.
+        part: processes that hold different parts do not meet.
+
+    Raises:
+        error: another process holds it, it cannot be written, or it is or holds a symbolic link.
     """
-    if folder.is_symlink():
-        return folder
-    return next((path for path in sorted(folder.iterdir()) if path.is_symlink()), None)
+    links = (path for path in (folder, *sorted(folder.iterdir())) if path.is_symlink())
+    if link := next(links, None):
+        raise error(f"{link} is a link to {link.readlink()}; {of_links}")
+    with ExitStack() as stack:
+        try:
+            mine = stack.enter_context(held(folder / f".lock{part and '-'}{part}"))
+        except OSError as fault:
+            raise error(
+                f"nothing can be written in {folder} ({(fault.strerror or str(fault)).lower()}); make it writable, or "
+                "go on in a copy of it"
+            ) from fault
+        if not mine:
+            raise error(f"another process {work} in {folder}; wait for it, or {instead}")
+        yield

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from svdctl.errors import TrainingError, UsageError
-from svdctl.utils.lock import held, link_in
+from svdctl.utils.atomic_write import remove_unfinished, write_atomically
+from svdctl.utils.lock import held_folder
 from svdctl.utils.machine import processor
 
 PACKAGES = ("svdctl", "torch", "torchvision", "lightning-fabric", "numpy", "pydantic")
@@ -45,43 +46,10 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         TrainingError: another process holds it, it cannot be written, or a link in it leads elsewhere.
     """
-    if link := link_in(folder):
-        raise TrainingError(f"{link} is a link to {link.readlink()}; give the folder itself, with plain files in it")
-    with ExitStack() as stack:
-        try:
-            mine = stack.enter_context(held(folder / ".lock"))
-            for left in folder.glob(".*.part") if mine else ():
-                left.unlink()
-        except OSError as error:
-            raise TrainingError(
-                f"nothing can be written in {folder} ({(error.strerror or str(error)).lower()}); make it writable, or "
-                "go on in a copy of it"
-            ) from error
-        if not mine:
-            raise TrainingError(f"another process trains in {folder}; wait for it, or stop it first")
+    links = "give the folder itself, with plain files in it"
+    with held_folder(folder, TrainingError, work="trains", instead="stop it first", of_links=links):
+        remove_unfinished(folder)
         yield
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Around the writing of a file: the system names it when it cannot be opened, not when the disk is full."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None:
-            error.filename = str(path)
-        raise
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write beside, then rename; bytes in the names of files that are no UTF-8 are escaped."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with naming(path):
-            beside.write_text(text, encoding="utf-8", errors="backslashreplace")
-            beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def environment(device: str, seed: int) -> dict[str, Any]:
@@ -101,7 +69,7 @@ def environment(device: str, seed: int) -> dict[str, Any]:
 
 def write_environment(folder: Path, device: str, seed: int) -> None:
     """Write `environment.json`."""
-    write_text(folder / "environment.json", json.dumps(environment(device, seed), indent=2) + "\n")
+    write_atomically(folder / "environment.json", json.dumps(environment(device, seed), indent=2) + "\n")
 
 
 def _version(name: str) -> str | None:

@@ -1,0 +1,61 @@
+"""Files written whole or not at all."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+def write_atomically(path: Path, contents: str | bytes | Callable[[BinaryIO], object]) -> None:
+    """Write beside `path`, flush to the disk, then rename: a reader sees the old file or the new one.
+
+    Args:
+        path: the file; its folder exists.
+        contents: text, written as UTF-8 with what has no such bytes escaped; bytes; or a function that writes into an
+            open file, as `torch.save` does.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk; it names the file, and one that was there stays as it is.
+    """
+    if isinstance(contents, str):
+        contents = contents.encode("utf-8", errors="backslashreplace")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with error_names(path):
+            with beside.open("wb") as file:
+                if isinstance(contents, bytes):
+                    file.write(contents)
+                else:
+                    contents(file)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+            _sync_folder(path.parent)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes left half written in a folder that no other process writes to."""
+    for left in folder.glob(".*.part"):
+        left.unlink()
+
+
+@contextmanager
+def error_names(path: Path) -> Iterator[None]:
+    """Add the file's name to errors of the system: it names a file that cannot be opened, not one on a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,68 @@
+"""Files are written whole or not at all, and errors name them."""
+
+import errno
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+
+from svdctl.utils.atomic_write import remove_unfinished, write_atomically
+
+
+def fill(file: BinaryIO) -> None:
+    file.write(b"new")
+
+
+@pytest.mark.parametrize("contents", ["new", b"new", fill], ids=["text", "bytes", "function"])
+def test_the_file_holds_what_was_given_and_nothing_is_left_beside_it(contents: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    for _ in range(2):
+        write_atomically(path, contents)
+        assert path.read_bytes() == b"new"
+        assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_no_utf_8_is_escaped(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "a", os.fsdecode(b"run\xff"))
+    assert (tmp_path / "a").read_text() == "run\\udcff"
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_an_error_leaves_the_file_that_was_there_and_names_it(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_atomically(path, "new")
+    assert caught.value.filename == str(path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_function_that_fails_leaves_the_file_that_was_there(error: type[BaseException], tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def stopped(file: BinaryIO) -> None:
+        file.write(b"ne")
+        raise error
+
+    with pytest.raises(error):
+        write_atomically(path, stopped)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".last.pt.4711.part").touch()
+    (tmp_path / "last.pt").touch()
+    remove_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
