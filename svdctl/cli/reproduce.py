@@ -75,7 +75,7 @@ def reproduce(
     flags = {key.rstrip("_"): value for key, value in locals().items() if key not in ("list_", "dry_run", "debug")}
     request = request_of(flags)
     if dry_run:
-        _rehearse(request)
+        _dry_run(request)
     else:
         _reproduce(request)
 
@@ -126,15 +126,15 @@ def _list() -> None:
         typer.echo(f"{name:<{width}}  {description}")
 
 
-def _rehearse(request: "Request") -> None:
+def _dry_run(request: "Request") -> None:
     # Names, files and configurations are judged before torch is imported, which takes seconds.
     from svdctl.reproduce.plan import make_plan
 
     make_plan(request)
-    from svdctl.cli.reproduce_text import rehearsal_lines
-    from svdctl.reproduce.dry_run import dry_run_report
+    from svdctl.cli.reproduce_text import dry_run_lines
+    from svdctl.reproduce.dry_run import dry_run as estimated
 
-    for line in rehearsal_lines(dry_run_report(request, lambda text: typer.echo(text, err=True))):
+    for line in dry_run_lines(estimated(request, lambda text: typer.echo(text, err=True))):
         typer.echo(line)
 
 
@@ -142,18 +142,18 @@ def _reproduce(request: "Request") -> None:
     from svdctl.reproduce.plan import make_plan
 
     make_plan(request)
-    from svdctl.cli.reproduce_progress import choose_board
+    from svdctl.cli.reproduce_progress import choose_reporter
     from svdctl.cli.reproduce_text import result_lines
     from svdctl.reproduce import reproduction as recipe
 
-    board = choose_board()
+    reporter = choose_reporter()
     try:
-        result = recipe.reproduce(request, board)
+        result = recipe.reproduce(request, reporter)
     except KeyboardInterrupt as error:
         # Typer would end the process without a word.
         raise Interrupted(f"stopped; {recipe.GO_ON}") from error
     finally:
-        board.close()
+        reporter.close()
     for line in result_lines(result):
         typer.echo(line)
     if result.failed:

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from svdctl.config.table_config import Column
-    from svdctl.reproduce.execute import Outcome
-    from svdctl.reproduce.plan import Plan, PlannedRun
+    from svdctl.reproduce.job import Job, Outcome
+    from svdctl.reproduce.plan import Plan
     from svdctl.reproduce.run_store import RunStore
 
 
-def choose_board() -> "PlainBoard":
+def choose_reporter() -> "PlainSweep":
     """The board that suits stdout."""
-    return LiveBoard() if sys.stdout.isatty() else PlainBoard()
+    return LiveSweep() if sys.stdout.isatty() else PlainSweep()
 
 
 @dataclass(frozen=True)
@@ -37,48 +37,48 @@ class RowState:
     """Seconds of training left."""
 
 
-class PlainBoard:
+class PlainSweep:
     """A line when a run changes its state, and every half minute for those that go on."""
 
     every = 30.0
 
     def __init__(self) -> None:
-        self._runs: list[PlannedRun] = []
+        self._jobs: list[Job] = []
         self._ended: dict[str, Outcome] = {}
         self._told: set[tuple[str, str]] = set()
         self._began, self._since = time.time(), time.monotonic()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def start(self, plan: "Plan", runs: Sequence["PlannedRun"], store: "RunStore") -> None:
-        self._runs, self._store = list(runs), store
+    def start(self, plan: "Plan", jobs: Sequence["Job"], store: "RunStore") -> None:
+        self._jobs, self._store = list(jobs), store
         # The clock that all processes share tells whose status is of now; it may be set back, so it measures nothing.
         self._began, self._since = time.time(), time.monotonic()
         titles = ", ".join(table.name for table in plan.tables)
-        self.say(f"{titles}: {len(runs)} runs, in {store.out_dir}")
+        self.say(f"{titles}: {len(jobs)} runs, in {store.out_dir}")
         self._begin()
 
     def _begin(self) -> None:
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
-    def passed_over(self, run: "PlannedRun", why: str) -> None:
+    def passed_over(self, job: "Job", why: str) -> None:
         """Say on stderr, once, why what was there of a run is not used."""
-        if (run.id, why) not in self._told:
-            self._told.add((run.id, why))
-            print(f"note: {run.config.name}: {why}", file=sys.stderr, flush=True)
+        if (job.id, why) not in self._told:
+            self._told.add((job.id, why))
+            print(f"note: {job.config.name}: {why}", file=sys.stderr, flush=True)
 
-    def outcome(self, run: "PlannedRun", outcome: "Outcome") -> None:
-        self._ended[run.id] = outcome
+    def outcome(self, job: "Job", outcome: "Outcome") -> None:
+        self._ended[job.id] = outcome
         took = duration(time.monotonic() - self._since)
-        what = f"failed: {outcome.figures.reason}" if outcome.state == "failed" else outcome.state
-        self.say(f"[{len(self._ended)}/{len(self._runs)}] {run.config.name}: {what} (after {took}{self._all_left()})")
+        what = f"failed: {outcome.reason}" if outcome.state == "failed" else outcome.state
+        self.say(f"[{len(self._ended)}/{len(self._jobs)}] {job.config.name}: {what} (after {took}{self._all_left()})")
 
     def say(self, text: str) -> None:
         print(text, flush=True)
 
-    def command(self, run: "PlannedRun") -> str:
-        return command_line(run)
+    def command(self, job: "Job") -> str:
+        return command_line(job)
 
     def close(self) -> None:
         """May be called twice."""
@@ -96,23 +96,23 @@ class PlainBoard:
 
     def _all_left(self) -> str:
         """Time for all that is left, at the pace so far."""
-        done, rest = len(self._ended), len(self._runs) - len(self._ended)
+        done, rest = len(self._ended), len(self._jobs) - len(self._ended)
         seconds = (time.monotonic() - self._since) / max(1, done) * rest
         return f", about {duration(seconds)} left" if done and rest else ""
 
     def states(self) -> Iterator[RowState]:
         """Every run as it stands, other commands' work included."""
-        for run in self._runs:
-            ended = self._ended.get(run.id)
+        for job in self._jobs:
+            ended = self._ended.get(job.id)
             if ended is not None:
-                yield RowState(run.config.name, ended.state, _figures(run, ended), None)
+                yield RowState(job.config.name, ended.state, _figures(job, ended), None)
                 continue
-            status = self._store.read_status(run.key)
+            status = self._store.read_status(job.key)
             if status.get("time", 0) < self._began or status.get("state") in ("done", "failed", "interrupted"):
-                yield RowState(run.config.name, "waiting", "", None)
+                yield RowState(job.config.name, "waiting", "", None)
             else:
                 left = status.get("seconds_left") if status["state"] == "training" else None
-                yield RowState(run.config.name, status["state"], _detail(status), left)
+                yield RowState(job.config.name, status["state"], _detail(status), left)
 
 
 def _detail(status: dict[str, Any]) -> str:
@@ -128,24 +128,24 @@ def _detail(status: dict[str, Any]) -> str:
     return " ".join(parts)
 
 
-def _figures(run: "PlannedRun", outcome: "Outcome") -> str:
+def _figures(job: "Job", outcome: "Outcome") -> str:
     from svdctl.reproduce.columns import LOOKS, header_of
 
-    if outcome.figures.reason is not None:
-        return outcome.figures.reason
-    shown = {column: value for column, value in outcome.figures.values.items() if column != "train-hours"}
+    if outcome.reason is not None:
+        return outcome.reason
+    shown = {column: value for column, value in outcome.values.items() if column != "train-hours"}
     return "  ".join(
-        f"{header_of(column, run.evaluate).removesuffix(', %')} {LOOKS[column].shown(v)}{_mark(outcome, column)}"
+        f"{header_of(column, job.evaluate).removesuffix(', %')} {LOOKS[column].shown(v)}{_mark(outcome, column)}"
         for column, v in shown.items()
     )
 
 
 def _mark(outcome: "Outcome", column: "Column") -> str:
-    kept = outcome.figures.kept.get(column)
+    kept = outcome.kept.get(column)
     return f" ({kept})" if kept else ""
 
 
-class LiveBoard(PlainBoard):
+class LiveSweep(PlainSweep):
     """A table of all runs that is drawn anew twice a second."""
 
     def __init__(self) -> None:
@@ -163,8 +163,8 @@ class LiveBoard(PlainBoard):
         )
         self._live.start()
 
-    def outcome(self, run: "PlannedRun", outcome: "Outcome") -> None:
-        self._ended[run.id] = outcome
+    def outcome(self, job: "Job", outcome: "Outcome") -> None:
+        self._ended[job.id] = outcome
 
     def say(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)
@@ -180,7 +180,7 @@ class LiveBoard(PlainBoard):
         from rich.text import Text
 
         took = duration(time.monotonic() - self._since)
-        caption = f"{len(self._ended)} of {len(self._runs)} done, {took} so far{self._all_left()}"
+        caption = f"{len(self._ended)} of {len(self._jobs)} done, {took} so far{self._all_left()}"
         table = Table(box=None, caption=caption, caption_justify="left", pad_edge=False)
         table.add_column("run", no_wrap=True)
         table.add_column("state", no_wrap=True)

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 from svdctl.config.command_flags import command_of
 
 if TYPE_CHECKING:
-    from svdctl.reproduce.dry_run import Rehearsal
-    from svdctl.reproduce.plan import PlannedRun
+    from svdctl.reproduce.dry_run import DryRun
+    from svdctl.reproduce.job import Job
     from svdctl.reproduce.reproduction import ReproduceResult
     from svdctl.reproduce.run_store import RunState
 
 
-def command_line(run: "PlannedRun") -> str:
+def command_line(job: "Job") -> str:
     """Return the command line that trains a run."""
-    changes = [f"--set {shlex.quote(assignment)}" for assignment in run.assignments]
-    return " ".join([f"svdctl {command_of(run.config.model.kind).name} --preset {run.preset}", *changes])
+    changes = [f"--set {shlex.quote(assignment)}" for assignment in job.assignments]
+    return " ".join([f"svdctl {command_of(job.config.model.kind).name} --preset {job.preset}", *changes])
 
 
 def result_lines(result: "ReproduceResult") -> list[str]:
@@ -58,29 +58,29 @@ def _is_rule(cells: Sequence[str]) -> bool:
     return all(re.fullmatch(r":?-+:?", cell) for cell in cells)
 
 
-def rehearsal_lines(rehearsal: "Rehearsal") -> list[str]:
-    """Every run, and sums."""
+def dry_run_lines(dry_run: "DryRun") -> list[str]:
+    """Return every run with what it would cost, and sums."""
     lines = []
-    for item in rehearsal.runs:
-        config = item.run.config
+    for item in dry_run.jobs:
+        config = item.job.config
         lines += [
-            f"{config.name} ({item.run.key})",
-            f"  serves    {'; '.join(item.tables)}",
-            f"  config    {command_line(item.run)}",
-            f"  network   {item.parameters:,} parameters, {item.compression:.2f}x smaller than uncompressed; "
-            f"{item.step_flops:.3g} FLOPs a step of {config.batch_size}",
+            f"{config.name} ({item.job.key})",
+            f"  serves    {'; '.join(item.rows)}",
+            f"  config    {command_line(item.job)}",
+            f"  network   {item.static.parameters:,} parameters, {item.static.compression:.2f}x smaller than "
+            f"uncompressed; {item.step_flops:.3g} FLOPs a step of {config.batch_size}",
             f"  hours     training {_hours(item.hours.train)}, evaluation at most {_hours(item.hours.evaluate)}",
             f"  disk      {_size(item.disk)}",
             f"  there     {_there(item.found)}",
         ]
-    for name, figure in rehearsal.figures.items():
+    for name, figure in dry_run.plan.figures.items():
         lines += [f"{name}", f"  measured on this machine when it is asked for: {figure.title}"]
-    known = [item.hours_left for item in rehearsal.runs if item.hours_left is not None]
+    known = [item.hours_left for item in dry_run.jobs if item.hours_left is not None]
     lines += [
         "",
-        f"{len(rehearsal.runs)} runs, {_hours(sum(known))} hours left one after another on this machine"
-        + (f" ({len(rehearsal.runs) - len(known)} of unknown length)" if len(known) < len(rehearsal.runs) else ""),
-        f"disk: {_size(rehearsal.disk_needed)} for new runs, {_size(rehearsal.disk_free)} free",
+        f"{len(dry_run.jobs)} runs, {_hours(sum(known))} hours left one after another on this machine"
+        + (f" ({len(dry_run.jobs) - len(known)} of unknown length)" if len(known) < len(dry_run.jobs) else ""),
+        f"disk: {_size(dry_run.disk_needed)} for new runs, {_size(dry_run.disk_free)} free",
         "hours are estimates from a few measured steps on random images (on a CPU of 16 images, scaled to the batch); "
         "those of attacks hold for images that no attack breaks, and are a bound",
     ]

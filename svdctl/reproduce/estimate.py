@@ -18,7 +18,7 @@ from svdctl.data.sources import load as load_data
 from svdctl.errors import DataError
 from svdctl.layers.shapes import input_sizes
 from svdctl.models.build import build_model
-from svdctl.reproduce.plan import PlannedRun
+from svdctl.reproduce.job import Job
 from svdctl.reproduce.static_figures import classes_of, image_side, layer_cost
 from svdctl.reproduce.timing import timed
 from svdctl.train.trainer import Trainer
@@ -63,9 +63,9 @@ class Meter:
         self._speeds: dict[str, Speed] = {}
         self._controls: dict[str, float] = {}
 
-    def hours(self, run: PlannedRun) -> Hours:
+    def hours(self, job: Job) -> Hours:
         """Estimate one run."""
-        config = run.config
+        config = job.config
         counts = _image_counts(config)
         if counts is None:
             return Hours(None, None)
@@ -73,7 +73,7 @@ class Meter:
         steps = config.epochs * math.ceil(counts[0] / config.batch_size)
         seconds = min(steps, config.max_steps or steps) * (speed.step + self.control(config))
         seconds += config.epochs / config.evaluation.every_epochs * counts[1] * speed.forward
-        evaluate = evaluation_seconds(run.evaluate, run.metrics, counts[1], speed)
+        evaluate = evaluation_seconds(job.evaluate, job.metrics, counts[1], speed)
         return Hours(seconds / 3600, evaluate / 3600)
 
     def speed(self, config: TrainConfig) -> Speed:

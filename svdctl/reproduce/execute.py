@@ -1,69 +1,55 @@
-"""One run from nothing, or from wherever it stands, to its results; whatever process does it, on whatever machine."""
+"""Execute a job in this process: train what is missing of a run, and measure it."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-
-from pydantic import TypeAdapter
 
 from svdctl.config.data_config import Cifar10, Cifar100
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import CheckpointError, Interrupted, SvdctlError, TrainingError
+from svdctl.evaluate.evaluation_outcome import Failure
 from svdctl.reproduce import run_figures
-from svdctl.reproduce.plan import PlannedRun
-from svdctl.reproduce.run_store import RunStore
-from svdctl.reproduce.table_results import RunFigures
+from svdctl.reproduce.job import Job, Outcome
 from svdctl.train import start as recipe
+from svdctl.train.result import TrainResult
 from svdctl.train.setup import load_parts
 from svdctl.utils.run_dir import locked
 
-State = Literal["done", "failed", "busy", "interrupted"]
+SHOWN = ("epoch", "epochs", "loss", "acc", "val_acc", "seconds_left")
+"""Figures of a training that its status holds."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """What a worker is given."""
-
-    run: PlannedRun
-    store: RunStore
-    cifar_c_root: Path | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a job."""
-
-    id: str
-    """Of the run."""
-    state: State
-    figures: RunFigures = field(default_factory=RunFigures)
-
-
-JOB: TypeAdapter[Job] = TypeAdapter(Job)
-
-
-class StatusReporter:
-    """A reporter of the training recipe that writes the status of a run, once a second at most.
+class StatusWriter:
+    """Reporter of trainings and evaluations that writes the status of a run, once a second at most.
 
     Args:
-        store: where the status is.
-        key: of the run.
-        tell: who is told at once why what was there is not used; others read it in the status.
+        job: whose status it is.
+        on_notice: called at once with the reason why a run folder is not used; other processes read it in the status.
     """
 
-    def __init__(self, store: RunStore, key: str, tell: Callable[[str], None] = lambda text: None) -> None:
-        self._store, self._key, self._tell = store, key, tell
+    def __init__(self, job: Job, on_notice: Callable[[str], None]) -> None:
+        self._job, self._on_notice = job, on_notice
         self._written = 0.0
+        self._metric = ""
         self.known: dict[str, Any] = {"state": "starting", "passed_over": []}
         self.update()
 
     def update(self, **changes: Any) -> None:
-        """Tell of something new, at once."""
+        """Write the status with these changes, now."""
         self.known.update(changes)
         self._written = time.monotonic()
-        self._store.write_status(self._key, **self.known)
+        self._job.store.write_status(self._job.key, **self.known)
+
+    def _update_soon(self, **changes: Any) -> None:
+        self.known.update(changes)
+        if time.monotonic() - self._written >= 1:
+            self.update()
+
+    def pass_over(self, why: str) -> None:
+        """Report why a folder of the run is not used."""
+        self.update(passed_over=[*self.known["passed_over"], why])
+        self._on_notice(why)
 
     def plan(self, lines: Sequence[str]) -> None:
         self.update()
@@ -71,112 +57,103 @@ class StatusReporter:
     def notice(self, text: str) -> None:
         self.update(notice=text)
 
-    def pass_over(self, why: str) -> None:
-        """Tell why a folder of the run is not used."""
-        self.update(passed_over=[*self.known["passed_over"], why])
-        self._tell(why)
-
     def start(self, total_steps: int, done: int) -> None:
         self.update(state="training", step=done, steps=total_steps)
 
     def step(self, done: int, metrics: Mapping[str, float]) -> None:
-        self.known.update(step=done, **_interesting(metrics))
-        if time.monotonic() - self._written >= 1:
-            self.update()
+        self._update_soon(step=done, **{name: metrics[name] for name in SHOWN if name in metrics})
 
     def evaluated(self, metrics: Mapping[str, float]) -> None:
-        self.update(**_interesting(metrics))
+        self.update(**{name: metrics[name] for name in SHOWN if name in metrics})
 
-    def finished(self, result: recipe.TrainResult) -> None:
+    def finished(self, result: TrainResult) -> None:
         self.update(folder=str(result.folder))
 
-    def detail(self, text: str) -> None:
-        """What is being measured."""
-        self.known["detail"] = text
-        if time.monotonic() - self._written >= 1:
-            self.update()
+    def checkpoints(self, names: Sequence[str], metrics: Sequence[str]) -> None: ...
+
+    def checkpoint(self, name: str, results: Path) -> None: ...
+
+    def metric(self, metric: str) -> None:
+        self._metric = metric
+        self._update_soon(detail=metric)
+
+    def progress(self, done: int, total: int, text: str) -> None:
+        self._update_soon(detail=f"{self._metric} {done}/{total} {text}")
+
+    def measured(self, metric: str, text: str, *, kept: str) -> None: ...
+
+    def failed(self, failure: Failure) -> None: ...
 
 
-def _interesting(metrics: Mapping[str, float]) -> dict[str, float]:
-    names = ("epoch", "epochs", "loss", "acc", "val_acc", "seconds_left")
-    return {name: metrics[name] for name in names if name in metrics}
-
-
-def execute(job: Job, tell: Callable[[str], None] = lambda text: None) -> Outcome:
+def execute(job: Job, on_notice: Callable[[str], None] = lambda text: None) -> Outcome:
     """Train and measure what is missing of a run; a failure becomes an outcome with its reason.
 
     Args:
-        job: the run and where it is kept.
-        tell: who is told, before it is trained anew, why what was there of the run is not used.
+        job: the run and what is measured of it.
+        on_notice: called before a run is trained anew, with the reason why what was there of it is not used.
 
     Raises:
-        KeyboardInterrupt: when it is stopped while it measures.
+        KeyboardInterrupt: stopped while it measures.
     """
-    run, store = job.run, job.store
-    with store.lock(run.key) as held:
+    with job.store.lock(job.key) as held:
         if not held:
-            return Outcome(run.id, "busy")
-        reporter = StatusReporter(store, run.key, tell)
+            return Outcome(job.id, "busy")
+        status = StatusWriter(job, on_notice)
         try:
-            folder = train_run(run, store, reporter)
-            if folder is None:
-                reporter.update(state="interrupted")
-                return Outcome(run.id, "interrupted")
-            trained_now = reporter.known["state"] == "training"
-            reporter.update(state="evaluating", folder=str(folder))
-            figures = run_figures.evaluate_run(run, folder, job.cifar_c_root, reporter.detail)
-            if not trained_now:
-                figures = run_figures.with_kept_times(figures)
-        except _Busy:
-            return Outcome(run.id, "busy")
+            folder = train_run(job, status)
+            if not isinstance(folder, Path):
+                status.update(state=folder)
+                return Outcome(job.id, folder)
+            kept = status.known["state"] != "training"
+            status.update(state="evaluating", folder=str(folder))
+            outcome = run_figures.evaluate_run(job, folder, status, kept=kept)
         except (KeyboardInterrupt, Interrupted):
-            reporter.update(state="interrupted")
+            status.update(state="interrupted")
             raise
-        except Exception as error:
-            # Whatever is wrong with one row, the others are done.
-            reason = _reason(error)
-            reporter.update(state="failed", reason=reason)
-            return Outcome(run.id, "failed", RunFigures(reason=reason))
-        state: State = "done" if figures.reason is None else "failed"
-        reporter.update(state=state, reason=figures.reason)
-        return Outcome(run.id, state, figures)
+        except Exception as error:  # whatever is wrong with one row, the others are done
+            text = " ".join(str(error).split())[:300]
+            name = "" if isinstance(error, SvdctlError) else type(error).__name__
+            outcome = Outcome(job.id, "failed", reason=": ".join(filter(None, [name, text])))
+        status.update(state=outcome.state, reason=outcome.reason)
+        return outcome
 
 
-class _Busy(SvdctlError):  # noqa: N818 - it is no error
-    """Another command trains in the run's folder."""
-
-
-def train_run(run: PlannedRun, store: RunStore, reporter: StatusReporter) -> Path | None:
-    """The finished run folder: found, continued or new; None when the training was stopped."""
-    for sentence in store.misplaced(run.key):
-        reporter.pass_over(sentence)
-    found = store.best(run.key)
-    if found is not None and found.data is not None:
-        data = load_parts(run.config).fingerprint
-        if found.data != data:
-            reporter.pass_over(f"{found.folder} was trained on other data and does not count")
-            found = store.best(run.key, data=data)
-    if found is not None and found.finished:
-        return found.folder
-    if found is not None and (found.folder / "last.pt").is_file():
-        _refuse_busy(found.folder)
-        reporter.update(folder=str(found.folder))
-        try:
-            changes = _of_this_call(run.config)
-            result = recipe.resume(found.folder, changes=changes, reporter=reporter, needs_best=True)
-        except CheckpointError as error:
-            reporter.pass_over(f"{found.folder} cannot be continued, the run starts anew ({error})")
-        else:
-            return result.folder if result.completed else None
-    elif found is not None:
-        # No checkpoint yet: nothing to go on from, unless somebody trains there at this moment.
-        _refuse_busy(found.folder)
-    result = recipe.run(run.config, base=f"preset {run.preset}", reporter=reporter)
-    return result.folder if result.completed else None
+def train_run(job: Job, status: StatusWriter) -> Path | Literal["busy", "interrupted"]:
+    """Return the finished run folder: found, continued or new."""
+    states = job.store.states(job.key)
+    for state in states:
+        if state.key not in (None, job.key):
+            status.pass_over(
+                f"{state.folder / 'last.pt'} is of another configuration than config.toml beside it: the folder does "
+                "not count"
+            )
+    usable = job.store.usable(job.key, states)
+    if usable and usable[0].data is not None:
+        data = load_parts(job.config).fingerprint
+        if usable[0].data != data:
+            status.pass_over(f"{usable[0].folder} was trained on other data and does not count")
+            usable = [state for state in usable if state.data in (None, data)]
+    if usable:
+        folder = usable[0].folder
+        if usable[0].finished:
+            return folder
+        if _is_held(folder):
+            return "busy"
+        if (folder / "last.pt").is_file():
+            status.update(folder=str(folder))
+            try:
+                changes = _of_this_call(job.config)
+                result = recipe.resume(folder, changes=changes, reporter=status, needs_best=True)
+            except CheckpointError as error:
+                status.pass_over(f"{folder} cannot be continued, the run starts anew ({error})")
+            else:
+                return result.folder if result.completed else "interrupted"
+    result = recipe.run(job.config, base=f"preset {job.preset}", reporter=status)
+    return result.folder if result.completed else "interrupted"
 
 
 def _of_this_call(config: TrainConfig) -> dict[str, dict[str, Any]]:
-    """What a run that goes on takes from this call: nothing of it has an effect on the results."""
+    """Return what a continued run takes from this call: nothing of it has an effect on the results."""
     changes = {
         "hardware": config.hardware.model_dump(include={"accelerator", "compile"}),
         "log": config.log.model_dump(include={"wandb", "wandb_project", "wandb_group"}),
@@ -184,16 +161,10 @@ def _of_this_call(config: TrainConfig) -> dict[str, dict[str, Any]]:
     return changes | ({"data": {"root": config.data.root}} if isinstance(config.data, Cifar10 | Cifar100) else {})
 
 
-def _refuse_busy(folder: Path) -> None:
+def _is_held(folder: Path) -> bool:
+    """Return whether another command trains in a run folder."""
     try:
         with locked(folder):
-            pass
-    except TrainingError as error:
-        raise _Busy(str(error)) from error
-
-
-def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split())[:300]
-    if isinstance(error, SvdctlError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+            return False
+    except TrainingError:
+        return True

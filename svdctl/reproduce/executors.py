@@ -1,100 +1,113 @@
-"""Where jobs run: in this process, in several processes of this machine, or on a Ray cluster."""
+"""Executors run jobs: in this process, in worker processes of this machine, or on a Ray cluster (`ray_executor`)."""
 
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import IO, Protocol
+from itertools import count
+from pathlib import Path
+from typing import IO, Generic, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
-from svdctl.reproduce.execute import JOB, Job, Outcome, execute
-from svdctl.reproduce.plan import PlannedRun
-from svdctl.reproduce.table_results import RunFigures
+from svdctl.reproduce.execute import execute
+from svdctl.reproduce.job import JOB, OUTCOME, Job, Outcome
 
 ATTEMPTS = 3
 """Times that a job is started whose worker is lost."""
 
+H = TypeVar("H")
 
-class Engine(Protocol):
-    """Takes jobs, gives outcomes."""
+
+class Executor(ABC, Generic[H]):
+    """Takes jobs and gives their outcomes.
+
+    Attributes:
+        slots: jobs at a time.
+        active: jobs without an outcome, by what the executor knows them by.
+    """
+
+    def __init__(self, slots: float) -> None:
+        self.slots = slots
+        self.active: dict[H, Job] = {}
 
     def has_room(self) -> bool:
-        """Whether another job may be submitted now."""
+        """Return whether another job may be submitted now."""
+        return len(self.active) < self.slots
 
+    @abstractmethod
     def submit(self, job: Job) -> None:
         """Start a job."""
 
+    @abstractmethod
     def wait(self, seconds: float) -> list[Outcome]:
-        """Outcomes that have come; waits for the first one no longer than this."""
-
-    def active(self) -> int:
-        """Jobs without an outcome."""
+        """Return the outcomes that have come; waits for the first one no longer than this."""
 
     def stop(self) -> None:
         """End what runs, its state saved."""
+        self.active.clear()
 
 
-class InProcess:
-    """One job after another, here.
+def lost(job: Job, reason: str) -> Outcome:
+    """Return the outcome of a job whose worker is gone for good, and write it into the status of the run."""
+    job.store.write_status(job.key, state="failed", reason=reason)
+    return Outcome(job.id, "failed", reason=reason)
+
+
+class InProcess(Executor[str]):
+    """Runs one job after another in this process.
 
     Args:
-        tell: who is told at once why what was there of a run is not used.
+        on_notice: called at once with the reason why what was there of a run is not used.
     """
 
-    def __init__(self, tell: Callable[[PlannedRun, str], None]) -> None:
-        self._tell = tell
+    def __init__(self, on_notice: Callable[[Job, str], None]) -> None:
+        super().__init__(1)
+        self._on_notice = on_notice
         self._outcomes: list[Outcome] = []
 
-    def has_room(self) -> bool:
-        return not self._outcomes
-
     def submit(self, job: Job) -> None:
-        self._outcomes.append(execute(job, lambda text: self._tell(job.run, text)))
+        self.active[job.id] = job
+        self._outcomes.append(execute(job, lambda text: self._on_notice(job, text)))
 
     def wait(self, seconds: float) -> list[Outcome]:
         outcomes, self._outcomes = self._outcomes, []
+        self.active.clear()
         return outcomes
 
-    def active(self) -> int:
-        return len(self._outcomes)
 
-    def stop(self) -> None: ...
-
-
-@dataclass
+@dataclass(eq=False)
 class _Worker:
-    job: Job
     slot: int
     process: subprocess.Popen[str]
     output: IO[str]
     errors: IO[str]
 
 
-class Processes:
-    """Several worker processes on this machine, each with its share of threads, or its own GPU where there are any."""
+class Processes(Executor[_Worker]):
+    """Runs jobs in worker processes, each with its share of threads, or a GPU of its own where there are any."""
 
-    command: tuple[str, ...] = (sys.executable, "-m", "svdctl.reproduce.worker")
+    # `-P`: a module in the current folder hides none of those that a worker imports. svdctl is the one that runs here.
+    command: tuple[str, ...] = (
+        sys.executable, "-P", "-c",
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r}); import svdctl; del sys.path[0]; "
+        "from svdctl.reproduce.worker import main; main()",
+    )  # fmt: skip
 
-    def __init__(self, count: int, gpus: list[str] | None = None) -> None:
-        self._count = count
+    def __init__(self, slots: int, gpus: list[str] | None = None) -> None:
+        super().__init__(slots)
         self._gpus = _visible_gpus() if gpus is None else gpus
-        self._threads = max(1, len(os.sched_getaffinity(0)) // count)
-        self._workers: list[_Worker] = []
-        self._starts: dict[str, int] = {}
-
-    def has_room(self) -> bool:
-        return len(self._workers) < self._count
-
-    def active(self) -> int:
-        return len(self._workers)
+        self._threads = max(1, len(os.sched_getaffinity(0)) // slots)
+        self._starts: Counter[str] = Counter()
 
     def submit(self, job: Job) -> None:
-        slot = min(set(range(self._count)) - {worker.slot for worker in self._workers})
-        self._starts[job.run.key] = self._starts.get(job.run.key, 0) + 1
+        slot = next(slot for slot in count() if all(worker.slot != slot for worker in self.active))
+        self._starts[job.key] += 1
         # Files, not pipes: a worker that writes much never waits for a reader.
         given, output, errors = (tempfile.TemporaryFile("w+") for _ in range(3))  # noqa: SIM115 - the worker's
         with given:
@@ -110,7 +123,7 @@ class Processes:
                 start_new_session=True,
                 env={**os.environ, **self._environment(slot)},
             )
-        self._workers.append(_Worker(job, slot, process, output, errors))
+        self.active[_Worker(slot, process, output, errors)] = job
 
     def _environment(self, slot: int) -> dict[str, str]:
         found = {name: str(self._threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
@@ -121,45 +134,40 @@ class Processes:
     def wait(self, seconds: float) -> list[Outcome]:
         until = time.monotonic() + seconds
         while True:
-            ended = [worker for worker in self._workers if worker.process.poll() is not None]
-            outcomes = [outcome for worker in ended if (outcome := self._end(worker)) is not None]
+            ended = [worker for worker in self.active if worker.process.poll() is not None]
+            outcomes = [outcome for worker in ended if (outcome := self._outcome(worker)) is not None]
             if outcomes or time.monotonic() >= until:
                 return outcomes
             time.sleep(0.1)
 
-    def _end(self, worker: _Worker) -> Outcome | None:
-        """The outcome of a worker that ended; None when it was lost and its job started again."""
-        self._workers.remove(worker)
+    def _outcome(self, worker: _Worker) -> Outcome | None:
+        """Return the outcome of a worker that ended; None when it was lost and its job started again."""
+        job, code = self.active.pop(worker), worker.process.returncode
         worker.output.seek(0)
         worker.errors.seek(0)
         with worker.output, worker.errors:
             last = worker.output.read().strip().rpartition("\n")[2]
             errors = worker.errors.read().strip().splitlines()
-        key = worker.job.run.key
         try:
-            return TypeAdapter(Outcome).validate_json(last)
+            return OUTCOME.validate_json(last)
         except ValidationError:
-            code = worker.process.returncode
-        if code < 0 and self._starts[key] < ATTEMPTS:
-            self.submit(worker.job)
-            return None
-        how = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        said = f": {errors[-1][:200]}" if errors else ""
-        reason = f"the worker process was {how}{said}" if code < 0 else f"the worker process {how}{said}"
-        worker.job.store.write_status(key, state="failed", reason=reason)
-        return Outcome(worker.job.run.id, "failed", RunFigures(reason=reason))
+            if code < 0 and self._starts[job.key] < ATTEMPTS:
+                self.submit(job)
+                return None
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        return lost(job, f"the worker process {how}" + (f": {errors[-1][:200]}" if errors else ""))
 
     def stop(self) -> None:
-        for worker in self._workers:
+        for worker in self.active:
             worker.process.terminate()
-        for worker in self._workers:
+        for worker in self.active:
             try:
                 worker.process.wait(timeout=60)
             except subprocess.TimeoutExpired:
                 worker.process.kill()
             worker.output.close()
             worker.errors.close()
-        self._workers.clear()
+        super().stop()
 
 
 def _visible_gpus() -> list[str]:

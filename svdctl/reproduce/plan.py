@@ -1,16 +1,19 @@
-"""From a request to runs: rows resolved, equal runs made one."""
+"""From a request to jobs: rows resolved to configurations, equal runs made one."""
 
 import fnmatch
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from svdctl.config.configuration import configuration
+from svdctl.config.data_config import Cifar10, Cifar100, Data, Folder, Npz
+from svdctl.config.presets import list_presets, run_name
 from svdctl.config.table_config import (
     STATIC,
     Assignments,
     Column,
     Evaluate,
+    Network,
     Request,
     ResultTable,
     Row,
@@ -18,42 +21,23 @@ from svdctl.config.table_config import (
 )
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import UsageError
-from svdctl.reproduce.row_configs import network_configs, row_config
+from svdctl.reproduce.job import Job
+from svdctl.reproduce.run_store import RunStore
 from svdctl.reproduce.table_schema import gather, nearest
 from svdctl.train.run_hash import run_hash
 
 
 @dataclass(frozen=True)
-class PlannedRun:
-    """One training and what is measured of it."""
-
-    key: str
-    """`run_hash` of the configuration."""
-    config: TrainConfig
-    preset: str
-    assignments: tuple[str, ...]
-    """`key.path=value`; with the preset they give `config`, its name and places aside."""
-    evaluate: Evaluate
-    metrics: tuple[str, ...]
-    """Metrics of `eval-robust`."""
-
-    @property
-    def id(self) -> str:
-        """Equal for one training that is evaluated in one way."""
-        return f"{self.key}-{hashlib.sha256(self.evaluate.model_dump_json().encode()).hexdigest()[:6]}"
-
-
-@dataclass(frozen=True)
 class TableRow:
-    """A row with its runs, one a seed, in the order of the seeds."""
+    """A row with its jobs, one for each seed, in the order of the seeds."""
 
     row: Row
-    runs: tuple[PlannedRun, ...]
+    jobs: tuple[Job, ...]
 
     @property
     def config(self) -> TrainConfig:
-        """Of the first seed."""
-        return self.runs[0].config
+        """The configuration with the first seed."""
+        return self.jobs[0].config
 
 
 @dataclass(frozen=True)
@@ -90,13 +74,12 @@ class Plan:
     tables: tuple[TablePlan, ...]
     figures: dict[str, SpeedFigure] = field(default_factory=dict)
 
-    def runs(self) -> list[PlannedRun]:
-        """Every training once, in the order of the rows; its evaluations joined where tables share it."""
-        found: dict[str, PlannedRun] = {}
-        for run in (run for table in self.tables if table.trains for row in table.rows for run in row.runs):
-            known = found.setdefault(run.id, run)
-            metrics = tuple(dict.fromkeys((*known.metrics, *run.metrics)))
-            found[run.id] = replace(known, metrics=metrics)
+    def jobs(self) -> list[Job]:
+        """Return every training once, in the order of the rows; tables that share it have their metrics joined."""
+        found: dict[str, Job] = {}
+        for job in (job for table in self.tables if table.trains for row in table.rows for job in row.jobs):
+            known = found.setdefault(job.id, job)
+            found[job.id] = replace(known, metrics=tuple(dict.fromkeys((*known.metrics, *job.metrics))))
         return list(found.values())
 
 
@@ -171,18 +154,19 @@ def _plan_table(name: str, path: Path, table: ResultTable, rows: list[Row], requ
     metrics = tuple(dict.fromkeys(m for column in columns for m in metrics_of(column)))
     seeds = request.seeds or table.seeds
     title = f"{name}-smoke" if smoke else name
+    store = RunStore(request.out_dir, request.reuse)
     made: list[TableRow] = []
     faults: list[str] = []
     for row in rows:
-        runs = []
-        for seed in seeds:
-            try:
-                config, preset, assignments = row_config(path, table, row, seed, title, request)
-            except UsageError as error:
-                faults += [f"{path}: row {row.name!r}: {fault}" for fault in error.faults]
-                break
-            runs.append(PlannedRun(run_hash(config), config, preset, assignments, evaluate, metrics))
-        made.append(TableRow(row, tuple(runs)))
+        jobs = []
+        try:
+            for seed in seeds:
+                config, preset, assignments = _row_config(path, table, row, seed, title, request)
+                key = run_hash(config)
+                jobs.append(Job(key, config, preset, assignments, evaluate, metrics, store, request.cifar_c_root))
+        except UsageError as error:
+            faults += [f"{path}: row {row.name!r}: {fault}" for fault in error.faults]
+        made.append(TableRow(row, tuple(jobs)))
     if faults:
         raise UsageError(dict.fromkeys(faults))
     part = "-part" if len(rows) < len(table.rows) else ""
@@ -198,3 +182,48 @@ def metrics_of(column: Column) -> Iterator[str]:
         yield "autoattacks"
     elif column.startswith("certified"):
         yield "certified"
+
+
+def _row_config(
+    path: Path, table: ResultTable, row: Row, seed: int, title: str, request: Request
+) -> tuple[TrainConfig, str, tuple[str, ...]]:
+    """Return the configuration of one run, and the preset and assignments that give it."""
+    smoke = (*table.smoke.set, *row.smoke) if request.scale == "smoke" and table.smoke is not None else ()
+    beside = path.parent / row.preset
+    preset = str(beside) if row.preset.endswith(".toml") and beside.is_file() else row.preset
+    if preset == row.preset and not row.preset.endswith(".toml") and row.preset.replace("_", "-") not in list_presets():
+        raise UsageError(f"there is no preset {row.preset}{nearest(row.preset, list_presets())}")
+    assignments = (*table.set, *row.set, *smoke, *request.set, f"seed={seed}")
+    config = configuration(preset, assignments)
+    update: dict[str, object] = {
+        "name": run_name(f"{title}-{row.name}-s{seed}"),
+        "out_dir": request.out_dir,
+        "data": _located(config.data, request),
+    }
+    if request.wandb != "off":
+        update["log"] = config.log.model_copy(update={"wandb": request.wandb, "wandb_group": title})
+    return config.model_copy(update=update), preset, assignments
+
+
+def _located(data: Data, request: Request) -> Data:
+    """Return the data at the place of this request; absolute paths for a cluster, whose workers start elsewhere."""
+    paths: dict[str, Path] = {}
+    if isinstance(data, Cifar10 | Cifar100):
+        paths = {"root": request.dataset_root or data.root}
+    elif isinstance(data, Folder | Npz):
+        paths = {"path": data.path}
+    if request.engine == "ray":
+        paths = {name: path.expanduser().absolute() for name, path in paths.items()}
+    return data.model_copy(update=paths)
+
+
+def network_configs(network: Network) -> dict[int, TrainConfig]:
+    """Return the configurations of the whole network of a speed figure, by rank; the uncompressed one as 0.
+
+    Raises:
+        UsageError: the preset or an assignment is wrong.
+    """
+    layers = {0: ["layer.kind=standard"]} | {
+        rank: ["layer.kind=tt", f"layer.rank={rank}", "layer.frames.kind=retract"] for rank in network.ranks
+    }
+    return {rank: configuration(network.preset, [*network.set, *layer]) for rank, layer in layers.items()}

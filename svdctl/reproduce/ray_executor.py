@@ -6,42 +6,15 @@ The folder of runs must be storage that all machines see: a retried job goes on 
 import socket
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from svdctl.errors import UsageError
-from svdctl.reproduce.execute import JOB, Job, Outcome
-from svdctl.reproduce.table_results import RunFigures
+from svdctl.reproduce.executors import Executor, lost
+from svdctl.reproduce.job import JOB, OUTCOME, Job, Outcome
+from svdctl.reproduce.worker import work
 
 RETRIES = 3
 
 
-def work(text: str) -> str:
-    """One job on a worker of the cluster; JSON in, JSON out."""
-    from svdctl.reproduce.execute import JOB, Outcome, execute
-
-    return TypeAdapter(Outcome).dump_json(execute(JOB.validate_json(text))).decode()
-
-
-def _check_answers(address: str) -> None:
-    """Refuse an address where nothing listens: Ray itself would wait there for minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not colon or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except (OSError, OverflowError) as error:
-        raise UsageError(_no_cluster(address, error)) from error
-
-
-def _no_cluster(address: str | None, error: BaseException) -> str:
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
-    return (
-        f"--address {address}: no Ray cluster answers there ({first}); start one with `ray start --head`, or leave "
-        "--address out for this machine alone"
-    )
-
-
-class OnRay:
+class OnRay(Executor[Any]):
     """Hands all jobs to Ray at once.
 
     Raises:
@@ -49,6 +22,7 @@ class OnRay:
     """
 
     def __init__(self, address: str | None) -> None:
+        super().__init__(float("inf"))
         try:
             import ray
         except ImportError as error:
@@ -56,44 +30,49 @@ class OnRay:
                 "--engine ray needs Ray, which is not installed; pip install 'svdctl[ray]', or leave --engine out"
             ) from error
         self._ray: Any = ray
-        if address is not None:
-            _check_answers(address)
         try:
+            if address is not None:
+                _check_answers(address)
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-            raise UsageError(_no_cluster(address, error)) from error
-        resources = ray.cluster_resources()
-        needs = {"num_gpus": 1} if resources.get("GPU", 0) >= 1 else {"num_cpus": 1}
+        except (ConnectionError, ValueError, RuntimeError, OSError, OverflowError) as error:
+            raise UsageError(
+                f"--address {address}: no Ray cluster answers there ({_first_line(error, 150)}); start one with `ray "
+                "start --head`, or leave --address out for this machine alone"
+            ) from error
+        needs = {"num_gpus": 1} if ray.cluster_resources().get("GPU", 0) >= 1 else {"num_cpus": 1}
         self._work = ray.remote(max_retries=RETRIES, **needs)(work)
-        self._jobs: dict[Any, Job] = {}
-
-    def has_room(self) -> bool:
-        return True
-
-    def active(self) -> int:
-        return len(self._jobs)
 
     def submit(self, job: Job) -> None:
-        self._jobs[self._work.remote(JOB.dump_json(job).decode())] = job
+        self.active[self._work.remote(JOB.dump_json(job).decode())] = job
 
     def wait(self, seconds: float) -> list[Outcome]:
-        if not self._jobs:
-            return []
-        ready, _ = self._ray.wait(list(self._jobs), timeout=seconds)
+        ready = self._ray.wait(list(self.active), timeout=seconds)[0] if self.active else []
         return [self._outcome(reference) for reference in ready]
 
     def _outcome(self, reference: Any) -> Outcome:
-        job = self._jobs.pop(reference)
+        job = self.active.pop(reference)
         try:
-            return TypeAdapter(Outcome).validate_json(self._ray.get(reference))
+            return OUTCOME.validate_json(self._ray.get(reference))
         except self._ray.exceptions.RayError as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            reason = f"the worker was lost {RETRIES + 1} times: {first}"
-            job.store.write_status(job.run.key, state="failed", reason=reason)
-            return Outcome(job.run.id, "failed", RunFigures(reason=reason))
+            return lost(job, f"the worker was lost {RETRIES + 1} times: {_first_line(error, 200)}")
 
     def stop(self) -> None:
-        for reference in self._jobs:
+        for reference in self.active:
             self._ray.cancel(reference)
-        self._jobs.clear()
+        super().stop()
         self._ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Connect to an address: where nothing listens, Ray itself would wait for minutes.
+
+    Raises:
+        OSError, OverflowError: nothing answers.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def _first_line(error: BaseException, length: int) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:length]

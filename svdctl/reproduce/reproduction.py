@@ -1,4 +1,4 @@
-"""`svdctl reproduce`: a plan, an engine that works it off, tables and figures."""
+"""`svdctl reproduce`: a plan, an executor for its jobs, tables and figures."""
 
 import shutil
 import time
@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from svdctl.config.corruption_names import CLEAN
 from svdctl.config.data_config import Cifar10, Cifar100
@@ -14,15 +14,14 @@ from svdctl.config.table_config import Request
 from svdctl.data.sources import load as load_data
 from svdctl.errors import Interrupted, UsageError
 from svdctl.evaluate.corruptions.cifar_c import find_or_fetch, open_cifar_c
-from svdctl.reproduce import run_figures
-from svdctl.reproduce.execute import Job, Outcome
-from svdctl.reproduce.executors import Engine, InProcess, Processes
+from svdctl.reproduce.executors import Executor, InProcess, Processes
+from svdctl.reproduce.job import Job, Outcome
 from svdctl.reproduce.paper_numbers import PaperNumbers, read_paper_numbers
-from svdctl.reproduce.plan import Plan, PlannedRun, make_plan
+from svdctl.reproduce.plan import Plan, make_plan
 from svdctl.reproduce.run_store import RunStore
 from svdctl.reproduce.static_figures import run_bytes
 from svdctl.reproduce.table_files import write_figure, write_table
-from svdctl.reproduce.table_results import Results, RunFigures, assemble
+from svdctl.reproduce.table_results import Results, assemble
 from svdctl.utils.signals import terminated_as_interrupt
 
 GO_ON = "the same command goes on where it was"
@@ -30,22 +29,22 @@ BUSY_PAUSE = 5.0
 """Seconds until a run whose folder another command holds is looked at again."""
 
 
-class Board(Protocol):
-    """Who is told how the rows are getting on."""
+class SweepReporter(Protocol):
+    """Shows how the jobs are getting on."""
 
-    def start(self, plan: Plan, runs: Sequence[PlannedRun], store: RunStore) -> None:
+    def start(self, plan: Plan, jobs: Sequence[Job], store: RunStore) -> None:
         """The work begins."""
 
-    def outcome(self, run: PlannedRun, outcome: Outcome) -> None:
-        """A run has ended, one way or the other."""
+    def outcome(self, job: Job, outcome: Outcome) -> None:
+        """A job has ended."""
 
-    def passed_over(self, run: PlannedRun, why: str) -> None:
-        """What was there of a run is not used; may be called twice with the same reason."""
+    def passed_over(self, job: Job, why: str) -> None:
+        """A folder of the run is not used; may be called twice with the same reason."""
 
     def say(self, text: str) -> None:
         """Something worth a line."""
 
-    def command(self, run: PlannedRun) -> str:
+    def command(self, job: Job) -> str:
         """Return the command line that trains a run."""
 
     def close(self) -> None:
@@ -62,11 +61,11 @@ class ReproduceResult:
     """A line for each run that failed."""
 
 
-def reproduce(request: Request, board: Board) -> ReproduceResult:
-    """Make the tables and figures that are asked for; what is finished from an earlier call is used.
+def reproduce(request: Request, reporter: SweepReporter) -> ReproduceResult:
+    """Make tables and figures; what is finished from an earlier call is used.
 
     Raises:
-        UsageError: before anything is trained: names, files, configurations, disk, engine.
+        UsageError: before anything is trained: names, files, configurations, disk, executor.
         DataError: data that are not there and cannot be had.
         Interrupted: stopped; everything is saved.
     """
@@ -76,24 +75,29 @@ def reproduce(request: Request, board: Board) -> ReproduceResult:
     paper = read_paper_numbers(request.paper_numbers, plan.tables) if request.paper_numbers is not None else {}
     store = RunStore(request.out_dir, request.reuse)
     store.prepare()
-    runs = plan.runs()
-    figures: dict[str, RunFigures] = {}
-    # First of all: an engine that is not there is told at once.
-    engine = make_engine(request, board.passed_over)
+    jobs = plan.jobs()
+    outcomes: dict[str, Outcome] = {}
+    # First of all: an executor that is not there is an error at once.
+    executor = make_executor(request, reporter.passed_over)
     try:
         with terminated_as_interrupt():
-            if runs:
-                check_disk(runs, store)
-                check_data(runs, request.cifar_c_root)
-                figures = _work_off(plan, engine, store, paper, board)
-            results, files = _write(plan, figures, paper, board, pictures=True)
+            if jobs:
+                check_disk(jobs, store)
+                check_data(jobs)
+                reporter.start(plan, jobs, store)
+                by_id = {job.id: job for job in jobs}
+                for outcome in drive(jobs, executor, reporter.say, reporter.passed_over):
+                    outcomes[outcome.id] = outcome
+                    reporter.outcome(by_id[outcome.id], outcome)
+                    _write(plan, outcomes, paper, reporter, pictures=False)
+            results, files = _write(plan, outcomes, paper, reporter, pictures=True)
             for name, figure in plan.figures.items():
-                files += write_figure(request, name, figure, store, board.say)
+                files += write_figure(request, name, figure, store, reporter.say)
     except (KeyboardInterrupt, Interrupted) as error:
         raise Interrupted(f"stopped; {GO_ON}") from error
     finally:
-        engine.stop()
-        board.close()
+        executor.stop()
+        reporter.close()
     failed = [
         f"{table.plan.name}: {row.row.row.name}, {reason}"
         for table in results
@@ -103,66 +107,47 @@ def reproduce(request: Request, board: Board) -> ReproduceResult:
     return ReproduceResult(tuple(results), tuple(files), tuple(failed))
 
 
-def _work_off(plan: Plan, engine: Engine, store: RunStore, paper: PaperNumbers, board: Board) -> dict[str, RunFigures]:
-    """Do all runs; tables are written anew after each of them."""
-    runs = plan.runs()
-    board.start(plan, runs, store)
-    by_id = {run.id: run for run in runs}
-    figures: dict[str, RunFigures] = {}
-    jobs = [Job(run, store, plan.request.cifar_c_root) for run in runs]
-    for outcome in drive(jobs, engine, store, board.say, board.passed_over):
-        figures[outcome.id] = outcome.figures
-        board.outcome(by_id[outcome.id], outcome)
-        _write(plan, figures, paper, board, pictures=False)
-    return figures
-
-
 def drive(
-    jobs: Sequence[Job],
-    engine: Engine,
-    store: RunStore,
-    say: Callable[[str], None],
-    passed_over: Callable[[PlannedRun, str], None],
+    jobs: Sequence[Job], executor: Executor[Any], say: Callable[[str], None], on_notice: Callable[[Job, str], None]
 ) -> Iterator[Outcome]:
-    """Give jobs to an engine as it has room, leaving those that another command works on for later.
+    """Yield the outcomes of jobs; runs that another command holds are left for later.
 
     Args:
         jobs: one for each run.
-        engine: where they are done.
-        store: where their status is.
-        say: who is told what is waited for.
-        passed_over: who is told, while a run is at work, why what was there of it is not used.
+        executor: gets them as it has room.
+        say: called with what is waited for.
+        on_notice: called, while a run is at work, with the reasons why what was there of it is not used.
 
     Raises:
         Interrupted: a job was stopped by a signal.
     """
-    by_id = {job.run.id: job for job in jobs}
+    by_id = {job.id: job for job in jobs}
     waiting = deque(jobs)
-    told: set[str] = set()
+    announced: set[str] = set()
     not_before: dict[str, float] = {}
-    given: dict[str, float] = {}
-    while waiting or engine.active():
+    submitted: dict[str, float] = {}
+    while waiting or executor.active:
         for _ in range(len(waiting)):
-            if not engine.has_room():
+            if not executor.has_room():
                 break
             job = waiting.popleft()
-            if time.monotonic() >= not_before.get(job.run.id, 0.0) and store.is_free(job.run.key):
-                given[job.run.id] = time.time()  # the clock of the status, which other processes write
-                engine.submit(job)
+            if time.monotonic() >= not_before.get(job.id, 0.0) and job.store.is_free(job.key):
+                submitted[job.id] = time.time()  # the clock of the status, which other processes write
+                executor.submit(job)
             else:
                 waiting.append(job)
-                if job.run.key not in told and not engine.active():
-                    told.add(job.run.key)
-                    say(f"another command works on {job.run.config.name}: waiting for it")
-        if not engine.active():
+                if job.key not in announced and not executor.active:
+                    announced.add(job.key)
+                    say(f"another command works on {job.config.name}: waiting for it")
+        if not executor.active:
             time.sleep(1)
-        outcomes = engine.wait(1.0)
-        for id, since in given.items():
-            status = store.read_status(by_id[id].run.key)
+        outcomes = executor.wait(1.0)
+        for id, since in submitted.items():
+            status = by_id[id].store.read_status(by_id[id].key)
             for why in status.get("passed_over", []) if status.get("time", 0) >= since else []:
-                passed_over(by_id[id].run, why)
+                on_notice(by_id[id], why)
         for outcome in outcomes:
-            given.pop(outcome.id)
+            submitted.pop(outcome.id)
             if outcome.state == "busy":
                 waiting.append(by_id[outcome.id])
                 not_before[outcome.id] = time.monotonic() + BUSY_PAUSE
@@ -173,20 +158,15 @@ def drive(
 
 
 def everywhere(request: Request) -> Request:
-    """The request with absolute paths: workers of a cluster start in folders of their own."""
-    paths: dict[str, object] = {
-        "out_dir": request.out_dir.expanduser().absolute(),
-        "reuse": tuple(path.expanduser().absolute() for path in request.reuse),
-    }
-    for name in ("dataset_root", "cifar_c_root"):
-        path = getattr(request, name)
-        if path is not None:
-            paths[name] = path.expanduser().absolute()
-    return request.model_copy(update=paths)
+    """Return the request with absolute paths: workers of a cluster start in folders of their own."""
+    paths = {name: getattr(request, name) for name in ("out_dir", "dataset_root", "cifar_c_root")}
+    whole: dict[str, object] = {name: path.expanduser().absolute() for name, path in paths.items() if path is not None}
+    whole["reuse"] = tuple(path.expanduser().absolute() for path in request.reuse)
+    return request.model_copy(update=whole)
 
 
-def make_engine(request: Request, passed_over: Callable[[PlannedRun, str], None]) -> Engine:
-    """The engine asked for; one that works here tells at once what is passed over.
+def make_executor(request: Request, on_notice: Callable[[Job, str], None]) -> Executor[Any]:
+    """Return the executor of a request; one in this process calls `on_notice` at once.
 
     Raises:
         UsageError: Ray is not there.
@@ -197,16 +177,16 @@ def make_engine(request: Request, passed_over: Callable[[PlannedRun, str], None]
         return OnRay(request.address)
     if request.address is not None:
         raise UsageError("--address is that of a Ray cluster; add --engine ray, or leave it out")
-    return InProcess(passed_over) if request.jobs == 1 else Processes(request.jobs)
+    return InProcess(on_notice) if request.jobs == 1 else Processes(request.jobs)
 
 
-def check_disk(runs: Sequence[PlannedRun], store: RunStore) -> None:
+def check_disk(jobs: Sequence[Job], store: RunStore) -> None:
     """Refuse a plan that the disk cannot hold, before anything is trained.
 
     Raises:
         UsageError: too little space.
     """
-    needed = disk_needed(runs, store)
+    needed = disk_needed(jobs, store)
     free = shutil.disk_usage(store.out_dir.expanduser()).free
     if needed > free:
         raise UsageError(
@@ -215,41 +195,38 @@ def check_disk(runs: Sequence[PlannedRun], store: RunStore) -> None:
         )
 
 
-def disk_needed(runs: Sequence[PlannedRun], store: RunStore) -> int:
-    """Bytes of the runs that have no checkpoint to go on from."""
+def disk_needed(jobs: Sequence[Job], store: RunStore) -> int:
+    """Return the bytes of the runs that have no checkpoint to go on from."""
     index = store.index()
     new = {}
-    for run in runs:
-        found = store.best(run.key, index)
+    for job in jobs:
+        found = store.best(job.key, index)
         if found is None or not (found.folder / "last.pt").is_file():
-            new[run.key] = run
-    return sum(run_bytes(run.config) for run in new.values())
+            new[job.key] = job
+    return sum(run_bytes(job.config) for job in new.values())
 
 
-def check_data(runs: Sequence[PlannedRun], cifar_c_root: Path | None) -> None:
-    """Load every data set once, and find the corrupted ones, so that what cannot be had is told before any training.
+def check_data(jobs: Sequence[Job]) -> None:
+    """Load every data set once, and find the corrupted ones: what cannot be had is an error before any training.
 
     Raises:
         DataError: what is missing and where it belongs.
     """
-    needed = {run.config.data.model_dump_json(): run.config.data for run in runs}
-    loaded = {key: load_data(data).test for key, data in needed.items()}
-    asked: dict[str, set[str]] = {}
-    for run in runs:
-        if "cifar-c" in run.metrics:
-            config = run_figures.evaluation_config(run, Path("last.pt"), cifar_c_root)
-            asked.setdefault(run.config.data.model_dump_json(), set()).update(config.corruptions.names)
-    for key, names in asked.items():
-        data, test = needed[key], loaded[key]
-        if isinstance(data, Cifar10 | Cifar100):
-            folder = find_or_fetch(data.kind, cifar_c_root or data.root, tell=lambda text, done, total: None)
-            open_cifar_c(folder, test.labels.numpy(), test.image_shape).require(sorted(names - {CLEAN}))
+    needed = {job.config.data.model_dump_json(): job.config.data for job in jobs}
+    tests = {key: load_data(data).test for key, data in needed.items()}
+    for key, data in needed.items():
+        asked = [job for job in jobs if job.config.data == data and "cifar-c" in job.metrics]
+        if asked and isinstance(data, Cifar10 | Cifar100):
+            names = {name for job in asked for name in job.evaluate.corruption_names} - {CLEAN}
+            root = asked[0].cifar_c_root or data.root
+            folder = find_or_fetch(data.kind, root, tell=lambda text, done, total: None)
+            open_cifar_c(folder, tests[key].labels.numpy(), tests[key].image_shape).require(sorted(names))
 
 
 def _write(
-    plan: Plan, figures: Mapping[str, RunFigures], paper: PaperNumbers, board: Board, *, pictures: bool
+    plan: Plan, outcomes: Mapping[str, Outcome], paper: PaperNumbers, reporter: SweepReporter, *, pictures: bool
 ) -> tuple[list[Results], list[Path]]:
-    results = [assemble(table, figures, paper) for table in plan.tables]
+    results = [assemble(table, outcomes, paper) for table in plan.tables]
     out_dir = plan.request.out_dir
-    files = [file for result in results for file in write_table(out_dir, result, board.command, picture=pictures)]
+    files = [file for result in results for file in write_table(out_dir, result, reporter.command, picture=pictures)]
     return results, files

@@ -1,7 +1,6 @@
 """The figures of one finished run folder, measured by `eval-robust` and by nothing else."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,51 +14,25 @@ from svdctl.config.table_config import VERSIONS, Column
 from svdctl.config.train_config import TrainConfig
 from svdctl.evaluate import runner
 from svdctl.evaluate.evaluation_outcome import Failure
-from svdctl.reproduce.plan import PlannedRun
-from svdctl.reproduce.table_results import RunFigures
+from svdctl.reproduce.job import Job, Outcome
 from svdctl.train.run_history import read_history, what_lacks
 
 Records = Mapping[str, Mapping[str, Any]]
 """Figures by metric, as in the file of results."""
 
 
-class _Listener:
-    """A reporter of `eval-robust` that passes on what a status shows."""
-
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self._tell = tell
-        self._metric = ""
-
-    def checkpoints(self, names: Sequence[str], metrics: Sequence[str]) -> None: ...
-
-    def checkpoint(self, name: str, results: Path) -> None: ...
-
-    def metric(self, metric: str) -> None:
-        self._metric = metric
-        self._tell(metric)
-
-    def progress(self, done: int, total: int, text: str) -> None:
-        self._tell(f"{self._metric} {done}/{total} {text}")
-
-    def measured(self, metric: str, text: str, *, kept: str) -> None: ...
-
-    def notice(self, text: str) -> None: ...
-
-    def failed(self, failure: Failure) -> None: ...
-
-
-def evaluation_config(run: PlannedRun, checkpoint: Path, cifar_c_root: Path | None) -> EvaluateConfig:
+def evaluation_config(job: Job, checkpoint: Path) -> EvaluateConfig:
     """Return what `eval-robust` measures of a run."""
-    evaluate, data = run.evaluate, run.config.data
+    evaluate, data = job.evaluate, job.config.data
     attacks = evaluate.attacks or ("standard",)
     return EvaluateConfig(
         checkpoints=(checkpoint,),
-        metrics=tuple(metric for metric in METRICS if metric in run.metrics),
+        metrics=tuple(metric for metric in METRICS if metric in job.metrics),
         corruptions=CorruptionSettings(
             names=evaluate.corruption_names,
             severities=evaluate.severities,
             examples=evaluate.corruption_examples,
-            root=cifar_c_root if isinstance(data, Cifar10 | Cifar100) else None,
+            root=job.cifar_c_root if isinstance(data, Cifar10 | Cifar100) else None,
         ),
         attack=AttackSettings.model_validate(
             {
@@ -71,7 +44,7 @@ def evaluation_config(run: PlannedRun, checkpoint: Path, cifar_c_root: Path | No
         examples=evaluate.examples or "all",
         dataset_root=getattr(data, "root", None),
         batch_size=evaluate.batch_size,
-        accelerator=run.config.hardware.accelerator,
+        accelerator=job.config.hardware.accelerator,
     )
 
 
@@ -80,31 +53,32 @@ def chosen_checkpoint(folder: Path, config: TrainConfig) -> Path:
     return folder / ("last.pt" if config.evaluation.select == "last" else "best.pt")
 
 
-def evaluate_run(run: PlannedRun, folder: Path, cifar_c_root: Path | None, tell: Callable[[str], None]) -> RunFigures:
-    """Measure what is not yet measured; what could not be measured is the reason in the figures."""
-    checkpoint = chosen_checkpoint(folder, run.config)
+def evaluate_run(job: Job, folder: Path, reporter: runner.EvaluationReporter, *, kept: bool) -> Outcome:
+    """Measure what is not yet measured of a finished run; what could not be measured is the reason in the outcome.
+
+    Args:
+        job: what is measured.
+        folder: the run folder.
+        reporter: of the evaluation.
+        kept: whether an earlier call trained it, so that its times are marked as kept.
+    """
+    checkpoint = chosen_checkpoint(folder, job.config)
     values, unknown = training_figures(folder)
-    deviations = [*training_deviations(run.config), *unknown]
-    reason = None
-    kept: dict[Column, str] = {}
-    if run.metrics:
-        result = runner.run(evaluation_config(run, checkpoint, cifar_c_root), reporter=_Listener(tell))
+    marks: dict[Column, str] = dict.fromkeys(values, "kept") if kept else {}
+    deviations = [*training_deviations(job.config), *unknown]
+    failures: Sequence[Failure] = ()
+    if job.metrics:
+        result = runner.run(evaluation_config(job, checkpoint), reporter=reporter)
         for evaluation in result.evaluations:
             records = {str(metric): record.results for metric, record in evaluation.records.items()}
             values |= dict(evaluated_figures(records))
             for metric, record in evaluation.records.items():
                 if record.marks:
-                    kept |= {column: record.marks for column, _ in evaluated_figures({metric: record.results})}
-            deviations += evaluation_deviations(run, records)
-        if result.failures:
-            reason = "; ".join(f"{failure.metric or 'evaluation'}: {failure.error}" for failure in result.failures)
-    return RunFigures(values, tuple(deviations), str(folder), reason, kept)
-
-
-def with_kept_times(figures: RunFigures) -> RunFigures:
-    """The figures of a run that an earlier call trained: its times are marked as kept."""
-    times: tuple[Column, ...] = ("train-hours", "control-time")
-    return replace(figures, kept={**figures.kept, **{time: "kept" for time in times if time in figures.values}})
+                    marks |= {column: record.marks for column, _ in evaluated_figures({metric: record.results})}
+            deviations += evaluation_deviations(job, records)
+        failures = result.failures
+    reason = "; ".join(f"{failure.metric or 'evaluation'}: {failure.error}" for failure in failures) or None
+    return Outcome(job.id, "failed" if failures else "done", values, tuple(deviations), str(folder), reason, marks)
 
 
 def training_figures(folder: Path) -> tuple[dict[Column, float], tuple[str, ...]]:
@@ -169,7 +143,7 @@ def training_deviations(config: TrainConfig) -> Iterator[str]:
         yield "The bound is sealed by proof at every evaluation; the paper's procedure leaves values above it."
 
 
-def evaluation_deviations(run: PlannedRun, records: Records) -> Iterator[str]:
+def evaluation_deviations(job: Job, records: Records) -> Iterator[str]:
     """How an evaluation differs from the paper's protocol, a sentence each."""
     whole = records.get("accuracy", records.get("ece", {})).get("count")
     corrupted = records.get("cifar-c")
@@ -180,8 +154,8 @@ def evaluation_deviations(run: PlannedRun, records: Records) -> Iterator[str]:
         parts = []
         if names != sorted(CORRUPTIONS):
             parts.append(f"{len(names)} of the 19 corruptions")
-        if len(run.evaluate.severities) < 5:
-            parts.append(f"severity {', '.join(map(str, run.evaluate.severities))} of 5")
+        if len(job.evaluate.severities) < 5:
+            parts.append(f"severity {', '.join(map(str, job.evaluate.severities))} of 5")
         if whole is None or corrupted["count"] != whole:
             parts.append(f"{corrupted['count']:,}{f' of {whole:,}' if whole else ''} test images")
         if parts:
@@ -190,9 +164,9 @@ def evaluation_deviations(run: PlannedRun, records: Records) -> Iterator[str]:
     if attacked is not None:
         if whole is None or attacked["count"] != whole:
             yield f"Attacked: {attacked['count']:,}{f' of {whole:,}' if whole else ''} test images."
-        if run.evaluate.attacks:
-            yield f"Attacks: {', '.join(run.evaluate.attacks)} in place of AutoAttack's standard list."
-        if (run.evaluate.norm, run.evaluate.eps) != ("L2", 0.5):
-            yield f"Attack: {run.evaluate.norm} within {run.evaluate.eps:g} in place of L2 within 0.5."
+        if job.evaluate.attacks:
+            yield f"Attacks: {', '.join(job.evaluate.attacks)} in place of AutoAttack's standard list."
+        if (job.evaluate.norm, job.evaluate.eps) != ("L2", 0.5):
+            yield f"Attack: {job.evaluate.norm} within {job.evaluate.eps:g} in place of L2 within 0.5."
         if attacked["left_out"]:
             yield f"Left out of AutoAttack for want of classes: {', '.join(attacked['left_out'])}."

@@ -1,7 +1,7 @@
-"""What is on the disk: which run folders belong to a run, whether they are finished, who works on them, how far.
+"""The run folders of runs, and what commands know of each other: a lock and a status for each run.
 
-All that commands know of each other is here: a lock and a status for each run, below `.reproduce/` of the folder of
-runs. The lock goes with the process that holds it, however that ends.
+Locks and status files lie below `.reproduce/` of the folder of runs. A lock goes with the process that holds it,
+however that ends.
 """
 
 import json
@@ -22,11 +22,11 @@ from svdctl.utils.lock import held
 
 @dataclass(frozen=True)
 class RunState:
-    """A run folder that belongs to a run."""
+    """How far the run of a folder is."""
 
     folder: Path
     step: int
-    """Of its checkpoint."""
+    """Of its checkpoint; 0 when the run cannot be continued or reported."""
     finished: bool
     data: Mapping[str, str] | None = None
     """Fingerprints of the data that it was trained on; None: not known."""
@@ -46,46 +46,35 @@ class RunStore:
         return self.out_dir.expanduser() / ".reproduce"
 
     def index(self) -> dict[str, list[Path]]:
-        """Run folders by `run_hash` of their configuration; those of `out_dir` first."""
+        """Return run folders by `run_hash` of their configuration, those of `out_dir` first."""
         found: dict[str, list[Path]] = {}
         for parent in (self.out_dir, *self.reuse):
             for key, folder in _folders(parent.expanduser()):
                 found.setdefault(key, []).append(folder)
         return found
 
-    def best(
-        self, key: str, index: Mapping[str, list[Path]] | None = None, *, data: Mapping[str, str] | None = None
-    ) -> RunState | None:
-        """The finished folder of a run, or the one that got furthest; of `reuse` finished ones alone.
+    def states(self, key: str, index: Mapping[str, list[Path]] | None = None) -> list[RunState]:
+        """Return the folders of a run, finished ones first, then by steps; `index` is what `index()` returned."""
+        found = map(inspect_run, (self.index() if index is None else index).get(key, []))
+        return sorted(found, key=lambda state: (state.finished, state.step), reverse=True)
 
-        A folder whose checkpoint has another configuration than its `config.toml` is passed over: see `misplaced`.
+    def usable(self, key: str, states: list[RunState]) -> list[RunState]:
+        """Return the states that can be reported or continued, in their order.
 
-        Args:
-            key: `run_hash` of the run's configuration.
-            index: what `index` returned, if it was called.
-            data: fingerprints of the data; those that were trained on others are passed over.
+        Of other places than `out_dir` finished runs alone; none whose checkpoint is of another run.
         """
-        folders = (self.index() if index is None else index).get(key, [])
-        found = [run for run in map(inspect_run, folders) if run.key in (None, key)]
-        runs = sorted(found, key=lambda run: (run.finished, run.step), reverse=True)
-        if data is not None:
-            runs = [run for run in runs if run.data in (None, data)]
-        usable = [run for run in runs if run.finished or run.folder.parent == self.out_dir.expanduser()]
-        return usable[0] if usable else None
+        mine = self.out_dir.expanduser()
+        return [one for one in states if one.key in (None, key) and (one.finished or one.folder.parent == mine)]
 
-    def misplaced(self, key: str) -> list[str]:
-        """A sentence for each folder of a run whose checkpoint is of another run."""
-        return [
-            f"{folder / 'last.pt'} is of another configuration than config.toml beside it: the folder does not count"
-            for folder in self.index().get(key, [])
-            if inspect_run(folder).key not in (None, key)
-        ]
+    def best(self, key: str, index: Mapping[str, list[Path]] | None = None) -> RunState | None:
+        """Return the finished folder of a run, or the one that got furthest."""
+        return next(iter(self.usable(key, self.states(key, index))), None)
 
     def prepare(self) -> None:
         """Make the folder of runs.
 
         Raises:
-            UsageError: when it cannot be made or written.
+            UsageError: it cannot be made or written.
         """
         try:
             self._private.mkdir(parents=True, exist_ok=True)
@@ -97,17 +86,17 @@ class RunStore:
 
     @contextmanager
     def lock(self, name: str) -> Iterator[bool]:
-        """Hold a run, or see (False) that another process holds it."""
+        """Hold a run; yields False when another process holds it."""
         with held(self._private / f"{name}.lock") as mine:
             yield mine
 
     def is_free(self, name: str) -> bool:
-        """Whether nobody holds a run at this moment."""
+        """Return whether no process holds a run at this moment."""
         with self.lock(name) as held:
             return held
 
     def read_status(self, key: str) -> dict[str, Any]:
-        """How far a run is; empty when nothing is known."""
+        """Return how far a run is; empty when nothing is known."""
         try:
             found = json.loads((self._private / f"{key}.json").read_text())
         except (OSError, ValueError, RecursionError):
@@ -115,13 +104,13 @@ class RunStore:
         return found if isinstance(found, dict) else {}
 
     def write_status(self, key: str, **status: Any) -> None:
-        """Tell every command how far a run is."""
+        """Write how far a run is, for every command to read."""
         who = {"time": time.time(), "host": socket.gethostname(), "pid": os.getpid()}
         write_atomically(self._private / f"{key}.json", json.dumps({**status, **who}))
 
 
 def _folders(parent: Path) -> Iterator[tuple[str, Path]]:
-    """Run folders directly below a place, with the hash of their configuration; what is no run is passed over.
+    """Yield the run folders directly below a place, with the hash of their configuration.
 
     Where `config.toml` cannot be read, the configuration is that of the checkpoint.
     """
@@ -143,7 +132,7 @@ def _folders(parent: Path) -> Iterator[tuple[str, Path]]:
 
 
 def inspect_run(folder: Path) -> RunState:
-    """How far the run of a folder is, by its `last.pt`; step 0 when it cannot be gone on with or reported."""
+    """Return how far the run of a folder is, by its `last.pt`."""
     from svdctl.checkpoint.checkpoint_file import fitting, read_checkpoint  # torch: only where there is a run
     from svdctl.train.run_history import has_ended, read_best, read_history
     from svdctl.train.trainer import Counters

@@ -14,7 +14,7 @@ from svdctl.control import Controller
 from svdctl.layers.shapes import input_sizes
 from svdctl.models.build import build_model
 from svdctl.reproduce.estimate import random_images
-from svdctl.reproduce.row_configs import network_configs
+from svdctl.reproduce.plan import network_configs
 from svdctl.reproduce.speed_layers import all_values, control
 from svdctl.reproduce.speed_points import Point, Work
 from svdctl.reproduce.static_figures import control_cost

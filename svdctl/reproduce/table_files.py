@@ -7,7 +7,7 @@ from pathlib import Path
 
 from svdctl.config.table_config import Request, SpeedFigure
 from svdctl.errors import UsageError
-from svdctl.reproduce.plan import PlannedRun
+from svdctl.reproduce.job import Job
 from svdctl.reproduce.run_store import RunStore
 from svdctl.reproduce.table_renderers import as_json, comma_separated, latex, markdown
 from svdctl.reproduce.table_results import Results
@@ -28,7 +28,7 @@ def table_folder(out_dir: Path) -> Path:
     return folder
 
 
-def write_table(out_dir: Path, results: Results, command: Callable[[PlannedRun], str], *, picture: bool) -> list[Path]:
+def write_table(out_dir: Path, results: Results, command: Callable[[Job], str], *, picture: bool) -> list[Path]:
     """Write a table in every format; the picture, which takes longest, only when asked for."""
     folder = table_folder(out_dir)
     name = results.plan.name

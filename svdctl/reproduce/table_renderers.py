@@ -12,7 +12,7 @@ from typing import Any
 
 from svdctl.config.table_config import STATIC, Column
 from svdctl.reproduce.columns import LOOKS
-from svdctl.reproduce.plan import PlannedRun
+from svdctl.reproduce.job import Job
 from svdctl.reproduce.table_results import Cell, ResultRow, Results
 
 TEX_ESCAPES = {
@@ -64,7 +64,7 @@ def cell_text(column: Column, cell: Cell, row: ResultRow) -> str:
     if cell.spread is not None:
         text = f"{look.shown(cell.mean).removesuffix(look.suffix)} ± {look.shown(cell.spread)}"
     if column not in STATIC and len(cell.values) < row.measured:
-        text += f" ({len(cell.values)} of {len(row.runs)} seeds)"
+        text += f" ({len(cell.values)} of {len(row.outcomes)} seeds)"
     if cell.kept:
         text += f" ({cell.kept})"
     if cell.paper is not None:
@@ -193,7 +193,7 @@ def _tex_sign(sign: str) -> str:
     return sign if name.startswith("LATIN ") and ord(sign) < 0x180 else rf"\texttt{{U+{ord(sign):04X}}}"
 
 
-def as_json(results: Results, command: Callable[[PlannedRun], str]) -> str:
+def as_json(results: Results, command: Callable[[Job], str]) -> str:
     """Return everything: each run with its configuration, folder, figures and the command that trains it."""
     plan = results.plan
     rows = []
@@ -211,18 +211,18 @@ def as_json(results: Results, command: Callable[[PlannedRun], str]) -> str:
         }
         runs = [
             {
-                "seed": run.config.seed,
-                "hash": run.key,
-                "preset": run.preset,
-                "set": list(run.assignments),
-                "command": command(run),
-                "folder": figures.folder,
-                "figures": dict(figures.values),
-                "kept": dict(figures.kept),
-                "deviations": list(figures.deviations),
-                "failed": figures.reason,
+                "seed": job.config.seed,
+                "hash": job.key,
+                "preset": job.preset,
+                "set": list(job.assignments),
+                "command": command(job),
+                "folder": outcome.folder,
+                "figures": dict(outcome.values),
+                "kept": dict(outcome.kept),
+                "deviations": list(outcome.deviations),
+                "failed": outcome.reason,
             }
-            for run, figures in zip(row.row.runs, row.runs, strict=True)
+            for job, outcome in zip(row.row.jobs, row.outcomes, strict=True)
         ]
         own = row.row.row
         rows.append({"row": own.name, "label": own.shown, "group": own.group, "cells": cells, "runs": runs})

@@ -2,25 +2,14 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from svdctl.config.table_config import STATIC, Column
 from svdctl.reproduce.columns import header_of
+from svdctl.reproduce.job import Outcome
 from svdctl.reproduce.paper_numbers import PaperNumbers
 from svdctl.reproduce.plan import TablePlan, TableRow
 from svdctl.reproduce.static_figures import static_figures
-
-
-@dataclass(frozen=True)
-class RunFigures:
-    """What one run has: its figures by column, how they deviate from the table's protocol, or why there are none."""
-
-    values: Mapping[Column, float] = field(default_factory=dict)
-    deviations: tuple[str, ...] = ()
-    folder: str | None = None
-    reason: str | None = None
-    kept: Mapping[Column, str] = field(default_factory=dict)
-    """How figures of an earlier call are known, by column: `kept`, or `kept, no checksum`."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +42,8 @@ class ResultRow:
     cells: Mapping[Column, Cell]
     notes: tuple[int, ...]
     """Numbers of its footnotes, from 1."""
-    runs: tuple[RunFigures, ...]
+    outcomes: tuple[Outcome, ...]
+    """Of its jobs."""
 
     @property
     def measured(self) -> int:
@@ -64,7 +54,11 @@ class ResultRow:
     def shown(self) -> str:
         """The label, and how many seeds stand behind the figures while some are missing."""
         label = self.row.row.shown
-        return f"{label} ({self.measured} of {len(self.runs)} seeds)" if 0 < self.measured < len(self.runs) else label
+        return (
+            f"{label} ({self.measured} of {len(self.outcomes)} seeds)"
+            if 0 < self.measured < len(self.outcomes)
+            else label
+        )
 
     @property
     def marked(self) -> str:
@@ -75,9 +69,9 @@ class ResultRow:
     def reasons(self) -> list[str]:
         """Why runs of it failed, with their seeds."""
         return [
-            f"seed {run.config.seed}: {figures.reason}"
-            for run, figures in zip(self.row.runs, self.runs, strict=True)
-            if figures.reason is not None
+            f"seed {job.config.seed}: {outcome.reason}"
+            for job, outcome in zip(self.row.jobs, self.outcomes, strict=True)
+            if outcome.reason is not None
         ]
 
 
@@ -120,14 +114,14 @@ class Results:
         )
 
 
-def assemble(plan: TablePlan, figures: Mapping[str, RunFigures], paper: PaperNumbers) -> Results:
+def assemble(plan: TablePlan, outcomes: Mapping[str, Outcome], paper: PaperNumbers) -> Results:
     """The table from the figures of its runs, by their ids; runs that are missing leave their cells empty."""
     notes: dict[str, int] = {}
     rows = []
     numbers = paper.get(plan.source.stem, {})
-    everywhere = _common(plan, figures)
+    everywhere = _common(plan, outcomes)
     for row in plan.rows:
-        runs = tuple(figures.get(run.id, RunFigures()) for run in row.runs)
+        runs = tuple(outcomes.get(job.id, Outcome()) for job in row.jobs)
         own = dict.fromkeys(text for run in runs for text in run.deviations if text not in everywhere)
         marks = tuple(notes.setdefault(text, len(notes) + 1) for text in own)
         static = static_figures(row.config)
@@ -152,7 +146,7 @@ def assemble(plan: TablePlan, figures: Mapping[str, RunFigures], paper: PaperNum
     return Results(plan, tuple(rows), (*notes, *general))
 
 
-def _kept(column: Column, runs: Sequence[RunFigures]) -> str:
+def _kept(column: Column, runs: Sequence[Outcome]) -> str:
     """The mark of a cell whose figures, or some of them, were measured by an earlier call."""
     marks = [run.kept.get(column, "") for run in runs if column in run.values]
     some = [mark for mark in marks if mark]
@@ -160,10 +154,10 @@ def _kept(column: Column, runs: Sequence[RunFigures]) -> str:
     return weakest if len(some) == len(marks) else f"{weakest} for {len(some)} of {len(marks)} seeds" if some else ""
 
 
-def _common(plan: TablePlan, figures: Mapping[str, RunFigures]) -> list[str]:
+def _common(plan: TablePlan, outcomes: Mapping[str, Outcome]) -> list[str]:
     """Deviations that every finished run of the table has: said once, without marks."""
-    keys = [run.id for row in plan.rows for run in row.runs if run.id in figures]
-    known = [figures[key].deviations for key in keys if figures[key].values]
+    keys = [job.id for row in plan.rows for job in row.jobs if job.id in outcomes]
+    known = [outcomes[key].deviations for key in keys if outcomes[key].values]
     return [text for text in (known[0] if known else ()) if all(text in other for other in known)]
 
 

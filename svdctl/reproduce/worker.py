@@ -9,22 +9,26 @@ import sys
 import threading
 import time
 
-from pydantic import TypeAdapter
-
 
 def main() -> None:
-    """Do one job. A process whose parent is gone stops as on a signal, with its state saved."""
+    """Execute one job. A process whose parent is gone stops as on a signal, with its state saved."""
     text = sys.stdin.read()
     threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
-    from svdctl.reproduce.execute import JOB, Outcome, execute  # after the environment is known
+    # The last line: libraries may print before it.
+    print("\n" + work(text), flush=True)
+
+
+def work(text: str) -> str:
+    """Execute a job in JSON; return its outcome in JSON."""
+    from svdctl.reproduce.execute import execute  # after the environment is known
+    from svdctl.reproduce.job import JOB, OUTCOME, Outcome
 
     job = JOB.validate_json(text)
     try:
         outcome = execute(job)
     except KeyboardInterrupt:
-        outcome = Outcome(job.run.id, "interrupted")
-    # The last line: libraries may print before it.
-    print("\n" + TypeAdapter(Outcome).dump_json(outcome).decode(), flush=True)
+        outcome = Outcome(job.id, "interrupted")
+    return OUTCOME.dump_json(outcome).decode()
 
 
 def _watch_parent(parent: int) -> None:

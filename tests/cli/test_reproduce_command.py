@@ -13,16 +13,15 @@ import pytest
 from rich.console import Console
 
 from svdctl.cli.app import main
-from svdctl.cli.reproduce_progress import LiveBoard, PlainBoard, RowState, choose_board, most_urgent
-from svdctl.cli.reproduce_text import aligned, rehearsal_lines
+from svdctl.cli.reproduce_progress import LiveSweep, PlainSweep, RowState, choose_reporter, most_urgent
+from svdctl.cli.reproduce_text import aligned, dry_run_lines
 from svdctl.cli.variadic import spread
 from svdctl.config.table_config import Request
 from svdctl.errors import DataError, Interrupted, UsageError
 from svdctl.reproduce import reproduction as recipe
-from svdctl.reproduce.execute import Outcome
+from svdctl.reproduce.job import Outcome
 from svdctl.reproduce.plan import make_plan
 from svdctl.reproduce.run_store import RunStore
-from svdctl.reproduce.table_results import RunFigures
 
 
 @pytest.fixture
@@ -43,7 +42,7 @@ def asked(reproduce: Mock, *arguments: str) -> Request:
     assert svdctl_exits("reproduce", *arguments) == 0
     (request, board), named = reproduce.call_args
     assert named == {}
-    assert isinstance(board, PlainBoard)
+    assert isinstance(board, PlainSweep)
     assert isinstance(request, Request)
     return request
 
@@ -162,10 +161,10 @@ def test_values_are_spread(given: str, found: str) -> None:
 
 @dataclass(frozen=True)
 class Work:
-    plain: PlainBoard
-    live: LiveBoard
+    plain: PlainSweep
+    live: LiveSweep
     screen: io.StringIO
-    end: Callable[[PlainBoard], None]
+    end: Callable[[PlainSweep], None]
     """Tells a board of the runs that ended."""
 
 
@@ -173,14 +172,14 @@ class Work:
 def work(tmp_path: Path) -> Iterator[Work]:
     """Two boards on one plan: a run done, one failed, one training, one measured, the rest waiting."""
     plan = make_plan(Request(tables=("table2",), scale="smoke", out_dir=tmp_path))
-    runs = plan.runs()
+    runs = plan.jobs()
     store = RunStore(tmp_path)
     store.prepare()
-    plain, live, screen = PlainBoard(), LiveBoard(), io.StringIO()
+    plain, live, screen = PlainSweep(), LiveSweep(), io.StringIO()
     live._console = Console(file=screen, force_terminal=True, width=120, highlight=False)
     outcomes = [
-        Outcome(runs[0].id, "done", RunFigures({"accuracy": 0.987, "control-time": 0.1})),
-        Outcome(runs[1].id, "failed", RunFigures(reason="the loss was not finite")),
+        Outcome(runs[0].id, "done", {"accuracy": 0.987, "control-time": 0.1}),
+        Outcome(runs[1].id, "failed", reason="the loss was not finite"),
     ]
     for board in (plain, live):
         board.every = 0.05
@@ -188,7 +187,7 @@ def work(tmp_path: Path) -> Iterator[Work]:
     store.write_status(runs[2].key, state="training", epoch=3.0, epochs=10.0, loss=0.5, val_acc=0.75, seconds_left=65)
     store.write_status(runs[3].key, state="evaluating", detail="autoattacks 2/4 fab-t")
 
-    def end(board: PlainBoard) -> None:
+    def end(board: PlainSweep) -> None:
         for run, outcome in zip(runs, outcomes, strict=False):
             board.outcome(run, outcome)
 
@@ -231,9 +230,9 @@ def test_a_board_of_more_rows_than_lines_shows_those_at_work() -> None:
 
 def test_a_long_plan_fits_a_small_terminal(tmp_path: Path) -> None:
     plan = make_plan(Request(tables=("table-vgg",), out_dir=tmp_path))
-    runs, store = plan.runs(), RunStore(tmp_path)
+    runs, store = plan.jobs(), RunStore(tmp_path)
     store.prepare()
-    board, screen = LiveBoard(), io.StringIO()
+    board, screen = LiveSweep(), io.StringIO()
     board._console = Console(file=screen, force_terminal=True, width=100, height=14, highlight=False)
     board.start(plan, runs, store)
     store.write_status(runs[-1].key, state="training", epoch=3.0, epochs=10.0, loss=0.5)
@@ -249,18 +248,18 @@ def test_a_status_of_an_earlier_call_is_waiting(tmp_path: Path) -> None:
     plan = make_plan(Request(tables=("table2",), out_dir=tmp_path))
     store = RunStore(tmp_path)
     store.prepare()
-    store.write_status(plan.runs()[0].key, state="training", epoch=1.0, epochs=2.0)
-    board = PlainBoard()
-    board.start(plan, plan.runs(), store)
+    store.write_status(plan.jobs()[0].key, state="training", epoch=1.0, epochs=2.0)
+    board = PlainSweep()
+    board.start(plan, plan.jobs(), store)
     board.close()
     assert {row.state for row in board.states()} == {"waiting"}
 
 
-@pytest.mark.parametrize(("terminal", "kind"), [(True, LiveBoard), (False, PlainBoard)])
-def test_stdout_chooses(terminal: bool, kind: type[PlainBoard]) -> None:
+@pytest.mark.parametrize(("terminal", "kind"), [(True, LiveSweep), (False, PlainSweep)])
+def test_stdout_chooses(terminal: bool, kind: type[PlainSweep]) -> None:
     with patch("svdctl.cli.reproduce_progress.sys.stdout") as stdout:
         stdout.isatty.return_value = terminal
-        assert type(choose_board()) is kind
+        assert type(choose_reporter()) is kind
 
 
 def test_tables_are_aligned() -> None:
@@ -271,7 +270,7 @@ def test_tables_are_aligned() -> None:
 
 def test_a_dry_run_shows_every_run_and_needs_no_data(tmp_path: Path) -> None:
     from svdctl.reproduce import estimate
-    from svdctl.reproduce.dry_run import dry_run_report
+    from svdctl.reproduce.dry_run import dry_run
 
     speed = estimate.Speed(step=1.0, forward=0.001, gradient=0.003)
     with (
@@ -279,9 +278,9 @@ def test_a_dry_run_shows_every_run_and_needs_no_data(tmp_path: Path) -> None:
         patch.object(estimate, "_measure_control", return_value=0.5),
     ):
         request = Request(tables=("table2", "figure-speed"), out_dir=tmp_path / "runs")
-        rehearsal = dry_run_report(request, lambda text: None)
-    assert len(rehearsal.runs) == 12
-    text = "\n".join(rehearsal_lines(rehearsal))
+        found = dry_run(request, lambda text: None)
+    assert len(found.jobs) == 12
+    text = "\n".join(dry_run_lines(found))
     for part in (
         "table2-divide-tt192-s3407",
         "svdctl train --preset wrn-cifar10-divide --set checkpoint.every_epochs=1 --set seed=3407",

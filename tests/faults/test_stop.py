@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from svdctl.checkpoint.checkpoint_file import read_checkpoint
-from svdctl.cli.reproduce_progress import PlainBoard
+from svdctl.cli.reproduce_progress import PlainSweep
 from svdctl.config.presets import to_toml
 from svdctl.config.train_config import TrainConfig
 from svdctl.reproduce.run_store import RunStore
@@ -184,7 +184,7 @@ def test_what_a_sweep_tells_of_time_is_never_negative(
 ) -> None:
     from unittest.mock import Mock
 
-    board = PlainBoard()
+    board = PlainSweep()
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now - 7200)
     run = Mock(id="a")

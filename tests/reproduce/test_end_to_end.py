@@ -16,8 +16,8 @@ import torch
 from svdctl.checkpoint.checkpoint_file import read_checkpoint
 from svdctl.config.table_config import Request
 from svdctl.errors import DataError
-from svdctl.reproduce.execute import Outcome
-from svdctl.reproduce.plan import Plan, PlannedRun
+from svdctl.reproduce.job import Job, Outcome
+from svdctl.reproduce.plan import Plan
 from svdctl.reproduce.reproduction import reproduce
 from svdctl.reproduce.run_store import RunStore
 
@@ -29,19 +29,19 @@ class Board:
         self.said: list[str] = []
         self.outcomes: list[tuple[str, str]] = []
 
-    def start(self, plan: Plan, runs: Sequence[PlannedRun], store: RunStore) -> None:
+    def start(self, plan: Plan, runs: Sequence[Job], store: RunStore) -> None:
         self.said.append(f"{len(runs)} runs")
 
-    def outcome(self, run: PlannedRun, outcome: Outcome) -> None:
+    def outcome(self, run: Job, outcome: Outcome) -> None:
         self.outcomes.append((run.config.name, outcome.state))
 
-    def passed_over(self, run: PlannedRun, why: str) -> None:
+    def passed_over(self, run: Job, why: str) -> None:
         self.said.append(why)
 
     def say(self, text: str) -> None:
         self.said.append(text)
 
-    def command(self, run: PlannedRun) -> str:
+    def command(self, run: Job) -> str:
         return f"{run.preset} {run.assignments}"
 
     def close(self) -> None: ...

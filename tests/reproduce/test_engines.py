@@ -4,24 +4,25 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 
+from svdctl.config.data_config import Npz
 from svdctl.config.presets import to_toml
 from svdctl.config.table_config import Request
 from svdctl.errors import Interrupted, UsageError
 from svdctl.reproduce import reproduction as module
-from svdctl.reproduce.execute import Job, Outcome
-from svdctl.reproduce.executors import ATTEMPTS, Processes
+from svdctl.reproduce.executors import ATTEMPTS, Executor, Processes
+from svdctl.reproduce.job import OUTCOME, Job, Outcome
 from svdctl.reproduce.plan import Plan, make_plan
 from svdctl.reproduce.ray_executor import OnRay
-from svdctl.reproduce.reproduction import check_disk, disk_needed, drive, everywhere, make_engine
+from svdctl.reproduce.reproduction import check_disk, disk_needed, drive, everywhere, make_executor
 from svdctl.reproduce.run_store import RunStore
 from svdctl.reproduce.static_figures import run_bytes
-from svdctl.reproduce.table_results import RunFigures
 
 
 @pytest.fixture
@@ -29,40 +30,35 @@ def jobs(planned: Callable[..., Plan]) -> list[Job]:
     plan = planned(seeds=(1, 2))
     store = RunStore(plan.request.out_dir)
     store.prepare()
-    return [Job(run, store) for run in plan.runs()]
+    return plan.jobs()
 
 
-class Scripted:
+class Scripted(Executor[str]):
     """An engine of one place whose outcomes are given, by job and attempt."""
 
     def __init__(self, script: dict[str, list[str]]) -> None:
+        super().__init__(1)
         self.script, self.order = script, list[str]()
         self.outcomes: list[Outcome] = []
 
-    def has_room(self) -> bool:
-        return not self.outcomes
-
     def submit(self, job: Job) -> None:
-        self.order.append(job.run.id)
-        state = self.script.get(job.run.id, ["done"]).pop(0)
-        self.outcomes.append(Outcome(job.run.id, state))  # type: ignore[arg-type]
+        self.order.append(job.id)
+        state = self.script.get(job.id, ["done"]).pop(0)
+        self.active[job.id] = job
+        self.outcomes.append(Outcome(job.id, state))  # type: ignore[arg-type]
 
     def wait(self, seconds: float) -> list[Outcome]:
         outcomes, self.outcomes = self.outcomes, []
+        self.active.clear()
         return outcomes
-
-    def active(self) -> int:
-        return len(self.outcomes)
-
-    def stop(self) -> None: ...
 
 
 def states(jobs: Sequence[Job], engine: Scripted) -> dict[str, str]:
-    return {outcome.id: outcome.state for outcome in drive(jobs, engine, jobs[0].store, print, print)}
+    return {outcome.id: outcome.state for outcome in drive(jobs, engine, print, print)}
 
 
 def test_a_failed_row_does_not_stop_the_others_and_a_busy_one_comes_again(jobs: list[Job]) -> None:
-    a, b, c, d = (job.run.id for job in jobs)
+    a, b, c, d = (job.id for job in jobs)
     engine = Scripted({a: ["failed"], b: ["busy", "done"]})
     with patch.object(module.time, "sleep"), patch.object(module, "BUSY_PAUSE", 0.0):
         assert states(jobs, engine) == {a: "failed", b: "done", c: "done", d: "done"}
@@ -70,19 +66,19 @@ def test_a_failed_row_does_not_stop_the_others_and_a_busy_one_comes_again(jobs: 
 
 
 def test_a_stopped_row_ends_the_work(jobs: list[Job]) -> None:
-    engine = Scripted({jobs[1].run.id: ["interrupted"]})
+    engine = Scripted({jobs[1].id: ["interrupted"]})
     with patch.object(module.time, "sleep"), pytest.raises(Interrupted):
         states(jobs, engine)
     assert len(engine.order) == 2
 
 
 def test_a_folder_that_another_command_holds_is_not_asked_for_without_end(jobs: list[Job]) -> None:
-    key = jobs[0].run.id
+    key = jobs[0].id
     engine, said = Scripted({key: ["busy"] * 3 + ["done"]}), list[str]()
     with patch.object(module, "BUSY_PAUSE", 2.0), patch.object(module, "time", Clock()) as clock:
-        assert [outcome.id for outcome in drive(jobs[:1], engine, jobs[0].store, said.append, print)] == [key]
+        assert [outcome.id for outcome in drive(jobs[:1], engine, said.append, print)] == [key]
     assert clock.now >= 6
-    assert said == [f"another command works on {jobs[0].run.config.name}: waiting for it"]
+    assert said == [f"another command works on {jobs[0].config.name}: waiting for it"]
 
 
 class Clock:
@@ -103,7 +99,7 @@ class Clock:
 def test_what_another_command_holds_is_waited_for(jobs: list[Job]) -> None:
     store = jobs[0].store
     said: list[str] = []
-    held = store.lock(jobs[0].run.key)
+    held = store.lock(jobs[0].key)
     held.__enter__()
     naps = []
 
@@ -114,14 +110,14 @@ def test_what_another_command_holds_is_waited_for(jobs: list[Job]) -> None:
 
     engine = Scripted({})
     with patch.object(module.time, "sleep", nap):
-        order = [outcome.id for outcome in drive(jobs, engine, store, said.append, print)]
-    assert order[-1] == jobs[0].run.id
+        order = [outcome.id for outcome in drive(jobs, engine, said.append, print)]
+    assert order[-1] == jobs[0].id
     assert len(order) == 4
     assert len(said) == 1
     assert "waiting for it" in said[0]
 
 
-OUTCOME = 'print(\'noise\'); print(\'{"id": "%s", "state": "done"}\')'
+PRINTED = 'print(\'noise\'); print(\'{"id": "%s", "state": "done"}\')'
 
 
 class Fake(Processes):
@@ -144,14 +140,14 @@ def test_a_lost_worker_is_replaced(jobs: list[Job], tmp_path: Path) -> None:
     code = (
         "import os, pathlib, signal, sys; sys.stdin.read()\n"
         f"marks = pathlib.Path({str(marks)!r}); (marks / str(os.getpid())).touch()\n"
-        "if len(list(marks.iterdir())) < 3: os.kill(os.getpid(), signal.SIGKILL)\n" + OUTCOME % jobs[0].run.id
+        "if len(list(marks.iterdir())) < 3: os.kill(os.getpid(), signal.SIGKILL)\n" + PRINTED % jobs[0].id
     )
     engine = Fake(1, code)
     engine.submit(jobs[0])
     (outcome,) = finish(engine, 1)
-    assert (outcome.id, outcome.state) == (jobs[0].run.id, "done")
+    assert (outcome.id, outcome.state) == (jobs[0].id, "done")
     assert len(list(marks.iterdir())) == 3
-    assert engine.active() == 0
+    assert not engine.active
 
 
 @pytest.mark.parametrize(
@@ -169,22 +165,22 @@ def test_a_worker_that_keeps_failing_is_a_failed_row(jobs: list[Job], code: str,
         (outcome,) = finish(engine, 1)
     assert submit.call_count == (ATTEMPTS if "kill" in code else 1)
     assert outcome.state == "failed"
-    assert words in str(outcome.figures.reason)
-    assert jobs[0].store.read_status(jobs[0].run.key)["state"] == "failed"
+    assert words in str(outcome.reason)
+    assert jobs[0].store.read_status(jobs[0].key)["state"] == "failed"
 
 
 def test_workers_share_threads_and_have_their_own_gpu(jobs: list[Job]) -> None:
     code = (
         "import os, sys, json; job = json.load(sys.stdin)\n"
         "said = os.environ.get('OMP_NUM_THREADS') + ' ' + os.environ.get('CUDA_VISIBLE_DEVICES', '-')\n"
-        "print(json.dumps({'id': 'x', 'state': 'done', 'figures': {'reason': said}}))"
+        "print(json.dumps({'id': 'x', 'state': 'done', 'reason': said}))"
     )
     cores = len(os.sched_getaffinity(0))
     engine = Fake(2, code, ["4", "7"])
     for job in jobs[:2]:
         engine.submit(job)
     assert not engine.has_room()
-    said = {str(outcome.figures.reason) for outcome in finish(engine, 2)}
+    said = {str(outcome.reason) for outcome in finish(engine, 2)}
     assert said == {f"{max(1, cores // 2)} 4", f"{max(1, cores // 2)} 7"}
     assert engine.has_room()
 
@@ -192,12 +188,12 @@ def test_workers_share_threads_and_have_their_own_gpu(jobs: list[Job]) -> None:
 def test_workers_do_not_hear_the_terminal(jobs: list[Job]) -> None:
     engine = Fake(1, "import time; time.sleep(600)")
     engine.submit(jobs[0])
-    assert os.getpgid(engine._workers[0].process.pid) != os.getpgid(0)
+    assert os.getpgid(next(iter(engine.active)).process.pid) != os.getpgid(0)
     engine.stop()
 
 
 def test_a_folder_without_a_checkpoint_needs_its_whole_space(jobs: list[Job]) -> None:
-    run, store = jobs[0].run, jobs[0].store
+    run, store = jobs[0], jobs[0].store
     folder = store.out_dir / "begun"
     folder.mkdir()
     (folder / "config.toml").write_text(to_toml(run.config))
@@ -215,17 +211,17 @@ def test_stopping_ends_the_workers(jobs: list[Job]) -> None:
     engine = Fake(2, "import time; time.sleep(600)")
     for job in jobs[:2]:
         engine.submit(job)
-    processes = [worker.process for worker in engine._workers]
+    processes = [worker.process for worker in engine.active]
     engine.stop()
     assert all(process.poll() is not None for process in processes)
-    assert engine.active() == 0
+    assert not engine.active
 
 
 def test_ray_that_is_not_there_is_a_sentence(planned: Callable[..., Plan]) -> None:
     with patch.dict(sys.modules, {"ray": None}), pytest.raises(UsageError, match=r"pip install 'svdctl\[ray\]'"):
-        make_engine(planned(engine="ray").request, print)
+        make_executor(planned(engine="ray").request, print)
     with pytest.raises(UsageError, match="add --engine ray"):
-        make_engine(planned(address="auto").request, print)
+        make_executor(planned(address="auto").request, print)
 
 
 def test_paths_are_absolute_for_a_cluster() -> None:
@@ -249,7 +245,7 @@ def test_paths_are_absolute_for_a_cluster() -> None:
 )
 def test_data_are_where_they_were_given_on_every_machine(words: dict[str, Any], place: dict[str, Path]) -> None:
     request = everywhere(Request(tables=("table2",), rows=("none-full",), engine="ray", **words))
-    data = make_plan(request).runs()[0].config.data
+    data = make_plan(request).jobs()[0].config.data
     assert {name: getattr(data, name) for name in place} == place
 
 
@@ -260,18 +256,26 @@ def test_no_cluster_at_the_address_is_a_sentence() -> None:
 
 
 def test_a_plan_that_the_disk_cannot_hold_is_refused_before_training(jobs: list[Job]) -> None:
-    runs = [job.run for job in jobs]
-    check_disk(runs, jobs[0].store)
+    check_disk(jobs, jobs[0].store)
     with (
         patch.object(module.shutil, "disk_usage", return_value=type("Usage", (), {"free": 1000})),
         pytest.raises(UsageError, match=r"the plan needs 0\.\d GB .* are free; .*--out-dir"),
     ):
-        check_disk(runs, jobs[0].store)
+        check_disk(jobs, jobs[0].store)
 
 
 def test_figures_survive_the_way_from_a_worker(jobs: list[Job]) -> None:
-    from pydantic import TypeAdapter
+    outcome = Outcome("x", "done", {"accuracy": 0.1 + 0.2}, ("a", "b"), "f")
+    assert OUTCOME.validate_json(OUTCOME.dump_json(outcome)) == outcome
 
-    outcome = Outcome("x", "done", RunFigures({"accuracy": 0.1 + 0.2}, ("a", "b"), "f", None))
-    adapter = TypeAdapter(Outcome)
-    assert adapter.validate_json(adapter.dump_json(outcome)) == outcome
+
+def test_a_worker_imports_nothing_from_the_current_folder(jobs: list[Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = jobs[0].store.out_dir
+    for name in ("torch", "typing", "pydantic"):
+        (folder / f"{name}.py").write_text("raise SystemExit('the wrong module')")
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("PYTHONPATH")
+    engine = Processes(1, [])
+    engine.submit(replace(jobs[0], config=jobs[0].config.model_copy(update={"data": Npz(path=Path("none.npz"))})))
+    (outcome,) = finish(engine, 1)
+    assert "none.npz" in str(outcome.reason)

@@ -15,13 +15,13 @@ SPEED = Speed(step=1.0, forward=0.001, gradient=0.003)
 
 def test_a_real_measurement(planned: Callable[..., Plan]) -> None:
     meter = Meter()
-    for run in planned().runs():
+    for run in planned().jobs():
         hours = meter.hours(run)
         assert hours.train is not None
         assert 0 < hours.train < 1
         assert hours.evaluate is not None
         assert hours.evaluate > 0
-    none, divide = planned().runs()
+    none, divide = planned().jobs()
     assert meter.control(none.config) == 0
     assert meter.control(divide.config) > 0
 
@@ -33,7 +33,7 @@ def test_each_network_and_control_is_measured_once(planned: Callable[..., Plan])
     ):
         meter = Meter()
         for plan in (planned(seeds=(1, 2)), planned(set=("epochs=9", "max_steps=", "data.kind=cifar10"))):
-            for run in plan.runs():
+            for run in plan.jobs():
                 meter.hours(run)
         assert (network.call_count, control.call_count) == (2, 2)
 
@@ -44,12 +44,12 @@ def test_hours_follow_the_configuration(planned: Callable[..., Plan]) -> None:
         patch.object(module, "_measure_control", return_value=0.5),
     ):
         words = ("max_steps=", "data.kind=cifar10", "epochs=10", "batch_size=100")
-        run = planned(set=words).runs()[0]
+        run = planned(set=words).jobs()[0]
         hours = Meter().hours(run)
         assert hours.train == pytest.approx((10 * 500 * 1.5 + 10 * 10_000 * 0.001) / 3600)
-        stopped = planned(set=(*words, "max_steps=100")).runs()[0]
+        stopped = planned(set=(*words, "max_steps=100")).jobs()[0]
         assert Meter().hours(stopped).train == pytest.approx((100 * 1.5 + 100) / 3600)
-        unknown = planned(set=("data.kind=npz", "data.path=/nowhere.npz")).runs()[0]
+        unknown = planned(set=("data.kind=npz", "data.path=/nowhere.npz")).jobs()[0]
         assert Meter().hours(unknown).train is None
 
 
@@ -69,7 +69,7 @@ def test_passes_of_an_evaluation(evaluate: Evaluate, metrics: tuple[str, ...], s
 
 
 def test_layers_beyond_the_budget_follow_the_model(planned: Callable[..., Plan]) -> None:
-    config = planned().runs()[1].config
+    config = planned().jobs()[1].config
     with patch.object(module, "CONTROL_BUDGET", 1e-9), patch.object(module, "timed", return_value=1.0) as timed:
         module._measure_control(config)
     # BatchNorm, and the cheapest layer alone.

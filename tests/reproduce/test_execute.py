@@ -10,13 +10,13 @@ import pytest
 from svdctl.config.presets import to_toml
 from svdctl.errors import CheckpointError, Interrupted, TrainingError
 from svdctl.reproduce import execute as module
-from svdctl.reproduce.execute import JOB, Job, execute
+from svdctl.reproduce.execute import execute
+from svdctl.reproduce.job import JOB, Job, Outcome
 from svdctl.reproduce.plan import Plan
 from svdctl.reproduce.run_store import RunState, RunStore
-from svdctl.reproduce.table_results import RunFigures
 from svdctl.utils.run_dir import locked
 
-FIGURES = RunFigures({"accuracy": 0.5}, ("x",), "folder")
+MEASURED = Outcome("id", "done", {"accuracy": 0.5}, ("x",), "folder")
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def job(planned: Callable[..., Plan]) -> Job:
     plan = planned()
     store = RunStore(plan.request.out_dir)
     store.prepare()
-    return Job(plan.runs()[0], store)
+    return plan.jobs()[0]
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def recipes(job: Job) -> Iterator[Mock]:
     with (
         patch.object(module.recipe, "run", return_value=result) as run,
         patch.object(module.recipe, "resume", return_value=result) as resume,
-        patch.object(module.run_figures, "evaluate_run", return_value=FIGURES) as measured,
+        patch.object(module.run_figures, "evaluate_run", return_value=MEASURED) as measured,
     ):
         yield Mock(run=run, resume=resume, measured=measured, result=result)
 
@@ -42,7 +42,7 @@ def recipes(job: Job) -> Iterator[Mock]:
 def folder_with(job: Job, *, checkpoint: bool) -> Path:
     folder = job.store.out_dir / "old"
     folder.mkdir()
-    (folder / "config.toml").write_text(to_toml(job.run.config))
+    (folder / "config.toml").write_text(to_toml(job.config))
     if checkpoint:
         (folder / "last.pt").write_bytes(b"")
         (folder / "metrics.jsonl").write_text('{"kind": "epoch", "step": 1, "epoch": 1}\n')
@@ -50,16 +50,16 @@ def folder_with(job: Job, *, checkpoint: bool) -> Path:
 
 
 def status(job: Job) -> str:
-    return str(job.store.read_status(job.run.key)["state"])
+    return str(job.store.read_status(job.key)["state"])
 
 
 def test_a_new_run_is_trained_and_measured(job: Job, recipes: Mock) -> None:
     outcome = execute(job)
-    assert (outcome.id, outcome.state, outcome.figures) == (job.run.id, "done", FIGURES)
+    assert outcome == MEASURED
     recipes.run.assert_called_once()
-    assert recipes.run.call_args.args == (job.run.config,)
-    assert recipes.run.call_args.kwargs["base"] == f"preset {job.run.preset}"
-    assert recipes.measured.call_args.args[:3] == (job.run, recipes.result.folder, None)
+    assert recipes.run.call_args.args == (job.config,)
+    assert recipes.run.call_args.kwargs["base"] == f"preset {job.preset}"
+    assert recipes.measured.call_args.args[:2] == (job, recipes.result.folder)
     assert status(job) == "done"
 
 
@@ -75,17 +75,16 @@ def test_a_run_that_goes_on_takes_data_and_log_from_this_call(planned: Callable[
     fields: dict[str, Any] = {"set": ("data.kind=cifar10",), "rows": ("none-full",)}
     before = planned(**fields)
     now = planned(**fields, dataset_root=Path("elsewhere"), wandb="offline")
-    store = RunStore(now.request.out_dir)
-    assert before.runs()[0].key == now.runs()[0].key
-    folder_with(Job(before.runs()[0], store), checkpoint=True)
-    assert execute(Job(now.runs()[0], store)).state == "done"
+    assert before.jobs()[0].key == now.jobs()[0].key
+    folder_with(before.jobs()[0], checkpoint=True)
+    assert execute(now.jobs()[0]).state == "done"
     changes = recipes.resume.call_args.kwargs["changes"]
     assert changes["data"] == {"root": Path("elsewhere")}
     assert changes["log"] == {"wandb": "offline", "wandb_project": "svdctl", "wandb_group": "tiny"}
 
 
 def test_a_finished_run_is_measured_alone(job: Job, recipes: Mock) -> None:
-    with patch.object(RunStore, "best", return_value=RunState(Path("done"), 9, finished=True)):
+    with patch.object(RunStore, "usable", return_value=[RunState(Path("done"), 9, finished=True)]):
         assert execute(job).state == "done"
     recipes.run.assert_not_called()
     recipes.resume.assert_not_called()
@@ -100,11 +99,11 @@ def test_a_folder_without_a_usable_checkpoint_is_left_and_the_run_starts_anew(
     recipes.resume.side_effect = CheckpointError("cut short")
     assert execute(job).state == "done"
     recipes.run.assert_called_once()
-    assert ("cut short" in str(job.store.read_status(job.run.key).get("passed_over"))) == checkpoint
+    assert ("cut short" in str(job.store.read_status(job.key).get("passed_over"))) == checkpoint
 
 
 def test_what_another_process_holds_is_busy(job: Job, recipes: Mock) -> None:
-    with job.store.lock(job.run.key):
+    with job.store.lock(job.key):
         assert execute(job).state == "busy"
     for checkpoint in (False, True):
         folder = job.store.out_dir / "old"
@@ -129,16 +128,16 @@ def test_a_failure_is_an_outcome_with_its_reason(
 ) -> None:
     getattr(recipes, where).side_effect = error
     outcome = execute(job)
-    assert (outcome.state, outcome.figures.reason) == ("failed", reason)
-    assert (status(job), job.store.read_status(job.run.key)["reason"]) == ("failed", reason)
-    assert job.store.is_free(job.run.key)
+    assert (outcome.state, outcome.reason) == ("failed", reason)
+    assert (status(job), job.store.read_status(job.key)["reason"]) == ("failed", reason)
+    assert job.store.is_free(job.key)
 
 
 def test_figures_that_lack_one_metric_are_kept_and_the_run_counts_as_failed(job: Job, recipes: Mock) -> None:
-    recipes.measured.return_value = RunFigures({"accuracy": 0.5}, (), "f", "autoattacks: out of memory")
+    recipes.measured.return_value = Outcome(job.id, "failed", {"accuracy": 0.5}, (), "f", "autoattacks: out of memory")
     outcome = execute(job)
     assert outcome.state == "failed"
-    assert outcome.figures.values == {"accuracy": 0.5}
+    assert outcome.values == {"accuracy": 0.5}
 
 
 def test_a_stop_is_no_failure(job: Job, recipes: Mock) -> None:
@@ -152,7 +151,7 @@ def test_a_stop_is_no_failure(job: Job, recipes: Mock) -> None:
         with pytest.raises(type(stop)):
             execute(job)
         assert status(job) == "interrupted"
-        assert job.store.is_free(job.run.key)
+        assert job.store.is_free(job.key)
 
 
 def test_a_job_survives_json(job: Job) -> None:

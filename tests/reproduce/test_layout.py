@@ -13,11 +13,12 @@ import pytest
 
 from svdctl.cli.reproduce_text import aligned, command_line
 from svdctl.config.table_config import Request
+from svdctl.reproduce.job import Outcome
 from svdctl.reproduce.paper_numbers import read_paper_numbers
 from svdctl.reproduce.plan import Plan
 from svdctl.reproduce.table_files import write_table
 from svdctl.reproduce.table_renderers import as_json, comma_separated, latex, markdown, tex
-from svdctl.reproduce.table_results import Results, RunFigures, assemble
+from svdctl.reproduce.table_results import Results, assemble
 
 OWN = "Corruptions are svdctl's own."
 SEALED = "Sealed, 100 % & proved_."
@@ -26,16 +27,16 @@ SEALED = "Sealed, 100 % & proved_."
 def results(plan: Plan, *, paper: Path | None = None, failed: bool = True) -> Results:
     """Two rows, two seeds; the second row's second seed failed."""
     table = plan.tables[0]
-    figures: dict[str, RunFigures] = {}
+    figures: dict[str, Outcome] = {}
     for position, row in enumerate(table.rows):
-        for number, run in enumerate(row.runs):
+        for number, run in enumerate(row.jobs):
             value = 0.9 - 0.1 * position + 0.02 * number
             values = {"accuracy": value, "cifar-c": value - 0.1, "ece": 0.05, "autoattack": 0.4, "control-time": 0.031}
             if failed and position == number == 1:
-                figures[run.id] = RunFigures(reason="the loss was not finite")
+                figures[run.id] = Outcome(reason="the loss was not finite")
             else:
                 notes = (OWN, SEALED) if position else (OWN,)
-                figures[run.id] = RunFigures(values, notes, f"runs/{position}-{number}")  # type: ignore[arg-type]
+                figures[run.id] = Outcome("", "done", values, notes, f"runs/{position}-{number}")  # type: ignore[arg-type]
     numbers = read_paper_numbers(paper, plan.tables) if paper else {}
     return assemble(table, figures, numbers)
 
@@ -75,9 +76,9 @@ def test_a_figure_of_an_earlier_call_is_marked_in_every_format(
 ) -> None:
     table = planned(seeds=(1, 2)).tables[0]
     figures = {
-        run.id: RunFigures({"accuracy": 0.9}, kept={"accuracy": how} if how else {})
+        run.id: Outcome(values={"accuracy": 0.9}, kept={"accuracy": how} if how else {})
         for row in table.rows
-        for run, how in zip(row.runs, kept, strict=True)
+        for run, how in zip(row.jobs, kept, strict=True)
     }
     found = assemble(table, figures, {})
     for text, value in ((markdown(found), "90.00 ± 0.00"), (latex(found), r"90.00 $\pm$ 0.00")):
@@ -112,8 +113,8 @@ def test_the_header_says_over_which_corruptions_the_mean_is(
 def test_a_row_without_figures_is_failed_or_empty(planned: Callable[..., Plan]) -> None:
     plan = planned()
     table = plan.tables[0]
-    run = table.rows[1].runs[0]
-    found = assemble(table, {run.id: RunFigures(reason="no memory")}, {})
+    run = table.rows[1].jobs[0]
+    found = assemble(table, {run.id: Outcome(reason="no memory")}, {})
     lines = [line for line in markdown(found).splitlines() if line.startswith("| ")]
     assert lines[1].count("| - |") + lines[1].count("| - ") > 3
     assert lines[2].count("failed") == 5
@@ -138,7 +139,7 @@ def test_json_holds_every_run(planned: Callable[..., Plan], paper: Path) -> None
     table = json.loads(as_json(results(plan, paper=paper), command_line))
     assert (table["complete"], table["scale"], table["seeds"]) == (False, "full", [1, 2])
     runs = table["rows"][1]["runs"]
-    assert [run["hash"] for run in runs] == [run.key for run in plan.tables[0].rows[1].runs]
+    assert [run["hash"] for run in runs] == [run.key for run in plan.tables[0].rows[1].jobs]
     assert runs[1]["failed"] == "the loss was not finite"
     assert runs[0]["figures"]["accuracy"] == 0.8
     assert runs[0]["command"].startswith("svdctl train --preset wrn-cifar10-divide")

@@ -73,18 +73,18 @@ def test_shared_runs_are_planned_once_and_measured_for_all(tiny: Path, tmp_path:
     second = tmp_path / "second.toml"
     second.write_text(tiny.read_text().replace('"accuracy", "cifar-c", "ece", "autoattack"', '"certified-36"'))
     plan = make_plan(Request(tables=(str(tiny), str(second))))
-    runs = plan.runs()
+    runs = plan.jobs()
     assert len(runs) == 2
     assert runs[0].metrics == ("accuracy", "cifar-c", "ece", "autoattacks", "certified")
     third = tmp_path / "third.toml"
     third.write_text(tiny.read_text().replace("examples = 3", "examples = 4"))
-    runs = make_plan(Request(tables=(str(tiny), str(third)))).runs()
+    runs = make_plan(Request(tables=(str(tiny), str(third)))).jobs()
     assert (len({run.key for run in runs}), len({run.id for run in runs})) == (2, 4)
 
 
 def test_the_paper_tables_have_no_equal_rows_at_full_scale_and_share_some_at_smoke_scale() -> None:
     tables = ("table2", "table3", "table-vgg")
-    counts = {scale: len(make_plan(Request(tables=tables, scale=scale)).runs()) for scale in ("full", "smoke")}  # type: ignore[arg-type]
+    counts = {scale: len(make_plan(Request(tables=tables, scale=scale)).jobs()) for scale in ("full", "smoke")}  # type: ignore[arg-type]
     assert counts["full"] == 42
     assert counts["smoke"] < 42
 
@@ -97,14 +97,14 @@ def test_requests(planned: Callable[..., Plan], tmp_path: Path) -> None:
     assert (table.name, table.seeds, table.overrides) == ("tiny-smoke-part", (1, 2, 3), ("epochs=5",))
     assert table.title.startswith("SMOKE SCALE")
     (row,) = table.rows
-    assert [run.config.seed for run in row.runs] == [1, 2, 3]
-    assert len({run.key for run in row.runs}) == 3
-    assert {run.config.epochs for run in row.runs} == {5}
-    assert {run.config.max_steps for run in row.runs} == {3}
-    assert row.runs[1].config.name == "tiny-smoke-divide-tt8-s2"
+    assert [run.config.seed for run in row.jobs] == [1, 2, 3]
+    assert len({run.key for run in row.jobs}) == 3
+    assert {run.config.epochs for run in row.jobs} == {5}
+    assert {run.config.max_steps for run in row.jobs} == {3}
+    assert row.jobs[1].config.name == "tiny-smoke-divide-tt8-s2"
     assert row.config.out_dir == tmp_path / "runs"
-    assert "--set layer.rank=8" in command_line(row.runs[0])
-    assert command_line(row.runs[0]).startswith("svdctl train --preset wrn-cifar10-divide --set ")
+    assert "--set layer.rank=8" in command_line(row.jobs[0])
+    assert command_line(row.jobs[0]).startswith("svdctl train --preset wrn-cifar10-divide --set ")
 
 
 def test_places_and_wandb_reach_the_runs() -> None:
@@ -117,7 +117,7 @@ def test_static_columns_alone_train_nothing(planned: Callable[..., Plan]) -> Non
     plan = planned(columns="static")
     assert plan.tables[0].columns == ("parameters", "compression", "control-cost")
     assert plan.tables[0].name == "tiny-static"
-    assert plan.runs() == []
+    assert plan.jobs() == []
 
 
 def test_patterns_that_match_nothing_and_tables_without_smoke(tiny: Path) -> None:

@@ -28,7 +28,7 @@ def store(tmp_path: Path) -> RunStore:
 def test_a_real_run_is_found_by_its_configuration_and_confirmed_by_its_checkpoint(
     planned: Callable[..., Plan], store: RunStore, tmp_path: Path
 ) -> None:
-    run = planned(set=("max_steps=2",)).runs()[1]
+    run = planned(set=("max_steps=2",)).jobs()[1]
     assert store.best(run.key) is None
     result = recipe.run(run.config, base="test", reporter=Silent())
     found = store.best(run.key)
@@ -46,7 +46,7 @@ def test_a_real_run_is_found_by_its_configuration_and_confirmed_by_its_checkpoin
 def test_the_best_folder_of_a_run_and_the_places_that_are_searched(
     planned: Callable[..., Plan], store: RunStore, tmp_path: Path
 ) -> None:
-    run = planned(set=("max_steps=2",)).runs()[0]
+    run = planned(set=("max_steps=2",)).jobs()[0]
     whole = recipe.run(run.config, base="test", reporter=Silent()).folder
     begun = store.out_dir / "begun"
     begun.mkdir()
@@ -68,13 +68,14 @@ def test_the_best_folder_of_a_run_and_the_places_that_are_searched(
 
 
 def test_a_checkpoint_of_another_row_does_not_count(planned: Callable[..., Plan], store: RunStore) -> None:
-    first, second = planned(set=("max_steps=2",)).runs()[:2]
+    first, second = planned(set=("max_steps=2",)).jobs()[:2]
     folder, other = (recipe.run(run.config, base="test", reporter=Silent()).folder for run in (first, second))
-    assert not store.misplaced(first.key)
+    reporter = Mock()
+    assert train_run(first, reporter) == folder
+    reporter.pass_over.assert_not_called()
     shutil.copyfile(other / "last.pt", folder / "last.pt")
     assert store.best(first.key) is None
-    reporter = Mock()
-    anew = train_run(first, store, reporter)
+    anew = train_run(first, reporter)
     assert anew is not None
     assert anew not in (folder, other)
     assert "is of another configuration than config.toml" in reporter.pass_over.call_args_list[0].args[0]
@@ -85,7 +86,7 @@ def test_a_checkpoint_of_another_row_does_not_count(planned: Callable[..., Plan]
 
 
 def test_paths_of_data_do_not_hide_a_run(planned: Callable[..., Plan], store: RunStore) -> None:
-    run = planned(set=("data.kind=cifar10",), dataset_root=Path("/here")).runs()[0]
+    run = planned(set=("data.kind=cifar10",), dataset_root=Path("/here")).jobs()[0]
     folder = store.out_dir / "x"
     folder.mkdir()
     moved = run.config.model_copy(update={"data": run.config.data.model_copy(update={"root": Path("/there")})})
