@@ -18,8 +18,8 @@ import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
+from svdctl.cli.evaluation_flags import resolve_evaluation
 from svdctl.config.data_config import Npz
-from svdctl.config.evaluate_flags import resolve_evaluation
 from svdctl.data.images import ImageData
 from svdctl.data.sources import TrainTest
 from svdctl.evaluate import corruption_metric

@@ -20,9 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from svdctl.config.command_flags import LIPCONV
+from svdctl.cli.training_flags import LIPCONV, resolve
 from svdctl.config.train_config import TrainConfig
-from svdctl.config.train_flags import resolve
 from svdctl.layers.normalize import Normalize
 from svdctl.layers.sott import SOTT
 from svdctl.layers.tt import orthonormality_penalty

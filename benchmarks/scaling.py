@@ -19,8 +19,8 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
+from svdctl.cli.training_flags import resolve
 from svdctl.config.control_config import Clip, Divide
-from svdctl.config.train_flags import resolve
 from svdctl.control import Controller, actions
 from svdctl.distributed.group import Group
 from svdctl.distributed.scheduling import LayerScheduler

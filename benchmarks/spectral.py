@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import svdctl
-from svdctl.config.train_flags import resolve
+from svdctl.cli.training_flags import resolve
 from svdctl.layers.layer_operator import is_controllable, operator_of, write_operator_
 from svdctl.layers.shapes import input_sizes
 from svdctl.models.build import build_model

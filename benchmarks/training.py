@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from svdctl.config.train_flags import resolve
+from svdctl.cli.training_flags import resolve
 from svdctl.control import Controller
 from svdctl.data.images import ImageData
 from svdctl.layers.tt import TTConv2d, orthonormality_penalty

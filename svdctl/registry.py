@@ -76,6 +76,11 @@ class Registry(Generic[V]):
         self._import_builtin()
         return tuple(self._variants)
 
+    def variants(self) -> tuple[V, ...]:
+        """Return all variants, in the order of `kinds`."""
+        self._import_builtin()
+        return tuple(self._variants.values())
+
     def builtin_kinds(self) -> tuple[str, ...]:
         """Return the kinds that ship with svdctl."""
         self._import_builtin()

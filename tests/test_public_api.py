@@ -17,7 +17,7 @@ from torch.nn.utils import prune
 
 import svdctl
 from svdctl.checkpoint.checkpoint_file import Checkpoint, load, write_checkpoint
-from svdctl.config.train_flags import resolve
+from svdctl.cli.training_flags import resolve
 from svdctl.models.build import build_model
 from tests.dense import dense_values
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from svdctl.checkpoint.paper_layers import fit_layers
-from svdctl.config.paper_defaults import HALF, NORMALIZE
+from svdctl.config.paper_normalization import HALF, LIPCONV_NORMALIZE, NORMALIZE
 from svdctl.errors import CheckpointError
 from svdctl.layers.normalize import Normalize
 from svdctl.models.lipconvnet import LipConvNet
@@ -21,7 +21,6 @@ from svdctl.models.vgg import GROUPS, Vgg19
 from svdctl.models.wrn import WideResNet, default_conv
 
 Family = Literal["wrn", "vgg19", "lipconv"]
-LIPCONV_NORMALIZE = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2507, 0.2507, 0.2507)}
 _WRN_STEM = 16
 _VGG_FEATURES = sum(3 * repeats + 1 for _, repeats in GROUPS)
 _VGG_HEAD = {_VGG_FEATURES + 1 + 2 * place: 2 * place for place in range(3)}

@@ -7,8 +7,11 @@ from typing import Annotated
 import typer
 
 from svdctl.cli import eval_robust, inspect_spectrum, reproduce, train, train_lipconv
+from svdctl.cli.evaluation_flags import EVALUATION
 from svdctl.cli.messages import report, wants_debug
+from svdctl.cli.options import flags_by_key
 from svdctl.cli.standard_streams import flush_output, guard_output, settle_output
+from svdctl.cli.training_flags import LIPCONV, TRAIN
 from svdctl.cli.variadic import spread
 from svdctl.errors import UsageError
 
@@ -49,6 +52,22 @@ def _root(
     """Train, certify and inspect convolutional networks whose singular values are under control."""
 
 
+def flags_of(arguments: list[str]) -> dict[str, str]:
+    """Return the flags of the command of these arguments, by the key that each sets."""
+    match arguments[0] if arguments else "":
+        case "train":
+            return TRAIN.words
+        case "train-lipconv":
+            return LIPCONV.words
+        case "reproduce":
+            return flags_by_key(reproduce.REQUEST)
+        case "eval-robust":
+            return flags_by_key(EVALUATION)
+        case "inspect-spectrum":
+            return flags_by_key(inspect_spectrum.INSPECT)
+    return {}
+
+
 def normalised(arguments: list[str]) -> list[str]:
     """`--clip_to=2` as `--clip-to=2`: dashes and underscores are one in the names of options, not in values."""
     found = []
@@ -78,6 +97,6 @@ def main() -> None:
         code = app(on_one_line(arguments) or ["--help"], prog_name="svdctl", standalone_mode=False)
         flush_output()
     except (Exception, KeyboardInterrupt, SystemExit) as error:
-        code = report(error, debug=wants_debug(arguments))
+        code = report(error, flags_of(arguments), debug=wants_debug(arguments))
         settle_output()
     sys.exit(code or 0)

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from svdctl.cli.messages import explain
+from svdctl.cli.evaluation_flags import EVALUATION
+from svdctl.cli.messages import explain, with_flags
+from svdctl.cli.options import flags_by_key
 from svdctl.utils.printable import printable
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ class PlainEvaluationReporter:
         self._say(f"  {metric:<12} {text}{f'  ({kept})' if kept else ''}")
 
     def notice(self, text: str) -> None:
-        self._say(f"note: {text}")
+        self._say(f"note: {with_flags(text, flags_by_key(EVALUATION))}")
 
     def failed(self, failure: "Failure") -> None:
         if self._debug:
@@ -119,14 +121,14 @@ def amount(done: int, total: int) -> str:
 
 def failure_line(failure: "Failure") -> str:
     """Where, which metric, and why in a sentence."""
-    sentences, _ = explain(failure.error)
+    sentences = reasons(failure)
     where = f"{failure.where}, {failure.metric}" if failure.metric else failure.where
     return f"{where}: {'; '.join(sentences)}"
 
 
-def failure_lines(failures: "Sequence[Failure]") -> list[str]:
-    """One line for each failure."""
-    return [failure_line(failure) for failure in failures]
+def reasons(failure: "Failure") -> list[str]:
+    """Return why something could not be measured, with flags for keys."""
+    return [with_flags(sentence, flags_by_key(EVALUATION)) for sentence in explain(failure.error)[0]]
 
 
 def result_table(result: "EvaluationResult") -> str:
@@ -171,7 +173,7 @@ def result_json(result: "EvaluationResult") -> str:
             for evaluation in result.evaluations
         ],
         "failures": [
-            {"where": failure.where, "metric": failure.metric, "reason": "; ".join(explain(failure.error)[0])}
+            {"where": failure.where, "metric": failure.metric, "reason": "; ".join(reasons(failure))}
             for failure in result.failures
         ],
         "report": None if result.report is None else str(result.report),

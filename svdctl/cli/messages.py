@@ -2,8 +2,10 @@
 
 import errno
 import os
+import re
 import sys
 import traceback
+from collections.abc import Mapping
 
 import typer
 
@@ -14,14 +16,41 @@ from svdctl.utils.printable import printable
 ParserError: type[BaseException] = typer.BadParameter.__bases__[0]
 
 
-def report(error: BaseException, *, debug: bool) -> int:
-    """Print what went wrong; returns the exit code."""
+def report(error: BaseException, flags: Mapping[str, str], *, debug: bool) -> int:
+    """Print what went wrong, with the flags of a command in place of keys; return the exit code."""
     if debug:
         traceback.print_exception(error)
     sentences, code = explain(error)
     for sentence in sentences:
-        print(f"svdctl: {printable(sentence)}", file=sys.stderr)
+        print(f"svdctl: {printable(with_flags(sentence, flags))}", file=sys.stderr)
     return code
+
+
+def with_flags(text: str, flags: Mapping[str, str]) -> str:
+    """Return a message of the library with flags in place of the parameters and keys that it names in backticks.
+
+    `` `layer.rank`: `` becomes `--dec-rank (layer.rank):`, and `` `control.kind = clip` `` becomes `--clipping clip`.
+    What has no flag is written as `--set key=value` where the command has `--set`, else as it is.
+
+    Args:
+        text: the message.
+        flags: flags by key.
+    """
+
+    def flag(match: re.Match[str]) -> str:
+        key, value, colon = match[1], match[2], match[3]
+        above, _, last = key.rpartition(".")
+        found = flags.get(above if last.isdigit() else key)
+        if (phrase := f"{key} = {value}") in flags:
+            return flags[phrase] + colon
+        if value is not None:
+            unknown = f"--set {key}={value}" if "set" in flags and "." in key else f"{key} = {value}"
+            return (f"{found} {value}" if found else unknown) + colon
+        if found is None or (colon and found != "--" + key.replace("_", "-")):
+            return (f"{found} ({key})" if found else key) + colon
+        return found + colon
+
+    return re.sub(r"`([a-z_][a-z_0-9]*(?:\.[a-z_0-9]+)*)(?: = ([^`]+))?`(:?)", flag, text)
 
 
 def explain(error: BaseException) -> tuple[tuple[str, ...], int]:

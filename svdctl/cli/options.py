@@ -1,68 +1,184 @@
-"""Options that the training commands share, as annotations of parameters."""
+"""Options of the commands: tables of flags give the options, their help and their effects."""
 
+import inspect
+import keyword
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
+from pydantic.fields import FieldInfo
+
+from svdctl.cli.messages import with_flags
+from svdctl.config.base import Config
+from svdctl.config.overrides import Overrides
+from svdctl.config.schema_keys import alternatives, schema_keys
+from svdctl.config.validation_errors import validated
+from svdctl.errors import UsageError
 
 PAPER = "Flags of the paper's code (a dash or an underscore)"
 RUN = "Run"
 DEVICES = "Devices"
+C = TypeVar("C", bound=Config)
 
 
-def option(*names: str, text: str, panel: str, **settings: Any) -> Any:
-    """An option whose default is told in its text, because it is the base's."""
-    return typer.Option(*names, help=text, rich_help_panel=panel, show_default=False, **settings)
+@dataclass(frozen=True)
+class Flag:
+    """An option of a command.
+
+    Args:
+        key: the key of the configuration that it sets; type, choices and help come from its field.
+        panel: heading in the help.
+        text: help, where the field's docstring does not do.
+        type: the type of the value, where the field's does not do or there is none.
+        rule: sets what the value means, in place of the key alone.
+        off: a value that means "not given", as in the paper's code.
+        spellings: further names.
+        negatable: whether there is a `--no-` form.
+    """
+
+    key: str = ""
+    panel: str = PAPER
+    text: str = ""
+    type: Any = None
+    rule: Callable[["Merge", Any], None] | None = None
+    off: Any = None
+    spellings: tuple[str, ...] = ()
+    negatable: bool = False
 
 
-Preset = Annotated[str | None, option("--preset", text="Shipped preset by name, or a TOML file.", panel=RUN)]
-Set = Annotated[
-    list[str] | None, option("--set", text="key.path=value: any field of the configuration. Repeatable.", panel=RUN)
-]
-Resume = Annotated[Path | None, option("--resume", text="Run folder or last.pt to go on with.", panel=RUN)]
-AllowChangedData = Annotated[
-    bool, option("--allow-changed-data", text="Go on with --resume though the data have changed.", panel=RUN)
-]
-OutDir = Annotated[str | None, option("--out-dir", text="Parent of the run folder (runs).", panel=RUN)]
-Name = Annotated[str | None, option("--name", text="First part of the run folder's name.", panel=RUN)]
-Select = Annotated[
-    str | None, option("--select", text="What picks the best epoch: last, validation or test.", panel=RUN)
-]
-MaxSteps = Annotated[int | None, option("--max-steps", text="Stop after this many steps.", panel=RUN)]
-Wandb = Annotated[str | None, option("--wandb", text="Weights & Biases: off, offline or online.", panel=RUN)]
-ListPresets = Annotated[bool, option("--list-presets", text="List the presets and stop.", panel=RUN)]
-PrintConfig = Annotated[
-    bool, option("--print-config", text="Print the resolved configuration as TOML and stop.", panel=RUN)
-]
-DryRun = Annotated[bool, option("--dry-run", text="Print the plan and stop; needs no data.", panel=RUN)]
-Debug = Annotated[bool, option("--debug", text="Show tracebacks.", panel=RUN)]
+Flags = dict[str, Flag]
 
-Dataset = Annotated[
-    str | None, option("--dataset", text="cifar10, cifar100, digits, folder:PATH or npz:PATH.", panel=PAPER)
-]
-OrthogonalK = Annotated[
-    float | None,
-    option("--orthogonal-k", text="Weight k of the penalty that keeps frames orthonormal.", panel=PAPER),
-]
-Frames = Annotated[
-    str | None,
-    option("--frames", text="How frames are kept: retract, parametrize, penalty or free (svdctl's own).", panel=PAPER),
-]
-ClipTo = Annotated[
-    float | None, option("--clip-to", text="Largest singular value allowed for convolutions.", panel=PAPER)
-]
-Procedure = Annotated[
-    str | None,
-    option("--procedure", text="certified, or paper: no proof, for comparisons only (svdctl's own).", panel=PAPER),
-]
-Epochs = Annotated[int | None, option("--epochs", text="Passes over the training set.", panel=PAPER)]
-BatchSize = Annotated[int | None, option("--batch-size", text="Images of one step, over all devices.", panel=PAPER)]
-Seed = Annotated[int | None, option("--seed", text="Seed of weights, order and augmentation.", panel=PAPER)]
 
-Accelerator = Annotated[str | None, option("--accelerator", text="auto, cpu, cuda or mps.", panel=DEVICES)]
-Devices = Annotated[
-    str | None, option("--devices", text="Processes on each node, one a device: a number or auto.", panel=DEVICES)
-]
-NumNodes = Annotated[int | None, option("--num-nodes", text="Nodes.", panel=DEVICES)]
-Precision = Annotated[str | None, option("--precision", text="32, bf16-mixed or 16-mixed.", panel=DEVICES)]
-Compile = Annotated[bool | None, option("--compile", text="Compile the model.", panel=DEVICES)]
+def spelled(name: str) -> str:
+    """Return the flag of a name: `--clip-to` for `clip_to`."""
+    return "--" + name.replace("_", "-")
+
+
+def flags_by_key(flags: Flags) -> dict[str, str]:
+    """Return the flag of each key of a configuration that has one; the first, where there are several."""
+    found: dict[str, str] = {}
+    for name, flag in flags.items():
+        found.setdefault(flag.key or name, spelled(name))
+    return found
+
+
+def given_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flags without those that were not given."""
+    return {name: value for name, value in flags.items() if value is not None and value not in ([], ())}
+
+
+class Merge:
+    """A nested table, the flags given, and what is found wrong with them.
+
+    Attributes:
+        given: values by the flag's name with underscores.
+        to: the table, changed flag by flag.
+        faults, notices: sentences.
+    """
+
+    def __init__(self, flags: Flags, given: Mapping[str, Any], table: dict[str, Any]) -> None:
+        self.flags, self.to = flags, Overrides(table)
+        self.given = {name: value for name, value in given.items() if value != getattr(flags.get(name), "off", None)}
+        self.faults: list[str] = []
+        self.notices: list[str] = []
+
+    def put(self, name: str, value: Any) -> None:
+        """Set the key of a flag."""
+        self.to.put(self.flags[name].key or name, value)
+
+    def apply(self) -> None:
+        """Set what the flags mean, in the order of the table; assignments of `set` last."""
+        for name, flag in self.flags.items():
+            if name not in self.given or not (flag.key or flag.rule):
+                continue
+            try:
+                if flag.rule is not None:
+                    flag.rule(self, self.given[name])
+                else:
+                    self.put(name, self.given[name])
+            except UsageError as error:
+                self.faults += error.faults
+        self.faults += self.to.assign_all(self.given.get("set", ()))
+
+    def result(self, model: type[C], words: Mapping[str, str] | None = None) -> C:
+        """Return the configuration.
+
+        Raises:
+            UsageError: with every fault of the flags and of the configuration.
+        """
+        config, more = validated(model, self.to.table)
+        if config is None or self.faults:
+            table = {**flags_by_key(self.flags), **(words or {})}
+            raise UsageError(dict.fromkeys(with_flags(fault, table) for fault in [*self.faults, *more]))
+        return config
+
+
+def with_options(
+    flags: Flags, model: type[Config], argument: tuple[str, str] | None = None, *, defaults: bool = False
+) -> Callable[[Callable[[dict[str, Any]], None]], Callable[..., None]]:
+    """Return a decorator that gives a command the options of a table; the command gets their values by name.
+
+    Args:
+        flags: the table.
+        model: the schema in which the keys stand.
+        argument: name and help of the values without a flag.
+        defaults: whether the help of an option ends with the schema's default.
+    """
+    fields: dict[str, list[FieldInfo]] = {}
+    for key, field in schema_keys(model):
+        fields.setdefault(key, []).append(field)
+    parameters = []
+    if argument is not None:
+        name, text = argument
+        parameters.append((name, Annotated[list[Path] | None, typer.Argument(help=text, show_default=False)], None))
+    for name, flag in flags.items():
+        known = fields.get(flag.key, [])
+        kind = flag.type or _type(known)
+        form = [spelled(name) + "/--no-" + name] if flag.negatable else [spelled(name), *flag.spellings]
+        option = typer.Option(
+            *form, help=flag.text or _help(known, defaults=defaults), rich_help_panel=flag.panel, show_default=False
+        )
+        parameters.append((name + "_" * keyword.iskeyword(name), Annotated[kind | None, option], None))
+
+    def decorate(run: Callable[[dict[str, Any]], None]) -> Callable[..., None]:
+        def command(**values: Any) -> None:
+            run({name.removesuffix("_"): value for name, value in values.items()})
+
+        signature = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
+            for name, kind, default in parameters
+        ]
+        vars(command).update(__signature__=inspect.Signature(signature))
+        command.__doc__ = run.__doc__
+        return command
+
+    return decorate
+
+
+def _type(fields: Sequence[FieldInfo]) -> Any:
+    kinds = {kind for field in fields for kind in alternatives(field)} - {type(None)}
+    for simple in (bool, int, float):
+        if kinds == {simple}:
+            return simple
+    return list[str] if any(getattr(kind, "__origin__", None) is tuple for kind in kinds) else str
+
+
+def _help(fields: Sequence[FieldInfo], *, defaults: bool) -> str:
+    """Return the first sentence of a field's docstring, with its choices, and its default where that is wanted."""
+    text = next((" ".join(field.description.split()) for field in fields if field.description), "")
+    text = text.partition(". ")[0].rstrip(".")
+    words = dict.fromkeys(word for field in fields for word in alternatives(field) if isinstance(word, str))
+    if words:
+        text += f": {listed(words)}"
+    default = fields[0].default if fields else None
+    if defaults and isinstance(default, str | int | float) and not isinstance(default, bool):
+        text += f" ({default})"
+    return text + "."
+
+
+def listed(words: Iterable[str], last: str = "or") -> str:
+    """Return `a, b or c`."""
+    *first, final = words
+    return f"{', '.join(first)} {last} {final}" if first else final

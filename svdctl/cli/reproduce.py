@@ -1,20 +1,45 @@
 """`svdctl reproduce`: the paper's tables and the figure of speed with one command."""
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
 import typer
 
-from svdctl.cli import options as o
-from svdctl.cli.options import option
+from svdctl.cli.options import RUN, Flag, Flags, Merge, given_flags, with_options
+from svdctl.cli.training_commands import print_names
+from svdctl.cli.training_flags import DEBUG, SET
+from svdctl.config.table_config import Request
 from svdctl.errors import Interrupted, UsageError
-
-if TYPE_CHECKING:
-    from svdctl.config.table_config import Request
+from svdctl.reproduce.table_schema import list_tables
 
 WHAT = "What"
 WHERE = "Where"
 ENGINE = "Engine"
+
+
+def _set(merge: Merge, value: list[str]) -> None:
+    merge.to.put("set", merge.given.pop("set"))
+
+
+REQUEST: Flags = {
+    "list": Flag(panel=WHAT, text="List the tables and stop.", type=bool),
+    "dry_run": Flag(panel=WHAT, text="Show every run, with hours from a few measured steps; needs no data.", type=bool),
+    "scale": Flag("scale", WHAT, "full, or smoke: small stand-ins on embedded data, in minutes."),
+    "columns": Flag("columns", WHAT, "all, or static: those that need no training."),
+    "rows": Flag("rows", WHAT, "Patterns of row names, 'divide*'. Several are allowed."),
+    "seeds": Flag("seeds", WHAT, "Seeds instead of the table's own: 3407 3408 3409.", list[str]),
+    "set": Flag("set", RUN, SET.text, list[str], _set),
+    "paper_numbers": Flag("paper_numbers", WHAT, "TOML file with the paper's numbers, to show beside."),
+    "out_dir": Flag("out_dir", WHERE, "Folder of the runs; outputs go to tables/ in it (runs)."),
+    "reuse": Flag("reuse", WHERE, "Further folders whose finished runs are used."),
+    "dataset_root": Flag("dataset_root", WHERE, "Where CIFAR lies (data)."),
+    "cifar_c_root": Flag("cifar_c_root", WHERE, "Where CIFAR-C lies; otherwise beside CIFAR."),
+    "wandb": Flag("wandb", RUN, "Weights & Biases: off, offline or online."),
+    "jobs": Flag("jobs", ENGINE, "Runs at a time on this machine, each in its own process."),
+    "engine": Flag("engine", ENGINE, "local, or ray: a cluster."),
+    "address": Flag("address", ENGINE, "Of the Ray cluster, such as auto."),
+    "debug": DEBUG,
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -22,57 +47,13 @@ def register(app: typer.Typer) -> None:
     app.command("reproduce")(reproduce)
 
 
-def reproduce(
-    tables: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="table1, table2, table3, table-vgg, figure-speed, all, or a table file.", show_default=False
-        ),
-    ] = None,
-    list_: Annotated[bool, option("--list", text="List the tables and stop.", panel=WHAT)] = False,
-    dry_run: Annotated[
-        bool,
-        option("--dry-run", text="Show every run, with hours from a few measured steps; needs no data.", panel=WHAT),
-    ] = False,
-    scale: Annotated[
-        str | None, option("--scale", text="full, or smoke: small stand-ins on embedded data, in minutes.", panel=WHAT)
-    ] = None,
-    columns: Annotated[
-        str | None, option("--columns", text="all, or static: those that need no training.", panel=WHAT)
-    ] = None,
-    rows: Annotated[
-        list[str] | None, option("--rows", text="Patterns of row names, 'divide*'. Several are allowed.", panel=WHAT)
-    ] = None,
-    seeds: Annotated[
-        list[str] | None, option("--seeds", text="Seeds instead of the table's own: 3407 3408 3409.", panel=WHAT)
-    ] = None,
-    set_: o.Set = None,
-    paper_numbers: Annotated[
-        str | None, option("--paper-numbers", text="TOML file with the paper's numbers, to show beside.", panel=WHAT)
-    ] = None,
-    out_dir: Annotated[
-        str | None, option("--out-dir", text="Folder of the runs; outputs go to tables/ in it (runs).", panel=WHERE)
-    ] = None,
-    reuse: Annotated[
-        list[str] | None, option("--reuse", text="Further folders whose finished runs are used.", panel=WHERE)
-    ] = None,
-    dataset_root: Annotated[str | None, option("--dataset-root", text="Where CIFAR lies (data).", panel=WHERE)] = None,
-    cifar_c_root: Annotated[
-        str | None, option("--cifar-c-root", text="Where CIFAR-C lies; otherwise beside CIFAR.", panel=WHERE)
-    ] = None,
-    wandb: o.Wandb = None,
-    jobs: Annotated[
-        int | None, option("--jobs", text="Runs at a time on this machine, each in its own process.", panel=ENGINE)
-    ] = None,
-    engine: Annotated[str | None, option("--engine", text="local, or ray: a cluster.", panel=ENGINE)] = None,
-    address: Annotated[str | None, option("--address", text="Of the Ray cluster, such as auto.", panel=ENGINE)] = None,
-    debug: o.Debug = False,
-) -> None:
+@with_options(REQUEST, Request, ("tables", "table1, table2, table3, table-vgg, figure-speed, all, or a table file."))
+def reproduce(flags: dict[str, Any]) -> None:
     """Train, evaluate and lay out tables of the paper; what is finished is used, what was stopped goes on."""
-    if list_:
-        _list()
+    if flags.pop("list"):
+        print_names(list_tables())
         return
-    flags = {key.rstrip("_"): value for key, value in locals().items() if key not in ("list_", "dry_run", "debug")}
+    dry_run = flags.pop("dry_run")
     request = request_of(flags)
     if dry_run:
         _dry_run(request)
@@ -82,7 +63,6 @@ def reproduce(
 
 def takers() -> Mapping[str, Callable[[str], bool]]:
     """Which words may follow as further values of an option."""
-    from svdctl.reproduce.table_schema import list_tables
 
     def a_row(word: str) -> bool:
         return not word.endswith(".toml") and word not in list_tables()
@@ -90,43 +70,21 @@ def takers() -> Mapping[str, Callable[[str], bool]]:
     return {"--seeds": str.isdigit, "--rows": a_row, "--reuse": a_row}
 
 
-def request_of(flags: Mapping[str, Any]) -> "Request":
+def request_of(flags: Mapping[str, Any]) -> Request:
     """The request that the flags make.
 
     Raises:
         UsageError: with every fault.
     """
-    from pydantic import ValidationError
-
-    from svdctl.config.table_config import Request
-
-    given = {name: value for name, value in flags.items() if value is not None and value != []}
+    given = given_flags(flags)
     if "tables" not in given:
         raise UsageError("say which table: svdctl reproduce table2, or --list for all of them")
-    try:
-        return Request.model_validate(given)
-    except ValidationError as error:
-        faults = []
-        for fault in error.errors():
-            flag = f"--{str(fault['loc'][0]).replace('_', '-')}"
-            if fault["type"] == "value_error":
-                faults.append(f"{flag}: {fault['ctx']['error']}")
-                continue
-            message = fault["msg"][0].lower() + fault["msg"][1:]
-            faults.append(f"{flag} {fault['input']!s:.80} does not do: {message}")
-        raise UsageError(dict.fromkeys(faults)) from error
+    merge = Merge(REQUEST, given, {"tables": list(map(str, given["tables"]))})
+    merge.apply()
+    return merge.result(Request)
 
 
-def _list() -> None:
-    from svdctl.reproduce.table_schema import list_tables
-
-    found = list_tables()
-    width = max(map(len, found))
-    for name, description in found.items():
-        typer.echo(f"{name:<{width}}  {description}")
-
-
-def _dry_run(request: "Request") -> None:
+def _dry_run(request: Request) -> None:
     # Names, files and configurations are judged before torch is imported, which takes seconds.
     from svdctl.reproduce.plan import make_plan
 
@@ -138,7 +96,7 @@ def _dry_run(request: "Request") -> None:
         typer.echo(line)
 
 
-def _reproduce(request: "Request") -> None:
+def _reproduce(request: Request) -> None:
     from svdctl.reproduce.plan import make_plan
 
     make_plan(request)

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from svdctl.config.command_flags import command_of
+from svdctl.cli.training_flags import command_of
 
 if TYPE_CHECKING:
     from svdctl.reproduce.dry_run import DryRun

@@ -1,14 +1,14 @@
 """From the flags of a training command to its recipe."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from svdctl.config.command_flags import Command
+from svdctl.cli.training_flags import Command, resolve, resolve_resume
 from svdctl.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
@@ -16,19 +16,15 @@ if TYPE_CHECKING:
     from svdctl.train.start import TrainResult
 
 
-def dispatch(command: Command, parameters: Mapping[str, Any]) -> None:
-    """List presets, print a configuration, plan, start or resume, as the command's parameters ask."""
-    flags = {key.rstrip("_"): value for key, value in parameters.items()}
-    flags.pop("debug")
-    resume, allow_changed_data, list_presets, print_config, dry_run = (
-        flags.pop(own) for own in ("resume", "allow_changed_data", "list_presets", "print_config", "dry_run")
-    )
+def dispatch(command: Command, flags: dict[str, Any]) -> None:
+    """List presets, print a configuration, plan, start or resume, as the command's flags say."""
+    own = ("debug", "resume", "allow_changed_data", "list_presets", "print_config", "dry_run")
+    _, resume, allow_changed_data, list_presets, print_config, dry_run = (flags.pop(name) for name in own)
     if list_presets:
         show_presets(command)
     elif resume is not None:
         # Not shown as new runs are: these two are refused with the flags that cannot change a run.
-        shown = {"print_config": print_config or None, "dry_run": dry_run or None}
-        go_on(command, resume, {**flags, **shown}, allow_changed_data)
+        go_on(command, resume, {**flags, "print_config": print_config, "dry_run": dry_run}, allow_changed_data)
     elif allow_changed_data:
         raise UsageError("--allow-changed-data is about a run that is resumed; add --resume RUN, or leave it out")
     else:
@@ -36,19 +32,22 @@ def dispatch(command: Command, parameters: Mapping[str, Any]) -> None:
 
 
 def show_presets(command: Command) -> None:
-    """The command's presets, a line each."""
+    """Print the command's presets, a line each."""
     from svdctl.config.presets import list_presets
 
-    found = list_presets(command)
+    print_names(list_presets(lipconv=command.name == "train-lipconv"))
+
+
+def print_names(found: dict[str, str]) -> None:
+    """Print names and descriptions, a line each."""
     width = max(map(len, found))
     for name, description in found.items():
         typer.echo(f"{name:<{width}}  {description}")
 
 
 def start(command: Command, flags: dict[str, Any], *, print_config: bool, dry_run: bool) -> None:
-    """A new run, or a look at what it would be."""
+    """Train a new run, or show what it would be."""
     from svdctl.config.presets import to_toml
-    from svdctl.config.train_flags import resolve
 
     resolved = resolve(flags, command)
     if print_config:
@@ -70,24 +69,22 @@ def start(command: Command, flags: dict[str, Any], *, print_config: bool, dry_ru
             _end(recipe.run(resolved.config, base=resolved.base, reporter=reporter))
 
 
-def go_on(command: Command, path: Path, flags: dict[str, Any], allow_changed_data: bool) -> None:
-    """A run that is resumed."""
-    from svdctl.config.train_flags import resolve_resume
-
+def go_on(command: Command, path: Path, flags: dict[str, Any], allow_changed_data: bool | None) -> None:
+    """Resume a run."""
     changes = resolve_resume(flags, command)
     from svdctl.train import start as recipe
 
     allowed = {"allow_changed_data": True} if allow_changed_data else {}
     with _reporter(command) as reporter:
-        _end(recipe.resume(path, command=command, changes=changes, reporter=reporter, **allowed))
+        _end(recipe.resume(path, refused=command.refused, changes=changes, reporter=reporter, **allowed))
 
 
 @contextmanager
 def _reporter(command: Command) -> "Iterator[PlainReporter]":
-    """The reporter that suits stdout; the terminal is given back however the run ends."""
+    """Yield the reporter that suits stdout; the terminal is given back however the run ends."""
     from svdctl.cli.training_progress import choose_reporter
 
-    reporter = choose_reporter()
+    reporter = choose_reporter(command.words)
     try:
         yield reporter
     except KeyboardInterrupt as error:

@@ -4,7 +4,10 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
+
+from svdctl.cli.messages import with_flags
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -12,15 +15,16 @@ if TYPE_CHECKING:
     from svdctl.train.result import CertifiedEpoch, TrainResult
 
 
-def choose_reporter() -> "PlainReporter":
-    """The reporter that suits stdout."""
-    return RichReporter() if sys.stdout.isatty() else PlainReporter()
+def choose_reporter(flags: Mapping[str, str]) -> "PlainReporter":
+    """Return the reporter that suits stdout; notices name these flags, by key."""
+    return RichReporter(flags) if sys.stdout.isatty() else PlainReporter(flags)
 
 
 class PlainReporter:
     """Lines without escape codes; a progress line every ten seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, flags: Mapping[str, str] = MappingProxyType({})) -> None:
+        self._flags = flags
         self._total = 0
         self._last = 0.0
 
@@ -30,7 +34,7 @@ class PlainReporter:
 
     def notice(self, text: str) -> None:
         """To stderr: stdout is the run's."""
-        print(f"note: {text}", file=sys.stderr, flush=True)
+        print(f"note: {with_flags(text, self._flags)}", file=sys.stderr, flush=True)
 
     def start(self, total_steps: int, done: int) -> None:
         self._total = total_steps
@@ -58,10 +62,10 @@ class PlainReporter:
 class RichReporter(PlainReporter):
     """The same lines, with a live progress bar below them."""
 
-    def __init__(self) -> None:
+    def __init__(self, flags: Mapping[str, str] = MappingProxyType({})) -> None:
         from rich.console import Console
 
-        super().__init__()
+        super().__init__(flags)
         self._console = Console(highlight=False)
         self._bar: Progress | None = None
 

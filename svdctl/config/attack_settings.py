@@ -1,12 +1,14 @@
 """How a network is attacked with AutoAttack, and on how many images."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from svdctl.config.base import Config
 
 AttackName = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
+Version = Literal["standard", "plus", "rand"]
+VERSIONS: tuple[Version, ...] = get_args(Version)
 Norm = Literal["L1", "L2", "Linf"]
 Protocol = Literal["pixels", "paper"]
 
@@ -15,9 +17,10 @@ class AttackSettings(Config):
     """Everything that determines the outcome of an attack on given weights and images."""
 
     norm: Norm = "L2"
+    """Norm of the perturbation."""
     eps: PositiveFloat = 0.5
     """Radius of the ball, in pixels of [0, 1]; with `protocol = "paper"` in normalised units."""
-    attacks: Literal["standard", "plus", "rand"] | Annotated[tuple[AttackName, ...], Field(min_length=1)] = "standard"
+    attacks: Version | Annotated[tuple[AttackName, ...], Field(min_length=1)] = "standard"
     """A version of AutoAttack, or a list of single attacks in the order in which they run."""
     batch_size: PositiveInt = 250
     """Images attacked together; random draws depend on it, so another size gives slightly other figures."""

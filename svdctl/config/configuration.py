@@ -3,13 +3,10 @@
 from collections.abc import Iterable
 from typing import Any
 
-from pydantic import ValidationError
-
-from svdctl.config.command_flags import LIPCONV, TRAIN
 from svdctl.config.overrides import Overrides
 from svdctl.config.presets import read_preset
 from svdctl.config.train_config import TrainConfig
-from svdctl.config.validation_errors import sentences, sentences_of_mixes
+from svdctl.config.validation_errors import validated
 from svdctl.errors import UsageError
 
 
@@ -25,19 +22,10 @@ def configuration(preset: str, assignments: Iterable[str] = ()) -> TrainConfig:
         UsageError: with every fault.
     """
     to = Overrides(with_kinds(read_preset(preset)))
-    faults: list[str] = []
-    for assignment in assignments:
-        try:
-            to.assign(assignment)
-        except UsageError as error:
-            faults += error.faults
-    try:
-        config = TrainConfig.model_validate(to.table)
-    except ValidationError as error:
-        command = LIPCONV if LIPCONV.owns(to.table) else TRAIN
-        faults += [*sentences(error, command), *sentences_of_mixes(to.table, error, command)]
-    if faults:
-        raise UsageError(dict.fromkeys(faults))
+    faults = to.assign_all(assignments)
+    config, more = validated(TrainConfig, to.table)
+    if config is None or faults:
+        raise UsageError(dict.fromkeys([*faults, *more]))
     return config
 
 

@@ -63,4 +63,6 @@ class BatchNormControl(Config):
     """BatchNorm is scaled so that `max |gamma / sqrt(running_var + eps)| <= max_gain`, eps the layer's own."""
 
     max_gain: PositiveFloat
+    """The limit of that gain."""
     every_steps: PositiveInt = 1
+    """Steps between two limitings."""

@@ -38,25 +38,26 @@ class NetworkSource(Config):
     """What a file does not say itself about its network; svdctl's checkpoints need nothing of it."""
 
     model: str | None = None
-    """`module:factory` or `torchvision:NAME`."""
+    """Network of the weights, module:factory or torchvision:NAME."""
     mean: PerChannel | None = None
-    """Means of the channels in [0, 1] that the network expects its input to be normalised by."""
+    """Means that the network's input is normalised by, in [0, 1]."""
     std: Annotated[tuple[PositiveFloat, ...], Field(min_length=1, max_length=3)] | None = None
+    """Standard deviations of the same."""
     key: str | None = None
     """Which set of weights of a file that has several, as `ema`."""
     architecture: str | None = None
-    """Of a public checkpoint of the paper; its tensors tell it, so this is a check."""
+    """Architecture of a public checkpoint of the paper, checked and not needed."""
     rank: PositiveInt | None = None
     """The same for its TT rank."""
     gouk_transforms: bool = False
-    """A public checkpoint was trained on pixels normalised by 0.5, which its file does not tell."""
+    """A public checkpoint was trained with mean and std 0.5. Its file does not tell."""
 
     @model_validator(mode="after")
     def _both(self) -> Self:
         if (self.mean is None) != (self.std is None):
-            raise ValueError("--mean and --std belong together; give both or neither")
+            raise ValueError("`network.mean` and `network.std` belong together; give both or neither")
         if self.mean is not None and self.std is not None and {len(self.mean), len(self.std)} not in ({1}, {3}):
-            raise ValueError("--mean and --std take one number each, or three each")
+            raise ValueError("`network.mean` and `network.std` take one number each, or three each")
         return self
 
 
@@ -69,7 +70,7 @@ class Shard(Config):
     @model_validator(mode="after")
     def _inside(self) -> Self:
         if self.index > self.count:
-            raise ValueError(f"--shard {self.index}/{self.count}: there is no such shard; they are 1 to {self.count}")
+            raise ValueError(f"`shard = {self.index}/{self.count}`: there is no such shard; they are 1 to {self.count}")
         return self
 
     def __str__(self) -> str:
@@ -98,9 +99,11 @@ class EvaluateConfig(Config):
     batch_size: PositiveInt = 250
     """Images at once; AutoAttack's random draws depend on it."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 3407
-    """Of attacks, subsets and corruptions."""
+    """Seed of attacks, subsets and corruptions."""
     accelerator: Literal["auto", "cpu", "cuda", "gpu", "mps"] = "auto"
+    """Kind of device."""
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
+    """Format of numbers."""
     out_dir: Path | None = None
     """Folder for all results; absent: beside each checkpoint, in `eval-<its name>/`."""
     force: bool = False
@@ -116,12 +119,14 @@ class EvaluateConfig(Config):
     def _fits_together(self) -> Self:
         faults = []
         if self.shard is not None and self.merge_shards:
-            faults.append("--shard attacks one part and --merge-shards joins all; give one of them")
+            faults.append("`shard` attacks one part and `merge_shards` joins all; give one of them")
         if (self.shard is not None or self.merge_shards) and self.metrics != ("autoattacks",):
-            faults.append("shards are for attacks; add --metrics autoattacks, or leave --shard and --merge-shards out")
+            faults.append(
+                "shards are for attacks; add `metrics = autoattacks`, or leave `shard` and `merge_shards` out"
+            )
         twice = sorted({metric for metric in self.metrics if self.metrics.count(metric) > 1})
         if twice:
-            faults.append(f"--metrics has {', '.join(twice)} twice; name each once")
+            faults.append(f"`metrics` has {', '.join(twice)} twice; name each once")
         if faults:
             raise ValueError("\n".join(faults))
         return self

@@ -45,17 +45,17 @@ class InspectConfig(Config):
         if not isinstance(value, str):
             return value
         if not re.fullmatch(r"[0-9]{1,6}(x[0-9]{1,6}){0,3}", value):
-            raise ValueError(f"--input-size {value}: write it as 32, 32x32 or 3x224x224")
+            raise ValueError(f"`input_size = {value}`: write it as 32, 32x32 or 3x224x224")
         return tuple(int(part) for part in value.split("x"))
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.every and self.top is not None:
-            raise ValueError("--all and --top exclude each other; give one of them")
+            raise ValueError("`every` and `top` exclude each other; give one of them")
         if self.excepted and not self.has_gate:
-            raise ValueError("--except names layers that a gate lets pass; add --max or --batchnorm-max")
+            raise ValueError("`excepted` names layers that a gate lets pass; add `max_sigma` or `batchnorm_max`")
         if self.model is not None and (self.input_size is None or len(self.input_size) < 2):
-            raise ValueError("--model needs the shape of an input: add --input-size CxHxW, as 3x224x224")
+            raise ValueError("`model` needs the shape of an input: add `input_size = CxHxW`, as 3x224x224")
         return self
 
     @property

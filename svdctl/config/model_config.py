@@ -66,7 +66,7 @@ class Penalty(Config):
 
     kind: Literal["penalty"] = "penalty"
     weight: Annotated[float, Field(gt=0)] = 1e5
-    """k in `k / count * sum(||U^T U - I||_F^2)`."""
+    """Weight k of the penalty that keeps frames orthonormal. It is `k / count * sum(||U^T U - I||_F^2)`."""
     count: Literal["paper", "entries"] = "paper"
     """`paper`: twice the squared output rank of each layer; `entries`: the entries of all Gram matrices."""
 
@@ -92,7 +92,7 @@ class Standard(Config):
 
     kind: Literal["standard"] = "standard"
     init: ConvInit | None = None
-    """Start every convolution anew in this way; absent: the network's own way."""
+    """Start every convolution anew in this way. Absent: the network's own way."""
 
 
 def _form(rank: object) -> str:
@@ -124,7 +124,7 @@ class TT(_Ranked):
     @model_validator(mode="after")
     def _one_rank(self) -> Self:
         if (self.rank is None) == (self.rank_scale is None):
-            raise ValueError("TT layers need exactly one of rank (--dec-rank) and rank_scale (--dec-scale)")
+            raise ValueError("TT layers need exactly one of `layer.rank` and `layer.rank_scale`")
         return self
 
 
@@ -144,7 +144,7 @@ class Sott(_Ranked):
     @model_validator(mode="after")
     def _has_rank(self) -> Self:
         if self.rank is None:
-            raise ValueError("SOTT layers need a rank, or one for each of 6 groups (--dec-rank, layer.rank)")
+            raise ValueError("SOTT layers need a rank, or one for each of 6 groups (`layer.rank`)")
         return self
 
 

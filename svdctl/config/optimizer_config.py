@@ -14,14 +14,18 @@ class Sgd(Config):
 
     kind: Literal["sgd"] = "sgd"
     lr: PositiveFloat = 0.1
+    """Learning rate at the start."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of SGD."""
     nesterov: bool = False
+    """Nesterov momentum."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    """Weight decay."""
 
     @model_validator(mode="after")
     def _nesterov(self) -> Self:
         if self.nesterov and self.momentum == 0:
-            raise ValueError("Nesterov needs a momentum above 0; set optimizer.momentum or drop --nesterov")
+            raise ValueError("Nesterov needs a momentum above 0; set `optimizer.momentum` or drop `optimizer.nesterov`")
         return self
 
 
@@ -71,6 +75,7 @@ class Cyclic(Config):
 
     kind: Literal["cyclic"] = "cyclic"
     lr_min: Annotated[float, Field(ge=0)] = 0.0
+    """Where cyclic rates start (0)."""
     up: Share = 1 / 20
     """Share of all steps in which it rises."""
     down: Share = 3 / 20

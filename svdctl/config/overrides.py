@@ -1,6 +1,7 @@
 """A nested table of configuration values that flags change one field at a time."""
 
 import tomllib
+from collections.abc import Iterable
 from typing import Any
 
 from svdctl.errors import UsageError
@@ -48,6 +49,16 @@ class Overrides:
         section, _, key = path.rpartition(".")
         (self.section(section) if section else self.table).pop(key, None)
 
+    def assign_all(self, assignments: Iterable[str]) -> list[str]:
+        """Apply assignments in their order; return the faults of those that are malformed."""
+        faults: list[str] = []
+        for assignment in assignments:
+            try:
+                self.assign(assignment)
+            except UsageError as error:
+                faults += error.faults
+        return faults
+
     def assign(self, assignment: str) -> None:
         """`key.path=value` with a TOML value; a bare word is a string, nothing at all means the default.
 
@@ -56,7 +67,7 @@ class Overrides:
         """
         path, equals, text = (part.strip() for part in assignment.partition("="))
         if not equals or not all(path.split(".")):
-            raise UsageError(f"--set {assignment}: write it as --set key.path=value")
+            raise UsageError(f"`set = {assignment}`: write it as key.path=value")
         if not text:
             self.drop(path)
             return

@@ -9,7 +9,6 @@ from typing import Any
 
 import tomli_w
 
-from svdctl.config.command_flags import Command
 from svdctl.config.migrate import migrate_configuration
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import UsageError
@@ -27,12 +26,16 @@ def preset_folder() -> Path:
     return resource("presets")
 
 
-def list_presets(command: Command | None = None) -> dict[str, str]:
-    """Name and one-line description (the file's first line) of every shipped preset, or of those of one command."""
+def list_presets(*, lipconv: bool | None = None) -> dict[str, str]:
+    """Return name and one-line description (the file's first line) of every shipped preset.
+
+    Args:
+        lipconv: those that train a LipConvNet, or those that do not; None: all.
+    """
     found = {}
     for path in sorted(preset_folder().glob("*.toml"), key=lambda path: path.stem):
         text = path.read_text(encoding="utf-8")
-        if command is None or command.owns(tomllib.loads(text)):
+        if lipconv in (None, tomllib.loads(text).get("model", {}).get("kind") == "lipconv"):
             found[path.stem] = text.splitlines()[0].removeprefix("#").strip()
     return found
 
@@ -55,13 +58,13 @@ def read_preset(name: str) -> dict[str, Any]:
     if path is own and path.suffix != ".toml" and not os.path.isfile(path):  # and for overlong names
         near = nearest_preset(name)
         hint = f"; did you mean {near}?" if near else ""
-        raise UsageError(f"--preset {name}: there is no such preset or file{hint} (svdctl train --list-presets)")
+        raise UsageError(f"`preset = {name}`: there is no such preset or file{hint} (svdctl train --list-presets)")
     try:
         table = migrate_configuration(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise UsageError(f"--preset {name}: the file cannot be read ({error.strerror}); check its path") from error
+        raise UsageError(f"`preset = {name}`: the file cannot be read ({error.strerror}); check its path") from error
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"--preset {name}: the file is no TOML ({error}); mend it there") from error
+        raise UsageError(f"`preset = {name}`: the file is no TOML ({error}); mend it there") from error
     table.setdefault("name", run_name(path.stem))
     return table
 

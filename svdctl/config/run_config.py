@@ -13,8 +13,9 @@ class EvaluationSchedule(Config):
     every_epochs: PositiveInt = 1
     """Epochs between two evaluations; the last epoch is always evaluated."""
     select: Literal["last", "validation", "test"] = "last"
-    """`last`: the whole training set is used and the last epoch counts; `validation`: a part of the training set
-    picks `best.pt`; `test`: the test set picks it, as the paper's code did, which every output says."""
+    """What picks the best epoch. `last`: the whole training set is used and the last epoch counts; `validation`: a part
+    of the training set picks `best.pt`; `test`: the test set picks it, as the paper's code did, which every
+    output says."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the training set kept for validation, drawn class by class from the seed, where the data set has no
     validation part of its own."""
@@ -37,6 +38,7 @@ class Log(Config):
     every_steps: PositiveInt = 50
     """Steps between two records of the training loss."""
     wandb: Literal["off", "offline", "online"] = "off"
+    """Weights & Biases."""
     wandb_project: str = "svdctl"
     wandb_group: str | None = None
     singular_values: bool = False
@@ -47,10 +49,13 @@ class Hardware(Config):
     """Devices and number format, given to lightning-fabric."""
 
     accelerator: Literal["auto", "cpu", "cuda", "gpu", "mps"] = "auto"
+    """Kind of device."""
     devices: PositiveInt | Literal["auto"] = 1
-    """Processes on each node, one a device."""
+    """Processes on each node, one a device, a number."""
     num_nodes: PositiveInt = 1
+    """Nodes."""
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
+    """Format of numbers."""
     compile: bool = False
     """Compile the model with torch.compile."""
     channels_last: bool = True

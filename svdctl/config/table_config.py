@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, TypeAdapter, model_validator
 
-from svdctl.config.attack_settings import AttackName
+from svdctl.config.attack_settings import VERSIONS, AttackName
 from svdctl.config.base import Config
 from svdctl.config.corruption_names import BENCHMARK, CORRUPTIONS, corruption_name, read_corruption_list
 from svdctl.errors import UsageError
@@ -29,10 +29,7 @@ Column = Literal[
 STATIC: tuple[Column, ...] = ("parameters", "compression", "control-cost")
 """Columns that follow from the configuration alone."""
 
-VERSIONS = ("standard", "plus", "rand")
-"""Lists of attacks that AutoAttack has a name for."""
-
-OWN = {"seed": "--seeds, or by seeds of the table", "name": "the name of the row", "out_dir": "--out-dir"}
+OWN = {"seed": "`seeds`, or by seeds of the table", "name": "the name of the row", "out_dir": "`out_dir`"}
 """Keys of a run that its table sets, and what sets them."""
 
 
@@ -83,7 +80,7 @@ Seeds = Annotated[tuple[Seed, ...], AfterValidator(_once)]
 Line = Annotated[str, AfterValidator(_single_line)]
 """Text that is printed in every format."""
 Assignments = Annotated[tuple[str, ...], AfterValidator(_free)]
-"""`key.path=value`, exactly as `--set` of the training commands takes them."""
+"""`key.path=value` each, as `configuration` takes them."""
 
 
 class Evaluate(Config):
@@ -117,7 +114,7 @@ class Row(Config):
     """One trained network."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)]
-    """What `--rows` matches and files of the paper's numbers name."""
+    """What patterns of rows match, and files of the paper's numbers name."""
     label: Line | None = None
     """What the table shows; absent: the name."""
     group: str | None = None

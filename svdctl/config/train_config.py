@@ -7,7 +7,6 @@ from pydantic import Field, PositiveInt, model_validator
 
 from svdctl.config.base import Config
 from svdctl.config.certificate_config import Certificate
-from svdctl.config.command_flags import LIPCONV, command_of
 from svdctl.config.control_config import BatchNormControl, Control, NoControl
 from svdctl.config.data_config import Augment, Data, Digits, Folder, Normalization
 from svdctl.config.model_config import GROUPS, STRIDE, TT, Layer, LipConv, Model, Soc, Sott, Standard, Vgg, Wrn
@@ -24,7 +23,9 @@ class TrainConfig(Config):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "run"
     """First part of the run folder's name."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 3407
+    """Seed of weights, order and augmentation."""
     epochs: PositiveInt = 200
+    """Passes over the training set."""
     max_steps: PositiveInt | None = None
     """Stop after this many steps, wherever in an epoch; the schedule still spans `epochs`."""
     batch_size: PositiveInt = 128
@@ -57,36 +58,35 @@ class TrainConfig(Config):
     def _mixes(self) -> list[str]:
         """What does not go together, a sentence each."""
         faults = []
-        command = command_of(self.model.kind)
-        layer, control = command.flag("layer.kind"), command.flag("control.kind")
         if isinstance(self.layer, Soc | Sott):
             if not isinstance(self.model, LipConv):
                 faults.append(
-                    f"layer.kind = {self.layer.kind!r} belongs to LipConvNet; use svdctl train-lipconv, or another kind"
+                    f"layer.kind = {self.layer.kind!r} belongs to LipConvNet; use `model.kind = lipconv`, or another "
+                    "kind"
                 )
             if not isinstance(self.control, NoControl):
                 faults.append(
-                    f"{control} (control.kind) has nothing to do in {self.layer.kind.upper()} layers, whose singular "
-                    f"values are 1 already; leave it out, or use {layer} tt or standard"
+                    f"`control.kind` has nothing to do in {self.layer.kind.upper()} layers, whose singular values are "
+                    "1 already; leave it out, or use `layer.kind = tt` or standard"
                 )
         elif self.control.kind == "divide-each" and not isinstance(self.layer, TT):
             faults.append(
-                f"{control} divide-each-by-largest (control.kind = 'divide-each') divides the factors of TT layers; "
-                f"add {layer} tt {command.flag('layer.rank')} R, or use {control} divide-by-largest"
+                "`control.kind = divide-each` divides the factors of TT layers; add `layer.kind = tt` and "
+                "`layer.rank = R`, or use `control.kind = divide`"
             )
         if isinstance(self.layer, TT | Sott) and isinstance(self.layer.rank, tuple):
-            where, count = command.where("layer.rank"), len(self.layer.rank)
+            count = len(self.layer.rank)
             if not isinstance(self.model, LipConv):
-                faults.append(f"{where}: a rank for each group of layers belongs to LipConvNet; give one rank for all")
+                faults.append("`layer.rank`: a rank for each group of layers belongs to LipConvNet; give one rank")
             elif count != GROUPS:
                 faults.append(
-                    f"{where}: {GROUPS} ranks are needed, one for each stage and one for the last convolution, not "
-                    f"{count}; or give one rank for all"
+                    f"`layer.rank`: {GROUPS} ranks are needed, one for each stage and one for the last convolution, "
+                    f"not {count}; or give one rank for all"
                 )
         if isinstance(self.schedule, Cyclic) and self.schedule.lr_min >= self.optimizer.lr:
             faults.append(
-                f"{command.where('schedule.lr_min')} {self.schedule.lr_min:g} must be below "
-                f"{command.where('optimizer.lr')} {self.optimizer.lr:g}: cyclic rates rise from one to the other"
+                f"`schedule.lr_min = {self.schedule.lr_min:g}` must be below `optimizer.lr = {self.optimizer.lr:g}`: "
+                "cyclic rates rise from one to the other"
             )
         return faults + self._sizes()
 
@@ -105,13 +105,12 @@ class TrainConfig(Config):
                 )
             if self.model.in_channels % 2:
                 faults.append(
-                    f"{LIPCONV.where('model.in_channels')} {self.model.in_channels}: MinMax pairs channels; use an "
-                    "even number"
+                    f"`model.in_channels = {self.model.in_channels}`: MinMax pairs channels; use an even number"
                 )
             if self.model.checkpoint_activations and not isinstance(self.layer, Soc | Sott):
                 faults.append(
-                    f"{LIPCONV.where('model.checkpoint_activations')} is for the series of SOC and SOTT layers; leave "
-                    f"it out, or use {LIPCONV.flag('layer.kind')} sott"
+                    "`model.checkpoint_activations` is for the series of SOC and SOTT layers; leave it out, or use "
+                    "`layer.kind = sott`"
                 )
             classes = CLASSES.get(self.data.kind)
             if classes is not None and classes > self.model.channels:
@@ -123,5 +122,5 @@ def too_many_classes(classes: int, model: LipConv) -> str:
     """That the last convolution cannot widen."""
     return (
         f"{classes} classes are more than the {model.channels} channels before LipConvNet's last convolution; widen it "
-        f"to --in-channels {2 * -(-classes // (2 * STRIDE))} (model.in_channels) or more"
+        f"to `model.in_channels = {2 * -(-classes // (2 * STRIDE))}` or more"
     )

@@ -1,42 +1,52 @@
-"""Faults of a configuration as sentences that name the flag or key and the way out."""
+"""Faults of a configuration as sentences that name the key, in backticks, and the way out."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Mapping
 from copy import deepcopy
-from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from svdctl.config.command_flags import Command
-from svdctl.config.train_config import TrainConfig
+from svdctl.config.base import Config
+from svdctl.config.schema_keys import schema_keys
 
 TAG_FAULTS = ("union_tag_not_found", "union_tag_invalid")
+C = TypeVar("C", bound=Config)
 
 
-def sentences(error: ValidationError, command: Command) -> list[str]:
-    """One sentence for each field at fault; several alternatives of one field make one sentence."""
+def validated(model: type[C], table: dict[str, Any]) -> tuple[C | None, list[str]]:
+    """Return the configuration of a nested table, or None and all its faults, a sentence each."""
+    try:
+        return model.model_validate(table), []
+    except ValidationError as error:
+        return None, [*sentences(error, model, table), *_sentences_of_mixes(error, model, table)]
+
+
+def sentences(error: ValidationError, model: type[Config], table: Mapping[str, Any]) -> list[str]:
+    """Return one sentence for each field at fault; several alternatives of one field make one sentence."""
+    keys = {key for key, _ in schema_keys(model)}
     found: dict[str, list[str]] = {}
-    for fault in error.errors():
-        if fault["type"] == "value_error":
+    for fault in worth_reporting(error):
+        kind, place = fault["type"], fault["loc"]
+        key = _key(place, kind, keys)
+        message = fault["msg"][0].lower() + fault["msg"][1:]
+        if kind == "value_error":
+            is_field = key in keys and not any(inner.startswith(f"{key}.") for inner in keys)
             for line in str(fault["ctx"]["error"]).splitlines():
-                found.setdefault(line, [])
-            continue
-        key = _key(fault["loc"], fault["type"])
-        if fault["type"] == "extra_forbidden":
-            found.setdefault(f"{key}: {_unknown(key, fault['loc'])}", [])
-        elif fault["type"] == "missing":
-            found.setdefault(f"{command.where(key)}: a value is needed here", [])
-        elif fault["type"] in TAG_FAULTS:
-            found.setdefault(f"{command.where(key)}: {_tags(fault)}", [])
-        else:
-            message = fault["msg"][0].lower() + fault["msg"][1:]
-            found.setdefault(f"{command.where(key)}: {fault['input']!r:.80} does not do; ", []).append(message)
+                found[f"`{key}`: {line}" if is_field and not line.startswith("`") else line] = []
+        elif kind == "extra_forbidden":
+            found[f"{key}: {_unknown(key, keys, table)}"] = []
+        elif kind == "missing":
+            found[f"`{key}`: a value is needed here"] = []
+        elif kind in TAG_FAULTS:
+            found[f"`{key}`: {_tags(fault)}"] = []
+        elif message not in (messages := found.setdefault(f"`{key}`: {fault['input']!r:.80} does not do; ", [])):
+            messages.append(message)
     return [start + ", or ".join(messages) for start, messages in found.items()]
 
 
-def sentences_of_mixes(table: dict[str, Any], error: ValidationError, command: Command) -> list[str]:
-    """What does not go together, found with the fields at fault left out; nothing when a whole section is at fault."""
+def _sentences_of_mixes(error: ValidationError, model: type[Config], table: dict[str, Any]) -> list[str]:
+    """Return what does not go together, found without the fields at fault; none when a whole section is at fault."""
     table = deepcopy(table)
     for fault in error.errors():
         if fault["type"] in ("missing", "value_error", *TAG_FAULTS):
@@ -50,15 +60,15 @@ def sentences_of_mixes(table: dict[str, Any], error: ValidationError, command: C
                 inside, key = within, part
         inside.pop(key, None)
     try:
-        TrainConfig.model_validate(table)
+        model.model_validate(table)
     except ValidationError as second:
         if all(not fault["loc"] for fault in second.errors()):
-            return sentences(second, command)
+            return sentences(second, model, table)
     return []
 
 
-def told(error: ValidationError) -> list[Any]:
-    """The faults worth telling: pydantic counts a list without its faulty items, and such a count is left out."""
+def worth_reporting(error: ValidationError) -> list[Any]:
+    """Return the faults without the consequences of others: pydantic counts a list without its faulty items."""
     faults = error.errors()
     places = [fault["loc"] for fault in faults]
     return [
@@ -69,32 +79,16 @@ def told(error: ValidationError) -> list[Any]:
     ]
 
 
-@cache
-def known_keys() -> frozenset[str]:
-    """Every key of the schema, as a dotted path without the tags of unions."""
-    schema = TrainConfig.model_json_schema()
-    return frozenset(_paths(schema, schema["$defs"]))
-
-
-def _paths(node: dict[str, Any], definitions: dict[str, Any]) -> Iterator[str]:
-    if "$ref" in node:
-        node = definitions[node["$ref"].rpartition("/")[2]]
-    for name, field in node.get("properties", {}).items():
-        yield name
-        yield from (f"{name}.{path}" for path in _paths(field, definitions))
-    for alternative in (*node.get("oneOf", ()), *node.get("anyOf", ())):
-        yield from _paths(alternative, definitions)
-
-
-def _unknown(key: str, location: tuple[Any, ...]) -> str:
-    paths = known_keys()
-    if key in paths:
-        return f"kind = {location[-2]!r} has no such key; choose another {key.rpartition('.')[0]}.kind first"
-    same_end = [path for path in sorted(paths) if path.rpartition(".")[2] == key.rpartition(".")[2]]
-    near = same_end or difflib.get_close_matches(key, sorted(paths), n=1, cutoff=0.5)
-    return (
-        f"there is no such key; did you mean {near[0]}?" if near else "there is no such key (--print-config shows all)"
-    )
+def _unknown(key: str, keys: set[str], table: Mapping[str, Any]) -> str:
+    above, _, last = key.rpartition(".")
+    if key in keys:
+        section: Any = table
+        for part in above.split("."):
+            section = section.get(part, {}) if isinstance(section, Mapping) else {}
+        return f"kind = {section.get('kind')!r} has no such key; choose another {above}.kind first"
+    same_end = [path for path in sorted(keys) if path.rpartition(".")[2] == last]
+    near = same_end or difflib.get_close_matches(key, sorted(keys), n=1, cutoff=0.5)
+    return f"there is no such key{f'; did you mean {near[0]}?' if near else ''}"
 
 
 def _tags(fault: Any) -> str:
@@ -102,9 +96,9 @@ def _tags(fault: Any) -> str:
     return f"{fault['ctx']['tag']!r} is not one of {expected}" if expected else "a kind is needed here"
 
 
-def _key(location: tuple[Any, ...], kind: str) -> str:
-    """`('layer', 'tt', 'rank')` is `layer.rank`: pydantic's tags of unions and names of types are left out."""
-    names = {name for path in known_keys() for name in path.split(".")}
+def _key(location: tuple[Any, ...], kind: str, keys: set[str]) -> str:
+    """Return `layer.rank` for `('layer', 'tt', 'rank')`: pydantic's tags of unions and names of types are left out."""
+    names = {name for path in keys for name in path.split(".")}
     parts = [
         str(part)
         for position, part in enumerate(location)

@@ -37,4 +37,5 @@ def variant(registry: Registry[Any], default: str | None = None) -> Any:
             )
         return found.config.model_validate({**value, "kind": kind})
 
-    return Annotated[SerializeAsAny[Config], BeforeValidator(validated)]
+    # The registry is there for `schema_keys`; pydantic passes over it.
+    return Annotated[SerializeAsAny[Config], BeforeValidator(validated), registry]

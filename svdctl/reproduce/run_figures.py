@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from svdctl.checkpoint.checkpoint_file import fitting, read_checkpoint
-from svdctl.config.attack_settings import AttackSettings
+from svdctl.config.attack_settings import VERSIONS, AttackSettings
 from svdctl.config.control_config import NoControl
 from svdctl.config.corruption_names import CORRUPTIONS
 from svdctl.config.data_config import Cifar10, Cifar100
 from svdctl.config.evaluate_config import METRICS, CorruptionSettings, EvaluateConfig
-from svdctl.config.table_config import VERSIONS, Column
+from svdctl.config.table_config import Column
 from svdctl.config.train_config import TrainConfig
 from svdctl.evaluate import runner
 from svdctl.evaluate.evaluation_outcome import Failure

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from svdctl.config.base import Config
 from svdctl.config.presets import preset_folder
 from svdctl.config.table_config import TABLE_FILE, Collection, ResultTable, SpeedFigure, TableFile
-from svdctl.config.validation_errors import told
+from svdctl.config.validation_errors import worth_reporting
 from svdctl.errors import UsageError
 
 
@@ -68,7 +68,7 @@ def read_table(path: Path) -> TableFile:
     try:
         return TABLE_FILE.validate_python(contents)
     except ValidationError as error:
-        raise UsageError(dict.fromkeys(_sentence(path, contents, fault) for fault in told(error))) from error
+        raise UsageError(dict.fromkeys(_sentence(path, contents, fault) for fault in worth_reporting(error))) from error
 
 
 def gather(names: Iterable[str]) -> dict[str, tuple[Path, ResultTable | SpeedFigure]]:

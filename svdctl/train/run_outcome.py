@@ -5,7 +5,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from svdctl.config.command_flags import command_of
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import CheckpointError
 from svdctl.train.result import CertifiedEpoch, TrainResult
@@ -16,6 +15,11 @@ from svdctl.train.trainer import Trainer
 from svdctl.train.validation import Accuracy
 
 
+def training_command(config: TrainConfig) -> str:
+    """Return the command that trains the network of a configuration."""
+    return "svdctl train-lipconv" if config.model.kind == "lipconv" else "svdctl train"
+
+
 def interrupted(trainer: Trainer, folder: Path) -> TrainResult:
     """A run that was stopped and saved."""
     return TrainResult(
@@ -24,7 +28,7 @@ def interrupted(trainer: Trainer, folder: Path) -> TrainResult:
         [f"interrupted after step {trainer.counters.step}; the state is saved"],
         [],
         [folder / "last.pt"],
-        [f"svdctl {command_of(trainer.config.model.kind).name} --resume {folder}"],
+        [f"{training_command(trainer.config)} --resume {folder}"],
         completed=False,
     )
 
@@ -88,7 +92,7 @@ def finished(
     commands = [
         f"svdctl inspect-spectrum {folder / 'last.pt'}",
         f"svdctl eval-robust {folder}",
-        f"svdctl {command_of(config.model.kind).name} --preset {folder / 'config.toml'} --seed {config.seed + 1}",
+        f"{training_command(config)} --preset {folder / 'config.toml'} --seed {config.seed + 1}",
     ]
     return TrainResult(folder, metrics, summary, layers, files, commands, completed=True, certified=tuple(certified))
 

@@ -1,12 +1,11 @@
 """One controlled training from a configuration to a run folder; `svdctl train` and `svdctl train-lipconv` call it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from svdctl.checkpoint.checkpoint_file import Checkpoint, fitting, read_checkpoint
-from svdctl.config.command_flags import Command, command_of
 from svdctl.config.presets import to_toml
 from svdctl.config.train_config import CLASSES, TrainConfig
 from svdctl.data.batches import steps_per_epoch
@@ -16,6 +15,7 @@ from svdctl.train.result import TrainingReporter, TrainResult
 from svdctl.train.run import TrainingRun
 from svdctl.train.run_hash import config_in, differing
 from svdctl.train.run_history import read_history
+from svdctl.train.run_outcome import training_command
 from svdctl.train.run_plan import SELECTION, plan
 from svdctl.train.setup import Parts, launch, load_parts
 from svdctl.train.trainer import Counters
@@ -53,7 +53,7 @@ def resume(
     *,
     reporter: TrainingReporter,
     changes: Mapping[str, Mapping[str, Any]] | None = None,
-    command: Command | None = None,
+    refused: Callable[[TrainConfig], str | None] | None = None,
     allow_changed_data: bool = False,
     needs_best: bool = False,
 ) -> TrainResult:
@@ -63,12 +63,12 @@ def resume(
         path: the run folder, or the checkpoint in it.
         reporter: who is told.
         changes: fields to override, by section: what has no effect on the results, as devices, log and `data.root`.
-        command: the command that asks, which refuses runs of the other one; None takes both.
+        refused: returns why a run with this configuration is not to go on, None if it is.
         allow_changed_data: go on though the data are not those that the run was trained on so far.
         needs_best: fail where the network that was picked is lost; else a sentence says so, and the last one counts.
 
     Raises:
-        CheckpointError: missing, damaged, of the other command, without a state of training, of another run than the
+        CheckpointError: missing, damaged, refused, without a state of training, of another run than the
             configuration beside it, or other data than then.
         UsageError, DataError: as in `run`.
     """
@@ -81,9 +81,8 @@ def resume(
         kept = _newest_epoch(folder) if file.name == "last.pt" else None
         raise CheckpointError(f"{error}{f'; go on from {kept}, the newest sound one' if kept else ''}") from error
     config = checkpoint.config
-    own = command_of(config.model.kind)
-    if command is not None and own is not command:
-        raise CheckpointError(command.foreign(str(path)))
+    if refused is not None and (why := refused(config)) is not None:
+        raise CheckpointError(f"{path} {why}")
     if not checkpoint.training:
         raise CheckpointError(f"{path} holds no state of training; resume from {folder / 'last.pt'}")
     if (beside := config_in(folder)) is not None and (others := differing(config, beside)):
@@ -95,7 +94,7 @@ def resume(
     if changes:
         if "data" in changes and not hasattr(config.data, "root"):
             raise UsageError(
-                f"--dataset-root is a place of CIFAR; the data of {path} are {config.data.kind}, leave it out"
+                f"`data.root` is a place of CIFAR; the data of {path} are {config.data.kind}, leave it out"
             )
         table = config.model_dump()
         for section, fields in changes.items():
@@ -235,7 +234,7 @@ def _after_loss(config: TrainConfig, folder: Path | None) -> str:
     """What to do when a process was lost."""
     if folder is None or not (folder / "last.pt").exists():
         return "nothing had been saved yet, run the command again"
-    return f"go on from what was saved with svdctl {command_of(config.model.kind).name} --resume {folder}"
+    return f"go on from what was saved with {training_command(config)} --resume {folder}"
 
 
 def _stamp(file: Path) -> tuple[int, int, int] | None:

@@ -12,7 +12,6 @@ from lightning_fabric import Fabric
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from svdctl.config.command_flags import command_of
 from svdctl.config.train_config import TrainConfig
 from svdctl.control import Controller
 from svdctl.data.batches import Batches
@@ -214,11 +213,10 @@ class Trainer:
         }
 
     def _lost(self, what: str) -> TrainingError:
-        command = command_of(self.config.model.kind)
         return TrainingError(
             f"the {what} in or just before step {self.counters.step}; lower the learning rate "
-            f"({command.flag('optimizer.lr')}) or the penalty (--orthogonal-k), or control the singular values "
-            "(--clipping); last.pt is the last good state, if one was written"
+            "(`optimizer.lr`) or the penalty (`layer.frames.weight`), or control the singular values "
+            "(`control.kind`); last.pt is the last good state, if one was written"
         )
 
     def _is_finite(self) -> bool:

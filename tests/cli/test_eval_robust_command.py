@@ -14,9 +14,9 @@ import pytest
 from rich.console import Console
 
 import svdctl.evaluate
+from svdctl.cli.evaluation_flags import resolve_evaluation
 from svdctl.cli.evaluation_progress import LiveEvaluationReporter, PlainEvaluationReporter, amount, choose_reporter
 from svdctl.config.evaluate_config import METRICS, EvaluateConfig
-from svdctl.config.evaluate_flags import resolve_evaluation
 from svdctl.errors import CheckpointError, DataError, UsageError
 from tests.cli.test_train_command import svdctl_exits
 

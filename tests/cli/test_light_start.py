@@ -14,9 +14,9 @@ HEAVY = ("torch", "torchvision", "lightning_fabric", "numpy", "matplotlib", "skl
 @pytest.mark.parametrize(
     "code",
     [
-        "import svdctl, svdctl.config.presets, svdctl.config.train_flags, svdctl.config.train_config, svdctl.errors",
+        "import svdctl, svdctl.config.presets, svdctl.cli.training_flags, svdctl.config.train_config, svdctl.errors",
         "import svdctl.cli.app, svdctl.cli.training_progress, svdctl.cli.messages",
-        "import svdctl.config.presets as p; from svdctl.config.train_flags import resolve as r; p.to_toml(r({}).config)",  # noqa: E501
+        "import svdctl.config.presets as p; from svdctl.cli.training_flags import resolve as r; p.to_toml(r({}).config)",  # noqa: E501
         "import sys; from svdctl.cli.app import main; sys.argv = ['svdctl', 'train', '--rank', '3']\n"
         "try: main()\nexcept SystemExit as e: assert e.code == 2",
         "import sys; from svdctl.cli.app import main; sys.argv = ['svdctl', 'train', '--dec-rank', '0']\n"

@@ -102,7 +102,7 @@ def test_the_live_bar_is_drawn_and_taken_away() -> None:
 def test_stdout_chooses(terminal: bool, kind: type[PlainReporter]) -> None:
     with patch("svdctl.cli.training_progress.sys.stdout") as stdout:
         stdout.isatty.return_value = terminal
-        assert type(choose_reporter()) is kind
+        assert type(choose_reporter({})) is kind
 
 
 def test_controlled_layers_are_shown_alone_and_all_without_control() -> None:

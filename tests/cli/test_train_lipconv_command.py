@@ -5,8 +5,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from svdctl.config.command_flags import LIPCONV
-from svdctl.config.train_flags import resolve
+from svdctl.cli.training_flags import LIPCONV, resolve
 from tests.cli.test_train_command import recipe, svdctl_exits  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("recipe")
@@ -70,7 +69,7 @@ def test_flags_of_a_retired_library_are_taken_with_a_notice(
 
 def test_resume_is_for_its_own_runs(recipe: Mock) -> None:  # noqa: F811
     assert svdctl_exits("train-lipconv", "--resume", "runs/x", "--devices", "2") == 0
-    assert recipe.resume.call_args.kwargs["command"] is LIPCONV
+    assert recipe.resume.call_args.kwargs["refused"] == LIPCONV.refused
 
 
 def test_all_faults_come_together_before_torch(

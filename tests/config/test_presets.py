@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from svdctl.config.command_flags import LIPCONV, TRAIN, Command
+from svdctl.cli.training_flags import LIPCONV, TRAIN, Command, resolve
 from svdctl.config.presets import list_presets, preset_folder, read_preset, run_name, to_toml
 from svdctl.config.train_config import TrainConfig
-from svdctl.config.train_flags import resolve
 from svdctl.errors import UsageError
 from tests.cli.flags import flags_of
 
@@ -123,7 +122,7 @@ def test_run_names(text: str, name: str) -> None:
     ],
 )
 def test_unknown_presets(name: str, fragment: str) -> None:
-    with pytest.raises(UsageError, match="--preset") as caught:
+    with pytest.raises(UsageError, match="preset = ") as caught:
         read_preset(name)
     assert fragment in str(caught.value)
 

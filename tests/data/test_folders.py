@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from svdctl.cli.training_flags import resolve
 from svdctl.config.data_config import Folder, Npz
-from svdctl.config.train_flags import resolve
 from svdctl.data.images import ImageData
 from svdctl.data.sources import load
 from svdctl.errors import DataError

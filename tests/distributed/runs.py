@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from svdctl.config.command_flags import LIPCONV, TRAIN
+from svdctl.cli.training_flags import LIPCONV, TRAIN, resolve
 from svdctl.config.train_config import TrainConfig
-from svdctl.config.train_flags import resolve
 from svdctl.distributed.failure_detector import together
 from svdctl.models.build import build_model
 from svdctl.train import run as module

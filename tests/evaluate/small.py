@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svdctl.checkpoint.checkpoint_file import Checkpoint, write_checkpoint
+from svdctl.cli.evaluation_flags import resolve_evaluation
 from svdctl.config.evaluate_config import EvaluateConfig
-from svdctl.config.evaluate_flags import resolve_evaluation
 from svdctl.config.train_config import TrainConfig
 from svdctl.evaluate.evaluation_outcome import Failure
 from svdctl.models.build import build_model

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from svdctl.config.evaluate_flags import resolve_evaluation
+from svdctl.cli.evaluation_flags import resolve_evaluation
 from svdctl.evaluate.find_checkpoints import Discovery, discover
 
 

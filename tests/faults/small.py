@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from svdctl.checkpoint.checkpoint_file import read_checkpoint
+from svdctl.cli.training_flags import resolve
 from svdctl.config.presets import to_toml
 from svdctl.config.train_config import TrainConfig
-from svdctl.config.train_flags import resolve
 
 SERVER = multiprocessing.get_context("forkserver")
 """Forks processes that have torch imported already: seconds less for each."""

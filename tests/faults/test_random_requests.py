@@ -21,16 +21,15 @@ from hypothesis import strategies as st
 from svdctl.analysis import inspect_files
 from svdctl.cli import app as command_line
 from svdctl.cli import reproduce
-from svdctl.config.command_flags import LIPCONV, TRAIN
+from svdctl.cli.training_flags import LIPCONV, TRAIN, resolve
 from svdctl.config.presets import list_presets
 from svdctl.config.train_config import TrainConfig
-from svdctl.config.train_flags import resolve
 from svdctl.errors import SvdctlError
 from svdctl.evaluate import runner
 from svdctl.reproduce.plan import make_plan
 
 COMMANDS = typer.main.get_command(command_line.app).commands  # type: ignore[attr-defined]
-PRESETS = [*list_presets(TRAIN), *list_presets(LIPCONV)]
+PRESETS = [*list_presets(lipconv=False), *list_presets(lipconv=True)]
 
 
 class _ReachedError(SvdctlError):
@@ -139,7 +138,7 @@ KEYS = sorted(
 def tables(draw: st.DrawFn) -> dict[str, Any]:
     """A shipped configuration with some entries changed, added or taken away, at any depth."""
     name = draw(st.sampled_from(PRESETS))
-    command = TRAIN if name in list_presets(TRAIN) else LIPCONV
+    command = TRAIN if name in list_presets(lipconv=False) else LIPCONV
     table = _tidy(resolve({"preset": name}, command).config.model_dump(mode="json"))
     for _ in range(draw(st.integers(0, 4))):
         place = table
@@ -236,7 +235,7 @@ def test_requests_of_absurd_size(arguments: list[str]) -> None:
 def test_some_requests_are_understood() -> None:
     """The other tests would pass on a command line that refuses everything."""
     for name in PRESETS:
-        command = "train" if name in list_presets(TRAIN) else "train-lipconv"
+        command = "train" if name in list_presets(lipconv=False) else "train-lipconv"
         assert assert_answered([command, "--dry-run", "--preset", name]) == 0
     assert assert_answered(["eval-robust", "x.pt"]) == 0
     assert assert_answered(["inspect-spectrum", "x.pt"]) == 0

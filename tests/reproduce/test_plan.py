@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from svdctl.cli.reproduce_text import command_line
+from svdctl.cli.training_flags import resolve
 from svdctl.config.table_config import Request
-from svdctl.config.train_flags import resolve
 from svdctl.errors import UsageError
 from svdctl.reproduce.plan import Plan, make_plan
 from svdctl.train.run_hash import run_hash

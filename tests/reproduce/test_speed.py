@@ -111,7 +111,7 @@ def test_the_whole_wrn_has_the_papers_modelled_ratios() -> None:
 
     figure = read_table(find_table("figure-speed"))
     assert isinstance(figure, SpeedFigure)
-    from svdctl.config.train_flags import resolve
+    from svdctl.cli.training_flags import resolve
 
     network = figure.full.network
     costs = [

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from svdctl.certificates import Certificates, Certifier
+from svdctl.cli.training_flags import LIPCONV, resolve
 from svdctl.config.attack_settings import AttackSettings
-from svdctl.config.command_flags import LIPCONV
 from svdctl.config.train_config import TrainConfig
-from svdctl.config.train_flags import resolve
 from svdctl.control import Controller
 from svdctl.data.batches import to_pixels
 from svdctl.evaluate.attack import attack_batches, begin

@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from svdctl.checkpoint.checkpoint_file import read_checkpoint
-from svdctl.config.command_flags import LIPCONV
+from svdctl.cli.training_flags import LIPCONV, resolve
 from svdctl.config.train_config import TrainConfig
-from svdctl.config.train_flags import resolve
 from svdctl.control import Controller
 from svdctl.layers.minmax import MinMax
 from svdctl.layers.normalize import Normalize

@@ -12,9 +12,8 @@ import svdctl
 import svdctl.train.trainer
 from svdctl.certificates import Certifier
 from svdctl.checkpoint.checkpoint_file import read_checkpoint
-from svdctl.config.command_flags import LIPCONV, TRAIN
+from svdctl.cli.training_flags import LIPCONV, TRAIN, resolve
 from svdctl.config.train_config import TrainConfig
-from svdctl.config.train_flags import resolve
 from svdctl.control.actions import is_layer_bounded
 from svdctl.data.images import ImageData
 from svdctl.data.sources import load as load_data
@@ -92,7 +91,7 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_undisturbed_one(
     whole = recipe.run(config, base="test", reporter=Recorder())
     part = recipe.run(config, base="test", reporter=Recorder(interrupt_after=7))
     assert part.next_commands == [f"svdctl train-lipconv --resume {part.folder}"]
-    resumed = recipe.resume(part.folder, reporter=Recorder(), command=LIPCONV)
+    resumed = recipe.resume(part.folder, reporter=Recorder(), refused=LIPCONV.refused)
     assert resumed.completed
     assert_equal(weights(whole.folder), weights(part.folder))
     assert resumed.certified == whole.certified
@@ -220,12 +219,12 @@ def test_processes_share_an_evaluation(world: int, data: Path) -> None:
 def test_runs_of_the_other_command_are_refused(data: Path) -> None:
     folder = recipe.run(make(data, epochs=1), base="test", reporter=Recorder()).folder
     with pytest.raises(CheckpointError, match="is for a LipConvNet; use svdctl train-lipconv in place of svdctl train"):
-        recipe.resume(folder, reporter=Recorder(), command=TRAIN)
+        recipe.resume(folder, reporter=Recorder(), refused=TRAIN.refused)
     wrn = resolve({"dataset": f"npz:{data}", "preset": "quickstart", "epochs": 1, "out_dir": str(data.parent / "runs"),
                    "set": ["model.width=1", "layer.rank=4"]}).config  # fmt: skip
     folder = recipe.run(wrn, base="test", reporter=Recorder()).folder
     with pytest.raises(CheckpointError, match="use svdctl train in place of svdctl train-lipconv"):
-        recipe.resume(folder, reporter=Recorder(), command=LIPCONV)
+        recipe.resume(folder, reporter=Recorder(), refused=LIPCONV.refused)
 
 
 def test_what_only_the_data_tell_is_refused_before_a_folder_is_made(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from svdctl.checkpoint.checkpoint_file import read_checkpoint
-from svdctl.config.train_flags import resolve
+from svdctl.cli.training_flags import resolve
 from svdctl.train import start as recipe
 
 

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from svdctl.checkpoint.checkpoint_file import read_checkpoint
-from svdctl.config.command_flags import LIPCONV
-from svdctl.config.train_flags import resolve
+from svdctl.cli.training_flags import LIPCONV, resolve
 from svdctl.train import start as recipe
 from tests.train.cifar_files import write_cifar
 from tests.train.test_runs import Recorder

@@ -19,9 +19,8 @@ import pytest
 import torch
 
 from svdctl.checkpoint.checkpoint_file import read_checkpoint
-from svdctl.config.command_flags import LIPCONV, TRAIN
+from svdctl.cli.training_flags import LIPCONV, TRAIN, resolve
 from svdctl.config.train_config import TrainConfig
-from svdctl.config.train_flags import resolve
 from svdctl.errors import CheckpointError
 from svdctl.train import start as recipe
 from svdctl.train.metrics_log import read_log

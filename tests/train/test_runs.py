@@ -18,8 +18,8 @@ import torch
 
 import svdctl
 from svdctl.checkpoint.checkpoint_file import read_checkpoint
+from svdctl.cli.training_flags import resolve
 from svdctl.config.train_config import TrainConfig
-from svdctl.config.train_flags import resolve
 from svdctl.control.actions import is_layer_bounded
 from svdctl.errors import CheckpointError, DataError, TrainingError, UsageError
 from svdctl.layers.layer_operator import batchnorm_gain

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
+from svdctl.cli.training_flags import resolve
 from svdctl.config.control_config import Clip, Divide
 from svdctl.config.model_config import TT, Free, Parametrize, Penalty, Retract
 from svdctl.config.optimizer_config import Adam
-from svdctl.config.train_flags import resolve
 from svdctl.errors import UsageError
 
 DIVIDE: dict[str, Any] = {"preset": "wrn-cifar100-divide"}

@@ -7,12 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svdctl.config.command_flags import LIPCONV, TRAIN
+from svdctl.cli.training_flags import LIPCONV, TRAIN, resolve
 from svdctl.config.model_config import TT, Free, Parametrize, Penalty, Retract, Soc, Sott, Standard
 from svdctl.config.optimizer_config import Cyclic, Steps
 from svdctl.config.presets import list_presets, to_toml
 from svdctl.config.train_config import TrainConfig
-from svdctl.config.train_flags import resolve
 from svdctl.errors import UsageError
 from svdctl.models.build import lr_factor
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from svdctl.cli.training_flags import resolve
 from svdctl.config.presets import list_presets, to_toml
 from svdctl.config.train_config import TrainConfig
-from svdctl.config.train_flags import resolve
 from svdctl.errors import UsageError
 
 

@@ -1,0 +1,219 @@
+"""The flags of `svdctl eval-robust`, and what they mean."""
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from svdctl.cli.options import DEVICES, Flag, Flags, Merge, given_flags, listed, spelled
+from svdctl.cli.training_flags import DEBUG, KINDS_OF_DATA, SET, data_table
+from svdctl.config.attack_settings import VERSIONS, AttackName
+from svdctl.config.corruption_names import BENCHMARK, CLEAN, CORRUPTIONS, corruption_name, read_corruption_list
+from svdctl.config.evaluate_config import METRICS, EvaluateConfig
+from svdctl.errors import UsageError
+
+WHAT = "What is measured"
+NETWORK = "Networks that svdctl did not train"
+CORRUPTED = "Corruptions (cifar-c)"
+ATTACKS = "Attacks (autoattacks)"
+OUTPUT = "Results"
+
+
+@dataclass(frozen=True)
+class ResolvedEvaluation:
+    """A configuration, and remarks about the flags."""
+
+    config: EvaluateConfig
+    notices: tuple[str, ...]
+
+
+def resolve_evaluation(flags: Mapping[str, Any]) -> ResolvedEvaluation:
+    """Return the configuration that flags make; keys are names of flags with underscores, None is "not given".
+
+    Raises:
+        UsageError: with every fault of the flags and of the configuration.
+    """
+    given = {name: value for name, value in given_flags(flags).items() if value is not False}
+    merge = Merge(EVALUATION, given, {"corruptions": {"names": list(read_corruption_list())}})
+    places = [str(path) for path in given.get("checkpoints", ())]
+    places += [str(given["checkpoints_dir"])] if "checkpoints_dir" in given else []
+    if places:
+        merge.to.put("checkpoints", list(dict.fromkeys(places)))
+    if "metrics" not in given and ("shard" in given or "merge_shards" in given):
+        merge.to.put("metrics", ["autoattacks"])
+        merge.notices.append("shards are for attacks: --metrics autoattacks is taken")
+    if (form := given.get("format", "table")) not in ("table", "json"):
+        merge.faults.append(f"--format {form}: not one of table and json")
+    merge.apply()
+    return ResolvedEvaluation(merge.result(EvaluateConfig), tuple(merge.notices))
+
+
+def _metrics(merge: Merge, value: Iterable[str]) -> None:
+    names = [name.lower().replace("_", "-") for name in split(value)]
+    merge.to.put("metrics", [metric for metric in METRICS if metric in names] or list(METRICS))
+    merge.faults += [
+        f"--metrics {name}: not one of {', '.join(METRICS)}{_nearest(name, METRICS)}"
+        for name in names
+        if name not in METRICS
+    ]
+
+
+def _data(merge: Merge, value: str) -> None:
+    table = data_table(value)
+    merge.to.put("data", table)
+    if "dataset_root" in merge.given and table["kind"] not in ("cifar10", "cifar100"):
+        raise UsageError(f"--dataset-root is where CIFAR lies; leave it or --dataset {value} out")
+
+
+def _model(merge: Merge, value: str) -> None:
+    if not re.fullmatch(r"[\w.]+:[\w.]+", value):
+        raise UsageError(f"--model {value}: write it as module:factory or torchvision:NAME")
+    merge.to.put("network.model", value)
+    merge.faults += [
+        f"{spelled(name)} describes one of the paper's networks; leave it or --model out"
+        for name in ("architecture", "dec_rank", "gouk_transforms")
+        if name in merge.given
+    ]
+
+
+def _several(name: str) -> Callable[[Merge, Any], None]:
+    """Return a rule for values given one by one or with commas between them, each once."""
+    return lambda merge, value: merge.put(name, split(value))
+
+
+def _channels(name: str) -> Callable[[Merge, Any], None]:
+    """Return a rule for one number a channel."""
+    return lambda merge, value: merge.put(name, [part for text in value for part in str(text).split(",") if part])
+
+
+def _corruptions(merge: Merge, value: Iterable[str]) -> None:
+    names: list[str] = []
+    for word in split(value):
+        plain = word.lower().replace("-", "_")
+        if plain in ("all", "benchmark"):
+            names += CORRUPTIONS if plain == "all" else BENCHMARK
+        elif plain == CLEAN:
+            names.append(CLEAN)
+        else:
+            try:
+                names.append(corruption_name(word, "--corruptions: "))
+            except UsageError as error:
+                merge.faults += error.faults
+    # Judged further as if the unknown ones were not there.
+    merge.to.put("corruptions.names", list(dict.fromkeys(names)) or [CLEAN])
+
+
+def _attacks(merge: Merge, value: Iterable[str]) -> None:
+    names = [name.lower().replace("_", "-") for name in split(value)]
+    single = get_args(AttackName)
+    if len(names) == 1 and names[0] in VERSIONS:
+        merge.to.put("attack.attacks", names[0])
+        return
+    merge.faults += [
+        f"--attacks {name}: not one of {', '.join(single)}, nor, alone, one of {', '.join(VERSIONS)}"
+        f"{_nearest(name, (*single, *VERSIONS))}"
+        for name in names
+        if name not in single
+    ]
+    merge.to.put("attack.attacks", [name for name in names if name in single] or "standard")
+
+
+def _examples(merge: Merge, value: str) -> None:
+    text = str(value).lower()
+    if text != "all" and not re.fullmatch(r"0*[1-9]\d{0,8}", text):
+        raise UsageError(f"--examples {text}: give a number of test images, or all")
+    merge.to.put("examples", text if text == "all" else int(text))
+
+
+def _shard(merge: Merge, value: str) -> None:
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", value)
+    if match is None:
+        raise UsageError(f"--shard {value}: write it as i/n, such as 3/8 for the third of eight parts")
+    index, count = int(match[1]), int(match[2])
+    if not 1 <= index <= count:
+        raise UsageError(f"--shard {value}: there is no such shard; of {count} there are 1/{count} and so on")
+    merge.to.put("shard", {"index": index, "count": count})
+
+
+def split(values: Iterable[str]) -> list[str]:
+    """Return values given one by one or with commas between them, each once."""
+    parts = (part.strip() for value in values for part in str(value).split(","))
+    return list(dict.fromkeys(part for part in parts if part))
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+EVALUATION: Flags = {
+    "checkpoints_dir": Flag(panel=WHAT, text="The same, as the paper's code spells it (checkpoints).", type=str),
+    "which": Flag("which", WHAT),
+    "metrics": Flag("metrics", WHAT, f"Some of {', '.join(METRICS)} (all).", list[str], _metrics),
+    "dataset": Flag("data.kind", WHAT, f"Test data: {listed(KINDS_OF_DATA)} (those of the training).", str, rule=_data),
+    "dataset_root": Flag("dataset_root", WHAT, "Where CIFAR lies."),
+    "radii": Flag(
+        "radii", WHAT, "Of certified accuracy, in 255ths of a pixel's range (36 72 108 255).", rule=_several("radii")
+    ),
+    "seed": Flag("seed", WHAT),
+    "set": SET,
+    "model": Flag("network.model", NETWORK, rule=_model),
+    "mean": Flag("network.mean", NETWORK, rule=_channels("mean")),
+    "std": Flag("network.std", NETWORK, rule=_channels("std")),
+    "key": Flag("network.key", NETWORK),
+    "architecture": Flag("network.architecture", NETWORK),
+    "dec_rank": Flag("network.rank", NETWORK, "The same for its TT rank."),
+    "gouk_transforms": Flag("network.gouk_transforms", NETWORK),
+    "corruptions": Flag(
+        "corruptions.names",
+        CORRUPTED,
+        "Names, benchmark (15) or all (19) (those of corruptions.txt, 18).",
+        rule=_corruptions,
+    ),
+    "severities": Flag("corruptions.severities", CORRUPTED, "Some of 1 to 5 (all).", rule=_several("severities")),
+    "corruption_examples": Flag("corruptions.examples", CORRUPTED, "Test images, drawn from the seed (all)."),
+    "cifar_c_root": Flag(
+        "corruptions.root",
+        CORRUPTED,
+        "Folder of the published files; they are downloaded there when absent (the folder of CIFAR). Data other than "
+        "CIFAR are corrupted by svdctl unless this is given.",
+    ),
+    "cifar_c_res": Flag("cifar_c_res", CORRUPTED, "Folder for a picture and a table of each checkpoint."),
+    "show_corruptions": Flag(
+        panel=CORRUPTED, text="Draw a sheet of all corruptions into this file, and stop.", type=str
+    ),
+    "norm": Flag("attack.norm", ATTACKS),
+    "eps": Flag("attack.eps", ATTACKS, "Radius in pixels of [0, 1] (0.5)."),
+    "attacks": Flag(
+        "attack.attacks",
+        ATTACKS,
+        f"standard, plus, rand, or some of {', '.join(get_args(AttackName))} (standard).",
+        list[str],
+        _attacks,
+    ),
+    "examples": Flag(
+        "examples",
+        ATTACKS,
+        "Test images, drawn from the seed, or all (32 of the embedded digits, all of other data).",
+        rule=_examples,
+    ),
+    "protocol": Flag(
+        "attack.protocol", ATTACKS, "pixels, or paper: normalised images, as the paper's code did (pixels)."
+    ),
+    "shard": Flag("shard", ATTACKS, "i/n: attack the i-th of n parts of the images alone.", str, _shard),
+    "merge_shards": Flag("merge_shards", ATTACKS, "Join the finished shards to the figure of all images."),
+    "autoattacks_res": Flag("autoattacks_res", ATTACKS, "Folder for a text and a table of each checkpoint."),
+    "out_dir": Flag(
+        "out_dir",
+        OUTPUT,
+        "Folder for all results, in folders that end in the hash of the weights. Without it they go beside each "
+        "checkpoint, to eval-<its name>/, and report.md to the folder given.",
+    ),
+    "format": Flag(panel=OUTPUT, text="table or json, on stdout (table).", type=str),
+    "force": Flag("force", OUTPUT),
+    "batch_size": Flag("batch_size", DEVICES, "Images at once; halved when memory runs out (250)."),
+    "accelerator": Flag("accelerator", DEVICES),
+    "precision": Flag("precision", DEVICES),
+    "debug": DEBUG,
+}

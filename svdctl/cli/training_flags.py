@@ -1,0 +1,532 @@
+"""The flags of the two training commands, the paper's among them, and what they mean.
+
+A flag changes one field of a base: a preset, the paper's defaults, or the quick start.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from svdctl.cli.options import (
+    DEVICES,
+    RUN,
+    Flag,
+    Flags,
+    Merge,
+    flags_by_key,
+    given_flags,
+    listed,
+    spelled,
+)  # fmt: skip
+from svdctl.cli.paper_flags import CLIPPING, LAYERS, MULTISTEP, lipconv_defaults, train_defaults
+from svdctl.config.configuration import with_kinds
+from svdctl.config.paper_normalization import HALF
+from svdctl.config.presets import nearest_preset, read_preset, run_name
+from svdctl.config.train_config import TrainConfig
+from svdctl.errors import UsageError
+
+KINDS_OF_DATA = ("cifar10", "cifar100", "digits", "folder:PATH", "npz:PATH")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A configuration, what it was based on, and remarks about the flags."""
+
+    config: TrainConfig
+    base: str
+    notices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A training command.
+
+    Attributes:
+        flags: its options.
+        quickstart: the preset that flags change when none of them is one of `basis`.
+        basis: flags that name data, network or layer; with one of them the base is the paper's defaults.
+        defaults: the paper's defaults, which depend on the flags given.
+        others: the networks that the other command trains.
+    """
+
+    name: str
+    flags: Flags
+    quickstart: str
+    basis: frozenset[str]
+    defaults: Callable[[Mapping[str, Any]], dict[str, Any]]
+    others: str
+
+    @property
+    def words(self) -> dict[str, str]:
+        """Flags by key, and what stands for the kind of network."""
+        return {
+            **flags_by_key(self.flags),
+            **{key: "--architecture" for key in ("model.depth", "model.width") if "architecture" in self.flags},
+            "model.kind = lipconv": f"svdctl {LIPCONV.name}",
+        }
+
+    def owns(self, table: Mapping[str, Any]) -> bool:
+        """Whether a configuration is of this command: LipConvNets are trained by one, other networks by the other."""
+        model = table.get("model")
+        return command_of(model.get("kind") if isinstance(model, Mapping) else None) is self
+
+    def refused(self, config: TrainConfig) -> str | None:
+        """Return why a configuration is not this command's to train, None if it is."""
+        return None if command_of(config.model.kind) is self else self.why_foreign
+
+    @property
+    def why_foreign(self) -> str:
+        """What is said of something that belongs to the other command."""
+        other = TRAIN if self is LIPCONV else LIPCONV
+        return f"is for {self.others}; use svdctl {other.name} in place of svdctl {self.name}"
+
+
+def data_table(text: str) -> dict[str, Any]:
+    """Return the configuration of data that `--dataset` names.
+
+    Raises:
+        UsageError: there is no such kind, or its path is missing.
+    """
+    kind, _, path = text.partition(":")
+    named = next((one for one in KINDS_OF_DATA if one.partition(":")[0] == kind), "")
+    if not named or (path and ":" not in named):
+        raise UsageError(f"--dataset {text}: not one of {listed(KINDS_OF_DATA, 'and')}")
+    if ":" in named and not path:
+        raise UsageError(f"--dataset {kind} needs a path: --dataset {named}")
+    return {"kind": kind, **({"path": path} if path else {})}
+
+
+def _data(merge: Merge, value: str) -> None:
+    table = data_table(str(value))
+    merge.to.switch("data", table["kind"])
+    for key in table:
+        merge.to.put(f"data.{key}", table[key])
+
+
+def _root(merge: Merge, value: str) -> None:
+    if merge.to.kind("data") not in ("cifar10", "cifar100"):
+        flag = flags_by_key(merge.flags)["data.root"]
+        raise UsageError(f"{flag} is where CIFAR lies; add --dataset cifar10 or cifar100, or leave it out")
+    merge.to.put("data.root", str(value))
+
+
+def _gouk(merge: Merge, value: bool) -> None:
+    if value:
+        merge.to.put("augment.pad", "symmetric")
+        merge.to.put("normalize", dict(HALF))
+
+
+def _architecture(merge: Merge, name: str) -> None:
+    if match := re.fullmatch(r"wrn-?([0-9]{1,9})-([0-9]{1,9})", name):
+        merge.to.switch("model", "wrn")
+        merge.to.put("model.depth", int(match[1]))
+        merge.to.put("model.width", int(match[2]))
+    elif name == "vgg19":
+        merge.to.switch("model", "vgg")
+    else:
+        raise UsageError(f"--architecture {name}: not one of wrn16-10 (any wrnDEPTH-WIDTH) and vgg19")
+
+
+def _layer_kind(merge: Merge, value: str) -> None:
+    merge.to.switch("layer", LAYERS.get(value, value))
+
+
+def _of_layer(name: str, rule: Callable[[Merge, Any], None]) -> Callable[[Merge, Any], None]:
+    """Return a rule for layers with a rank."""
+
+    def ruled(merge: Merge, value: Any) -> None:
+        if merge.to.kind("layer") not in ("standard", "soc"):
+            rule(merge, value)
+        elif value is not False:
+            ranked, add = ("TT layers", "--new-layer tt")
+            if "conv_type" in merge.flags:
+                ranked, add = "SOTT and TT layers", "--conv-type sott"
+            raise UsageError(f"{spelled(name)} belongs to {ranked}; add {add}, or leave it out")
+
+    return ruled
+
+
+def _rank(merge: Merge, value: Any) -> None:
+    merge.to.drop("layer.rank_scale")
+    text = str(value).strip().removeprefix("[").removesuffix("]")
+    ranks = [1]
+    if re.fullmatch(r"\s*-?\d{1,9}\s*(,\s*-?\d{1,9}\s*)*", text):
+        ranks = [int(part) for part in text.split(",")]
+    elif isinstance(value, int):
+        ranks = [value]
+    else:
+        merge.faults.append(
+            f"--dec-rank {value}: write one rank, or one for each group of layers, as --dec-rank '64, 64, 64'"
+        )
+    merge.to.put("layer.rank", ranks[0] if len(ranks) == 1 else ranks)
+
+
+def _rank_scale(merge: Merge, value: float) -> None:
+    if "dec_rank" in merge.given:
+        raise UsageError("--dec-rank and --dec-scale exclude each other; give one of them")
+    merge.to.drop("layer.rank")
+    merge.to.put("layer.rank_scale", value)
+
+
+def _compress_first(merge: Merge, value: bool) -> None:
+    merge.to.put("layer.compress_first", not value)
+
+
+def _frames_weight(merge: Merge, value: float) -> None:
+    if (frames := merge.given.get("frames")) not in (None, "penalty"):
+        merge.faults.append(f"--orthogonal-k weighs the penalty on frames; leave it or --frames {frames} out")
+    merge.to.switch("layer.frames", "penalty")
+    merge.to.put("layer.frames.weight", value)
+
+
+def _frames(merge: Merge, value: str) -> None:
+    if "orthogonal_k" not in merge.given:
+        merge.to.switch("layer.frames", value)
+
+
+def _control_kind(merge: Merge, value: str) -> None:
+    kind = value.replace("_", "-")
+    kinds = ("none", "clip", "assign", "divide", "divide-exact", "divide-each")
+    if kind not in (*kinds, *CLIPPING):
+        merge.faults.append(f"--clipping {value}: not one of {listed(('clip', 'assign', *CLIPPING, 'none'), 'and')}")
+        # An unknown kind counts as some kind: the flags below it are then judged as usual.
+        kind = "divide"
+    merge.to.switch("control", CLIPPING.get(kind, kind))
+
+
+def _of_control(name: str) -> Callable[[Merge, Any], None]:
+    """Return a rule for what only a control has; 0 steps are the paper's "never"."""
+
+    def rule(merge: Merge, value: Any) -> None:
+        if merge.to.kind("control") != "none":
+            merge.put(name, value)
+        elif value:
+            raise UsageError(f"{spelled(name)} needs a control; add --clipping, or leave it out")
+
+    return rule
+
+
+def _clip_linear(merge: Merge, value: bool) -> None:
+    section = merge.to.section("control")
+    if not value:
+        return
+    if section.get("kind") == "none":
+        raise UsageError("--clip-linear needs a control; add --clipping, or leave it out")
+    if section.get("linear_max") is None or "clip_to" in merge.given:
+        merge.to.put("control.linear_max", section.get("max_sigma", 1.0))
+
+
+def _linear_max(merge: Merge, value: float) -> None:
+    if not merge.given.get("clip_linear") and merge.to.section("control").get("linear_max") is None:
+        raise UsageError("--clip-linear-to needs --clip-linear; add it, or leave --clip-linear-to out")
+    if merge.to.kind("control") != "none":
+        merge.to.put("control.linear_max", value)
+
+
+def _lip_bn(merge: Merge, value: bool) -> None:
+    if value and not merge.to.section("batchnorm"):
+        merge.to.put("batchnorm", {"max_gain": 1.0})
+
+
+def _of_batchnorm(name: str) -> Callable[[Merge, Any], None]:
+    """Return a rule for what only the limit on BatchNorm has; 0 steps are the paper's "never"."""
+
+    def rule(merge: Merge, value: Any) -> None:
+        if merge.to.section("batchnorm"):
+            merge.put(name, value)
+        elif value:
+            raise UsageError(f"{spelled(name)} belongs to the limit on BatchNorm; add --lip-bn, or leave it out")
+
+    return rule
+
+
+def _optimizer(merge: Merge, value: str) -> None:
+    if value.lower() not in ("sgd", "adam"):
+        raise UsageError(f"--opt {value}: not one of SGD and Adam")
+    merge.to.switch("optimizer", value.lower())
+
+
+def _weight_decay(merge: Merge, value: float) -> None:
+    if value and merge.to.kind("optimizer") == "adam":
+        merge.notices.append("--weight-dec is passed on to Adam; the paper's code ignored it there")
+    merge.to.put("optimizer.weight_decay", value)
+
+
+def _nesterov(merge: Merge, value: bool) -> None:
+    if merge.to.kind("optimizer") != "adam":
+        merge.to.put("optimizer.nesterov", value)
+    elif value:
+        merge.notices.append("--nesterov has no effect with Adam")
+
+
+def _schedule(merge: Merge, value: str) -> None:
+    if value == "cyclic":
+        merge.to.switch("schedule", "cyclic")
+    elif value != "multistep":
+        raise UsageError(f"--lr-schedule {value}: not one of multistep and cyclic")
+    elif merge.to.kind("schedule") != "steps":
+        merge.to.put("schedule", dict(MULTISTEP))
+
+
+def _lr_min(merge: Merge, value: float) -> None:
+    if merge.to.kind("schedule") == "cyclic":
+        merge.to.put("schedule.lr_min", value)
+    elif value and merge.given.get("lr_schedule") in (None, "multistep"):  # 0 is the paper's default
+        raise UsageError("--lr-min is where cyclic rates start; add --lr-schedule cyclic, or leave it out")
+
+
+def _folder(merge: Merge, value: str) -> None:
+    if merge.given.get("out_dir", value) != value:
+        raise UsageError("--out-dir and --checkpoints-path name the same folder; give one of them")
+    merge.to.put("out_dir", str(value))
+
+
+def _without_effect(text: str) -> Callable[[Merge, Any], None]:
+    return lambda merge, value: merge.notices.append(text)
+
+
+def _retired(name: str) -> Flag:
+    return Flag(
+        text="Accepted; --precision replaces it.",
+        type=str,
+        rule=_without_effect(
+            f"{spelled(name)} belongs to a retired mixed-precision library and has no effect; use --precision "
+            "bf16-mixed or 16-mixed"
+        ),
+    )
+
+
+def _taken(name: str, key: str, rule: Callable[[str], Callable[[Merge, Any], None]], **settings: Any) -> Flag:
+    """Return a flag whose rule sets its own key."""
+    return Flag(key, rule=rule(name), **settings)
+
+
+SET = Flag(panel=RUN, text="key.path=value: any field of the configuration. Repeatable.", type=list[str])
+DEBUG = Flag(panel=RUN, text="Show tracebacks.", type=bool)
+OWN_PARAMETERS: Flags = {
+    "preset": Flag(panel=RUN, text="Shipped preset by name, or a TOML file.", type=str),
+    "set": SET,
+    "resume": Flag(panel=RUN, text="Run folder or last.pt to go on with.", type=Path),
+    "allow_changed_data": Flag(panel=RUN, text="Go on with --resume though the data have changed.", type=bool),
+    "list_presets": Flag(panel=RUN, text="List the presets and stop.", type=bool),
+    "print_config": Flag(panel=RUN, text="Print the resolved configuration as TOML and stop.", type=bool),
+    "dry_run": Flag(panel=RUN, text="Print the plan and stop; needs no data.", type=bool),
+    "debug": DEBUG,
+}
+RUN_FLAGS: Flags = OWN_PARAMETERS | {
+    "out_dir": Flag("out_dir", RUN),
+    "name": Flag("name", RUN),
+    "select": Flag("evaluation.select", RUN),
+    "max_steps": Flag("max_steps", RUN),
+    "wandb": Flag("log.wandb", RUN),
+}
+DATASET = Flag("data.kind", text=f"{listed(KINDS_OF_DATA)}.", type=str, rule=_data)
+FRAMES: Flags = {
+    "orthogonal_k": Flag("layer.frames.weight", off=-1, rule=_of_layer("orthogonal_k", _frames_weight)),
+    "frames": Flag(
+        "layer.frames.kind",
+        text="How frames are kept: retract, parametrize, penalty or free (svdctl's own).",
+        rule=_of_layer("frames", _frames),
+    ),
+}
+LENGTH: Flags = {name: Flag(name) for name in ("epochs", "batch_size")}
+HARDWARE: Flags = {
+    name: Flag(f"hardware.{name}", DEVICES)
+    for name in ("accelerator", "devices", "num_nodes", "precision", "compile")
+}  # fmt: skip
+CLIP_TO: Flags = {"clip_to": _taken("clip_to", "control.max_sigma", _of_control)}
+PROCEDURE: Flags = {
+    "procedure": _taken(
+        "procedure",
+        "control.procedure",
+        _of_control,
+        text="certified, or paper: no proof, for comparisons only (svdctl's own).",
+    )
+}
+
+TRAIN = Command(
+    name="train",
+    flags=RUN_FLAGS
+    | {
+        "dataset": DATASET,
+        "dataset_root": Flag("data.root", text="Where CIFAR lies (data).", rule=_root),
+        "architecture": Flag(text="wrn16-10, any wrnDEPTH-WIDTH, or vgg19.", type=str, rule=_architecture),
+        "new_layer": Flag("layer.kind", text="Convolutions: standard or tt.", rule=_layer_kind),
+        "dec_rank": Flag("layer.rank", text="Rank of TT layers.", type=int, off=-1, rule=_of_layer("dec_rank", _rank)),
+        "dec_scale": Flag("layer.rank_scale", off=-1, rule=_of_layer("dec_scale", _rank_scale)),
+        "no_compress_first": Flag(
+            text="Leave the first convolution as it is.",
+            type=bool,
+            rule=_of_layer("no_compress_first", _compress_first),
+        ),
+        **FRAMES,
+        "clipping": Flag(
+            "control.kind", text=f"Control: {listed(('clip', 'assign', *CLIPPING, 'none'))}.", rule=_control_kind
+        ),
+        **CLIP_TO,
+        "clip_freq": _taken("clip_freq", "control.every_steps", _of_control),
+        "clip_linear": Flag(text="Control linear layers too.", type=bool, rule=_clip_linear),
+        "clip_linear_to": Flag(
+            "control.linear_max", text="Their maximum; without it, that of --clip-to.", off=-1, rule=_linear_max
+        ),
+        **PROCEDURE,
+        "lip_bn": Flag(text="Limit the gain of BatchNorm.", type=bool, rule=_lip_bn),
+        "bn_eps": _taken("bn_eps", "batchnorm.max_gain", _of_batchnorm),
+        "freq_bn": _taken("freq_bn", "batchnorm.every_steps", _of_batchnorm),
+        "opt": Flag("optimizer.kind", text="SGD or Adam.", rule=_optimizer),
+        "init_lr": Flag("optimizer.lr"),
+        "weight_dec": Flag("optimizer.weight_decay", rule=_weight_decay),
+        "nesterov": Flag("optimizer.nesterov", rule=_nesterov, negatable=True),
+        **LENGTH,
+        "conv_init": Flag("layer.init"),
+        "gouk_transforms": Flag(text="Symmetric padding; mean and std 0.5.", type=bool, rule=_gouk),
+        "seed": Flag("seed"),
+        "save_chp_every": Flag("checkpoint.every_epochs"),
+        "checkpoints_path": Flag(text="The same as --out-dir.", type=str, rule=_folder),
+        "collect_sing_vals": Flag("log.singular_values"),
+        "multiply_by": Flag(
+            text="Accepted; has no effect.",
+            type=float,
+            rule=_without_effect("--multiply-by has no effect: nothing in the paper's code reads it"),
+        ),
+        **HARDWARE,
+    },
+    quickstart="quickstart",
+    basis=frozenset({"dataset", "architecture", "new_layer"}),
+    defaults=train_defaults,
+    others="a LipConvNet",
+)
+LIPCONV = Command(
+    name="train-lipconv",
+    flags=RUN_FLAGS
+    | {
+        "checkpoint_activations": Flag("model.checkpoint_activations", RUN),
+        "dataset": DATASET,
+        "data_dir": Flag("data.root", text="Where CIFAR lies (data).", rule=_root, spellings=("--dataset-root",)),
+        "block_size": Flag("model.block_size"),
+        "in_channels": Flag("model.in_channels"),
+        "conv_type": Flag("layer.kind", text="Convolutions: standard, skew (SOC), tt or sott.", rule=_layer_kind),
+        "dec_rank": Flag(
+            "layer.rank",
+            text="Rank of SOTT and TT layers, or '64, 64, 64, 128, 128, 128': one for each stage and the last layer.",
+            type=str,
+            off="-1",
+            rule=_of_layer("dec_rank", _rank),
+        ),
+        **FRAMES,
+        "clipping": Flag(
+            "control.kind", text="Control of standard and tt layers: clip, assign or none.", rule=_control_kind
+        ),
+        **CLIP_TO,
+        "assigning_freq": _taken("assigning_freq", "control.every_steps", _of_control),
+        **PROCEDURE,
+        "lr_schedule": Flag("schedule.kind", text="multistep or cyclic.", rule=_schedule),
+        "lr_min": Flag("schedule.lr_min", rule=_lr_min),
+        "lr_max": Flag("optimizer.lr", text="Learning rate, or its maximum (0.1)."),
+        "weight_decay": Flag("optimizer.weight_decay", text="Weight decay (5e-4; SOTT: 0)."),
+        "momentum": Flag("optimizer.momentum"),
+        "epsilon": Flag("certificate.epsilon"),
+        **LENGTH,
+        "seed": Flag("seed"),
+        "opt_level": _retired("opt_level"),
+        "loss_scale": _retired("loss_scale"),
+        **HARDWARE,
+    },
+    quickstart="lipconv-quickstart",
+    basis=frozenset({"dataset", "data_dir", "block_size", "in_channels", "conv_type"}),
+    defaults=lipconv_defaults,
+    others="networks other than LipConvNet",
+)
+
+
+def command_of(model: Any) -> Command:
+    """Return the command that trains a kind of network."""
+    return LIPCONV if model == "lipconv" else TRAIN
+
+
+def resolve(flags: Mapping[str, Any], command: Command = TRAIN) -> Resolved:
+    """Return the configuration that flags make; keys are names of flags with underscores, None is "not given".
+
+    Raises:
+        UsageError: with every fault of the flags and of the configuration.
+    """
+    given = given_flags(flags)
+    faults: list[str] = []
+    table, base = _base(command, given, faults)
+    merge = Merge(command.flags, given, with_kinds(table))
+    merge.faults += faults
+    if "preset" not in given and given.keys() & command.basis:
+        merge.to.put("name", _name(command, merge))
+    merge.apply()
+    if not command.owns(merge.to.table):
+        merge.faults.append(f"--set model.kind={merge.to.kind('model')} {command.why_foreign}")
+    return Resolved(merge.result(TrainConfig, command.words), base, tuple(merge.notices))
+
+
+def resolve_resume(flags: Mapping[str, Any], command: Command = TRAIN) -> dict[str, dict[str, Any]]:
+    """Return what a resumed run takes from its flags, by section: devices, W&B, the place of the data.
+
+    Raises:
+        UsageError: with every fault; other flags are refused.
+    """
+    given = given_flags(flags)
+    allowed = {name: given[name] for name in given if _section(command, name) in ("hardware", "log", "data")}
+    merge = Merge(command.flags, {}, {})
+    for name in given.keys() - allowed.keys():
+        merge.faults.append(
+            f"{spelled(name)} shows a new run; leave it or --resume out"
+            if name in ("print_config", "dry_run")
+            else f"{spelled(name)} cannot change a run that is resumed; leave it out, or start a new run with "
+            "--preset RUN/config.toml"
+        )
+    changes: dict[str, dict[str, Any]] = {}
+    for name, value in allowed.items():
+        section, _, key = command.flags[name].key.partition(".")
+        changes.setdefault(section, {})[key] = value
+        if section != "data":
+            merge.put(name, value)
+    config = merge.result(TrainConfig, command.words)
+    for section, fields in changes.items():
+        for key in fields:
+            fields[key] = Path(fields[key]) if section == "data" else getattr(getattr(config, section), key)
+    return changes
+
+
+def _section(command: Command, name: str) -> str:
+    """Return the section that a flag sets if it may change on resume."""
+    key = command.flags[name].key if name in command.flags else ""
+    return key.partition(".")[0] if key in ("log.wandb", "data.root") or key.startswith("hardware.") else ""
+
+
+def _base(command: Command, given: Mapping[str, Any], faults: list[str]) -> tuple[dict[str, Any], str]:
+    if "preset" in given:
+        name = str(given["preset"])
+        try:
+            table = read_preset(name)
+        except UsageError as error:
+            faults += error.faults
+            # The other flags are judged as if the nearest preset was meant.
+            near = nearest_preset(name)
+            table = read_preset(near) if near else {}
+            return (table if near and command.owns(table) else command.defaults(given)), name
+        if command.owns(table):
+            return table, f"preset {name}"
+        faults.append(f"--preset {name} {command.why_foreign}")
+        return command.defaults(given), name
+    if given.keys() & command.basis:
+        return command.defaults(given), "the paper's defaults (a flag names data, network or layer)"
+    return read_preset(command.quickstart), f"preset {command.quickstart} (no flag names data, network or layer)"
+
+
+def _name(command: Command, merge: Merge) -> str:
+    """Return the name of a run that its flags alone make."""
+    given = merge.given
+    if command is TRAIN:
+        net = str(given.get("architecture", "wrn16-10"))
+    else:
+        kind, rank = given.get("conv_type", "standard"), str(given.get("dec_rank", ""))
+        blocks = given.get("block_size", merge.to.section("model").get("block_size", 1))
+        net = f"lipconv{5 * blocks}-{kind}{rank if rank.isdigit() else ''}"
+    return run_name(f"{net}-{str(given.get('dataset', merge.to.kind('data'))).partition(':')[0]}")

@@ -1,0 +1,40 @@
+"""The keys of a configuration, those of every variant of its unions included."""
+
+from collections.abc import Iterator
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from svdctl.config.base import Config
+from svdctl.registry import Registry
+
+
+def schema_keys(model: type[Config], above: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Yield every key as a dotted path, with its field; a key of several variants comes several times."""
+    for name, field in model.model_fields.items():
+        yield above + name, field
+        for kind in alternatives(field):
+            if isinstance(kind, type) and issubclass(kind, Config):
+                yield from schema_keys(kind, f"{above}{name}.")
+
+
+def alternatives(field: FieldInfo) -> list[Any]:
+    """Return the types that a field may have: members of unions, values of literals, variants of a registry."""
+    return list(_alternatives(field.annotation, field.metadata))
+
+
+def _alternatives(annotation: Any, extras: Any = ()) -> Iterator[Any]:
+    origin = get_origin(annotation)
+    if registries := [extra for extra in extras if isinstance(extra, Registry)]:
+        yield from (variant.config for variant in registries[0].variants() if variant.config is not None)
+    elif origin is Annotated:
+        inner, *metadata = get_args(annotation)
+        yield from _alternatives(inner, metadata)
+    elif origin in (Union, UnionType):
+        for member in get_args(annotation):
+            yield from _alternatives(member)
+    elif origin is Literal:
+        yield from get_args(annotation)
+    else:
+        yield annotation
