@@ -88,7 +88,7 @@ def spectral_norm_bound(
     """Proved bracket of a layer's norm over every input size; rounding included.
 
     It holds for zero padding of any width. Of a layer with padding that repeats pixels, `upper` has a proved factor for
-    it (`svdctl/layers/padding.py` derives it): sqrt(2) an axis for a 3 x 3 kernel with `padding=1`, by reflection or
+    it (docs/theory.md, "Other padding"): sqrt(2) an axis for a 3 x 3 kernel with `padding=1`, by reflection or
     replication. With circular padding it holds on inputs that the stride divides; on others, `lipschitz_bound` has the
     bound.
 

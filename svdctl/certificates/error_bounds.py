@@ -3,14 +3,9 @@
 Notation: v(x) is the value in exact arithmetic and `v^(x)` as it is computed, in any order of summation. All norms are
 Euclidean, over all entries of one image's value.
 
-Note 1, magnitude. With the error e(D) >= |v^(x) - v(x)|, the computed value satisfies
-`|v^(x)| <= |v(x)| + e(D) <= |v(c)| + L D + e(D) <= |v^(c)| + e(0) + L D + e(D)`,
-and `|v^(c)|` is read off one pass. So errors and magnitudes are affine functions of D, and stay so through a network.
-They presume that nothing overflows: the largest magnitude on the way, sums of products included, tells to which D.
-
-Note 2, the bounds' own rounding. They are sums and products of non-negative float64 numbers, nothing is subtracted, so
-that every operation costs a relative 2^-53. `outward` multiplies a result by 1 + 1e-10, enough for 400,000 of them.
-Near the smallest float64 numbers roundings are no longer relative: `times` rounds products there up to `_FLOOR`.
+Errors and magnitudes are affine functions of D, and stay so through a network; docs/theory.md, "Rounding of a pass",
+has the proofs, and why the bounds, sums and products of float64 numbers that are not negative, are rounded `outward`
+once.
 """
 
 import math
@@ -22,7 +17,9 @@ import torch
 from torch import Tensor
 
 _FLOOR = 1e-290
-"""Far above the subnormal numbers, and below all that a bound is asked for."""
+"""For soundness: far above the subnormal numbers, below all bounds of interest."""
+OUTWARD = 1e-10
+"""For soundness: what the roundings of 400,000 operations of a bound come to, relatively."""
 
 
 def times(*factors: float) -> float:
@@ -56,8 +53,8 @@ def to_unit_size(tensor: Tensor) -> tuple[Tensor, int]:
 
 
 def outward(bound: float) -> float:
-    """The bound, enlarged by all that its own computation can have rounded away; see Note 2."""
-    return bound * (1 + 1e-10)
+    """Return the bound, enlarged by all that its own computation can have rounded away."""
+    return bound * (1 + OUTWARD)
 
 
 def gamma(operations: int, unit: float) -> float:
@@ -171,7 +168,7 @@ class ValueBounds:
 
     @property
     def magnitude(self) -> Affine:
-        """At least `|v^(x)|`; see Note 1."""
+        """Return at least `|v^(x)|`, as a function of the distance."""
         return Affine(self.centre + self.error.constant, self.lipschitz) + self.error
 
 

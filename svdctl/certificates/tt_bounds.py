@@ -18,7 +18,7 @@ from svdctl.certificates.layer_bounds import (
     norm_above_of,
     summands,
 )
-from svdctl.layers.stiefel import qr_positive
+from svdctl.layers.stiefel import QR_ROUNDINGS, qr_positive
 from svdctl.layers.tt import TTConv2d
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.matrix import matrix_norm_bound
@@ -58,8 +58,8 @@ def _norm_of_product(frame_in: Tensor, core: Convolution, frame_out: Tensor, tol
     (unit_in, e_in), (unit_core, e_core), (unit_out, e_out) = map(to_unit_size, (frame_in, core.weight, frame_out))
     r_in, r_out = qr_positive(unit_in)[1], qr_positive(unit_out)[1]
     joint = core.with_kernel(torch.einsum("cb,bahw,da->cdhw", r_out, unit_core, r_in)[None])
-    # Householder QR is exact for a frame off by gamma in each column (Higham 2002, Theorem 19.4).
-    slack = gamma(16 * max(frame_in.numel(), frame_out.numel()), UNIT64)
+    # docs/theory.md, "Tensor-train layers".
+    slack = gamma(QR_ROUNDINGS * max(frame_in.numel(), frame_out.numel()), UNIT64)
     sizes = norm_above(unit_in) * norm_above(unit_out) * _tap_norms(unit_core)
     return times_power(norm_above_of(joint, tolerance) + slack * sizes, e_in + e_core + e_out)
 

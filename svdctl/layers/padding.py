@@ -1,23 +1,4 @@
-"""What padding adds to the norm of a convolution.
-
-Let S be the supremum of sigma_max over all frequencies, which bounds the convolution on the whole grid and on every
-torus that its stride divides. One axis of n inputs is looked at; several axes are tensor products, so that their
-factors multiply. k taps of dilation d reach over `r = (k - 1) d` inputs, p and q are padded before and after.
-
-- Zeros: the layer is the whole-grid convolution of a signal that is 0 outside, cut to some outputs. Factor 1.
-- Circular, p + q <= r: each output is one of those on the torus of n points, and none comes twice. Factor 1, for n that
-  the stride divides.
-- Circular, p + q > r: torch asks for p, q <= n, so that an input stands at most twice beside itself, once if p or q is
-  0. The padded signal is followed by the whole-grid convolution: factor sqrt(3), or sqrt(2).
-- Reflection, stride 1, p + q <= r: torch asks for p, q < n. The signal continued by reflection has period 2 (n - 1) and
-  at most twice the squared norm in one period; each output is one of those on that torus, of which there are no more
-  than n <= 2 (n - 1), and none comes twice. Factor sqrt(2).
-- Reflection otherwise: an input stands at most once more on each padded side. Factor sqrt(3), sqrt(2) if p or q is 0.
-- Replication, n >= 2: the first input stands 1 + p times, the last one 1 + q times. For n = 1 the input stands
-  `1 + p + q` times; or, all `m = ceil((1 + p + q - r) / s)` outputs of stride s are the input times the sum of the
-  taps, a row of `min(s', k)` blocks of the symbol at frequency 0, s' the reduced stride, times a column of as many
-  identities. Factor `sqrt(max(1 + p, 1 + q, min(1 + p + q, m min(s', k))))`.
-"""
+"""Factors by which padding can raise the norm of a convolution; docs/theory.md, "Other padding", derives each."""
 
 import math
 

@@ -11,6 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+QR_ROUNDINGS = 16
+"""For soundness: of a column of `m r` entries, by which R of a QR factorisation errs; docs/theory.md, "Constants"."""
+
 MEANS = ("momentum_buffer", "exp_avg")
 """Names of the mean gradient in the states of torch's optimisers."""
 

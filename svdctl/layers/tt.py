@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from svdctl.errors import ShapeError
-from svdctl.layers.stiefel import qr_positive, random_frame, retraction, transport_momentum
+from svdctl.layers.stiefel import QR_ROUNDINGS, qr_positive, random_frame, retraction, transport_momentum
 from svdctl.layers.stored_weight import computed_weight, why_not_as_stored
 from svdctl.layers.tt_fit import fitted_frames
 from svdctl.spectral.bounds import taps_norm
@@ -164,13 +164,12 @@ class TTConv2d(nn.Module):
     def exact_kernel(self) -> tuple[Tensor, float]:
         """`small_kernel` in float64, and at most how far the layer's norm is from that of this kernel.
 
-        Householder QR is exact for a frame that is off by `c m n u` of its norm, c a small number (Higham 2002, Theorem
-        19.4); the products of the factors and the core err by less.
+        docs/theory.md, "Tensor-train layers", has the proof.
         """
         kernel = self.small_kernel()
         if self.frame_in is None or self.frame_out is None:
             return kernel, 0.0
-        error = 16 * max(self.frame_in.numel(), self.frame_out.numel()) * 2.0**-53
+        error = QR_ROUNDINGS * max(self.frame_in.numel(), self.frame_out.numel()) * 2.0**-53
         norms = math.prod(
             float(torch.linalg.vector_norm(frame.detach(), dtype=torch.float64))
             for frame in (self.frame_in, self.frame_out)

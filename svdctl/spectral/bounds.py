@@ -1,18 +1,8 @@
 """The norm of a convolution over every input size, as a proof: floating point included.
 
-Note 1. The supremum of sigma_max over all frequencies bounds the layer with zero padding at every input size, and is
-reached in the limit. It is found by exclusion: cells that cover all frequencies, see `cover`, are dropped when the
-value at their centre is too low for what is to be proved, and cut smaller when it is not. When none is left, it is
-proved.
-
-Note 2, rounding. At a point, one Cholesky factorisation decides whether `H = t^2 I - A^H A` is positive definite. If it
-runs to its end on H shifted down by `s = 2 sqrt(2) v t^2 c(n)`, v the unit roundoff, H is positive definite: the entry
-(i, j) of the factors' product is a sum of min(i, j) products, in any order, and a few operations more, so that it errs
-by `2 sqrt(2) (min(i, j) + 8) v ||r_i|| ||r_j||` (Note 2 of `gram`), and the columns r_i of the factor have norms of at
-most t but for rounding (Demmel 1989, Rump 2006). The norm of the matrix `min(i, j)` of side n is
-`1 / (4 sin^2(pi / (4 n + 2)))`, about 0.41 n^2, and `c(n)` is that and 8 n. At each point t^2 is lessened by the
-smallest entry of A^H A's diagonal, and the error of A^H A is added to the shift. While the cells are wide float32 is
-exact enough; it gives way to float64 when its shift is felt.
+The supremum of sigma_max over all frequencies bounds the layer with zero padding at every input size, and is reached in
+the limit (docs/theory.md, "Zero padding"). It is found by branch and bound over cells of frequencies ("Exclusion of
+cells"); one Cholesky factorisation decides about a cell's centre, its rounding included ("Cholesky factorisation").
 """
 
 import math
@@ -27,18 +17,23 @@ from svdctl.spectral.batched import eigenvalues_of, is_positive_definite
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.exact_arithmetic import exact_arithmetic, float32_is_exact
 from svdctl.spectral.frequency_cells import FrequencyCells, cover
-from svdctl.spectral.gram import GramField, complex_roundings, lebesgue, power_of_two, product_roundings
+from svdctl.spectral.gram import SECOND_ORDER, GramField, complex_roundings, lebesgue, power_of_two, product_roundings
 from svdctl.spectral.lower_bounds import coarse_lower_bound, lower_bound, quick_lower_bound
 
-TOLERANCE = 0.005
+# For soundness; docs/theory.md, "Constants".
+_OTHER_ROUNDINGS = 8  # operations of a factorisation beside the products of an entry
+_CENTRES = 1e-11  # rounding of the cells' centres and radius
+# What float64 can tell apart.
 _FINEST = 1e-6
+# For speed.
+TOLERANCE = 0.005
 _COARSE_ROOM = 0.009
 _EXACT_AT_ONCE = 4
 _SHARE_OF_ROOM = 0.9
 _PLAINLY = 1e-3
+_FEW = 0.25
 # Shares of the room between a cell's centre and the bound that float32's rounding may take: all of it, or unfelt.
 _MOST_OF_ROOM, _FELT = 0.8, 0.15
-_FEW = 0.25
 
 
 @dataclass(frozen=True)
@@ -52,7 +47,7 @@ class Bracket:
 @torch.no_grad()
 @exact_arithmetic()
 def norm_bound(conv: Convolution, *, tolerance: float = TOLERANCE, floor: float | None = None) -> Bracket:
-    """Norm of the convolution on l2 of the whole grid: it bounds the layer at every input size and zero padding.
+    """Return a bracket of the norm on l2 of the whole grid, which bounds the layer at every size and zero padding.
 
     Args:
         conv: any stride, dilation, groups and number of axes.
@@ -80,17 +75,20 @@ def norm_bound(conv: Convolution, *, tolerance: float = TOLERANCE, floor: float 
     proved = False
     while not proved:
         lower, proved = _branch_and_bound(field, conv, samples, lower, target)
-    return Bracket(_rounded_down(lower, field.scale), _rounded_up(target(lower), field.scale))
+    # Between its samples a Gram matrix can be larger than at any of them, and its quotient round more.
+    more = field.quotient_rounding(field.frobenius * (lebesgue(field.taps) - 1))
+    reached = math.sqrt(max(lower**2 - more, 0.0))
+    return Bracket(_rounded_down(reached, field.scale), _rounded_up(target(lower), field.scale))
 
 
 def _rounded_up(value: float, scale: float) -> float:
-    """At least `value * scale`, exactly that where it is a normal number; `scale` is a power of two."""
+    """Return at least `value * scale`, exactly that where it is a normal number; `scale` is a power of two."""
     product = value * scale
     return product if product / scale == value else math.nextafter(product, math.inf)
 
 
 def _rounded_down(value: float, scale: float) -> float:
-    """At most `value * scale`, and finite."""
+    """Return at most `value * scale`, and finite."""
     product = value * scale
     return product if product / scale == value else max(math.nextafter(product, 0.0), 0.0)
 
@@ -98,7 +96,7 @@ def _rounded_down(value: float, scale: float) -> float:
 @torch.no_grad()
 @exact_arithmetic()
 def is_bounded(conv: Convolution, max_sigma: float) -> bool:
-    """Whether the norm is proved to be at most `max_sigma`; False says that it is not, or by less than 1e-6.
+    """Return whether the norm is proved to be at most `max_sigma`; False: it is not, or is less than 1e-6 below.
 
     Raises:
         ShapeError: the kernel is not finite, or `max_sigma` is no number.
@@ -144,7 +142,7 @@ def _branch_and_bound(
     cells = _initial_cells(field, samples, lower, target(lower))
     while True:
         bound = target(lower)
-        level = bound * cells.share * (1 - 1e-11)
+        level = bound * cells.share * (1 - _CENTRES)
         room = (1 - cells.share**2) * level**2
         if field.product != torch.float64 and field.error(torch.float64) > 0.3 * room:
             field = _exact(field, conv)
@@ -177,7 +175,7 @@ def _branch_and_bound(
 
 
 def _initial_cells(field: GramField, samples: Tensor, lower: float, target: float) -> FrequencyCells:
-    """The cells to begin with: as wide as is likely to pay, judged by the share of the samples that they would drop."""
+    """Return the first cells: as wide as is likely to pay, judged by the share of the samples that they would drop."""
     room = target / lower
     share = 1.0
     if len(field.taps) > 2:
@@ -204,18 +202,18 @@ def _initial_cells(field: GramField, samples: Tensor, lower: float, target: floa
 
 
 def _largest(field: GramField, points: Tensor) -> float:
-    """A lower bound of the largest value at some points, sharp but for rounding."""
+    """Return a lower bound of the largest value at some points, sharp but for rounding."""
     squares = eigenvalues_of(field.at(points).flatten(0, 1))[:, -1].max()
-    error = field.error(torch.float64) + 8 * (field.side + 8) * 2.0**-53 * field.frobenius
+    error = field.error(torch.float64) + field.quotient_rounding(field.frobenius)
     return math.sqrt(max(float(squares) - error, 0.0))
 
 
 def _field(conv: Convolution, room: float) -> GramField:
-    """The Gram matrices from float32 products where their rounding takes little of the room below a bound."""
+    """Return Gram matrices from float32 products where their rounding takes little of the room below a bound."""
     rows, columns = conv.polyphase().shape[1:3]
-    # Note 2 of `gram` for a kernel whose values are spread as a random one's.
+    # `GramField.error` of a kernel whose values are spread as a random one's.
     roundings = product_roundings(max(rows, columns), torch.float32) + 2
-    rounding = 1.1 * lebesgue(conv.taps) * roundings * 2.0**-24 * min(rows, columns) / 4
+    rounding = SECOND_ORDER * lebesgue(conv.taps) * roundings * 2.0**-24 * min(rows, columns) / 4
     single = float32_is_exact(conv.kernel.device) and rounding < 0.1 * room
     return GramField(conv, torch.float32 if single else torch.float64)
 
@@ -226,13 +224,13 @@ def _exact(field: GramField, conv: Convolution) -> GramField:
 
 @torch.no_grad()
 def scale_to_bound(conv: Convolution, max_sigma: float, *, tolerance: float = TOLERANCE) -> tuple[Convolution, Bracket]:
-    """The seal: the convolution, scaled down if it must be, so that its norm is proved to be at most `max_sigma`."""
+    """Return the convolution, scaled down if need be so that its norm is proved to be at most `max_sigma`."""
     bracket = norm_bound(conv, tolerance=tolerance)
     if bracket.upper <= max_sigma:
         return conv, bracket
     if not math.isfinite(bracket.upper):
         raise ShapeError("the kernel's norm is above 1.8e308, the largest number of float64; scale it first")
-    # A little more than needed, so that a later bracket, which may differ in its last figures, ends below `max` too.
+    # A little more than needed, so that a later bracket, which may differ in its last figures, ends below too.
     # Rounding moves each entry of the scaled kernel by at most half a unit, and its norm by that share of the taps'.
     unit = torch.finfo(conv.kernel.dtype).eps
     factor = max_sigma / (bracket.upper * (1 + tolerance / 50) + unit * taps_norm(conv.kernel)) * (1 - 4 * unit)
@@ -241,7 +239,7 @@ def scale_to_bound(conv: Convolution, max_sigma: float, *, tolerance: float = TO
 
 
 def taps_norm(kernel: Tensor) -> float:
-    """`sum_p ||K_p||_F` of a kernel `(G, O, I, *k)`: above the norm, far from it, but nearly free and continuous.
+    """Return `sum_p ||K_p||_F` of a kernel `(G, O, I, *k)`: above the norm, and nearly free.
 
     Infinite above the largest number of float64; not a number of a kernel that is not finite.
     """
@@ -258,7 +256,7 @@ def taps_norm(kernel: Tensor) -> float:
 
 
 def provably_below(field: GramField, points: Tensor, level: float, dtype: torch.dtype) -> Tensor:
-    """Which frequencies `(P, d)` are proved to have sigma_max < level, `(P,)` on the host; see Note 2."""
+    """Return which frequencies `(P, d)` are proved to have sigma_max < level, `(P,)` on the host."""
     each, for_all = _rounding(field, level, dtype)
 
     def below(part: Tensor) -> Tensor:
@@ -278,13 +276,13 @@ def provably_below(field: GramField, points: Tensor, level: float, dtype: torch.
 
 
 def rounding_shift(field: GramField, level: float, dtype: torch.dtype) -> float:
-    """The shift of Note 2 for matrices of diagonal `level**2`, and the error of the Gram matrices."""
+    """Return the shift of a factorisation of diagonal `level**2`, the error of the Gram matrices included."""
     each, for_all = _rounding(field, level, dtype)
     return each * level**2 + for_all
 
 
 def _rounding(field: GramField, level: float, dtype: torch.dtype) -> tuple[float, float]:
-    """The two parts of the shift of Note 2: the factor of the largest entry of the diagonal, and the rest."""
+    """Return the two parts of the shift: the factor of the largest entry of the diagonal, and the rest."""
     unit, side = torch.finfo(dtype).eps / 2, field.side
-    entries = 1 / (4 * math.sin(math.pi / (4 * side + 2)) ** 2) + 8 * side
-    return 1.1 * complex_roundings(1) * entries * unit, 2 * unit * level**2 + field.error(dtype)
+    entries = 1 / (4 * math.sin(math.pi / (4 * side + 2)) ** 2) + _OTHER_ROUNDINGS * side
+    return SECOND_ORDER * complex_roundings(1) * entries * unit, 2 * unit * level**2 + field.error(dtype)

@@ -1,20 +1,10 @@
 """Cells of frequencies that cover all of them, and what the value at a cell's centre says of the whole cell.
 
-Let S be the supremum of sigma_max over all frequencies, reached at w*, and m = (k - 1) / 2 the half-width of the kernel
-along an axis. For the unit vectors u, v of that maximum, `t -> Re u^H A(w* + t d) v` is, up to a phase, bounded by S
-and a sum of waves of frequencies at most `m . |d|`. Such a function, S at t = 0, is at least `S cos(m . |d| t)` up to
-its first zero (Duffin and Schaeffer 1938; for one axis M. Riesz). So
-
-    sigma_max(w) >= S cos(r),   r = sum_a m_a |w_a - w*_a|,
-
-and a cell of centre w and radius rho in that distance holds no maximiser of a norm above t if
-`sigma_max(w) <= t cos(rho)`. The distance is a sum over the axes: the product of the axes' cosines would be wrong, for
-near a maximum of cos(x + y) both axes lower the value together.
-
-In one dimension the cells are intervals, in two squares that stand on a corner, which tile the plane: each falls into
-two, or four, of half the radius. Of more axes the first ones are looked at on a grid. A grid of N points has one within
-pi / N of any place, so that axis after axis `S cos(pi m / N) <= sup over the grid's points`, and the product over these
-axes is a share of S that is seen.
+Near a maximiser w* of sigma_max, S its value there, `sigma_max(w) >= S cos(r)`, r the distance `sum_a m_a |w_a - w*_a|`
+with `m = (k - 1) / 2`. So a cell of centre w and radius rho holds no maximiser of a norm above t if
+`sigma_max(w) < t cos(rho)`. In one dimension the cells are intervals, in two squares that stand on a corner; of more
+axes the first ones are put on a grid, which sees a known share of S. docs/theory.md, "Exclusion of cells", has the
+proofs.
 """
 
 import math
@@ -25,7 +15,9 @@ from torch import Tensor
 
 from svdctl.spectral.symbol import angles, grid_product, unique_up_to_sign
 
+# For soundness below pi / 2; docs/theory.md, "Constants". Wider cells save little.
 _WIDEST = 0.75
+# For soundness: cells tile one axis or two.
 _CELL_AXES = 2
 
 
@@ -46,14 +38,15 @@ class FrequencyCells:
 
     @property
     def share(self) -> float:
-        """What a centre sees of the supremum at the least, if its cell holds a maximiser."""
+        """Return the least share of the supremum that a centre sees if its cell holds a maximiser."""
         return self.lead * math.cos(self.radius)
 
     def keep(self, chosen: Tensor) -> "FrequencyCells":
+        """Return the chosen cells, a mask `(P,)`."""
         return FrequencyCells(self.centres[chosen], self.radius, self.lead, self.half_widths)
 
     def halved(self) -> "FrequencyCells":
-        """The same cells, each cut into cells of half the radius."""
+        """Return the same cells, each cut into cells of half the radius."""
         half = self.radius / 2
         inner = self.half_widths[-_CELL_AXES:]
         steps = torch.zeros(2 * len(inner), self.centres.shape[1], dtype=torch.float64)
@@ -64,7 +57,7 @@ class FrequencyCells:
 
 
 def cover(taps: tuple[int, ...], radius: float, lead: float = 1.0) -> FrequencyCells:
-    """All frequencies.
+    """Return cells that cover all frequencies.
 
     Args:
         taps: of the kernel, each axis more than one.
@@ -75,8 +68,8 @@ def cover(taps: tuple[int, ...], radius: float, lead: float = 1.0) -> FrequencyC
     leading, inner = half_widths[:-_CELL_AXES], half_widths[-_CELL_AXES:]
     if not inner:
         return FrequencyCells(torch.zeros(1, 0, dtype=torch.float64), 0.0, 1.0, half_widths)
-    reach = math.acos(lead ** (1 / len(leading))) if leading else 0.0
-    outer_sizes = tuple(math.ceil(math.pi * m / reach) for m in leading)
+    step = math.acos(lead ** (1 / len(leading))) if leading else 0.0
+    outer_sizes = tuple(math.ceil(math.pi * m / step) for m in leading)
     seen = math.prod(math.cos(math.pi * m / n) for m, n in zip(leading, outer_sizes, strict=True))
     radius = min(radius, _WIDEST)
     counts = tuple(math.ceil(math.pi * m / radius) for m in inner)

@@ -1,29 +1,8 @@
 """The Gram matrices `A(w)^H A(w)` of a kernel at any frequencies, by trigonometric interpolation.
 
-Note 1, interpolation. Along an axis of k taps the Gram matrix is a trigonometric polynomial of degree k - 1, so its
-values at 2k - 1 equispaced points determine it: `G(w) = sum_j D(w - w_j) G(w_j)`, D the Dirichlet kernel. A 3x3 kernel
-needs 13 products of matrices (half of 5 x 5 points); every other frequency costs a row of one real matrix product.
-Since `G(-w) = conj G(w)`, real and imaginary parts are interpolated apart, with the even and the odd part of D.
-
-Note 2, rounding. u is the unit roundoff of float64, v that of the precision asked for, p that of the products, T the
-largest trace and F the largest Frobenius norm of a sample, L the sum of the absolute weights (the Lebesgue constant).
-- A complex inner product of length r is two real ones of length 2 r. In any order of summation, with or without fused
-  multiply-add, each of them errs by at most `gamma_2r |x|.|y|` (Higham 2002, section 3.1; `|Re x Re y| + |Im x Im y|`
-  is at most `|x y|`), and both together by `sqrt(2) gamma_2r |x|.|y|`, about `2 sqrt(2) r` roundings.
-- A frequency is a multiple of `2 pi / n`, rounded three times, and its product with a tap's position is rounded once
-  more, as are the sums over d axes: an angle errs by at most `2 pi (d + 5) u sum_a (k_a - 1)`, and a phase by as much.
-- So the symbol's own error is below `e = (4 (taps + 8) + 2 pi (d + 5) sum_a (k_a - 1)) u sum_p ||K_p||_F`, and rounding
-  it to the product's precision adds `p sqrt(T)` to e; that moves a sample by `2 sqrt(T) e + e^2`.
-- The product's inner products of length r are sums of r / b blocks of length b, each in any order: they err by
-  `2 sqrt(2) (b + 2) + r / b` roundings, and the product by as many times `p T`, since `|| |A|^T |A| ||` is at most the
-  trace of `A^H A`.
-- Interpolation multiplies both by L and adds `2 (samples + 16) v L F`, the rounding of weights and samples included.
-- The weights' own error: the gap between two frequencies, of at most 6 pi, errs by 12 pi u, and its product with a
-  wave's number j by 6 pi j u more; a mean of `2 k - 1` waves so errs by less than 30 k u, and all `2 k - 1` weights of
-  an axis together by less than `60 k^2 u`. That adds `W F`, `W = prod_a (L_a + 60 k_a^2 u) - L`.
-`error` adds them up with a margin of a tenth, which covers products of these errors, and what is rounded where numbers
-are subnormal: the largest entry of the kernel is between 1 and 2, so that this is below `2^-1000`, in float32 below
-`2^-120`. It presumes `exact_arithmetic`: reduced precision products (TF32, bfloat16) are never used here.
+Along an axis of k taps the Gram matrix is a trigonometric polynomial of degree k - 1, so its values at 2k - 1
+equispaced points determine it; a 3x3 kernel needs 13 products of matrices. docs/theory.md, "Interpolation" and
+"Rounding of the Gram matrices", has the proofs. They presume `exact_arithmetic`.
 """
 
 import math
@@ -36,12 +15,17 @@ from svdctl.errors import ShapeError
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.symbol import angles, gram, half_grid, phases, symbol
 
-_CHUNK_BYTES = 1 << 24
+# For soundness; docs/theory.md, "Constants".
+UNIT64 = 2.0**-53
+SECOND_ORDER = 1.1
+_WEIGHT_ROUNDINGS = 60
+_QUOTIENT_ROUNDINGS = 8
+# For speed.
+_BLOCK = 32  # length of inner products in float32: a shorter one rounds less, and takes more time
 _LEBESGUE_GRID = 128
 _MOST_TAPS_ON_A_GRID = 512
+_CHUNK_BYTES = 1 << 24
 _WORTH_READING = 12
-# Of the inner products of a sample in float32: a shorter one rounds less, and takes more time. Any length is sound.
-_BLOCK = 32
 
 
 class GramField:
@@ -62,7 +46,7 @@ class GramField:
         kernel = kernel.reshape(*kernel.shape[:3], *(k for k in kernel.shape[3:] if k > 1))
         largest = float(kernel.abs().max()) if kernel.numel() else 0.0
         self.is_zero = largest == 0.0
-        # Exact, but for entries that become subnormal: see Note 2.
+        # Exact, but for entries that become subnormal; the error bound covers them.
         self.scale = power_of_two(largest)
         kernel = kernel / self.scale
         self.taps = tuple(kernel.shape[3:])
@@ -85,7 +69,7 @@ class GramField:
         per_tap = float(kernel.reshape(*kernel.shape[:3], -1).square().sum((1, 2)).sqrt().sum(-1).max())
         self.above = per_tap * (1 + 1e-10)
         angle = 2 * math.pi * (len(self.taps) + 5) * sum(k - 1 for k in self.taps)
-        symbol_error = (4 * (math.prod(self.taps) + 8) + angle) * 2.0**-53 * per_tap + rounded * math.sqrt(trace)
+        symbol_error = (4 * (math.prod(self.taps) + 8) + angle) * UNIT64 * per_tap + rounded * math.sqrt(trace)
         parts = torch.view_as_real(self.samples).flatten(2)
         self.frobenius = float(torch.linalg.vector_norm(parts, dim=2, dtype=torch.float64).max())
         self._lebesgue = lebesgue(self.taps)
@@ -95,13 +79,18 @@ class GramField:
         self._sample_error = 2 * math.sqrt(trace) * symbol_error + symbol_error**2 + product
 
     def error(self, dtype: torch.dtype) -> float:
-        """How far `at(..., dtype)` can be from the true Gram matrices, in norm; see Note 2."""
+        """Return how far `at(..., dtype)` can be from the true Gram matrices, in norm."""
         unit = torch.finfo(dtype).eps / 2
         interpolation = 2 * (len(self.sample_points) + 16) * unit * self.frobenius
-        return 1.1 * (self._lebesgue * (self._sample_error + interpolation) + self._weights_error * self.frobenius)
+        samples = self._lebesgue * (self._sample_error + interpolation)
+        return SECOND_ORDER * (samples + self._weights_error * self.frobenius)
+
+    def quotient_rounding(self, frobenius: float) -> float:
+        """Return how far a Rayleigh quotient of a matrix of this Frobenius norm, in float64, can be off."""
+        return _QUOTIENT_ROUNDINGS * (self.side + 8) * UNIT64 * frobenius
 
     def at(self, frequencies: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Gram matrices `(F, G, n, n)` at frequencies `(F, d)` in radians, complex of precision `dtype`."""
+        """Return Gram matrices `(F, G, n, n)` at frequencies `(F, d)` in radians, complex of precision `dtype`."""
         if dtype not in self._parts:
             real, imag = self._parts[self.product]
             self._parts[dtype] = (real.to(dtype), imag.to(dtype))
@@ -111,14 +100,14 @@ class GramField:
         return values.reshape(len(frequencies), self.groups, self.side, self.side)
 
     def chunk(self, dtype: torch.dtype) -> int:
-        """How many frequencies to ask for at once."""
+        """Return how many frequencies to compute at once."""
         each = 6 * dtype.itemsize * self.groups * self.side**2
         # All samples are read for each chunk, so that a few at least should come of it.
         return max(1, _CHUNK_BYTES // each, min(_WORTH_READING, 8 * _CHUNK_BYTES // each))
 
 
 def interpolation(frequencies: Tensor, taps: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Weights `(F, samples)` of the samples' real and imaginary parts at frequencies `(F, d)`, float64."""
+    """Return weights `(F, samples)` of the samples' real and imaginary parts at frequencies `(F, d)`, float64."""
     samples, shares = _samples(taps)
     points = frequencies[:, None, :]
     there, mirrored = _dirichlet(points - samples, taps), _dirichlet(points + samples, taps)
@@ -131,12 +120,12 @@ def power_of_two(value: float) -> float:
 
 
 def complex_roundings(length: int) -> float:
-    """Unit roundoffs by which a complex inner product errs relative to `|x|.|y|`, in any order of summation."""
+    """Return the unit roundoffs by which a complex inner product, in any order, errs relative to `|x|.|y|`."""
     return 2 * math.sqrt(2) * length
 
 
 def product_roundings(length: int, product: torch.dtype) -> float:
-    """Unit roundoffs by which an inner product of the samples errs relative to `|x|.|y|`; see Note 2."""
+    """Return the unit roundoffs by which an inner product of the samples errs relative to `|x|.|y|`."""
     block = _block(product) or max(length, 1)
     return complex_roundings(min(length, block) + 2) + math.ceil(length / block)
 
@@ -146,20 +135,14 @@ def _block(product: torch.dtype) -> int | None:
 
 
 def lebesgue(taps: tuple[int, ...], *, error: bool = False) -> float:
-    """At least the Lebesgue constant of equispaced odd interpolation; with the weights' own error, see Note 2."""
-    own = 60 * 2.0**-53 if error else 0.0
+    """Return at least the Lebesgue constant of the interpolation; with `error`, of its weights as computed."""
+    own = _WEIGHT_ROUNDINGS * UNIT64 if error else 0.0
     return math.prod(_lebesgue_of_axis(k) + own * k**2 for k in taps)
 
 
 @lru_cache(maxsize=64)
 def _lebesgue_of_axis(taps: int) -> float:
-    """At least the largest sum of absolute weights, of n = 2 taps - 1 points along one axis.
-
-    The sum has the period 2 pi / n. At each place it is the largest value there of an interpolant of data between -1
-    and 1, a polynomial of degree `taps - 1` which the constant L itself bounds: by Bernstein's inequality it changes by
-    at most `(taps - 1) L` a radian, so that L is at most the largest value on a grid of step h over
-    `1 - (taps - 1) h / 2`.
-    """
+    """Return at least the largest sum of absolute weights along one axis of n = 2 taps - 1 points."""
     points = 2 * taps - 1
     if taps > _MOST_TAPS_ON_A_GRID:
         return 2 + (2 / math.pi) * math.log(points)
@@ -172,13 +155,13 @@ def _lebesgue_of_axis(taps: int) -> float:
 
 
 def sample_points(taps: tuple[int, ...]) -> Tensor:
-    """The frequencies `(samples, d)` whose Gram matrices determine all others; 0 first."""
+    """Return the frequencies `(samples, d)` whose Gram matrices determine all others; 0 first."""
     return _samples(taps)[0]
 
 
 @lru_cache(maxsize=64)
 def _samples(taps: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """The half grid `(samples, d)` that determines the Gram matrices, and half of how often each counts."""
+    """Return the half grid `(samples, d)` that determines the Gram matrices, and half of how often each counts."""
     sizes = tuple(2 * k - 1 for k in taps)
     index, counts = half_grid(sizes)
     return angles(index, sizes), counts.double() / 2

@@ -92,7 +92,7 @@ def _quotient(field: GramField, matrices: Tensor, vectors: Tensor) -> float:
     """Square root of the largest Rayleigh quotient of Gram matrices, in float64, rounded down."""
     column = vectors.to(matrices.dtype)[..., None]
     quotient = (column.mH @ matrices @ column).real.flatten() / column.abs().square().sum((-2, -1))
-    rounding = field.error(torch.float64) + 8 * (field.side + 8) * 2.0**-53 * field.frobenius
+    rounding = field.error(torch.float64) + field.quotient_rounding(field.frobenius)
     return math.sqrt(max(float(quotient.max()) - rounding, 0.0)) * (1 - 2.0**-50)
 
 
