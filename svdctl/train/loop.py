@@ -39,7 +39,7 @@ class Loop:
     record: Callable[[str, Mapping[str, float]], None]
     """Gets `step` or `epoch`, and metrics."""
     save: Callable[[str], None]
-    """Gets `last`, `best`, `steps` or `interrupted`; the network is sealed, but for `interrupted`."""
+    """Seals and writes; gets `last`, `best`, `steps` or `interrupted`."""
     stop: threading.Event
     _clock: float = 0.0
 
@@ -86,8 +86,6 @@ class Loop:
             if due or stops:
                 trainer.read(trainer.totals[EPOCH], epoch)  # nothing that is not finite is saved
                 self._note_time()
-                if due:
-                    trainer.controller.seal()
                 # A stop at a step that is saved anyway must leave what an undisturbed run leaves.
                 self.save("steps" if due else "interrupted")
             if stops:
@@ -113,15 +111,14 @@ class Loop:
         last = trainer.counters.step >= trainer.total_steps
         evaluated = last or (epoch + 1) % config.evaluation.every_epochs == 0
         saved = last or (epoch + 1) % config.checkpoint.every_epochs == 0
-        if evaluated or saved:
-            trainer.controller.seal()
         if evaluated:
+            trainer.seal()
             began = time.perf_counter()
             held_out = trainer.evaluate(trainer.evaluation_data)
             metrics.update(val_acc=held_out.accuracy, val_loss=held_out.loss)
             metrics.update(_certified(trainer, held_out), val_time=time.perf_counter() - began)
             if config.log.singular_values:
-                for row in trainer.controller.report():
+                for row in trainer.report():
                     metrics[f"sigma/{row.name}"] = row.largest
                     metrics[f"bound/{row.name}"] = row.bound
             self.progress.evaluated(metrics)

@@ -179,14 +179,17 @@ class TrainingRun:
         return record
 
     def _save(self, kind: str) -> None:
-        """Write a checkpoint: `last`, `steps`, `interrupted` to `last.pt`, `best` to `best.pt`."""
-        unsealed: dict[str, Tensor] = {}
+        """Seal, and write a checkpoint: `last`, `steps`, `interrupted` to `last.pt`, `best` to `best.pt`.
+
+        Nothing is written that was not proved here, or since the last step, in an evaluation.
+        """
+        raw: dict[str, Tensor] = {}
         if kind == "interrupted":
             # This seal is not on the run's schedule: what it changes is kept aside, so that resuming is exact.
             raw = {name: value.clone() for name, value in self.model.state_dict().items()}
-            self.trainer.controller.seal()
-            sealed = self.model.state_dict()
-            unsealed = {name: value for name, value in raw.items() if not torch.equal(value, sealed[name])}
+        self.trainer.seal()
+        sealed = dict(self.model.state_dict())
+        unsealed = {name: value for name, value in raw.items() if not torch.equal(value, sealed[name])}
         training = {} if kind == "best" else {**self.trainer.state_dict(), "unsealed": unsealed}
         if self.fabric.is_global_zero:
             counters = self.trainer.counters
@@ -194,7 +197,7 @@ class TrainingRun:
                 self.config,
                 self.parts.train.classes,
                 self.parts.train.image_shape,
-                dict(self.model.state_dict()),
+                sealed,
                 training,
                 {
                     "step": counters.step,

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from svdctl.config.train_config import TrainConfig
@@ -46,7 +47,7 @@ def finished(
     last = trainer.evaluate(test)
     metrics = {"test_acc": last.accuracy, "test_loss": last.loss}
     summary = [f"test accuracy {last.accuracy:.2%} after the last epoch ({len(test):,} images)"]
-    layers = trainer.controller.report()
+    layers = trainer.report()
     judged = {"last": (trainer.counters.step, last)}
     best: tuple[Mapping[str, Tensor], int] | None = None
     if select != "last":
@@ -57,9 +58,11 @@ def finished(
     if best is not None:
         mine = {name: value.clone() for name, value in trainer.model.state_dict().items()}
         model, step = best
-        trainer.model.load_state_dict(model)
-        chosen = trainer.evaluate(test)
-        trainer.model.load_state_dict(mine)
+        chosen = last
+        if any(not torch.equal(value.cpu(), model[name]) for name, value in mine.items()):
+            trainer.model.load_state_dict(model)
+            chosen = trainer.evaluate(test)
+            trainer.model.load_state_dict(mine)
         metrics["best_test_acc"] = chosen.accuracy
         summary.append(f"test accuracy {chosen.accuracy:.2%} of best.pt (step {step}), {_chosen(config)}")
         judged["best"] = (step, chosen)

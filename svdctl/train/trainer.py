@@ -2,9 +2,9 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,9 @@ from lightning_fabric import Fabric
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
+from svdctl.certificates import Certifier
 from svdctl.config.train_config import TrainConfig
-from svdctl.control import Controller
+from svdctl.control import Controller, LayerReport
 from svdctl.data.batches import Batches
 from svdctl.data.images import ImageData
 from svdctl.errors import ShapeError, TrainingError
@@ -23,6 +24,8 @@ from svdctl.layers.stiefel import frame_error
 from svdctl.layers.tt import TTConv2d, orthonormality_penalty
 from svdctl.models.build import build_optimizer, lr_factor, penalty_of
 from svdctl.train.validation import Accuracy, evaluate, summed
+
+T = TypeVar("T")
 
 TIGHTEN_EVERY = 200
 """Steps between two times that SOC layers take many power steps for their norms."""
@@ -103,6 +106,8 @@ class Trainer:
         """The lines of the log about the epochs so far."""
         self.step_digests: list[str] = []
         """`line_digest` of each line about steps that the log was given."""
+        self._computed: dict[str, tuple[list[int], Any]] = {}
+        """What was computed of the weights since the last step, with the counters of their changes."""
         self.start_epoch()
 
     def start_epoch(self) -> None:
@@ -120,6 +125,7 @@ class Trainer:
 
         No host sync.
         """
+        self._computed.clear()
         logits = self.runnable(images.contiguous(memory_format=self._layout))
         # Gradients are averaged over processes, whose shares may differ: this average is the mean over all images.
         share = self._images_of_all(labels) / self.fabric.world_size
@@ -165,15 +171,43 @@ class Trainer:
             return len(labels)
         return self.batches.count(self.counters.step % self.batches.steps_per_epoch)
 
+    def seal(self) -> None:
+        """Make the bounds hold by proof, in all processes; a state that is sealed is not proved again."""
+        self._of_this_state("seal", self.controller.seal)
+
+    def report(self) -> list[LayerReport]:
+        """Return largest value and proved bound of each layer, proved once for a state; called in all processes."""
+        return self._of_this_state("report", self.controller.report)
+
+    def _certifier(self, image_shape: tuple[int, ...]) -> Certifier:
+        return self._of_this_state("certifier", lambda: Certifier(self.model, image_shape))
+
+    def _of_this_state(self, what: str, compute: Callable[[], T]) -> T:
+        """Return what was computed of the weights as they are; computed now unless it was.
+
+        torch counts the changes of a tensor in place.
+        """
+        state = [value._version for value in self.model.state_dict().values()]
+        if what not in self._computed or self._computed[what][0] != state:
+            found = compute()
+            # A seal may change the weights.
+            self._computed[what] = [value._version for value in self.model.state_dict().values()], found
+        result: T = self._computed[what][1]
+        return result
+
     def evaluate(self, data: ImageData) -> Accuracy:
-        """How good the network is on a data set."""
+        """Return how good the network is on a data set.
+
+        Raises:
+            ShapeError: certificates of a network with an operation that has no rule.
+        """
         return evaluate(
             self.model,
             data.to(self.fabric.device),
             self.fabric,
             batch_size=2 * self.config.batch_size,
             memory_format=self._layout,
-            certify=self.config.certificate is not None,
+            certifier=self._certifier(data.image_shape) if self.config.certificate is not None else None,
         )
 
     def frame_deviation(self) -> float | None:

@@ -34,7 +34,7 @@ def evaluate(
     *,
     batch_size: int,
     memory_format: torch.memory_format,
-    certify: bool = False,
+    certifier: Certifier | None = None,
 ) -> Accuracy:
     """Run the network in evaluation mode, in the run's precision; its mode is left as it was.
 
@@ -44,14 +44,11 @@ def evaluate(
         fabric: the processes.
         batch_size: images of one pass over all processes together.
         memory_format: layout of the images.
-        certify: answers with certificates, in float64 whatever the run's precision: a proof is about one arithmetic.
-
-    Raises:
-        ShapeError: certificates of a network with an operation that has no rule.
+        certifier: of the network; answers with certificates, in float64 whatever the run's precision: a proof is about
+            one arithmetic.
     """
     training = model.training
     model.eval()
-    certifier = Certifier(model, data.image_shape) if certify else None
     rank, world = fabric.global_rank, fabric.world_size
     mine = ImageData(data.images[rank::world], data.labels[rank::world], data.classes)
     totals = torch.zeros(2, dtype=torch.float64, device=fabric.device)
