@@ -1,8 +1,13 @@
-"""Imports point down: the table of docs/architecture.md against every import of the package."""
+"""Imports point down, names are given once, and no public name is hidden by a module."""
 
 import ast
 import re
+import subprocess
+import sys
+import types
 from pathlib import Path
+
+import svdctl
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,3 +53,81 @@ def test_every_import_points_down() -> None:
                 upward.append(f"{module} imports {name}")
     assert not upward
     assert rooms == set(rank), "the document and the package have different rooms"
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in (ROOT / "svdctl").rglob("*.py") if path.name not in ("__init__.py", "__main__.py"))
+
+
+def repeated(places: dict[str, list[str]]) -> dict[str, list[str]]:
+    return {name: found for name, found in places.items() if len(found) > 1}
+
+
+def test_no_two_modules_have_one_name() -> None:
+    places: dict[str, list[str]] = {}
+    for path in modules():
+        # Of the command line a file has the name of its command.
+        if path.parent.name != "cli":
+            places.setdefault(path.stem, []).append(str(path.relative_to(ROOT)))
+    assert not repeated(places)
+
+
+def test_no_two_classes_have_one_name() -> None:
+    places: dict[str, list[str]] = {}
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    places.pop("Cell", None)
+    assert not repeated(places)
+
+
+def test_no_subpackage_has_the_name_of_a_public_function() -> None:
+    inside = {path.stem for path in (ROOT / "svdctl").iterdir() if path.suffix == ".py" or path.is_dir()}
+    for name in inside & set(svdctl.__all__):
+        assert isinstance(getattr(svdctl, name), types.ModuleType), name
+
+
+USED_TWICE = """
+import importlib, pkgutil, sys
+import svdctl
+import torch
+from torch import nn
+
+net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+uses = {
+    "TTConv2d": lambda made: made(4, 6, 3, rank=2),
+    "clip_": lambda call: call(net, max_sigma=0.5),
+    "divide_": lambda call: call(net, max_sigma=0.5),
+    "lipschitz_bound": lambda call: call(net, (3, 8, 8)),
+    "singular_values": lambda call: call(net[0], 4),
+    "spectral_norm_bound": lambda call: call(net[0]),
+    "spectrum": lambda call: call(net, (3, 8, 8)),
+    "tensorize_": lambda call: call(nn.Sequential(nn.Conv2d(4, 4, 3)), rank=2),
+    "SOC": lambda made: made(2, 2, 3),
+    "SOTT": lambda made: made(4, 4, 3, rank=2),
+    "MinMax": lambda made: made()(torch.zeros(1, 2, 1)),
+}
+
+def use() -> dict:
+    found = {name: getattr(svdctl, name) for name in svdctl.__all__}
+    for name, thing in found.items():
+        uses.get(name, lambda _: None)(thing)
+        assert callable(thing) or type(thing) is type(sys), name
+    return found
+
+first = use()
+assert use() == first
+for part in pkgutil.walk_packages(svdctl.__path__, "svdctl."):
+    if part.name != "svdctl.__main__":
+        importlib.import_module(part.name)
+later = use()
+assert all(later[name] is first[name] for name in first)
+assert use() == first
+"""
+
+
+def test_every_public_name_is_used_twice_and_again_after_every_import() -> None:
+    """In a process of its own, where nothing was imported before."""
+    done = subprocess.run([sys.executable, "-c", USED_TWICE], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
