@@ -1,11 +1,10 @@
 """The plain text of `svdctl reproduce`: finished tables, and what a dry run found."""
 
-import re
 import shlex
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from svdctl.cli.training_flags import command_of
+from svdctl.utils.table import terminal
 
 if TYPE_CHECKING:
     from svdctl.reproduce.dry_run import DryRun
@@ -22,40 +21,13 @@ def command_line(job: "Job") -> str:
 
 def result_lines(result: "ReproduceResult") -> list[str]:
     """The tables as they are written, the files, and what failed."""
-    from svdctl.reproduce.table_renderers import markdown
-
     lines = []
-    for table in result.tables:
-        lines += ["", *aligned(markdown(table).rstrip().splitlines())]
+    for found in result.tables:
+        lines += ["", terminal(found.table)]
     lines += ["", "files", *(f"  {path}" for path in result.files)]
     if result.failed:
         lines += ["", f"{len(result.failed)} failed; the same command tries them again"]
     return lines
-
-
-def aligned(lines: Sequence[str]) -> list[str]:
-    """Markdown whose table columns are padded to one width."""
-    rows = [line.strip("|").split("|") for line in lines if line.startswith("|")]
-    rows = [[cell.strip() for cell in row] for row in rows]
-    widths = [max(len(cell) for cell in column) for column in zip(*(r for r in rows if not _is_rule(r)), strict=True)]
-    found = []
-    for line in lines:
-        if not line.startswith("|"):
-            found.append(line)
-            continue
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if _is_rule(cells):
-            found.append("  ".join("-" * width for width in widths))
-        else:
-            padded = [cells[0].ljust(widths[0])]
-            padded += [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
-            found.append("  ".join(padded).rstrip())
-    return found
-
-
-def _is_rule(cells: Sequence[str]) -> bool:
-    """Whether these are the dashes below a Markdown table's header."""
-    return all(re.fullmatch(r":?-+:?", cell) for cell in cells)
 
 
 def dry_run_lines(dry_run: "DryRun") -> list[str]:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from svdctl.reproduce.columns import LOOKS
-from svdctl.reproduce.table_renderers import numbered_notes
+from svdctl.reproduce.columns import LOOKS, header_of
 from svdctl.reproduce.table_results import Results
 from svdctl.train.plots import save
 
@@ -27,13 +26,13 @@ def plot_bars(results: Results, path: Path) -> None:
     colors = [COLORS[groups.index(row.row.row.group) % len(COLORS)] for row in rows]
     for panel, column in zip(panels, columns, strict=False):
         look = LOOKS[column]
-        shown = [look.factor * (row.cells[column].mean or 0.0) for row in rows]
-        spread = [look.factor * (row.cells[column].spread or 0.0) for row in rows]
+        shown = [look.factor * (row.figures[column].mean or 0.0) for row in rows]
+        spread = [look.factor * (row.figures[column].spread or 0.0) for row in rows]
         panel.barh(places, shown, xerr=spread if any(spread) else None, color=colors, height=0.72)
-        longest = max([*shown, *(row.cells[column].paper or 0.0 for row in rows)], default=0.0) or 1.0
+        longest = max([*shown, *(row.figures[column].paper or 0.0 for row in rows)], default=0.0) or 1.0
         panel.set_xlim(0, longest * 1.28)
         for place, row, value in zip(places, rows, shown, strict=True):
-            cell = row.cells[column]
+            cell = row.figures[column]
             if cell.mean is None:
                 panel.text(0, place, " failed" if row.reasons else " -", va="center", fontsize=7, color="0.4")
             else:
@@ -41,7 +40,7 @@ def plot_bars(results: Results, path: Path) -> None:
             if cell.paper is not None:
                 panel.plot(cell.paper, place, "D", color="black", markersize=4, label="paper, as given")
         arrow = {"high": " (more is better)", "low": " (less is better)", None: ""}[look.better]
-        panel.set_title(results.header(column) + arrow, fontsize=8)
+        panel.set_title(header_of(column, results.plan.evaluate) + arrow, fontsize=8)
         panel.set_yticks(places, [plain(row.marked) for row in rows], fontsize=7)
         panel.tick_params(axis="x", labelsize=7)
         panel.spines[["top", "right"]].set_visible(False)
@@ -56,7 +55,7 @@ def plot_bars(results: Results, path: Path) -> None:
     width = figure.get_figwidth()
     figure.suptitle(wrapped([results.plan.title, results.caption], 13 * width), fontsize=9)
     if results.notes:
-        figure.supxlabel(wrapped(numbered_notes(results), 20 * width), fontsize=5.5, x=0.01, ha="left")
+        figure.supxlabel(wrapped(results.table.numbered_notes, 20 * width), fontsize=5.5, x=0.01, ha="left")
     save(figure, path)
 
 

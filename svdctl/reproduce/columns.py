@@ -22,10 +22,6 @@ class ColumnFormat:
         """A value as the table shows it."""
         return f"{value * self.factor:,.{self.decimals}f}{self.suffix}"
 
-    def difference(self, value: float, shown_there: float) -> str:
-        """Ours minus theirs, theirs being given as shown."""
-        return f"{value * self.factor - shown_there:+,.{self.decimals}f}"
-
 
 def _percent(header: str, better: Literal["high", "low"]) -> ColumnFormat:
     return ColumnFormat(f"{header}, %", 100.0, 2, better=better)

@@ -19,9 +19,9 @@ from svdctl.reproduce.job import Job, Outcome
 from svdctl.reproduce.paper_numbers import PaperNumbers, read_paper_numbers
 from svdctl.reproduce.plan import Plan, make_plan
 from svdctl.reproduce.run_store import RunStore
+from svdctl.reproduce.speed import write_figure
 from svdctl.reproduce.static_figures import run_bytes
-from svdctl.reproduce.table_files import write_figure, write_table
-from svdctl.reproduce.table_results import Results, assemble
+from svdctl.reproduce.table_results import Results, assemble, write_table
 from svdctl.utils.signals import terminated_as_interrupt
 
 GO_ON = "the same command goes on where it was"

@@ -1,31 +1,175 @@
-"""The paper's point about speed, measured here: time of the spectrum and of one control pass, full against TT.
+"""The figure of speed: time of the spectrum and of one control pass on this machine, full layers against TT ones.
 
-Every round times full and TT in turn, so that a machine that slows down slows both.
+Every round times full and TT in turn, so that a machine that slows down slows both. Kernels of single layers are
+Gaussian, scaled so that about half of their singular values exceed the bound of the control pass.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import partial
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
+from itertools import chain, count
 from pathlib import Path
-from typing import Self
+from typing import Any, Literal, Self
 
 import torch
 from lightning_fabric import Fabric
 from pydantic import model_validator
+from torch import nn
 
-from svdctl.config.table_config import SpeedFigure, SpeedScale
+from svdctl.config.control_config import NoControl
+from svdctl.config.table_config import Axis, Request, SpeedFigure, SpeedScale
+from svdctl.config.train_config import TrainConfig
+from svdctl.control import Controller
 from svdctl.evaluate.measurement_cache import Measurement, MeasurementCache
-from svdctl.reproduce.speed_layers import layer_points, series_of
-from svdctl.reproduce.speed_networks import Networks
-from svdctl.reproduce.speed_points import Point, SpeedResults, Work
+from svdctl.layers.layer_operator import operator_of, weight_of, write_operator_
+from svdctl.layers.shapes import input_sizes
+from svdctl.layers.tt import TTConv2d
+from svdctl.models.build import build_model
+from svdctl.reproduce.estimate import random_images
+from svdctl.reproduce.plan import network_configs
+from svdctl.reproduce.run_store import RunStore
+from svdctl.reproduce.static_figures import layer_cost
+from svdctl.reproduce.table_results import table_folder, write_texts
+from svdctl.reproduce.timing import in_rounds
+from svdctl.spectral import clip_kernel, singular_values
+from svdctl.train.trainer import Trainer
+from svdctl.utils import table as formats
 from svdctl.utils.machine import machine
 
-NETWORK_WORKS: tuple[Work, ...] = ("all values", "control pass", "training step")
+AxisName = Literal["width", "rank", "input", "network"]
+Work = Literal["all values", "control pass", "training step"]
+NOTES = (
+    "Medians, smallest and largest time in brackets; full and TT in turn in every round, ratios round by round.",
+    "The model counts one exact decomposition at every output frequency of the layer. svdctl's control pass works on a "
+    "small grid instead, whose size does not depend on the input, so its ratio may differ from the model's.",
+)
+SIDE = 32
+"""Side of the images of whole networks."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """Full against TT at one place of an axis."""
+
+    axis: AxisName
+    x: int
+    """Width, rank, or side of the input; of the network the rank."""
+    channels: int | None
+    rank: int
+    size: int
+    work: Work
+    full: tuple[float, ...]
+    """Seconds of each round."""
+    tt: tuple[float, ...]
+    modelled: float | None
+    """How many times cheaper TT is by the model of the cost; None for the training step, which it is not about."""
+    kept: str = ""
+    """`kept` where an earlier call that was cut off had measured it."""
+
+    @property
+    def measured(self) -> float:
+        """How many times faster TT is: the median of the rounds' ratios."""
+        return statistics.median(a / b for a, b in zip(self.full, self.tt, strict=True))
+
+
+@dataclass(frozen=True)
+class SpeedResults:
+    """All points, and what they were measured on."""
+
+    title: str
+    smoke: bool
+    points: tuple[Point, ...]
+    machine: str
+
+    @property
+    def table(self) -> formats.Table:
+        """The table for reading, the whole network first."""
+        headers = ("what", "work", "full, s", "TT, s", "TT faster", "by the model")
+        columns = [formats.Column(name, name, "left" if name in headers[:2] else "right") for name in headers]
+        points = sorted(self.points, key=lambda point: point.axis != "network")
+        return formats.Table(columns, [*map(_cells, points)], self.title, f"Measured on {self.machine}.", NOTES)
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """A row of CSV for each point and each of full and TT."""
+        return [
+            {
+                "figure": self.title,
+                "machine": self.machine,
+                **{name: getattr(point, name) for name in ("axis", "x", "channels", "rank", "size", "work")},
+                "layer": layer,
+                "median": statistics.median(times),
+                "min": min(times),
+                "max": max(times),
+                "n": len(times),
+                "measured_ratio": point.measured,
+                "modelled_ratio": point.modelled,
+                "kept": point.kept,
+            }
+            for point in self.points
+            for layer, times in (("full", point.full), ("tt", point.tt))
+        ]
+
+    @property
+    def contents(self) -> dict[str, Any]:
+        """Every round's time, for JSON."""
+        points = [{**asdict(point), "measured": point.measured} for point in self.points]
+        scale = "smoke" if self.smoke else "full"
+        return {"title": self.title, "scale": scale, "machine": self.machine, "points": points}
+
+
+def _cells(point: Point) -> list[formats.Cell]:
+    what = (
+        f"whole network, rank {point.rank}"
+        if point.axis == "network"
+        else f"{point.channels} channels, rank {point.rank}, {point.size} x {point.size}"
+    )
+    times = [f"{statistics.median(t):.3g} ({min(t):.3g} to {max(t):.3g})" for t in (point.full, point.tt)]
+    ratios = [f"{point.measured:.2f}x", "-" if point.modelled is None else f"{point.modelled:.1f}x"]
+    return [formats.Cell(what), formats.Cell(point.work, mark=point.kept), *map(formats.Cell, times + ratios)]
+
+
+def write_figure(
+    request: Request, name: str, figure: SpeedFigure, store: RunStore, say: Callable[[str], None]
+) -> list[Path]:
+    """Measure and write a figure of speed; one that was cut off goes on where it was.
+
+    Another command that measures at the same time would disturb: it is waited for.
+    """
+    for attempt in count():
+        with store.lock(f"figure-{name}") as mine:
+            if mine:
+                return _written(request, name, figure, say)
+        if attempt == 0:
+            say(f"another command measures {name}: waiting for it")
+        time.sleep(1)
+    raise AssertionError
+
+
+def _written(request: Request, name: str, figure: SpeedFigure, say: Callable[[str], None]) -> list[Path]:
+    from svdctl.reproduce.speed_plot import plot_speed  # matplotlib takes a second to import
+
+    smoke = request.scale == "smoke"
+    stem = table_folder(request.out_dir) / (f"{name}-smoke" if smoke else name)
+    unfinished = stem.with_name(f".{stem.name}.measured.json")
+    results = measure_figure(figure, smoke=smoke, file=unfinished, say=say)
+    texts = {
+        "md": formats.markdown(results.table),
+        "csv": formats.csv_text(results.records),
+        "tex": formats.latex(results.table),
+        "json": formats.json_text(results.contents),
+    }
+    files = [*write_texts(stem, texts), stem.with_name(f"{stem.name}.png")]
+    plot_speed(results, files[-1])
+    unfinished.unlink(missing_ok=True)
+    return files
 
 
 def measure_figure(figure: SpeedFigure, *, smoke: bool, file: Path, say: Callable[[str], None]) -> SpeedResults:
-    """Measure everything that the figure asks for on this machine's accelerator, else its CPU.
+    """Measure a figure on this machine's accelerator, else its CPU.
 
     Args:
         figure: what to measure.
@@ -43,14 +187,10 @@ def measure_figure(figure: SpeedFigure, *, smoke: bool, file: Path, say: Callabl
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for what, measure in _measurements(figure, scale, device):
-            kept = cache.get(what)
-            if kept is not None:
-                say(f"{what} (kept)")
-                points += [replace(point, kept="kept") for point in kept.record.points]
-            else:
-                say(what)
-                cache.put(_Measured(what=what, points=tuple(measure())))
-                points += cache.kept[-1].record.points
+            kept = cache.get(what) is not None
+            say(what + " (kept)" * kept)
+            record = cache.once(what, partial(_measured, what, measure))
+            points += [replace(point, kept="kept" * kept) for point in record.points]
     mark = "SMOKE SCALE, not the paper's experiment: " if smoke else ""
     return SpeedResults(mark + figure.title, smoke, tuple(points), machine(device))
 
@@ -74,13 +214,138 @@ class _Measured(Measurement):
         return self
 
 
+def _measured(what: str, measure: Callable[[], list[Point]]) -> _Measured:
+    return _Measured(what=what, points=tuple(measure()))
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """Layers that are timed together, with the sizes of their inputs: one layer, or the convolutions of a network."""
+
+    layers: Sequence[tuple[nn.Module, tuple[int, ...]]]
+    max_sigma: float
+    step: Callable[[], None] | None = None
+    """A training step of the network."""
+
+    def run(self, work: Work) -> None:
+        """Do one kind of work once."""
+        if work == "training step":
+            assert self.step is not None
+            self.step()
+            return
+        with torch.no_grad():
+            for layer, size in self.layers:
+                if work == "all values":
+                    singular_values(operator_of(layer), size)
+                else:
+                    control(layer, max_sigma=self.max_sigma)
+
+
 def _measurements(
     figure: SpeedFigure, scale: SpeedScale, device: torch.device
 ) -> Iterator[tuple[str, Callable[[], list[Point]]]]:
-    """What is measured, in words, and the measurement."""
-    for series in series_of(scale):
-        yield str(series), partial(layer_points, figure, scale, series, device)
-    networks = Networks(figure, scale, device)
-    ranks = ", ".join(map(str, scale.network.ranks))
-    for work in NETWORK_WORKS:
-        yield f"whole network: {scale.network.preset}, full and ranks {ranks}, {work}", partial(networks.points, work)
+    """Yield what is measured, in words, and the measurement."""
+    width, by_rank, side = scale.width, scale.rank, scale.input
+    series: list[tuple[AxisName, int, int, dict[int, int]]] = [
+        *(("width", channels, width.size or 16, {channels: _rank(width, channels)}) for channels in width.values),
+        ("rank", by_rank.channels or 64, by_rank.size or 16, {rank: rank for rank in by_rank.values}),
+        *(("input", side.channels or 64, size, {size: _rank(side, side.channels or 64)}) for size in side.values),
+    ]
+    for axis, channels, size, ranks in series:
+        named = ", ".join(map(str, ranks.values()))
+        what = f"{axis}: {channels} channels, input {size} x {size}, rank {named}"
+        yield what, partial(_layer_points, figure, scale, axis, channels, size, ranks, device)
+    networks = cache(partial(_networks, figure, scale, device))  # built when they are first measured
+    named = ", ".join(map(str, scale.network.ranks))
+    works: tuple[Work, ...] = ("all values", "control pass", "training step")
+    for work in works:
+        what = f"whole network: {scale.network.preset}, full and ranks {named}, {work}"
+        yield what, partial(_network_points, scale, device, networks, work)
+
+
+def _rank(axis: Axis, channels: int) -> int:
+    return axis.rank or max(1, round(axis.rank_share * channels))
+
+
+def _points(
+    scale: SpeedScale,
+    device: torch.device,
+    axis: AxisName,
+    channels: int | None,
+    size: int,
+    ranks: Mapping[int, int],
+    subjects: Sequence[_Subject],
+    work: Work,
+) -> list[Point]:
+    """Time one kind of work on the full subject, the first one, and on those of each rank, in turn."""
+    full, *others = in_rounds([partial(subject.run, work) for subject in subjects], scale, device)
+    costs = [sum(layer_cost(layer, size) for layer, size in subject.layers) for subject in subjects]
+    return [
+        Point(axis, x, channels, rank, size, work, full, taken, None if work == "training step" else costs[0] / cost)
+        for (x, rank), taken, cost in zip(ranks.items(), others, costs[1:], strict=True)
+    ]
+
+
+def _layer_points(
+    figure: SpeedFigure,
+    scale: SpeedScale,
+    axis: AxisName,
+    channels: int,
+    size: int,
+    ranks: Mapping[int, int],
+    device: torch.device,
+) -> list[Point]:
+    """Time the full layer and one of each rank."""
+    subjects = []
+    for rank in (None, *ranks.values()):
+        layer = (
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+            if rank is None
+            else TTConv2d(channels, channels, 3, rank=rank, padding=1, bias=False)
+        )
+        weight = weight_of(layer.to(device))
+        # The largest value of a Gaussian 3x3 kernel of width c is close to 3 * 2 sqrt(c) deviations: twice the bound.
+        with torch.no_grad():
+            weight.normal_(0, 2 * figure.max_sigma / (6 * math.sqrt(weight.shape[0])))
+        subjects.append(_Subject([(layer, (size, size))], figure.max_sigma))
+    works: tuple[Work, ...] = ("all values", "control pass")
+    points = [p for work in works for p in _points(scale, device, axis, channels, size, ranks, subjects, work)]
+    return sorted(points, key=lambda point: list(ranks).index(point.x))
+
+
+def _network_points(
+    scale: SpeedScale, device: torch.device, networks: Callable[[], list[_Subject]], work: Work
+) -> list[Point]:
+    """Time one kind of work on whole networks."""
+    ranks = {rank: rank for rank in scale.network.ranks}
+    return _points(scale, device, "network", None, SIDE, ranks, networks(), work)
+
+
+def control(layer: nn.Module, *, max_sigma: float) -> None:
+    """Clip a layer once and write it back; its weights are given back, so that every round has the same work."""
+    before = [parameter.clone() for parameter in layer.parameters()]
+    write_operator_(layer, clip_kernel(operator_of(layer), max_sigma).conv)
+    for parameter, value in zip(layer.parameters(), before, strict=True):
+        parameter.copy_(value)
+
+
+def _networks(figure: SpeedFigure, scale: SpeedScale, device: torch.device) -> list[_Subject]:
+    """Return the whole network, full and of each rank."""
+    configs = network_configs(scale.network).values()
+    return [_network(config, scale.network.batch, device, figure.max_sigma) for config in configs]
+
+
+def _network(config: TrainConfig, batch: int, device: torch.device, max_sigma: float) -> _Subject:
+    config = config.model_copy(update={"batch_size": batch, "epochs": 1})
+    data = random_images(batch * 4, SIDE, 10)
+    model = build_model(config, 10)
+    sizes = input_sizes(model, (3, SIDE, SIDE))
+    controller = Controller(model, NoControl(), None, sizes=sizes)
+    trainer = Trainer(config, model, Fabric(accelerator=device.type, devices=1), data, data, controller)
+    layers = [(model.get_submodule(name), size) for name, size in sizes.items()]
+    model.train()
+    totals = torch.zeros(5, dtype=torch.float64, device=device)
+    # No end: how often a step is timed is not known before.
+    batches = chain.from_iterable(trainer.batches.epoch(epoch) for epoch in count())
+    convolutions = [(layer, size) for layer, size in layers if not isinstance(layer, nn.Linear)]
+    return _Subject(convolutions, max_sigma, lambda: trainer.train_step(*next(batches), totals))

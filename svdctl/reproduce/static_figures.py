@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from svdctl.config.table_config import Column
 from svdctl.config.train_config import CLASSES, TrainConfig
 from svdctl.layers.shapes import input_sizes
 from svdctl.layers.soc import SOC
@@ -36,6 +37,15 @@ class Static:
     """Modelled operations of one exact control pass."""
     control_ratio: float
     """The same of the network with uncompressed layers, over its own: how many times cheaper control is."""
+
+    @property
+    def columns(self) -> dict[Column, float]:
+        """The figures by the columns of tables."""
+        return {
+            "parameters": float(self.parameters),
+            "compression": self.compression,
+            "control-cost": self.control_ratio,
+        }
 
 
 def image_side(config: TrainConfig) -> int:

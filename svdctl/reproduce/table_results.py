@@ -1,20 +1,28 @@
-"""From finished runs to the cells of a table: means and spreads over seeds, footnotes, reasons of failure."""
+"""From the outcomes of jobs to a table: means and spreads over seeds, footnotes, failures; and its files."""
 
+import platform
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 from svdctl.config.table_config import STATIC, Column
-from svdctl.reproduce.columns import header_of
-from svdctl.reproduce.job import Outcome
+from svdctl.errors import UsageError
+from svdctl.reproduce.columns import LOOKS, header_of
+from svdctl.reproduce.job import Job, Outcome
 from svdctl.reproduce.paper_numbers import PaperNumbers
 from svdctl.reproduce.plan import TablePlan, TableRow
 from svdctl.reproduce.static_figures import static_figures
+from svdctl.utils import table as formats
+from svdctl.utils.atomic_write import write_atomically
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One figure of a row."""
+class SeedFigures:
+    """One column of a row over its seeds."""
 
     values: tuple[float, ...]
     """One for each seed that has it."""
@@ -25,13 +33,17 @@ class Cell:
 
     @property
     def mean(self) -> float | None:
-        """Over the seeds; None without any."""
+        """The mean over the seeds; None without any."""
         return statistics.fmean(self.values) if self.values else None
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation of the sample; None below two seeds."""
+        """The standard deviation of the sample; None below two seeds."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    def difference(self, column: Column) -> float | None:
+        """Return ours minus the paper's, in the unit that is shown."""
+        return None if self.mean is None or self.paper is None else self.mean * LOOKS[column].factor - self.paper
 
 
 @dataclass(frozen=True)
@@ -39,7 +51,7 @@ class ResultRow:
     """A row as it is printed."""
 
     row: TableRow
-    cells: Mapping[Column, Cell]
+    figures: Mapping[Column, SeedFigures]
     notes: tuple[int, ...]
     """Numbers of its footnotes, from 1."""
     outcomes: tuple[Outcome, ...]
@@ -48,31 +60,38 @@ class ResultRow:
     @property
     def measured(self) -> int:
         """Seeds that have figures."""
-        return max((len(cell.values) for column, cell in self.cells.items() if column not in STATIC), default=0)
+        return max((len(one.values) for column, one in self.figures.items() if column not in STATIC), default=0)
 
     @property
     def shown(self) -> str:
         """The label, and how many seeds stand behind the figures while some are missing."""
-        label = self.row.row.shown
-        return (
-            f"{label} ({self.measured} of {len(self.outcomes)} seeds)"
-            if 0 < self.measured < len(self.outcomes)
-            else label
-        )
+        some = 0 < self.measured < len(self.outcomes)
+        return self.row.row.shown + f" ({self.measured} of {len(self.outcomes)} seeds)" * some
 
     @property
     def marked(self) -> str:
         """The same with the numbers of its footnotes."""
-        return f"{self.shown} [{', '.join(map(str, self.notes))}]" if self.notes else self.shown
+        return self.shown + (f" [{', '.join(map(str, self.notes))}]" if self.notes else "")
 
     @property
     def reasons(self) -> list[str]:
         """Why runs of it failed, with their seeds."""
-        return [
-            f"seed {job.config.seed}: {outcome.reason}"
-            for job, outcome in zip(self.row.jobs, self.outcomes, strict=True)
-            if outcome.reason is not None
-        ]
+        pairs = zip(self.row.jobs, self.outcomes, strict=True)
+        return [f"seed {job.config.seed}: {outcome.reason}" for job, outcome in pairs if outcome.reason is not None]
+
+    def text(self, column: Column) -> str:
+        """Return `97.12 ± 0.30`, the paper's number and the difference behind it; a word or dash without a figure."""
+        look, one = LOOKS[column], self.figures[column]
+        paper = f" (paper {one.paper:,.{look.decimals}f}" if one.paper is not None else ""
+        if one.mean is None:
+            return ("failed" if self.reasons else "-") + (f"{paper})" if paper else "")
+        text = look.shown(one.mean)
+        if one.spread is not None:
+            text = f"{text.removesuffix(look.suffix)} ± {look.shown(one.spread)}"
+        if column not in STATIC and len(one.values) < self.measured:
+            text += f" ({len(one.values)} of {len(self.outcomes)} seeds)"
+        mark = f" ({one.kept})" if one.kept else ""
+        return text + mark + (f"{paper}, {one.difference(column):+,.{look.decimals}f})" if paper else "")
 
 
 @dataclass(frozen=True)
@@ -84,91 +103,195 @@ class Results:
     notes: tuple[str, ...]
     """Footnotes; the last ones belong to the whole table."""
 
-    def notes_of(self, row: ResultRow) -> list[str]:
-        """Its own footnotes, and those of the whole table."""
-        referred = {number for other in self.rows for number in other.notes}
-        return [text for number, text in enumerate(self.notes, 1) if number in row.notes or number not in referred]
-
-    def header(self, column: Column) -> str:
-        """What stands above a column."""
-        return header_of(column, self.plan.evaluate)
-
     @property
     def caption(self) -> str:
         """Number of seeds, and what stands in a cell."""
-        count = len(self.plan.seeds)
         seeds = ", ".join(map(str, self.plan.seeds))
         if not self.plan.trains:
             return "Derived from the configurations; nothing was trained."
-        if count == 1:
+        if len(self.plan.seeds) == 1:
             return f"One seed ({seeds})."
-        return f"Mean and standard deviation over {count} seeds ({seeds})."
+        return f"Mean and standard deviation over {len(self.plan.seeds)} seeds ({seeds})."
 
     @property
     def complete(self) -> bool:
         """Whether every cell has a figure of every seed."""
         return all(
-            len(cell.values) == (1 if column in STATIC else len(self.plan.seeds))
+            len(one.values) == (1 if column in STATIC else len(self.plan.seeds))
             for row in self.rows
-            for column, cell in row.cells.items()
+            for column, one in row.figures.items()
         )
+
+    @cached_property
+    def table(self) -> formats.Table:
+        """The table for every format; CSV has full precision and stored units, the paper's numbers as given."""
+        plan = self.plan
+        columns = [
+            formats.Column("table"),
+            formats.Column("row"),
+            formats.Column("label", "", "left"),
+            *map(formats.Column, ("group", "preset", "seeds")),
+            *(formats.Column(column, header_of(column, plan.evaluate)) for column in plan.columns),
+            *map(formats.Column, ("notes", "failures")),
+        ]
+        return formats.Table(
+            columns,
+            [list(self._cells(row)) for row in self.rows],
+            plan.title,
+            self.caption,
+            self.notes,
+            [f"{row.row.row.name}, {reason}" for row in self.rows for reason in row.reasons],
+            [row.row.row.group for row in self.rows],
+        )
+
+    def _cells(self, row: ResultRow) -> Iterator[formats.Cell]:
+        own, plan = row.row.row, self.plan
+        yield from (formats.Cell("", value) for value in (plan.title, own.name))
+        yield formats.Cell(row.shown, own.shown, notes=row.notes)
+        yield from (formats.Cell("", value) for value in (own.group, own.preset, " ".join(map(str, plan.seeds))))
+        for column, one in row.figures.items():
+            extra = {"spread": one.spread, "count": len(one.values), "kept": one.kept}
+            if any(other.figures[column].paper is not None for other in self.rows):
+                extra |= {"paper_shown": one.paper, "difference_shown": one.difference(column)}
+            yield formats.Cell(row.text(column), one.mean, extra=extra)
+        referred = {number for other in self.rows for number in other.notes}
+        notes = [text for number, text in enumerate(self.notes, 1) if number in row.notes or number not in referred]
+        yield formats.Cell("", " ".join(notes))
+        yield formats.Cell("", "; ".join(row.reasons))
+
+    def contents(self, command: Callable[[Job], str]) -> dict[str, Any]:
+        """Return everything for JSON: each run with its configuration, folder, figures and the command for it."""
+        plan = self.plan
+        rows = []
+        for row in self.rows:
+            cells = {
+                column: {
+                    "mean": one.mean,
+                    "spread": one.spread,
+                    "values": list(one.values),
+                    "kept": one.kept,
+                    "paper_shown": one.paper,
+                    "difference_shown": one.difference(column),
+                }
+                for column, one in row.figures.items()
+            }
+            runs = [
+                {
+                    "seed": job.config.seed,
+                    "hash": job.key,
+                    "preset": job.preset,
+                    "set": list(job.assignments),
+                    "command": command(job),
+                    "folder": outcome.folder,
+                    "figures": dict(outcome.values),
+                    "kept": dict(outcome.kept),
+                    "deviations": list(outcome.deviations),
+                    "failed": outcome.reason,
+                }
+                for job, outcome in zip(row.row.jobs, row.outcomes, strict=True)
+            ]
+            own = row.row.row
+            rows.append({"row": own.name, "label": own.shown, "group": own.group, "cells": cells, "runs": runs})
+        return {
+            "title": plan.title,
+            "name": plan.name,
+            "scale": "smoke" if plan.smoke else "full",
+            "caption": self.caption,
+            "complete": self.complete,
+            "seeds": list(plan.seeds),
+            "columns": {
+                column: {"header": header_of(column, plan.evaluate), "shown_factor": LOOKS[column].factor}
+                for column in plan.columns
+            },
+            "evaluation": plan.evaluate.model_dump(mode="json"),
+            "rows": rows,
+            "notes": list(self.notes),
+            "versions": {"svdctl": version("svdctl"), "python": platform.python_version()},
+        }
 
 
 def assemble(plan: TablePlan, outcomes: Mapping[str, Outcome], paper: PaperNumbers) -> Results:
-    """The table from the figures of its runs, by their ids; runs that are missing leave their cells empty."""
+    """Return a table from the outcomes of its jobs, by their ids; those that are missing leave cells empty."""
     notes: dict[str, int] = {}
     rows = []
     numbers = paper.get(plan.source.stem, {})
-    everywhere = _common(plan, outcomes)
+    # Deviations that every finished run of the table has stand once, without marks.
+    known = [outcomes[job.id].deviations for row in plan.rows for job in row.jobs
+             if job.id in outcomes and outcomes[job.id].values]  # fmt: skip
+    everywhere = [text for text in (known[0] if known else ()) if all(text in other for other in known)]
     for row in plan.rows:
-        runs = tuple(outcomes.get(job.id, Outcome()) for job in row.jobs)
-        own = dict.fromkeys(text for run in runs for text in run.deviations if text not in everywhere)
-        marks = tuple(notes.setdefault(text, len(notes) + 1) for text in own)
-        static = static_figures(row.config)
-        fixed = {
-            "parameters": float(static.parameters),
-            "compression": static.compression,
-            "control-cost": static.control_ratio,
-        }
-        there = numbers.get(row.row.name, {})
-        cells = {
-            column: Cell(
-                (fixed[column],)
-                if column in STATIC
-                else tuple(run.values[column] for run in runs if column in run.values),
-                there.get(column),
-                _kept(column, runs),
+        own = tuple(outcomes.get(job.id, Outcome()) for job in row.jobs)
+        texts = dict.fromkeys(text for one in own for text in one.deviations if text not in everywhere)
+        marks = tuple(notes.setdefault(text, len(notes) + 1) for text in texts)
+        static = static_figures(row.config).columns
+        given = numbers.get(row.row.name, {})
+        figures = {
+            column: SeedFigures(
+                (static[column],) if column in STATIC else tuple(o.values[column] for o in own if column in o.values),
+                given.get(column),
+                _kept(column, own),
             )
             for column in plan.columns
         }
-        rows.append(ResultRow(row, cells, marks, runs))
+        rows.append(ResultRow(row, figures, marks, own))
     general = [*_general_notes(plan), *everywhere, *plan.table.notes * plan.trains]
     return Results(plan, tuple(rows), (*notes, *general))
 
 
-def _kept(column: Column, runs: Sequence[Outcome]) -> str:
-    """The mark of a cell whose figures, or some of them, were measured by an earlier call."""
-    marks = [run.kept.get(column, "") for run in runs if column in run.values]
+def _kept(column: Column, outcomes: Sequence[Outcome]) -> str:
+    """Return the mark of a cell whose figures, or some of them, were measured by an earlier call."""
+    marks = [one.kept.get(column, "") for one in outcomes if column in one.values]
     some = [mark for mark in marks if mark]
     weakest = max(some, key=len, default="")
     return weakest if len(some) == len(marks) else f"{weakest} for {len(some)} of {len(marks)} seeds" if some else ""
 
 
-def _common(plan: TablePlan, outcomes: Mapping[str, Outcome]) -> list[str]:
-    """Deviations that every finished run of the table has: said once, without marks."""
-    keys = [job.id for row in plan.rows for job in row.jobs if job.id in outcomes]
-    known = [outcomes[key].deviations for key in keys if outcomes[key].values]
-    return [text for text in (known[0] if known else ()) if all(text in other for other in known)]
-
-
-def _general_notes(plan: TablePlan) -> list[str]:
-    notes = []
+def _general_notes(plan: TablePlan) -> Iterator[str]:
     if plan.smoke and plan.table.smoke is not None:
         changes = ", ".join(plan.table.smoke.set) or "the overrides of each row"
-        notes.append(
+        yield (
             f"Smoke scale: it shows that all of it works and is not the paper's experiment ({changes}, and changes of "
             "each row). Rows are called by what they stand for."
         )
     if plan.overrides:
-        notes.append(f"Changed on the command line: {', '.join(plan.overrides)}.")
-    return notes
+        yield f"Changed on the command line: {', '.join(plan.overrides)}."
+
+
+def table_folder(out_dir: Path) -> Path:
+    """Return the folder of outputs; it is made when absent.
+
+    Raises:
+        UsageError: it cannot be made.
+    """
+    folder = out_dir.expanduser() / "tables"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be made ({error.strerror}); give another --out-dir") from error
+    return folder
+
+
+def write_table(out_dir: Path, results: Results, command: Callable[[Job], str], *, picture: bool) -> list[Path]:
+    """Write a table in every format and return the files; the picture, which takes longest, only when asked for."""
+    found = results.table
+    texts = {
+        "md": formats.markdown(found),
+        "csv": formats.csv_text(formats.records(found)),
+        "tex": formats.latex(found),
+        "json": formats.json_text(results.contents(command)),
+    }
+    files = write_texts(table_folder(out_dir) / results.plan.name, texts)
+    if picture:
+        from svdctl.reproduce.bar_plot import plot_bars  # matplotlib takes a second to import
+
+        files.append(files[0].with_suffix(".png"))
+        plot_bars(results, files[-1])
+    return files
+
+
+def write_texts(stem: Path, texts: Mapping[str, str]) -> list[Path]:
+    """Write texts, by suffix, into files of one stem and return the files."""
+    files = [stem.with_name(f"{stem.name}.{suffix}") for suffix in texts]
+    for file, text in zip(files, texts.values(), strict=True):
+        write_atomically(file, text)
+    return files

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from svdctl.cli.app import main
 from svdctl.cli.reproduce_progress import LiveSweep, PlainSweep, RowState, choose_reporter, most_urgent
-from svdctl.cli.reproduce_text import aligned, dry_run_lines
+from svdctl.cli.reproduce_text import dry_run_lines
 from svdctl.cli.variadic import spread
 from svdctl.config.table_config import Request
 from svdctl.errors import DataError, Interrupted, UsageError
@@ -260,12 +260,6 @@ def test_stdout_chooses(terminal: bool, kind: type[PlainSweep]) -> None:
     with patch("svdctl.cli.reproduce_progress.sys.stdout") as stdout:
         stdout.isatty.return_value = terminal
         assert type(choose_reporter()) is kind
-
-
-def test_tables_are_aligned() -> None:
-    assert aligned(["# T", "", "| | a | bb |", "|---|---:|---:|", "| row | 1 | 2 |", "", "- n"]) == [
-        "# T", "", "     a  bb", "---  -  --", "row  1   2", "", "- n",
-    ]  # fmt: skip
 
 
 def test_a_dry_run_shows_every_run_and_needs_no_data(tmp_path: Path) -> None:

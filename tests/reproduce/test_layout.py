@@ -11,14 +11,31 @@ from pathlib import Path
 
 import pytest
 
-from svdctl.cli.reproduce_text import aligned, command_line
+from svdctl.cli.reproduce_text import command_line
 from svdctl.config.table_config import Request
 from svdctl.reproduce.job import Outcome
 from svdctl.reproduce.paper_numbers import read_paper_numbers
 from svdctl.reproduce.plan import Plan
-from svdctl.reproduce.table_files import write_table
-from svdctl.reproduce.table_renderers import as_json, comma_separated, latex, markdown, tex
-from svdctl.reproduce.table_results import Results, assemble
+from svdctl.reproduce.table_results import Results, assemble, write_table
+from svdctl.utils import table as formats
+from svdctl.utils.table import tex
+
+
+def markdown(found: Results) -> str:
+    return formats.markdown(found.table)
+
+
+def latex(found: Results) -> str:
+    return formats.latex(found.table)
+
+
+def comma_separated(found: Results) -> str:
+    return formats.csv_text(formats.records(found.table))
+
+
+def as_json(found: Results) -> str:
+    return formats.json_text(found.contents(command_line))
+
 
 OWN = "Corruptions are svdctl's own."
 SEALED = "Sealed, 100 % & proved_."
@@ -86,7 +103,7 @@ def test_a_figure_of_an_earlier_call_is_marked_in_every_format(
         assert text.count("(kept") == 2 * bool(mark)
     for row in csv.DictReader(io.StringIO(comma_separated(found))):
         assert (row["accuracy_kept"], row["ece_kept"]) == (mark, "")
-    for row in json.loads(as_json(found, command_line))["rows"]:
+    for row in json.loads(as_json(found))["rows"]:
         assert row["cells"]["accuracy"]["kept"] == mark
         assert [run["kept"].get("accuracy", "") for run in row["runs"]] == list(kept)
 
@@ -106,7 +123,7 @@ def test_the_header_says_over_which_corruptions_the_mean_is(
     text = tiny.read_text().replace('corruptions = ["brightness"]', corruptions).replace("severities = [1]", severities)
     tiny.write_text(text)
     found = results(planned())
-    for shown in (markdown(found), latex(found), as_json(found, command_line)):
+    for shown in (markdown(found), latex(found), as_json(found)):
         assert header.removesuffix(", %") in shown
 
 
@@ -136,7 +153,7 @@ def test_csv_has_full_precision_and_one_line_a_row(planned: Callable[..., Plan],
 
 def test_json_holds_every_run(planned: Callable[..., Plan], paper: Path) -> None:
     plan = planned(seeds=(1, 2))
-    table = json.loads(as_json(results(plan, paper=paper), command_line))
+    table = json.loads(as_json(results(plan, paper=paper)))
     assert (table["complete"], table["scale"], table["seeds"]) == (False, "full", [1, 2])
     runs = table["rows"][1]["runs"]
     assert [run["hash"] for run in runs] == [run.key for run in plan.tables[0].rows[1].jobs]
@@ -152,7 +169,7 @@ def test_smoke_is_marked_in_the_title_of_every_format(planned: Callable[..., Pla
     mark = "SMOKE SCALE"
     assert markdown(found).splitlines()[0].startswith(f"# {mark}")
     assert f"\\caption{{{mark}" in latex(found)
-    assert json.loads(as_json(found, command_line))["title"].startswith(mark)
+    assert json.loads(as_json(found))["title"].startswith(mark)
     assert all(row["table"].startswith(mark) for row in csv.DictReader(io.StringIO(comma_separated(found))))
     assert "not the paper's experiment (max_steps=3" in markdown(found)
     assert mark not in markdown(results(planned()))
@@ -182,8 +199,7 @@ def test_labels_and_notes_of_any_kind_are_laid_out(planned: Callable[..., Plan],
     found = results(replace(plan, tables=(replace(table, rows=(odd, *table.rows[1:])),)))
     files = write_table(tmp_path, found, command_line, picture=True)
     assert files[-1].stat().st_size > 1000
-    lines = aligned(files[0].read_text().rstrip().splitlines())
-    assert any("a --- b" in line for line in lines)
+    assert "a --- b" in formats.terminal(found.table)
     assert r"\textbackslash{}bad" in latex(found)
 
 
@@ -203,11 +219,10 @@ COMPILERS = [name for name in ("tectonic", "pdflatex", "lualatex", "xelatex") if
 @pytest.mark.skipif(not COMPILERS, reason="no LaTeX compiler")
 @pytest.mark.parametrize("kind", ["table", "speed"])
 def test_latex_compiles(planned: Callable[..., Plan], paper: Path, tmp_path: Path, kind: str) -> None:
-    from svdctl.reproduce.speed_renderers import speed_latex
     from tests.reproduce.test_speed import some_speed
 
     table = results(planned(seeds=(1, 2), scale="smoke"), paper=paper)
-    (tmp_path / "t.tex").write_text(latex(table) if kind == "table" else speed_latex(some_speed()))
+    (tmp_path / "t.tex").write_text(latex(table) if kind == "table" else formats.latex(some_speed().table))
     options = [] if COMPILERS[0] == "tectonic" else ["-interaction=nonstopmode", "-halt-on-error"]
     done = subprocess.run(
         [COMPILERS[0], *options, "t.tex"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False

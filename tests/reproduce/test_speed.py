@@ -12,12 +12,9 @@ import pytest
 
 from svdctl.config.table_config import Axis, Network, Request, SpeedFigure, SpeedScale
 from svdctl.reproduce import speed as module
-from svdctl.reproduce import table_files
 from svdctl.reproduce.run_store import RunStore
-from svdctl.reproduce.speed import measure_figure
-from svdctl.reproduce.speed_points import Point, SpeedResults
-from svdctl.reproduce.speed_renderers import speed_csv, speed_json, speed_markdown
-from svdctl.reproduce.table_files import write_figure
+from svdctl.reproduce.speed import Point, SpeedResults, control, measure_figure, write_figure
+from svdctl.utils.table import csv_text, json_text, markdown
 
 SCALE = SpeedScale(
     repeats=3,
@@ -100,7 +97,7 @@ def test_two_commands_do_not_measure_at_the_same_time(tmp_path: Path) -> None:
     store, said = prepared(tmp_path), list[str]()
     other = store.lock("figure-figure-speed")
     assert other.__enter__()
-    with patch.object(table_files.time, "sleep", lambda seconds: other.__exit__(None, None, None)):
+    with patch.object(module.time, "sleep", lambda seconds: other.__exit__(None, None, None)):
         assert write_figure(request, "figure-speed", FIGURE, store, said.append)
     assert said[0] == "another command measures figure-speed: waiting for it"
 
@@ -128,24 +125,23 @@ def test_ratios_are_taken_round_by_round() -> None:
 
 def test_formats() -> None:
     results = some_speed()
-    text = speed_markdown(results)
+    text = markdown(results.table)
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     assert lines[1].startswith("| whole network, rank 192 | all values | 11 (10 to 12) | 2 (2 to 4) | 5.00x | 5.1x |")
     assert lines[2].endswith("| 2.00x | - |")
-    rows = list(csv.DictReader(io.StringIO(speed_csv(results))))
+    rows = list(csv.DictReader(io.StringIO(csv_text(results.records))))
     assert len(rows) == 6
     assert rows[0]["median"] == "3.0"
     assert rows[1]["layer"] == "tt"
     assert float(rows[2]["modelled_ratio"]) == 5.08
     assert rows[4]["modelled_ratio"] == ""
-    assert json.loads(speed_json(results))["points"][0]["measured"] == 2.0
+    assert json.loads(json_text(results.contents))["points"][0]["measured"] == 2.0
 
 
 def test_a_control_pass_leaves_the_layer_as_it_was() -> None:
     import torch
 
     from svdctl.layers.tt import TTConv2d
-    from svdctl.reproduce.speed_layers import control
 
     layer = TTConv2d(6, 6, 3, rank=3, bias=False)
     before = {name: value.clone() for name, value in layer.state_dict().items()}
