@@ -176,7 +176,7 @@ def _is_filled(cell: CellType) -> bool:
 def _beside(weights: WeightFile, config: InspectConfig, *, has_network: bool) -> Iterator[LayerSpectrum]:
     """Rows for what the file has and the layers do not: other parts, and what a network was not filled with."""
     for part in weights.left_out:
-        reason = f"{part.what}; --key chooses a part" if part.may_hold_weights else part.what
+        reason = f"{part.what}; `key` chooses a part" if part.may_hold_weights else part.what
         if _matches(part.name, config.layers):
             yield replace(failed(part.name, "left out", (), reason), has_weights=part.may_hold_weights)
     if not has_network and weights.format == "safetensors":
@@ -302,9 +302,9 @@ def _draw(found: list[NetworkSpectrum], config: InspectConfig) -> None:
 
     assert config.plot is not None
     if not any(layer.values is not None and len(layer.shape) > 2 for network in found for layer in network):
-        raise UsageError("--plot: no convolution has singular values without a size of its input; add --input-size")
+        raise UsageError("`plot`: no convolution has singular values without a size of its input; add `input_size`")
     if not config.plot.parent.is_dir():
-        raise UsageError(f"--plot {config.plot}: there is no folder {config.plot.parent}; make it first")
+        raise UsageError(f"`plot = {config.plot}`: there is no folder {config.plot.parent}; make it first")
     plot_networks(found, max_sigma=config.max_sigma).savefig(config.plot)
 
 
@@ -351,15 +351,15 @@ def summary(found: list[NetworkSpectrum], config: InspectConfig) -> str:
     """A line for what a gate proved and another for each layer that it let pass.
 
     Raises:
-        UsageError: a pattern of `--except` that no layer has.
+        UsageError: a pattern of `excepted` that no layer has.
     """
     rows = [(network.name, row) for network in found for row in network]
     for pattern in config.excepted:
         if not any(_is_excepted(row, (pattern,)) for _, row in rows):
-            raise UsageError(f"--except {pattern}: no layer of {', '.join(map(str, config.files))} has such a name")
+            raise UsageError(f"`excepted = {pattern}`: no layer of {', '.join(map(str, config.files))} has such a name")
     held = [
         f"{limit:g} ({what})"
-        for limit, what in ((config.max_sigma, "--max"), (config.batchnorm_max, "--batchnorm-max"))
+        for limit, what in ((config.max_sigma, "`max_sigma`"), (config.batchnorm_max, "`batchnorm_max`"))
         if limit
     ]
     proved = sum(row.gate == "proved" for _, row in rows)

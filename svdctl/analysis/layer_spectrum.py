@@ -47,7 +47,7 @@ class LayerSpectrum:
     has_weights: bool = True
     """Whether it may stand for a layer with weights; False of counters and of parts of a file that are none."""
     gate: str = ""
-    """Against `--max` and `--batchnorm-max`: proved, above, not proved or excepted; empty when it is not held."""
+    """Against `max_sigma` and `batchnorm_max`: proved, above, not proved or excepted; empty when it is not held."""
 
     @property
     def is_normalization(self) -> bool:

@@ -143,7 +143,7 @@ def text_table(network: NetworkSpectrum, *, top: int | None = None, every: bool 
         ]
     excepted = [layer for layer in network if layer.gate == "excepted"]
     if excepted:
-        lines += ["", "not proved, and excepted by --except"]
+        lines += ["", "not proved, and excepted by `excepted`"]
         lines += [f"  {layer.name or '(top)'}: {why_not_proved(layer)}" for layer in excepted]
     return "\n".join([*lines, "", *_totals(network, analysed), *LEGEND])
 
@@ -183,7 +183,7 @@ def told_by_shape(network: NetworkSpectrum) -> str:
     listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return (
         f"taken for matrices and convolutions by name and shape alone, as they have no bias: {listed}; LayerNorm, "
-        "RMSNorm and embeddings may look the same, and only --model tells them apart"
+        "RMSNorm and embeddings may look the same, and only `model` tells them apart"
     )
 
 

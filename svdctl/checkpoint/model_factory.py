@@ -19,7 +19,7 @@ from svdctl.checkpoint.weight_file import WeightFile
 from svdctl.errors import CheckpointError, UsageError
 from svdctl.layers.normalize import Normalize
 
-_SPEC = "--model is torchvision:NAME (torchvision:resnet18) or package.module:factory (mypkg.nets:build)"
+_SPEC = "`model` is torchvision:NAME (torchvision:resnet18) or package.module:factory (mypkg.nets:build)"
 
 
 def make_model(spec: str, *, weights: WeightFile | None = None) -> nn.Module:
@@ -35,7 +35,7 @@ def make_model(spec: str, *, weights: WeightFile | None = None) -> nn.Module:
     """
     module, _, name = spec.partition(":")
     if not module or not name:
-        raise UsageError(f"--model {spec}: {_SPEC}")
+        raise UsageError(f"`model = {spec}`: {_SPEC}")
     with torch.random.fork_rng(devices=[]):
         return _torchvision(name, weights) if module == "torchvision" else _users(module, name)
 
@@ -52,7 +52,7 @@ def load_model(
     With a normalisation the network takes pixels in [0, 1].
     """
     if (mean is None) != (std is None):
-        raise UsageError("a normalisation needs both --mean and --std; give both or none")
+        raise UsageError("a normalisation needs both `mean` and `std`; give both or none")
     normalize = None if mean is None or std is None else _normalization(mean, std)
     model = load_into(make_model(spec, weights=weights), weights)
     if normalize is not None:
@@ -62,7 +62,7 @@ def load_model(
 
 def _normalization(mean: Sequence[float], std: Sequence[float]) -> Normalize:
     if len(mean) != len(std) or not mean or min(std) <= 0:
-        raise UsageError(f"--mean {list(mean)} --std {list(std)}: one number a channel each, std above 0")
+        raise UsageError(f"`mean = {list(mean)}` `std = {list(std)}`: one number a channel each, std above 0")
     return Normalize(mean, std)
 
 
@@ -108,12 +108,12 @@ def _users(module: str, name: str) -> nn.Module:
     except (Exception, SystemExit) as error:
         # Whatever the user's own code raises is told as theirs; scripts without a guard end the program.
         line = (str(error).splitlines() or [""])[0][:200]
-        raise UsageError(f"--model {module}:{name} failed: {type(error).__name__}: {line}") from error
+        raise UsageError(f"`model = {module}:{name}` failed: {type(error).__name__}: {line}") from error
     finally:
         if here in sys.path:
             sys.path.remove(here)
     if not isinstance(made, nn.Module):
-        raise UsageError(f"--model {module}:{name} made a {type(made).__name__}, not a torch.nn.Module")
+        raise UsageError(f"`model = {module}:{name}` made a {type(made).__name__}, not a torch.nn.Module")
     return made
 
 
@@ -123,12 +123,12 @@ def _found(module: str, name: str) -> object:
     except ModuleNotFoundError as error:
         lacking = error.name or module
         if module == lacking or module.startswith(f"{lacking}."):
-            raise UsageError(f"--model {module}:{name}: there is no module {lacking!r} here; {_SPEC}") from error
-        raise UsageError(f"--model {module}:{name}: it imports {lacking!r}, which is not installed") from error
+            raise UsageError(f"`model = {module}:{name}`: there is no module {lacking!r} here; {_SPEC}") from error
+        raise UsageError(f"`model = {module}:{name}`: it imports {lacking!r}, which is not installed") from error
     for part in name.split("."):
         if not hasattr(found, part):
             near = get_close_matches(part, dir(found), 3) or [known for known in dir(found) if known[0] != "_"][:5]
-            raise UsageError(f"--model {module}:{name}: no {part!r} there; it has {', '.join(near) or 'nothing'}")
+            raise UsageError(f"`model = {module}:{name}`: no {part!r} there; it has {', '.join(near) or 'nothing'}")
         found = getattr(found, part)
     return found
 
@@ -150,7 +150,7 @@ def load_into(model: nn.Module, weights: WeightFile) -> nn.Module:
         model.load_state_dict(given)
     except (RuntimeError, TypeError, ValueError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise CheckpointError(f"{weights.path} does not fit the network: {lines[-1][:200]}; check --model") from error
+        raise CheckpointError(f"{weights.path} does not fit the network: {lines[-1][:200]}; check `model`") from error
     return model
 
 
@@ -186,27 +186,27 @@ def _fault(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], weights:
     differ = [name for name in expected if name in given and expected[name].shape != given[name].shape]
     if not (missing or unexpected or differ):
         return None
-    hint = f"; --key takes another part ({', '.join(weights.alternatives[:4])})" if weights.alternatives else ""
+    hint = f"; `key` takes another part ({', '.join(weights.alternatives[:4])})" if weights.alternatives else ""
     if missing and not (given.keys() & expected.keys()):
         return (
             f"no name is in both; the file begins with {next(iter(given), '')!r}, the network with {missing[0]!r}; "
-            f"check --model{hint}"
+            f"check `model`{hint}"
         )
     if missing:
         near = get_close_matches(missing[0], unexpected or list(given), 1)
         nearest = f", the nearest there is {near[0]!r}" if near else ""
-        return f"it lacks {missing[0]!r}{_more(missing)}{nearest}; check --model{hint}"
+        return f"it lacks {missing[0]!r}{_more(missing)}{nearest}; check `model`{hint}"
     if unexpected:
         near = get_close_matches(unexpected[0], expected, 1)
         nearest = f", the nearest is {near[0]!r}" if near else ""
-        return f"the network has no {unexpected[0]!r}{_more(unexpected)}{nearest}; check --model{hint}"
+        return f"the network has no {unexpected[0]!r}{_more(unexpected)}{nearest}; check `model`{hint}"
     first = differ[0]
     here, there = tuple(given[first].shape), tuple(expected[first].shape)
     shapes = f"{first!r} is {here} in the file and {there} in the network{_more(differ)}"
     classes = _classes(expected, given)
     if classes is not None:
         return f"{shapes}; the file probably has {classes} classes: make the network with as many"
-    return f"{shapes}; check the widths of --model{hint}"
+    return f"{shapes}; check the widths of `model`{hint}"
 
 
 def _more(names: Sequence[str]) -> str:

@@ -40,7 +40,7 @@ class Architecture:
 
     @property
     def name(self) -> str:
-        """As `--architecture` has it."""
+        """As `network.architecture` has it."""
         return f"wrn{self.depth}-{self.width}" if self.family == "wrn" else self.family
 
     @property
@@ -56,7 +56,7 @@ def architecture_of(tensors: Mapping[str, Tensor]) -> Architecture | None:
 
 
 def normalization(architecture: Architecture, *, gouk_transforms: bool = False) -> dict[str, Sequence[float]]:
-    """`mean` and `std` that the public code trained this network with (`--gouk-transforms`: 0.5 each)."""
+    """`mean` and `std` that the public code trained this network with (`network.gouk_transforms`: 0.5 each)."""
     if architecture.family == "lipconv":
         return dict(LIPCONV_NORMALIZE)
     if architecture.family == "vgg19" or gouk_transforms:
@@ -91,12 +91,12 @@ def paper_network(
     if found is None:
         raise CheckpointError(
             f"{where} does not have the names and shapes of a network of the paper's code; "
-            "give --model module:factory for another one"
+            "give `model = module:factory` for another one"
         )
     if architecture is not None and architecture.lower() != found.name:
-        raise CheckpointError(f"{where} holds a {found.name}, not {architecture}; leave --architecture out")
+        raise CheckpointError(f"{where} holds a {found.name}, not {architecture}; leave `network.architecture` out")
     if rank is not None and rank != (told := _rank_of(tensors, rank)):
-        raise CheckpointError(f"{where} has layers of rank {told}, not {rank}; leave --dec-rank out")
+        raise CheckpointError(f"{where} has layers of rank {told}, not {rank}; leave `network.rank` out")
     state = _renamed(found, tensors)
     with torch.device("meta"):
         model = _skeleton(found)

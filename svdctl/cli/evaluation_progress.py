@@ -149,7 +149,7 @@ def result_table(result: "EvaluationResult") -> str:
     lines += ["", "files", *(f"  {evaluation.found.results}/" for evaluation in measured)]
     if result.report is not None:
         lines.append(f"  {result.report}")
-    return printable("\n".join(lines))
+    return printable(with_flags("\n".join(lines), flags_by_key(EVALUATION)))
 
 
 def result_json(result: "EvaluationResult") -> str:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from svdctl.cli.options import Flag, Flags, Merge, given_flags, with_options
+from svdctl.cli.messages import with_flags
+from svdctl.cli.options import Flag, Flags, Merge, flags_by_key, given_flags, with_options
 from svdctl.config.inspect_config import InspectConfig
 from svdctl.errors import LimitExceeded, UsageError
 
@@ -58,7 +59,7 @@ def inspect_spectrum(flags: dict[str, Any]) -> None:
     if config.plot is not None:
         typer.echo(f"drawn: {config.plot}", err=True)
     if config.has_gate:
-        typer.echo(recipe.summary(found, config), err=True)
+        typer.echo(with_flags(recipe.summary(found, config), flags_by_key(INSPECT)), err=True)
         faults = recipe.faults(found, config)
         if faults:
             raise LimitExceeded("\nsvdctl: ".join(faults))
@@ -79,7 +80,8 @@ def _rendered(found: "list[NetworkSpectrum]", config: InspectConfig) -> str:
         return to_json(found, top=config.top, every=config.every)
     if config.format == "csv":
         return to_csv(found, top=config.top, every=config.every)
-    return "\n\n".join(text_table(network, top=config.top, every=config.every) for network in found)
+    table = "\n\n".join(text_table(network, top=config.top, every=config.every) for network in found)
+    return with_flags(table, flags_by_key(INSPECT))
 
 
 @contextmanager

@@ -60,8 +60,13 @@ def flags_by_key(flags: Flags) -> dict[str, str]:
     """Return the flag of each key of a configuration that has one; the first, where there are several."""
     found: dict[str, str] = {}
     for name, flag in flags.items():
-        found.setdefault(flag.key or name, spelled(name))
-    return found
+        found.setdefault(flag.key, spelled(name))
+    for name in flags:
+        found.setdefault(name, spelled(name))
+    # Sections of other commands' configurations, which messages of shared code name.
+    shared = {"data.root": "dataset_root", "corruptions.root": "cifar_c_root"}
+    found = {key: spelled(name) for key, name in shared.items() if name in flags} | found
+    return found | ({"data.path": "--dataset KIND:PATH"} if "dataset" in flags else {})
 
 
 def given_flags(flags: Mapping[str, Any]) -> dict[str, Any]:

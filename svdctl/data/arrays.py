@@ -39,7 +39,7 @@ def read_arrays(path: Path, names: Iterable[str], optional: Iterable[str] = ()) 
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in names}
     except FileNotFoundError as error:
-        raise DataError(f"there is no file {path}; give --dataset npz:PATH an existing .npz") from error
+        raise DataError(f"there is no file {path}; give `data.path` an existing .npz") from error
     except MemoryError as error:
         raise DataError(f"{path} needs more memory than there is; use a larger machine or fewer images") from error
     # All that zipfile, its decompressors and numpy raise of a damaged file; none is swallowed.

@@ -96,7 +96,7 @@ def _cifar(dataset: type, root: Path, name: str, archive: str) -> TrainTest:
     except (RuntimeError, OSError, EOFError) as error:
         raise DataError(
             f"{name} is not complete under {root} and could not be downloaded ({_first_line(error)}); "
-            f"put {archive} of https://www.cs.toronto.edu/~kriz/ there, or name another folder with --dataset-root"
+            f"put {archive} of https://www.cs.toronto.edu/~kriz/ there, or name another folder with `data.root`"
         ) from error
     images = [torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in parts]
     labels = [torch.tensor(part.targets, dtype=torch.int64) for part in parts]
@@ -109,7 +109,7 @@ def _cifar(dataset: type, root: Path, name: str, archive: str) -> TrainTest:
 def _folder(data: Folder) -> TrainTest:
     path = data.path.expanduser()
     if not path.is_dir():
-        raise DataError(f"there is no folder {path}; give --dataset folder:PATH the folder that holds the classes")
+        raise DataError(f"there is no folder {path}; give `data.path` the folder that holds the classes")
     try:
         return _read_folder(path, data).checked(str(path))
     except OSError as error:
@@ -238,7 +238,7 @@ def _read_image(file: Path, data: Folder) -> np.ndarray:
         if not data.resize:
             raise DataError(
                 f"{file} is {image.width} x {image.height}, not {data.size} x {data.size}; "
-                "set the size with --set data.size=N, or let svdctl scale and crop with --set data.resize=true"
+                "set the size with `data.size = N`, or let svdctl scale and crop with `data.resize = true`"
             )
         scale = data.size / min(image.size)
         size = (max(data.size, round(image.width * scale)), max(data.size, round(image.height * scale)))

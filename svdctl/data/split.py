@@ -19,7 +19,8 @@ def stratified_split(data: ImageData, share: float, seed: int) -> tuple[ImageDat
             continue
         if len(members) < 2:
             raise DataError(
-                f"class {name!r} has a single image, so it cannot be split; add images or use --select last"
+                f"class {name!r} has a single image, so it cannot be split; add images or use "
+                "`evaluation.select = last`"
             )
         order = members[torch.randperm(len(members), generator=generator)]
         count = min(max(1, round(share * len(members))), len(members) - 1)

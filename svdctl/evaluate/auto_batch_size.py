@@ -37,7 +37,7 @@ class AutoBatchSize:
                     raise
                 if self.size == 1:
                     raise EvaluationError(
-                        "memory does not hold even one image at a time; free the device, or use --accelerator cpu"
+                        "memory does not hold even one image at a time; free the device, or use `accelerator = cpu`"
                     ) from error
             # Outside of the handler: there, the traceback still holds the tensors that are to be freed.
             self.size = (self.size + 1) // 2

@@ -38,7 +38,7 @@ def assert_order(
     radius = {row["image"]: float(row["radius"]) for row in certified}
     rows = [row for row in attacked if row["image"] in radius]
     if not rows:
-        raise EvaluationError("certificates and attacks have no image in common; measure both anew with --force")
+        raise EvaluationError("certificates and attacks have no image in common; measure both anew with `force`")
     factor = reach(norm, pixels)
     broken = {
         row["image"]: float(row["nearest"]) * factor

@@ -71,7 +71,7 @@ Source = Published | Drawn
 def open_source(
     settings: CorruptionSettings, material: EvaluationData, seed: int, device: torch.device, tell: Tell
 ) -> Source:
-    """The published files where they belong to the data or `--cifar-c-root` names them, else svdctl's own.
+    """The published files where they belong to the data or `corruptions.root` names them, else svdctl's own.
 
     Raises:
         DataError: files that are missing, damaged, or of another test set.

@@ -55,20 +55,20 @@ class EvaluatedModel:
                 if len(self.classes) != len(test.classes)
                 else f"other classes than {where} has ({', '.join(self.classes[:3])}, ...)"
             )
-            raise CheckpointError(f"the network was trained on {what}; evaluate it on its own data (--dataset)")
+            raise CheckpointError(f"the network was trained on {what}; evaluate it on its own data (`data.kind`)")
         if self.image_shape is not None and self.image_shape != test.image_shape:
             raise CheckpointError(
                 f"the network was trained on images of {self.image_shape}, and those of {where} are "
-                f"{test.image_shape}; evaluate it on its own data (--dataset)"
+                f"{test.image_shape}; evaluate it on its own data (`data.kind`)"
             )
 
 
 def open_evaluated_model(path: Path, config: EvaluateConfig) -> EvaluatedModel:
-    """Read a checkpoint of svdctl, of the paper's code, or of the network that `--model` makes; nothing is executed.
+    """Read a checkpoint of svdctl, of the paper's code, or of the network of `network.model`; nothing is executed.
 
     Raises:
         CheckpointError: missing, damaged, or not of the network asked for.
-        UsageError: `--model` makes no network, or is missing for weights that do not tell theirs.
+        UsageError: `network.model` makes no network, or is missing for weights that do not tell theirs.
     """
     source = config.network
     weights = read_tensors(path, key=source.key)
@@ -79,8 +79,9 @@ def open_evaluated_model(path: Path, config: EvaluateConfig) -> EvaluatedModel:
     if weights.format == "paper":
         return _paper(weights, config)
     raise UsageError(
-        f"{path} holds weights but does not say of which network; add --model module:factory or torchvision:NAME, and "
-        "--mean and --std unless the network normalises its input itself"
+        f"{path} holds weights but does not say of which network; add "
+        "`network.model = module:factory` or torchvision:NAME, and "
+        "`network.mean` and `network.std` unless the network normalises its input itself"
     )
 
 
@@ -97,16 +98,17 @@ def _own(path: Path, config: EvaluateConfig) -> EvaluatedModel:
     source = config.network
     if source.key not in (None, "model"):
         raise UsageError(
-            f"{path} is a checkpoint of svdctl, which holds one network: leave out --key {source.key}, or put what "
+            f"{path} is a checkpoint of svdctl, which holds one network: leave out "
+            f"`network.key = {source.key}`, or put what "
             "stands there into a file of its own"
         )
     given = [
         flag
         for flag, value in (
-            ("--architecture", source.architecture),
-            ("--dec-rank", source.rank),
-            ("--gouk-transforms", source.gouk_transforms or None),
-            ("--mean and --std", source.mean),
+            ("`network.architecture`", source.architecture),
+            ("`network.rank`", source.rank),
+            ("`network.gouk_transforms`", source.gouk_transforms or None),
+            ("`network.mean` and `network.std`", source.mean),
         )
         if value is not None
     ]
@@ -171,7 +173,10 @@ def _foreign(spec: str, weights: WeightFile, config: EvaluateConfig) -> Evaluate
     notices = (
         ()
         if source.mean is not None
-        else (f"{spec} is given pixels in [0, 1] as they are; give --mean and --std if it was trained on others",)
+        else (
+            f"{spec} is given pixels in [0, 1] as they are; give `network.mean` and `network.std` if it was trained on "
+            "others",
+        )
     )
     return EvaluatedModel(model, identity(model, network), network, None, None, None, None, notices)
 

@@ -19,7 +19,7 @@ from svdctl.data.split import stratified_split
 
 
 def data_of(config: EvaluateConfig, trained_on: Data | None) -> Data | None:
-    """The data to evaluate on: those asked for, else those of the training, CIFAR where `--dataset-root` says."""
+    """The data to evaluate on: those asked for, else those of the training, CIFAR where `dataset_root` says."""
     data = config.data or trained_on
     if config.dataset_root is not None and isinstance(data, Cifar10 | Cifar100):
         return data.model_copy(update={"root": config.dataset_root})

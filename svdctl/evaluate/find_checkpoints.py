@@ -67,7 +67,7 @@ def discover(config: EvaluateConfig) -> Discovery:
 def placed(found: FoundCheckpoint, config: EvaluateConfig, weights: str) -> FoundCheckpoint:
     """The checkpoint with its folder of results once its weights are known.
 
-    In `--out-dir` the hash of the weights is part of the folder's name: names are cut, and other calls may evaluate
+    In `out_dir` the hash of the weights is part of the folder's name: names are cut, and other calls may evaluate
     checkpoints of the same name. A folder without it, as versions before made, is gone on with if it is of these
     weights.
     """

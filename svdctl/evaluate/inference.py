@@ -20,7 +20,7 @@ _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def choose_device(accelerator: str) -> torch.device:
-    """The device that `--accelerator` means.
+    """The device that `accelerator` means.
 
     Raises:
         UsageError: it is not to be had.
@@ -30,7 +30,7 @@ def choose_device(accelerator: str) -> torch.device:
         return torch.device(next(kind for kind, there in have.items() if there))
     kind = "cuda" if accelerator == "gpu" and not have["mps"] else "mps" if accelerator == "gpu" else accelerator
     if not have[kind]:
-        raise UsageError(f"--accelerator {accelerator} is not to be had here; use --accelerator auto or cpu")
+        raise UsageError(f"`accelerator = {accelerator}` is not to be had here; use `accelerator = auto` or cpu")
     return torch.device(kind)
 
 

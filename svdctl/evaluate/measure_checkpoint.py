@@ -105,7 +105,7 @@ class _Session:
         if width != len(test.classes):
             raise CheckpointError(
                 f"{self.found.path} tells {width} classes apart, and {describe(self.material.data)} has "
-                f"{len(test.classes)}; give --dataset the data that it was trained on"
+                f"{len(test.classes)}; give `data.kind` the data that it was trained on"
             )
         if (warning := calibration_metric.warning_of(outputs)) is not None:
             self.listener.notice(f"{self.found.name}: {warning}")
@@ -227,7 +227,7 @@ class _Session:
         if settings.protocol == "paper":
             self.listener.notice("protocol paper: normalised images are attacked, and eps is not in pixels")
         work = attack_progress.Assignment.make(settings, self.subject.weights, self.material, self.probe)
-        # The attacks run in full precision, whatever --precision says.
+        # The attacks run in full precision, whatever `precision` says.
         protocol = {**self._protocol(), "precision": "32", **settings.model_dump(mode="json"), "count": len(work.index)}
         shard = self.config.shard
         if shard is not None:
@@ -264,7 +264,7 @@ class _Session:
         shard = self.config.shard
         assert shard is not None
         if shard.count > len(work.index):
-            raise UsageError(f"--shard {shard}: only {len(work.index)} images are attacked; make fewer shards")
+            raise UsageError(f"`shard = {shard}`: only {len(work.index)} images are attacked; make fewer shards")
         part = work.part(shard)
         path = part.file(self.store.folder / attack_progress.SHARDS, shard)
         if self.config.force:

@@ -303,7 +303,7 @@ def _strict_json(data: bytes) -> Any:
 def foreign(path: Path) -> EvaluationError:
     """The error for a file that is left as it is."""
     return EvaluationError(
-        f"{path} was written by something else or by a newer svdctl; move it away, or give --out-dir"
+        f"{path} was written by something else or by a newer svdctl; move it away, or give `out_dir`"
     )
 
 

@@ -71,7 +71,7 @@ def _corruption_rows(record: Record) -> list[dict[str, object]]:
 
 
 def _paper_corruptions(target: Path, name: str, picture: Path, rows: list[dict[str, object]]) -> list[Path]:
-    """`--cifar-c-res`: a picture for each checkpoint, where one was drawn, and the numbers beside it."""
+    """`cifar_c_res`: a picture for each checkpoint, where one was drawn, and the numbers beside it."""
     target = target.expanduser()
     target.mkdir(parents=True, exist_ok=True)
     files = [target / f"{name}.csv"]
@@ -84,7 +84,7 @@ def _paper_corruptions(target: Path, name: str, picture: Path, rows: list[dict[s
 
 
 def _paper_attacks(target: Path, name: str, folder: Path, record: Record) -> list[Path]:
-    """`--autoattacks-res`: a text for each checkpoint, and the images beside it."""
+    """`autoattacks_res`: a text for each checkpoint, and the images beside it."""
     target = target.expanduser()
     target.mkdir(parents=True, exist_ok=True)
     results = record.results

@@ -153,14 +153,14 @@ def _fitting(material: EvaluationData, model: nn.Module, config: EvaluateConfig)
         return material.grey()
     raise CheckpointError(
         f"the network takes neither images {material.test.image_shape} of {describe(material.data)} ({colour}) nor the "
-        f"same with one channel ({grey}); evaluate it on data of its own (--dataset)"
+        f"same with one channel ({grey}); evaluate it on data of its own (`data.kind`)"
     )
 
 
 def _data(found: FoundCheckpoint, config: EvaluateConfig, trained_on: Data | None) -> Data:
     data = data_of(config, trained_on)
     if data is None:
-        raise UsageError(f"{found.path} does not say which data it belongs to; add --dataset")
+        raise UsageError(f"{found.path} does not say which data it belongs to; add `data.kind`")
     return data
 
 
@@ -191,14 +191,14 @@ def _comparable(
             continue
         error = CheckpointError(
             f"{found.path} belongs to {describe(data)}, most others to {name}; evaluate it in a call of its own, or "
-            "all on one data set with --dataset"
+            "all on one data set with `data.kind`"
         )
         _fail(Failure(found.name, None, error), failures, reporter)
     return chosen
 
 
 def show_corruptions(config: EvaluateConfig, path: Path) -> Path:
-    """Draw all corruptions at all severities, of the first test images of `--dataset` or of samples; the file.
+    """Draw all corruptions at all severities, of the first test images of `data.kind` or of samples; the file.
 
     Raises:
         UsageError: it cannot be written.

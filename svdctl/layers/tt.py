@@ -59,7 +59,7 @@ class TTConv2d(nn.Module):
         rank_in, rank_out = rank if isinstance(rank, tuple) else (rank, rank)
         if min(rank_in, rank_out) < 1:
             raise ShapeError(
-                f"a TT rank is at least 1, not {rank}; leave compression out instead (--new-layer standard)"
+                f"a TT rank is at least 1, not {rank}; leave compression out instead (`layer.kind = standard`)"
             )
         if frames not in get_args(FramesKind):
             raise ShapeError(f"frames are kept by one of {', '.join(get_args(FramesKind))}, not {frames!r}")

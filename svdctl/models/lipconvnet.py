@@ -60,7 +60,7 @@ class LipConvNet(nn.Module):
         if classes > STRIDE * in_channels:
             raise ShapeError(
                 f"{classes} classes are more than the {STRIDE * in_channels} channels of the last layer, which could "
-                "then not be orthogonal; raise --in-channels"
+                "then not be orthogonal; raise `model.in_channels`"
             )
         makers = list(conv) if isinstance(conv, Sequence) else [conv] * GROUPS
         self.normalize = normalize

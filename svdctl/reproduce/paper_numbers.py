@@ -32,13 +32,13 @@ def read_paper_numbers(path: Path, tables: Sequence[TablePlan]) -> PaperNumbers:
         contents = tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise UsageError(f"--paper-numbers {path}: the file cannot be read ({reason}); check its path") from error
+        raise UsageError(f"`paper_numbers = {path}`: the file cannot be read ({reason}); check its path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"--paper-numbers {path}: the file is no TOML ({error}); mend it there") from error
+        raise UsageError(f"`paper_numbers = {path}`: the file is no TOML ({error}); mend it there") from error
     by_name = {plan.source.stem: plan for plan in tables}
     if not by_name:
-        raise UsageError(f"--paper-numbers {path}: no table of trained networks is asked for; leave it out")
-    faults = [f"--paper-numbers {path}: {fault}" for fault in _faults(contents, by_name)]
+        raise UsageError(f"`paper_numbers = {path}`: no table of trained networks is asked for; leave it out")
+    faults = [f"`paper_numbers = {path}`: {fault}" for fault in _faults(contents, by_name)]
     if faults:
         raise UsageError(faults)
     return {

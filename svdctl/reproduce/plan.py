@@ -113,7 +113,7 @@ def make_plan(request: Request) -> Plan:
     if faults:
         raise UsageError(dict.fromkeys(faults))
     if not tables and not figures:
-        raise UsageError(f"--columns static: {', '.join(gathered)} has none, all of it is measured; leave it out")
+        raise UsageError(f"`columns = static`: {', '.join(gathered)} has none, all of it is measured; leave it out")
     return Plan(request, tuple(tables), figures)
 
 
@@ -123,7 +123,7 @@ def _choose_rows(request: Request, tables: dict[str, ResultTable]) -> dict[str, 
         return {name: list(table.rows) for name, table in tables.items()}
     names = list(dict.fromkeys(row.name for table in tables.values() for row in table.rows))
     faults = [
-        f"--rows {pattern}: no row of {', '.join(tables) or 'a figure'} is called so"
+        f"`rows = {pattern}`: no row of {', '.join(tables) or 'a figure'} is called so"
         f"{nearest(pattern.strip('*'), names)} ({shortened(names)})"
         for pattern in request.rows
         if not fnmatch.filter(names, pattern)
@@ -144,7 +144,7 @@ def shortened(names: list[str]) -> str:
 def _plan_table(name: str, path: Path, table: ResultTable, rows: list[Row], request: Request) -> TablePlan:
     smoke = request.scale == "smoke"
     if smoke and table.smoke is None:
-        raise UsageError(f"{path}: the table has no [smoke] section; add one, or leave --scale smoke out")
+        raise UsageError(f"{path}: the table has no [smoke] section; add one, or leave `scale = smoke` out")
     evaluate = table.smoke.evaluate if smoke and table.smoke is not None else table.evaluate
     columns = tuple(c for c in table.columns if request.columns == "all" or c in STATIC)
     if request.columns == "static":

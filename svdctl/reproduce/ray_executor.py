@@ -27,7 +27,7 @@ class OnRay(Executor[Any]):
             import ray
         except ImportError as error:
             raise UsageError(
-                "--engine ray needs Ray, which is not installed; pip install 'svdctl[ray]', or leave --engine out"
+                "`engine = ray` needs Ray, which is not installed; pip install 'svdctl[ray]', or leave `engine` out"
             ) from error
         self._ray: Any = ray
         try:
@@ -36,8 +36,8 @@ class OnRay(Executor[Any]):
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, ValueError, RuntimeError, OSError, OverflowError) as error:
             raise UsageError(
-                f"--address {address}: no Ray cluster answers there ({_first_line(error, 150)}); start one with `ray "
-                "start --head`, or leave --address out for this machine alone"
+                f"`address = {address}`: no Ray cluster answers there ({_first_line(error, 150)}); start one with `ray "
+                "start --head`, or leave `address` out for this machine alone"
             ) from error
         needs = {"num_gpus": 1} if ray.cluster_resources().get("GPU", 0) >= 1 else {"num_cpus": 1}
         self._work = ray.remote(max_retries=RETRIES, **needs)(work)

@@ -176,7 +176,7 @@ def make_executor(request: Request, on_notice: Callable[[Job, str], None]) -> Ex
 
         return OnRay(request.address)
     if request.address is not None:
-        raise UsageError("--address is that of a Ray cluster; add --engine ray, or leave it out")
+        raise UsageError("`address` is that of a Ray cluster; add `engine = ray`, or leave it out")
     return InProcess(on_notice) if request.jobs == 1 else Processes(request.jobs)
 
 
@@ -191,7 +191,7 @@ def check_disk(jobs: Sequence[Job], store: RunStore) -> None:
     if needed > free:
         raise UsageError(
             f"the plan needs {needed / 1e9:.1f} GB below {store.out_dir}, and {free / 1e9:.1f} GB are free; free space "
-            "there, choose fewer --rows, or give another --out-dir"
+            "there, choose fewer `rows`, or give another `out_dir`"
         )
 
 

@@ -81,7 +81,7 @@ class RunStore:
         except OSError as error:
             raise UsageError(
                 f"{self.out_dir} cannot be made or written ({(error.strerror or str(error)).lower()}); "
-                "give another --out-dir"
+                "give another `out_dir`"
             ) from error
 
     @contextmanager

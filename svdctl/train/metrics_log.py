@@ -143,7 +143,7 @@ def _start_wandb(folder: Path, log: Log, config: dict[str, Any]) -> Any:
     except wandb.errors.UsageError as error:
         raise UsageError(
             f"Weights & Biases refused to start ({str(error).splitlines()[0]}); run `wandb login`, or use "
-            "--wandb offline"
+            "`log.wandb = offline`"
         ) from error
     except wandb.errors.CommError as error:
-        raise TrainingError(f"Weights & Biases cannot be reached ({error}); use --wandb offline") from error
+        raise TrainingError(f"Weights & Biases cannot be reached ({error}); use `log.wandb = offline`") from error

@@ -48,18 +48,20 @@ def launch(config: TrainConfig) -> Fabric:
         processes = getattr(fabric.strategy, "num_processes", 1) * hardware.num_nodes
         if config.batch_size < processes:
             raise UsageError(
-                f"a batch of {config.batch_size} leaves nothing for some of {processes} processes; change --batch-size"
+                f"a batch of {config.batch_size} leaves nothing for some of {processes} processes; change `batch_size`"
             )
         fabric.launch()
     except (RuntimeError, ValueError) as error:
         if "You set" in str(error):
             first = str(error).strip().splitlines()[0]
             raise UsageError(
-                f"--devices and --num-nodes do not fit how the processes were started ({first})"
+                f"`hardware.devices` and `hardware.num_nodes` do not fit how the processes were started ({first})"
             ) from error
         if "accelerator" in str(error).lower() or "device" in str(error).lower() or "cuda" in str(error).lower():
             first = str(error).strip().splitlines()[0]
-            raise UsageError(f"--accelerator {hardware.accelerator} is not to be had here ({first[:150]})") from error
+            raise UsageError(
+                f"`hardware.accelerator = {hardware.accelerator}` is not to be had here ({first[:150]})"
+            ) from error
         raise
     return fabric
 

@@ -187,7 +187,7 @@ def _compared(checkpoint: Checkpoint, parts: Parts, path: Path, allowed: bool) -
     if is_other and not allowed:
         raise CheckpointError(
             f"the data are not those of {path}: other {what}; restore the data of the run, or go on with these by "
-            "--allow-changed-data"
+            "`allow_changed_data`"
         )
     if is_other:
         parts_of = {

@@ -29,14 +29,14 @@ def create_run_folder(parent: Path, name: str) -> Path:
             folder.mkdir(parents=True)
         except FileExistsError as error:
             if not parent.expanduser().is_dir():
-                raise UsageError(f"{parent} is a file; give --out-dir a folder") from error
+                raise UsageError(f"{parent} is a file; give `out_dir` a folder") from error
             continue
         except OSError as error:
             raise UsageError(
-                f"no run folder can be made under {parent} ({error.strerror}); give another --out-dir"
+                f"no run folder can be made under {parent} ({error.strerror}); give another `out_dir`"
             ) from error
         return folder
-    raise UsageError(f"{parent} holds ten thousand runs of this second; give another --out-dir or --name")
+    raise UsageError(f"{parent} holds ten thousand runs of this second; give another `out_dir` or `name`")
 
 
 @contextmanager

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svdctl.cli.training_flags import resolve
+from svdctl.cli.messages import with_flags
+from svdctl.cli.training_flags import TRAIN, resolve
 from svdctl.config.presets import list_presets, to_toml
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import UsageError
@@ -116,3 +117,23 @@ def test_any_flags_give_a_configuration_or_faults(flags: dict[str, Any]) -> None
         assert all(error.faults)
     else:
         assert TrainConfig.model_validate(tomllib.loads(to_toml(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("`layer.rank`: 'x' does not do", "--dec-rank (layer.rank): 'x' does not do"),
+        ("`layer.rank.5`: 0 does not do", "--dec-rank (layer.rank.5): 0 does not do"),
+        ("add `layer.kind = tt`, or leave `out_dir` out", "add --new-layer tt, or leave --out-dir out"),
+        ("use `data.size = 64` or `hardware.channels_last`", "use --set data.size=64 or hardware.channels_last"),
+        ("start it with `ray start --head`", "start it with `ray start --head`"),
+        ("it needs `model.kind = lipconv`", "it needs svdctl train-lipconv"),
+    ],
+)
+def test_keys_in_messages_become_flags(message: str, shown: str) -> None:
+    assert with_flags(message, TRAIN.words) == shown
+
+
+def test_a_message_without_flags_names_keys() -> None:
+    assert with_flags("`layer.rank`: no", {}) == "layer.rank: no"
+    assert with_flags("add `out_dir = x`", {}) == "add out_dir = x"

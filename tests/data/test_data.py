@@ -133,7 +133,7 @@ def test_cifar10_through_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyP
     broken[200] ^= 1
     (folder / "data_batch_2").write_bytes(bytes(broken))
     monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/nothing")
-    with pytest.raises(DataError, match="--dataset-root"):
+    with pytest.raises(DataError, match=r"`data\.root`"):
         load(Cifar10(root=tmp_path))
 
 

@@ -94,7 +94,7 @@ def test_a_random_network_is_refused_by_the_standard_version_and_not_by_rand() -
     model.load_state_dict(honest)
     torch.manual_seed(0)
     labels = begin(model, images, labels, AttackSettings()).clean_predictions
-    with pytest.raises(EvaluationError, match="--attacks rand"):
+    with pytest.raises(EvaluationError, match="attacks = rand"):
         run(model, images, labels, AttackSettings(eps=0.2, attacks=("apgd-ce",)))
     state, _ = run(model, images[:1], labels[:1], AttackSettings(eps=0.5, attacks="rand"))
     again, _ = run(model, images[:1], labels[:1], AttackSettings(eps=0.5, attacks="rand"))

@@ -95,7 +95,7 @@ def test_subsets_are_drawn_from_the_seed() -> None:
 
 def test_a_device_that_is_not_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UsageError, match="--accelerator cuda"):
+    with pytest.raises(UsageError, match="accelerator = cuda"):
         choose_device("cuda")
     assert choose_device("cpu").type == "cpu"
     assert isinstance(make(), EvaluateConfig)

@@ -373,7 +373,7 @@ def test_a_network_of_other_classes_is_refused(shared: Path, tmp_path: Path) -> 
 
 def test_foreign_weights_need_data_and_a_network(shared: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(shared / "linear.pth", tmp_path))
-    for flags, words in (({"model": FACTORY}, "add --dataset"), ({}, "add --model")):
+    for flags, words in (({"model": FACTORY}, "add `data.kind`"), ({}, "add `network.model")):
         (failure,) = evaluate(make(path, **flags), reporter=Recorder()).failures
         assert isinstance(failure.error, UsageError)
         assert words in str(failure.error)

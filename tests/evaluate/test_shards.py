@@ -106,7 +106,7 @@ def test_a_damaged_shard_is_refused_and_attacked_anew(shared: Path, linear: Path
     sound.write_bytes(contents)
     error = str(only_error(attack(shared, linear, merge_shards=True, **quick)))
     assert "is damaged" in error
-    assert "run it again with --shard 2/2" in error
+    assert "run it again with `shard = 2/2`" in error
     recorder = Recorder()
     attack(shared, linear, recorder, shard="2/2", **quick)
     assert any("measured again" in notice for notice in recorder.notices)
@@ -166,4 +166,4 @@ def test_a_shard_copied_over_another_is_refused(shared: Path, linear: Path) -> N
     for other in others:
         shutil.copyfile(first, other)
     error = str(only_error(attack(shared, linear, merge_shards=True, examples="40", eps=9.0)))
-    assert "images than its name says; run it again with --shard 2/5" in error
+    assert "images than its name says; run it again with `shard = 2/5`" in error

@@ -95,5 +95,5 @@ def test_a_key_into_a_checkpoint_of_svdctl_is_refused(trained: Path) -> None:
     torch.save({**contents, "ema": {name: value * 0 for name, value in contents["model"].items()}}, trained)
     result = evaluate(make(trained, metrics=["accuracy"], key="ema"), reporter=Recorder())
     (failure,) = result.failures
-    assert "leave out --key ema" in str(failure.error)
+    assert "leave out `network.key = ema`" in str(failure.error)
     measured(trained, "accuracy")

@@ -130,7 +130,7 @@ def test_data_that_cannot_be_had_stop_the_plan_before_training(
 
     monkeypatch.setattr(CIFAR10, "download", refuse)
     words = ("data.kind=cifar10",)
-    with pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz.*--dataset-root"):
+    with pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz.*data\.root"):
         reproduce(request(tiny, tmp_path / "runs", set=words, dataset_root=tmp_path / "data"), Board())
     assert runs_of(tmp_path / "runs") == []
 

@@ -220,7 +220,7 @@ def test_stopping_ends_the_workers(jobs: list[Job]) -> None:
 def test_ray_that_is_not_there_is_a_sentence(planned: Callable[..., Plan]) -> None:
     with patch.dict(sys.modules, {"ray": None}), pytest.raises(UsageError, match=r"pip install 'svdctl\[ray\]'"):
         make_executor(planned(engine="ray").request, print)
-    with pytest.raises(UsageError, match="add --engine ray"):
+    with pytest.raises(UsageError, match="add `engine = ray`"):
         make_executor(planned(address="auto").request, print)
 
 
@@ -259,7 +259,7 @@ def test_a_plan_that_the_disk_cannot_hold_is_refused_before_training(jobs: list[
     check_disk(jobs, jobs[0].store)
     with (
         patch.object(module.shutil, "disk_usage", return_value=type("Usage", (), {"free": 1000})),
-        pytest.raises(UsageError, match=r"the plan needs 0\.\d GB .* are free; .*--out-dir"),
+        pytest.raises(UsageError, match=r"the plan needs 0\.\d GB .* are free; .*`out_dir`"),
     ):
         check_disk(jobs, jobs[0].store)
 

@@ -126,5 +126,5 @@ def test_status_is_told_and_a_broken_one_is_nothing(store: RunStore) -> None:
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="another --out-dir"):
+    with pytest.raises(UsageError, match="another `out_dir`"):
         RunStore(tmp_path / "file" / "runs").prepare()

@@ -265,7 +265,7 @@ def test_missing_data_and_bad_folders_leave_no_run_behind(data: Path, tmp_path: 
     with pytest.raises(DataError):
         recipe.run(missing, base="test", reporter=Recorder())
     assert not (tmp_path / "runs").exists()
-    with pytest.raises(UsageError, match="--out-dir"):
+    with pytest.raises(UsageError, match="`out_dir`"):
         recipe.run(config.model_copy(update={"out_dir": data}), base="test", reporter=Recorder())
 
 

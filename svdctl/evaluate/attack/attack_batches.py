@@ -190,5 +190,5 @@ def _check_split(model: nn.Module, network: AttackedNetwork, images: Tensor) -> 
     expected, got = whole(whole.inputs(images)), network(network.inputs(images))
     if not torch.allclose(got, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
         raise UsageError(
-            "--protocol paper: the network's normalize is not its first module; leave --protocol out for this one"
+            "`attack.protocol = paper`: the network's normalize is not its first module; leave it out for this one"
         )

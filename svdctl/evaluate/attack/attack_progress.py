@@ -181,7 +181,8 @@ def merge(work: Assignment, folder: Path) -> tuple[AttackProgress, int]:
     aside = f" ({foreign} there belong to other weights, data or settings)" if foreign else ""
     if not found:
         raise EvaluationError(
-            f"{folder} holds no shard of this attack{aside}; run it with --shard 1/n and so on, or copy the files here"
+            f"{folder} holds no shard of this attack{aside}; run it with `shard = 1/n` and so on, or copy the "
+            "files here"
         )
     counts = sorted({count for _, count in found})
     if len(counts) > 1:
@@ -204,9 +205,9 @@ def merge(work: Assignment, folder: Path) -> tuple[AttackProgress, int]:
         if progress is None:
             named = f"{file.path} belongs to other weights, data, settings or images than its name says"
             why = named if file.belongs_elsewhere or not reasons else reasons[0].removesuffix(": measured again")
-            raise EvaluationError(f"{why}; run it again with --shard {index}/{count}")
+            raise EvaluationError(f"{why}; run it again with `shard = {index}/{count}`")
         if not progress.state.finished:
-            raise EvaluationError(f"shard {index}/{count} is not finished; run it with --shard {index}/{count}")
+            raise EvaluationError(f"shard {index}/{count} is not finished; run it with `shard = {index}/{count}`")
         shards.append(progress)
     # A shard with no image of its own has nothing to add.
     joined = join([progress.state for progress in shards])

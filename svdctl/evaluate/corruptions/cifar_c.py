@@ -73,7 +73,7 @@ class CifarC:
         if missing:
             raise DataError(
                 f"{self.folder} lacks {', '.join(f'{name}.npy' for name in missing)}; add the published files, or "
-                "leave those corruptions out with --corruptions"
+                "leave those corruptions out with `corruptions.names`"
             )
         for name in names:
             self.images(name, 1)
@@ -92,12 +92,13 @@ def open_cifar_c(folder: Path, labels: npt.NDArray[np.int64], image_shape: tuple
     if len(found) != SEVERITIES * len(labels):
         raise DataError(
             f"{path} has {len(found):,} labels, but five severities of the {len(labels):,} test images make "
-            f"{SEVERITIES * len(labels):,}; give --cifar-c-root the folder that belongs to this data set"
+            f"{SEVERITIES * len(labels):,}; give `corruptions.root` the folder that belongs to this data set"
         )
     differ = int((np.asarray(found).reshape(SEVERITIES, -1) != labels).sum())
     if differ:
         raise DataError(
-            f"{path} does not match the test set: {differ:,} of {len(found):,} labels differ; give --cifar-c-root the "
+            f"{path} does not match the test set: {differ:,} of {len(found):,} labels differ; give "
+            "`corruptions.root` the "
             "folder that belongs to this data set"
         )
     return CifarC(folder, labels, image_shape)
@@ -107,7 +108,7 @@ def _mapped(path: Path) -> npt.NDArray[np.uint8]:
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError as error:
-        raise DataError(f"there is no file {path}; give --cifar-c-root the folder with the published .npy files") from (
+        raise DataError(f"there is no file {path}; `corruptions.root` is the folder of the published .npy files") from (
             error
         )
     except (ValueError, EOFError, OSError) as error:
@@ -129,7 +130,7 @@ def find_or_fetch(kind: str, root: Path, *, tell: Tell | None = None) -> Path:
     root = root.expanduser()
     above = root
     if root.name in {item.name.removesuffix(".tar") for item in PUBLISHED.values()}:
-        # `--cifar-c-root CIFAR-10-C`, the paper's spelling: the folder of one set, the other one lies beside it.
+        # The paper's code names CIFAR-10-C itself: the folder of one set, the other one lies beside it.
         above = root.parent
     elif (root / "labels.npy").is_file():
         return root
@@ -146,14 +147,16 @@ def find_or_fetch(kind: str, root: Path, *, tell: Tell | None = None) -> Path:
     except OSError as error:
         raise DataError(
             f"{archive.name} cannot be put under {above} ({error.strerror or error}); name another folder with "
-            "--cifar-c-root"
+            "`corruptions.root`"
         ) from error
     return target
 
 
 def _put(archive: Archive, path: Path, target: Path, tell: Tell | None) -> None:
     if target.exists():
-        raise DataError(f"{target} has no labels.npy; complete it or remove it, or name another with --cifar-c-root")
+        raise DataError(
+            f"{target} has no labels.npy; complete it or remove it, or name another with `corruptions.root`"
+        )
     own = path.is_file()
     if own:
         check(archive, path, tell=tell)
