@@ -267,7 +267,7 @@ def table_folder(out_dir: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"{folder} cannot be made ({error.strerror}); give another --out-dir") from error
+        raise UsageError(f"{folder} cannot be made ({error.strerror}); give another `out_dir`") from error
     return folder
 
 
