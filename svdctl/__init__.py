@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from svdctl.functional import clip_, divide_, singular_values, spectral_norm_bound
     from svdctl.layers.tensorize import tensorize_
     from svdctl.layers.tt import TTConv2d
+    from svdctl.train.logger import register_logger
+    from svdctl.train.loss import register_loss
 
 __all__ = [
     "TTConv2d",
@@ -23,6 +25,8 @@ __all__ = [
     "errors",
     "lipschitz_bound",
     "load",
+    "register_logger",
+    "register_loss",
     "singular_values",
     "spectral_norm_bound",
     "spectrum",
@@ -35,6 +39,8 @@ _HOME = {
     "divide_": "svdctl.functional",
     "lipschitz_bound": "svdctl.certificates.lipschitz",
     "load": "svdctl.checkpoint.checkpoint_file",
+    "register_logger": "svdctl.train.logger",
+    "register_loss": "svdctl.train.loss",
     "singular_values": "svdctl.functional",
     "spectral_norm_bound": "svdctl.functional",
     "spectrum": "svdctl.analysis.network_spectrum",

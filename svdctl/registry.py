@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from svdctl.errors import UsageError
 
@@ -100,3 +100,9 @@ class Registry(Generic[V]):
 
 def _name(variant: object) -> str:
     return f"{type(variant).__module__}.{type(variant).__qualname__}"
+
+
+LOGGERS: Registry[Any] = Registry("logger", [f"svdctl.train.loggers.{name}_logger" for name in ("jsonl", "wandb")])
+"""Of `svdctl.train.logger.Logger`."""
+LOSSES: Registry[Any] = Registry("loss", ["svdctl.train.losses.cross_entropy"])
+"""Of `svdctl.train.loss.Loss`."""

@@ -1,10 +1,17 @@
 """How a run is evaluated, saved, logged, and what it runs on."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
 
 from svdctl.config.base import Config
+from svdctl.config.variants import variant
+from svdctl.registry import LOGGERS
+
+if TYPE_CHECKING:
+    Logger = Any
+else:
+    Logger = variant(LOGGERS)
 
 
 class EvaluationSchedule(Config):
@@ -41,6 +48,8 @@ class Log(Config):
     """Weights & Biases."""
     wandb_project: str = "svdctl"
     wandb_group: str | None = None
+    loggers: tuple[Logger, ...] = ()
+    """Further logs, each a table with its `kind`; `metrics.jsonl` is always written."""
     singular_values: bool = False
     """Record each layer's estimated and exact largest singular value at every evaluation."""
 

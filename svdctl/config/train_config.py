@@ -1,7 +1,7 @@
 """The whole configuration of one training run."""
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -12,7 +12,16 @@ from svdctl.config.data_config import Augment, Data, Digits, Folder, Normalizati
 from svdctl.config.model_config import GROUPS, STRIDE, TT, Layer, LipConv, Model, Soc, Sott, Standard, Vgg, Wrn
 from svdctl.config.optimizer_config import Constant, Cyclic, Optimizer, Schedule, Sgd
 from svdctl.config.run_config import Checkpointing, EvaluationSchedule, Hardware, Log
+from svdctl.config.variants import variant
+from svdctl.registry import LOSSES
 
+if TYPE_CHECKING:
+    Loss = Any
+else:
+    Loss = variant(LOSSES)
+
+CROSS_ENTROPY = "cross-entropy"
+"""Kind of the loss of a run that names none."""
 CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}
 """Classes of data that are known before they are loaded."""
 
@@ -41,6 +50,7 @@ class TrainConfig(Config):
     batchnorm: BatchNormControl | None = None
     certificate: Certificate | None = None
     """Absent: no certificates are computed."""
+    loss: Loss = Field(default_factory=lambda: LOSSES.get(CROSS_ENTROPY).config())
     optimizer: Optimizer = Sgd()
     schedule: Schedule = Constant()
     evaluation: EvaluationSchedule = EvaluationSchedule()

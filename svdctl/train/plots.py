@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from svdctl.config.train_config import CROSS_ENTROPY
 from svdctl.utils.atomic_write import write_atomically
 
 
@@ -20,8 +21,10 @@ def save(figure: Figure, path: Path) -> None:
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130))
 
 
-def plot_curves(records: Sequence[Mapping[str, Any]], path: Path, *, held_out: str) -> None:
-    """Loss, penalty (when there is one) and accuracy by epoch, each in its own panel."""
+def plot_curves(
+    records: Sequence[Mapping[str, Any]], path: Path, *, held_out: str, loss_name: str = CROSS_ENTROPY
+) -> None:
+    """Draw loss (cross-entropy on held-out data), penalty, where there is one, and accuracy by epoch, a panel each."""
     # What is not known, None, is a gap in a curve.
     records = [{name: math.nan if value is None else value for name, value in record.items()} for record in records]
     epochs = [record for record in records if record["kind"] == "epoch"]
@@ -31,10 +34,11 @@ def plot_curves(records: Sequence[Mapping[str, Any]], path: Path, *, held_out: s
     figure = Figure(figsize=(4.2 * (3 if has_penalty else 2), 3.4), layout="constrained")
     panels = list(figure.subplots(1, 3 if has_penalty else 2))
     loss = panels.pop(0)
+    of = f", {CROSS_ENTROPY}" if loss_name != CROSS_ENTROPY else ""
     loss.plot([r["step"] for r in steps], [r["loss"] for r in steps], color="0.75", lw=1, label="training, by step")
     loss.plot([r["step"] for r in epochs], [r["loss"] for r in epochs], marker=".", label="training")
-    loss.plot([r["step"] for r in evaluated], [r["val_loss"] for r in evaluated], marker=".", label=held_out)
-    loss.set(title="cross-entropy", xlabel="step", ylim=(0, None))
+    loss.plot([r["step"] for r in evaluated], [r["val_loss"] for r in evaluated], marker=".", label=f"{held_out}{of}")
+    loss.set(title=loss_name, xlabel="step", ylim=(0, None))
     loss.legend(frameon=False)
     if has_penalty:
         penalty = panels.pop(0)

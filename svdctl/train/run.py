@@ -19,8 +19,9 @@ from svdctl.errors import CheckpointError, TrainingError
 from svdctl.layers.batchnorm import share_statistics_
 from svdctl.layers.shapes import input_sizes
 from svdctl.models.build import build_model
+from svdctl.train.logger import RunInfo, RunLog
 from svdctl.train.loop import Loop, Progress
-from svdctl.train.metrics_log import RunLog, line_digest, make_line
+from svdctl.train.metrics_log import line_digest, make_line
 from svdctl.train.result import TrainingReporter, TrainResult
 from svdctl.train.run_history import History, picked_by, read_best, read_history
 from svdctl.train.run_outcome import finished, interrupted
@@ -117,8 +118,8 @@ class TrainingRun:
                     f"{self.folder / 'metrics.jsonl'} lacks {lost} of {self.trainer.counters.step_lines} lines about "
                     "steps, which are lost; those about epochs are in the checkpoint"
                 )
-            flat = config.model_dump(mode="json")
-            log = RunLog(self.folder, config.log, flat, lines=None if history is None else history.lines)
+            lines = None if history is None else history.lines
+            log = RunLog(RunInfo(self.folder, config.model_dump(mode="json"), lines), config.log)
         try:
             with stop_on_signal() as stop:
                 completed = Loop(self.trainer, self._progress(), self._record(log), self._save, stop).run()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from svdctl.config.migrate import migrate_configuration
-from svdctl.config.train_config import TrainConfig
+from svdctl.config.train_config import CROSS_ENTROPY, TrainConfig
 
 # Precision stays. Numbers of devices and nodes change the order of sums alone.
 WITHOUT_EFFECT = (
@@ -55,4 +55,6 @@ def _deciding(config: TrainConfig) -> dict[str, Any]:
         section, _, key = path.rpartition(".")
         (table[section] if section else table).pop(key, None)
     table["hardware"].update(devices=1, num_nodes=1)
+    if table["loss"] == {"kind": CROSS_ENTROPY}:
+        del table["loss"]  # runs were named by their hashes before there were others
     return table

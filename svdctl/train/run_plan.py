@@ -5,7 +5,7 @@ import torch
 from svdctl.config.control_config import NoControl
 from svdctl.config.data_config import Folder, Npz
 from svdctl.config.model_config import TT, Free, LipConv, Soc, Sott, Standard, Wrn
-from svdctl.config.train_config import CLASSES, TrainConfig
+from svdctl.config.train_config import CLASSES, CROSS_ENTROPY, TrainConfig
 from svdctl.models.build import build_model, count_parameters
 
 SELECTION = {
@@ -23,7 +23,9 @@ def plan(config: TrainConfig, base: str) -> list[str]:
         f"data     {_data_line(config)}",
         f"control  {_control_line(config)}",
         f"training {config.epochs} epochs, batch {config.batch_size}, {config.optimizer.kind} "
-        f"lr {config.optimizer.lr:g}, schedule {config.schedule.kind}, seed {config.seed}",
+        f"lr {config.optimizer.lr:g}, schedule {config.schedule.kind}, seed {config.seed}"
+        + f", loss {config.loss.kind}"
+        * (config.loss.kind != CROSS_ENTROPY),
         f"run      {config.out_dir}/{config.name}-<time>, select: {config.evaluation.select}"
         + (
             " (the test set picks the best epoch, as in the paper's code)" if config.evaluation.select == "test" else ""

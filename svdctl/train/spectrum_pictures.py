@@ -58,7 +58,7 @@ def draw(
     curves, spectrum = folder / "curves.png", folder / "spectrum.png"
     held_out = "validation part" if trainer.config.evaluation.select == "validation" else "test set"
     steps = [line for line in read_log(folder / "metrics.jsonl") if line["kind"] == "step"]
-    plot_curves([*steps, *trainer.epochs], curves, held_out=held_out)
+    plot_curves([*steps, *trainer.epochs], curves, held_out=held_out, loss_name=trainer.config.loss.kind)
     controller = trainer.controller
     after = spectra(trainer.model, sizes)
     allowed = {name: controller.allowed(name) if name in controller.layers else None for name in after}

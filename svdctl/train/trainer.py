@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from lightning_fabric import Fabric
 from pydantic import TypeAdapter
 from torch import Tensor, nn
@@ -23,6 +22,8 @@ from svdctl.layers.sott import SOTT
 from svdctl.layers.stiefel import frame_error
 from svdctl.layers.tt import TTConv2d, orthonormality_penalty
 from svdctl.models.build import build_optimizer, lr_factor, penalty_of
+from svdctl.registry import LOSSES
+from svdctl.train.loss import Loss, LossBatch
 from svdctl.train.validation import Accuracy, evaluate, summed
 
 T = TypeVar("T")
@@ -101,6 +102,7 @@ class Trainer:
         self._soc_layers = [module for module in self.model.modules() if isinstance(module, SOC)]
         frames = getattr(self.config.layer, "frames", None)
         self._retraction = frames.method if frames is not None and frames.kind == "retract" else None
+        self._loss: Loss = LOSSES.get(self.config.loss.kind)
         self._penalty = penalty_of(self.config)
         self.epochs: list[dict[str, Any]] = []
         """The lines of the log about the epochs so far."""
@@ -129,7 +131,7 @@ class Trainer:
         logits = self.runnable(images.contiguous(memory_format=self._layout))
         # Gradients are averaged over processes, whose shares may differ: this average is the mean over all images.
         share = self._images_of_all(labels) / self.fabric.world_size
-        loss = F.cross_entropy(logits, labels, reduction="sum") / share
+        loss = self._loss.value(LossBatch(logits, labels, images, self.runnable), self.config.loss) / share
         penalty = None
         if self._penalty is not None:
             penalty = orthonormality_penalty(self.framed_layers, self._penalty.weight, self._penalty.count)
