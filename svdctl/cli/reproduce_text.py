@@ -35,13 +35,15 @@ def dry_run_lines(dry_run: "DryRun") -> list[str]:
     lines = []
     for item in dry_run.jobs:
         config = item.job.config
+        hours = (item.hours.train, item.hours.evaluate) if item.hours else (None, None)
+        train, evaluate = map(_hours, hours)
         lines += [
             f"{config.name} ({item.job.key})",
             f"  serves    {'; '.join(item.rows)}",
             f"  config    {command_line(item.job)}",
             f"  network   {item.static.parameters:,} parameters, {item.static.compression:.2f}x smaller than "
             f"uncompressed; {item.step_flops:.3g} FLOPs a step of {config.batch_size}",
-            f"  hours     training {_hours(item.hours.train)}, evaluation at most {_hours(item.hours.evaluate)}",
+            f"  hours     training {train}, evaluation at most {evaluate}",
             f"  disk      {_size(item.disk)}",
             f"  there     {_there(item.found)}",
         ]

@@ -5,13 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from svdctl.config.table_config import Request
-from svdctl.reproduce.estimate import Hours, Meter
+from svdctl.reproduce.estimate import Hours, Meter, Static, run_bytes, static_figures, step_flops
 from svdctl.reproduce.job import Job
 from svdctl.reproduce.paper_numbers import read_paper_numbers
 from svdctl.reproduce.plan import Plan, make_plan
 from svdctl.reproduce.reproduction import disk_needed
 from svdctl.reproduce.run_store import RunState, RunStore
-from svdctl.reproduce.static_figures import Static, run_bytes, static_figures, step_flops
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,8 @@ class JobEstimate:
     job: Job
     static: Static
     step_flops: float
-    hours: Hours
+    hours: Hours | None
+    """None: not known."""
     disk: int
     """Bytes of its run folder."""
     found: RunState | None
@@ -32,7 +32,7 @@ class JobEstimate:
     @property
     def hours_left(self) -> float | None:
         """Hours of training and measuring; a finished training counts nothing."""
-        if self.hours.train is None or self.hours.evaluate is None:
+        if self.hours is None:
             return None
         return self.hours.evaluate + (0.0 if self.found is not None and self.found.finished else self.hours.train)
 
@@ -67,8 +67,9 @@ def dry_run(request: Request, say: Callable[[str], None]) -> DryRun:
             for row in table.rows
             if any(other.id == job.id for other in row.jobs)
         )
-        static, flops, found = static_figures(job.config), step_flops(job.config), store.best(job.key, index)
-        estimates.append(JobEstimate(rows, job, static, flops, meter.hours(job), run_bytes(job.config), found))
+        static, found = static_figures(job.config), store.best(job.key, index)
+        flops, hours, size = step_flops(job.config), meter.hours(job), run_bytes(job.config)
+        estimates.append(JobEstimate(rows, job, static, flops, hours, size, found))
     folder = request.out_dir.expanduser().absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     return DryRun(plan, tuple(estimates), disk_needed(jobs, store), shutil.disk_usage(there).free)

@@ -1,28 +1,42 @@
-"""How long a run would take on this machine: a few steps measured, the rest multiplied; no data are needed."""
+"""What a run costs: parameters and operations from its configuration, hours and disk; no data are needed.
+
+Networks of figures that follow from a configuration alone are built on the meta device: shapes without numbers, so
+that a full-scale table takes seconds. Hours come from a few steps measured on this machine.
+
+Model of the cost of control. A layer with output `n x n`, stride s and kernel `O x I` has n^2 matrices of `O x s^2 I`,
+the aliased symbols side by side; one singular value decomposition of `a x b` takes of the order of `a b min(a, b)`
+operations. For a TT layer O and I are the ranks of its core (Theorem 1 of the paper). The network's cost is the sum
+over its convolutions: WRN-16-10 full against rank 192, 256, 320 is 5.1, 3.2, 2.0.
+"""
 
 import math
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from svdctl.config.control_config import NoControl
-from svdctl.config.table_config import Evaluate
-from svdctl.config.train_config import TrainConfig
+from svdctl.config.table_config import Column, Evaluate, SpeedScale
+from svdctl.config.train_config import CLASSES, TrainConfig
 from svdctl.control import Controller
 from svdctl.data.images import ImageData
 from svdctl.data.sources import load as load_data
 from svdctl.errors import DataError
 from svdctl.layers.shapes import input_sizes
-from svdctl.models.build import build_model
+from svdctl.layers.soc import SOC
+from svdctl.layers.sott import SOTT
+from svdctl.models.build import build_model, count_parameters
 from svdctl.reproduce.job import Job
-from svdctl.reproduce.static_figures import classes_of, image_side, layer_cost
-from svdctl.reproduce.timing import timed
 from svdctl.train.trainer import Trainer
 
+UNCOMPRESSED = {"tt": "standard", "sott": "soc"}
 IMAGES = {"cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000), "digits": (1438, 359)}
 STEPS = 2
 CPU_BATCH = 16
@@ -33,6 +47,134 @@ CONTROL_BUDGET = 5.0
 ATTACK_GRADIENTS = 100 * (1 + 9 + 9)
 ATTACK_QUERIES = 5000
 ATTACK_STEPS = {"apgd-ce": 100, "apgd-dlr": 100, "apgd-t": 900, "fab": 100, "fab-t": 900, "square": 0}
+SETTLE = 1e-3
+"""Seconds below which a measurement is repeated within one timing."""
+LONG = 5.0
+"""Seconds from which the first run of a work, which warms up, is counted too."""
+
+
+@dataclass(frozen=True)
+class Static:
+    """Figures of one configuration."""
+
+    parameters: int
+    compression: float
+    """Parameters of the same network with uncompressed layers, over its own."""
+    control_cost: float
+    """Modelled operations of one exact control pass."""
+    control_ratio: float
+    """The same of the network with uncompressed layers, over its own: how many times cheaper control is."""
+
+    @property
+    def columns(self) -> dict[Column, float]:
+        """The figures by the columns of tables."""
+        return {
+            "parameters": float(self.parameters),
+            "compression": self.compression,
+            "control-cost": self.control_ratio,
+        }
+
+
+def image_side(config: TrainConfig) -> int:
+    """Return the side of the images in pixels; arrays in files count as 32."""
+    return int(getattr(config.data, "size", 32))
+
+
+def classes_of(config: TrainConfig) -> int:
+    """Return the number of classes; of a user's own data, which may be elsewhere, 10."""
+    return CLASSES.get(config.data.kind, 10)
+
+
+def shape_model(config: TrainConfig) -> nn.Module:
+    """Return the network on the meta device."""
+    with torch.device("meta"):
+        return build_model(config, classes_of(config))
+
+
+def _uncompressed(config: TrainConfig) -> TrainConfig:
+    """Return the same network with ordinary layers for TT ones and SOC for SOTT ones."""
+    kind = UNCOMPRESSED.get(config.layer.kind)
+    if kind is None:
+        return config
+    return TrainConfig.model_validate({**config.model_dump(), "layer": {"kind": kind}})
+
+
+def static_figures(config: TrainConfig) -> Static:
+    """Return the figures that follow from a configuration alone."""
+    return _figures(_shape_key(config))
+
+
+def _shape_key(config: TrainConfig) -> str:
+    """Return all that these figures depend on, as a configuration: rows that share it are counted once."""
+    same = {"data": config.data, "model": config.model, "layer": config.layer, "batch_size": config.batch_size}
+    return TrainConfig().model_copy(update=same).model_dump_json()
+
+
+@cache
+def _figures(text: str) -> Static:
+    config = TrainConfig.model_validate_json(text)
+    model = shape_model(config)
+    whole = _uncompressed(config)
+    dense = model if whole is config else shape_model(whole)
+    side = image_side(config)
+    cost, dense_cost = (control_cost(net, side) for net in (model, dense))
+    return Static(
+        parameters=count_parameters(model),
+        compression=count_parameters(dense) / count_parameters(model),
+        control_cost=cost,
+        control_ratio=dense_cost / cost,
+    )
+
+
+def step_flops(config: TrainConfig) -> float:
+    """Return the operations (a multiplication and an addition are two) of a step's forward and backward pass."""
+    return _flops(_shape_key(config))
+
+
+@cache
+def _flops(text: str) -> float:
+    config = TrainConfig.model_validate_json(text)
+    model, side = shape_model(config), image_side(config)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(config.batch_size, 3, side, side, device="meta")).sum().backward()
+    return float(counter.get_total_flops())
+
+
+def control_cost(model: nn.Module, side: int) -> float:
+    """Return the modelled operations of an exact control pass over the convolutions of a network."""
+    sizes = input_sizes(model, (3, side, side), also=(SOC,)).items()
+    layers = ((model.get_submodule(name), size) for name, size in sizes)
+    # A SOTT layer's work is that of its core, which is seen on its own.
+    return sum(layer_cost(layer, size) for layer, size in layers if not isinstance(layer, nn.Linear | SOTT))
+
+
+def layer_cost(layer: Any, size: tuple[int, ...]) -> float:
+    """Return the same of one layer with an input of this size."""
+    stride = getattr(layer, "stride", 1)
+    points = folds = 1
+    for length, step in zip(size, stride if isinstance(stride, tuple) else (stride,) * len(size), strict=True):
+        points *= -(-length // step)
+        folds *= step
+    if isinstance(layer, SOC):
+        rows = columns = layer.width
+    else:
+        kernel = getattr(layer, "core", None)
+        out, channels = (layer.weight if kernel is None else kernel).shape[:2]
+        rows, columns = int(out), int(channels) * folds
+    return float(points) * rows * columns * min(rows, columns)
+
+
+def run_bytes(config: TrainConfig) -> int:
+    """Return the bytes that a run folder takes at its largest.
+
+    A checkpoint while its successor is written beside it, best.pt when there is one, those of the epochs when they are
+    kept, pictures, logs and results.
+    """
+    optimizer = {"sgd": 1, "adam": 2}[config.optimizer.kind] + bool(getattr(config.optimizer, "amsgrad", False))
+    copies = 2 * (1 + optimizer) + (config.evaluation.select != "last")
+    if config.checkpoint.keep:
+        copies += (1 + optimizer) * (config.epochs // config.checkpoint.every_epochs)
+    return 4 * copies * static_figures(config).parameters + (4 << 20)
 
 
 @dataclass(frozen=True)
@@ -49,10 +191,10 @@ class Speed:
 
 @dataclass(frozen=True)
 class Hours:
-    """What a run would take; None when the size of the data is not known on this machine."""
+    """What a run would take on this machine."""
 
-    train: float | None
-    evaluate: float | None
+    train: float
+    evaluate: float
     """At most: attacks stop early on images that fall."""
 
 
@@ -60,15 +202,14 @@ class Meter:
     """Measures each network once, whatever its seed, data and control, and each control of it once."""
 
     def __init__(self) -> None:
-        self._speeds: dict[str, Speed] = {}
-        self._controls: dict[str, float] = {}
+        self._measured: dict[str, Any] = {}
 
-    def hours(self, job: Job) -> Hours:
-        """Estimate one run."""
+    def hours(self, job: Job) -> Hours | None:
+        """Estimate one run; None when the size of the data is not known on this machine."""
         config = job.config
         counts = _image_counts(config)
         if counts is None:
-            return Hours(None, None)
+            return None
         speed = self.speed(config)
         steps = config.epochs * math.ceil(counts[0] / config.batch_size)
         seconds = min(steps, config.max_steps or steps) * (speed.step + self.control(config))
@@ -77,18 +218,19 @@ class Meter:
         return Hours(seconds / 3600, evaluate / 3600)
 
     def speed(self, config: TrainConfig) -> Speed:
-        """A few steps of the training loop, and forward passes, on random images."""
+        """Return seconds of the training loop and of forward passes on random images."""
         key = _network_key(config)
-        if key not in self._speeds:
-            self._speeds[key] = _measure_network(config)
-        return self._speeds[key]
+        if key not in self._measured:
+            self._measured[key] = _measure_network(config)
+        return self._measured[key]
 
     def control(self, config: TrainConfig) -> float:
-        """Mean seconds of control for each step."""
-        key = f"{_network_key(config)} {config.control.model_dump(exclude={'max', 'linear_max'})} {config.batchnorm}"
-        if key not in self._controls:
-            self._controls[key] = _measure_control(config)
-        return self._controls[key]
+        """Return mean seconds of control for each step."""
+        method = config.control.model_dump(exclude={"max_sigma", "linear_max"})
+        key = f"{_network_key(config)} {method} {config.batchnorm}"
+        if key not in self._measured:
+            self._measured[key] = _measure_control(config)
+        return self._measured[key]
 
 
 def _network_key(config: TrainConfig) -> str:
@@ -96,7 +238,7 @@ def _network_key(config: TrainConfig) -> str:
 
 
 def _trainer(config: TrainConfig) -> tuple[Trainer, dict[str, tuple[int, ...]]]:
-    """A trainer on random images without control, and the input sizes of its layers."""
+    """Return a trainer on random images without control, and the input sizes of its layers."""
     fabric = Fabric(accelerator=config.hardware.accelerator, devices=1)
     batch = config.batch_size if fabric.device.type != "cpu" else min(config.batch_size, CPU_BATCH)
     small = config.model_copy(update={"batch_size": batch, "epochs": 1, "max_steps": None})
@@ -113,24 +255,15 @@ def _measure_network(config: TrainConfig) -> Speed:
     trainer.model.train()
     totals = torch.zeros(5, dtype=torch.float64, device=device)
     batches = trainer.batches.epoch(0)
-
-    def step() -> None:
-        trainer.train_step(*next(batches), totals)
-
-    seconds = _median(step, device, STEPS)
+    seconds = _median(lambda: trainer.train_step(*next(batches), totals), device, STEPS)
     trainer.model.eval()
     pixels = torch.rand(batch, 3, image_side(config), image_side(config), device=device)
-    forward = _median(partial(_forward, trainer.model, pixels), device, STEPS)
+    forward = _median(torch.no_grad()(partial(trainer.model, pixels)), device, STEPS)
     return Speed(step=seconds * config.batch_size / batch, forward=forward / batch, gradient=seconds / batch)
 
 
-def _forward(model: torch.nn.Module, pixels: torch.Tensor) -> None:
-    with torch.no_grad():
-        model(pixels)
-
-
 def _measure_control(config: TrainConfig) -> float:
-    """Mean seconds of control for each step.
+    """Return mean seconds of control for each step.
 
     Layers are timed one by one, the cheapest first, until the time for it is spent; the others follow by the model.
     """
@@ -159,7 +292,7 @@ def _measure_control(config: TrainConfig) -> float:
 
 
 def _median(work: Callable[[], None], device: torch.device, repeats: int) -> float:
-    """Median seconds; the first call warms up and does not count, unless it is so long that one will do."""
+    """Return median seconds; the first call warms up and does not count, unless it is so long that one will do."""
     times: list[float] = []
     while len(times) <= repeats and max(times, default=0) < 10:
         times.append(timed(work, device))
@@ -167,7 +300,7 @@ def _median(work: Callable[[], None], device: torch.device, repeats: int) -> flo
 
 
 def evaluation_seconds(evaluate: Evaluate, metrics: tuple[str, ...], test_images: int, speed: Speed) -> float:
-    """Seconds of an evaluation by its passes through the network; of attacks at most."""
+    """Return the seconds of an evaluation by its passes through the network; of attacks at most."""
     forwards = gradients = 0.0
     if {"accuracy", "ece", "certified"} & set(metrics):
         forwards += test_images
@@ -184,7 +317,7 @@ def evaluation_seconds(evaluate: Evaluate, metrics: tuple[str, ...], test_images
 
 
 def _image_counts(config: TrainConfig) -> tuple[int, int] | None:
-    """Training and test images; None for files that are not on this machine."""
+    """Return the numbers of training and test images; None for files that are not on this machine."""
     counts = IMAGES.get(config.data.kind)
     if counts is None:
         try:
@@ -200,8 +333,32 @@ def _image_counts(config: TrainConfig) -> tuple[int, int] | None:
 
 
 def random_images(count: int, side: int, classes: int) -> ImageData:
-    """Noise with labels in turn: the time of a step does not depend on what images show."""
+    """Return noise with labels in turn: the time of a step does not depend on what images show."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
     labels = torch.arange(count) % classes
     return ImageData(pixels, labels, tuple(map(str, range(classes))))
+
+
+def timed(work: Callable[[], None], device: torch.device, loops: int = 1) -> float:
+    """Return the seconds of one run of the work, the mean of several."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    for _ in range(loops):
+        work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (time.perf_counter() - began) / loops
+
+
+def in_rounds(works: list[Callable[[], None]], scale: SpeedScale, device: torch.device) -> list[tuple[float, ...]]:
+    """Return the seconds of each work in each round; a first round warms up, and counts when its works are long."""
+    began = time.perf_counter()
+    first = [timed(work, device) for work in works]
+    loops = [max(1, min(100, math.ceil(SETTLE / max(taken, 1e-6)))) for taken in first]
+    times = [[taken] for taken in first] if max(first) > LONG else [[] for _ in works]
+    while len(times[0]) < scale.repeats and (len(times[0]) < 3 or time.perf_counter() - began < scale.seconds):
+        for work, loop, found in zip(works, loops, times, strict=True):
+            found.append(timed(work, device, loop))
+    return [tuple(found) for found in times]

@@ -14,13 +14,13 @@ from svdctl.config.table_config import Request
 from svdctl.data.sources import load as load_data
 from svdctl.errors import Interrupted, UsageError
 from svdctl.evaluate.corruptions.cifar_c import find_or_fetch, open_cifar_c
+from svdctl.reproduce.estimate import run_bytes
 from svdctl.reproduce.executors import Executor, InProcess, Processes
 from svdctl.reproduce.job import Job, Outcome
 from svdctl.reproduce.paper_numbers import PaperNumbers, read_paper_numbers
 from svdctl.reproduce.plan import Plan, make_plan
 from svdctl.reproduce.run_store import RunStore
 from svdctl.reproduce.speed import write_figure
-from svdctl.reproduce.static_figures import run_bytes
 from svdctl.reproduce.table_results import Results, assemble, write_table
 from svdctl.utils.signals import terminated_as_interrupt
 

@@ -28,12 +28,10 @@ from svdctl.layers.layer_operator import operator_of, weight_of, write_operator_
 from svdctl.layers.shapes import input_sizes
 from svdctl.layers.tt import TTConv2d
 from svdctl.models.build import build_model
-from svdctl.reproduce.estimate import random_images
+from svdctl.reproduce.estimate import in_rounds, layer_cost, random_images
 from svdctl.reproduce.plan import network_configs
 from svdctl.reproduce.run_store import RunStore
-from svdctl.reproduce.static_figures import layer_cost
 from svdctl.reproduce.table_results import table_folder, write_texts
-from svdctl.reproduce.timing import in_rounds
 from svdctl.spectral import clip_kernel, singular_values
 from svdctl.train.trainer import Trainer
 from svdctl.utils import table as formats

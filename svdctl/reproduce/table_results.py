@@ -12,10 +12,10 @@ from typing import Any
 from svdctl.config.table_config import STATIC, Column
 from svdctl.errors import UsageError
 from svdctl.reproduce.columns import LOOKS, header_of
+from svdctl.reproduce.estimate import static_figures
 from svdctl.reproduce.job import Job, Outcome
 from svdctl.reproduce.paper_numbers import PaperNumbers
 from svdctl.reproduce.plan import TablePlan, TableRow
-from svdctl.reproduce.static_figures import static_figures
 from svdctl.utils import table as formats
 from svdctl.utils.atomic_write import write_atomically
 

@@ -17,9 +17,8 @@ def test_a_real_measurement(planned: Callable[..., Plan]) -> None:
     meter = Meter()
     for run in planned().jobs():
         hours = meter.hours(run)
-        assert hours.train is not None
+        assert hours is not None
         assert 0 < hours.train < 1
-        assert hours.evaluate is not None
         assert hours.evaluate > 0
     none, divide = planned().jobs()
     assert meter.control(none.config) == 0
@@ -50,7 +49,7 @@ def test_hours_follow_the_configuration(planned: Callable[..., Plan]) -> None:
         stopped = planned(set=(*words, "max_steps=100")).jobs()[0]
         assert Meter().hours(stopped).train == pytest.approx((100 * 1.5 + 100) / 3600)
         unknown = planned(set=("data.kind=npz", "data.path=/nowhere.npz")).jobs()[0]
-        assert Meter().hours(unknown).train is None
+        assert Meter().hours(unknown) is None
 
 
 @pytest.mark.parametrize(

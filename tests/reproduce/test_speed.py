@@ -103,7 +103,7 @@ def test_two_commands_do_not_measure_at_the_same_time(tmp_path: Path) -> None:
 
 
 def test_the_whole_wrn_has_the_papers_modelled_ratios() -> None:
-    from svdctl.reproduce.static_figures import control_cost, shape_model
+    from svdctl.reproduce.estimate import control_cost, shape_model
     from svdctl.reproduce.table_schema import find_table, read_table
 
     figure = read_table(find_table("figure-speed"))
