@@ -1,4 +1,4 @@
-"""Factorisations of many small matrices at once; the one place that knows how a device likes them.
+"""Factorisations of many small matrices at once, in the way that is fastest on their device.
 
 LAPACK takes a batch one matrix after the other. On a CPU the batch is therefore shared out over threads that work on
 one matrix each; on a GPU the batched kernels take it whole. Each matrix is factorised on its own either way, so that
@@ -17,7 +17,7 @@ _SIDES = range(24, 1025)
 
 
 def parallel_batched(function: Callable[..., Tensor], matrices: Tensor, *more: Tensor) -> Tensor:
-    """`function(matrices, ...)` of batches `(B, ...)`, computed by as many threads as torch may use."""
+    """Return `function(matrices, ...)` of batches `(B, ...)`, computed by as many threads as torch may use."""
     threads = torch.get_num_threads()
     few = len(matrices) < _SMALLEST_SHARE * threads
     if matrices.device.type != "cpu" or threads == 1 or few or max(matrices.shape[-2:]) not in _SIDES:
@@ -26,23 +26,18 @@ def parallel_batched(function: Callable[..., Tensor], matrices: Tensor, *more: T
     return torch.cat(parallel_map(lambda part: function(*part), parts))
 
 
-def singular_values_of(matrices: Tensor) -> Tensor:
-    """Singular values `(B, min(m, n))`, descending."""
-    return parallel_batched(torch.linalg.svdvals, matrices)
-
-
 def eigenvalues_of(matrices: Tensor) -> Tensor:
-    """Eigenvalues `(B, n)` of Hermitian matrices, ascending."""
+    """Return the eigenvalues `(B, n)` of Hermitian matrices, ascending."""
     return parallel_batched(torch.linalg.eigvalsh, matrices)
 
 
 def is_positive_definite(matrices: Tensor) -> Tensor:
-    """Whether the Cholesky factorisation of each Hermitian matrix runs to its end, `(B,)`; no exception, no sync."""
+    """Return whether the Cholesky factorisation of each Hermitian matrix runs to its end, `(B,)`; no host sync."""
     return parallel_batched(lambda part: torch.linalg.cholesky_ex(part).info == 0, matrices)
 
 
 def polar_factors(matrices: Tensor) -> Tensor:
-    """The nearest matrices whose singular values are all 1, `(B, m, n)`."""
+    """Return the nearest matrices whose singular values are all 1, `(B, m, n)`."""
 
     def polar(part: Tensor) -> Tensor:
         left, _, right = torch.linalg.svd(part, full_matrices=False)
@@ -52,22 +47,27 @@ def polar_factors(matrices: Tensor) -> Tensor:
 
 
 def clip_singular_values(matrices: Tensor, grams: Tensor, max_sigma: float) -> Tensor:
-    """The nearest matrices of norm at most `max_sigma`, `(B, m, n)`, given their Gram matrices `A^H A` `(B, n, n)`.
+    """Return the nearest matrices of norm at most `max_sigma`: `A - (A V) g V^H`.
 
-    `A - (A V) g V^H` with `g(x) = 1 - max / sqrt(x)` over the eigenvectors V whose eigenvalue x is above `max^2`: on a
-    CPU the others cost nothing.
+    V are eigenvectors of `A^H A` whose eigenvalue x is above `max_sigma^2`, and `g = 1 - max_sigma / sqrt(x)`: on a CPU
+    the others cost nothing.
+
+    Args:
+        matrices: A, `(B, m, n)`.
+        grams: `A^H A`, `(B, n, n)`.
+        max_sigma: the largest singular value allowed.
     """
 
-    def bring(part: Tensor, gram: Tensor) -> Tensor:
+    def clip(part: Tensor, gram: Tensor) -> Tensor:
         squares, vectors = torch.linalg.eigh(gram)
         share = 1 - max_sigma / squares.clamp_min(max_sigma**2).sqrt()
         scaled = share[..., None] * vectors.mH
         if part.device.type != "cpu" or gram.shape[-1] not in _SIDES:
             return torch.baddbmm(part, part @ vectors, scaled, alpha=-1)
-        brought = part.clone()
+        clipped = part.clone()
         for place, count in enumerate((squares > max_sigma**2).sum(1).tolist()):
             if count:
-                brought[place].addmm_(part[place] @ vectors[place, :, -count:], scaled[place, -count:], alpha=-1)
-        return brought
+                clipped[place].addmm_(part[place] @ vectors[place, :, -count:], scaled[place, -count:], alpha=-1)
+        return clipped
 
-    return parallel_batched(bring, matrices, grams)
+    return parallel_batched(clip, matrices, grams)

@@ -203,7 +203,7 @@ def _initial_cells(field: GramField, samples: Tensor, lower: float, target: floa
 
 def _largest(field: GramField, points: Tensor) -> float:
     """Return a lower bound of the largest value at some points, sharp but for rounding."""
-    squares = eigenvalues_of(field.at(points).flatten(0, 1))[:, -1].max()
+    squares = eigenvalues_of(field.matrices(points).flatten(0, 1))[:, -1].max()
     error = field.error(torch.float64) + field.quotient_rounding(field.frobenius)
     return math.sqrt(max(float(squares) - error, 0.0))
 
@@ -260,7 +260,7 @@ def provably_below(field: GramField, points: Tensor, level: float, dtype: torch.
     each, for_all = _rounding(field, level, dtype)
 
     def below(part: Tensor) -> Tensor:
-        grams = field.at(part, dtype).flatten(0, 1)
+        grams = field.matrices(part, dtype).flatten(0, 1)
         diagonal = grams.diagonal(dim1=-2, dim2=-1).real
         # The diagonal of the matrix that is factorised is at most t^2 less the smallest entry of this one.
         top = level**2 - for_all - each * (level**2 - diagonal.amin(-1, keepdim=True))

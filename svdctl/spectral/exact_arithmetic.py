@@ -59,7 +59,7 @@ def exact_arithmetic(
 
 
 def float32_is_exact(device: torch.device) -> bool:
-    """Whether float32 products are sure to be done in float32, as they are inside of `exact_arithmetic` on a CPU."""
+    """Return whether float32 products are sure to be in float32, as inside of `exact_arithmetic` on a CPU."""
     if device.type != "cpu":
         return False
     if _read_fp32 is not None and _read_fp32("mkldnn", "matmul") not in ("none", "ieee"):
@@ -206,18 +206,18 @@ _here = threading.local()
 
 
 def is_exact_here() -> bool:
-    """Whether this thread is inside of `exact_arithmetic`."""
+    """Return whether this thread is inside of `exact_arithmetic`."""
     return getattr(_here, "inside", False)
 
 
 def _flushes() -> bool:
-    """Whether this thread flushes subnormal numbers to zero; torch can set this but not tell it."""
+    """Return whether this thread flushes subnormal numbers to zero; torch has no function that reads it."""
     return math.prod((sys.float_info.min, 0.5)) == 0.0
 
 
 @lru_cache(maxsize=4)
 def _probe(threads: int) -> Tensor:
-    """Numbers whose halves are subnormal here and there, so many that every thread gets some; such halves are slow."""
+    """Return numbers some of whose halves are subnormal, a few for every thread: such halves are slow."""
     numbers = torch.ones(threads * _GRAIN, dtype=torch.float32, device="cpu")
     numbers[:: _GRAIN // 4] = torch.finfo(torch.float32).tiny
     return numbers

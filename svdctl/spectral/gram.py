@@ -79,7 +79,7 @@ class GramField:
         self._sample_error = 2 * math.sqrt(trace) * symbol_error + symbol_error**2 + product
 
     def error(self, dtype: torch.dtype) -> float:
-        """Return how far `at(..., dtype)` can be from the true Gram matrices, in norm."""
+        """Return how far `matrices(..., dtype)` can be from the true Gram matrices, in norm."""
         unit = torch.finfo(dtype).eps / 2
         interpolation = 2 * (len(self.sample_points) + 16) * unit * self.frobenius
         samples = self._lebesgue * (self._sample_error + interpolation)
@@ -89,7 +89,7 @@ class GramField:
         """Return how far a Rayleigh quotient of a matrix of this Frobenius norm, in float64, can be off."""
         return _QUOTIENT_ROUNDINGS * (self.side + 8) * UNIT64 * frobenius
 
-    def at(self, frequencies: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    def matrices(self, frequencies: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
         """Return Gram matrices `(F, G, n, n)` at frequencies `(F, d)` in radians, complex of precision `dtype`."""
         if dtype not in self._parts:
             real, imag = self._parts[self.product]

@@ -1,7 +1,8 @@
 """Where the symbol is largest: a lower bound of the norm that is nearly sharp, found without looking everywhere.
 
 For a fixed unit vector v, `v^H G(w) v` is a scalar trigonometric polynomial below sigma_max(w)^2: its largest point is
-found on a fine grid at next to no cost, and there Lanczos steps find a better v. Neither of the two steps can lose.
+found on a fine grid at little cost, and there Lanczos steps find a better v. Neither step can lower the value.
+Constants are for speed; docs/theory.md, "Lower bounds", has the rounding.
 """
 
 import math
@@ -26,7 +27,7 @@ _WINDOW = 9
 
 
 def lower_bound(field: GramField, starts: Tensor | None = None) -> float:
-    """A proved lower bound of the field's norm, rounding included, close to it.
+    """Return a proved lower bound of the field's norm, rounding included, close to it.
 
     Args:
         field: Gram matrices of the convolution.
@@ -42,13 +43,13 @@ def lower_bound(field: GramField, starts: Tensor | None = None) -> float:
     spacing = math.pi
     for steps in _STEPS:
         matrices = _pick(field, points, groups, torch.float32 if single else torch.float64)
-        values, vectors = lanczos(matrices, vectors if len(vectors) else None, steps)
+        values, vectors = _of_matrices(matrices, vectors if len(vectors) else None, steps)
         order = values.argsort(descending=True)[:_CANDIDATES]
         vectors, values, kept = vectors[order], values[order].cpu(), order.cpu()
         points, spacing = _climb(field, points[kept], groups[kept], vectors, values, spacing)
         groups = groups[kept]
     matrices = _pick(field, points[:2], groups[:2], torch.float64)
-    _, vectors = lanczos(matrices, vectors[:2].to(matrices.dtype), 2 * _STEPS[-1])
+    _, vectors = _of_matrices(matrices, vectors[:2].to(matrices.dtype), 2 * _STEPS[-1])
     return _quotient(field, matrices, vectors)
 
 
@@ -61,21 +62,21 @@ def coarse_lower_bound(field: GramField) -> tuple[float, Tensor]:
     dtype = torch.float32 if float32_is_exact(field.device) else torch.float64
     groups = torch.arange(field.groups).repeat(len(field.samples))
     points = field.sample_points.repeat_interleave(field.groups, 0)
-    squares, vectors = lanczos(field.samples.flatten(0, 1).to(dtype.to_complex()), None, 12)
+    squares, vectors = _of_matrices(field.samples.flatten(0, 1).to(dtype.to_complex()), None, 12)
     seen = squares.clamp_min(0).sqrt().unflatten(0, (-1, field.groups)).amax(1).double().cpu()
     order = squares.argsort(descending=True)[:_QUICK_CANDIDATES]
     kept = order.cpu()
     points, _ = _climb(field, points[kept], groups[kept], vectors[order], squares[order].cpu(), math.pi)
-    squares, vectors = lanczos(_pick(field, points, groups[kept], dtype), vectors[order], 12)
+    squares, vectors = _of_matrices(_pick(field, points, groups[kept], dtype), vectors[order], 12)
     best = int(squares.argmax())
     here = slice(best, best + 1)
     return _quotient(field, _pick(field, points[here], groups[kept][here], torch.float64), vectors[here]), seen
 
 
 def quick_lower_bound(conv: Convolution) -> float:
-    """A value that is reached but for float32's rounding, from a few frequencies: mostly 2 to 20 % below the norm.
+    """Return a value that is reached but for float32's rounding, mostly 2 to 20 % below the norm.
 
-    0 of a kernel that is zero, or not finite.
+    It is from a few frequencies; 0 of a kernel that is zero, or not finite.
     """
     kernel = conv.polyphase()
     largest = float(kernel.abs().max()) if kernel.numel() else 0.0
@@ -85,33 +86,29 @@ def quick_lower_bound(conv: Convolution) -> float:
     kernel = (kernel.double() / largest).to(torch.float32 if float32_is_exact(kernel.device) else torch.float64)
     few = sample_points(taps)[:_AT_ONCE]
     matrices = gram(symbol(kernel, phases(few, taps, kernel)))
-    return math.sqrt(max(float(lanczos(matrices, None, 8)[0].max()), 0.0)) * largest
+    return math.sqrt(max(float(_of_matrices(matrices, None, 8)[0].max()), 0.0)) * largest
 
 
 def _quotient(field: GramField, matrices: Tensor, vectors: Tensor) -> float:
-    """Square root of the largest Rayleigh quotient of Gram matrices, in float64, rounded down."""
+    """Return the square root of the largest Rayleigh quotient of Gram matrices, in float64, rounded down."""
     column = vectors.to(matrices.dtype)[..., None]
     quotient = (column.mH @ matrices @ column).real.flatten() / column.abs().square().sum((-2, -1))
     rounding = field.error(torch.float64) + field.quotient_rounding(field.frobenius)
     return math.sqrt(max(float(quotient.max()) - rounding, 0.0)) * (1 - 2.0**-50)
 
 
-def lanczos(matrices: Tensor, start: Tensor | None, steps: int) -> tuple[Tensor, Tensor]:
-    """Largest Ritz values `(B,)` and unit vectors `(B, n)` of Hermitian matrices `(B, n, n)`.
+def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Return the largest Ritz values `(B,)` and unit vectors `(B, n)` of Hermitian operators, orthogonalised in full.
 
     Args:
-        matrices: the batch.
-        start: vectors `(B, n)`, or None for seeded random ones.
-        steps: matrix products.
+        product: applies the operators to vectors `(B, n)`.
+        start: vectors `(B, n)`.
+        steps: products.
     """
-    count, side = matrices.shape[:2]
-    if start is None:
-        noise = torch.randn(side, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        start = torch.view_as_complex(noise).to(matrices.device, matrices.dtype).expand(count, side)
     basis = [_unit(start)]
     images = []
-    for _ in range(min(steps, side)):
-        images.append((matrices @ basis[-1][..., None])[..., 0])
+    for _ in range(min(steps, start.shape[-1])):
+        images.append(product(basis[-1]))
         span = torch.stack(basis, -1)
         residual = images[-1]
         for _twice in range(2):
@@ -124,20 +121,28 @@ def lanczos(matrices: Tensor, start: Tensor | None, steps: int) -> tuple[Tensor,
     return values[:, -1], _unit((span @ coordinates[..., -1:])[..., 0])
 
 
+def _of_matrices(matrices: Tensor, start: Tensor | None, steps: int) -> tuple[Tensor, Tensor]:
+    """Return `lanczos` of Hermitian matrices `(B, n, n)`, from seeded random vectors if `start` is None."""
+    if start is None:
+        noise = torch.randn(matrices.shape[-1], 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        start = torch.view_as_complex(noise).to(matrices.device, matrices.dtype).expand(len(matrices), -1)
+    return lanczos(lambda vectors: (matrices @ vectors[..., None])[..., 0], start, steps)
+
+
 def _unit(vectors: Tensor) -> Tensor:
     return vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
 
 
 def _pick(field: GramField, points: Tensor, groups: Tensor, dtype: torch.dtype) -> Tensor:
-    """Gram matrices `(B, n, n)` of one group at each point."""
-    matrices = torch.cat([field.at(part, dtype) for part in points.split(field.chunk(dtype))])
+    """Return Gram matrices `(B, n, n)`, of one group at each point."""
+    matrices = torch.cat([field.matrices(part, dtype) for part in points.split(field.chunk(dtype))])
     return matrices[torch.arange(len(points)), groups.to(matrices.device)]
 
 
 def _climb(
     field: GramField, points: Tensor, groups: Tensor, vectors: Tensor, values: Tensor, spacing: float
 ) -> tuple[Tensor, float]:
-    """For each vector the point of a grid where its polynomial is largest, and the distance of the grid's points."""
+    """Return for each vector the grid's point where its polynomial is largest, and the distance of the points."""
     axes = points.shape[1]
     if axes == 0:
         return points, spacing
@@ -159,7 +164,7 @@ def _climb(
 
 @lru_cache(maxsize=16)
 def _first_grid(taps: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, float]:
-    """A fine half grid `(F, d)`, the interpolation's weights on it, and the distance of its points."""
+    """Return a fine half grid `(F, d)`, the interpolation's weights on it, and the distance of its points."""
     size = min(16 * max(taps), round((2 * _FINE_POINTS) ** (1 / len(taps))))
     sizes = (size,) * len(taps)
     points = angles(half_grid(sizes)[0], sizes)
@@ -167,7 +172,7 @@ def _first_grid(taps: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, float]:
 
 
 def _quadratic_forms(field: GramField, groups: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """`v^H G_j v` and `v^H conj(G_j) v`, each `(B, samples)`, on the host."""
+    """Return `v^H G_j v` and `v^H conj(G_j) v`, each `(B, samples)`, on the host."""
     both = torch.zeros(len(vectors), 2, len(field.samples), dtype=torch.float64)
     for group in groups.unique():
         chosen = torch.nonzero(groups == group).flatten()
@@ -176,22 +181,3 @@ def _quadratic_forms(field: GramField, groups: Tensor, vectors: Tensor) -> tuple
         forms = (columns.conj() * (field.samples[:, group] @ columns)).sum(-2).real
         both[chosen] = forms.T.reshape(2, len(chosen), -1).transpose(0, 1).cpu().double()
     return both[:, 0], both[:, 1]
-
-
-def lanczos_vector(operator: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> Tensor:
-    """The leading Ritz vector, of `start`'s shape, of a symmetric operator after some steps, orthogonalised in full."""
-    basis = [start.flatten() / start.norm()]
-    images: list[Tensor] = []
-    for _ in range(min(steps, start.numel())):
-        images.append(operator(basis[-1].reshape(start.shape)).flatten())
-        residual = images[-1]
-        span = torch.stack(basis)
-        for _twice in range(2):
-            residual = residual - (span @ residual) @ span
-        size = float(residual.norm())
-        if size <= 1e-6 * float(images[-1].norm()):
-            break
-        basis.append(residual / size)
-    span, image = torch.stack(basis[: len(images)]), torch.stack(images)
-    coordinates = torch.linalg.eigh(span @ image.T).eigenvectors[:, -1]
-    return (coordinates @ span).reshape(start.shape)

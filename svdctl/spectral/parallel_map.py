@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def parallel_map(function: Callable[[S], T], items: Iterable[S]) -> list[T]:
-    """`[function(item) for item in items]`, without gradients, on as many threads as torch may use.
+    """Return `[function(item) for item in items]`, without gradients, on as many threads as torch may use.
 
     Inside, `torch.get_num_threads()` is 1: what is called there splits nothing any further. The first item is begun
     first, so that the costliest should be the first. An error of an item is raised after the others have ended.

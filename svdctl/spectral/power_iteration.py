@@ -30,7 +30,7 @@ class KernelPower:
 
     @torch.no_grad()
     def step(self, conv: Convolution, steps: int = 1) -> Tensor:
-        """Lower bound of the norm (0-d) after some more power steps on the convolution as it is now."""
+        """Return a lower bound of the norm (0-d) after some more power steps on the convolution as it is now."""
         matrices = symbol(conv.polyphase().detach(), self._phase)
         for _ in range(steps):
             forward = matrices @ self.vectors
@@ -43,7 +43,7 @@ class KernelPower:
 
 @torch.no_grad()
 def paper_sigma(conv: Convolution, input_size: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """The estimate of the paper's code, for comparisons: two power steps from a new random vector (0-d).
+    """Return the estimate of the paper's code, for comparisons: two power steps from a new random vector (0-d).
 
     It lies below the true value, by about 15 % on random kernels.
     """

@@ -1,10 +1,9 @@
 """Kernels moved as little as possible until all singular values are at most a bound, or equal to a value.
 
-Two convex sets meet here: symbols whose matrices have norm at most `max_sigma` on a small grid, and symbols of kernels
-with the given support. The nearest point of both is found by Dykstra's alternating projections: one of the sets is a
-subspace, so they are proximal gradient steps on the dual problem, and Nesterov's momentum speeds them up (Beck and
-Teboulle 2009), restarted whenever it points uphill. The steps are taken on the `2 k - 1` points an axis that
-determine `A^H A`; what holds at every frequency is what the seal proves at the end.
+The nearest kernel in two convex sets, symbols of norm at most `max_sigma` on a grid and symbols of kernels with the
+given support, is found by Dykstra's alternating projections, accelerated by restarted Nesterov momentum. Constants are
+for speed and the distance moved: what holds at every frequency is proved by the seal. See docs/theory.md, "Clip,
+assign, divide, seal".
 """
 
 import math
@@ -24,7 +23,7 @@ from svdctl.spectral.symbol import angles, gram, grid_product, kernel_from_symbo
 # Of the bound that ends a projection: twice as fine moves the kernel 0.5 % less far and takes twice the time.
 SEAL_TOLERANCE = 0.01
 CLIP_ROUNDS = 4
-# How far above a bound values may be that are brought down to it at once: its square times the unit roundoff is small.
+# How far above a bound values may be that are clipped in one step: its square times the unit roundoff is small.
 _WIDEST_STEP = 1e4
 _WIDEST_STEP_FLOAT32 = 64.0
 
@@ -42,9 +41,9 @@ class Projected:
 def clip_kernel(
     conv: Convolution, max_sigma: float, *, rounds: int = CLIP_ROUNDS, oversampling: float = 1.0
 ) -> Projected:
-    """Clip a kernel: singular values above `max_sigma` become that; `norm_bound(...).upper <= max_sigma` afterwards.
+    """Return the convolution with singular values above `max_sigma` brought down to it, proved to be at most that.
 
-    A convolution that is proved to be within the bound comes back as it is.
+    One that is proved to be within the bound comes back as it is.
 
     Args:
         conv: any stride, dilation, groups and number of axes.
@@ -54,7 +53,9 @@ def clip_kernel(
     """
     if is_bounded(conv, max_sigma):
         return Projected(conv, Bracket(0.0, max_sigma), 0.0)
-    return _sealed(conv, project_kernel(conv, max_sigma, rounds=rounds, oversampling=oversampling), max_sigma)
+    projected = conv.from_polyphase(project_kernel(conv, max_sigma, rounds=rounds, oversampling=oversampling))
+    sealed, bracket = scale_to_bound(projected, max_sigma, tolerance=SEAL_TOLERANCE)
+    return Projected(sealed, bracket, frobenius_norm(sealed.kernel.double() - conv.kernel.double()))
 
 
 @torch.no_grad()
@@ -62,7 +63,7 @@ def clip_kernel(
 def project_kernel(conv: Convolution, max_sigma: float, *, rounds: int, oversampling: float = 1.0) -> Tensor:
     """Return a polyphase kernel near the projection; values between grid points may exceed `max_sigma`."""
     largest = quick_lower_bound(conv)
-    # A Gram matrix has squares, and none below its rounding: values far above `max` come down in steps.
+    # A Gram matrix has squares, and none below its rounding: values far above `max_sigma` come down in steps.
     levels = [max_sigma]
     while largest > _WIDEST_STEP * levels[-1]:
         levels.append(_WIDEST_STEP * levels[-1])
@@ -83,7 +84,7 @@ def project_kernel(conv: Convolution, max_sigma: float, *, rounds: int, oversamp
 
 
 def _nearest(fourier: "_Fourier", kernel: Tensor, max_sigma: float, rounds: int) -> Tensor:
-    """Accelerated Dykstra: the nearest kernel whose values on the grid are at most `max_sigma`, but for a rest."""
+    """Return nearly the nearest kernel whose values on the grid are at most `max_sigma`, by accelerated Dykstra."""
     start = fourier.forward(kernel)
     correction = ahead = torch.zeros_like(start)
     weight = 1.0
@@ -103,34 +104,14 @@ def _nearest(fourier: "_Fourier", kernel: Tensor, max_sigma: float, rounds: int)
 
 
 @torch.no_grad()
-def assign_kernel(conv: Convolution, value: float, *, rounds: int = 5) -> Projected:
-    """A nearby kernel whose singular values are all close to `value` and proved to be at most that."""
-    return _sealed(conv, assigned_kernel(conv, value, rounds=rounds), value)
-
-
-@torch.no_grad()
 @exact_arithmetic()
 def assigned_kernel(conv: Convolution, value: float, *, rounds: int = 5) -> Tensor:
-    """Polyphase kernel whose singular values are all close to `value`, not sealed."""
+    """Return a polyphase kernel whose singular values are all close to `value`, not sealed."""
     kernel = conv.polyphase()
     fourier = _Fourier(kernel, conv.support())
     for _ in range(rounds):
         kernel = fourier.backward(polar_factors(fourier.forward(kernel)) * value)
     return kernel
-
-
-@torch.no_grad()
-def divide_kernel(conv: Convolution, max_sigma: float) -> Projected:
-    """The kernel scaled by `min(1, max_sigma / bound)`: the seal on its own."""
-    if is_bounded(conv, max_sigma):
-        return Projected(conv, Bracket(0.0, max_sigma), 0.0)
-    sealed, bracket = scale_to_bound(conv, max_sigma)
-    return Projected(sealed, bracket, frobenius_norm(sealed.kernel.double() - conv.kernel.double()))
-
-
-def _sealed(conv: Convolution, kernel: Tensor, max_sigma: float) -> Projected:
-    sealed, bracket = scale_to_bound(conv.from_polyphase(kernel), max_sigma, tolerance=SEAL_TOLERANCE)
-    return Projected(sealed, bracket, frobenius_norm(sealed.kernel.double() - conv.kernel.double()))
 
 
 def frobenius_norm(tensor: Tensor) -> float:
@@ -166,19 +147,19 @@ class _Fourier:
         return kernel_from_symbol(values, self.phase, self.weights, self.shape) * self.support
 
     def clip(self, values: Tensor, max_sigma: float) -> Tensor:
-        """Nearest symbol of norm at most `max_sigma` at every point; real where w = -w, for a quarter of the work."""
+        """Return the nearest symbol of norm at most `max_sigma`; real where w = -w, for a quarter of the work."""
         clipped = torch.empty_like(values)
         clipped[self.real] = _clip_values(values[self.real].real.contiguous(), max_sigma).to(values.dtype)
         clipped[~self.real] = _clip_values(values[~self.real], max_sigma)
         return clipped
 
     def inside(self, values: Tensor) -> Tensor:
-        """Nearest symbol of a kernel with the support."""
+        """Return the nearest symbol of a kernel with the support."""
         return self.forward(self.backward(values))
 
 
 def _clip_values(matrices: Tensor, max_sigma: float) -> Tensor:
-    """Nearest matrices of norm at most `max_sigma`; those that are within it cost a Cholesky factorisation alone."""
+    """Return the nearest matrices of norm at most `max_sigma`; those within it cost a Cholesky factorisation alone."""
     wide = matrices.shape[-2] < matrices.shape[-1]
     tall = matrices.mT if wide else matrices
     grams = gram(tall)

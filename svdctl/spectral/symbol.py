@@ -1,4 +1,4 @@
-"""The symbol `A(w) = sum_p K[p] exp(-i w p)` of a kernel, and the frequencies at which it is looked at."""
+"""The symbol `A(w) = sum_p K[p] exp(-i w p)` of a kernel, grids of frequencies, and the way back to a kernel."""
 
 import math
 
@@ -7,25 +7,25 @@ from torch import Tensor
 
 
 def centred(taps: tuple[int, ...]) -> Tensor:
-    """Positions of all taps `(prod(k), d)`, float64, counted from 0: a shift changes no singular value."""
+    """Return the positions of all taps `(prod(k), d)`, float64, counted from 0: a shift changes no singular value."""
     return grid_product([torch.arange(k, dtype=torch.float64) for k in taps])
 
 
 def grid_product(axes: list[Tensor]) -> Tensor:
-    """All combinations `(prod(n), d)` of coordinates, the last axis fastest; one empty one of no axes."""
+    """Return all combinations `(prod(n), d)` of coordinates, the last axis fastest; one empty one of no axes."""
     if not axes:
         return torch.zeros(1, 0, dtype=torch.float64)
     return torch.cartesian_prod(*axes).reshape(-1, len(axes))
 
 
 def half_grid(sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """One of every pair w, -w of a grid: indices `(F, d)` and how often each counts `(F,)`, 1 or 2."""
+    """Return one of every pair w, -w of a grid: indices `(F, d)` and how often each counts `(F,)`, 1 or 2."""
     full = grid_product([torch.arange(n) for n in sizes]).long()
     return unique_up_to_sign(full, sizes)
 
 
 def unique_up_to_sign(index: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Grid indices `(F, d)` without repetitions and without -w where w is there; multiplicities `(F',)`."""
+    """Return grid indices `(F, d)` without repetitions and without -w where w is there; multiplicities `(F',)`."""
     size = torch.tensor(sizes, dtype=torch.int64)
     place = torch.tensor([math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))], dtype=torch.int64)
     flat = ((index % size) * place).sum(1)
@@ -37,18 +37,18 @@ def unique_up_to_sign(index: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, Te
 
 
 def angles(index: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """Frequencies `(F, d)` in radians, float64, of grid indices."""
+    """Return frequencies `(F, d)` in radians, float64, of grid indices."""
     return index.double() * (2 * math.pi / torch.tensor(sizes, dtype=torch.float64))
 
 
 def phases(frequencies: Tensor, taps: tuple[int, ...], like: Tensor) -> Tensor:
-    """`exp(-i w p)` for `(F, d)` frequencies and all taps: complex `(F, prod(k))`, precision and device of `like`."""
+    """Return `exp(-i w p)` at frequencies `(F, d)`, complex `(F, prod(k))`, of precision and device of `like`."""
     turn = frequencies @ centred(taps).T
     return torch.polar(torch.ones_like(turn), -turn).to(like.device, _complex(like.dtype))
 
 
 def symbol(kernel: Tensor, phase: Tensor) -> Tensor:
-    """Symbol `(F * G, O, I)` of a kernel `(G, O, I, *k)` at the frequencies of `phase`, groups innermost."""
+    """Return the symbol `(F * G, O, I)` of a kernel `(G, O, I, *k)` at the frequencies of `phase`, groups innermost."""
     groups, out, channels = kernel.shape[:3]
     flat = kernel.reshape(groups * out * channels, -1).T
     # Two real products: half the work of one complex product with a real kernel.
@@ -57,7 +57,7 @@ def symbol(kernel: Tensor, phase: Tensor) -> Tensor:
 
 
 def kernel_from_symbol(values: Tensor, phase: Tensor, weights: Tensor, shape: torch.Size) -> Tensor:
-    """Least-squares kernel of `shape` for a symbol given on a half grid: inverse transform, cut to the support.
+    """Return the least-squares kernel for a symbol on a half grid: inverse transform, cut to the support.
 
     Args:
         values: `(F * G, O, I)`.
@@ -73,7 +73,7 @@ def kernel_from_symbol(values: Tensor, phase: Tensor, weights: Tensor, shape: to
 
 
 def gram(matrices: Tensor, block: int | None = None) -> Tensor:
-    """`A^H A` on the smaller side, `(B, n, n)`; on a view of the conjugate the product is four times slower.
+    """Return `A^H A` on the smaller side, `(B, n, n)`; on a view of the conjugate the product is four times slower.
 
     Args:
         matrices: `(B, m, n)`.

@@ -1,4 +1,4 @@
-"""Exact singular values of a convolution with circular padding."""
+"""Exact singular values of a convolution with circular padding; docs/theory.md, "The operator"."""
 
 import math
 from typing import Literal
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from svdctl.errors import ShapeError
-from svdctl.spectral.batched import eigenvalues_of, singular_values_of
+from svdctl.spectral.batched import eigenvalues_of, parallel_batched
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.exact_arithmetic import exact_arithmetic, float32_is_exact
 from svdctl.spectral.gram import GramField
@@ -23,7 +23,7 @@ def singular_values(
     accuracy: Literal["full", "fast"] = "full",
     memory_budget: int = 1 << 27,
 ) -> Tensor:
-    """All singular values of the layer with circular padding on one input, descending.
+    """Return all singular values of the layer with circular padding on one input, descending.
 
     Source: Sedghi, Gupta and Long 2019 for stride 1; with stride s the aliased symbols stand side by side, divided by
     sqrt(s^d).
@@ -66,7 +66,7 @@ def singular_values(
 def _values_at(
     conv: Convolution, input_size: tuple[int, ...], index: Tensor, real: bool, accuracy: str, memory_budget: int
 ) -> Tensor:
-    """Singular values by SVD of the symbols at output frequencies `(F, d)`."""
+    """Return singular values by SVD of the symbols at output frequencies `(F, d)`."""
     kernel = conv.kernel
     groups, out, channels = kernel.shape[:3]
     sizes = torch.tensor([size // stride for size, stride in zip(input_size, conv.stride, strict=True)])
@@ -83,14 +83,14 @@ def _values_at(
         matrices = matrices.permute(0, 2, 3, 1, 4).reshape(-1, out, folds * channels) / math.sqrt(folds)
         # With a stride the aliases of a real frequency come in conjugate pairs, which are not real one by one.
         matrices = matrices.real.contiguous() if real and folds == 1 else matrices
-        pieces.append(singular_values_of(matrices).flatten())
+        pieces.append(parallel_batched(torch.linalg.svdvals, matrices).flatten())
     return torch.cat(pieces)
 
 
 def _values_by_gram(
     conv: Convolution, input_size: tuple[int, ...], index: Tensor, real: bool, accuracy: str, memory_budget: int
 ) -> Tensor:
-    """Singular values as roots of eigenvalues of interpolated Gram matrices.
+    """Return singular values as roots of eigenvalues of interpolated Gram matrices.
 
     They err by sqrt(unit roundoff) of the largest value: 1e-8 in float64, finer than float32 itself; 3e-4 in float32.
     """
@@ -106,14 +106,14 @@ def _values_by_gram(
     frequencies = (index.double() * (2 * math.pi / sizes))[:, kept]
     pieces = []
     for part in frequencies.split(max(1, memory_budget // (8 * dtype.itemsize * groups * side**2))):
-        grams = field.at(part, dtype).flatten(0, 1)
+        grams = field.matrices(part, dtype).flatten(0, 1)
         grams = grams.real.contiguous() if real else grams
         pieces.append(eigenvalues_of(grams).clamp_min(0).sqrt().double().flatten())
     return torch.cat(pieces) * field.scale
 
 
 def undilated(conv: Convolution) -> Convolution:
-    """The same convolution without dilation, its kernel filled up with zeros; itself where there is none."""
+    """Return the same convolution without dilation, its kernel filled up with zeros; itself where there is none."""
     if max(conv.dilation) == 1:
         return conv
     taps = [(k - 1) * d + 1 for k, d in zip(conv.taps, conv.dilation, strict=True)]

@@ -8,7 +8,7 @@ import svdctl
 from svdctl.analysis.spectrum_table import layer_records, to_csv
 from svdctl.errors import ShapeError
 from svdctl.layers.tt import TTConv2d
-from svdctl.spectral import Bracket, Convolution, clip_kernel, divide_kernel, norm_bound, singular_values
+from svdctl.spectral import Bracket, Convolution, clip_kernel, norm_bound, scale_to_bound, singular_values
 from tests.dense import dense_values
 
 PADDED = {
@@ -114,8 +114,9 @@ def test_clip_nears_the_projection_with_rounds_and_beats_division() -> None:
         clip_kernel(conv, 1.0, rounds=rounds, oversampling=over).distance
         for rounds, over in ((2, 1.0), (8, 1.0), (40, 2.0))
     )
-    assert best < many < few < divide_kernel(conv, 1.0).distance
-    assert many < 0.8 * divide_kernel(conv, 1.0).distance
+    divided = float((scale_to_bound(conv, 1.0)[0].kernel - conv.kernel).norm())
+    assert best < many < few < divided
+    assert many < 0.8 * divided
 
 
 def test_clip_and_divide_a_network() -> None:

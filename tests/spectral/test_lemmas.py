@@ -143,7 +143,7 @@ class TestInterpolation:
         wide = shape[0] < shape[1]
         # On the smaller side; of the conjugate where that is the left one, with the same eigenvalues.
         true = matrices.conj() @ matrices.mT if wide else matrices.mH @ matrices
-        found = field.at(points)[:, 0]
+        found = field.matrices(points)[:, 0]
         assert float(largest(found - true).max()) <= field.error(torch.float64) + 1e-13 * float(largest(true).max())
         assert float(torch.linalg.matrix_norm(found).max()) <= lebesgue(taps) * field.frobenius * (1 + 1e-12)
 

@@ -27,7 +27,7 @@ def test_gram_matrices_of_float32_products_are_within_their_error(side: int) -> 
         single, exact = GramField(conv, torch.float32), GramField(conv)
         points = torch.rand(5, 2, dtype=torch.float64) * 6.28
         for precision in (torch.float32, torch.float64):
-            moved = single.at(points, precision).to(torch.complex128) - exact.at(points)
+            moved = single.matrices(points, precision).to(torch.complex128) - exact.matrices(points)
             assert float(torch.linalg.matrix_norm(moved, 2).max()) <= single.error(precision)
         assert single.error(torch.float64) < single.error(torch.float32)
 
@@ -73,7 +73,7 @@ def test_nothing_above_a_level_is_proved_to_be_below_it(side: int) -> None:
         conv = Convolution.make(kernel)
         for field in (GramField(conv, torch.float32), GramField(conv)):
             points = torch.rand(3, 2, dtype=torch.float64) * 6.28
-            squares = torch.linalg.eigvalsh(GramField(conv).at(points)[:, 0])[:, -1]
+            squares = torch.linalg.eigvalsh(GramField(conv).matrices(points)[:, 0])[:, -1]
             for place, square in enumerate(squares.tolist()):
                 for precision in (torch.float32, torch.float64):
                     for below in (1e-14, 1e-10, 1e-7, 1e-6, 1e-4):
