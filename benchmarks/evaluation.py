@@ -12,6 +12,8 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from svdctl.cli.evaluation_flags import resolve_evaluation
 from svdctl.config.data_config import Npz
+from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.data.images import ImageData
 from svdctl.data.sources import TrainTest
 from svdctl.evaluate import corruption_metric
@@ -27,7 +30,8 @@ from svdctl.evaluate.attack import attack_metric
 from svdctl.evaluate.attack.attack_progress import Assignment, ProgressFile
 from svdctl.evaluate.evaluation_data import EvaluationData
 from svdctl.evaluate.inference import Classifier
-from svdctl.evaluate.measurement_cache import MeasurementCache
+from svdctl.evaluate.metric import MeasurementContext, Unfinished
+from svdctl.evaluate.network_probe import Probe
 from svdctl.layers.normalize import Normalize
 from svdctl.models.wrn import WideResNet, default_conv
 from svdctl.utils.machine import machine
@@ -63,6 +67,16 @@ def material(count: int, side: int, labels: Tensor | None = None) -> EvaluationD
     return EvaluationData(Npz(path=Path("none")), TrainTest(data, data))
 
 
+def measurement_context(
+    classifier: Classifier, test: EvaluationData, config: EvaluateConfig, folder: Path
+) -> MeasurementContext:
+    """Return what metrics measure with, saying nothing."""
+    images = test.test.images[:1]
+    probe = Probe.of(images, classifier.answers(images))
+    model = cast("Any", SimpleNamespace(weights="weights"))
+    return MeasurementContext(classifier, model, test, config, probe, folder, lambda *_: None, lambda _: None)
+
+
 def forward_share(width: int, count: int) -> float:
     """Of the time of one evaluation on two files in CIFAR-C's format."""
     test = material(count, 32)
@@ -78,9 +92,10 @@ def forward_share(width: int, count: int) -> float:
         classifier.logits(test.test.images[:250])
         model.seconds = 0.0
         began = time.perf_counter()
-        source = corruption_metric.open_source(config.corruptions, test, 0, classifier.device, lambda *_: None)
-        counts = MeasurementCache(folder / "unfinished.json", corruption_metric.Count, {})
-        corruption_metric.measure(classifier, source, test, config, counts, lambda *_: None, print)
+        context = measurement_context(classifier, test, config, folder)
+        source = corruption_metric.open_source(context, config.corruptions)
+        unfinished = Unfinished(folder / "unfinished.json", {}, context.probe)
+        corruption_metric.measure(context, config.corruptions, source, unfinished)
         return model.seconds / (time.perf_counter() - began)
 
 
@@ -96,9 +111,9 @@ def attack_ratio(count: int) -> float:
 
     def recipe() -> float:
         with tempfile.TemporaryDirectory() as name:
-            work = Assignment.make(settings, "weights", test)
-            file = ProgressFile(Path(name) / "state.pt", work, print)
-            progress = attack_metric.run(classifier, test, work, file, lambda *_: None, lambda _: None)
+            context = measurement_context(classifier, test, config, Path(name))
+            work = Assignment.make(settings, "weights", test, context.probe)
+            progress = attack_metric.run(context, work, ProgressFile(Path(name) / "state.pt", work, print))
             return progress.state.robust_accuracy()
 
     def direct() -> float:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from svdctl.analysis.network_spectrum import spectrum
     from svdctl.certificates.lipschitz import lipschitz_bound
     from svdctl.checkpoint.checkpoint_file import load
+    from svdctl.evaluate.metric import register_metric
     from svdctl.functional import clip_, divide_, singular_values, spectral_norm_bound
     from svdctl.layers.tensorize import tensorize_
     from svdctl.layers.tt import TTConv2d
@@ -27,6 +28,7 @@ __all__ = [
     "load",
     "register_logger",
     "register_loss",
+    "register_metric",
     "singular_values",
     "spectral_norm_bound",
     "spectrum",
@@ -41,6 +43,7 @@ _HOME = {
     "load": "svdctl.checkpoint.checkpoint_file",
     "register_logger": "svdctl.train.logger",
     "register_loss": "svdctl.train.loss",
+    "register_metric": "svdctl.evaluate.metric",
     "singular_values": "svdctl.functional",
     "spectral_norm_bound": "svdctl.functional",
     "spectrum": "svdctl.analysis.network_spectrum",

@@ -93,6 +93,8 @@ class Registry(Generic[V]):
         users, self._variants = self._variants, {}
         for module in self._builtin:
             import_module(module)
+            # Where somebody imported it before, it has registered itself already.
+            self._variants |= {kind: own for kind, own in users.items() if type(own).__module__ == module}
         self._builtin_kinds = tuple(self._variants)
         for variant in users.values():
             self.register(variant)

@@ -9,8 +9,9 @@ import typer
 from svdctl.cli.evaluation_flags import EVALUATION, resolve_evaluation
 from svdctl.cli.options import with_options
 from svdctl.cli.variadic import Takes
-from svdctl.config.evaluate_config import METRICS, EvaluateConfig
+from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.errors import EvaluationError, Interrupted
+from svdctl.evaluate.metric import METRICS
 
 if TYPE_CHECKING:
     from svdctl.evaluate.runner import EvaluationResult
@@ -31,7 +32,7 @@ def takers() -> Mapping[str, Takes]:
         return text.replace(".", "", 1).replace(",", "").isdigit()
 
     return {
-        "--metrics": lambda text: text.lower().replace("_", "-") in METRICS or word(text),
+        "--metrics": lambda text: text.lower().replace("_", "-") in METRICS.kinds() or word(text),
         **dict.fromkeys(("--corruptions", "--attacks"), word),
         **dict.fromkeys(("--severities", "--radii", "--mean", "--std"), number),
     }

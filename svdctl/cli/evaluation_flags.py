@@ -10,8 +10,9 @@ from svdctl.cli.options import DEVICES, Flag, Flags, Merge, given_flags, listed,
 from svdctl.cli.training_flags import DEBUG, KINDS_OF_DATA, SET, data_table
 from svdctl.config.attack_settings import VERSIONS, AttackName
 from svdctl.config.corruption_names import BENCHMARK, CLEAN, CORRUPTIONS, corruption_name, read_corruption_list
-from svdctl.config.evaluate_config import METRICS, EvaluateConfig
+from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.errors import UsageError
+from svdctl.evaluate.metric import METRICS
 
 WHAT = "What is measured"
 NETWORK = "Networks that svdctl did not train"
@@ -51,11 +52,12 @@ def resolve_evaluation(flags: Mapping[str, Any]) -> ResolvedEvaluation:
 
 def _metrics(merge: Merge, value: Iterable[str]) -> None:
     names = [name.lower().replace("_", "-") for name in split(value)]
-    merge.to.put("metrics", [metric for metric in METRICS if metric in names] or list(METRICS))
+    kinds = METRICS.kinds()
+    merge.to.put("metrics", [kind for kind in kinds if kind in names] or list(kinds))
     merge.faults += [
-        f"--metrics {name}: not one of {', '.join(METRICS)}{_nearest(name, METRICS)}"
+        f"--metrics {name}: not one of {', '.join(kinds)}{_nearest(name, kinds)}"
         for name in names
-        if name not in METRICS
+        if METRICS.find(name) is None
     ]
 
 
@@ -150,7 +152,7 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 EVALUATION: Flags = {
     "checkpoints_dir": Flag(panel=WHAT, text="The same, as the paper's code spells it (checkpoints).", type=str),
     "which": Flag("which", WHAT),
-    "metrics": Flag("metrics", WHAT, f"Some of {', '.join(METRICS)} (all).", list[str], _metrics),
+    "metrics": Flag("metrics", WHAT, f"Some of {', '.join(METRICS.builtin_kinds())} (all).", list[str], _metrics),
     "dataset": Flag("data.kind", WHAT, f"Test data: {listed(KINDS_OF_DATA)} (those of the training).", str, rule=_data),
     "dataset_root": Flag("dataset_root", WHAT, "Where CIFAR lies."),
     "radii": Flag(

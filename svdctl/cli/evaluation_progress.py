@@ -133,8 +133,8 @@ def reasons(failure: "Failure") -> list[str]:
 
 def result_table(result: "EvaluationResult") -> str:
     """Return checkpoints down, metrics across; below, what must be known besides, and files."""
-    from svdctl.evaluate.report import remarks
-    from svdctl.evaluate.summary_text import comparison
+    from svdctl.evaluate.metric import METRICS
+    from svdctl.evaluate.report import comparison
     from svdctl.utils.table import terminal
 
     measured = [evaluation for evaluation in result.evaluations if evaluation.records]
@@ -143,7 +143,7 @@ def result_table(result: "EvaluationResult") -> str:
         f"{evaluation.found.name}, {metric}: {text}"
         for evaluation in measured
         for metric, record in evaluation.records.items()
-        for text in remarks(record)
+        for text in METRICS.get(metric).remarks(record)
     ]
     lines += ["", *notes] if notes else []
     lines += ["", "files", *(f"  {evaluation.found.results}/" for evaluation in measured)]
@@ -167,7 +167,7 @@ def result_json(result: "EvaluationResult") -> str:
                     metric: {**record.model_dump(mode="json"), "kept": record.kept, "other_data": record.other_data}
                     for metric, record in evaluation.records.items()
                 },
-                "same_images": evaluation.order,
+                "same_images": None if evaluation.order is None else evaluation.order.figures,
                 "files": [str(file) for file in evaluation.files],
             }
             for evaluation in result.evaluations

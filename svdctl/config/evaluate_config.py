@@ -1,7 +1,7 @@
 """What `eval-robust` measures, of which checkpoints, on which data, and where it puts the results."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -9,9 +9,8 @@ from svdctl.config.attack_settings import AttackSettings
 from svdctl.config.base import Config
 from svdctl.config.data_config import Data
 
-Metric = Literal["accuracy", "ece", "cifar-c", "autoattacks", "certified"]
-METRICS: tuple[Metric, ...] = get_args(Metric)
-"""In the order in which they are measured and shown."""
+METRICS = ("accuracy", "ece", "cifar-c", "autoattacks", "certified")
+"""Those that ship with svdctl, in the order in which they are measured and shown."""
 RADII = (36.0, 72.0, 108.0, 255.0)
 """Radii of certified accuracy in 255ths of a pixel's range."""
 DIGITS_ATTACKED = 32
@@ -84,7 +83,7 @@ class EvaluateConfig(Config):
     """Files, run folders, or folders that hold them."""
     which: Literal["last", "best", "all"] = "last"
     """Checkpoints of a run folder."""
-    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = METRICS
+    metrics: Annotated[tuple[str, ...], Field(min_length=1)] = METRICS
     data: Data | None = None
     """Data to evaluate on; absent: those that the checkpoint names."""
     dataset_root: Path | None = None
@@ -95,6 +94,8 @@ class EvaluateConfig(Config):
     """Its `examples` and `batch_size` are those below."""
     examples: PositiveInt | Literal["all"] | None = None
     """Test images under attack; absent: 32 of the embedded digits, all of any other data."""
+    settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Of metrics that do not ship with svdctl, by name."""
     radii: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = RADII
     batch_size: PositiveInt = 250
     """Images at once; AutoAttack's random draws depend on it."""

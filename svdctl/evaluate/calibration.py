@@ -3,17 +3,25 @@
 All functions take logits `(N, K)`, never probabilities, and labels `(N,)`.
 """
 
-import math
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from svdctl.errors import DataError, EvaluationError, ShapeError
+from svdctl.evaluate.figures import wilson_interval
+from svdctl.evaluate.metrics.ece import BINS
 
-BINS = 15
+PROBABILITIES = (
+    "the network returns probabilities in place of logits: every row of its outputs is non-negative and sums to 1. "
+    "Calibration takes the softmax a second time, and attacks see its small gradients, so these figures are not those "
+    "of the network's confidence; evaluate it without its last softmax"
+)
+BETWEEN_0_AND_1 = (
+    "all outputs of the network lie between 0 and 1, as probabilities do and logits do not: if its last layer is a "
+    "sigmoid, evaluate it without that"
+)
 
 
 @dataclass(frozen=True)
@@ -106,17 +114,11 @@ def are_probabilities(outputs: Tensor) -> bool:
     return len(wide) > 0 and bool((wide >= 0).all()) and bool(((sums - 1).abs() <= 2**-7).all())
 
 
-def wilson_interval(successes: int, count: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion: it stays in [0, 1] and does not shrink to a point at 0 or 1."""
-    if not 0 <= successes <= count or count == 0:
-        raise ValueError(f"{successes} successes of {count}")
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    share = successes / count
-    scale = 1 + z**2 / count
-    centre = (share + z**2 / (2 * count)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    # At 0 and 1 the formula is exact, and rounding may not be.
-    return (0.0 if successes == 0 else centre - half, 1.0 if successes == count else centre + half)
+def warning_of(outputs: Tensor) -> str | None:
+    """Return what is to be said of outputs `(N, K)` that are taken for logits; None for what may be logits."""
+    if are_probabilities(outputs):
+        return PROBABILITIES
+    return BETWEEN_0_AND_1 if bool(((outputs >= 0) & (outputs <= 1)).all()) else None
 
 
 def checked(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,17 +1,16 @@
 """Certified accuracy: correct, and proved to stay so within a radius."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from svdctl.certificates import Certifier
-from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.errors import EvaluationError
-from svdctl.evaluate.evaluation_data import EvaluationData
 from svdctl.evaluate.inference import Classifier, check_finite
+from svdctl.evaluate.metric import MeasurementContext
 
 SAME_PROOF = 1e-6
 """Relative difference of two proofs of one constant on two machines: rounding is far below."""
@@ -19,17 +18,15 @@ _LAYERS = 8
 """Layers of the largest factors that the results name."""
 
 
-def measure(
-    classifier: Classifier, material: EvaluationData, config: EvaluateConfig, tell: Callable[[int, int, str], None]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Certified accuracy at the radii of a configuration, and a row for each test image.
+def measure(context: MeasurementContext, at: Sequence[float]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return certified accuracy at some radii, in 255ths of a pixel's range, and a row for each test image.
 
     Raises:
         ShapeError: the network has an operation for which nothing is proved.
     """
-    test = material.test
+    classifier, test, tell = context.classifier, context.data.test, context.progress
     tell(0, len(test), "Lipschitz constant")
-    certifier = _certifier(classifier, material)
+    certifier = _certifier(context)
     if not math.isfinite(certifier.bound.value):
         raise EvaluationError("no finite Lipschitz constant is proved of this network, so nothing can be certified")
     device = certifier_device(classifier)
@@ -52,38 +49,37 @@ def measure(
     classifier.model.to(classifier.device)
     # No two images of [0, 1] are farther apart than this.
     farthest = math.sqrt(test.images[0].numel())
-    return _results(
-        torch.cat(radii).cpu().clamp_max(farthest), torch.cat(predicted).cpu(), test.labels, certifier, config
-    )
+    return _results(torch.cat(radii).cpu().clamp_max(farthest), torch.cat(predicted).cpu(), test.labels, certifier, at)
 
 
 def certifier_device(classifier: Classifier) -> torch.device:
-    """Where certificates are computed: Apple's devices have no float64."""
+    """Return where certificates are computed: Apple's devices have no float64."""
     return torch.device("cpu") if classifier.device.type == "mps" else classifier.device
 
 
-def _certifier(classifier: Classifier, material: EvaluationData) -> Certifier:
-    return Certifier(classifier.model.to(certifier_device(classifier)), material.test.image_shape)
+def _certifier(context: MeasurementContext) -> Certifier:
+    classifier = context.classifier
+    return Certifier(classifier.model.to(certifier_device(classifier)), context.data.test.image_shape)
 
 
-def fault_of_proof(classifier: Classifier, material: EvaluationData, stored: float) -> str | None:
-    """Prove the Lipschitz constant again; what contradicts the stored one, None if nothing does.
+def fault_of_proof(context: MeasurementContext, stored: float) -> str | None:
+    """Prove the Lipschitz constant again; return what contradicts the stored one, None if nothing does.
 
     Raises:
         ShapeError: nothing is proved of the network.
     """
-    proved = _certifier(classifier, material).bound.value
-    classifier.model.to(classifier.device)
+    proved = _certifier(context).bound.value
+    context.classifier.model.to(context.classifier.device)
     if math.isclose(stored, proved, rel_tol=SAME_PROOF):
         return None
     return f"the certificates were made with L = {stored:.6g}, and {proved:.6g} is proved of these weights"
 
 
 def _results(
-    radii: Tensor, predicted: Tensor, labels: Tensor, certifier: Certifier, config: EvaluateConfig
+    radii: Tensor, predicted: Tensor, labels: Tensor, certifier: Certifier, at: Sequence[float]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     correct = predicted == labels
-    accuracy = {f"{radius:g}": float((radii > radius / 255).double().mean()) for radius in config.radii}
+    accuracy = {f"{radius:g}": float((radii > radius / 255).double().mean()) for radius in at}
     largest = sorted(certifier.bound.layers, key=lambda layer: -math.prod(layer.factors.values()))[:_LAYERS]
     results = {
         "lipschitz": certifier.bound.value,
@@ -92,7 +88,7 @@ def _results(
         "clean": float(correct.double().mean()),
         "mean_radius": float(radii.mean()),
         "largest_radius": float(radii.max()),
-        "vacuous": accuracy[f"{min(config.radii):g}"] == 0,
+        "vacuous": accuracy[f"{min(at):g}"] == 0,
         "largest_factors": [
             {"layer": layer.name, "kind": layer.kind, "factors": dict(layer.factors)} for layer in largest
         ],

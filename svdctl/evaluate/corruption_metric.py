@@ -17,13 +17,12 @@ from torch import Tensor
 
 from svdctl.config.corruption_names import CLEAN, NOTES, SEVERITIES, list_name, named_lists
 from svdctl.config.data_config import Cifar10, Cifar100
-from svdctl.config.evaluate_config import CorruptionSettings, EvaluateConfig
-from svdctl.data.download import Tell
-from svdctl.evaluate.corruptions.cifar_c import CifarC, find_or_fetch, open_cifar_c
-from svdctl.evaluate.corruptions.corrupt import corrupt
-from svdctl.evaluate.evaluation_data import EvaluationData
+from svdctl.config.evaluate_config import CorruptionSettings
+from svdctl.evaluate.corruptions.corruption_functions import corrupt
+from svdctl.evaluate.corruptions.published_files import CifarC, find_or_fetch, open_cifar_c
 from svdctl.evaluate.inference import Classifier, check_finite, subset
-from svdctl.evaluate.measurement_cache import Measurement, MeasurementCache
+from svdctl.evaluate.measurement_cache import Measurement
+from svdctl.evaluate.metric import MeasurementContext, Unfinished
 
 CHUNK = 1000
 """Images that are drawn, or copied from a file, at a time."""
@@ -68,26 +67,27 @@ Source = Published | Drawn
 """Where corrupted images come from; `identity` is what a protocol says of it."""
 
 
-def open_source(
-    settings: CorruptionSettings, material: EvaluationData, seed: int, device: torch.device, tell: Tell
-) -> Source:
-    """The published files where they belong to the data or `corruptions.root` names them, else svdctl's own.
+def open_source(context: MeasurementContext, settings: CorruptionSettings) -> Source:
+    """Return the published files where they belong to the data or `corruptions.root` names them, else svdctl's own.
 
     Raises:
         DataError: files that are missing, damaged, or of another test set.
     """
     names = [name for name in settings.names if name != CLEAN]
-    data = material.data
+    data, test, seed = context.data.data, context.data.test, context.config.seed
     if not isinstance(data, Cifar10 | Cifar100) and settings.root is None:
         notes = [NOTES["all"], *(f"{name}: {NOTES[name]}" for name in names if name in NOTES)]
-        return Drawn(material.test.images.to(device), seed, {"source": "drawn", "seed": seed}, notes)
+        return Drawn(test.images.to(context.classifier.device), seed, {"source": "drawn", "seed": seed}, notes)
     if isinstance(data, Cifar10 | Cifar100):
-        folder = find_or_fetch(data.kind, settings.root or data.root, tell=tell)
+        folder = find_or_fetch(
+            data.kind,
+            settings.root or data.root,
+            tell=lambda text, done, total: context.progress(done, total, text),
+        )
     else:
         assert settings.root is not None
         folder = settings.root.expanduser()
-    labels = material.test.labels.numpy()
-    files = open_cifar_c(folder, labels, material.test.image_shape)
+    files = open_cifar_c(folder, test.labels.numpy(), test.image_shape)
     files.require(names)
     before = {"source": "published", "files": _ends_of(folder, names)}
     return Published(files, {"source": "published", "contents": _digest_of(folder, names)}, [], before)
@@ -125,18 +125,6 @@ def _ends_of(folder: Path, names: list[str]) -> str:
     return digest.hexdigest()
 
 
-def protocol(config: EvaluateConfig, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the figures, besides the network and the test images; `identity` is that of the source."""
-    settings = config.corruptions
-    return {
-        **identity,
-        "names": list(settings.names),
-        "severities": list(settings.severities),
-        "examples": settings.examples,
-        **({"seed": config.seed} if settings.examples is not None else {}),
-    }
-
-
 class Count(Measurement):
     """How many images of one corruption and severity (0: the clean images) are classified rightly."""
 
@@ -157,58 +145,43 @@ class Count(Measurement):
 
 
 def measure(
-    classifier: Classifier,
-    source: Source,
-    material: EvaluationData,
-    config: EvaluateConfig,
-    unfinished: MeasurementCache[Count],
-    tell: Callable[[int, int, str], None],
-    say: Callable[[str], None],
+    context: MeasurementContext, settings: CorruptionSettings, source: Source, unfinished: Unfinished
 ) -> dict[str, Any]:
-    """Accuracy for each corruption and severity; what is done is kept in `unfinished` until all is."""
-    settings = config.corruptions
+    """Return accuracy for each corruption and severity; counts that are done are kept."""
+    classifier, test = context.classifier, context.data.test
     names = [name for name in settings.names if name != CLEAN]
-    index = subset(len(material.test), settings.examples, config.seed, "corruptions")
-    labels = material.test.labels[index]
+    index = subset(len(test), settings.examples, context.config.seed, "corruptions")
+    labels = test.labels[index]
     total = len(names) * len(settings.severities) + 1
-    for notice in unfinished.notices:
-        say(notice)
-    if len(unfinished):
-        say(f"going on: {len(unfinished)} of {total} counts of corrupted images are kept")
+    kept = unfinished.cache(Count)
+    for notice in kept.notices:
+        context.notice(notice)
+    if len(kept):
+        context.notice(f"going on: {len(kept)} of {total} counts of corrupted images are kept")
 
-    def correct(name: str, severity: int, count: Callable[[], int]) -> int:
+    def correct(name: str, severity: int, count: Callable[[], Tensor]) -> int:
         def work() -> Count:
-            return Count(name=name, severity=severity, correct=count(), of=len(index))
+            right, broken = count().tolist()
+            check_finite(broken, len(index))
+            return Count(name=name, severity=severity, correct=right, of=len(index))
 
-        return unfinished.once(f"{name} {severity}", work).correct
+        return kept.once(f"{name} {severity}", work).correct
 
-    done = {CLEAN: correct(CLEAN, 0, lambda: _checked(classifier.correct(material.test.images[index], labels), labels))}
+    done = {CLEAN: correct(CLEAN, 0, lambda: classifier.correct(test.images[index], labels))}
     for name in names:
         for severity in settings.severities:
-            tell(len(done), total, f"{name}, severity {severity}")
+            context.progress(len(done), total, f"{name}, severity {severity}")
             count = partial(_correct, classifier, source, name, severity, index, labels)
             done[f"{name} {severity}"] = correct(name, severity, count)
-    tell(total, total, "done")
-    results = summary(done, names, settings.severities, len(index))
-    results["source"] = source.identity["source"]
-    results["notes"] = source.notes
-    unfinished.path.unlink(missing_ok=True)
-    return results
+    context.progress(total, total, "done")
+    found = summary(done, names, settings.severities, len(index))
+    return {**found, "source": source.identity["source"], "notes": source.notes}
 
 
-def _correct(classifier: Classifier, source: Source, name: str, severity: int, index: Tensor, labels: Tensor) -> int:
-    counts = [
-        classifier.correct(source.images(name, severity, part), wanted)
-        for part, wanted in zip(index.split(CHUNK), labels.split(CHUNK), strict=True)
-    ]
-    return _checked(torch.stack(counts).sum(0), labels)
-
-
-def _checked(counts: Tensor, labels: Tensor) -> int:
-    """The right answers of `Classifier.correct`, if all logits were finite."""
-    right, broken = counts.tolist()
-    check_finite(broken, len(labels))
-    return int(right)
+def _correct(classifier: Classifier, source: Source, name: str, severity: int, index: Tensor, labels: Tensor) -> Tensor:
+    """Return how many of the corrupted images get their label, and how many get logits that are not finite: `(2,)`."""
+    parts = zip(index.split(CHUNK), labels.split(CHUNK), strict=True)
+    return torch.stack([classifier.correct(source.images(name, severity, part), own) for part, own in parts]).sum(0)
 
 
 def summary(correct: Mapping[str, int], names: list[str], severities: tuple[int, ...], count: int) -> dict[str, Any]:

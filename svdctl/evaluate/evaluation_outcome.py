@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from svdctl.config.evaluate_config import Metric
 from svdctl.evaluate.evaluated_model import EvaluatedModel
 from svdctl.evaluate.find_checkpoints import FoundCheckpoint
+from svdctl.evaluate.metric import Order
 from svdctl.evaluate.results import Record
 
 
@@ -42,8 +42,8 @@ class Evaluation:
     found: FoundCheckpoint
     subject: EvaluatedModel
     data: str
-    records: dict[Metric, Record] = field(default_factory=dict)
-    order: dict[str, float] | None = None
-    """Certified, attacked and clean accuracy on the same images at the attack's eps, where all three are known."""
+    records: dict[str, Record] = field(default_factory=dict)
+    order: Order | None = None
+    """Figures of several metrics on the same images, where they can be compared."""
     failures: list[Failure] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)

@@ -8,19 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from svdctl.evaluate.evaluation_outcome import Evaluation, Failure
+from svdctl.evaluate.metric import METRICS, all_metrics
 from svdctl.evaluate.results import OTHER_DATA, OTHER_DATA_MARK, Record
-from svdctl.evaluate.summary_text import ball, comparison, short
 from svdctl.utils.atomic_write import write_atomically
 from svdctl.utils.table import Cell, Column, Table, markdown
-
-TITLES = {
-    "accuracy": "Accuracy",
-    "ece": "Calibration",
-    "cifar-c": "Corruptions",
-    "autoattacks": "Attacks",
-    "certified": "Certificates",
-}
-PICTURES = ("reliability.png", "corruptions.png", "certified.png")
 
 
 def write_report(folder: Path, evaluations: Sequence[Evaluation], failures: Sequence[Failure]) -> Path:
@@ -78,61 +69,19 @@ def _protocols(evaluations: Sequence[Evaluation]) -> str:
     """What is said once for all checkpoints, from the first record of each metric; others are told when they differ."""
     seen: dict[str, dict[str, Any]] = {}
     for record in (record for evaluation in evaluations for record in evaluation.records.values()):
-        text = protocol_text(record)
+        text = METRICS.get(record.metric).protocol_text(record)
         seen.setdefault(record.metric, {}).setdefault(text, None)
-    rows = [[Cell(TITLES[metric]), Cell(text)] for metric, texts in seen.items() for text in texts]
+    rows = [[Cell(_title(metric)), Cell(text)] for metric, texts in seen.items() for text in texts]
     return markdown(Table([Column("metric", "metric", "left"), Column("protocol", "protocol", "left")], rows))
 
 
 def _notes(evaluations: Sequence[Evaluation]) -> Iterator[str]:
-    """In what svdctl's own corruptions differ from the published files."""
-    notes = [note for e in evaluations if "cifar-c" in e.records for note in e.records["cifar-c"].results["notes"]]
-    if notes:
-        yield from ("On the corruptions drawn:", "", *(f"- {note}" for note in dict.fromkeys(notes)), "")
-
-
-def protocol_text(record: Record) -> str:
-    """How a metric was measured, in a sentence or two."""
-    protocol, results = record.protocol, record.results
-    if record.metric == "accuracy":
-        return (
-            f"top-1 on {results['count']:,} test images; Wilson's interval at 95 %; precision {protocol['precision']}"
-        )
-    if record.metric == "ece":
-        text = (
-            "15 equal bins of confidence, the last one with confidences of 1, weighted mean of the gap; NLL in nats; "
-            "Brier score in [0, 2]; precision "
-            f"{protocol['precision']}"
-        )
-        after = results["temperature"]
-        return f"{text}; temperature fitted on {after['fitted_on']}" if after else text
-    if record.metric == "cifar-c":
-        how = (
-            "published files"
-            if results["source"] == "published"
-            else f"svdctl's own corruptions with CIFAR-C's constants, seed {protocol['seed']}"
-        )
-        return (
-            f"{how}; {results['count']:,} test images, {len(results['accuracy'])} corruptions, severities "
-            f"{', '.join(map(str, protocol['severities']))}; means over corruptions and severities: "
-            f"{', '.join(results['figures']) or 'none'}"
-        )
-    if record.metric == "autoattacks":
-        attacks = protocol["attacks"]
-        version_ = f"version {attacks}" if isinstance(attacks, str) else "custom"
-        shards = f", joined from {protocol['shards']} shards" if "shards" in protocol else ""
-        return (
-            f"pyautoattack {results['pyautoattack']}, {version_} ({', '.join(results['after_attack'])}), "
-            f"{ball(protocol)}, {results['count']:,} test images drawn from seed {protocol['seed']}, batches of "
-            f"{protocol['batch_size']}{shards}; in pixels of [0, 1], every adversarial image verified"
-            if protocol["protocol"] == "pixels"
-            else f"protocol paper: pyautoattack {results['pyautoattack']} on normalised images, {ball(protocol)}, "
-            f"{results['count']:,} test images{shards}; eps is not in pixels, for comparison with the paper's code only"
-        )
-    return (
-        f"l2 in pixels of [0, 1], on {results['count']:,} test images: the margin to each other class over a proved "
-        "constant of that difference of logits, at most sqrt(2) L; evaluated in float64, rounding included"
-    )
+    """Yield what metrics say once for all checkpoints."""
+    for metric in all_metrics():
+        records = [e.records[metric.kind] for e in evaluations if metric.kind in e.records]
+        notes = dict.fromkeys(note for record in records for note in metric.notes(record))
+        if notes:
+            yield from (metric.notes_title, "", *(f"- {note}" for note in notes), "")
 
 
 def _details(evaluation: Evaluation, folder: Path) -> Iterator[str]:
@@ -143,17 +92,14 @@ def _details(evaluation: Evaluation, folder: Path) -> Iterator[str]:
     yield f"`{path}`, weights `{evaluation.subject.weights[:12]}`. All figures: [results.json]({figures})."
     yield ""
     for metric, record in evaluation.records.items():
-        yield f"- **{TITLES[metric]}**: {short(record)}{record.mark}. {_how(record)}"
-        yield from (f"  - {line}" for line in remarks(record))
-    if (order := evaluation.order) is not None:
-        yield (
-            f"- On the same {order['count']:.0f} images at the attack's eps: certified {order['certified']:.2%} <= "
-            f"attacked {order['attacked']:.2%} <= clean {order['clean']:.2%}; no image was changed within its "
-            "certified radius."
-        )
+        own = METRICS.get(metric)
+        yield f"- **{_title(metric)}**: {own.summary(record)}{record.mark}. {_how(record)}"
+        yield from (f"  - {line}" for line in own.remarks(record))
+    if evaluation.order is not None:
+        yield f"- {evaluation.order.text}"
     yield ""
-    shown = [results / name for name in PICTURES if results / name in evaluation.files]
-    for picture in shown:
+    owned = (results / name for metric in all_metrics() for name in metric.owned_files if name.endswith(".png"))
+    for picture in (picture for picture in owned if picture in evaluation.files):
         yield from (f"![{picture.stem}]({_link(picture, folder)})", "")
 
 
@@ -163,21 +109,27 @@ def _how(record: Record) -> str:
     return f"Measured {record.environment.get('time', 'at a time not known')}, {took}." if record.kept else f"{took}."
 
 
-def remarks(record: Record) -> Iterator[str]:
-    """What a reader of the figures must know besides."""
-    results = record.results
-    if record.metric == "ece" and results["temperature"] and not results["temperature"]["determined"]:
-        yield "temperature scaling: the held-out likelihood has no best temperature; it stays 1"
-    if record.metric == "ece":
-        yield from (f"warning: {text}" for text in results.get("warnings", ()))
-    if record.metric == "autoattacks":
-        yield from (f"left out: {text}" for text in results["left_out"])
-        yield from (f"warning: {text}" for text in results["warnings"])
-    if record.metric == "certified" and results["vacuous"]:
-        yield (
-            f"vacuous: with L = {results['lipschitz']:.4g} the largest certified radius is "
-            f"{results['largest_radius'] * 255:.3g}/255, below the smallest one asked for"
-        )
+def comparison(evaluations: Sequence[Evaluation]) -> Table:
+    """Return checkpoints down and figures across, in the order of the metrics; a dash where a figure is missing."""
+    rows: list[dict[str, Cell]] = [{} for _ in evaluations]
+    titles: dict[str, None] = {}
+    for metric in all_metrics():
+        for evaluation, row in zip(evaluations, rows, strict=True):
+            if (record := evaluation.records.get(metric.kind)) is not None:
+                own = {title: Cell(text, mark=record.marks) for title, text in metric.cells(record).items()}
+                row |= own
+                titles |= dict.fromkeys(own)
+    return Table(
+        [Column("checkpoint", "checkpoint", "left"), *(Column(title, title) for title in titles)],
+        [
+            [Cell(evaluation.found.name), *(row.get(title, Cell("-")) for title in titles)]
+            for evaluation, row in zip(evaluations, rows, strict=True)
+        ],
+    )
+
+
+def _title(kind: str) -> str:
+    return METRICS.get(kind).title or kind
 
 
 def _link(path: Path, folder: Path) -> str:

@@ -18,11 +18,9 @@ from typing import Any, Self
 
 from pydantic import Field, NonNegativeFloat, model_validator
 
-from svdctl.config.evaluate_config import Metric
 from svdctl.errors import EvaluationError
-from svdctl.evaluate.corruption_metric import means_of
-from svdctl.evaluate.figure_checks import check_figures
 from svdctl.evaluate.measurement_cache import Measurement, MeasurementCache, fault_of, foreign
+from svdctl.evaluate.metric import METRICS, all_metrics
 from svdctl.evaluate.network_probe import Probe
 from svdctl.utils.atomic_write import write_atomically
 from svdctl.utils.lock import held_folder
@@ -37,16 +35,12 @@ OTHER_DATA = (
     "trained on"
 )
 DETAILS = "details"
-OUTPUTS = (
-    "reliability.png", "corruptions.csv", "corruptions.png", "attacks.csv", "certified.csv", "certified.png"
-)  # fmt: skip
-"""Files that are drawn or written from the records."""
 
 
 class Record(Measurement):
     """One finished metric."""
 
-    metric: Metric
+    metric: str
     protocol: dict[str, Any]
     """Everything that decides the figures."""
     results: dict[str, Any]
@@ -63,7 +57,9 @@ class Record(Measurement):
 
     @model_validator(mode="after")
     def _figures_can_be_right(self) -> Self:
-        check_figures(self.metric, self.results)
+        # Records of metrics that are not there today, as of a plugin, stay in the file.
+        if (metric := METRICS.find(self.metric)) is not None:
+            metric.figures.check(self.results)
         return self
 
     @property
@@ -125,7 +121,7 @@ class ResultStore:
     def _clear(self) -> None:
         """Remove what was written of other figures: pictures, tables, unfinished work. Shards say whose they are."""
         shutil.rmtree(self.unfinished, ignore_errors=True)
-        for name in OUTPUTS:
+        for name in (name for metric in all_metrics() for name in metric.owned_files):
             (self.folder / name).unlink(missing_ok=True)
         kept = {record.details for record in self.records}
         for path in (self.folder / DETAILS).glob("*.csv"):
@@ -165,11 +161,15 @@ class ResultStore:
             return f"{path} is missing"
         if record.details_sha256 not in (None, hashlib.sha256(path.read_bytes()).hexdigest()):
             return f"{path} fails its checksum"
-        return _fault_of_rows(record, path)
+        try:
+            contradicts = METRICS.get(record.metric).fault_of_rows(record.results, read_rows(path))
+        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+            return f"{path} is damaged ({type(error).__name__})"
+        return f"{path} contradicts the figures" if contradicts else None
 
     def put(
         self,
-        metric: Metric,
+        metric: str,
         protocol: Mapping[str, Any],
         results: Mapping[str, Any],
         *,
@@ -219,23 +219,14 @@ class ResultStore:
             raise foreign(self.path)
         records = [{**record} for record in contents["records"]]
         for record in records:
-            if record["metric"] == "cifar-c":
-                results = {name: value for name, value in record["results"].items() if "benchmark" not in name}
-                # The means that are there have to be those of the table; their names are new.
-                record["results"] = means_of(results["accuracy"]) | results
+            if (metric := METRICS.find(str(record["metric"]))) is not None:
+                record["results"] = metric.migrate(record["results"])
         return {"weights": contents["checkpoint"]["weights"]}, records
 
     @property
     def unfinished(self) -> Path:
         """Folder for the state of what is being measured."""
         return self.folder / "unfinished"
-
-    def unfinished_file(self, metric: str, protocol: Mapping[str, Any], suffix: str, *, fresh: bool) -> Path:
-        """Where a metric keeps what it has of this protocol; `fresh` throws away what is there."""
-        path = self.unfinished / f"{metric}-{fingerprint(protocol)}{suffix}"
-        if fresh:
-            path.unlink(missing_ok=True)
-        return path
 
     def tidy(self) -> None:
         """Remove the folder of unfinished work when nothing is in it."""
@@ -264,29 +255,6 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """Rows of `write_rows`."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def _fault_of_rows(record: Record, path: Path) -> str | None:
-    """What contradicts a record in the rows of its images."""
-    results = record.results
-    try:
-        rows = read_rows(path)
-        if record.metric == "certified":
-            radii = [float(row["radius"]) for row in rows]
-            shares = {radius: sum(found > float(radius) / 255 for found in radii) for radius in results["accuracy"]}
-            figures, counts = {**results["accuracy"], "clean": results["clean"]}, shares
-            counts["clean"] = sum(int(row["correct"]) for row in rows)
-            # As many digits as a row has.
-            if not math.isclose(max(radii), results["largest_radius"], rel_tol=1e-6, abs_tol=1e-30):
-                return f"{path} contradicts the figures"
-        else:
-            outcomes = [row["outcome"] for row in rows]
-            figures = {"robust": results["robust_accuracy"], "misclassified": 1 - results["clean_accuracy"]}
-            counts = {outcome: outcomes.count(outcome) for outcome in figures}
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        return f"{path} is damaged ({type(error).__name__})"
-    right = all(round(figures[name] * len(rows)) == count for name, count in counts.items())
-    return None if right and len(rows) == results["count"] else f"{path} contradicts the figures"
 
 
 def held(folder: Path, part: str = "") -> AbstractContextManager[None]:

@@ -17,6 +17,7 @@ from svdctl.evaluate.evaluation_outcome import Evaluation, Failure
 from svdctl.evaluate.find_checkpoints import FoundCheckpoint, discover, placed
 from svdctl.evaluate.inference import Classifier, choose_device
 from svdctl.evaluate.measure_checkpoint import evaluate
+from svdctl.evaluate.metric import METRICS
 from svdctl.evaluate.report import write_report
 
 
@@ -73,9 +74,11 @@ def run(config: EvaluateConfig, *, reporter: EvaluationReporter) -> EvaluationRe
     """Evaluate every checkpoint of a configuration; a checkpoint or metric that fails does not stop the others.
 
     Raises:
-        UsageError: there is nothing to evaluate, or no such device.
+        UsageError: there is nothing to evaluate, or no such device or metric.
     """
     choose_device(config.accelerator)
+    for kind in {*config.metrics, *config.settings}:
+        METRICS.get(kind)
     discovery = discover(config)
     failures = [Failure(where, None, error) for where, error in discovery.faults]
     if not discovery.checkpoints:
@@ -204,7 +207,7 @@ def show_corruptions(config: EvaluateConfig, path: Path) -> Path:
         UsageError: it cannot be written.
         DataError: the data set cannot be read.
     """
-    from svdctl.evaluate.corruptions.contact_sheet import contact_sheet
+    from svdctl.evaluate.corruptions.corruption_sheet import contact_sheet
 
     data = data_of(config, None)
     images = None if data is None else EvaluationData.load(data).test.images[:3]

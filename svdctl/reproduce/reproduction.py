@@ -13,7 +13,7 @@ from svdctl.config.data_config import Cifar10, Cifar100
 from svdctl.config.table_config import Request
 from svdctl.data.sources import load as load_data
 from svdctl.errors import Interrupted, UsageError
-from svdctl.evaluate.corruptions.cifar_c import find_or_fetch, open_cifar_c
+from svdctl.evaluate.corruptions.published_files import find_or_fetch, open_cifar_c
 from svdctl.reproduce.estimate import run_bytes
 from svdctl.reproduce.executors import Executor, InProcess, Processes
 from svdctl.reproduce.job import Job, Outcome

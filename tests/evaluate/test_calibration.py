@@ -10,7 +10,8 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassCalibrationError
 
 from svdctl.errors import DataError, EvaluationError, ShapeError
-from svdctl.evaluate.calibration import are_probabilities, calibration, reliability, wilson_interval
+from svdctl.evaluate.calibration import are_probabilities, calibration, reliability
+from svdctl.evaluate.figures import wilson_interval
 from svdctl.evaluate.temperature import fit_temperature, temperature_scaling
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from svdctl.data.download import Archive
 from svdctl.errors import DataError
-from svdctl.evaluate.corruptions import cifar_c
-from svdctl.evaluate.corruptions.cifar_c import find_or_fetch, open_cifar_c
+from svdctl.evaluate.corruptions import published_files as cifar_c
+from svdctl.evaluate.corruptions.published_files import find_or_fetch, open_cifar_c
 
 COUNT = 6
 SHAPE = (3, 32, 32)

@@ -18,6 +18,7 @@ from svdctl.evaluate.corruptions import (
     SEVERITIES,
     contact_sheet,
     corrupt,
+    corruption_functions,
     read_corruption_list,
 )
 from tests.evaluate.pictures import flat, photographs
@@ -41,7 +42,7 @@ SIZES = [(28, 28), (32, 32), (64, 64), (96, 96), (32, 48), (61, 40), (8, 8)]
 def test_nineteen_of_which_fifteen_are_the_benchmark() -> None:
     assert len(set(CORRUPTIONS)) == 19
     assert CORRUPTIONS[:15] == BENCHMARK
-    assert set(corrupt._FUNCTIONS) == set(CORRUPTIONS)
+    assert set(corruption_functions._FUNCTIONS) == set(CORRUPTIONS)
     assert set(NOTES) <= {"all", *CORRUPTIONS}
 
 
@@ -60,7 +61,7 @@ def test_pixels_depend_on_the_image_alone(name: str, monkeypatch: pytest.MonkeyP
         alone = torch.cat([corrupt(image[None], name, severity, 3) for image in images[:5]])
         assert torch.equal(alone, whole[:5])
         with monkeypatch.context() as patch:
-            patch.setattr(corrupt, "_CHUNK", 7 * images[:1].numel())
+            patch.setattr(corruption_functions, "_CHUNK", 7 * images[:1].numel())
             assert torch.equal(corrupt(images, name, severity, 3), whole)
         strided = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         assert torch.equal(corrupt(strided, name, severity, 3), whole)

@@ -15,7 +15,7 @@ import torch
 from svdctl.config.corruption_names import BENCHMARK, CORRUPTIONS, list_name, named_lists
 from svdctl.evaluate import corruption_metric, evaluation_plots
 from svdctl.evaluate.attack import attack_progress
-from svdctl.evaluate.calibration import wilson_interval
+from svdctl.evaluate.figures import wilson_interval
 from svdctl.evaluate.measurement_cache import checksum
 from svdctl.evaluate.runner import EvaluationResult
 from svdctl.evaluate.runner import run as evaluate

@@ -6,7 +6,8 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -228,8 +229,8 @@ def test_everything_at_once_is_in_order_and_drawn(run: Path) -> None:
         assert record["protocol"]["data"]["count"] == 40
         assert record["environment"]["versions"]["torch"]
         assert record["seconds"] >= 0
-    order = result.evaluations[0].order
-    assert order is not None
+    assert result.evaluations[0].order is not None
+    order = result.evaluations[0].order.figures
     assert order["certified"] <= order["attacked"] <= order["clean"]
     assert result.report == run.parent / "report.md"
     text = result.report.read_text()
@@ -442,7 +443,13 @@ def test_cifar_c_of_cifar_is_looked_for_beside_cifar(tmp_path: Path) -> None:
     settings = make(corruptions=["fog"]).corruptions
     for kind, name in ((Cifar10(root=tmp_path), "CIFAR-10-C"), (Cifar100(root=tmp_path), "CIFAR-100-C")):
         material = EvaluationData(kind, TrainTest(data, data))
-        source = corruption_metric.open_source(settings, material, 0, torch.device("cpu"), lambda *_: None)
+        context = SimpleNamespace(
+            data=material,
+            config=make(corruptions=["fog"], seed=0),
+            classifier=SimpleNamespace(device=torch.device("cpu")),
+            progress=lambda *_: None,
+        )
+        source = corruption_metric.open_source(cast("Any", context), settings)
         assert isinstance(source, corruption_metric.Published)
         assert source.files.folder == tmp_path / name
     assert SIDE != 32

@@ -2,10 +2,13 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from svdctl.errors import EvaluationError
+from svdctl.evaluate.metric import METRICS
 from svdctl.evaluate.results import ResultStore, fingerprint, held
 
 PROTOCOL = {"weights": "w", "eps": 0.5, "seed": 3}
@@ -120,13 +123,12 @@ def test_a_folder_is_held_by_one_process_and_a_shard_by_one(tmp_path: Path) -> N
 
 
 def test_unfinished_work_is_bound_to_its_protocol(tmp_path: Path) -> None:
-    target = store(tmp_path)
-    path = target.unfinished_file("cifar-c", PROTOCOL, ".json", fresh=False)
-    assert path != target.unfinished_file("cifar-c", {**PROTOCOL, "eps": 1}, ".json", fresh=False)
-    path.parent.mkdir()
-    path.write_text("{}")
-    assert target.unfinished_file("cifar-c", PROTOCOL, ".json", fresh=False).exists()
-    assert not target.unfinished_file("cifar-c", PROTOCOL, ".json", fresh=True).exists()
+    metric, context = METRICS.get("cifar-c"), cast("Any", SimpleNamespace(folder=tmp_path))
+    first, second = (
+        metric.unfinished_file(context, None, fingerprint(protocol)) for protocol in (PROTOCOL, {**PROTOCOL, "eps": 1})
+    )
+    assert first != second
+    assert first.parent == store(tmp_path).unfinished
 
 
 def test_rows_survive_commas_and_quotes(tmp_path: Path) -> None:

@@ -12,26 +12,22 @@ from svdctl.evaluate.attack import FinishedBatch, attack_batches, begin, summary
 from svdctl.evaluate.attack.attack_progress import Assignment, AttackProgress, ProgressFile
 from svdctl.evaluate.attack.attack_state import MISCLASSIFIED, STANDS
 from svdctl.evaluate.attack.attacked_network import AttackedNetwork
-from svdctl.evaluate.evaluation_data import EvaluationData
 from svdctl.evaluate.inference import Classifier
+from svdctl.evaluate.metric import MeasurementContext
 
 HALVINGS = 12
 """Steps of bisection towards the clean image: the distance is known to 1/4096 of itself."""
 
-Tell = Callable[[int, int, str], None]
-Say = Callable[[str], None]
 
-
-def run(
-    classifier: Classifier, material: EvaluationData, work: Assignment, file: ProgressFile, tell: Tell, say: Say
-) -> AttackProgress:
+def run(context: MeasurementContext, work: Assignment, file: ProgressFile) -> AttackProgress:
     """Attack, going on from what `file` holds; it is kept there after every batch.
 
     Raises:
         EvaluationError: a figure that cannot be right.
         DataError, UsageError: images or a network that cannot be attacked.
     """
-    images, labels = material.test.images[work.index], material.test.labels[work.index]
+    classifier, say, tell = context.classifier, context.notice, context.progress
+    images, labels = context.data.test.images[work.index], work.labels
     progress = file.progress
     if progress is None:
         state = begin(classifier.model, images, labels, work.settings, fingerprint=work.bound_to, log=say)
@@ -63,7 +59,7 @@ def run(
     return progress
 
 
-def _tell(progress: AttackProgress, tell: Tell, passes: int) -> None:
+def _tell(progress: AttackProgress, tell: Callable[[int, int, str], None], passes: int) -> None:
     state = progress.state
     stand = int((state.broken_by == STANDS).sum())
     name = state.attacks[min(state.attack, len(state.attacks) - 1)]

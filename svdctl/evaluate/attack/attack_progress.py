@@ -71,10 +71,10 @@ class Assignment:
         return replace(self, index=index, labels=labels, whole=False)
 
     def file(self, folder: Path, shard: Shard | None) -> Path:
-        """Where its state is kept."""
+        """Return where its state is kept in a folder of results."""
         if shard is None:
-            return folder / f"attack-{self.bound_to[:12]}.pt"
-        return folder / f"{self.bound_to[:12]}-{shard.index}-of-{shard.count}.pt"
+            return folder / "unfinished" / f"attack-{self.bound_to[:12]}.pt"
+        return folder / SHARDS / f"{self.bound_to[:12]}-{shard.index}-of-{shard.count}.pt"
 
 
 class _Stored(Measurement):
@@ -168,12 +168,13 @@ def _progress(stored: _Stored, work: Assignment) -> AttackProgress | None:
     return AttackProgress(state, near)
 
 
-def merge(work: Assignment, folder: Path) -> tuple[AttackProgress, int]:
-    """The finished shards of an attack joined, and how many there are.
+def shard_files(work: Assignment, results: Path) -> list[Path]:
+    """Return the files of all shards of an attack, in order.
 
     Raises:
-        EvaluationError: shards are missing, unfinished, or of different splits.
+        EvaluationError: shards are missing, or of different splits.
     """
+    folder = results / SHARDS
     pattern = re.compile(rf"{work.bound_to[:12]}-(\d+)-of-(\d+)\.pt")
     files = sorted(folder.glob("*.pt")) if folder.is_dir() else []
     found = {(int(match[1]), int(match[2])): path for path in files if (match := pattern.fullmatch(path.name))}
@@ -196,11 +197,22 @@ def merge(work: Assignment, folder: Path) -> tuple[AttackProgress, int]:
         raise EvaluationError(
             f"{folder} lacks the shards {', '.join(missing)}{aside}; run them, or copy their files here"
         )
+    return [found[index, count] for index in range(1, count + 1)]
+
+
+def merge(work: Assignment, results: Path) -> AttackProgress:
+    """Return the finished shards of an attack joined.
+
+    Raises:
+        EvaluationError: shards are missing, unfinished, or of different splits.
+    """
     shards = []
-    for index in range(1, count + 1):
+    files = shard_files(work, results)
+    count = len(files)
+    for index, path in enumerate(files, 1):
         part = work.part(Shard(index=index, count=count))
         reasons: list[str] = []
-        file = ProgressFile(found[index, count], part, reasons.append)
+        file = ProgressFile(path, part, reasons.append)
         progress = file.progress
         if progress is None:
             named = f"{file.path} belongs to other weights, data, settings or images than its name says"
@@ -211,4 +223,4 @@ def merge(work: Assignment, folder: Path) -> tuple[AttackProgress, int]:
         shards.append(progress)
     # A shard with no image of its own has nothing to add.
     joined = join([progress.state for progress in shards])
-    return AttackProgress(joined, torch.cat([progress.nearest for progress in shards])), count
+    return AttackProgress(joined, torch.cat([progress.nearest for progress in shards]))

@@ -7,7 +7,7 @@ import pyautoattack
 
 from svdctl.config.attack_settings import AttackSettings
 from svdctl.evaluate.attack.attack_state import MISCLASSIFIED, STANDS, AttackState
-from svdctl.evaluate.calibration import wilson_interval
+from svdctl.evaluate.figures import wilson_interval
 
 _SQUARE_SHARE = 0.002
 

@@ -18,8 +18,8 @@ from svdctl.config.corruption_names import (
 )
 
 if TYPE_CHECKING:
-    from svdctl.evaluate.corruptions.contact_sheet import contact_sheet
-    from svdctl.evaluate.corruptions.corrupt import corrupt
+    from svdctl.evaluate.corruptions.corruption_functions import corrupt
+    from svdctl.evaluate.corruptions.corruption_sheet import contact_sheet
 
 __all__ = [
     "BENCHMARK",
@@ -35,8 +35,8 @@ __all__ = [
 ]
 
 _HOME = {
-    "contact_sheet": "svdctl.evaluate.corruptions.contact_sheet",
-    "corrupt": "svdctl.evaluate.corruptions.corrupt",
+    "contact_sheet": "svdctl.evaluate.corruptions.corruption_sheet",
+    "corrupt": "svdctl.evaluate.corruptions.corruption_functions",
 }
 
 

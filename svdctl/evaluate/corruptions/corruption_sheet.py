@@ -9,7 +9,7 @@ from torch import Tensor
 
 from svdctl.config.corruption_names import BENCHMARK, CORRUPTIONS, SEVERITIES
 from svdctl.errors import UsageError
-from svdctl.evaluate.corruptions.corrupt import corrupt
+from svdctl.evaluate.corruptions.corruption_functions import corrupt
 
 TILE = 72
 """Least size of a shown image in pixels; smaller ones are enlarged by a whole factor, pixel by pixel."""

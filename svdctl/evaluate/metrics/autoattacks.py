@@ -1,0 +1,220 @@
+"""Accuracy under AutoAttack."""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from svdctl.config.attack_settings import AttackSettings
+from svdctl.config.data_config import Data
+from svdctl.config.evaluate_config import EvaluateConfig
+from svdctl.config.table_config import Evaluate
+from svdctl.errors import UsageError
+from svdctl.evaluate.figures import Figures, Share, is_share_of, is_wilson, near
+from svdctl.evaluate.metric import (
+    METRICS,
+    Measured,
+    MeasurementContext,
+    Metric,
+    OutputContext,
+    Partial,
+    Passes,
+    Unfinished,
+    percent,
+)
+from svdctl.utils.atomic_write import write_atomically
+
+if TYPE_CHECKING:
+    from svdctl.evaluate.attack.attack_progress import Assignment
+    from svdctl.evaluate.results import Record
+
+# Of AutoAttack's standard list on an image that holds out: three attacks of 100 steps, two of them on 9 targets.
+GRADIENTS = 100 * (1 + 9 + 9)
+QUERIES = 5000
+STEPS = {"apgd-ce": 100, "apgd-dlr": 100, "apgd-t": 900, "fab": 100, "fab-t": 900, "square": 0}
+
+
+class AttackFigures(Figures):
+    """Accuracy under attack."""
+
+    protocol: str
+    norm: str
+    eps: PositiveFloat
+    seed: NonNegativeInt
+    batch_size: PositiveInt
+    pyautoattack: str
+    count: PositiveInt
+    clean_accuracy: Share
+    robust_accuracy: Share
+    robust_interval: tuple[Share, Share]
+    after_attack: dict[str, Share]
+    left_out: tuple[str, ...]
+    largest_distance: NonNegativeFloat
+    warnings: tuple[str, ...]
+    nearest: tuple[NonNegativeFloat, ...]
+
+    def faults(self) -> Mapping[str, bool]:
+        standing = round(self.robust_accuracy * self.count)
+        falling = [self.clean_accuracy, *self.after_attack.values(), self.robust_accuracy]
+        return {
+            "a share is no number of images": not is_share_of(self.count, *falling),
+            "interval is not Wilson's": not is_wilson(self.robust_interval, standing, self.count),
+            "accuracy grows under attack": any(after > before for before, after in pairwise(falling)),
+            "an attack broke images after the last": not near(falling[-2], falling[-1]),
+            "distances are not those of the broken images": len(self.nearest) != self.count - standing,
+            "a distance is larger than eps": self.protocol == "pixels"
+            and self.largest_distance > 1.01 * self.eps + 0.01,
+        }
+
+
+def ball(protocol: Mapping[str, Any]) -> str:
+    """Return `L2 0.5`, with the mark of the paper's protocol."""
+    marked = ", protocol paper" if protocol["protocol"] == "paper" else ""
+    return f"{protocol['norm']} {protocol['eps']:g}{marked}"
+
+
+@METRICS.register
+class AutoAttacks(Metric):
+    """Share of test images for which AutoAttack finds no adversarial one in a ball."""
+
+    kind = "autoattacks"
+    title = "Attacks"
+    config = AttackSettings
+    precision = "32"
+    figures = AttackFigures
+    columns = (percent("autoattack", "AutoAttack"),)
+    owned_files = ("attacks.csv",)
+    # A figure that was joined from shards is that of the same attack.
+    same_but_for = ("shards",)
+    uses_logits = False
+    can_shard = True
+
+    def settings(self, config: EvaluateConfig, data: Data) -> AttackSettings:
+        return config.attack_settings(data.kind)
+
+    def protocol(self, context: MeasurementContext, config: AttackSettings) -> dict[str, Any]:
+        from svdctl.evaluate.attack import attack_progress
+
+        work = _work(context, config)
+        parts: dict[str, Any] = {}
+        if context.config.shard is not None:
+            parts = {"shard": str(context.config.shard)}
+        elif context.config.merge_shards:
+            parts = {"shards": len(attack_progress.shard_files(work, context.folder))}
+        return {**config.model_dump(mode="json"), "count": len(work.index), **parts}
+
+    def unfinished_file(self, context: MeasurementContext, config: AttackSettings, fingerprint: str) -> Path:
+        return _work(context, config).file(context.folder, context.config.shard)
+
+    def measure(
+        self, context: MeasurementContext, config: AttackSettings, unfinished: Unfinished
+    ) -> Measured | Partial:
+        from svdctl.evaluate.attack import attack_metric, attack_progress
+
+        work, shard = _work(context, config), context.config.shard
+        if shard is None and context.config.merge_shards:
+            progress = attack_progress.merge(work, context.folder)
+        else:
+            if shard is not None and shard.count > len(work.index):
+                raise UsageError(f"`shard = {shard}`: only {len(work.index)} images are attacked; make fewer shards")
+            part = work if shard is None else work.part(shard)
+            file = attack_progress.ProgressFile(unfinished.path, part, context.notice)
+            progress = attack_metric.run(context, part, file)
+            if shard is not None:
+                stand = progress.state.robust_accuracy()
+                return Partial(f"shard {shard}: {stand:.2%} of {len(part.index)} stand; {unfinished.path}")
+        return Measured(attack_metric.results(progress, config), attack_metric.rows(progress, work, context.labels))
+
+    def fault_of_rows(self, results: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> bool:
+        outcomes = [row["outcome"] for row in rows]
+        shares = {"robust": results["robust_accuracy"], "misclassified": 1 - results["clean_accuracy"]}
+        counts = {outcome: round(share * len(rows)) for outcome, share in shares.items()}
+        return len(rows) != results["count"] or any(outcomes.count(name) != count for name, count in counts.items())
+
+    def cells(self, record: "Record") -> dict[str, str]:
+        return {f"AutoAttack {ball(record.protocol)}": f"{record.results['robust_accuracy']:.2%}"}
+
+    def summary(self, record: "Record") -> str:
+        results = record.results
+        low, high = results["robust_interval"]
+        return (
+            f"{results['robust_accuracy']:.2%} of {results['count']:,} stand {ball(record.protocol)} "
+            f"(95 %: {low:.2%} to {high:.2%}; clean {results['clean_accuracy']:.2%})"
+        )
+
+    def protocol_text(self, record: "Record") -> str:
+        protocol, results = record.protocol, record.results
+        attacks = protocol["attacks"]
+        version = f"version {attacks}" if isinstance(attacks, str) else "custom"
+        shards = f", joined from {protocol['shards']} shards" if "shards" in protocol else ""
+        if protocol["protocol"] == "paper":
+            return (
+                f"protocol paper: pyautoattack {results['pyautoattack']} on normalised images, {ball(protocol)}, "
+                f"{results['count']:,} test images{shards}; eps is not in pixels, for comparison with the paper's code "
+                "only"
+            )
+        return (
+            f"pyautoattack {results['pyautoattack']}, {version} ({', '.join(results['after_attack'])}), "
+            f"{ball(protocol)}, {results['count']:,} test images drawn from seed {protocol['seed']}, batches of "
+            f"{protocol['batch_size']}{shards}; in pixels of [0, 1], every adversarial image verified"
+        )
+
+    def remarks(self, record: "Record") -> Iterator[str]:
+        yield from (f"left out: {text}" for text in record.results["left_out"])
+        yield from (f"warning: {text}" for text in record.results["warnings"])
+
+    def outputs(self, record: "Record", output: OutputContext) -> list[Path]:
+        from svdctl.evaluate.results import write_rows
+
+        table = output.folder / "attacks.csv"
+        write_rows(table, output.marked(record))
+        if output.config.autoattacks_res is None:
+            return [table]
+        target = output.config.autoattacks_res.expanduser()
+        target.mkdir(parents=True, exist_ok=True)
+        results = record.results
+        lines = [
+            f"AutoAttack {ball(record.protocol)}, seed {results['seed']}, batch {results['batch_size']}",
+            f"clean accuracy: {results['clean_accuracy']:.2%}",
+            *(f"after {attack}: {share:.2%}" for attack, share in results["after_attack"].items()),
+            f"robust accuracy: {results['robust_accuracy']:.2%}",
+            self.summary(record) + record.mark,
+            *self.remarks(record),
+        ]
+        copies = [target / f"{output.export}.txt", target / f"{output.export}.csv"]
+        write_atomically(copies[0], "\n".join(lines) + "\n")
+        shutil.copyfile(table, copies[1])
+        return [table, *copies]
+
+    def values(self, results: Mapping[str, Any]) -> dict[str, float]:
+        return {"autoattack": results["robust_accuracy"]}
+
+    def deviations(self, results: Mapping[str, Any], evaluate: Evaluate, whole: int | None) -> Iterator[str]:
+        if whole is None or results["count"] != whole:
+            yield f"Attacked: {results['count']:,}{f' of {whole:,}' if whole else ''} test images."
+        if evaluate.attacks:
+            yield f"Attacks: {', '.join(evaluate.attacks)} in place of AutoAttack's standard list."
+        if (evaluate.norm, evaluate.eps) != ("L2", 0.5):
+            yield f"Attack: {evaluate.norm} within {evaluate.eps:g} in place of L2 within 0.5."
+        if results["left_out"]:
+            yield f"Left out of AutoAttack for want of classes: {', '.join(results['left_out'])}."
+
+    def passes(self, evaluate: Evaluate, images: int) -> Passes:
+        attacked = min(images, evaluate.examples or images)
+        single = set(evaluate.attacks) & STEPS.keys()
+        steps = sum(STEPS[name] for name in single) if single else GRADIENTS
+        return Passes(attacked * QUERIES * (not single or "square" in single), attacked * steps)
+
+
+def _work(context: MeasurementContext, config: AttackSettings) -> "Assignment":
+    from svdctl.evaluate.attack.attack_progress import Assignment
+
+    def make() -> "Assignment":
+        if config.protocol == "paper":
+            context.notice("protocol paper: normalised images are attacked, and eps is not in pixels")
+        return Assignment.make(config, context.model.weights, context.data, context.probe)
+
+    return context.once("attack", make)

@@ -1,0 +1,206 @@
+"""Accuracy on corrupted test images: the published files for CIFAR, svdctl's own corruptions for all other data."""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import PositiveInt
+
+from svdctl.config.corruption_names import BENCHMARK, CLEAN, CORRUPTIONS, list_name
+from svdctl.config.data_config import Cifar10, Cifar100, Data
+from svdctl.config.evaluate_config import CorruptionSettings, EvaluateConfig
+from svdctl.config.table_config import Evaluate
+from svdctl.evaluate.figures import Figures, Share, is_share_of, near
+from svdctl.evaluate.metric import (
+    METRICS,
+    Measured,
+    MeasurementContext,
+    Metric,
+    OutputContext,
+    Passes,
+    TableColumn,
+    Unfinished,
+)
+
+if TYPE_CHECKING:
+    from svdctl.data.images import ImageData
+    from svdctl.evaluate.corruption_metric import Source
+    from svdctl.evaluate.results import Record
+
+
+class CorruptionFigures(Figures):
+    """Accuracy by corruption and severity."""
+
+    count: PositiveInt
+    clean: Share
+    accuracy: dict[str, dict[str, Share]]
+    mean_by_corruption: dict[str, Share]
+    mean_by_severity: dict[str, Share]
+    figures: dict[str, Share]
+    mean: Share | None
+    source: str
+    notes: tuple[str, ...]
+
+    def faults(self) -> Mapping[str, bool]:
+        from svdctl.evaluate.corruption_metric import means_of
+
+        rows = {frozenset(row) for row in self.accuracy.values()}
+        shares = [self.clean, *(share for row in self.accuracy.values() for share in row.values())]
+        if len(rows) > 1 or frozenset() in rows:
+            return {"corruptions have different severities": True}
+        right = means_of(self.accuracy)
+        return {
+            "a share is no number of images": not is_share_of(self.count, *shares),
+            "means are not those of the table": not all(_same(getattr(self, name), right[name]) for name in right),
+        }
+
+
+def _same(value: Any, other: Any) -> bool:
+    if isinstance(value, dict):
+        return value.keys() == other.keys() and all(near(value[name], other[name]) for name in value)
+    return value is other if value is None or other is None else near(value, other)
+
+
+def _header(evaluate: Evaluate) -> str:
+    """Return a header that says over which corruptions the figure is the mean."""
+    names = [name for name in evaluate.corruption_names if name != CLEAN]
+    return f"CIFAR-C {list_name(names, evaluate.severities)}, %"
+
+
+@METRICS.register
+class CorruptionAccuracy(Metric):
+    """Mean accuracy over corruptions and severities."""
+
+    kind = "cifar-c"
+    title = "Corruptions"
+    config = CorruptionSettings
+    figures = CorruptionFigures
+    columns = (TableColumn("cifar-c", _header, 100.0, better="high"),)
+    owned_files = ("corruptions.csv", "corruptions.png")
+    notes_title = "On the corruptions drawn:"
+    uses_logits = False
+
+    def settings(self, config: EvaluateConfig, data: Data) -> CorruptionSettings:
+        return config.corruptions
+
+    def protocol(self, context: MeasurementContext, config: CorruptionSettings) -> dict[str, Any]:
+        return _protocol(context, config, _source(context, config).identity)
+
+    def former_protocol(self, context: MeasurementContext, config: CorruptionSettings) -> dict[str, Any]:
+        return _protocol(context, config, _source(context, config).identity_before)
+
+    def migrate(self, results: dict[str, Any]) -> dict[str, Any]:
+        from svdctl.evaluate.corruption_metric import means_of
+
+        kept = {name: value for name, value in results.items() if "benchmark" not in name}
+        # The means that are there have to be those of the table; their names are new.
+        return means_of(kept["accuracy"]) | kept
+
+    def measure(self, context: MeasurementContext, config: CorruptionSettings, unfinished: Unfinished) -> Measured:
+        from svdctl.evaluate import corruption_metric
+
+        return Measured(corruption_metric.measure(context, config, _source(context, config), unfinished))
+
+    def cells(self, record: "Record") -> dict[str, str]:
+        name = "CIFAR-C" if record.results["source"] == "published" else "corrupted"
+        return {f"{name}, {title}": f"{mean:.2%}" for title, mean in record.results["figures"].items()}
+
+    def summary(self, record: "Record") -> str:
+        results = record.results
+        if results["mean"] is None:
+            return f"clean {results['clean']:.2%}, no corruption asked for"
+        means = ", ".join(f"{name} {share:.2%}" for name, share in results["figures"].items())
+        return f"{means} (clean {results['clean']:.2%})"
+
+    def protocol_text(self, record: "Record") -> str:
+        results, protocol = record.results, record.protocol
+        how = (
+            "published files"
+            if results["source"] == "published"
+            else f"svdctl's own corruptions with CIFAR-C's constants, seed {protocol['seed']}"
+        )
+        return (
+            f"{how}; {results['count']:,} test images, {len(results['accuracy'])} corruptions, severities "
+            f"{', '.join(map(str, protocol['severities']))}; means over corruptions and severities: "
+            f"{', '.join(results['figures']) or 'none'}"
+        )
+
+    def notes(self, record: "Record") -> Sequence[str]:
+        notes: list[str] = record.results["notes"]
+        return notes
+
+    def outputs(self, record: "Record", output: OutputContext) -> list[Path]:
+        from svdctl.evaluate.evaluation_plots import plot_corruptions  # matplotlib takes a second to import
+        from svdctl.evaluate.results import write_rows
+
+        results = record.results
+        table, picture = output.folder / "corruptions.csv", output.folder / "corruptions.png"
+        shares = {"natural": {"0": results["clean"]}, **results["accuracy"]}
+        rows = [
+            {"corruption": name, "severity": severity, "accuracy": f"{share:.6f}", "kept": record.marks}
+            for name, row in shares.items()
+            for severity, share in row.items()
+        ]
+        write_rows(table, rows)
+        picture.unlink(missing_ok=True)
+        files = [table]
+        if results["accuracy"]:
+            files.append(picture)
+            plot_corruptions(results, output.name + record.mark, picture)
+        if output.config.cifar_c_res is None:
+            return files
+        target = output.config.cifar_c_res.expanduser()
+        target.mkdir(parents=True, exist_ok=True)
+        (target / f"{output.export}.png").unlink(missing_ok=True)
+        copies = [target / f"{output.export}{file.suffix}" for file in files]
+        for file, copy in zip(files, copies, strict=True):
+            shutil.copyfile(file, copy)
+        return [*files, *copies]
+
+    def values(self, results: Mapping[str, Any]) -> dict[str, float]:
+        return {} if results["mean"] is None else {"cifar-c": results["mean"]}
+
+    def deviations(self, results: Mapping[str, Any], evaluate: Evaluate, whole: int | None) -> Iterator[str]:
+        if results["source"] == "drawn":
+            yield "Corruptions are svdctl's own, drawn with CIFAR-C's constants from the test images of the data."
+        names = sorted(results["mean_by_corruption"])
+        parts = []
+        if names != sorted(CORRUPTIONS):
+            parts.append(f"{len(names)} of the 19 corruptions")
+        if len(evaluate.severities) < 5:
+            parts.append(f"severity {', '.join(map(str, evaluate.severities))} of 5")
+        if whole is None or results["count"] != whole:
+            parts.append(f"{results['count']:,}{f' of {whole:,}' if whole else ''} test images")
+        if parts:
+            yield f"Accuracy on corruptions: mean over {'; '.join(parts)}."
+
+    def passes(self, evaluate: Evaluate, images: int) -> Passes:
+        words = evaluate.corruptions or ("all",)
+        names = sum({"all": len(CORRUPTIONS), "benchmark": len(BENCHMARK)}.get(word, 1) for word in words)
+        return Passes(names * len(evaluate.severities) * min(images, evaluate.corruption_examples or images))
+
+    def check_data(self, config: EvaluateConfig, data: Data, test: "ImageData") -> None:
+        from svdctl.evaluate.corruptions.published_files import find_or_fetch, open_cifar_c
+
+        if isinstance(data, Cifar10 | Cifar100):
+            settings = config.corruptions
+            folder = find_or_fetch(data.kind, settings.root or data.root, tell=lambda text, done, total: None)
+            names = sorted({*settings.names} - {CLEAN})
+            open_cifar_c(folder, test.labels.numpy(), test.image_shape).require(names)
+
+
+def _source(context: MeasurementContext, config: CorruptionSettings) -> "Source":
+    from svdctl.evaluate.corruption_metric import open_source
+
+    return context.once("corrupted images", lambda: open_source(context, config))
+
+
+def _protocol(context: MeasurementContext, config: CorruptionSettings, identity: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **identity,
+        "names": list(config.names),
+        "severities": list(config.severities),
+        "examples": config.examples,
+        **({"seed": context.config.seed} if config.examples is not None else {}),
+    }

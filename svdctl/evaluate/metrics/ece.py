@@ -1,0 +1,163 @@
+"""Expected calibration error and proper scores, before and after temperature scaling."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from svdctl.config.base import Config
+from svdctl.evaluate.figures import Figures, Share, near
+from svdctl.evaluate.metric import METRICS, Measured, MeasurementContext, Metric, OutputContext, Unfinished, percent
+
+if TYPE_CHECKING:
+    from svdctl.evaluate.evaluation_data import HeldOut
+    from svdctl.evaluate.results import Record
+
+BINS = 15
+Brier = Annotated[float, Field(ge=0, le=2)]
+
+
+class BinFigures(Figures):
+    """Bars of the reliability diagram."""
+
+    edges: tuple[Share, ...]
+    counts: tuple[NonNegativeInt, ...]
+    confidence: tuple[Share, ...]
+    accuracy: tuple[Share, ...]
+
+
+class TemperatureFigures(Figures):
+    """Figures after temperature scaling."""
+
+    value: PositiveFloat
+    determined: bool
+    fitted_on: str
+    fitted_count: PositiveInt
+    count: PositiveInt
+    ece_before: Share
+    ece: Share
+    nll: NonNegativeFloat
+    brier: Brier
+
+
+class CalibrationFigures(Figures):
+    """Calibration error and proper scores."""
+
+    ece: Share
+    nll: NonNegativeFloat
+    brier: Brier
+    accuracy: Share
+    count: PositiveInt
+    bins: BinFigures
+    temperature: TemperatureFigures | None
+    warnings: tuple[str, ...] = ()
+
+    def faults(self) -> Mapping[str, bool]:
+        bars = self.bins
+        lengths = {len(bars.edges) - 1, len(bars.counts), len(bars.confidence), len(bars.accuracy)}
+        gaps = zip(bars.counts, bars.confidence, bars.accuracy, strict=False)
+        error = sum(count * abs(sure - right) for count, sure, right in gaps) / self.count
+        return {
+            f"there are not {BINS} bins": lengths != {BINS},
+            "bins do not hold all images": sum(bars.counts) != self.count,
+            "ece is not that of the bins": not near(self.ece, error),
+        }
+
+
+@METRICS.register
+class ExpectedCalibrationError(Metric):
+    """15 equal bins of confidence, the last one closed at 1."""
+
+    kind = "ece"
+    title = "Calibration"
+    version = 2  # before, confidences of exactly 1 had a bin of their own
+    former_counts = False
+    figures = CalibrationFigures
+    columns = (percent("ece", "ECE", "low"),)
+    owned_files = ("reliability.png",)
+
+    def protocol(self, context: MeasurementContext, config: Config) -> dict[str, Any]:
+        from svdctl.data.fingerprint import fingerprint
+
+        held_out = fingerprint(_held_out(context).fit)
+        return {**self.former_protocol(context, config), "held_out": held_out}
+
+    def former_protocol(self, context: MeasurementContext, config: Config) -> dict[str, Any]:
+        return {"bins": BINS, "temperature_fitted_on": _held_out(context).text, "seed": context.config.seed}
+
+    def measure(self, context: MeasurementContext, config: Config, unfinished: Unfinished) -> Measured:
+        from svdctl.evaluate.calibration import calibration, reliability, warning_of
+        from svdctl.evaluate.temperature import temperature_scaling
+
+        logits, labels, kept = context.logits, context.labels, _held_out(context)
+        found, bars = calibration(logits, labels), reliability(logits, labels, BINS)
+        text = warning_of(logits)
+        results: dict[str, Any] = {
+            "ece": found.ece,
+            "nll": found.nll,
+            "brier": found.brier,
+            "accuracy": found.accuracy,
+            "count": found.count,
+            "bins": {
+                "edges": [index / BINS for index in range(BINS + 1)],
+                "counts": [round(count) for count in bars.counts.tolist()],
+                "confidence": bars.confidence.tolist(),
+                "accuracy": bars.accuracy.tolist(),
+            },
+            "temperature": None,
+            "warnings": [text] if text is not None else [],
+        }
+        if len(kept.fit) == 0 or len(kept.judge) == 0:
+            return Measured(results)
+        held_out, judged = context.classifier.logits(kept.fit.images), (logits[kept.judge], labels[kept.judge])
+        scaled = temperature_scaling(held_out, kept.fit.labels, *judged)
+        results["temperature"] = {
+            "value": scaled.temperature,
+            "determined": scaled.determined,
+            "fitted_on": kept.text,
+            "fitted_count": scaled.held_out,
+            "count": scaled.after.count,
+            "ece_before": calibration(*judged).ece,
+            "ece": scaled.after.ece,
+            "nll": scaled.after.nll,
+            "brier": scaled.after.brier,
+        }
+        return Measured(results)
+
+    def cells(self, record: "Record") -> dict[str, str]:
+        after = record.results["temperature"]
+        return {"ECE": f"{record.results['ece']:.2%}", **({"ECE at T": f"{after['ece']:.2%}"} if after else {})}
+
+    def summary(self, record: "Record") -> str:
+        results, after = record.results, record.results["temperature"]
+        scaled = f"; at T = {after['value']:.3g}: {after['ece']:.2%}" if after and after["determined"] else ""
+        return f"ECE {results['ece']:.2%}, NLL {results['nll']:.3f}, Brier {results['brier']:.3f}{scaled}"
+
+    def protocol_text(self, record: "Record") -> str:
+        text = (
+            "15 equal bins of confidence, the last one with confidences of 1, weighted mean of the gap; NLL in nats; "
+            f"Brier score in [0, 2]; precision {record.protocol['precision']}"
+        )
+        after = record.results["temperature"]
+        return f"{text}; temperature fitted on {after['fitted_on']}" if after else text
+
+    def remarks(self, record: "Record") -> Iterator[str]:
+        after = record.results["temperature"]
+        if after and not after["determined"]:
+            yield "temperature scaling: the held-out likelihood has no best temperature; it stays 1"
+        yield from (f"warning: {text}" for text in record.results.get("warnings", ()))
+
+    def outputs(self, record: "Record", output: OutputContext) -> list[Path]:
+        from svdctl.evaluate.evaluation_plots import plot_reliability  # matplotlib takes a second to import
+
+        picture = output.folder / "reliability.png"
+        plot_reliability(record.results, output.name + record.mark, picture)
+        return [picture]
+
+
+def _held_out(context: MeasurementContext) -> "HeldOut":
+    from svdctl.evaluate.evaluation_data import held_out
+
+    model, seed = context.model, context.config.seed
+    return context.once("held out", lambda: held_out(context.data, model.training, model.trained_on, seed))
