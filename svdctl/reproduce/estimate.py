@@ -12,7 +12,7 @@ over its convolutions: WRN-16-10 full against rank 192, 256, 320 is 5.1, 3.2, 2.
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -352,7 +352,7 @@ def timed(work: Callable[[], None], device: torch.device, loops: int = 1) -> flo
     return (time.perf_counter() - began) / loops
 
 
-def in_rounds(works: list[Callable[[], None]], scale: SpeedScale, device: torch.device) -> list[tuple[float, ...]]:
+def in_rounds(works: Sequence[Callable[[], None]], scale: SpeedScale, device: torch.device) -> list[tuple[float, ...]]:
     """Return the seconds of each work in each round; a first round warms up, and counts when its works are long."""
     began = time.perf_counter()
     first = [timed(work, device) for work in works]

@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
+from functools import cached_property, partial
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -184,7 +184,7 @@ def measure_figure(figure: SpeedFigure, *, smoke: bool, file: Path, say: Callabl
     points: list[Point] = []
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        for what, measure in _measurements(figure, scale, device):
+        for what, measure in _Bench(figure, scale, device).measurements():
             kept = cache.get(what) is not None
             say(what + " (kept)" * kept)
             record = cache.once(what, partial(_measured, what, measure))
@@ -221,102 +221,105 @@ class _Subject:
     """Layers that are timed together, with the sizes of their inputs: one layer, or the convolutions of a network."""
 
     layers: Sequence[tuple[nn.Module, tuple[int, ...]]]
-    max_sigma: float
     step: Callable[[], None] | None = None
     """A training step of the network."""
 
-    def run(self, work: Work) -> None:
+
+class _Bench:
+    """Times full and TT in turn, on one device."""
+
+    def __init__(self, figure: SpeedFigure, scale: SpeedScale, device: torch.device) -> None:
+        self.max_sigma, self.scale, self.device = figure.max_sigma, scale, device
+
+    def measurements(self) -> Iterator[tuple[str, Callable[[], list[Point]]]]:
+        """Yield what is measured, in words, and the measurement."""
+        width, by_rank, side = self.scale.width, self.scale.rank, self.scale.input
+        series: list[tuple[AxisName, int, int, dict[int, int]]] = [
+            *(("width", channels, width.size or 16, {channels: _rank(width, channels)}) for channels in width.values),
+            ("rank", by_rank.channels or 64, by_rank.size or 16, {rank: rank for rank in by_rank.values}),
+            *(("input", side.channels or 64, size, {size: _rank(side, side.channels or 64)}) for size in side.values),
+        ]
+        for axis, channels, size, ranks in series:
+            what = f"{axis}: {channels} channels, input {size} x {size}, rank {', '.join(map(str, ranks.values()))}"
+            yield what, partial(self.layers, axis, channels, size, ranks)
+        named = ", ".join(map(str, self.scale.network.ranks))
+        for work in ("all values", "control pass", "training step"):
+            what = f"whole network: {self.scale.network.preset}, full and ranks {named}, {work}"
+            yield what, partial(self.whole_networks, work)
+
+    def layers(self, axis: AxisName, channels: int, size: int, ranks: Mapping[int, int]) -> list[Point]:
+        """Time the full layer and one of each rank."""
+        shape = (channels, channels, 3)
+        layers: list[nn.Module] = [nn.Conv2d(*shape, padding=1, bias=False)]
+        layers += [TTConv2d(*shape, rank=rank, padding=1, bias=False) for rank in ranks.values()]
+        for layer in layers:
+            weight = weight_of(layer.to(self.device))
+            # The largest value of a Gaussian 3x3 kernel of width c is close to 3 * 2 sqrt(c) deviations.
+            with torch.no_grad():
+                weight.normal_(0, 2 * self.max_sigma / (6 * math.sqrt(weight.shape[0])))
+        subjects = [_Subject([(layer, (size, size))]) for layer in layers]
+        works: tuple[Work, ...] = ("all values", "control pass")
+        points = [point for work in works for point in self.points(axis, channels, size, ranks, subjects, work)]
+        return sorted(points, key=lambda point: list(ranks).index(point.x))
+
+    def whole_networks(self, work: Work) -> list[Point]:
+        """Time one kind of work on the whole network, full and of each rank."""
+        return self.points("network", None, SIDE, {r: r for r in self.scale.network.ranks}, self.networks, work)
+
+    @cached_property
+    def networks(self) -> list[_Subject]:
+        """The whole network, full and of each rank; built when it is first measured."""
+        return [self._network(config) for config in network_configs(self.scale.network).values()]
+
+    def _network(self, config: TrainConfig) -> _Subject:
+        batch = self.scale.network.batch
+        config = config.model_copy(update={"batch_size": batch, "epochs": 1})
+        data = random_images(batch * 4, SIDE, 10)
+        model = build_model(config, 10)
+        sizes = input_sizes(model, (3, SIDE, SIDE))
+        fabric = Fabric(accelerator=self.device.type, devices=1)
+        trainer = Trainer(config, model, fabric, data, data, Controller(model, NoControl(), None, sizes=sizes))
+        model.train()
+        totals = torch.zeros(5, dtype=torch.float64, device=self.device)
+        # No end: how often a step is timed is not known before.
+        batches = chain.from_iterable(trainer.batches.epoch(epoch) for epoch in count())
+        layers = [(model.get_submodule(name), size) for name, size in sizes.items()]
+        convolutions = [(layer, size) for layer, size in layers if not isinstance(layer, nn.Linear)]
+        return _Subject(convolutions, lambda: trainer.train_step(*next(batches), totals))
+
+    def points(
+        self,
+        axis: AxisName,
+        channels: int | None,
+        size: int,
+        ranks: Mapping[int, int],
+        subjects: Sequence[_Subject],
+        work: Work,
+    ) -> list[Point]:
+        """Time one kind of work on the full subject, the first one, and on those of each rank, in turn."""
+        works = [partial(self.run, subject, work) for subject in subjects]
+        full, *others = in_rounds(works, self.scale, self.device)
+        dense, *costs = (sum(layer_cost(*one) for one in subject.layers) for subject in subjects)
+        return [
+            Point(axis, x, channels, rank, size, work, full, taken, None if work == "training step" else dense / cost)
+            for (x, rank), taken, cost in zip(ranks.items(), others, costs, strict=True)
+        ]
+
+    def run(self, subject: _Subject, work: Work) -> None:
         """Do one kind of work once."""
-        if work == "training step":
-            assert self.step is not None
-            self.step()
+        if work == "training step" and subject.step is not None:
+            subject.step()
             return
         with torch.no_grad():
-            for layer, size in self.layers:
+            for layer, size in subject.layers:
                 if work == "all values":
                     singular_values(operator_of(layer), size)
                 else:
                     control(layer, max_sigma=self.max_sigma)
 
 
-def _measurements(
-    figure: SpeedFigure, scale: SpeedScale, device: torch.device
-) -> Iterator[tuple[str, Callable[[], list[Point]]]]:
-    """Yield what is measured, in words, and the measurement."""
-    width, by_rank, side = scale.width, scale.rank, scale.input
-    series: list[tuple[AxisName, int, int, dict[int, int]]] = [
-        *(("width", channels, width.size or 16, {channels: _rank(width, channels)}) for channels in width.values),
-        ("rank", by_rank.channels or 64, by_rank.size or 16, {rank: rank for rank in by_rank.values}),
-        *(("input", side.channels or 64, size, {size: _rank(side, side.channels or 64)}) for size in side.values),
-    ]
-    for axis, channels, size, ranks in series:
-        named = ", ".join(map(str, ranks.values()))
-        what = f"{axis}: {channels} channels, input {size} x {size}, rank {named}"
-        yield what, partial(_layer_points, figure, scale, axis, channels, size, ranks, device)
-    networks = cache(partial(_networks, figure, scale, device))  # built when they are first measured
-    named = ", ".join(map(str, scale.network.ranks))
-    works: tuple[Work, ...] = ("all values", "control pass", "training step")
-    for work in works:
-        what = f"whole network: {scale.network.preset}, full and ranks {named}, {work}"
-        yield what, partial(_network_points, scale, device, networks, work)
-
-
 def _rank(axis: Axis, channels: int) -> int:
     return axis.rank or max(1, round(axis.rank_share * channels))
-
-
-def _points(
-    scale: SpeedScale,
-    device: torch.device,
-    axis: AxisName,
-    channels: int | None,
-    size: int,
-    ranks: Mapping[int, int],
-    subjects: Sequence[_Subject],
-    work: Work,
-) -> list[Point]:
-    """Time one kind of work on the full subject, the first one, and on those of each rank, in turn."""
-    full, *others = in_rounds([partial(subject.run, work) for subject in subjects], scale, device)
-    costs = [sum(layer_cost(layer, size) for layer, size in subject.layers) for subject in subjects]
-    return [
-        Point(axis, x, channels, rank, size, work, full, taken, None if work == "training step" else costs[0] / cost)
-        for (x, rank), taken, cost in zip(ranks.items(), others, costs[1:], strict=True)
-    ]
-
-
-def _layer_points(
-    figure: SpeedFigure,
-    scale: SpeedScale,
-    axis: AxisName,
-    channels: int,
-    size: int,
-    ranks: Mapping[int, int],
-    device: torch.device,
-) -> list[Point]:
-    """Time the full layer and one of each rank."""
-    subjects = []
-    for rank in (None, *ranks.values()):
-        layer = (
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-            if rank is None
-            else TTConv2d(channels, channels, 3, rank=rank, padding=1, bias=False)
-        )
-        weight = weight_of(layer.to(device))
-        # The largest value of a Gaussian 3x3 kernel of width c is close to 3 * 2 sqrt(c) deviations: twice the bound.
-        with torch.no_grad():
-            weight.normal_(0, 2 * figure.max_sigma / (6 * math.sqrt(weight.shape[0])))
-        subjects.append(_Subject([(layer, (size, size))], figure.max_sigma))
-    works: tuple[Work, ...] = ("all values", "control pass")
-    points = [p for work in works for p in _points(scale, device, axis, channels, size, ranks, subjects, work)]
-    return sorted(points, key=lambda point: list(ranks).index(point.x))
-
-
-def _network_points(
-    scale: SpeedScale, device: torch.device, networks: Callable[[], list[_Subject]], work: Work
-) -> list[Point]:
-    """Time one kind of work on whole networks."""
-    ranks = {rank: rank for rank in scale.network.ranks}
-    return _points(scale, device, "network", None, SIDE, ranks, networks(), work)
 
 
 def control(layer: nn.Module, *, max_sigma: float) -> None:
@@ -325,25 +328,3 @@ def control(layer: nn.Module, *, max_sigma: float) -> None:
     write_operator_(layer, clip_kernel(operator_of(layer), max_sigma).conv)
     for parameter, value in zip(layer.parameters(), before, strict=True):
         parameter.copy_(value)
-
-
-def _networks(figure: SpeedFigure, scale: SpeedScale, device: torch.device) -> list[_Subject]:
-    """Return the whole network, full and of each rank."""
-    configs = network_configs(scale.network).values()
-    return [_network(config, scale.network.batch, device, figure.max_sigma) for config in configs]
-
-
-def _network(config: TrainConfig, batch: int, device: torch.device, max_sigma: float) -> _Subject:
-    config = config.model_copy(update={"batch_size": batch, "epochs": 1})
-    data = random_images(batch * 4, SIDE, 10)
-    model = build_model(config, 10)
-    sizes = input_sizes(model, (3, SIDE, SIDE))
-    controller = Controller(model, NoControl(), None, sizes=sizes)
-    trainer = Trainer(config, model, Fabric(accelerator=device.type, devices=1), data, data, controller)
-    layers = [(model.get_submodule(name), size) for name, size in sizes.items()]
-    model.train()
-    totals = torch.zeros(5, dtype=torch.float64, device=device)
-    # No end: how often a step is timed is not known before.
-    batches = chain.from_iterable(trainer.batches.epoch(epoch) for epoch in count())
-    convolutions = [(layer, size) for layer, size in layers if not isinstance(layer, nn.Linear)]
-    return _Subject(convolutions, max_sigma, lambda: trainer.train_step(*next(batches), totals))
