@@ -24,6 +24,7 @@ from svdctl.config.control_config import Clip, Divide
 from svdctl.control import Controller, actions
 from svdctl.distributed.group import Group
 from svdctl.distributed.scheduling import LayerScheduler
+from svdctl.layers.layer_ops import ops_of
 from svdctl.models.build import build_model
 from svdctl.utils.machine import processor
 
@@ -125,7 +126,7 @@ def growth(options: argparse.Namespace) -> None:
     costs = {name: statistics.median(found) for name, found in times.items()}
     total = sum(costs.values())
     sent = sum(t.numel() * t.element_size() for layer in works.clip.controlled().values()
-               for t in actions.written(layer, None))  # fmt: skip
+               for t in ops_of(layer).tensors(layer))  # fmt: skip
     print(f"{len(costs)} layers, {total:.2f} s, the largest {max(costs.values()) / total:.3f} of it; "
           f"{sent / 2**20:.1f} MiB are sent, and as much momentum where frames have it\n")  # fmt: skip
     print("| layer | s | share |\n|---|---|---|")

@@ -20,7 +20,8 @@ from torch import Tensor
 
 import svdctl
 from svdctl.cli.training_flags import resolve
-from svdctl.layers.layer_operator import is_controllable, operator_of, write_operator_
+from svdctl.layers.layer_operator import operator_of
+from svdctl.layers.layer_ops import is_controllable, ops_of
 from svdctl.layers.shapes import input_sizes
 from svdctl.models.build import build_model
 from svdctl.spectral import Convolution, clip_kernel, is_bounded, norm_bound, singular_values
@@ -66,7 +67,7 @@ def plain_wrn_clip(model: torch.nn.Module, sizes: dict[str, tuple[int, ...]], ma
         conv = operator_of(layer)
         kernel = conv.polyphase()[0]
         size = tuple(n // s for n, s in zip(sizes[name], conv.stride, strict=True))
-        write_operator_(layer, conv.from_polyphase(plain_clip(kernel, size, max_sigma)[None]))
+        ops_of(layer).write_(layer, conv.from_polyphase(plain_clip(kernel, size, max_sigma)[None]))
 
 
 def pairs() -> dict[str, tuple[Callable[[], object], Callable[[], object], float]]:

@@ -14,18 +14,23 @@ if TYPE_CHECKING:
     from svdctl.checkpoint.checkpoint_file import load
     from svdctl.evaluate.metric import register_metric
     from svdctl.functional import clip_, divide_, singular_values, spectral_norm_bound
+    from svdctl.layers.layer_ops import LayerOps, register_layer
     from svdctl.layers.tensorize import tensorize_
     from svdctl.layers.tt import TTConv2d
+    from svdctl.spectral.convolution import Convolution
     from svdctl.train.logger import register_logger
     from svdctl.train.loss import register_loss
 
 __all__ = [
+    "Convolution",
+    "LayerOps",
     "TTConv2d",
     "clip_",
     "divide_",
     "errors",
     "lipschitz_bound",
     "load",
+    "register_layer",
     "register_logger",
     "register_loss",
     "register_metric",
@@ -36,6 +41,8 @@ __all__ = [
 ]
 
 _HOME = {
+    "Convolution": "svdctl.spectral.convolution",
+    "LayerOps": "svdctl.layers.layer_ops",
     "TTConv2d": "svdctl.layers.tt",
     "clip_": "svdctl.functional",
     "divide_": "svdctl.functional",
@@ -44,6 +51,7 @@ _HOME = {
     "register_logger": "svdctl.train.logger",
     "register_loss": "svdctl.train.loss",
     "register_metric": "svdctl.evaluate.metric",
+    "register_layer": "svdctl.layers.layer_ops",
     "singular_values": "svdctl.functional",
     "spectral_norm_bound": "svdctl.functional",
     "spectrum": "svdctl.analysis.network_spectrum",

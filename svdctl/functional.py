@@ -14,12 +14,12 @@ from svdctl.control.actions import (
     expected_cost,
     on_cpu,
     orthonormalize_frames_,
-    written,
 )
 from svdctl.control.shared_memory import groups_by_memory, restored_on_error
 from svdctl.distributed.scheduling import costliest_first
 from svdctl.errors import ShapeError
-from svdctl.layers.layer_operator import is_controllable, operator_of, why_not_writable
+from svdctl.layers.layer_operator import operator_of, why_not_writable
+from svdctl.layers.layer_ops import find_ops, is_controllable, ops_of
 from svdctl.layers.norms import is_layer_bounded, layer_norm_bound
 from svdctl.spectral import bounds, values
 from svdctl.spectral.bounds import Bracket
@@ -27,7 +27,6 @@ from svdctl.spectral.convolution import Convolution
 
 Layer = nn.Module | Tensor | Convolution
 _MOST_ROUNDS = 20
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def convolution_of(
@@ -72,7 +71,8 @@ def singular_values(
     """
     conv = convolution_of(layer, stride=stride, dilation=dilation, groups=groups)
     size = (input_size,) * conv.axes if isinstance(input_size, int) else tuple(input_size)
-    if isinstance(layer, _TRANSPOSED):
+    ops = find_ops(layer) if isinstance(layer, nn.Module) else None
+    if ops is not None and ops.is_adjoint:
         size = tuple(n * s for n, s in zip(size, conv.stride, strict=True))
     return values.singular_values(conv, size, accuracy=accuracy)
 
@@ -194,7 +194,7 @@ def _on_each(
     work: Callable[[nn.Module], float], max_sigma: float, layers: dict[str, nn.Module], *, writes_frames: bool
 ) -> dict[str, float]:
     """The work on each layer, on all or on none; layers that share memory one after another, then all proved."""
-    tensors = {name: written(layer, None) for name, layer in layers.items()}
+    tensors = {name: ops_of(layer).tensors(layer) for name, layer in layers.items()}
     groups = {names[0]: names for names in groups_by_memory(tensors)}
 
     def on_group(first: str) -> dict[str, float]:
@@ -232,7 +232,7 @@ def _chosen(model: nn.Module, layers: str | Sequence[str], linear: bool) -> dict
         name: module
         for name, module in model.named_modules()
         if is_controllable(module)
-        and (linear or module is model or not isinstance(module, nn.Linear))
+        and (linear or module is model or not ops_of(module).is_linear)
         and any(fnmatchcase(name, pattern) for pattern in patterns)
     }
     if not found:
@@ -250,7 +250,7 @@ def _chosen(model: nn.Module, layers: str | Sequence[str], linear: bool) -> dict
 
 def _refuse_shared_with_others(model: nn.Module, chosen: dict[str, nn.Module]) -> None:
     """A layer that is left out must stay as it is."""
-    tensors = {name: written(layer, None) for name, layer in chosen.items()}
+    tensors = {name: ops_of(layer).tensors(layer) for name, layer in chosen.items()}
     others = {name: layer for name, layer in model.named_modules() if is_controllable(layer) and name not in chosen}
     tensors |= {name: list(layer.parameters()) for name, layer in others.items()}
     for names in groups_by_memory(tensors):

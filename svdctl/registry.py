@@ -71,15 +71,15 @@ class Registry(Generic[V]):
             raise UsageError(f"there is no {self.what} {kind!r}: there are {', '.join(self.kinds())}{hint}")
         return found
 
+    def variants(self) -> tuple[V, ...]:
+        """Return all variants, those of svdctl first."""
+        self._import_builtin()
+        return tuple(self._variants.values())
+
     def kinds(self) -> tuple[str, ...]:
         """Return all kinds, those of svdctl first, each in the order of registration."""
         self._import_builtin()
         return tuple(self._variants)
-
-    def variants(self) -> tuple[V, ...]:
-        """Return all variants, in the order of `kinds`."""
-        self._import_builtin()
-        return tuple(self._variants.values())
 
     def builtin_kinds(self) -> tuple[str, ...]:
         """Return the kinds that ship with svdctl."""
@@ -104,6 +104,14 @@ def _name(variant: object) -> str:
     return f"{type(variant).__module__}.{type(variant).__qualname__}"
 
 
+LAYERS: Registry[Any] = Registry(
+    "layer",
+    [
+        f"svdctl.layers.ops.{name}_ops"
+        for name in ("standard", "tt", "soc", "sott", "linear", "transposed", "normalization")
+    ],
+)
+"""Of `svdctl.layers.layer_ops.LayerOps`."""
 LOGGERS: Registry[Any] = Registry("logger", [f"svdctl.train.loggers.{name}_logger" for name in ("jsonl", "wandb")])
 """Of `svdctl.train.logger.Logger`."""
 LOSSES: Registry[Any] = Registry("loss", ["svdctl.train.losses.cross_entropy"])

@@ -37,6 +37,8 @@ def test_each_name_answers_a_users_questions(name: str) -> None:
     assert doc
     assert len(doc.splitlines()[0]) <= 120
     arguments = [argument for argument in inspect.signature(thing).parameters if argument != "self"]
+    if thing.__init__ is object.__init__:
+        arguments = []
     assert ">>> " in doc
     if len(arguments) > 1:
         assert "Args" in parts_of(thing)
@@ -50,6 +52,8 @@ def test_each_name_answers_a_users_questions(name: str) -> None:
 def test_each_name_is_typed_throughout(name: str) -> None:
     thing = getattr(svdctl, name)
     call = thing.__init__ if inspect.isclass(thing) else inspect.unwrap(thing)
+    if call is object.__init__:
+        return  # a base class whose methods are what is typed
     hints = inspect.get_annotations(call)
     wanted = [argument for argument in inspect.signature(call).parameters if argument != "self"]
     assert set(hints) == {*wanted, "return"}

@@ -3,22 +3,19 @@
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from svdctl.analysis.layer_spectrum import LayerSpectrum, as_it_runs
 from svdctl.certificates.layer_bounds import layer_gain
 from svdctl.certificates.soc_bounds import reach, series_norm
 from svdctl.errors import ShapeError
-from svdctl.layers.soc import SOC
-from svdctl.layers.sott import SOTT
+from svdctl.layers.layer_ops import ops_of
 from svdctl.layers.stiefel import frame_error
 from svdctl.spectral.batched import eigenvalues_of
 from svdctl.spectral.bounds import Bracket
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.symbol import angles, centred, half_grid, symbol
-
-EXPONENTIAL = (SOC, SOTT)
 
 
 def exponential_values(generator: Convolution, size: tuple[int, ...], terms: int) -> Tensor:
@@ -40,28 +37,28 @@ def exponential_values(generator: Convolution, size: tuple[int, ...], terms: int
     return total.abs().repeat_interleave(counts.to(total.device), 0).flatten().sort(descending=True).values
 
 
-def exponential_row(name: str, layer: SOC | SOTT, size: tuple[int, ...] | None) -> LayerSpectrum:
-    """The row of a layer: the values of its square core, and the proved bound of the whole, frames included."""
-    core = layer.core if isinstance(layer, SOTT) else layer
-    terms = core.series_terms(training=False)
-    kernel = core.skew_kernel()
-    inner = None if size is None else tuple(max(1, n // layer.stride) for n in size)
-    values = None if inner is None else exponential_values(Convolution.make(kernel), inner, terms)
+def exponential_row(
+    name: str, layer: nn.Module, generator: Convolution, terms: int, size: tuple[int, ...] | None
+) -> LayerSpectrum:
+    """Return the row of a layer: the values of its square core, and the proved bound of the whole, frames included."""
+    ops = ops_of(layer)
+    stride, width = ops.stride(layer), len(generator.weight)
+    inner = None if size is None else tuple(max(1, n // step) for n, step in zip(size, stride, strict=True))
+    values = None if inner is None else exponential_values(generator, inner, terms)
     upper = layer_gain(layer).value
     padded = None if size is None else as_it_runs(layer, size, Bracket(0.0, upper))
-    frames = [] if isinstance(layer, SOC) else [f for f in (layer.frame_in, layer.frame_out) if f is not None]
     return LayerSpectrum(
         name,
         type_before_parametrizations(layer).__name__,
-        (layer.out_channels, layer.in_channels, layer.kernel_size, layer.kernel_size),
+        ops.shape(layer),
         Bracket(0.0, upper) if padded is None else padded,
         None if values is None else values.cpu(),
-        stride=(layer.stride,) * 2,
+        stride=stride,
         input_size=size,
         zero_padded=padded,
-        rank=layer.rank if isinstance(layer, SOTT) else None,
-        frame_error=max((float(frame_error(frame)) for frame in frames), default=None),
-        note=f"values of the core of {core.width} channels; the cut of its series leaves them within the bound",
+        rank=ops.rank(layer),
+        frame_error=max((float(frame_error(frame)) for frame in ops.frames(layer)), default=None),
+        note=f"values of the core of {width} channels; the cut of its series leaves them within the bound",
     )
 
 

@@ -11,20 +11,16 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
-from svdctl.analysis.exponential_spectrum import EXPONENTIAL, exponential_row
+from svdctl.analysis.exponential_spectrum import exponential_row
 from svdctl.analysis.layer_spectrum import LayerSpectrum, as_it_runs, failed, operator_spectrum
+from svdctl.certificates.layer_bounds import layer_gain
 from svdctl.errors import ShapeError, SvdctlError
-from svdctl.layers.batchnorm import GlobalBatchNorm2d
-from svdctl.layers.layer_operator import BatchNorm, batchnorm_gain, is_controllable, operator_of
-from svdctl.layers.normalize import Normalize
+from svdctl.layers.layer_operator import operator_of, why_not_read
+from svdctl.layers.layer_ops import NormalizationOps, find_ops, ops_of
 from svdctl.layers.norms import layer_norm_bound
 from svdctl.layers.padding import Convolutional, padding_factor
 from svdctl.layers.shapes import Calls, observed_calls
-from svdctl.layers.soc import SOC
-from svdctl.layers.sott import SOTT
 from svdctl.layers.stiefel import frame_error
-from svdctl.layers.stored_weight import why_not_as_stored
-from svdctl.layers.tt import TTConv2d
 from svdctl.spectral.bounds import Bracket, norm_bound
 
 if TYPE_CHECKING:
@@ -179,17 +175,21 @@ def spectrum(
 
 
 def _is_operator(module: nn.Module) -> bool:
-    return is_controllable(module) or isinstance(module, EXPONENTIAL)
+    ops = find_ops(module)
+    return ops is not None and not isinstance(ops, NormalizationOps)
 
 
 def _is_read(module: nn.Module) -> bool:
     """Whether its row is read off the numbers that the module stores, so that its calls are to be looked at."""
-    return _is_operator(module) or isinstance(module, BatchNorm) or type(module) is Normalize
+    return find_ops(module) is not None
 
 
 def _is_pixels(module: nn.Module, call: Calls | None) -> bool:
     """Whether it brings pixels to their scale: `Normalize` that is given the network's own input and nothing else."""
-    return type(module) is Normalize and call is not None and call.sees_image and bool(call.sizes) and not call.fault
+    ops = find_ops(module)
+    if ops is None or ops.kind != "normalize" or why_not_read(module) is not None or call is None:
+        return False
+    return call.sees_image and bool(call.sizes) and not call.fault
 
 
 def _with_rows(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -198,9 +198,9 @@ def _with_rows(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if id(module) in parts:
             continue
-        if _is_operator(module) or isinstance(module, BatchNorm):
-            made_of = [module.parametrizations] if is_parametrized(module) else []
-            made_of += [module.core] if isinstance(module, SOTT) else []
+        ops = find_ops(module)
+        if ops is not None:
+            made_of = [*ops.parts(module), *([module.parametrizations] if is_parametrized(module) else [])]
             parts |= {id(inner) for part in made_of if isinstance(part, nn.Module) for inner in part.modules()}
             yield name, module
         elif _own_numbers(module):
@@ -255,87 +255,72 @@ def _row(
 ) -> LayerSpectrum:
     kind = type_before_parametrizations(module).__name__
     size = sizes[-1] if sizes else None
-    if isinstance(module, BatchNorm):
-        return _batchnorm_row(name, module)
-    if type(module) is Normalize:
-        return _normalize_row(name, module)
-    if isinstance(module, EXPONENTIAL):
-        return _exponential_row(name, kind, module, size)
-    if not is_controllable(module):
+    ops = find_ops(module)
+    if isinstance(ops, NormalizationOps):
+        return _normalization_row(name, module, ops)
+    if ops is not None and not ops.can_control:
+        return _proved_row(name, kind, module, size)
+    if ops is None:
         reason = f"layers of type {kind} have no spectrum known here"
         return failed(name, kind, tuple(_own_numbers(module)[0].shape), reason)
-    weight = module.weight if not isinstance(module, TTConv2d) else module.core
-    assert isinstance(weight, torch.Tensor)
-    shape = tuple(weight.shape)
+    shape = ops.shape(module)
     try:
         conv = operator_of(module)
-        known: dict[str, Any] = {"stride": None if isinstance(module, nn.Linear) else conv.stride}
-        if isinstance(module, TTConv2d):
-            shape = (module.out_channels, module.in_channels, *module.kernel_size)
-            frames = [frame for frame in (module.frame_in, module.frame_out) if frame is not None]
-            known["rank"] = module.rank
-            known["frame_error"] = max((float(frame_error(frame)) for frame in frames), default=None)
+        known: dict[str, Any] = {"stride": None if ops.is_linear else conv.stride, "rank": ops.rank(module)}
+        known["frame_error"] = max((float(frame_error(frame)) for frame in ops.frames(module)), default=None)
         if size is None:
             known["note"] = "not reached when the network runs"
-        transposed = isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
         # A transposed convolution is the adjoint of a convolution whose input is its output.
-        seen = tuple(n * s for n, s in zip(size, conv.stride, strict=True)) if size and transposed else size
+        seen = tuple(n * s for n, s in zip(size, conv.stride, strict=True)) if size and ops.is_adjoint else size
         bound = _bound(module, sizes, tolerance, at_most)
         row = operator_spectrum(
             name, kind, shape, conv, tolerance=tolerance, input_size=seen, accuracy=accuracy, bound=bound, **known
         )
         padded = None
-        if zero_padded and size is not None and not isinstance(module, nn.Linear):
+        if zero_padded and size is not None and not ops.is_linear:
             padded = as_it_runs(module, size, bound)
     except ShapeError as error:
         return failed(name, kind, shape, error)
     return LayerSpectrum(**{**vars(row), "input_size": size, "zero_padded": padded})
 
 
-def _exponential_row(name: str, kind: str, module: SOC | SOTT, size: tuple[int, ...] | None) -> LayerSpectrum:
-    layers = [module, module.core] if isinstance(module, SOTT) else [module]
-    reasons = [why_not_as_stored(layer, SOTT if isinstance(layer, SOTT) else SOC) for layer in layers]
-    reason = next((reason for reason in reasons if reason is not None), None)
+def _proved_row(name: str, kind: str, module: nn.Module, size: tuple[int, ...] | None) -> LayerSpectrum:
+    """The row of a layer whose weights are no operator: of an exponential, or one with nothing but a proved gain."""
+    ops = ops_of(module)
+    reason = next((why for layer in (module, *ops.parts(module)) if (why := why_not_read(layer)) is not None), None)
     if reason is not None:
-        return failed(name, kind, (module.out_channels, module.in_channels), reason)
-    return exponential_row(name, module, size)
+        return failed(name, kind, ops.shape(module)[:2], reason)
+    if (generator := ops.generator(module)) is not None:
+        return exponential_row(name, module, *generator, size)
+    try:
+        bound = Bracket(0.0, layer_gain(module).value)
+    except ShapeError as error:
+        return failed(name, kind, ops.shape(module), error)
+    return LayerSpectrum(name, kind, ops.shape(module), bound, input_size=size)
 
 
 def _bound(module: nn.Module, sizes: Sequence[tuple[int, ...]], tolerance: float, at_most: float | None) -> Bracket:
     """The layer's bracket; its upper end at stride 1 if it is circular and its stride does not divide every size."""
+    conv = operator_of(module)
     if (
         isinstance(module, Convolutional)
         and module.padding_mode == "circular"
-        and any(n % s for size in sizes for n, s in zip(size, module.stride, strict=True))
+        and any(n % s for size in sizes for n, s in zip(size, conv.stride, strict=True))
     ):
-        conv = operator_of(module)
         unstrided = replace(conv, stride=(1,) * conv.axes)
         upper = norm_bound(unstrided, tolerance=tolerance).upper * padding_factor(module)
         return Bracket(0.0, upper)
     return layer_norm_bound(module, tolerance=tolerance, allowed=at_most)
 
 
-def _normalize_row(name: str, module: Normalize) -> LayerSpectrum:
+def _normalization_row(name: str, module: nn.Module, ops: NormalizationOps) -> LayerSpectrum:
     """A scaling by channels inside the network, whose gain is held as any layer's norm is."""
-    shape = tuple(module.std.shape)
-    reason = why_not_as_stored(module, Normalize)
-    gain = float((1 / module.std.double()).abs().max())
-    if reason is not None or not math.isfinite(gain):
-        return failed(name, "Normalize", shape, reason or "its deviations are 0 or not finite")
-    return LayerSpectrum(name, "Normalize", shape, Bracket(gain * (1 - 1e-6), gain * (1 + 1e-6)))
-
-
-def _batchnorm_row(name: str, module: BatchNorm) -> LayerSpectrum:
-    shape = (module.num_features,)
-    kind = next(kind for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) if isinstance(module, kind))
-    # Ours is torch's own in evaluation.
-    reason = why_not_as_stored(module, GlobalBatchNorm2d if isinstance(module, GlobalBatchNorm2d) else kind)
+    shape, kind = ops.shape(module), ops.title
+    reason = why_not_read(module)
     if reason is not None:
-        return failed(name, "BatchNorm", shape, reason)
+        return failed(name, kind, shape, reason)
     try:
-        gain = float(batchnorm_gain(module, torch.float64))
+        gain = ops.channel_gain(module)
     except ShapeError as error:
-        return failed(name, "BatchNorm", shape, error)
-    if not math.isfinite(gain):
-        return failed(name, "BatchNorm", shape, "its statistics or weights are not finite")
-    return LayerSpectrum(name, "BatchNorm", shape, Bracket(gain * (1 - 1e-6), gain * (1 + 1e-6)))
+        return failed(name, kind, shape, error)
+    return LayerSpectrum(name, kind, shape, Bracket(gain * (1 - 1e-6), gain * (1 + 1e-6)))

@@ -1,6 +1,6 @@
 """Proofs about whole networks: Lipschitz constants, rounding, certified radii."""
 
-from svdctl.certificates.layer_bounds import Gain, layer_gain
+from svdctl.certificates.layer_bounds import Gain, layer_gain, linear_gain
 from svdctl.certificates.lipschitz import LipschitzBound, lipschitz_bound, rounding_bound
 from svdctl.certificates.radius import RADII, Certificates, Certifier, certified_curve
 
@@ -12,6 +12,7 @@ __all__ = [
     "LipschitzBound",
     "certified_curve",
     "layer_gain",
+    "linear_gain",
     "lipschitz_bound",
     "rounding_bound",
 ]

@@ -19,16 +19,16 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 # These fill the tables of rules and gains.
-from svdctl.certificates import ops_linear, ops_pointwise, ops_shape_pool, torch_bounds, tt_bounds  # noqa: F401
+from svdctl.certificates import ops_linear, ops_pointwise, ops_shape_pool, soc_bounds, torch_bounds, tt_bounds  # noqa: F401
 from svdctl.certificates.contents import Contents
 from svdctl.certificates.error_bounds import Affine, Arithmetic, ValueBounds, norm_above, outward
 from svdctl.certificates.layer_bounds import forward_of, layer_gain
 from svdctl.certificates.op_rules import apply
-from svdctl.certificates.soc_bounds import FixedSOC
 from svdctl.certificates.traced_tensor import Contribution, Remembering, Traced, Tracer
 from svdctl.errors import ShapeError
+from svdctl.layers.layer_ops import LayerOps, find_ops, known_class
 from svdctl.layers.padding import Convolutional, is_cyclic
-from svdctl.layers.soc import SOC
+from svdctl.layers.stored_weight import forwards_as, tensor_of_own_class
 
 
 @torch.no_grad()
@@ -69,13 +69,12 @@ def freeze_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
             )
         if parametrize.is_parametrized(module):
             _make_plain(module)
-    if forward_of(copied) is SOC:
-        assert isinstance(copied, SOC)
-        return _fixed(copied)
     for name, module in list(copied.named_modules()):
-        if forward_of(module) is SOC:
-            assert isinstance(module, SOC)
-            copied.set_submodule(name, _fixed(module))
+        frozen = _frozen(module)
+        if frozen is not None and not name:
+            return frozen
+        if frozen is not None:
+            copied.set_submodule(name, frozen)
     return copied
 
 
@@ -106,10 +105,17 @@ def _equal(first: Tensor, second: Tensor) -> bool:
     return first.shape == second.shape and bool(((first == second) | (first.isnan() & second.isnan())).all())
 
 
-def _fixed(module: SOC) -> FixedSOC:
+def _frozen(module: nn.Module) -> nn.Module | None:
+    """What computes the same with constants, for layers that make their weights from others in each pass."""
+    ops, known = find_ops(module), known_class(module)
+    if ops is None or known is None or type(ops).frozen is LayerOps.frozen:
+        return None
+    if not forwards_as(module, known) or tensor_of_own_class(module) is not None:
+        return None
     if _has_hooks(module):
-        raise ShapeError("a SOC layer with forward hooks cannot be followed; remove them first")
-    return FixedSOC(module).eval()
+        raise ShapeError(f"a {known.__name__} layer with forward hooks cannot be followed; remove them first")
+    frozen = ops.frozen(module)
+    return None if frozen is None else frozen.eval()
 
 
 def _has_hooks(module: nn.Module) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from svdctl.certificates.error_bounds import gamma, times
 from svdctl.errors import ShapeError
+from svdctl.layers.layer_ops import LayerOps, find_ops, known_class, ops_of
 from svdctl.layers.stored_weight import forwards_as, tensor_of_own_class
 from svdctl.spectral.bounds import norm_bound
 from svdctl.spectral.convolution import Convolution
@@ -50,11 +51,19 @@ class Gain:
 
 
 def forward_of(layer: nn.Module) -> type | None:
-    """The class that a gain is registered for, if the layer's forward pass is still its own and its tensors plain."""
-    known = next((kind for kind in type(layer).__mro__ if kind in layer_gain.registry and kind is not object), None)
+    """Return the class that a gain is known for; None if it is not, or not for this layer's own forward or tensors."""
+    known = _class_with_gain(layer)
     if known is None or not forwards_as(layer, known) or tensor_of_own_class(layer) is not None:
         return None
     return known
+
+
+def _class_with_gain(layer: nn.Module) -> type | None:
+    ops, registered = find_ops(layer), known_class(layer)
+    if ops is None or type(ops).gain is LayerOps.gain:
+        registered = None
+    with_rule = gain_rule.registry.keys() - {object}
+    return next((kind for kind in type(layer).__mro__ if kind is registered or kind in with_rule), None)
 
 
 def exact(_unit: float) -> float:
@@ -63,10 +72,17 @@ def exact(_unit: float) -> float:
 
 
 @singledispatch
-def layer_gain(layer: nn.Module, *, tolerance: float | None = None) -> Gain:
-    """Proved l2 gain of a layer in evaluation mode, for inputs of every size.
+def gain_rule(layer: nn.Module, *, tolerance: float | None = None) -> Gain:
+    """Return the gain of a layer of svdctl's or torch's own; see `layer_gain`."""
+    raise ShapeError(
+        f"no gain is known for a layer of type {type(layer).__name__}; give it one with svdctl.register_layer"
+    )
 
-    `layer_gain.register(YourLayer)` teaches the tracing functions of this room a new type: its forward pass is then not
+
+def layer_gain(layer: nn.Module, *, tolerance: float | None = None) -> Gain:
+    """Return the proved l2 gain of a layer in evaluation mode, for inputs of every size.
+
+    The method `gain` of what `svdctl.register_layer` was given has a user's own; a forward pass with a gain is not
     looked into.
 
     Args:
@@ -77,10 +93,13 @@ def layer_gain(layer: nn.Module, *, tolerance: float | None = None) -> Gain:
     Raises:
         ShapeError: for a type of layer that is not known.
     """
-    raise ShapeError(
-        f"no gain is known for a layer of type {type(layer).__name__}; teach it with "
-        "svdctl.certificates.layer_gain.register"
-    )
+    known = _class_with_gain(layer)
+    if known is None or known in gain_rule.registry:
+        return gain_rule(layer, tolerance=tolerance)
+    found = ops_of(layer).gain(layer, tolerance=tolerance)
+    if not isinstance(found, Gain):
+        raise ShapeError(f"the gain of a {type(layer).__name__} is a {type(found).__name__}, not a Gain")
+    return found
 
 
 def absolute_norm(conv: Convolution) -> float:

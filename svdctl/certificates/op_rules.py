@@ -208,7 +208,7 @@ class Call:
         call = f"{self.name} {why}".strip()
         return ShapeError(
             f"no Lipschitz bound is known for {call}, called in {self.tracer.where}; replace it, or teach the module's "
-            "gain with svdctl.certificates.layer_gain.register"
+            "gain with svdctl.register_layer"
         )
 
     def elementwise(

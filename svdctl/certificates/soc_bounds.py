@@ -12,8 +12,7 @@ from fractions import Fraction
 from functools import cache
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from svdctl.certificates.error_bounds import gamma, times
 from svdctl.certificates.layer_bounds import (
@@ -24,14 +23,15 @@ from svdctl.certificates.layer_bounds import (
     chain_enlargement,
     chain_rounding,
     frame_convolution,
+    gain_rule,
     layer_gain,
     linear_gain,
     norm_above_of,
     summands,
 )
 from svdctl.errors import ShapeError
-from svdctl.layers.skew import exponential_matrix, exponential_series, skew_part, space_to_depth
-from svdctl.layers.soc import SOC
+from svdctl.layers.skew import skew_part
+from svdctl.layers.soc import SOC, FixedSOC
 from svdctl.layers.sott import SOTT
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.matrix import matrix_norm_bound
@@ -71,34 +71,6 @@ def series_norm(terms: int, reach: float) -> float:
     return norm
 
 
-class FixedSOC(nn.Module):
-    """What a SOC layer computes in evaluation mode, its normalised kernel (1x1: its exponential) computed once."""
-
-    stands_for = "SOC"
-    kernel: Tensor
-    bias: Tensor | None
-
-    @torch.no_grad()
-    def __init__(self, layer: SOC) -> None:
-        super().__init__()
-        self.stride, self.terms, self.outputs = layer.stride, layer.series_terms(training=False), layer.out_channels
-        kernel = layer.skew_kernel()
-        self.is_matrix = kernel.shape[-1] == 1
-        if self.is_matrix:
-            inputs = layer.in_channels * layer.stride**2
-            kernel = exponential_matrix(kernel[:, :, 0, 0], self.terms)[: self.outputs, :inputs, None, None].clone()
-        self.register_buffer("kernel", kernel)
-        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.stride > 1:
-            x = space_to_depth(x, self.stride)
-        if self.is_matrix:
-            return F.conv2d(x, self.kernel, self.bias)
-        y = exponential_series(x, self.kernel, self.terms, self.outputs)
-        return y if self.bias is None else y + self.bias[:, None, None]
-
-
 def reach(kernel: Tensor, terms: int, tolerance: float | None) -> float:
     """At least the norm of a skew convolution; no sharper than its exponential's series needs."""
     taps = kernel.shape[-1]
@@ -109,7 +81,7 @@ def reach(kernel: Tensor, terms: int, tolerance: float | None) -> float:
     return min(unfolded, norm_above_of(Convolution.make(kernel.detach().double()), tolerance))
 
 
-@layer_gain.register
+@gain_rule.register
 def _fixed(layer: FixedSOC, *, tolerance: float | None = None) -> Gain:
     if layer.is_matrix:
         gain = linear_gain(Convolution.make(layer.kernel), layer.bias, tolerance)
@@ -135,12 +107,12 @@ def _fixed(layer: FixedSOC, *, tolerance: float | None = None) -> Gain:
     )
 
 
-@layer_gain.register
+@gain_rule.register
 def _soc(layer: SOC, *, tolerance: float | None = None) -> Gain:
     return layer_gain(FixedSOC(layer), tolerance=tolerance)
 
 
-@layer_gain.register
+@gain_rule.register
 def _sott(layer: SOTT, *, tolerance: float | None = None) -> Gain:
     core = layer_gain(layer.core, tolerance=tolerance)
     terms = core.terms + 1

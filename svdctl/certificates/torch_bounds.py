@@ -6,30 +6,32 @@ import torch
 from torch import Tensor, nn
 
 from svdctl.certificates.error_bounds import gamma, tiny_of
-from svdctl.certificates.layer_bounds import Gain, exact, layer_gain, linear_gain
+from svdctl.certificates.layer_bounds import Gain, exact, gain_rule, linear_gain
 from svdctl.errors import ShapeError
-from svdctl.layers.layer_operator import BatchNorm, stored_operator
+from svdctl.layers.layer_operator import BatchNorm
+from svdctl.layers.layer_ops import ops_of
 from svdctl.layers.minmax import MinMax
 from svdctl.layers.normalize import Normalize
 from svdctl.layers.padding import is_cyclic, padded_sides, padding_factor
 from svdctl.spectral.convolution import Convolution
 
 
-@layer_gain.register(nn.Linear)
-@layer_gain.register(nn.ConvTranspose1d)
-@layer_gain.register(nn.ConvTranspose2d)
-@layer_gain.register(nn.ConvTranspose3d)
+@gain_rule.register(nn.Linear)
+@gain_rule.register(nn.ConvTranspose1d)
+@gain_rule.register(nn.ConvTranspose2d)
+@gain_rule.register(nn.ConvTranspose3d)
 def _linear(layer: nn.Linear, *, tolerance: float | None = None) -> Gain:
-    return linear_gain(stored_operator(layer), layer.bias, tolerance)
+    return linear_gain(ops_of(layer).operator(layer), layer.bias, tolerance)
 
 
-@layer_gain.register(nn.Conv1d)
-@layer_gain.register(nn.Conv2d)
-@layer_gain.register(nn.Conv3d)
+@gain_rule.register(nn.Conv1d)
+@gain_rule.register(nn.Conv2d)
+@gain_rule.register(nn.Conv3d)
 def _conv(layer: nn.Conv2d, *, tolerance: float | None = None) -> Gain:
-    gain = linear_gain(stored_operator(layer), layer.bias, tolerance)
+    conv = ops_of(layer).operator(layer)
+    gain = linear_gain(conv, layer.bias, tolerance)
     factor = padding_factor(layer)
-    if layer.padding_mode == "circular" and is_cyclic(layer) and max(layer.stride) > 1:
+    if layer.padding_mode == "circular" and is_cyclic(layer) and max(conv.stride) > 1:
         # For sizes that the stride does not divide: some outputs of the layer without stride, or of a padded signal.
         unstrided = Convolution.make(layer.weight.detach(), dilation=layer.dilation, groups=layer.groups)
         plain = linear_gain(unstrided, layer.bias, tolerance)
@@ -42,9 +44,9 @@ def _conv(layer: nn.Conv2d, *, tolerance: float | None = None) -> Gain:
     return Gain(factors, lambda unit: gain.rounding(unit) * factor, gain.bias, gain.terms, True)
 
 
-@layer_gain.register(nn.BatchNorm1d)
-@layer_gain.register(nn.BatchNorm2d)
-@layer_gain.register(nn.BatchNorm3d)
+@gain_rule.register(nn.BatchNorm1d)
+@gain_rule.register(nn.BatchNorm2d)
+@gain_rule.register(nn.BatchNorm3d)
 def _batchnorm(layer: BatchNorm, *, tolerance: float | None = None) -> Gain:
     if layer.running_mean is None or layer.running_var is None:
         raise ShapeError("BatchNorm without running statistics has no fixed gain; use track_running_stats=True")
@@ -72,7 +74,7 @@ def batchnorm(mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tenso
     return Gain({"batchnorm": largest}, rounding, shift, 8, True, enlarged=steepest)
 
 
-@layer_gain.register
+@gain_rule.register
 def _normalize(layer: Normalize, *, tolerance: float | None = None) -> Gain:
     smallest = float(layer.std.double().abs().min())
     if smallest == 0:
@@ -82,7 +84,7 @@ def _normalize(layer: Normalize, *, tolerance: float | None = None) -> Gain:
     return Gain({"normalisation": scale}, lambda unit: gamma(4, unit) * scale, shift, 4, True, is_broadcast=True)
 
 
-@layer_gain.register
+@gain_rule.register
 def _minmax(layer: MinMax, *, tolerance: float | None = None) -> Gain:
     # Sorting pairs of entries: |sort(a) - sort(b)| <= |a - b|.
     return Gain({"activation": 1.0}, exact)

@@ -13,7 +13,7 @@ from svdctl.certificates.layer_bounds import (
     chain_enlargement,
     chain_rounding,
     frame_convolution,
-    layer_gain,
+    gain_rule,
     linear_gain,
     norm_above_of,
     summands,
@@ -24,7 +24,7 @@ from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.matrix import matrix_norm_bound
 
 
-@layer_gain.register
+@gain_rule.register
 def _tt(layer: TTConv2d, *, tolerance: float | None = None) -> Gain:
     core = Convolution.make(layer.core.detach().double(), stride=layer.stride, dilation=layer.dilation)
     if layer.frame_in is None or layer.frame_out is None:

@@ -8,20 +8,11 @@ from torch import Tensor, nn
 
 from svdctl.control.shared_memory import groups_by_memory
 from svdctl.errors import ShapeError
-from svdctl.layers.layer_operator import (
-    BatchNorm,
-    batchnorm_gain,
-    exact_operator,
-    operator_assuming_orthonormal,
-    operator_of,
-    scale_,
-    weight_of,
-    write_operator_,
-)
+from svdctl.layers.layer_operator import BatchNorm, batchnorm_gain, exact_operator, operator_of
+from svdctl.layers.layer_ops import ops_of
 from svdctl.layers.norms import is_layer_bounded, kernel_limit, layer_norm
 from svdctl.layers.padding import padding_factor
-from svdctl.layers.stiefel import MEANS, qr_positive
-from svdctl.layers.tt import TTConv2d
+from svdctl.layers.stiefel import qr_positive
 from svdctl.spectral.bounds import TOLERANCE, norm_bound, taps_norm
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.power_iteration import KernelPower, paper_clip, paper_sigma
@@ -50,28 +41,24 @@ def assign_layer_(layer: nn.Module, value: float, optimizer: Optimizer = None) -
 def _replace_(layer: nn.Module, before: Convolution, kernel: Tensor, max_sigma: float, optimizer: Optimizer) -> float:
     """Write a polyphase kernel, then scale until the bound is proved of what was written; returns the distance."""
     before = before.with_kernel(before.kernel.clone())  # the layer's own memory may be behind it
-    write_operator_(layer, before.from_polyphase(kernel), optimizer)
+    ops_of(layer).write_(layer, before.from_polyphase(kernel), optimizer)
     scale_below_(layer, max_sigma, tolerance=SEAL_TOLERANCE)
     return frobenius_norm(operator_of(layer).kernel.double() - before.kernel.double())
 
 
 def divide_factors(layer: nn.Module, max_sigma: float, power: KernelPower) -> list[Tensor]:
     """`min(1, max_sigma / sigma)`, sigma from a power step with kept vectors; no host synchronisation."""
-    return [shrink(power.step(operator_assuming_orthonormal(layer)), max_sigma)]
+    return [shrink(power.step(ops_of(layer).operators_assuming_orthonormal([layer])[0]), max_sigma)]
 
 
-def divide_each_factors(layer: TTConv2d, max_sigma: float, power: KernelPower) -> list[Tensor]:
-    """What brings the core of a TT layer to at most `max_sigma` and its frames to at most 1, each on its own."""
-    core, *frames = factors_of(layer)
-    sigma = power.step(operator_of(layer).with_kernel(core.detach()[None]))
-    norms = [torch.linalg.matrix_norm(qr_positive(frame.detach())[1], 2) for frame in frames]
-    return [shrink(sigma, max_sigma), *(shrink(norm, 1.0) for norm in norms)]
-
-
-def factors_of(layer: TTConv2d) -> list[Tensor]:
-    """The core of a TT layer and those of its frames that can be written."""
-    frames = () if layer.frames_kind == "parametrize" else (layer.frame_in, layer.frame_out)
-    return [layer.core, *(frame for frame in frames if frame is not None)]
+def divide_each_factors(layer: nn.Module, max_sigma: float, power: KernelPower) -> list[Tensor]:
+    """What brings the core of a layer to at most `max_sigma` and its other factors to at most 1, each on its own."""
+    ops = ops_of(layer)
+    core = ops.core_operator(layer)
+    if core is None:
+        return divide_factors(layer, max_sigma, power)
+    norms = [torch.linalg.matrix_norm(qr_positive(frame.detach())[1], 2) for frame in ops.tensors(layer)[1:]]
+    return [shrink(power.step(core), max_sigma), *(shrink(norm, 1.0) for norm in norms)]
 
 
 def divide_exact_layer_(layer: nn.Module, max_sigma: float) -> float:
@@ -85,7 +72,8 @@ def scale_below_(layer: nn.Module, max_sigma: float, *, tolerance: float = TOLER
     conv, error = exact_operator(layer)
     padding = padding_factor(layer)
     kernel_norm = norm_bound(conv, tolerance=tolerance).upper
-    unit = torch.finfo(weight_of(layer).dtype).eps
+    ops = ops_of(layer)
+    unit = torch.finfo(ops.tensors(layer)[0].dtype).eps
     while not layer_norm(kernel_norm, error, padding) <= max_sigma:
         if not math.isfinite(kernel_norm):
             raise ShapeError("the layer's norm is above 1.8e308, the largest number of float64; scale its weight first")
@@ -94,7 +82,8 @@ def scale_below_(layer: nn.Module, max_sigma: float, *, tolerance: float = TOLER
         # The margin makes that round, and later brackets of this width, find nothing left to do.
         room = layer_norm(kernel_norm * (1 + _MARGIN) + unit * taps_norm(conv.kernel), error, padding)
         factor = max_sigma / room * (1 - 4 * unit)
-        scale_(layer, factor)
+        with torch.no_grad():
+            ops.scale_([layer], [factor])
         total *= factor
         conv, error = exact_operator(layer)
         moved = taps_norm(conv.kernel.double() - wanted * factor)
@@ -104,12 +93,14 @@ def scale_below_(layer: nn.Module, max_sigma: float, *, tolerance: float = TOLER
 
 def paper_divide_layer_(layer: nn.Module, max_sigma: float, size: tuple[int, ...], generator: torch.Generator) -> None:
     """The paper's division: two power steps from a new random vector, too low by some 15 %; no seal."""
-    scale_(layer, shrink(paper_sigma(operator_assuming_orthonormal(layer), size, generator), max_sigma))
+    ops = ops_of(layer)
+    sigma = paper_sigma(ops.operators_assuming_orthonormal([layer])[0], size, generator)
+    ops.scale_([layer], [shrink(sigma, max_sigma)])
 
 
 def paper_clip_layer_(layer: nn.Module, max_sigma: float, size: tuple[int, ...], optimizer: Optimizer = None) -> None:
     """The paper's clip: one pass on the grid of the layer's input, or of its kernel if that is larger; no seal."""
-    write_operator_(layer, paper_clip(operator_of(layer), max_sigma, size), optimizer)
+    ops_of(layer).write_(layer, paper_clip(operator_of(layer), max_sigma, size), optimizer)
 
 
 def limit_batchnorm_(layer: BatchNorm, max_sigma: float) -> None:
@@ -118,32 +109,23 @@ def limit_batchnorm_(layer: BatchNorm, max_sigma: float) -> None:
         layer.weight.data.mul_(shrink(batchnorm_gain(layer), max_sigma))
 
 
-def written(layer: nn.Module, optimizer: Optimizer) -> list[Tensor]:
-    """Everything that an action on the layer may change: its operator, and the optimiser's means of frames."""
-    if not isinstance(layer, TTConv2d):
-        return [weight_of(layer)]
-    tensors = factors_of(layer)
-    states = [] if optimizer is None else [optimizer.state.get(tensor, {}) for tensor in tensors]
-    return tensors + [state[key] for state in states for key in MEANS if state.get(key) is not None]
-
-
 def orthonormalize_frames_(layers: Mapping[str, nn.Module]) -> None:
     """Make the frames of TT layers orthonormal and keep every layer's operator, also where layers have common frames.
 
     Raises:
         ShapeError: layers with a common core between different frames, whose operators cannot both be kept.
     """
-    framed = {name: layer for name, layer in layers.items() if isinstance(layer, TTConv2d) and layer.has_frames}
-    for names in groups_by_memory({name: [layer.core] for name, layer in framed.items()}):
-        frames = {tuple(_address(frame) for frame in factors_of(framed[name])[1:]) for name in names}
-        if len(frames) > 1:
+    framed = {name: layer for name, layer in layers.items() if ops_of(layer).frames(layer)}
+    tensors = {name: ops_of(layer).tensors(layer) for name, layer in framed.items()}
+    for names in groups_by_memory({name: [core] for name, (core, *_) in tensors.items()}):
+        if len({tuple(map(_address, tensors[name][1:])) for name in names}) > 1:
             raise ShapeError(
                 f"TT layers {', '.join(names)} share a core between different frames, so that none can be clipped "
                 "alone; give each its own core, or use divide_"
             )
-    kernels = {name: layer.small_kernel() for name, layer in framed.items()}
+    operators = {name: exact_operator(layer)[0] for name, layer in framed.items()}
     for name, layer in framed.items():
-        layer.set_small_kernel(kernels[name])
+        ops_of(layer).write_(layer, operators[name])
 
 
 def _address(tensor: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
@@ -152,17 +134,18 @@ def _address(tensor: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
 
 def expected_cost(layer: nn.Module) -> float:
     """About how long an action on the layer takes, against other layers: products of matrices at some frequencies."""
-    weight = weight_of(layer)
-    out, into = weight.shape[:2]
+    ops = ops_of(layer)
+    weight = ops.tensors(layer)[0]
+    out, into = (*weight.shape, 1, 1)[:2]
     points = math.prod(2 * k + 2 if k > 1 else 1 for k in weight.shape[2:])
     # A stride puts several shifted inputs side by side.
-    into *= math.prod(getattr(layer, "stride", ())) if weight.ndim > 2 else 1
+    into *= math.prod(ops.stride(layer))
     return float(points * min(out, into) * out * into)
 
 
 def on_cpu(layers: Iterable[nn.Module]) -> bool:
     """Whether all of the layers are on the CPU, where several can be worked on at a time."""
-    return all(weight_of(layer).device.type == "cpu" for layer in layers)
+    return all(ops_of(layer).tensors(layer)[0].device.type == "cpu" for layer in layers)
 
 
 def shrink(sigma: Tensor, max_sigma: float) -> Tensor:

@@ -1,5 +1,6 @@
 """Control of a whole network while it trains: which layer, which action, when, and in which process."""
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,16 +12,9 @@ from svdctl.config.control_config import BatchNormControl, Control, NoControl
 from svdctl.control import actions
 from svdctl.distributed.group import Group
 from svdctl.distributed.scheduling import LayerScheduler
-from svdctl.layers.layer_operator import (
-    BatchNorm,
-    batchnorm_gain,
-    is_controllable,
-    operator_assuming_orthonormal,
-    operator_of,
-    weight_of,
-)
+from svdctl.layers.layer_operator import BatchNorm, batchnorm_gain, operator_of
+from svdctl.layers.layer_ops import find_ops, is_controllable
 from svdctl.layers.norms import layer_norm_bound
-from svdctl.layers.tt import TTConv2d
 from svdctl.spectral.power_iteration import KernelPower, clip_grid
 
 
@@ -66,19 +60,21 @@ class Controller:
         only: str | None = None,
     ) -> None:
         self.control = control
+        self.control_seconds = 0.0
+        """Seconds that control has taken, what keeps layers in their form left out."""
         self.batchnorm = batchnorm
         chosen = [(name, layer) for name, layer in model.named_modules() if only in (None, name)]
         self.layers = {name: layer for name, layer in chosen if is_controllable(layer)}
+        self.ops = {name: ops for name, layer in model.named_modules() if (ops := find_ops(layer)) is not None}
+        self._known = {name: layer for name, layer in model.named_modules() if name in self.ops}
         self.norms = {name: layer for name, layer in model.named_modules() if isinstance(layer, BatchNorm)}
         self._sizes = sizes or {}
         self._generator = torch.Generator().manual_seed(seed)
         self._powers: dict[str, KernelPower] = {}
         if control.kind == "divide-each" or (control.kind == "divide" and control.procedure == "certified"):
             for name, layer in self.controlled().items():
-                if control.kind == "divide-each" and isinstance(layer, TTConv2d):
-                    self._powers[name] = KernelPower(operator_of(layer).with_kernel(layer.core.detach()[None]))
-                else:
-                    self._powers[name] = KernelPower(operator_assuming_orthonormal(layer))
+                core = self.ops[name].core_operator(layer) if control.kind == "divide-each" else None
+                self._powers[name] = KernelPower(core or self.ops[name].operators_assuming_orthonormal([layer])[0])
         group = group or Group()
         costs = {name: actions.expected_cost(layer) for name, layer in self.layers.items()}
         controlled = {name: costs[name] for name in self.controlled()}
@@ -97,7 +93,7 @@ class Controller:
         """The largest singular value allowed for a layer."""
         if isinstance(self.control, NoControl):
             return None
-        return self.control.linear_max if isinstance(self.layers[name], nn.Linear) else self.control.max_sigma
+        return self.control.linear_max if self.ops[name].is_linear else self.control.max_sigma
 
     def enlarged_grids(self) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
         """Return the (input size, grid of the clip) of the layers that the paper's clip treats on a larger grid."""
@@ -106,9 +102,31 @@ class Controller:
         grids = {name: clip_grid(operator_of(layer), self._sizes[name]) for name, layer in self.controlled().items()}
         return {name: (self._sizes[name], grid) for name, grid in grids.items() if grid != self._sizes[name]}
 
+    def penalty(self) -> Tensor | None:
+        """Return the term that the layers add to the loss (0-d), as for frames kept by a penalty; None: there is none.
+
+        Defects are summed in the network's order, over their number in all layers of one weight.
+        """
+        sums: dict[float, tuple[Tensor, int]] = {}
+        for name, layer in self._known.items():
+            share = self.ops[name].penalty(layer)
+            for index, defect in enumerate(share[0] if share is not None else ()):
+                assert share is not None
+                total, count = sums.get(share[2], (None, 0))
+                sums[share[2]] = defect if total is None else total + defect, count + (share[1] if index == 0 else 0)
+        terms = [total * (weight / count) for weight, (total, count) in sums.items()]
+        return torch.stack(terms).sum() if len(terms) > 1 else next(iter(terms), None)
+
     @torch.no_grad()
     def after_step(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Apply what is due after the optimiser's step of this number, counted from 1."""
+        for name, layer in self._known.items():
+            self.ops[name].after_optimizer_step_(layer, step=step, optimizer=optimizer)
+        began = time.perf_counter()
+        self._control(step, optimizer)
+        self.control_seconds += time.perf_counter() - began
+
+    def _control(self, step: int, optimizer: torch.optim.Optimizer | None) -> None:
         if self.batchnorm is not None and step % self.batchnorm.every_steps == 0:
             self._limit_norms()
         if isinstance(self.control, NoControl) or step % self.control.every_steps:
@@ -121,7 +139,8 @@ class Controller:
                 actions.paper_divide_layer_(layer, self._maximum(name), self._sizes[name], self._generator)
         else:
             self._action.each(
-                lambda name: self._apply(name, optimizer), lambda name: actions.written(self.layers[name], optimizer)
+                lambda name: self._apply(name, optimizer),
+                lambda name: self.ops[name].tensors(self.layers[name], optimizer),
             )
 
     def _maximum(self, name: str) -> float:
@@ -145,22 +164,16 @@ class Controller:
             case _:
                 return actions.divide_exact_layer_(layer, allowed) != 1
 
-    def _each(self, layer: nn.Module) -> bool:
-        """Whether each factor of the layer is divided on its own."""
-        return isinstance(layer, TTConv2d) and self.control.kind == "divide-each"
-
     def _factors(self, name: str) -> list[Tensor]:
         layer, power = self.layers[name], self._powers[name]
-        if isinstance(layer, TTConv2d) and self._each(layer):
+        if self.control.kind == "divide-each":
             return actions.divide_each_factors(layer, self._maximum(name), power)
         return actions.divide_factors(layer, self._maximum(name), power)
 
     def _scaled(self, name: str) -> list[Tensor]:
         """What the factors multiply."""
-        layer = self.layers[name]
-        if isinstance(layer, TTConv2d) and self._each(layer):
-            return actions.factors_of(layer)
-        return [weight_of(layer)]
+        tensors = self.ops[name].tensors(self.layers[name])
+        return tensors if self.control.kind == "divide-each" else tensors[:1]
 
     def _limit_norms(self) -> None:
         assert self.batchnorm is not None
@@ -176,7 +189,7 @@ class Controller:
             return
         self._seal.each(
             lambda name: actions.divide_exact_layer_(self.layers[name], self._maximum(name)) != 1,
-            lambda name: [weight_of(self.layers[name])],
+            lambda name: self.ops[name].tensors(self.layers[name])[:1],
         )
 
     def report(self) -> list[LayerReport]:
@@ -186,7 +199,9 @@ class Controller:
         for name, bracket in brackets.items():
             layer, allowed = self.layers[name], self.allowed(name)
             kind = type_before_parametrizations(layer).__name__
-            rows.append(LayerReport(name, kind, _shape(layer), bracket.lower, bracket.upper, allowed))
+            rows.append(
+                LayerReport(name, kind, self.ops[name].shape_text(layer), bracket.lower, bracket.upper, allowed)
+            )
         limit = self.batchnorm.max_gain if self.batchnorm else None
         for name, norm in self.norms.items():
             gain = float(batchnorm_gain(norm))
@@ -210,12 +225,3 @@ class Controller:
         for name, power in self._powers.items():
             power.vectors = state["vectors"][name].to(power.vectors.device, power.vectors.dtype)
         self._generator.set_state(state["generator"].cpu())
-
-
-def _shape(layer: nn.Module) -> str:
-    if isinstance(layer, TTConv2d):
-        taps = " x ".join(map(str, layer.kernel_size))
-        return f"{layer.out_channels} x {layer.in_channels} x {taps}, rank {layer.rank[1]} x {layer.rank[0]}"
-    weight = layer.weight
-    assert isinstance(weight, torch.Tensor)
-    return " x ".join(map(str, weight.shape))

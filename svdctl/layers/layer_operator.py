@@ -1,59 +1,18 @@
-"""Layers read as operators, and operators written back: the only place that knows which layer holds what.
+"""Layers read as operators, with every reason why one cannot be read or written.
 
 A linear layer is the convolution with one tap, so that one mathematics serves all.
 """
 
-from functools import singledispatch
-
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import type_before_parametrizations
+from torch.nn.utils.parametrize import ParametrizationList, type_before_parametrizations
 
 from svdctl.errors import ShapeError
-from svdctl.layers.stored_weight import computed_weight, evaluation_mode, why_not_as_stored
-from svdctl.layers.tt import TTConv2d
+from svdctl.layers.layer_ops import LayerOps, known_class, ops_of
+from svdctl.layers.stored_weight import evaluation_mode, why_not_as_stored
 from svdctl.spectral.convolution import Convolution
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
-
-
-@singledispatch
-def stored_operator(layer: nn.Module) -> Convolution:
-    """Return the convolution by a layer's weight, whatever its forward pass does with it; detached from the graph.
-
-    Raises:
-        ShapeError: a type of layer that is not known.
-    """
-    raise ShapeError(f"a layer of type {type(layer).__name__} is no convolution or linear layer that svdctl can read")
-
-
-@stored_operator.register(nn.Conv1d)
-@stored_operator.register(nn.Conv2d)
-@stored_operator.register(nn.Conv3d)
-def _conv(layer: nn.Conv2d) -> Convolution:
-    weight = computed_weight(layer)
-    return Convolution.make(weight, stride=layer.stride, dilation=layer.dilation, groups=layer.groups)
-
-
-@stored_operator.register(nn.ConvTranspose1d)
-@stored_operator.register(nn.ConvTranspose2d)
-@stored_operator.register(nn.ConvTranspose3d)
-def _conv_transpose(layer: nn.ConvTranspose2d) -> Convolution:
-    # The adjoint of the convolution with the same weight.
-    weight = computed_weight(layer)
-    return Convolution.make(weight, stride=layer.stride, dilation=layer.dilation, groups=layer.groups)
-
-
-@stored_operator.register
-def _linear(layer: nn.Linear) -> Convolution:
-    return Convolution.make(computed_weight(layer)[:, :, None])
-
-
-@stored_operator.register
-def _tt(layer: TTConv2d) -> Convolution:
-    # Half precision would round what the frames are moved into.
-    kernel = layer.small_kernel().to(torch.promote_types(layer.core.dtype, torch.float32))
-    return Convolution.make(kernel, stride=layer.stride, dilation=layer.dilation)
 
 
 def operator_of(layer: nn.Module) -> Convolution:
@@ -67,13 +26,14 @@ def operator_of(layer: nn.Module) -> Convolution:
         ShapeError: a type of layer that is not known, one that need not compute with its weight as it is stored, or a
             parametrised weight that torch cannot make in its precision.
     """
-    if is_controllable(layer):
+    ops = ops_of(layer)
+    if ops.can_control:
         reason = why_not_read(layer)
         if reason is not None:
             raise ShapeError(f"a layer of type {type(layer).__name__} cannot be read off its weight: {reason}")
     try:
         with evaluation_mode(layer):
-            return stored_operator(layer)
+            return ops.operator(layer)
     except NotImplementedError as error:
         kind = type_before_parametrizations(layer).__name__
         raise ShapeError(
@@ -83,23 +43,23 @@ def operator_of(layer: nn.Module) -> Convolution:
 
 
 def exact_operator(layer: nn.Module) -> tuple[Convolution, float]:
-    """Return `operator_of(layer)` for proofs, and how far the norms of the two can differ: 0 but for TT layers."""
-    conv = operator_of(layer)
-    if isinstance(layer, TTConv2d) and layer.has_frames:
-        with evaluation_mode(layer):
-            kernel, error = layer.exact_kernel()
-        return Convolution.make(kernel, stride=layer.stride, dilation=layer.dilation), error
-    return conv, 0.0
+    """Return the operator of a layer for proofs, and how far its norm can be from that of the layer.
 
-
-def is_controllable(layer: nn.Module) -> bool:
-    """Return whether `operator_of` knows the layer's type."""
-    return stored_operator.dispatch(type(layer)) is not stored_operator.dispatch(object)
+    Raises:
+        ShapeError: as `operator_of`.
+    """
+    conv, ops = operator_of(layer), ops_of(layer)
+    if type(ops).exact_operator is LayerOps.exact_operator:
+        return conv, 0.0
+    with evaluation_mode(layer):
+        return ops.exact_operator(layer)
 
 
 def why_not_read(layer: nn.Module) -> str | None:
     """Return why a layer may not compute with its stored weight; None when it does."""
-    return why_not_as_stored(layer, next(kind for kind in type(layer).__mro__ if kind in stored_operator.registry))
+    known = known_class(layer)
+    assert known is not None
+    return why_not_as_stored(layer, known)
 
 
 def why_not_writable(layer: nn.Module) -> str | None:
@@ -107,59 +67,27 @@ def why_not_writable(layer: nn.Module) -> str | None:
     reason = why_not_read(layer)
     if reason is not None:
         return reason
-    names = ["weight"]
-    if isinstance(layer, TTConv2d):
-        frames = layer.has_frames and layer.frames_kind != "parametrize"
-        names = ["core", "frame_in", "frame_out"] if frames else ["core"]
-    written = [tensor for tensor in map(layer._parameters.get, names) if tensor is not None]
-    if len(written) < len(names):
+    try:
+        with evaluation_mode(layer):
+            written = ops_of(layer).tensors(layer)
+    except NotImplementedError:  # a parametrization that torch cannot compute in this precision
+        written = []
+    plain = {
+        id(parameter)
+        for part in layer.modules()
+        if not isinstance(part, ParametrizationList)
+        for parameter in part._parameters.values()
+    }
+    if not written or any(id(tensor) not in plain for tensor in written):
         return (
             "its weight is computed anew from others (a parametrization, a hook or pruning); make it plain first, as "
             "with torch.nn.utils.parametrize.remove_parametrizations"
         )
-    weight = weight_of(layer)
-    if weight.dtype not in (torch.float32, torch.float64):
-        return f"its weight is {weight.dtype}, too coarse for a proof; convert the network with .float() first"
+    if written[0].dtype not in (torch.float32, torch.float64):
+        return f"its weight is {written[0].dtype}, too coarse for a proof; convert the network with .float() first"
     if any(n > 1 and step == 0 for tensor in written for n, step in zip(tensor.shape, tensor.stride(), strict=True)):
         return "entries of its weight share their memory (it was expanded); make it plain with .clone() first"
     return None
-
-
-def operator_assuming_orthonormal(layer: nn.Module) -> Convolution:
-    """Return an estimate of `operator_of`: no QR of frames that are kept orthonormal, of others in their precision."""
-    if isinstance(layer, TTConv2d):
-        exact = layer.frames_kind in ("retract", "parametrize")
-        kernel = layer.core.detach() if exact else layer.small_kernel(dtype=layer.core.dtype)
-        return Convolution.make(kernel, stride=layer.stride, dilation=layer.dilation)
-    return stored_operator(layer)
-
-
-@torch.no_grad()
-def write_operator_(layer: nn.Module, conv: Convolution, optimizer: torch.optim.Optimizer | None = None) -> None:
-    """Give the layer the kernel of `conv`, in place; a TT layer's frames become orthonormal by it."""
-    if isinstance(layer, TTConv2d):
-        layer.set_small_kernel(conv.weight, optimizer)
-    else:
-        weight = weight_of(layer)
-        weight.copy_(conv.weight.reshape(weight.shape))
-
-
-@torch.no_grad()
-def scale_(layer: nn.Module, factor: Tensor | float) -> None:
-    """Multiply the layer's operator by a number or 0-d tensor, in place; its bias stays."""
-    weight = weight_of(layer)
-    if isinstance(factor, Tensor):
-        weight.mul_(factor)
-    else:
-        # A small factor on large weights would be no number of their own precision.
-        weight.copy_(weight.double() * factor)
-
-
-def weight_of(layer: nn.Module) -> Tensor:
-    """The tensor that a factor on the operator multiplies."""
-    weight = layer.core if isinstance(layer, TTConv2d) else layer.weight
-    assert isinstance(weight, Tensor)
-    return weight
 
 
 def batchnorm_gain(layer: BatchNorm, dtype: torch.dtype = torch.float32) -> Tensor:

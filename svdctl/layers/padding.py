@@ -6,6 +6,7 @@ from torch import nn
 
 from svdctl.errors import ShapeError
 from svdctl.layers.stored_weight import computed_weight
+from svdctl.spectral.convolution import per_axis
 
 Convolutional = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -21,25 +22,25 @@ def padding_factor(layer: nn.Module) -> float:
     if not isinstance(layer, Convolutional) or layer.padding_mode == "zeros":
         return 1.0
     squares = 1
+    strides, dilations = (per_axis(given, len(_reaches(layer))) for given in (layer.stride, layer.dilation))
     for axis, ((before, after), reach) in enumerate(zip(padded_sides(layer), _reaches(layer), strict=True)):
         keeps_size = before + after <= reach
         sides = (before > 0) + (after > 0)
         if layer.padding_mode == "circular":
             squares *= 1 if keeps_size else 1 + sides
         elif layer.padding_mode == "reflect":
-            squares *= min(2, 1 + sides) if keeps_size and layer.stride[axis] == 1 else 1 + sides
+            squares *= min(2, 1 + sides) if keeps_size and strides[axis] == 1 else 1 + sides
         elif layer.padding_mode == "replicate":
-            squares *= max(1 + before, 1 + after, min(1 + before + after, _repeats_of_one(layer, axis)))
+            repeats = _repeats_of_one(before + after, reach, strides[axis], dilations[axis])
+            squares *= max(1 + before, 1 + after, min(1 + before + after, repeats))
         else:
             raise ShapeError(f"padding_mode {layer.padding_mode!r} is none of torch's; its norm is not known")
     return 1.0 if squares == 1 else math.sqrt(squares) * (1 + 2.0**-50)
 
 
-def _repeats_of_one(layer: Convolutional, axis: int) -> int:
+def _repeats_of_one(padded: int, reach: int, stride: int, dilation: int) -> int:
     """Return the squared factor of replication along an axis of one input: outputs times blocks of the symbol."""
-    stride, reach = layer.stride[axis], _reaches(layer)[axis]
-    outputs = -(-(1 + sum(padded_sides(layer)[axis]) - reach) // stride)
-    dilation = layer.dilation[axis]
+    outputs = -(-(1 + padded - reach) // stride)
     return outputs * min(stride // math.gcd(stride, dilation), reach // dilation + 1)
 
 
@@ -57,4 +58,4 @@ def is_cyclic(layer: Convolutional) -> bool:
 def _reaches(layer: Convolutional) -> list[int]:
     # The weight may have been replaced by one of another size, which `kernel_size` does not hear of.
     taps = computed_weight(layer).shape[2:]
-    return [dilation * (k - 1) for k, dilation in zip(taps, layer.dilation, strict=True)]
+    return [dilation * (k - 1) for k, dilation in zip(taps, per_axis(layer.dilation, len(taps)), strict=True)]

@@ -16,7 +16,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
-from svdctl.layers.layer_operator import is_controllable
+from svdctl.layers.layer_ops import find_ops, is_controllable
 
 _FIELDS = (Tensor, int, float, str, tuple, type(None))
 """Types of attributes that may decide what a layer computes: its tensors, its geometry, its mode."""
@@ -28,14 +28,14 @@ _LIKE = re.compile(r"new_(zeros|ones|empty|full|tensor)|(zeros|ones|empty|full|r
 
 @torch.no_grad()
 def input_sizes(
-    model: nn.Module, image_shape: tuple[int, ...], also: tuple[type[nn.Module], ...] = ()
+    model: nn.Module, image_shape: tuple[int, ...], is_layer: Callable[[nn.Module], bool] = is_controllable
 ) -> dict[str, tuple[int, ...]]:
     """Spatial size of the input of each convolution and linear layer, by name; the model is left as it was.
 
     Args:
         model: any network.
         image_shape: one input without the batch axis, `(C, H, W)`.
-        also: further types of layers to look at.
+        is_layer: which modules are looked at.
     """
     sizes: dict[str, tuple[int, ...]] = {}
 
@@ -45,9 +45,7 @@ def input_sizes(
 
         return layer.register_forward_pre_hook(hook, with_kwargs=True)
 
-    layers = [
-        (name, layer) for name, layer in model.named_modules() if is_controllable(layer) or isinstance(layer, also)
-    ]
+    layers = [(name, layer) for name, layer in model.named_modules() if is_layer(layer)]
     with _evaluation(model):
         handles = [record(name, layer) for name, layer in layers]
         try:
@@ -267,7 +265,8 @@ def _agrees(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], ou
 
 
 def _size(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[int, ...]:
-    if isinstance(layer, nn.Linear):
+    ops = find_ops(layer)
+    if ops is not None and ops.is_linear:
         return (1,)
     given = next(_tensors((inputs, named)))
     kernel = getattr(layer, "kernel_size", None)

@@ -134,3 +134,31 @@ class SOC(nn.Module):
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
             f"terms={self.train_terms}/{self.eval_terms}, scale={self.scale}"
         )
+
+
+class FixedSOC(nn.Module):
+    """What a SOC layer computes in evaluation mode, its normalised kernel (1x1: its exponential) computed once."""
+
+    stands_for = "SOC"
+    kernel: Tensor
+    bias: Tensor | None
+
+    @torch.no_grad()
+    def __init__(self, layer: SOC) -> None:
+        super().__init__()
+        self.stride, self.terms, self.outputs = layer.stride, layer.series_terms(training=False), layer.out_channels
+        kernel = layer.skew_kernel()
+        self.is_matrix = kernel.shape[-1] == 1
+        if self.is_matrix:
+            inputs = layer.in_channels * layer.stride**2
+            kernel = exponential_matrix(kernel[:, :, 0, 0], self.terms)[: self.outputs, :inputs, None, None].clone()
+        self.register_buffer("kernel", kernel)
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.stride > 1:
+            x = space_to_depth(x, self.stride)
+        if self.is_matrix:
+            return F.conv2d(x, self.kernel, self.bias)
+        y = exponential_series(x, self.kernel, self.terms, self.outputs)
+        return y if self.bias is None else y + self.bias[:, None, None]

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations
 from svdctl.errors import ShapeError
 from svdctl.layers.soc import SOC
 from svdctl.layers.stiefel import random_frame, retraction
-from svdctl.layers.tt import FramesKind
+from svdctl.layers.tt import FramesKind, PenaltyCount
 
 
 class SOTT(nn.Module):
@@ -38,6 +38,9 @@ class SOTT(nn.Module):
     frame_in: Tensor | None
     frame_out: Tensor | None
     bias: Tensor | None
+    retraction: Literal["polar", "qr"] = "polar"
+    penalty_weight: float = 1e5
+    penalty_count: PenaltyCount = "paper"
 
     def __init__(
         self,

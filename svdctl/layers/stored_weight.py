@@ -16,7 +16,7 @@ from svdctl.errors import ShapeError
 
 _DESCRIPTORS = (property, staticmethod, classmethod)
 _PASS = ("forward", "_conv_forward", "__call__", "_call_impl", "_wrapped_call_impl", "__getattribute__")
-# What a subclass of our own layers may define anew: it is no part of what the layer computes.
+# What a subclass may define anew: it is no part of what the layer computes.
 _HARMLESS = {"__init__", "__doc__", "__module__", "__qualname__", "extra_repr", "reset_parameters", "from_conv2d"}
 
 
@@ -24,11 +24,12 @@ def forwards_as(layer: nn.Module, kind: type) -> bool:
     """Return whether the layer's forward pass is still that of one of its classes.
 
     A subclass that, say, standardises its weights on the way is another function, and so is a patched instance, and
-    every layer of a patched class. Of our own layers every method counts, since several of them make the pass.
+    every layer of a patched class. Of a class that is not torch's every method counts, since several of them may make
+    the pass.
     """
     names = {name for name in _PASS if hasattr(kind, name)}
     for base in kind.__mro__:
-        if base.__module__.startswith("svdctl."):
+        if base.__module__.partition(".")[0] not in ("torch", "builtins"):
             names |= {name for name, part in vars(base).items() if callable(part) or isinstance(part, _DESCRIPTORS)}
     compiled = vars(layer).get("_compiled_call_impl")
     if compiled is not None:

@@ -15,6 +15,9 @@ from svdctl.layers.stored_weight import computed_weight, why_not_as_stored
 from svdctl.layers.tt_fit import fitted_frames
 from svdctl.spectral.bounds import taps_norm
 
+PenaltyCount = Literal["paper", "entries"]
+"""What the penalty is divided by: `paper`, twice the squared output rank of each layer; `entries`, the entries of all
+Gram matrices."""
 FramesKind = Literal["free", "penalty", "retract", "parametrize"]
 
 
@@ -41,6 +44,11 @@ class TTConv2d(nn.Module):
     frame_in: Tensor | None
     frame_out: Tensor | None
     bias: Tensor | None
+    retraction: Literal["polar", "qr"] = "polar"
+    """How frames are retracted."""
+    penalty_weight: float = 1e5
+    """Weight of the penalty on frames in the loss."""
+    penalty_count: PenaltyCount = "paper"
 
     def __init__(
         self,
@@ -305,26 +313,26 @@ class Framed(Protocol):
         """(rank_in, rank_out)."""
 
 
-def orthonormality_penalty(
-    layers: Sequence[Framed], weight: float, count: Literal["paper", "entries"]
-) -> Tensor | None:
-    """`weight / count * sum ||U^T U - I||_F^2` over the frames of all layers (0-d); None without frames.
+def frame_defects(layer: Framed, count: PenaltyCount) -> tuple[list[Tensor], int]:
+    """Return `||U^T U - I||_F^2` of each frame (0-d), and what the layer adds to the number they are divided by."""
+    rank_in, rank_out = layer.rank
+    defects = []
+    for frame in (layer.frame_in, layer.frame_out):
+        assert frame is not None
+        gram = frame.T @ frame
+        # ||G - I||^2 without a second r x r matrix
+        defects.append(gram.square().sum() - 2 * gram.diagonal().sum() + gram.shape[0])
+    return defects, 2 * rank_out**2 if count == "paper" else rank_in**2 + rank_out**2
 
-    Counts: `paper`, twice the squared output rank of each layer; `entries`, the entries of all Gram matrices.
-    """
-    framed = [layer for layer in layers if layer.has_frames]
-    if not framed:
-        return None
+
+def orthonormality_penalty(layers: Sequence[Framed], weight: float, count: PenaltyCount) -> Tensor | None:
+    """Return `weight / count * sum ||U^T U - I||_F^2` over the frames of all layers (0-d); None without frames."""
     total: Tensor | None = None
     entries = 0
-    for layer in framed:
-        rank_in, rank_out = layer.rank
-        entries += 2 * rank_out**2 if count == "paper" else rank_in**2 + rank_out**2
-        for frame in (layer.frame_in, layer.frame_out):
-            assert frame is not None
-            gram = frame.T @ frame
-            # ||G - I||^2 without a second r x r matrix
-            defect = gram.square().sum() - 2 * gram.diagonal().sum() + gram.shape[0]
-            total = defect if total is None else total + defect
-    assert total is not None
-    return total * (weight / entries)
+    for layer in layers:
+        if layer.has_frames:
+            defects, share = frame_defects(layer, count)
+            entries += share
+            for defect in defects:
+                total = defect if total is None else total + defect
+    return None if total is None else total * (weight / entries)

@@ -6,7 +6,20 @@ from functools import partial
 import torch
 from torch import nn
 
-from svdctl.config.model_config import GROUPS, TT, Layer, LipConv, Model, Penalty, Soc, Sott, Standard, Vgg
+from svdctl.config.model_config import (
+    GROUPS,
+    TT,
+    Frames,
+    Layer,
+    LipConv,
+    Model,
+    Penalty,
+    Retract,
+    Soc,
+    Sott,
+    Standard,
+    Vgg,
+)
 from svdctl.config.optimizer_config import Constant, Cosine, Cyclic, Optimizer, Schedule, Sgd, Steps
 from svdctl.config.train_config import TrainConfig
 from svdctl.data.batches import derived_seed
@@ -39,6 +52,8 @@ def build_model(config: TrainConfig, classes: int) -> nn.Module:
             )
         if isinstance(config.layer, Standard | TT) and config.layer.init is not None:
             _start_anew(model, config.layer.init)
+        if isinstance(config.layer, TT | Sott):
+            _keep_frames(model, config.layer.frames)
     return model
 
 
@@ -116,6 +131,15 @@ def _scaled(
     return TTConv2d(
         in_channels, out_channels, kernel_size, rank=rank, stride=stride, padding=padding, bias=bias, frames=frames
     )
+
+
+def _keep_frames(model: nn.Module, frames: Frames) -> None:
+    """Set how the frames of all layers are kept orthonormal."""
+    for module in model.modules():
+        if isinstance(module, TTConv2d | SOTT) and isinstance(frames, Retract):
+            module.retraction = frames.method
+        elif isinstance(module, TTConv2d | SOTT) and isinstance(frames, Penalty):
+            module.penalty_weight, module.penalty_count = frames.weight, frames.count
 
 
 @torch.no_grad()

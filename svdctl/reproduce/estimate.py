@@ -29,9 +29,8 @@ from svdctl.control import Controller
 from svdctl.data.images import ImageData
 from svdctl.data.sources import load as load_data
 from svdctl.errors import DataError
+from svdctl.layers.layer_ops import find_ops, ops_of
 from svdctl.layers.shapes import input_sizes
-from svdctl.layers.soc import SOC
-from svdctl.layers.sott import SOTT
 from svdctl.models.build import build_model, count_parameters
 from svdctl.reproduce.job import Job
 from svdctl.train.trainer import Trainer
@@ -142,26 +141,9 @@ def _flops(text: str) -> float:
 
 def control_cost(model: nn.Module, side: int) -> float:
     """Return the modelled operations of an exact control pass over the convolutions of a network."""
-    sizes = input_sizes(model, (3, side, side), also=(SOC,)).items()
-    layers = ((model.get_submodule(name), size) for name, size in sizes)
-    # A SOTT layer's work is that of its core, which is seen on its own.
-    return sum(layer_cost(layer, size) for layer, size in layers if not isinstance(layer, nn.Linear | SOTT))
-
-
-def layer_cost(layer: Any, size: tuple[int, ...]) -> float:
-    """Return the same of one layer with an input of this size."""
-    stride = getattr(layer, "stride", 1)
-    points = folds = 1
-    for length, step in zip(size, stride if isinstance(stride, tuple) else (stride,) * len(size), strict=True):
-        points *= -(-length // step)
-        folds *= step
-    if isinstance(layer, SOC):
-        rows = columns = layer.width
-    else:
-        kernel = getattr(layer, "core", None)
-        out, channels = (layer.weight if kernel is None else kernel).shape[:2]
-        rows, columns = int(out), int(channels) * folds
-    return float(points) * rows * columns * min(rows, columns)
+    sizes = input_sizes(model, (3, side, side), lambda layer: find_ops(layer) is not None)
+    layers = [(ops_of(layer := model.get_submodule(name)), layer, size) for name, size in sizes.items()]
+    return sum(ops.cost(layer, size) for ops, layer, size in layers if not ops.is_linear)
 
 
 def run_bytes(config: TrainConfig) -> int:
@@ -279,7 +261,7 @@ def _measure_control(config: TrainConfig) -> float:
     if isinstance(config.control, NoControl):
         return seconds
     controlled = Controller(model, config.control, None, sizes=sizes).controlled()
-    cost = {name: max(1.0, layer_cost(layer, sizes[name])) for name, layer in controlled.items()}
+    cost = {name: max(1.0, ops_of(layer).cost(layer, sizes[name])) for name, layer in controlled.items()}
     total = pace = 0.0
     for name in sorted(cost, key=cost.__getitem__):
         if total < CONTROL_BUDGET:

@@ -24,11 +24,12 @@ from svdctl.config.table_config import Axis, Request, SpeedFigure, SpeedScale
 from svdctl.config.train_config import TrainConfig
 from svdctl.control import Controller
 from svdctl.evaluate.measurement_cache import Measurement, MeasurementCache
-from svdctl.layers.layer_operator import operator_of, weight_of, write_operator_
+from svdctl.layers.layer_operator import operator_of
+from svdctl.layers.layer_ops import ops_of
 from svdctl.layers.shapes import input_sizes
 from svdctl.layers.tt import TTConv2d
 from svdctl.models.build import build_model
-from svdctl.reproduce.estimate import in_rounds, layer_cost, random_images
+from svdctl.reproduce.estimate import in_rounds, random_images
 from svdctl.reproduce.plan import network_configs
 from svdctl.reproduce.run_store import RunStore
 from svdctl.reproduce.table_results import table_folder, write_texts
@@ -253,7 +254,7 @@ class _Bench:
         layers: list[nn.Module] = [nn.Conv2d(*shape, padding=1, bias=False)]
         layers += [TTConv2d(*shape, rank=rank, padding=1, bias=False) for rank in ranks.values()]
         for layer in layers:
-            weight = weight_of(layer.to(self.device))
+            weight = ops_of(layer).tensors(layer.to(self.device))[0]
             # The largest value of a Gaussian 3x3 kernel of width c is close to 3 * 2 sqrt(c) deviations.
             with torch.no_grad():
                 weight.normal_(0, 2 * self.max_sigma / (6 * math.sqrt(weight.shape[0])))
@@ -299,7 +300,7 @@ class _Bench:
         """Time one kind of work on the full subject, the first one, and on those of each rank, in turn."""
         works = [partial(self.run, subject, work) for subject in subjects]
         full, *others = in_rounds(works, self.scale, self.device)
-        dense, *costs = (sum(layer_cost(*one) for one in subject.layers) for subject in subjects)
+        dense, *costs = (sum(ops_of(layer).cost(layer, size) for layer, size in subject.layers) for subject in subjects)
         return [
             Point(axis, x, channels, rank, size, work, full, taken, None if work == "training step" else dense / cost)
             for (x, rank), taken, cost in zip(ranks.items(), others, costs, strict=True)
@@ -325,6 +326,7 @@ def _rank(axis: Axis, channels: int) -> int:
 def control(layer: nn.Module, *, max_sigma: float) -> None:
     """Clip a layer once and write it back; its weights are given back, so that every round has the same work."""
     before = [parameter.clone() for parameter in layer.parameters()]
-    write_operator_(layer, clip_kernel(operator_of(layer), max_sigma).conv)
+    with torch.no_grad():
+        ops_of(layer).write_(layer, clip_kernel(operator_of(layer), max_sigma).conv)
     for parameter, value in zip(layer.parameters(), before, strict=True):
         parameter.copy_(value)

@@ -8,9 +8,7 @@ from torch import Tensor, nn
 
 from svdctl.config.train_config import TrainConfig
 from svdctl.layers.layer_operator import operator_of
-from svdctl.layers.soc import SOC
-from svdctl.layers.sott import SOTT
-from svdctl.spectral.convolution import Convolution
+from svdctl.layers.layer_ops import find_ops
 from svdctl.spectral.values import singular_values
 from svdctl.train.metrics_log import read_log
 from svdctl.train.trainer import Trainer
@@ -30,10 +28,14 @@ def spectra(model: nn.Module, sizes: Mapping[str, tuple[int, ...]]) -> dict[str,
     """
     found = {}
     for name, module in model.named_modules():
-        if isinstance(module, SOC):
-            conv = Convolution.make(module.skew_kernel())
+        ops = find_ops(module)
+        if ops is None or ops.parts(module):
+            continue
+        generator = ops.generator(module)
+        if generator is not None:
+            conv, _ = generator
             found[name] = singular_values(conv, (GRID,) * conv.axes if max(conv.taps) > 1 else (1, 1), accuracy="fast")
-        elif name in sizes and not isinstance(module, SOTT):
+        elif name in sizes:
             conv = operator_of(module)
             small = tuple(
                 max(1, min(GRID, length // stride)) * stride
@@ -62,7 +64,7 @@ def draw(
     controller = trainer.controller
     after = spectra(trainer.model, sizes)
     allowed = {name: controller.allowed(name) if name in controller.layers else None for name in after}
-    skew = [name for name in after if isinstance(trainer.model.get_submodule(name), SOC)]
+    skew = [name for name in after if name not in controller.layers]
     plot_spectra(before, after, allowed, spectrum, skew=skew)
     return [curves, spectrum]
 

@@ -1,7 +1,6 @@
 """A network in training: its steps, its state, and how good it is; the same on a CPU, one GPU or many."""
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -17,19 +16,14 @@ from svdctl.control import Controller, LayerReport
 from svdctl.data.batches import Batches
 from svdctl.data.images import ImageData
 from svdctl.errors import ShapeError, TrainingError
-from svdctl.layers.soc import SOC
-from svdctl.layers.sott import SOTT
+from svdctl.layers.layer_ops import find_ops
 from svdctl.layers.stiefel import frame_error
-from svdctl.layers.tt import TTConv2d, orthonormality_penalty
-from svdctl.models.build import build_optimizer, lr_factor, penalty_of
+from svdctl.models.build import build_optimizer, lr_factor
 from svdctl.registry import LOSSES
 from svdctl.train.loss import Loss, LossBatch
 from svdctl.train.validation import Accuracy, evaluate, summed
 
 T = TypeVar("T")
-
-TIGHTEN_EVERY = 200
-"""Steps between two times that SOC layers take many power steps for their norms."""
 
 
 @dataclass
@@ -98,12 +92,7 @@ class Trainer:
         )
         runnable: Any = torch.compile(self.model) if self.config.hardware.compile else self.model
         self.runnable, self.stepper = self.fabric.setup(runnable, self.optimizer)
-        self.framed_layers = [module for module in self.model.modules() if isinstance(module, TTConv2d | SOTT)]
-        self._soc_layers = [module for module in self.model.modules() if isinstance(module, SOC)]
-        frames = getattr(self.config.layer, "frames", None)
-        self._retraction = frames.method if frames is not None and frames.kind == "retract" else None
         self._loss: Loss = LOSSES.get(self.config.loss.kind)
-        self._penalty = penalty_of(self.config)
         self.epochs: list[dict[str, Any]] = []
         """The lines of the log about the epochs so far."""
         self.step_digests: list[str] = []
@@ -132,9 +121,7 @@ class Trainer:
         # Gradients are averaged over processes, whose shares may differ: this average is the mean over all images.
         share = self._images_of_all(labels) / self.fabric.world_size
         loss = self._loss.value(LossBatch(logits, labels, images, self.runnable), self.config.loss) / share
-        penalty = None
-        if self._penalty is not None:
-            penalty = orthonormality_penalty(self.framed_layers, self._penalty.weight, self._penalty.count)
+        penalty = self.controller.penalty()
         total = loss if penalty is None else loss + penalty
         self.fabric.backward(total)
         self.stepper.step()
@@ -142,18 +129,12 @@ class Trainer:
         self.schedule.step()
         self.counters.step += 1
         self.counters.epoch_finished = False
-        if self.counters.step % TIGHTEN_EVERY == 0:
-            for soc in self._soc_layers:
-                soc.refine_norm_estimate_()
-        if self._retraction is not None:
-            for layer in self.framed_layers:
-                layer.retract_(self._retraction, self.optimizer)
-        began = time.perf_counter()
+        before = self.controller.control_seconds
         try:
             self.controller.after_step(self.counters.step, self.optimizer)
         except (ShapeError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]  # public, not declared
             raise self._lost("weights were not finite, or too large to be controlled,") from error
-        self.control_time += time.perf_counter() - began
+        self.control_time += self.controller.control_seconds - before
         with torch.no_grad():
             correct = (logits.argmax(1) == labels).sum()
             zero = torch.zeros_like(loss)
@@ -214,8 +195,9 @@ class Trainer:
 
     def frame_deviation(self) -> float | None:
         """Largest `||U^T U - I||_2` over all frames; None without frames."""
-        frames = [frame for layer in self.framed_layers for frame in (layer.frame_in, layer.frame_out)]
-        errors = [frame_error(frame.double()) for frame in frames if frame is not None]
+        layers = ((find_ops(layer), layer) for layer in self.model.modules())
+        frames = [frame for ops, layer in layers if ops is not None for frame in ops.frames(layer)]
+        errors = [frame_error(frame.double()) for frame in frames]
         return float(torch.stack(errors).max()) if errors else None
 
     @property

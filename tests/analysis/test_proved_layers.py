@@ -582,3 +582,33 @@ def test_nothing_is_changed_on_an_error(place: int, bad: float, change: Callable
         change(net, max_sigma=0.01)
     after = [parameter.detach().nan_to_num(7e7) for parameter in net.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "circular", "reflect", "replicate"])
+def test_a_stride_set_to_one_number_after_construction_counts_for_every_axis(padding_mode: str) -> None:
+    torch.manual_seed(0)
+    pair = nn.Conv2d(3, 4, 3, padding=1, stride=2, padding_mode=padding_mode)
+    number = copy.deepcopy(pair)
+    number.stride = 2  # type: ignore[assignment]
+    assert svdctl.spectral_norm_bound(number) == svdctl.spectral_norm_bound(pair)
+    assert torch.equal(svdctl.singular_values(number, 8), svdctl.singular_values(pair, 8))
+    bounds = [svdctl.lipschitz_bound(nn.Sequential(layer), (3, 8, 8)).value for layer in (number, pair)]
+    assert bounds[0] == bounds[1]
+    rows = [svdctl.spectrum(nn.Sequential(layer), (3, 8, 8))["0"] for layer in (number, pair)]
+    assert rows[0].bound == rows[1].bound
+    assert svdctl.clip_(number, max_sigma=0.3) == svdctl.clip_(pair, max_sigma=0.3)
+
+
+def test_a_linear_layer_whose_weight_is_no_matrix_is_one_sentence() -> None:
+    layer = nn.Linear(3, 3)
+    layer.weight = nn.Parameter(torch.ones(3))
+    calls: list[Callable[[], object]] = [
+        lambda: svdctl.singular_values(layer),
+        lambda: svdctl.spectral_norm_bound(layer),
+        lambda: svdctl.clip_(layer, max_sigma=1.0),
+        lambda: svdctl.divide_(layer, max_sigma=1.0),
+        lambda: svdctl.lipschitz_bound(layer, (3,)),
+    ]
+    for call in calls:
+        with pytest.raises(ShapeError, match=r"matrix \(O, I\), not of shape \(3,\)"):
+            call()

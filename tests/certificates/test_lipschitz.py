@@ -8,7 +8,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from svdctl.certificates import Gain, layer_gain, lipschitz_bound
+import svdctl
+from svdctl.certificates import Gain, lipschitz_bound
 from svdctl.errors import ShapeError
 from svdctl.layers.normalize import Normalize
 from svdctl.layers.tt import TTConv2d
@@ -261,9 +262,14 @@ def test_a_registered_layer_is_not_looked_into() -> None:
     with pytest.raises(ShapeError, match="sort"):
         lipschitz_bound(Doubling(), SHAPE)
 
-    @layer_gain.register
-    def _gain(layer: Doubling, *, tolerance: float | None = None) -> Gain:
-        return Gain({"norm": 2.0}, lambda unit: 0.0)
+    @svdctl.register_layer
+    class DoublingOps(svdctl.LayerOps):
+        kind = "doubling"
+        modules = (Doubling,)
+        can_control = False
+
+        def gain(self, layer: Doubling, *, tolerance: float | None = None) -> Gain:
+            return Gain({"norm": 2.0}, lambda unit: 0.0)
 
     assert lipschitz_bound(Doubling(), SHAPE).value == pytest.approx(2.0)
 

@@ -12,7 +12,8 @@ from svdctl.checkpoint.weight_file import read_tensors
 from svdctl.config.model_config import TT, Parametrize, Retract, Wrn
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import CheckpointError
-from svdctl.layers.layer_operator import is_controllable, operator_of
+from svdctl.layers.layer_operator import operator_of
+from svdctl.layers.layer_ops import is_controllable
 from svdctl.models.build import build_model
 from svdctl.spectral import singular_values
 

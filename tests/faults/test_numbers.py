@@ -21,7 +21,7 @@ from svdctl.config.control_config import Control
 from svdctl.config.train_config import TrainConfig
 from svdctl.control.actions import is_layer_bounded
 from svdctl.errors import TrainingError
-from svdctl.layers.layer_operator import is_controllable
+from svdctl.layers.layer_ops import is_controllable
 from svdctl.models.build import build_model
 from svdctl.train import run as training
 from svdctl.train import start as recipe

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import svdctl
-import svdctl.train.trainer
+import svdctl.layers.ops.soc_ops
 from svdctl.certificates import Certifier
 from svdctl.checkpoint.checkpoint_file import read_checkpoint
 from svdctl.cli.training_flags import LIPCONV, TRAIN, resolve
@@ -86,7 +86,7 @@ KINDS: dict[str, dict[str, Any]] = {
 def test_an_interrupted_run_ends_with_the_weights_of_an_undisturbed_one(
     kind: str, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(svdctl.train.trainer, "TIGHTEN_EVERY", 5)
+    monkeypatch.setattr(svdctl.layers.ops.soc_ops, "REFINE_EVERY", 5)
     config = of_layer(make(data), **KINDS[kind])
     whole = recipe.run(config, base="test", reporter=Recorder())
     part = recipe.run(config, base="test", reporter=Recorder(interrupt_after=7))

@@ -1,0 +1,256 @@
+"""What svdctl knows of a type of layer, one object for each; torch is imported when a layer is looked at.
+
+`svdctl.register_layer` adds a type; `ops_of` finds the object of a module. Nothing outside `layers/` and `models/`
+asks for the class of a layer.
+"""
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from svdctl.config.base import Config
+from svdctl.errors import ShapeError
+from svdctl.registry import LAYERS
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from svdctl.spectral.convolution import Convolution
+
+
+class LayerOps:
+    """How layers of some classes are read, written and kept in shape.
+
+    Only `kind`, `modules` and `operator` are needed, or `gain` of a layer that is no convolution (`can_control` False).
+    An object has no state: one of them serves all networks.
+
+    >>> import torch
+    >>> class Halving(torch.nn.Conv2d):
+    ...     def forward(self, x):
+    ...         return super().forward(x) / 2
+    >>> class HalvingOps(svdctl.LayerOps):
+    ...     kind = "halving"
+    ...     modules = (Halving,)
+    ...     def operator(self, layer):
+    ...         return svdctl.Convolution.make(layer.weight.detach() / 2, stride=layer.stride)
+    ...     def write_(self, layer, conv, optimizer=None):
+    ...         layer.weight.copy_(2 * conv.weight)
+    >>> _ = svdctl.register_layer(HalvingOps)
+    >>> layer = Halving(3, 8, 3)
+    >>> moved = svdctl.clip_(layer, max_sigma=0.1)
+    >>> svdctl.spectral_norm_bound(layer).upper <= 0.1
+    True
+    """
+
+    kind: ClassVar[str]
+    """Name of the type; with `config`, the `layer.kind` of a configuration."""
+    config: ClassVar[type[Config] | None] = None
+    """The section `layer` of a configuration that chooses it; None: it cannot be chosen there."""
+    modules: ClassVar[tuple[str | type, ...]]
+    """The classes, or their names as `package.module:Class`; a class that is derived from them counts too."""
+    can_control: ClassVar[bool] = True
+    """Whether `operator` and `write_` are there: the layer has singular values, and they can be changed."""
+    is_linear: ClassVar[bool] = False
+    """Whether it maps vectors, without positions; then `linear_max` bounds it."""
+    is_adjoint: ClassVar[bool] = False
+    """Whether `operator` is the adjoint of what the layer does, so that its input size is that of the output."""
+
+    def operator(self, layer: Any) -> "Convolution":
+        """Return the convolution that the layer computes under zero padding of any width, detached.
+
+        It is read in evaluation mode. The layer's bound rests on it: what `forward` does beyond it is not counted.
+        """
+        raise ShapeError(f"a layer of type {type(layer).__name__} is no convolution or linear layer")
+
+    def exact_operator(self, layer: Any) -> "tuple[Convolution, float]":
+        """Return the operator for proofs, and how far its norm can be from that of the layer."""
+        return self.operator(layer), 0.0
+
+    def operators_assuming_orthonormal(self, layers: Sequence[Any]) -> "list[Convolution]":
+        """Return estimates of the operators of layers of one shape: frames that are kept orthonormal are taken for it.
+
+        They may share stacked kernels. Nothing waits for the device.
+        """
+        return [self.operator(layer) for layer in layers]
+
+    def core_operator(self, layer: Any) -> "Convolution | None":
+        """Return the convolution by the first of several factors, `tensors(layer)[0]`; None: it is the whole layer."""
+        return None
+
+    def tensors(self, layer: Any, optimizer: "torch.optim.Optimizer | None" = None) -> "list[Tensor]":
+        """Return all that `write_` changes: first the tensor that a factor on the operator multiplies, then other
+        factors, then, of an optimiser, the state that moves with them."""
+        return [layer.weight]
+
+    def write_(self, layer: Any, conv: "Convolution", optimizer: "torch.optim.Optimizer | None" = None) -> None:
+        """Give the layer the kernel of `conv`, in place; called without gradients."""
+        weight = self.tensors(layer)[0]
+        weight.copy_(conv.weight.reshape(weight.shape))
+
+    def scale_(self, layers: Sequence[Any], factors: "Sequence[Tensor | float]") -> None:
+        """Multiply each layer's operator by a number or 0-d tensor, in place; biases stay. Called without gradients."""
+        for layer, factor in zip(layers, factors, strict=True):
+            weight = self.tensors(layer)[0]
+            if isinstance(factor, float | int):
+                # A small factor on large weights would be no number of their own precision.
+                weight.copy_(weight.double() * factor)
+            else:
+                weight.mul_(factor)
+
+    def gain(self, layer: Any, *, tolerance: float | None = None) -> Any:
+        """Return the layer's proved `svdctl.certificates.Gain`; None: certificates look into its forward pass."""
+        return None
+
+    def frozen(self, layer: Any) -> "nn.Module | None":
+        """Return a module that computes the same in evaluation mode, weights made from others replaced by constants.
+
+        Certificates follow it in the layer's place; None: the layer itself.
+        """
+        return None
+
+    def generator(self, layer: Any) -> "tuple[Convolution, int] | None":
+        """Return the skew convolution that the layer exponentiates and the last power of its series; None: none."""
+        return None
+
+    def frames(self, layer: Any) -> "list[Tensor]":
+        """Return the matrices whose columns are to be orthonormal."""
+        return []
+
+    def rank(self, layer: Any) -> tuple[int, int] | None:
+        """Return (rank_in, rank_out) of a layer between two frames; None of other layers."""
+        return None
+
+    def parts(self, layer: Any) -> "tuple[nn.Module, ...]":
+        """Return the modules inside the layer that are no layers of their own."""
+        return ()
+
+    def stride(self, layer: Any) -> tuple[int, ...]:
+        """Return the layer's stride on each axis."""
+        stride = getattr(layer, "stride", 1)
+        return (stride,) * len(self.shape(layer)[2:]) if isinstance(stride, int) else tuple(stride)
+
+    def shape(self, layer: Any) -> tuple[int, ...]:
+        """Return the shape of the layer's kernel, `(O, I, *k)`."""
+        return tuple(self.tensors(layer)[0].shape)
+
+    def cost(self, layer: Any, size: tuple[int, ...]) -> float:
+        """Return modelled operations of an exact pass of control over the layer, its input of this spatial size."""
+        if not self.can_control:
+            return 0.0
+        stride = self.stride(layer) or (1,) * len(size)
+        rows, channels = self.tensors(layer)[0].shape[:2]
+        columns = channels * math.prod(stride)
+        points = math.prod(-(-length // step) for length, step in zip(size, stride, strict=True))
+        return float(points * rows * columns * min(rows, columns))
+
+    def shape_text(self, layer: Any) -> str:
+        """Return its shape for a report."""
+        return " x ".join(map(str, self.shape(layer)))
+
+    def after_optimizer_step_(self, layer: Any, *, step: int, optimizer: "torch.optim.Optimizer | None") -> None:
+        """Bring the layer back into its form after the optimiser's step of this number, counted from 1."""
+
+    def penalty(self, layer: Any) -> "tuple[list[Tensor], int, float] | None":
+        """Return the layer's share in a term of the loss: (defects (0-d), their count, weight); None: it has none.
+
+        The term is the sum over layers of the defects, times the weight over the sum of the counts.
+        """
+        return None
+
+
+class NormalizationOps(LayerOps):
+    """Of a layer that scales each channel by a number."""
+
+    can_control = False
+    title: ClassVar[str]
+    """What its rows are called."""
+
+    def channel_gain(self, layer: Any) -> float:
+        """Return the largest absolute scale.
+
+        Raises:
+            ShapeError: it is not fixed, or not finite.
+        """
+        raise NotImplementedError
+
+
+O = TypeVar("O", bound=LayerOps | type[LayerOps])
+
+
+def register_layer(ops: O) -> O:
+    """Add a type of layer to those that svdctl knows; returns what it was given, so that it decorates a class.
+
+    Args:
+        ops: an object of a class derived from `LayerOps`, or that class.
+
+    Raises:
+        UsageError: its kind is taken.
+
+    >>> import torch
+    >>> class Flip(torch.nn.Module):
+    ...     def forward(self, x):
+    ...         return x.flip(-1)
+    >>> @svdctl.register_layer
+    ... class FlipOps(svdctl.LayerOps):
+    ...     kind = "flip"
+    ...     modules = (Flip,)
+    ...     can_control = False
+    ...     def gain(self, layer, *, tolerance=None):
+    ...         from svdctl.certificates import Gain
+    ...         return Gain({"norm": 1.0}, lambda unit: 0.0)
+    >>> svdctl.lipschitz_bound(Flip(), (3, 8, 8)).value < 1.001
+    True
+    """
+    LAYERS.register(ops)
+    return ops
+
+
+def known_class(layer: "nn.Module") -> type | None:
+    """Return the class of the layer, or the nearest one that it is derived from, that is registered; None: none is."""
+    found = _registered(type(layer))
+    return None if found is None else found[0]
+
+
+def find_ops(layer: "nn.Module") -> LayerOps | None:
+    """Return what is known of the type of a layer; None: nothing."""
+    found = _registered(type(layer))
+    return None if found is None else found[1]
+
+
+def ops_of(layer: "nn.Module") -> LayerOps:
+    """Return what is known of the type of a layer.
+
+    Raises:
+        ShapeError: nothing.
+    """
+    ops = find_ops(layer)
+    if ops is None:
+        raise ShapeError(
+            f"a layer of type {type(layer).__name__} is no convolution or linear layer that svdctl can read"
+        )
+    return ops
+
+
+def is_controllable(layer: "nn.Module") -> bool:
+    """Return whether a layer has singular values that can be read and written."""
+    ops = find_ops(layer)
+    return ops is not None and ops.can_control
+
+
+def _registered(kind: type) -> tuple[type, LayerOps] | None:
+    table: dict[type, LayerOps] = {}
+    for ops in LAYERS.variants():
+        for entry in ops.modules:
+            known = entry if isinstance(entry, type) else _imported(entry)
+            if known is not None:
+                table[known] = ops
+    return next(((base, table[base]) for base in kind.__mro__ if base in table), None)
+
+
+def _imported(name: str) -> type | None:
+    """The class of this name; None while its module is not imported, so that no layer of it can exist."""
+    module, _, attribute = name.partition(":")
+    found = getattr(sys.modules.get(module), attribute, None)
+    return found if isinstance(found, type) else None
