@@ -1,4 +1,4 @@
-"""Everything that a network computes with, so that a change of any of it is noticed.
+"""Everything that a network computes with, to compare it with what it was.
 
 Read are the modules with all their attributes, hooks and flags, and what their Python code can reach besides: class
 attributes, closures, default arguments, global names, what is imported on the way, and the environment's variables.
@@ -60,12 +60,12 @@ class Contents:
         return found
 
     def kept(self) -> Self:
-        """Let the tensors be copies, which later changes do not reach."""
+        """Copy the tensors, so that later changes leave them as they are."""
         self.tensors = {path: tensor.detach().clone() for path, tensor in self.tensors.items()}
         return self
 
     def difference(self, other: "Contents", but: frozenset[str] = frozenset()) -> str | None:
-        """The path of something that is not the same in both; None when all of it is.
+        """Return the path of something that is not the same in both; None if all is.
 
         Args:
             other: of the same object, earlier or later.
@@ -80,7 +80,7 @@ class Contents:
         return None
 
     def changed_values(self, other: "Contents") -> str | None:
-        """The path of a tensor or number that another object, meant to be a copy, holds otherwise; None if none."""
+        """Return the path of a tensor or number that differs in an object meant to be a copy; None if none does."""
         for path, tensor in self.tensors.items():
             if path in other.tensors and not _same(tensor, other.tensors[path]):
                 return path
@@ -141,17 +141,17 @@ class Contents:
 
 
 def _is_opaque(value: Any) -> bool:
-    """Whether an object counts by its identity, since not all that it is can be read."""
+    """Return whether an object counts by its identity, since not all of it can be read."""
     return not isinstance(value, _READ) and (isinstance(value, type) or not _is_record(value))
 
 
 def _is_record(value: Any) -> bool:
-    """Whether an object is of the network's own code, and its attributes are to be read."""
+    """Return whether an object is of the network's own code, so that its attributes are read."""
     return isinstance(value, _RECORDS) or (not _is_library(type(value)) and not isinstance(value, types.ModuleType))
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """What an object consists of, each with the step that leads to it."""
+    """Return what an object consists of, each part with the step that leads to it."""
     if isinstance(value, nn.Module):
         for name, part in vars(value).items():
             if name in ("_parameters", "_buffers", "_modules"):
@@ -226,7 +226,7 @@ def _parts_of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]
 
 
 def _parts_by_name(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    """What code reaches by `globals()`, the environment's variables, and imports while it runs."""
+    """Return what code reaches by `globals()`, the environment's variables, and imports while it runs."""
     names, package = _all_names(function.__code__), function.__globals__.get("__package__")
     if "globals" in names:
         # Values alone: the functions and classes of a module lead far beyond what the network computes with.
@@ -245,7 +245,7 @@ def _parts_by_name(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
-    """Some code, and that of the functions which it defines."""
+    """Return some code, and that of the functions which it defines."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
@@ -259,7 +259,7 @@ def _all_names(code: types.CodeType) -> frozenset[str]:
 
 @cache
 def _imports(code: types.CodeType) -> tuple[tuple[str, int], ...]:
-    """The modules that some code imports when it runs, each with the number of dots before its name."""
+    """Return the modules that some code imports when it runs, each with the number of dots before its name."""
     found = []
     for part in _codes(code):
         steps = list(dis.get_instructions(part))
@@ -272,13 +272,13 @@ def _imports(code: types.CodeType) -> tuple[tuple[str, int], ...]:
 
 @cache
 def _outer_names(code: types.CodeType) -> tuple[tuple[str, str], ...]:
-    """The names from outside that some code reads, each with the attribute that it asks of it at once, if any."""
+    """Return the names from outside that some code reads, each with the attribute read of it at once, if any."""
     names = set()
     steps = list(dis.get_instructions(code))
     for step, following in zip(steps, [*steps[1:], None], strict=True):
         if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF"):
-            asks = following is not None and following.opname in ("LOAD_ATTR", "LOAD_METHOD")
-            names.add((str(step.argval), str(following.argval) if asks and following else ""))
+            reads_attribute = following is not None and following.opname in ("LOAD_ATTR", "LOAD_METHOD")
+            names.add((str(step.argval), str(following.argval) if reads_attribute and following else ""))
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             names.update(_outer_names(constant))

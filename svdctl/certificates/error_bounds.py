@@ -23,7 +23,7 @@ OUTWARD = 1e-10
 
 
 def times(*factors: float) -> float:
-    """The product of non-negative numbers; never below the true one but by rounding, even where that underflows."""
+    """Return at least the product of non-negative numbers but for rounding, also where it underflows."""
     product = 1.0
     for factor in factors:
         if factor == 0:
@@ -33,7 +33,7 @@ def times(*factors: float) -> float:
 
 
 def times_power(bound: float, exponent: int) -> float:
-    """`bound * 2^exponent`, infinite where it overflows and as in `times` where it underflows."""
+    """Return `bound * 2^exponent`, infinite where it overflows and as in `times` where it underflows."""
     try:
         return 0.0 if bound == 0 else max(math.ldexp(bound, exponent), _FLOOR)
     except OverflowError:
@@ -41,7 +41,7 @@ def times_power(bound: float, exponent: int) -> float:
 
 
 def to_unit_size(tensor: Tensor) -> tuple[Tensor, int]:
-    """The tensor in float64, divided by the power of two that makes its largest entry one of [1/2, 1); the exponent."""
+    """Return the tensor in float64 over a power of two, its largest entry in [1/2, 1), and the exponent."""
     wide = tensor.detach().double()
     largest = float(wide.abs().max()) if wide.numel() else 0.0
     if not 0 < largest < math.inf:
@@ -58,13 +58,13 @@ def outward(bound: float) -> float:
 
 
 def gamma(operations: int, unit: float) -> float:
-    """`n u / (1 - n u)`: the relative error of n roundings (Higham 2002, Lemma 3.1); infinite when n u >= 1/2."""
+    """Return `n u / (1 - n u)`, the relative error of n roundings (Higham 2002, Lemma 3.1); infinite for n u >= 1/2."""
     product = operations * unit
     return product / (1 - product) if product < 0.5 else math.inf
 
 
 def tiny_of(unit: float) -> float:
-    """The smallest normal number of the precision with this unit roundoff."""
+    """Return the smallest normal number of the precision with this unit roundoff."""
     return torch.finfo(torch.float64 if unit < 1e-10 else torch.float32).tiny
 
 
@@ -110,12 +110,12 @@ class Affine:
 
         return Affine(scaled(self.constant), scaled(self.slope))
 
-    def above(self, other: Self) -> "Affine":
-        """At least both."""
+    def maximum(self, other: Self) -> "Affine":
+        """Return at least both."""
         return Affine(max(self.constant, other.constant), max(self.slope, other.slope))
 
-    def reaches(self, limit: float) -> float:
-        """The distance up to which this is at most `limit`; below 0 if it is larger everywhere."""
+    def distance_below(self, limit: float) -> float:
+        """Return the distance up to which this is at most `limit`; below 0 if it is larger everywhere."""
         room = limit - self.constant
         if not room >= 0:
             return -1.0
@@ -123,7 +123,7 @@ class Affine:
 
     @classmethod
     def root_sum_square(cls, parts: list["Affine"]) -> "Affine":
-        """At least the norm of the parts, by the triangle inequality for the vectors of coefficients."""
+        """Return at least the norm of the parts, by the triangle inequality for the vectors of coefficients."""
         return cls(math.hypot(*(part.constant for part in parts)), math.hypot(*(part.slope for part in parts)))
 
 
@@ -147,7 +147,7 @@ class AffineReadout:
         like: Tensor,
         rows: Callable[[], tuple[Tensor, float] | None],
     ) -> Self:
-        """A readout whose `rows` are asked only while `run`, the map, gives of random numbers what it gives now."""
+        """Return a readout whose `rows` are used only while `run` gives of random numbers what it gives now."""
         generator = torch.Generator().manual_seed(0)
         probe = torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
         seen = run(probe.clone()).clone()
@@ -173,6 +173,6 @@ class ValueBounds:
 
 
 def norm_above(tensor: Tensor) -> float:
-    """At least the Euclidean norm of all entries."""
+    """Return at least the Euclidean norm of all entries."""
     unit, exponent = to_unit_size(tensor)
     return times_power(float(unit.norm()) * (1 + (tensor.numel() + 8) * 2.0**-52), exponent)

@@ -157,9 +157,9 @@ def is_leaf(module: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class Trace:
-    """Facts of the output, and what led to them."""
+    """Bounds of the output, and what led to them."""
 
-    facts: ValueBounds
+    bounds: ValueBounds
     output: Tensor
     contributions: tuple[Contribution, ...]
     contents: Contents
@@ -171,7 +171,7 @@ class Trace:
 
     def error(self, distance: float) -> float:
         """At least the error of the output as it is computed, for images at most this far from the centre."""
-        return self.facts.error(distance) if distance <= self.farthest else math.inf
+        return self.bounds.error(distance) if distance <= self.farthest else math.inf
 
     def require_unchanged(self, network: nn.Module) -> None:
         """Raise a ShapeError if anything that the network computes with is not what it was."""
@@ -185,7 +185,7 @@ class Trace:
 
 @torch.no_grad()
 def interpret(network: nn.Module, centre: Tensor, *, tolerance: float | None = None) -> Trace:
-    """Run a frozen network around one image `(1, *shape)`; the facts hold for all images, by their distance from it.
+    """Run a frozen network around one image `(1, *shape)`; the bounds hold for all images, by their distance from it.
 
     Args:
         network: in evaluation mode, of the image's precision.
@@ -197,22 +197,22 @@ def interpret(network: nn.Module, centre: Tensor, *, tolerance: float | None = N
     """
     tracer = Tracer(apply, tolerance, Arithmetic(centre.dtype), shape=tuple(centre.shape[1:]))
     with _watched(network, tracer):
-        output, facts = _traced_pass(network, tracer, centre)
-        farthest, contributions = tracer.largest.reaches(tracer.arithmetic.largest), tuple(tracer.contributions)
+        output, bounds = _traced_pass(network, tracer, centre)
+        farthest, contributions = tracer.largest.distance_below(tracer.arithmetic.largest), tuple(tracer.contributions)
         # Again away from the centre, where a difference that the centre hides (a factor on zeros, say) shows.
         generator = torch.Generator().manual_seed(0)
         step = torch.rand(centre.shape, generator=generator, dtype=torch.float64).to(centre) - centre
         other = centre + step * min(1.0, max(farthest, 0.0) / 2 / norm_above(step))
         again, same = _traced_pass(network, tracer, other)
     passing = frozenset(_contents_of(network).without_numbers)
-    proved = replace(facts, lipschitz=outward(facts.lipschitz), error=facts.error * outward(1.0))
+    proved = replace(bounds, lipschitz=outward(bounds.lipschitz), error=bounds.error * outward(1.0))
     _require_close(_plain_pass(network, other), again, proved, norm_above(other - centre))
     trace = Trace(proved, output, contributions, _contents_of(network).kept(), passing, farthest)
     for grad in (False, True):
         _require_close(_plain_pass(network, other, grad=grad), again, proved, norm_above(other - centre), or_none=grad)
     _require_bound(network, centre, trace)
     trace.require_unchanged(network)
-    if same.lipschitz != facts.lipschitz:
+    if same.lipschitz != bounds.lipschitz:
         raise ShapeError(_CHANGES)
     return trace
 
@@ -227,24 +227,24 @@ def _plain_pass(network: nn.Module, image: Tensor, *, grad: bool = False) -> Any
     return output.detach() if isinstance(output, Tensor) and not isinstance(output, Traced) else output
 
 
-def probes(centre: Tensor, reach: float) -> Iterator[Tensor]:
-    """The centre, and random images of several sizes at most `reach` from it."""
+def probes(centre: Tensor, distance: float) -> Iterator[Tensor]:
+    """The centre, and random images of several sizes at most `distance` from it."""
     generator = torch.Generator().manual_seed(1)
     yield centre
     for size in (1.0, -1.0, 300.0, -300.0):
         step = size * torch.rand(centre.shape, generator=generator, dtype=torch.float64).to(centre) - centre
-        yield centre + step * min(1.0, reach / norm_above(step))
+        yield centre + step * min(1.0, distance / norm_above(step))
 
 
 def _require_bound(network: nn.Module, centre: Tensor, trace: Trace) -> None:
     """Raise a ShapeError if images of several sizes give outputs that the bound excludes, or that gradients change."""
-    facts = trace.facts
+    bounds = trace.bounds
     for image in probes(centre, max(trace.farthest, 0.0) / 2):
         output, distance = _plain_pass(network, image), norm_above(image - centre)
-        _require_close(_plain_pass(network, image, grad=True), output, facts, distance, or_none=True)
+        _require_close(_plain_pass(network, image, grad=True), output, bounds, distance, or_none=True)
         if isinstance(output, Tensor) and bool(output.isfinite().all()):
             moved = norm_above(output.double() - trace.output.double())
-            allowed = facts.lipschitz * distance + facts.error(distance) + facts.error(0.0)
+            allowed = bounds.lipschitz * distance + bounds.error(distance) + bounds.error(0.0)
             # Both have floors, below which nothing is told apart.
             if moved > allowed * (1 + 1e-9) + _FLOOR:
                 raise ShapeError(_CHANGES)
@@ -351,7 +351,7 @@ def _traced_pass(network: nn.Module, tracer: Tracer, image: Tensor) -> tuple[Ten
             f"the network's output is a {type(output).__name__} whose path from the image was lost; it must return one "
             "tensor computed by torch functions"
         )
-    return output.value, tracer.facts(output)
+    return output.value, tracer.bounds(output)
 
 
 _FLOOR = 1e-280
@@ -369,14 +369,14 @@ def _only(output: Any) -> Any:
     return output[0] if isinstance(output, Sequence) and len(output) == 1 else output
 
 
-def _require_close(found: Any, value: Any, facts: ValueBounds, distance: float, *, or_none: bool = False) -> None:
+def _require_close(found: Any, value: Any, bounds: ValueBounds, distance: float, *, or_none: bool = False) -> None:
     """Raise a ShapeError unless another pass gave the same, but for what rounding may do at this distance."""
     if or_none and (found is None or value is None):
         return
     if not isinstance(value, Tensor):
         raise ShapeError(_CHANGES)
     unit, norm = Arithmetic(value.dtype).unit, norm_above(value)
-    allowed = min(2 * facts.error(distance) + 1e-12 * norm, math.sqrt(unit) * norm + _floor(value))
+    allowed = min(2 * bounds.error(distance) + 1e-12 * norm, math.sqrt(unit) * norm + _floor(value))
     if not differ_by_at_most(found, value, allowed):
         raise ShapeError(_CHANGES)
 
@@ -432,7 +432,7 @@ def _leaf(module: nn.Module, forward: Callable[..., Any], tracer: Tracer) -> Cal
             raise tracer.refuse(failure) from failure.__cause__
 
     def follow_leaf(x: Traced) -> Traced:
-        tracer.facts(x)
+        tracer.bounds(x)
         if any(part.training for part in module.modules()):
             raise ShapeError(
                 f"{tracer.where} is set to training mode while the network runs; use evaluation mode alone"

@@ -21,7 +21,7 @@ class LipschitzBound:
     """What each layer and function adds, in the order of the pass; functions of gain 1 are left out."""
 
     def by_kind(self) -> dict[str, float]:
-        """Product of all factors of one kind; for a network without sums and concatenations their product is L."""
+        """Return the product of all factors of each kind; without sums and concatenations their product is L."""
         totals: dict[str, float] = {}
         for layer in self.layers:
             for kind, factor in layer.factors.items():
@@ -38,13 +38,13 @@ class LipschitzBound:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's tensors lie."""
+    """Return the device of the model's tensors."""
     tensors = [*model.parameters(), *model.buffers()]
     return tensors[0].device if tensors else torch.device("cpu")
 
 
 def own_dtype(model: nn.Module) -> torch.dtype:
-    """float64 for a model that holds any float64 tensor, float32 for all others."""
+    """Return float64 for a model that holds any float64 tensor, else float32."""
     attributes = (value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor))
     tensors = (*model.parameters(), *model.buffers(), *attributes)
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
@@ -88,7 +88,7 @@ def lipschitz_bound(
     with torch.inference_mode(False), exact_arithmetic(torch.get_default_dtype()):
         centre = torch.zeros(1, *input_shape, dtype=own_dtype(model), device=device_of(model))
         _, result = prove(model, centre, tolerance=tolerance)
-    return LipschitzBound(result.facts.lipschitz, result.contributions)
+    return LipschitzBound(result.bounds.lipschitz, result.contributions)
 
 
 def rounding_bound(

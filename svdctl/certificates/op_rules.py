@@ -1,13 +1,8 @@
-"""Rules for torch's functions: what a call does to the facts of its inputs. See `trace`.
+"""Rules for torch's functions: what a call does to the bounds of its inputs; docs/theory.md, "Whole networks".
 
-Note, non-negative maps. A linear map with entries >= 0 (moving, copying, summing and averaging entries) has norm at
-most `sqrt(largest row sum * largest column sum)` (Schur's test). The row sums are its value at all ones, the column
-sums that of its adjoint, and both are computed by the function itself. For copies and for equal disjoint windows this
-is the norm exactly: overlapping windows, reflected edges and repeated pixels are counted, whatever the arguments are.
-
-Note, arguments. A rule names the arguments of its functions, in their order, and of which kind each may be (`IMAGE`,
-`CONSTANT`, `SETTING`, ...). `bind` refuses everything else, so that no argument is overlooked: what a rule does not
-name, a value that depends on the image where a constant is expected, tensors of a subclass, complex numbers.
+A rule names the arguments of its functions, in their order, and of which kind each may be (`IMAGE`, `CONSTANT`,
+`SETTING`, ...). `bind` refuses everything else, so that no argument is overlooked: what a rule does not name, a value
+that depends on the image where a constant is expected, tensors of a subclass, complex numbers.
 """
 
 import inspect
@@ -35,12 +30,12 @@ Kind = Callable[[Any], bool]
 
 
 def IMAGE(value: Any) -> bool:  # noqa: N802 - kinds are written like constants in the rules
-    """A value that depends on the image."""
+    """Return whether it depends on the image."""
     return isinstance(value, Traced)
 
 
 def CONSTANT(value: Any) -> bool:  # noqa: N802
-    """None, a real number or a real tensor that does not depend on the image."""
+    """Return whether it is None, a real number or a real tensor that does not depend on the image."""
     if isinstance(value, Tensor):
         plain = type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided and not value.is_quantized
         return plain and not value.is_complex() and not value.is_meta
@@ -48,32 +43,32 @@ def CONSTANT(value: Any) -> bool:  # noqa: N802
 
 
 def NUMBER(value: Any) -> bool:  # noqa: N802
-    """None or one real number that does not depend on the image."""
+    """Return whether it is None or one real number that does not depend on the image."""
     return CONSTANT(value) and (not isinstance(value, Tensor) or value.numel() == 1)
 
 
 def EITHER(value: Any) -> bool:  # noqa: N802
-    """A value that depends on the image, or a constant."""
+    """Return whether it depends on the image or is a constant."""
     return IMAGE(value) or (CONSTANT(value) and value is not None)
 
 
 def SEVERAL(value: Any) -> bool:  # noqa: N802
-    """A sequence of tensors, each of them as in `EITHER`."""
+    """Return whether it is a sequence of tensors, each as in `EITHER`."""
     return isinstance(value, list | tuple) and all(isinstance(part, Tensor) and EITHER(part) for part in value)
 
 
 def SETTING(value: Any) -> bool:  # noqa: N802
-    """Numbers, names, dtypes, devices, and tensors or arrays of integers or truth values: nothing of the image."""
+    """Return whether it is made of numbers, names, dtypes, devices, and tensors of integers or truth values."""
     return all(_is_setting(leaf) for leaf in leaves(value))
 
 
 def LIKE(value: Any) -> bool:  # noqa: N802
-    """A setting, or a tensor of which the function uses nothing but shape, dtype and device."""
+    """Return whether it is a setting, or a tensor of which only shape, dtype and device are used."""
     return IMAGE(value) or CONSTANT(value) or SETTING(value)
 
 
 def one_of(*allowed: Any) -> Kind:
-    """One of these, and of the same type."""
+    """Return the kind of these values, compared with their types."""
     return lambda value: any(type(value) is type(choice) and value == choice for choice in allowed)
 
 
@@ -91,7 +86,7 @@ def _is_setting(leaf: Any) -> bool:
 
 
 def number(value: Any) -> float:
-    """A real number, or a tensor that holds one, in float64."""
+    """Return a real number, or a tensor that holds one, in float64."""
     return float(value.detach().double()) if isinstance(value, Tensor) else float(value)
 
 
@@ -149,7 +144,7 @@ class Call:
         return self.bound.get(name)
 
     def get(self, name: str, default: float) -> float:
-        """A number among the arguments."""
+        """Return a number among the arguments."""
         value = self.bound.get(name)
         return default if value is None else number(value)
 
@@ -161,9 +156,9 @@ class Call:
         return value
 
     def plain(self, value: Any) -> Any:
-        """The same structure with the numbers in place of traced tensors."""
+        """Return the same structure with the numbers in place of traced tensors."""
         if isinstance(value, Traced):
-            self.tracer.facts(value)
+            self.tracer.bounds(value)
             return value.value
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             return value
@@ -174,11 +169,11 @@ class Call:
         return value
 
     def run(self) -> Any:
-        """What the function gives for the numbers."""
+        """Run the function on the numbers."""
         return self.func(*self.plain(self.args), **self.plain(self.kwargs))
 
     def rerun(self, x: Tensor) -> Any:
-        """The function for other numbers in place of `x`, computed in their precision."""
+        """Run the function on other numbers in place of `x`, in their precision."""
         old = self.x
         args = tuple(x if value is old else value for value in self.args)
         kwargs = {key: x if value is old else value for key, value in self.kwargs.items()}
@@ -187,13 +182,13 @@ class Call:
         return self.func(*self.plain(args), **self.plain(kwargs))
 
     def constant(self, value: Any) -> Tensor:
-        """A number or tensor that does not depend on the image, as float64."""
+        """Return a number or tensor that does not depend on the image, as float64."""
         return (
             value.detach().double() if isinstance(value, Tensor) else torch.tensor(number(value), dtype=torch.float64)
         )
 
     def rounding(self, constants: Sequence[Any], arithmetic: Arithmetic) -> float:
-        """The largest error of any entry of these constants when it is rounded to an arithmetic."""
+        """Return the largest error of any entry of these constants when it is rounded to an arithmetic."""
         largest = 0.0
         for constant in constants:
             if constant is not None:
@@ -204,7 +199,7 @@ class Call:
         return largest
 
     def unknown(self, why: str = "") -> ShapeError:
-        """The error for a call without a rule."""
+        """Return the error for a call without a rule."""
         call = f"{self.name} {why}".strip()
         return ShapeError(
             f"no Lipschitz bound is known for {call}, called in {self.tracer.where}; replace it, or teach the module's "
@@ -220,7 +215,7 @@ class Call:
         jump: float = 0.0,
         levels: Sequence[Any] = (),
     ) -> Traced:
-        """A function of each entry that errs by `units * u * (|x| + offset) + jump`, and by the rounding of `levels`.
+        """Return a function of each entry, off by `units * u * (|x| + offset) + jump` and the rounding of `levels`.
 
         Args:
             gain: its largest slope.
@@ -240,13 +235,13 @@ class Call:
         return self.through(x, output, gain, local, kind)
 
     def stretch(self, operand: Any, output: Tensor) -> float:
-        """By how much the norm of an operand grows when it is broadcast to the output's shape."""
+        """Return by how much the norm of an operand grows when it is broadcast to the output's shape."""
         value = operand.value if isinstance(operand, Traced) else operand
         size = value.numel() if isinstance(value, Tensor) else 1
         return 1.0 if size == output.numel() else math.sqrt(output.numel() / max(size, 1)) * (1 + 2.0**-50)
 
     def through(self, x: Traced, output: Tensor, gain: float, local: Local | None, kind: str, terms: int = 1) -> Traced:
-        """The output of a function of one input: its gain, and its own error for an input of some magnitude.
+        """Return the output of a function of one input: its gain, and its own error for an input of some magnitude.
 
         Args:
             x, output, gain: its input, its output's numbers, its Lipschitz constant.
@@ -254,20 +249,20 @@ class Call:
             kind: for the report.
             terms: how many entries of the input it sums at most.
         """
-        facts = self.tracer.facts(x)
-        lipschitz = times(facts.lipschitz, gain)
+        bounds = self.tracer.bounds(x)
+        lipschitz = times(bounds.lipschitz, gain)
         if gain != 1:
             self.tracer.contribute(self.name, gain, {kind: gain}, lipschitz)
-        error = facts.error * gain
+        error = bounds.error * gain
         if local is not None:
-            error += local(facts.magnitude, self.tracer.arithmetic)
-        return self.tracer.wrap(output, lipschitz, error, inner=facts.magnitude * terms)
+            error += local(bounds.magnitude, self.tracer.arithmetic)
+        return self.tracer.wrap(output, lipschitz, error, inner=bounds.magnitude * terms)
 
     def non_negative(self, terms: int, kind: str) -> Any:
-        """A linear map with entries >= 0 and sums of at most `terms` numbers; see the Note."""
+        """Return a linear map with entries >= 0 and sums of at most `terms` numbers, its norm by Schur's test."""
         x = self.x
         outputs = self.run()
-        facts = self.tracer.facts(x)
+        bounds = self.tracer.bounds(x)
         results = []
         for output, norm in zip(sequence(outputs), self._schur(x.value), strict=True):
 
@@ -277,9 +272,9 @@ class Call:
             results.append(self.through(x, output, norm, summing if terms > 1 else None, kind, terms))
         if not isinstance(outputs, Tensor):
             return tuple(results)
-        if facts.readout is not None and outputs.numel() <= x.value.numel():
-            assert results[0].facts is not None
-            results[0].facts = replace(results[0].facts, readout=self._readout(facts.readout, x.value))
+        if bounds.readout is not None and outputs.numel() <= x.value.numel():
+            assert results[0].bounds is not None
+            results[0].bounds = replace(results[0].bounds, readout=self._readout(bounds.readout, x.value))
         return results[0]
 
     def _readout(self, before: AffineReadout, like: Tensor) -> AffineReadout:
@@ -300,7 +295,7 @@ class Call:
         return AffineReadout.of(before.lipschitz, self.rerun, like.double(), rows)
 
     def _schur(self, like: Tensor) -> list[float]:
-        """Norm of each output as a function of the first argument."""
+        """Return the norm of each output as a function of the first argument."""
         with torch.enable_grad():
             ones = torch.ones_like(like, dtype=torch.float64, requires_grad=True)
             outputs = sequence(self.rerun(ones))
@@ -381,11 +376,11 @@ def apply(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
     if not isinstance(target, Traced):
         raise call.unknown("writing into a tensor that does not depend on the image")
     # On a copy: the original's numbers belong to other traced tensors too.
-    facts = tracer.facts(target)
-    scratch = Traced.make(tracer, target.value.clone(), facts)
+    bounds = tracer.bounds(target)
+    scratch = Traced.make(tracer, target.value.clone(), bounds)
     for value in tuple(call.bound.values()):
         if isinstance(value, Traced):
-            tracer.facts(value)
+            tracer.bounds(value)
     call.args = tuple(scratch if value is target else value for value in args)
     call.kwargs = {key: scratch if value is target else value for key, value in kwargs.items()}
     call.bound = {name: scratch if value is target else value for name, value in call.bound.items()}
@@ -406,7 +401,7 @@ def _described(value: Any) -> str:
 
 
 def describe(func: Any) -> str:
-    """A readable name of any function that torch passes on."""
+    """Return a readable name of any function that torch passes on."""
     owner = getattr(func, "__self__", None)
     if inspect.isgetsetdescriptor(owner):
         return f"the attribute Tensor.{owner.__name__}"
@@ -416,5 +411,5 @@ def describe(func: Any) -> str:
 
 
 def sequence(outputs: Any) -> Sequence[Tensor]:
-    """One output or several, as several."""
+    """Return one output or several as a sequence."""
     return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)

@@ -16,23 +16,23 @@ from svdctl.spectral.convolution import Convolution
 
 
 def _terms(call: Call, output: Tensor, operands: list[tuple[Any, float]], kind: str) -> Traced:
-    """`sum of factor * operand`, operands traced or constant, stretched to the output's shape."""
+    """Return `sum of factor * operand`, operands traced or constant, stretched to the output's shape."""
     tracer = call.tracer
     lipschitz, largest, constants = 0.0, 0.0, 0.0
     parts: list[tuple[ValueBounds, float]] = []
     for operand, factor in operands:
         stretch = times(factor, call.stretch(operand, output))
         if isinstance(operand, Traced):
-            facts = tracer.facts(operand)
-            parts.append((facts, stretch))
-            lipschitz, largest = lipschitz + times(facts.lipschitz, stretch), max(largest, facts.lipschitz)
+            bounds = tracer.bounds(operand)
+            parts.append((bounds, stretch))
+            lipschitz, largest = lipschitz + times(bounds.lipschitz, stretch), max(largest, bounds.lipschitz)
         else:
             constants += times(norm_above(call.constant(operand)), stretch)
 
     unit, tiny = tracer.arithmetic.unit, tracer.arithmetic.tiny
     error = Affine(constants * 4 * unit + tiny * output.numel())
-    for facts, stretch in parts:
-        error += facts.error * stretch + facts.magnitude * (4 * unit * stretch + tiny)
+    for bounds, stretch in parts:
+        error += bounds.error * stretch + bounds.magnitude * (4 * unit * stretch + tiny)
     _note(call, lipschitz, largest, kind)
     return tracer.wrap(output, lipschitz, error)
 
@@ -40,14 +40,14 @@ def _terms(call: Call, output: Tensor, operands: list[tuple[Any, float]], kind: 
 def _root_sum_square(
     call: Call, output: Tensor, operands: Sequence[Any], constants: Sequence[Any], kind: str, *, broadcast: bool
 ) -> Traced:
-    """A function that picks each output from its operands and constants: squared changes add up at most."""
+    """Return a function that picks each output from its operands and constants: squared changes add up."""
     tracer = call.tracer
-    parts = [(tracer.facts(operand), call.stretch(operand, output) if broadcast else 1.0) for operand in operands]
-    lipschitz = math.hypot(*(times(facts.lipschitz, stretch) for facts, stretch in parts)) * (1 + 1e-15)
+    parts = [(tracer.bounds(operand), call.stretch(operand, output) if broadcast else 1.0) for operand in operands]
+    lipschitz = math.hypot(*(times(bounds.lipschitz, stretch) for bounds, stretch in parts)) * (1 + 1e-15)
 
     rounded = Affine(math.sqrt(output.numel()) * call.rounding(constants, tracer.arithmetic))
-    error = Affine.root_sum_square([facts.error * stretch for facts, stretch in parts]) + rounded
-    _note(call, lipschitz, max(facts.lipschitz for facts, _ in parts), kind)
+    error = Affine.root_sum_square([bounds.error * stretch for bounds, stretch in parts]) + rounded
+    _note(call, lipschitz, max(bounds.lipschitz for bounds, _ in parts), kind)
     return tracer.wrap(output, lipschitz, error)
 
 
@@ -65,7 +65,7 @@ def _add(call: Call) -> Traced:
 
 
 def _split(values: Sequence[Any]) -> tuple[list[Traced], list[Any]]:
-    """The traced ones, and the constants."""
+    """Return the traced ones, and the constants."""
     traced = [value for value in values if isinstance(value, Traced)]
     return traced, [value for value in values if not isinstance(value, Traced)]
 
@@ -82,7 +82,7 @@ def _concatenate(call: Call) -> Traced:
 
 
 def _scaled(call: Call, x: Traced, factor: float, underflows: Callable[[Arithmetic], float]) -> Traced:
-    """A product with constants of at most `factor`.
+    """Return a product with constants of at most `factor`.
 
     Args:
         call, x, factor: the call, the operand that depends on the image, the largest constant.

@@ -1,8 +1,8 @@
 """Functions of each entry: their largest slope, and a bound on the error of their evaluation.
 
-Slopes that are no round numbers are the derivative at its stationary point, rounded up; the tests prove each of them on
-a grid with a bound on the second derivative. Errors presume that exp, log1p, tanh and erf err by at most 8 unit
-roundoffs, relatively: the libraries in use promise 1 to 4.
+Slopes that are no round numbers are the derivative at its stationary point, rounded up: constants for soundness, which
+the tests prove on a grid; docs/theory.md, "Whole networks". Errors presume that exp, log1p, tanh and erf err by at most
+8 unit roundoffs, relatively: the libraries in use promise 1 to 4.
 """
 
 import math

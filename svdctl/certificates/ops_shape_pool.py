@@ -35,8 +35,8 @@ def _copies_as(call: Call) -> Any:
 @rule("detach", "contiguous", "clone", "cpu", "cuda", "float", "double", takes={"x": IMAGE}, rest=SETTING)
 def _same(call: Call) -> Traced:
     result = call.through(call.x, call.run(), 1.0, None, "copies")
-    assert result.facts is not None
-    result.facts = replace(result.facts, readout=call.tracer.facts(call.x).readout)
+    assert result.bounds is not None
+    result.bounds = replace(result.bounds, readout=call.tracer.bounds(call.x).readout)
     return result
 
 
@@ -148,7 +148,7 @@ def _extremes(call: Call) -> Traced:
 
 
 def _axes(call: Call, before: Tensor, after: Tensor) -> list[tuple[int, int]]:
-    """(size, pooled size) of each spatial axis; the function's name ends in their number."""
+    """Return (size, pooled size) of each spatial axis; the function's name ends in their number."""
     axes = int(call.name[-2])
     return list(zip(before.shape[-axes:], after.shape[-axes:], strict=True))
 
@@ -163,5 +163,5 @@ def _axes(call: Call, before: Tensor, after: Tensor) -> list[tuple[int, int]]:
     takes={"x": IMAGE}, rest=SETTING,
 )  # fmt: skip
 def _shape(call: Call) -> Any:
-    """What does not depend on the image's numbers: the result is a constant."""
+    """Return what does not depend on the image's numbers, as a constant."""
     return call.run()

@@ -1,10 +1,9 @@
 """Certified radii: how far, in pixel units, an image can move in l2 before the answer could change.
 
-Note. Let z be the exact logits and z^ the computed ones, L_ij a Lipschitz constant of `z_i - z_j`, and e(D) the bound
-on |z^ - z|_2 at distance D from the grey image. For x in [0, 1]^n (so D <= D0 = sqrt(n) / 2) and |x' - x| <= r,
-`z^_i(x') - z^_j(x') >= z^_i(x) - z^_j(x) - L_ij r - sqrt(2) (e(D0) + e(D0 + r))`.
-With e(D) = e0 + e1 D the right side is positive for all r below
-`(z^_i(x) - z^_j(x) - 2 sqrt(2) e(D0)) / (L_ij + sqrt(2) e1)`.
+The answer i of x in [0, 1]^n stays before j at all distances below
+`(z^_i(x) - z^_j(x) - 2 sqrt(2) e(D0)) / (L_ij + sqrt(2) e1)`, z^ the computed logits, L_ij a Lipschitz constant of
+`z_i - z_j`, `e(D) = e0 + e1 D` the rounding error at distance D from the grey image, and `D0 = sqrt(n) / 2`;
+docs/theory.md, "Certified radius", has the proof.
 """
 
 import math
@@ -43,20 +42,20 @@ class Certificates:
         return float(self.radii.mean())
 
     def certified_accuracy(self, radius: float) -> float:
-        """Share of images whose answer is right and proved to stay at every distance up to `radius`."""
+        """Return the share of images whose answer is right and proved to stay at every distance up to `radius`."""
         return float((self.radii > radius).double().mean())
 
     def table(self, radii: Sequence[float] = RADII) -> dict[float, float]:
-        """Certified accuracy at each radius."""
+        """Return certified accuracy at each radius."""
         return {radius: self.certified_accuracy(radius) for radius in radii}
 
     def curve(self) -> tuple[Tensor, Tensor]:
-        """Certified accuracy against radius, see `certified_curve`."""
+        """Return certified accuracy against radius, see `certified_curve`."""
         return certified_curve(self.radii)
 
 
 def certified_curve(radii: Tensor) -> tuple[Tensor, Tensor]:
-    """The share of images with a larger certified radius, as a function of the radius.
+    """Return the share of images with a larger certified radius, as a function of the radius.
 
     Args:
         radii: `(N,)`.
@@ -113,9 +112,9 @@ class Certifier:
             shape = tuple(result.output.shape)
             raise ShapeError(f"certificates need logits of shape (1, classes) for one image, not {shape}")
         self._proved, self._input_shape = result, tuple(input_shape)
-        self.bound = LipschitzBound(result.facts.lipschitz, result.contributions)
-        self.rounding = result.facts.error
-        self.reach = math.sqrt(grey.numel()) / 2
+        self.bound = LipschitzBound(result.bounds.lipschitz, result.contributions)
+        self.rounding = result.bounds.error
+        self.half_diagonal = math.sqrt(grey.numel()) / 2
         self._sizes: set[int] = set()
         generator = torch.Generator().manual_seed(2)
         with torch.inference_mode(False), torch.no_grad(), self._arithmetic():
@@ -123,13 +122,13 @@ class Certifier:
                 images = torch.rand((count, *input_shape), generator=generator, dtype=torch.float64).to(grey)
                 self._batch_logits(images, range(count))
         with self._arithmetic():
-            self.pairwise = pairwise_constants(result.facts, result.output.shape[1]).to(grey.device)
+            self.pairwise = pairwise_constants(result.bounds, result.output.shape[1]).to(grey.device)
 
     def _arithmetic(self) -> AbstractContextManager[None]:
         return exact_arithmetic(self._default_dtype, direct_convolutions=self.dtype == torch.float32)
 
     def _batch_logits(self, images: Tensor, places: Iterable[int]) -> Tensor:
-        """Logits of a batch; those at these places are compared with what the network gives for the image alone.
+        """Return the logits of a batch, at these places compared with those of the image alone.
 
         Raises:
             ShapeError: the other images take part in them.
@@ -141,7 +140,9 @@ class Certifier:
         for place, single in alone:
             size = norm_above(single)
             # Where what is proved of rounding says little, what rounding does in fact.
-            allowed = min(2 * self.rounding(self.reach) + 1e-12 * size, math.sqrt(torch.finfo(self.dtype).eps) * size)
+            allowed = min(
+                2 * self.rounding(self.half_diagonal) + 1e-12 * size, math.sqrt(torch.finfo(self.dtype).eps) * size
+            )
             if len(logits) != len(images) or not differ_by_at_most(logits[place : place + 1], single, allowed):
                 raise ShapeError(
                     "the network's logits of one image depend on the others of its batch; it has no certificates"
@@ -150,7 +151,7 @@ class Certifier:
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        """Logits `(N, classes)` in `dtype`, the ones that the certificates are about.
+        """Return logits `(N, classes)` in `dtype`, the ones that the certificates are about.
 
         Raises:
             ShapeError: images of another shape or of a finer precision, or a network that is not what was proved.
@@ -173,7 +174,7 @@ class Certifier:
 
     @torch.no_grad()
     def radii(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Certified l2 radii `(N,)` in float64, on the device of the logits.
+        """Return certified l2 radii `(N,)` in float64, on the device of the logits.
 
         Args:
             logits: `(N, classes)` from `logits`, of images in [0, 1].
@@ -182,12 +183,12 @@ class Certifier:
         wide = logits.double()
         margins = wide.gather(1, labels[:, None]) - wide
         constants = self.pairwise[labels] + outward(math.sqrt(2) * self.rounding.slope)
-        proved = margins * (1 - 1e-12) - outward(2 * math.sqrt(2) * self.rounding(self.reach))
+        proved = margins * (1 - 1e-12) - outward(2 * math.sqrt(2) * self.rounding(self.half_diagonal))
         radii = (proved / constants).nan_to_num(nan=0.0, posinf=math.inf)
         # The label's own column has margin 0.
         radii.scatter_(1, labels[:, None], math.inf)
         # Farther away a value inside of the network might overflow.
-        farthest = max(self._proved.farthest - self.reach, 0.0)
+        farthest = max(self._proved.farthest - self.half_diagonal, 0.0)
         return radii.amin(1).clamp(0.0, farthest) * (1 - 1e-12)
 
     def evaluate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Certificates:
@@ -208,17 +209,17 @@ class Certifier:
         return Certificates(torch.cat(radii).cpu(), torch.cat(correct).cpu())
 
 
-def pairwise_constants(facts: ValueBounds, classes: int) -> Tensor:
-    """Lipschitz constants `(classes, classes)` of the differences of logits, the last layer's rows used where known."""
-    constants = torch.full((classes, classes), math.sqrt(2) * facts.lipschitz, dtype=torch.float64)
-    known = None if facts.readout is None else facts.readout.rows()
-    if facts.readout is not None and known is not None:
+def pairwise_constants(bounds: ValueBounds, classes: int) -> Tensor:
+    """Return Lipschitz constants `(classes, classes)` of differences of logits, by the last layer's rows if known."""
+    constants = torch.full((classes, classes), math.sqrt(2) * bounds.lipschitz, dtype=torch.float64)
+    known = None if bounds.readout is None else bounds.readout.rows()
+    if bounds.readout is not None and known is not None:
         rows, error = known
         # Of unit size, so that no square underflows.
         unit, exponent = to_unit_size(rows.cpu())
         apart = torch.cdist(unit, unit, compute_mode="donot_use_mm_for_euclid_dist") * (1 + 2.0**-40)
         sizes = [times_power(size, exponent) + math.sqrt(2) * error for size in apart.flatten().tolist()]
-        exact = torch.tensor([times(facts.readout.lipschitz, size) for size in sizes], dtype=torch.float64)
+        exact = torch.tensor([times(bounds.readout.lipschitz, size) for size in sizes], dtype=torch.float64)
         exact = exact.reshape(apart.shape)
         constants = torch.minimum(constants, exact)
     return constants * (1 + 1e-10)

@@ -1,4 +1,4 @@
-"""Tensors that carry, beside their numbers for one image, what is proved of them for all images.
+"""Tensors that carry, beside their numbers for one image, bounds that are proved for all images.
 
 They are a subclass, so Python's control flow on shapes works as always. Every torch function that meets one is looked
 up in a table (`rules`); one that is not there is an error that names it. The subclass's own storage lies on the meta
@@ -40,16 +40,16 @@ class Contribution:
 
 
 class Traced(Tensor):
-    """A tensor with facts; made by a `Tracer`."""
+    """A tensor with bounds; made by a `Tracer`."""
 
     value: Tensor
-    facts: ValueBounds | None
+    bounds: ValueBounds | None
     tracer: "Tracer"
 
     @classmethod
-    def make(cls, tracer: "Tracer", value: Tensor, facts: ValueBounds) -> Self:
+    def make(cls, tracer: "Tracer", value: Tensor, bounds: ValueBounds) -> Self:
         made = torch.Tensor._make_subclass(cls, torch.empty(value.shape, dtype=value.dtype, device="meta"))
-        made.value, made.facts, made.tracer = value, facts, tracer
+        made.value, made.bounds, made.tracer = value, bounds, tracer
         tracer.live.append(weakref.ref(made))
         return made
 
@@ -136,7 +136,7 @@ class Tracer:
         return f"module {name!r} ({type(module).__name__})" if name else f"the network ({type(module).__name__})"
 
     def once(self, key: Any, owner: Any, compute: Callable[[], Gain]) -> Gain:
-        """A gain, computed again unless all that `owner` holds is bit for bit what it was for the same key."""
+        """Return a gain, computed again unless all that `owner` holds is bit for bit what it was for the same key."""
         contents = Contents.of(owner)
         for kept, gain in self.gains.setdefault(key, []):
             if contents.difference(kept) is None:
@@ -157,7 +157,7 @@ class Tracer:
         readout: AffineReadout | None = None,
         inner: Affine | None = None,
     ) -> Traced:
-        """A new traced tensor; `inner` is at least the magnitude of what was computed on the way to it."""
+        """Return a new traced tensor; `inner` is at least the magnitude of what was computed on the way to it."""
         if value.dtype != self.dtype:
             raise ShapeError(
                 f"{self.where} changes the precision from {self.dtype} to {value.dtype}; keep one precision"
@@ -165,34 +165,34 @@ class Tracer:
         centre = norm_above(value)
         if not (lipschitz < float("inf") and centre < float("inf")):
             raise ShapeError(f"{self.where} gives values or a gain that are not finite; the network has no bound")
-        facts = ValueBounds(lipschitz, centre, error, readout)
-        self.largest = self.largest.above(facts.magnitude).above(inner or Affine())
-        return Traced.make(self, value, facts)
+        bounds = ValueBounds(lipschitz, centre, error, readout)
+        self.largest = self.largest.maximum(bounds.magnitude).maximum(inner or Affine())
+        return Traced.make(self, value, bounds)
 
     def contribute(self, kind: str, gain: float, factors: Mapping[str, float], lipschitz: float) -> None:
         """Note what the innermost module adds."""
         name = self.path[-1][0] if self.path else ""
         self.contributions.append(Contribution(name or "(network)", kind, gain, factors, lipschitz))
 
-    def facts(self, tensor: Traced) -> ValueBounds:
-        """The facts of a tensor that is still what it was."""
-        if tensor.facts is None:
+    def bounds(self, tensor: Traced) -> ValueBounds:
+        """Return the bounds of a tensor that is still what it was."""
+        if tensor.bounds is None:
             raise ShapeError(f"{self.where} uses a view of a tensor that was changed in place; clone it before")
-        return tensor.facts
+        return tensor.bounds
 
     def replace(self, tensor: Traced, new: Traced) -> Traced:
-        """Give `tensor` the value and facts of `new`: an operation in place. Views that share its memory go stale."""
+        """Give `tensor` the value and bounds of `new`: an operation in place. Views that share its memory go stale."""
         pointer = tensor.value.untyped_storage().data_ptr()
         alive = [other for other in (reference() for reference in self.live) if other is not None]
         for other in alive:
             if other is not tensor and other is not new and other.value.untyped_storage().data_ptr() == pointer:
-                other.facts = None
-        tensor.value, tensor.facts = new.value, new.facts
+                other.bounds = None
+        tensor.value, tensor.bounds = new.value, new.bounds
         self.live = [weakref.ref(other) for other in alive]
         return tensor
 
     def layer(self, kind: str, x: Traced, output: Tensor, gain: Gain, run: Callable[[Tensor], Tensor]) -> Traced:
-        """The output of a layer with this gain.
+        """Return the output of a layer with this gain.
 
         Args:
             kind: for the report.
@@ -200,19 +200,19 @@ class Tracer:
             gain: what is proved of it.
             run: the layer, for the rows of a readout.
         """
-        facts = self.facts(x)
+        bounds = self.bounds(x)
         if gain.is_broadcast and output.numel() > x.value.numel():
             gain = repeated(gain, math.sqrt(output.numel() / x.value.numel()))
         bias = 0.0 if gain.bias is None else norm_above(gain.bias) * (output.numel() / gain.bias.numel()) ** 0.5
 
-        error, inner, unit = facts.error * gain.value, None, self.arithmetic.unit
+        error, inner, unit = bounds.error * gain.value, None, self.arithmetic.unit
         if gain.rounding is not exact:
             relative = gain.rounding(unit)
             tiny = self.arithmetic.tiny * gain.enlarged * (gain.terms + 8) * output.numel()
-            error += facts.magnitude * relative + Affine(gamma(gain.terms + 1, unit) * bias + tiny)
+            error += bounds.magnitude * relative + Affine(gamma(gain.terms + 1, unit) * bias + tiny)
             # One rounding of a sum of absolute products costs at most a unit of it.
-            inner = facts.magnitude * (relative / unit) + Affine(bias)
-        lipschitz = times(facts.lipschitz, gain.value)
+            inner = bounds.magnitude * (relative / unit) + Affine(bias)
+        lipschitz = times(bounds.lipschitz, gain.value)
         self.contribute(kind, gain.value, gain.factors, lipschitz)
         readout = self._readout(x, output, gain, run) if gain.is_affine else None
         return self.wrap(output, lipschitz, error, readout, inner)
@@ -232,11 +232,11 @@ class Tracer:
             tiny = first.tiny * gain.enlarged * (gain.terms + 8) * found.numel()
             return found, 4 * gain.rounding(first.unit) * count**0.5 + tiny
 
-        return AffineReadout.of(self.facts(x).lipschitz, run, value, rows)
+        return AffineReadout.of(self.bounds(x).lipschitz, run, value, rows)
 
 
 def repeated(gain: Gain, root: float) -> Gain:
-    """The gain of a layer that repeats each entry of its input `root**2` times before."""
+    """Return the gain of a layer that repeats each entry of its input `root**2` times before."""
     return replace(
         gain,
         factors={**gain.factors, "broadcast": root},
@@ -245,7 +245,7 @@ def repeated(gain: Gain, root: float) -> Gain:
 
 
 def leaves(value: Any) -> list[Any]:
-    """All items of nested sequences and mappings."""
+    """Return all items of nested sequences and mappings."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list | tuple):

@@ -163,7 +163,7 @@ class TestLipConvNet:
 
     def test_rounding_in_float64_takes_nothing_off(self) -> None:
         certifier = Certifier(lipconvnet("sott"), (3, 32, 32))
-        assert certifier.rounding(certifier.reach) < 1e-9
+        assert certifier.rounding(certifier.half_diagonal) < 1e-9
 
 
 def test_certificates_of_a_network_trained_and_not_retracted_again() -> None:
