@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from torch import Tensor, nn
 
 from svdctl.checkpoint.torch_archive import FORMAT, VERSION, read_torch
-from svdctl.config.migrate import migrate_configuration
+from svdctl.config.migrate import migrate_configuration, migrate_metrics
 from svdctl.config.model_config import LipConv, Wrn
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import CheckpointError, TrainingError
@@ -88,7 +88,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} has format {version}, newer than this svdctl knows ({VERSION}); upgrade svdctl")
     try:
         found = _Contents.model_validate(contents)
-        config = TrainConfig.model_validate_json(_in_todays_keys(found.config) if found.version == 1 else found.config)
+        if found.version == 1:
+            migrated = {"config": _in_todays_keys(found.config), "metrics": migrate_metrics(found.metrics)}
+            found = found.model_copy(update=migrated)
+        config = TrainConfig.model_validate_json(found.config)
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"])) or "its configuration"

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from svdctl.checkpoint.checkpoint_file import Checkpoint, read_checkpoint
 from svdctl.checkpoint.tensors import digest
+from svdctl.config.migrate import migrate_training
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import CheckpointError
 from svdctl.train.metrics_log import is_line, line_digest, scan_log
@@ -38,10 +38,7 @@ class History:
 
 
 def read_history(checkpoint: Checkpoint, folder: Path) -> History:
-    """Read what is known of a run's epochs.
-
-    A checkpoint of a version that did not keep them is taken as finished where the log tells of the epoch that ends at
-    its step. Where it is not, the sums over the steps of its epoch are not known: not a number.
+    """Read what is known of a run's epochs up to a checkpoint.
 
     Raises:
         KeyError, TypeError, ValueError: the state of training is not one.
@@ -50,32 +47,17 @@ def read_history(checkpoint: Checkpoint, folder: Path) -> History:
     step = int(training["counters"]["step"])
     lines, left_out = scan_log(folder / "metrics.jsonl")
     lines = [line for line in lines if line["step"] <= step]
-    steps = _unambiguous([line for line in lines if line["kind"] == "step"], training.get("step_digests"))
-    left_out += sum(line["kind"] == "step" for line in lines) - len(steps)
-    if "epochs" in training:
-        epochs = list(training["epochs"])
-        if not all(is_line(line) and line["kind"] == "epoch" and line["step"] <= step for line in epochs):
-            raise ValueError("its epochs are none")
-        # Of a version without digests, from here on.
-        return History({"step_digests": [*map(line_digest, steps)], **training}, epochs, steps, left_out)
-    epochs = _unambiguous([line for line in lines if line["kind"] == "epoch"], None)
-    left_out += sum(line["kind"] == "epoch" for line in lines) - len(epochs)
-    finished = step == 0 or any(line["step"] == step for line in epochs)
-    totals = torch.zeros(1, 2, 5, dtype=torch.float64)
-    totals[..., :3] = 0.0 if finished else torch.nan
-    seconds = 0.0 if finished else float("nan")
-    return History(
-        {
-            **training,
-            "counters": {**training["counters"], "epoch_finished": finished},
-            "epoch": {"totals": totals, "train_time": seconds, "clipping_time": seconds},
-            "epochs": epochs,
-            "step_digests": [*map(line_digest, steps)],
-        },
-        epochs,
-        steps,
-        left_out,
-    )
+    about_steps, about_epochs = ([line for line in lines if line["kind"] == kind] for kind in ("step", "epoch"))
+    steps = _unambiguous(about_steps, training.get("step_digests"))
+    logged = _unambiguous(about_epochs, None)
+    left_out += len(about_steps) - len(steps)
+    if "epochs" not in training:
+        left_out += len(about_epochs) - len(logged)
+    training = migrate_training(training, logged, [*map(line_digest, steps)], checkpoint.config.max_steps)
+    epochs = list(training["epochs"])
+    if not all(is_line(line) and line["kind"] == "epoch" and line["step"] <= step for line in epochs):
+        raise ValueError("its epochs are none")
+    return History(training, epochs, steps, left_out)
 
 
 def _unambiguous(lines: Sequence[dict[str, Any]], digests: Sequence[str] | None) -> list[dict[str, Any]]:
@@ -169,7 +151,5 @@ def _is_later(best: Checkpoint, counters: Counters, data: Data) -> bool:
 
 
 def picked_by(metrics: Mapping[str, float]) -> tuple[float, float]:
-    """The accuracies by which the network of `best.pt` was picked, certified before plain."""
-    accuracy = metrics.get("best_val_acc", -1.0)
-    # Older ones do not tell the plain one, which is no smaller.
-    return accuracy, metrics.get("best_val_plain_acc", accuracy)
+    """Return the accuracies by which the network of `best.pt` was picked, certified before plain."""
+    return metrics.get("best_val_acc", -1.0), metrics.get("best_val_plain_acc", -1.0)

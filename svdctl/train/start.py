@@ -178,7 +178,9 @@ def _compared(checkpoint: Checkpoint, parts: Parts, path: Path, allowed: bool) -
     where = " and ".join(filter(None, [", ".join(changed[:-1]), *changed[-1:]]))
     what = f"images, labels or names of classes in the {where} part" if changed else "names of classes"
     is_other = bool(changed) or found.classes != checkpoint.classes
-    there, here = _steps(checkpoint, path), steps_per_epoch(len(found), checkpoint.config.batch_size)
+    with fitting(path):
+        there = read_history(checkpoint, path if path.is_dir() else path.parent).training["steps_per_epoch"]
+    here = steps_per_epoch(len(found), checkpoint.config.batch_size)
     if there not in (None, here):
         raise CheckpointError(
             f"the data are not those of {path}: {here} steps an epoch, there {there}; a run cannot change "
@@ -218,16 +220,6 @@ def _newest_epoch(folder: Path) -> Path | None:
         if _counters(file):
             return file
     return None
-
-
-def _steps(checkpoint: Checkpoint, path: Path) -> int | None:
-    """Steps of an epoch in a checkpoint; None where an older version's does not tell."""
-    with fitting(path):
-        if "steps_per_epoch" in checkpoint.training:
-            return int(checkpoint.training["steps_per_epoch"])
-        epochs = read_history(checkpoint, path if path.is_dir() else path.parent).epochs
-    whole = [line for line in epochs if line["step"] != checkpoint.config.max_steps]
-    return whole[0]["step"] // whole[0]["epoch"] if whole else None
 
 
 def _after_loss(config: TrainConfig, folder: Path | None) -> str:
