@@ -78,10 +78,10 @@ def epochs(folder: Path) -> list[dict[str, Any]]:
 
 
 def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    """Compare weights; the version of torch decides about their last bits."""
+    """Compare weights; processor and version of torch decide about bits, which training carries further."""
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=name)
+        torch.testing.assert_close(found[name], value, rtol=1e-2, atol=5e-3, msg=name)
 
 
 def test_the_strings_that_files_are_known_by_never_change(state: dict[str, Any]) -> None:

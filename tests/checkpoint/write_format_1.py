@@ -118,6 +118,7 @@ def main(target: Path) -> None:
     from svdctl.config.train import TrainConfig
     from svdctl.recipes import train
 
+    torch.set_num_threads(1)
     os.chdir(tempfile.mkdtemp())
     config = TrainConfig.model_validate(tomllib.loads(PRESET))
     folder, whole = (train.run(config, base="fixture", reporter=Silent(stop)).folder for stop in (STOP, None))

@@ -124,7 +124,7 @@ def test_data_that_have_changed_are_refused(part: Path, other_data: Callable[[st
     other_data(change)
     before = (part / "last.pt").read_bytes()
     which = "test" if "test" in change else "training"
-    words = f".* in the {which} part; .*--allow-changed-data"
+    words = f".* in the {which} part; .*`allow_changed_data`"
     if change in ("half", "twice"):  # which the flag would not help
         words = ".* steps an epoch, there 3"
     with pytest.raises(CheckpointError, match="the data are not those of " + words):
