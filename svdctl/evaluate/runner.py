@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from svdctl.config.data_config import Data
@@ -17,6 +18,7 @@ from svdctl.evaluate.evaluation_outcome import Evaluation, Failure
 from svdctl.evaluate.find_checkpoints import FoundCheckpoint, discover, placed
 from svdctl.evaluate.inference import Classifier, choose_device
 from svdctl.evaluate.measure_checkpoint import evaluate
+from svdctl.evaluate.measurement_cache import fault_of
 from svdctl.evaluate.metric import METRICS
 from svdctl.evaluate.report import write_report
 
@@ -74,11 +76,18 @@ def run(config: EvaluateConfig, *, reporter: EvaluationReporter) -> EvaluationRe
     """Evaluate every checkpoint of a configuration; a checkpoint or metric that fails does not stop the others.
 
     Raises:
-        UsageError: there is nothing to evaluate, or no such device or metric.
+        UsageError: there is nothing to evaluate, no such device or metric, or settings that do not fit it.
     """
     choose_device(config.accelerator)
-    for kind in {*config.metrics, *config.settings}:
+    for kind in config.metrics:
         METRICS.get(kind)
+    for kind, section in config.settings.items():
+        try:
+            METRICS.get(kind).config.model_validate(section)
+        except ValidationError as error:
+            raise UsageError(f"`settings.{kind}`: {fault_of(error)}") from error
+        if kind in METRICS.builtin_kinds():
+            raise UsageError(f"`settings.{kind}`: {kind} has settings of its own; these are for other metrics")
     discovery = discover(config)
     failures = [Failure(where, None, error) for where, error in discovery.faults]
     if not discovery.checkpoints:
