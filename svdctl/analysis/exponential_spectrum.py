@@ -8,7 +8,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from svdctl.analysis.layer_spectrum import LayerSpectrum, as_it_runs
 from svdctl.certificates.layer_bounds import layer_gain
-from svdctl.certificates.soc_bounds import reach, series_norm
+from svdctl.certificates.soc_bounds import series_norm, skew_norm_bound
 from svdctl.errors import ShapeError
 from svdctl.layers.layer_ops import ops_of
 from svdctl.layers.stiefel import frame_error
@@ -81,7 +81,9 @@ def stored_exponential(
     """
     kernel = generator.weight
     try:
-        upper = series_norm(terms, reach(kernel, terms, None)) * math.prod(frame_norms or (1.0, 1.0)) * (1 + 1e-6)
+        upper = (
+            series_norm(terms, skew_norm_bound(kernel, terms, None)) * math.prod(frame_norms or (1.0, 1.0)) * (1 + 1e-6)
+        )
     except OverflowError:
         upper = math.inf
     if not math.isfinite(upper):

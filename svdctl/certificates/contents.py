@@ -60,7 +60,7 @@ class Contents:
         return found
 
     def kept(self) -> Self:
-        """Copy the tensors, so that later changes leave them as they are."""
+        """Return copy the tensors, so that later changes leave them as they are."""
         self.tensors = {path: tensor.detach().clone() for path, tensor in self.tensors.items()}
         return self
 

@@ -33,7 +33,7 @@ from svdctl.layers.stored_weight import forwards_as, tensor_of_own_class
 
 @torch.no_grad()
 def freeze_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy in evaluation mode and `dtype`, computed weights (orthogonal frames, skew kernels) made constants."""
+    """Return a copy in evaluation mode and `dtype`, computed weights (orthogonal frames, skew kernels) constant."""
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise ShapeError("the network holds TorchScript modules, which cannot be followed; give the Python modules")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -79,7 +79,7 @@ def freeze_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def _refuse_shared(model: nn.Module, copied: nn.Module) -> None:
-    """A copy that shares anything with the caller's network would change it, and be changed by it."""
+    """Raise a ShapeError if the copy shares anything: it would change the caller's network, and change with it."""
     mine = {id(module) for module in model.modules()} | {id(t) for t in (*model.parameters(), *model.buffers())}
     for name, part in (*copied.named_modules(), *copied.named_parameters(), *copied.named_buffers()):
         if id(part) in mine:
@@ -101,12 +101,12 @@ def _require_converted(model: nn.Module, copied: nn.Module, dtype: torch.dtype) 
 
 
 def _equal(first: Tensor, second: Tensor) -> bool:
-    """Whether all entries are equal, nan and nan too."""
+    """Return whether all entries are equal, nan and nan too."""
     return first.shape == second.shape and bool(((first == second) | (first.isnan() & second.isnan())).all())
 
 
 def _frozen(module: nn.Module) -> nn.Module | None:
-    """What computes the same with constants, for layers that make their weights from others in each pass."""
+    """Return what computes the same with constants, for layers that make their weights from others in each pass."""
     ops, known = find_ops(module), known_class(module)
     if ops is None or known is None or type(ops).frozen is LayerOps.frozen:
         return None
@@ -123,13 +123,13 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def _hooks_of_all() -> tuple[Any, ...]:
-    """The hooks that torch calls for every module."""
+    """Return the hooks that torch calls for every module."""
     hooks = nn.modules.module
     return hooks._global_forward_hooks, hooks._global_forward_pre_hooks
 
 
 def _make_plain(module: nn.Module) -> None:
-    """Constants in place of parametrised weights; torch's removal would strip the original's class, which is shared."""
+    """Put constants in place of parametrised weights; torch's removal would change the original's class."""
     parametrizations = module.parametrizations
     assert isinstance(parametrizations, nn.ModuleDict)
     values = {name: getattr(module, name).detach().clone() for name in parametrizations}
@@ -143,7 +143,7 @@ def _make_plain(module: nn.Module) -> None:
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether the trace takes the module's gain from `layer_gain` and does not look into it."""
+    """Return whether the trace takes the module's gain from `layer_gain` and does not look into it."""
     if forward_of(module) is None:
         return False
     inner = [part for part in module.modules() if part is not module]
@@ -170,7 +170,7 @@ class Trace:
     """The distance from the centre up to which nothing overflows; below 0 if nothing is known of that."""
 
     def error(self, distance: float) -> float:
-        """At least the error of the output as it is computed, for images at most this far from the centre."""
+        """Return at least the error of the output as it is computed, for images at most this far from the centre."""
         return self.bounds.error(distance) if distance <= self.farthest else math.inf
 
     def require_unchanged(self, network: nn.Module) -> None:
@@ -218,7 +218,7 @@ def interpret(network: nn.Module, centre: Tensor, *, tolerance: float | None = N
 
 
 def _plain_pass(network: nn.Module, image: Tensor, *, grad: bool = False) -> Any:
-    """The output as the network runs without a trace, with or without gradients; None where it raises an error."""
+    """Return the output as the network runs without a trace; None where it raises an error."""
     try:
         with torch.set_grad_enabled(grad):
             output = _only(network(image.clone()))
@@ -228,7 +228,7 @@ def _plain_pass(network: nn.Module, image: Tensor, *, grad: bool = False) -> Any
 
 
 def probes(centre: Tensor, distance: float) -> Iterator[Tensor]:
-    """The centre, and random images of several sizes at most `distance` from it."""
+    """Return the centre, and random images of several sizes at most `distance` from it."""
     generator = torch.Generator().manual_seed(1)
     yield centre
     for size in (1.0, -1.0, 300.0, -300.0):
@@ -252,7 +252,7 @@ def _require_bound(network: nn.Module, centre: Tensor, trace: Trace) -> None:
 
 @torch.no_grad()
 def prove(model: nn.Module, centre: Tensor, *, tolerance: float | None = None) -> tuple[nn.Module, Trace]:
-    """A frozen copy of the caller's network in the image's precision, and what is proved of both.
+    """Return a frozen copy of the caller's network in the image's precision, and what is proved of both.
 
     Raises:
         ShapeError: what `interpret` refuses, or a copy that does not compute what the caller's network computes in
@@ -303,7 +303,7 @@ def _require_as_given(model: nn.Module, network: nn.Module, trace: Trace, centre
 
 
 def _precisions(model: nn.Module) -> Iterator[torch.dtype]:
-    """The precisions in which a network may run, its own weights' first."""
+    """Return the precisions in which a network may run, its own weights' first."""
     attributes = (value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor))
     own = (
         tensor.dtype for tensor in (*model.parameters(), *model.buffers(), *attributes) if tensor.is_floating_point()
@@ -336,7 +336,7 @@ def _in_evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _traced_pass(network: nn.Module, tracer: Tracer, image: Tensor) -> tuple[Tensor, ValueBounds]:
-    """The output for one image, and what is proved of it."""
+    """Return the output for one image, and what is proved of it."""
     start = Traced.make(tracer, image.clone(), ValueBounds(1.0, norm_above(image), Affine()))
     output = None
     with Remembering(tracer):
@@ -382,12 +382,12 @@ def _require_close(found: Any, value: Any, bounds: ValueBounds, distance: float,
 
 
 def _floor(value: Tensor) -> float:
-    """The size below which a tensor's rounding is no longer relative."""
+    """Return the size below which a tensor's rounding is no longer relative."""
     return max(64 * torch.finfo(value.dtype).tiny * value.numel(), _FLOOR)
 
 
 def differ_by_at_most(found: Any, value: Any, allowed: float) -> bool:
-    """Whether both are tensors of one shape and this near to one another."""
+    """Return whether both are tensors of one shape and this near to one another."""
     if not all(isinstance(tensor, Tensor) and not isinstance(tensor, Traced) for tensor in (found, value)):
         return False
     found, value = found.double(), value.double()

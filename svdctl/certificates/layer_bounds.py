@@ -1,13 +1,10 @@
 """The proved gain of one layer: its Lipschitz constant in l2, and what rounding adds to a pass through it.
 
-Note, rounding of a linear layer. An output entry is a sum of n products and a bias. In any order of summation, with or
-without fused multiply-add, it errs by at most `gamma_(n+1) (|W| |x| + |b|)`, entry by entry (Higham 2002, section 3.1).
-So the error's norm is at most `gamma_(n+1) (|| |W| || |x| + |b|)`, and `|| |W| ||` is at most the square root of its
-largest row sum times its largest column sum (Schur's test). Layers of several stages chain these bounds.
+docs/theory.md, "Rounding of a pass", has the proofs. Tolerances are for speed.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import singledispatch
 
@@ -22,7 +19,6 @@ from svdctl.spectral.convolution import Convolution
 
 FINEST = 1e-6
 _TIGHT, _AFFORDABLE, _WIDE = 1e-3, 1e-2, 128
-UNIT64 = 2.0**-53
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ def _class_with_gain(layer: nn.Module) -> type | None:
 
 
 def exact(_unit: float) -> float:
-    """The rounding of a layer that only moves numbers."""
+    """Return the rounding of a layer that only moves numbers."""
     return 0.0
 
 
@@ -103,19 +99,19 @@ def layer_gain(layer: nn.Module, *, tolerance: float | None = None) -> Gain:
 
 
 def absolute_norm(conv: Convolution) -> float:
-    """At least the norm of the convolution with the kernel's absolute values."""
+    """Return at least the norm of the convolution with the kernel's absolute values."""
     kernel = conv.polyphase().double().abs().flatten(3)
     rows, columns = (float(kernel.sum(axes).max()) for axes in ((2, 3), (1, 3)))
     return times(math.sqrt(rows), math.sqrt(columns)) * (1 + 1e-10)
 
 
 def summands(conv: Convolution) -> int:
-    """At least the number of products in one output entry, of the convolution and of its adjoint."""
+    """Return at least the number of products in one output entry, of the convolution and of its adjoint."""
     return max(conv.kernel.shape[1:3]) * math.prod(conv.taps)
 
 
 def norm_above_of(conv: Convolution, tolerance: float | None) -> float:
-    """At least the norm of a convolution; matrices are always done to the finest tolerance."""
+    """Return at least the norm of a convolution; that of a matrix to the finest tolerance."""
     if math.prod(conv.taps) == 1:
         tolerance = FINEST
     elif tolerance is None:
@@ -124,11 +120,9 @@ def norm_above_of(conv: Convolution, tolerance: float | None) -> float:
 
 
 def linear_gain(conv: Convolution, bias: Tensor | None, tolerance: float | None) -> Gain:
-    """Gain of a convolution, of its adjoint or (without spatial taps) of a matrix."""
-    terms = summands(conv) + 1
-    absolute = absolute_norm(conv)
-    norm = norm_above_of(conv, tolerance)
-    return Gain({"norm": norm}, lambda unit: gamma(terms, unit) * absolute, bias, terms, is_affine=True)
+    """Return the gain of a convolution, of its adjoint or (without spatial taps) of a matrix."""
+    stage = Stage.of(conv, tolerance)
+    return Gain({"norm": stage.norm}, stage.rounding, bias, summands(conv) + 1, is_affine=True)
 
 
 @dataclass(frozen=True)
@@ -139,13 +133,14 @@ class Stage:
     rounding: Callable[[float], float]
 
     @classmethod
-    def of(cls, conv: Convolution, norm: float) -> "Stage":
+    def of(cls, conv: Convolution, tolerance: float | None) -> "Stage":
+        """Return the stage of a convolution, its norm bounded to a tolerance as of `layer_gain`."""
         absolute, terms = absolute_norm(conv), summands(conv) + 1
-        return cls(norm, lambda unit: gamma(terms, unit) * absolute)
+        return cls(norm_above_of(conv, tolerance), lambda unit: gamma(terms, unit) * absolute)
 
 
 def chain_rounding(stages: list[Stage], unit: float) -> float:
-    """`c` such that the stages, one after the other, err by at most `c |x|`."""
+    """Return `c` such that the stages, one after the other, err by at most `c |x|`."""
     error, size = 0.0, 1.0
     for stage in stages:
         local = stage.rounding(unit) * size
@@ -154,11 +149,11 @@ def chain_rounding(stages: list[Stage], unit: float) -> float:
     return error
 
 
-def chain_enlargement(norms: Iterable[float]) -> float:
-    """`Gain.enlarged` of a chain whose stages have these norms: there are fewer than 4 of them."""
-    return 4 * times(*(max(norm, 1.0) for norm in norms))
+def chain_enlargement(stages: list[Stage]) -> float:
+    """Return `Gain.enlarged` of a chain of fewer than 4 stages."""
+    return 4 * times(*(max(stage.norm, 1.0) for stage in stages))
 
 
 def frame_convolution(frame: Tensor) -> Convolution:
-    """A matrix `(O, I)` as a convolution of one tap, in float64."""
+    """Return a matrix `(O, I)` as a convolution of one tap, in float64."""
     return Convolution.make(frame.detach().double()[:, :, None])

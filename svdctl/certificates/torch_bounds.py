@@ -54,7 +54,7 @@ def _batchnorm(layer: BatchNorm, *, tolerance: float | None = None) -> Gain:
 
 
 def batchnorm(mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Gain:
-    """Gain of `(x - mean) / sqrt(variance + eps) * weight + bias` by channel, in whatever order it is computed."""
+    """Return the gain of `(x - mean) / sqrt(variance + eps) * weight + bias` by channel, computed in any order."""
     scale = torch.rsqrt(variance.double() + eps).abs()
     steepest = 1.0
     if weight is not None:

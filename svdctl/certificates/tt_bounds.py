@@ -5,8 +5,6 @@ from torch import Tensor
 
 from svdctl.certificates.error_bounds import gamma, norm_above, times, times_power, to_unit_size
 from svdctl.certificates.layer_bounds import (
-    FINEST,
-    UNIT64,
     Gain,
     Stage,
     absolute_norm,
@@ -20,8 +18,9 @@ from svdctl.certificates.layer_bounds import (
 )
 from svdctl.layers.stiefel import QR_ROUNDINGS, qr_positive
 from svdctl.layers.tt import TTConv2d
+from svdctl.spectral.bounds import taps_norm
 from svdctl.spectral.convolution import Convolution
-from svdctl.spectral.matrix import matrix_norm_bound
+from svdctl.spectral.gram import UNIT64
 
 
 @gain_rule.register
@@ -30,12 +29,10 @@ def _tt(layer: TTConv2d, *, tolerance: float | None = None) -> Gain:
     if layer.frame_in is None or layer.frame_out is None:
         return linear_gain(core, layer.bias, tolerance)
     frame_in, frame_out = layer.frame_in.detach().double(), layer.frame_out.detach().double()
-    norms = [matrix_norm_bound(frame, tolerance=FINEST).upper for frame in (frame_in, frame_out)]
-    core_norm = norm_above_of(core, tolerance)
-    product = times(norms[0], core_norm, norms[1])
-    together = _norm_of_product(frame_in, core, frame_out, tolerance)
     parts = [frame_convolution(frame_in.T), core, frame_convolution(frame_out)]
-    stages = [Stage.of(part, norm) for part, norm in zip(parts, (norms[0], core_norm, norms[1]), strict=True)]
+    stages = [Stage.of(part, tolerance) for part in parts]
+    core_norm, product = stages[1].norm, times(*(stage.norm for stage in stages))
+    together = _norm_of_product(frame_in, core, frame_out, tolerance)
     frames = times(min(together, product), 1 / core_norm) * (1 + 2.0**-50) if core_norm else 0.0
     factors = {"norm": core_norm, "frames": frames}
     whole = core.with_kernel(torch.einsum("ob,bahw,ia->oihw", frame_out, core.weight, frame_in)[None])
@@ -48,22 +45,17 @@ def _tt(layer: TTConv2d, *, tolerance: float | None = None) -> Gain:
         contracted = contraction + gamma(summands(whole) + 1, unit) * (absolute + contraction)
         return max(chain_rounding(stages, unit), contracted)
 
-    enlarged = chain_enlargement((*norms, core_norm))
+    enlarged = chain_enlargement(stages)
     return Gain(factors, rounding, layer.bias, summands(whole) + 1, is_affine=True, enlarged=enlarged)
 
 
 def _norm_of_product(frame_in: Tensor, core: Convolution, frame_out: Tensor, tolerance: float | None) -> float:
-    """At least the norm of the three together: the frames' triangular factors enter the core."""
+    """Return at least the norm of the three together: the frames' triangular factors enter the core."""
     # All of unit size, so that nothing over- or underflows that the result does not.
     (unit_in, e_in), (unit_core, e_core), (unit_out, e_out) = map(to_unit_size, (frame_in, core.weight, frame_out))
     r_in, r_out = qr_positive(unit_in)[1], qr_positive(unit_out)[1]
     joint = core.with_kernel(torch.einsum("cb,bahw,da->cdhw", r_out, unit_core, r_in)[None])
     # docs/theory.md, "Tensor-train layers".
     slack = gamma(QR_ROUNDINGS * max(frame_in.numel(), frame_out.numel()), UNIT64)
-    sizes = norm_above(unit_in) * norm_above(unit_out) * _tap_norms(unit_core)
+    sizes = norm_above(unit_in) * norm_above(unit_out) * taps_norm(unit_core[None])
     return times_power(norm_above_of(joint, tolerance) + slack * sizes, e_in + e_core + e_out)
-
-
-def _tap_norms(kernel: Tensor) -> float:
-    """Sum over taps of the Frobenius norms: at least the norm of the convolution."""
-    return float(kernel.detach().double().flatten(2).square().sum((0, 1)).sqrt().sum()) * (1 + 1e-10)

@@ -11,7 +11,8 @@ from svdctl.checkpoint.parametrized import effective
 from svdctl.checkpoint.stored_layer import Leaves, StoredLayer, layer_of, wide, without
 from svdctl.checkpoint.stored_skew import OWN_VECTORS, PUBLIC_VECTORS, generator, own_factor, public_factor
 from svdctl.checkpoint.stored_tt import frames_assumption, is_matrix, largest_frame_error
-from svdctl.spectral.matrix import matrix_norm_bound
+from svdctl.spectral.bounds import norm_bound
+from svdctl.spectral.convolution import Convolution
 
 _OWN = "its factor is svdctl's own, 0.7 (1 of a 1x1 kernel), and its series has 12 terms"
 _PUBLIC = "its series has 12 terms, as in the paper's code"
@@ -93,7 +94,7 @@ def _between(layer: StoredLayer, frame_in: Tensor | None, frame_out: Tensor | No
     frames = frame_in.double(), frame_out.double()
     if not all(frame.numel() and bool(torch.isfinite(frame).all()) for frame in frames):
         return layer  # told by name, with all other tensors
-    norms = [matrix_norm_bound(frame, tolerance=_EXACT).upper for frame in frames]
+    norms = [norm_bound(Convolution.make(frame[:, :, None]), tolerance=_EXACT).upper for frame in frames]
     return replace(layer, frame_error=largest_frame_error(*frames), frame_norms=(norms[0], norms[1]))
 
 

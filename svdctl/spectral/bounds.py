@@ -252,7 +252,7 @@ def taps_norm(kernel: Tensor) -> float:
     # No square over- or underflows.
     scale = power_of_two(largest)
     per_tap = (wide / scale).flatten(3).square().sum((1, 2)).sqrt().sum(-1)
-    return _rounded_up(float(per_tap.max()) * (1 + 1e-12), scale)
+    return _rounded_up(float(per_tap.max()) * (1 + 1e-10), scale)
 
 
 def provably_below(field: GramField, points: Tensor, level: float, dtype: torch.dtype) -> Tensor:
