@@ -21,10 +21,10 @@ from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 from svdctl.cli.evaluation_flags import resolve_evaluation
-from svdctl.config.data_config import Npz
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.data.images import ImageData
-from svdctl.data.sources import TrainTest
+from svdctl.data.npz import Npz
+from svdctl.data.train_test import TrainTest
 from svdctl.evaluate import corruption_metric
 from svdctl.evaluate.attack import attack_metric
 from svdctl.evaluate.attack.attack_progress import Assignment, ProgressFile

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from svdctl.analysis.network_spectrum import spectrum
     from svdctl.certificates.lipschitz import lipschitz_bound
     from svdctl.checkpoint.checkpoint_file import load
+    from svdctl.data.data_source import register_data
     from svdctl.evaluate.metric import register_metric
     from svdctl.functional import clip_, divide_, singular_values, spectral_norm_bound
     from svdctl.layers.layer_ops import LayerOps, register_layer
@@ -30,6 +31,7 @@ __all__ = [
     "errors",
     "lipschitz_bound",
     "load",
+    "register_data",
     "register_layer",
     "register_logger",
     "register_loss",
@@ -48,6 +50,7 @@ _HOME = {
     "divide_": "svdctl.functional",
     "lipschitz_bound": "svdctl.certificates.lipschitz",
     "load": "svdctl.checkpoint.checkpoint_file",
+    "register_data": "svdctl.data.data_source",
     "register_logger": "svdctl.train.logger",
     "register_loss": "svdctl.train.loss",
     "register_metric": "svdctl.evaluate.metric",

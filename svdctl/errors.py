@@ -78,3 +78,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     # On a CPU torch knows no type of its own for it; the last is how oneDNN puts it.
     said = ("can't allocate memory", "bad_alloc", "could not create a primitive")
     return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+
+
+def first_line(error: BaseException, length: int = 200) -> str:
+    """Return the first line of an exception's text, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:length]

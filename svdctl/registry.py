@@ -116,3 +116,5 @@ LOGGERS: Registry[Any] = Registry("logger", [f"svdctl.train.loggers.{name}_logge
 """Of `svdctl.train.logger.Logger`."""
 LOSSES: Registry[Any] = Registry("loss", ["svdctl.train.losses.cross_entropy"])
 """Of `svdctl.train.loss.Loss`."""
+DATA: Registry[Any] = Registry("data set", [f"svdctl.data.{name}" for name in ("digits", "cifar", "folder", "npz")])
+"""Of `svdctl.data.data_source.DataSource`."""

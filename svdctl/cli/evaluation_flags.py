@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from svdctl.cli.options import DEVICES, Flag, Flags, Merge, given_flags, listed, spelled
-from svdctl.cli.training_flags import DEBUG, KINDS_OF_DATA, SET, data_table
+from svdctl.cli.options import DEVICES, Flag, Flags, Merge, given_flags, spelled
+from svdctl.cli.training_flags import DEBUG, FORMS_OF_DATA, SET, data_table
 from svdctl.config.attack_settings import VERSIONS, AttackName
 from svdctl.config.corruption_names import BENCHMARK, CLEAN, CORRUPTIONS, corruption_name, read_corruption_list
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.errors import UsageError
 from svdctl.evaluate.metric import METRICS
+from svdctl.registry import DATA
 
 WHAT = "What is measured"
 NETWORK = "Networks that svdctl did not train"
@@ -64,7 +65,7 @@ def _metrics(merge: Merge, value: Iterable[str]) -> None:
 def _data(merge: Merge, value: str) -> None:
     table = data_table(value)
     merge.to.put("data", table)
-    if "dataset_root" in merge.given and table["kind"] not in ("cifar10", "cifar100"):
+    if "dataset_root" in merge.given and DATA.get(table["kind"]).place is None:
         raise UsageError(f"--dataset-root is where CIFAR lies; leave it or --dataset {value} out")
 
 
@@ -153,7 +154,7 @@ EVALUATION: Flags = {
     "checkpoints_dir": Flag(panel=WHAT, text="The same, as the paper's code spells it (checkpoints).", type=str),
     "which": Flag("which", WHAT),
     "metrics": Flag("metrics", WHAT, f"Some of {', '.join(METRICS.builtin_kinds())} (all).", list[str], _metrics),
-    "dataset": Flag("data.kind", WHAT, f"Test data: {listed(KINDS_OF_DATA)} (those of the training).", str, rule=_data),
+    "dataset": Flag("data.kind", WHAT, f"Test data: {FORMS_OF_DATA} (those of the training).", str, rule=_data),
     "dataset_root": Flag("dataset_root", WHAT, "Where CIFAR lies."),
     "radii": Flag(
         "radii", WHAT, "Of certified accuracy, in 255ths of a pixel's range (36 72 108 255).", rule=_several("radii")

@@ -26,8 +26,7 @@ from svdctl.config.paper_normalization import HALF
 from svdctl.config.presets import nearest_preset, read_preset, run_name
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import UsageError
-
-KINDS_OF_DATA = ("cifar10", "cifar100", "digits", "folder:PATH", "npz:PATH")
+from svdctl.registry import DATA
 
 
 @dataclass(frozen=True)
@@ -90,12 +89,11 @@ def data_table(text: str) -> dict[str, Any]:
         UsageError: there is no such kind, or its path is missing.
     """
     kind, _, path = text.partition(":")
-    named = next((one for one in KINDS_OF_DATA if one.partition(":")[0] == kind), "")
-    if not named or (path and ":" not in named):
-        raise UsageError(f"--dataset {text}: not one of {listed(KINDS_OF_DATA, 'and')}")
-    if ":" in named and not path:
-        raise UsageError(f"--dataset {kind} needs a path: --dataset {named}")
-    return {"kind": kind, **({"path": path} if path else {})}
+    source = DATA.find(kind)
+    if source is None or (path and not source.takes_path):
+        raise UsageError(f"--dataset {text}: not one of {listed((one.form for one in DATA.variants()), 'and')}")
+    table: dict[str, Any] = source.from_text(path)
+    return table
 
 
 def _data(merge: Merge, value: str) -> None:
@@ -106,7 +104,7 @@ def _data(merge: Merge, value: str) -> None:
 
 
 def _root(merge: Merge, value: str) -> None:
-    if merge.to.kind("data") not in ("cifar10", "cifar100"):
+    if getattr(DATA.find(str(merge.to.kind("data"))), "place", None) != "root":
         flag = flags_by_key(merge.flags)["data.root"]
         raise UsageError(f"{flag} is where CIFAR lies; add --dataset cifar10 or cifar100, or leave it out")
     merge.to.put("data.root", str(value))
@@ -303,6 +301,7 @@ def _taken(name: str, key: str, rule: Callable[[str], Callable[[Merge, Any], Non
     return Flag(key, rule=rule(name), **settings)
 
 
+FORMS_OF_DATA = listed(DATA.get(kind).form for kind in DATA.builtin_kinds())
 SET = Flag(panel=RUN, text="key.path=value: any field of the configuration. Repeatable.", type=list[str])
 DEBUG = Flag(panel=RUN, text="Show tracebacks.", type=bool)
 OWN_PARAMETERS: Flags = {
@@ -322,7 +321,7 @@ RUN_FLAGS: Flags = OWN_PARAMETERS | {
     "max_steps": Flag("max_steps", RUN),
     "wandb": Flag("log.wandb", RUN),
 }
-DATASET = Flag("data.kind", text=f"{listed(KINDS_OF_DATA)}.", type=str, rule=_data)
+DATASET = Flag("data.kind", text=f"{FORMS_OF_DATA}.", type=str, rule=_data)
 FRAMES: Flags = {
     "orthogonal_k": Flag("layer.frames.weight", off=-1, rule=_of_layer("orthogonal_k", _frames_weight)),
     "frames": Flag(

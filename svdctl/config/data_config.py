@@ -1,58 +1,24 @@
 """Which images a run sees, how they are augmented, and how the model normalises them."""
 
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 
 from svdctl.config.base import Config
+from svdctl.config.variants import variant
+from svdctl.registry import DATA
 
 
-class Digits(Config):
-    """The 1,797 scans embedded in scikit-learn, shown as 3 x 32 x 32."""
+class DataConfig(Config):
+    """Base of the configuration of a data set; `kind` is a literal of each."""
 
-    kind: Literal["digits"] = "digits"
-
-
-class Cifar10(Config):
-    """CIFAR-10 through torchvision, downloaded when absent."""
-
-    kind: Literal["cifar10"] = "cifar10"
-    root: Path = Path("data")
-    """Folder that holds, or will hold, torchvision's `cifar-10-batches-py`."""
+    kind: str
 
 
-class Cifar100(Config):
-    """CIFAR-100 through torchvision, downloaded when absent."""
-
-    kind: Literal["cifar100"] = "cifar100"
-    root: Path = Path("data")
-    """Folder that holds, or will hold, torchvision's `cifar-100-python`."""
-
-
-class Folder(Config):
-    """The user's own images, one sub-folder a class, with `train/`, `val/`, `test/` above them or split by svdctl."""
-
-    kind: Literal["folder"] = "folder"
-    path: Path
-    """Folder with `train/<class>/*` and `test/<class>/*` or `val/<class>/*` or both, or with `<class>/*` alone.
-
-    `val/` beside `test/` is the validation part, alone the test part. What begins with a dot is left out.
-    """
-    size: PositiveInt = 32
-    """Side in pixels that every image must have, or is resized to when `resize` is on."""
-    resize: bool = False
-    """Scale and centre-crop images of another size; otherwise a different size is an error."""
-
-
-class Npz(Config):
-    """Arrays `x_train, y_train, x_test, y_test`, and `x_val, y_val` for a validation part, in one `.npz` file."""
-
-    kind: Literal["npz"] = "npz"
-    path: Path
-
-
-Data = Annotated[Digits | Cifar10 | Cifar100 | Folder | Npz, Field(discriminator="kind")]
+if TYPE_CHECKING:
+    Data = DataConfig
+else:
+    Data = variant(DATA)
 
 
 class Augment(Config):

@@ -8,13 +8,12 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from svdctl.config.attack_settings import AttackSettings
 from svdctl.config.base import Config
 from svdctl.config.data_config import Data
+from svdctl.registry import DATA
 
 METRICS = ("accuracy", "ece", "cifar-c", "autoattacks", "certified")
 """Those that ship with svdctl, in the order in which they are measured and shown."""
 RADII = (36.0, 72.0, 108.0, 255.0)
 """Radii of certified accuracy in 255ths of a pixel's range."""
-DIGITS_ATTACKED = 32
-"""Images of the embedded digits that are attacked unless told otherwise: AutoAttack takes seconds an image on a CPU."""
 
 Severity = Annotated[int, Field(ge=1, le=5)]
 PerChannel = Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
@@ -133,8 +132,8 @@ class EvaluateConfig(Config):
         return self
 
     def attack_settings(self, data_kind: str) -> AttackSettings:
-        """The settings of the attack on a kind of data, with the number of images resolved."""
-        examples = self.examples or (DIGITS_ATTACKED if data_kind == "digits" else "all")
+        """Return the settings of the attack on a kind of data, with the number of images resolved."""
+        examples = self.examples or DATA.get(data_kind).attacked_by_default or "all"
         return self.attack.model_copy(
             update={
                 "examples": None if examples == "all" else examples,

@@ -8,12 +8,12 @@ from pydantic import Field, PositiveInt, model_validator
 from svdctl.config.base import Config
 from svdctl.config.certificate_config import Certificate
 from svdctl.config.control_config import BatchNormControl, Control, NoControl
-from svdctl.config.data_config import Augment, Data, Digits, Folder, Normalization
+from svdctl.config.data_config import Augment, Data, Normalization
 from svdctl.config.model_config import GROUPS, STRIDE, TT, Layer, LipConv, Model, Soc, Sott, Standard, Vgg, Wrn
 from svdctl.config.optimizer_config import Constant, Cyclic, Optimizer, Schedule, Sgd
 from svdctl.config.run_config import Checkpointing, EvaluationSchedule, Hardware, Log
 from svdctl.config.variants import variant
-from svdctl.registry import LOSSES
+from svdctl.registry import DATA, LOSSES
 
 if TYPE_CHECKING:
     Loss = Any
@@ -22,8 +22,6 @@ else:
 
 CROSS_ENTROPY = "cross-entropy"
 """Kind of the loss of a run that names none."""
-CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}
-"""Classes of data that are known before they are loaded."""
 
 
 class TrainConfig(Config):
@@ -41,7 +39,7 @@ class TrainConfig(Config):
     """Images of one step over all devices together."""
     out_dir: Path = Path("runs")
     """Parent of the run folder."""
-    data: Data = Digits()
+    data: Data = Field(default_factory=lambda: DATA.get("digits").config())
     augment: Augment = Augment()
     normalize: Normalization = Normalization()
     model: Model = Wrn()
@@ -103,9 +101,9 @@ class TrainConfig(Config):
     def _sizes(self) -> list[str]:
         """What the data, as far as they are known, are too small or too many for."""
         faults = []
-        side = {"digits": 32, "cifar10": 32, "cifar100": 32}.get(self.data.kind)
-        if isinstance(self.data, Folder):
-            side = self.data.size
+        source = DATA.get(self.data.kind)
+        shape = source.image_shape(self.data)
+        side = None if shape is None else min(shape[1:])
         if isinstance(self.model, Vgg) and side is not None and side < 32:
             faults.append("VGG-19 halves its input five times: images need a side of 32 or more (data.size)")
         if isinstance(self.model, LipConv):
@@ -122,7 +120,7 @@ class TrainConfig(Config):
                     "`model.checkpoint_activations` is for the series of SOC and SOTT layers; leave it out, or use "
                     "`layer.kind = sott`"
                 )
-            classes = CLASSES.get(self.data.kind)
+            classes = source.classes(self.data)
             if classes is not None and classes > self.model.channels:
                 faults.append(too_many_classes(classes, self.model))
         return faults

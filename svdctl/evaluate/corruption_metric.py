@@ -16,8 +16,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
 from svdctl.config.corruption_names import CLEAN, NOTES, SEVERITIES, list_name, named_lists
-from svdctl.config.data_config import Cifar10, Cifar100
 from svdctl.config.evaluate_config import CorruptionSettings
+from svdctl.data.data_source import place_of, source_of
 from svdctl.evaluate.corruptions.corruption_functions import corrupt
 from svdctl.evaluate.corruptions.published_files import CifarC, find_or_fetch, open_cifar_c
 from svdctl.evaluate.inference import Classifier, check_finite, subset
@@ -75,13 +75,14 @@ def open_source(context: MeasurementContext, settings: CorruptionSettings) -> So
     """
     names = [name for name in settings.names if name != CLEAN]
     data, test, seed = context.data.data, context.data.test, context.config.seed
-    if not isinstance(data, Cifar10 | Cifar100) and settings.root is None:
+    source = source_of(data)
+    if source.published_corruptions is None and settings.root is None:
         notes = [NOTES["all"], *(f"{name}: {NOTES[name]}" for name in names if name in NOTES)]
         return Drawn(test.images.to(context.classifier.device), seed, {"source": "drawn", "seed": seed}, notes)
-    if isinstance(data, Cifar10 | Cifar100):
+    if source.published_corruptions is not None:
         folder = find_or_fetch(
-            data.kind,
-            settings.root or data.root,
+            source.published_corruptions,
+            settings.root or place_of(data),
             tell=lambda text, done, total: context.progress(done, total, text),
         )
     else:

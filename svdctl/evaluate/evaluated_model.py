@@ -15,12 +15,13 @@ from svdctl.checkpoint.paper_checkpoints import architecture_of, normalization, 
 from svdctl.checkpoint.tensors import digest
 from svdctl.checkpoint.weight_file import WeightFile, read_tensors
 from svdctl.config.base import Config
-from svdctl.config.data_config import Cifar10, Cifar100, Data
+from svdctl.config.data_config import Data
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.config.train_config import TrainConfig
 from svdctl.data.images import ImageData
 from svdctl.errors import CheckpointError, UsageError
 from svdctl.models.build import build_model
+from svdctl.registry import DATA
 
 
 @dataclass(frozen=True)
@@ -157,8 +158,7 @@ def _paper(weights: WeightFile, config: EvaluateConfig) -> EvaluatedModel:
         architecture=source.architecture,
         rank=source.rank,
     )
-    known: dict[str | None, Data] = {"cifar10": Cifar10(), "cifar100": Cifar100()}
-    data = known.get(found.dataset)
+    data = None if found.dataset is None else DATA.get(found.dataset).config()
     network = {"kind": "paper", "name": found.name, **{key: list(value) for key, value in normalize.items()}}
     how = ", ".join(f"{key} {tuple(value)}" for key, value in normalize.items())
     notice = f"a checkpoint of the paper's code, {found.name}, {found.classes} classes; pixels are normalised by {how}"

@@ -8,32 +8,21 @@ from typing import Any
 
 import torch
 
-from svdctl.config.data_config import Cifar10, Cifar100, Data, Folder, Npz
+from svdctl.config.data_config import Data
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.config.train_config import TrainConfig
 from svdctl.data.batches import derived_seed
+from svdctl.data.data_source import at_place, describe, load, same_data
 from svdctl.data.fingerprint import fingerprint
 from svdctl.data.images import ImageData
-from svdctl.data.sources import TrainTest, load
 from svdctl.data.split import stratified_split
+from svdctl.data.train_test import TrainTest
 
 
 def data_of(config: EvaluateConfig, trained_on: Data | None) -> Data | None:
     """The data to evaluate on: those asked for, else those of the training, CIFAR where `dataset_root` says."""
     data = config.data or trained_on
-    if config.dataset_root is not None and isinstance(data, Cifar10 | Cifar100):
-        return data.model_copy(update={"root": config.dataset_root})
-    return data
-
-
-def same_data(data: Data) -> str:
-    """Equal for configurations of one data set, wherever its files lie."""
-    return data.model_dump_json(exclude={"root"})
-
-
-def describe(data: Data) -> str:
-    """A data set as a user names it."""
-    return f"{data.kind}:{data.path}" if isinstance(data, Folder | Npz) else data.kind
+    return None if data is None else at_place(data, config.dataset_root)
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from svdctl.config.evaluate_config import EvaluateConfig
+from svdctl.data.data_source import describe
 from svdctl.errors import CheckpointError
 from svdctl.evaluate.calibration import warning_of
 from svdctl.evaluate.evaluated_model import EvaluatedModel
-from svdctl.evaluate.evaluation_data import EvaluationData, describe, leaks
+from svdctl.evaluate.evaluation_data import EvaluationData, leaks
 from svdctl.evaluate.evaluation_outcome import Evaluation, Failure, Listener
 from svdctl.evaluate.find_checkpoints import FoundCheckpoint, unique_name
 from svdctl.evaluate.inference import Classifier

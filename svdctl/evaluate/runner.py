@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from svdctl.config.data_config import Data
 from svdctl.config.evaluate_config import EvaluateConfig
+from svdctl.data.data_source import describe, same_data
 from svdctl.errors import CheckpointError, SvdctlError, UsageError
 from svdctl.evaluate.evaluated_model import open_evaluated_model
-from svdctl.evaluate.evaluation_data import EvaluationData, data_of, describe, same_data
+from svdctl.evaluate.evaluation_data import EvaluationData, data_of
 from svdctl.evaluate.evaluation_outcome import Evaluation, Failure
 from svdctl.evaluate.find_checkpoints import FoundCheckpoint, discover, placed
 from svdctl.evaluate.inference import Classifier, choose_device

@@ -24,10 +24,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from svdctl.config.control_config import NoControl
 from svdctl.config.table_config import Column, Evaluate, SpeedScale
-from svdctl.config.train_config import CLASSES, TrainConfig
+from svdctl.config.train_config import TrainConfig
 from svdctl.control import Controller
+from svdctl.data.data_source import load as load_data
+from svdctl.data.data_source import source_of
 from svdctl.data.images import ImageData
-from svdctl.data.sources import load as load_data
 from svdctl.errors import DataError
 from svdctl.layers.layer_ops import find_ops, ops_of
 from svdctl.layers.shapes import input_sizes
@@ -36,7 +37,6 @@ from svdctl.reproduce.job import Job
 from svdctl.train.trainer import Trainer
 
 UNCOMPRESSED = {"tt": "standard", "sott": "soc"}
-IMAGES = {"cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000), "digits": (1438, 359)}
 STEPS = 2
 CPU_BATCH = 16
 """Images of a measured step on a CPU, where a whole batch would take too long; a GPU gets the whole batch."""
@@ -75,13 +75,13 @@ class Static:
 
 
 def image_side(config: TrainConfig) -> int:
-    """Return the side of the images in pixels; arrays in files count as 32."""
-    return int(getattr(config.data, "size", 32))
+    """Return the side of the images in pixels; those of unknown size count as 32."""
+    return (source_of(config.data).image_shape(config.data) or (3, 32, 32))[-1]
 
 
 def classes_of(config: TrainConfig) -> int:
     """Return the number of classes; of a user's own data, which may be elsewhere, 10."""
-    return CLASSES.get(config.data.kind, 10)
+    return source_of(config.data).classes(config.data) or 10
 
 
 def shape_model(config: TrainConfig) -> nn.Module:
@@ -300,7 +300,7 @@ def evaluation_seconds(evaluate: Evaluate, metrics: tuple[str, ...], test_images
 
 def _image_counts(config: TrainConfig) -> tuple[int, int] | None:
     """Return the numbers of training and test images; None for files that are not on this machine."""
-    counts = IMAGES.get(config.data.kind)
+    counts = source_of(config.data).counts(config.data)
     if counts is None:
         try:
             data = load_data(config.data)

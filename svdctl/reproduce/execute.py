@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from svdctl.config.data_config import Cifar10, Cifar100
 from svdctl.config.train_config import TrainConfig
+from svdctl.data.data_source import source_of
 from svdctl.errors import CheckpointError, Interrupted, SvdctlError, TrainingError
 from svdctl.evaluate.evaluation_outcome import Failure
 from svdctl.reproduce import run_figures
@@ -158,7 +158,8 @@ def _of_this_call(config: TrainConfig) -> dict[str, dict[str, Any]]:
         "hardware": config.hardware.model_dump(include={"accelerator", "compile"}),
         "log": config.log.model_dump(include={"wandb", "wandb_project", "wandb_group"}),
     }
-    return changes | ({"data": {"root": config.data.root}} if isinstance(config.data, Cifar10 | Cifar100) else {})
+    place = source_of(config.data).place
+    return changes | ({} if place is None else {"data": {place: getattr(config.data, place)}})
 
 
 def _is_held(folder: Path) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from svdctl.config.configuration import configuration
-from svdctl.config.data_config import Cifar10, Cifar100, Data, Folder, Npz
+from svdctl.config.data_config import Data
 from svdctl.config.presets import list_presets, run_name
 from svdctl.config.table_config import (
     STATIC,
@@ -20,6 +20,7 @@ from svdctl.config.table_config import (
     SpeedFigure,
 )
 from svdctl.config.train_config import TrainConfig
+from svdctl.data.data_source import at_place
 from svdctl.errors import UsageError
 from svdctl.reproduce.job import Job
 from svdctl.reproduce.run_store import RunStore
@@ -207,14 +208,9 @@ def _row_config(
 
 def _located(data: Data, request: Request) -> Data:
     """Return the data at the place of this request; absolute paths for a cluster, whose workers start elsewhere."""
-    paths: dict[str, Path] = {}
-    if isinstance(data, Cifar10 | Cifar100):
-        paths = {"root": request.dataset_root or data.root}
-    elif isinstance(data, Folder | Npz):
-        paths = {"path": data.path}
-    if request.engine == "ray":
-        paths = {name: path.expanduser().absolute() for name, path in paths.items()}
-    return data.model_copy(update=paths)
+    data = at_place(data, request.dataset_root)
+    paths = {name: value for name, value in data if isinstance(value, Path)} if request.engine == "ray" else {}
+    return data.model_copy(update={name: path.expanduser().absolute() for name, path in paths.items()})
 
 
 def network_configs(network: Network) -> dict[int, TrainConfig]:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from svdctl.config.corruption_names import CLEAN
-from svdctl.config.data_config import Cifar10, Cifar100
 from svdctl.config.table_config import Request
-from svdctl.data.sources import load as load_data
+from svdctl.data.data_source import load as load_data
+from svdctl.data.data_source import place_of, source_of
 from svdctl.errors import Interrupted, UsageError
 from svdctl.evaluate.corruptions.published_files import find_or_fetch, open_cifar_c
 from svdctl.reproduce.estimate import run_bytes
@@ -216,10 +216,11 @@ def check_data(jobs: Sequence[Job]) -> None:
     tests = {key: load_data(data).test for key, data in needed.items()}
     for key, data in needed.items():
         asked = [job for job in jobs if job.config.data == data and "cifar-c" in job.metrics]
-        if asked and isinstance(data, Cifar10 | Cifar100):
+        source = source_of(data)
+        if asked and source.published_corruptions is not None:
             names = {name for job in asked for name in job.evaluate.corruption_names} - {CLEAN}
-            root = asked[0].cifar_c_root or data.root
-            folder = find_or_fetch(data.kind, root, tell=lambda text, done, total: None)
+            root = asked[0].cifar_c_root or place_of(data)
+            folder = find_or_fetch(source.published_corruptions, root, tell=lambda text, done, total: None)
             open_cifar_c(folder, tests[key].labels.numpy(), tests[key].image_shape).require(sorted(names))
 
 

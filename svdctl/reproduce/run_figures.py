@@ -8,10 +8,10 @@ from svdctl.checkpoint.checkpoint_file import fitting, read_checkpoint
 from svdctl.config.attack_settings import VERSIONS, AttackSettings
 from svdctl.config.control_config import NoControl
 from svdctl.config.corruption_names import CORRUPTIONS
-from svdctl.config.data_config import Cifar10, Cifar100
 from svdctl.config.evaluate_config import METRICS, CorruptionSettings, EvaluateConfig
 from svdctl.config.table_config import Column
 from svdctl.config.train_config import TrainConfig
+from svdctl.data.data_source import source_of
 from svdctl.evaluate import runner
 from svdctl.evaluate.evaluation_outcome import Failure
 from svdctl.reproduce.job import Job, Outcome
@@ -24,6 +24,7 @@ Records = Mapping[str, Mapping[str, Any]]
 def evaluation_config(job: Job, checkpoint: Path) -> EvaluateConfig:
     """Return what `eval-robust` measures of a run."""
     evaluate, data = job.evaluate, job.config.data
+    source = source_of(data)
     attacks = evaluate.attacks or ("standard",)
     return EvaluateConfig(
         checkpoints=(checkpoint,),
@@ -32,7 +33,7 @@ def evaluation_config(job: Job, checkpoint: Path) -> EvaluateConfig:
             names=evaluate.corruption_names,
             severities=evaluate.severities,
             examples=evaluate.corruption_examples,
-            root=job.cifar_c_root if isinstance(data, Cifar10 | Cifar100) else None,
+            root=job.cifar_c_root if source.published_corruptions else None,
         ),
         attack=AttackSettings.model_validate(
             {
@@ -42,7 +43,7 @@ def evaluation_config(job: Job, checkpoint: Path) -> EvaluateConfig:
             }
         ),
         examples=evaluate.examples or "all",
-        dataset_root=getattr(data, "root", None),
+        dataset_root=getattr(data, source.place) if source.place else None,
         batch_size=evaluate.batch_size,
         accelerator=job.config.hardware.accelerator,
     )

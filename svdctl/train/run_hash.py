@@ -8,13 +8,13 @@ from typing import Any
 
 from svdctl.config.migrate import migrate_configuration
 from svdctl.config.train_config import CROSS_ENTROPY, TrainConfig
+from svdctl.data.data_source import source_of
 
 # Precision stays. Numbers of devices and nodes change the order of sums alone.
 WITHOUT_EFFECT = (
     "name",
     "out_dir",
     "log",
-    "data.root",
     "hardware.accelerator",
     "hardware.compile",
     "hardware.channels_last",
@@ -50,7 +50,11 @@ def config_in(folder: Path) -> TrainConfig | None:
 def _deciding(config: TrainConfig) -> dict[str, Any]:
     """What decides the results."""
     table: dict[str, Any] = config.model_dump(mode="json", exclude_none=True)
-    dropped = [*WITHOUT_EFFECT, *(["checkpoint.every_epochs"] if config.evaluation.every_epochs == 1 else [])]
+    dropped = [
+        *WITHOUT_EFFECT,
+        f"data.{source_of(config.data).place}",
+        *(["checkpoint.every_epochs"] if config.evaluation.every_epochs == 1 else []),
+    ]
     for path in dropped:
         section, _, key = path.rpartition(".")
         (table[section] if section else table).pop(key, None)

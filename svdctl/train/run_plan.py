@@ -3,9 +3,9 @@
 import torch
 
 from svdctl.config.control_config import NoControl
-from svdctl.config.data_config import Folder, Npz
 from svdctl.config.model_config import TT, Free, LipConv, Soc, Sott, Standard, Wrn
-from svdctl.config.train_config import CLASSES, CROSS_ENTROPY, TrainConfig
+from svdctl.config.train_config import CROSS_ENTROPY, TrainConfig
+from svdctl.data.data_source import describe, source_of
 from svdctl.models.build import build_model, count_parameters
 
 SELECTION = {
@@ -50,7 +50,7 @@ def _model_line(config: TrainConfig) -> str:
     )
     than = "SOC's " if isinstance(config.layer, Sott) else ""
     compression = f", {whole / parameters:.2f}x smaller than {than}{whole:,}" if parameters != whole else ""
-    heads = "" if config.data.kind in CLASSES else " (counted with 10 classes)"
+    heads = "" if source_of(config.data).classes(config.data) else " (counted with 10 classes)"
     return f"{model_name(config)}, {_layer(config)}; {parameters:,} parameters{compression}{heads}"
 
 
@@ -59,7 +59,7 @@ def _parameters(config: TrainConfig) -> int:
     if isinstance(config.layer, TT | Sott):
         config = config.model_copy(update={"layer": config.layer.model_copy(update={"frames": Free()})})
     with torch.device("meta"):
-        return count_parameters(build_model(config, CLASSES.get(config.data.kind, 10)))
+        return count_parameters(build_model(config, source_of(config.data).classes(config.data) or 10))
 
 
 def _layer(config: TrainConfig) -> str:
@@ -76,10 +76,9 @@ def _layer(config: TrainConfig) -> str:
 
 
 def _data_line(config: TrainConfig) -> str:
-    where = f" {config.data.path}" if isinstance(config.data, Folder | Npz) else ""
     augment = config.augment
     changes = ["flip"] * augment.flip + [f"{augment.pad}-padded crop {augment.crop}"] * (augment.crop > 0)
-    return f"{config.data.kind}{where}, augmentation: {', '.join(changes) or 'none'}"
+    return f"{describe(config.data).replace(':', ' ', 1)}, augmentation: {', '.join(changes) or 'none'}"
 
 
 def _control_line(config: TrainConfig) -> str:

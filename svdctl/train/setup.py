@@ -13,9 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 from svdctl.config.model_config import STRIDE, LipConv, Vgg
 from svdctl.config.train_config import TrainConfig, too_many_classes
 from svdctl.data.batches import derived_seed
+from svdctl.data.data_source import load as load_data
 from svdctl.data.fingerprint import fingerprint
 from svdctl.data.images import ImageData
-from svdctl.data.sources import load as load_data
 from svdctl.data.split import stratified_split
 from svdctl.errors import UsageError
 

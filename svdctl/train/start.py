@@ -7,8 +7,9 @@ from typing import Any
 
 from svdctl.checkpoint.checkpoint_file import Checkpoint, fitting, read_checkpoint
 from svdctl.config.presets import to_toml
-from svdctl.config.train_config import CLASSES, TrainConfig
+from svdctl.config.train_config import TrainConfig
 from svdctl.data.batches import steps_per_epoch
+from svdctl.data.data_source import source_of
 from svdctl.distributed.failure_detector import together
 from svdctl.errors import CheckpointError, UsageError
 from svdctl.train.result import TrainingReporter, TrainResult
@@ -22,7 +23,7 @@ from svdctl.train.trainer import Counters
 from svdctl.utils.atomic_write import write_atomically
 from svdctl.utils.run_dir import create_run_folder, write_environment
 
-__all__ = ["CLASSES", "TrainResult", "TrainingReporter", "plan", "resume", "run"]
+__all__ = ["TrainResult", "TrainingReporter", "plan", "resume", "run"]
 
 
 def run(config: TrainConfig, *, base: str, reporter: TrainingReporter) -> TrainResult:
@@ -92,9 +93,9 @@ def resume(
             "remove config.toml if that is what is wrong"
         )
     if changes:
-        if "data" in changes and not hasattr(config.data, "root"):
+        if "data" in changes and source_of(config.data).place not in changes["data"]:
             raise UsageError(
-                f"`data.root` is a place of CIFAR; the data of {path} are {config.data.kind}, leave it out"
+                f"`data.root` is a place of files; the data of {path} are {config.data.kind}, leave it out"
             )
         table = config.model_dump()
         for section, fields in changes.items():

@@ -9,11 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from svdctl.config.data_config import Augment, Cifar10, Digits, Folder, Npz
+from svdctl.config.data_config import Augment
 from svdctl.data.augment import augment, pad
 from svdctl.data.batches import Batches, evaluation_batches
+from svdctl.data.cifar import Cifar10
+from svdctl.data.data_source import load
+from svdctl.data.digits import Digits
+from svdctl.data.folder import Folder
 from svdctl.data.images import ImageData
-from svdctl.data.sources import load
+from svdctl.data.npz import Npz
 from svdctl.data.split import stratified_split
 from svdctl.errors import DataError
 

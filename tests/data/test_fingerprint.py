@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from svdctl.config.data_config import Npz
+from svdctl.data.data_source import load
 from svdctl.data.fingerprint import fingerprint
 from svdctl.data.images import ImageData
-from svdctl.data.sources import load
+from svdctl.data.npz import Npz
 
 
 def small(count: int = 12) -> ImageData:

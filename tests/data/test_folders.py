@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from svdctl.cli.training_flags import resolve
-from svdctl.config.data_config import Folder, Npz
+from svdctl.data.data_source import load
+from svdctl.data.folder import Folder
 from svdctl.data.images import ImageData
-from svdctl.data.sources import load
+from svdctl.data.npz import Npz
 from svdctl.errors import DataError
 from svdctl.train.setup import load_parts
 

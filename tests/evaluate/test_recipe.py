@@ -431,9 +431,9 @@ def test_another_process_is_not_disturbed(run: Path) -> None:
 
 def test_cifar_c_of_cifar_is_looked_for_beside_cifar(tmp_path: Path) -> None:
     """The kind of data decides the place: CIFAR-100-C is never taken from CIFAR-10-C's."""
-    from svdctl.config.data_config import Cifar10, Cifar100
+    from svdctl.data.cifar import Cifar10, Cifar100
     from svdctl.data.images import ImageData
-    from svdctl.data.sources import TrainTest
+    from svdctl.data.train_test import TrainTest
     from svdctl.evaluate.evaluation_data import EvaluationData
 
     labels = np.arange(6) % 3

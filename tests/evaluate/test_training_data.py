@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from svdctl.checkpoint.checkpoint_file import read_checkpoint, write_checkpoint
-from svdctl.config.data_config import Npz
+from svdctl.data.data_source import load
 from svdctl.data.fingerprint import fingerprint
-from svdctl.data.sources import load
+from svdctl.data.npz import Npz
 from svdctl.evaluate.runner import EvaluationResult
 from svdctl.evaluate.runner import run as evaluate
 from tests.evaluate.small import Recorder, make, write_data, write_run

@@ -20,8 +20,10 @@ import pytest
 import torch
 
 from svdctl.config.attack_settings import AttackSettings
-from svdctl.config.data_config import Cifar10, Folder, Npz
-from svdctl.data.sources import load
+from svdctl.data.cifar import Cifar10
+from svdctl.data.data_source import load
+from svdctl.data.folder import Folder
+from svdctl.data.npz import Npz
 from svdctl.errors import DataError
 from svdctl.evaluate.attack.attack_progress import Assignment, ProgressFile
 from tests.checkpoint.files import TRACE, Evil, save_legacy

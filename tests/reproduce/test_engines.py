@@ -11,9 +11,9 @@ from unittest.mock import patch
 
 import pytest
 
-from svdctl.config.data_config import Npz
 from svdctl.config.presets import to_toml
 from svdctl.config.table_config import Request
+from svdctl.data.npz import Npz
 from svdctl.errors import Interrupted, UsageError
 from svdctl.reproduce import reproduction as module
 from svdctl.reproduce.estimate import run_bytes

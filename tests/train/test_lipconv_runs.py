@@ -15,8 +15,8 @@ from svdctl.checkpoint.checkpoint_file import read_checkpoint
 from svdctl.cli.training_flags import LIPCONV, TRAIN, resolve
 from svdctl.config.train_config import TrainConfig
 from svdctl.control.actions import is_layer_bounded
+from svdctl.data.data_source import load as load_data
 from svdctl.data.images import ImageData
-from svdctl.data.sources import load as load_data
 from svdctl.errors import CheckpointError, UsageError
 from svdctl.layers.soc import SOC
 from svdctl.layers.sott import SOTT

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import PositiveInt
 
 from svdctl.config.corruption_names import BENCHMARK, CLEAN, CORRUPTIONS, list_name
-from svdctl.config.data_config import Cifar10, Cifar100, Data
+from svdctl.config.data_config import Data
 from svdctl.config.evaluate_config import CorruptionSettings, EvaluateConfig
 from svdctl.config.table_config import Evaluate
+from svdctl.data.data_source import place_of, source_of
 from svdctl.evaluate.figures import Figures, Share, is_share_of, near
 from svdctl.evaluate.metric import (
     METRICS,
@@ -183,9 +184,10 @@ class CorruptionAccuracy(Metric):
     def check_data(self, config: EvaluateConfig, data: Data, test: "ImageData") -> None:
         from svdctl.evaluate.corruptions.published_files import find_or_fetch, open_cifar_c
 
-        if isinstance(data, Cifar10 | Cifar100):
+        published = source_of(data).published_corruptions
+        if published is not None:
             settings = config.corruptions
-            folder = find_or_fetch(data.kind, settings.root or data.root, tell=lambda text, done, total: None)
+            folder = find_or_fetch(published, settings.root or place_of(data), tell=lambda text, done, total: None)
             names = sorted({*settings.names} - {CLEAN})
             open_cifar_c(folder, test.labels.numpy(), test.image_shape).require(names)
 

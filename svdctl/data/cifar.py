@@ -1,0 +1,80 @@
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) through torchvision."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from svdctl.config.data_config import DataConfig
+from svdctl.data.data_source import DataSource, register_data
+from svdctl.errors import DataError, first_line
+
+if TYPE_CHECKING:
+    from svdctl.data.train_test import TrainTest
+
+
+class Cifar10(DataConfig):
+    """CIFAR-10 through torchvision, downloaded when absent."""
+
+    kind: Literal["cifar10"] = "cifar10"
+    root: Path = Path("data")
+    """Folder that holds, or will hold, torchvision's `cifar-10-batches-py`."""
+
+
+class Cifar100(DataConfig):
+    """CIFAR-100 through torchvision, downloaded when absent."""
+
+    kind: Literal["cifar100"] = "cifar100"
+    root: Path = Path("data")
+    """Folder that holds, or will hold, torchvision's `cifar-100-python`."""
+
+
+@register_data
+class Cifar10Source(DataSource):
+    """50,000 training and 10,000 test images of 3 x 32 x 32 in 10 classes."""
+
+    kind = "cifar10"
+    config: type[DataConfig] = Cifar10
+    place = "root"
+    published_corruptions = "cifar10"
+    number = 10
+
+    def load(self, config: Cifar10 | Cifar100) -> "TrainTest":
+        import torch
+        from torchvision import datasets
+
+        from svdctl.data.images import ImageData
+        from svdctl.data.train_test import TrainTest
+
+        root = config.root.expanduser()
+        dataset = getattr(datasets, self.kind.upper())
+        try:
+            parts = [dataset(root=str(root), train=train, download=True) for train in (True, False)]
+        except (RuntimeError, OSError, EOFError) as error:
+            raise DataError(
+                f"{self.kind} is not complete under {root} and could not be downloaded ({first_line(error)}); put "
+                f"cifar-{self.number}-python.tar.gz of https://www.cs.toronto.edu/~kriz/ there, or name another folder "
+                "with `data.root`"
+            ) from error
+        images = [torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in parts]
+        labels = [torch.tensor(part.targets, dtype=torch.int64) for part in parts]
+        classes = tuple(parts[0].classes)
+        train, test = (ImageData(image, label, classes) for image, label in zip(images, labels, strict=True))
+        return TrainTest(train, test).checked(f"{self.kind} under {root}")
+
+    def classes(self, config: DataConfig) -> int:
+        return self.number
+
+    def image_shape(self, config: DataConfig) -> tuple[int, int, int]:
+        return 3, 32, 32
+
+    def counts(self, config: DataConfig) -> tuple[int, int]:
+        return 50_000, 10_000
+
+
+@register_data
+class Cifar100Source(Cifar10Source):
+    """The same in 100 classes."""
+
+    kind = "cifar100"
+    config = Cifar100
+    published_corruptions = "cifar100"
+    number = 100

@@ -1,0 +1,121 @@
+"""Data sets by kind: what a configuration describes, and how its images are read."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from svdctl.config.data_config import DataConfig
+from svdctl.errors import UsageError
+from svdctl.registry import DATA
+
+if TYPE_CHECKING:
+    from svdctl.data.train_test import TrainTest
+
+S = TypeVar("S", bound="DataSource | type[DataSource]")
+
+
+class DataSource(ABC):
+    """One kind of data set; an object without state, registered with `register_data`.
+
+    Attributes:
+        kind: the name in configurations (`data.kind`) and on the command line.
+        config: the schema of its options, a `DataConfig` whose `kind` is this one.
+        place: the key of a folder that says where the files lie and not what they are; it may change on resume.
+        attacked_by_default: test images that `eval-robust` attacks unless it is told otherwise; None: all.
+        published_corruptions: the name under which corrupted test images are published; None: svdctl draws them.
+    """
+
+    kind: str
+    config: type[DataConfig]
+    place: str | None = None
+    attacked_by_default: int | None = None
+    published_corruptions: str | None = None
+
+    @abstractmethod
+    def load(self, config: Any) -> "TrainTest":
+        """Return the images and labels.
+
+        Raises:
+            DataError: files that are missing, damaged or unusable.
+        """
+
+    def classes(self, config: Any) -> int | None:
+        """Return the number of classes as far as it is known before loading."""
+        return None
+
+    def image_shape(self, config: Any) -> tuple[int, int, int] | None:
+        """Return channels, height and width as far as they are known before loading."""
+        return None
+
+    def counts(self, config: Any) -> tuple[int, int] | None:
+        """Return the numbers of training and test images as far as they are known before loading."""
+        return None
+
+    def from_text(self, path: str) -> dict[str, Any]:
+        """Return the section of a configuration that `KIND:PATH` means, `KIND` alone with an empty path.
+
+        Raises:
+            UsageError: a path that is needed and missing, or not needed.
+        """
+        if bool(path) != self.takes_path:
+            raise UsageError(f"`data.kind = {self.kind}` {'takes no path' if path else f'needs a path: {self.form}'}")
+        return {"kind": self.kind, **({"path": path} if path else {})}
+
+    @property
+    def takes_path(self) -> bool:
+        """Whether a path belongs to the name of the data."""
+        return "path" in self.config.model_fields
+
+    @property
+    def form(self) -> str:
+        """The form in which the data are named: `KIND` or `KIND:PATH`."""
+        return f"{self.kind}:PATH" if self.takes_path else self.kind
+
+    def describe(self, config: Any) -> str:
+        """Return the data as a user names them."""
+        return f"{self.kind}:{config.path}" if self.takes_path else self.kind
+
+
+def register_data(source: S) -> S:
+    """Add a kind of data set; also a decorator of a class without arguments.
+
+    Raises:
+        UsageError: another class has this kind already.
+    """
+    DATA.register(source)
+    return source
+
+
+def source_of(config: DataConfig) -> DataSource:
+    """Return the source that a configuration belongs to."""
+    found = DATA.get(config.kind)
+    assert isinstance(found, DataSource)
+    return found
+
+
+def load(config: DataConfig) -> "TrainTest":
+    """Return the images that a configuration describes; every fault of files or contents is a `DataError`."""
+    source = source_of(config)
+    return source.load(config).checked(source.describe(config))
+
+
+def describe(config: DataConfig) -> str:
+    """Return data as a user names them."""
+    return source_of(config).describe(config)
+
+
+def place_of(config: DataConfig) -> Path:
+    """Return the folder of the files of data that have one, else the default folder of data."""
+    return Path(getattr(config, source_of(config).place or "", "data"))
+
+
+def at_place(config: DataConfig, place: Path | None) -> DataConfig:
+    """Return the configuration with the place of its files, where it has one; None leaves it."""
+    key = source_of(config).place
+    return config if key is None or place is None else config.model_copy(update={key: place})
+
+
+def same_data(config: DataConfig) -> str:
+    """Return a text that is equal for configurations of one data set, wherever its files lie."""
+    place = source_of(config).place
+    return config.model_dump_json(exclude=set() if place is None else {place})

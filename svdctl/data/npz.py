@@ -1,0 +1,30 @@
+"""A user's own arrays in one `.npz` file."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from svdctl.config.data_config import DataConfig
+from svdctl.data.data_source import DataSource, register_data
+
+if TYPE_CHECKING:
+    from svdctl.data.train_test import TrainTest
+
+
+class Npz(DataConfig):
+    """Arrays `x_train, y_train, x_test, y_test`, and `x_val, y_val` for a validation part, in one `.npz` file."""
+
+    kind: Literal["npz"] = "npz"
+    path: Path
+
+
+@register_data
+class NpzSource(DataSource):
+    """Images `(N, H, W)`, `(N, H, W, 3)` or `(N, 3, H, W)` in uint8, labels from 0."""
+
+    kind = "npz"
+    config = Npz
+
+    def load(self, config: Npz) -> "TrainTest":
+        from svdctl.data.read_npz import read_npz
+
+        return read_npz(config.path)

@@ -1,0 +1,190 @@
+"""Images out of folders: which folders are parts and classes, and how files become 8-bit RGB."""
+
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from svdctl.data.images import ImageData
+from svdctl.data.split import stratified_split
+from svdctl.data.train_test import TrainTest
+from svdctl.errors import DataError, first_line
+
+
+def read_folder(path: Path, size: int, *, resize: bool) -> TrainTest:
+    """Return the images of a folder, one sub-folder a class.
+
+    Args:
+        path: the folder, with `train/`, `val/` and `test/` in it or with the classes alone.
+        size: side of the images in pixels.
+        resize: scale and crop images of another size; otherwise they are an error.
+
+    Raises:
+        DataError: folders that are none, files that are no images.
+    """
+    path = path.expanduser()
+    if not path.is_dir():
+        raise DataError(f"there is no folder {path}; give `data.path` the folder that holds the classes")
+    try:
+        return _read_parts(path, size, resize).checked(str(path))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({first_line(error)}); check its folders, links and rights") from error
+
+
+def _read_parts(path: Path, size: int, resize: bool) -> TrainTest:
+    parts = _divided(path)
+    if not parts:
+        _refuse_hidden_parts(path)
+        everything = _images_below(path, size, resize)
+    elif len(parts) == 1:
+        everything = _images_below(parts["train"], size, resize)
+    else:
+        read = {name: _images_below(folder, size, resize) for name, folder in parts.items()}
+        test = read.pop("test" if "test" in read else "val")
+        return TrainTest(read["train"], test, read.get("val"))
+    rest, part = stratified_split(everything.checked(str(path)), 0.2, seed=0)
+    return TrainTest(rest, part)
+
+
+_PARTS = {
+    name: names[0]
+    for names in (("train", "training"), ("val", "valid", "validation"), ("test", "testing"))
+    for name in names
+}
+
+
+def _divided(path: Path) -> dict[str, Path]:
+    """The folders `train`, `val` and `test` of a data set that is divided; none where all folders are classes."""
+    folders = _folders(path)
+    named = [folder for folder in folders if folder.name.lower() in _PARTS]
+    others = [folder for folder in folders if folder not in named]
+    # A class may have such a name: then there are images in it and other classes beside it.
+    parts = [folder for folder in named if not others or (_folders(folder) and not _images(folder))]
+    found = {_PARTS[folder.name.lower()]: folder for folder in parts}
+    names = ", ".join(f"{folder.name}/" for folder in parts)
+    if len(found) < len(parts):
+        raise DataError(f"{path}: {names} name one part twice; keep one of them")
+    if found and "train" not in found:
+        raise DataError(f"{path} has {names} and no train/; put the images to train on into {path / 'train'}/<class>/")
+    if len(found) == 1 and others:
+        raise DataError(
+            f"{path}: train/ holds folders, and beside it stands {others[0].name}/; move the classes into train/, and "
+            "what is no class elsewhere"
+        )
+    return found
+
+
+def _refuse_hidden_parts(path: Path) -> None:
+    """Refuse folders that would be classes by their place, and look like parts of the data by what is in them.
+
+    Raises:
+        DataError: two folders without images of their own share names of the folders in them.
+    """
+    inside: dict[str, set[str]] = {}
+    for folder in _folders(path):
+        inner = folder
+        # Archives often wrap a folder into another one: seg_train/seg_train/<class>/.
+        while len(below := _folders(inner)) == 1 and not _images(inner) and not below[0].is_symlink():
+            inner = below[0]
+        if not _images(inner):
+            inside[folder.name] = {entry.name for entry in below}
+    for (first, some), (second, others) in combinations(inside.items(), 2):
+        if len(shared := sorted(some & others)) > 1:
+            raise DataError(
+                f"{path}: {first}/ and {second}/ both hold the folders {', '.join(shared[:3])}, so they are hardly "
+                "classes; call the parts of a data set train/, val/ and test/, each with a folder a class, or put the "
+                "images of a class into its own folder"
+            )
+
+
+def _visible(path: Path) -> bool:
+    """Whether a file or folder is meant as data: not what programs keep out of sight, as `.ipynb_checkpoints`."""
+    return not path.name.startswith(".")
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(entry for entry in path.iterdir() if entry.is_dir() and _visible(entry))
+
+
+def _images(path: Path) -> list[Path]:
+    """The files in a folder, not below it, that are images by their names."""
+    return sorted(
+        entry for entry in path.iterdir() if entry.suffix.lower() in _SUFFIXES and _visible(entry) and entry.is_file()
+    )
+
+
+_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
+
+
+def _images_anywhere(path: Path, above: tuple[Path, ...] = ()) -> list[Path]:
+    """The images in a folder, then those of each folder in it; `above` are the folders around it, links resolved."""
+    here = path.resolve()
+    if here in above:
+        raise DataError(f"{path} leads back to a folder that it lies in; remove the link")
+    return _images(path) + [file for folder in _folders(path) for file in _images_anywhere(folder, (*above, here))]
+
+
+def _images_below(path: Path, size: int, resize: bool) -> ImageData:
+    samples = {folder.name: _images_anywhere(folder) for folder in _folders(path)}
+    empty = [name for name, files in samples.items() if not files]
+    if empty or not samples:
+        what = f"there is no image in {', '.join(empty[:5])}" if empty else "there is no folder in it"
+        raise DataError(
+            f"{path}: {what}; expected one sub-folder a class, with images in each ({', '.join(sorted(_SUFFIXES))})"
+        )
+    labels = torch.tensor([label for label, files in enumerate(samples.values()) for _ in files], dtype=torch.int64)
+    # One array for all, filled image by image: no second copy of the data set.
+    images = np.empty((len(labels), size, size, 3), dtype=np.uint8)
+    for position, file in enumerate(file for files in samples.values() for file in files):
+        images[position] = _read_image(file, size, resize)
+    return ImageData(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels, tuple(samples))
+
+
+def _read_image(file: Path, size: int, resize: bool) -> np.ndarray:
+    try:
+        with Image.open(file) as opened:
+            image = _rgb(opened, file)
+    except DataError:
+        raise
+    except Exception as error:
+        # Pillow's decoders report damage, and pictures of absurd size, by half a dozen types.
+        raise DataError(f"{file} cannot be read as an image ({first_line(error)}); repair or remove it") from error
+    if image.size != (size, size):
+        if not resize:
+            raise DataError(
+                f"{file} is {image.width} x {image.height}, not {size} x {size}; "
+                "set the size with `data.size = N`, or let svdctl scale and crop with `data.resize = true`"
+            )
+        scale = size / min(image.size)
+        scaled = (max(size, round(image.width * scale)), max(size, round(image.height * scale)))
+        image = image.resize(scaled, Image.Resampling.BILINEAR)
+        left, top = (image.width - size) // 2, (image.height - size) // 2
+        image = image.crop((left, top, left + size, top + size))
+    return np.asarray(image)
+
+
+def _rgb(image: Image.Image, file: Path) -> Image.Image:
+    """Three channels of 8 bits; of 16 bits all are scaled, where Pillow would cut grey ones off at 255."""
+    if image.mode.startswith("I;16") and not _uses_16_bits(image):
+        raise DataError(
+            f"{file} holds numbers of 9 to 16 bits of which 65535 is not white, or 0 not black; convert it to 8 "
+            "bits, or to all of 16"
+        )
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        values = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise DataError(
+            f"{file} holds numbers of 32 bits, of which nothing tells how bright they are; convert it to 8 or 16 bits"
+        )
+    return image.convert("RGB")
+
+
+def _uses_16_bits(image: Image.Image) -> bool:
+    """Whether black is 0 and white 65535: TIFF has 12 bits too, which Pillow does not scale, and white as 0."""
+    if image.format in ("PNG", "PPM"):
+        return True
+    tags = getattr(image, "tag_v2", {})
+    return image.format == "TIFF" and tuple(tags.get(258, ())) == (16,) and tags.get(262) == 1
