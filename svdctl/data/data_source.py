@@ -77,10 +77,36 @@ class DataSource(ABC):
 
 
 def register_data(source: S) -> S:
-    """Add a kind of data set; also a decorator of a class without arguments.
+    """Add a kind of data set, so that `data.kind` of a configuration can name it; usable as a decorator of a class.
+
+    Args:
+        source: an object of a class derived from `svdctl.data.data_source.DataSource`, or such a class.
+
+    Returns:
+        What was given.
 
     Raises:
-        UsageError: another class has this kind already.
+        UsageError: another data set has its kind already.
+
+    >>> from typing import Literal
+    >>> import torch
+    >>> from svdctl.config.data_config import DataConfig
+    >>> from svdctl.data.data_source import DataSource, load
+    >>> from svdctl.data.images import ImageData
+    >>> from svdctl.data.train_test import TrainTest
+    >>> class Grey(DataConfig):
+    ...     kind: Literal["grey"] = "grey"
+    ...     count: int = 10
+    >>> @svdctl.register_data
+    ... class GreySource(DataSource):
+    ...     kind, config = "grey", Grey
+    ...     def load(self, config):
+    ...         labels = torch.arange(config.count) % 2
+    ...         images = (labels * 255).to(torch.uint8)[:, None, None, None].expand(-1, 3, 8, 8)
+    ...         part = ImageData(images.contiguous(), labels, ("black", "white"))
+    ...         return TrainTest(part, part)
+    >>> len(load(Grey(count=4)).train)
+    4
     """
     DATA.register(source)
     return source
