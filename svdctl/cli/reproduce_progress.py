@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
 
-    from svdctl.config.table_config import Column
     from svdctl.reproduce.job import Job, Outcome
     from svdctl.reproduce.plan import Plan
     from svdctl.reproduce.run_store import RunStore
@@ -129,18 +128,19 @@ def _detail(status: dict[str, Any]) -> str:
 
 
 def _figures(job: "Job", outcome: "Outcome") -> str:
-    from svdctl.reproduce.columns import LOOKS, header_of
+    from svdctl.reproduce.columns import known_columns
 
     if outcome.reason is not None:
         return outcome.reason
+    known = known_columns()
     shown = {column: value for column, value in outcome.values.items() if column != "train-hours"}
     return "  ".join(
-        f"{header_of(column, job.evaluate).removesuffix(', %')} {LOOKS[column].shown(v)}{_mark(outcome, column)}"
+        f"{known[column].title(job.evaluate).removesuffix(', %')} {known[column].shown(v)}{_mark(outcome, column)}"
         for column, v in shown.items()
     )
 
 
-def _mark(outcome: "Outcome", column: "Column") -> str:
+def _mark(outcome: "Outcome", column: str) -> str:
     kept = outcome.kept.get(column)
     return f" ({kept})" if kept else ""
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, TypeAdapter, model_validator
 
@@ -10,24 +10,6 @@ from svdctl.config.attack_settings import VERSIONS, AttackName
 from svdctl.config.base import Config
 from svdctl.config.corruption_names import BENCHMARK, CORRUPTIONS, corruption_name, read_corruption_list
 from svdctl.errors import UsageError
-
-Column = Literal[
-    "parameters",
-    "compression",
-    "control-cost",
-    "accuracy",
-    "cifar-c",
-    "ece",
-    "autoattack",
-    "certified-36",
-    "certified-72",
-    "certified-108",
-    "certified-255",
-    "control-time",
-    "train-hours",
-]
-STATIC: tuple[Column, ...] = ("parameters", "compression", "control-cost")
-"""Columns that follow from the configuration alone."""
 
 OWN = {"seed": "`seeds`, or by seeds of the table", "name": "the name of the row", "out_dir": "`out_dir`"}
 """Keys of a run that its table sets, and what sets them."""
@@ -100,6 +82,8 @@ class Evaluate(Config):
     """Test images that are corrupted; absent: all of them."""
     batch_size: PositiveInt = 250
     """Images at once; AutoAttack's random draws depend on it."""
+    settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Settings of metrics that do not ship with svdctl, by metric."""
 
     @property
     def corruption_names(self) -> tuple[str, ...]:
@@ -145,7 +129,8 @@ class ResultTable(Config):
 
     kind: Literal["table"] = "table"
     title: Line
-    columns: Annotated[tuple[Column, ...], Field(min_length=1)]
+    columns: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Names; `reproduce.columns` knows which there are."""
     seeds: Annotated[Seeds, Field(min_length=1)] = (3407,)
     set: Assignments = ()
     """Changes to every row, before the row's own."""

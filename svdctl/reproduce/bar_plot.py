@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from svdctl.reproduce.columns import LOOKS, header_of
+from svdctl.reproduce.columns import known_columns
 from svdctl.reproduce.table_results import Results
 from svdctl.train.plots import save
 
@@ -25,7 +25,7 @@ def plot_bars(results: Results, path: Path) -> None:
     groups = list(dict.fromkeys(row.row.row.group for row in rows))
     colors = [COLORS[groups.index(row.row.row.group) % len(COLORS)] for row in rows]
     for panel, column in zip(panels, columns, strict=False):
-        look = LOOKS[column]
+        look = known_columns()[column]
         shown = [look.factor * (row.figures[column].mean or 0.0) for row in rows]
         spread = [look.factor * (row.figures[column].spread or 0.0) for row in rows]
         panel.barh(places, shown, xerr=spread if any(spread) else None, color=colors, height=0.72)
@@ -40,7 +40,7 @@ def plot_bars(results: Results, path: Path) -> None:
             if cell.paper is not None:
                 panel.plot(cell.paper, place, "D", color="black", markersize=4, label="paper, as given")
         arrow = {"high": " (more is better)", "low": " (less is better)", None: ""}[look.better]
-        panel.set_title(header_of(column, results.plan.evaluate) + arrow, fontsize=8)
+        panel.set_title(look.title(results.plan.evaluate) + arrow, fontsize=8)
         panel.set_yticks(places, [plain(row.marked) for row in rows], fontsize=7)
         panel.tick_params(axis="x", labelsize=7)
         panel.spines[["top", "right"]].set_visible(False)

@@ -1,52 +1,24 @@
-"""How each metric is headed, scaled and printed."""
+"""Columns of tables: those of metrics, and those that follow from a configuration or a training alone."""
 
-from dataclasses import dataclass
-from typing import Literal
+from svdctl.evaluate.metric import TableColumn, all_metrics
 
-from svdctl.config.corruption_names import CLEAN, list_name
-from svdctl.config.table_config import Column, Evaluate
-
-
-@dataclass(frozen=True)
-class ColumnFormat:
-    """Presentation of one column."""
-
-    header: str
-    factor: float = 1.0
-    """From the stored value to the shown one."""
-    decimals: int = 2
-    suffix: str = ""
-    better: Literal["high", "low"] | None = None
-
-    def shown(self, value: float) -> str:
-        """A value as the table shows it."""
-        return f"{value * self.factor:,.{self.decimals}f}{self.suffix}"
+STATIC = ("parameters", "compression", "control-cost")
+"""Columns that follow from the configuration alone."""
+OWN = (
+    TableColumn("parameters", "parameters", decimals=0),
+    TableColumn("compression", "compression", suffix="x", better="high"),
+    TableColumn("control-cost", "control, modelled", decimals=1, suffix="x cheaper", better="high"),
+    TableColumn("control-time", "control, % of training", 100.0, 1, better="low"),
+    TableColumn("train-hours", "training, hours", better="low"),
+)
 
 
-def _percent(header: str, better: Literal["high", "low"]) -> ColumnFormat:
-    return ColumnFormat(f"{header}, %", 100.0, 2, better=better)
+def known_columns() -> dict[str, TableColumn]:
+    """Return all columns by name, those of metrics included; a metric cannot replace one of `OWN`."""
+    return {column.name: column for column in (*(c for metric in all_metrics() for c in metric.columns), *OWN)}
 
 
-def header_of(column: Column, evaluate: Evaluate) -> str:
-    """What stands above a column; above accuracy on corruptions, over which corruptions it is the mean."""
-    if column != "cifar-c":
-        return LOOKS[column].header
-    name = list_name([name for name in evaluate.corruption_names if name != CLEAN], evaluate.severities)
-    return f"CIFAR-C {name}, %"
-
-
-LOOKS: dict[Column, ColumnFormat] = {
-    "parameters": ColumnFormat("parameters", decimals=0),
-    "compression": ColumnFormat("compression", suffix="x", better="high"),
-    "control-cost": ColumnFormat("control, modelled", decimals=1, suffix="x cheaper", better="high"),
-    "accuracy": _percent("accuracy", "high"),
-    "cifar-c": _percent("CIFAR-C", "high"),
-    "ece": _percent("ECE", "low"),
-    "autoattack": _percent("AutoAttack", "high"),
-    "certified-36": _percent("certified 36/255", "high"),
-    "certified-72": _percent("certified 72/255", "high"),
-    "certified-108": _percent("certified 108/255", "high"),
-    "certified-255": _percent("certified 255/255", "high"),
-    "control-time": ColumnFormat("control, % of training", 100.0, 1, better="low"),
-    "train-hours": ColumnFormat("training, hours", better="low"),
-}
+def metric_of(name: str) -> str | None:
+    """Return the metric that a column belongs to; None for one of `OWN`."""
+    columns = {column.name: metric.kind for metric in all_metrics() for column in metric.columns}
+    return columns.get(name)

@@ -23,13 +23,14 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from svdctl.config.control_config import NoControl
-from svdctl.config.table_config import Column, Evaluate, SpeedScale
+from svdctl.config.table_config import Evaluate, SpeedScale
 from svdctl.config.train_config import TrainConfig
 from svdctl.control import Controller
 from svdctl.data.data_source import load as load_data
 from svdctl.data.data_source import source_of
 from svdctl.data.images import ImageData
 from svdctl.errors import DataError
+from svdctl.evaluate.metric import METRICS
 from svdctl.layers.layer_ops import find_ops, ops_of
 from svdctl.layers.shapes import input_sizes
 from svdctl.models.build import build_model, count_parameters
@@ -42,10 +43,6 @@ CPU_BATCH = 16
 """Images of a measured step on a CPU, where a whole batch would take too long; a GPU gets the whole batch."""
 CONTROL_BUDGET = 5.0
 """Seconds after which layers are no longer timed but reckoned by the model of their cost."""
-# Of AutoAttack's standard list on an image that holds out: three attacks of 100 steps, two of them on 9 targets.
-ATTACK_GRADIENTS = 100 * (1 + 9 + 9)
-ATTACK_QUERIES = 5000
-ATTACK_STEPS = {"apgd-ce": 100, "apgd-dlr": 100, "apgd-t": 900, "fab": 100, "fab-t": 900, "square": 0}
 SETTLE = 1e-3
 """Seconds below which a measurement is repeated within one timing."""
 LONG = 5.0
@@ -65,7 +62,7 @@ class Static:
     """The same of the network with uncompressed layers, over its own: how many times cheaper control is."""
 
     @property
-    def columns(self) -> dict[Column, float]:
+    def columns(self) -> dict[str, float]:
         """The figures by the columns of tables."""
         return {
             "parameters": float(self.parameters),
@@ -283,18 +280,10 @@ def _median(work: Callable[[], None], device: torch.device, repeats: int) -> flo
 
 def evaluation_seconds(evaluate: Evaluate, metrics: tuple[str, ...], test_images: int, speed: Speed) -> float:
     """Return the seconds of an evaluation by its passes through the network; of attacks at most."""
-    forwards = gradients = 0.0
-    if {"accuracy", "ece", "certified"} & set(metrics):
-        forwards += test_images
-    if "cifar-c" in metrics:
-        words = evaluate.corruptions or ("all",)
-        names = sum({"all": 19, "benchmark": 15}.get(word, 1) for word in words)
-        forwards += names * len(evaluate.severities) * min(test_images, evaluate.corruption_examples or test_images)
-    if "autoattacks" in metrics:
-        attacked = min(test_images, evaluate.examples or test_images)
-        single = set(evaluate.attacks) & ATTACK_STEPS.keys()
-        gradients += attacked * (sum(ATTACK_STEPS[name] for name in single) if single else ATTACK_GRADIENTS)
-        forwards += attacked * ATTACK_QUERIES * (not single or "square" in single)
+    found = [METRICS.get(metric) for metric in metrics]
+    passes = [metric.passes(evaluate, test_images) for metric in found]
+    logits = test_images * any(metric.uses_logits for metric in found)
+    forwards, gradients = logits + sum(one.forwards for one in passes), sum(one.gradients for one in passes)
     return forwards * speed.forward + gradients * speed.gradient
 
 

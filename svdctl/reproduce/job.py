@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
-from svdctl.config.table_config import Column, Evaluate
+from svdctl.config.table_config import Evaluate
 from svdctl.config.train_config import TrainConfig
 from svdctl.reproduce.run_store import RunStore
 
@@ -46,12 +46,12 @@ class Outcome:
     id: str = ""
     """Of the job."""
     state: Literal["done", "failed", "busy", "interrupted"] = "done"
-    values: Mapping[Column, float] = field(default_factory=dict)
+    values: Mapping[str, float] = field(default_factory=dict)
     deviations: tuple[str, ...] = ()
     folder: str | None = None
     reason: str | None = None
     """Of a failure."""
-    kept: Mapping[Column, str] = field(default_factory=dict)
+    kept: Mapping[str, str] = field(default_factory=dict)
     """How figures of an earlier call are known, by column: `kept`, or `kept, no checksum`."""
 
 

@@ -1,7 +1,6 @@
 """From a request to jobs: rows resolved to configurations, equal runs made one."""
 
 import fnmatch
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -9,9 +8,7 @@ from svdctl.config.configuration import configuration
 from svdctl.config.data_config import Data
 from svdctl.config.presets import list_presets, run_name
 from svdctl.config.table_config import (
-    STATIC,
     Assignments,
-    Column,
     Evaluate,
     Network,
     Request,
@@ -22,6 +19,7 @@ from svdctl.config.table_config import (
 from svdctl.config.train_config import TrainConfig
 from svdctl.data.data_source import at_place
 from svdctl.errors import UsageError
+from svdctl.reproduce.columns import STATIC, metric_of
 from svdctl.reproduce.job import Job
 from svdctl.reproduce.run_store import RunStore
 from svdctl.reproduce.table_schema import gather, nearest
@@ -50,7 +48,7 @@ class TablePlan:
     source: Path
     table: ResultTable
     smoke: bool
-    columns: tuple[Column, ...]
+    columns: tuple[str, ...]
     seeds: tuple[int, ...]
     evaluate: Evaluate
     rows: tuple[TableRow, ...]
@@ -150,9 +148,9 @@ def _plan_table(name: str, path: Path, table: ResultTable, rows: list[Row], requ
     columns = tuple(c for c in table.columns if request.columns == "all" or c in STATIC)
     if request.columns == "static":
         # How dear control is goes with how long it takes: not for networks that need none.
-        cost: tuple[Column, ...] = ("control-cost",) if "control-time" in table.columns else ()
+        cost = ("control-cost",) if "control-time" in table.columns else ()
         columns = tuple(dict.fromkeys(("parameters", *columns, "compression", *cost)))
-    metrics = tuple(dict.fromkeys(m for column in columns for m in metrics_of(column)))
+    metrics = tuple(dict.fromkeys(filter(None, map(metric_of, columns))))
     seeds = request.seeds or table.seeds
     title = f"{name}-smoke" if smoke else name
     store = RunStore(request.out_dir, request.reuse)
@@ -173,16 +171,6 @@ def _plan_table(name: str, path: Path, table: ResultTable, rows: list[Row], requ
     part = "-part" if len(rows) < len(table.rows) else ""
     output = title + ("-static" if request.columns == "static" else "") + part
     return TablePlan(output, path, table, smoke, columns, seeds, evaluate, tuple(made), request.set)
-
-
-def metrics_of(column: Column) -> Iterator[str]:
-    """The metrics of `eval-robust` that a column needs."""
-    if column in ("accuracy", "cifar-c", "ece"):
-        yield column
-    elif column == "autoattack":
-        yield "autoattacks"
-    elif column.startswith("certified"):
-        yield "certified"
 
 
 def _row_config(

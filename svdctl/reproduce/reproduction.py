@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from svdctl.config.corruption_names import CLEAN
 from svdctl.config.table_config import Request
 from svdctl.data.data_source import load as load_data
-from svdctl.data.data_source import place_of, source_of
+from svdctl.data.images import ImageData
 from svdctl.errors import Interrupted, UsageError
-from svdctl.evaluate.corruptions.published_files import find_or_fetch, open_cifar_c
+from svdctl.evaluate.metric import METRICS
+from svdctl.reproduce import run_figures
 from svdctl.reproduce.estimate import run_bytes
 from svdctl.reproduce.executors import Executor, InProcess, Processes
 from svdctl.reproduce.job import Job, Outcome
@@ -212,16 +212,16 @@ def check_data(jobs: Sequence[Job]) -> None:
     Raises:
         DataError: what is missing and where it belongs.
     """
-    needed = {job.config.data.model_dump_json(): job.config.data for job in jobs}
-    tests = {key: load_data(data).test for key, data in needed.items()}
-    for key, data in needed.items():
-        asked = [job for job in jobs if job.config.data == data and "cifar-c" in job.metrics]
-        source = source_of(data)
-        if asked and source.published_corruptions is not None:
-            names = {name for job in asked for name in job.evaluate.corruption_names} - {CLEAN}
-            root = asked[0].cifar_c_root or place_of(data)
-            folder = find_or_fetch(source.published_corruptions, root, tell=lambda text, done, total: None)
-            open_cifar_c(folder, tests[key].labels.numpy(), tests[key].image_shape).require(sorted(names))
+    tests: dict[str, ImageData] = {}
+    checked: set[str] = set()
+    for job in jobs:
+        key = job.config.data.model_dump_json()
+        tests[key] = tests.get(key) or load_data(job.config.data).test
+        for kind in job.metrics:
+            if (what := f"{key} {kind} {job.evaluate.model_dump_json()}") not in checked:
+                checked.add(what)
+                config = run_figures.evaluation_config(job, Path("last.pt"))
+                METRICS.get(kind).check_data(config, job.config.data, tests[key])
 
 
 def _write(

@@ -9,9 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from svdctl.config.table_config import STATIC, Column
 from svdctl.errors import UsageError
-from svdctl.reproduce.columns import LOOKS, header_of
+from svdctl.reproduce.columns import STATIC, known_columns
 from svdctl.reproduce.estimate import static_figures
 from svdctl.reproduce.job import Job, Outcome
 from svdctl.reproduce.paper_numbers import PaperNumbers
@@ -41,9 +40,11 @@ class SeedFigures:
         """The standard deviation of the sample; None below two seeds."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
-    def difference(self, column: Column) -> float | None:
+    def difference(self, column: str) -> float | None:
         """Return ours minus the paper's, in the unit that is shown."""
-        return None if self.mean is None or self.paper is None else self.mean * LOOKS[column].factor - self.paper
+        if self.mean is None or self.paper is None:
+            return None
+        return self.mean * known_columns()[column].factor - self.paper
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class ResultRow:
     """A row as it is printed."""
 
     row: TableRow
-    figures: Mapping[Column, SeedFigures]
+    figures: Mapping[str, SeedFigures]
     notes: tuple[int, ...]
     """Numbers of its footnotes, from 1."""
     outcomes: tuple[Outcome, ...]
@@ -79,9 +80,9 @@ class ResultRow:
         pairs = zip(self.row.jobs, self.outcomes, strict=True)
         return [f"seed {job.config.seed}: {outcome.reason}" for job, outcome in pairs if outcome.reason is not None]
 
-    def text(self, column: Column) -> str:
+    def text(self, column: str) -> str:
         """Return `97.12 ± 0.30`, the paper's number and the difference behind it; a word or dash without a figure."""
-        look, one = LOOKS[column], self.figures[column]
+        look, one = known_columns()[column], self.figures[column]
         paper = f" (paper {one.paper:,.{look.decimals}f}" if one.paper is not None else ""
         if one.mean is None:
             return ("failed" if self.reasons else "-") + (f"{paper})" if paper else "")
@@ -125,13 +126,13 @@ class Results:
     @cached_property
     def table(self) -> formats.Table:
         """The table for every format; CSV has full precision and stored units, the paper's numbers as given."""
-        plan = self.plan
+        plan, known = self.plan, known_columns()
         columns = [
             formats.Column("table"),
             formats.Column("row"),
             formats.Column("label", "", "left"),
             *map(formats.Column, ("group", "preset", "seeds")),
-            *(formats.Column(column, header_of(column, plan.evaluate)) for column in plan.columns),
+            *(formats.Column(name, known[name].title(plan.evaluate)) for name in plan.columns),
             *map(formats.Column, ("notes", "failures")),
         ]
         return formats.Table(
@@ -161,7 +162,7 @@ class Results:
 
     def contents(self, command: Callable[[Job], str]) -> dict[str, Any]:
         """Return everything for JSON: each run with its configuration, folder, figures and the command for it."""
-        plan = self.plan
+        plan, known = self.plan, known_columns()
         rows = []
         for row in self.rows:
             cells = {
@@ -200,8 +201,8 @@ class Results:
             "complete": self.complete,
             "seeds": list(plan.seeds),
             "columns": {
-                column: {"header": header_of(column, plan.evaluate), "shown_factor": LOOKS[column].factor}
-                for column in plan.columns
+                name: {"header": known[name].title(plan.evaluate), "shown_factor": known[name].factor}
+                for name in plan.columns
             },
             "evaluation": plan.evaluate.model_dump(mode="json"),
             "rows": rows,
@@ -238,7 +239,7 @@ def assemble(plan: TablePlan, outcomes: Mapping[str, Outcome], paper: PaperNumbe
     return Results(plan, tuple(rows), (*notes, *general))
 
 
-def _kept(column: Column, outcomes: Sequence[Outcome]) -> str:
+def _kept(column: str, outcomes: Sequence[Outcome]) -> str:
     """Return the mark of a cell whose figures, or some of them, were measured by an earlier call."""
     marks = [one.kept.get(column, "") for one in outcomes if column in one.values]
     some = [mark for mark in marks if mark]

@@ -13,6 +13,7 @@ from svdctl.config.presets import preset_folder
 from svdctl.config.table_config import TABLE_FILE, Collection, ResultTable, SpeedFigure, TableFile
 from svdctl.config.validation_errors import worth_reporting
 from svdctl.errors import UsageError
+from svdctl.reproduce.columns import known_columns
 
 
 def table_folder() -> Path:
@@ -66,9 +67,14 @@ def read_table(path: Path) -> TableFile:
         raise UsageError(f"{path}: the table file is no TOML ({error}); mend it there") from error
     contents.setdefault("kind", "table")
     try:
-        return TABLE_FILE.validate_python(contents)
+        table = TABLE_FILE.validate_python(contents)
     except ValidationError as error:
         raise UsageError(dict.fromkeys(_sentence(path, contents, fault) for fault in worth_reporting(error))) from error
+    known = known_columns()
+    unknown = [name for name in getattr(table, "columns", ()) if name not in known]
+    if unknown:
+        raise UsageError([f"{path}: there is no column {name!r}{nearest(name, known)}" for name in unknown])
+    return table
 
 
 def gather(names: Iterable[str]) -> dict[str, tuple[Path, ResultTable | SpeedFigure]]:
@@ -133,9 +139,6 @@ def _sentence(path: Path, contents: dict[str, Any], fault: Any) -> str:
         return f"{where}: there is no key {key}{nearest(str(location[-1]), known)} (known: {', '.join(known)})"
     if fault["type"] == "missing":
         return f"{where}: the key {key} is missing; add it"
-    if fault["type"] == "literal_error" and location and location[0] == "columns":
-        known = fault["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        return f"{where}: there is no column {fault['input']!r}{nearest(str(fault['input']), known)}"
     if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
         return f"{where}: kind is one of {fault['ctx'].get('expected_tags', 'table, speed and collection')}"
     if fault["type"] == "value_error":

@@ -39,7 +39,7 @@ def test_faults(planned: Callable[..., Plan], tmp_path: Path, text: str, words: 
     path.write_text(text)
     with pytest.raises(UsageError) as caught:
         read_paper_numbers(path, planned().tables)
-    assert all(fault.startswith(f"--paper-numbers {path}: ") for fault in caught.value.faults)
+    assert all(fault.startswith(f"`paper_numbers = {path}`: ") for fault in caught.value.faults)
     for word in words:
         assert word in str(caught.value)
 

@@ -106,7 +106,7 @@ GOOD = 'title = "T"\ncolumns = ["accuracy"]\n[[rows]]\nname = "a"\npreset = "wrn
         ("title = \n", ["no TOML"]),
         (GOOD.replace('"T"', '"a\\nb"'), ["title", "control characters"]),
         (GOOD + 'label = "a\\tb"\n', ["row 'a'", "label", "control characters"]),
-        (GOOD + 'set = ["seed=3"]\n', ["row 'a'", "seed=3", "--seeds"]),
+        (GOOD + 'set = ["seed=3"]\n', ["row 'a'", "seed=3", "set by `seeds`"]),
         (GOOD.replace('columns = ["accuracy"]', "columns = 3"), ["columns = 3", "write a list"]),
         (GOOD.replace("[[rows]]", "[rows]"), ["rows", "write a list"]),
         (GOOD + '[evaluate]\nattacks = ["nope", "rand"]\n', ["evaluate.attacks", "no attack nope, rand", "apgd-ce"]),
@@ -131,7 +131,7 @@ def test_faults_name_file_row_and_key(tmp_path: Path, text: str, words: list[str
         ('preset = "wrn-cifar1"\n', ["no preset wrn-cifar1", "did you mean wrn-cifar10?"]),
         ('preset = "wrn-cifar10"\nset = ["layer.rnak=3"]\n', ["layer.rnak"]),
         ('preset = "wrn-cifar10"\nset = ["layer.kind=tt"]\n', ["rank"]),
-        ('preset = "wrn-cifar10"\nset = ["nonsense"]\n', ["--set nonsense"]),
+        ('preset = "wrn-cifar10"\nset = ["nonsense"]\n', ["`set = nonsense`"]),
     ],
 )
 def test_faults_of_rows_that_only_their_configuration_shows(tmp_path: Path, row: str, words: list[str]) -> None:
