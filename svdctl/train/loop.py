@@ -4,38 +4,26 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from lightning_fabric import Fabric
 
 from svdctl.checkpoint.tensors import digest
+from svdctl.train.result import TrainingReporter
 from svdctl.train.trainer import EPOCH, SINCE_RECORD, Trainer
 from svdctl.train.validation import Accuracy, summed
 
-LOOK_EVERY = 0.5
-"""Seconds between two looks at the totals, each of which waits for the device."""
-
-
-class Progress(Protocol):
-    """Who is told how a training goes."""
-
-    def start(self, total_steps: int, done: int) -> None:
-        """Training begins, `done` steps of it made before."""
-
-    def step(self, done: int, metrics: Mapping[str, float]) -> None:
-        """A few times a second."""
-
-    def evaluated(self, metrics: Mapping[str, float]) -> None:
-        """After each evaluation."""
+SYNC_EVERY = 0.5
+"""Seconds between two reads of the totals, each of which waits for the device."""
 
 
 @dataclass
 class Loop:
-    """A trainer taken to its last step."""
+    """The steps, evaluations and checkpoints of a training, up to its last step."""
 
     trainer: Trainer
-    progress: Progress
+    reporter: TrainingReporter | None
+    """None in processes other than the first."""
     record: Callable[[str, Mapping[str, float]], None]
     """Gets `step` or `epoch`, and metrics."""
     save: Callable[[str], None]
@@ -44,9 +32,10 @@ class Loop:
     _clock: float = 0.0
 
     def run(self) -> bool:
-        """Train to the end; whether it was reached."""
+        """Train to the end; return whether it was reached, False when the run was stopped and saved."""
         trainer = self.trainer
-        self.progress.start(trainer.total_steps, trainer.counters.step)
+        if self.reporter is not None:
+            self.reporter.start(trainer.total_steps, trainer.counters.step)
         trainer.model.train()
         self._clock = time.perf_counter()
         if not trainer.counters.epoch_finished and trainer.at_epoch_end:
@@ -58,28 +47,29 @@ class Loop:
         return True
 
     def _train_epoch(self) -> bool:
-        """Make the steps that the epoch lacks; False when it was stopped and saved among them."""
+        """Make the steps that the epoch lacks; return False when the run was stopped and saved among them."""
         trainer, config = self.trainer, self.trainer.config
         epoch, start = divmod(trainer.counters.step, trainer.batches.steps_per_epoch)
         began = self._clock = time.perf_counter()
         first_step = trainer.counters.step
-        pace = _SyncSchedule(trainer.fabric, first_step)
+        syncs = _SyncSchedule(trainer.fabric, first_step)
         for images, labels in trainer.batches.epoch(epoch, start):
             trainer.train_step(images, labels, trainer.totals)
             step = trainer.counters.step
             last = step >= trainer.total_steps
-            looked = pace.is_due(step) or step % config.log.every_steps == 0 or last
-            if looked:
+            synced = syncs.is_due(step) or step % config.log.every_steps == 0 or last
+            if synced:
                 metrics = trainer.read(trainer.totals[SINCE_RECORD], epoch)
                 rate = (step - first_step) / max(time.perf_counter() - began, 1e-9)
                 metrics["images_per_second"] = rate * config.batch_size
                 metrics["seconds_left"] = (trainer.total_steps - step) / rate
-                self.progress.step(step, metrics)
+                if self.reporter is not None:
+                    self.reporter.step(step, metrics)
                 if step % config.log.every_steps == 0:
                     self.record("step", {k: metrics[k] for k in ("epoch", "loss", "orthogonal_loss", "acc", "lr")})
                     trainer.counters.step_lines += 1
                     trainer.totals[SINCE_RECORD].zero_()
-            stops = pace.stops(step, looked, self.stop.is_set())
+            stops = syncs.stops(step, synced, self.stop.is_set())
             if last:
                 break
             due = config.checkpoint.every_steps is not None and step % config.checkpoint.every_steps == 0
@@ -121,7 +111,8 @@ class Loop:
                 for row in trainer.report():
                     metrics[f"sigma/{row.name}"] = row.largest
                     metrics[f"bound/{row.name}"] = row.bound
-            self.progress.evaluated(metrics)
+            if self.reporter is not None:
+                self.reporter.evaluated(metrics)
         best = evaluated and config.evaluation.select != "last" and self._is_best(metrics)
         self.record("epoch", metrics)
         trainer.counters.epoch_finished = True
@@ -132,7 +123,7 @@ class Loop:
             self.save("last")
 
     def _is_best(self, metrics: Mapping[str, float]) -> bool:
-        """Whether this network beats all before it, noted if so; of networks with certificates the safest wins."""
+        """Return whether this network beats all before it, and count it if so; certified accuracy goes before plain."""
         counters = self.trainer.counters
         plain = metrics["val_acc"]
         accuracy = metrics.get("val_certified_acc", plain)
@@ -146,7 +137,7 @@ class Loop:
 
 
 class _SyncSchedule:
-    """Which steps are looked at, some two a second: the same in all processes, by the clock of the first one."""
+    """Steps at which totals are read, some two a second: the same in all processes, by the clock of the first one."""
 
     def __init__(self, fabric: Fabric, step: int) -> None:
         self._fabric = fabric
@@ -154,30 +145,30 @@ class _SyncSchedule:
         self._when = time.perf_counter()
 
     def is_due(self, step: int) -> bool:
-        """Whether the totals should be read now."""
+        """Return whether the totals should be read now."""
         if self._fabric.world_size == 1:
-            return time.perf_counter() - self._when > LOOK_EVERY
+            return time.perf_counter() - self._when > SYNC_EVERY
         return step >= self._next
 
-    def stops(self, step: int, looked: bool, told: bool) -> bool:
-        """Whether any process was told to stop, at steps that are looked at; a process alone knows it at once."""
-        if looked:
+    def stops(self, step: int, synced: bool, requested: bool) -> bool:
+        """Return whether a stop was requested of any process; one of several finds out at the next read alone."""
+        if synced:
             now = time.perf_counter()
             rate = (step - self._last) / max(now - self._when, 1e-9)
             self._last, self._when = step, now
         if self._fabric.world_size == 1:
-            return told
-        if not looked:
+            return requested
+        if not synced:
             return False
-        ahead = max(1, int(rate * LOOK_EVERY)) if self._fabric.is_global_zero else 0
-        say = torch.tensor([told, ahead], dtype=torch.float64, device=self._fabric.device)
-        stop, ahead = map(int, summed(self._fabric, say).tolist())
+        ahead = max(1, int(rate * SYNC_EVERY)) if self._fabric.is_global_zero else 0
+        both = torch.tensor([requested, ahead], dtype=torch.float64, device=self._fabric.device)
+        stop, ahead = map(int, summed(self._fabric, both).tolist())
         self._next = step + ahead
         return stop > 0
 
 
 def _certified(trainer: Trainer, held_out: Accuracy) -> dict[str, float]:
-    """What a run with certificates is followed by."""
+    """Return the further figures of an epoch of a run with certificates."""
     certificate = trainer.config.certificate
     if certificate is None or held_out.certificates is None or held_out.bound is None:
         return {}

@@ -20,7 +20,7 @@ from svdctl.layers.batchnorm import share_statistics_
 from svdctl.layers.shapes import input_sizes
 from svdctl.models.build import build_model
 from svdctl.train.logger import RunInfo, RunLog
-from svdctl.train.loop import Loop, Progress
+from svdctl.train.loop import Loop
 from svdctl.train.metrics_log import line_digest, make_line
 from svdctl.train.result import TrainingReporter, TrainResult
 from svdctl.train.run_history import History, picked_by, read_best, read_history
@@ -40,7 +40,7 @@ class TrainingRun:
         parts: the data.
         fabric: the processes, launched.
         folder: the run folder, which exists.
-        reporter: who is told.
+        reporter: shows the run.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class TrainingRun:
         if checkpoint is not None and history is not None:
             with fitting(self.folder):
                 self.trainer.load_state_dict(history.training)
-            self._look_at_best(checkpoint, needs_best)
+            self._check_best(checkpoint, needs_best)
         log = None
         if self.fabric.is_global_zero:
             if history is not None and history.left_out:
@@ -121,8 +121,9 @@ class TrainingRun:
             lines = None if history is None else history.lines
             log = RunLog(RunInfo(self.folder, config.model_dump(mode="json"), lines), config.log)
         try:
+            reporter = self.reporter if self.fabric.is_global_zero else None
             with stop_on_signal() as stop:
-                completed = Loop(self.trainer, self._progress(), self._record(log), self._save, stop).run()
+                completed = Loop(self.trainer, reporter, self._record(log), self._save, stop).run()
         finally:
             if log is not None:
                 log.close()
@@ -134,11 +135,8 @@ class TrainingRun:
             self.reporter.finished(result)
         return result
 
-    def _progress(self) -> Progress:
-        return self.reporter if self.fabric.is_global_zero else _Silent()
-
-    def _look_at_best(self, checkpoint: Checkpoint, needed: bool) -> None:
-        """Say now what is wrong with `best.pt`; one that was written after the checkpoint is the picked one."""
+    def _check_best(self, checkpoint: Checkpoint, needed: bool) -> None:
+        """Check `best.pt` before training; one that was written after the checkpoint is the picked one."""
         counters, fault = self.trainer.counters, None
         picked: dict[str, Any] = {}
         if self.config.evaluation.select != "last" and self.fabric.is_global_zero:
@@ -218,13 +216,3 @@ class TrainingRun:
 
 def _by(size: tuple[int, ...]) -> str:
     return " x ".join(map(str, size))
-
-
-class _Silent:
-    """Progress of the processes that do not speak."""
-
-    def start(self, total_steps: int, done: int) -> None: ...
-
-    def step(self, done: int, metrics: Mapping[str, float]) -> None: ...
-
-    def evaluated(self, metrics: Mapping[str, float]) -> None: ...

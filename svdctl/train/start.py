@@ -62,7 +62,7 @@ def resume(
 
     Args:
         path: the run folder, or the checkpoint in it.
-        reporter: who is told.
+        reporter: shows the run.
         changes: fields to override, by section: what has no effect on the results, as devices, log and `data.root`.
         refused: returns why a run with this configuration is not to go on, None if it is.
         allow_changed_data: go on though the data are not those that the run was trained on so far.
@@ -161,7 +161,7 @@ def _counters(file: Path) -> Mapping[str, Any]:
 
 
 def _compared(checkpoint: Checkpoint, parts: Parts, path: Path, allowed: bool) -> tuple[str | None, str | None, bool]:
-    """What to say of data that are not, or not known to be, those of the checkpoint; and what has changed in them.
+    """Compare the data with those of the checkpoint: return a notice and what has changed in them, None if nothing.
 
     The last is whether the part that networks are picked by has changed.
 
