@@ -104,7 +104,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _in_todays_keys(text: str) -> str:
-    """A configuration of format 1 as JSON; a text that is none stays, and is refused with it."""
+    """Return a configuration of format 1 as JSON; a text that is none stays, and is refused with it."""
     try:
         table = json.loads(text)
     except (ValueError, RecursionError):
@@ -128,7 +128,7 @@ class _Contents(BaseModel):
 
 
 def _is_plausible(config: TrainConfig, model: Mapping[str, Tensor]) -> bool:
-    """Whether a network of this configuration can be as large as the weights are: a few bytes may ask for any size."""
+    """Return whether the weights can be of this configuration; a few bytes may describe a network of any size."""
     widest = max((max(value.shape, default=1) for value in model.values()), default=0)
     match config.model:
         case Wrn(depth=depth, width=width):
@@ -140,7 +140,7 @@ def _is_plausible(config: TrainConfig, model: Mapping[str, Tensor]) -> bool:
 
 
 def load(path: str | os.PathLike[str]) -> nn.Module:
-    """The trained network of a checkpoint or run folder, in evaluation mode on the CPU; nothing else is needed.
+    """Return the trained network of a checkpoint or run folder, in evaluation mode on the CPU; nothing else is needed.
 
     It takes pixels in [0, 1] of shape `(N, 3, H, W)` and returns logits `(N, classes)`.
 

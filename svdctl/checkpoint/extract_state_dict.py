@@ -109,7 +109,7 @@ class Unwrapped:
 
 
 def unwrap(contents: object, where: str, key: str | None = None) -> Unwrapped:
-    """The state dict within `contents`.
+    """Return the state dict within `contents`.
 
     Args:
         contents: what the file holds.
@@ -194,7 +194,7 @@ def _name(name: object) -> str:
 def _flatten(
     graph: _Graph, contents: object, where: str, path: str, left_out: list[LeftOut]
 ) -> Iterator[tuple[str, object]]:
-    """Dotted names and values in the file's order; a container without a tensor is one value.
+    """Yield dotted names and values in the file's order; a container without a tensor is one value.
 
     States of training go to `left_out`, their names below `path`.
     """
@@ -222,7 +222,7 @@ def _flatten(
 
 
 def _left_out(full: str, name: str, part: object) -> LeftOut | None:
-    """A part beside the weights: a state of training, or what may be weights of another network; None of a number."""
+    """Return what a part beside the weights is: a state of training, or other weights, perhaps; None of a number."""
     state = _state_of_training(name, part)
     if state is not None:
         return LeftOut(full, *state)
@@ -238,7 +238,7 @@ def _left_out(full: str, name: str, part: object) -> LeftOut | None:
 
 
 def _state_of_training(name: str, part: object) -> tuple[str, bool] | None:
-    """What state of training a container is, and whether it may be weights all the same; None when it is none.
+    """Return what state of training a container is, and whether it may be weights all the same; None when it is none.
 
     An optimiser's state is known by its structure. By a whole word of its name a container is a state when it has no
     matrix or kernel, as those of schedules, scalers and random generators have none; a container that is called
@@ -259,14 +259,14 @@ def _state_of_training(name: str, part: object) -> tuple[str, bool] | None:
 
 
 def _is_training(path: tuple[str, ...], value: object) -> bool:
-    """Whether a tensor is called as those of optimisers are, or a single number as those of schedules and scalers."""
+    """Return whether a tensor has a name of optimisers' tensors, or a single number one of schedules or scalers."""
     name = next((word for word in reversed(path) if not word.isdigit()), "")
     is_number = isinstance(value, Tensor) and value.numel() == 1
     return name in _OPTIMIZER_STATES or (is_number and bool(_TRAINING_NUMBERS & {name, *path[-2:-1]}))
 
 
 def _is_optimizer(part: object, depth: int = 0) -> bool:
-    """Whether it is `torch.optim.Optimizer.state_dict()`, or a collection of nothing else."""
+    """Return whether it is `torch.optim.Optimizer.state_dict()`, or a collection of nothing else."""
     if isinstance(part, Mapping) and "state" in part and "param_groups" in part:
         groups = part["param_groups"]
         listed = isinstance(groups, list | tuple) and len(groups) > 0
@@ -283,7 +283,7 @@ def _is_optimizer(part: object, depth: int = 0) -> bool:
 def _leaves(
     part: object, path: tuple[str, ...] = (), *, training: bool = True
 ) -> Iterator[tuple[tuple[str, ...], object]]:
-    """Everything below a part that is no container, with its path; each container is looked into once.
+    """Yield everything below a part that is no container, with its path; each container is looked into once.
 
     With `training=False` states of training are left out unless they may be weights.
     """
@@ -306,13 +306,13 @@ def _leaves(
 
 
 def _is_of_numpy(value: object) -> bool:
-    """Whether it is the state of a random generator of numpy's, as a tuple or as a dict."""
+    """Return whether it is the state of a random generator of numpy's, as a tuple or as a dict."""
     name = value.get("bit_generator") if isinstance(value, Mapping) else next((part for _, part in _parts(value)), None)
     return isinstance(name, str) and name in _BIT_GENERATORS
 
 
 def may_hold_weights(part: object, name: str = "") -> bool:
-    """Whether something below the part `name` could be a weight: no counter, no state of a random generator."""
+    """Return whether something below the part `name` could be a weight: no counter, no state of a random generator."""
     return any(_may_be_weight(path, value) for path, value in _leaves(part, (name,), training=False))
 
 
@@ -326,7 +326,7 @@ def _may_be_weight(path: tuple[str, ...], value: object) -> bool:
 
 
 def holds_numbers(value: object) -> bool:
-    """Whether an entry of a state dict that is no tensor may be a weight: all but texts, and one integer."""
+    """Return whether an entry of a state dict that is no tensor may be a weight: all but texts, and one integer."""
     leaves = [leaf for _, leaf in _leaves(value)]
     whole = [leaf for leaf in leaves if isinstance(leaf, int) and not isinstance(leaf, bool)]
     others = float | complex | bytes | bytearray | NumpyArray | NumpyNumber
@@ -343,7 +343,7 @@ def _clashing(entries: Iterator[tuple[str, object]], where: str) -> dict[str, ob
 
 
 def _follow_key(graph: _Graph, contents: object, key: str, where: str) -> tuple[object, list[str], str]:
-    """The part under `key`, the path to it, and the rest of `key` as a prefix of flat names."""
+    """Return the part under `key`, the path to it, and the rest of `key` as a prefix of flat names."""
     at, path, rest = contents, list[str](), key
     while rest:
         named = {name: part for name, part in _parts(at) if graph.has_tensors(part)}

@@ -1,4 +1,4 @@
-"""What kind of file this is, told by its first bytes and never by its name."""
+"""The format of a file, by its first bytes and never by its name."""
 
 import os
 import stat
@@ -25,7 +25,7 @@ _FOREIGN = (
 
 
 def resolve(path: Path) -> Path:
-    """The file meant: itself, or `last.pt` of a run folder.
+    """Return the file meant: itself, or `last.pt` of a run folder.
 
     Raises:
         CheckpointError: missing, unreadable, or no ordinary file.
@@ -50,7 +50,7 @@ def resolve(path: Path) -> Path:
 
 
 def container_of(path: Path) -> Container:
-    """The way in which the tensors are packed.
+    """Return the way in which the tensors are packed.
 
     Raises:
         CheckpointError: empty, unreadable or foreign; the sentence names the kind of file where it is known.

@@ -23,7 +23,7 @@ _SPEC = "`model` is torchvision:NAME (torchvision:resnet18) or package.module:fa
 
 
 def make_model(spec: str, *, weights: WeightFile | None = None) -> nn.Module:
-    """A network by name, its weights drawn at random and none downloaded; the global random stream is left.
+    """Return a network by name, its weights drawn at random and none downloaded; the global random stream is left.
 
     Args:
         spec: `torchvision:NAME`, or `package.module:factory` where the factory needs no arguments; modules are looked
@@ -87,7 +87,7 @@ def _torchvision(name: str, weights: WeightFile | None) -> nn.Module:
 
 
 def _classes(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> int | None:
-    """Classes of the weights, when a head of another number of classes is all in which they differ."""
+    """Return the number of classes of the weights, where a head of another number of classes is all that differs."""
     differ = [name for name in expected if name in given and expected[name].shape != given[name].shape]
     pairs = {(tuple(expected[name].shape[:1]), tuple(given[name].shape[:1])) for name in differ}
     inner = all(expected[name].shape[1:] == given[name].shape[1:] for name in differ)
@@ -175,7 +175,7 @@ def _needed(expected: Mapping[str, Tensor]) -> set[str]:
 
 
 def _prefixes(names: Mapping[str, Tensor]) -> list[str]:
-    """All prefixes of the first name that end with a dot, longest first."""
+    """Return all prefixes of the first name that end with a dot, longest first."""
     words = next(iter(names), "").split(".")[:-1]
     return [".".join(words[:count]) + "." for count in range(len(words), 0, -1)]
 

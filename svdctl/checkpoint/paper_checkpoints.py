@@ -45,12 +45,12 @@ class Architecture:
 
     @property
     def dataset(self) -> str | None:
-        """The data set of the paper with that many classes."""
+        """Return the data set of the paper with that many classes."""
         return {10: "cifar10", 100: "cifar100"}.get(self.classes)
 
 
 def architecture_of(tensors: Mapping[str, Tensor]) -> Architecture | None:
-    """The paper's network that has exactly these names, in shapes that fit; None for any other."""
+    """Return the paper's network that has exactly these names, in shapes that fit; None for any other."""
     names = {name.rpartition(".")[0] for name in tensors}
     return _wrn_of(names, tensors) or _vgg_of(names, tensors) or _lipconv_of(names, tensors)
 
@@ -128,7 +128,7 @@ def _skeleton(found: Architecture) -> nn.Module:
 
 
 def _renamed(found: Architecture, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies, so that the network does not hang on to the file."""
+    """Return copies, so that the network does not hang on to the file."""
     return {
         _svdctl_name(name) if found.family == "vgg19" else name: (
             tensor.float() if tensor.is_floating_point() else tensor
@@ -144,7 +144,7 @@ def _svdctl_name(name: str) -> str:
 
 
 def _rank_of(tensors: Mapping[str, Tensor], wanted: int) -> int:
-    """The rank that the widths of frames tell; 0 without layers of a rank; `wanted` when no layer is wide enough."""
+    """Return the rank by the widths of frames; 0 without layers of a rank; `wanted` when no layer is wide enough."""
     ranks = [tensor.shape[-1] for name, tensor in tensors.items() if name.endswith(".K1")]
     ranks += [tensor.shape[0] for name, tensor in tensors.items() if name.endswith(".K3")]
     if ranks:

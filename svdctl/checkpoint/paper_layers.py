@@ -108,7 +108,7 @@ def _check(conv: nn.Conv2d, frame_in: Tensor, frame_out: Tensor) -> tuple[int, i
 
 
 def _core(kernel: Tensor) -> State:
-    """The free kernel, and vectors to start svdctl's power steps from; those of the file are of other unfoldings."""
+    """Return the free kernel and start vectors of svdctl's power steps; those of the file are of other unfoldings."""
     width, _, rows, columns = kernel.shape
     generator = torch.Generator().manual_seed(0)
     lengths = {"right1": width * rows * columns, "right2": width * columns}

@@ -25,13 +25,13 @@ class Effective:
 
     @property
     def assumption(self) -> str:
-        """What the value rests on; empty for a tensor that is stored as it is."""
+        """Return what the value rests on; empty for a tensor that is stored as it is."""
         axis = ", along the axis that its vectors fit best" if self.rule == "spectral_norm" else ""
         return ASSUMED.format(self.rule + axis) if self.rule else ""
 
 
 def effective(stored: Mapping[str, Tensor], name: str = "weight") -> Effective | None:
-    """The tensor called `name` of one module, whichever way its parts are stored; None when there is no trace of it."""
+    """Return the tensor `name` of one module, whichever way its parts are stored; None when there is no trace of it."""
     if name in stored:
         return Effective(stored[name], (name,), "")
     new = f"parametrizations.{name}."

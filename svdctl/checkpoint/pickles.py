@@ -1,8 +1,8 @@
-"""What a pickle would do, told before anything is done: the names it asks for, and how deep it nests.
+"""Pickles read without executing them: the classes and functions that they refer to, and how deep they nest.
 
-torch's restricted unpickler runs after this and is the lock; this is the doorman. It turns away what that lock lets
-through although a file of weights never needs it: calls that allocate memory of any wanted size, and tuples nested so
-deep that hashing one overflows the C stack and ends the process.
+torch's restricted unpickler runs after this. Refused here is what that unpickler accepts although no file of weights
+needs it: calls that allocate memory of any size, and tuples nested so deep that hashing one overflows the C stack and
+ends the process.
 """
 
 import pickletools
@@ -76,7 +76,7 @@ class Readable(Protocol):
 
 
 def referenced_globals(stream: Readable, where: str) -> set[str]:
-    """Full names of all classes and functions that one pickle asks for; the stream is left after it.
+    """Return full names of all classes and functions that one pickle refers to; the stream is left after it.
 
     Raises:
         CheckpointError: malformed, or larger or deeper than any state of a network.
@@ -129,7 +129,7 @@ def _follow(name: str, argument: object, depths: list[int | None], memo: dict[in
 
 
 def _effect(operation: pickletools.OpcodeInfo) -> tuple[bool, int, int]:
-    """Whether an operation takes everything down to a mark, how many more things it takes, how many it gives."""
+    """Return whether an operation takes everything down to a mark, how many more things it takes, how many it gives."""
     below = [item.name for item in operation.stack_before]
     marked = "mark" in below
     return marked, below.index("mark") if marked else len(below), len(operation.stack_after)
@@ -139,7 +139,7 @@ _EFFECTS = {operation.name: _effect(operation) for operation in pickletools.opco
 
 
 def placeholder_classes(names: Iterable[str], where: str) -> list[tuple[type[Described], str]]:
-    """Pairs for `torch.serialization.safe_globals`, so that plain objects beside the weights hinder nothing.
+    """Return pairs for `torch.serialization.safe_globals`, so that plain objects beside the weights hinder nothing.
 
     Raises:
         CheckpointError: for a name that would have to be executed.

@@ -38,13 +38,13 @@ _CODES = frozenset({
 
 
 def quantiser_of(names: Iterable[str]) -> str:
-    """Who writes tensors of such names; empty when nobody is known to."""
+    """Return the library that writes tensors of such names; empty if none is known."""
     words = {name.rpartition(".")[2].partition("__")[0] for name in names}
     return next((by for name, by in _KNOWN.items() if name in words), "")
 
 
 def quantised(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
-    """A layer whose weight is stored as codes: all its tensors, and no operator."""
+    """Return a layer whose weight is stored as codes: all its tensors, and no operator."""
     codes = [leaf for leaf in leaves if leaf in _CODES]
     beside = [leaf for leaf in leaves if leaf in _KNOWN]
     if not codes and beside and "weight" in leaves and not leaves["weight"].is_floating_point():
@@ -59,7 +59,7 @@ def quantised(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
 
 
 def scaled(weight: Tensor, leaves: Leaves) -> tuple[Callable[[], Tensor], str, str] | str | None:
-    """An FP8 weight with the scale beside it: makes their product in float64, the scale's name, the rule in words.
+    """Return how to multiply an FP8 weight by the scale beside it in float64, the scale's name, and the rule in words.
 
     A scale has one number, one for each row of the matrix, or one for each block of 128 x 128.
 

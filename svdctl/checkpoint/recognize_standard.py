@@ -1,4 +1,4 @@
-"""Layers stored as they are: convolutions and linear layers, BatchNorm, and what is none of svdctl's business."""
+"""Layers stored as they are: convolutions and linear layers, BatchNorm, and tensors that are analysed no further."""
 
 import re
 from dataclasses import replace
@@ -50,7 +50,7 @@ def normalize(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
 
 
 def plain_weight(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
-    """A module with a weight, by the weight's number of axes."""
+    """Return the layer of a module with a weight, by the weight's number of axes."""
     found = effective(leaves)
     if found is None:
         return None
@@ -95,7 +95,7 @@ def _plain_operator(weight: Tensor) -> Convolution:
 
 
 def attention(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
-    """The joint projection of queries, keys and values of torch's attention."""
+    """Return the joint projection of queries, keys and values of torch's attention."""
     weight = leaves.get("in_proj_weight")
     if weight is None or weight.ndim != 2 or not weight.is_floating_point():
         return None
@@ -105,7 +105,7 @@ def attention(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
 
 
 def alone(module: str, leaves: Leaves, eps: float) -> StoredLayer:
-    """The first tensor that is left, as a layer of its own."""
+    """Return the first tensor that is left, as a layer of its own."""
     leaf, tensor = next(iter(leaves.items()))
     name = f"{module}.{leaf}" if module else leaf
     layer = StoredLayer(name, "other", "no known name", (name,), tensor.numel(), tuple(tensor.shape))

@@ -1,4 +1,4 @@
-"""One layer as a file stores it: what it is, how that was told, and its operator."""
+"""One layer as a file stores it: its kind, how that was recognised, and its operator."""
 
 import math
 from collections.abc import Callable
@@ -70,19 +70,20 @@ class StoredLayer:
 
     @property
     def convolution(self) -> Convolution | None:
-        """The operator, with the non-zero singular values of the layer at stride 1; made anew at each call, so that a
-        large file is never held in memory as a whole. Of TT layers the small kernel, frames moved into it.
+        """Return the operator, with the layer's non-zero singular values at stride 1; of TT layers the small kernel.
+
+        It is made anew at each call, so that a large file is never held in memory as a whole.
         """
         return None if self.make is None else self.make()
 
     @property
     def generator(self) -> Convolution | None:
-        """Of SOC and SOTT layers the skew convolution J whose truncated exponential is the operator; made anew."""
+        """Return the skew convolution J of a SOC or SOTT layer, whose truncated exponential is the operator."""
         return None if self.make_generator is None else self.make_generator()
 
 
 def least_norm(weight: Tensor, *, pairs: bool = False) -> float:
-    """At most the norm of every layer that stores the kernel `(A, B, *k)`, whatever its settings; rounded down.
+    """Return a lower bound of the norm of every layer that stores the kernel `(A, B, *k)`, whatever its settings.
 
     Settings are stride, dilation and number of groups of a convolution, or of a transposed one, with zero padding, over
     every input size. The adjoint takes a unit at one place of output channel a to the kernel's row `W[a]`, its taps at
@@ -105,7 +106,7 @@ def least_norm(weight: Tensor, *, pairs: bool = False) -> float:
 
 
 def layer_of(module: str, leaves: Leaves, used: tuple[str, ...], kind: Kind, told_by: str) -> StoredLayer:
-    """A layer that takes the tensors `used`, as far as they are there, and its bias; its shape is that of the first."""
+    """Return a layer of those tensors of `used` that are there, and its bias; its shape is that of the first."""
     names = tuple(leaf for leaf, tensor in leaves.items() if leaf in used or _is_beside(leaf, tensor))
     full = tuple(f"{module}.{leaf}" if module else leaf for leaf in names)
     count = sum(leaves[leaf].numel() for leaf in names)
@@ -113,12 +114,12 @@ def layer_of(module: str, leaves: Leaves, used: tuple[str, ...], kind: Kind, tol
 
 
 def _is_beside(leaf: str, tensor: Tensor) -> bool:
-    """Whether it is a bias or a counter, which change no norm."""
+    """Return whether it is a bias or a counter, which change no norm."""
     return (leaf == "bias" and tensor.ndim == 1) or (leaf == "num_batches_tracked" and not holds_weights(tensor))
 
 
 def without(layer: StoredLayer, reason: str) -> StoredLayer:
-    """The layer without its operator, and why."""
+    """Return the layer without its operator, and why."""
     return replace(
         layer,
         reason=reason,
@@ -132,5 +133,5 @@ def without(layer: StoredLayer, reason: str) -> StoredLayer:
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """At least single precision, in which values are computed."""
+    """Return a tensor in at least single precision, in which values are computed."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -40,7 +40,7 @@ def stored_layers(
     unread: Container[str] = (),
     batchnorm_eps: float = 1e-5,
 ) -> list[StoredLayer]:
-    """The layers of a network, in the order of the file.
+    """Return the layers of a network, in the order of the file.
 
     A layer has an operator only when nothing but its own tensors stands in its module and below it: what a further
     tensor, number or object does there, a scale, a mask, an adapter, is not known.
@@ -81,7 +81,7 @@ def stored_layers(
 
 
 def _alone(layer: StoredLayer, beside: Sequence[str], adapted: Mapping[str, str]) -> StoredLayer:
-    """Without its operator where anything stands beside it or below it that may change what it computes."""
+    """Return the layer, without its operator where a tensor beside or below it may change what it computes."""
     if layer.name in adapted:
         return without(layer, f"{adapted[layer.name]} is an adapter, which changes what the layer computes")
     own = [name.removeprefix(f"{layer.name}.") for name in beside]
@@ -95,7 +95,7 @@ def _alone(layer: StoredLayer, beside: Sequence[str], adapted: Mapping[str, str]
 
 
 def _adapted(names: Iterable[str]) -> dict[str, str]:
-    """Modules that an adapter of low rank belongs to, and the adapter's own; to one of its tensors."""
+    """Return a tensor of the adapter by module, for modules that one of low rank changes, and its own modules."""
     found: dict[str, str] = {}
     for name in names:
         words = name.split(".")
@@ -108,7 +108,7 @@ def _adapted(names: Iterable[str]) -> dict[str, str]:
 
 
 def _counted(layer: StoredLayer, tensors: Mapping[str, Tensor]) -> StoredLayer:
-    """Without weights when it is not analysed and none of its tensors may be one, nor is called so."""
+    """Return the layer, without weights if it is not analysed and no tensor of it may be one or is called so."""
     if not layer.reason or any(
         holds_weights(tensors[name]) or name.rpartition(".")[2] == "weight" for name in layer.tensors
     ):
@@ -126,7 +126,7 @@ def _split(name: str, names: Container[str]) -> tuple[str, str]:
 
 
 def _checked(layer: StoredLayer, tensors: Mapping[str, Tensor]) -> StoredLayer:
-    """Without its operator when a tensor of the layer is empty, NaN or infinite."""
+    """Return the layer, without its operator if a tensor of it is empty, NaN or infinite."""
     if layer.reason:
         return layer
     for name in layer.tensors:

@@ -20,7 +20,7 @@ PUBLIC_VECTORS = tuple(f"{side}{pair}" for pair in range(1, 5) for side in "uv")
 
 
 def public_factor(leaves: Mapping[str, Tensor], free: str) -> float | str:
-    """What the public code multiplies the skew part by, or why that is not known.
+    """Return what the public code multiplies the skew part by, or why that is not known.
 
     Args:
         leaves: tensors of one layer: `free` (c, c, k, k), u1 to v4, and `correction` (1,).
@@ -40,7 +40,7 @@ def public_factor(leaves: Mapping[str, Tensor], free: str) -> float | str:
 
 
 def own_factor(leaves: Mapping[str, Tensor], free: str) -> float | str:
-    """What svdctl's layer multiplies the skew part by, unless its factor was chosen; or why that is not known."""
+    """Return what svdctl's layer multiplies the skew part by unless its factor was chosen, or why that is not known."""
     inner = free.removesuffix("kernel")
     if fault := _fault(leaves, free, tuple(inner + name for name in OWN_VECTORS)):
         return fault

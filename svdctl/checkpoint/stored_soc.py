@@ -29,7 +29,7 @@ def soc(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
 
 
 def public_soc(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
-    """The paper's SOC layer: random_conv_filter (c, c, k, k) and its vectors."""
+    """Return the paper's SOC layer: random_conv_filter (c, c, k, k) and its vectors."""
     free = "random_conv_filter"
     if not _is_kernel(leaves.get(free)):
         return None
@@ -62,7 +62,7 @@ def sott(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
 
 
 def public_sott(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
-    """The paper's SOTT layer: K1 (I, r_in), K2 (c, c, k, k) with its vectors, K3 (r_out, O)."""
+    """Return the paper's SOTT layer: K1 (I, r_in), K2 (c, c, k, k) with its vectors, K3 (r_out, O)."""
     if "u1" not in leaves or not _is_kernel(leaves.get("K2")):
         return None
     used = ("K2", "K1", "K3", "correction", *PUBLIC_VECTORS)
@@ -81,7 +81,7 @@ def _is_kernel(tensor: Tensor | None) -> bool:
 
 
 def _bare(layer: StoredLayer, leaves: Leaves) -> StoredLayer:
-    """Without frames the bias alone tells how many of the free kernel's channels come out."""
+    """Return a layer without frames in its shape: the bias alone tells how many of the kernel's channels come out."""
     bias = leaves.get("bias")
     return layer if bias is None else replace(layer, shape=(bias.numel(), *layer.shape[1:]))
 

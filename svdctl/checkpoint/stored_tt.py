@@ -41,7 +41,7 @@ def tt(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
 
 
 def paper_tt(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
-    """The paper's TT layer: K1 (I, r_in), K2 (r_in, kh, kw, r_out), K3 (r_out, O)."""
+    """Return the paper's TT layer: K1 (I, r_in), K2 (r_in, kh, kw, r_out), K3 (r_out, O)."""
     middle = leaves.get("K2")
     if middle is None or middle.ndim != 4 or not middle.is_floating_point() or "u1" in leaves:
         return None
@@ -68,7 +68,7 @@ def _framed(layer: StoredLayer, core: Tensor, frame_in: Tensor | None, frame_out
 
 
 def largest_frame_error(*frames: Tensor) -> float | None:
-    """Largest spectral norm of `U^T U - I`; None where its numbers are beyond float64."""
+    """Return the largest spectral norm of `U^T U - I`; None where its numbers are beyond float64."""
     wide = [frame.double() for frame in frames]
     if any(float(frame.abs().max()) > _LARGEST for frame in wide):
         return None
@@ -76,14 +76,14 @@ def largest_frame_error(*frames: Tensor) -> float | None:
 
 
 def frames_assumption(frames: Sequence[Effective | None]) -> str:
-    """What frames that are stored in parts rest on."""
+    """Return the assumption that frames stored in parts rest on."""
     if any(frame is not None and frame.value is None for frame in frames):
         return "torch's orthogonal parametrization makes its frames orthonormal, and nothing changes them afterwards"
     return next((frame.assumption for frame in frames if frame is not None and frame.rule), "")
 
 
 def is_matrix(frame: Tensor | None) -> TypeGuard[Tensor]:
-    """Whether it can be a frame."""
+    """Return whether it can be a frame."""
     return frame is not None and frame.ndim == 2 and frame.is_floating_point()
 
 
@@ -105,7 +105,7 @@ def _small(core: Tensor, frame_in: Tensor, frame_out: Tensor) -> Convolution:
 
 
 def _rounding(core: Tensor, frame_in: Tensor, frame_out: Tensor) -> float:
-    """How far rounding moves the norm of `_small` from that of the layer, as `TTConv2d.exact_kernel` has it.
+    """Return how far rounding moves the norm of `_small` from that of the layer, as `TTConv2d.exact_kernel` has it.
 
     Householder QR is exact for a frame that is off by `c m n u` of its norm (Higham 2002, Theorem 19.4), and the
     product of the factors and the core errs by less; the kernel's norm is at most the sum of those of its taps.
@@ -118,7 +118,7 @@ def _rounding(core: Tensor, frame_in: Tensor, frame_out: Tensor) -> float:
 
 
 def _near_one(*parts: Tensor) -> tuple[list[Tensor], int]:
-    """The parts in float64, each over a power of two so that its largest entry is near 1; the powers' exponents added.
+    """Return the parts in float64, each over a power of two that brings its largest entry near 1; the exponents' sum.
 
     So nothing overflows on the way, and nothing that counts underflows.
     """

@@ -16,7 +16,7 @@ _SHARING = 64
 
 
 def plain(value: Tensor) -> Tensor | str:
-    """The tensor detached and of the plain class, or why it has no numbers to look at."""
+    """Return the tensor detached and of the plain class, or why it has no numbers to look at."""
     if value.layout != torch.strided:
         return f"a {str(value.layout).removeprefix('torch.').replace('_', ' ')} tensor"
     if value.is_quantized:
@@ -27,13 +27,13 @@ def plain(value: Tensor) -> Tensor | str:
 
 
 def holds_weights(tensor: Tensor) -> bool:
-    """Whether a tensor of a state dict may be a weight: not empty, and no integer that counts something."""
+    """Return whether a tensor of a state dict may be a weight: not empty, and no integer that counts something."""
     is_counter = tensor.numel() == 1 and tensor.ndim <= 1 and not (tensor.is_floating_point() or tensor.is_complex())
     return tensor.numel() > 0 and not is_counter
 
 
 def words_of(name: str) -> list[str]:
-    """The words of a dotted name in lower case: `"blocks.0.layerNorm1"` has blocks, layer and norm."""
+    """Return the words of a dotted name in lower case: `"blocks.0.layerNorm1"` has blocks, layer and norm."""
     return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
 
 

@@ -20,7 +20,7 @@ from svdctl.checkpoint.pickles import placeholder_classes, referenced_globals
 from svdctl.errors import CheckpointError
 
 FORMAT, VERSION = "svdctl.checkpoint", 2
-"""What svdctl's own checkpoints say of themselves."""
+"""Format and version in svdctl's own checkpoints; the name never changes."""
 
 MAP_FROM = 64 * 2**20
 """Files from this size on are mapped into memory, so that only what is looked at is read."""
@@ -31,7 +31,7 @@ _NO_MEMORY = "{} claims more memory than this machine has free; use a larger one
 
 
 def read_torch(path: Path, container: Container | None = None) -> object:
-    """What torch.save was given, tensors on the CPU. A large file's tensors are views of the file.
+    """Return what torch.save was given, tensors on the CPU. A large file's tensors are views of the file.
 
     Raises:
         CheckpointError: foreign, damaged, or only readable by executing what it says.
@@ -48,7 +48,7 @@ def read_torch(path: Path, container: Container | None = None) -> object:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         with path.open("rb") as file:
             contents = torch.load(file, map_location="cpu", weights_only=True)
-            # Numbers that nothing asked for mean that something else went without: torch leaves its memory as it was.
+            # Bytes left over mean that a tensor got none: torch leaves its memory as it was.
             if container == "legacy" and file.tell() != path.stat().st_size:
                 raise CheckpointError(f"{path} is damaged: its parts do not add up to its size; use another copy")
     return contents
@@ -82,7 +82,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _names_in_zip(path: Path) -> set[str]:
-    """Check the archive's structure and checksums; then the names that its pickle asks for."""
+    """Check the archive's structure and checksums; then return the names that its pickle refers to."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()

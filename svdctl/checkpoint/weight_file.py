@@ -53,7 +53,7 @@ class WeightFile:
 
 
 def read_tensors(path: str | os.PathLike[str], *, key: str | None = None) -> WeightFile:
-    """The weights in a file or run folder (its `last.pt`).
+    """Return the weights in a file or run folder (its `last.pt`).
 
     Read are svdctl's checkpoints, state dicts and whole training checkpoints of torch.save of any age, safetensors, and
     the checkpoints of the paper's public code. Of several sets of weights the trained one goes before its moving
@@ -131,7 +131,7 @@ def _reorder(tensors: dict[str, Tensor], others: dict[str, str], unread: set[str
 
 
 def _foreign(contents: Mapping[object, object]) -> tuple[LeftOut, ...]:
-    """Parts with weights that svdctl does not write into its checkpoints."""
+    """Return parts with weights that svdctl does not write into its checkpoints."""
     parts = ((str(name), part) for name, part in contents.items() if name not in ("model", "training"))
     return tuple(LeftOut(name, ANOTHER_SET, True) for name, part in parts if may_hold_weights(part, name))
 
@@ -164,7 +164,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _scalars(contents: object) -> dict[str, Any]:
-    """Numbers, texts and lists of texts or numbers beside the weights."""
+    """Return the numbers, texts and lists of texts or numbers beside the weights."""
     if not isinstance(contents, Mapping):
         return {}
     return {

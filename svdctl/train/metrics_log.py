@@ -59,7 +59,7 @@ def line_digest(line: Mapping[str, Any]) -> str:
 
 
 def is_line(record: object) -> bool:
-    """Whether a value has the form of a line of `metrics.jsonl`."""
+    """Return whether a value has the form of a line of `metrics.jsonl`."""
     if not isinstance(record, dict):
         return False
     kind, step, epoch = (record.get(name) for name in ("kind", "step", "epoch"))
@@ -72,5 +72,5 @@ def is_line(record: object) -> bool:
 
 
 def _is_figure(value: object) -> bool:
-    """Whether a value is a finite number, or None: not known."""
+    """Return whether a value is a finite number, or None: not known."""
     return value is None or (isinstance(value, int | float) and abs(value) <= sys.float_info.max)

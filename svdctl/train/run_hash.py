@@ -23,7 +23,7 @@ WITHOUT_EFFECT = (
 
 
 def run_hash(config: TrainConfig) -> str:
-    """Twelve hexadecimal digits, equal for configurations of equal results.
+    """Return twelve hexadecimal digits, equal for configurations of equal results.
 
     Names, places, logs and kinds of devices are left out. `checkpoint.every_epochs` is left out too when every epoch is
     evaluated: an evaluation seals the bounds already, so that writing a checkpoint after it changes nothing.
@@ -33,7 +33,7 @@ def run_hash(config: TrainConfig) -> str:
 
 
 def differing(first: TrainConfig, second: TrainConfig) -> list[str]:
-    """Names of the sections by which two configurations are not one run; none where they are."""
+    """Return names of the sections by which two configurations are not one run; none where they are."""
     one, other = _deciding(first), _deciding(second)
     return [name for name in one | other if one.get(name) != other.get(name)]
 
@@ -48,7 +48,7 @@ def config_in(folder: Path) -> TrainConfig | None:
 
 
 def _deciding(config: TrainConfig) -> dict[str, Any]:
-    """What decides the results."""
+    """Return what decides the results."""
     table: dict[str, Any] = config.model_dump(mode="json", exclude_none=True)
     dropped = [
         *WITHOUT_EFFECT,

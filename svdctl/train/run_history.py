@@ -33,7 +33,7 @@ class History:
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """All lines that the log should have, in their order."""
+        """Return all lines that the log should have, in their order."""
         return sorted([*self.steps, *self.epochs], key=lambda line: (line["step"], line["kind"] == "epoch"))
 
 
@@ -61,7 +61,7 @@ def read_history(checkpoint: Checkpoint, folder: Path) -> History:
 
 
 def _unambiguous(lines: Sequence[dict[str, Any]], digests: Sequence[str] | None) -> list[dict[str, Any]]:
-    """One line a step: those with the digests that a checkpoint has; of older ones, those that no other contradicts."""
+    """Return one line a step: those with the checkpoint's digests; without digests, those that no other contradicts."""
     found: dict[int, list[dict[str, Any]]] = {}
     known = None if digests is None else frozenset(digests)
     for line in lines:
@@ -71,7 +71,7 @@ def _unambiguous(lines: Sequence[dict[str, Any]], digests: Sequence[str] | None)
 
 
 def has_ended(epochs: Sequence[Mapping[str, Any]], config: TrainConfig) -> bool:
-    """Whether the last of the epochs is the run's last."""
+    """Return whether the last of the epochs is the run's last."""
     return bool(epochs) and (
         epochs[-1]["epoch"] >= config.epochs
         or (config.max_steps is not None and epochs[-1]["step"] >= config.max_steps)
@@ -139,7 +139,7 @@ def read_best(
 
 
 def _is_later(best: Checkpoint, counters: Counters, data: Data) -> bool:
-    """Whether a network was picked by the same run after its last checkpoint, which a kill makes."""
+    """Return whether a network was picked by the same run after its last checkpoint, as when it was killed then."""
     step = best.metrics.get("step", 0)
     return (
         not best.training

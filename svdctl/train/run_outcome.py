@@ -22,7 +22,7 @@ def training_command(config: TrainConfig) -> str:
 
 
 def interrupted(trainer: Trainer, folder: Path) -> TrainResult:
-    """A run that was stopped and saved."""
+    """Return the result of a run that was stopped and saved."""
     return TrainResult(
         folder,
         {},
@@ -41,7 +41,7 @@ def finished(
     before: Mapping[str, Tensor],
     sizes: Mapping[str, tuple[int, ...]],
 ) -> TrainResult:
-    """A run that reached its last step; the network is left as it was."""
+    """Return the result of a run that reached its last step; the network is left as it was."""
     config, zero, test = trainer.config, trainer.fabric.is_global_zero, parts.test
     select = config.evaluation.select
     last = trainer.evaluate(test)
@@ -101,7 +101,7 @@ def finished(
 
 
 def _best(trainer: Trainer, parts: Parts, folder: Path) -> tuple[tuple[Mapping[str, Tensor], int] | None, str | None]:
-    """Weights and step of the network that was picked; or why there is none."""
+    """Return weights and step of the network that was picked; or why there is none."""
     if not trainer.counters.best_step:
         return None, "no epoch was evaluated since the data changed, so that none is picked and the last one counts"
     try:
@@ -112,7 +112,7 @@ def _best(trainer: Trainer, parts: Parts, folder: Path) -> tuple[tuple[Mapping[s
 
 
 def _chosen(config: TrainConfig) -> str:
-    """How the best epoch was picked."""
+    """Return how the best epoch was picked."""
     by = f"by certified accuracy at {config.certificate.epsilon:g}/255 " if config.certificate is not None else ""
     validation = config.evaluation.select == "validation"
     where = "validation part" if validation else "test set itself (as the paper's code did)"

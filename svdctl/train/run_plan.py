@@ -16,7 +16,7 @@ SELECTION = {
 
 
 def plan(config: TrainConfig, base: str) -> list[str]:
-    """What a run would do, in five lines or a few more; needs no data."""
+    """Return what a run would do, a line each for base, model, data, control, training and run, without its data."""
     return [
         f"base     {base}",
         f"model    {_model_line(config)}",
@@ -34,7 +34,7 @@ def plan(config: TrainConfig, base: str) -> list[str]:
 
 
 def model_name(config: TrainConfig) -> str:
-    """The network by its name in the literature."""
+    """Return the network by its name in the literature."""
     model = config.model
     if isinstance(model, LipConv):
         narrow = "" if model.in_channels == 32 else f" of width {model.in_channels}"
@@ -55,7 +55,7 @@ def _model_line(config: TrainConfig) -> str:
 
 
 def _parameters(config: TrainConfig) -> int:
-    """Counted on shapes without numbers; torch's parametrization, as large as the frame, would need numbers."""
+    """Return the number of parameters, counted on the meta device, on which torch's parametrization cannot be made."""
     if isinstance(config.layer, TT | Sott):
         config = config.model_copy(update={"layer": config.layer.model_copy(update={"frames": Free()})})
     with torch.device("meta"):

@@ -28,7 +28,7 @@ _KEEP_BUFFERS: dict[str, Any] = {
 
 
 def launch(config: TrainConfig) -> Fabric:
-    """The processes of a run, started.
+    """Return the processes of a run, started.
 
     Raises:
         UsageError: a device that is not there, or a batch smaller than their number.
@@ -78,7 +78,7 @@ class Parts:
 
 
 def load_parts(config: TrainConfig) -> Parts:
-    """The data of a run.
+    """Return the data of a run.
 
     Raises:
         DataError: missing or broken data.

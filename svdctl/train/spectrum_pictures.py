@@ -18,7 +18,7 @@ GRID = 8
 
 
 def spectra(model: nn.Module, sizes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Singular values of each layer, descending: exact, on inputs of at most 8 output points an axis.
+    """Return singular values of each layer, descending: exact, on inputs of at most 8 output points an axis.
 
     Of SOC and SOTT layers, whose own values are 1, those of the skew convolution that they exponentiate.
 
@@ -46,7 +46,7 @@ def spectra(model: nn.Module, sizes: Mapping[str, tuple[int, ...]]) -> dict[str,
 
 
 def _thinned(values: Tensor) -> Tensor:
-    """A picture has some hundred pixels across: no more points than that."""
+    """Return at most 400 of the values, evenly spread: a picture has no more pixels across."""
     index = torch.linspace(0, len(values) - 1, min(len(values), 400)).round().long()
     return values[index.to(values.device)].cpu()
 

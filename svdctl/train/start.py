@@ -123,7 +123,7 @@ def resume(
 
 
 def _going_on(checkpoint: Checkpoint, file: Path, changed: str | None, judged_anew: bool) -> Checkpoint:
-    """The checkpoint with what its counters have to tell of going on from it.
+    """Return the checkpoint with counters that record that the run went on from it.
 
     Args:
         checkpoint: what was read.
@@ -152,7 +152,7 @@ def _going_on(checkpoint: Checkpoint, file: Path, changed: str | None, judged_an
 
 
 def _counters(file: Path) -> Mapping[str, Any]:
-    """Those in a checkpoint; none where it cannot be read."""
+    """Return the counters in a checkpoint; none where it cannot be read."""
     try:
         found = read_checkpoint(file).training.get("counters", {})
     except CheckpointError:
@@ -215,7 +215,7 @@ def _refuse_folders(folder: Path) -> None:
 
 
 def _newest_epoch(folder: Path) -> Path | None:
-    """The kept checkpoint of the latest epoch that can be read."""
+    """Return the kept checkpoint of the latest epoch that can be read."""
     kept = [file for file in folder.glob("epoch-*.pt") if file.stem.removeprefix("epoch-").isdecimal()]
     for file in sorted(kept, key=lambda file: int(file.stem.removeprefix("epoch-")), reverse=True):
         if _counters(file):
@@ -224,14 +224,14 @@ def _newest_epoch(folder: Path) -> Path | None:
 
 
 def _after_loss(config: TrainConfig, folder: Path | None) -> str:
-    """What to do when a process was lost."""
+    """Return what to do when a process was lost."""
     if folder is None or not (folder / "last.pt").exists():
         return "nothing had been saved yet, run the command again"
     return f"go on from what was saved with {training_command(config)} --resume {folder}"
 
 
 def _stamp(file: Path) -> tuple[int, int, int] | None:
-    """What changes when a file is written anew; None when it cannot be seen."""
+    """Return inode, size and time of a file, which change when it is written anew; None if it cannot be seen."""
     try:
         found = file.stat()
     except OSError:

@@ -149,7 +149,7 @@ class Trainer:
             )
 
     def _images_of_all(self, labels: Tensor) -> int:
-        """Images of this step in all processes together."""
+        """Return the number of images of this step in all processes together."""
         if self.fabric.world_size == 1:
             return len(labels)
         return self.batches.count(self.counters.step % self.batches.steps_per_epoch)
@@ -194,7 +194,7 @@ class Trainer:
         )
 
     def frame_deviation(self) -> float | None:
-        """Largest `||U^T U - I||_2` over all frames; None without frames."""
+        """Return the largest `||U^T U - I||_2` over all frames; None without frames."""
         layers = ((find_ops(layer), layer) for layer in self.model.modules())
         frames = [frame for ops, layer in layers if ops is not None for frame in ops.frames(layer)]
         errors = [frame_error(frame.double()) for frame in frames]
@@ -202,12 +202,12 @@ class Trainer:
 
     @property
     def epoch(self) -> int:
-        """The epoch of the last step, counted from 0."""
+        """Return the epoch of the last step, counted from 0."""
         return min(max(self.counters.step - 1, 0) // self.batches.steps_per_epoch, self.config.epochs - 1)
 
     @property
     def at_epoch_end(self) -> bool:
-        """Whether the last step was its epoch's last, or the run's."""
+        """Return whether the last step was its epoch's last, or the run's."""
         step = self.counters.step
         return step % self.batches.steps_per_epoch == 0 or step >= self.total_steps
 
@@ -238,13 +238,13 @@ class Trainer:
         )
 
     def _is_finite(self) -> bool:
-        """Whether all weights and statistics are: a gradient that is not shows in no loss before the next step."""
+        """Return whether weights and statistics are finite: no loss shows a gradient that is not before the next step."""
         state = [value for value in self.model.state_dict().values() if value.is_floating_point() and value.numel()]
         largest = torch._foreach_norm(state, float("inf"))
         return bool(torch.isfinite(torch.stack([value.float() for value in largest])).all())
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the weights that a resumed training needs; called in all processes."""
+        """Return what a resumed training needs besides the weights; called in all processes."""
         totals = self.totals.new_zeros(self.fabric.world_size, *self.totals.shape)
         totals[self.fabric.global_rank] = self.totals
         return {

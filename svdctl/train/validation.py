@@ -80,7 +80,7 @@ def evaluate(
 
 
 def summed(fabric: Fabric, values: Tensor) -> Tensor:
-    """The sum over all processes."""
+    """Return the sum over all processes."""
     total = fabric.all_reduce(values, reduce_op="sum")
     assert isinstance(total, Tensor)
     return total

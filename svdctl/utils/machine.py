@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def processor() -> str:
-    """The model of the CPU, else its architecture."""
+    """Return the model of the CPU, else its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -20,7 +20,7 @@ def processor() -> str:
 
 
 def machine(device: "torch.device | None" = None) -> str:
-    """Device or CPU, number of CPUs and of torch's threads, version of torch."""
+    """Return the device or CPU, number of CPUs and of torch's threads, version of torch."""
     import torch
 
     name = torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else processor()

@@ -21,7 +21,7 @@ PACKAGES = ("svdctl", "torch", "torchvision", "lightning-fabric", "numpy", "pyda
 
 
 def create_run_folder(parent: Path, name: str) -> Path:
-    """A new folder `<name>-<time>` below `parent`; a number is added while the name is taken."""
+    """Return a new folder `<name>-<time>` below `parent`; a number is added while the name is taken."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for number in range(1, 10_000):
         folder = parent.expanduser() / (f"{name}-{stamp}" if number == 1 else f"{name}-{stamp}-{number}")
@@ -53,7 +53,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def environment(device: str, seed: int) -> dict[str, Any]:
-    """What a run ran on."""
+    """Return versions, machine, device, seed, commit, command and time of a run."""
     return {
         "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "platform": platform.platform(),
@@ -80,7 +80,7 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree that is running, when it is a checkout."""
+    """Return the commit of the source tree that is running, when it is a checkout."""
     source = Path(__file__).parent.parent
     if not (source / ".git").exists():
         return None
