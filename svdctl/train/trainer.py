@@ -238,7 +238,7 @@ class Trainer:
         )
 
     def _is_finite(self) -> bool:
-        """Return whether weights and statistics are finite: no loss shows a gradient that is not before the next step."""
+        """Return whether weights and statistics are finite; losses show a gradient that is not one step later."""
         state = [value for value in self.model.state_dict().values() if value.is_floating_point() and value.numel()]
         largest = torch._foreach_norm(state, float("inf"))
         return bool(torch.isfinite(torch.stack([value.float() for value in largest])).all())
