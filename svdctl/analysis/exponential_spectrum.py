@@ -15,7 +15,7 @@ from svdctl.layers.stiefel import frame_error
 from svdctl.spectral.batched import eigenvalues_of
 from svdctl.spectral.bounds import Bracket
 from svdctl.spectral.convolution import Convolution
-from svdctl.spectral.symbol import angles, centred, half_grid, symbol
+from svdctl.spectral.symbol import angles, half_grid, symbol, tap_positions
 
 
 def exponential_values(generator: Convolution, size: tuple[int, ...], terms: int) -> Tensor:
@@ -27,7 +27,7 @@ def exponential_values(generator: Convolution, size: tuple[int, ...], terms: int
     index, counts = half_grid(size)
     # Taps counted from the middle one, where a skew kernel has a skew-Hermitian symbol.
     middle = torch.tensor([k // 2 for k in generator.taps], dtype=torch.float64)
-    turn = angles(index, size) @ (centred(generator.taps) - middle).T
+    turn = angles(index, size) @ (tap_positions(generator.taps) - middle).T
     matrices = symbol(kernel, torch.polar(torch.ones_like(turn), -turn).to(kernel.device))
     heights = eigenvalues_of(-1j * matrices).unflatten(0, (len(index), -1)).flatten(1)
     term = total = torch.ones_like(heights, dtype=torch.complex128)

@@ -1,9 +1,7 @@
 """A convolution as mathematics: a kernel with its stride and dilation, free of any module.
 
-Everything that is asked about norms is asked of one normal form, the polyphase kernel. A convolution of stride s sees
-its input as s^d interleaved images, so it is a stride-1 convolution with s^d times the input channels and a shorter
-kernel. For norms over all input sizes a dilation d' changes nothing once the common factor of stride and dilation is
-taken out: the aliased frequencies (w + 2 pi j) / s, multiplied by a d' prime to s, are the same set in another order.
+Norms are computed of one normal form, the polyphase kernel: strides become channels, and for norms over all input sizes
+dilations disappear. docs/theory.md, "The operator", has the proofs.
 """
 
 import math
@@ -46,7 +44,7 @@ class Convolution:
         groups: int = 1,
         transposed: bool = False,
     ) -> Self:
-        """From a kernel in torch's layout: `(O, I/g, *k)`, or `(I, O/g, *k)` of a transposed convolution.
+        """Return the convolution by a kernel in torch's layout: `(O, I/g, *k)`, or `(I, O/g, *k)` of a transposed one.
 
         A transposed convolution is the adjoint of the convolution with the same weight, so its singular values are
         those of that one.
@@ -85,14 +83,14 @@ class Convolution:
         return self.kernel.flatten(0, 1)
 
     def with_kernel(self, kernel: Tensor) -> Self:
-        """The same convolution with another kernel `(G, O, I, *k)`."""
+        """Return the same convolution with another kernel `(G, O, I, *k)`."""
         return replace(self, kernel=kernel)
 
     def _reduced_stride(self) -> tuple[int, ...]:
         return tuple(s // math.gcd(s, d) for s, d in zip(self.stride, self.dilation, strict=True))
 
     def polyphase(self) -> Tensor:
-        """The stride-1 kernel `(G, O, I * prod(s), *k')` of equal norm, its taps past the support zero."""
+        """Return the stride-1 kernel `(G, O, I * prod(s), *k')` of equal norm, its taps past the support zero."""
         kernel = self.kernel
         for axis, step in enumerate(self._reduced_stride()):
             if step == 1:
@@ -103,11 +101,11 @@ class Convolution:
         return kernel
 
     def support(self) -> Tensor:
-        """Ones on the taps of the polyphase kernel that the kernel has, zeros elsewhere: `(1, 1, I * prod(s), *k')`."""
+        """Return `(1, 1, I * prod(s), *k')`: ones on the taps that the kernel has, zeros elsewhere."""
         return self.with_kernel(torch.ones_like(self.kernel[:1, :1])).polyphase()
 
     def from_polyphase(self, kernel: Tensor) -> Self:
-        """The convolution whose polyphase kernel is `kernel`, taps past the support dropped."""
+        """Return the convolution whose polyphase kernel is `kernel`, taps past the support dropped."""
         for axis, (step, taps) in reversed(list(enumerate(zip(self._reduced_stride(), self.taps, strict=True)))):
             if step == 1:
                 continue

@@ -7,13 +7,12 @@ assign, divide, seal".
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from svdctl.spectral.batched import clip_singular_values, is_positive_definite, polar_factors
-from svdctl.spectral.bounds import Bracket, is_bounded, scale_to_bound
+from svdctl.spectral.bounds import is_bounded, scale_to_bound
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.exact_arithmetic import exact_arithmetic
 from svdctl.spectral.gram import power_of_two
@@ -28,19 +27,10 @@ _WIDEST_STEP = 1e4
 _WIDEST_STEP_FLOAT32 = 64.0
 
 
-@dataclass(frozen=True)
-class Projected:
-    """A changed convolution, its proved bound, and how far the kernel moved (Frobenius norm)."""
-
-    conv: Convolution
-    bound: Bracket
-    distance: float
-
-
 @torch.no_grad()
 def clip_kernel(
     conv: Convolution, max_sigma: float, *, rounds: int = CLIP_ROUNDS, oversampling: float = 1.0
-) -> Projected:
+) -> Convolution:
     """Return the convolution with singular values above `max_sigma` brought down to it, proved to be at most that.
 
     One that is proved to be within the bound comes back as it is.
@@ -52,10 +42,9 @@ def clip_kernel(
         oversampling: factor on the points of the grid, `2 k - 1` an axis.
     """
     if is_bounded(conv, max_sigma):
-        return Projected(conv, Bracket(0.0, max_sigma), 0.0)
+        return conv
     projected = conv.from_polyphase(project_kernel(conv, max_sigma, rounds=rounds, oversampling=oversampling))
-    sealed, bracket = scale_to_bound(projected, max_sigma, tolerance=SEAL_TOLERANCE)
-    return Projected(sealed, bracket, frobenius_norm(sealed.kernel.double() - conv.kernel.double()))
+    return scale_to_bound(projected, max_sigma, tolerance=SEAL_TOLERANCE)[0]
 
 
 @torch.no_grad()

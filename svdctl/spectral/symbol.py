@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def centred(taps: tuple[int, ...]) -> Tensor:
+def tap_positions(taps: tuple[int, ...]) -> Tensor:
     """Return the positions of all taps `(prod(k), d)`, float64, counted from 0: a shift changes no singular value."""
     return grid_product([torch.arange(k, dtype=torch.float64) for k in taps])
 
@@ -43,7 +43,7 @@ def angles(index: Tensor, sizes: tuple[int, ...]) -> Tensor:
 
 def phases(frequencies: Tensor, taps: tuple[int, ...], like: Tensor) -> Tensor:
     """Return `exp(-i w p)` at frequencies `(F, d)`, complex `(F, prod(k))`, of precision and device of `like`."""
-    turn = frequencies @ centred(taps).T
+    turn = frequencies @ tap_positions(taps).T
     return torch.polar(torch.ones_like(turn), -turn).to(like.device, _complex(like.dtype))
 
 

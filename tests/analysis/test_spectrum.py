@@ -111,7 +111,7 @@ def test_clip_nears_the_projection_with_rounds_and_beats_division() -> None:
     conv = Convolution.make(torch.randn(32, 32, 3, 3))
     conv = conv.with_kernel(conv.kernel * (2 / norm_bound(conv).upper))
     few, many, best = (
-        clip_kernel(conv, 1.0, rounds=rounds, oversampling=over).distance
+        float((clip_kernel(conv, 1.0, rounds=rounds, oversampling=over).kernel - conv.kernel).norm())
         for rounds, over in ((2, 1.0), (8, 1.0), (40, 2.0))
     )
     divided = float((scale_to_bound(conv, 1.0)[0].kernel - conv.kernel).norm())
