@@ -83,7 +83,7 @@ def test_square_succeeding_after_the_gradients_failed_is_reported() -> None:
     settings = AttackSettings(norm="Linf", eps=0.3, attacks=("apgd-ce", "square"), batch_size=6)
     state, _ = run(model, images, labels, settings)
     assert (state.broken_by == 1).any()
-    assert any("Square" in warning for warning in summary(state, settings).warnings)
+    assert any("Square" in warning for warning in summary(state, settings)["warnings"])
 
 
 def test_a_random_network_is_refused_by_the_standard_version_and_not_by_rand() -> None:

@@ -19,11 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from svdctl.config.attack_settings import AttackSettings
-from svdctl.errors import UsageError
+from svdctl.errors import DataError, UsageError
 from svdctl.evaluate.attack.adversary import Log, captured, perturb
 from svdctl.evaluate.attack.attack_plan import plan
 from svdctl.evaluate.attack.attack_state import MISCLASSIFIED, STANDS, AttackState
-from svdctl.evaluate.attack.attacked_images import check_images
 from svdctl.evaluate.attack.attacked_network import AttackedNetwork
 from svdctl.evaluate.attack.checks import suspicions
 from svdctl.evaluate.attack.verify import TIE, distances, verify_perturbation, verify_predictions
@@ -37,11 +36,6 @@ Result = TypeVar("Result")
 class FinishedBatch:
     """One batch of one attack, already entered into the state and verified."""
 
-    attack: str
-    batch: int
-    """Its number, from 1."""
-    batches: int
-    """Batches of this attack."""
     index: Tensor
     """Positions `(B,)` of the attacked images."""
     broken: Tensor
@@ -50,6 +44,31 @@ class FinishedBatch:
     """The broken ones, changed `(broken, C, H, W)`, on the network's device; normalised under `paper`."""
     distances: Tensor
     """Norms of their perturbations `(broken,)`, float64."""
+
+
+def choose_examples(count: int, settings: AttackSettings) -> Tensor:
+    """Ascending positions of the `settings.examples` images out of `count` that are attacked, drawn from the seed."""
+    if settings.examples is None or settings.examples >= count:
+        return torch.arange(count)
+    generator = torch.Generator().manual_seed(settings.seed)
+    return torch.randperm(count, generator=generator)[: settings.examples].sort().values
+
+
+def check_images(images: Tensor, labels: Tensor) -> None:
+    """Raise `DataError` unless these are bytes or pixels in [0, 1], `(N, C, H, W)`, with one label `(N,)` each."""
+    if images.ndim != 4 or len(images) != len(labels) or len(images) == 0:
+        raise DataError(
+            f"images {tuple(images.shape)} and labels {tuple(labels.shape)} cannot be attacked; "
+            "give (N, C, H, W) and (N,) with N > 0"
+        )
+    if images.dtype == torch.uint8:
+        return
+    low, high = float(images.min()), float(images.max())
+    if not images.is_floating_point() or not 0 <= low <= high <= 1:
+        raise DataError(
+            f"images run from {low:g} to {high:g} as {images.dtype}; give bytes or pixels in [0, 1], "
+            "and normalise inside of the network"
+        )
 
 
 def begin(
@@ -144,18 +163,10 @@ def attack_batches(
             broken, adversarial, predictions, found = _halved(
                 network, halving, partial(_attack, network, x, own, settings, state)
             )
-        attack, broken = state.attacks[state.attack], broken.cpu()
+        broken = broken.cpu()
         state.at_once = halving.size
         state.record(index, broken, predictions.cpu(), found)
-        yield FinishedBatch(
-            attack,
-            state.batches_done,
-            math.ceil(len(entered) / settings.batch_size),
-            index,
-            broken,
-            adversarial,
-            found,
-        )
+        yield FinishedBatch(index, broken, adversarial, found)
 
 
 def _attack(

@@ -31,7 +31,7 @@ def run(context: MeasurementContext, work: Assignment, file: ProgressFile) -> At
     progress = file.progress
     if progress is None:
         state = begin(classifier.model, images, labels, work.settings, fingerprint=work.bound_to, log=say)
-        progress = AttackProgress(state, state.distances.clone())
+        progress = AttackProgress(state=state, nearest=state.distances.clone())
         file.write(progress)
     elif not progress.state.finished:
         number, done = min(progress.state.attack, len(progress.state.attacks) - 1), progress.state.batches_done
@@ -95,10 +95,8 @@ def _closer(
 
 def results(progress: AttackProgress, settings: AttackSettings) -> dict[str, Any]:
     """Figures of a finished attack, the curve of the nearest perturbations included."""
-    found = summary(progress.state, settings).to_dict()
     near = progress.nearest[progress.nearest.isfinite()].sort().values
-    found["nearest"] = [round(value, 6) for value in near.tolist()]
-    return found
+    return {**summary(progress.state, settings), "nearest": [round(value, 6) for value in near.tolist()]}
 
 
 def rows(progress: AttackProgress, work: Assignment, labels: Tensor) -> list[dict[str, Any]]:

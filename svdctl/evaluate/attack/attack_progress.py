@@ -8,14 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
 from svdctl.config.attack_settings import AttackSettings
 from svdctl.config.evaluate_config import Shard
-from svdctl.errors import CheckpointError, EvaluationError
+from svdctl.errors import EvaluationError
 from svdctl.evaluate.attack import AttackState, choose_examples, fingerprint, join
 from svdctl.evaluate.attack.attack_state import MISCLASSIFIED
 from svdctl.evaluate.evaluation_data import EvaluationData
@@ -26,14 +27,24 @@ SHARDS = "shards"
 """Folder of their states, below that of the results."""
 
 
-@dataclass
-class AttackProgress:
-    """An attack on some test images, as it is kept on the disk."""
+class AttackProgress(Measurement):
+    """An attack on some test images: the one record of its file."""
 
     state: AttackState
     nearest: Tensor
     """float64 `(N,)`: the smallest perturbation on the way from each image to its adversarial one that still changes
     the prediction; infinite where none was found, 0 where the clean image is misclassified."""
+
+    @property
+    def key(self) -> str:
+        return "attack"
+
+    @model_validator(mode="after")
+    def _on_the_way(self) -> Self:
+        near, far = self.nearest, self.state.distances
+        if near.dtype != torch.float64 or near.shape != far.shape or not bool(((near >= 0) & (near <= far)).all()):
+            raise ValueError("the nearest perturbations are not on the way")
+        return self
 
 
 @dataclass(frozen=True)
@@ -77,18 +88,6 @@ class Assignment:
         return folder / SHARDS / f"{self.bound_to[:12]}-{shard.index}-of-{shard.count}.pt"
 
 
-class _Stored(Measurement):
-    """The one record of a state's file."""
-
-    state: dict[str, Any]
-    """Of `AttackState.to_dict`."""
-    nearest: Tensor
-
-    @property
-    def key(self) -> str:
-        return "attack"
-
-
 def _old_contents(contents: dict[str, Any], work: Assignment) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A state as it was kept before there were checksums; it is told to be of `work` where its fingerprint is."""
     if contents["fingerprint"] is None:
@@ -105,36 +104,33 @@ class ProgressFile:
     Args:
         file: it may be absent.
         work: what is attacked.
-        say: told why a state counts for nothing.
+        say: takes the reasons why a state counts for nothing.
     """
 
     def __init__(self, file: Path, work: Assignment, say: Callable[[str], None]) -> None:
         self.path = file
         self._cache = MeasurementCache(
-            file, _Stored, work.about, old=partial(_old_contents, work=work), probe=work.probe
+            file, AttackProgress, work.about, old=partial(_old_contents, work=work), probe=work.probe
         )
         self.belongs_elsewhere = self._cache.belongs_elsewhere
+        self.progress: AttackProgress | None = None
         for notice in self._cache.notices:
             say(notice)
-        self.progress: AttackProgress | None = None
         kept = self._cache.get("attack")
         if kept is None:
             return
-        try:
-            self.progress = _progress(kept.record, work)
-        except CheckpointError as error:
-            say(f"{file}: {error}")
-        if self.progress is not None and not kept.sealed:
-            state = self.progress.state
-            state.warnings = tuple(dict.fromkeys((*state.warnings, UNSEALED)))
+        wrong = [text for text, is_wrong in _faults(kept.record, work).items() if is_wrong]
+        for text in wrong:
+            say(f"{file}: the state of an attack cannot be right ({text}); attacked anew")
+        if not wrong:
+            self.progress = kept.record
+            if not kept.sealed:
+                state = self.progress.state
+                state.warnings = tuple(dict.fromkeys((*state.warnings, UNSEALED)))
 
     def write(self, progress: AttackProgress) -> None:
-        """Whole or not at all, with a checksum over all of it."""
-        self._cache.put(_Stored(state=progress.state.to_dict(), nearest=progress.nearest))
-
-    def remove(self) -> None:
-        """The attack is finished, or begins anew."""
-        self.path.unlink(missing_ok=True)
+        """Write whole or not at all, with a checksum over all of it."""
+        self._cache.put(progress)
 
 
 UNSEALED = (
@@ -142,30 +138,20 @@ UNSEALED = (
 )
 
 
-def _progress(stored: _Stored, work: Assignment) -> AttackProgress | None:
-    """The state, if it is one of these images.
-
-    Raises:
-        CheckpointError: it contradicts itself or its images.
-    """
-    state = AttackState.from_dict(stored.state, work.bound_to)
-    if state is None or len(state) != len(work.index):
-        return None
-    near, far = stored.nearest, state.distances
-    sound = near.dtype == torch.float64 and near.shape == far.shape and bool(((near >= 0) & (near <= far)).all())
+def _faults(progress: AttackProgress, work: Assignment) -> dict[str, bool]:
+    """Return what would be wrong with a state of these images, and whether it is."""
+    state = progress.state
+    if state.fingerprint != work.bound_to or len(state) != len(work.index):
+        return {"it is that of other images": True}
     # Beyond what rounding can do; under `paper` eps is no bound.
     limit = 1.01 * work.settings.eps + 0.01 if work.settings.protocol == "pixels" else math.inf
-    faults = {
-        "its nearest perturbations are not on the way": not sound,
+    far = state.distances
+    return {
         "its clean predictions are not those of these labels": not torch.equal(
             state.clean_predictions != work.labels, state.broken_by == MISCLASSIFIED
         ),
         "its perturbations are larger than eps": bool((far[far < math.inf] > limit).any()),
     }
-    for text, wrong in faults.items():
-        if wrong:
-            raise CheckpointError(f"the state of an attack cannot be right ({text}); attacked anew")
-    return AttackProgress(state, near)
 
 
 def shard_files(work: Assignment, results: Path) -> list[Path]:
@@ -223,4 +209,4 @@ def merge(work: Assignment, results: Path) -> AttackProgress:
         shards.append(progress)
     # A shard with no image of its own has nothing to add.
     joined = join([progress.state for progress in shards])
-    return AttackProgress(joined, torch.cat([progress.nearest for progress in shards]))
+    return AttackProgress(state=joined, nearest=torch.cat([progress.nearest for progress in shards]))

@@ -3,21 +3,24 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
 from typing import Annotated, Any, Self
 
 import pyautoattack
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
 from svdctl.config.attack_settings import AttackSettings
-from svdctl.errors import CheckpointError, UsageError
+from svdctl.errors import UsageError
+from svdctl.evaluate.figures import wilson_interval
 
 VERSION = 1
 STANDS = -1
 MISCLASSIFIED = -2
+SQUARE_SHARE = 0.002
+"""Share of images above which Square, after attacks that see gradients, is a sign that these mislead."""
+Sentences = Annotated[tuple[str, ...], Field(strict=False)]
 
 
 def fingerprint(weights_digest: str, data_digest: str, settings: AttackSettings) -> str:
@@ -32,20 +35,21 @@ def fingerprint(weights_digest: str, data_digest: str, settings: AttackSettings)
     return hashlib.sha256(json.dumps(bound, sort_keys=True).encode()).hexdigest()
 
 
-@dataclass
-class AttackState:
-    """Outcome for N images so far; all tensors `(N,)` on the CPU.
+class AttackState(BaseModel):
+    """Outcome for N images so far; all tensors `(N,)` on the CPU. Types, ranges and what follows are checked.
 
     The order of work is AutoAttack's own: each attack goes over the images that stand, in batches, before the next
     one begins. Which images make a batch follows from `broken_by` alone, and random draws follow from the seed alone.
     """
 
+    model_config = ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
+
     fingerprint: str
-    classes: int
-    attacks: tuple[str, ...]
-    left_out: tuple[str, ...]
+    classes: Annotated[int, Field(ge=2)]
+    attacks: Sentences
+    left_out: Sentences
     """A sentence for each attack that cannot run."""
-    warnings: tuple[str, ...]
+    warnings: Sentences
     """A sentence for each sign that the network cheats the attacks."""
     clean_predictions: Tensor
     """int64: classes of the unchanged images."""
@@ -55,91 +59,12 @@ class AttackState:
     """int8: number of the attack that succeeded, `STANDS`, or `MISCLASSIFIED` without an attack."""
     distances: Tensor
     """float64: norm of the perturbation found; 0 where misclassified, infinite where the image stands."""
-    at_once: int
-    """Images in one forward pass; below the batch size once memory has run out."""
-    attack: int = 0
-    """Number of the attack that is running."""
-    batches_done: int = 0
-    """Its batches that are finished."""
-
-    def __len__(self) -> int:
-        return len(self.broken_by)
-
-    @property
-    def finished(self) -> bool:
-        """No attack or no standing image is left."""
-        return self.attack >= len(self.attacks) or not bool((self.broken_by == STANDS).any())
-
-    def entered(self) -> Tensor:
-        """Images that the running attack got to work on, in order: those that stand and those that it has broken."""
-        return ((self.broken_by == STANDS) | (self.broken_by == self.attack)).nonzero()[:, 0]
-
-    def record(self, index: Tensor, broken: Tensor, predictions: Tensor, distances: Tensor) -> None:
-        """Enter one finished batch: images at `index` `(B,)`, which of them broke `(B,)`, and of those the rest."""
-        hit = index[broken]
-        self.broken_by[hit] = self.attack
-        self.predictions[hit] = predictions
-        self.distances[hit] = distances
-        self.batches_done += 1
-
-    def next_attack(self) -> None:
-        """Go on to the next attack of the list."""
-        self.attack, self.batches_done = self.attack + 1, 0
-
-    def robust_accuracy(self, radius: float = math.inf) -> float:
-        """Share of images with no adversarial image found within `radius`; by default within eps."""
-        return float((self.distances > radius).double().mean() if radius < math.inf else self._standing())
-
-    def _standing(self) -> float:
-        return float((self.broken_by == STANDS).double().mean())
-
-    @property
-    def clean_accuracy(self) -> float:
-        """Share of images classified rightly before any attack."""
-        return float((self.broken_by != MISCLASSIFIED).double().mean())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Tensors, strings and numbers, for `torch.save` and a `weights_only` load."""
-        contents = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in contents.items()}
-
-    @classmethod
-    def from_dict(cls, contents: Mapping[str, Any], fingerprint: str) -> Self | None:
-        """The state in `contents`, or None if it is bound to another fingerprint.
-
-        Raises:
-            CheckpointError: `contents` is no such state, bound to nothing, or one that no attack comes to.
-        """
-        try:
-            found = _AttackContents.model_validate(dict(contents))
-        except ValidationError as error:
-            fault = error.errors()[0]
-            where = ".".join(map(str, fault["loc"]))
-            raise CheckpointError(
-                f"the state of an attack is damaged ({where[:60]}: {fault['msg'][:100]}); attack anew"
-            ) from error
-        if found.fingerprint != fingerprint:
-            return None
-        return cls(**{name: getattr(found, name) for name in _AttackContents.model_fields})
-
-
-class _AttackContents(BaseModel):
-    """What a state holds: types, ranges, and what follows from one another."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
-
-    fingerprint: str
-    classes: Annotated[int, Field(ge=2)]
-    attacks: Annotated[tuple[str, ...], Field(strict=False)]
-    left_out: Annotated[tuple[str, ...], Field(strict=False)]
-    warnings: Annotated[tuple[str, ...], Field(strict=False)]
-    clean_predictions: Tensor
-    predictions: Tensor
-    broken_by: Tensor
-    distances: Tensor
     at_once: PositiveInt
-    attack: NonNegativeInt
-    batches_done: NonNegativeInt
+    """Images in one forward pass; below the batch size once memory has run out."""
+    attack: NonNegativeInt = 0
+    """Number of the attack that is running."""
+    batches_done: NonNegativeInt = 0
+    """Its batches that are finished."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -179,9 +104,81 @@ class _AttackContents(BaseModel):
                 raise ValueError(text)
         return self
 
+    def __len__(self) -> int:
+        return len(self.broken_by)
+
+    @property
+    def finished(self) -> bool:
+        """No attack or no standing image is left."""
+        return self.attack >= len(self.attacks) or not bool((self.broken_by == STANDS).any())
+
+    def entered(self) -> Tensor:
+        """Images that the running attack got to work on, in order: those that stand and those that it has broken."""
+        return ((self.broken_by == STANDS) | (self.broken_by == self.attack)).nonzero()[:, 0]
+
+    def record(self, index: Tensor, broken: Tensor, predictions: Tensor, distances: Tensor) -> None:
+        """Enter one finished batch: images at `index` `(B,)`, which of them broke `(B,)`, and of those the rest."""
+        hit = index[broken]
+        self.broken_by[hit] = self.attack
+        self.predictions[hit] = predictions
+        self.distances[hit] = distances
+        self.batches_done += 1
+
+    def next_attack(self) -> None:
+        """Go on to the next attack of the list."""
+        self.attack, self.batches_done = self.attack + 1, 0
+
+    def robust_accuracy(self, radius: float = math.inf) -> float:
+        """Share of images with no adversarial image found within `radius`; by default within eps."""
+        return float((self.distances > radius).double().mean() if radius < math.inf else self._standing())
+
+    def _standing(self) -> float:
+        return float((self.broken_by == STANDS).double().mean())
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Share of images classified rightly before any attack."""
+        return float((self.broken_by != MISCLASSIFIED).double().mean())
+
+
+def summary(state: AttackState, settings: AttackSettings) -> dict[str, Any]:
+    """Return the figures of a state, finished or not: shares of all images, misclassified ones included."""
+    count = len(state)
+    standing = int((state.broken_by == STANDS).sum())
+    clean = int((state.broken_by != MISCLASSIFIED).sum())
+    left, after = clean, {}
+    for number, attack in enumerate(state.attacks):
+        left -= int((state.broken_by == number).sum())
+        after[attack] = left / count
+    warnings = list(state.warnings)
+    square = state.attacks.index("square") if "square" in state.attacks and len(state.attacks) > 1 else None
+    share = float((state.broken_by == square).double().mean()) if square is not None else 0.0
+    if share > SQUARE_SHARE:
+        warnings.append(
+            f"Square, which sees no gradient, broke {share:.1%} of the images after the attacks that do had failed: "
+            "gradients mislead, and the robust accuracy may be too high"
+        )
+    if settings.protocol == "paper":
+        warnings.append(
+            "protocol paper: normalised images were attacked as if they were pixels, so eps is not in pixels and "
+            "bounds nothing; for comparison with the paper's code only"
+        )
+    return {
+        **settings.model_dump(include={"protocol", "norm", "eps", "seed", "batch_size"}),
+        "pyautoattack": pyautoattack.__version__,
+        "count": count,
+        "clean_accuracy": clean / count,
+        "robust_accuracy": standing / count,
+        "robust_interval": wilson_interval(standing, count),
+        "after_attack": after,
+        "left_out": state.left_out,
+        "largest_distance": float(state.distances[state.broken_by >= 0].max()) if clean > standing else 0.0,
+        "warnings": warnings,
+    }
+
 
 def join(shards: Sequence[AttackState]) -> AttackState:
-    """The state of all images from the finished states of their shards, in the shards' order.
+    """Return the state of all images from the finished states of their shards, in the shards' order.
 
     Raises:
         UsageError: shards that are unfinished or do not belong together.
