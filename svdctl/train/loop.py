@@ -9,6 +9,8 @@ import torch
 from lightning_fabric import Fabric
 
 from svdctl.checkpoint.tensors import digest
+from svdctl.train.logger import RunLog
+from svdctl.train.metrics_log import line_digest, make_line
 from svdctl.train.result import TrainingReporter
 from svdctl.train.trainer import EPOCH, SINCE_RECORD, Trainer
 from svdctl.train.validation import Accuracy, summed
@@ -24,8 +26,8 @@ class Loop:
     trainer: Trainer
     reporter: TrainingReporter | None
     """None in processes other than the first."""
-    record: Callable[[str, Mapping[str, float]], None]
-    """Gets `step` or `epoch`, and metrics."""
+    log: RunLog | None
+    """None in processes other than the first."""
     save: Callable[[str], None]
     """Seals and writes; gets `last`, `best`, `steps` or `interrupted`."""
     stop: threading.Event
@@ -66,8 +68,7 @@ class Loop:
                 if self.reporter is not None:
                     self.reporter.step(step, metrics)
                 if step % config.log.every_steps == 0:
-                    self.record("step", {k: metrics[k] for k in ("epoch", "loss", "orthogonal_loss", "acc", "lr")})
-                    trainer.counters.step_lines += 1
+                    self._record("step", {k: metrics[k] for k in ("epoch", "loss", "orthogonal_loss", "acc", "lr")})
                     trainer.totals[SINCE_RECORD].zero_()
             stops = syncs.stops(step, synced, self.stop.is_set())
             if last:
@@ -114,13 +115,25 @@ class Loop:
             if self.reporter is not None:
                 self.reporter.evaluated(metrics)
         best = evaluated and config.evaluation.select != "last" and self._is_best(metrics)
-        self.record("epoch", metrics)
+        self._record("epoch", metrics)
         trainer.counters.epoch_finished = True
         trainer.start_epoch()
         if best:
             self.save("best")
         if saved:
             self.save("last")
+
+    def _record(self, kind: str, metrics: Mapping[str, float]) -> None:
+        """Log a line about a `step` or an `epoch`; checkpoints hold those about epochs, and digests of the others."""
+        trainer = self.trainer
+        line = make_line(kind, trainer.counters.step, metrics)
+        if kind == "epoch":
+            trainer.epochs.append(line)
+        else:
+            trainer.step_digests.append(line_digest(line))
+        if self.log is not None:
+            self.log.write(line)
+        trainer.counters.step_lines += kind == "step"
 
     def _is_best(self, metrics: Mapping[str, float]) -> bool:
         """Return whether this network beats all before it, and count it if so; certified accuracy goes before plain."""

@@ -1,6 +1,6 @@
 """One process's part in a training, from the model to the pictures."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from svdctl.layers.shapes import input_sizes
 from svdctl.models.build import build_model
 from svdctl.train.logger import RunInfo, RunLog
 from svdctl.train.loop import Loop
-from svdctl.train.metrics_log import line_digest, make_line
 from svdctl.train.result import TrainingReporter, TrainResult
 from svdctl.train.run_history import History, picked_by, read_best, read_history
 from svdctl.train.run_outcome import finished, interrupted
@@ -123,7 +122,7 @@ class TrainingRun:
         try:
             reporter = self.reporter if self.fabric.is_global_zero else None
             with stop_on_signal() as stop:
-                completed = Loop(self.trainer, reporter, self._record(log), self._save, stop).run()
+                completed = Loop(self.trainer, reporter, log, self._save, stop).run()
         finally:
             if log is not None:
                 log.close()
@@ -164,18 +163,6 @@ class TrainingRun:
                 f"the network that was picked is lost: {fault}; unless a later epoch is better than step "
                 f"{counters.best_step} was ({counters.best_accuracy:.2%}), the last one is reported instead"
             )
-
-    def _record(self, log: RunLog | None) -> Callable[[str, Mapping[str, float]], None]:
-        def record(kind: str, metrics: Mapping[str, float]) -> None:
-            line = make_line(kind, self.trainer.counters.step, metrics)
-            if kind == "epoch":
-                self.trainer.epochs.append(line)
-            else:
-                self.trainer.step_digests.append(line_digest(line))
-            if log is not None:
-                log.write(line)
-
-        return record
 
     def _save(self, kind: str) -> None:
         """Seal, and write a checkpoint: `last`, `steps`, `interrupted` to `last.pt`, `best` to `best.pt`.
