@@ -106,6 +106,23 @@ def test_a_table_from_nothing_and_again(tiny: Path, tmp_path: Path) -> None:
     assert cells(tmp_path / "new", "tiny-part")["none-full"] == first["none-full"]
 
 
+def test_a_metric_of_a_user_is_a_column(tiny: Path, tmp_path: Path) -> None:
+    tiny.write_text(
+        tiny.read_text()
+        .replace('columns = ["compression", "accuracy", "cifar-c", "ece", "autoattack", ', 'columns = ["confidence", ')
+        .replace("[smoke]", "[evaluate.settings.confidence]\ntemperature = 2.0\n\n[smoke]")
+    )
+    __import__("tests.extending.confidence_metric")
+    assert reproduce(request(tiny, tmp_path / "runs", rows=("none*",)), Board()).failed == ()
+    table = json.loads((tmp_path / "runs" / "tables" / "tiny-part.json").read_text())
+    (row,) = table["rows"]
+    folder = Path(row["runs"][0]["folder"])
+    (record,) = json.loads((folder / "eval-last" / "results.json").read_text())["records"]
+    assert record["protocol"]["temperature"] == 2.0
+    assert row["cells"]["confidence"]["values"] == [record["results"]["confidence"]]
+    assert "| confidence, % |" in (tmp_path / "runs" / "tables" / "tiny-part.md").read_text()
+
+
 def test_a_row_that_fails_is_listed_and_tried_again(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "runs"
     good = tiny.read_text()
