@@ -14,7 +14,7 @@ COLORS = ("#4878a8", "#e08a3c", "#5a9e6f", "#b85c5c", "#8b75b0", "#8c7364")
 
 
 def plot_bars(results: Results, path: Path) -> None:
-    """Means with their spread, the paper's numbers as diamonds; empty cells stay empty."""
+    """Plot means with their spread, the paper's numbers as diamonds; empty cells stay empty."""
     columns, rows = results.plan.columns, results.rows
     across = min(3, len(columns))
     down = -(-len(columns) // across)
@@ -22,8 +22,8 @@ def plot_bars(results: Results, path: Path) -> None:
     figure = Figure(figsize=(2.2 + 2.9 * across, down * height + 0.7), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False, sharey=True).flatten()
     places = list(range(len(rows)))[::-1]
-    groups = list(dict.fromkeys(row.row.row.group for row in rows))
-    colors = [COLORS[groups.index(row.row.row.group) % len(COLORS)] for row in rows]
+    groups = list(dict.fromkeys(row.row.group for row in rows))
+    colors = [COLORS[groups.index(row.row.group) % len(COLORS)] for row in rows]
     for panel, column in zip(panels, columns, strict=False):
         look = known_columns()[column]
         shown = [look.factor * (row.figures[column].mean or 0.0) for row in rows]
@@ -60,10 +60,10 @@ def plot_bars(results: Results, path: Path) -> None:
 
 
 def wrapped(lines: Sequence[str], width: float) -> str:
-    """The lines, each broken to about this many letters, and without mathematics."""
+    """Return the lines, each broken to about this many letters, and without mathematics."""
     return "\n".join(part for line in lines for part in textwrap.wrap(plain(line), int(width)))
 
 
 def plain(text: str) -> str:
-    """Text in which matplotlib sees no formulas."""
+    """Return text in which matplotlib sees no formulas."""
     return text.replace("$", r"\$")

@@ -117,7 +117,11 @@ def make_plan(request: Request) -> Plan:
 
 
 def _choose_rows(request: Request, tables: dict[str, ResultTable]) -> dict[str, list[Row]]:
-    """The rows of each table that the patterns match; a pattern that matches none anywhere is a fault."""
+    """Return the rows of each table that the patterns match.
+
+    Raises:
+        UsageError: a pattern matches none anywhere.
+    """
     if not request.rows:
         return {name: list(table.rows) for name, table in tables.items()}
     names = list(dict.fromkeys(row.name for table in tables.values() for row in table.rows))
@@ -136,7 +140,7 @@ def _choose_rows(request: Request, tables: dict[str, ResultTable]) -> dict[str, 
 
 
 def shortened(names: list[str]) -> str:
-    """At most twelve names."""
+    """Return at most twelve names."""
     return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
 
 

@@ -98,12 +98,7 @@ def reproduce(request: Request, reporter: SweepReporter) -> ReproduceResult:
     finally:
         executor.stop()
         reporter.close()
-    failed = [
-        f"{table.plan.name}: {row.row.row.name}, {reason}"
-        for table in results
-        for row in table.rows
-        for reason in row.reasons
-    ]
+    failed = [f"{table.plan.name}: {line}" for table in results for line in table.table.failures]
     return ReproduceResult(tuple(results), tuple(files), tuple(failed))
 
 

@@ -46,7 +46,7 @@ def evaluation_config(job: Job, checkpoint: Path) -> EvaluateConfig:
 
 
 def chosen_checkpoint(folder: Path, config: TrainConfig) -> Path:
-    """The checkpoint that a run's figures are about: the best one when something picked it, else the last."""
+    """Return the checkpoint that a run's figures are about: the best one when something picked it, else the last."""
     return folder / ("last.pt" if config.evaluation.select == "last" else "best.pt")
 
 
@@ -81,7 +81,7 @@ def evaluate_run(job: Job, folder: Path, reporter: runner.EvaluationReporter, *,
 
 
 def training_figures(folder: Path) -> tuple[dict[str, float], tuple[str, ...]]:
-    """Hours of training and the share of control in it, or why there are none; and what is to be said of the data.
+    """Return the hours of training and the share of control in it, and footnotes on them and on the data.
 
     Raises:
         CheckpointError: `last.pt` cannot be read.
@@ -110,7 +110,7 @@ def training_figures(folder: Path) -> tuple[dict[str, float], tuple[str, ...]]:
 
 
 def training_deviations(config: TrainConfig) -> Iterator[str]:
-    """How a training differs from the paper's protocol, a sentence each."""
+    """Yield how a training differs from the paper's protocol, a sentence each."""
     if config.evaluation.select == "last":
         yield "The last epoch is reported; the paper's code reports the best one by the test set."
     if config.evaluation.select == "test":

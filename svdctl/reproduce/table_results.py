@@ -9,12 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from svdctl.config.table_config import Row
 from svdctl.errors import UsageError
 from svdctl.reproduce.columns import STATIC, known_columns
 from svdctl.reproduce.estimate import static_figures
 from svdctl.reproduce.job import Job, Outcome
 from svdctl.reproduce.paper_numbers import PaperNumbers
-from svdctl.reproduce.plan import TablePlan, TableRow
+from svdctl.reproduce.plan import TablePlan
 from svdctl.utils import table as formats
 from svdctl.utils.atomic_write import write_atomically
 
@@ -51,12 +52,13 @@ class SeedFigures:
 class ResultRow:
     """A row as it is printed."""
 
-    row: TableRow
+    row: Row
+    jobs: tuple[Job, ...]
     figures: Mapping[str, SeedFigures]
     notes: tuple[int, ...]
     """Numbers of its footnotes, from 1."""
     outcomes: tuple[Outcome, ...]
-    """Of its jobs."""
+    """Of the jobs."""
 
     @property
     def measured(self) -> int:
@@ -67,7 +69,7 @@ class ResultRow:
     def shown(self) -> str:
         """The label, and how many seeds stand behind the figures while some are missing."""
         some = 0 < self.measured < len(self.outcomes)
-        return self.row.row.shown + f" ({self.measured} of {len(self.outcomes)} seeds)" * some
+        return self.row.shown + f" ({self.measured} of {len(self.outcomes)} seeds)" * some
 
     @property
     def marked(self) -> str:
@@ -77,7 +79,7 @@ class ResultRow:
     @property
     def reasons(self) -> list[str]:
         """Why runs of it failed, with their seeds."""
-        pairs = zip(self.row.jobs, self.outcomes, strict=True)
+        pairs = zip(self.jobs, self.outcomes, strict=True)
         return [f"seed {job.config.seed}: {outcome.reason}" for job, outcome in pairs if outcome.reason is not None]
 
     def text(self, column: str) -> str:
@@ -141,12 +143,12 @@ class Results:
             plan.title,
             self.caption,
             self.notes,
-            [f"{row.row.row.name}, {reason}" for row in self.rows for reason in row.reasons],
-            [row.row.row.group for row in self.rows],
+            [f"{row.row.name}, {reason}" for row in self.rows for reason in row.reasons],
+            [row.row.group for row in self.rows],
         )
 
     def _cells(self, row: ResultRow) -> Iterator[formats.Cell]:
-        own, plan = row.row.row, self.plan
+        own, plan = row.row, self.plan
         yield from (formats.Cell("", value) for value in (plan.title, own.name))
         yield formats.Cell(row.shown, own.shown, notes=row.notes)
         yield from (formats.Cell("", value) for value in (own.group, own.preset, " ".join(map(str, plan.seeds))))
@@ -189,9 +191,9 @@ class Results:
                     "deviations": list(outcome.deviations),
                     "failed": outcome.reason,
                 }
-                for job, outcome in zip(row.row.jobs, row.outcomes, strict=True)
+                for job, outcome in zip(row.jobs, row.outcomes, strict=True)
             ]
-            own = row.row.row
+            own = row.row
             rows.append({"row": own.name, "label": own.shown, "group": own.group, "cells": cells, "runs": runs})
         return {
             "title": plan.title,
@@ -234,7 +236,7 @@ def assemble(plan: TablePlan, outcomes: Mapping[str, Outcome], paper: PaperNumbe
             )
             for column in plan.columns
         }
-        rows.append(ResultRow(row, figures, marks, own))
+        rows.append(ResultRow(row.row, row.jobs, figures, marks, own))
     general = [*_general_notes(plan), *everywhere, *plan.table.notes * plan.trains]
     return Results(plan, tuple(rows), (*notes, *general))
 

@@ -17,12 +17,12 @@ from svdctl.reproduce.columns import known_columns
 
 
 def table_folder() -> Path:
-    """The shipped table files."""
+    """Return the folder of the shipped table files."""
     return preset_folder() / "tables"
 
 
 def list_tables() -> dict[str, str]:
-    """Name and one-line description (the file's first line) of every shipped table."""
+    """Return name and one-line description (the file's first line) of every shipped table."""
     return {
         path.stem: path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip()
         for path in sorted(table_folder().glob("*.toml"))
@@ -30,13 +30,13 @@ def list_tables() -> dict[str, str]:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """`; did you mean X?`, or nothing when no name resembles this one."""
+    """Return `; did you mean X?`, or nothing when no name resembles this one."""
     near = difflib.get_close_matches(name.lower(), list(names), n=1, cutoff=0.4)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def find_table(name: str) -> Path:
-    """The file of a table.
+    """Return the file of a table.
 
     Raises:
         UsageError: for an unknown name, with the nearest one.
@@ -78,7 +78,7 @@ def read_table(path: Path) -> TableFile:
 
 
 def gather(names: Iterable[str]) -> dict[str, tuple[Path, ResultTable | SpeedFigure]]:
-    """The tables of these names in order, collections opened, each once; keys name their outputs.
+    """Return the tables of these names in order, collections opened, each once; keys name their outputs.
 
     Raises:
         UsageError: with the faults of all names.
@@ -124,7 +124,7 @@ _WANTED = {
 
 
 def _sentence(path: Path, contents: dict[str, Any], fault: Any) -> str:
-    """File, row, key and way out of one fault."""
+    """Return a sentence with file, row, key and way out of one fault."""
     location = list(fault["loc"][1:])  # the first names the kind of file
     where = str(path)
     inside: list[Any] = location
@@ -150,7 +150,7 @@ def _sentence(path: Path, contents: dict[str, Any], fault: Any) -> str:
 
 
 def _keys_at(kind: str, location: list[Any]) -> list[str]:
-    """The keys that a table of this kind may have at a place."""
+    """Return the keys that a table of this kind may have at a place."""
     kinds: dict[str, type[Config]] = {"table": ResultTable, "speed": SpeedFigure, "collection": Collection}
     schema = kinds[kind].model_json_schema()
     node = schema
