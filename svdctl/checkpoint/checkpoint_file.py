@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from torch import Tensor, nn
 
-from svdctl.checkpoint.torch_archive import FORMAT, VERSION, read_torch
+from svdctl.checkpoint.torch_archive import FORMAT, VERSION, is_checkpoint, read_torch
 from svdctl.config.migrate import migrate_configuration, migrate_metrics
 from svdctl.config.model_config import LipConv, Wrn
 from svdctl.config.train_config import TrainConfig
@@ -81,11 +81,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}; give a run folder or one of its .pt files")
     contents = read_torch(path)
-    if not isinstance(contents, dict) or contents.get("format") != FORMAT:
+    if not isinstance(contents, dict) or not is_checkpoint(contents, path):
         raise CheckpointError(f"{path} is not a checkpoint of svdctl; give a .pt file that svdctl train wrote")
-    version = contents.get("version")
-    if isinstance(version, int) and version > VERSION:
-        raise CheckpointError(f"{path} has format {version}, newer than this svdctl knows ({VERSION}); upgrade svdctl")
     try:
         found = _Contents.model_validate(contents)
         if found.version == 1:

@@ -28,7 +28,7 @@ _VGG_HEAD = {_VGG_FEATURES + 1 + 2 * place: 2 * place for place in range(3)}
 
 
 @dataclass(frozen=True)
-class Architecture:
+class PaperArchitecture:
     """What the tensors of a file tell about its network."""
 
     family: Family
@@ -49,13 +49,13 @@ class Architecture:
         return {10: "cifar10", 100: "cifar100"}.get(self.classes)
 
 
-def architecture_of(tensors: Mapping[str, Tensor]) -> Architecture | None:
+def architecture_of(tensors: Mapping[str, Tensor]) -> PaperArchitecture | None:
     """Return the paper's network that has exactly these names, in shapes that fit; None for any other."""
     names = {name.rpartition(".")[0] for name in tensors}
     return _wrn_of(names, tensors) or _vgg_of(names, tensors) or _lipconv_of(names, tensors)
 
 
-def normalization(architecture: Architecture, *, gouk_transforms: bool = False) -> dict[str, Sequence[float]]:
+def normalization(architecture: PaperArchitecture, *, gouk_transforms: bool = False) -> dict[str, Sequence[float]]:
     """`mean` and `std` that the public code trained this network with (`network.gouk_transforms`: 0.5 each)."""
     if architecture.family == "lipconv":
         return dict(LIPCONV_NORMALIZE)
@@ -114,7 +114,7 @@ def paper_network(
     return model.eval()
 
 
-def _skeleton(found: Architecture) -> nn.Module:
+def _skeleton(found: PaperArchitecture) -> nn.Module:
     normalize = Normalize((0.0,) * 3, (1.0,) * 3)
     if found.family == "lipconv":
         return LipConvNet(
@@ -127,7 +127,7 @@ def _skeleton(found: Architecture) -> nn.Module:
     )
 
 
-def _renamed(found: Architecture, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _renamed(found: PaperArchitecture, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return copies, so that the network does not hang on to the file."""
     return {
         _svdctl_name(name) if found.family == "vgg19" else name: (
@@ -165,7 +165,7 @@ def _widths(tensors: Mapping[str, Tensor], name: str) -> tuple[int, int] | None:
     return first.shape[0], last.shape[-1]
 
 
-def _wrn_of(names: set[str], tensors: Mapping[str, Tensor]) -> Architecture | None:
+def _wrn_of(names: set[str], tensors: Mapping[str, Tensor]) -> PaperArchitecture | None:
     blocks = _count(names, r"layer1\.(\d+)\.conv1")
     stages = (f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(blocks))
     inner = {f"{stage}.{part}" for stage in stages for part in ("bn1", "conv1", "bn2", "conv2")}
@@ -175,10 +175,10 @@ def _wrn_of(names: set[str], tensors: Mapping[str, Tensor]) -> Architecture | No
     stem, first = _widths(tensors, "conv1"), _widths(tensors, "layer1.0.conv1")
     if stem != (3, _WRN_STEM) or first is None or first[0] != _WRN_STEM or first[1] % 16:
         return None
-    return Architecture("wrn", head.shape[0], 6 * blocks + 4, first[1] // 16)
+    return PaperArchitecture("wrn", head.shape[0], 6 * blocks + 4, first[1] // 16)
 
 
-def _vgg_of(names: set[str], tensors: Mapping[str, Tensor]) -> Architecture | None:
+def _vgg_of(names: set[str], tensors: Mapping[str, Tensor]) -> PaperArchitecture | None:
     expected = {f"model.{place}" for place in _VGG_HEAD}
     place = 0
     for _, repeats in GROUPS:
@@ -189,16 +189,16 @@ def _vgg_of(names: set[str], tensors: Mapping[str, Tensor]) -> Architecture | No
     head = tensors.get(f"model.{max(_VGG_HEAD)}.weight")
     if names != expected or head is None or head.ndim != 2:
         return None
-    return Architecture("vgg19", head.shape[0], 19, 1)
+    return PaperArchitecture("vgg19", head.shape[0], 19, 1)
 
 
-def _lipconv_of(names: set[str], tensors: Mapping[str, Tensor]) -> Architecture | None:
+def _lipconv_of(names: set[str], tensors: Mapping[str, Tensor]) -> PaperArchitecture | None:
     blocks = _count(names, r"layer1\.(\d+)\.conv")
     inner = {f"layer{stage}.{block}.conv" for stage in range(1, 6) for block in range(blocks)}
     bias, first = tensors.get("final_conv.bias"), tensors.get(f"layer1.{blocks - 1}.conv.bias")
     if not blocks or names != inner | {"final_conv"} or bias is None or first is None:
         return None
-    return Architecture("lipconv", bias.shape[0], 5 * blocks, first.shape[0] // 2)
+    return PaperArchitecture("lipconv", bias.shape[0], 5 * blocks, first.shape[0] // 2)
 
 
 def _count(names: Iterable[str], pattern: str) -> int:

@@ -9,9 +9,10 @@ import mmap
 import pickle
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -52,6 +53,20 @@ def read_torch(path: Path, container: Container | None = None) -> object:
             if container == "legacy" and file.tell() != path.stat().st_size:
                 raise CheckpointError(f"{path} is damaged: its parts do not add up to its size; use another copy")
     return contents
+
+
+def is_checkpoint(contents: Mapping[Any, object], path: Path) -> bool:
+    """Return whether the contents of a file are those of a checkpoint of svdctl.
+
+    Raises:
+        CheckpointError: they are of a newer format.
+    """
+    version = contents.get("version")
+    if contents.get("format") != FORMAT:
+        return False
+    if isinstance(version, int) and version > VERSION:
+        raise CheckpointError(f"{path} has format {version}, newer than this svdctl knows ({VERSION}); upgrade svdctl")
+    return True
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from svdctl.checkpoint.file_format import container_of, resolve
 from svdctl.checkpoint.paper_checkpoints import architecture_of
 from svdctl.checkpoint.pickles import Described, NumpyArray, NumpyNumber
 from svdctl.checkpoint.stored_layer import NOTHING
-from svdctl.checkpoint.torch_archive import FORMAT, VERSION, read_torch
+from svdctl.checkpoint.torch_archive import is_checkpoint, read_torch
 from svdctl.errors import CheckpointError
 
 Format = Literal["svdctl", "paper", "state dict", "safetensors"]
@@ -80,11 +80,7 @@ def read_tensors(path: str | os.PathLike[str], *, key: str | None = None) -> Wei
         raise CheckpointError(
             f"{path} holds a {type(contents).__name__}, not a dict of weights; save model.state_dict() instead"
         )
-    ours = contents.get("format") == FORMAT
-    if ours and isinstance(contents.get("version"), int) and contents["version"] > VERSION:
-        raise CheckpointError(
-            f"{path} has format {contents['version']}, newer than this svdctl knows ({VERSION}); upgrade svdctl"
-        )
+    ours = is_checkpoint(contents, path)
     unwrapped = unwrap(contents, str(path), "model" if ours and key is None else key)
     tensors: dict[str, Tensor] = {}
     others: dict[str, str] = {}
