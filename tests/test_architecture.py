@@ -1,4 +1,7 @@
-"""Imports point down, names are given once, and no public name is hidden by a module."""
+"""Imports point down, names are given once, no public name is hidden by a module, and the list of files is whole.
+
+`python -m tests.test_architecture` writes the list at the end of docs/architecture.md anew.
+"""
 
 import ast
 import re
@@ -10,12 +13,14 @@ from pathlib import Path
 import svdctl
 
 ROOT = Path(__file__).parents[1]
+DOCUMENT = ROOT / "docs" / "architecture.md"
+LIST = "<!-- files -->\n"
 
 
 def ranks() -> dict[str, int]:
     """Room to layer, as the document says."""
     found = {}
-    for line in (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").splitlines():
+    for line in DOCUMENT.read_text(encoding="utf-8").splitlines():
         if match := re.match(r"\| (\d) \| ([^|]+) \|", line):
             found |= {room: int(match[1]) for room in re.findall(r"`(\w+)`", match[2])}
     return found
@@ -57,6 +62,37 @@ def test_every_import_points_down() -> None:
 
 def modules() -> list[Path]:
     return sorted(path for path in (ROOT / "svdctl").rglob("*.py") if path.name not in ("__init__.py", "__main__.py"))
+
+
+def listing() -> str:
+    """The list of files, each with the first line of its docstring."""
+    lines: list[str] = []
+    folder = None
+    for path in sorted(modules(), key=lambda path: (path.parent, path.name)):
+        if path.parent != folder:
+            folder = path.parent
+            lines += ["", f"**{folder.relative_to(ROOT)}**", ""]
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        lines.append(f"- `{path.name}`: {text.splitlines()[0]}")
+    return "\n".join(lines[1:]) + "\n"
+
+
+def test_the_document_lists_every_file() -> None:
+    listed = DOCUMENT.read_text(encoding="utf-8").split(LIST)[1]
+    pattern = r"^\*\*(.+)\*\*$|^- `(\w+\.py)`: ."
+    found, folder = [], ""
+    for match in re.finditer(pattern, listed, re.MULTILINE):
+        folder = match[1] or folder
+        if match[2]:
+            found.append(f"{folder}/{match[2]}")
+    there = [str(path.relative_to(ROOT)) for path in modules()]
+    assert sorted(found) == sorted(there), "python -m tests.test_architecture writes the list anew"
+
+
+def test_files_that_the_document_names_exist() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8").split(LIST)[0]
+    for name in re.findall(r"`((?:\w+/)+\w+\.\w+|functional\.py)`", text):
+        assert any((root / name).exists() for root in (ROOT, ROOT / "svdctl")), name
 
 
 def repeated(places: dict[str, list[str]]) -> dict[str, list[str]]:
@@ -131,3 +167,8 @@ def test_every_public_name_is_used_twice_and_again_after_every_import() -> None:
     """In a process of its own, where nothing was imported before."""
     done = subprocess.run([sys.executable, "-c", USED_TWICE], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
+
+
+if __name__ == "__main__":
+    before = DOCUMENT.read_text(encoding="utf-8").split(LIST)[0]
+    DOCUMENT.write_text(before + LIST + listing(), encoding="utf-8")
