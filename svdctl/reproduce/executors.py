@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import IO, Generic, TypeVar
+from typing import IO, Any
 
 from pydantic import ValidationError
 
@@ -21,10 +21,8 @@ from svdctl.reproduce.job import JOB, OUTCOME, Job, Outcome
 ATTEMPTS = 3
 """Times that a job is started whose worker is lost."""
 
-H = TypeVar("H")
 
-
-class Executor(ABC, Generic[H]):
+class Executor(ABC):
     """Takes jobs and gives their outcomes.
 
     Attributes:
@@ -34,7 +32,7 @@ class Executor(ABC, Generic[H]):
 
     def __init__(self, slots: float) -> None:
         self.slots = slots
-        self.active: dict[H, Job] = {}
+        self.active: dict[Any, Job] = {}
 
     def has_room(self) -> bool:
         """Return whether another job may be submitted now."""
@@ -59,7 +57,7 @@ def lost(job: Job, reason: str) -> Outcome:
     return Outcome(job.id, "failed", reason=reason)
 
 
-class InProcess(Executor[str]):
+class InProcess(Executor):
     """Runs one job after another in this process.
 
     Args:
@@ -89,7 +87,7 @@ class _Worker:
     errors: IO[str]
 
 
-class Processes(Executor[_Worker]):
+class Processes(Executor):
     """Runs jobs in worker processes, each with its share of threads, or a GPU of its own where there are any."""
 
     # `-P`: a module in the current folder hides none of those that a worker imports. svdctl is the one that runs here.

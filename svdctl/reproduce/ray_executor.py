@@ -14,7 +14,7 @@ from svdctl.reproduce.worker import work
 RETRIES = 3
 
 
-class OnRay(Executor[Any]):
+class OnRay(Executor):
     """Hands all jobs to Ray at once.
 
     Raises:

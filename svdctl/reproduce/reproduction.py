@@ -6,15 +6,15 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from svdctl.config.table_config import Request
 from svdctl.data.data_source import load as load_data
 from svdctl.data.images import ImageData
 from svdctl.errors import Interrupted, UsageError
 from svdctl.evaluate.metric import METRICS
-from svdctl.reproduce import run_figures
 from svdctl.reproduce.estimate import run_bytes
+from svdctl.reproduce.execute import evaluation_config
 from svdctl.reproduce.executors import Executor, InProcess, Processes
 from svdctl.reproduce.job import Job, Outcome
 from svdctl.reproduce.paper_numbers import PaperNumbers, read_paper_numbers
@@ -103,7 +103,7 @@ def reproduce(request: Request, reporter: SweepReporter) -> ReproduceResult:
 
 
 def drive(
-    jobs: Sequence[Job], executor: Executor[Any], say: Callable[[str], None], on_notice: Callable[[Job, str], None]
+    jobs: Sequence[Job], executor: Executor, say: Callable[[str], None], on_notice: Callable[[Job, str], None]
 ) -> Iterator[Outcome]:
     """Yield the outcomes of jobs; runs that another command holds are left for later.
 
@@ -160,7 +160,7 @@ def everywhere(request: Request) -> Request:
     return request.model_copy(update=whole)
 
 
-def make_executor(request: Request, on_notice: Callable[[Job, str], None]) -> Executor[Any]:
+def make_executor(request: Request, on_notice: Callable[[Job, str], None]) -> Executor:
     """Return the executor of a request; one in this process calls `on_notice` at once.
 
     Raises:
@@ -215,7 +215,7 @@ def check_data(jobs: Sequence[Job]) -> None:
         for kind in job.metrics:
             if (what := f"{key} {kind} {job.evaluate.model_dump_json()}") not in checked:
                 checked.add(what)
-                config = run_figures.evaluation_config(job, Path("last.pt"))
+                config = evaluation_config(job, Path("last.pt"))
                 METRICS.get(kind).check_data(config, job.config.data, tests[key])
 
 

@@ -33,7 +33,7 @@ def jobs(planned: Callable[..., Plan]) -> list[Job]:
     return plan.jobs()
 
 
-class Scripted(Executor[str]):
+class Scripted(Executor):
     """An engine of one place whose outcomes are given, by job and attempt."""
 
     def __init__(self, script: dict[str, list[str]]) -> None:

@@ -34,7 +34,7 @@ def recipes(job: Job) -> Iterator[Mock]:
     with (
         patch.object(module.recipe, "run", return_value=result) as run,
         patch.object(module.recipe, "resume", return_value=result) as resume,
-        patch.object(module.run_figures, "evaluate_run", return_value=MEASURED) as measured,
+        patch.object(module, "evaluate_run", return_value=MEASURED) as measured,
     ):
         yield Mock(run=run, resume=resume, measured=measured, result=result)
 
