@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from svdctl.layers.layer_ops import LayerOps, register_layer
     from svdctl.layers.tensorize import tensorize_
     from svdctl.layers.tt import TTConv2d
+    from svdctl.models.architecture import register_architecture
     from svdctl.spectral.convolution import Convolution
     from svdctl.train.logger import register_logger
     from svdctl.train.loss import register_loss
@@ -31,6 +32,7 @@ __all__ = [
     "errors",
     "lipschitz_bound",
     "load",
+    "register_architecture",
     "register_data",
     "register_layer",
     "register_logger",
@@ -50,6 +52,7 @@ _HOME = {
     "divide_": "svdctl.functional",
     "lipschitz_bound": "svdctl.certificates.lipschitz",
     "load": "svdctl.checkpoint.checkpoint_file",
+    "register_architecture": "svdctl.models.architecture",
     "register_data": "svdctl.data.data_source",
     "register_logger": "svdctl.train.logger",
     "register_loss": "svdctl.train.loss",

@@ -118,3 +118,7 @@ LOSSES: Registry[Any] = Registry("loss", ["svdctl.train.losses.cross_entropy"])
 """Of `svdctl.train.loss.Loss`."""
 DATA: Registry[Any] = Registry("data set", [f"svdctl.data.{name}" for name in ("digits", "cifar", "folder", "npz")])
 """Of `svdctl.data.data_source.DataSource`."""
+ARCHITECTURES: Registry[Any] = Registry(
+    "architecture", [f"svdctl.models.{name}_architecture" for name in ("wrn", "vgg", "lipconvnet")]
+)
+"""Of `svdctl.models.architecture.Architecture`."""

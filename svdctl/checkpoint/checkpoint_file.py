@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from svdctl.checkpoint.torch_archive import FORMAT, VERSION, is_checkpoint, read_torch
 from svdctl.config.migrate import migrate_configuration, migrate_metrics
-from svdctl.config.model_config import LipConv, Wrn
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import CheckpointError, TrainingError
-from svdctl.models.build import build_model
+from svdctl.models.architecture import architecture_of
+from svdctl.models.build import build_model, count_on_meta
 from svdctl.utils.atomic_write import write_atomically
 
 
@@ -95,7 +95,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path} is no sound checkpoint ({where[:100]}: {fault['msg'][:100]}); use another one"
         ) from error
-    if not _is_plausible(config, found.model):
+    if not _is_plausible(config, len(found.classes), found.model):
         raise CheckpointError(f"{path}: its weights do not fit the configuration beside them; use another one")
     return Checkpoint(config, found.classes, found.image_shape, found.model, found.training, found.metrics, found.data)
 
@@ -124,16 +124,15 @@ class _Contents(BaseModel):
     data: dict[str, str] | None = None
 
 
-def _is_plausible(config: TrainConfig, model: Mapping[str, Tensor]) -> bool:
-    """Return whether the weights can be of this configuration; a few bytes may describe a network of any size."""
-    widest = max((max(value.shape, default=1) for value in model.values()), default=0)
-    match config.model:
-        case Wrn(depth=depth, width=width):
-            return depth <= len(model) and 64 * width <= widest
-        case LipConv(block_size=block_size, channels=channels):
-            return 5 * block_size <= len(model) and channels <= widest
-        case _:
-            return True
+def _is_plausible(config: TrainConfig, classes: int, model: Mapping[str, Tensor]) -> bool:
+    """Return whether a network of this configuration is as large as the weights: a few bytes may ask for any size."""
+    if architecture_of(config.model).smallest(config.model) > len(model):
+        return False
+    try:
+        parameters = count_on_meta(config, classes)
+    except Exception:  # a user's network that cannot be built without numbers; others fail again when they are built
+        return True
+    return parameters <= sum(value.numel() for value in model.values())
 
 
 def load(path: str | os.PathLike[str]) -> nn.Module:

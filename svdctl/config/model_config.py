@@ -1,58 +1,26 @@
 """The network and the kind of its convolutions."""
 
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
 
 from svdctl.config.base import Config
-
-STRIDE = 2**5
-"""What LipConvNet's five stages divide the sides of an image by, and multiply its first width by."""
-GROUPS = 6
-"""Convolutions of LipConvNet by rank: those of each stage, and the last one."""
+from svdctl.config.variants import variant
+from svdctl.registry import ARCHITECTURES
 
 ConvInit = Literal["orthogonal", "kaiming_uniform", "kaiming_normal", "xavier_uniform", "xavier_normal"]
 
 
-class Wrn(Config):
-    """Wide residual network with pre-activation blocks; depth 6n + 4."""
+class ModelConfig(Config):
+    """Base of the configuration of an architecture; `kind` is a literal of each."""
 
-    kind: Literal["wrn"] = "wrn"
-    depth: Annotated[int, Field(ge=1, le=2_000)] = 16
-    width: Annotated[int, Field(ge=1, le=10_000)] = 10
-    """Factor on the base widths 16, 32, 64 of the three stages."""
-
-    @model_validator(mode="after")
-    def _depth(self) -> Self:
-        if self.depth < 10 or self.depth % 6 != 4:
-            raise ValueError(f"a WRN's depth is 6n + 4 (10, 16, 22, 28, ...), not {self.depth}")
-        return self
+    kind: str
 
 
-class Vgg(Config):
-    """VGG-19 with batch normalisation, for images of side 32 or more."""
-
-    kind: Literal["vgg"] = "vgg"
-
-
-class LipConv(Config):
-    """LipConvNet: five stages of `block_size` convolutions with MinMax, sides of the images divisible by 32."""
-
-    kind: Literal["lipconv"] = "lipconv"
-    block_size: Annotated[int, Field(ge=1, le=500)] = 4
-    """Convolutions in each stage: 1, 4 and 6 give LipConvNet-5, -20 and -30."""
-    in_channels: Annotated[int, Field(ge=1, le=65_536)] = 32
-    """Width of the first stage; each stage doubles it."""
-    checkpoint_activations: bool = False
-    """Compute activations a second time in the backward pass instead of keeping them: less memory, more time."""
-
-    @property
-    def channels(self) -> int:
-        """Channels before the last convolution."""
-        return STRIDE * self.in_channels
-
-
-Model = Annotated[Wrn | Vgg | LipConv, Field(discriminator="kind")]
+if TYPE_CHECKING:
+    Model = ModelConfig
+else:
+    Model = variant(ARCHITECTURES)
 
 
 class Free(Config):

@@ -9,11 +9,11 @@ from svdctl.config.base import Config
 from svdctl.config.certificate_config import Certificate
 from svdctl.config.control_config import BatchNormControl, Control, NoControl
 from svdctl.config.data_config import Augment, Data, Normalization
-from svdctl.config.model_config import GROUPS, STRIDE, TT, Layer, LipConv, Model, Soc, Sott, Standard, Vgg, Wrn
+from svdctl.config.model_config import TT, Layer, Model, Soc, Sott, Standard
 from svdctl.config.optimizer_config import Constant, Cyclic, Optimizer, Schedule, Sgd
 from svdctl.config.run_config import Checkpointing, EvaluationSchedule, Hardware, Log
 from svdctl.config.variants import variant
-from svdctl.registry import DATA, LOSSES
+from svdctl.registry import ARCHITECTURES, DATA, LOSSES
 
 if TYPE_CHECKING:
     Loss = Any
@@ -42,7 +42,7 @@ class TrainConfig(Config):
     data: Data = Field(default_factory=lambda: DATA.get("digits").config())
     augment: Augment = Augment()
     normalize: Normalization = Normalization()
-    model: Model = Wrn()
+    model: Model = Field(default_factory=lambda: ARCHITECTURES.get("wrn").config())
     layer: Layer = Standard()
     control: Control = NoControl()
     batchnorm: BatchNormControl | None = None
@@ -66,8 +66,9 @@ class TrainConfig(Config):
     def _mixes(self) -> list[str]:
         """What does not go together, a sentence each."""
         faults = []
+        architecture = ARCHITECTURES.get(self.model.kind)
         if isinstance(self.layer, Soc | Sott):
-            if not isinstance(self.model, LipConv):
+            if not architecture.orthogonal:
                 faults.append(
                     f"layer.kind = {self.layer.kind!r} belongs to LipConvNet; use `model.kind = lipconv`, or another "
                     "kind"
@@ -84,51 +85,18 @@ class TrainConfig(Config):
             )
         if isinstance(self.layer, TT | Sott) and isinstance(self.layer.rank, tuple):
             count = len(self.layer.rank)
-            if not isinstance(self.model, LipConv):
+            if architecture.groups == 1:
                 faults.append("`layer.rank`: a rank for each group of layers belongs to LipConvNet; give one rank")
-            elif count != GROUPS:
+            elif count != architecture.groups:
                 faults.append(
-                    f"`layer.rank`: {GROUPS} ranks are needed, one for each stage and one for the last convolution, "
-                    f"not {count}; or give one rank for all"
+                    f"`layer.rank`: {architecture.groups} ranks are needed, one for each stage and one for the last "
+                    f"convolution, not {count}; or give one rank for all"
                 )
         if isinstance(self.schedule, Cyclic) and self.schedule.lr_min >= self.optimizer.lr:
             faults.append(
                 f"`schedule.lr_min = {self.schedule.lr_min:g}` must be below `optimizer.lr = {self.optimizer.lr:g}`: "
                 "cyclic rates rise from one to the other"
             )
-        return faults + self._sizes()
-
-    def _sizes(self) -> list[str]:
-        """What the data, as far as they are known, are too small or too many for."""
-        faults = []
         source = DATA.get(self.data.kind)
-        shape = source.image_shape(self.data)
-        side = None if shape is None else min(shape[1:])
-        if isinstance(self.model, Vgg) and side is not None and side < 32:
-            faults.append("VGG-19 halves its input five times: images need a side of 32 or more (data.size)")
-        if isinstance(self.model, LipConv):
-            if side is not None and side % STRIDE:
-                faults.append(
-                    f"LipConvNet halves its input five times: a side of {side} is no multiple of {STRIDE} (data.size)"
-                )
-            if self.model.in_channels % 2:
-                faults.append(
-                    f"`model.in_channels = {self.model.in_channels}`: MinMax pairs channels; use an even number"
-                )
-            if self.model.checkpoint_activations and not isinstance(self.layer, Soc | Sott):
-                faults.append(
-                    "`model.checkpoint_activations` is for the series of SOC and SOTT layers; leave it out, or use "
-                    "`layer.kind = sott`"
-                )
-            classes = source.classes(self.data)
-            if classes is not None and classes > self.model.channels:
-                faults.append(too_many_classes(classes, self.model))
-        return faults
-
-
-def too_many_classes(classes: int, model: LipConv) -> str:
-    """That the last convolution cannot widen."""
-    return (
-        f"{classes} classes are more than the {model.channels} channels before LipConvNet's last convolution; widen it "
-        f"to `model.in_channels = {2 * -(-classes // (2 * STRIDE))}` or more"
-    )
+        known = {"image_shape": source.image_shape(self.data), "classes": source.classes(self.data)}
+        return faults + list(architecture.faults(self.model, **known, layer=self.layer))

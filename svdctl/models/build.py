@@ -7,18 +7,16 @@ import torch
 from torch import nn
 
 from svdctl.config.model_config import (
-    GROUPS,
     TT,
     Frames,
+    Free,
     Layer,
-    LipConv,
     Model,
     Penalty,
     Retract,
     Soc,
     Sott,
     Standard,
-    Vgg,
 )
 from svdctl.config.optimizer_config import Constant, Cosine, Cyclic, Optimizer, Schedule, Sgd, Steps
 from svdctl.config.train_config import TrainConfig
@@ -27,9 +25,8 @@ from svdctl.layers.normalize import Normalize
 from svdctl.layers.soc import SOC
 from svdctl.layers.sott import SOTT
 from svdctl.layers.tt import FramesKind, TTConv2d
-from svdctl.models.lipconvnet import LipConvNet
-from svdctl.models.vgg import Vgg19
-from svdctl.models.wrn import ConvFactory, WideResNet, default_conv
+from svdctl.models.architecture import architecture_of
+from svdctl.models.wrn import ConvFactory, default_conv
 
 
 def build_model(config: TrainConfig, classes: int) -> nn.Module:
@@ -40,16 +37,9 @@ def build_model(config: TrainConfig, classes: int) -> nn.Module:
         conv = convs[0]
         stem = conv if not isinstance(config.layer, TT) or config.layer.compress_first else default_conv
         normalize = Normalize(config.normalize.mean, config.normalize.std)
-        model: nn.Module
-        if isinstance(config.model, LipConv):
-            block_size, width = config.model.block_size, config.model.in_channels
-            model = LipConvNet(block_size, classes, in_channels=width, conv=convs, normalize=normalize)
-        elif isinstance(config.model, Vgg):
-            model = Vgg19(classes, conv=conv, stem=stem, normalize=normalize)
-        else:
-            model = WideResNet(
-                config.model.depth, config.model.width, classes, conv=conv, stem=stem, normalize=normalize
-            )
+        model = architecture_of(config.model).build(
+            config.model, classes=classes, convs=convs, stem=stem, normalize=normalize
+        )
         if isinstance(config.layer, Standard | TT) and config.layer.init is not None:
             _start_anew(model, config.layer.init)
         if isinstance(config.layer, TT | Sott):
@@ -64,14 +54,14 @@ def conv_factories(config: TrainConfig) -> tuple[ConvFactory, ...]:
         return tuple(_conv_factory(layer, config.model, rank) for rank in layer.rank)
     rank = layer.rank if isinstance(layer, TT | Sott) else None
     assert not isinstance(rank, tuple)
-    return (_conv_factory(layer, config.model, rank),) * GROUPS
+    return (_conv_factory(layer, config.model, rank),) * architecture_of(config.model).groups
 
 
 def _conv_factory(layer: Layer, model: Model, rank: int | None) -> ConvFactory:
     if isinstance(layer, Standard):
         return default_conv
     if isinstance(layer, Soc | Sott):
-        return partial(_orthogonal, layer, rank, isinstance(model, LipConv) and model.checkpoint_activations)
+        return partial(_orthogonal, layer, rank, getattr(model, "checkpoint_activations", False))
     if rank is not None:
         return partial(TTConv2d, rank=rank, frames=layer.frames.kind)
     assert layer.rank_scale is not None
@@ -197,3 +187,14 @@ def penalty_of(config: TrainConfig) -> Penalty | None:
 def count_parameters(model: nn.Module) -> int:
     """Trainable parameters; a parametrised frame counts as the matrix that it is."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def count_on_meta(config: TrainConfig, classes: int) -> int:
+    """Return the number of parameters, counted on shapes without numbers.
+
+    torch's parametrization, as large as the frame, would need numbers, so frames are counted as ordinary weights.
+    """
+    if isinstance(config.layer, TT | Sott):
+        config = config.model_copy(update={"layer": config.layer.model_copy(update={"frames": Free()})})
+    with torch.device("meta"):
+        return count_parameters(build_model(config, classes))

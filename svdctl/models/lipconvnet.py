@@ -7,11 +7,8 @@ from torch import Tensor, nn
 from svdctl.errors import ShapeError
 from svdctl.layers.minmax import MinMax
 from svdctl.layers.normalize import Normalize
+from svdctl.models.lipconvnet_architecture import STAGES, STRIDE
 from svdctl.models.wrn import ConvFactory
-
-STAGES = 5
-GROUPS = STAGES + 1
-STRIDE = 2**STAGES
 
 
 class LipBlock(nn.Module):
@@ -62,7 +59,7 @@ class LipConvNet(nn.Module):
                 f"{classes} classes are more than the {STRIDE * in_channels} channels of the last layer, which could "
                 "then not be orthogonal; raise `model.in_channels`"
             )
-        makers = list(conv) if isinstance(conv, Sequence) else [conv] * GROUPS
+        makers = list(conv) if isinstance(conv, Sequence) else [conv] * (STAGES + 1)
         self.normalize = normalize
         channels = 3
         for stage in range(STAGES):

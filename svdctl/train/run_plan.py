@@ -1,12 +1,11 @@
 """What a training would do, said before it does it."""
 
-import torch
-
 from svdctl.config.control_config import NoControl
-from svdctl.config.model_config import TT, Free, LipConv, Soc, Sott, Standard, Wrn
+from svdctl.config.model_config import TT, Soc, Sott, Standard
 from svdctl.config.train_config import CROSS_ENTROPY, TrainConfig
 from svdctl.data.data_source import describe, source_of
-from svdctl.models.build import build_model, count_parameters
+from svdctl.models.architecture import architecture_of
+from svdctl.models.build import count_on_meta
 
 SELECTION = {
     "last": "the last epoch counts",
@@ -33,15 +32,6 @@ def plan(config: TrainConfig, base: str) -> list[str]:
     ]
 
 
-def model_name(config: TrainConfig) -> str:
-    """Return the network by its name in the literature."""
-    model = config.model
-    if isinstance(model, LipConv):
-        narrow = "" if model.in_channels == 32 else f" of width {model.in_channels}"
-        return f"LipConvNet-{5 * model.block_size}{narrow}"
-    return f"WRN-{model.depth}-{model.width}" if isinstance(model, Wrn) else "VGG-19"
-
-
 def _model_line(config: TrainConfig) -> str:
     parameters = _parameters(config)
     # SOTT is measured against the layer that it compresses, as in the paper.
@@ -51,15 +41,12 @@ def _model_line(config: TrainConfig) -> str:
     than = "SOC's " if isinstance(config.layer, Sott) else ""
     compression = f", {whole / parameters:.2f}x smaller than {than}{whole:,}" if parameters != whole else ""
     heads = "" if source_of(config.data).classes(config.data) else " (counted with 10 classes)"
-    return f"{model_name(config)}, {_layer(config)}; {parameters:,} parameters{compression}{heads}"
+    name = architecture_of(config.model).name(config.model)
+    return f"{name}, {_layer(config)}; {parameters:,} parameters{compression}{heads}"
 
 
 def _parameters(config: TrainConfig) -> int:
-    """Return the number of parameters, counted on the meta device, on which torch's parametrization cannot be made."""
-    if isinstance(config.layer, TT | Sott):
-        config = config.model_copy(update={"layer": config.layer.model_copy(update={"frames": Free()})})
-    with torch.device("meta"):
-        return count_parameters(build_model(config, source_of(config.data).classes(config.data) or 10))
+    return count_on_meta(config, source_of(config.data).classes(config.data) or 10)
 
 
 def _layer(config: TrainConfig) -> str:

@@ -10,14 +10,14 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
-from svdctl.config.model_config import STRIDE, LipConv, Vgg
-from svdctl.config.train_config import TrainConfig, too_many_classes
+from svdctl.config.train_config import TrainConfig
 from svdctl.data.batches import derived_seed
 from svdctl.data.data_source import load as load_data
 from svdctl.data.fingerprint import fingerprint
 from svdctl.data.images import ImageData
 from svdctl.data.split import stratified_split
 from svdctl.errors import UsageError
+from svdctl.models.architecture import architecture_of
 
 # Buffers need no broadcast: they come from sums over all processes, or from weights that are equal. The option is
 # called broadcast_buffers up to torch 2.11, a name that later ones deprecate.
@@ -99,18 +99,10 @@ def load_parts(config: TrainConfig) -> Parts:
 
 
 def _check(config: TrainConfig, data: ImageData) -> None:
-    """What only the data themselves tell: sides and classes that do not suit the network."""
-    _, height, width = data.image_shape
-    faults = []
-    if isinstance(config.model, LipConv):
-        if height % STRIDE or width % STRIDE:
-            faults.append(
-                f"LipConvNet halves its input five times: images of {height} x {width} have sides that {STRIDE} does "
-                "not divide; resize or pad them"
-            )
-        if len(data.classes) > config.model.channels:
-            faults.append(too_many_classes(len(data.classes), config.model))
-    elif isinstance(config.model, Vgg) and min(height, width) < 32:
-        faults.append(f"VGG-19 needs images with sides of 32 or more, not {height} x {width}; resize or pad them")
+    """Refuse data whose sides and number of classes do not suit the network."""
+    architecture = architecture_of(config.model)
+    faults = architecture.faults(
+        config.model, image_shape=data.image_shape, classes=len(data.classes), layer=config.layer
+    )
     if faults:
         raise UsageError(faults)

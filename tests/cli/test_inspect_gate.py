@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from svdctl.checkpoint.checkpoint_file import Checkpoint, write_checkpoint
 from svdctl.cli.app import main
-from svdctl.config.model_config import TT, LipConv, Parametrize, Sott, Standard, Wrn
+from svdctl.config.model_config import TT, Parametrize, Sott, Standard
 from svdctl.config.train_config import TrainConfig
 from svdctl.layers.soc import SOC
 from svdctl.layers.sott import SOTT
 from svdctl.layers.tt import TTConv2d
 from svdctl.models.build import build_model
+from svdctl.models.lipconvnet_architecture import LipConv
+from svdctl.models.wrn_architecture import Wrn
 from tests.dense import dense_values
 
 Invoke = Callable[..., tuple[int, str, str]]

@@ -93,7 +93,7 @@ def test_layers(flags: dict[str, Any], layer: object) -> None:
         ({"block_size": 1, "in_channels": 3}, "MinMax pairs channels"),
         ({"dataset": "cifar100", "in_channels": 2, "block_size": 1}, "100 classes are more than the 64 channels"),
         ({"conv_type": "standard", "checkpoint_activations": True}, "is for the series of SOC and SOTT layers"),
-        ({"dataset": "folder:x", "set": ["data.size=48"]}, "a side of 48 is no multiple of 32"),
+        ({"dataset": "folder:x", "set": ["data.size=48"]}, "sides that 32 does not divide"),
         ({"lr_schedule": "cyclic", "lr_min": 0.2, "block_size": 1}, "must be below --lr-max"),
         ({"lr_schedule": "cyclic", "lr_min": 0.1, "lr_max": 0.1}, "must be below --lr-max"),
         ({"block_size": 1, "lr_min": 0.01}, "add --lr-schedule cyclic"),

@@ -1,0 +1,117 @@
+"""Architectures by kind: how a network is built from its configuration, and what it needs."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from svdctl.config.base import Config
+from svdctl.config.model_config import ModelConfig
+from svdctl.registry import ARCHITECTURES
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from svdctl.layers.normalize import Normalize
+    from svdctl.models.wrn import ConvFactory
+
+A = TypeVar("A", bound="Architecture | type[Architecture]")
+
+
+class Architecture(ABC):
+    """One kind of network; an object without state, registered with `register_architecture`.
+
+    Attributes:
+        kind: the name in configurations (`model.kind`).
+        config: the schema of its options, a `ModelConfig` whose `kind` is this one.
+        groups: groups of layers that may each have a TT rank of their own.
+        orthogonal: whether it can be built of SOC and SOTT layers, whose padding is half of their kernel.
+    """
+
+    kind: str
+    config: type[ModelConfig]
+    groups: int = 1
+    orthogonal: bool = False
+
+    @abstractmethod
+    def build(
+        self,
+        config: Any,
+        *,
+        classes: int,
+        convs: "Sequence[ConvFactory]",
+        stem: "ConvFactory",
+        normalize: "Normalize",
+    ) -> "nn.Module":
+        """Return the network, which takes pixels in [0, 1] of shape `(N, 3, H, W)` and returns logits `(N, classes)`.
+
+        Args:
+            config: its section of the configuration.
+            classes: width of the output.
+            convs: what makes the convolutions, one for each group of layers.
+            stem: what makes the first convolution.
+            normalize: the module through which pixels go first.
+        """
+
+    def name(self, config: Any) -> str:
+        """Return the name of the network in the literature."""
+        return self.kind
+
+    def faults(
+        self, config: Any, *, image_shape: tuple[int, int, int] | None, classes: int | None, layer: Config
+    ) -> list[str]:
+        """Return what does not fit the network, a sentence each.
+
+        Args:
+            config: its section of the configuration.
+            image_shape: channels, height and width of the images; None before they are known.
+            classes: their number; None before it is known.
+            layer: the section of the convolutions.
+        """
+        return []
+
+    def smallest(self, config: Any) -> int:
+        """Return a number of tensors that every network of this configuration has at least."""
+        return 0
+
+
+def register_architecture(architecture: A) -> A:
+    """Add an architecture, so that `model.kind` of a configuration can name it; usable as a decorator of a class.
+
+    Args:
+        architecture: an object of a class derived from `svdctl.models.architecture.Architecture`, or such a class.
+
+    Returns:
+        What was given.
+
+    Raises:
+        UsageError: another architecture has its kind already.
+
+    >>> from typing import Literal
+    >>> from torch import nn
+    >>> from svdctl.config.configuration import configuration
+    >>> from svdctl.config.model_config import ModelConfig
+    >>> from svdctl.models.architecture import Architecture
+    >>> from svdctl.models.build import build_model
+    >>> class Plain(ModelConfig):
+    ...     kind: Literal["plain"] = "plain"
+    ...     width: int = 8
+    >>> @svdctl.register_architecture
+    ... class PlainArchitecture(Architecture):
+    ...     kind, config = "plain", Plain
+    ...     def build(self, config, *, classes, convs, stem, normalize):
+    ...         conv = stem(3, config.width, 3, stride=2, padding=1, bias=True)
+    ...         pool = nn.AdaptiveAvgPool2d(1)
+    ...         return nn.Sequential(normalize, conv, nn.ReLU(), pool, nn.Flatten(), nn.Linear(config.width, classes))
+    >>> model = build_model(configuration("quickstart", ["model.kind=plain", "model.width=4"]), classes=10)
+    >>> model[-1].in_features
+    4
+    """
+    ARCHITECTURES.register(architecture)
+    return architecture
+
+
+def architecture_of(config: ModelConfig) -> Architecture:
+    """Return the architecture that a configuration belongs to."""
+    found = ARCHITECTURES.get(config.kind)
+    assert isinstance(found, Architecture)
+    return found

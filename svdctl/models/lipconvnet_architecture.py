@@ -1,0 +1,86 @@
+"""LipConvNet as an architecture."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from svdctl.config.model_config import ModelConfig
+from svdctl.models.architecture import Architecture, register_architecture
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from svdctl.layers.normalize import Normalize
+    from svdctl.models.wrn import ConvFactory
+
+STAGES = 5
+STRIDE = 2**STAGES
+"""What the stages divide the sides of an image by, and multiply the first width by."""
+
+
+class LipConv(ModelConfig):
+    """LipConvNet: five stages of `block_size` convolutions with MinMax, sides of the images divisible by 32."""
+
+    kind: Literal["lipconv"] = "lipconv"
+    block_size: Annotated[int, Field(ge=1, le=500)] = 4
+    """Convolutions in each stage: 1, 4 and 6 give LipConvNet-5, -20 and -30."""
+    in_channels: Annotated[int, Field(ge=1, le=65_536)] = 32
+    """Width of the first stage; each stage doubles it."""
+    checkpoint_activations: bool = False
+    """Compute activations a second time in the backward pass instead of keeping them: less memory, more time."""
+
+
+@register_architecture
+class LipConvArchitecture(Architecture):
+    """LipConvNet-N, N = 5 times the block size; a rank for each stage and one for the last convolution."""
+
+    kind = "lipconv"
+    config = LipConv
+    groups = STAGES + 1
+    orthogonal = True
+
+    def build(
+        self,
+        config: LipConv,
+        *,
+        classes: int,
+        convs: "Sequence[ConvFactory]",
+        stem: "ConvFactory",
+        normalize: "Normalize",
+    ) -> "nn.Module":
+        from svdctl.models.lipconvnet import LipConvNet
+
+        return LipConvNet(config.block_size, classes, in_channels=config.in_channels, conv=convs, normalize=normalize)
+
+    def name(self, config: LipConv) -> str:
+        narrow = "" if config.in_channels == 32 else f" of width {config.in_channels}"
+        return f"LipConvNet-{5 * config.block_size}{narrow}"
+
+    def faults(
+        self, config: LipConv, *, image_shape: tuple[int, int, int] | None, classes: int | None, layer: Any
+    ) -> list[str]:
+        faults = []
+        if image_shape is not None and any(side % STRIDE for side in image_shape[1:]):
+            height, width = image_shape[1:]
+            faults.append(
+                f"LipConvNet halves its input five times: images of {height} x {width} have sides that {STRIDE} does "
+                "not divide (`data.size`); resize or pad them"
+            )
+        if config.in_channels % 2:
+            faults.append(f"`model.in_channels = {config.in_channels}`: MinMax pairs channels; use an even number")
+        if config.checkpoint_activations and layer.kind not in ("soc", "sott"):
+            faults.append(
+                "`model.checkpoint_activations` is for the series of SOC and SOTT layers; leave it out, or use "
+                "`layer.kind = sott`"
+            )
+        channels = STRIDE * config.in_channels
+        if classes is not None and classes > channels:
+            faults.append(
+                f"{classes} classes are more than the {channels} channels before LipConvNet's last convolution; widen "
+                f"it to `model.in_channels = {2 * -(-classes // (2 * STRIDE))}` or more"
+            )
+        return faults
+
+    def smallest(self, config: LipConv) -> int:
+        return STAGES * config.block_size

@@ -1,0 +1,57 @@
+"""Wide residual networks as an architecture."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from svdctl.config.model_config import ModelConfig
+from svdctl.models.architecture import Architecture, register_architecture
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from svdctl.layers.normalize import Normalize
+    from svdctl.models.wrn import ConvFactory
+
+
+class Wrn(ModelConfig):
+    """Wide residual network with pre-activation blocks; depth 6n + 4."""
+
+    kind: Literal["wrn"] = "wrn"
+    depth: Annotated[int, Field(ge=1, le=2_000)] = 16
+    width: Annotated[int, Field(ge=1, le=10_000)] = 10
+    """Factor on the base widths 16, 32, 64 of the three stages."""
+
+    @model_validator(mode="after")
+    def _depth(self) -> Self:
+        if self.depth < 10 or self.depth % 6 != 4:
+            raise ValueError(f"a WRN's depth is 6n + 4 (10, 16, 22, 28, ...), not {self.depth}")
+        return self
+
+
+@register_architecture
+class WrnArchitecture(Architecture):
+    """WRN-depth-width."""
+
+    kind = "wrn"
+    config = Wrn
+
+    def build(
+        self,
+        config: Wrn,
+        *,
+        classes: int,
+        convs: "Sequence[ConvFactory]",
+        stem: "ConvFactory",
+        normalize: "Normalize",
+    ) -> "nn.Module":
+        from svdctl.models.wrn import WideResNet
+
+        return WideResNet(config.depth, config.width, classes, conv=convs[0], stem=stem, normalize=normalize)
+
+    def name(self, config: Wrn) -> str:
+        return f"WRN-{config.depth}-{config.width}"
+
+    def smallest(self, config: Wrn) -> int:
+        return config.depth
