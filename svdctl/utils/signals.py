@@ -1,8 +1,8 @@
-"""Requests to stop as an event, so that a step can be finished and saved."""
+"""Signals that ask a process to stop, as an event or as an interrupt, so that what is done can be saved."""
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -12,14 +12,11 @@ REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
-    """An event that a request to stop sets; a second one ends the process at once.
+    """Yield an event that a request to stop sets; a second request ends the process at once.
 
     A hang-up that is ignored, as under nohup, stays ignored.
     """
     event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
 
     def handle(number: int, frame: FrameType | None) -> None:
         if event.is_set():
@@ -27,26 +24,30 @@ def stop_on_signal() -> Iterator[threading.Event]:
         event.set()
 
     ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    before = {number: signal.signal(number, handle) for number in REQUESTS if number != signal.SIGHUP or not ignored}
-    try:
+    with _handled([number for number in REQUESTS if number != signal.SIGHUP or not ignored], handle):
         yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
 def terminated_as_interrupt() -> Iterator[None]:
-    """SIGTERM as Ctrl-C, for work that saves as it goes; trainings in this process have `stop_on_signal`."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    """Raise KeyboardInterrupt on SIGTERM, for work that saves as it goes; trainings have `stop_on_signal`."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    with _handled([signal.SIGTERM], interrupt):
+        yield
+
+
+@contextmanager
+def _handled(numbers: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle signals meanwhile; in another thread than the main one, where Python does not allow it, do nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, former in before.items():
+            signal.signal(number, former)
