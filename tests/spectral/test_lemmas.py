@@ -8,17 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from svdctl.certificates import layer_gain
 from svdctl.layers.layer_operator import operator_of
+from svdctl.layers.normalize import Normalize
 from svdctl.layers.padding import padding_factor
 from svdctl.layers.skew import skew_part
 from svdctl.spectral import Convolution, norm_bound, scale_to_bound
-from svdctl.spectral.batched import clip_singular_values
+from svdctl.spectral.batched import clip_singular_values, polar_factors
 from svdctl.spectral.bounds import taps_norm
 from svdctl.spectral.frequency_cells import cover
 from svdctl.spectral.gram import GramField, interpolation, lebesgue
 from svdctl.spectral.lower_bounds import coarse_lower_bound, lower_bound
 from svdctl.spectral.projection import project_kernel
-from svdctl.spectral.symbol import angles, grid_product, phases, symbol
+from svdctl.spectral.symbol import angles, grid_product, half_grid, kernel_from_symbol, phases, symbol
 from tests.dense import dense_matrix, dense_values
 
 FLOAT64 = {"dtype": torch.float64}
@@ -234,6 +236,33 @@ class TestProjection:
         inner = ((tall - clipped).conj() * (others - clipped)).sum((-2, -1)).real
         assert float(inner.max()) <= 1e-12
 
+    def test_polar_factors_are_the_nearest_matrices_of_equal_singular_values(self) -> None:
+        torch.manual_seed(0)
+        matrices = torch.randn(4, 6, 3, dtype=torch.complex128)
+        found = 1.3 * polar_factors(matrices)
+        assert torch.allclose(torch.linalg.svdvals(found), torch.full((4, 3), 1.3, **FLOAT64))
+        others = 1.3 * torch.linalg.qr(torch.randn(200, 1, 6, 3, dtype=torch.complex128)).Q
+        distance = torch.linalg.matrix_norm(found - matrices)
+        assert bool((torch.linalg.matrix_norm(others - matrices) >= distance).all())
+
+    def test_the_way_back_from_a_symbol_is_least_squares(self) -> None:
+        torch.manual_seed(0)
+        taps, sizes = (2, 3), (3, 5)
+        index, counts = half_grid(sizes)
+        phase = phases(angles(index, sizes), taps, torch.zeros(0, **FLOAT64))
+        kernel = torch.randn(1, 2, 2, *taps, **FLOAT64)
+        symbols_of = symbol(kernel, phase)
+        # Beside it what no kernel of this support has: the symbol of longer ones.
+        longer = symbol(torch.randn(1, 2, 2, *sizes, **FLOAT64), phases(angles(index, sizes), sizes, kernel))
+        weights = counts / math.prod(sizes)
+        found = kernel_from_symbol(symbols_of + longer, phase, weights, kernel.shape)
+        roots = weights.sqrt().repeat_interleave(2)[:, None]
+        rows = torch.view_as_real(phase).transpose(1, 2).reshape(-1, 6) * roots
+        wanted = torch.view_as_real((symbols_of + longer).flatten(1)).transpose(1, 2).reshape(-1, 4) * roots
+        solved = torch.linalg.lstsq(rows, wanted).solution.T.reshape(kernel.shape)
+        assert torch.allclose(found, solved, atol=1e-12)
+        assert torch.allclose(kernel_from_symbol(symbols_of, phase, weights, kernel.shape), kernel, atol=1e-12)
+
     def test_many_rounds_of_clip_near_the_nearest_kernel(self) -> None:
         torch.manual_seed(0)
         conv = Convolution.make(torch.randn(6, 6, 3, 3, **FLOAT64))
@@ -275,3 +304,19 @@ def test_skew_kernels_give_skew_matrices(size: int) -> None:
 
     matrix = dense_matrix(Skew(), (3, 4, 6))
     assert torch.equal(matrix, -matrix.T)
+
+
+def test_batchnorm_and_normalisation_are_diagonal() -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(3, eps=1e-3).double().eval()
+    nn.init.normal_(norm.weight)
+    assert norm.running_var is not None
+    norm.running_var.uniform_(0.1, 2)
+    scaled = Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.25)).double()
+    for layer, gain in (
+        (norm, (norm.weight / (norm.running_var + 1e-3).sqrt()).abs().max()),
+        (scaled, 1 / scaled.std.min()),
+    ):
+        largest_value = float(dense_values(layer, (3, 2, 2))[0])
+        assert largest_value == pytest.approx(float(gain))
+        assert largest_value <= layer_gain(layer).value * (1 + 1e-12) <= largest_value * (1 + 1e-9)
