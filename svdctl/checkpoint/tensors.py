@@ -1,6 +1,5 @@
 """Tensors out of a file, made plain: which hold ordinary numbers, and whether any claims more than the file has."""
 
-import hashlib
 import re
 from collections.abc import Mapping
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from svdctl.errors import CheckpointError
+from svdctl.utils.content_hash import content_digest
 
 SMALL = 16 * 2**20
 """Bytes up to which a tensor may repeat its numbers (an expanded view) without being suspect."""
@@ -59,14 +59,9 @@ def check_sizes(tensors: Mapping[str, Tensor], file_size: int, where: str) -> No
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes, in the order of names; the same whatever file they came from."""
-    state = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        state.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode(errors="surrogatepass"))
-        if tensor.numel():
-            state.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return state.hexdigest()
+    """Return the SHA-256 over names, types, shapes and bytes, in the order of names, whatever file they came from."""
+    named = sorted(tensors.items(), key=lambda item: item[0])
+    return content_digest(*(p for name, t in named for p in (f"{name}\0{t.dtype}\0{tuple(t.shape)}\0", t)))
 
 
 def _megabytes(size: int) -> str:

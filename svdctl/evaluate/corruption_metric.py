@@ -1,11 +1,9 @@
 """Accuracy on corrupted test sets: published files for CIFAR, svdctl's own corruptions for every other data set."""
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, Self
@@ -23,6 +21,7 @@ from svdctl.evaluate.corruptions.published_files import CifarC, find_or_fetch, o
 from svdctl.evaluate.inference import Classifier, check_finite, subset
 from svdctl.evaluate.measurement_cache import Measurement
 from svdctl.evaluate.metric import MeasurementContext, Unfinished
+from svdctl.utils.content_hash import content_digest, file_digest, json_digest
 
 CHUNK = 1000
 """Images that are drawn, or copied from a file, at a time."""
@@ -95,35 +94,25 @@ def open_source(context: MeasurementContext, settings: CorruptionSettings) -> So
 
 
 def _digest_of(folder: Path, names: list[str]) -> str:
-    """SHA-256 over the contents of the files of these corruptions."""
+    """Return the SHA-256 over the contents of the files of these corruptions."""
     files = [folder / f"{name}.npy" for name in sorted(names)]
     # hashlib releases the GIL.
     with ThreadPoolExecutor(max_workers=min(8, torch.get_num_threads())) as pool:
-        digests = list(
-            pool.map(lambda file: _digest_of_file(file, file.stat().st_size, file.stat().st_mtime_ns), files)
-        )
-    pairs = [[file.name, digest] for file, digest in zip(files, digests, strict=True)]
-    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
-
-
-@cache
-def _digest_of_file(path: Path, size: int, changed: int) -> str:
-    """Of several checkpoints in one process, the gigabytes are read for the first one."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digests = list(pool.map(file_digest, files))
+    return json_digest([[file.name, digest] for file, digest in zip(files, digests, strict=True)], compact=False)
 
 
 def _ends_of(folder: Path, names: list[str]) -> str:
-    """What identified the files before: a hash of their sizes, beginnings and ends."""
-    digest = hashlib.sha256()
+    """Return what identified the files before: a hash of their sizes, beginnings and ends."""
+    parts: list[str | bytes] = []
     for name in sorted(names):
         path = folder / f"{name}.npy"
         size = path.stat().st_size
         with path.open("rb") as file:
-            head = file.read(1 << 16)
+            parts += [f"{name} {size}", file.read(1 << 16)]
             file.seek(max(0, size - (1 << 16)))
-            digest.update(f"{name} {size}".encode() + head + file.read())
-    return digest.hexdigest()
+            parts.append(file.read())
+    return content_digest(*parts)
 
 
 class Count(Measurement):

@@ -1,6 +1,5 @@
 """A checkpoint made ready to be measured: its network, what it was trained on, and what identifies it."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from svdctl.data.images import ImageData
 from svdctl.errors import CheckpointError, UsageError
 from svdctl.models.build import build_model
 from svdctl.registry import DATA
+from svdctl.utils.content_hash import content_digest
 
 
 @dataclass(frozen=True)
@@ -183,5 +183,4 @@ def _foreign(spec: str, weights: WeightFile, config: EvaluateConfig) -> Evaluate
 
 def identity(model: nn.Module, network: Mapping[str, Any]) -> str:
     """SHA-256 over names, types, shapes and bytes of all tensors, and over the network's description."""
-    text = f"{digest(model.state_dict())} {json.dumps(network, sort_keys=True)}"
-    return hashlib.sha256(text.encode()).hexdigest()
+    return content_digest(f"{digest(model.state_dict())} {json.dumps(network, sort_keys=True)}")

@@ -1,6 +1,5 @@
 """The images of an evaluation: which data set, what identifies it, and what is held out of it for calibration."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ from svdctl.data.fingerprint import fingerprint
 from svdctl.data.images import ImageData
 from svdctl.data.split import stratified_split
 from svdctl.data.train_test import TrainTest
+from svdctl.utils.content_hash import content_digest
 
 
 def data_of(config: EvaluateConfig, trained_on: Data | None) -> Data | None:
@@ -67,11 +67,8 @@ class EvaluationData:
     @cached_property
     def sha256(self) -> str:
         """Hash of the test images and labels; states of attacks are bound to it."""
-        digest = hashlib.sha256()
-        for tensor in (self.test.images, self.test.labels):
-            digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
-            digest.update(tensor.contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        tensors = (self.test.images, self.test.labels)
+        return content_digest(*(p for t in tensors for p in (repr((tuple(t.shape), t.dtype)), t)))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ computes with them, so each record also names what its network answered to fixed
 and careless edits; it does not stop a person who computes it anew for a changed figure (docs/reliability.md).
 """
 
-import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping
@@ -24,6 +23,7 @@ from svdctl.checkpoint.torch_archive import read_torch
 from svdctl.errors import EvaluationError, SvdctlError
 from svdctl.evaluate.network_probe import Probe, read_probes
 from svdctl.utils.atomic_write import write_atomically
+from svdctl.utils.content_hash import content_digest, json_digest
 
 FORMAT, VERSION = "svdctl.measurements", 2
 SEAL = "sha256"
@@ -255,19 +255,14 @@ class MeasurementCache(Generic[R]):
 
 
 def checksum(about: Mapping[str, Any], record: Mapping[str, Any]) -> str:
-    """SHA-256, 64 hexadecimal digits, over a record of JSON values and tensors and over what it belongs to."""
-    contents = {"about": _plain(about), "record": _plain(record)}
-    text = json.dumps(contents, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    """Return the SHA-256, 64 hexadecimal digits, over a record of JSON values and tensors and what it belongs to."""
+    return json_digest({"about": _plain(about), "record": _plain(record)})
 
 
 def _plain(value: Any) -> Any:
-    """The same with the hash of its type, shape and bytes in place of each tensor."""
+    """Return the same with the hash of its type, shape and bytes in place of each tensor."""
     if isinstance(value, Tensor):
-        data = (
-            value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
-        )
-        return [str(value.dtype), list(value.shape), hashlib.sha256(data).hexdigest()]
+        return [str(value.dtype), list(value.shape), content_digest(value)]
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

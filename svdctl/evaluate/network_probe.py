@@ -1,7 +1,5 @@
 """What a network answers to fixed images: tells networks of equal tensors and other forward passes apart."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -9,6 +7,8 @@ from typing import Any, Self
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
+
+from svdctl.utils.content_hash import content_digest, json_digest
 
 SAME_NETWORK = 1e-3
 """Largest difference of two answers of one network, relative to the spread of an image's logits: devices and numbers of
@@ -57,9 +57,11 @@ class Probe:
     @classmethod
     def of(cls, images: Tensor, logits: Tensor) -> Self:
         """From images `(N, C, H, W)` uint8 and logits `(N, K)`."""
-        digest = hashlib.sha256(f"{list(images.shape)}".encode() + images.cpu().contiguous().numpy().tobytes())
         rows = logits.double().cpu().nan_to_num(0.0, 0.0, 0.0).tolist()
-        return cls(digest.hexdigest(), tuple(tuple(float(f"{value:.{_DIGITS}g}") for value in row) for row in rows))
+        return cls(
+            content_digest(f"{list(images.shape)}", images),
+            tuple(tuple(float(f"{value:.{_DIGITS}g}") for value in row) for row in rows),
+        )
 
     @classmethod
     def read(cls, contents: object) -> Self | None:
@@ -76,7 +78,7 @@ class Probe:
     @property
     def key(self) -> str:
         """SHA-256 of all of it."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+        return json_digest(self.to_dict(), compact=False)
 
     def contradicts(self, other: "Probe") -> bool:
         """Whether both are answers to the same images, and not those of one network."""

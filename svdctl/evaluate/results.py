@@ -7,8 +7,6 @@ whose figures cannot be right, is measured again.
 """
 
 import csv
-import hashlib
-import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -23,6 +21,7 @@ from svdctl.evaluate.measurement_cache import Measurement, MeasurementCache, fau
 from svdctl.evaluate.metric import METRICS, all_metrics
 from svdctl.evaluate.network_probe import Probe
 from svdctl.utils.atomic_write import write_atomically
+from svdctl.utils.content_hash import content_digest, json_digest
 from svdctl.utils.lock import held_folder
 from svdctl.utils.run_dir import environment
 from svdctl.utils.table import csv_text
@@ -84,8 +83,7 @@ class Record(Measurement):
 
 def fingerprint(protocol: Mapping[str, Any]) -> str:
     """Twelve hexadecimal digits, equal for equal protocols."""
-    text = json.dumps(protocol, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return json_digest(protocol)[:12]
 
 
 class ResultStore:
@@ -159,7 +157,7 @@ class ResultStore:
         path = self._details(record)
         if not path.is_file():
             return f"{path} is missing"
-        if record.details_sha256 not in (None, hashlib.sha256(path.read_bytes()).hexdigest()):
+        if record.details_sha256 not in (None, content_digest(path.read_bytes())):
             return f"{path} fails its checksum"
         try:
             contradicts = METRICS.get(record.metric).fault_of_rows(record.results, read_rows(path))
@@ -248,7 +246,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
     data = csv_text(rows).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, data)
-    return hashlib.sha256(data).hexdigest()
+    return content_digest(data)
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

@@ -1,7 +1,5 @@
 """When two configurations are one run: equal once everything that cannot change its results is left out."""
 
-import hashlib
-import json
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -9,6 +7,7 @@ from typing import Any
 from svdctl.config.migrate import migrate_configuration
 from svdctl.config.train_config import CROSS_ENTROPY, TrainConfig
 from svdctl.data.data_source import source_of
+from svdctl.utils.content_hash import json_digest
 
 # Precision stays. Numbers of devices and nodes change the order of sums alone.
 WITHOUT_EFFECT = (
@@ -28,8 +27,7 @@ def run_hash(config: TrainConfig) -> str:
     Names, places, logs and kinds of devices are left out. `checkpoint.every_epochs` is left out too when every epoch is
     evaluated: an evaluation seals the bounds already, so that writing a checkpoint after it changes nothing.
     """
-    text = json.dumps(_deciding(config), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return json_digest(_deciding(config))[:12]
 
 
 def differing(first: TrainConfig, second: TrainConfig) -> list[str]:

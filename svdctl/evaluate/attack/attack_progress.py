@@ -1,7 +1,5 @@
 """What is kept of an attack: its state after every batch, and the shards that several machines attack."""
 
-import hashlib
-import json
 import math
 import re
 from collections.abc import Callable
@@ -22,6 +20,7 @@ from svdctl.evaluate.attack.attack_state import MISCLASSIFIED
 from svdctl.evaluate.evaluation_data import EvaluationData
 from svdctl.evaluate.measurement_cache import Measurement, MeasurementCache
 from svdctl.evaluate.network_probe import Probe
+from svdctl.utils.content_hash import json_digest
 
 SHARDS = "shards"
 """Folder of their states, below that of the results."""
@@ -73,7 +72,7 @@ class Assignment:
     @property
     def about(self) -> dict[str, Any]:
         """What a state is bound to: which images they are, too."""
-        images = hashlib.sha256(json.dumps(self.index.tolist()).encode()).hexdigest()
+        images = json_digest(self.index.tolist(), compact=False)
         return {"attack": self.bound_to, "images": images}
 
     def part(self, shard: Shard) -> "Assignment":

@@ -1,7 +1,5 @@
 """How far an attack has come: enough to go on after a kill with the same final figures, and nothing more."""
 
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Self
@@ -14,6 +12,7 @@ from torch import Tensor
 from svdctl.config.attack_settings import AttackSettings
 from svdctl.errors import UsageError
 from svdctl.evaluate.figures import wilson_interval
+from svdctl.utils.content_hash import json_digest
 
 VERSION = 1
 STANDS = -1
@@ -24,7 +23,7 @@ Sentences = Annotated[tuple[str, ...], Field(strict=False)]
 
 
 def fingerprint(weights_digest: str, data_digest: str, settings: AttackSettings) -> str:
-    """What a state is bound to: weights, images with their labels, every setting, and the attacks' code."""
+    """Return what a state is bound to: weights, images with their labels, every setting, and the attacks' code."""
     bound = {
         "format": VERSION,
         "pyautoattack": pyautoattack.__version__,
@@ -32,7 +31,7 @@ def fingerprint(weights_digest: str, data_digest: str, settings: AttackSettings)
         "data": data_digest,
         "settings": settings.model_dump(mode="json"),
     }
-    return hashlib.sha256(json.dumps(bound, sort_keys=True).encode()).hexdigest()
+    return json_digest(bound, compact=False)
 
 
 class AttackState(BaseModel):
