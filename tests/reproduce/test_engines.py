@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 
@@ -18,7 +19,7 @@ from svdctl.errors import Interrupted, UsageError
 from svdctl.reproduce import reproduction as module
 from svdctl.reproduce.estimate import run_bytes
 from svdctl.reproduce.executors import ATTEMPTS, Executor, Processes
-from svdctl.reproduce.job import OUTCOME, Job, Outcome
+from svdctl.reproduce.job import JOB, OUTCOME, Job, Outcome
 from svdctl.reproduce.plan import Plan, make_plan
 from svdctl.reproduce.ray_executor import OnRay
 from svdctl.reproduce.reproduction import check_disk, disk_needed, drive, everywhere, make_executor
@@ -222,6 +223,58 @@ def test_ray_that_is_not_there_is_a_sentence(planned: Callable[..., Plan]) -> No
         make_executor(planned(engine="ray").request, print)
     with pytest.raises(UsageError, match="add `engine = ray`"):
         make_executor(planned(address="auto").request, print)
+
+
+class FakeRay(ModuleType):
+    """As much of Ray as an executor uses: a job is done when it is waited for."""
+
+    class exceptions:  # noqa: N801 - as in Ray
+        RayError = RuntimeError
+
+    def __init__(self) -> None:
+        super().__init__("ray")
+        self.cancelled, self.is_up = list[object](), False
+
+    def init(self, address: str | None, **options: object) -> None:
+        self.is_up = True
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 2.0}
+
+    def remote(self, **options: object) -> Callable[[Callable[[str], str]], Mock]:
+        assert options == {"max_retries": 3, "num_cpus": 1}
+        return lambda work: Mock(remote=lambda text: (work, text, object()))
+
+    def wait(self, references: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        return references[:1], references[1:]
+
+    def get(self, reference: Any) -> str:
+        job = JOB.validate_json(reference[1])
+        if job.config.seed == 2:
+            raise self.exceptions.RayError("the node died\nat night")
+        return OUTCOME.dump_json(Outcome(job.id, "done", {"accuracy": 0.5})).decode()
+
+    def cancel(self, reference: object) -> None:
+        self.cancelled.append(reference)
+
+    def shutdown(self) -> None:
+        self.is_up = False
+
+
+def test_jobs_on_ray(jobs: list[Job]) -> None:
+    ray = FakeRay()
+    with patch.dict(sys.modules, {"ray": ray}):
+        executor = OnRay(None)
+        for job in jobs:
+            assert executor.has_room()
+            executor.submit(job)
+        assert [job.config.seed for job in jobs][:2] == [1, 2]
+        (done,), (lost,) = executor.wait(1.0), executor.wait(1.0)
+        assert (done.id, done.state, done.values) == (jobs[0].id, "done", {"accuracy": 0.5})
+        assert (lost.id, lost.reason) == (jobs[1].id, "the worker was lost 4 times: the node died")
+        assert jobs[1].store.read_status(jobs[1].key)["state"] == "failed"
+        executor.stop()
+    assert (len(ray.cancelled), ray.is_up, executor.active) == (2, False, {})
 
 
 def test_paths_are_absolute_for_a_cluster() -> None:
