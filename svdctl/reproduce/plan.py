@@ -92,23 +92,20 @@ def make_plan(request: Request) -> Plan:
     tables: list[TablePlan] = []
     figures: dict[str, SpeedFigure] = {}
     gathered = gather(request.tables)
-    chosen = _choose_rows(request, {n: t for n, (_, t) in gathered.items() if isinstance(t, ResultTable)})
+    _check_patterns(request, {n: t for n, (_, t) in gathered.items() if isinstance(t, ResultTable)})
     for name, (path, table) in gathered.items():
-        if isinstance(table, SpeedFigure):
-            if not request.rows and request.columns == "all":
-                try:
-                    for scale in (table.full, table.smoke):
-                        network_configs(scale.network)
-                except UsageError as error:
-                    faults += [f"{path}: network: {fault}" for fault in error.faults]
-                figures[name] = table
-            continue
-        if not chosen[name]:
-            continue
         try:
-            tables.append(_plan_table(name, path, table, chosen[name], request))
+            if isinstance(table, ResultTable):
+                rows = [r for r in table.rows if any(fnmatch.fnmatch(r.name, p) for p in request.rows or ("*",))]
+                tables += [_plan_table(name, path, table, rows, request)] if rows else []
+            elif not request.rows and request.columns == "all":
+                figures[name] = table
+                for scale in (table.full, table.smoke):
+                    network_configs(scale.network)
         except UsageError as error:
-            faults += error.faults
+            faults += (
+                error.faults if isinstance(table, ResultTable) else [f"{path}: network: {f}" for f in error.faults]
+            )
     if faults:
         raise UsageError(dict.fromkeys(faults))
     if not tables and not figures:
@@ -116,76 +113,66 @@ def make_plan(request: Request) -> Plan:
     return Plan(request, tuple(tables), figures)
 
 
-def _choose_rows(request: Request, tables: dict[str, ResultTable]) -> dict[str, list[Row]]:
-    """Return the rows of each table that the patterns match.
+def _check_patterns(request: Request, tables: dict[str, ResultTable]) -> None:
+    """Refuse patterns that match no row.
 
     Raises:
-        UsageError: a pattern matches none anywhere.
+        UsageError: with all of them.
     """
-    if not request.rows:
-        return {name: list(table.rows) for name, table in tables.items()}
     names = list(dict.fromkeys(row.name for table in tables.values() for row in table.rows))
+    shown = ", ".join(names[:12]) + ", ..." * (len(names) > 12)
     faults = [
         f"`rows = {pattern}`: no row of {', '.join(tables) or 'a figure'} is called so"
-        f"{nearest(pattern.strip('*'), names)} ({shortened(names)})"
+        f"{nearest(pattern.strip('*'), names)} ({shown})"
         for pattern in request.rows
         if not fnmatch.filter(names, pattern)
     ]
     if faults:
         raise UsageError(faults)
-    return {
-        name: [row for row in table.rows if any(fnmatch.fnmatch(row.name, pattern) for pattern in request.rows)]
-        for name, table in tables.items()
-    }
-
-
-def shortened(names: list[str]) -> str:
-    """Return at most twelve names."""
-    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
 
 
 def _plan_table(name: str, path: Path, table: ResultTable, rows: list[Row], request: Request) -> TablePlan:
-    smoke = request.scale == "smoke"
-    if smoke and table.smoke is None:
+    smoke = table.smoke if request.scale == "smoke" else None
+    if request.scale == "smoke" and smoke is None:
         raise UsageError(f"{path}: the table has no [smoke] section; add one, or leave `scale = smoke` out")
-    evaluate = table.smoke.evaluate if smoke and table.smoke is not None else table.evaluate
     columns = tuple(c for c in table.columns if request.columns == "all" or c in STATIC)
     if request.columns == "static":
         # How dear control is goes with how long it takes: not for networks that need none.
         cost = ("control-cost",) if "control-time" in table.columns else ()
         columns = tuple(dict.fromkeys(("parameters", *columns, "compression", *cost)))
-    metrics = tuple(dict.fromkeys(filter(None, map(metric_of, columns))))
-    seeds = request.seeds or table.seeds
-    title = f"{name}-smoke" if smoke else name
-    store = RunStore(request.out_dir, request.reuse)
+    title = name if smoke is None else f"{name}-smoke"
+    plan = TablePlan(
+        title + "-static" * (request.columns == "static") + "-part" * (len(rows) < len(table.rows)),
+        path,
+        table,
+        smoke is not None,
+        columns,
+        request.seeds or table.seeds,
+        table.evaluate if smoke is None else smoke.evaluate,
+        (),
+        request.set,
+    )
     made: list[TableRow] = []
     faults: list[str] = []
     for row in rows:
-        jobs = []
         try:
-            for seed in seeds:
-                config, preset, assignments = _row_config(path, table, row, seed, title, request)
-                key = run_hash(config)
-                jobs.append(Job(key, config, preset, assignments, evaluate, metrics, store, request.cifar_c_root))
+            made.append(TableRow(row, tuple(_job(plan, row, seed, title, request) for seed in plan.seeds)))
         except UsageError as error:
             faults += [f"{path}: row {row.name!r}: {fault}" for fault in error.faults]
-        made.append(TableRow(row, tuple(jobs)))
     if faults:
         raise UsageError(dict.fromkeys(faults))
-    part = "-part" if len(rows) < len(table.rows) else ""
-    output = title + ("-static" if request.columns == "static" else "") + part
-    return TablePlan(output, path, table, smoke, columns, seeds, evaluate, tuple(made), request.set)
+    return replace(plan, rows=tuple(made))
 
 
-def _row_config(
-    path: Path, table: ResultTable, row: Row, seed: int, title: str, request: Request
-) -> tuple[TrainConfig, str, tuple[str, ...]]:
-    """Return the configuration of one run, and the preset and assignments that give it."""
-    smoke = (*table.smoke.set, *row.smoke) if request.scale == "smoke" and table.smoke is not None else ()
-    beside = path.parent / row.preset
-    preset = str(beside) if row.preset.endswith(".toml") and beside.is_file() else row.preset
-    if preset == row.preset and not row.preset.endswith(".toml") and row.preset.replace("_", "-") not in list_presets():
-        raise UsageError(f"there is no preset {row.preset}{nearest(row.preset, list_presets())}")
+def _job(plan: TablePlan, row: Row, seed: int, title: str, request: Request) -> Job:
+    """Return the job of a row with one seed."""
+    table = plan.table
+    smoke = (*table.smoke.set, *row.smoke) if plan.smoke and table.smoke is not None else ()
+    preset, own = row.preset, plan.source.parent / row.preset
+    if preset.endswith(".toml") and own.is_file():
+        preset = str(own)
+    elif not preset.endswith(".toml") and preset.replace("_", "-") not in list_presets():
+        raise UsageError(f"there is no preset {preset}{nearest(preset, list_presets())}")
     assignments = (*table.set, *row.set, *smoke, *request.set, f"seed={seed}")
     config = configuration(preset, assignments)
     update: dict[str, object] = {
@@ -195,7 +182,10 @@ def _row_config(
     }
     if request.wandb != "off":
         update["log"] = config.log.model_copy(update={"wandb": request.wandb, "wandb_group": title})
-    return config.model_copy(update=update), preset, assignments
+    config = config.model_copy(update=update)
+    metrics = tuple(dict.fromkeys(filter(None, map(metric_of, plan.columns))))
+    store = RunStore(request.out_dir, request.reuse)
+    return Job(run_hash(config), config, preset, assignments, plan.evaluate, metrics, store, request.cifar_c_root)
 
 
 def _located(data: Data, request: Request) -> Data:
