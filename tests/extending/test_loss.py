@@ -11,6 +11,7 @@ from svdctl.errors import UsageError
 from svdctl.train import start as recipe
 from svdctl.train.metrics_log import read_log
 from svdctl.train.run_hash import run_hash
+from tests.train.test_resume import draw_nothing
 from tests.train.test_runs import Recorder, assert_equal, data, make, weights
 
 __all__ = ["data"]
@@ -37,7 +38,8 @@ def test_it_is_trained_with_and_resumed_to_the_same_bits(data: Path) -> None:
     svdctl.load(whole.folder)
 
 
-def test_without_smoothing_it_is_the_cross_entropy_to_the_bit(data: Path) -> None:
+def test_without_smoothing_it_is_the_cross_entropy_to_the_bit(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_nothing(monkeypatch)
     one, other = (
         recipe.run(make(data, *sets, epochs=1), base="test", reporter=Recorder())
         for sets in ((), ("loss.kind=smoothed", "loss.share=0"))

@@ -15,9 +15,10 @@ from svdctl.control.actions import is_layer_bounded
 from svdctl.train import run as training_run
 from svdctl.train import start as recipe
 from svdctl.train import trainer as training
+from tests.train.test_resume import no_pictures
 from tests.train.test_runs import Recorder, data, make
 
-__all__ = ["data"]
+__all__ = ["data", "no_pictures"]
 
 LIMIT = 0.5
 """Low enough that each step passes it."""
