@@ -24,7 +24,7 @@ from svdctl.certificates.contents import Contents
 from svdctl.certificates.error_bounds import Affine, Arithmetic, ValueBounds, norm_above, outward
 from svdctl.certificates.layer_bounds import forward_of, layer_gain
 from svdctl.certificates.op_rules import apply
-from svdctl.certificates.traced_tensor import Contribution, Remembering, Traced, Tracer
+from svdctl.certificates.traced_tensor import Contribution, FailureRecorder, Traced, Tracer
 from svdctl.errors import ShapeError
 from svdctl.layers.layer_ops import LayerOps, find_ops, known_class
 from svdctl.layers.padding import Convolutional, is_cyclic
@@ -339,7 +339,7 @@ def _traced_pass(network: nn.Module, tracer: Tracer, image: Tensor) -> tuple[Ten
     """Return the output for one image, and what is proved of it."""
     start = Traced.make(tracer, image.clone(), ValueBounds(1.0, norm_above(image), Affine()))
     output = None
-    with Remembering(tracer):
+    with FailureRecorder(tracer):
         try:
             output = _only(network(start))
         except Exception as failure:  # whatever the network's own code raises
@@ -437,7 +437,7 @@ def _leaf(module: nn.Module, forward: Callable[..., Any], tracer: Tracer) -> Cal
             raise ShapeError(
                 f"{tracer.where} is set to training mode while the network runs; use evaluation mode alone"
             )
-        gain = tracer.once(id(module), module, lambda: layer_gain(module, tolerance=tracer.tolerance))
+        gain = tracer.cached_gain(id(module), module, lambda: layer_gain(module, tolerance=tracer.tolerance))
         kind = getattr(module, "stands_for", type(module).__name__)
         value = x.value.clone()
         output = forward(value)

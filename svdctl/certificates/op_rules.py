@@ -224,7 +224,7 @@ class Call:
         """
         x, output = self.x, self.run()
         root = math.sqrt(output.numel())
-        gain = times(gain, self.stretch(x, output))
+        gain = times(gain, self.broadcast_factor(x, output))
 
         def local(size: Affine, arithmetic: Arithmetic) -> Affine:
             relative = units * arithmetic.unit
@@ -232,15 +232,15 @@ class Call:
             constant = root * (relative * offset + jump + floor + self.rounding(levels, arithmetic))
             return size * (relative + (arithmetic.tiny if units else 0.0)) + Affine(constant)
 
-        return self.through(x, output, gain, local, kind)
+        return self.unary(x, output, gain, local, kind)
 
-    def stretch(self, operand: Any, output: Tensor) -> float:
+    def broadcast_factor(self, operand: Any, output: Tensor) -> float:
         """Return by how much the norm of an operand grows when it is broadcast to the output's shape."""
         value = operand.value if isinstance(operand, Traced) else operand
         size = value.numel() if isinstance(value, Tensor) else 1
         return 1.0 if size == output.numel() else math.sqrt(output.numel() / max(size, 1)) * (1 + 2.0**-50)
 
-    def through(self, x: Traced, output: Tensor, gain: float, local: Local | None, kind: str, terms: int = 1) -> Traced:
+    def unary(self, x: Traced, output: Tensor, gain: float, local: Local | None, kind: str, terms: int = 1) -> Traced:
         """Return the output of a function of one input: its gain, and its own error for an input of some magnitude.
 
         Args:
@@ -256,7 +256,7 @@ class Call:
         error = bounds.error * gain
         if local is not None:
             error += local(bounds.magnitude, self.tracer.arithmetic)
-        return self.tracer.wrap(output, lipschitz, error, inner=bounds.magnitude * terms)
+        return self.tracer.traced(output, lipschitz, error, inner=bounds.magnitude * terms)
 
     def non_negative(self, terms: int, kind: str) -> Any:
         """Return a linear map with entries >= 0 and sums of at most `terms` numbers, its norm by Schur's test."""
@@ -269,7 +269,7 @@ class Call:
             def summing(size: Affine, arithmetic: Arithmetic, norm: float = norm) -> Affine:
                 return size * (gamma(terms + 2, arithmetic.unit) * norm) + Affine(arithmetic.tiny * x.value.numel())
 
-            results.append(self.through(x, output, norm, summing if terms > 1 else None, kind, terms))
+            results.append(self.unary(x, output, norm, summing if terms > 1 else None, kind, terms))
         if not isinstance(outputs, Tensor):
             return tuple(results)
         if bounds.readout is not None and outputs.numel() <= x.value.numel():

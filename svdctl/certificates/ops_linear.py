@@ -15,13 +15,13 @@ from svdctl.certificates.traced_tensor import Traced
 from svdctl.spectral.convolution import Convolution
 
 
-def _terms(call: Call, output: Tensor, operands: list[tuple[Any, float]], kind: str) -> Traced:
+def _sum_of(call: Call, output: Tensor, operands: list[tuple[Any, float]], kind: str) -> Traced:
     """Return `sum of factor * operand`, operands traced or constant, stretched to the output's shape."""
     tracer = call.tracer
     lipschitz, largest, constants = 0.0, 0.0, 0.0
     parts: list[tuple[ValueBounds, float]] = []
     for operand, factor in operands:
-        stretch = times(factor, call.stretch(operand, output))
+        stretch = times(factor, call.broadcast_factor(operand, output))
         if isinstance(operand, Traced):
             bounds = tracer.bounds(operand)
             parts.append((bounds, stretch))
@@ -33,8 +33,8 @@ def _terms(call: Call, output: Tensor, operands: list[tuple[Any, float]], kind: 
     error = Affine(constants * 4 * unit + tiny * output.numel())
     for bounds, stretch in parts:
         error += bounds.error * stretch + bounds.magnitude * (4 * unit * stretch + tiny)
-    _note(call, lipschitz, largest, kind)
-    return tracer.wrap(output, lipschitz, error)
+    _contribute(call, lipschitz, largest, kind)
+    return tracer.traced(output, lipschitz, error)
 
 
 def _root_sum_square(
@@ -42,16 +42,18 @@ def _root_sum_square(
 ) -> Traced:
     """Return a function that picks each output from its operands and constants: squared changes add up."""
     tracer = call.tracer
-    parts = [(tracer.bounds(operand), call.stretch(operand, output) if broadcast else 1.0) for operand in operands]
+    parts = [
+        (tracer.bounds(operand), call.broadcast_factor(operand, output) if broadcast else 1.0) for operand in operands
+    ]
     lipschitz = math.hypot(*(times(bounds.lipschitz, stretch) for bounds, stretch in parts)) * (1 + 1e-15)
 
     rounded = Affine(math.sqrt(output.numel()) * call.rounding(constants, tracer.arithmetic))
     error = Affine.root_sum_square([bounds.error * stretch for bounds, stretch in parts]) + rounded
-    _note(call, lipschitz, max(bounds.lipschitz for bounds, _ in parts), kind)
-    return tracer.wrap(output, lipschitz, error)
+    _contribute(call, lipschitz, max(bounds.lipschitz for bounds, _ in parts), kind)
+    return tracer.traced(output, lipschitz, error)
 
 
-def _note(call: Call, lipschitz: float, largest: float, kind: str) -> None:
+def _contribute(call: Call, lipschitz: float, largest: float, kind: str) -> None:
     if largest > 0 and abs(lipschitz / largest - 1) > 1e-12:
         call.tracer.contribute(call.name, lipschitz / largest, {kind: lipschitz / largest}, lipschitz)
 
@@ -61,7 +63,7 @@ def _add(call: Call) -> Traced:
     first, second, factor = call["x"], call["other"], abs(call.get("alpha", 1.0))
     if call.name.endswith(("rsub", "rsub__")):
         first, second = second, first
-    return _terms(call, call.run(), [(first, 1.0), (second, factor)], "sum")
+    return _sum_of(call, call.run(), [(first, 1.0), (second, factor)], "sum")
 
 
 def _split(values: Sequence[Any]) -> tuple[list[Traced], list[Any]]:
@@ -89,7 +91,7 @@ def _scaled(call: Call, x: Traced, factor: float, underflows: Callable[[Arithmet
         underflows: what an entry of x may err by, relatively, since the constant is rounded to zero or nearly.
     """
     output = call.run()
-    stretch = call.stretch(x, output)
+    stretch = call.broadcast_factor(x, output)
     factor = times(factor, stretch) * (1 + 2.0**-50)
     factor = 1.0 if abs(factor - 1) < 1e-14 else factor
 
@@ -97,7 +99,7 @@ def _scaled(call: Call, x: Traced, factor: float, underflows: Callable[[Arithmet
         relative = 4 * factor * arithmetic.unit + stretch * underflows(arithmetic)
         return size * relative + Affine(arithmetic.tiny * output.numel())
 
-    return call.through(x, output, factor, local, "scale")
+    return call.unary(x, output, factor, local, "scale")
 
 
 @rule("mul", "multiply", "rmul", takes={"x": EITHER, "other": EITHER})
@@ -157,7 +159,7 @@ def _size(value: Any) -> int | tuple[int, ...]:
 
 def _affine(call: Call, conv: Convolution, bias: Tensor | None, kind: str) -> Traced:
     tracer = call.tracer
-    gain = tracer.once(
+    gain = tracer.cached_gain(
         (kind, conv.stride, conv.dilation), (conv.kernel, bias), lambda: linear_gain(conv, bias, tracer.tolerance)
     )
     return tracer.layer(kind, call.x, call.run(), gain, call.rerun)

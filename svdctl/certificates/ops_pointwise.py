@@ -6,6 +6,7 @@ the tests prove on a grid; docs/theory.md, "Whole networks". Errors presume that
 """
 
 import math
+from functools import partial
 
 from svdctl.certificates.error_bounds import Affine, Arithmetic
 from svdctl.certificates.op_rules import CONSTANT, IMAGE, NUMBER, SETTING, Call, one_of, rule
@@ -19,9 +20,23 @@ MISH = 1.0884982
 SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 
 
-@rule("relu", "relu6", "abs", "absolute", "neg", "negative", takes={"x": IMAGE})
-def _exact(call: Call) -> Traced:
-    return call.elementwise(1.0)
+FIXED: tuple[tuple[tuple[str, ...], float, float, float], ...] = (
+    (("relu", "relu6", "abs", "absolute", "neg", "negative"), 1.0, 0.0, 0.0),
+    (("tanh", "tanhshrink", "sin", "softsign"), 1.0, 24.0, 0.0),
+    (("cos", "logsigmoid"), 1.0, 24.0, 1.0),
+    (("erf",), 2 / math.sqrt(math.pi) * (1 + 2.0**-50), 16.0, 0.0),
+    (("sigmoid",), 0.25, 16.0, 1.0),
+    # torch's derivative knows 1/6 to single precision, rounded up.
+    (("hardsigmoid",), 0.16666667163372042, 8.0, 1.0),
+    (("hardswish",), 1.5, 16.0, 0.0),
+    (("silu",), SILU, 32.0, 0.0),
+    (("mish",), MISH, 64.0, 0.0),
+    (("selu",), SELU_SCALE * SELU_ALPHA * (1 + 1e-15), 32.0, 0.0),
+)
+"""Functions without settings: their names, largest slope, and the `units` and `offset` of `Call.elementwise`."""
+
+for _names, _gain, _units, _offset in FIXED:
+    rule(*_names, takes={"x": IMAGE})(partial(Call.elementwise, gain=_gain, units=_units, offset=_offset))
 
 
 @rule("hardtanh", takes={"x": IMAGE, "min_val": NUMBER, "max_val": NUMBER})
@@ -45,47 +60,6 @@ def _prelu(call: Call) -> Traced:
     return call.elementwise(max(1.0, slope), units=2 * slope)
 
 
-@rule("tanh", "tanhshrink", "sin", "softsign", takes={"x": IMAGE})
-def _unit_slope(call: Call) -> Traced:
-    return call.elementwise(1.0, units=24)
-
-
-@rule("cos", "logsigmoid", takes={"x": IMAGE})
-def _unit_slope_with_offset(call: Call) -> Traced:
-    return call.elementwise(1.0, units=24, offset=1.0)
-
-
-@rule("erf", takes={"x": IMAGE})
-def _erf(call: Call) -> Traced:
-    return call.elementwise(2 / math.sqrt(math.pi) * (1 + 2.0**-50), units=16)
-
-
-@rule("sigmoid", takes={"x": IMAGE})
-def _sigmoid(call: Call) -> Traced:
-    return call.elementwise(0.25, units=16, offset=1.0)
-
-
-@rule("hardsigmoid", takes={"x": IMAGE})
-def _hardsigmoid(call: Call) -> Traced:
-    # torch's derivative knows 1/6 to single precision, rounded up.
-    return call.elementwise(0.16666667163372042, units=8, offset=1.0)
-
-
-@rule("hardswish", takes={"x": IMAGE})
-def _hardswish(call: Call) -> Traced:
-    return call.elementwise(1.5, units=16)
-
-
-@rule("silu", takes={"x": IMAGE})
-def _silu(call: Call) -> Traced:
-    return call.elementwise(SILU, units=32)
-
-
-@rule("mish", takes={"x": IMAGE})
-def _mish(call: Call) -> Traced:
-    return call.elementwise(MISH, units=64)
-
-
 @rule("gelu", takes={"x": IMAGE, "*approximate": one_of("none", "tanh")})
 def _gelu(call: Call) -> Traced:
     return call.elementwise(GELU_TANH if call["approximate"] == "tanh" else GELU, units=64)
@@ -102,11 +76,6 @@ def _celu(call: Call) -> Traced:
     if call.get("alpha", 1.0) <= 0:
         raise call.unknown("with an alpha that is not positive (its slope has no bound)")
     return call.elementwise(1.0, units=32)
-
-
-@rule("selu", takes={"x": IMAGE})
-def _selu(call: Call) -> Traced:
-    return call.elementwise(SELU_SCALE * SELU_ALPHA * (1 + 1e-15), units=32)
 
 
 @rule("softplus", takes={"x": IMAGE, "beta": NUMBER, "threshold": NUMBER})
@@ -134,4 +103,4 @@ def _softmax(call: Call) -> Traced:
         # Rounding x - max shifts each exponent by u (|x| + |max|), and so the outputs by half of it in norm.
         return size * (4 * root * arithmetic.unit) + Affine(arithmetic.unit * (output.numel() + 32) * root)
 
-    return call.through(x, output, 0.5, local, "activation")
+    return call.unary(x, output, 0.5, local, "activation")

@@ -1,6 +1,7 @@
 """Functions that move, copy, average or pick entries, and those that only look at shapes."""
 
 import math
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -34,7 +35,7 @@ def _copies_as(call: Call) -> Any:
 @rule("to", takes={"x": IMAGE}, rest=LIKE)
 @rule("detach", "contiguous", "clone", "cpu", "cuda", "float", "double", takes={"x": IMAGE}, rest=SETTING)
 def _same(call: Call) -> Traced:
-    result = call.through(call.x, call.run(), 1.0, None, "copies")
+    result = call.unary(call.x, call.run(), 1.0, None, "copies")
     assert result.bounds is not None
     result.bounds = replace(result.bounds, readout=call.tracer.bounds(call.x).readout)
     return result
@@ -59,7 +60,7 @@ def _pad(call: Call) -> Any:
     def edge(_size: Affine, arithmetic: Arithmetic) -> Affine:
         return Affine(math.sqrt(output.numel()) * call.rounding([call["value"]], arithmetic))
 
-    return call.through(call.x, output, 1.0, edge, "padding")
+    return call.unary(call.x, output, 1.0, edge, "padding")
 
 
 @rule(
@@ -116,14 +117,9 @@ def _max_pooling(call: Call) -> Traced:
             value if isinstance(value, int) else value[axis % len(value)]
             for value in (kernel, stride, padding, dilation)
         )
-        counts = [0] * size
-        for cell in range(cells):
-            for tap in range(k):
-                at = cell * s - p + tap * d
-                if 0 <= at < size:
-                    counts[at] += 1
-        overlap *= max(counts)
-    return call.through(x, output, math.sqrt(overlap), None, "pooling")
+        windows = Counter(cell * s - p + tap * d for cell in range(cells) for tap in range(k))
+        overlap *= max(windows[place] for place in range(size))
+    return call.unary(x, output, math.sqrt(overlap), None, "pooling")
 
 
 @rule(
@@ -134,17 +130,15 @@ def _adaptive_max_pooling(call: Call) -> Traced:
     x, output = call.x, call.run()
     overlap = 1
     for size, cells in _axes(call, x.value, output):
-        counts = [0] * size
-        for cell in range(cells):
-            for at in range(cell * size // cells, -(-(cell + 1) * size // cells)):
-                counts[at] += 1
-        overlap *= max(counts)
-    return call.through(x, output, math.sqrt(overlap), None, "pooling")
+        starts = range(cells)
+        windows = Counter(at for c in starts for at in range(c * size // cells, -(-(c + 1) * size // cells)))
+        overlap *= max(windows.values(), default=0)
+    return call.unary(x, output, math.sqrt(overlap), None, "pooling")
 
 
 @rule("amax", "amin", takes={"x": IMAGE, "dim": SETTING, "keepdim": SETTING})
 def _extremes(call: Call) -> Traced:
-    return call.through(call.x, call.run(), 1.0, None, "pooling")
+    return call.unary(call.x, call.run(), 1.0, None, "pooling")
 
 
 def _axes(call: Call, before: Tensor, after: Tensor) -> list[tuple[int, int]]:

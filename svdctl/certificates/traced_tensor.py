@@ -69,7 +69,7 @@ class Traced(Tensor):
                 raise first.tracer.refuse(failure) from failure.__cause__
 
 
-class Remembering(TorchFunctionMode):
+class FailureRecorder(TorchFunctionMode):
     """Lets a tracer remember every failure of a torch function on what depends on the image.
 
     Those of plain tensors on the meta device are among them: C++ code that passes over the subclass makes such.
@@ -135,7 +135,7 @@ class Tracer:
         name, module = self.path[-1]
         return f"module {name!r} ({type(module).__name__})" if name else f"the network ({type(module).__name__})"
 
-    def once(self, key: Any, owner: Any, compute: Callable[[], Gain]) -> Gain:
+    def cached_gain(self, key: Any, owner: Any, compute: Callable[[], Gain]) -> Gain:
         """Return a gain, computed again unless all that `owner` holds is bit for bit what it was for the same key."""
         contents = Contents.of(owner)
         for kept, gain in self.gains.setdefault(key, []):
@@ -149,7 +149,7 @@ class Tracer:
         self.gains[key].append((contents.kept(), gain))
         return gain
 
-    def wrap(
+    def traced(
         self,
         value: Tensor,
         lipschitz: float,
@@ -215,7 +215,7 @@ class Tracer:
         lipschitz = times(bounds.lipschitz, gain.value)
         self.contribute(kind, gain.value, gain.factors, lipschitz)
         readout = self._readout(x, output, gain, run) if gain.is_affine else None
-        return self.wrap(output, lipschitz, error, readout, inner)
+        return self.traced(output, lipschitz, error, readout, inner)
 
     def _readout(self, x: Traced, output: Tensor, gain: Gain, run: Callable[[Tensor], Tensor]) -> AffineReadout | None:
         """The affine map's rows, where they are few enough to be the logits'."""
