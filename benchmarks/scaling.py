@@ -20,8 +20,10 @@ import torch
 import torch.distributed as dist
 
 from svdctl.cli.training_flags import resolve
-from svdctl.config.control_config import Clip, Divide
-from svdctl.control import Controller, actions
+from svdctl.control import actions
+from svdctl.control.clip import Clip
+from svdctl.control.controller import Controller
+from svdctl.control.divide import Divide
 from svdctl.distributed.group import Group
 from svdctl.distributed.scheduling import LayerScheduler
 from svdctl.layers.layer_ops import ops_of
@@ -42,15 +44,15 @@ class Works:
     def __init__(self, layer: str, group: Group) -> None:
         self.model = network(layer)
         self.start = {name: value.clone() for name, value in self.model.state_dict().items()}
-        self.clip = Controller(self.model, Clip(max_sigma=1.0, every_steps=1), None, group=group)
-        self.divide = Controller(self.model, Divide(max_sigma=1.0), None, group=group)
+        self.clip = Controller.from_config(self.model, None, Clip(max_sigma=1.0, every_steps=1), None, group=group)
+        self.divide = Controller.from_config(self.model, None, Divide(max_sigma=1.0), None, group=group)
 
     def of(self, name: str) -> Callable[[], object]:
         return {
-            "clip": lambda: self.clip.after_step(1),
+            "clip": lambda: self.clip.step(),
             "seal": self.clip.seal,
             "report": self.clip.report,
-            "divide": lambda: self.divide.after_step(1),
+            "divide": lambda: self.divide.step(),
         }[name]
 
     def reset(self) -> None:

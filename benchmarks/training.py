@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from svdctl.cli.training_flags import resolve
-from svdctl.control import Controller
+from svdctl.control.controller import Controller
 from svdctl.data.images import ImageData
 from svdctl.layers.tt import TTConv2d, orthonormality_penalty
 from svdctl.models.build import build_model, build_optimizer, penalty_of

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from svdctl.analysis.network_spectrum import spectrum
     from svdctl.certificates.lipschitz import lipschitz_bound
     from svdctl.checkpoint.checkpoint_file import load
+    from svdctl.control.control_method import ControlMethod, register_control
+    from svdctl.control.controller import Controller
     from svdctl.data.data_source import register_data
     from svdctl.evaluate.metric import register_metric
     from svdctl.functional import clip_, divide_, singular_values, spectral_norm_bound
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from svdctl.train.loss import register_loss
 
 __all__ = [
+    "ControlMethod",
+    "Controller",
     "Convolution",
     "LayerOps",
     "TTConv2d",
@@ -33,6 +37,7 @@ __all__ = [
     "lipschitz_bound",
     "load",
     "register_architecture",
+    "register_control",
     "register_data",
     "register_layer",
     "register_logger",
@@ -45,6 +50,8 @@ __all__ = [
 ]
 
 _HOME = {
+    "ControlMethod": "svdctl.control.control_method",
+    "Controller": "svdctl.control.controller",
     "Convolution": "svdctl.spectral.convolution",
     "LayerOps": "svdctl.layers.layer_ops",
     "TTConv2d": "svdctl.layers.tt",
@@ -57,6 +64,7 @@ _HOME = {
     "register_logger": "svdctl.train.logger",
     "register_loss": "svdctl.train.loss",
     "register_metric": "svdctl.evaluate.metric",
+    "register_control": "svdctl.control.control_method",
     "register_layer": "svdctl.layers.layer_ops",
     "singular_values": "svdctl.functional",
     "spectral_norm_bound": "svdctl.functional",

@@ -9,24 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from svdctl.control.actions import (
+    act_on_group_,
     clip_layer_,
     divide_exact_layer_,
     expected_cost,
     on_cpu,
-    orthonormalize_frames_,
+    refuse_unwritable,
 )
 from svdctl.control.shared_memory import groups_by_memory, restored_on_error
 from svdctl.distributed.scheduling import costliest_first
 from svdctl.errors import ShapeError
-from svdctl.layers.layer_operator import operator_of, why_not_writable
+from svdctl.layers.layer_operator import operator_of
 from svdctl.layers.layer_ops import find_ops, is_controllable, ops_of
-from svdctl.layers.norms import is_layer_bounded, layer_norm_bound
+from svdctl.layers.norms import layer_norm_bound
 from svdctl.spectral import bounds, values
 from svdctl.spectral.bounds import Bracket
 from svdctl.spectral.convolution import Convolution
 
 Layer = nn.Module | Tensor | Convolution
-_MOST_ROUNDS = 20
 
 
 def convolution_of(
@@ -151,7 +151,7 @@ def clip_(
     True
     """
     chosen = _chosen(model, layers, linear)
-    return _on_each(lambda layer: clip_layer_(layer, max_sigma), _maximum(max_sigma), chosen, writes_frames=True)
+    return _on_each(lambda layer: clip_layer_(layer, max_sigma), _maximum(max_sigma), chosen, writes_operator=True)
 
 
 @torch.no_grad()
@@ -180,7 +180,7 @@ def divide_(
     """
     chosen = _chosen(model, layers, linear)
     return _on_each(
-        lambda layer: divide_exact_layer_(layer, max_sigma), _maximum(max_sigma), chosen, writes_frames=False
+        lambda layer: divide_exact_layer_(layer, max_sigma), _maximum(max_sigma), chosen, writes_operator=False
     )
 
 
@@ -191,31 +191,17 @@ def _maximum(value: Any) -> float:
 
 
 def _on_each(
-    work: Callable[[nn.Module], float], max_sigma: float, layers: dict[str, nn.Module], *, writes_frames: bool
+    work: Callable[[nn.Module], float], max_sigma: float, layers: dict[str, nn.Module], *, writes_operator: bool
 ) -> dict[str, float]:
     """The work on each layer, on all or on none; layers that share memory one after another, then all proved."""
     tensors = {name: ops_of(layer).tensors(layer) for name, layer in layers.items()}
-    groups = {names[0]: names for names in groups_by_memory(tensors)}
+    groups = {names[0]: {name: layers[name] for name in names} for names in groups_by_memory(tensors)}
+    limits = dict.fromkeys(layers, max_sigma)
 
     def on_group(first: str) -> dict[str, float]:
-        names = groups[first]
-        if len(names) == 1:
-            return {first: work(layers[first])}
-        if all(is_layer_bounded(layers[name], max_sigma) for name in names):
-            return {name: work(layers[name]) for name in names}
-        if writes_frames:
-            orthonormalize_frames_({name: layers[name] for name in names})
-        found = {name: work(layers[name]) for name in names}
-        # What lowers the norm of one layer can raise that of another.
-        for _ in range(_MOST_ROUNDS):
-            factors = [divide_exact_layer_(layers[name], max_sigma) for name in names]
-            if set(factors) == {1.0}:
-                return found
-        raise ShapeError(
-            f"layers {', '.join(names)} share parts of their weights, and are not brought to {max_sigma:g}"
-        )
+        return act_on_group_(groups[first], limits, lambda name: work(layers[name]), writes_operator=writes_operator)
 
-    costs = {first: sum(expected_cost(layers[name]) for name in names) for first, names in groups.items()}
+    costs = {first: sum(map(expected_cost, group.values())) for first, group in groups.items()}
     with restored_on_error(tensor for parts in tensors.values() for tensor in parts):
         done = costliest_first(on_group, costs, on_cpu(layers.values()))
     found = {name: result for part in done.values() for name, result in part.items()}
@@ -240,23 +226,5 @@ def _chosen(model: nn.Module, layers: str | Sequence[str], linear: bool) -> dict
         raise ShapeError(
             f"the pattern {' or '.join(patterns)} matches nothing: no {what} of the network has such a name"
         )
-    for name, module in found.items():
-        reason = why_not_writable(module)
-        if reason is not None:
-            raise ShapeError(f"layer {name or '(top)'} cannot be changed: {reason}; or leave it out with layers=")
-    _refuse_shared_with_others(model, found)
+    refuse_unwritable(model, found)
     return found
-
-
-def _refuse_shared_with_others(model: nn.Module, chosen: dict[str, nn.Module]) -> None:
-    """A layer that is left out must stay as it is."""
-    tensors = {name: ops_of(layer).tensors(layer) for name, layer in chosen.items()}
-    others = {name: layer for name, layer in model.named_modules() if is_controllable(layer) and name not in chosen}
-    tensors |= {name: list(layer.parameters()) for name, layer in others.items()}
-    for names in groups_by_memory(tensors):
-        left_out = [name for name in names if name in others]
-        if left_out and len(left_out) < len(names):
-            first = next(name for name in names if name in chosen)
-            raise ShapeError(
-                f"layer {left_out[0]} shares memory with layer {first} and would change with it; choose both or neither"
-            )

@@ -104,6 +104,11 @@ def _name(variant: object) -> str:
     return f"{type(variant).__module__}.{type(variant).__qualname__}"
 
 
+CONTROLS: Registry[Any] = Registry(
+    "control method",
+    [f"svdctl.control.{name}" for name in ("no_control", "clip", "divide", "divide_exact", "divide_each", "assign")],
+)
+"""Of `svdctl.control.control_method.ControlMethod`."""
 LAYERS: Registry[Any] = Registry(
     "layer",
     [

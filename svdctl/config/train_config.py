@@ -7,17 +7,19 @@ from pydantic import Field, PositiveInt, model_validator
 
 from svdctl.config.base import Config
 from svdctl.config.certificate_config import Certificate
-from svdctl.config.control_config import BatchNormControl, Control, NoControl
+from svdctl.config.control_config import BatchNormControl, ControlConfig
 from svdctl.config.data_config import Augment, Data, Normalization
 from svdctl.config.model_config import TT, Layer, Model, Soc, Sott, Standard
 from svdctl.config.optimizer_config import Constant, Cyclic, Optimizer, Schedule, Sgd
 from svdctl.config.run_config import Checkpointing, EvaluationSchedule, Hardware, Log
 from svdctl.config.variants import variant
-from svdctl.registry import ARCHITECTURES, DATA, LOSSES
+from svdctl.registry import ARCHITECTURES, CONTROLS, DATA, LOSSES
 
 if TYPE_CHECKING:
     Loss = Any
+    Control = ControlConfig
 else:
+    Control = variant(CONTROLS)
     Loss = variant(LOSSES)
 
 CROSS_ENTROPY = "cross-entropy"
@@ -44,7 +46,7 @@ class TrainConfig(Config):
     normalize: Normalization = Normalization()
     model: Model = Field(default_factory=lambda: ARCHITECTURES.get("wrn").config())
     layer: Layer = Standard()
-    control: Control = NoControl()
+    control: Control = Field(default_factory=lambda: CONTROLS.get("none").config())
     batchnorm: BatchNormControl | None = None
     certificate: Certificate | None = None
     """Absent: no certificates are computed."""
@@ -73,16 +75,13 @@ class TrainConfig(Config):
                     f"layer.kind = {self.layer.kind!r} belongs to LipConvNet; use `model.kind = lipconv`, or another "
                     "kind"
                 )
-            if not isinstance(self.control, NoControl):
+            if self.control.kind != "none":
                 faults.append(
                     f"`control.kind` has nothing to do in {self.layer.kind.upper()} layers, whose singular values are "
                     "1 already; leave it out, or use `layer.kind = tt` or standard"
                 )
-        elif self.control.kind == "divide-each" and not isinstance(self.layer, TT):
-            faults.append(
-                "`control.kind = divide-each` divides the factors of TT layers; add `layer.kind = tt` and "
-                "`layer.rank = R`, or use `control.kind = divide`"
-            )
+        else:
+            faults += CONTROLS.get(self.control.kind).faults(self.control, self.layer)
         if isinstance(self.layer, TT | Sott) and isinstance(self.layer.rank, tuple):
             count = len(self.layer.rank)
             if architecture.groups == 1:

@@ -1,25 +1,27 @@
 """What can be done to the singular values of one layer; every action leaves the layer on its device and dtype."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from svdctl.control.shared_memory import groups_by_memory
 from svdctl.errors import ShapeError
-from svdctl.layers.layer_operator import BatchNorm, batchnorm_gain, exact_operator, operator_of
-from svdctl.layers.layer_ops import ops_of
+from svdctl.layers.layer_operator import BatchNorm, batchnorm_gain, exact_operator, operator_of, why_not_writable
+from svdctl.layers.layer_ops import is_controllable, ops_of
 from svdctl.layers.norms import is_layer_bounded, kernel_limit, layer_norm
 from svdctl.layers.padding import padding_factor
-from svdctl.layers.stiefel import qr_positive
 from svdctl.spectral.bounds import TOLERANCE, norm_bound, taps_norm
 from svdctl.spectral.convolution import Convolution
-from svdctl.spectral.power_iteration import KernelPower, paper_clip, paper_sigma
+from svdctl.spectral.power_iteration import paper_clip, paper_sigma
 from svdctl.spectral.projection import CLIP_ROUNDS, SEAL_TOLERANCE, assigned_kernel, frobenius_norm, project_kernel
 
 Optimizer = torch.optim.Optimizer | None
 _MARGIN = 1e-4
+_MOST_ROUNDS = 20
+T = TypeVar("T")
 
 
 def clip_layer_(layer: nn.Module, max_sigma: float, optimizer: Optimizer = None) -> float:
@@ -44,21 +46,6 @@ def _replace_(layer: nn.Module, before: Convolution, kernel: Tensor, max_sigma: 
     ops_of(layer).write_(layer, before.from_polyphase(kernel), optimizer)
     scale_below_(layer, max_sigma, tolerance=SEAL_TOLERANCE)
     return frobenius_norm(operator_of(layer).kernel.double() - before.kernel.double())
-
-
-def divide_factors(layer: nn.Module, max_sigma: float, power: KernelPower) -> list[Tensor]:
-    """`min(1, max_sigma / sigma)`, sigma from a power step with kept vectors; no host synchronisation."""
-    return [shrink(power.step(ops_of(layer).operators_assuming_orthonormal([layer])[0]), max_sigma)]
-
-
-def divide_each_factors(layer: nn.Module, max_sigma: float, power: KernelPower) -> list[Tensor]:
-    """What brings the core of a layer to at most `max_sigma` and its other factors to at most 1, each on its own."""
-    ops = ops_of(layer)
-    core = ops.core_operator(layer)
-    if core is None:
-        return divide_factors(layer, max_sigma, power)
-    norms = [torch.linalg.matrix_norm(qr_positive(frame.detach())[1], 2) for frame in ops.tensors(layer)[1:]]
-    return [shrink(power.step(core), max_sigma), *(shrink(norm, 1.0) for norm in norms)]
 
 
 def divide_exact_layer_(layer: nn.Module, max_sigma: float) -> float:
@@ -103,10 +90,48 @@ def paper_clip_layer_(layer: nn.Module, max_sigma: float, size: tuple[int, ...],
     ops_of(layer).write_(layer, paper_clip(operator_of(layer), max_sigma, size), optimizer)
 
 
+@torch.no_grad()
 def limit_batchnorm_(layer: BatchNorm, max_sigma: float) -> None:
     """Scale gamma so that `max |gamma / sqrt(running_var + eps)| <= max`; no host synchronisation."""
     if layer.weight is not None:
-        layer.weight.data.mul_(shrink(batchnorm_gain(layer), max_sigma))
+        layer.weight.mul_(shrink(batchnorm_gain(layer), max_sigma))
+
+
+def act_on_group_(
+    layers: Mapping[str, nn.Module], max_sigma: Mapping[str, float], work: Callable[[str], T], *, writes_operator: bool
+) -> dict[str, T]:
+    """Do the work on layers that share memory, one after another, and prove all of them to be within their maxima.
+
+    Args:
+        layers: by name.
+        max_sigma: of each layer.
+        work: on the layer of a name; brings it within its maximum.
+        writes_operator: whether it writes kernels anew, so that common frames have to be orthonormal before.
+
+    Raises:
+        ShapeError: what lowers the norm of one raises that of another, again and again.
+    """
+    if len(layers) == 1:
+        return {name: work(name) for name in layers}
+    if writes_operator and not all(is_layer_bounded(layer, max_sigma[name]) for name, layer in layers.items()):
+        orthonormalize_frames_(layers)
+    found = {name: work(name) for name in layers}
+    divide_group_(layers, max_sigma)
+    return found
+
+
+def divide_group_(layers: Mapping[str, nn.Module], max_sigma: Mapping[str, float]) -> bool:
+    """Scale layers, which may share memory, until all are proved to be within their maxima; returns whether any was.
+
+    Raises:
+        ShapeError: as `act_on_group_`.
+    """
+    for done in range(_MOST_ROUNDS):
+        factors = [divide_exact_layer_(layer, max_sigma[name]) for name, layer in layers.items()]
+        if len(layers) == 1 or set(factors) == {1.0}:
+            return done > 0 or set(factors) != {1.0}
+    limits = " and ".join(dict.fromkeys(f"{max_sigma[name]:g}" for name in layers))
+    raise ShapeError(f"layers {', '.join(layers)} share parts of their weights, and are not brought to {limits}")
 
 
 def orthonormalize_frames_(layers: Mapping[str, nn.Module]) -> None:
@@ -126,6 +151,24 @@ def orthonormalize_frames_(layers: Mapping[str, nn.Module]) -> None:
     operators = {name: exact_operator(layer)[0] for name, layer in framed.items()}
     for name, layer in framed.items():
         ops_of(layer).write_(layer, operators[name])
+
+
+def refuse_unwritable(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    """Raise a ShapeError if a layer of a network cannot be changed, or not without a layer that is not among them."""
+    for name, layer in layers.items():
+        reason = why_not_writable(layer)
+        if reason is not None:
+            raise ShapeError(f"layer {name or '(top)'} cannot be changed: {reason}; or leave it out with layers=")
+    tensors = {name: ops_of(layer).tensors(layer) for name, layer in layers.items()}
+    others = {name: layer for name, layer in model.named_modules() if is_controllable(layer) and name not in layers}
+    tensors |= {name: list(layer.parameters()) for name, layer in others.items()}
+    for names in groups_by_memory(tensors):
+        left_out = [name for name in names if name in others]
+        if left_out and len(left_out) < len(names):
+            first = next(name for name in names if name in layers)
+            raise ShapeError(
+                f"layer {left_out[0]} shares memory with layer {first} and would change with it; choose both or neither"
+            )
 
 
 def _address(tensor: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:

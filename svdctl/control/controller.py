@@ -1,21 +1,28 @@
-"""Control of a whole network while it trains: which layer, which action, when, and in which process."""
+"""Control of a whole network while it trains: which layer, which method, when, and in which process."""
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from svdctl.config.control_config import BatchNormControl, Control, NoControl
+from svdctl.config.control_config import BatchNormControl, ControlConfig
 from svdctl.control import actions
+from svdctl.control.control_method import ControlContext, ControlledLayer, ControlMethod
+from svdctl.control.shared_memory import groups_by_memory
 from svdctl.distributed.group import Group
 from svdctl.distributed.scheduling import LayerScheduler
-from svdctl.layers.layer_operator import BatchNorm, batchnorm_gain, operator_of
+from svdctl.errors import UsageError
+from svdctl.layers.layer_operator import BatchNorm, batchnorm_gain
 from svdctl.layers.layer_ops import find_ops, is_controllable
 from svdctl.layers.norms import layer_norm_bound
-from svdctl.spectral.power_iteration import KernelPower, clip_grid
+from svdctl.registry import CONTROLS
+from svdctl.spectral.bounds import Bracket
 
 
 @dataclass(frozen=True)
@@ -33,74 +40,153 @@ class LayerReport:
 
 
 class Controller:
-    """Applies a control to the layers of a model; `seal` makes the bound hold by proof.
+    """Keeps the singular values of a network's layers at most `max_sigma` while it trains.
 
-    Several processes hold the same model and share the work layer by layer. `after_step`, `seal`, `report` and
-    `state_dict` are then called in all of them, and leave all of them with the same bits.
+    Call `step` after each step of the optimiser, add `penalty` to the loss if the network has layers with one, and call
+    `seal` before an evaluation or a checkpoint: then the maximum is proved of every controlled layer.
 
     Args:
-        model: the network, its layers found once.
-        control: what is done to convolutions and linear layers.
-        batchnorm: the limit on BatchNorm, if any.
-        sizes: input size of each layer by name; needed by the paper's procedures alone.
-        seed: for the paper's random vectors.
-        group: the processes; one, if not given.
-        only: the name of the one layer that is controlled; all, if not given.
+        model: the network; its layers are found once.
+        optimizer: whose momentum is carried along where a method moves factors of a layer.
+        method: `clip`, `divide`, `divide-exact`, `divide-each`, `assign`, or one given to `register_control`.
+        max_sigma: the largest singular value allowed for convolutions.
+        every_steps: steps between two applications; 100 for clip and assign and 1 for the others, if not given.
+        linear_max: the maximum for linear layers, which are left alone if it is not given.
+        batchnorm_max: the largest gain allowed for BatchNorm, which is left alone if it is not given.
+        layers: patterns of names of layers to control, as `layer3.*`.
+
+    Raises:
+        UsageError: a method that there is not, or a setting that it does not take.
+        ShapeError: a layer whose weight cannot be written, as one that is parametrised; see `svdctl.clip_`.
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.Flatten(), torch.nn.Linear(288, 10))
+    >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    >>> controller = svdctl.Controller(net, optimizer, method="divide", max_sigma=0.5, linear_max=0.5)
+    >>> for _ in range(2):
+    ...     loss = net(torch.rand(4, 1, 8, 8)).square().mean()
+    ...     loss.backward()
+    ...     optimizer.step()
+    ...     controller.step()
+    >>> {name: bracket.upper for name, bracket in controller.seal().items()}
+    {'0': 0.5, '2': 0.5}
     """
 
     def __init__(
         self,
         model: nn.Module,
-        control: Control,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        method: str = "clip",
+        max_sigma: float,
+        every_steps: int | None = None,
+        linear_max: float | None = None,
+        batchnorm_max: float | None = None,
+        layers: str | Sequence[str] = "*",
+    ) -> None:
+        given = {"kind": method, "max_sigma": max_sigma, "every_steps": every_steps, "linear_max": linear_max}
+        try:
+            config = CONTROLS.get(method).config(**{name: value for name, value in given.items() if value is not None})
+            batchnorm = None if batchnorm_max is None else BatchNormControl(max_gain=batchnorm_max)
+        except ValidationError as error:
+            faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+            raise UsageError(f"control {method!r}: {'; '.join(faults)}") from error
+        self._start(model, optimizer, config, batchnorm, {}, 0, Group(), layers)
+
+    @classmethod
+    def from_config(
+        cls,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        control: ControlConfig | None,
         batchnorm: BatchNormControl | None,
         *,
-        sizes: dict[str, tuple[int, ...]] | None = None,
+        sizes: Mapping[str, tuple[int, ...]] | None = None,
         seed: int = 0,
         group: Group | None = None,
-        only: str | None = None,
+        layers: str | Sequence[str] = "*",
+    ) -> "Controller":
+        """Return the controller of a configured training.
+
+        Several processes hold the same model and share the work layer by layer. `step`, `seal`, `report` and
+        `state_dict` are then called in all of them, and leave all of them with the same bits.
+
+        Args:
+            model: the network.
+            optimizer: its optimiser, which may be set later.
+            control: the section `control` of a configuration; None: singular values are left alone.
+            batchnorm: the limit on BatchNorm, if any.
+            sizes: input size of each layer by name; needed by the paper's procedures alone.
+            seed: for the paper's random vectors.
+            group: the processes; one, if not given.
+            layers: patterns of names of layers to control.
+        """
+        made = cls.__new__(cls)
+        config = CONTROLS.get("none").config() if control is None else control
+        made._start(model, optimizer, config, batchnorm, sizes or {}, seed, group or Group(), layers)
+        return made
+
+    def _start(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        config: ControlConfig,
+        batchnorm: BatchNormControl | None,
+        sizes: Mapping[str, tuple[int, ...]],
+        seed: int,
+        group: Group,
+        layers: str | Sequence[str],
     ) -> None:
-        self.control = control
+        self.optimizer, self.config, self.batchnorm = optimizer, config, batchnorm
+        self.steps = 0
+        """Steps of the optimiser so far."""
         self.control_seconds = 0.0
         """Seconds that control has taken, what keeps layers in their form left out."""
-        self.batchnorm = batchnorm
-        chosen = [(name, layer) for name, layer in model.named_modules() if only in (None, name)]
-        self.layers = {name: layer for name, layer in chosen if is_controllable(layer)}
-        self.ops = {name: ops for name, layer in model.named_modules() if (ops := find_ops(layer)) is not None}
-        self._known = {name: layer for name, layer in model.named_modules() if name in self.ops}
+        self._method: ControlMethod = CONTROLS.get(config.kind)
+        self._known = {name: (ops, layer) for name, layer in model.named_modules() if (ops := find_ops(layer))}
+        self.layers = {name: layer for name, (_, layer) in self._known.items() if is_controllable(layer)}
         self.norms = {name: layer for name, layer in model.named_modules() if isinstance(layer, BatchNorm)}
-        self._sizes = sizes or {}
         self._generator = torch.Generator().manual_seed(seed)
-        self._powers: dict[str, KernelPower] = {}
-        if control.kind == "divide-each" or (control.kind == "divide" and control.procedure == "certified"):
-            for name, layer in self.controlled().items():
-                core = self.ops[name].core_operator(layer) if control.kind == "divide-each" else None
-                self._powers[name] = KernelPower(core or self.ops[name].operators_assuming_orthonormal([layer])[0])
-        group = group or Group()
+        patterns = (layers,) if isinstance(layers, str) else tuple(layers)
+        self._controlled: dict[str, ControlledLayer] = {}
+        for name, layer in self.layers.items():
+            ops = self._known[name][0]
+            limit = None
+            if config.kind != "none" and any(fnmatchcase(name, pattern) for pattern in patterns):
+                limit = config.linear_max if ops.is_linear else config.max_sigma
+            if limit is not None:
+                self._controlled[name] = ControlledLayer(name, layer, ops, limit, sizes.get(name))
+        controlled = list(self._controlled.values())
+        actions.refuse_unwritable(model, self.controlled())
+        unknown = [layer.name for layer in controlled if layer.input_size is None]
+        if unknown and self._method.needs_sizes(config):
+            raise UsageError(
+                f"control {config.kind!r} needs the input sizes of layers; that of {unknown[0]} is missing"
+            )
+        self._method.start(controlled, config)
+        # Layers that share memory are one unit of work.
+        groups = groups_by_memory({layer.name: layer.ops.tensors(layer.module) for layer in controlled})
+        self._units = {names[0]: [self._controlled[name] for name in names] for names in groups}
         costs = {name: actions.expected_cost(layer) for name, layer in self.layers.items()}
-        controlled = {name: costs[name] for name in self.controlled()}
-        # One for each kind of work, whose times differ. Powers stay where their vectors are.
+        units = {name: sum(costs[layer.name] for layer in unit) for name, unit in self._units.items()}
+        # One for each kind of work, whose times differ. State stays where it is made.
         threads = actions.on_cpu(self.layers.values())
-        self._action, self._seal = (LayerScheduler(controlled, group, threads) for _ in range(2))
+        self._action, self._seal = (LayerScheduler(units, group, threads) for _ in range(2))
         self._reading = LayerScheduler(costs, group, threads)
-        self._power = LayerScheduler(controlled, group)
+        self._factors = LayerScheduler({name: costs[name] for name in self._controlled}, group)
         self._group = group
 
     def controlled(self) -> dict[str, nn.Module]:
-        """The layers that have an allowed maximum."""
-        return {name: layer for name, layer in self.layers.items() if self.allowed(name) is not None}
+        """Return the layers that have an allowed maximum."""
+        return {name: layer.module for name, layer in self._controlled.items()}
 
     def allowed(self, name: str) -> float | None:
-        """The largest singular value allowed for a layer."""
-        if isinstance(self.control, NoControl):
-            return None
-        return self.control.linear_max if self.ops[name].is_linear else self.control.max_sigma
+        """Return the largest singular value allowed for a layer; None: any."""
+        return self._controlled[name].max_sigma if name in self._controlled else None
 
-    def enlarged_grids(self) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-        """Return the (input size, grid of the clip) of the layers that the paper's clip treats on a larger grid."""
-        if self.control.kind != "clip" or self.control.procedure != "paper":
-            return {}
-        grids = {name: clip_grid(operator_of(layer), self._sizes[name]) for name, layer in self.controlled().items()}
-        return {name: (self._sizes[name], grid) for name, grid in grids.items() if grid != self._sizes[name]}
+    def notices(self) -> list[str]:
+        """Return what a user should know before training."""
+        return self._method.notices(list(self._controlled.values()), self.config)
 
     def penalty(self) -> Tensor | None:
         """Return the term that the layers add to the loss (0-d), as for frames kept by a penalty; None: there is none.
@@ -108,72 +194,71 @@ class Controller:
         Defects are summed in the network's order, over their number in all layers of one weight.
         """
         sums: dict[float, tuple[Tensor, int]] = {}
-        for name, layer in self._known.items():
-            share = self.ops[name].penalty(layer)
-            for index, defect in enumerate(share[0] if share is not None else ()):
-                assert share is not None
-                total, count = sums.get(share[2], (None, 0))
-                sums[share[2]] = defect if total is None else total + defect, count + (share[1] if index == 0 else 0)
+        for ops, layer in self._known.values():
+            share = ops.penalty(layer)
+            if share is None:
+                continue
+            defects, count, weight = share
+            for defect in defects:
+                sums[weight] = (sums[weight][0] + defect, sums[weight][1]) if weight in sums else (defect, 0)
+            sums[weight] = sums[weight][0], sums[weight][1] + count
         terms = [total * (weight / count) for weight, (total, count) in sums.items()]
         return torch.stack(terms).sum() if len(terms) > 1 else next(iter(terms), None)
 
     @torch.no_grad()
-    def after_step(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Apply what is due after the optimiser's step of this number, counted from 1."""
-        for name, layer in self._known.items():
-            self.ops[name].after_optimizer_step_(layer, step=step, optimizer=optimizer)
-        began = time.perf_counter()
-        self._control(step, optimizer)
-        self.control_seconds += time.perf_counter() - began
+    def step(self) -> None:
+        """Keep layers in their form, limit BatchNorm and apply the control, as far as due after the optimiser's step.
 
-    def _control(self, step: int, optimizer: torch.optim.Optimizer | None) -> None:
+        Raises:
+            ShapeError: weights that are not finite.
+        """
+        self.steps += 1
+        for ops, layer in self._known.values():
+            ops.after_optimizer_step_(layer, step=self.steps, optimizer=self.optimizer)
+        self.control_(self.steps)
+
+    @torch.no_grad()
+    def control_(self, step: int) -> None:
+        """Limit BatchNorm and apply the control, as far as due at this step."""
+        began = time.perf_counter()
         if self.batchnorm is not None and step % self.batchnorm.every_steps == 0:
             self._limit_norms()
-        if isinstance(self.control, NoControl) or step % self.control.every_steps:
-            return
-        if self._powers:
-            self._power.scaled(self._factors, self._scaled)
-        elif self.control.kind == "divide":
-            # Every process draws all of the random vectors, which come from one stream.
-            for name, layer in self.controlled().items():
-                actions.paper_divide_layer_(layer, self._maximum(name), self._sizes[name], self._generator)
-        else:
-            self._action.each(
-                lambda name: self._apply(name, optimizer),
-                lambda name: self.ops[name].tensors(self.layers[name], optimizer),
+        if self._controlled and step % self.config.every_steps == 0:
+            self._apply(ControlContext(step, self.optimizer, self._generator))
+        self.control_seconds += time.perf_counter() - began
+
+    def _apply(self, context: ControlContext) -> None:
+        method, config = self._method, self.config
+        if method.in_order(config):
+            method.step_(list(self._controlled.values()), config, context)
+        elif method.has_factors(config):
+            self._factors.scaled(
+                lambda names: method.factors([self._controlled[name] for name in names], config, context),
+                lambda name: method.tensors(self._controlled[name]),
             )
+        else:
+            self._action.each(lambda name: self._act(self._units[name], context), self._written)
 
-    def _maximum(self, name: str) -> float:
-        allowed = self.allowed(name)
-        assert allowed is not None
-        return allowed
+    def _act(self, unit: list[ControlledLayer], context: ControlContext) -> bool:
+        """Apply the method to layers that share memory; whether anything of them changed."""
+        by_name = {layer.name: layer for layer in unit}
 
-    def _apply(self, name: str, optimizer: torch.optim.Optimizer | None) -> bool:
-        """One action that proves, or the paper's clip; whether it changed the layer."""
-        assert not isinstance(self.control, NoControl)
-        layer, allowed = self.layers[name], self._maximum(name)
-        match self.control.kind:
-            case "clip" if self.control.procedure == "paper":
-                actions.paper_clip_layer_(layer, allowed, self._sizes[name], optimizer)
-                return True
-            case "clip":
-                return actions.clip_layer_(layer, allowed, optimizer) > 0
-            case "assign":
-                actions.assign_layer_(layer, allowed, optimizer)
-                return True
-            case _:
-                return actions.divide_exact_layer_(layer, allowed) != 1
+        def work(name: str) -> bool:
+            return self._method.step_([by_name[name]], self.config, context)[0]
 
-    def _factors(self, name: str) -> list[Tensor]:
-        layer, power = self.layers[name], self._powers[name]
-        if self.control.kind == "divide-each":
-            return actions.divide_each_factors(layer, self._maximum(name), power)
-        return actions.divide_factors(layer, self._maximum(name), power)
+        if len(unit) == 1 or not self._method.seals(self.config):
+            changed = [work(name) for name in by_name]
+            return any(changed) or any(layer.state for layer in unit)
+        modules = {layer.name: layer.module for layer in unit}
+        limits = {layer.name: layer.max_sigma for layer in unit}
+        actions.act_on_group_(modules, limits, work, writes_operator=self._method.writes_operator)
+        return True
 
-    def _scaled(self, name: str) -> list[Tensor]:
-        """What the factors multiply."""
-        tensors = self.ops[name].tensors(self.layers[name])
-        return tensors if self.control.kind == "divide-each" else tensors[:1]
+    def _written(self, name: str) -> list[Tensor]:
+        """All that the method may have changed of a unit."""
+        unit = self._units[name]
+        tensors = [tensor for layer in unit for tensor in layer.ops.tensors(layer.module, self.optimizer)]
+        return tensors + [layer.state[key] for layer in unit for key in sorted(layer.state)]
 
     def _limit_norms(self) -> None:
         assert self.batchnorm is not None
@@ -181,27 +266,35 @@ class Controller:
             actions.limit_batchnorm_(layer, self.batchnorm.max_gain)
 
     @torch.no_grad()
-    def seal(self) -> None:
-        """Make every bound hold by proof, before an evaluation or a checkpoint; nothing under the paper's procedure."""
+    def seal(self) -> dict[str, Bracket]:
+        """Make the maximum of every controlled layer hold by proof, before an evaluation or a checkpoint.
+
+        Returns:
+            What was proved, by layer; nothing under the paper's procedure.
+
+        Raises:
+            ShapeError: weights that are not finite.
+        """
         if self.batchnorm is not None:
             self._limit_norms()
-        if isinstance(self.control, NoControl) or self.control.procedure == "paper":
-            return
-        self._seal.each(
-            lambda name: actions.divide_exact_layer_(self.layers[name], self._maximum(name)) != 1,
-            lambda name: self.ops[name].tensors(self.layers[name])[:1],
-        )
+        if not self._controlled or not self._method.seals(self.config):
+            return {}
+
+        def divide(name: str) -> bool:
+            modules = {layer.name: layer.module for layer in self._units[name]}
+            return actions.divide_group_(modules, {layer.name: layer.max_sigma for layer in self._units[name]})
+
+        self._seal.each(divide, lambda name: [layer.ops.tensors(layer.module)[0] for layer in self._units[name]])
+        return {name: Bracket(0.0, layer.max_sigma) for name, layer in self._controlled.items()}
 
     def report(self) -> list[LayerReport]:
-        """Largest value, proved bound and allowed maximum of every convolution, linear layer and BatchNorm."""
+        """Return largest value, proved bound and allowed maximum of every convolution, linear layer and BatchNorm."""
         rows = []
         brackets = self._reading.collected(lambda name: layer_norm_bound(self.layers[name], allowed=self.allowed(name)))
         for name, bracket in brackets.items():
-            layer, allowed = self.layers[name], self.allowed(name)
-            kind = type_before_parametrizations(layer).__name__
-            rows.append(
-                LayerReport(name, kind, self.ops[name].shape_text(layer), bracket.lower, bracket.upper, allowed)
-            )
+            ops, layer = self._known[name]
+            kind, shape = type_before_parametrizations(layer).__name__, ops.shape_text(layer)
+            rows.append(LayerReport(name, kind, shape, bracket.lower, bracket.upper, self.allowed(name)))
         limit = self.batchnorm.max_gain if self.batchnorm else None
         for name, norm in self.norms.items():
             gain = float(batchnorm_gain(norm))
@@ -209,19 +302,23 @@ class Controller:
         return rows
 
     def state_dict(self) -> dict[str, Any]:
-        """Vectors of the power steps and the state of the random generator."""
-        owners = self._power.owners()
-        parcels: dict[int, list[Tensor]] = {rank: [] for rank in range(self._group.world)}
-        for name, power in self._powers.items():
-            parcels[owners[name]].append(power.vectors)
-        self._group.spread_(parcels)
-        return {
-            "vectors": {name: power.vectors for name, power in self._powers.items()},
-            "generator": self._generator.get_state(),
-        }
+        """Return steps, the method's state of each layer by its key, and the state of the random generator."""
+        if self._method.has_factors(self.config):
+            owners = self._factors.owners()
+            parcels: dict[int, list[Tensor]] = {rank: [] for rank in range(self._group.world)}
+            for name, layer in self._controlled.items():
+                parcels[owners[name]] += [layer.state[key] for key in sorted(layer.state)]
+            self._group.spread_(parcels)
+        state: dict[str, dict[str, Tensor]] = {"vectors": {}}
+        for name, layer in self._controlled.items():
+            for key, value in layer.state.items():
+                state.setdefault(key, {})[name] = value
+        return {**state, "step": self.steps, "generator": self._generator.get_state()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
-        for name, power in self._powers.items():
-            power.vectors = state["vectors"][name].to(power.vectors.device, power.vectors.dtype)
+        self.steps = int(state["step"])
+        for name, layer in self._controlled.items():
+            for key, value in layer.state.items():
+                layer.state[key] = state[key][name].to(value.device, value.dtype)
         self._generator.set_state(state["generator"].cpu())

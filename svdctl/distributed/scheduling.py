@@ -82,14 +82,17 @@ class LayerScheduler:
         self.group.spread_(parcels)
         self._note(dict(zip(places, table[:, 1].tolist(), strict=True)))
 
-    def scaled(self, factors: Callable[[str], Sequence[Tensor]], tensors: Callable[[str], Sequence[Tensor]]) -> None:
+    def scaled(
+        self, factors: Callable[[list[str]], Sequence[Sequence[Tensor]]], tensors: Callable[[str], Sequence[Tensor]]
+    ) -> None:
         """Multiply tensors of all layers by numbers; no host synchronisation.
 
         Args:
-            factors: a layer's numbers (0-d).
+            factors: the numbers (0-d) of layers.
             tensors: what they multiply, as many.
         """
-        own = {name: factors(name) for name in self.mine()}
+        mine = self.mine()
+        own = dict(zip(mine, factors(mine), strict=True))
         if not self.group.alone:
             widest = max((len(tensors(name)) for name in self.costs), default=0)
             table = torch.zeros(len(self.costs), widest, dtype=torch.float64, device=self.group.device)

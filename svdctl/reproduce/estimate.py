@@ -22,10 +22,9 @@ from lightning_fabric import Fabric
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from svdctl.config.control_config import NoControl
 from svdctl.config.table_config import Evaluate, SpeedScale
 from svdctl.config.train_config import TrainConfig
-from svdctl.control import Controller
+from svdctl.control.controller import Controller
 from svdctl.data.data_source import load as load_data
 from svdctl.data.data_source import source_of
 from svdctl.data.images import ImageData
@@ -225,7 +224,7 @@ def _trainer(config: TrainConfig) -> tuple[Trainer, dict[str, tuple[int, ...]]]:
     data = random_images(batch * (STEPS + 1), side, classes_of(config))
     model = build_model(config, classes_of(config))
     sizes = input_sizes(model, (3, side, side))
-    return Trainer(small, model, fabric, data, data, Controller(model, NoControl(), None, sizes=sizes)), sizes
+    return Trainer(small, model, fabric, data, data, Controller.from_config(model, None, None, None)), sizes
 
 
 def _measure_network(config: TrainConfig) -> Speed:
@@ -246,24 +245,24 @@ def _measure_control(config: TrainConfig) -> float:
 
     Layers are timed one by one, the cheapest first, until the time for it is spent; the others follow by the model.
     """
-    if isinstance(config.control, NoControl) and config.batchnorm is None:
+    if config.control.kind == "none" and config.batchnorm is None:
         return 0.0
     trainer, sizes = _trainer(config)
     model, optimizer, device = trainer.model, trainer.optimizer, trainer.fabric.device
     seconds = 0.0
     if config.batchnorm is not None:
-        limit = Controller(model, NoControl(), config.batchnorm, sizes=sizes)
+        limit = Controller.from_config(model, None, None, config.batchnorm)
         every = config.batchnorm.every_steps
-        seconds += timed(partial(limit.after_step, every, optimizer), device) / every
-    if isinstance(config.control, NoControl):
+        seconds += timed(partial(limit.control_, every), device) / every
+    if config.control.kind == "none":
         return seconds
-    controlled = Controller(model, config.control, None, sizes=sizes).controlled()
+    controlled = Controller.from_config(model, None, config.control, None, sizes=sizes).controlled()
     cost = {name: max(1.0, ops_of(layer).cost(layer, sizes[name])) for name, layer in controlled.items()}
     total = pace = 0.0
     for name in sorted(cost, key=cost.__getitem__):
         if total < CONTROL_BUDGET:
-            controller = Controller(model, config.control, None, sizes=sizes, only=name)
-            taken = timed(partial(controller.after_step, config.control.every_steps, optimizer), device)
+            controller = Controller.from_config(model, optimizer, config.control, None, sizes=sizes, layers=name)
+            taken = timed(partial(controller.control_, config.control.every_steps), device)
             total, pace = total + taken, taken / cost[name]
         else:
             total += pace * cost[name]

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from svdctl.checkpoint.checkpoint_file import fitting, read_checkpoint
 from svdctl.config.attack_settings import VERSIONS, AttackSettings
-from svdctl.config.control_config import NoControl
 from svdctl.config.evaluate_config import CorruptionSettings, EvaluateConfig
 from svdctl.config.train_config import TrainConfig
 from svdctl.data.data_source import source_of
@@ -277,5 +276,5 @@ def training_deviations(config: TrainConfig) -> Iterator[str]:
         yield f"Training stopped after {config.max_steps:,} steps."
     if config.hardware.precision != "32":
         yield f"Trained in {config.hardware.precision}."
-    if not isinstance(config.control, NoControl) and config.control.procedure == "certified":
+    if config.control.kind != "none" and config.control.procedure == "certified":
         yield "The bound is sealed by proof at every evaluation; the paper's procedure leaves values above it."

@@ -19,10 +19,9 @@ from lightning_fabric import Fabric
 from pydantic import model_validator
 from torch import nn
 
-from svdctl.config.control_config import NoControl
 from svdctl.config.table_config import Axis, Request, SpeedFigure, SpeedScale
 from svdctl.config.train_config import TrainConfig
-from svdctl.control import Controller
+from svdctl.control.controller import Controller
 from svdctl.evaluate.measurement_cache import Measurement, MeasurementCache
 from svdctl.layers.layer_operator import operator_of
 from svdctl.layers.layer_ops import ops_of
@@ -279,7 +278,7 @@ class _Bench:
         model = build_model(config, 10)
         sizes = input_sizes(model, (3, SIDE, SIDE))
         fabric = Fabric(accelerator=self.device.type, devices=1)
-        trainer = Trainer(config, model, fabric, data, data, Controller(model, NoControl(), None, sizes=sizes))
+        trainer = Trainer(config, model, fabric, data, data, Controller.from_config(model, None, None, None))
         model.train()
         totals = torch.zeros(5, dtype=torch.float64, device=self.device)
         # No end: how often a step is timed is not known before.

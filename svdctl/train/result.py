@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from svdctl.control import LayerReport
+from svdctl.control.controller import LayerReport
 
 
 class TrainingReporter(Protocol):

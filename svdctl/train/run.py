@@ -12,7 +12,7 @@ from torch import Tensor
 from svdctl.checkpoint.checkpoint_file import Checkpoint, fitting, write_checkpoint
 from svdctl.checkpoint.tensors import digest
 from svdctl.config.train_config import TrainConfig
-from svdctl.control import Controller
+from svdctl.control.controller import Controller
 from svdctl.data.batches import derived_seed
 from svdctl.distributed.group import Group
 from svdctl.errors import CheckpointError, TrainingError
@@ -87,20 +87,17 @@ class TrainingRun:
                 history = read_history(checkpoint, self.folder)
                 self.model.load_state_dict({**checkpoint.model, **checkpoint.training["unsealed"]})
         self.model.to(self.fabric.device)
-        controller = Controller(
+        controller = Controller.from_config(
             self.model,
+            None,  # the trainer's, once it is made
             config.control,
             config.batchnorm,
             sizes=self.sizes,
             seed=derived_seed(config.seed, "control"),
             group=Group.of(self.fabric),
         )
-        if self.fabric.is_global_zero and (enlarged := controller.enlarged_grids()):
-            layers = (f"{name} (input {_by(size)}, grid {_by(grid)})" for name, (size, grid) in enlarged.items())
-            self.reporter.notice(
-                "the paper's clip works on the grid of a layer's input; where that is smaller than the kernel, it is "
-                f"computed on the smallest grid that holds the kernel: {', '.join(layers)}"
-            )
+        for notice in controller.notices() if self.fabric.is_global_zero else ():
+            self.reporter.notice(notice)
         self.trainer = Trainer(config, self.model, self.fabric, self.parts.train, self.parts.held_out, controller)
         if checkpoint is not None and history is not None:
             with fitting(self.folder):

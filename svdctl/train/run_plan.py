@@ -1,6 +1,5 @@
 """What a training would do, said before it does it."""
 
-from svdctl.config.control_config import NoControl
 from svdctl.config.model_config import TT, Soc, Sott, Standard
 from svdctl.config.train_config import CROSS_ENTROPY, TrainConfig
 from svdctl.data.data_source import describe, source_of
@@ -73,7 +72,7 @@ def _control_line(config: TrainConfig) -> str:
     parts = ["none"]
     if isinstance(config.layer, Soc | Sott):
         parts = [f"none, singular values of {config.layer.kind.upper()} are 1"]
-    elif not isinstance(control, NoControl):
+    elif control.kind != "none":
         parts = [f"{control.kind} convolutions to {control.max_sigma:g} every {control.every_steps} steps"]
         if control.linear_max is not None:
             parts.append(f"linear layers to {control.linear_max:g}")

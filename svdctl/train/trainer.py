@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from svdctl.certificates import Certifier
 from svdctl.config.train_config import TrainConfig
-from svdctl.control import Controller, LayerReport
+from svdctl.control.controller import Controller, LayerReport
 from svdctl.data.batches import Batches
 from svdctl.data.images import ImageData
 from svdctl.errors import ShapeError, TrainingError
@@ -85,6 +85,7 @@ class Trainer:
         self.model.to(device).to(memory_format=self._layout)
         # The raw optimiser is kept: frames carry its momentum along, and checkpoints hold its state.
         self.optimizer = build_optimizer(self.config.optimizer, self.model)
+        self.controller.optimizer = self.optimizer
         steps = self.config.epochs * self.batches.steps_per_epoch
         self.total_steps = min(steps, self.config.max_steps or steps)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -131,7 +132,7 @@ class Trainer:
         self.counters.epoch_finished = False
         before = self.controller.control_seconds
         try:
-            self.controller.after_step(self.counters.step, self.optimizer)
+            self.controller.step()
         except (ShapeError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]  # public, not declared
             raise self._lost("weights were not finite, or too large to be controlled,") from error
         self.control_time += self.controller.control_seconds - before
@@ -278,7 +279,8 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.last_epoch = state["schedule"]["last_epoch"]
         self.schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
-        self.controller.load_state_dict(state["controller"])
+        # Checkpoints of older versions have no count of steps here.
+        self.controller.load_state_dict({"step": self.counters.step, **state["controller"]})
         if state.get("precision"):
             self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.epochs = [dict(line) for line in state["epochs"]]

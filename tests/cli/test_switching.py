@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from svdctl.cli.training_flags import resolve
-from svdctl.config.control_config import Clip, Divide
 from svdctl.config.model_config import TT, Free, Parametrize, Penalty, Retract
 from svdctl.config.optimizer_config import Adam
+from svdctl.control.clip import Clip
+from svdctl.control.divide import Divide
 from svdctl.errors import UsageError
 
 DIVIDE: dict[str, Any] = {"preset": "wrn-cifar100-divide"}

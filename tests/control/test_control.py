@@ -5,16 +5,14 @@ import torch
 from torch import nn
 
 from svdctl import spectral_norm_bound
-from svdctl.config.control_config import (
-    Assign,
-    BatchNormControl,
-    Clip,
-    Divide,
-    DivideEach,
-    DivideExact,
-)
-from svdctl.control import Controller
+from svdctl.config.control_config import BatchNormControl
 from svdctl.control.actions import is_layer_bounded
+from svdctl.control.assign import Assign
+from svdctl.control.clip import Clip
+from svdctl.control.controller import Controller
+from svdctl.control.divide import Divide
+from svdctl.control.divide_each import DivideEach
+from svdctl.control.divide_exact import DivideExact
 from svdctl.layers.layer_operator import batchnorm_gain
 from svdctl.layers.tt import TTConv2d
 from tests.dense import dense_values
@@ -60,8 +58,8 @@ def test_bound_holds_after_a_step_and_the_seal(name: str, control, dtype: torch.
     model = nn.Sequential(layer)
     assert dense_values(layer.double(), LAYERS[name][1])[0] > 0.7
     model.to(dtype)
-    controller = Controller(model, control, None)
-    controller.after_step(1)
+    controller = Controller.from_config(model, None, control, None)
+    controller.step()
     controller.seal()
     assert is_layer_bounded(layer, 0.7)
     report = controller.report()[0]
@@ -74,27 +72,27 @@ def test_bound_holds_after_a_step_and_the_seal(name: str, control, dtype: torch.
 def test_assign_brings_values_together() -> None:
     layer = make("conv2d", torch.float64)
     spread = dense_values(layer, (4, 6, 6))
-    Controller(nn.Sequential(layer), Assign(max_sigma=1.0, every_steps=1), None).after_step(1)
+    Controller.from_config(nn.Sequential(layer), None, Assign(max_sigma=1.0, every_steps=1), None).step()
     after = dense_values(layer, (4, 6, 6))
     assert after[0] / after[100] < 0.7 * spread[0] / spread[100]
 
 
 def test_divide_sees_no_host_and_follows_the_weights() -> None:
     layer = make("conv2d", torch.float32)
-    controller = Controller(nn.Sequential(layer), Divide(max_sigma=1.0), None)
-    for step in range(1, 20):
+    controller = Controller.from_config(nn.Sequential(layer), None, Divide(max_sigma=1.0), None)
+    for _ in range(19):
         with torch.no_grad():
             layer.weight.add_(0.05 * torch.randn_like(layer.weight))
-        controller.after_step(step)
+        controller.step()
     assert controller.report()[0].largest < 1.1
 
 
 def test_layers_without_a_maximum_are_left_alone() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2))
     before = model[2].weight.detach().clone()
-    controller = Controller(model, Clip(max_sigma=0.01, every_steps=3), None)
-    controller.after_step(1)
-    controller.after_step(3)
+    controller = Controller.from_config(model, None, Clip(max_sigma=0.01, every_steps=3), None)
+    for _ in range(3):
+        controller.step()
     controller.seal()
     assert torch.equal(model[2].weight, before)
     assert is_layer_bounded(model[0], 0.01)
@@ -103,10 +101,10 @@ def test_layers_without_a_maximum_are_left_alone() -> None:
 def test_paper_procedure_has_no_seal() -> None:
     layer = make("conv2d", torch.float32)
     sizes = {"0": (6, 6)}
-    controller = Controller(
-        nn.Sequential(layer), Clip(max_sigma=0.7, every_steps=1, procedure="paper"), None, sizes=sizes
+    controller = Controller.from_config(
+        nn.Sequential(layer), None, Clip(max_sigma=0.7, every_steps=1, procedure="paper"), None, sizes=sizes
     )
-    controller.after_step(1)
+    controller.step()
     controller.seal()
     assert not is_layer_bounded(layer, 0.7)
 
@@ -129,8 +127,8 @@ SMALL_INPUTS = {
 
 def paper_clip(layer: nn.Module, maximum: float, size: tuple[int, ...]) -> Controller:
     control = Clip(max_sigma=maximum, every_steps=1, procedure="paper", linear_max=maximum)
-    controller = Controller(nn.Sequential(layer), control, None, sizes={"0": size})
-    controller.after_step(1)
+    controller = Controller.from_config(nn.Sequential(layer), None, control, None, sizes={"0": size})
+    controller.step()
     return controller
 
 
@@ -148,7 +146,9 @@ def test_paper_clip_leaves_kernels_larger_than_their_input_that_are_within_the_l
     before = kernel_of(layer)
     controller = paper_clip(layer, limit, size)
     assert float((kernel_of(layer) - before).norm() / before.norm()) < 1e-6
-    assert controller.enlarged_grids() == ({"0": (size, grid)} if size != grid else {})
+    sizes = [" x ".join(map(str, axes)) for axes in (size, grid)]
+    notices = "".join(controller.notices())
+    assert notices.endswith(f"0 (input {sizes[0]}, grid {sizes[1]})") if size != grid else not notices
 
 
 @pytest.mark.parametrize("name", ["conv1d", "conv2d", "grouped", "depthwise", "conv3d", "tt", "tt parametrized"])
@@ -174,8 +174,8 @@ def test_batchnorm_gain_uses_the_layers_own_eps(eps: float) -> None:
     norm = nn.BatchNorm2d(4, eps=eps)
     norm.running_var.copy_(torch.tensor([1e-4, 1.0, 4.0, 9.0]))
     norm.weight.data.normal_()
-    controller = Controller(nn.Sequential(norm), Clip(max_sigma=1.0), BatchNormControl(max_gain=2.0))
-    controller.after_step(1)
+    controller = Controller.from_config(nn.Sequential(norm), None, Clip(max_sigma=1.0), BatchNormControl(max_gain=2.0))
+    controller.step()
     assert batchnorm_gain(norm) <= 2.0
     norm.eval()
     assert dense_values(norm.double(), (4, 2, 2))[0] <= 2.0

@@ -6,8 +6,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from svdctl.config.control_config import Assign, Clip, Divide, DivideEach, DivideExact
-from svdctl.control import Controller
+from svdctl.control.assign import Assign
+from svdctl.control.clip import Clip
+from svdctl.control.controller import Controller
+from svdctl.control.divide import Divide
+from svdctl.control.divide_each import DivideEach
+from svdctl.control.divide_exact import DivideExact
 from svdctl.distributed.group import Group
 from svdctl.distributed.scheduling import LayerScheduler
 from svdctl.layers.batchnorm import GlobalBatchNorm2d, share_statistics_
@@ -83,10 +87,10 @@ def controllers(group: Group) -> None:
         made = []
         for own in (Group(), group):
             model = network()
-            controller = Controller(model, control, None, group=own)
-            for step in (1, 2, 3):
+            controller = Controller.from_config(model, None, control, None, group=own)
+            for _ in range(3):
                 with NoHostReads() if isinstance(control, Divide) else nullcontext():
-                    controller.after_step(step)
+                    controller.step()
             controller.seal()
             made.append((model.state_dict(), controller.report(), controller.state_dict()["vectors"]))
         (alone, reported, vectors), (shared, together, kept) = made
@@ -108,9 +112,9 @@ def proving_actions(group: Group) -> None:
         for own in (Group(), group):
             torch.manual_seed(0)
             model = nn.Sequential(nn.Conv2d(40, 40, 3), nn.Conv2d(40, 3, 3), TTConv2d(3, 30, 3, rank=(3, 26)))
-            controller = Controller(model, control, None, group=own)
-            for step in (1, 2):
-                controller.after_step(step)
+            controller = Controller.from_config(model, None, control, None, group=own)
+            for _ in range(2):
+                controller.step()
             controller.seal()
             made.append((model.state_dict(), controller.report()))
         (alone, reported), (shared, together) = made

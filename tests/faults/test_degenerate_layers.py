@@ -8,16 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import TypeAdapter
 from torch import nn
 
 import svdctl
 from svdctl.certificates.radius import Certifier
-from svdctl.config.control_config import Control
 from svdctl.control.actions import is_layer_bounded
 from svdctl.control.controller import Controller
 from svdctl.layers.layer_operator import operator_of
 from svdctl.layers.tt import TTConv2d
+from svdctl.registry import CONTROLS
 from svdctl.spectral.power_iteration import KernelPower
 
 
@@ -76,16 +75,13 @@ def controlled_steps(layer: nn.Module, kind: str) -> None:
     """Five steps of training with momentum, each with its control, and the seal."""
     torch.manual_seed(1)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.05, momentum=0.9)
-    controller = Controller(
-        layer, TypeAdapter(Control).validate_python({"kind": kind, "max_sigma": 1.0, "every_steps": 1}), None
-    )
-    for step in range(1, 6):
+    control = CONTROLS.get(kind).config(max_sigma=1.0, every_steps=1)
+    controller = Controller.from_config(layer, optimizer, control, None)
+    for _ in range(5):
         (layer(torch.randn(2, 12, 8, 8)) - 1).square().mean().clamp_max(1e3).backward()
         optimizer.step()
         optimizer.zero_grad()
-        if isinstance(layer, TTConv2d) and layer.frames_kind == "retract":
-            layer.retract_("polar", optimizer)
-        controller.after_step(step, optimizer)
+        controller.step()
     controller.seal()
 
 

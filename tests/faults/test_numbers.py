@@ -12,17 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from pydantic import TypeAdapter
 from torch import nn
 
 import svdctl
 from svdctl.checkpoint.checkpoint_file import read_checkpoint
-from svdctl.config.control_config import Control
 from svdctl.config.train_config import TrainConfig
 from svdctl.control.actions import is_layer_bounded
 from svdctl.errors import TrainingError
 from svdctl.layers.layer_ops import is_controllable
 from svdctl.models.build import build_model
+from svdctl.registry import CONTROLS
 from svdctl.train import run as training
 from svdctl.train import start as recipe
 from tests.faults.small import make, only_run
@@ -95,7 +94,7 @@ def config_of(folder: Path, kind: str, layer: str, *sets: str) -> TrainConfig:
         frames += ("layer.frames.weight=10",)
     config = make(folder, "checkpoint.every_steps=5", *control_of(kind), *sets, *frames)
     if kind == "none":
-        config = config.model_copy(update={"control": TypeAdapter(Control).validate_python({"kind": "none"})})
+        config = config.model_copy(update={"control": CONTROLS.get("none").config()})
     if layer == "standard":
         config = TrainConfig.model_validate({**config.model_dump(), "layer": {"kind": "standard"}})
     return config

@@ -11,7 +11,7 @@ from svdctl.certificates import Certificates, Certifier
 from svdctl.cli.training_flags import LIPCONV, resolve
 from svdctl.config.attack_settings import AttackSettings
 from svdctl.config.train_config import TrainConfig
-from svdctl.control import Controller
+from svdctl.control.controller import Controller
 from svdctl.data.batches import to_pixels
 from svdctl.evaluate.attack import attack_batches, begin
 from svdctl.layers.sott import SOTT

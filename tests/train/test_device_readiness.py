@@ -10,7 +10,7 @@ from torch import nn
 from svdctl.checkpoint.checkpoint_file import read_checkpoint
 from svdctl.cli.training_flags import LIPCONV, resolve
 from svdctl.config.train_config import TrainConfig
-from svdctl.control import Controller
+from svdctl.control.controller import Controller
 from svdctl.layers.minmax import MinMax
 from svdctl.layers.normalize import Normalize
 from svdctl.layers.tt import TTConv2d

@@ -10,8 +10,8 @@ import torch
 from svdctl.checkpoint import checkpoint_file
 from svdctl.checkpoint.checkpoint_file import read_checkpoint
 from svdctl.config.train_config import TrainConfig
-from svdctl.control import Controller
 from svdctl.control.actions import is_layer_bounded
+from svdctl.control.controller import Controller
 from svdctl.train import run as training_run
 from svdctl.train import start as recipe
 from svdctl.train import trainer as training

@@ -1,0 +1,31 @@
+"""Assign: all singular values become the maximum."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import PositiveInt
+
+from svdctl.config.control_config import ControlConfig
+from svdctl.control.control_method import ControlContext, ControlledLayer, ControlMethod, register_control
+
+
+class Assign(ControlConfig):
+    """All singular values become `max_sigma`."""
+
+    kind: Literal["assign"] = "assign"
+    every_steps: PositiveInt = 100
+
+
+@register_control
+class AssignControl(ControlMethod):
+    """Polar factors at each frequency, and a proof."""
+
+    kind = "assign"
+    config = Assign
+
+    def step_(self, layers: Sequence[ControlledLayer], config: Assign, context: ControlContext) -> list[bool]:
+        from svdctl.control.actions import assign_layer_
+
+        for layer in layers:
+            assign_layer_(layer.module, layer.max_sigma, context.optimizer)
+        return [True] * len(layers)

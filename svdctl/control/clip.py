@@ -1,0 +1,63 @@
+"""Clip: singular values above the maximum become the maximum."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import PositiveInt
+
+from svdctl.config.control_config import ControlConfig
+from svdctl.control.control_method import ControlContext, ControlledLayer, ControlMethod, register_control
+
+
+class Clip(ControlConfig):
+    """Singular values above `max_sigma` become `max_sigma`; the kernel moves as little as it can."""
+
+    kind: Literal["clip"] = "clip"
+    every_steps: PositiveInt = 100
+
+
+@register_control
+class ClipControl(ControlMethod):
+    """Alternating projections and a proof, or one pass of the paper's clip."""
+
+    kind = "clip"
+    config = Clip
+
+    def needs_sizes(self, config: Clip) -> bool:
+        return config.procedure == "paper"
+
+    def notices(self, layers: Sequence[ControlledLayer], config: Clip) -> list[str]:
+        if config.procedure != "paper":
+            return []
+        from svdctl.layers.layer_operator import operator_of
+        from svdctl.spectral.power_iteration import clip_grid
+
+        enlarged = []
+        for layer in layers:
+            assert layer.input_size is not None
+            grid = clip_grid(operator_of(layer.module), layer.input_size)
+            if grid != layer.input_size:
+                enlarged.append(f"{layer.name} (input {_by(layer.input_size)}, grid {_by(grid)})")
+        if not enlarged:
+            return []
+        return [
+            "the paper's clip works on the grid of a layer's input; where that is smaller than the kernel, it is "
+            f"computed on the smallest grid that holds the kernel: {', '.join(enlarged)}"
+        ]
+
+    def step_(self, layers: Sequence[ControlledLayer], config: Clip, context: ControlContext) -> list[bool]:
+        from svdctl.control.actions import clip_layer_, paper_clip_layer_
+
+        changed = []
+        for layer in layers:
+            if config.procedure == "paper":
+                assert layer.input_size is not None
+                paper_clip_layer_(layer.module, layer.max_sigma, layer.input_size, context.optimizer)
+                changed.append(True)
+            else:
+                changed.append(clip_layer_(layer.module, layer.max_sigma, context.optimizer) > 0)
+        return changed
+
+
+def _by(size: tuple[int, ...]) -> str:
+    return " x ".join(map(str, size))
