@@ -89,7 +89,7 @@ class LiveEvaluationReporter(PlainEvaluationReporter):
         self._bar = Progress(
             TextColumn("  {task.description}"),
             BarColumn(bar_width=16),
-            TextColumn("{task.fields[amount]}  {task.fields[text]}"),
+            TextColumn("{task.fields[amount]}  {task.fields[text]}", markup=False),
             TimeElapsedColumn(),
             console=self._console,
             transient=True,
@@ -99,7 +99,7 @@ class LiveEvaluationReporter(PlainEvaluationReporter):
 
     def progress(self, done: int, total: int, text: str) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=total, amount=amount(done, total), text=text)
+            self._bar.update(self._task, completed=done, total=total, amount=amount(done, total), text=printable(text))
 
     def measured(self, metric: str, text: str, *, kept: str) -> None:
         self.close()

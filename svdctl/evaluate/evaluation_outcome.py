@@ -1,5 +1,6 @@
 """What came of one checkpoint: its figures, and what could not be measured."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -21,18 +22,29 @@ class Failure:
     error: Exception
 
 
-class Listener(Protocol):
-    """The part of a reporter that one checkpoint needs."""
+class EvaluationReporter(Protocol):
+    """Shows how an evaluation goes."""
 
-    def metric(self, metric: str) -> None: ...
+    def checkpoints(self, names: Sequence[str], metrics: Sequence[str]) -> None:
+        """Show what will be measured."""
 
-    def progress(self, done: int, total: int, text: str) -> None: ...
+    def checkpoint(self, name: str, results: Path) -> None:
+        """Show that the next checkpoint begins; its results go to this folder."""
 
-    def measured(self, metric: str, text: str, *, kept: str) -> None: ...
+    def metric(self, metric: str) -> None:
+        """Show that the next metric of it begins."""
 
-    def notice(self, text: str) -> None: ...
+    def progress(self, done: int, total: int, text: str) -> None:
+        """Show how far the metric is that began last, or what comes before the first; called often."""
 
-    def failed(self, failure: Failure) -> None: ...
+    def measured(self, metric: str, text: str, *, kept: str) -> None:
+        """Show a metric that is finished; `kept`: empty, or how it is known from before."""
+
+    def notice(self, text: str) -> None:
+        """Show a sentence."""
+
+    def failed(self, failure: Failure) -> None:
+        """Show what could not be measured; the rest goes on."""
 
 
 @dataclass

@@ -11,7 +11,7 @@ from svdctl.errors import CheckpointError
 from svdctl.evaluate.calibration import warning_of
 from svdctl.evaluate.evaluated_model import EvaluatedModel
 from svdctl.evaluate.evaluation_data import EvaluationData, leaks
-from svdctl.evaluate.evaluation_outcome import Evaluation, Failure, Listener
+from svdctl.evaluate.evaluation_outcome import Evaluation, EvaluationReporter, Failure
 from svdctl.evaluate.find_checkpoints import FoundCheckpoint, unique_name
 from svdctl.evaluate.inference import Classifier
 from svdctl.evaluate.metric import METRICS, MeasurementContext, Metric, OutputContext, Partial, Unfinished
@@ -24,7 +24,7 @@ def evaluate(
     subject: EvaluatedModel,
     material: EvaluationData,
     config: EvaluateConfig,
-    listener: Listener,
+    reporter: EvaluationReporter,
 ) -> Evaluation:
     """Measure what is not yet measured; a metric that fails does not stop the others.
 
@@ -34,7 +34,7 @@ def evaluate(
     """
     part = "" if config.shard is None else f"shard-{config.shard.index}-of-{config.shard.count}"
     with held(found.results, part):
-        return _Session(found, subject, material, config, listener).run()
+        return _Session(found, subject, material, config, reporter).run()
 
 
 class _Session:
@@ -44,29 +44,29 @@ class _Session:
         subject: EvaluatedModel,
         material: EvaluationData,
         config: EvaluateConfig,
-        listener: Listener,
+        reporter: EvaluationReporter,
     ) -> None:
         self.found, self.subject, self.material = found, subject, material
-        self.config, self.listener = config, listener
+        self.config, self.reporter = config, reporter
         about = {"path": str(found.path), "name": found.name, "network": subject.network}
-        self.classifier = Classifier(subject.model, config, listener.notice)
+        self.classifier = Classifier(subject.model, config, reporter.notice)
         probe = self._check_outputs()
         self.store = ResultStore(found.results, subject.weights, about, probe)
         for notice in self.store.notices:
-            listener.notice(notice)
+            reporter.notice(notice)
         self.other_data = subject.other_data_until > 0 or leaks(material, subject.trained_on)
         if self.other_data:
-            listener.notice(f"{found.name}: {OTHER_DATA}")
+            reporter.notice(f"{found.name}: {OTHER_DATA}")
         self.evaluation = Evaluation(found, subject, describe(material.data))
         self.context = MeasurementContext(
-            self.classifier, subject, material, config, probe, found.results, listener.progress, listener.notice
+            self.classifier, subject, material, config, probe, found.results, reporter.progress, reporter.notice
         )
 
     def run(self) -> Evaluation:
         """Measure all metrics in turn, compare them, and write what is made of them."""
         records = self.evaluation.records
         for kind in self.config.metrics:
-            self.listener.metric(kind)
+            self.reporter.metric(kind)
             with self._caught(kind):
                 record = self._record(METRICS.get(kind))
                 if record is not None:
@@ -95,7 +95,7 @@ class _Session:
                 f"{len(test.classes)}; give `data.kind` the data that it was trained on"
             )
         if (warning := warning_of(outputs)) is not None:
-            self.listener.notice(f"{self.found.name}: {warning}")
+            self.reporter.notice(f"{self.found.name}: {warning}")
         return Probe.of(images, outputs)
 
     @contextmanager
@@ -106,7 +106,7 @@ class _Session:
         except Exception as error:
             failure = Failure(self.found.name, metric, error)
             self.evaluation.failures.append(failure)
-            self.listener.failed(failure)
+            self.reporter.failed(failure)
 
     def _protocol(self, metric: Metric, data: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
         """Return everything that decides a figure: weights, data, and these settings."""
@@ -136,7 +136,7 @@ class _Session:
             began = time.perf_counter()
             found = metric.measure(self.context, config, Unfinished(path, protocol, self.context.probe))
             if isinstance(found, Partial):
-                self.listener.measured(metric.kind, found.text, kept="")
+                self.reporter.measured(metric.kind, found.text, kept="")
                 return None
             kept = self.store.put(
                 metric.kind,
@@ -149,7 +149,7 @@ class _Session:
             )
         path.unlink(missing_ok=True)
         kept = kept.model_copy(update={"other_data": self.other_data})
-        self.listener.measured(metric.kind, metric.summary(kept), kept=kept.marks)
+        self.reporter.measured(metric.kind, metric.summary(kept), kept=kept.marks)
         return kept
 
     def _find(self, metric: Metric, protocol: dict[str, Any], former: dict[str, Any]) -> Record | None:
@@ -162,5 +162,5 @@ class _Session:
             self.store.notices.append(f"{metric.kind}: {fault}: measured again")
             kept = None
         for notice in self.store.notices[told:]:
-            self.listener.notice(notice)
+            self.reporter.notice(notice)
         return kept

@@ -1,10 +1,8 @@
 """Checkpoints in, calibrated, corruption, adversarial and certified figures out; nothing measured twice."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -15,38 +13,13 @@ from svdctl.data.data_source import describe, same_data
 from svdctl.errors import CheckpointError, SvdctlError, UsageError
 from svdctl.evaluate.evaluated_model import open_evaluated_model
 from svdctl.evaluate.evaluation_data import EvaluationData, data_of
-from svdctl.evaluate.evaluation_outcome import Evaluation, Failure
+from svdctl.evaluate.evaluation_outcome import Evaluation, EvaluationReporter, Failure
 from svdctl.evaluate.find_checkpoints import FoundCheckpoint, discover, placed
 from svdctl.evaluate.inference import Classifier, choose_device
 from svdctl.evaluate.measure_checkpoint import evaluate
 from svdctl.evaluate.measurement_cache import fault_of
 from svdctl.evaluate.metric import METRICS
 from svdctl.evaluate.report import write_report
-
-
-class EvaluationReporter(Protocol):
-    """Who is told how an evaluation goes."""
-
-    def checkpoints(self, names: Sequence[str], metrics: Sequence[str]) -> None:
-        """What will be measured."""
-
-    def checkpoint(self, name: str, results: Path) -> None:
-        """The next checkpoint begins; its results go to this folder."""
-
-    def metric(self, metric: str) -> None:
-        """The next metric of it begins."""
-
-    def progress(self, done: int, total: int, text: str) -> None:
-        """Often; within the metric that began last, or before the first."""
-
-    def measured(self, metric: str, text: str, *, kept: str) -> None:
-        """A metric is finished; `kept`: empty, or how it is known from before."""
-
-    def notice(self, text: str) -> None:
-        """Something worth a line."""
-
-    def failed(self, failure: Failure) -> None:
-        """Something could not be measured; the rest goes on."""
 
 
 @dataclass(frozen=True)

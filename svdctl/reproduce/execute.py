@@ -12,7 +12,7 @@ from svdctl.config.train_config import TrainConfig
 from svdctl.data.data_source import source_of
 from svdctl.errors import CheckpointError, Interrupted, SvdctlError, TrainingError
 from svdctl.evaluate import runner
-from svdctl.evaluate.evaluation_outcome import Failure
+from svdctl.evaluate.evaluation_outcome import EvaluationReporter, Failure
 from svdctl.evaluate.metric import METRICS
 from svdctl.reproduce.job import Job, Outcome
 from svdctl.train import start as recipe
@@ -205,7 +205,7 @@ def evaluation_config(job: Job, checkpoint: Path) -> EvaluateConfig:
     )
 
 
-def evaluate_run(job: Job, folder: Path, reporter: runner.EvaluationReporter, *, kept: bool) -> Outcome:
+def evaluate_run(job: Job, folder: Path, reporter: EvaluationReporter, *, kept: bool) -> Outcome:
     """Measure what is not yet measured of a finished run; what could not be measured is the reason in the outcome.
 
     Args:

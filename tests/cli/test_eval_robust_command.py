@@ -254,6 +254,26 @@ def test_progress_goes_to_stderr_in_plain_lines(capsys: pytest.CaptureFixture[st
         assert part in shown.err
 
 
+@pytest.mark.parametrize("live", [False, True])
+def test_no_name_gives_the_terminal_a_code(live: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    reporter, screen = LiveEvaluationReporter() if live else PlainEvaluationReporter(), io.StringIO()
+    if isinstance(reporter, LiveEvaluationReporter):
+        reporter._console = Console(file=screen, width=110, highlight=False)
+    odd = "a\x1b[31m\x07[bold]b"
+    reporter.checkpoints([odd], ["accuracy"])
+    reporter.checkpoint(odd, Path(odd))
+    reporter.metric("accuracy")
+    reporter.progress(1, 4, odd)
+    reporter.measured("accuracy", odd, kept="")
+    reporter.notice(odd)
+    reporter.failed(Mock(where=odd, metric="accuracy", error=CheckpointError(odd)))
+    reporter.close()
+    shown = capsys.readouterr().err + screen.getvalue()
+    assert "\x1b[31m" not in shown
+    assert "\x07" not in shown
+    assert shown.count("a\\x1b[31m\\x07[bold]b") >= 6
+
+
 def test_a_line_of_progress_every_ten_seconds(capsys: pytest.CaptureFixture[str]) -> None:
     with patch("svdctl.cli.evaluation_progress.time.monotonic") as clock:
         clock.return_value = 0.0

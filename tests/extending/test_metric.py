@@ -9,12 +9,15 @@ import torch
 
 import svdctl
 from svdctl.cli.evaluation_progress import result_json, result_table
+from svdctl.config.table_config import Request
 from svdctl.errors import UsageError
 from svdctl.evaluate.runner import EvaluationResult
 from svdctl.evaluate.runner import run as evaluate
+from svdctl.reproduce.reproduction import reproduce
 from tests.evaluate.conftest import run, shared
 from tests.evaluate.small import Recorder, held_part, make
 from tests.extending.confidence_metric import MeanConfidence
+from tests.reproduce.test_end_to_end import Board
 
 __all__ = ["run", "shared"]
 
@@ -98,3 +101,36 @@ def test_a_second_metric_of_its_name_or_column_is_refused() -> None:
     for metric in (Other, Column):
         with pytest.raises(UsageError, match="confidence"):
             svdctl.register_metric(metric)
+
+
+TABLE = """
+title = "Confidence"
+columns = ["accuracy", "confidence"]
+set = [
+    "data.kind=digits", "augment.flip=false", "model.depth=10", "model.width=1", "batch_size=16", "epochs=1",
+    "max_steps=2",
+]
+
+[evaluate.settings.confidence]
+temperature = 2.0
+
+[[rows]]
+name = "none-full"
+preset = "wrn-cifar10"
+"""
+
+
+def test_it_is_a_column_of_a_table(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(TABLE)
+    request = Request.model_validate({"tables": [str(tmp_path / "mine.toml")], "out_dir": tmp_path / "runs"})
+    result = reproduce(request, Board())
+    assert not result.failed
+    text = (tmp_path / "runs/tables/mine.md").read_text()
+    assert "| accuracy, % | confidence, % |" in text
+    (row,) = json.loads((tmp_path / "runs/tables/mine.json").read_text())["rows"]
+    (value,) = row["cells"]["confidence"]["values"]
+    (results,) = (tmp_path / "runs").rglob("results.json")
+    found = {record["metric"]: record for record in json.loads(results.read_text())["records"]}
+    assert found["confidence"]["results"]["confidence"] == value
+    assert found["confidence"]["protocol"]["temperature"] == 2.0
+    assert f"{100 * value:.2f}" in text
