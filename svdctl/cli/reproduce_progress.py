@@ -1,4 +1,4 @@
-"""What a person sees of `svdctl reproduce`: a live board of rows on a terminal, plain lines elsewhere."""
+"""What a person sees of `svdctl reproduce`: a live table of runs on a terminal, plain lines elsewhere."""
 
 import sys
 import threading
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def choose_reporter() -> "PlainSweep":
-    """The board that suits stdout."""
+    """Return the display that suits stdout."""
     return LiveSweep() if sys.stdout.isatty() else PlainSweep()
 
 
 @dataclass(frozen=True)
 class RowState:
-    """One run on the board."""
+    """One run as it is shown."""
 
     name: str
     state: str
@@ -44,7 +44,7 @@ class PlainSweep:
     def __init__(self) -> None:
         self._jobs: list[Job] = []
         self._ended: dict[str, Outcome] = {}
-        self._told: set[tuple[str, str]] = set()
+        self._noted: set[tuple[str, str]] = set()
         self._began, self._since = time.time(), time.monotonic()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
@@ -63,8 +63,8 @@ class PlainSweep:
 
     def passed_over(self, job: "Job", why: str) -> None:
         """Say on stderr, once, why what was there of a run is not used."""
-        if (job.id, why) not in self._told:
-            self._told.add((job.id, why))
+        if (job.id, why) not in self._noted:
+            self._noted.add((job.id, why))
             print(f"note: {job.config.name}: {why}", file=sys.stderr, flush=True)
 
     def outcome(self, job: "Job", outcome: "Outcome") -> None:

@@ -197,17 +197,16 @@ class Meter:
 
     def speed(self, config: TrainConfig) -> Speed:
         """Return seconds of the training loop and of forward passes on random images."""
-        key = _network_key(config)
-        if key not in self._measured:
-            self._measured[key] = _measure_network(config)
-        return self._measured[key]
+        return self._once(_network_key(config), _measure_network, config)
 
     def control(self, config: TrainConfig) -> float:
         """Return mean seconds of control for each step."""
         method = config.control.model_dump(exclude={"max_sigma", "linear_max"})
-        key = f"{_network_key(config)} {method} {config.batchnorm}"
+        return self._once(f"{_network_key(config)} {method} {config.batchnorm}", _measure_control, config)
+
+    def _once(self, key: str, measure: Callable[[TrainConfig], Any], config: TrainConfig) -> Any:
         if key not in self._measured:
-            self._measured[key] = _measure_control(config)
+            self._measured[key] = measure(config)
         return self._measured[key]
 
 

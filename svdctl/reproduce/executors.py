@@ -117,7 +117,7 @@ class Processes(Executor):
                 stdout=output,
                 stderr=errors,
                 text=True,
-                # Ctrl-C in a terminal reaches all of its processes: workers are told once, by `stop`.
+                # Ctrl-C in a terminal reaches all of its processes: workers get one signal, from `stop`.
                 start_new_session=True,
                 env={**os.environ, **self._environment(slot)},
             )

@@ -103,9 +103,8 @@ def make_plan(request: Request) -> Plan:
                 for scale in (table.full, table.smoke):
                     network_configs(scale.network)
         except UsageError as error:
-            faults += (
-                error.faults if isinstance(table, ResultTable) else [f"{path}: network: {f}" for f in error.faults]
-            )
+            where = "" if isinstance(table, ResultTable) else f"{path}: network: "
+            faults += [where + fault for fault in error.faults]
     if faults:
         raise UsageError(dict.fromkeys(faults))
     if not tables and not figures:

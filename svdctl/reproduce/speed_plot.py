@@ -76,14 +76,15 @@ def _apart(places: list[int]) -> list[int]:
 
 
 def _ratios(panel: Axes, points: list[Point]) -> None:
-    places = list(range(len(points)))
+    places = range(len(points))
     measured = [point.measured for point in points]
     modelled = [point.modelled or 0.0 for point in points]
-    panel.bar([p - 0.2 for p in places], measured, 0.38, color="#e08a3c", label="measured")
-    panel.bar([p + 0.2 for p in places], modelled, 0.38, color="0.75", label="by the model")
-    for place, value, model in zip(places, measured, modelled, strict=True):
-        panel.text(place - 0.2, value, f"{value:.1f}", ha="center", va="bottom", fontsize=7)
-        panel.text(place + 0.2, model, f"{model:.1f}", ha="center", va="bottom", fontsize=7)
+    for shift, values, color, label in (
+        (-0.2, measured, "#e08a3c", "measured"),
+        (0.2, modelled, "0.75", "by the model"),
+    ):
+        bars = panel.bar([place + shift for place in places], values, 0.38, color=color, label=label)
+        panel.bar_label(bars, fmt="%.1f", fontsize=7)
     panel.set_xticks(places, [f"rank {point.rank}" for point in points], fontsize=7)
     panel.set_title(f"whole network, {points[0].work}: TT faster by", fontsize=8)
     panel.tick_params(labelsize=7)
