@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from svdctl import errors
+from svdctl.registry import Registry
 
 if TYPE_CHECKING:
     from svdctl.analysis.network_spectrum import spectrum
@@ -71,6 +72,15 @@ _HOME = {
     "spectrum": "svdctl.analysis.network_spectrum",
     "tensorize_": "svdctl.layers.tensorize",
 }
+
+
+def _load_installed_plugins() -> None:
+    from svdctl.plugins import load_installed
+
+    load_installed()
+
+
+Registry.load_plugins = staticmethod(_load_installed_plugins)
 
 
 def __getattr__(name: str) -> Any:

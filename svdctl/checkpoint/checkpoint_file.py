@@ -19,6 +19,7 @@ from svdctl.config.train_config import TrainConfig
 from svdctl.errors import CheckpointError, TrainingError
 from svdctl.models.architecture import architecture_of
 from svdctl.models.build import build_model, count_on_meta
+from svdctl.plugins import missing_plugins
 from svdctl.utils.atomic_write import write_atomically
 
 
@@ -90,6 +91,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
             found = found.model_copy(update=migrated)
         config = TrainConfig.model_validate_json(found.config)
     except ValidationError as error:
+        if missing := missing_plugins(_plugins_of(contents)):
+            raise CheckpointError(
+                f"{path} was trained with plugins, and nothing of them is imported unless you name them; if you trust "
+                f"them add {' '.join(f'`plugin = {name}`' for name in missing)}, or import them first in Python"
+            ) from error
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"])) or "its configuration"
         raise CheckpointError(
@@ -98,6 +104,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not _is_plausible(config, len(found.classes), found.model):
         raise CheckpointError(f"{path}: its weights do not fit the configuration beside them; use another one")
     return Checkpoint(config, found.classes, found.image_shape, found.model, found.training, found.metrics, found.data)
+
+
+def _plugins_of(contents: dict[str, Any]) -> list[str]:
+    """Return the plugins that a checkpoint says it needs, from its configuration before it is checked."""
+    try:
+        found = json.loads(contents.get("config", "")).get("plugins", [])
+    except (ValueError, RecursionError, TypeError, AttributeError):
+        return []
+    return [str(name)[:500] for name in found] if isinstance(found, list) else []
 
 
 def _in_todays_keys(text: str) -> str:

@@ -18,8 +18,11 @@ from torch import Tensor, nn
 from svdctl.checkpoint.weight_file import WeightFile
 from svdctl.errors import CheckpointError, UsageError
 from svdctl.layers.normalize import Normalize
+from svdctl.plugins import import_file
 
-_SPEC = "`model` is torchvision:NAME (torchvision:resnet18) or package.module:factory (mypkg.nets:build)"
+_SPEC = (
+    "`model` is torchvision:NAME (torchvision:resnet18), package.module:factory (mypkg.nets:build) or ./file.py:factory"
+)
 
 
 def make_model(spec: str, *, weights: WeightFile | None = None) -> nn.Module:
@@ -33,7 +36,7 @@ def make_model(spec: str, *, weights: WeightFile | None = None) -> nn.Module:
     Raises:
         UsageError: no such module, name or network, or a factory that fails or makes no network.
     """
-    module, _, name = spec.partition(":")
+    module, _, name = spec.rpartition(":")
     if not module or not name:
         raise UsageError(f"`model = {spec}`: {_SPEC}")
     with torch.random.fork_rng(devices=[]):
@@ -98,8 +101,10 @@ def _classes(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> int
 
 
 def _users(module: str, name: str) -> nn.Module:
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
+    # Of a single file the folder is not searched.
+    here = "" if module.endswith(".py") else str(Path.cwd())
+    if here:
+        sys.path.insert(0, here)
     try:
         factory = _found(module, name)
         made = factory if isinstance(factory, nn.Module) or not callable(factory) else factory()
@@ -110,7 +115,7 @@ def _users(module: str, name: str) -> nn.Module:
         line = (str(error).splitlines() or [""])[0][:200]
         raise UsageError(f"`model = {module}:{name}` failed: {type(error).__name__}: {line}") from error
     finally:
-        if here in sys.path:
+        if here and here in sys.path:
             sys.path.remove(here)
     if not isinstance(made, nn.Module):
         raise UsageError(f"`model = {module}:{name}` made a {type(made).__name__}, not a torch.nn.Module")
@@ -119,7 +124,7 @@ def _users(module: str, name: str) -> nn.Module:
 
 def _found(module: str, name: str) -> object:
     try:
-        found: object = importlib.import_module(module)
+        found: object = import_file(Path(module)) if module.endswith(".py") else importlib.import_module(module)
     except ModuleNotFoundError as error:
         lacking = error.name or module
         if module == lacking or module.startswith(f"{lacking}."):

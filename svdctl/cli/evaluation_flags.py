@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from svdctl.cli.options import DEVICES, Flag, Flags, Merge, given_flags, spelled
-from svdctl.cli.training_flags import DEBUG, FORMS_OF_DATA, SET, data_table
+from svdctl.cli.training_flags import DEBUG, FORMS_OF_DATA, PLUGIN, SET, data_table
 from svdctl.config.attack_settings import VERSIONS, AttackName
 from svdctl.config.corruption_names import BENCHMARK, CLEAN, CORRUPTIONS, corruption_name, read_corruption_list
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.errors import UsageError
 from svdctl.evaluate.metric import METRICS
+from svdctl.plugins import load_plugins
 from svdctl.registry import DATA
 
 WHAT = "What is measured"
@@ -37,6 +38,7 @@ def resolve_evaluation(flags: Mapping[str, Any]) -> ResolvedEvaluation:
         UsageError: with every fault of the flags and of the configuration.
     """
     given = {name: value for name, value in given_flags(flags).items() if value is not False}
+    load_plugins(given.get("plugin", ()))
     merge = Merge(EVALUATION, given, {"corruptions": {"names": list(read_corruption_list())}})
     places = [str(path) for path in given.get("checkpoints", ())]
     places += [str(given["checkpoints_dir"])] if "checkpoints_dir" in given else []
@@ -70,8 +72,8 @@ def _data(merge: Merge, value: str) -> None:
 
 
 def _model(merge: Merge, value: str) -> None:
-    if not re.fullmatch(r"[\w.]+:[\w.]+", value):
-        raise UsageError(f"--model {value}: write it as module:factory or torchvision:NAME")
+    if not re.fullmatch(r"([\w.]+|.+\.py):[\w.]+", value):
+        raise UsageError(f"--model {value}: write it as module:factory, ./file.py:factory or torchvision:NAME")
     merge.to.put("network.model", value)
     merge.faults += [
         f"{spelled(name)} describes one of the paper's networks; leave it or --model out"
@@ -161,6 +163,7 @@ EVALUATION: Flags = {
     ),
     "seed": Flag("seed", WHAT),
     "set": SET,
+    "plugin": PLUGIN,
     "model": Flag("network.model", NETWORK, rule=_model),
     "mean": Flag("network.mean", NETWORK, rule=_channels("mean")),
     "std": Flag("network.std", NETWORK, rule=_channels("std")),

@@ -10,8 +10,10 @@ import typer
 
 from svdctl.cli.messages import with_flags
 from svdctl.cli.options import Flag, Flags, Merge, flags_by_key, given_flags, with_options
+from svdctl.cli.training_flags import PLUGIN
 from svdctl.config.inspect_config import InspectConfig
 from svdctl.errors import LimitExceeded, UsageError
+from svdctl.plugins import load_plugins
 
 if TYPE_CHECKING:
     from svdctl.analysis.network_spectrum import NetworkSpectrum
@@ -32,6 +34,7 @@ INSPECT: Flags = {
     "tolerance": Flag("tolerance", text="Slack of the proved bounds (0.02)."),
     "accuracy": Flag("accuracy", text="Of the values: full, or fast (to 1e-3 of the largest) (full)."),
     "key": Flag("key", text="Which set of weights of a file that has several, as ema."),
+    "plugin": PLUGIN,
     "debug": Flag(text="Show tracebacks.", type=bool),
 }
 
@@ -68,6 +71,7 @@ def inspect_spectrum(flags: dict[str, Any]) -> None:
 def _config(flags: dict[str, Any]) -> InspectConfig:
     if not flags["files"]:
         raise UsageError("no file is given; name a checkpoint: svdctl inspect-spectrum runs/<run>/last.pt")
+    load_plugins(flags["plugin"] or ())
     merge = Merge(INSPECT, given_flags(flags), {"files": flags["files"]})
     merge.apply()
     return merge.result(InspectConfig)

@@ -7,9 +7,10 @@ import typer
 
 from svdctl.cli.options import RUN, Flag, Flags, Merge, given_flags, with_options
 from svdctl.cli.training_commands import print_names
-from svdctl.cli.training_flags import DEBUG, SET
+from svdctl.cli.training_flags import DEBUG, PLUGIN, SET
 from svdctl.config.table_config import Request
 from svdctl.errors import Interrupted, UsageError
+from svdctl.plugins import load_plugins
 from svdctl.reproduce.table_schema import list_tables
 
 WHAT = "What"
@@ -29,6 +30,7 @@ REQUEST: Flags = {
     "rows": Flag("rows", WHAT, "Patterns of row names, 'divide*'. Several are allowed."),
     "seeds": Flag("seeds", WHAT, "Seeds instead of the table's own: 3407 3408 3409.", list[str]),
     "set": Flag("set", RUN, SET.text, list[str], _set),
+    "plugin": PLUGIN,
     "paper_numbers": Flag("paper_numbers", WHAT, "TOML file with the paper's numbers, to show beside."),
     "out_dir": Flag("out_dir", WHERE, "Folder of the runs; outputs go to tables/ in it (runs)."),
     "reuse": Flag("reuse", WHERE, "Further folders whose finished runs are used."),
@@ -79,6 +81,7 @@ def request_of(flags: Mapping[str, Any]) -> Request:
     given = given_flags(flags)
     if "tables" not in given:
         raise UsageError("say which table: svdctl reproduce table2, or --list for all of them")
+    load_plugins(given.get("plugin", ()))
     merge = Merge(REQUEST, given, {"tables": list(map(str, given["tables"]))})
     merge.apply()
     return merge.result(Request)

@@ -26,6 +26,7 @@ from svdctl.config.paper_normalization import HALF
 from svdctl.config.presets import nearest_preset, read_preset, run_name
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import UsageError
+from svdctl.plugins import load_plugins
 from svdctl.registry import DATA
 
 
@@ -302,11 +303,17 @@ def _taken(name: str, key: str, rule: Callable[[str], Callable[[Merge, Any], Non
 
 
 FORMS_OF_DATA = listed(DATA.get(kind).form for kind in DATA.builtin_kinds())
+PLUGIN = Flag(
+    panel=RUN,
+    text="Module or ./file.py that registers data sets, layers and other variants. It is imported. Repeatable.",
+    type=list[str],
+)
 SET = Flag(panel=RUN, text="key.path=value: any field of the configuration. Repeatable.", type=list[str])
 DEBUG = Flag(panel=RUN, text="Show tracebacks.", type=bool)
 OWN_PARAMETERS: Flags = {
     "preset": Flag(panel=RUN, text="Shipped preset by name, or a TOML file.", type=str),
     "set": SET,
+    "plugin": PLUGIN,
     "resume": Flag(panel=RUN, text="Run folder or last.pt to go on with.", type=Path),
     "allow_changed_data": Flag(panel=RUN, text="Go on with --resume though the data have changed.", type=bool),
     "list_presets": Flag(panel=RUN, text="List the presets and stop.", type=bool),
@@ -454,6 +461,9 @@ def resolve(flags: Mapping[str, Any], command: Command = TRAIN) -> Resolved:
     given = given_flags(flags)
     faults: list[str] = []
     table, base = _base(command, given, faults)
+    plugins = load_plugins([*table.get("plugins", ()), *given.get("plugin", ())])
+    if plugins:
+        table["plugins"] = list(plugins)
     merge = Merge(command.flags, given, with_kinds(table))
     merge.faults += faults
     if "preset" not in given and given.keys() & command.basis:
@@ -471,6 +481,7 @@ def resolve_resume(flags: Mapping[str, Any], command: Command = TRAIN) -> dict[s
         UsageError: with every fault; other flags are refused.
     """
     given = given_flags(flags)
+    load_plugins(given.pop("plugin", ()))
     allowed = {name: given[name] for name in given if _section(command, name) in ("hardware", "log", "data")}
     merge = Merge(command.flags, {}, {})
     for name in given.keys() - allowed.keys():

@@ -8,20 +8,23 @@ from svdctl.config.presets import read_preset
 from svdctl.config.train_config import TrainConfig
 from svdctl.config.validation_errors import validated
 from svdctl.errors import UsageError
+from svdctl.plugins import load_plugins
 
 
 def configuration(preset: str, assignments: Iterable[str] = ()) -> TrainConfig:
     """Return the configuration of a preset, changed by assignments in their order.
 
     Args:
-        preset: the name of a shipped preset, or the path of a TOML file.
+        preset: the name of a shipped preset, or the path of a TOML file, whose `plugins` are imported.
         assignments: `key.path=value` with a TOML value, as `control.max_sigma=2`; another `kind` drops the fields of
             the old one, and nothing after `=` gives a field back to its default.
 
     Raises:
         UsageError: with every fault.
     """
-    to = Overrides(with_kinds(read_preset(preset)))
+    table = read_preset(preset)
+    plugins = load_plugins(table.get("plugins", ()))
+    to = Overrides(with_kinds(table | ({"plugins": list(plugins)} if plugins else {})))
     faults = to.assign_all(assignments)
     config, more = validated(TrainConfig, to.table)
     if config is None or faults:

@@ -12,6 +12,7 @@ import tomli_w
 from svdctl.config.migrate import migrate_configuration
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import UsageError
+from svdctl.plugins import plugin_name
 
 
 def resource(name: str) -> Path:
@@ -65,6 +66,11 @@ def read_preset(name: str) -> dict[str, Any]:
         raise UsageError(f"`preset = {name}`: the file cannot be read ({error.strerror}); check its path") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"`preset = {name}`: the file is no TOML ({error}); mend it there") from error
+    plugins = table.get("plugins", [])
+    if not isinstance(plugins, list) or not all(isinstance(plugin, str) for plugin in plugins):
+        raise UsageError(f"{path}: plugins is no list of texts; write plugins = ['package.module', './file.py']")
+    if plugins:
+        table["plugins"] = [plugin_name(plugin, path.parent) for plugin in plugins]
     table.setdefault("name", run_name(path.stem))
     return table
 

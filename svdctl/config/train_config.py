@@ -41,6 +41,8 @@ class TrainConfig(Config):
     """Images of one step over all devices together."""
     out_dir: Path = Path("runs")
     """Parent of the run folder."""
+    plugins: tuple[str, ...] = ()
+    """Modules and files that register what is used here and does not ship with svdctl."""
     data: Data = Field(default_factory=lambda: DATA.get("digits").config())
     augment: Augment = Augment()
     normalize: Normalization = Normalization()

@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from pydantic import ValidationError
 
+from svdctl.plugins import loaded_plugins
 from svdctl.reproduce.execute import execute
 from svdctl.reproduce.job import JOB, OUTCOME, Job, Outcome
 
@@ -112,7 +113,7 @@ class Processes(Executor):
             given.write(JOB.dump_json(job).decode())
             given.seek(0)
             process = subprocess.Popen(
-                self.command,
+                (*self.command, *(word for name in loaded_plugins() for word in ("--plugin", name))),
                 stdin=given,
                 stdout=output,
                 stderr=errors,

@@ -7,6 +7,7 @@ import socket
 from typing import Any
 
 from svdctl.errors import UsageError
+from svdctl.plugins import loaded_plugins
 from svdctl.reproduce.executors import Executor, lost
 from svdctl.reproduce.job import JOB, OUTCOME, Job, Outcome
 from svdctl.reproduce.worker import work
@@ -43,7 +44,7 @@ class OnRay(Executor):
         self._work = ray.remote(max_retries=RETRIES, **needs)(work)
 
     def submit(self, job: Job) -> None:
-        self.active[self._work.remote(JOB.dump_json(job).decode())] = job
+        self.active[self._work.remote(JOB.dump_json(job).decode(), loaded_plugins())] = job
 
     def wait(self, seconds: float) -> list[Outcome]:
         ready = self._ray.wait(list(self.active), timeout=seconds)[0] if self.active else []

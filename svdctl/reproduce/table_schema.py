@@ -13,6 +13,7 @@ from svdctl.config.presets import preset_folder
 from svdctl.config.table_config import TABLE_FILE, Collection, ResultTable, SpeedFigure, TableFile
 from svdctl.config.validation_errors import worth_reporting
 from svdctl.errors import UsageError
+from svdctl.plugins import load_plugins, plugin_name
 from svdctl.reproduce.columns import known_columns
 
 
@@ -66,6 +67,10 @@ def read_table(path: Path) -> TableFile:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: the table file is no TOML ({error}); mend it there") from error
     contents.setdefault("kind", "table")
+    plugins = contents.pop("plugins", [])
+    if not isinstance(plugins, list) or not all(isinstance(plugin, str) for plugin in plugins):
+        raise UsageError(f"{path}: plugins is no list of texts; write plugins = ['package.module', './file.py']")
+    load_plugins(plugin_name(plugin, path.parent) for plugin in plugins)
     try:
         table = TABLE_FILE.validate_python(contents)
     except ValidationError as error:

@@ -13,6 +13,7 @@ from svdctl.utils.content_hash import json_digest
 WITHOUT_EFFECT = (
     "name",
     "out_dir",
+    "plugins",
     "log",
     "hardware.accelerator",
     "hardware.compile",

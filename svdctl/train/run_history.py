@@ -122,7 +122,7 @@ def read_best(
         best = read_checkpoint(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({(error.strerror or str(error)).lower()})") from error
-    elsewhere = {"hardware": config.hardware, "log": config.log, "data": config.data}
+    elsewhere = {"hardware": config.hardware, "log": config.log, "data": config.data, "plugins": config.plugins}
     shapes = {name: value.shape for name, value in best.model.items()}
     if best.config.model_copy(update=elsewhere) != config or shapes != {n: value.shape for n, value in like.items()}:
         raise CheckpointError(f"{path} is of another run")

@@ -1,0 +1,140 @@
+"""Plugins: modules and files of users that register variants, imported only when a user has named them.
+
+A plugin is named on the command line, in a user's own TOML file, or by an installed entry point of the group
+`svdctl.plugins`. What a checkpoint says about plugins is what it needs, never a reason to import anything.
+"""
+
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import entry_points
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+
+from svdctl.errors import UsageError
+
+GROUP = "svdctl.plugins"
+_loaded: dict[str, ModuleType] = {}
+
+
+def load_plugins(granted: Iterable[str]) -> tuple[str, ...]:
+    """Import plugins, each once, and return their names: of files the absolute path.
+
+    Args:
+        granted: `package.module`, or the path of a Python file, that a user has named.
+
+    Raises:
+        UsageError: there is no such module or file, or importing it fails.
+    """
+    names = []
+    for plugin in granted:
+        name = plugin_name(plugin)
+        names.append(name)
+        if name not in _loaded:
+            _loaded[name] = _imported(name)
+    return tuple(dict.fromkeys(names))
+
+
+def loaded_plugins() -> tuple[str, ...]:
+    """Return the names of the plugins that this process has loaded, for processes that it starts."""
+    return tuple(_loaded)
+
+
+def plugin_name(plugin: str, folder: Path | None = None) -> str:
+    """Return the name of a plugin: a module's as it is, of a file the absolute path.
+
+    Args:
+        plugin: as a user wrote it.
+        folder: where a relative path begins; None: the current folder.
+    """
+    if not _is_file(plugin):
+        return plugin
+    path = Path(plugin).expanduser()
+    return str((path if folder is None else folder / path).resolve())
+
+
+def missing_plugins(needed: Iterable[str]) -> list[str]:
+    """Return those of the plugins that a checkpoint needs that this process has not loaded."""
+    return [name for name in needed if name not in _loaded and name not in sys.modules]
+
+
+def plugins_in(arguments: Sequence[str]) -> tuple[str, ...]:
+    """Return the plugins in the arguments of a worker: `--plugin NAME --plugin NAME`."""
+    return tuple(value for flag, value in pairwise(arguments) if flag == "--plugin")
+
+
+def load_installed() -> None:
+    """Import the plugins that installed packages name.
+
+    Raises:
+        UsageError: importing one of them fails.
+    """
+    for entry in entry_points(group=GROUP):
+        with _as_sentence(f"{entry.name} = {entry.value}"):
+            entry.load()
+
+
+def import_file(path: Path) -> ModuleType:
+    """Import one Python file under a name of its own; its folder is not searched for modules.
+
+    Raises:
+        UsageError: it is not there, its code fails, or another file has its name.
+    """
+    path = path.expanduser().resolve()
+    name = f"svdctl_plugin_{re.sub(r'[^A-Za-z0-9_]', '_', path.stem)}"
+    if (known := sys.modules.get(name)) is not None:
+        if known.__file__ != str(path):
+            raise UsageError(f"{known.__file__} and {path} have one name; rename one of them")
+        return known
+    spec = importlib.util.spec_from_file_location(name, path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise UsageError(f"there is no Python file {path}; check its path")
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses and pickles look their module up while it runs.
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _is_file(plugin: str) -> bool:
+    return plugin.endswith(".py") or "/" in plugin
+
+
+def _imported(name: str) -> ModuleType:
+    if not _is_file(name) and not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
+        raise UsageError(f"`plugin = {name}`: write it as package.module or ./file.py")
+    with _as_sentence(name):
+        if _is_file(name):
+            return import_file(Path(name))
+        # The current folder comes last, so that nothing in it hides an installed module.
+        here = str(Path.cwd())
+        sys.path.append(here)
+        try:
+            return importlib.import_module(name)
+        finally:
+            if here in sys.path:
+                sys.path.reverse()
+                sys.path.remove(here)
+                sys.path.reverse()
+
+
+@contextmanager
+def _as_sentence(name: str) -> Iterator[None]:
+    """Turn whatever a plugin's own code raises into a sentence."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError([f"`plugin = {name}`: {fault}" for fault in error.faults]) from error
+    except ModuleNotFoundError as error:
+        raise UsageError(f"`plugin = {name}`: there is no module {error.name!r} here; install it") from error
+    except (Exception, SystemExit) as error:
+        line = (str(error).splitlines() or [""])[0][:200]
+        raise UsageError(f"`plugin = {name}` failed: {type(error).__name__}: {line}") from error
