@@ -167,8 +167,9 @@ def test_answers_in_reduced_precision_are_certified_in_full(data: Path) -> None:
     result = recipe.run(config, base="test", reporter=Recorder())
     model = svdctl.load(result.folder)
     test = load_data(config.data).test
+    certifier = Certifier(model, test.image_shape)
     found = evaluate(
-        model, test, launch(config), batch_size=7, memory_format=torch.contiguous_format, certify=True
+        model, test, launch(config), batch_size=7, memory_format=torch.contiguous_format, certifier=certifier
     )  # fmt: skip
     assert result.certified[0].mean_radius == pytest.approx(found.certificates.mean_radius, rel=1e-9)
     # The answers are those of one arithmetic, so certified ones are among the right ones.
@@ -201,8 +202,9 @@ def test_processes_share_an_evaluation(world: int, data: Path) -> None:
             return values
 
     def run(fabric: Any, certify: bool) -> Any:
+        certifier = Certifier(model, test.image_shape) if certify else None
         return evaluate(
-            model, test, fabric, batch_size=6, memory_format=torch.contiguous_format, certify=certify
+            model, test, fabric, batch_size=6, memory_format=torch.contiguous_format, certifier=certifier
         )  # fmt: skip
 
     whole = run(launch(config), True)
@@ -248,7 +250,9 @@ def test_images_stay_what_they_are(data: Path) -> None:
     config = make(data)
     test = load_data(config.data).test
     before = ImageData(test.images.clone(), test.labels.clone(), test.classes)
+    model = build_model(config, 3)
+    certifier = Certifier(model, test.image_shape)
     evaluate(
-        build_model(config, 3), test, launch(config), batch_size=8, memory_format=torch.channels_last, certify=True
+        model, test, launch(config), batch_size=8, memory_format=torch.channels_last, certifier=certifier
     )  # fmt: skip
     assert torch.equal(before.images, test.images)
