@@ -46,13 +46,12 @@ class Bracket:
 
 @torch.no_grad()
 @exact_arithmetic()
-def norm_bound(conv: Convolution, *, tolerance: float = TOLERANCE, floor: float | None = None) -> Bracket:
+def norm_bound(conv: Convolution, *, tolerance: float = TOLERANCE) -> Bracket:
     """Return a bracket of the norm on l2 of the whole grid, which bounds the layer at every size and zero padding.
 
     Args:
         conv: any stride, dilation, groups and number of axes.
         tolerance: wanted `upper / lower - 1`.
-        floor: a bound that is sharp enough; when it is above the norm, `upper` may be as large as this.
 
     Raises:
         ShapeError: the kernel is not finite, or the tolerance is below what float64 can prove.
@@ -64,13 +63,12 @@ def norm_bound(conv: Convolution, *, tolerance: float = TOLERANCE, floor: float 
     field = _field(conv, tolerance)
     if field.is_zero:
         return Bracket(0.0, 0.0)
-    wanted = 0.0 if floor is None else min(floor / field.scale, field.above)
 
     def target(lower: float) -> float:
-        return max(lower * (1 + tolerance), wanted)
+        return lower * (1 + tolerance)
 
     lower, samples = coarse_lower_bound(field)
-    if target(lower) < lower * (1 + _COARSE_ROOM):
+    if tolerance < _COARSE_ROOM:
         lower = max(lower, lower_bound(field))
     proved = False
     while not proved:

@@ -26,14 +26,9 @@ _FINE_POINTS = 4096
 _WINDOW = 9
 
 
-def lower_bound(field: GramField, starts: Tensor | None = None) -> float:
-    """Return a proved lower bound of the field's norm, rounding included, close to it.
-
-    Args:
-        field: Gram matrices of the convolution.
-        starts: frequencies `(F, d)` to begin at; the field's samples if not given.
-    """
-    points = field.sample_points if starts is None else starts
+def lower_bound(field: GramField) -> float:
+    """Return a proved lower bound of the field's norm, rounding included, close to it."""
+    points = field.sample_points
     points = points[:: math.ceil(len(points) / _STARTS)]
     groups = torch.arange(field.groups).repeat(len(points))
     points = points.repeat_interleave(field.groups, 0)

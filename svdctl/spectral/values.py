@@ -13,6 +13,8 @@ from svdctl.spectral.exact_arithmetic import exact_arithmetic, float32_is_exact
 from svdctl.spectral.gram import GramField
 from svdctl.spectral.symbol import angles, grid_product, half_grid, phases, symbol
 
+_MEMORY_BUDGET = 1 << 27  # bytes for the matrices that are held at once, for speed
+
 
 @torch.no_grad()
 @exact_arithmetic()
@@ -21,7 +23,6 @@ def singular_values(
     input_size: tuple[int, ...],
     *,
     accuracy: Literal["full", "fast"] = "full",
-    memory_budget: int = 1 << 27,
 ) -> Tensor:
     """Return all singular values of the layer with circular padding on one input, descending.
 
@@ -32,7 +33,6 @@ def singular_values(
         conv: the convolution.
         input_size: spatial size of the input, divisible by the stride.
         accuracy: `full`: right to some roundings of the largest value in the kernel's dtype; `fast`: to 1e-3 of it.
-        memory_budget: bytes for the matrices that are held at once.
 
     Returns:
         `(G * prod(input_size / stride) * min(O, I * prod(stride)),)` in the kernel's dtype.
@@ -52,20 +52,22 @@ def singular_values(
     sizes = tuple(size // stride for size, stride in zip(input_size, conv.stride, strict=True))
     index, counts = half_grid(sizes)
     own_mirror = counts == 1
-    values = _values_at if conv.kernel.dtype == torch.float64 and accuracy == "full" else _values_by_gram
+    single = accuracy == "fast" and (float32_is_exact(conv.kernel.device) or conv.kernel.dtype == torch.float32)
+    precision = torch.float32 if single else torch.float64
     pieces = []
     # The frequencies that are their own mirror image have real symbols: half the work, and exactly real values.
     for chosen in (own_mirror, ~own_mirror):
         if bool(chosen.any()):
             repeats = 1 if chosen is own_mirror else 2
-            found = values(conv, input_size, index[chosen], repeats == 1, accuracy, memory_budget)
+            if conv.kernel.dtype == torch.float64 and accuracy == "full":
+                found = _values_at(conv, input_size, index[chosen], real=repeats == 1)
+            else:
+                found = _values_by_gram(conv, input_size, index[chosen], precision, real=repeats == 1)
             pieces += [found] * repeats
     return torch.cat(pieces).to(conv.kernel.dtype).sort(descending=True).values
 
 
-def _values_at(
-    conv: Convolution, input_size: tuple[int, ...], index: Tensor, real: bool, accuracy: str, memory_budget: int
-) -> Tensor:
+def _values_at(conv: Convolution, input_size: tuple[int, ...], index: Tensor, *, real: bool) -> Tensor:
     """Return singular values by SVD of the symbols at output frequencies `(F, d)`."""
     kernel = conv.kernel
     groups, out, channels = kernel.shape[:3]
@@ -75,7 +77,7 @@ def _values_at(
     dilation = torch.tensor(conv.dilation)
     point = kernel.element_size() * 2 * groups * 5 * out * channels * folds
     pieces = []
-    for part in index.split(max(1, memory_budget // point)):
+    for part in index.split(max(1, _MEMORY_BUDGET // point)):
         # All w with w = w_out mod (H / s): the aliases of one output frequency.
         finer = (part[:, None, :] + aliases * sizes) * dilation % torch.tensor(input_size)
         phase = phases(angles(finer.flatten(0, 1), input_size), conv.taps, kernel)
@@ -88,7 +90,7 @@ def _values_at(
 
 
 def _values_by_gram(
-    conv: Convolution, input_size: tuple[int, ...], index: Tensor, real: bool, accuracy: str, memory_budget: int
+    conv: Convolution, input_size: tuple[int, ...], index: Tensor, dtype: torch.dtype, *, real: bool
 ) -> Tensor:
     """Return singular values as roots of eigenvalues of interpolated Gram matrices.
 
@@ -99,13 +101,11 @@ def _values_by_gram(
     if field.is_zero:
         return torch.zeros(len(index) * groups * side, dtype=torch.float64, device=conv.kernel.device)
     sizes = torch.tensor([size // stride for size, stride in zip(input_size, conv.stride, strict=True)])
-    single = accuracy == "fast" and (float32_is_exact(field.device) or conv.kernel.dtype == torch.float32)
-    dtype = torch.float32 if single else torch.float64
     # One tap along an axis: no frequency there.
     kept = [axis for axis, taps in enumerate(undilated(conv).polyphase().shape[3:]) if taps > 1]
     frequencies = (index.double() * (2 * math.pi / sizes))[:, kept]
     pieces = []
-    for part in frequencies.split(max(1, memory_budget // (8 * dtype.itemsize * groups * side**2))):
+    for part in frequencies.split(max(1, _MEMORY_BUDGET // (8 * dtype.itemsize * groups * side**2))):
         grams = field.matrices(part, dtype).flatten(0, 1)
         grams = grams.real.contiguous() if real else grams
         pieces.append(eigenvalues_of(grams).clamp_min(0).sqrt().double().flatten())

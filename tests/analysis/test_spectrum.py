@@ -8,7 +8,7 @@ import svdctl
 from svdctl.analysis.spectrum_table import layer_records, to_csv
 from svdctl.errors import ShapeError
 from svdctl.layers.tt import TTConv2d
-from svdctl.spectral import Bracket, Convolution, clip_kernel, norm_bound, scale_to_bound, singular_values
+from svdctl.spectral import Bracket, Convolution, clip_kernel, norm_bound, scale_to_bound, singular_values, values
 from tests.dense import dense_values
 
 PADDED = {
@@ -100,10 +100,12 @@ def test_threads_change_nothing() -> None:
         torch.set_num_threads(threads)
 
 
-def test_memory_budget_changes_nothing() -> None:
+def test_memory_budget_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     conv = Convolution.make(torch.randn(6, 5, 3, 3))
-    assert torch.allclose(singular_values(conv, (9, 7), memory_budget=1), singular_values(conv, (9, 7)), atol=1e-5)
+    found = singular_values(conv, (9, 7))
+    monkeypatch.setattr(values, "_MEMORY_BUDGET", 1)
+    assert torch.allclose(singular_values(conv, (9, 7)), found, atol=1e-5)
 
 
 def test_clip_nears_the_projection_with_rounds_and_beats_division() -> None:
