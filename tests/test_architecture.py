@@ -18,15 +18,15 @@ LIST = "<!-- files -->\n"
 
 
 def ranks() -> dict[str, int]:
-    """Room to layer, as the document says."""
+    """Package to layer, as the document says."""
     found = {}
     for line in DOCUMENT.read_text(encoding="utf-8").splitlines():
         if match := re.match(r"\| (\d) \| ([^|]+) \|", line):
-            found |= {room: int(match[1]) for room in re.findall(r"`(\w+)`", match[2])}
+            found |= {name: int(match[1]) for name in re.findall(r"`(\w+)`", match[2])}
     return found
 
 
-def room_of(module: str) -> str:
+def package_of(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
@@ -45,19 +45,19 @@ def imports(tree: ast.AST) -> list[str]:
 
 
 def test_every_import_points_down() -> None:
-    rank, upward, rooms = ranks(), [], set()
+    rank, upward, packages = ranks(), [], set()
     for path in sorted((ROOT / "svdctl").rglob("*.py")):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        here = room_of(module)
+        here = package_of(module)
         if here in ("", "__main__"):
             continue
-        rooms.add(here)
+        packages.add(here)
         for name in imports(ast.parse(path.read_text(encoding="utf-8"))):
-            there = room_of(name)
+            there = package_of(name)
             if there != here and (there not in rank or rank[there] >= rank[here]):
                 upward.append(f"{module} imports {name}")
     assert not upward
-    assert rooms == set(rank), "the document and the package have different rooms"
+    assert packages == set(rank), "the document and the package have different packages"
 
 
 def modules() -> list[Path]:
@@ -142,6 +142,8 @@ uses = {
     "SOC": lambda made: made(2, 2, 3),
     "SOTT": lambda made: made(4, 4, 3, rank=2),
     "MinMax": lambda made: made()(torch.zeros(1, 2, 1)),
+    "Controller": lambda made: made(net, max_sigma=0.9),
+    "Convolution": lambda made: made.make(torch.ones(1, 1, 3)),
 }
 
 def use() -> dict:
