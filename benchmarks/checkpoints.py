@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 from svdctl.checkpoint.checkpoint_file import Checkpoint, read_checkpoint, write_checkpoint
-from svdctl.config.model_config import Standard
 from svdctl.config.train_config import TrainConfig
+from svdctl.layers.ops.standard_ops import Standard
 from svdctl.models.build import build_model
 from svdctl.models.wrn_architecture import Wrn
 from svdctl.utils.machine import machine

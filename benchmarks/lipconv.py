@@ -25,7 +25,7 @@ from svdctl.config.train_config import TrainConfig
 from svdctl.layers.normalize import Normalize
 from svdctl.layers.sott import SOTT
 from svdctl.layers.tt import orthonormality_penalty
-from svdctl.models.build import build_model, build_optimizer, penalty_of
+from svdctl.models.build import build_model, build_optimizer
 from svdctl.models.lipconvnet import LipConvNet
 from svdctl.utils.machine import machine
 
@@ -89,7 +89,8 @@ def training_step(config: TrainConfig, model: nn.Module) -> Callable[[], None]:
     pixels = torch.rand(BATCH, 3, 32, 32, generator=generator).contiguous(memory_format=LAYOUT)
     labels = torch.randint(0, 10, (BATCH,), generator=generator)
     layers = [layer for layer in model.modules() if isinstance(layer, SOTT)]
-    penalty = penalty_of(config)
+    frames = getattr(config.layer, "frames", None)
+    penalty = frames if frames is not None and frames.kind == "penalty" else None
 
     def step() -> None:
         loss = F.cross_entropy(model(pixels), labels)

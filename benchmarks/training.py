@@ -17,7 +17,7 @@ from svdctl.cli.training_flags import resolve
 from svdctl.control.controller import Controller
 from svdctl.data.images import ImageData
 from svdctl.layers.tt import TTConv2d, orthonormality_penalty
-from svdctl.models.build import build_model, build_optimizer, penalty_of
+from svdctl.models.build import build_model, build_optimizer
 from svdctl.train.setup import launch
 from svdctl.train.trainer import Trainer
 from svdctl.utils.machine import machine
@@ -37,7 +37,8 @@ def bare_step(config, batch: int, layout: torch.memory_format = torch.channels_l
     data = images(batch)
     pixels, labels = (data.images.float() / 255).contiguous(memory_format=layout), data.labels
     layers = [layer for layer in model.modules() if isinstance(layer, TTConv2d)]
-    penalty = penalty_of(config)
+    frames = getattr(config.layer, "frames", None)
+    penalty = frames if frames is not None and frames.kind == "penalty" else None
 
     def step() -> None:
         loss = F.cross_entropy(model(pixels), labels)

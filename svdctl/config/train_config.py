@@ -9,11 +9,11 @@ from svdctl.config.base import Config
 from svdctl.config.certificate_config import Certificate
 from svdctl.config.control_config import BatchNormControl, ControlConfig
 from svdctl.config.data_config import Augment, Data, Normalization
-from svdctl.config.model_config import TT, Layer, Model, Soc, Sott, Standard
+from svdctl.config.model_config import Layer, Model
 from svdctl.config.optimizer_config import Constant, Cyclic, Optimizer, Schedule, Sgd
 from svdctl.config.run_config import Checkpointing, EvaluationSchedule, Hardware, Log
 from svdctl.config.variants import variant
-from svdctl.registry import ARCHITECTURES, CONTROLS, DATA, LOSSES
+from svdctl.registry import ARCHITECTURES, CONTROLS, DATA, LAYERS, LOSSES
 
 if TYPE_CHECKING:
     Loss = Any
@@ -47,7 +47,7 @@ class TrainConfig(Config):
     augment: Augment = Augment()
     normalize: Normalization = Normalization()
     model: Model = Field(default_factory=lambda: ARCHITECTURES.get("wrn").config())
-    layer: Layer = Standard()
+    layer: Layer = Field(default_factory=lambda: LAYERS.get("standard").config())
     control: Control = Field(default_factory=lambda: CONTROLS.get("none").config())
     batchnorm: BatchNormControl | None = None
     certificate: Certificate | None = None
@@ -71,7 +71,7 @@ class TrainConfig(Config):
         """What does not go together, a sentence each."""
         faults = []
         architecture = ARCHITECTURES.get(self.model.kind)
-        if isinstance(self.layer, Soc | Sott):
+        if self.layer.is_orthogonal:
             if not architecture.orthogonal:
                 faults.append(
                     f"layer.kind = {self.layer.kind!r} belongs to LipConvNet; use `model.kind = lipconv`, or another "
@@ -84,15 +84,7 @@ class TrainConfig(Config):
                 )
         else:
             faults += CONTROLS.get(self.control.kind).faults(self.control, self.layer)
-        if isinstance(self.layer, TT | Sott) and isinstance(self.layer.rank, tuple):
-            count = len(self.layer.rank)
-            if architecture.groups == 1:
-                faults.append("`layer.rank`: a rank for each group of layers belongs to LipConvNet; give one rank")
-            elif count != architecture.groups:
-                faults.append(
-                    f"`layer.rank`: {architecture.groups} ranks are needed, one for each stage and one for the last "
-                    f"convolution, not {count}; or give one rank for all"
-                )
+        faults += LAYERS.get(self.layer.kind).faults(self.layer, groups=architecture.groups)
         if isinstance(self.schedule, Cyclic) and self.schedule.lr_min >= self.optimizer.lr:
             faults.append(
                 f"`schedule.lr_min = {self.schedule.lr_min:g}` must be below `optimizer.lr = {self.optimizer.lr:g}`: "

@@ -30,10 +30,11 @@ def variant(registry: Registry[Any], default: str | None = None) -> Any:
             raise PydanticCustomError("union_tag_not_found", "Unable to extract tag using discriminator 'kind'")
         found = registry.find(kind) if isinstance(kind, str) else None
         if found is None or found.config is None:
+            kinds = [known.kind for known in registry.variants() if known.config is not None]
             raise PydanticCustomError(
                 "union_tag_invalid",
                 "Input tag '{tag}' found using 'kind' does not match any of the expected tags: {expected_tags}",
-                {"tag": str(kind), "expected_tags": ", ".join(map(repr, registry.kinds())), "discriminator": "'kind'"},
+                {"tag": str(kind), "expected_tags": ", ".join(map(repr, kinds)), "discriminator": "'kind'"},
             )
         return found.config.model_validate({**value, "kind": kind})
 

@@ -7,6 +7,8 @@ from svdctl.config.base import Config
 from svdctl.config.control_config import ControlConfig
 from svdctl.control.control_method import ControlContext, ControlledLayer, register_control
 from svdctl.control.divide import DivideControl
+from svdctl.layers.layer_ops import LayerOps
+from svdctl.registry import LAYERS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +33,8 @@ class DivideEachControl(DivideControl):
         return True
 
     def faults(self, config: ControlConfig, layer: Config) -> list[str]:
-        if getattr(layer, "kind", "") == "tt":
+        ops = LAYERS.find(getattr(layer, "kind", ""))
+        if ops is not None and type(ops).core_operator is not LayerOps.core_operator:
             return []
         return [
             "`control.kind = divide-each` divides the factors of TT layers; add `layer.kind = tt` and "

@@ -7,7 +7,7 @@ asks for the class of a layer.
 import math
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from svdctl.config.base import Config
 from svdctl.errors import ShapeError
@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from svdctl.spectral.convolution import Convolution
+
+
+class ConvFactory(Protocol):
+    """Makes a convolution of a network; `padding` is half of the kernel in all networks of svdctl."""
+
+    def __call__(
+        self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int, padding: int, bias: bool
+    ) -> "nn.Module": ...
 
 
 class LayerOps:
@@ -56,6 +64,32 @@ class LayerOps:
     """Whether it maps vectors, without positions; then `linear_max` bounds it."""
     is_adjoint: ClassVar[bool] = False
     """Whether `operator` is the adjoint of what the layer does, so that its input size is that of the output."""
+
+    def factory(self, config: Any, *, group: int, model: Config) -> "ConvFactory":
+        """Return what makes the layers of a configured network; needed with `config`.
+
+        Args:
+            config: the section `layer`.
+            group: which group of the architecture's layers, counted from 0.
+            model: the section `model`.
+        """
+        raise NotImplementedError
+
+    def compresses_first(self, config: Any) -> bool:
+        """Return whether a network's first convolution is of this type too."""
+        return True
+
+    def uncompressed(self, config: Any) -> str:
+        """Return the kind of layers that a network of these is compared with; its own: none."""
+        return self.kind
+
+    def faults(self, config: Any, *, groups: int) -> list[str]:
+        """Return what does not fit an architecture with so many groups of layers, a sentence each."""
+        return []
+
+    def text(self, config: Any) -> str:
+        """Return what a plan of a training says of the layers."""
+        return f"{self.kind} convolutions"
 
     def operator(self, layer: Any) -> "Convolution":
         """Return the convolution that the layer computes under zero padding of any width, detached.

@@ -11,8 +11,8 @@ from svdctl.registry import ARCHITECTURES
 if TYPE_CHECKING:
     from torch import nn
 
+    from svdctl.layers.layer_ops import ConvFactory
     from svdctl.layers.normalize import Normalize
-    from svdctl.models.wrn import ConvFactory
 
 A = TypeVar("A", bound="Architecture | type[Architecture]")
 

@@ -1,135 +1,38 @@
 """From configuration to objects: the only place that maps tags to classes."""
 
 import math
-from functools import partial
 
 import torch
 from torch import nn
 
-from svdctl.config.model_config import (
-    TT,
-    Frames,
-    Free,
-    Layer,
-    Model,
-    Penalty,
-    Retract,
-    Soc,
-    Sott,
-    Standard,
-)
 from svdctl.config.optimizer_config import Constant, Cosine, Cyclic, Optimizer, Schedule, Sgd, Steps
 from svdctl.config.train_config import TrainConfig
 from svdctl.data.batches import derived_seed
 from svdctl.layers.normalize import Normalize
-from svdctl.layers.soc import SOC
-from svdctl.layers.sott import SOTT
-from svdctl.layers.tt import FramesKind, TTConv2d
+from svdctl.layers.ops.tt_ops import Free, RankedConfig
+from svdctl.layers.tt import TTConv2d
 from svdctl.models.architecture import architecture_of
-from svdctl.models.wrn import ConvFactory, default_conv
+from svdctl.registry import LAYERS
 
 
 def build_model(config: TrainConfig, classes: int) -> nn.Module:
     """The network of a configuration, its weights drawn from the configuration's seed; the global stream is left."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(config.seed, "weights"))
-        convs = conv_factories(config)
-        conv = convs[0]
-        stem = conv if not isinstance(config.layer, TT) or config.layer.compress_first else default_conv
-        normalize = Normalize(config.normalize.mean, config.normalize.std)
-        model = architecture_of(config.model).build(
-            config.model, classes=classes, convs=convs, stem=stem, normalize=normalize
+        architecture, ops = architecture_of(config.model), LAYERS.get(config.layer.kind)
+        convs = [ops.factory(config.layer, group=group, model=config.model) for group in range(architecture.groups)]
+        standard = LAYERS.get("standard")
+        plain = standard.factory(standard.config(), group=0, model=config.model)
+        model = architecture.build(
+            config.model,
+            classes=classes,
+            convs=convs,
+            stem=convs[0] if ops.compresses_first(config.layer) else plain,
+            normalize=Normalize(config.normalize.mean, config.normalize.std),
         )
-        if isinstance(config.layer, Standard | TT) and config.layer.init is not None:
+        if getattr(config.layer, "init", None) is not None:
             _start_anew(model, config.layer.init)
-        if isinstance(config.layer, TT | Sott):
-            _keep_frames(model, config.layer.frames)
     return model
-
-
-def conv_factories(config: TrainConfig) -> tuple[ConvFactory, ...]:
-    """What makes the convolutions of each group of layers: the stages of LipConvNet, and its last convolution."""
-    layer = config.layer
-    if isinstance(layer, TT | Sott) and isinstance(layer.rank, tuple):
-        return tuple(_conv_factory(layer, config.model, rank) for rank in layer.rank)
-    rank = layer.rank if isinstance(layer, TT | Sott) else None
-    assert not isinstance(rank, tuple)
-    return (_conv_factory(layer, config.model, rank),) * architecture_of(config.model).groups
-
-
-def _conv_factory(layer: Layer, model: Model, rank: int | None) -> ConvFactory:
-    if isinstance(layer, Standard):
-        return default_conv
-    if isinstance(layer, Soc | Sott):
-        return partial(_orthogonal, layer, rank, getattr(model, "checkpoint_activations", False))
-    if rank is not None:
-        return partial(TTConv2d, rank=rank, frames=layer.frames.kind)
-    assert layer.rank_scale is not None
-    return partial(_scaled, layer.rank_scale, layer.frames.kind)
-
-
-def _orthogonal(
-    layer: Soc | Sott,
-    rank: int | None,
-    checkpoint_activations: bool,
-    in_channels: int,
-    out_channels: int,
-    kernel_size: int,
-    *,
-    stride: int,
-    padding: int,
-    bias: bool,
-) -> nn.Module:
-    """A SOC or SOTT layer; its padding is always half of its kernel."""
-    assert padding == kernel_size // 2
-    if isinstance(layer, Soc):
-        return SOC(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride=stride,
-            bias=bias,
-            checkpoint_activations=checkpoint_activations,
-        )
-    assert rank is not None
-    return SOTT(
-        in_channels,
-        out_channels,
-        kernel_size,
-        rank=rank,
-        stride=stride,
-        bias=bias,
-        frames=layer.frames.kind,
-        scale=layer.pointwise_scale if kernel_size == 1 else None,
-        checkpoint_activations=checkpoint_activations,
-    )
-
-
-def _scaled(
-    share: float,
-    frames: FramesKind,
-    in_channels: int,
-    out_channels: int,
-    kernel_size: int,
-    *,
-    stride: int,
-    padding: int,
-    bias: bool,
-) -> nn.Module:
-    """A TT layer whose ranks are a share of its widths."""
-    rank = (max(1, int(share * in_channels)), max(1, int(share * out_channels)))
-    return TTConv2d(
-        in_channels, out_channels, kernel_size, rank=rank, stride=stride, padding=padding, bias=bias, frames=frames
-    )
-
-
-def _keep_frames(model: nn.Module, frames: Frames) -> None:
-    """Set how the frames of all layers are kept orthonormal."""
-    for module in model.modules():
-        if isinstance(module, TTConv2d | SOTT) and isinstance(frames, Retract):
-            module.retraction = frames.method
-        elif isinstance(module, TTConv2d | SOTT) and isinstance(frames, Penalty):
-            module.penalty_weight, module.penalty_count = frames.weight, frames.count
 
 
 @torch.no_grad()
@@ -177,13 +80,6 @@ def lr_factor(schedule: Schedule, step: int, steps: int, lr: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1.0, steps - warm))))
 
 
-def penalty_of(config: TrainConfig) -> Penalty | None:
-    """The penalty on frames, if the configuration has one."""
-    if isinstance(config.layer, TT | Sott) and isinstance(config.layer.frames, Penalty):
-        return config.layer.frames
-    return None
-
-
 def count_parameters(model: nn.Module) -> int:
     """Trainable parameters; a parametrised frame counts as the matrix that it is."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -194,7 +90,7 @@ def count_on_meta(config: TrainConfig, classes: int) -> int:
 
     torch's parametrization, as large as the frame, would need numbers, so frames are counted as ordinary weights.
     """
-    if isinstance(config.layer, TT | Sott):
+    if isinstance(config.layer, RankedConfig):
         config = config.model_copy(update={"layer": config.layer.model_copy(update={"frames": Free()})})
     with torch.device("meta"):
         return count_parameters(build_model(config, classes))

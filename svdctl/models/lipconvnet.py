@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from svdctl.errors import ShapeError
+from svdctl.layers.layer_ops import ConvFactory
 from svdctl.layers.minmax import MinMax
 from svdctl.layers.normalize import Normalize
 from svdctl.models.lipconvnet_architecture import STAGES, STRIDE
-from svdctl.models.wrn import ConvFactory
 
 
 class LipBlock(nn.Module):

@@ -11,8 +11,8 @@ from svdctl.models.architecture import Architecture, register_architecture
 if TYPE_CHECKING:
     from torch import nn
 
+    from svdctl.layers.layer_ops import ConvFactory
     from svdctl.layers.normalize import Normalize
-    from svdctl.models.wrn import ConvFactory
 
 STAGES = 5
 STRIDE = 2**STAGES

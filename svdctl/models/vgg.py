@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svdctl.errors import ShapeError
+from svdctl.layers.layer_ops import ConvFactory
 from svdctl.layers.normalize import Normalize
-from svdctl.models.wrn import ConvFactory
 
 GROUPS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))
 

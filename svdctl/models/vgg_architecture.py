@@ -10,8 +10,8 @@ from svdctl.models.architecture import Architecture, register_architecture
 if TYPE_CHECKING:
     from torch import nn
 
+    from svdctl.layers.layer_ops import ConvFactory
     from svdctl.layers.normalize import Normalize
-    from svdctl.models.wrn import ConvFactory
 
 
 class Vgg(ModelConfig):

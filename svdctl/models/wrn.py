@@ -1,20 +1,11 @@
 """Wide residual networks with pre-activation blocks (Zagoruyko and Komodakis 2016), WRN-16-10 first of all."""
 
-from typing import Protocol
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from svdctl.layers.layer_ops import ConvFactory
 from svdctl.layers.normalize import Normalize
-
-
-class ConvFactory(Protocol):
-    """Makes a convolution; every network is built from one, so that the kind of layer is chosen outside."""
-
-    def __call__(
-        self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int, padding: int, bias: bool
-    ) -> nn.Module: ...
 
 
 class Shortcut(nn.Module):

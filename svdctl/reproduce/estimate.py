@@ -33,10 +33,10 @@ from svdctl.evaluate.metric import METRICS
 from svdctl.layers.layer_ops import find_ops, ops_of
 from svdctl.layers.shapes import input_sizes
 from svdctl.models.build import build_model, count_parameters
+from svdctl.registry import LAYERS
 from svdctl.reproduce.job import Job
 from svdctl.train.trainer import Trainer
 
-UNCOMPRESSED = {"tt": "standard", "sott": "soc"}
 STEPS = 2
 CPU_BATCH = 16
 """Images of a measured step on a CPU, where a whole batch would take too long; a GPU gets the whole batch."""
@@ -88,8 +88,8 @@ def shape_model(config: TrainConfig) -> nn.Module:
 
 def _uncompressed(config: TrainConfig) -> TrainConfig:
     """Return the same network with ordinary layers for TT ones and SOC for SOTT ones."""
-    kind = UNCOMPRESSED.get(config.layer.kind)
-    if kind is None:
+    kind = LAYERS.get(config.layer.kind).uncompressed(config.layer)
+    if kind == config.layer.kind:
         return config
     return TrainConfig.model_validate({**config.model_dump(), "layer": {"kind": kind}})
 

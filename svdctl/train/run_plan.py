@@ -1,10 +1,10 @@
 """What a training would do, said before it does it."""
 
-from svdctl.config.model_config import TT, Soc, Sott, Standard
 from svdctl.config.train_config import CROSS_ENTROPY, TrainConfig
 from svdctl.data.data_source import describe, source_of
 from svdctl.models.architecture import architecture_of
 from svdctl.models.build import count_on_meta
+from svdctl.registry import LAYERS
 
 SELECTION = {
     "last": "the last epoch counts",
@@ -34,31 +34,17 @@ def plan(config: TrainConfig, base: str) -> list[str]:
 def _model_line(config: TrainConfig) -> str:
     parameters = _parameters(config)
     # SOTT is measured against the layer that it compresses, as in the paper.
-    whole = _parameters(
-        config.model_copy(update={"layer": Soc() if isinstance(config.layer, Soc | Sott) else Standard()})
-    )
-    than = "SOC's " if isinstance(config.layer, Sott) else ""
+    plain = LAYERS.get(LAYERS.get(config.layer.kind).uncompressed(config.layer))
+    whole = _parameters(config.model_copy(update={"layer": plain.config()}))
+    than = "" if plain.kind == "standard" else f"{plain.kind.upper()}'s "
     compression = f", {whole / parameters:.2f}x smaller than {than}{whole:,}" if parameters != whole else ""
     heads = "" if source_of(config.data).classes(config.data) else " (counted with 10 classes)"
     name = architecture_of(config.model).name(config.model)
-    return f"{name}, {_layer(config)}; {parameters:,} parameters{compression}{heads}"
+    return f"{name}, {LAYERS.get(config.layer.kind).text(config.layer)}; {parameters:,} parameters{compression}{heads}"
 
 
 def _parameters(config: TrainConfig) -> int:
     return count_on_meta(config, source_of(config.data).classes(config.data) or 10)
-
-
-def _layer(config: TrainConfig) -> str:
-    layer = config.layer
-    if isinstance(layer, Standard):
-        return "ordinary convolutions"
-    if isinstance(layer, Soc):
-        return "SOC convolutions"
-    if isinstance(layer, TT) and layer.rank_scale is not None:
-        rank = f"ranks {layer.rank_scale} of the widths"
-    else:
-        rank = f"ranks {', '.join(map(str, layer.rank))}" if isinstance(layer.rank, tuple) else f"rank {layer.rank}"
-    return f"{layer.kind.upper()} convolutions, {rank}, frames: {layer.frames.kind}"
 
 
 def _data_line(config: TrainConfig) -> str:
@@ -70,7 +56,7 @@ def _data_line(config: TrainConfig) -> str:
 def _control_line(config: TrainConfig) -> str:
     control = config.control
     parts = ["none"]
-    if isinstance(config.layer, Soc | Sott):
+    if config.layer.is_orthogonal:
         parts = [f"none, singular values of {config.layer.kind.upper()} are 1"]
     elif control.kind != "none":
         parts = [f"{control.kind} convolutions to {control.max_sigma:g} every {control.every_steps} steps"]

@@ -9,11 +9,11 @@ import torch
 from svdctl.checkpoint.checkpoint_file import Checkpoint, load, write_checkpoint
 from svdctl.checkpoint.stored_layers import stored_layers
 from svdctl.checkpoint.weight_file import read_tensors
-from svdctl.config.model_config import TT, Parametrize, Retract
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import CheckpointError
 from svdctl.layers.layer_operator import operator_of
 from svdctl.layers.layer_ops import is_controllable
+from svdctl.layers.ops.tt_ops import TT, Parametrize, Retract
 from svdctl.models.build import build_model
 from svdctl.models.wrn_architecture import Wrn
 from svdctl.spectral import singular_values

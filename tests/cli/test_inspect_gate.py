@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from svdctl.checkpoint.checkpoint_file import Checkpoint, write_checkpoint
 from svdctl.cli.app import main
-from svdctl.config.model_config import TT, Parametrize, Sott, Standard
 from svdctl.config.train_config import TrainConfig
+from svdctl.layers.ops.sott_ops import Sott
+from svdctl.layers.ops.standard_ops import Standard
+from svdctl.layers.ops.tt_ops import TT, Parametrize
 from svdctl.layers.soc import SOC
 from svdctl.layers.sott import SOTT
 from svdctl.layers.tt import TTConv2d

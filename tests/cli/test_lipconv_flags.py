@@ -8,11 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svdctl.cli.training_flags import LIPCONV, TRAIN, resolve
-from svdctl.config.model_config import TT, Free, Parametrize, Penalty, Retract, Soc, Sott, Standard
 from svdctl.config.optimizer_config import Cyclic, Steps
 from svdctl.config.presets import list_presets, to_toml
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import UsageError
+from svdctl.layers.ops.soc_ops import Soc
+from svdctl.layers.ops.sott_ops import Sott
+from svdctl.layers.ops.standard_ops import Standard
+from svdctl.layers.ops.tt_ops import TT, Free, Parametrize, Penalty, Retract
 from svdctl.models.build import lr_factor
 
 SOTT: dict[str, Any] = {"conv_type": "sott", "dec_rank": "128"}

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 
 from svdctl.cli.training_flags import resolve
-from svdctl.config.model_config import TT, Free, Parametrize, Penalty, Retract
 from svdctl.config.optimizer_config import Adam
 from svdctl.control.clip import Clip
 from svdctl.control.divide import Divide
 from svdctl.errors import UsageError
+from svdctl.layers.ops.tt_ops import TT, Free, Parametrize, Penalty, Retract
 
 DIVIDE: dict[str, Any] = {"preset": "wrn-cifar100-divide"}
 PAPER_TT: dict[str, Any] = {"new_layer": "tt", "dec_rank": 8}

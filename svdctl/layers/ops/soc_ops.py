@@ -1,18 +1,28 @@
 """Skew orthogonal convolutions."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from svdctl.config.base import Config
+from svdctl.config.model_config import LayerConfig
 from svdctl.layers.layer_ops import LayerOps, register_layer
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from svdctl.layers.layer_ops import ConvFactory
     from svdctl.spectral.convolution import Convolution
 
 REFINE_EVERY = 200
 """Steps between two times that many power steps are taken for the norms of the skew kernels."""
+
+
+class Soc(LayerConfig):
+    """Skew orthogonal convolutions: the exponential of a skew-symmetric one."""
+
+    kind: Literal["soc"] = "soc"
+    is_orthogonal: ClassVar[bool] = True
 
 
 @register_layer
@@ -20,8 +30,24 @@ class SocOps(LayerOps):
     """`SOC`."""
 
     kind = "soc"
+    config = Soc
     modules = ("svdctl.layers.soc:SOC",)
     can_control = False
+
+    def factory(self, config: Soc, *, group: int, model: Config) -> "ConvFactory":
+        from svdctl.layers.soc import SOC
+
+        def make(
+            in_channels: int, out_channels: int, kernel_size: int, *, stride: int, padding: int, bias: bool
+        ) -> SOC:
+            assert padding == kernel_size // 2
+            again = getattr(model, "checkpoint_activations", False)
+            return SOC(in_channels, out_channels, kernel_size, stride=stride, bias=bias, checkpoint_activations=again)
+
+        return make
+
+    def text(self, config: Soc) -> str:
+        return "SOC convolutions"
 
     def generator(self, layer: Any) -> "tuple[Convolution, int]":
         from svdctl.spectral.convolution import Convolution

@@ -1,15 +1,34 @@
 """SOTT, a skew orthogonal convolution between two frames."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
+from pydantic import Field, model_validator
+
+from svdctl.config.base import Config
 from svdctl.layers.layer_ops import register_layer
 from svdctl.layers.ops.soc_ops import SocOps
-from svdctl.layers.ops.tt_ops import FramedOps
+from svdctl.layers.ops.tt_ops import FramedOps, RankedConfig, keep_frames, rank_of
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from svdctl.layers.layer_ops import ConvFactory
     from svdctl.spectral.convolution import Convolution
+
+
+class Sott(RankedConfig):
+    """Skew orthogonal convolutions of width `rank` between two frames."""
+
+    kind: Literal["sott"] = "sott"
+    is_orthogonal: ClassVar[bool] = True
+    pointwise_scale: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor on the skew kernel of 1x1 convolutions; wider ones have 0.7, as in the paper's code these have too."""
+
+    @model_validator(mode="after")
+    def _has_rank(self) -> Self:
+        if self.rank is None:
+            raise ValueError("SOTT layers need a rank, or one for each of 6 groups (`layer.rank`)")
+        return self
 
 
 @register_layer
@@ -17,8 +36,39 @@ class SottOps(FramedOps):
     """`SOTT`."""
 
     kind = "sott"
+    config = Sott
     modules = ("svdctl.layers.sott:SOTT",)
     can_control = False
+
+    def factory(self, config: Sott, *, group: int, model: Config) -> "ConvFactory":
+        from svdctl.layers.sott import SOTT
+
+        def make(
+            in_channels: int, out_channels: int, kernel_size: int, *, stride: int, padding: int, bias: bool
+        ) -> SOTT:
+            assert padding == kernel_size // 2
+            rank = rank_of(config, group)
+            assert rank is not None
+            made: SOTT = keep_frames(
+                SOTT(
+                    in_channels,
+                    out_channels,
+                    kernel_size,
+                    rank=rank,
+                    stride=stride,
+                    bias=bias,
+                    frames=config.frames.kind,
+                    scale=config.pointwise_scale if kernel_size == 1 else None,
+                    checkpoint_activations=getattr(model, "checkpoint_activations", False),
+                ),
+                config.frames,
+            )
+            return made
+
+        return make
+
+    def uncompressed(self, config: Sott) -> str:
+        return "soc"
 
     def generator(self, layer: Any) -> "tuple[Convolution, int]":
         return SocOps().generator(layer.core)

@@ -1,11 +1,22 @@
 """Torch's convolutions."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from svdctl.config.base import Config
+from svdctl.config.model_config import ConvInit, LayerConfig
 from svdctl.layers.layer_ops import LayerOps, register_layer
 
 if TYPE_CHECKING:
+    from svdctl.layers.layer_ops import ConvFactory
     from svdctl.spectral.convolution import Convolution
+
+
+class Standard(LayerConfig):
+    """Ordinary convolutions."""
+
+    kind: Literal["standard"] = "standard"
+    init: ConvInit | None = None
+    """Start every convolution anew in this way. Absent: the network's own way."""
 
 
 @register_layer
@@ -13,6 +24,7 @@ class StandardOps(LayerOps):
     """`Conv1d`, `Conv2d`, `Conv3d`."""
 
     kind = "standard"
+    config: ClassVar[type[Config] | None] = Standard
     modules = tuple(f"torch.nn.modules.conv:Conv{axes}d" for axes in (1, 2, 3))
 
     def operator(self, layer: Any) -> "Convolution":
@@ -21,3 +33,16 @@ class StandardOps(LayerOps):
 
         weight = computed_weight(layer)
         return Convolution.make(weight, stride=layer.stride, dilation=layer.dilation, groups=layer.groups)
+
+    def factory(self, config: Standard, *, group: int, model: Config) -> "ConvFactory":
+        import torch
+
+        def make(
+            in_channels: int, out_channels: int, kernel_size: int, *, stride: int, padding: int, bias: bool
+        ) -> torch.nn.Module:
+            return torch.nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=bias)
+
+        return make
+
+    def text(self, config: Standard) -> str:
+        return "ordinary convolutions"

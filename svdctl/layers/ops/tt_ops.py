@@ -1,19 +1,106 @@
 """Tensor-train convolutions."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
+from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
+
+from svdctl.config.base import Config
+from svdctl.config.model_config import ConvInit, LayerConfig
 from svdctl.layers.layer_ops import LayerOps, register_layer
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from svdctl.layers.layer_ops import ConvFactory
     from svdctl.spectral.convolution import Convolution
+
+
+class Free(Config):
+    """Frames are ordinary weights."""
+
+    kind: Literal["free"] = "free"
+
+
+class Penalty(Config):
+    """Frames are drawn towards orthonormal columns by a term of the loss (the paper's way)."""
+
+    kind: Literal["penalty"] = "penalty"
+    weight: Annotated[float, Field(gt=0)] = 1e5
+    """Weight k of the penalty that keeps frames orthonormal. It is `k / count * sum(||U^T U - I||_F^2)`."""
+    count: Literal["paper", "entries"] = "paper"
+    """`paper`: twice the squared output rank of each layer; `entries`: the entries of all Gram matrices."""
+
+
+class Retract(Config):
+    """Frames are made orthonormal after every step; the rest moves into the core, momentum carried along."""
+
+    kind: Literal["retract"] = "retract"
+    method: Literal["polar", "qr"] = "polar"
+
+
+class Parametrize(Config):
+    """Frames are orthonormal by torch's orthogonal parametrization."""
+
+    kind: Literal["parametrize"] = "parametrize"
+
+
+Frames = Annotated[Free | Penalty | Retract | Parametrize, Field(discriminator="kind")]
+
+
+def _form(rank: object) -> str:
+    return "each" if isinstance(rank, list | tuple) else "one"
+
+
+# Tagged, so that a fault is told of the form that was written and not of both.
+Ranks = Annotated[
+    Annotated[PositiveInt, Tag("one")] | Annotated[tuple[PositiveInt, ...], Tag("each")], Discriminator(_form)
+]
+
+
+class RankedConfig(LayerConfig):
+    """Of layers between two frames."""
+
+    rank: Ranks | None = None
+    """One rank for all layers, or for LipConvNet one for each stage and one for the last convolution."""
+    frames: Frames = Retract()
+
+
+class TT(RankedConfig):
+    """Tensor-train convolutions: 1x1, core, 1x1."""
+
+    kind: Literal["tt"] = "tt"
+    rank_scale: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Ranks as a share of each layer's widths, instead of `rank`."""
+    compress_first: bool = True
+    """Off: the first convolution stays as it is."""
+    init: ConvInit | None = None
+
+    @model_validator(mode="after")
+    def _one_rank(self) -> Self:
+        if (self.rank is None) == (self.rank_scale is None):
+            raise ValueError("TT layers need exactly one of `layer.rank` and `layer.rank_scale`")
+        return self
 
 
 class FramedOps(LayerOps):
     """What layers between two frames have in common."""
+
+    def faults(self, config: RankedConfig, *, groups: int) -> list[str]:
+        if not isinstance(config.rank, tuple) or len(config.rank) == groups > 1:
+            return []
+        if groups == 1:
+            return ["`layer.rank`: a rank for each group of layers belongs to LipConvNet; give one rank"]
+        return [
+            f"`layer.rank`: {groups} ranks are needed, one for each stage and one for the last convolution, not "
+            f"{len(config.rank)}; or give one rank for all"
+        ]
+
+    def text(self, config: Any) -> str:
+        ranks = config.rank if isinstance(config.rank, tuple) else (config.rank,)
+        rank = f"rank{'s' if isinstance(config.rank, tuple) else ''} {', '.join(map(str, ranks))}"
+        return f"{config.kind.upper()} convolutions, {rank}, frames: {config.frames.kind}"
 
     def frames(self, layer: Any) -> "list[Tensor]":
         return [frame for frame in (layer.frame_in, layer.frame_out) if frame is not None]
@@ -34,12 +121,64 @@ class FramedOps(LayerOps):
         return *frame_defects(layer, layer.penalty_count), layer.penalty_weight
 
 
+def keep_frames(layer: Any, frames: Frames) -> Any:
+    """Return the layer, told how its frames are kept orthonormal."""
+    if isinstance(frames, Retract):
+        layer.retraction = frames.method
+    elif isinstance(frames, Penalty):
+        layer.penalty_weight, layer.penalty_count = frames.weight, frames.count
+    return layer
+
+
+def rank_of(config: RankedConfig, group: int) -> int | None:
+    """Return the rank of the layers of a group."""
+    return config.rank[group] if isinstance(config.rank, tuple) else config.rank
+
+
 @register_layer
 class TTOps(FramedOps):
     """`TTConv2d`."""
 
     kind = "tt"
+    config = TT
     modules = ("svdctl.layers.tt:TTConv2d",)
+
+    def factory(self, config: TT, *, group: int, model: Config) -> "ConvFactory":
+        from svdctl.layers.tt import TTConv2d
+
+        def make(
+            in_channels: int, out_channels: int, kernel_size: int, *, stride: int, padding: int, bias: bool
+        ) -> TTConv2d:
+            share, rank = config.rank_scale, rank_of(config, group)
+            ranks = rank if share is None else (max(1, int(share * in_channels)), max(1, int(share * out_channels)))
+            assert ranks is not None
+            made: TTConv2d = keep_frames(
+                TTConv2d(
+                    in_channels,
+                    out_channels,
+                    kernel_size,
+                    rank=ranks,
+                    stride=stride,
+                    padding=padding,
+                    bias=bias,
+                    frames=config.frames.kind,
+                ),
+                config.frames,
+            )
+            return made
+
+        return make
+
+    def compresses_first(self, config: TT) -> bool:
+        return config.compress_first
+
+    def uncompressed(self, config: TT) -> str:
+        return "standard"
+
+    def text(self, config: Any) -> str:
+        if config.rank_scale is None:
+            return super().text(config)
+        return f"TT convolutions, ranks {config.rank_scale} of the widths, frames: {config.frames.kind}"
 
     def operator(self, layer: Any) -> "Convolution":
         import torch
