@@ -12,6 +12,7 @@ from types import CellType, FunctionType, MethodType, ModuleType
 from torch import Tensor, nn
 
 from svdctl.analysis.exponential_spectrum import stored_exponential
+from svdctl.analysis.inspect_config import InspectConfig
 from svdctl.analysis.layer_spectrum import LayerSpectrum, failed, operator_spectrum
 from svdctl.analysis.network_spectrum import NetworkSpectrum, spectrum
 from svdctl.analysis.spectrum_table import told_by_shape, why_not_proved
@@ -22,7 +23,6 @@ from svdctl.checkpoint.stored_layers import stored_layers
 from svdctl.checkpoint.stored_skew import SERIES_TERMS
 from svdctl.checkpoint.tensors import holds_weights
 from svdctl.checkpoint.weight_file import WeightFile, read_tensors
-from svdctl.config.inspect_config import InspectConfig
 from svdctl.errors import CheckpointError, ShapeError, UsageError
 from svdctl.layers.normalize import Normalize
 from svdctl.spectral.bounds import Bracket

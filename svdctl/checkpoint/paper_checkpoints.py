@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from svdctl.checkpoint.paper_layers import fit_layers
-from svdctl.config.paper_normalization import HALF, LIPCONV_NORMALIZE, NORMALIZE
+from svdctl.checkpoint.paper_normalization import HALF, LIPCONV_NORMALIZE, NORMALIZE
 from svdctl.errors import CheckpointError
 from svdctl.layers.normalize import Normalize
 from svdctl.models.lipconvnet import LipConvNet

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from svdctl.analysis.inspect_config import InspectConfig
 from svdctl.cli.messages import with_flags
 from svdctl.cli.options import Flag, Flags, Merge, flags_by_key, given_flags, with_options
 from svdctl.cli.training_flags import PLUGIN
-from svdctl.config.inspect_config import InspectConfig
 from svdctl.errors import LimitExceeded, UsageError
 from svdctl.plugins import load_plugins
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
-from svdctl.config.paper_normalization import HALF, LIPCONV_NORMALIZE, NORMALIZE
+from svdctl.checkpoint.paper_normalization import HALF, LIPCONV_NORMALIZE, NORMALIZE
 
 CLIPPING = {
     "divide-by-largest": "divide",

@@ -8,9 +8,9 @@ import typer
 from svdctl.cli.options import RUN, Flag, Flags, Merge, given_flags, with_options
 from svdctl.cli.training_commands import print_names
 from svdctl.cli.training_flags import DEBUG, PLUGIN, SET
-from svdctl.config.table_config import Request
 from svdctl.errors import Interrupted, UsageError
 from svdctl.plugins import load_plugins
+from svdctl.reproduce.table_config import Request
 from svdctl.reproduce.table_schema import list_tables
 
 WHAT = "What"

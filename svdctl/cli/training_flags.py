@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from svdctl.checkpoint.paper_normalization import HALF
 from svdctl.cli.options import (
     DEVICES,
     RUN,
@@ -22,7 +23,6 @@ from svdctl.cli.options import (
 )  # fmt: skip
 from svdctl.cli.paper_flags import CLIPPING, LAYERS, MULTISTEP, lipconv_defaults, train_defaults
 from svdctl.config.configuration import with_kinds
-from svdctl.config.paper_normalization import HALF
 from svdctl.config.presets import nearest_preset, read_preset, run_name
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import UsageError

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from svdctl.config.base import Config
 from svdctl.config.data_config import Data
 from svdctl.config.evaluate_config import EvaluateConfig
-from svdctl.config.table_config import Evaluate
 from svdctl.errors import UsageError
 from svdctl.evaluate.figures import Figures
+from svdctl.evaluate.table_evaluation import Evaluate
 from svdctl.registry import Registry
 
 if TYPE_CHECKING:

@@ -4,13 +4,13 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from svdctl.config.table_config import Request
 from svdctl.reproduce.estimate import Hours, Meter, Static, run_bytes, static_figures, step_flops
 from svdctl.reproduce.job import Job
 from svdctl.reproduce.paper_numbers import read_paper_numbers
 from svdctl.reproduce.plan import Plan, make_plan
 from svdctl.reproduce.reproduction import disk_needed
 from svdctl.reproduce.run_store import RunState, RunStore
+from svdctl.reproduce.table_config import Request
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from lightning_fabric import Fabric
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from svdctl.config.table_config import Evaluate, SpeedScale
 from svdctl.config.train_config import TrainConfig
 from svdctl.control.controller import Controller
 from svdctl.data.data_source import load as load_data
@@ -30,11 +29,13 @@ from svdctl.data.data_source import source_of
 from svdctl.data.images import ImageData
 from svdctl.errors import DataError
 from svdctl.evaluate.metric import METRICS
+from svdctl.evaluate.table_evaluation import Evaluate
 from svdctl.layers.layer_ops import find_ops, ops_of
 from svdctl.layers.shapes import input_sizes
 from svdctl.models.build import build_model, count_parameters
 from svdctl.registry import LAYERS
 from svdctl.reproduce.job import Job
+from svdctl.reproduce.table_config import SpeedScale
 from svdctl.train.trainer import Trainer
 
 STEPS = 2

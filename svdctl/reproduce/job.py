@@ -8,8 +8,8 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
-from svdctl.config.table_config import Evaluate
 from svdctl.config.train_config import TrainConfig
+from svdctl.evaluate.table_evaluation import Evaluate
 from svdctl.reproduce.run_store import RunStore
 
 

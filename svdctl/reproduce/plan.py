@@ -7,21 +7,14 @@ from pathlib import Path
 from svdctl.config.configuration import configuration
 from svdctl.config.data_config import Data
 from svdctl.config.presets import list_presets, run_name
-from svdctl.config.table_config import (
-    Assignments,
-    Evaluate,
-    Network,
-    Request,
-    ResultTable,
-    Row,
-    SpeedFigure,
-)
 from svdctl.config.train_config import TrainConfig
 from svdctl.data.data_source import at_place
 from svdctl.errors import UsageError
+from svdctl.evaluate.table_evaluation import Evaluate
 from svdctl.reproduce.columns import STATIC, metric_of
 from svdctl.reproduce.job import Job
 from svdctl.reproduce.run_store import RunStore
+from svdctl.reproduce.table_config import Assignments, Network, Request, ResultTable, Row, SpeedFigure
 from svdctl.reproduce.table_schema import gather, nearest
 from svdctl.train.run_hash import run_hash
 

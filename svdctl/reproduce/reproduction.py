@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from svdctl.config.table_config import Request
 from svdctl.data.data_source import load as load_data
 from svdctl.data.images import ImageData
 from svdctl.errors import Interrupted, UsageError
@@ -21,6 +20,7 @@ from svdctl.reproduce.paper_numbers import PaperNumbers, read_paper_numbers
 from svdctl.reproduce.plan import Plan, make_plan
 from svdctl.reproduce.run_store import RunStore
 from svdctl.reproduce.speed import write_figure
+from svdctl.reproduce.table_config import Request
 from svdctl.reproduce.table_results import Results, assemble, write_table
 from svdctl.utils.signals import terminated_as_interrupt
 

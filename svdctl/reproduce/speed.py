@@ -19,7 +19,6 @@ from lightning_fabric import Fabric
 from pydantic import model_validator
 from torch import nn
 
-from svdctl.config.table_config import Axis, Request, SpeedFigure, SpeedScale
 from svdctl.config.train_config import TrainConfig
 from svdctl.control.controller import Controller
 from svdctl.evaluate.measurement_cache import Measurement, MeasurementCache
@@ -31,6 +30,7 @@ from svdctl.models.build import build_model
 from svdctl.reproduce.estimate import in_rounds, random_images
 from svdctl.reproduce.plan import network_configs
 from svdctl.reproduce.run_store import RunStore
+from svdctl.reproduce.table_config import Axis, Request, SpeedFigure, SpeedScale
 from svdctl.reproduce.table_results import table_folder, write_texts
 from svdctl.spectral import clip_kernel, singular_values
 from svdctl.train.trainer import Trainer

@@ -10,11 +10,11 @@ from pydantic import ValidationError
 
 from svdctl.config.base import Config
 from svdctl.config.presets import preset_folder
-from svdctl.config.table_config import TABLE_FILE, Collection, ResultTable, SpeedFigure, TableFile
 from svdctl.config.validation_errors import worth_reporting
 from svdctl.errors import UsageError
 from svdctl.plugins import load_plugins, plugin_name
 from svdctl.reproduce.columns import known_columns
+from svdctl.reproduce.table_config import TABLE_FILE, Collection, ResultTable, SpeedFigure, TableFile
 
 
 def table_folder() -> Path:

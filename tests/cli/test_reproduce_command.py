@@ -16,12 +16,12 @@ from svdctl.cli.app import main
 from svdctl.cli.reproduce_progress import LiveSweep, PlainSweep, RowState, choose_reporter, most_urgent
 from svdctl.cli.reproduce_text import dry_run_lines
 from svdctl.cli.variadic import spread
-from svdctl.config.table_config import Request
 from svdctl.errors import DataError, Interrupted, UsageError
 from svdctl.reproduce import reproduction as recipe
 from svdctl.reproduce.job import Outcome
 from svdctl.reproduce.plan import make_plan
 from svdctl.reproduce.run_store import RunStore
+from svdctl.reproduce.table_config import Request
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from svdctl.config.table_config import Request
 from svdctl.reproduce.plan import Plan, make_plan
+from svdctl.reproduce.table_config import Request
 
 TINY = """
 title = "Tiny networks"

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from svdctl.checkpoint.checkpoint_file import read_checkpoint
-from svdctl.config.table_config import Request
 from svdctl.errors import DataError
 from svdctl.reproduce.job import Job, Outcome
 from svdctl.reproduce.plan import Plan
 from svdctl.reproduce.reproduction import reproduce
 from svdctl.reproduce.run_store import RunStore
+from svdctl.reproduce.table_config import Request
 
 
 class Board:

@@ -13,7 +13,6 @@ from unittest.mock import Mock, patch
 import pytest
 
 from svdctl.config.presets import to_toml
-from svdctl.config.table_config import Request
 from svdctl.data.npz import Npz
 from svdctl.errors import Interrupted, UsageError
 from svdctl.reproduce import reproduction as module
@@ -24,6 +23,7 @@ from svdctl.reproduce.plan import Plan, make_plan
 from svdctl.reproduce.ray_executor import OnRay
 from svdctl.reproduce.reproduction import check_disk, disk_needed, drive, everywhere, make_executor
 from svdctl.reproduce.run_store import RunStore
+from svdctl.reproduce.table_config import Request
 
 
 @pytest.fixture

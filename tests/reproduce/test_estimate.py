@@ -5,7 +5,7 @@ from unittest.mock import patch
 
 import pytest
 
-from svdctl.config.table_config import Evaluate
+from svdctl.evaluate.table_evaluation import Evaluate
 from svdctl.reproduce import estimate as module
 from svdctl.reproduce.estimate import Meter, Speed, evaluation_seconds
 from svdctl.reproduce.plan import Plan

@@ -10,10 +10,10 @@ from unittest.mock import patch
 
 import pytest
 
-from svdctl.config.table_config import Axis, Network, Request, SpeedFigure, SpeedScale
 from svdctl.reproduce import speed as module
 from svdctl.reproduce.run_store import RunStore
 from svdctl.reproduce.speed import Point, SpeedResults, control, measure_figure, write_figure
+from svdctl.reproduce.table_config import Axis, Network, Request, SpeedFigure, SpeedScale
 from svdctl.utils.table import csv_text, json_text, markdown
 
 SCALE = SpeedScale(

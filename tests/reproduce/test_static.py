@@ -3,10 +3,10 @@
 import pytest
 
 from svdctl.cli.training_flags import resolve
-from svdctl.config.table_config import Request
 from svdctl.models.build import build_model, count_parameters
 from svdctl.reproduce.estimate import Static, run_bytes, static_figures, step_flops
 from svdctl.reproduce.plan import make_plan
+from svdctl.reproduce.table_config import Request
 
 WRN, VGG = 16_858_074, 20_565_834
 COMPRESSION = {

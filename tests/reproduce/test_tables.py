@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from svdctl.config.table_config import Request, ResultTable, SpeedFigure
 from svdctl.errors import UsageError
 from svdctl.reproduce.plan import make_plan
+from svdctl.reproduce.table_config import Request, ResultTable, SpeedFigure
 from svdctl.reproduce.table_schema import find_table, gather, list_tables, read_table, table_folder
 
 ROWS = {

@@ -11,7 +11,6 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from svdctl.config.attack_settings import AttackSettings
 from svdctl.config.data_config import Data
 from svdctl.config.evaluate_config import EvaluateConfig
-from svdctl.config.table_config import Evaluate
 from svdctl.errors import UsageError
 from svdctl.evaluate.figures import Figures, Share, is_share_of, is_wilson, near
 from svdctl.evaluate.metric import (
@@ -25,6 +24,7 @@ from svdctl.evaluate.metric import (
     Unfinished,
     percent,
 )
+from svdctl.evaluate.table_evaluation import Evaluate
 from svdctl.utils.atomic_write import write_atomically
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ from pydantic import PositiveInt
 from svdctl.config.corruption_names import BENCHMARK, CLEAN, CORRUPTIONS, list_name
 from svdctl.config.data_config import Data
 from svdctl.config.evaluate_config import CorruptionSettings, EvaluateConfig
-from svdctl.config.table_config import Evaluate
 from svdctl.data.data_source import place_of, source_of
 from svdctl.evaluate.figures import Figures, Share, is_share_of, near
 from svdctl.evaluate.metric import (
@@ -23,6 +22,7 @@ from svdctl.evaluate.metric import (
     TableColumn,
     Unfinished,
 )
+from svdctl.evaluate.table_evaluation import Evaluate
 
 if TYPE_CHECKING:
     from svdctl.data.images import ImageData
