@@ -49,16 +49,18 @@ def migrate_training(
         KeyError, TypeError, ValueError: it is no state of training.
     """
     whole = [line for line in epochs if line["step"] != max_steps]
+    step = int(training["counters"]["step"])
     state = {
         "step_digests": [*step_digests],
         "steps_per_epoch": whole[0]["step"] // whole[0]["epoch"] if whole else None,
         **training,
+        # The controller did not count steps itself.
+        "controller": {"step": step, **training["controller"]},
     }
     if "epochs" in state:
         return state
     import torch  # presets are read without it
 
-    step = int(state["counters"]["step"])
     finished = step == 0 or any(line["step"] == step for line in epochs)
     totals = torch.zeros(1, 2, 5, dtype=torch.float64)
     totals[..., :3] = 0.0 if finished else torch.nan

@@ -280,7 +280,7 @@ class Trainer:
         self.schedule.last_epoch = state["schedule"]["last_epoch"]
         self.schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
         # Checkpoints of older versions have no count of steps here.
-        self.controller.load_state_dict({"step": self.counters.step, **state["controller"]})
+        self.controller.load_state_dict(state["controller"])
         if state.get("precision"):
             self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.epochs = [dict(line) for line in state["epochs"]]
