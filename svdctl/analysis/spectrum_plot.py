@@ -22,7 +22,7 @@ class Picture(Figure):
 
 
 def plot_networks(networks: Sequence[NetworkSpectrum], *, max_sigma: float | None = None) -> Picture:
-    """One panel a layer: values of every network that has it, its bound as a dashed line, `max_sigma` as a red one."""
+    """Draw a panel for each layer: values of all networks, their bounds as dashed lines, `max_sigma` as a red one."""
     names = list(dict.fromkeys(layer.name for network in networks for layer in network if layer.values is not None))
     columns = int(np.clip(np.ceil(np.sqrt(len(names) * 1.3)), 1, 10))
     rows = -(-len(names) // columns) or 1

@@ -159,7 +159,7 @@ def result_json(result: "EvaluationResult") -> str:
             {
                 "name": evaluation.found.name,
                 "path": str(evaluation.found.path),
-                "weights": evaluation.subject.weights,
+                "weights": evaluation.model.weights,
                 "data": evaluation.data,
                 "results": str(evaluation.found.results),
                 "metrics": {

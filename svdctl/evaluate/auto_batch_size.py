@@ -24,7 +24,7 @@ class AutoBatchSize:
     log: Callable[[str], None] | None = None
 
     def run(self, work: Callable[[int], Result]) -> Result:
-        """`work(size)`, begun anew with half the size whenever memory runs out.
+        """Return `work(size)`, begun anew with half the size whenever memory runs out.
 
         Raises:
             EvaluationError: memory is too small for a single image.

@@ -62,7 +62,7 @@ class Calibration:
 
 
 def calibration(logits: Tensor, labels: Tensor) -> Calibration:
-    """Accuracy, calibration error and proper scores of logits `(N, K)` for labels `(N,)`.
+    """Return accuracy, calibration error and proper scores of logits `(N, K)` for labels `(N,)`.
 
     Raises:
         ShapeError: logits and labels do not go together.
@@ -105,7 +105,7 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> Reliability
 
 
 def are_probabilities(outputs: Tensor) -> bool:
-    """Whether every row of outputs `(N, K)` is what softmax returns: nowhere negative, with sum 1.
+    """Return whether every row of outputs `(N, K)` is what softmax returns: nowhere negative, with sum 1.
 
     Logits are that by accident only. The tolerance is that of sums of K numbers rounded to bfloat16.
     """

@@ -11,7 +11,7 @@ SLACK = 1e-4
 
 
 def reach(norm: Norm, pixels: int) -> float:
-    """Largest Euclidean norm of a perturbation whose own norm is 1, on images of so many values."""
+    """Return largest Euclidean norm of a perturbation whose own norm is 1, on images of so many values."""
     return math.sqrt(pixels) if norm == "Linf" else 1.0
 
 

@@ -132,7 +132,7 @@ def _own(path: Path, config: EvaluateConfig) -> EvaluatedModel:
 
 
 def _other_data_until(checkpoint: Checkpoint) -> int:
-    """Last step on other data; `best.pt` has no counters, and tells it among its metrics."""
+    """Return the last step on other data; `best.pt` has no counters, and holds it among its metrics."""
     counters = checkpoint.training.get("counters")
     found = counters.get("other_data_until", 0) if isinstance(counters, Mapping) else 0
     return max(int(checkpoint.metrics.get("other_data_until", 0)), found if isinstance(found, int) else 0)
@@ -182,5 +182,5 @@ def _foreign(spec: str, weights: WeightFile, config: EvaluateConfig) -> Evaluate
 
 
 def identity(model: nn.Module, network: Mapping[str, Any]) -> str:
-    """SHA-256 over names, types, shapes and bytes of all tensors, and over the network's description."""
+    """Return SHA-256 over names, types, shapes and bytes of all tensors, and over the network's description."""
     return content_digest(f"{digest(model.state_dict())} {json.dumps(network, sort_keys=True)}")

@@ -20,7 +20,7 @@ from svdctl.utils.content_hash import content_digest
 
 
 def data_of(config: EvaluateConfig, trained_on: Data | None) -> Data | None:
-    """The data to evaluate on: those asked for, else those of the training, CIFAR where `dataset_root` says."""
+    """Return the data to evaluate on: those asked for, else those of the training, CIFAR where `dataset_root` says."""
     data = config.data or trained_on
     return None if data is None else at_place(data, config.dataset_root)
 
@@ -47,17 +47,17 @@ class EvaluationData:
 
     @property
     def test(self) -> ImageData:
-        """The images that figures are about."""
+        """Return the images that figures are about."""
         return self.parts.test
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What a protocol says of the data: kind, count, and the fingerprint of the test part."""
+        """Return what a protocol says of the data: kind, count, and the fingerprint of the test part."""
         return {**self._about, "fingerprint": fingerprint(self.test)}
 
     @property
     def identity_before(self) -> dict[str, Any]:
-        """The same as it stands in results without a checksum."""
+        """Return the same as it stands in results without a checksum."""
         return {**self._about, "sha256": self.sha256}
 
     @property
@@ -81,37 +81,37 @@ class HeldOut:
     text: str
 
 
-def leaks(material: EvaluationData, trained_on: Mapping[str, str] | None) -> bool:
-    """Whether test images may be among those of the training: the test part is not the one beside them then."""
-    return trained_on is not None and fingerprint(material.parts.test) != trained_on.get("test")
+def leaks(dataset: EvaluationData, trained_on: Mapping[str, str] | None) -> bool:
+    """Return whether test images may be among those of the training: the test part is not the one beside them then."""
+    return trained_on is not None and fingerprint(dataset.parts.test) != trained_on.get("test")
 
 
-def _as_trained(material: EvaluationData, trained_on: Mapping[str, str] | None) -> bool:
-    """Whether the parts are those of the training, as far as it is known on what that was."""
+def _as_trained(dataset: EvaluationData, trained_on: Mapping[str, str] | None) -> bool:
+    """Return whether the parts are those of the training, as far as it is known on what that was."""
     if trained_on is None:
         return True
-    return all(fingerprint(part) == trained_on.get(name) for name, part in material.parts.parts().items())
+    return all(fingerprint(part) == trained_on.get(name) for name, part in dataset.parts.parts().items())
 
 
 def held_out(
-    material: EvaluationData, training: TrainConfig | None, trained_on: Mapping[str, str] | None, seed: int
+    dataset: EvaluationData, training: TrainConfig | None, trained_on: Mapping[str, str] | None, seed: int
 ) -> HeldOut:
-    """The images that the run kept for validation; where it kept none, or from other data, a half of the test set."""
+    """Return the images that the run kept for validation; where it kept none or of other data, half of the test set."""
     if (
         training is not None
         and training.evaluation.select == "validation"
-        and same_data(training.data) == same_data(material.data)
-        and _as_trained(material, trained_on)
+        and same_data(training.data) == same_data(dataset.data)
+        and _as_trained(dataset, trained_on)
     ):
-        if (own := material.parts.validation) is not None:
+        if (own := dataset.parts.validation) is not None:
             text = f"the {len(own):,} images of the data set's own validation part"
-            return HeldOut(own, torch.arange(len(material.test)), text)
+            return HeldOut(own, torch.arange(len(dataset.test)), text)
         share = training.evaluation.validation_share
-        _, part = stratified_split(material.parts.train, share, derived_seed(training.seed, "validation"))
+        _, part = stratified_split(dataset.parts.train, share, derived_seed(training.seed, "validation"))
         text = f"the {len(part):,} training images that the run kept for validation"
-        return HeldOut(part, torch.arange(len(material.test)), text)
+        return HeldOut(part, torch.arange(len(dataset.test)), text)
     generator = torch.Generator().manual_seed(derived_seed(seed, "temperature"))
-    order = torch.randperm(len(material.test), generator=generator)
+    order = torch.randperm(len(dataset.test), generator=generator)
     half = len(order) // 2
     text = f"{half:,} test images drawn from the seed; the figure is that of the other {len(order) - half:,}"
-    return HeldOut(material.test.select(order[:half].sort().values), order[half:].sort().values, text)
+    return HeldOut(dataset.test.select(order[:half].sort().values), order[half:].sort().values, text)

@@ -52,7 +52,7 @@ class Evaluation:
     """The figures of one checkpoint."""
 
     found: FoundCheckpoint
-    subject: EvaluatedModel
+    model: EvaluatedModel
     data: str
     records: dict[str, Record] = field(default_factory=dict)
     order: Order | None = None

@@ -15,7 +15,7 @@ ACCURACY, GAP, CLEAN, EMPIRICAL = "#3b6ea5", "#d9822b", "0.35", "#b3392f"
 
 
 def plot_reliability(results: Mapping[str, Any], title: str, path: Path) -> None:
-    """Accuracy against confidence by bins, the gap to the diagonal in another colour; below, where predictions lie."""
+    """Draw accuracy against confidence by bins, the gap to the diagonal in colour; below, where predictions lie."""
     bins = results["bins"]
     edges, counts = bins["edges"], bins["counts"]
     width = edges[1] - edges[0]

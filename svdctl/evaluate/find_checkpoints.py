@@ -65,7 +65,7 @@ def discover(config: EvaluateConfig) -> Discovery:
 
 
 def placed(found: FoundCheckpoint, config: EvaluateConfig, weights: str) -> FoundCheckpoint:
-    """The checkpoint with its folder of results once its weights are known.
+    """Return the checkpoint with its folder of results once its weights are known.
 
     In `out_dir` the hash of the weights is part of the folder's name: names are cut, and other calls may evaluate
     checkpoints of the same name. A folder without it, as versions before made, is gone on with if it is of these
@@ -77,7 +77,7 @@ def placed(found: FoundCheckpoint, config: EvaluateConfig, weights: str) -> Foun
 
 
 def unique_name(name: str, weights: str) -> str:
-    """A file name for what belongs to a checkpoint: its name, cut where it is long, and the hash of its weights."""
+    """Return a file name for what belongs to a checkpoint: its name, cut where long, and the hash of its weights."""
     return f"{_plain_name(name)}-{weights[:12]}"
 
 
@@ -116,7 +116,7 @@ def _below(folder: Path, which: str, faults: list[tuple[str, SvdctlError]]) -> I
 
 
 def is_run_folder(folder: Path) -> bool:
-    """Whether a training of svdctl wrote this folder."""
+    """Return whether a training of svdctl wrote this folder."""
     return (folder / "config.toml").is_file() or (folder / "last.pt").is_file()
 
 

@@ -20,7 +20,7 @@ _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def choose_device(accelerator: str) -> torch.device:
-    """The device that `accelerator` means.
+    """Return the device that `accelerator` means.
 
     Raises:
         UsageError: it is not to be had.
@@ -39,7 +39,7 @@ class Classifier:
 
     Args:
         model: takes pixels in [0, 1] `(N, 3, H, W)`; it is moved and put into evaluation mode.
-        log: told when a batch did not fit.
+        log: takes a sentence when a batch did not fit.
     """
 
     def __init__(self, model: nn.Module, config: EvaluateConfig, log: Callable[[str], None]) -> None:
@@ -57,7 +57,7 @@ class Classifier:
             yield
 
     def logits(self, images: Tensor, tell: Callable[[int], None] | None = None) -> Tensor:
-        """Logits `(N, classes)` in float32 (float64 for a float64 network) on the CPU for uint8 images `(N, 3, H, W)`.
+        """Return logits `(N, classes)` of uint8 images `(N, 3, H, W)` on the CPU, float32 or the network's float64.
 
         Raises:
             ShapeError: the network does not take such images, or returns something else.
@@ -68,7 +68,7 @@ class Classifier:
         return outputs
 
     def answers(self, images: Tensor) -> Tensor:
-        """The same in full precision, whatever the numbers are, for a few images each of which has one answer.
+        """Return the same in full precision, finite or not, for a few images, each of which has one answer.
 
         Raises:
             ShapeError: as `logits`.
@@ -97,7 +97,7 @@ class Classifier:
         return together
 
     def outputs(self, images: Tensor, tell: Callable[[int], None] | None = None) -> Tensor:
-        """What `logits` checks, unchecked."""
+        """Return what `logits` checks, unchecked."""
         parts: list[Tensor] = []
         done = 0
         with self.ready():
@@ -111,7 +111,7 @@ class Classifier:
         return torch.cat(parts).cpu()
 
     def correct(self, images: Tensor, labels: Tensor) -> Tensor:
-        """How many of uint8 images `(N, 3, H, W)` get their label, and how many get logits that are not finite: `(2,)`.
+        """Return how many uint8 images `(N, 3, H, W)` get their label, and how many logits that are not finite: `(2,)`.
 
         Both numbers are on the device: no waiting for them.
         """

@@ -21,8 +21,8 @@ from svdctl.evaluate.results import OTHER_DATA, Record, ResultStore, fingerprint
 
 def evaluate(
     found: FoundCheckpoint,
-    subject: EvaluatedModel,
-    material: EvaluationData,
+    evaluated: EvaluatedModel,
+    dataset: EvaluationData,
     config: EvaluateConfig,
     reporter: EvaluationReporter,
 ) -> Evaluation:
@@ -34,32 +34,32 @@ def evaluate(
     """
     part = "" if config.shard is None else f"shard-{config.shard.index}-of-{config.shard.count}"
     with held(found.results, part):
-        return _Session(found, subject, material, config, reporter).run()
+        return _Session(found, evaluated, dataset, config, reporter).run()
 
 
 class _Session:
     def __init__(
         self,
         found: FoundCheckpoint,
-        subject: EvaluatedModel,
-        material: EvaluationData,
+        evaluated: EvaluatedModel,
+        dataset: EvaluationData,
         config: EvaluateConfig,
         reporter: EvaluationReporter,
     ) -> None:
-        self.found, self.subject, self.material = found, subject, material
+        self.found, self.evaluated, self.dataset = found, evaluated, dataset
         self.config, self.reporter = config, reporter
-        about = {"path": str(found.path), "name": found.name, "network": subject.network}
-        self.classifier = Classifier(subject.model, config, reporter.notice)
+        about = {"path": str(found.path), "name": found.name, "network": evaluated.network}
+        self.classifier = Classifier(evaluated.model, config, reporter.notice)
         probe = self._check_outputs()
-        self.store = ResultStore(found.results, subject.weights, about, probe)
+        self.store = ResultStore(found.results, evaluated.weights, about, probe)
         for notice in self.store.notices:
             reporter.notice(notice)
-        self.other_data = subject.other_data_until > 0 or leaks(material, subject.trained_on)
+        self.other_data = evaluated.other_data_until > 0 or leaks(dataset, evaluated.trained_on)
         if self.other_data:
             reporter.notice(f"{found.name}: {OTHER_DATA}")
-        self.evaluation = Evaluation(found, subject, describe(material.data))
+        self.evaluation = Evaluation(found, evaluated, describe(dataset.data))
         self.context = MeasurementContext(
-            self.classifier, subject, material, config, probe, found.results, reporter.progress, reporter.notice
+            self.classifier, evaluated, dataset, config, probe, found.results, reporter.progress, reporter.notice
         )
 
     def run(self) -> Evaluation:
@@ -85,13 +85,13 @@ class _Session:
 
     def _check_outputs(self) -> Probe:
         """Return the answers to a few images, if network and data belong together and it returns logits."""
-        test = self.material.test
+        test = self.dataset.test
         images = probe_images(test.images)
         outputs = self.classifier.answers(images)
         width = outputs.shape[1]
         if width != len(test.classes):
             raise CheckpointError(
-                f"{self.found.path} tells {width} classes apart, and {describe(self.material.data)} has "
+                f"{self.found.path} tells {width} classes apart, and {describe(self.dataset.data)} has "
                 f"{len(test.classes)}; give `data.kind` the data that it was trained on"
             )
         if (warning := warning_of(outputs)) is not None:
@@ -100,7 +100,7 @@ class _Session:
 
     @contextmanager
     def _caught(self, metric: str) -> Iterator[None]:
-        """What goes wrong inside is a failure of this metric alone."""
+        """Record what goes wrong inside as a failure of this metric alone."""
         try:
             yield
         except Exception as error:
@@ -111,16 +111,16 @@ class _Session:
     def _protocol(self, metric: Metric, data: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
         """Return everything that decides a figure: weights, data, and these settings."""
         precision = metric.precision or self.config.precision
-        return {"weights": self.subject.weights, "data": data, "precision": precision, **settings}
+        return {"weights": self.evaluated.weights, "data": data, "precision": precision, **settings}
 
     def _record(self, metric: Metric) -> Record | None:
         """Return the record that is kept for this call's protocol, or a new one; None for a part of one."""
-        config = metric.settings(self.config, self.material.data)
-        protocol = self._protocol(metric, self.material.identity, metric.protocol(self.context, config))
+        config = metric.settings(self.config, self.dataset.data)
+        protocol = self._protocol(metric, self.dataset.identity, metric.protocol(self.context, config))
         if metric.version != 1:
             protocol["version"] = metric.version
         former_settings = metric.former_protocol(self.context, config)
-        former = self._protocol(metric, self.material.identity_before, former_settings)
+        former = self._protocol(metric, self.dataset.identity_before, former_settings)
         if not self.config.force:
             for record in self.store.records:
                 besides = {key: record.protocol[key] for key in metric.same_but_for if key in record.protocol}
@@ -156,11 +156,11 @@ class _Session:
         """Return the record that is kept for this protocol; pass on notices of what is kept and does not count."""
         if self.config.force:
             return None
-        told = len(self.store.notices)
+        before = len(self.store.notices)
         kept = self.store.find(metric.kind, protocol, former if metric.former_counts else None)
         if kept is not None and (fault := metric.recheck(self.context, kept.results)) is not None:
             self.store.notices.append(f"{metric.kind}: {fault}: measured again")
             kept = None
-        for notice in self.store.notices[told:]:
+        for notice in self.store.notices[before:]:
             self.reporter.notice(notice)
         return kept

@@ -40,7 +40,7 @@ class Measurement(BaseModel):
 
     @property
     def key(self) -> str:
-        """What tells it from the other records of its file."""
+        """Return what tells it from the other records of its file."""
         raise NotImplementedError
 
 
@@ -108,11 +108,11 @@ class MeasurementCache(Generic[R]):
 
     @property
     def kept(self) -> list[Kept[R]]:
-        """All records, in the order in which they were put."""
+        """Return all records, in the order in which they were put."""
         return list(self._kept.values())
 
     def get(self, key: str) -> Kept[R] | None:
-        """The record of this key."""
+        """Return the record of this key."""
         return self._kept.get(key)
 
     def put(self, record: R) -> None:
@@ -126,7 +126,7 @@ class MeasurementCache(Generic[R]):
         self._kept.pop(key, None)
 
     def once(self, key: str, work: Callable[[], R]) -> R:
-        """The record of this key: kept, or measured now and kept from now on."""
+        """Return the record of this key: kept, or measured now and kept from now on."""
         kept = self.get(key)
         if kept is not None:
             return kept.record
@@ -278,7 +278,7 @@ def _matches(seal: object, about: Mapping[str, Any] | None, record: Mapping[str,
 
 
 def fault_of(error: Exception) -> str:
-    """The first fault that a model found, in a few words."""
+    """Return the first fault that a model found, in a few words."""
     if not isinstance(error, ValidationError):
         return _first_line(error)
     fault = error.errors()[0]
@@ -296,7 +296,7 @@ def _strict_json(data: bytes) -> Any:
 
 
 def foreign(path: Path) -> EvaluationError:
-    """The error for a file that is left as it is."""
+    """Return the error for a file that is left as it is."""
     return EvaluationError(
         f"{path} was written by something else or by a newer svdctl; move it away, or give `out_dir`"
     )

@@ -90,7 +90,7 @@ class MeasurementContext:
 
     @property
     def logits(self) -> "Tensor":
-        """Logits `(N, classes)` of all test images, on the CPU: one pass serves all metrics."""
+        """Return logits `(N, classes)` of all test images, on the CPU: one pass serves all metrics."""
         images = self.data.test.images
         return self.once(
             "logits",

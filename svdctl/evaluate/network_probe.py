@@ -23,7 +23,7 @@ _OWN = 4
 
 
 def probe_images(images: Tensor) -> Tensor:
-    """The first images of some `(N, C, H, W)` uint8, and drawn ones of their shape: noise, and noise that is smooth."""
+    """Return the first of some images `(N, C, H, W)` uint8, and drawn ones of their shape: noise, and smooth noise."""
     generator = torch.Generator().manual_seed(0)
     shape = images.shape[1:]
     noise = torch.randint(0, 256, (2, *shape), generator=generator, dtype=torch.uint8)
@@ -33,7 +33,7 @@ def probe_images(images: Tensor) -> Tensor:
 
 
 def same_answers(first: Tensor, second: Tensor, tolerance: float) -> bool:
-    """Whether logits `(N, K)` differ by no more than a share of each row's spread.
+    """Return whether logits `(N, K)` differ by no more than a share of each row's spread.
 
     Rows whose spread is far below the largest one count as a part of that, for networks that compute in 16 bits.
     """
@@ -56,7 +56,7 @@ class Probe:
 
     @classmethod
     def of(cls, images: Tensor, logits: Tensor) -> Self:
-        """From images `(N, C, H, W)` uint8 and logits `(N, K)`."""
+        """Return the probe of images `(N, C, H, W)` uint8 and logits `(N, K)`."""
         rows = logits.double().cpu().nan_to_num(0.0, 0.0, 0.0).tolist()
         return cls(
             content_digest(f"{list(images.shape)}", images),
@@ -65,23 +65,23 @@ class Probe:
 
     @classmethod
     def read(cls, contents: object) -> Self | None:
-        """From `to_dict`; None for what is none."""
+        """Return the probe that `to_dict` wrote; None for what is none."""
         try:
             return TypeAdapter(cls).validate_python(contents)
         except ValidationError:
             return None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return JSON values."""
         return {"images": self.images, "logits": [list(row) for row in self.logits]}
 
     @property
     def key(self) -> str:
-        """SHA-256 of all of it."""
+        """Return SHA-256 of all of it."""
         return json_digest(self.to_dict(), compact=False)
 
     def contradicts(self, other: "Probe") -> bool:
-        """Whether both are answers to the same images, and not those of one network."""
+        """Return whether both are answers to the same images, and not those of one network."""
         if self.images != other.images:
             return False
         own, others = (torch.tensor(probe.logits, dtype=torch.float64) for probe in (self, other))
@@ -89,7 +89,7 @@ class Probe:
 
 
 def read_probes(contents: object) -> dict[str, Probe]:
-    """The probes of a file by their keys; those that are not as they were written are left out."""
+    """Return the probes of a file by their keys; those that are not as they were written are left out."""
     if not isinstance(contents, Mapping):
         return {}
     probes = {key: Probe.read(value) for key, value in contents.items()}

@@ -42,7 +42,7 @@ def _count(evaluations: Sequence[Evaluation]) -> int:
 
 
 def _kept(evaluations: Sequence[Evaluation]) -> list[str]:
-    """What the marks behind figures mean."""
+    """Return what the marks behind figures mean."""
     marks = {record.kept for evaluation in evaluations for record in evaluation.records.values()}
     lines = []
     if marks - {""}:
@@ -66,7 +66,7 @@ def _failures(failures: Sequence[Failure]) -> list[str]:
 
 
 def _protocols(evaluations: Sequence[Evaluation]) -> str:
-    """What is said once for all checkpoints, from the first record of each metric; others are told when they differ."""
+    """Return a table of the protocols: one line for each metric, and one more for each other that differs."""
     seen: dict[str, dict[str, Any]] = {}
     for record in (record for evaluation in evaluations for record in evaluation.records.values()):
         text = METRICS.get(record.metric).protocol_text(record)
@@ -89,7 +89,7 @@ def _details(evaluation: Evaluation, folder: Path) -> Iterator[str]:
     yield from (f"## {evaluation.found.name}", "")
     path = evaluation.found.path
     figures = _link(results / "results.json", folder)
-    yield f"`{path}`, weights `{evaluation.subject.weights[:12]}`. All figures: [results.json]({figures})."
+    yield f"`{path}`, weights `{evaluation.model.weights[:12]}`. All figures: [results.json]({figures})."
     yield ""
     for metric, record in evaluation.records.items():
         own = METRICS.get(metric)
@@ -104,7 +104,7 @@ def _details(evaluation: Evaluation, folder: Path) -> Iterator[str]:
 
 
 def _how(record: Record) -> str:
-    """How long a figure took and where; of a kept one, which call measured it too."""
+    """Return how long a figure took and where; of a kept one, which call measured it too."""
     took = f"{record.seconds:.1f} s on {record.environment.get('device', 'a device not known')}"
     return f"Measured {record.environment.get('time', 'at a time not known')}, {took}." if record.kept else f"{took}."
 

@@ -7,7 +7,7 @@ whose figures cannot be right, is measured again.
 """
 
 import csv
-import math
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -63,7 +63,7 @@ class Record(Measurement):
 
     @property
     def fingerprint(self) -> str:
-        """Of the protocol."""
+        """Return the fingerprint of the protocol."""
         return fingerprint(self.protocol)
 
     @property
@@ -77,12 +77,12 @@ class Record(Measurement):
 
     @property
     def marks(self) -> str:
-        """How this call came by it, and whether the data are others than in training; empty: neither."""
+        """Return how this call came by it, and whether the data are others than in training; empty: neither."""
         return ", ".join(filter(None, (self.kept, OTHER_DATA_MARK if self.other_data else "")))
 
 
 def fingerprint(protocol: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits, equal for equal protocols."""
+    """Return twelve hexadecimal digits, equal for equal protocols."""
     return json_digest(protocol)[:12]
 
 
@@ -128,11 +128,11 @@ class ResultStore:
 
     @property
     def records(self) -> list[Record]:
-        """All finished metrics."""
+        """Return all finished metrics."""
         return [kept.record for kept in self._cache.kept]
 
     def find(self, metric: str, protocol: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> Record | None:
-        """The finished record of a metric under exactly this protocol, if the figures of single images are right too.
+        """Return the finished record of a metric under exactly this protocol, if those of single images are right too.
 
         Args:
             metric: its name.
@@ -151,7 +151,7 @@ class ResultStore:
         return None
 
     def _fault_of_details(self, record: Record) -> str | None:
-        """Why the figures of single images do not count; None if they do, or if there are none."""
+        """Return why the figures of single images do not count; None if they do, or if there are none."""
         if record.details is None:
             return None
         path = self._details(record)
@@ -189,7 +189,7 @@ class ResultStore:
             record = Record(
                 metric=metric,
                 protocol=dict(protocol),
-                results=finite(dict(results)),
+                results=json.loads(json.dumps(dict(results), allow_nan=False)),
                 seconds=round(seconds, 3),
                 environment=environment(device, int(protocol.get("seed", 0))),
                 details=details,
@@ -203,7 +203,7 @@ class ResultStore:
         return record
 
     def rows(self, record: Record) -> list[dict[str, str]]:
-        """The per-image results of a record."""
+        """Return the per-image results of a record."""
         return read_rows(self._details(record))
 
     def _details(self, record: Record) -> Path:
@@ -212,7 +212,7 @@ class ResultStore:
         return self.folder / DETAILS / Path(record.details).name
 
     def _old_contents(self, contents: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """What a file of the version without checksums belongs to, and its records in today's form."""
+        """Return what a file of the version without checksums belongs to, and its records in today's form."""
         if contents["format"] != OLD_FORMAT or contents["version"] != OLD_VERSION:
             raise foreign(self.path)
         records = [{**record} for record in contents["records"]]
@@ -232,15 +232,6 @@ class ResultStore:
             self.unfinished.rmdir()
 
 
-def finite(value: Any) -> Any:
-    """The same with null for numbers that JSON has no word for."""
-    if isinstance(value, dict):
-        return {key: finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
     """Write a table with a header, whole or not at all; the SHA-256 of the file."""
     data = csv_text(rows).encode()
@@ -250,7 +241,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of `write_rows`."""
+    """Return rows of `write_rows`."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 

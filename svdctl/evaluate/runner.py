@@ -36,14 +36,14 @@ class EvaluationResult:
 class _Loaded:
     """Data sets read so far: checkpoints of one data set share it."""
 
-    materials: dict[str, EvaluationData] = field(default_factory=dict)
+    datasets: dict[str, EvaluationData] = field(default_factory=dict)
 
     def get(self, data: Data) -> EvaluationData:
         key = data.model_dump_json()
-        if key not in self.materials:
+        if key not in self.datasets:
             # Only the last one is kept: they can be large.
-            self.materials = {key: EvaluationData.load(data)}
-        return self.materials[key]
+            self.datasets = {key: EvaluationData.load(data)}
+        return self.datasets[key]
 
 
 def run(config: EvaluateConfig, *, reporter: EvaluationReporter) -> EvaluationResult:
@@ -100,22 +100,22 @@ def _one(
     failures: list[Failure],
     reporter: EvaluationReporter,
 ) -> Evaluation:
-    subject = open_evaluated_model(found.path, config)
-    found = placed(found, config, subject.weights)
+    evaluated = open_evaluated_model(found.path, config)
+    found = placed(found, config, evaluated.weights)
     reporter.checkpoint(found.name, found.results)
-    for notice in subject.notices:
+    for notice in evaluated.notices:
         reporter.notice(f"{found.name}: {notice}")
-    material = loaded.get(_data(found, config, subject.data))
-    if subject.image_shape is None:
-        material = _fitting(material, subject.model, config)
-    subject.check(material.test, describe(material.data))
-    evaluation = evaluate(found, subject, material, config, reporter)
+    dataset = loaded.get(_data(found, config, evaluated.data))
+    if evaluated.image_shape is None:
+        dataset = _fitting(dataset, evaluated.model, config)
+    evaluated.check(dataset.test, describe(dataset.data))
+    evaluation = evaluate(found, evaluated, dataset, config, reporter)
     failures += evaluation.failures
     return evaluation
 
 
-def _fitting(material: EvaluationData, model: nn.Module, config: EvaluateConfig) -> EvaluationData:
-    """The images with as many channels as a network takes, as tried on two of them: three, else one.
+def _fitting(dataset: EvaluationData, model: nn.Module, config: EvaluateConfig) -> EvaluationData:
+    """Return the images with as many channels as a network takes, as tried on two of them: three, else one.
 
     Raises:
         CheckpointError: it takes neither.
@@ -130,15 +130,15 @@ def _fitting(material: EvaluationData, model: nn.Module, config: EvaluateConfig)
             return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         return None
 
-    images = material.test.images[:2]
+    images = dataset.test.images[:2]
     colour = refusal(images)
     if colour is None:
-        return material
+        return dataset
     grey = refusal(images[:, :1])
     if grey is None:
-        return material.grey()
+        return dataset.grey()
     raise CheckpointError(
-        f"the network takes neither images {material.test.image_shape} of {describe(material.data)} ({colour}) nor the "
+        f"the network takes neither images {dataset.test.image_shape} of {describe(dataset.data)} ({colour}) nor the "
         f"same with one channel ({grey}); evaluate it on data of its own (`data.kind`)"
     )
 
@@ -156,7 +156,7 @@ def _comparable(
     failures: list[Failure],
     reporter: EvaluationReporter,
 ) -> list[FoundCheckpoint]:
-    """Those of the data set that most checkpoints have; figures on different data cannot stand in one table."""
+    """Return those of the data set that most checkpoints have; figures on different data cannot stand in one table."""
     if config.data is not None or len(checkpoints) == 1:
         return list(checkpoints)
     kinds: dict[FoundCheckpoint, Data | None] = {}
@@ -164,7 +164,7 @@ def _comparable(
         try:
             kinds[found] = open_evaluated_model(found.path, config).data
         except (SvdctlError, OSError):
-            kinds[found] = None  # told in its turn
+            kinds[found] = None  # its error is shown in its turn
     counts = Counter(same_data(data) for data in kinds.values() if data is not None)
     if len(counts) <= 1:
         return list(checkpoints)

@@ -37,7 +37,7 @@ def temperature_scaling(
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
-    """The temperature T that minimises the negative log likelihood of `logits / T`, or None if there is no best one.
+    """Return the temperature T that minimises the negative log likelihood of `logits / T`; None without a best one.
 
     The likelihood is convex in 1/T. It has no finite minimum when every label has its row's largest logit (T would
     go to 0), or when labels have no more than their rows' mean logit on average (T would go to infinity).

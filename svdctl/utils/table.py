@@ -85,7 +85,7 @@ class Cell:
 
     @property
     def shown(self) -> str:
-        """The text and the mark."""
+        """Return the text and the mark."""
         return f"{self.text} ({self.mark})" if self.mark else self.text
 
 
@@ -106,12 +106,12 @@ class Table:
 
     @property
     def headers(self) -> list[str]:
-        """The headers of the columns that are shown."""
+        """Return the headers of the columns that are shown."""
         return [column.header for column in self.columns if column.header is not None]
 
     @property
     def shown_rows(self) -> list[list[Cell]]:
-        """The cells of the columns that are shown."""
+        """Return the cells of the columns that are shown."""
         return [
             [cell for column, cell in zip(self.columns, row, strict=True) if column.header is not None]
             for row in self.rows
@@ -119,17 +119,17 @@ class Table:
 
     @property
     def rights(self) -> list[bool]:
-        """Whether the cells of a column that is shown stand at its right edge."""
+        """Return whether the cells of a column that is shown stand at its right edge."""
         return [column.align == "right" for column in self.columns if column.header is not None]
 
     @property
     def numbered_notes(self) -> list[str]:
-        """The footnotes; before those that cells refer to stand their numbers."""
+        """Return the footnotes; before those that cells refer to stand their numbers."""
         referred = {number for row in self.rows for cell in row for number in cell.notes}
         return [f"[{number}] {text}" if number in referred else text for number, text in enumerate(self.notes, 1)]
 
     def starts_group(self, row: int) -> bool:
-        """Whether a rule stands above this row."""
+        """Return whether a rule stands above this row."""
         return bool(self.groups) and row > 0 and self.groups[row] != self.groups[row - 1]
 
 

@@ -395,7 +395,7 @@ def test_the_papers_folders_are_filled(shared: Path, linear: Path, tmp_path: Pat
     )
     result = evaluate(config, reporter=Recorder())
     assert not result.failures
-    weights = result.evaluations[0].subject.weights[:12]
+    weights = result.evaluations[0].model.weights[:12]
     assert {path.name for path in (tmp_path / "cres").iterdir()} == {f"linear-{weights}.csv", f"linear-{weights}.png"}
     assert {path.name for path in (tmp_path / "ares").iterdir()} == {f"linear-{weights}.csv", f"linear-{weights}.txt"}
     assert "robust accuracy" in (tmp_path / f"ares/linear-{weights}.txt").read_text()

@@ -66,7 +66,7 @@ def perturb(
 
 @contextmanager
 def captured(log: Log | None) -> Iterator[None]:
-    """What pyautoattack logs goes to `log`, and nowhere else."""
+    """Send what pyautoattack logs to `log`, and nowhere else."""
     logger = logging.getLogger("auto-attack")
     handler = _Forward(log)
     handlers, propagate = logger.handlers, logger.propagate

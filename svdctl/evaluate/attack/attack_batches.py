@@ -47,7 +47,7 @@ class FinishedBatch:
 
 
 def choose_examples(count: int, settings: AttackSettings) -> Tensor:
-    """Ascending positions of the `settings.examples` images out of `count` that are attacked, drawn from the seed."""
+    """Return ascending positions of the images out of `count` that are attacked, drawn from the seed."""
     if settings.examples is None or settings.examples >= count:
         return torch.arange(count)
     generator = torch.Generator().manual_seed(settings.seed)
@@ -172,7 +172,7 @@ def attack_batches(
 def _attack(
     network: AttackedNetwork, x: Tensor, labels: Tensor, settings: AttackSettings, state: AttackState
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Which of x broke, and of those the adversarial inputs, their predictions and distances; all verified."""
+    """Return which of x broke, and of those the adversarial inputs, their predictions and distances; all verified."""
     attack = state.attacks[state.attack]
     candidates = perturb(network, x, labels, attack, settings, state.classes, state.attacks)
     # No claim of the attack is taken over: this pass alone says which images are broken.

@@ -70,7 +70,7 @@ def _tell(progress: AttackProgress, tell: Callable[[int, int, str], None], passe
 def _closer(
     classifier: Classifier, images: Tensor, labels: Tensor, batch: FinishedBatch, settings: AttackSettings
 ) -> Tensor:
-    """How near to the clean images the predictions already change, for the broken ones of a batch: `(broken,)`.
+    """Return how near to the clean images the predictions already change, for the broken ones of a batch: `(broken,)`.
 
     The line between both is halved; the upper end was always seen to be misclassified, so it is a perturbation that
     exists, though not the smallest one.
@@ -94,13 +94,13 @@ def _closer(
 
 
 def results(progress: AttackProgress, settings: AttackSettings) -> dict[str, Any]:
-    """Figures of a finished attack, the curve of the nearest perturbations included."""
+    """Return figures of a finished attack, the curve of the nearest perturbations included."""
     near = progress.nearest[progress.nearest.isfinite()].sort().values
     return {**summary(progress.state, settings), "nearest": [round(value, 6) for value in near.tolist()]}
 
 
 def rows(progress: AttackProgress, work: Assignment, labels: Tensor) -> list[dict[str, Any]]:
-    """One row for each attacked image."""
+    """Return one row for each attacked image."""
     state = progress.state
     table = []
     for place, image in enumerate(work.index.tolist()):

@@ -22,7 +22,7 @@ class AttackPlan:
 def plan(
     settings: AttackSettings, classes: int, image_shape: tuple[int, ...], *, differentiable: bool = True
 ) -> AttackPlan:
-    """The attacks of `settings` for a network with `classes` logits on images `(C, H, W)`.
+    """Return the attacks of `settings` for a network with `classes` logits on images `(C, H, W)`.
 
     Raises:
         ShapeError: fewer than two classes.
@@ -41,7 +41,7 @@ def plan(
 
 
 def wanted(settings: AttackSettings) -> tuple[AttackName, ...]:
-    """The attacks of a version or of a list, in order."""
+    """Return the attacks of a version or of a list, in order."""
     if not isinstance(settings.attacks, str):
         return settings.attacks
     return tuple(AutoAttack(lambda x: x, norm=settings.norm, version=settings.attacks, seed=0).attacks_to_run)

@@ -63,20 +63,20 @@ class Assignment:
     """Whether these are all images of the attack."""
 
     @classmethod
-    def make(cls, settings: AttackSettings, weights: str, material: EvaluationData, probe: Probe) -> "Assignment":
-        """The whole attack."""
-        index = choose_examples(len(material.test), settings)
-        bound_to = fingerprint(weights, material.sha256, settings)
-        return cls(settings, index, material.test.labels[index], bound_to, probe)
+    def make(cls, settings: AttackSettings, weights: str, dataset: EvaluationData, probe: Probe) -> "Assignment":
+        """Return the whole attack."""
+        index = choose_examples(len(dataset.test), settings)
+        bound_to = fingerprint(weights, dataset.sha256, settings)
+        return cls(settings, index, dataset.test.labels[index], bound_to, probe)
 
     @property
     def about(self) -> dict[str, Any]:
-        """What a state is bound to: which images they are, too."""
+        """Return what a state is bound to: which images they are, too."""
         images = json_digest(self.index.tolist(), compact=False)
         return {"attack": self.bound_to, "images": images}
 
     def part(self, shard: Shard) -> "Assignment":
-        """The images of one shard, which stand together."""
+        """Return the images of one shard, which stand together."""
         index, labels = (both.tensor_split(shard.count)[shard.index - 1] for both in (self.index, self.labels))
         return replace(self, index=index, labels=labels, whole=False)
 
@@ -88,7 +88,7 @@ class Assignment:
 
 
 def _old_contents(contents: dict[str, Any], work: Assignment) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A state as it was kept before there were checksums; it is told to be of `work` where its fingerprint is."""
+    """Return a state that was kept before there were checksums; it is of `work` where its fingerprint is."""
     if contents["fingerprint"] is None:
         raise ValueError("it says of no weights and images that it is theirs")
     if not work.whole:

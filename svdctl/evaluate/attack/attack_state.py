@@ -112,7 +112,7 @@ class AttackState(BaseModel):
         return self.attack >= len(self.attacks) or not bool((self.broken_by == STANDS).any())
 
     def entered(self) -> Tensor:
-        """Images that the running attack got to work on, in order: those that stand and those that it has broken."""
+        """Return the images of the running attack, in order: those that stand and those that it has broken."""
         return ((self.broken_by == STANDS) | (self.broken_by == self.attack)).nonzero()[:, 0]
 
     def record(self, index: Tensor, broken: Tensor, predictions: Tensor, distances: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Networks that resist AutoAttack without being robust: five ways to cheat it, told from one batch of images."""
+"""Signs, in one batch of images, that a network resists AutoAttack without being robust."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from svdctl.evaluate.attack.attacked_network import AttackedNetwork
+from svdctl.evaluate.calibration import are_probabilities
 
 _RANDOM = 1e-4
-_PROBABILITY = 1e-5
 _SATURATED_SHARE = 0.05
 
 
@@ -22,7 +22,7 @@ class Suspicion:
 
 
 def suspicions(network: AttackedNetwork, x: Tensor, labels: Tensor, *, averaged: bool = False) -> list[Suspicion]:
-    """What makes an attack on `network` unreliable, judged on inputs `(B, C, H, W)` with labels `(B,)`.
+    """Return what makes an attack on `network` unreliable, judged on inputs `(B, C, H, W)` with labels `(B,)`.
 
     Args:
         network: inside its `frozen()`.
@@ -42,7 +42,7 @@ def suspicions(network: AttackedNetwork, x: Tensor, labels: Tensor, *, averaged:
                 "the network is random, and `attack.attacks = rand` averages over that",
             )
         )
-    if _are_probabilities(first):
+    if are_probabilities(first):
         found.append(
             Suspicion(
                 "probabilities",
@@ -92,8 +92,3 @@ def _margin_gradient(network: AttackedNetwork, x: Tensor, labels: Tensor) -> Ten
         own = logits.gather(1, labels[:, None])[:, 0]
         others = logits.scatter(1, labels[:, None], -torch.inf).max(1).values
         return torch.autograd.grad((own - others).sum(), inputs)[0]
-
-
-def _are_probabilities(outputs: Tensor) -> bool:
-    within = bool(((outputs >= -_PROBABILITY) & (outputs <= 1 + _PROBABILITY)).all())
-    return within and bool(((outputs.sum(1) - 1).abs() < _PROBABILITY * outputs.shape[1]).all())

@@ -19,14 +19,14 @@ TIE = 1e-2
 
 
 def distances(x: Tensor, adversarial: Tensor, norm: Norm) -> Tensor:
-    """Norm of each image's perturbation `(B,)`, summed in float64 on the CPU."""
+    """Return norm of each image's perturbation `(B,)`, summed in float64 on the CPU."""
     difference = (adversarial.detach().cpu().double() - x.detach().cpu().double()).flatten(1)
     order = {"L1": 1.0, "L2": 2.0, "Linf": math.inf}[norm]
     return torch.linalg.vector_norm(difference, order, dim=1)
 
 
 def slack(norm: Norm, eps: float, pixels: int) -> float:
-    """By how much rounding may carry an image of `pixels` values past eps.
+    """Return by how much rounding may carry an image of `pixels` values past eps.
 
     A float32 value near 1 is stored to 2^-24, and arithmetic on it errs by a few of those; here 2^-23 for each value,
     in the norm in question, and 1e-5 of eps for the norms that attacks compute in float32.

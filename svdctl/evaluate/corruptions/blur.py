@@ -31,13 +31,13 @@ _FINE = 2.0**40
 
 
 def gaussian_blur(images: Tensor, severity: int, draws: Draws) -> Tensor:
-    """A Gaussian filter; its sigma scales with the size."""
+    """Apply a Gaussian filter; its sigma scales with the size."""
     sigma = (0.4, 0.6, 0.7, 0.8, 1.0)[severity - 1] * scale(images)
     return to_bytes(gaussian_filter(images, sigma))
 
 
 def glass_blur(images: Tensor, severity: int, draws: Draws) -> Tensor:
-    """A Gaussian filter, every inner pixel replaced by a random neighbour once or twice, the filter again.
+    """Apply a Gaussian filter, replace every inner pixel by a random neighbour once or twice, filter again.
 
     Neighbours lie up to one pixel (times the size's scale) above and to the left, as far as one less below and to the
     right: at 32 x 32 a pixel takes its own colour or that of the one above, to the left, or both.
@@ -60,7 +60,7 @@ def glass_blur(images: Tensor, severity: int, draws: Draws) -> Tensor:
 
 
 def defocus_blur(images: Tensor, severity: int, draws: Draws) -> Tensor:
-    """A disk, its edge smoothed by a small Gaussian."""
+    """Blur with a disk, its edge smoothed by a small Gaussian."""
     radius, alias_sigma = ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1.0, 0.2), (1.5, 0.1))[severity - 1]
     factor = scale(images)
     height, width = images.shape[-2:]
@@ -99,7 +99,7 @@ def _alias_filter(height: int, width: int, sigma: float) -> LinearMap:
 
 
 def zoom_blur(images: Tensor, severity: int, draws: Draws) -> Tensor:
-    """The mean of the image and of its central zooms from 1 in steps of 0.01."""
+    """Return the mean of the image and of its central zooms from 1 in steps of 0.01."""
     height, width = images.shape[-2:]
     return to_bytes(_zooms(height, width, (1.06, 1.11, 1.16, 1.21, 1.26)[severity - 1])(images))
 
@@ -126,7 +126,7 @@ def _central_zoom(size: int, zoom: float) -> Array:
 
 
 def _sum_of_products(terms: Sequence[tuple[Array, Array]]) -> LinearMap:
-    """The map `sum of rows @ image @ columns.T`, as one matrix; its weights must be non-negative with sum 1."""
+    """Return the map `sum of rows @ image @ columns.T`, as one matrix; its weights must be non-negative with sum 1."""
     total = sum((sparse.kron(sparse.csr_array(rows), columns, format="csr") for rows, columns in terms[1:]),
                 start=sparse.kron(sparse.csr_array(terms[0][0]), terms[0][1], format="csr"))  # fmt: skip
     total.data = np.round(total.data * _FINE)
@@ -137,14 +137,14 @@ def _sum_of_products(terms: Sequence[tuple[Array, Array]]) -> LinearMap:
 
 
 def motion_blur(images: Tensor, severity: int, draws: Draws) -> Tensor:
-    """A one-sided half-Gaussian along a line within 45 degrees of the horizontal."""
+    """Blur with a one-sided half-Gaussian along a line within 45 degrees of the horizontal."""
     radius, sigma = ((6, 1.0), (6, 1.5), (6, 2.0), (8, 2.0), (9, 2.5))[severity - 1]
     angles = draws.uniform(1)[:, 0] * (math.pi / 4)
     return along_line(images, angles, radius * scale(images), sigma * scale(images)).to(torch.uint8)
 
 
 def along_line(images: Tensor, angles: Tensor, radius: float, sigma: float) -> Tensor:
-    """Each image `(N, C, H, W)` of whole grey levels blurred from every pixel onwards in its direction: float32.
+    """Return each image `(N, C, H, W)` of whole grey levels blurred from every pixel onwards in its direction: float32.
 
     Args:
         images: uint8, or whole numbers from 0 to 255 in any type.

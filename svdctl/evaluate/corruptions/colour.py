@@ -11,7 +11,7 @@ from svdctl.evaluate.corruptions.keyed_random import Draws
 
 
 def brightness(images: Tensor, severity: int, draws: Draws) -> Tensor:
-    """A constant added to HSV's value, the largest channel; hue and saturation stay."""
+    """Add a constant to HSV's value, the largest channel; hue and saturation stay."""
     added = 255 * (0.05, 0.1, 0.15, 0.2, 0.3)[severity - 1]
     value = images.amax(1, keepdim=True).float()
     brighter = (value + added).clamp_(max=255)

@@ -50,7 +50,7 @@ _CHUNK = 3 * 32 * 32 * 64
 
 
 def corrupt(images: Tensor, name: str, severity: int, seed: int = 0) -> Tensor:
-    """Images with one of CIFAR-C's corruptions, on the images' device.
+    """Return images with one of CIFAR-C's corruptions, on the images' device.
 
     The same image, corruption, severity and seed give the same pixels, in any batch, order and process: the random
     draws are keyed by a hash of the image's own pixels. (Equal images in a batch are therefore corrupted equally.)

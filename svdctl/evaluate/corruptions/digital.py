@@ -63,7 +63,7 @@ def jpeg_compression(images: Tensor, severity: int, draws: Draws) -> Tensor:
 
 
 def elastic_transform(images: Tensor, severity: int, draws: Draws) -> Tensor:
-    """A random affine map, then shifts that vary smoothly over the image; linear between pixels.
+    """Apply a random affine map, then shifts that vary smoothly over the image; linear between pixels.
 
     The smoothed shifts have the spread, relative to the size, that they have at 32 x 32.
     """
@@ -83,7 +83,7 @@ def elastic_transform(images: Tensor, severity: int, draws: Draws) -> Tensor:
 
 
 def _affine(y: Tensor, x: Tensor, side: int, jitter: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns `(N, H, W)` from which an affine map reads; three points `(N, 3, 2)` (x, y) move by `jitter`.
+    """Return rows and columns `(N, H, W)` that an affine map reads; three points `(N, 3, 2)` (x, y) move by `jitter`.
 
     The points span a right angle about the centre, with legs of two thirds of the side.
     """
@@ -102,7 +102,7 @@ def _affine(y: Tensor, x: Tensor, side: int, jitter: Tensor) -> tuple[Tensor, Te
 
 
 def _read(images: Tensor, rows: Tensor, columns: Tensor, *, align_corners: bool) -> Tensor:
-    """Images between their pixels, linearly; reflected about edge pixels or, if not `align_corners`, about edges."""
+    """Interpolate images linearly, reflected about edge pixels or, if not `align_corners`, about edges."""
     height, width = images.shape[-2:]
     if align_corners:
         grid = torch.stack((columns * (2 / (width - 1)) - 1, rows * (2 / (height - 1)) - 1), dim=-1)

@@ -46,7 +46,7 @@ def gaussian_taps(sigma: float, truncate: float = 4.0) -> Array:
 
 
 def tap_matrix(size: int, taps: Array, edge: Edge) -> Array:
-    """The `(size, size)` matrix of a correlation with an odd number of centred taps."""
+    """Return the `(size, size)` matrix of a correlation with an odd number of centred taps."""
     outside = np.arange(size)[:, None] + np.arange(len(taps))[None] - len(taps) // 2
     if edge == "nearest":
         inside = outside.clip(0, size - 1)
@@ -108,7 +108,7 @@ class LinearMap:
             ]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images `(*, H, W)` of any type, mapped: float64."""
+        """Return images `(*, H, W)` of any type, mapped: float64."""
         # Pixels first: each weight then multiplies one contiguous row, the same pixel of all images.
         flat = images.reshape(-1, images.shape[-2] * images.shape[-1]).T.contiguous().double()
         for matrix in self.matrices:
@@ -117,7 +117,7 @@ class LinearMap:
 
 
 def separable(rows: Array, columns: Array) -> LinearMap:
-    """The map `rows @ image @ columns.T`: `rows` is `(P, H)`, `columns` is `(Q, W)`, as they are, without rounding."""
+    """Return the map `rows @ image @ columns.T`, without rounding: `rows` is `(P, H)`, `columns` is `(Q, W)`."""
     across = sparse.kron(sparse.eye_array(rows.shape[1]), columns)
     down = sparse.kron(rows, sparse.eye_array(columns.shape[0]))
     return LinearMap((rows.shape[0], columns.shape[0]), across, down)
@@ -125,19 +125,19 @@ def separable(rows: Array, columns: Array) -> LinearMap:
 
 @lru_cache(maxsize=128)
 def gaussian_map(height: int, width: int, sigma: float, edge: Edge = "nearest", truncate: float = 4.0) -> LinearMap:
-    """A Gaussian filter along both axes; `sigma` in pixels."""
+    """Return a Gaussian filter along both axes; `sigma` in pixels."""
     taps = gaussian_taps(sigma, truncate)
     return separable(on_grid(tap_matrix(height, taps, edge)), on_grid(tap_matrix(width, taps, edge)))
 
 
 def gaussian_filter(images: Tensor, sigma: float, edge: Edge = "nearest", truncate: float = 4.0) -> Tensor:
-    """Images `(*, H, W)` smoothed along both axes, float64; `sigma` in pixels."""
+    """Return images `(*, H, W)` smoothed along both axes, float64; `sigma` in pixels."""
     height, width = images.shape[-2:]
     return gaussian_map(height, width, sigma, edge, truncate)(images)
 
 
 def field_gain(sigma: float, new_sigma: float, truncate: float = 4.0) -> float:
-    """How much stronger white noise must be, so that smoothed by `new_sigma` it spreads as smoothed by `sigma`."""
+    """Return how much stronger noise must be, so that smoothed by `new_sigma` it spreads as smoothed by `sigma`."""
     old, new = gaussian_taps(sigma, truncate), gaussian_taps(new_sigma, truncate)
     # Each axis multiplies the standard deviation by the Euclidean norm of its taps.
     return float((old**2).sum() / (new**2).sum())

@@ -26,7 +26,7 @@ Array = NDArray[np.float64]
 
 @lru_cache(maxsize=4)
 def plates(height: int, width: int) -> Tensor:
-    """All plates `(5, 3, P, P)` float32 of grey levels for images of this size; P is 4 times the longer side."""
+    """Return all plates `(5, 3, P, P)` float32 of grey levels for images of this size; P is 4 times the longer side."""
     return torch.stack([_plate(number, height, width) for number in range(PLATES)])
 
 
@@ -47,7 +47,7 @@ def _plate(number: int, height: int, width: int) -> Tensor:
 
 
 def _crystals(draws: Draws, side: int, unit: float) -> Array:
-    """How much ice lies over each pixel of a plate `(side, side)`, from 0; it wraps around."""
+    """Return how much ice lies over each pixel of a plate `(side, side)`, from 0; it wraps around."""
     ferns = max(1, round((side / unit / 15) ** 2))
     branches, twigs = 8, 3
     shape = (ferns, branches, 2, twigs, 2)

@@ -42,7 +42,7 @@ class Draws:
         return self._keys
 
     def words(self, count: int) -> Tensor:
-        """The next `count` words of every stream: `(N, count)` int64, all 64 bits random."""
+        """Return the next `count` words of every stream: `(N, count)` int64, all 64 bits random."""
         steps = torch.arange(self._used + 1, self._used + count + 1, device=self.keys.device)
         self._used += count
         word = self.keys[:, None] + (steps * _signed(_GAMMA))[None]
@@ -77,7 +77,7 @@ class Draws:
 
 @lru_cache(maxsize=1)
 def normal_table() -> Tensor:
-    """The standard normal distribution cut into 65,536 slices of equal probability, as the mean of each: float64.
+    """Return the means of 65,536 slices of equal probability of the standard normal distribution: float64.
 
     The spread lost within the slices is given back by a factor, so the variance is 1. Values are rounded to multiples
     of 2^-13, 17 bits each: sums of their products with weights of the same kind are exact in float64.

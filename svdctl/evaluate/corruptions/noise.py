@@ -14,14 +14,14 @@ from svdctl.evaluate.corruptions.keyed_random import Draws, normal_table
 
 
 def gaussian_noise(images: Tensor, severity: int, draws: Draws) -> Tensor:
-    """`x + N(0, sigma)`."""
+    """Return `x + N(0, sigma)`."""
     sigma = (0.04, 0.06, 0.08, 0.09, 0.10)[severity - 1]
     table = (255 * sigma * normal_table()).float().to(images.device)
     return to_bytes(images + draws.lookup(table, *images.shape[1:]))
 
 
 def speckle_noise(images: Tensor, severity: int, draws: Draws) -> Tensor:
-    """`x + x N(0, sigma)`."""
+    """Return `x + x N(0, sigma)`."""
     sigma = (0.06, 0.1, 0.12, 0.16, 0.2)[severity - 1]
     table = (1 + sigma * normal_table()).float().to(images.device)
     return to_bytes(images * draws.lookup(table, *images.shape[1:]))
@@ -37,7 +37,7 @@ def impulse_noise(images: Tensor, severity: int, draws: Draws) -> Tensor:
 
 
 def shot_noise(images: Tensor, severity: int, draws: Draws) -> Tensor:
-    """`Poisson(x c) / c`: photons counted, the more the less noise."""
+    """Return `Poisson(x c) / c`: photons counted, the more the less noise."""
     photons = (500, 250, 100, 75, 50)[severity - 1]
     counts = poisson(images, photons, draws)
     # Each possible count has one grey level.
@@ -74,7 +74,7 @@ def poisson(images: Tensor, photons: int, draws: Draws) -> Tensor:
 
 @lru_cache(maxsize=5)
 def poisson_tables(photons: int) -> tuple[Tensor, Tensor]:
-    """For every grey level: `P(count <= k)` in units of 2^-32, and the count at each 1,024th of the probability.
+    """Return for every grey level: `P(count <= k)` in units of 2^-32, and the count at each 1,024th of the probability.
 
     Both flattened, int64 `(256 * K)` and int32 `(256 * 1024)`; -1 - k in the second says "k or more".
     """

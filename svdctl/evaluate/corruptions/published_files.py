@@ -46,7 +46,7 @@ class CifarC:
     """Channels, height and width."""
 
     def images(self, name: str, severity: int) -> npt.NDArray[np.uint8]:
-        """The images of one corruption at a severity from 1 to 5: `(n, H, W, 3)`, a view of the file.
+        """Return the images of one corruption at a severity from 1 to 5: `(n, H, W, 3)`, a view of the file.
 
         Raises:
             DataError: a file that is missing, short, or of another format.
@@ -80,7 +80,7 @@ class CifarC:
 
 
 def open_cifar_c(folder: Path, labels: npt.NDArray[np.int64], image_shape: tuple[int, int, int]) -> CifarC:
-    """The corrupted copies in `folder` of the test set with these labels `(n,)` and images `(C, H, W)`.
+    """Return the corrupted copies in `folder` of the test set with these labels `(n,)` and images `(C, H, W)`.
 
     Raises:
         DataError: `labels.npy` is missing, damaged, or belongs to another test set.
@@ -117,7 +117,7 @@ def _mapped(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def find_or_fetch(kind: str, root: Path, *, tell: Tell | None = None) -> Path:
-    """The folder with the published files for `cifar10` or `cifar100`, downloaded and unpacked when absent.
+    """Return the folder with the published files for `cifar10` or `cifar100`, downloaded and unpacked when absent.
 
     They are looked for in `root` itself and in its `CIFAR-10-C` or `CIFAR-100-C`; that folder, or the archive of the
     same name beside it, is also where they are put.

@@ -65,7 +65,7 @@ def _window_sums(images: Tensor, weights: tuple[tuple[int, ...], ...]) -> Tensor
 
 
 def equalized(levels: Tensor) -> Tensor:
-    """Images `(N, H, W)` of whole levels, 0 to 255, mapped so that their levels are spread evenly, as OpenCV does it.
+    """Return images `(N, H, W)` of whole levels, 0 to 255, with levels spread evenly, as OpenCV does it.
 
     The lowest level becomes 0, every other 255 times the share of pixels up to it among those above the lowest; an
     image of one level stays.

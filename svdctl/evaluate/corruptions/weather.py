@@ -99,7 +99,7 @@ def plasma(draws: Draws, side: int, decay: float) -> Tensor:
 
 
 def frost(images: Tensor, severity: int, draws: Draws) -> Tensor:
-    """A weighted sum of the image and a random crop of drawn ice crystals.
+    """Return a weighted sum of the image and a random crop of drawn ice crystals.
 
     The published files take photographs of frost, which svdctl does not ship: the texture is another, the weights are
     the same.
