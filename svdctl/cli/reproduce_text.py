@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 def command_line(job: "Job") -> str:
     """Return the command line that trains a run."""
     changes = [f"--set {shlex.quote(assignment)}" for assignment in job.assignments]
+    changes += [f"--plugin {shlex.quote(plugin)}" for plugin in job.config.plugins]
     return " ".join([f"svdctl {command_of(job.config.model.kind).name} --preset {job.preset}", *changes])
 
 

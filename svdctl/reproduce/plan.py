@@ -11,6 +11,7 @@ from svdctl.config.train_config import TrainConfig
 from svdctl.data.data_source import at_place
 from svdctl.errors import UsageError
 from svdctl.evaluate.table_evaluation import Evaluate
+from svdctl.plugins import loaded_plugins
 from svdctl.reproduce.columns import STATIC, metric_of
 from svdctl.reproduce.job import Job
 from svdctl.reproduce.run_store import RunStore
@@ -171,6 +172,7 @@ def _job(plan: TablePlan, row: Row, seed: int, title: str, request: Request) -> 
         "name": run_name(f"{title}-{row.name}-s{seed}"),
         "out_dir": request.out_dir,
         "data": _located(config.data, request),
+        "plugins": tuple(dict.fromkeys((*config.plugins, *loaded_plugins()))),
     }
     if request.wandb != "off":
         update["log"] = config.log.model_copy(update={"wandb": request.wandb, "wandb_group": title})

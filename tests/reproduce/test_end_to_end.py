@@ -183,6 +183,20 @@ def same_weights(first: Path, second: Path) -> None:
         assert all(torch.equal(value, right[name]) for name, value in left.items())
 
 
+def test_a_plugin_reaches_the_workers(tiny: Path, tmp_path: Path) -> None:
+    text = tiny.read_text().replace('columns = ["compression", ', 'columns = ["confidence"] #')
+    tiny.write_text(text)
+    plugin = Path(__file__).parents[1] / "extending" / "confidence_metric.py"
+    process = start(tiny, tmp_path / "runs", "--jobs", "2", "--rows", "none*", "--plugin", str(plugin))
+    said, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, said
+    table = json.loads((tmp_path / "runs" / "tables" / "tiny-part.json").read_text())
+    assert table["complete"]
+    (run,) = table["rows"][0]["runs"]
+    assert f"--plugin {plugin}" in run["command"]
+    assert f'plugins = [\n    "{plugin}",\n]' in (Path(run["folder"]) / "config.toml").read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_killed_in_the_middle_and_called_again_the_table_is_the_same(
