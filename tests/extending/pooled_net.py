@@ -8,9 +8,9 @@ from torch import nn
 
 import svdctl
 from svdctl.config.model_config import ModelConfig
+from svdctl.layers.layer_ops import ConvFactory
 from svdctl.layers.normalize import Normalize
 from svdctl.models.architecture import Architecture
-from svdctl.models.wrn import ConvFactory
 
 
 class Pooled(ModelConfig):
