@@ -15,6 +15,7 @@ from torch import Tensor
 from svdctl.config.data_config import Augment
 from svdctl.data.augment import augment
 from svdctl.data.images import ImageData
+from svdctl.data.streamed_images import read_ahead
 
 
 def derived_seed(seed: int, *what: int | str) -> int:
@@ -61,20 +62,23 @@ class Batches:
         device = self.data.images.device
         shuffle = torch.Generator().manual_seed(derived_seed(self.seed, "order", number))
         order = torch.randperm(len(self.data), generator=shuffle).to(device)
-        for step in range(start, self.steps_per_epoch):
-            index = order[step * self.batch_size : (step + 1) * self.batch_size]
+        steps = range(start, self.steps_per_epoch)
+        batches = [order[step * self.batch_size : (step + 1) * self.batch_size] for step in steps]
+        mine = [slice(self.rank * len(i) // self.world, (self.rank + 1) * len(i) // self.world) for i in batches]
+        parts = [index[own] for index, own in zip(batches, mine, strict=True)]
+        for step, index, own, part, read in zip(
+            steps, batches, mine, parts, read_ahead(self.data.images, parts), strict=True
+        ):
             generator = torch.Generator().manual_seed(derived_seed(self.seed, "augment", number, step))
             draws = torch.rand(len(index), 3, generator=generator)
-            mine = slice(self.rank * len(index) // self.world, (self.rank + 1) * len(index) // self.world)
-            index = index[mine]
             images = augment(
-                self.data.images[index],
-                draws[mine].to(device, non_blocking=True),
+                read,
+                draws[own].to(device, non_blocking=True),
                 flip=self.augmentation.flip,
                 crop=self.augmentation.crop,
                 pad_mode=self.augmentation.pad,
             )
-            yield to_pixels(images), self.data.labels[index]
+            yield to_pixels(images), self.data.labels[part]
 
 
 def to_pixels(images: Tensor) -> Tensor:

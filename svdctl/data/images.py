@@ -1,4 +1,4 @@
-"""A data set as it lives in memory: uint8 images and their labels."""
+"""A part of a data set: uint8 images and their labels."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -6,12 +6,15 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from svdctl.data.streamed_images import rows_of
 from svdctl.errors import DataError
 
 
 @dataclass(frozen=True)
 class ImageData:
     """Images `(N, 3, H, W)` uint8, labels `(N,)` int64, and the names of the classes.
+
+    Images are a tensor in memory, or `svdctl.data.streamed_images.streamed_images`, which reads them when needed.
 
     Grey images have three equal channels; `grey` gives them one, for networks that take no other.
     """
@@ -35,7 +38,7 @@ class ImageData:
 
     def select(self, index: Tensor) -> Self:
         """The examples at `index`, in its order."""
-        return type(self)(self.images[index], self.labels[index], self.classes)
+        return type(self)(rows_of(self.images, index), self.labels[index], self.classes)
 
     def grey(self, where: str) -> Self:
         """Return the same data with images `(N, 1, H, W)`; `where` names it in the error.

@@ -50,7 +50,7 @@ def evaluate(
     training = model.training
     model.eval()
     rank, world = fabric.global_rank, fabric.world_size
-    mine = ImageData(data.images[rank::world], data.labels[rank::world], data.classes)
+    mine = data if world == 1 else data.select(torch.arange(rank, len(data), world, device=data.labels.device))
     totals = torch.zeros(2, dtype=torch.float64, device=fabric.device)
     radii = torch.zeros(len(data), dtype=torch.float64, device=fabric.device)
     correct = torch.zeros_like(radii)

@@ -1,0 +1,105 @@
+"""Images that are read from files when they are needed, for data sets that memory does not hold."""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class StreamedImages:
+    """Stands in the place of a uint8 tensor `(N, 3, H, W)`; indexing it reads the images and gives a tensor.
+
+    Attributes:
+        reader: returns the images `(len(rows), 3, H, W)` uint8 of row numbers `(len(rows),)`, in their order.
+        rows: the rows that this part has, in its order.
+        image_shape: channels, height and width.
+        device: where the images go when they are read.
+    """
+
+    reader: Callable[[Tensor], Tensor]
+    rows: Tensor
+    image_shape: tuple[int, int, int]
+    device: torch.device
+    dtype = torch.uint8
+    ndim = 4
+
+    @property
+    def shape(self) -> torch.Size:
+        """`(N, 3, H, W)`."""
+        return torch.Size((len(self.rows), *self.image_shape))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Tensor | slice | int | tuple[slice, ...]) -> Tensor:
+        first, *others = index if isinstance(index, tuple) else (index,)
+        rows = self.rows[first.cpu() if isinstance(first, Tensor) else first]
+        images = self.reader(rows.reshape(-1)).to(self.device, non_blocking=True)
+        return (images if rows.ndim else images[0])[(slice(None), *others)]
+
+    def __ne__(self, other: object) -> Any:
+        """Compare element by element, as a tensor does."""
+        return self.cpu() != other
+
+    def part(self, index: Tensor) -> Self:
+        """Return the images of an index, which are not read yet."""
+        return replace(self, rows=self.rows[index.cpu()])
+
+    def to(self, device: torch.device) -> Self:
+        """Return the same images, which will be on a device when they are read."""
+        return replace(self, device=torch.device(device))
+
+    def cpu(self) -> Tensor:
+        """Return all images as a tensor on the CPU."""
+        return self.reader(self.rows)
+
+    def detach(self) -> Tensor:
+        """Return all images as a tensor on the CPU."""
+        return self.cpu()
+
+    def numel(self) -> int:
+        """Return the number of all pixels in all channels."""
+        return self.shape.numel()
+
+    def split(self, size: int) -> tuple[Self, ...]:
+        """Return parts of at most `size` images, which are not read yet."""
+        return tuple(replace(self, rows=rows) for rows in self.rows.split(size))
+
+
+def streamed_images(reader: Callable[[Tensor], Tensor], count: int, image_shape: tuple[int, int, int]) -> Tensor:
+    """Return images for `ImageData.images` that are read when they are needed, a batch at a time.
+
+    Args:
+        reader: returns the images `(len(rows), 3, H, W)` uint8 of row numbers `(len(rows),)`, in their order, on the
+            CPU; it is called from other threads too.
+        count: number of images.
+        image_shape: channels, height and width.
+    """
+    # What is done with the images of a data set is to index them, and in that this is a tensor.
+    return cast(Tensor, StreamedImages(reader, torch.arange(count), image_shape, torch.device("cpu")))
+
+
+def rows_of(images: Any, index: Tensor) -> Tensor:
+    """Return the images of an index; those that are streamed are not read yet."""
+    found = images.part(index) if isinstance(images, StreamedImages) else images[index]
+    return cast(Tensor, found)
+
+
+def read_ahead(images: Any, indices: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yield the images of each index; of those that are streamed, the next ones are read in a thread meanwhile."""
+    if not isinstance(images, StreamedImages):
+        yield from (images[index] for index in indices)
+        return
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        waiting = None
+        for index in indices:
+            coming = pool.submit(images.__getitem__, index)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = coming
+        if waiting is not None:
+            yield waiting.result()
