@@ -20,6 +20,8 @@ _FLOOR = 1e-290
 """For soundness: far above the subnormal numbers, below all bounds of interest."""
 OUTWARD = 1e-10
 """For soundness: what the roundings of 400,000 operations of a bound come to, relatively."""
+INWARD = 1e-12
+"""For soundness: the same for the few operations of a distance or radius, which is lowered by this share."""
 
 
 def times(*factors: float) -> float:
@@ -119,7 +121,7 @@ class Affine:
         room = limit - self.constant
         if not room >= 0:
             return -1.0
-        return math.inf if self.slope == 0 else room / self.slope * (1 - 1e-12)
+        return math.inf if self.slope == 0 else room / self.slope * (1 - INWARD)
 
     @classmethod
     def root_sum_square(cls, parts: list["Affine"]) -> "Affine":

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from svdctl.certificates.error_bounds import ValueBounds, norm_above, outward, times, times_power, to_unit_size
+from svdctl.certificates.error_bounds import INWARD, ValueBounds, norm_above, outward, times, times_power, to_unit_size
 from svdctl.certificates.interpreter import differ_by_at_most, prove
 from svdctl.certificates.lipschitz import LipschitzBound, device_of
 from svdctl.errors import DataError, ShapeError
@@ -183,13 +183,13 @@ class Certifier:
         wide = logits.double()
         margins = wide.gather(1, labels[:, None]) - wide
         constants = self.pairwise[labels] + outward(math.sqrt(2) * self.rounding.slope)
-        proved = margins * (1 - 1e-12) - outward(2 * math.sqrt(2) * self.rounding(self.half_diagonal))
+        proved = margins * (1 - INWARD) - outward(2 * math.sqrt(2) * self.rounding(self.half_diagonal))
         radii = (proved / constants).nan_to_num(nan=0.0, posinf=math.inf)
         # The label's own column has margin 0.
         radii.scatter_(1, labels[:, None], math.inf)
         # Farther away a value inside of the network might overflow.
         farthest = max(self._proved.farthest - self.half_diagonal, 0.0)
-        return radii.amin(1).clamp(0.0, farthest) * (1 - 1e-12)
+        return radii.amin(1).clamp(0.0, farthest) * (1 - INWARD)
 
     def evaluate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Certificates:
         """Certify batches of (images in [0, 1], labels).

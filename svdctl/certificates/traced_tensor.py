@@ -20,6 +20,7 @@ from svdctl.certificates.error_bounds import Affine, AffineReadout, Arithmetic, 
 from svdctl.certificates.layer_bounds import Gain, exact
 from svdctl.errors import ShapeError
 
+# For speed: larger outputs are not taken for logits.
 _MOST_LOGITS = 1000
 _LARGEST_READOUT = 1 << 22
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from svdctl.spectral.parallel_map import parallel_map
 
+# For speed.
 _SMALLEST_SHARE = 4
 _SIDES = range(24, 1025)
 
