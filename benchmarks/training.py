@@ -64,7 +64,7 @@ def loop_step(config, batch: int, repeats: int) -> Callable[[], None]:
     config = config.model_copy(update={"batch_size": batch, "epochs": 1})
     model = build_model(config, 10)
     data = images(batch * (repeats + 4))
-    controller = Controller(model, config.control, config.batchnorm)
+    controller = Controller.from_config(model, None, config.control, config.batchnorm)
     trainer = Trainer(config, model, launch(config), data, images(batch), controller)
     model.train()
     totals = torch.zeros(5, dtype=torch.float64)

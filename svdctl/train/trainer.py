@@ -279,7 +279,6 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.last_epoch = state["schedule"]["last_epoch"]
         self.schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
-        # Checkpoints of older versions have no count of steps here.
         self.controller.load_state_dict(state["controller"])
         if state.get("precision"):
             self.fabric.strategy.precision.load_state_dict(state["precision"])

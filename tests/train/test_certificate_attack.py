@@ -55,7 +55,12 @@ def train_(model: nn.Module, config: TrainConfig, epochs: int) -> None:
     """Train in place, by the loop's own steps."""
     parts = load_parts(config)
     trainer = Trainer(
-        config, model.train(), launch(config), parts.train, parts.test, Controller(model, config.control, None)
+        config,
+        model.train(),
+        launch(config),
+        parts.train,
+        parts.test,
+        Controller.from_config(model, None, config.control, None),
     )
     totals = torch.zeros(5, dtype=torch.float64)
     for epoch in range(epochs):

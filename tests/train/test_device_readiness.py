@@ -45,7 +45,7 @@ def make(data: Path, kind: str, **hardware: Any) -> TrainConfig:
 def trainer_of(config: TrainConfig) -> Trainer:
     parts, fabric = load_parts(config), launch(config)
     model = build_model(config, 3).to(fabric.device).train()
-    controller = Controller(model, config.control, config.batchnorm)
+    controller = Controller.from_config(model, None, config.control, config.batchnorm)
     return Trainer(config, model, fabric, parts.train, parts.held_out, controller)
 
 
