@@ -1,5 +1,6 @@
 """The plain text of `svdctl reproduce`: finished tables, and what a dry run found."""
 
+import math
 import shlex
 from typing import TYPE_CHECKING
 
@@ -38,12 +39,13 @@ def dry_run_lines(dry_run: "DryRun") -> list[str]:
         config = item.job.config
         hours = (item.hours.train, item.hours.evaluate) if item.hours else (None, None)
         train, evaluate = map(_hours, hours)
+        flops = f"{item.step_flops:.3g}" if math.isfinite(item.step_flops) else "-"
         lines += [
             f"{config.name} ({item.job.key})",
             f"  serves    {'; '.join(item.rows)}",
             f"  config    {command_line(item.job)}",
             f"  network   {item.static.parameters:,} parameters, {item.static.compression:.2f}x smaller than "
-            f"uncompressed; {item.step_flops:.3g} FLOPs a step of {config.batch_size}",
+            f"uncompressed; {flops} FLOPs a step of {config.batch_size}",
             f"  hours     training {train}, evaluation at most {evaluate}",
             f"  disk      {_size(item.disk)}",
             f"  there     {_there(item.found)}",

@@ -57,18 +57,16 @@ class Static:
     compression: float
     """Parameters of the same network with uncompressed layers, over its own."""
     control_cost: float
-    """Modelled operations of one exact control pass."""
+    """Modelled operations of one exact control pass; not a number where a user's network does not run without data."""
     control_ratio: float
     """The same of the network with uncompressed layers, over its own: how many times cheaper control is."""
 
     @property
     def columns(self) -> dict[str, float]:
-        """The figures by the columns of tables."""
-        return {
-            "parameters": float(self.parameters),
-            "compression": self.compression,
-            "control-cost": self.control_ratio,
-        }
+        """The figures that are known, by the columns of tables."""
+        figures = {"parameters": float(self.parameters), "compression": self.compression}
+        figures["control-cost"] = self.control_ratio
+        return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
 def image_side(config: TrainConfig) -> int:
@@ -82,9 +80,20 @@ def classes_of(config: TrainConfig) -> int:
 
 
 def shape_model(config: TrainConfig) -> nn.Module:
-    """Return the network on the meta device."""
-    with torch.device("meta"):
+    """Return the network on the meta device; a user's that cannot be built there, on the CPU."""
+    try:
+        with torch.device("meta"):
+            return build_model(config, classes_of(config))
+    except Exception:
         return build_model(config, classes_of(config))
+
+
+def _attempted(work: Callable[[], float]) -> float:
+    """Return a figure of a network; not a number where the code of a user's network does not run on its own."""
+    try:
+        return work()
+    except Exception:
+        return math.nan
 
 
 def _uncompressed(config: TrainConfig) -> TrainConfig:
@@ -112,19 +121,21 @@ def _figures(text: str) -> Static:
     model = shape_model(config)
     whole = _uncompressed(config)
     dense = model if whole is config else shape_model(whole)
-    side = image_side(config)
-    cost, dense_cost = (control_cost(net, side) for net in (model, dense))
+    costs = [_attempted(partial(control_cost, net, image_side(config))) for net in (model, dense)]
     return Static(
         parameters=count_parameters(model),
         compression=count_parameters(dense) / count_parameters(model),
-        control_cost=cost,
-        control_ratio=dense_cost / cost,
+        control_cost=costs[0],
+        control_ratio=costs[1] / costs[0] if costs[0] else math.nan,
     )
 
 
 def step_flops(config: TrainConfig) -> float:
-    """Return the operations (a multiplication and an addition are two) of a step's forward and backward pass."""
-    return _flops(_shape_key(config))
+    """Return the operations (a multiplication and an addition are two) of a step's forward and backward pass.
+
+    Not a number for a user's network that does not run on the meta device.
+    """
+    return _attempted(partial(_flops, _shape_key(config)))
 
 
 @cache

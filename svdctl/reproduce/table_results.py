@@ -226,11 +226,11 @@ def assemble(plan: TablePlan, outcomes: Mapping[str, Outcome], paper: PaperNumbe
         own = tuple(outcomes.get(job.id, Outcome()) for job in row.jobs)
         texts = dict.fromkeys(text for one in own for text in one.deviations if text not in everywhere)
         marks = tuple(notes.setdefault(text, len(notes) + 1) for text in texts)
-        static = static_figures(row.config).columns
+        static = static_figures(row.config).columns if {*STATIC} & {*plan.columns} else {}
         given = numbers.get(row.row.name, {})
         figures = {
             column: SeedFigures(
-                (static[column],) if column in STATIC else tuple(o.values[column] for o in own if column in o.values),
+                (static[column],) if column in static else tuple(o.values[column] for o in own if column in o.values),
                 given.get(column),
                 _kept(column, own),
             )

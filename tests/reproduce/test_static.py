@@ -1,8 +1,16 @@
 """Columns that need no training are the paper's, exactly, at full scale."""
 
+import math
+from pathlib import Path
+from typing import Any, Literal, cast
+
 import pytest
+from torch import Tensor, nn
 
 from svdctl.cli.training_flags import resolve
+from svdctl.config.configuration import configuration
+from svdctl.config.model_config import ModelConfig
+from svdctl.models.architecture import Architecture, register_architecture
 from svdctl.models.build import build_model, count_parameters
 from svdctl.reproduce.estimate import Static, run_bytes, static_figures, step_flops
 from svdctl.reproduce.plan import make_plan
@@ -74,3 +82,39 @@ def test_work_and_disk_grow_as_they_must() -> None:
     assert step_flops(twice) == pytest.approx(2 * step_flops(base), rel=0.2)
     adam = resolve({"preset": "quickstart", "opt": "adam", "set": ["optimizer.amsgrad=true"]}).config
     assert run_bytes(adam) > run_bytes(base) > 2 * 2 * 4 * static_figures(base).parameters
+
+
+class NumbersConfig(ModelConfig):
+    """A network whose code looks at numbers."""
+
+    kind: Literal["numbers"] = "numbers"
+    when_built: bool = False
+
+
+class NumbersNetwork(nn.Module):
+    def __init__(self, classes: int, *, when_built: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, classes)
+        self.scale = float(self.linear.weight.detach().sum()) if when_built else 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast("Tensor", self.linear(x.mean((2, 3)))) * (1 + (float(x.mean()) > 2))
+
+
+class NumbersArchitecture(Architecture):
+    kind = "numbers"
+    config = NumbersConfig
+
+    def build(self, config: NumbersConfig, *, classes: int, **factories: Any) -> nn.Module:
+        return NumbersNetwork(classes, when_built=config.when_built)
+
+
+@pytest.mark.parametrize("when_built", [False, True])
+def test_a_network_that_needs_numbers_has_no_modelled_work(when_built: bool, tmp_path: Path) -> None:
+    register_architecture(NumbersArchitecture)
+    (tmp_path / "net.toml").write_text(f'model = {{ kind = "numbers", when_built = {str(when_built).lower()} }}\n')
+    config = configuration(str(tmp_path / "net.toml"))
+    found = static_figures(config)
+    assert found.columns == {"parameters": 40.0, "compression": 1.0}
+    assert math.isnan(step_flops(config))
+    assert run_bytes(config) > 0
