@@ -10,6 +10,7 @@ from svdctl import errors
 from svdctl.registry import Registry
 
 if TYPE_CHECKING:
+    from svdctl import models
     from svdctl.analysis.network_spectrum import spectrum
     from svdctl.certificates.lipschitz import lipschitz_bound
     from svdctl.checkpoint.checkpoint_file import load
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from svdctl.evaluate.metric import register_metric
     from svdctl.functional import clip_, divide_, singular_values, spectral_norm_bound
     from svdctl.layers.layer_ops import LayerOps, register_layer
+    from svdctl.layers.minmax import MinMax
+    from svdctl.layers.soc import SOC
+    from svdctl.layers.sott import SOTT
     from svdctl.layers.tensorize import tensorize_
     from svdctl.layers.tt import TTConv2d
     from svdctl.models.architecture import register_architecture
@@ -27,16 +31,20 @@ if TYPE_CHECKING:
     from svdctl.train.loss import register_loss
 
 __all__ = [
+    "SOC",
+    "SOTT",
     "ControlMethod",
     "Controller",
     "Convolution",
     "LayerOps",
+    "MinMax",
     "TTConv2d",
     "clip_",
     "divide_",
     "errors",
     "lipschitz_bound",
     "load",
+    "models",
     "register_architecture",
     "register_control",
     "register_data",
@@ -51,6 +59,9 @@ __all__ = [
 ]
 
 _HOME = {
+    "MinMax": "svdctl.layers.minmax",
+    "SOC": "svdctl.layers.soc",
+    "SOTT": "svdctl.layers.sott",
     "ControlMethod": "svdctl.control.control_method",
     "Controller": "svdctl.control.controller",
     "Convolution": "svdctl.spectral.convolution",
@@ -86,6 +97,8 @@ Registry.load_plugins = staticmethod(_load_installed_plugins)
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
+    if name == "models":
+        return import_module("svdctl.models")
     if name == "__version__":
         from importlib.metadata import version
 

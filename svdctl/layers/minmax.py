@@ -18,6 +18,10 @@ class MinMax(nn.Module):
 
     Raises:
         ShapeError: an odd number of channels.
+
+    >>> import torch
+    >>> svdctl.MinMax()(torch.tensor([[3.0, 1.0, 2.0, 5.0]]))
+    tensor([[2., 1., 3., 5.]])
     """
 
     def forward(self, x: Tensor) -> Tensor:

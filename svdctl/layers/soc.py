@@ -37,6 +37,17 @@ class SOC(nn.Module):
         eval_terms: the same in evaluation mode.
         scale: factor on the skew kernel; 0.7, or 1 for a 1x1 kernel, if not given.
         checkpoint_activations: compute the powers again in the backward pass instead of keeping them.
+
+    Raises:
+        ShapeError: an even kernel, or no channel, stride or term.
+
+    >>> import torch
+    >>> layer = svdctl.SOC(4, 8, 3, stride=2).eval()
+    >>> x = torch.randn(1, 4, 8, 8)
+    >>> layer(x).shape
+    torch.Size([1, 8, 4, 4])
+    >>> bool(layer(x).norm() <= 1.001 * x.norm())
+    True
     """
 
     right1: Tensor

@@ -33,6 +33,16 @@ class SOTT(nn.Module):
         bias: add a bias `(O,)`.
         frames: how frames are kept; `parametrize` is built in here, the other ways are applied by the training loop.
         train_terms, eval_terms, scale, checkpoint_activations: of the core, as in `SOC`.
+
+    Raises:
+        ShapeError: a rank below 1, or what `SOC` refuses.
+
+    >>> import torch
+    >>> layer = svdctl.SOTT(16, 32, 3, rank=8).eval()
+    >>> layer(torch.randn(1, 16, 8, 8)).shape
+    torch.Size([1, 32, 8, 8])
+    >>> svdctl.lipschitz_bound(layer, (16, 8, 8)).value < 1.001
+    True
     """
 
     frame_in: Tensor | None
