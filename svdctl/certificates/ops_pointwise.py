@@ -26,7 +26,7 @@ FIXED: tuple[tuple[tuple[str, ...], float, float, float], ...] = (
     (("cos", "logsigmoid"), 1.0, 24.0, 1.0),
     (("erf",), 2 / math.sqrt(math.pi) * (1 + 2.0**-50), 16.0, 0.0),
     (("sigmoid",), 0.25, 16.0, 1.0),
-    # torch's derivative knows 1/6 to single precision, rounded up.
+    # torch's derivative has 1/6 in single precision, rounded up.
     (("hardsigmoid",), 0.16666667163372042, 8.0, 1.0),
     (("hardswish",), 1.5, 16.0, 0.0),
     (("silu",), SILU, 32.0, 0.0),

@@ -139,7 +139,7 @@ class Certifier:
         logits: Tensor = self.network(images.to(self.dtype, copy=True))
         for place, single in alone:
             size = norm_above(single)
-            # Where what is proved of rounding says little, what rounding does in fact.
+            # Where the proved rounding is far too large, a size that rounding does not reach in practice.
             allowed = min(
                 2 * self.rounding(self.half_diagonal) + 1e-12 * size, math.sqrt(torch.finfo(self.dtype).eps) * size
             )

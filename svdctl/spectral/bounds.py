@@ -148,12 +148,12 @@ def _branch_and_bound(
         single = room > 0 and float32_is_exact(field.device)
         taken = rounding_shift(field, level, torch.float32) / room if single else math.inf
         precision = torch.float32 if taken <= _MOST_OF_ROOM else torch.float64
-        looked_at = len(cells.centres)
+        examined = len(cells.centres)
         cells = cells.keep(~provably_below(field, cells.centres, level, precision))
         if len(cells.centres) == 0:
             return lower, True
         if level > lower * (1 - 1e-9):
-            # The norm may be above what is known of it: a few of the points tell.
+            # The norm may be above what is known of it: a few of the points are evaluated.
             few = cells.centres[:: math.ceil(len(cells.centres) / _EXACT_AT_ONCE)]
             found = _largest(field, few)
             risen = found > lower * (1 + 1e-9)
@@ -162,7 +162,7 @@ def _branch_and_bound(
                 return lower, False
             if risen and target(lower) > bound:
                 continue
-        if precision == torch.float32 and taken > _FELT and len(cells.centres) <= _FEW * looked_at:
+        if precision == torch.float32 and taken > _FELT and len(cells.centres) <= _FEW * examined:
             # The few that are close to the bound; many are rather cut smaller.
             cells = cells.keep(~provably_below(field, cells.centres, level, torch.float64))
             if len(cells.centres) == 0:
@@ -191,7 +191,7 @@ def _initial_cells(field: GramField, samples: Tensor, lower: float, target: floa
         radius, count = 2 * radius, count / 2**shape
         if radius > 1:
             break
-        # Those that fail are looked at again at half the radius, at the cost of starting there.
+        # Those that fail are cut to half the radius, at the cost of starting there.
         failing = float((values > target * share * math.cos(radius)).double().mean())
         cost_here = count + failing * cost
         if cost_here < cost:

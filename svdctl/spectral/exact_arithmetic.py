@@ -27,7 +27,7 @@ _DEVICES = ("cpu", "cuda", "xpu", "mps", "hpu")
 # torch splits element-wise work into pieces of this size.
 _GRAIN = 32768
 
-# Private, since the public attributes cannot tell an inherited setting from an own one, and torch 2.8 has none of them.
+# Private: the public attributes do not separate inherited settings from own ones, and torch 2.8 has none of them.
 _read_fp32: Callable[[str, str], str] | None = getattr(torch._C, "_get_fp32_precision_getter", None)
 _write_fp32: Callable[[str, str, str], object] | None = getattr(torch._C, "_set_fp32_precision_setter", None)
 
@@ -129,7 +129,7 @@ def _switches() -> Iterator[None]:
 
 @contextmanager
 def _ieee_float32() -> Iterator[None]:
-    """No TF32 and no bfloat16 in float32 products, by the old and the new switches alike: mixtures of them raise."""
+    """Allow no TF32 and no bfloat16 in float32 products, by old and new switches alike: mixtures of them raise."""
     own = []
     if _read_fp32 is not None and _write_fp32 is not None:
         for key in _FP32_PRECISIONS:

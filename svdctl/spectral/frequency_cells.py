@@ -1,4 +1,4 @@
-"""Cells of frequencies that cover all of them, and what the value at a cell's centre says of the whole cell.
+"""Cells of frequencies that cover all of them, and what the value at a cell's centre implies for the whole cell.
 
 Near a maximiser w* of sigma_max, S its value there, `sigma_max(w) >= S cos(r)`, r the distance `sum_a m_a |w_a - w*_a|`
 with `m = (k - 1) / 2`. So a cell of centre w and radius rho holds no maximiser of a norm above t if

@@ -54,7 +54,7 @@ _here = threading.local()
 
 @cache
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """The threads of a process; a forked one has none of its parent's."""
+    """Return the threads of a process; a forked one has none of its parent's."""
     begun = threading.Barrier(threads, timeout=60)
 
     def begin() -> None:
