@@ -63,11 +63,11 @@ def eval_robust(flags: dict[str, Any]) -> None:
 
 def _evaluate(config: EvaluateConfig, form: str, *, debug: bool) -> None:
     # torch takes seconds to import: only now, when the flags are known to be right.
-    from svdctl.cli.evaluation_progress import choose_reporter, result_json, result_table
+    from svdctl.cli.evaluation_progress import EvaluationDisplay, result_json, result_table
     from svdctl.evaluate import runner as recipe
     from svdctl.utils.signals import terminated_as_interrupt
 
-    reporter = choose_reporter(debug=debug)
+    reporter = EvaluationDisplay(debug=debug)
     try:
         with terminated_as_interrupt():
             result = recipe.run(config, reporter=reporter)

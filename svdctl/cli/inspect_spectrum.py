@@ -1,9 +1,5 @@
 """`svdctl inspect-spectrum`: files to tables, JSON, CSV and pictures of their singular values."""
 
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -11,6 +7,7 @@ import typer
 from svdctl.analysis.inspect_config import InspectConfig
 from svdctl.cli.messages import with_flags
 from svdctl.cli.options import Flag, Flags, Merge, flags_by_key, given_flags, with_options
+from svdctl.cli.progress_display import ProgressDisplay
 from svdctl.cli.training_flags import PLUGIN
 from svdctl.errors import LimitExceeded, UsageError
 from svdctl.plugins import load_plugins
@@ -56,8 +53,14 @@ def inspect_spectrum(flags: dict[str, Any]) -> None:
     # torch takes seconds to import: only now, when the flags are known to be right.
     from svdctl.analysis import inspect_files as recipe
 
-    with _progress() as tell:
-        found = recipe.run(config, tell=tell)
+    display = ProgressDisplay("stderr")
+    display.start()
+    try:
+        found = recipe.run(
+            config, tell=lambda done, total, name: display.advance(done, total, name, "layer {done} of {total}: {text}")
+        )
+    finally:
+        display.close()
     typer.echo(_rendered(found, config), nl=config.format == "table")
     if config.plot is not None:
         typer.echo(f"drawn: {config.plot}", err=True)
@@ -86,26 +89,3 @@ def _rendered(found: "list[NetworkSpectrum]", config: InspectConfig) -> str:
         return to_csv(found, top=config.top, every=config.every)
     table = "\n\n".join(text_table(network, top=config.top, every=config.every) for network in found)
     return with_flags(table, flags_by_key(INSPECT))
-
-
-@contextmanager
-def _progress() -> "Iterator[Callable[[int, int, str], None]]":
-    """Who is told of each layer: a bar on stderr when that is a terminal, a line every ten seconds otherwise."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-        columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.description}"))
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("", total=None)
-            yield lambda done, total, name: bar.update(task, completed=done, total=total, description=name)
-        return
-    last = time.monotonic()
-
-    def tell(done: int, total: int, name: str) -> None:
-        nonlocal last
-        if time.monotonic() - last >= 10:
-            last = time.monotonic()
-            print(f"layer {done} of {total}: {name}", file=sys.stderr, flush=True)
-
-    yield tell

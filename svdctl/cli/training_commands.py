@@ -12,7 +12,7 @@ from svdctl.cli.training_flags import Command, resolve, resolve_resume
 from svdctl.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
-    from svdctl.cli.training_progress import PlainReporter
+    from svdctl.cli.training_progress import TrainingDisplay
     from svdctl.train.start import TrainResult
 
 
@@ -80,11 +80,11 @@ def go_on(command: Command, path: Path, flags: dict[str, Any], allow_changed_dat
 
 
 @contextmanager
-def _reporter(command: Command) -> "Iterator[PlainReporter]":
+def _reporter(command: Command) -> "Iterator[TrainingDisplay]":
     """Yield the reporter that suits stdout; the terminal is given back however the run ends."""
-    from svdctl.cli.training_progress import choose_reporter
+    from svdctl.cli.training_progress import TrainingDisplay
 
-    reporter = choose_reporter(command.words)
+    reporter = TrainingDisplay(command.words)
     try:
         yield reporter
     except KeyboardInterrupt as error:

@@ -2,35 +2,33 @@
 
 import math
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from svdctl.cli.messages import with_flags
+from svdctl.cli.progress_display import ProgressDisplay
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from svdctl.train.result import CertifiedEpoch, TrainResult
 
 
-def choose_reporter(flags: Mapping[str, str]) -> "PlainReporter":
-    """Return the reporter that suits stdout; notices name these flags, by key."""
-    return RichReporter(flags) if sys.stdout.isatty() else PlainReporter(flags)
+class TrainingDisplay:
+    """The reporter of a training, on stdout.
 
+    Args:
+        flags: flags by key, for notices.
+        live: whether to draw a bar; None: on a terminal.
+    """
 
-class PlainReporter:
-    """Lines without escape codes; a progress line every ten seconds."""
-
-    def __init__(self, flags: Mapping[str, str] = MappingProxyType({})) -> None:
+    def __init__(self, flags: Mapping[str, str] = MappingProxyType({}), *, live: bool | None = None) -> None:
         self._flags = flags
         self._total = 0
-        self._last = 0.0
+        self.display = ProgressDisplay("stdout", live=live)
 
     def plan(self, lines: Sequence[str]) -> None:
         for line in lines:
-            self._say(line)
+            self.display.say(line)
 
     def notice(self, text: str) -> None:
         """To stderr: stdout is the run's."""
@@ -38,64 +36,22 @@ class PlainReporter:
 
     def start(self, total_steps: int, done: int) -> None:
         self._total = total_steps
-        self._last = time.monotonic()
+        self.display.start(transient=False)
 
     def step(self, done: int, metrics: Mapping[str, float]) -> None:
-        if time.monotonic() - self._last >= 10:
-            self._last = time.monotonic()
-            self._say(f"step {done}/{self._total}  {describe(metrics)}")
+        self.display.advance(done, self._total, describe(metrics), "step {done}/{total}  {text}")
 
     def evaluated(self, metrics: Mapping[str, float]) -> None:
-        self._say(evaluation_line(metrics))
+        self.display.say(evaluation_line(metrics))
 
     def finished(self, result: "TrainResult") -> None:
+        self.display.close()
         for line in result_lines(result):
-            self._say(line)
+            self.display.say(line)
 
     def close(self) -> None:
         """Give the terminal back; may be called twice."""
-
-    def _say(self, text: str) -> None:
-        print(text, flush=True)
-
-
-class RichReporter(PlainReporter):
-    """The same lines, with a live progress bar below them."""
-
-    def __init__(self, flags: Mapping[str, str] = MappingProxyType({})) -> None:
-        from rich.console import Console
-
-        super().__init__(flags)
-        self._console = Console(highlight=False)
-        self._bar: Progress | None = None
-
-    def start(self, total_steps: int, done: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-        self._bar = Progress(
-            BarColumn(bar_width=12),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[metrics]}"),
-            console=self._console,
-        )
-        self._bar.start()
-        self._task = self._bar.add_task("", total=total_steps, completed=done, metrics="")
-
-    def step(self, done: int, metrics: Mapping[str, float]) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, metrics=describe(metrics))
-
-    def finished(self, result: "TrainResult") -> None:
-        self.close()
-        super().finished(result)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-    def _say(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
+        self.display.close()
 
 
 def describe(metrics: Mapping[str, float]) -> str:

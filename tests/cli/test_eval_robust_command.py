@@ -15,7 +15,8 @@ from rich.console import Console
 
 import svdctl.evaluate
 from svdctl.cli.evaluation_flags import resolve_evaluation
-from svdctl.cli.evaluation_progress import LiveEvaluationReporter, PlainEvaluationReporter, amount, choose_reporter
+from svdctl.cli.evaluation_progress import EvaluationDisplay
+from svdctl.cli.progress_display import amount
 from svdctl.config.evaluate_config import METRICS, EvaluateConfig
 from svdctl.errors import CheckpointError, DataError, UsageError
 from tests.cli.test_train_command import svdctl_exits
@@ -39,7 +40,7 @@ def config_for(recipe: Mock, *arguments: str) -> EvaluateConfig:
     assert svdctl_exits("eval-robust", *arguments) == 0
     (config,), named = recipe.run.call_args
     assert named.keys() == {"reporter"}
-    assert isinstance(named["reporter"], PlainEvaluationReporter)
+    assert isinstance(named["reporter"], EvaluationDisplay)
     return config
 
 
@@ -215,7 +216,7 @@ def test_the_terminal_is_given_back_however_it_ends(
     recipe: Mock, capsys: pytest.CaptureFixture[str], error: BaseException, code: int
 ) -> None:
     recipe.run.side_effect = error
-    with patch("svdctl.cli.evaluation_progress.choose_reporter") as choose:
+    with patch("svdctl.cli.evaluation_progress.EvaluationDisplay") as choose:
         assert svdctl_exits("eval-robust", "x") == code
     choose.return_value.close.assert_called_once_with()
     assert "Traceback" not in capsys.readouterr().err
@@ -230,7 +231,7 @@ def test_the_sheet_of_corruptions_needs_no_checkpoint(recipe: Mock, tmp_path: Pa
     recipe.run.assert_not_called()
 
 
-def an_evaluation(reporter: PlainEvaluationReporter) -> None:
+def an_evaluation(reporter: EvaluationDisplay) -> None:
     reporter.checkpoints(["a/last", "b"], ["accuracy"])
     reporter.checkpoint("a/last", Path("runs/a/eval-last"))
     reporter.metric("accuracy")
@@ -245,7 +246,7 @@ def an_evaluation(reporter: PlainEvaluationReporter) -> None:
 
 
 def test_progress_goes_to_stderr_in_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    an_evaluation(PlainEvaluationReporter())
+    an_evaluation(EvaluationDisplay())
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "\x1b" not in shown.err
@@ -256,9 +257,9 @@ def test_progress_goes_to_stderr_in_plain_lines(capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize("live", [False, True])
 def test_no_name_gives_the_terminal_a_code(live: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    reporter, screen = LiveEvaluationReporter() if live else PlainEvaluationReporter(), io.StringIO()
-    if isinstance(reporter, LiveEvaluationReporter):
-        reporter._console = Console(file=screen, width=110, highlight=False)
+    reporter, screen = EvaluationDisplay(live=live), io.StringIO()
+    if live:
+        reporter.display.console = Console(file=screen, width=110, highlight=False)
     odd = "a\x1b[31m\x07[bold]b"
     reporter.checkpoints([odd], ["accuracy"])
     reporter.checkpoint(odd, Path(odd))
@@ -275,9 +276,9 @@ def test_no_name_gives_the_terminal_a_code(live: bool, capsys: pytest.CaptureFix
 
 
 def test_a_line_of_progress_every_ten_seconds(capsys: pytest.CaptureFixture[str]) -> None:
-    with patch("svdctl.cli.evaluation_progress.time.monotonic") as clock:
+    with patch("svdctl.cli.progress_display.time.monotonic") as clock:
         clock.return_value = 0.0
-        reporter = PlainEvaluationReporter()
+        reporter = EvaluationDisplay()
         reporter.metric("cifar-c")
         for second in range(1, 26):
             clock.return_value = float(second)
@@ -287,8 +288,8 @@ def test_a_line_of_progress_every_ten_seconds(capsys: pytest.CaptureFixture[str]
 
 
 def test_the_live_bar_is_drawn_and_taken_away() -> None:
-    reporter, screen = LiveEvaluationReporter(), io.StringIO()
-    reporter._console = Console(file=screen, force_terminal=True, width=110, highlight=False)
+    reporter, screen = EvaluationDisplay(live=True), io.StringIO()
+    reporter.display.console = Console(file=screen, force_terminal=True, width=110, highlight=False)
     an_evaluation(reporter)
     shown = screen.getvalue()
     for part in ("\x1b[", "accuracy", "97.5%", "FAILED b"):
@@ -296,11 +297,11 @@ def test_the_live_bar_is_drawn_and_taken_away() -> None:
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 2
 
 
-@pytest.mark.parametrize(("terminal", "kind"), [(True, LiveEvaluationReporter), (False, PlainEvaluationReporter)])
-def test_stderr_chooses(terminal: bool, kind: type[PlainEvaluationReporter]) -> None:
-    with patch("svdctl.cli.evaluation_progress.sys.stderr") as stderr:
+@pytest.mark.parametrize("terminal", [True, False])
+def test_stderr_chooses(terminal: bool) -> None:
+    with patch("svdctl.cli.progress_display.sys.stderr") as stderr:
         stderr.isatty.return_value = terminal
-        assert type(choose_reporter()) is kind
+        assert EvaluationDisplay().display.live is terminal
 
 
 def test_bytes_are_megabytes() -> None:

@@ -118,7 +118,7 @@ def test_two_thousand_layers_show_how_far_they_are(invoke, tmp_path: Path, monke
     path = tmp_path / "deep.pt"
     torch.save({f"layer{number}.weight": torch.randn(2, 2, 1, 1) for number in range(2000)}, path)
     clock = iter(range(0, 10**6, 5))
-    monkeypatch.setattr("svdctl.cli.inspect_spectrum.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("svdctl.cli.progress_display.time.monotonic", lambda: next(clock))
     code, out, err = invoke(path, "--format", "csv", "--tolerance", "0.3")
     assert code == 0
     assert out.count("\n") > 2000

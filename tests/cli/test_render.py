@@ -9,9 +9,7 @@ import pytest
 from rich.console import Console
 
 from svdctl.cli.training_progress import (
-    PlainReporter,
-    RichReporter,
-    choose_reporter,
+    TrainingDisplay,
     duration,
     evaluation_line,
     result_lines,
@@ -44,7 +42,7 @@ def result(*layers: Row, certified: tuple[Mock, ...] = ()) -> Mock:
 LAYERS = (Row("conv1", "TT", (16, 3, 3, 3), 2.9, 2.99, 3.0), Row("fc", "Linear", (10, 32), 1.5, 1.5, None))
 
 
-def a_whole_run(reporter: PlainReporter) -> None:
+def a_whole_run(reporter: TrainingDisplay) -> None:
     reporter.plan(["base     preset quickstart", "data     [digits]"])
     reporter.start(100, 10)
     for done in range(10, 101, 10):
@@ -57,7 +55,7 @@ def a_whole_run(reporter: PlainReporter) -> None:
 
 
 def test_plain_lines_hold_everything_and_no_escape_codes(capsys: pytest.CaptureFixture[str]) -> None:
-    a_whole_run(PlainReporter())
+    a_whole_run(TrainingDisplay())
     shown = capsys.readouterr()
     assert "\x1b" not in shown.out + shown.err
     assert "\r" not in shown.out
@@ -68,8 +66,8 @@ def test_plain_lines_hold_everything_and_no_escape_codes(capsys: pytest.CaptureF
 
 
 def test_plain_progress_every_ten_seconds(capsys: pytest.CaptureFixture[str]) -> None:
-    reporter = PlainReporter()
-    with patch("svdctl.cli.training_progress.time.monotonic") as clock:
+    reporter = TrainingDisplay()
+    with patch("svdctl.cli.progress_display.time.monotonic") as clock:
         clock.return_value = 0.0
         reporter.start(100, 0)
         for second in range(1, 26):
@@ -81,9 +79,9 @@ def test_plain_progress_every_ten_seconds(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_the_live_bar_is_drawn_and_taken_away() -> None:
-    reporter = RichReporter()
+    reporter = TrainingDisplay(live=True)
     screen = io.StringIO()
-    reporter._console = Console(file=screen, force_terminal=True, width=110, highlight=False)
+    reporter.display.console = Console(file=screen, force_terminal=True, width=110, highlight=False)
     a_whole_run(reporter)
     shown = screen.getvalue()
     for part in (
@@ -98,11 +96,11 @@ def test_the_live_bar_is_drawn_and_taken_away() -> None:
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1  # the cursor is hidden, then given back
 
 
-@pytest.mark.parametrize(("terminal", "kind"), [(True, RichReporter), (False, PlainReporter)])
-def test_stdout_chooses(terminal: bool, kind: type[PlainReporter]) -> None:
-    with patch("svdctl.cli.training_progress.sys.stdout") as stdout:
+@pytest.mark.parametrize("terminal", [True, False])
+def test_stdout_chooses(terminal: bool) -> None:
+    with patch("svdctl.cli.progress_display.sys.stdout") as stdout:
         stdout.isatty.return_value = terminal
-        assert type(choose_reporter({})) is kind
+        assert TrainingDisplay({}).display.live is terminal
 
 
 def test_controlled_layers_are_shown_alone_and_all_without_control() -> None:

@@ -12,7 +12,7 @@ import pytest
 import svdctl.train
 from svdctl.cli.app import main
 from svdctl.cli.training_flags import LIPCONV, TRAIN, Command, resolve
-from svdctl.cli.training_progress import PlainReporter
+from svdctl.cli.training_progress import TrainingDisplay
 from svdctl.config.presets import list_presets
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import CheckpointError, Interrupted, TrainingError, UsageError
@@ -49,7 +49,7 @@ def test_alone_it_runs_the_quick_start(recipe: Mock) -> None:
     assert config == resolve({"preset": "quickstart"}).config
     assert named.keys() == {"base", "reporter"}
     assert "quickstart" in named["base"]
-    assert isinstance(named["reporter"], PlainReporter)
+    assert isinstance(named["reporter"], TrainingDisplay)
     recipe.plan.assert_not_called()
     recipe.resume.assert_not_called()
 
@@ -116,7 +116,7 @@ def test_resume_takes_hardware_and_wandb_flags(recipe: Mock) -> None:
     assert svdctl_exits("train", "--resume", "runs/x", "--devices", "2", "--dataset-root", "d", "--wandb", "off") == 0
     (path,), named = recipe.resume.call_args
     assert path == Path("runs/x")
-    assert isinstance(named.pop("reporter"), PlainReporter)
+    assert isinstance(named.pop("reporter"), TrainingDisplay)
     changes = {"hardware": {"devices": 2}, "log": {"wandb": "off"}, "data": {"root": Path("d")}}
     assert named == {"refused": TRAIN.refused, "changes": changes}
     recipe.run.assert_not_called()
@@ -180,7 +180,7 @@ def test_exceptions_become_sentences(
 @pytest.mark.parametrize("error", [None, TrainingError("stop"), KeyboardInterrupt()])
 def test_the_terminal_is_given_back_however_the_run_ends(recipe: Mock, error: BaseException | None) -> None:
     recipe.run.side_effect = error
-    with patch("svdctl.cli.training_progress.choose_reporter") as choose:
+    with patch("svdctl.cli.training_progress.TrainingDisplay") as choose:
         svdctl_exits("train")
     choose.return_value.close.assert_called_once_with()
 
