@@ -28,42 +28,30 @@ CHUNK = 1000
 
 
 @dataclass(frozen=True)
-class Published:
-    """The published files, read where they lie."""
+class Source:
+    """Where corrupted images come from."""
 
-    files: CifarC
+    images: Callable[[str, int, Tensor], Tensor]
+    """Uint8 `(n, C, H, W)` for a corruption, a severity, and numbers `(n,)` of test images."""
     identity: dict[str, Any]
-    notes: list[str]
+    """What a protocol says of it."""
     identity_before: dict[str, Any]
-    """`identity` as it stands in results without a checksum."""
-
-    def images(self, name: str, severity: int, index: Tensor) -> Tensor:
-        array = self.files.images(name, severity)
-        first, last = int(index[0]), int(index[-1]) + 1
-        # A slice of the map where the images stand together, which is almost always.
-        part = array[first:last] if last - first == len(index) else array[index.numpy()]
-        return torch.from_numpy(np.array(part)).permute(0, 3, 1, 2)
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """svdctl's own corruptions of the test images."""
-
-    test: Tensor
-    seed: int
-    identity: dict[str, Any]
+    """The same as it stands in results without a checksum."""
     notes: list[str]
-
-    @property
-    def identity_before(self) -> dict[str, Any]:
-        return self.identity
-
-    def images(self, name: str, severity: int, index: Tensor) -> Tensor:
-        return corrupt(self.test[index.to(self.test.device)], name, severity, self.seed)
+    folder: Path | None = None
+    """That of published files."""
 
 
-Source = Published | Drawn
-"""Where corrupted images come from; `identity` is what a protocol says of it."""
+def _published(files: CifarC, name: str, severity: int, index: Tensor) -> Tensor:
+    array = files.images(name, severity)
+    first, last = int(index[0]), int(index[-1]) + 1
+    # A slice of the map where the images stand together, which is almost always.
+    part = array[first:last] if last - first == len(index) else array[index.numpy()]
+    return torch.from_numpy(np.array(part)).permute(0, 3, 1, 2)
+
+
+def _drawn(test: Tensor, seed: int, name: str, severity: int, index: Tensor) -> Tensor:
+    return corrupt(test[index.to(test.device)], name, severity, seed)
 
 
 def open_source(context: MeasurementContext, settings: CorruptionSettings) -> Source:
@@ -77,7 +65,8 @@ def open_source(context: MeasurementContext, settings: CorruptionSettings) -> So
     source = source_of(data)
     if source.published_corruptions is None and settings.root is None:
         notes = [NOTES["all"], *(f"{name}: {NOTES[name]}" for name in names if name in NOTES)]
-        return Drawn(test.images.to(context.classifier.device), seed, {"source": "drawn", "seed": seed}, notes)
+        identity = {"source": "drawn", "seed": seed}
+        return Source(partial(_drawn, test.images.to(context.classifier.device), seed), identity, identity, notes)
     if source.published_corruptions is not None:
         folder = find_or_fetch(
             source.published_corruptions,
@@ -90,7 +79,8 @@ def open_source(context: MeasurementContext, settings: CorruptionSettings) -> So
     files = open_cifar_c(folder, test.labels.numpy(), test.image_shape)
     files.require(names)
     before = {"source": "published", "files": _ends_of(folder, names)}
-    return Published(files, {"source": "published", "contents": _digest_of(folder, names)}, [], before)
+    now = {"source": "published", "contents": _digest_of(folder, names)}
+    return Source(partial(_published, files), now, before, [], folder)
 
 
 def _digest_of(folder: Path, names: list[str]) -> str:

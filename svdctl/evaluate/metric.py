@@ -204,8 +204,6 @@ class Metric(ABC):
     """What stands above its notes in a report."""
     uses_logits: bool = True
     """Whether it needs one pass over the test images, which metrics share."""
-    can_shard: bool = False
-    """Whether `shard` and `merge_shards` are for it."""
 
     def settings(self, config: EvaluateConfig, data: Data) -> Any:
         """Return its settings from those of the call.

@@ -79,7 +79,6 @@ class Cell:
     """What stands behind the text in parentheses, as `kept`."""
     notes: tuple[int, ...] = ()
     """Numbers of its footnotes, from 1."""
-    bold: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further columns of CSV and keys of JSON; `spread` of the column `accuracy` is `accuracy_spread`."""
 
@@ -156,10 +155,7 @@ def markdown(table: Table) -> str:
         f"| {' | '.join(map(_markdown, table.headers))} |",
         f"|{''.join('---:|' if right else '---|' for right in table.rights)}",
     ]
-    for row in table.shown_rows:
-        texts = [_markdown(_bracketed(cell)) for cell in row]
-        texts = [f"**{text}**" if cell.bold else text for cell, text in zip(row, texts, strict=True)]
-        lines.append(f"| {' | '.join(texts)} |")
+    lines += [f"| {' | '.join(_markdown(_bracketed(cell)) for cell in row)} |" for row in table.shown_rows]
     return "\n".join(_with_texts(table, lines)) + "\n"
 
 
@@ -211,8 +207,7 @@ def latex(table: Table) -> str:
 
 
 def _tex_cell(cell: Cell) -> str:
-    text = rf"\textbf{{{tex(cell.shown)}}}" if cell.bold else tex(cell.shown)
-    return text + (rf"\textsuperscript{{{','.join(map(str, cell.notes))}}}" if cell.notes else "")
+    return tex(cell.shown) + (rf"\textsuperscript{{{','.join(map(str, cell.notes))}}}" if cell.notes else "")
 
 
 def tex(text: str) -> str:
@@ -250,9 +245,8 @@ def html(table: Table) -> str:
 
 
 def _html_cell(cell: Cell, right: bool) -> str:
-    text = f"<b>{escape(cell.shown)}</b>" if cell.bold else escape(cell.shown)
     notes = f"<sup>{', '.join(map(str, cell.notes))}</sup>" if cell.notes else ""
-    return f'<td style="text-align: {"right" if right else "left"}">{text}{notes}</td>'
+    return f'<td style="text-align: {"right" if right else "left"}">{escape(cell.shown)}{notes}</td>'
 
 
 def records(table: Table) -> list[dict[str, Any]]:

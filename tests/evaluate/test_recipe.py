@@ -450,6 +450,6 @@ def test_cifar_c_of_cifar_is_looked_for_beside_cifar(tmp_path: Path) -> None:
             progress=lambda *_: None,
         )
         source = corruption_metric.open_source(cast("Any", context), settings)
-        assert isinstance(source, corruption_metric.Published)
-        assert source.files.folder == tmp_path / name
+        assert source.identity["source"] == "published"
+        assert source.folder == tmp_path / name
     assert SIDE != 32

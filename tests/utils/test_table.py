@@ -15,7 +15,7 @@ ODD = "a|b\\|c <script>alert(1)</script> & 5 % _x_ \x1b[31m"
 def small() -> Table:
     columns = [Column("name", "", "left"), Column("seed"), Column("accuracy", "accuracy, %")]
     rows = [
-        [Cell("first", "first"), Cell("1", 1), Cell("91.00", 0.91, bold=True, extra={"spread": 0.01})],
+        [Cell("first", "first"), Cell("1", 1), Cell("91.00", 0.91, extra={"spread": 0.01})],
         [Cell("second", "second", notes=(1,)), Cell("2", 2), Cell("-")],
         [Cell("third", "third"), Cell("3", 3), Cell("80.0", 0.8, mark="kept", extra={"spread": float("inf")})],
     ]
@@ -44,12 +44,12 @@ def test_terminal_pads_columns_and_shows_no_hidden_one() -> None:
     ]
 
 
-def test_markdown_has_marks_notes_and_bold() -> None:
+def test_markdown_has_marks_and_notes() -> None:
     lines = markdown(small()).splitlines()
     assert lines[4:9] == [
         "|  | accuracy, % |",
         "|---|---:|",
-        "| first | **91.00** |",
+        "| first | 91.00 |",
         "| second [1] | - |",
         "| third | 80.0 (kept) |",
     ]
@@ -60,7 +60,7 @@ def test_latex_is_whole_and_has_a_rule_between_groups() -> None:
     text = latex(small())
     assert text.count(r"\begin{") == text.count(r"\end{") == 3
     assert text.count(r"\midrule") == 2
-    for part in (r"\caption{Title. Caption.}", r"\textbf{91.00}", r"second\textsuperscript{1} & - \\", "{lr}"):
+    for part in (r"\caption{Title. Caption.}", r"second\textsuperscript{1} & - \\", "{lr}"):
         assert part in text
     assert r"{[}1{]} of one row \\ of all rows \\ Failed: second, seed 2: no memory." in text
 
@@ -91,7 +91,7 @@ class _Cells(HTMLParser):
 def test_html_has_every_cell_and_note() -> None:
     found = _Cells(html(small()))
     assert found.tags.count("tr") == 4
-    assert (found.tags.count("b"), found.tags.count("sup"), found.tags.count("li")) == (1, 1, 3)
+    assert (found.tags.count("sup"), found.tags.count("li")) == (1, 3)
     assert {"Title. Caption.", "91.00", "80.0 (kept)", "[1] of one row"} <= set(found.texts)
 
 

@@ -90,7 +90,6 @@ class AutoAttacks(Metric):
     # A figure that was joined from shards is that of the same attack.
     same_but_for = ("shards",)
     uses_logits = False
-    can_shard = True
 
     def settings(self, config: EvaluateConfig, data: Data) -> AttackSettings:
         return config.attack_settings(data.kind)
