@@ -50,7 +50,7 @@ def assert_answered(arguments: list[str]) -> int:
         patch.object(runner, "run", _reached),
         patch.object(runner, "show_corruptions", _reached),
         patch.object(inspect_files, "run", _reached),
-        patch.object(reproduce, "_rehearse", make_plan),
+        patch.object(reproduce, "_dry_run", make_plan),
         patch.object(reproduce, "_reproduce", make_plan),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
