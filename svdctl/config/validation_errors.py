@@ -92,7 +92,7 @@ def _unknown(key: str, keys: set[str], table: Mapping[str, Any]) -> str:
 
 
 def _tags(fault: Any) -> str:
-    expected = fault["ctx"].get("expected_tags")
+    expected = fault.get("ctx", {}).get("expected_tags")
     return f"{fault['ctx']['tag']!r} is not one of {expected}" if expected else "a kind is needed here"
 
 

@@ -18,3 +18,10 @@ def test_all_faults_come_together() -> None:
     with pytest.raises(UsageError) as caught:
         configuration("quickstart", ["oops", "epochs=0", "control.max_sigm=3"])
     assert len(caught.value.faults) == 3
+
+
+def test_a_section_without_its_kind_is_a_sentence() -> None:
+    from svdctl.config.train_config import TrainConfig
+    from svdctl.config.validation_errors import validated
+
+    assert validated(TrainConfig, {"data": {}}) == (None, ["`data.kind`: a kind is needed here"])
