@@ -14,6 +14,12 @@ def test_a_preset_and_assignments() -> None:
     assert configuration("lipconv5-soc").model.kind == "lipconv"
 
 
+@pytest.mark.parametrize("section", ["data", "model", "control", "loss"])
+def test_a_section_without_a_kind_is_a_sentence(section: str) -> None:
+    with pytest.raises(UsageError, match="a kind is needed here"):
+        configuration("quickstart", [f"{section}={{}}"])
+
+
 def test_all_faults_come_together() -> None:
     with pytest.raises(UsageError) as caught:
         configuration("quickstart", ["oops", "epochs=0", "control.max_sigm=3"])
