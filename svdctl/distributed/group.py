@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other; a process alone sends nothing."""
+"""Messages between the processes of a run; a process alone sends nothing."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ class Group:
 
     @classmethod
     def of(cls, fabric: Fabric) -> "Group":
-        """The processes that were launched."""
+        """Return the processes that were launched."""
         return cls(fabric.global_rank, fabric.world_size, fabric.device)
 
     @property
@@ -38,7 +38,7 @@ class Group:
         return values
 
     def gathered(self, value: Any) -> list[Any]:
-        """Everybody's value, in the order of ranks; what is sent is pickled, so keep it small."""
+        """Return the value of every process, in the order of ranks; what is sent is pickled, so keep it small."""
         if self.alone:
             return [value]
         found: list[Any] = [None] * self.world

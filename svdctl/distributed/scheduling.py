@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def costliest_first(work: Callable[[str], T], costs: Mapping[str, float], threads: bool) -> dict[str, T]:
-    """What the work gives for each layer, in the order of `costs`.
+    """Return what the work gives for each layer, in the order of `costs`.
 
     Args:
         work: on the layer of a name.
@@ -51,7 +51,7 @@ class LayerScheduler:
         return found
 
     def mine(self) -> list[str]:
-        """The layers of this process, in the network's order."""
+        """Return the layers of this process, in the network's order."""
         owners = self.owners()
         return [name for name in self.costs if owners[name] == self.group.rank]
 
@@ -67,12 +67,12 @@ class LayerScheduler:
             began = time.perf_counter()
             return float(work(name)), time.perf_counter() - began
 
-        told = self._on_mine(timed)
+        done = self._on_mine(timed)
         if self.group.alone:
             return
         owners, places = self.owners(), {name: index for index, name in enumerate(self.costs)}
         table = torch.zeros(len(places), 2, dtype=torch.float64)
-        for name, row in told.items():
+        for name, row in done.items():
             table[places[name]] = torch.tensor(row, dtype=torch.float64)
         table = self.group.summed_(table.to(self.group.device)).cpu()
         parcels: dict[int, list[Tensor]] = {rank: [] for rank in range(self.group.world)}
@@ -105,7 +105,7 @@ class LayerScheduler:
                 tensor.mul_(factor.to(tensor.dtype))
 
     def collected(self, work: Callable[[str], T]) -> dict[str, T]:
-        """What the work gives for each layer, small things, in every process."""
+        """Return what the work gives for each layer, small things, in every process."""
         found: dict[str, T] = {}
         for part in self.group.gathered(self._on_mine(work)):
             found |= part
