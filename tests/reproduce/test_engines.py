@@ -243,7 +243,7 @@ class FakeRay(ModuleType):
 
     def remote(self, **options: object) -> Callable[[Callable[[str], str]], Mock]:
         assert options == {"max_retries": 3, "num_cpus": 1}
-        return lambda work: Mock(remote=lambda text: (work, text, object()))
+        return lambda work: Mock(remote=lambda text, plugins: (work, text, object()))
 
     def wait(self, references: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
         return references[:1], references[1:]
