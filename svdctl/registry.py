@@ -87,6 +87,10 @@ class Registry(Generic[V]):
         assert self._builtin_kinds is not None
         return self._builtin_kinds
 
+    def is_builtin(self, variant: V) -> bool:
+        """Return whether one of svdctl's modules defines the variant; no module is imported for it."""
+        return type(variant).__module__ in self._builtin
+
     def _import_builtin(self) -> None:
         if self._builtin_kinds is not None:
             return

@@ -338,9 +338,9 @@ def register_metric(metric: Metric | type[Metric]) -> Metric | type[Metric]:
     ...         return Measured({"confidence": float(context.logits.softmax(1).amax(1).mean())})
     """
     instance = metric() if isinstance(metric, type) else metric
-    taken = {
-        column.name: known.kind for known in all_metrics() for column in known.columns if known.kind != instance.kind
-    }
+    # Those that ship with svdctl are imported one after another, and are looked up when all are there.
+    others = [] if METRICS.is_builtin(instance) else [known for known in all_metrics() if known.kind != instance.kind]
+    taken = {column.name: known.kind for known in others for column in known.columns}
     for column in instance.columns:
         if column.name in taken:
             raise UsageError(f"metrics {taken[column.name]} and {instance.kind} both have a column {column.name!r}")

@@ -7,7 +7,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from svdctl.config.base import Config
 from svdctl.evaluate.figures import Figures, Share, is_wilson, near, wilson_interval
-from svdctl.evaluate.metric import METRICS, Measured, MeasurementContext, Metric, Unfinished, percent
+from svdctl.evaluate.metric import Measured, MeasurementContext, Metric, Unfinished, percent, register_metric
 
 if TYPE_CHECKING:
     from svdctl.evaluate.results import Record
@@ -29,7 +29,7 @@ class AccuracyFigures(Figures):
         }
 
 
-@METRICS.register
+@register_metric
 class Top1Accuracy(Metric):
     """Top-1 accuracy with Wilson's interval at 95 %."""
 

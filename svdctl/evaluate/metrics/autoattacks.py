@@ -14,7 +14,6 @@ from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.errors import UsageError
 from svdctl.evaluate.figures import Figures, Share, is_share_of, is_wilson, near
 from svdctl.evaluate.metric import (
-    METRICS,
     Measured,
     MeasurementContext,
     Metric,
@@ -23,6 +22,7 @@ from svdctl.evaluate.metric import (
     Passes,
     Unfinished,
     percent,
+    register_metric,
 )
 from svdctl.evaluate.table_evaluation import Evaluate
 from svdctl.utils.atomic_write import write_atomically
@@ -76,7 +76,7 @@ def ball(protocol: Mapping[str, Any]) -> str:
     return f"{protocol['norm']} {protocol['eps']:g}{marked}"
 
 
-@METRICS.register
+@register_metric
 class AutoAttacks(Metric):
     """Share of test images for which AutoAttack finds no adversarial one in a ball."""
 

@@ -13,7 +13,6 @@ from svdctl.config.data_config import Data
 from svdctl.config.evaluate_config import RADII, EvaluateConfig
 from svdctl.evaluate.figures import Figures, Share
 from svdctl.evaluate.metric import (
-    METRICS,
     Measured,
     MeasurementContext,
     Metric,
@@ -21,6 +20,7 @@ from svdctl.evaluate.metric import (
     OutputContext,
     Unfinished,
     percent,
+    register_metric,
 )
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class CertificateFigures(Figures):
         }
 
 
-@METRICS.register
+@register_metric
 class CertifiedAccuracy(Metric):
     """Share of test images whose label is proved in an l2 ball around them."""
 

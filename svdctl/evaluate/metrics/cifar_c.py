@@ -13,7 +13,6 @@ from svdctl.config.evaluate_config import CorruptionSettings, EvaluateConfig
 from svdctl.data.data_source import place_of, source_of
 from svdctl.evaluate.figures import Figures, Share, is_share_of, near
 from svdctl.evaluate.metric import (
-    METRICS,
     Measured,
     MeasurementContext,
     Metric,
@@ -21,6 +20,7 @@ from svdctl.evaluate.metric import (
     Passes,
     TableColumn,
     Unfinished,
+    register_metric,
 )
 from svdctl.evaluate.table_evaluation import Evaluate
 
@@ -69,7 +69,7 @@ def _header(evaluate: Evaluate) -> str:
     return f"CIFAR-C {list_name(names, evaluate.severities)}, %"
 
 
-@METRICS.register
+@register_metric
 class CorruptionAccuracy(Metric):
     """Mean accuracy over corruptions and severities."""
 

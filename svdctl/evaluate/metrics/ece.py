@@ -8,7 +8,15 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from svdctl.config.base import Config
 from svdctl.evaluate.figures import Figures, Share, near
-from svdctl.evaluate.metric import METRICS, Measured, MeasurementContext, Metric, OutputContext, Unfinished, percent
+from svdctl.evaluate.metric import (
+    Measured,
+    MeasurementContext,
+    Metric,
+    OutputContext,
+    Unfinished,
+    percent,
+    register_metric,
+)
 
 if TYPE_CHECKING:
     from svdctl.evaluate.evaluation_data import HeldOut
@@ -65,7 +73,7 @@ class CalibrationFigures(Figures):
         }
 
 
-@METRICS.register
+@register_metric
 class ExpectedCalibrationError(Metric):
     """15 equal bins of confidence, the last one closed at 1."""
 
