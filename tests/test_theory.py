@@ -60,10 +60,21 @@ def test_each_lemma_has_its_function_and_its_test(row: list[str]) -> None:
 
 @pytest.mark.parametrize("row", CONSTANTS, ids=lambda row: row[0])
 def test_each_constant_is_in_its_module_and_has_a_purpose(row: list[str]) -> None:
-    module = found(row[1].strip("`"))
-    for name in re.findall(r"`([A-Z_0-9]+)`", row[0]):
-        assert hasattr(module, name), name
+    modules = [found(name) for name in re.findall(r"`([^`]+)`", row[1])]
+    assert modules
+    for module in modules:
+        for name in re.findall(r"`([A-Z_0-9]+)`", row[0]):
+            assert hasattr(module, name), name
     assert re.match(r"soundness|speed|neither|what float64 can", row[2])
+
+
+def test_factors_against_rounding_stand_in_the_modules_that_the_table_names() -> None:
+    for factor, row in ((row[0].split("`")[1], row) for row in CONSTANTS if row[0].startswith("factors")):
+        folders = ("spectral", "layers", "control", "certificates")
+        files = [path for folder in folders for path in (ROOT / "svdctl" / folder).rglob("*.py")]
+        using = {path.relative_to(ROOT) for path in files if factor in path.read_text(encoding="utf-8")}
+        named = {".".join(path.with_suffix("").parts) for path in using}
+        assert set(re.findall(r"`([^`]+)`", row[1])) == named
 
 
 def test_every_section_with_a_proof_has_a_lemma_in_the_table() -> None:

@@ -20,6 +20,7 @@ from svdctl.spectral.projection import CLIP_ROUNDS, SEAL_TOLERANCE, assigned_ker
 
 Optimizer = torch.optim.Optimizer | None
 _MARGIN = 1e-4
+_OUTWARD = 1e-12  # of a product of float64 numbers, and of the differences whose norm is added to it
 _MOST_ROUNDS = 20
 T = TypeVar("T")
 
@@ -74,7 +75,7 @@ def scale_below_(layer: nn.Module, max_sigma: float, *, tolerance: float = TOLER
         total *= factor
         conv, error = exact_operator(layer)
         moved = taps_norm(conv.kernel.double() - wanted * factor)
-        kernel_norm = kernel_norm * factor * (1 + 1e-12) + moved
+        kernel_norm = kernel_norm * factor * (1 + _OUTWARD) + moved
     return total
 
 

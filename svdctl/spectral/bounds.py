@@ -27,6 +27,7 @@ _CENTRES = 1e-11  # rounding of the cells' centres and radius
 _FINEST = 1e-6
 # For speed.
 TOLERANCE = 0.005
+_TOLERANCE_OVER_MARGIN = 50
 _COARSE_ROOM = 0.009
 _EXACT_AT_ONCE = 4
 _SHARE_OF_ROOM = 0.9
@@ -231,7 +232,8 @@ def scale_to_bound(conv: Convolution, max_sigma: float, *, tolerance: float = TO
     # A little more than needed, so that a later bracket, which may differ in its last figures, ends below too.
     # Rounding moves each entry of the scaled kernel by at most half a unit, and its norm by that share of the taps'.
     unit = torch.finfo(conv.kernel.dtype).eps
-    factor = max_sigma / (bracket.upper * (1 + tolerance / 50) + unit * taps_norm(conv.kernel)) * (1 - 4 * unit)
+    room = bracket.upper * (1 + tolerance / _TOLERANCE_OVER_MARGIN) + unit * taps_norm(conv.kernel)
+    factor = max_sigma / room * (1 - 4 * unit)
     scaled = conv.with_kernel(conv.kernel * factor)
     return scaled, Bracket(min(bracket.lower * factor * (1 - 4 * unit), max_sigma), max_sigma)
 
