@@ -332,7 +332,7 @@ def register_metric(metric: Metric | type[Metric]) -> Metric | type[Metric]:
     ...     confidence: Share
     >>> @svdctl.register_metric
     ... class Confidence(Metric):
-    ...     kind, figures, columns = "confidence", ConfidenceFigures, (percent("confidence", "confidence"),)
+    ...     kind, figures, columns = "my-confidence", ConfidenceFigures, (percent("my-confidence", "confidence"),)
     ...
     ...     def measure(self, context, config, unfinished):
     ...         return Measured({"confidence": float(context.logits.softmax(1).amax(1).mean())})

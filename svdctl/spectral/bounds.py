@@ -73,7 +73,10 @@ def norm_bound(conv: Convolution, *, tolerance: float = TOLERANCE) -> Bracket:
         lower = max(lower, lower_bound(field))
     proved = False
     while not proved:
+        known = lower
         lower, proved = _branch_and_bound(field, conv, samples, lower, target)
+        if not proved and lower <= known:
+            raise ShapeError(f"no bound within {tolerance:g} of the norm can be proved in float64; ask for a wider one")
     # Between its samples a Gram matrix can be larger than at any of them, and its quotient round more.
     more = field.quotient_rounding(field.frobenius * (lebesgue(field.taps) - 1))
     reached = math.sqrt(max(lower**2 - more, 0.0))

@@ -37,6 +37,7 @@ def padded_norm(operator: Operator, input_shape: tuple[int, ...], *, like: Tenso
 
     best = lanczos(normal, start.flatten(1), steps)[1].reshape(start.shape).double()
     with torch.no_grad():
-        value = float(operator(best).norm() / best.norm())
+        # Of an operator that is zero there is no best vector.
+        value = float(operator(best).norm() / best.norm()) if bool(best.any()) else 0.0
     # Rounding of one forward pass in float64, generously.
     return value * (1 - 1e-10)

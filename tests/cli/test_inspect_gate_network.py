@@ -300,8 +300,8 @@ def test_other_weights_than_those_of_the_row_are_seen(name: str, told: str, gate
         ("a partial", "not proved: mix.1, mix.1"),
         ("a closure", "not proved: way.w, way.w"),
         ("a buffer of a layer", "not proved: c.codes, c.codes"),
-        ("of Normalize", "not proved: 1, layers of type Scaled"),
-        ("of Normalize first", "not proved: 0, layers of type Scaled"),
+        ("of Normalize", "not proved: 1, its forward pass is not that of Normalize"),
+        ("of Normalize first", "not proved: 0, its forward pass is not that of Normalize"),
         ("deviations", "1 reaches 999"),
     ],
 )

@@ -106,7 +106,7 @@ def train(data: Path, out: Path, devices: int, kinds: Sequence[str]) -> None:
             folder = out / f"{kind}-{devices}"
             if fabric.is_global_zero:
                 folder.mkdir(parents=True)
-            run = module.Run(config, load_parts(config), fabric, folder, Silent())
+            run = module.TrainingRun(config, load_parts(config), fabric, folder, Silent())
             assert run.execute(None).completed
             torch.save(run.model.state_dict(), out / f"{kind}-{devices}.{fabric.global_rank}.pt")
 

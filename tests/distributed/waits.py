@@ -61,4 +61,4 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1])
     except Exception as error:
-        sys.exit(report(error, debug=False))
+        sys.exit(report(error, {}, debug=False))

@@ -21,6 +21,7 @@ from svdctl.evaluate.corruptions import (
     corruption_functions,
     read_corruption_list,
 )
+from svdctl.evaluate.corruptions.corruption_sheet import sample_images
 from tests.evaluate.pictures import flat, photographs
 
 SEEDED = [
@@ -235,13 +236,7 @@ def test_the_sheet_shows_what_corrupt_gives(tmp_path: Path) -> None:
     path = contact_sheet(tmp_path / "sheet.png")
     image = np.asarray(Image.open(path))
     for name, severity in (("fog", 1), ("saturate", 5), ("gaussian_noise", 3)):
-        tile = (
-            corrupt(contact_sheet.sample_images(), name, severity, 0)[1]
-            .permute(1, 2, 0)
-            .numpy()
-            .repeat(3, 0)
-            .repeat(3, 1)
-        )
+        tile = corrupt(sample_images(), name, severity, 0)[1].permute(1, 2, 0).numpy().repeat(3, 0).repeat(3, 1)
         height, width = (size - 96 for size in image.shape[:2])
         alike = np.ones((height, width), dtype=bool)
         for at in (0, 20, 50, 95):
