@@ -25,13 +25,13 @@ from svdctl.utils.atomic_write import write_atomically
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds."""
+    """Hold the contents of a checkpoint."""
 
     config: TrainConfig
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
     model: dict[str, Any]
-    """State of the network, sealed: what every reader but a resumed training wants."""
+    """State of the network, its bounds proved; `training` has the weights as they were before the proof."""
     training: dict[str, Any]
     """State of optimiser, schedule, control and counters."""
     metrics: dict[str, float]
@@ -125,7 +125,7 @@ def _in_todays_keys(text: str) -> str:
 
 
 class _Contents(BaseModel):
-    """What the file of a checkpoint has to hold, by type; nothing is converted."""
+    """Check the types in the file of a checkpoint; nothing is converted."""
 
     model_config = ConfigDict(strict=True, arbitrary_types_allowed=True)
 
@@ -165,17 +165,17 @@ def load(path: str | os.PathLike[str]) -> nn.Module:
     """
     checkpoint = read_checkpoint(Path(path))
     model = build_model(checkpoint.config, len(checkpoint.classes))
-    with fitting(path):
+    with checkpoint_error_on_mismatch(path):
         model.load_state_dict(checkpoint.model)
     return model.eval()
 
 
 @contextmanager
-def fitting(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Around what takes over the state in a checkpoint.
+def checkpoint_error_on_mismatch(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn the errors of a body that loads the state in a checkpoint into one that names its file.
 
     Raises:
-        CheckpointError: a part of it is missing or of another shape.
+        CheckpointError: a part of the state is missing or of another shape.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""What can be done to the singular values of one layer; every action leaves the layer on its device and dtype."""
+"""Clip, assign or divide the singular values of one layer, in place, on its own device and dtype."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -42,7 +42,7 @@ def assign_layer_(layer: nn.Module, value: float, optimizer: Optimizer = None) -
 
 
 def _replace_(layer: nn.Module, before: Convolution, kernel: Tensor, max_sigma: float, optimizer: Optimizer) -> float:
-    """Write a polyphase kernel, then scale until the bound is proved of what was written; returns the distance."""
+    """Write a polyphase kernel, then scale until the bound is proved of the written weights; returns the distance."""
     before = before.with_kernel(before.kernel.clone())  # the layer's own memory may be behind it
     ops_of(layer).write_(layer, before.from_polyphase(kernel), optimizer)
     scale_below_(layer, max_sigma, tolerance=SEAL_TOLERANCE)
@@ -50,7 +50,7 @@ def _replace_(layer: nn.Module, before: Convolution, kernel: Tensor, max_sigma: 
 
 
 def divide_exact_layer_(layer: nn.Module, max_sigma: float) -> float:
-    """The seal: scale by `min(1, max_sigma / bound)`, the bound proved afterwards; returns the factor."""
+    """Scale by `min(1, max_sigma / bound)` until the bound is proved of the written weights; returns the factor."""
     return 1.0 if is_layer_bounded(layer, max_sigma) else scale_below_(layer, max_sigma)
 
 
@@ -80,14 +80,14 @@ def scale_below_(layer: nn.Module, max_sigma: float, *, tolerance: float = TOLER
 
 
 def paper_divide_layer_(layer: nn.Module, max_sigma: float, size: tuple[int, ...], generator: torch.Generator) -> None:
-    """The paper's division: two power steps from a new random vector, too low by some 15 %; no seal."""
+    """Divide as the paper does, by two power steps from a new random vector, some 15 % too low; nothing is proved."""
     ops = ops_of(layer)
     sigma = paper_sigma(ops.operators_assuming_orthonormal([layer])[0], size, generator)
     ops.scale_([layer], [shrink(sigma, max_sigma)])
 
 
 def paper_clip_layer_(layer: nn.Module, max_sigma: float, size: tuple[int, ...], optimizer: Optimizer = None) -> None:
-    """The paper's clip: one pass on the grid of the layer's input, or of its kernel if that is larger; no seal."""
+    """Clip as the paper does, once on the grid of the layer's input, or of its kernel if larger; nothing is proved."""
     ops_of(layer).write_(layer, paper_clip(operator_of(layer), max_sigma, size), optimizer)
 
 
@@ -101,13 +101,13 @@ def limit_batchnorm_(layer: BatchNorm, max_sigma: float) -> None:
 def act_on_group_(
     layers: Mapping[str, nn.Module], max_sigma: Mapping[str, float], work: Callable[[str], T], *, writes_operator: bool
 ) -> dict[str, T]:
-    """Do the work on layers that share memory, one after another, and prove all of them to be within their maxima.
+    """Run `work` on layers that share memory, one after another, and prove all of them to be within their maxima.
 
     Args:
         layers: by name.
         max_sigma: of each layer.
-        work: on the layer of a name; brings it within its maximum.
-        writes_operator: whether it writes kernels anew, so that common frames have to be orthonormal before.
+        work: takes the name of a layer, and brings that layer within its maximum.
+        writes_operator: whether `work` writes new kernels, for which frames that TT layers share must be orthonormal.
 
     Raises:
         ShapeError: what lowers the norm of one raises that of another, again and again.
@@ -136,7 +136,7 @@ def divide_group_(layers: Mapping[str, nn.Module], max_sigma: Mapping[str, float
 
 
 def orthonormalize_frames_(layers: Mapping[str, nn.Module]) -> None:
-    """Make the frames of TT layers orthonormal and keep every layer's operator, also where layers have common frames.
+    """Make the frames of TT layers orthonormal without changing any layer's operator, also where layers share frames.
 
     Raises:
         ShapeError: layers with a common core between different frames, whose operators cannot both be kept.
@@ -173,11 +173,12 @@ def refuse_unwritable(model: nn.Module, layers: Mapping[str, nn.Module]) -> None
 
 
 def _address(tensor: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """Return what identifies the memory that a tensor views."""
     return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
 
 
 def expected_cost(layer: nn.Module) -> float:
-    """About how long an action on the layer takes, against other layers: products of matrices at some frequencies."""
+    """Return the relative cost of an action on the layer: multiplications in matrix products at its frequencies."""
     ops = ops_of(layer)
     weight = ops.tensors(layer)[0]
     out, into = (*weight.shape, 1, 1)[:2]
@@ -188,11 +189,11 @@ def expected_cost(layer: nn.Module) -> float:
 
 
 def on_cpu(layers: Iterable[nn.Module]) -> bool:
-    """Whether all of the layers are on the CPU, where several can be worked on at a time."""
+    """Return whether all of the layers are on the CPU, where several threads can work on different layers."""
     return all(ops_of(layer).tensors(layer)[0].device.type == "cpu" for layer in layers)
 
 
 def shrink(sigma: Tensor, max_sigma: float) -> Tensor:
-    """`min(1, max_sigma / sigma)`, a little smaller when below 1 so that rounding cannot pass `max_sigma` (0-d)."""
+    """Return `min(1, max_sigma / sigma)` (0-d), a little less when below 1: rounding must not exceed `max_sigma`."""
     inside = max_sigma * (1 - 8 * torch.finfo(sigma.dtype).eps)
     return torch.where(sigma > max_sigma, inside / sigma, torch.ones_like(sigma))

@@ -1,4 +1,4 @@
-"""Divide exactly: kernels are scaled by the maximum over a proved bound of their norm."""
+"""The control method `divide-exact`: scale kernels by the maximum over a proved bound of their norm."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -8,14 +8,14 @@ from svdctl.control.control_method import ControlContext, ControlledLayer, Contr
 
 
 class DivideExact(ControlConfig):
-    """As `divide`, with the exact sigma_max of the rigorous engine at each application."""
+    """Settings of `divide` with a proved bound of the spectral norm, in place of an estimate, at each application."""
 
     kind: Literal["divide-exact"] = "divide-exact"
 
 
 @register_control
 class DivideExactControl(ControlMethod):
-    """What the seal does, at every application."""
+    """Scale each layer, at every application, until its norm is proved to be at most its maximum."""
 
     kind = "divide-exact"
     config = DivideExact

@@ -1,11 +1,11 @@
-"""The end of one process is the end of all, said once.
+"""End all processes of a run when one of them dies or fails, and print the cause once.
 
-Every process holds a connection to the first one as long as it lives. The kernel closes it when a process dies, however
-that happens, so that nothing has to be asked at intervals and no busy process is taken for a dead one; TCP's keepalive
-tells of a machine that is gone. What waits in a collective operation, which NCCL lets wait for many minutes, is ended
-by the thread that listens.
+Every process keeps a TCP connection to rank 0. The kernel closes it when a process dies, whatever the cause, so that no
+heartbeat is needed and a busy process is never mistaken for a dead one; TCP's keepalive detects a machine that is gone.
+A process that waits in a collective operation, which NCCL lets wait for many minutes, is ended by a background thread
+that reads the connections.
 
-Who speaks: the first process; when it is the one that was lost, the second.
+Rank 0 prints the cause; rank 1 does when rank 0 is the process that died.
 """
 
 import json
@@ -28,20 +28,22 @@ from lightning_fabric import Fabric
 from svdctl.errors import EndedElsewhere, SvdctlError, TrainingError
 
 GRACE = 12.0
-"""Seconds in which a process may end by itself, once another one is lost."""
-_NOTICE = 4.0
-"""Seconds within which a failed message is explained by a process that was lost, if it is."""
-_JOIN = 60.0
+"""Seconds that a process has to end by itself, once another one has died."""
+_DETECTION_SECONDS = 4.0
+"""Seconds to wait, after a collective operation has failed, for the news that another process has died."""
+_TIMEOUT = 60.0
+"""Seconds to wait for a connection between processes, and for the child processes to end after a sound run."""
 
 
-class Lifeline:
-    """This process's connection to the others, and what it knows of them.
+class FailureDetector:
+    """Watch the connections to the other processes, and end this one when another one dies or fails.
 
     Args:
-        rank, world: of this process.
+        rank: of this process.
+        world: number of processes.
         children: processes that this one started.
-        exchange: gives every process what the first one puts in.
-        advice: what to do after a loss, to end its sentence.
+        broadcast: returns, in every process, the argument that rank 0 gave.
+        advice: returns what the user should do next; the last words of the error message.
     """
 
     def __init__(
@@ -49,29 +51,29 @@ class Lifeline:
         rank: int,
         world: int,
         children: list["subprocess.Popen[Any]"],
-        exchange: Callable[[Any], Any],
+        broadcast: Callable[[Any], Any],
         advice: Callable[[], str],
     ) -> None:
         self.rank, self.world, self.children, self.advice = rank, world, children, advice
-        self.trouble: str | None = None
-        """Why this run ends early, once that is known; empty when another process says it."""
-        self._known, self._gone = threading.Event(), threading.Event()
+        self.cause: str | None = None
+        """Why the run ends early; None: no failure is known; empty: another process prints the cause."""
+        self._failure_known, self._is_ending = threading.Event(), threading.Event()
         self._lock = threading.Lock()
-        self._done: set[int] = set()
-        self._code = 1
-        self._peers = self._meet(exchange)
-        self._listener = threading.Thread(target=self._listen, name="lifeline", daemon=True)
-        self._listener.start()
+        self._finished: set[int] = set()
+        self._exit_code = 1
+        self._peers = self._connect(broadcast)
+        self._watcher = threading.Thread(target=self._watch, name="failure detector", daemon=True)
+        self._watcher.start()
 
-    def _meet(self, exchange: Callable[[Any], Any]) -> dict[int, socket.socket]:
-        """The sockets to the others, by rank: of all of them at the first process, of that one elsewhere."""
+    def _connect(self, broadcast: Callable[[Any], Any]) -> dict[int, socket.socket]:
+        """Return connected sockets by rank: to all other processes in rank 0, to rank 0 in the others."""
         peers: dict[int, socket.socket] = {}
         if self.rank == 0:
             families = {found[0] for found in socket.getaddrinfo(os.environ["MASTER_ADDR"], None)}
             family = socket.AF_INET if socket.AF_INET in families else socket.AF_INET6
             with socket.create_server(("", 0), family=family, backlog=self.world) as server:
-                server.settimeout(_JOIN)
-                _, token = exchange((server.getsockname()[1], secrets.token_hex(16)))
+                server.settimeout(_TIMEOUT)
+                _, token = broadcast((server.getsockname()[1], secrets.token_hex(16)))
                 while len(peers) < self.world - 1:
                     found, _ = server.accept()
                     found.settimeout(5)
@@ -81,8 +83,8 @@ class Lifeline:
                     else:
                         found.close()
         else:
-            port, token = exchange(None)
-            peers[0] = socket.create_connection((os.environ["MASTER_ADDR"], port), timeout=_JOIN)
+            port, token = broadcast(None)
+            peers[0] = socket.create_connection((os.environ["MASTER_ADDR"], port), timeout=_TIMEOUT)
             _send(peers[0], {"rank": self.rank, "token": token})
         for peer in peers.values():
             peer.settimeout(None)
@@ -92,91 +94,102 @@ class Lifeline:
                     peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
         return peers
 
-    def leave(self) -> None:
-        """This process has done its part; returns when the first one, or at that one all others, have too."""
-        self._tell({"end": "done"})
-        self._listener.join()
+    def finish(self) -> None:
+        """Report that this process has finished; wait until rank 0 has, and in rank 0 until all others have."""
+        self._send_all({"end": "done"})
+        self._watcher.join()
 
-    def fail(self, error: BaseException) -> BaseException:
-        """What this process ends with after an error of its own, or one that another process's end has caused.
+    def report_failure(self, error: BaseException) -> BaseException:
+        """Send an error of this process to the others, unless the death of another process caused it.
 
         Returns:
-            The exception to raise; `EndedElsewhere` where another process says what happened.
+            The exception to raise in this process; `EndedElsewhere` where another process prints the cause.
         """
-        communication = isinstance(error, RuntimeError) and not isinstance(error, SvdctlError | torch.OutOfMemoryError)
-        if communication:
-            self._known.wait(_NOTICE)
+        # A collective operation fails with a RuntimeError when another process has died.
+        own = SvdctlError | torch.OutOfMemoryError
+        may_be_collective = isinstance(error, RuntimeError) and not isinstance(error, own)
+        if may_be_collective:
+            self._failure_known.wait(_DETECTION_SECONDS)
         with self._lock:
-            known = self.trouble
+            known = self.cause
             if known is None:
-                # The first to fail: the others are told, and this sentence is the one.
-                self.trouble = ""
-        self._code = getattr(error, "exit_code", 1)
-        self._gone.set()
-        if known is not None and (communication or not isinstance(error, SvdctlError)):
+                # The first process to fail: its message is the one that is printed.
+                self.cause = ""
+        self._exit_code = getattr(error, "exit_code", 1)
+        self._is_ending.set()
+        if known is not None and (may_be_collective or not isinstance(error, SvdctlError)):
             return TrainingError(known) if known else EndedElsewhere(1)
-        said = str(error) if isinstance(error, SvdctlError) else None
+        message = str(error) if isinstance(error, SvdctlError) else None
         if isinstance(error, KeyboardInterrupt):
-            said = "interrupted"
-        self._tell({"end": "failed", "said": said})
-        return error if self.rank == 0 or said is None else EndedElsewhere(1)
+            message = "interrupted"
+        self._send_all({"end": "failed", "said": message})
+        return error if self.rank == 0 or message is None else EndedElsewhere(1)
 
-    def _tell(self, message: dict[str, Any]) -> None:
+    def _send_all(self, message: dict[str, Any]) -> None:
+        """Send a message to all connected processes; those that are gone are skipped."""
         for peer in self._peers.values():
             with suppress(OSError):
                 _send(peer, message)
 
-    def _listen(self) -> None:
-        """Until all others are done, or one is lost."""
+    def _watch(self) -> None:
+        """Read the connections until all other processes have finished, or one has died or failed."""
         with selectors.DefaultSelector() as selector:
             for rank, peer in self._peers.items():
                 selector.register(peer, selectors.EVENT_READ, rank)
-            while len(self._done) < len(self._peers):
+            while len(self._finished) < len(self._peers):
                 for key, _ in selector.select():
                     rank = key.data
                     message = _read_line(self._peers[rank])
                     if message.get("end") == "done":
-                        self._done.add(rank)
+                        self._finished.add(rank)
                         selector.unregister(self._peers[rank])
                     else:
-                        self._end(rank, message)
+                        self._end_process(rank, message)
                         return
 
-    def _end(self, rank: int, message: dict[str, Any]) -> None:
-        """What follows from a process that ended early: the others hear of it, and this one has to go."""
-        killed = f"process {rank} of {self.world} was lost, killed or cut off; the run has ended: {self.advice()}"
+    def _end_process(self, rank: int, message: dict[str, Any]) -> None:
+        """End this process after another one has ended early; rank 0 informs all others.
+
+        The main thread has `GRACE` seconds to end by itself; then this thread prints the cause and ends the process.
+
+        Args:
+            rank: of the process that ended early.
+            message: its last one; empty if the connection was closed without one.
+        """
+        died = f"process {rank} of {self.world} was lost, killed or cut off; the run has ended: {self.advice()}"
         if "end" not in message:
-            trouble = killed if self.rank in (0, 1) else ""
+            cause = died if self.rank in (0, 1) else ""
         elif self.rank == 0 and message.get("said"):
-            trouble = f"process {rank} of {self.world}: {message['said']}"
+            cause = f"process {rank} of {self.world}: {message['said']}"
         elif self.rank == 0:
-            trouble = f"process {rank} of {self.world} failed, as it says above; the run has ended: {self.advice()}"
+            cause = f"process {rank} of {self.world} failed, as it says above; the run has ended: {self.advice()}"
         else:
-            trouble = ""
+            cause = ""
         with self._lock:
-            first = self.trouble is None
-            if first:
-                self.trouble = trouble
-        self._known.set()
+            is_first = self.cause is None
+            if is_first:
+                self.cause = cause
+        self._failure_known.set()
         if self.rank == 0:
-            self._tell({"end": "failed"})
-        if self._gone.wait(GRACE):
-            # The way out of the interpreter may lead through a collective operation too.
+            self._send_all({"end": "failed"})
+        if self._is_ending.wait(GRACE):
+            # The interpreter's exit handlers may wait in a collective operation too.
             time.sleep(GRACE)
-        elif first and trouble:
+        elif is_first and cause:
             show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
-            print(f"{show_cursor}svdctl: {trouble}", file=sys.stderr, flush=True)
+            print(f"{show_cursor}svdctl: {cause}", file=sys.stderr, flush=True)
         for child in self.children:
             child.kill()
-        os._exit(self._code)
+        os._exit(self._exit_code)
 
 
 def _send(peer: socket.socket, message: dict[str, Any]) -> None:
+    """Send a message as one line of JSON."""
     peer.sendall(json.dumps(message).encode() + b"\n")
 
 
 def _read_line(peer: socket.socket) -> dict[str, Any]:
-    """The next message; empty at the end of the connection, and for what is none."""
+    """Return the next message; empty at the end of the connection, and for a line that is no message."""
     line = bytearray()
     try:
         while not line.endswith(b"\n"):
@@ -191,41 +204,41 @@ def _read_line(peer: socket.socket) -> dict[str, Any]:
 
 
 @contextmanager
-def together(fabric: Fabric, advice: Callable[[], str]) -> Iterator[None]:
-    """Around all that the processes of a run do: the end of one is the end of all, said once.
+def end_together(fabric: Fabric, advice: Callable[[], str]) -> Iterator[None]:
+    """Run the body in all processes; when one of them dies or fails, end the others and print the cause once.
 
     Args:
         fabric: the processes, launched.
-        advice: what to do after a loss, to end its sentence.
+        advice: returns what the user should do next; the last words of the error message.
 
     Raises:
-        TrainingError: another process was lost; in the process that says so.
-        EndedElsewhere: in those that do not.
+        TrainingError: another process has died; raised in the process that prints the cause.
+        EndedElsewhere: another process has died or failed; raised in all other processes.
     """
     if fabric.world_size == 1:
         yield
         return
     started = getattr(fabric.strategy.launcher, "procs", [])
     children = list(started)
-    # lightning's own observer would kill this process too, before it could say why: it has nothing left to observe.
+    # Lightning watches this list, and would kill this process before the cause is printed: leave it nothing to watch.
     started.clear()
-    lifeline = Lifeline(fabric.global_rank, fabric.world_size, children, fabric.broadcast, advice)
+    detector = FailureDetector(fabric.global_rank, fabric.world_size, children, fabric.broadcast, advice)
     try:
         yield
     except BaseException as error:
-        ending = lifeline.fail(error)
-        _reap(children, GRACE / 2)
+        ending = detector.report_failure(error)
+        _wait_for_children(children, GRACE / 2)
         if ending is error:
             raise
         raise ending from error
-    lifeline.leave()
-    _reap(children, _JOIN)
+    detector.finish()
+    _wait_for_children(children, _TIMEOUT)
     dist.destroy_process_group()
 
 
-def _reap(children: list["subprocess.Popen[Any]"], patience: float) -> None:
-    """Wait for processes to end; those that do not are killed."""
-    deadline = time.monotonic() + patience
+def _wait_for_children(children: list["subprocess.Popen[Any]"], seconds: float) -> None:
+    """Wait up to `seconds` for the child processes to end, and kill those that have not."""
+    deadline = time.monotonic() + seconds
     for child in children:
         try:
             child.wait(max(0.1, deadline - time.monotonic()))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from svdctl.checkpoint.checkpoint_file import fitting, read_checkpoint
+from svdctl.checkpoint.checkpoint_file import checkpoint_error_on_mismatch, read_checkpoint
 from svdctl.config.attack_settings import VERSIONS, AttackSettings
 from svdctl.config.evaluate_config import CorruptionSettings, EvaluateConfig
 from svdctl.config.train_config import TrainConfig
@@ -242,7 +242,7 @@ def training_figures(folder: Path) -> tuple[dict[str, float], tuple[str, ...]]:
         CheckpointError: `last.pt` cannot be read.
     """
     checkpoint = read_checkpoint(folder / "last.pt")
-    with fitting(folder):
+    with checkpoint_error_on_mismatch(folder):
         history = read_history(checkpoint, folder)
     notes = []
     if checkpoint.data is None:

@@ -133,7 +133,10 @@ def _folders(parent: Path) -> Iterator[tuple[str, Path]]:
 
 def inspect_run(folder: Path) -> RunState:
     """Return how far the run of a folder is, by its `last.pt`."""
-    from svdctl.checkpoint.checkpoint_file import fitting, read_checkpoint  # torch: only where there is a run
+    from svdctl.checkpoint.checkpoint_file import (  # torch: only where there is a run
+        checkpoint_error_on_mismatch,
+        read_checkpoint,
+    )
     from svdctl.train.run_history import has_ended, read_best, read_history
     from svdctl.train.trainer import Counters
 
@@ -143,7 +146,7 @@ def inspect_run(folder: Path) -> RunState:
     try:
         checkpoint = read_checkpoint(folder / "last.pt")
         key = run_hash(checkpoint.config)
-        with fitting(folder):
+        with checkpoint_error_on_mismatch(folder):
             history = read_history(checkpoint, folder)
             counters = Counters(**history.training["counters"])
         if checkpoint.config.evaluation.select != "last" and counters.best_step:

@@ -1,4 +1,4 @@
-"""The norm of a convolution over every input size, as a proof: floating point included.
+"""Prove bounds of the norm of a convolution over every input size, floating-point rounding included.
 
 The supremum of sigma_max over all frequencies bounds the layer with zero padding at every input size, and is reached in
 the limit (docs/theory.md, "Zero padding"). It is found by branch and bound over cells of frequencies ("Exclusion of
@@ -25,16 +25,17 @@ _OTHER_ROUNDINGS = 8  # operations of a factorisation beside the products of an 
 _CENTRES = 1e-11  # rounding of the cells' centres and radius
 # What float64 can tell apart.
 _FINEST = 1e-6
-# For speed.
+# For speed. A cell of frequencies is proved to be below a bound by comparing its centre with a lower threshold. The
+# margin is the difference of the squares of the two; rounding errors of the comparison have to be less than it.
 TOLERANCE = 0.005
-_TOLERANCE_OVER_MARGIN = 50
-_COARSE_ROOM = 0.009
-_EXACT_AT_ONCE = 4
-_SHARE_OF_ROOM = 0.9
-_PLAINLY = 1e-3
-_FEW = 0.25
-# Shares of the room between a cell's centre and the bound that float32's rounding may take: all of it, or unfelt.
-_MOST_OF_ROOM, _FELT = 0.8, 0.15
+_TOLERANCE_OVER_MARGIN = 50  # of `scale_to_bound`: its result ends below the maximum by tolerance / 50
+_COARSE_TOLERANCE = 0.009  # bounds less than this above the lower bound need a better lower bound first
+_CENTRES_EVALUATED = 4  # centres at which the norm is computed, in each pass over the cells
+_THRESHOLD_EXPONENT = 0.9  # (bound / lower bound) to this power is bound / threshold for the smallest initial cells
+_CLEARLY_ABOVE = 1e-3  # a lower bound this far above the maximum decides at once, whatever its rounding
+_FEW_CELLS = 0.25  # share of the cells, examined in float32, that is worth examining again in float64
+_MAX_FLOAT32_ERROR = 0.8  # share of the margin: float64 is used when float32's rounding error is larger
+_SMALL_FLOAT32_ERROR = 0.15  # share of the margin: float64 would hardly drop more cells
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def norm_bound(conv: Convolution, *, tolerance: float = TOLERANCE) -> Bracket:
         return lower * (1 + tolerance)
 
     lower, samples = coarse_lower_bound(field)
-    if tolerance < _COARSE_ROOM:
+    if tolerance < _COARSE_TOLERANCE:
         lower = max(lower, lower_bound(field))
     proved = False
     while not proved:
@@ -105,7 +106,7 @@ def is_bounded(conv: Convolution, max_sigma: float) -> bool:
     """
     if math.isnan(max_sigma):
         raise ShapeError("a norm is held against a number, not against nan")
-    if quick_lower_bound(conv) > max_sigma * (1 + _PLAINLY):
+    if quick_lower_bound(conv) > max_sigma * (1 + _CLEARLY_ABOVE):
         return False
     field = _field(conv, 0.05)
     if field.is_zero:
@@ -114,7 +115,7 @@ def is_bounded(conv: Convolution, max_sigma: float) -> bool:
     if bound >= field.above:
         return True
     lower, samples = coarse_lower_bound(field)
-    if bound < lower * (1 + _COARSE_ROOM):
+    if bound < lower * (1 + _COARSE_TOLERANCE):
         lower = lower_bound(_exact(field, conv)) if lower <= bound else lower
     while lower * (1 + _FINEST) <= bound:
         found, proved = _branch_and_bound(field, conv, samples, lower, lambda _: bound)
@@ -134,7 +135,7 @@ def _branch_and_bound(
     Args:
         field: of the convolution; made anew in float64 where its products are too coarse.
         conv: the convolution.
-        samples: what is known of the values at the field's samples, from below.
+        samples: lower bounds of the norm at the field's sample frequencies.
         lower: a proved lower bound; it rises on the way.
         target: what is to be proved once the lower bound is this.
 
@@ -145,20 +146,20 @@ def _branch_and_bound(
     while True:
         bound = target(lower)
         level = bound * cells.share * (1 - _CENTRES)
-        room = (1 - cells.share**2) * level**2
-        if field.product != torch.float64 and field.error(torch.float64) > 0.3 * room:
+        margin = (1 - cells.share**2) * level**2
+        if field.product != torch.float64 and field.error(torch.float64) > 0.3 * margin:
             field = _exact(field, conv)
-        # Of a matrix there is no room at all: its one cell is its centre.
-        single = room > 0 and float32_is_exact(field.device)
-        taken = rounding_shift(field, level, torch.float32) / room if single else math.inf
-        precision = torch.float32 if taken <= _MOST_OF_ROOM else torch.float64
+        # A matrix has no margin: its one cell is a single frequency.
+        single = margin > 0 and float32_is_exact(field.device)
+        float32_error = rounding_shift(field, level, torch.float32) / margin if single else math.inf
+        precision = torch.float32 if float32_error <= _MAX_FLOAT32_ERROR else torch.float64
         examined = len(cells.centres)
         cells = cells.keep(~provably_below(field, cells.centres, level, precision))
         if len(cells.centres) == 0:
             return lower, True
         if level > lower * (1 - 1e-9):
-            # The norm may be above what is known of it: a few of the points are evaluated.
-            few = cells.centres[:: math.ceil(len(cells.centres) / _EXACT_AT_ONCE)]
+            # The norm may be above the lower bound: compute it at a few of the centres.
+            few = cells.centres[:: math.ceil(len(cells.centres) / _CENTRES_EVALUATED)]
             found = _largest(field, few)
             risen = found > lower * (1 + 1e-9)
             lower = max(lower, found)
@@ -166,8 +167,12 @@ def _branch_and_bound(
                 return lower, False
             if risen and target(lower) > bound:
                 continue
-        if precision == torch.float32 and taken > _FELT and len(cells.centres) <= _FEW * examined:
-            # The few that are close to the bound; many are rather cut smaller.
+        if (
+            precision == torch.float32
+            and float32_error > _SMALL_FLOAT32_ERROR
+            and len(cells.centres) <= _FEW_CELLS * examined
+        ):
+            # A few cells, close to the bound, are examined in float64; many are rather cut into smaller ones.
             cells = cells.keep(~provably_below(field, cells.centres, level, torch.float64))
             if len(cells.centres) == 0:
                 return lower, True
@@ -177,16 +182,16 @@ def _branch_and_bound(
 
 
 def _initial_cells(field: GramField, samples: Tensor, lower: float, target: float) -> FrequencyCells:
-    """Return the first cells: as wide as is likely to pay, judged by the share of the samples that they would drop."""
-    room = target / lower
+    """Return the first cells; their radius is the one of least expected work, judged by the values at the samples."""
+    ratio = target / lower
     share = 1.0
     if len(field.taps) > 2:
-        share, room = room**-0.4, room**0.6
-    # What the products and the factorisation may cost of it, at the precision that will be taken.
+        share, ratio = ratio**-0.4, ratio**0.6
+    # Leave a part of it to the rounding of the products and the factorisation, at the precision that will be used.
     rounding = 2 * rounding_shift(field, lower, field.product) / lower**2
-    if rounding < 0.5 * (room**2 - 1):
-        room /= math.sqrt(1 + rounding)
-    finest = math.acos(room**-_SHARE_OF_ROOM)
+    if rounding < 0.5 * (ratio**2 - 1):
+        ratio /= math.sqrt(1 + rounding)
+    finest = math.acos(ratio**-_THRESHOLD_EXPONENT)
     shape = len(field.taps[-2:])
     values = samples * (lower / max(float(samples.max()), torch.finfo(torch.float64).tiny))
     cost, best, radius = 1.0, finest, finest
@@ -210,17 +215,18 @@ def _largest(field: GramField, points: Tensor) -> float:
     return math.sqrt(max(float(squares) - error, 0.0))
 
 
-def _field(conv: Convolution, room: float) -> GramField:
-    """Return Gram matrices from float32 products where their rounding takes little of the room below a bound."""
+def _field(conv: Convolution, tolerance: float) -> GramField:
+    """Return Gram matrices, from float32 products where their rounding error is small against the tolerance."""
     rows, columns = conv.polyphase().shape[1:3]
     # `GramField.error` of a kernel whose values are spread as a random one's.
     roundings = product_roundings(max(rows, columns), torch.float32) + 2
     rounding = SECOND_ORDER * lebesgue(conv.taps) * roundings * 2.0**-24 * min(rows, columns) / 4
-    single = float32_is_exact(conv.kernel.device) and rounding < 0.1 * room
+    single = float32_is_exact(conv.kernel.device) and rounding < 0.1 * tolerance
     return GramField(conv, torch.float32 if single else torch.float64)
 
 
 def _exact(field: GramField, conv: Convolution) -> GramField:
+    """Return the field with float64 products."""
     return field if field.product == torch.float64 else GramField(conv)
 
 

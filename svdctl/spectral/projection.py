@@ -1,9 +1,9 @@
-"""Kernels moved as little as possible until all singular values are at most a bound, or equal to a value.
+"""Move kernels as little as possible until all singular values are at most a bound, or equal to a value.
 
 The nearest kernel in two convex sets, symbols of norm at most `max_sigma` on a grid and symbols of kernels with the
-given support, is found by Dykstra's alternating projections, accelerated by restarted Nesterov momentum. Constants are
-for speed and the distance moved: what holds at every frequency is proved by the seal. See docs/theory.md, "Clip,
-assign, divide, seal".
+given support, is found by Dykstra's alternating projections, accelerated by restarted Nesterov momentum.
+The constants decide speed and the distance moved alone: callers scale the result until the bound is proved at every
+frequency. See docs/theory.md, "Clip, assign, divide, seal".
 """
 
 import math
@@ -19,7 +19,8 @@ from svdctl.spectral.gram import power_of_two
 from svdctl.spectral.lower_bounds import quick_lower_bound
 from svdctl.spectral.symbol import angles, gram, grid_product, kernel_from_symbol, phases, symbol, unique_up_to_sign
 
-# Of the bound that ends a projection: twice as fine moves the kernel 0.5 % less far and takes twice the time.
+# Tolerance of the proved bound by which a projected kernel is scaled; half of it moves the kernel 0.5 % less far and
+# takes twice the time.
 SEAL_TOLERANCE = 0.01
 CLIP_ROUNDS = 4
 # How far above a bound values may be that are clipped in one step: its square times the unit roundoff is small.
@@ -64,8 +65,8 @@ def project_kernel(conv: Convolution, max_sigma: float, *, rounds: int, oversamp
         start = (wide / unit).to(torch.float32 if coarse else torch.float64)
         grid = _Fourier(start, conv.support(), oversampling)
         kernel = _nearest(grid, start, level / unit, max(1, rounds - 2))
-        # What is left too large lies between the points: one pass there, one more where that moved what was right.
-        between = _Fourier(start, conv.support(), oversampling, shifted=True)
+        # What is still too large lies between the points: one pass there, then one on the grid, which that pass moved.
+        between = _Fourier(start, conv.support(), oversampling, midpoints=True)
         for fourier in (between, grid)[: rounds - 1]:
             kernel = fourier.backward(fourier.clip(fourier.forward(kernel), level / unit))
         wide = kernel.double() * unit
@@ -79,8 +80,8 @@ def _nearest(fourier: "_Fourier", kernel: Tensor, max_sigma: float, rounds: int)
     weight = 1.0
     for done in range(1, rounds + 1):
         # Where `ahead` is zero this is one clip of the start itself.
-        shifted = fourier.inside(start - ahead) + ahead if done > 1 else start
-        previous, correction = correction, shifted - fourier.clip(shifted, max_sigma)
+        corrected = fourier.project_on_support(start - ahead) + ahead if done > 1 else start
+        previous, correction = correction, corrected - fourier.clip(corrected, max_sigma)
         if done == rounds:
             break
         uphill = torch.sum(torch.view_as_real((ahead - correction).conj() * (correction - previous))) > 0
@@ -95,7 +96,7 @@ def _nearest(fourier: "_Fourier", kernel: Tensor, max_sigma: float, rounds: int)
 @torch.no_grad()
 @exact_arithmetic()
 def assigned_kernel(conv: Convolution, value: float, *, rounds: int = 5) -> Tensor:
-    """Return a polyphase kernel whose singular values are all close to `value`, not sealed."""
+    """Return a polyphase kernel whose singular values are all close to `value`; no bound of them is proved."""
     kernel = conv.polyphase()
     fourier = _Fourier(kernel, conv.support())
     for _ in range(rounds):
@@ -111,17 +112,23 @@ def frobenius_norm(tensor: Tensor) -> float:
 
 
 class _Fourier:
-    """Polyphase kernels like `kernel` to symbols on a small half grid, and back onto the support.
+    """Transform polyphase kernels to their symbols on a grid of frequencies, and back to kernels with the support.
 
-    `shifted` is the grid of the places in the middle between four points.
+    Of two frequencies w and -w the grid has one, as their symbols are complex conjugates.
+
+    Args:
+        kernel: one of the kernels to transform; gives their shape, dtype and device.
+        support: 1 where an entry of the kernel may be nonzero, else 0.
+        oversampling: factor on the points of the grid, `2 k - 1` an axis.
+        midpoints: shift the grid by half the distance of its points along each axis.
     """
 
-    def __init__(self, kernel: Tensor, support: Tensor, oversampling: float = 1.0, *, shifted: bool = False) -> None:
+    def __init__(self, kernel: Tensor, support: Tensor, oversampling: float = 1.0, *, midpoints: bool = False) -> None:
         self.shape = kernel.shape
         taps = tuple(kernel.shape[3:])
         sizes = tuple(1 if k == 1 else math.ceil((2 * k - 1) * oversampling) for k in taps)
         halves = tuple(2 * n if n > 1 else 1 for n in sizes)
-        starts = [int(shifted and n > 1) for n in halves]
+        starts = [int(midpoints and n > 1) for n in halves]
         index = grid_product([torch.arange(at, n, min(n, 2)) for at, n in zip(starts, halves, strict=True)]).long()
         index, counts = unique_up_to_sign(index, halves)
         self.phase = phases(angles(index, halves), taps, kernel)
@@ -130,9 +137,11 @@ class _Fourier:
         self.support = support
 
     def forward(self, kernel: Tensor) -> Tensor:
+        """Return the symbols of a polyphase kernel at the grid's frequencies."""
         return symbol(kernel, self.phase)
 
     def backward(self, values: Tensor) -> Tensor:
+        """Return the kernel with these symbols, its entries outside the support set to zero."""
         return kernel_from_symbol(values, self.phase, self.weights, self.shape) * self.support
 
     def clip(self, values: Tensor, max_sigma: float) -> Tensor:
@@ -142,8 +151,8 @@ class _Fourier:
         clipped[~self.real] = _clip_values(values[~self.real], max_sigma)
         return clipped
 
-    def inside(self, values: Tensor) -> Tensor:
-        """Return the nearest symbol of a kernel with the support."""
+    def project_on_support(self, values: Tensor) -> Tensor:
+        """Return the nearest symbol that a kernel with the support has."""
         return self.forward(self.backward(values))
 
 
@@ -152,9 +161,9 @@ def _clip_values(matrices: Tensor, max_sigma: float) -> Tensor:
     wide = matrices.shape[-2] < matrices.shape[-1]
     tall = matrices.mT if wide else matrices
     grams = gram(tall)
-    inside = -grams
-    inside.diagonal(dim1=-2, dim2=-1).add_(max_sigma**2)
-    chosen = torch.nonzero(~is_positive_definite(inside)).flatten()
+    slack = -grams
+    slack.diagonal(dim1=-2, dim2=-1).add_(max_sigma**2)
+    chosen = torch.nonzero(~is_positive_definite(slack)).flatten()
     if len(chosen) == 0:
         return matrices
     clipped = tall.clone()

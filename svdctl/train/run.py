@@ -9,7 +9,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from svdctl.checkpoint.checkpoint_file import Checkpoint, fitting, write_checkpoint
+from svdctl.checkpoint.checkpoint_file import Checkpoint, checkpoint_error_on_mismatch, write_checkpoint
 from svdctl.checkpoint.tensors import digest
 from svdctl.config.train_config import TrainConfig
 from svdctl.control.controller import Controller
@@ -83,7 +83,7 @@ class TrainingRun:
         before = spectra(self.model, self.sizes) if self.fabric.is_global_zero else {}
         history: History | None = None
         if checkpoint is not None:
-            with fitting(self.folder):
+            with checkpoint_error_on_mismatch(self.folder):
                 history = read_history(checkpoint, self.folder)
                 self.model.load_state_dict({**checkpoint.model, **checkpoint.training["unsealed"]})
         self.model.to(self.fabric.device)
@@ -100,7 +100,7 @@ class TrainingRun:
             self.reporter.notice(notice)
         self.trainer = Trainer(config, self.model, self.fabric, self.parts.train, self.parts.held_out, controller)
         if checkpoint is not None and history is not None:
-            with fitting(self.folder):
+            with checkpoint_error_on_mismatch(self.folder):
                 self.trainer.load_state_dict(history.training)
             self._check_best(checkpoint, needs_best)
         log = None

@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from svdctl.checkpoint.checkpoint_file import Checkpoint, fitting, read_checkpoint
+from svdctl.checkpoint.checkpoint_file import Checkpoint, checkpoint_error_on_mismatch, read_checkpoint
 from svdctl.config.presets import to_toml
 from svdctl.config.train_config import TrainConfig
 from svdctl.data.batches import steps_per_epoch
 from svdctl.data.data_source import source_of
-from svdctl.distributed.failure_detector import together
+from svdctl.distributed.failure_detector import end_together
 from svdctl.errors import CheckpointError, UsageError
 from svdctl.train.result import TrainingReporter, TrainResult
 from svdctl.train.run import TrainingRun
@@ -35,7 +35,7 @@ def run(config: TrainConfig, *, base: str, reporter: TrainingReporter) -> TrainR
     """
     fabric = launch(config)
     folder: Path | None = None
-    with together(fabric, lambda: _after_loss(config, folder)):
+    with end_together(fabric, lambda: _after_loss(config, folder)):
         with fabric.rank_zero_first(local=True):  # data may have to be downloaded
             parts = load_parts(config)
         lines = plan(config, base)
@@ -102,11 +102,11 @@ def resume(
             table[section].update(fields)
         config = TrainConfig.model_validate(table)
     fabric = launch(config)
-    with together(fabric, lambda: _after_loss(config, folder)):
+    with end_together(fabric, lambda: _after_loss(config, folder)):
         with fabric.rank_zero_first(local=True):  # data may have to be downloaded
             parts = load_parts(config)
         notice, changed, judged_anew = _compared(checkpoint, parts, path, allow_changed_data)
-        with fitting(path):
+        with checkpoint_error_on_mismatch(path):
             picked = int(checkpoint.training["counters"]["best_step"]) if judged_anew else 0
             checkpoint = _going_on(checkpoint, file, changed, judged_anew)
         if picked:
@@ -179,7 +179,7 @@ def _compared(checkpoint: Checkpoint, parts: Parts, path: Path, allowed: bool) -
     where = " and ".join(filter(None, [", ".join(changed[:-1]), *changed[-1:]]))
     what = f"images, labels or names of classes in the {where} part" if changed else "names of classes"
     is_other = bool(changed) or found.classes != checkpoint.classes
-    with fitting(path):
+    with checkpoint_error_on_mismatch(path):
         there = read_history(checkpoint, path if path.is_dir() else path.parent).training["steps_per_epoch"]
     here = steps_per_epoch(len(found), checkpoint.config.batch_size)
     if there not in (None, here):

@@ -21,7 +21,7 @@ import torch
 
 from svdctl.cli.training_flags import LIPCONV, TRAIN, resolve
 from svdctl.config.train_config import TrainConfig
-from svdctl.distributed.failure_detector import together
+from svdctl.distributed.failure_detector import end_together
 from svdctl.models.build import build_model
 from svdctl.train import run as module
 from svdctl.train import start as recipe
@@ -100,7 +100,7 @@ class Silent:
 def train(data: Path, out: Path, devices: int, kinds: Sequence[str]) -> None:
     """Train each kind; every process leaves its own weights as `KIND-DEVICES.RANK.pt`."""
     fabric = launch(make(data, out, kinds[0], devices=devices))
-    with together(fabric, lambda: ""):
+    with end_together(fabric, lambda: ""):
         for kind in kinds:
             config = make(data, out, kind, devices=devices)
             folder = out / f"{kind}-{devices}"

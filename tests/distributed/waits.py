@@ -17,7 +17,7 @@ def main(how: str) -> None:
     failure_detector.GRACE = 5.0
     fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
     fabric.launch()
-    with failure_detector.together(fabric, lambda: "this is the advice"):
+    with failure_detector.end_together(fabric, lambda: "this is the advice"):
         fabric.barrier()
         first = fabric.is_global_zero
         match how:
