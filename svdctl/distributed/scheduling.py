@@ -27,10 +27,12 @@ def costliest_first(work: Callable[[str], T], costs: Mapping[str, float], thread
 
 
 class LayerScheduler:
-    """One kind of work on named layers; who does which is settled by what each took last time.
+    """One kind of work on named layers; who does which follows from their costs.
+
+    `each` times its work, and costs become running means of these times; `scaled` and `collected` leave them.
 
     Args:
-        costs: expected cost by layer, in any unit, until the work has been timed.
+        costs: expected cost by layer, in any unit.
         group: the processes.
         threads: see `costliest_first`.
     """
@@ -85,7 +87,7 @@ class LayerScheduler:
     def scaled(
         self, factors: Callable[[list[str]], Sequence[Sequence[Tensor]]], tensors: Callable[[str], Sequence[Tensor]]
     ) -> None:
-        """Multiply tensors of all layers by numbers; no host synchronisation.
+        """Multiply tensors of all layers by numbers, which one all-reduce sends; no host synchronisation.
 
         Args:
             factors: the numbers (0-d) of layers.

@@ -1,4 +1,4 @@
-"""From configuration to objects: the only place that maps tags to classes."""
+"""From configuration to objects: the network, the optimiser, the factor on its learning rate; counts of parameters."""
 
 import math
 
