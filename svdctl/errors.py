@@ -66,7 +66,7 @@ class EndedElsewhere(SystemExit):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, in Python, torch's allocator, the system or on the device.
+    """Return whether memory ran out, in Python, torch's allocator, the system or on the device.
 
     torch is only looked at when it is there already.
     """

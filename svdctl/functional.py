@@ -1,4 +1,4 @@
-"""The functions that `import svdctl` offers for single layers, kernels and whole networks."""
+"""Public functions of `import svdctl` for single layers, kernels and whole networks."""
 
 import numbers
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ Layer = nn.Module | Tensor | Convolution
 def convolution_of(
     layer: Layer, *, stride: int | tuple[int, ...] = 1, dilation: int | tuple[int, ...] = 1, groups: int = 1
 ) -> Convolution:
-    """A layer, a kernel `(O, I/g, *k)` or a matrix `(O, I)` as a convolution; the settings are for kernels only."""
+    """Return a layer, a kernel `(O, I/g, *k)` or a matrix `(O, I)` as a convolution; only kernels need the settings."""
     if isinstance(layer, Convolution):
         return layer
     if isinstance(layer, Tensor):
@@ -50,7 +50,7 @@ def singular_values(
     groups: int = 1,
     accuracy: Literal["full", "fast"] = "full",
 ) -> Tensor:
-    """All singular values of a layer with circular padding, exact, descending.
+    """Return all singular values of a layer with circular padding, exact, descending.
 
     Args:
         layer: `Conv1d/2d/3d`, `ConvTranspose`, `Linear`, `TTConv2d`, or a kernel `(O, I/g, *k)` or matrix `(O, I)`.
@@ -85,7 +85,7 @@ def spectral_norm_bound(
     dilation: int | tuple[int, ...] = 1,
     groups: int = 1,
 ) -> Bracket:
-    """Proved bracket of a layer's norm over every input size; rounding included.
+    """Return a proved bracket of a layer's norm over every input size, rounding included.
 
     It holds for zero padding of any width. Of a layer with padding that repeats pixels, `upper` has a proved factor for
     it (docs/theory.md, "Other padding"): sqrt(2) an axis for a 3 x 3 kernel with `padding=1`, by reflection or
@@ -185,6 +185,7 @@ def divide_(
 
 
 def _maximum(value: Any) -> float:
+    """Return `max_sigma` as a float, checked."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 1e-30 <= float(value) <= 1e30:
         raise ShapeError(f"max_sigma is a number from 1e-30 to 1e30, not {value!r}")
     return float(value)
@@ -193,7 +194,7 @@ def _maximum(value: Any) -> float:
 def _on_each(
     work: Callable[[nn.Module], float], max_sigma: float, layers: dict[str, nn.Module], *, writes_operator: bool
 ) -> dict[str, float]:
-    """The work on each layer, on all or on none; layers that share memory one after another, then all proved."""
+    """Run `work` on each layer; after an error all weights are restored. Layers that share memory run in turn."""
     tensors = {name: ops_of(layer).tensors(layer) for name, layer in layers.items()}
     groups = {names[0]: {name: layers[name] for name in names} for names in groups_by_memory(tensors)}
     limits = dict.fromkeys(layers, max_sigma)
@@ -209,6 +210,7 @@ def _on_each(
 
 
 def _chosen(model: nn.Module, layers: str | Sequence[str], linear: bool) -> dict[str, nn.Module]:
+    """Return the layers that match the patterns, by name, once all of them are known to be writable."""
     if not isinstance(model, nn.Module):
         raise ShapeError(
             f"a module is changed in place, not a {type(model).__name__}; give the network or layer itself"

@@ -74,7 +74,7 @@ def stored_exponential(
     frame_norms: tuple[float, float] | None,
     error: float | None,
 ) -> LayerSpectrum:
-    """The same for a layer of a file without a network.
+    """Return the same for a layer of a file without a network.
 
     Raises:
         ShapeError: a generator whose powers are beyond float64.

@@ -60,5 +60,5 @@ class InspectConfig(Config):
 
     @property
     def has_gate(self) -> bool:
-        """Whether layers are held against a maximum."""
+        """Return whether layers are held against a maximum."""
         return self.max_sigma is not None or self.batchnorm_max is not None

@@ -1,4 +1,4 @@
-"""Spectra of the networks in files: of svdctl's own, of a user's network, or of bare weights."""
+"""Compute the spectra of the networks in files: checkpoints of svdctl, a user's network, or weights alone."""
 
 import re
 from collections import deque
@@ -36,16 +36,16 @@ _OWN = re.compile(
     r"(weight|bias)(_orig|_u|_v|_g|_mask)?|parametrizations\..*|running_(mean|var)|num_batches_tracked"
     r"|mean|std|core|frame_in|frame_out|(core\.)?(kernel|right1|right2|bias)"
 )
-"""Names of the tensors, within a layer, that rows of spectra are made of."""
+"""Names, within a layer, of the tensors that a layer's row of the spectrum accounts for."""
 _OF_MODULES = frozenset(vars(nn.Module()))
-"""Attributes of every module: its parameters and buffers, its hooks."""
+"""Attributes that every module has, as its parameters, buffers and hooks; they are not searched."""
 _DEPTH = 6
-"""Containers in containers that are looked into."""
+"""Depth of nested containers that are searched for tensors."""
 Tell = Callable[[int, int, str], None]
 
 
 def run(config: InspectConfig, *, tell: Tell | None = None) -> list[NetworkSpectrum]:
-    """One spectrum a file; `config.plot` is drawn.
+    """Return the spectrum of each file, and draw them to `config.plot`.
 
     Raises:
         CheckpointError, ShapeError, UsageError: a file, network, layer or input that cannot be read as asked.
@@ -57,6 +57,7 @@ def run(config: InspectConfig, *, tell: Tell | None = None) -> list[NetworkSpect
 
 
 def _inspect(path: Path, config: InspectConfig, tell: Tell | None) -> NetworkSpectrum:
+    """Return the spectrum of the network, or of the weights alone, in one file."""
     weights = read_tensors(path, key=config.key)
     model, shape = None, None
     if config.model is not None:
@@ -66,7 +67,7 @@ def _inspect(path: Path, config: InspectConfig, tell: Tell | None) -> NetworkSpe
         model = load(path)
         shape = read_checkpoint(path).image_shape if config.input_size is None else _image(config.input_size)
     if model is None or shape is None:
-        found = _bare(path, weights, config, tell)
+        found = _weights_spectrum(path, weights, config, tell)
     else:
         found = spectrum(
             model,
@@ -78,20 +79,21 @@ def _inspect(path: Path, config: InspectConfig, tell: Tell | None) -> NetworkSpe
             at_most=config.max_sigma,
             tell=tell,
         )
-        found = replace(found, layers=(*found.layers, *_unlisted(model, found, config)))
-    rows = *found.layers, *_beside(weights, config, has_network=model is not None)
+        found = replace(found, layers=(*found.layers, *_unaccounted_rows(model, found, config)))
+    rows = *found.layers, *_rows_of_left_out_parts(weights, config, has_network=model is not None)
     return replace(found, layers=tuple(replace(row, gate=_verdict(row, config)) for row in rows))
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
+    """Return whether a name matches one of the patterns."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _unlisted(model: nn.Module, found: NetworkSpectrum, config: InspectConfig) -> Iterator[LayerSpectrum]:
-    """Rows for what the network holds and no row of its spectrum is made of: any tensor that may be a weight."""
+def _unaccounted_rows(model: nn.Module, found: NetworkSpectrum, config: InspectConfig) -> Iterator[LayerSpectrum]:
+    """Yield a row for each tensor of the network that may be a weight and that no other row accounts for."""
     listed = {row.name: row for row in found}
     rows: dict[str, LayerSpectrum] = {}
-    for owner, name, value in (*_held(model), *_packed(model)):
+    for owner, name, value in (*_all_tensors(model), *_packed_state(model)):
         words = name.split(".")
         heads = {".".join(words[:count]): ".".join(words[count:]) for count in range(len(words))}
         covered = owner in listed and not listed[owner].is_analysed
@@ -106,18 +108,18 @@ def _unlisted(model: nn.Module, found: NetworkSpectrum, config: InspectConfig) -
     yield from rows.values()
 
 
-def _packed(model: nn.Module) -> Iterator[tuple[str, str, object]]:
-    """What modules store that is no tensor, as the packed weights of quantised layers."""
+def _packed_state(model: nn.Module) -> Iterator[tuple[str, str, object]]:
+    """Yield (module, name, value) of state that is not a tensor, as the packed weights of quantised layers."""
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
             yield name.rpartition(".")[0], name, value
 
 
-def _held(model: nn.Module, path: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, str, Tensor]]:
-    """Tensors of a network: what each is called after, its name, and itself.
+def _all_tensors(model: nn.Module, path: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield (owner, name, tensor) of all tensors that a network holds.
 
-    Parameters and buffers are called after their module; then come tensors that are plain attributes, and tensors and
-    modules in lists, dicts, plain objects, closures and the like that are attributes.
+    The owner of a parameter or buffer is its module. Then come tensors that are plain attributes, and tensors and
+    modules in attributes that are lists, dicts, plain objects, closures and the like; each of these is its own owner.
     """
     modules = [(f"{path}.{name}".strip("."), module) for name, module in model.named_modules()]
     seen = set() if seen is None else seen
@@ -131,24 +133,25 @@ def _held(model: nn.Module, path: str = "", seen: set[int] | None = None) -> Ite
     for owner, module in modules:
         for name, value in vars(module).items():
             if name not in _OF_MODULES:
-                yield from _inside(value, f"{owner}.{name}".strip("."), seen)
+                yield from _tensors_within(value, f"{owner}.{name}".strip("."), seen)
 
 
-def _inside(value: object, name: str, seen: set[int], depth: int = 0) -> Iterator[tuple[str, str, Tensor]]:
+def _tensors_within(value: object, name: str, seen: set[int], depth: int = 0) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield (owner, name, tensor) of the tensors in an attribute, however deep they are nested."""
     if id(value) in seen or depth > _DEPTH or isinstance(value, str | bytes | int | float | type | ModuleType):
         return
     seen.add(id(value))
     if isinstance(value, Tensor):
         yield name, name, value
     elif isinstance(value, nn.Module):
-        yield from _held(value, name, seen)
+        yield from _all_tensors(value, name, seen)
     else:
         for part, inner in _parts(value):
-            yield from _inside(inner, f"{name}.{part}", seen, depth + 1)
+            yield from _tensors_within(inner, f"{name}.{part}", seen, depth + 1)
 
 
 def _parts(value: object) -> Iterator[tuple[object, object]]:
-    """What a container, a function or an object of a class of the user's holds."""
+    """Yield (name, value) of what a container, function or plain object holds."""
     if isinstance(value, Mapping):
         yield from value.items()
     elif isinstance(value, list | tuple | set | frozenset | deque):
@@ -166,6 +169,7 @@ def _parts(value: object) -> Iterator[tuple[object, object]]:
 
 
 def _is_filled(cell: CellType) -> bool:
+    """Return whether the variable of a closure has a value."""
     try:
         cell.cell_contents  # noqa: B018
     except ValueError:
@@ -173,8 +177,10 @@ def _is_filled(cell: CellType) -> bool:
     return True
 
 
-def _beside(weights: WeightFile, config: InspectConfig, *, has_network: bool) -> Iterator[LayerSpectrum]:
-    """Rows for what the file has and the layers do not: other parts, and what a network was not filled with."""
+def _rows_of_left_out_parts(
+    weights: WeightFile, config: InspectConfig, *, has_network: bool
+) -> Iterator[LayerSpectrum]:
+    """Yield a row for each part of the file that no layer has: other parts, and entries that were not loaded."""
     for part in weights.left_out:
         reason = f"{part.what}; `key` chooses a part" if part.may_hold_weights else part.what
         if _matches(part.name, config.layers):
@@ -190,11 +196,12 @@ def _beside(weights: WeightFile, config: InspectConfig, *, has_network: bool) ->
 
 
 def _image(size: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape `(C, H, W)` of an input that was given by one, two or three numbers."""
     return (3, *(size * 2 if len(size) == 1 else size)) if len(size) < 3 else size
 
 
-def _bare(path: Path, weights: WeightFile, config: InspectConfig, tell: Tell | None) -> NetworkSpectrum:
-    """Weights without a network: what holds for every stride, size and number of groups, and values if asked for."""
+def _weights_spectrum(path: Path, weights: WeightFile, config: InspectConfig, tell: Tell | None) -> NetworkSpectrum:
+    """Return the spectrum of weights without a network: bounds for every stride, input size and number of groups."""
     stored = stored_layers(weights.tensors, others=weights.others, unread=weights.unread)
     chosen = [layer for layer in stored if _matches(layer.name, config.layers)]
     if not config.has_gate and not any(layer.make or layer.make_generator for layer in stored if not layer.reason):
@@ -216,6 +223,7 @@ def _bare(path: Path, weights: WeightFile, config: InspectConfig, tell: Tell | N
 
 
 def _stored_row(layer: StoredLayer, config: InspectConfig, *, pairs: bool) -> LayerSpectrum:
+    """Return the row of a stored layer."""
     if layer.reason:
         return failed(layer.name, layer.kind, layer.shape, layer.reason)
     try:
@@ -233,7 +241,7 @@ def _stored_row(layer: StoredLayer, config: InspectConfig, *, pairs: bool) -> La
 
 
 def _scale_row(layer: StoredLayer, scale: Tensor, config: InspectConfig) -> LayerSpectrum:
-    """BatchNorm or pixel normalisation; a BatchNorm within its maximum for every eps rests on no assumption."""
+    """Return the row of a BatchNorm or pixel normalisation; if within its maximum for every eps, without assumption."""
     gain = float(scale.abs().max())
     kind = "BatchNorm" if layer.kind == "batchnorm" else "Normalize"
     bound = Bracket(gain * (1 - 1e-6), gain * (1 + 1e-6))
@@ -245,6 +253,7 @@ def _scale_row(layer: StoredLayer, scale: Tensor, config: InspectConfig) -> Laye
 
 
 def _exponential_row(layer: StoredLayer, generator: Convolution, config: InspectConfig) -> LayerSpectrum:
+    """Return the row of a stored layer that is the exponential of a skew-symmetric convolution."""
     return stored_exponential(
         layer.name,
         layer.kind,
@@ -259,7 +268,7 @@ def _exponential_row(layer: StoredLayer, generator: Convolution, config: Inspect
 
 
 def _operator_row(layer: StoredLayer, conv: Convolution, config: InspectConfig, *, pairs: bool) -> LayerSpectrum:
-    """The bracket of a kernel ends below at what every stride and number of groups leaves of it, see `least_norm`."""
+    """Return the row of a stored kernel; its lower bound holds for every stride and number of groups (`least_norm`)."""
     is_matrix = layer.kind == "linear"
     size = (1,) if is_matrix else _size_for(config.input_size, conv.axes)
     notes = [layer.note, "" if is_matrix or size is None else "values at stride 1, as one group"]
@@ -290,6 +299,7 @@ def _operator_row(layer: StoredLayer, conv: Convolution, config: InspectConfig, 
 
 
 def _size_for(size: tuple[int, ...] | None, axes: int) -> tuple[int, ...] | None:
+    """Return the spatial size for a kernel with this number of axes; None where the given size has another number."""
     if size is None:
         return None
     if len(size) == 1:
@@ -298,6 +308,7 @@ def _size_for(size: tuple[int, ...] | None, axes: int) -> tuple[int, ...] | None
 
 
 def _draw(found: list[NetworkSpectrum], config: InspectConfig) -> None:
+    """Draw the spectra to the file `config.plot`."""
     from svdctl.analysis.spectrum_plot import plot_networks  # matplotlib takes a second to import
 
     assert config.plot is not None
@@ -309,18 +320,19 @@ def _draw(found: list[NetworkSpectrum], config: InspectConfig) -> None:
 
 
 def _limit(row: LayerSpectrum, config: InspectConfig) -> float | None:
-    """The maximum that a row with a bound is held against."""
+    """Return the maximum that a row's bound is compared with."""
     # A convolution of the user's may be called BatchNorm too.
     is_batchnorm = row.kind == "BatchNorm" and row.is_normalization
     return config.batchnorm_max if is_batchnorm else config.max_sigma
 
 
 def _is_excepted(row: LayerSpectrum, patterns: Sequence[str]) -> bool:
+    """Return whether the configuration exempts a row from the check."""
     return _matches(row.name or "(top)", patterns)  # as outputs call it
 
 
 def _verdict(row: LayerSpectrum, config: InspectConfig) -> str:
-    """What a gate says of a row: proved, above, not proved or excepted; empty when it is not held."""
+    """Return the result of the check of a row: proved, above, not proved or excepted; empty when it is not checked."""
     limit = _limit(row, config)
     if not config.has_gate or not row.has_weights or (row.bound is not None and limit is None):
         return ""
@@ -330,7 +342,7 @@ def _verdict(row: LayerSpectrum, config: InspectConfig) -> str:
 
 
 def faults(found: list[NetworkSpectrum], config: InspectConfig) -> list[str]:
-    """A sentence for each layer that a gate holds back: above its maximum, or not proved to be within."""
+    """Return a sentence for each layer that fails the check: above its maximum, or not proved to be within it."""
     lines = []
     for network in found:
         for row in network:
@@ -348,10 +360,10 @@ def faults(found: list[NetworkSpectrum], config: InspectConfig) -> list[str]:
 
 
 def summary(found: list[NetworkSpectrum], config: InspectConfig) -> str:
-    """A line for what a gate proved and another for each layer that it let pass.
+    """Return a line on what the check has proved, and one for each layer that it exempted.
 
     Raises:
-        UsageError: a pattern of `excepted` that no layer has.
+        UsageError: a pattern of `excepted` matches no layer.
     """
     rows = [(network.name, row) for network in found for row in network]
     for pattern in config.excepted:

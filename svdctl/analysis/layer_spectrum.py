@@ -59,17 +59,17 @@ class LayerSpectrum:
 
     @property
     def is_analysed(self) -> bool:
-        """Whether the layer has a bound."""
+        """Return whether the layer has a bound."""
         return self.bound is not None
 
     @property
     def largest(self) -> float | None:
-        """The largest singular value with circular padding, exact."""
+        """Return the largest singular value with circular padding, exact."""
         return None if self.values is None or len(self.values) == 0 else float(self.values[0])
 
     @property
     def smallest_nonzero(self) -> float | None:
-        """The smallest singular value above the rounding of the largest."""
+        """Return the smallest singular value above the rounding of the largest."""
         if self.values is None or self.largest is None:
             return None
         eps = torch.finfo(self.values.dtype).eps
@@ -127,7 +127,7 @@ def operator_spectrum(
 
 
 def failed(name: str, kind: str, shape: tuple[int, ...], error: ShapeError | str) -> LayerSpectrum:
-    """A row for a layer that could not be analysed."""
+    """Return a row for a layer that could not be analysed."""
     return LayerSpectrum(name, kind, shape, note=str(error))
 
 

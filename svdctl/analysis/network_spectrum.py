@@ -1,4 +1,4 @@
-"""The spectrum of a network: every layer in order, and what they make together."""
+"""Compute the spectrum of a network: singular values and bounds layer by layer, and its Lipschitz constant."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -54,11 +54,11 @@ class NetworkSpectrum:
 
     @property
     def bound_product(self) -> float:
-        """Product of the proved bounds of all analysed layers: the Lipschitz constant of a plain chain of them."""
+        """Return the product of all proved bounds: a Lipschitz constant where the layers form a plain chain."""
         return math.prod(layer.bound.upper for layer in self.layers if layer.bound is not None)
 
     def exceeding(self, max_sigma: float) -> tuple[LayerSpectrum, ...]:
-        """Convolutions and linear layers not proved to be at most `max_sigma`, rows without a bound apart."""
+        """Return the convolutions and linear layers whose bound is above `max_sigma`, not rows without a bound."""
         return tuple(
             layer
             for layer in self.layers
@@ -78,7 +78,7 @@ class NetworkSpectrum:
         return html(spectrum_table(self))
 
     def to_frame(self) -> Any:
-        """The rows as a pandas DataFrame.
+        """Return the rows as a pandas DataFrame.
 
         Raises:
             ImportError: pandas is not installed.
@@ -120,7 +120,7 @@ def spectrum(
     at_most: float | None = None,
     tell: Callable[[int, int, str], None] | None = None,
 ) -> NetworkSpectrum:
-    """Exact values, proved bounds and brackets of every convolution, linear layer and BatchNorm of any network.
+    """Return exact singular values and proved bounds of every convolution, linear layer and BatchNorm of a network.
 
     Args:
         model: any module; it is run once in evaluation mode and left as it was. A row of a layer that was then called
@@ -168,24 +168,25 @@ def spectrum(
     for done, (key, module) in enumerate(chosen.items()):
         if tell is not None:
             tell(done, len(chosen), key)
-        rows.append(_seen_row(key, module, calls.get(key), tolerance, accuracy, zero_padded, at_most))
+        rows.append(_observed_row(key, module, calls.get(key), tolerance, accuracy, zero_padded, at_most))
     only = None, "only some layers were asked for"
     lipschitz, why = _lipschitz(model, input_shape, tolerance) if layers == "*" else only
     return NetworkSpectrum(name, tuple(rows), lipschitz, why)
 
 
 def _is_operator(module: nn.Module) -> bool:
+    """Return whether a module is a convolution, a linear layer or another known layer that is no normalisation."""
     ops = find_ops(module)
     return ops is not None and not isinstance(ops, NormalizationOps)
 
 
 def _is_read(module: nn.Module) -> bool:
-    """Whether its row is read off the numbers that the module stores, so that its calls are to be looked at."""
+    """Return whether a module's row is computed from its stored weights, so that its calls must be observed."""
     return find_ops(module) is not None
 
 
 def _is_pixels(module: nn.Module, call: Calls | None) -> bool:
-    """Whether it brings pixels to their scale: `Normalize` that is given the network's own input and nothing else."""
+    """Return whether a module normalises pixels: a `Normalize` whose only input is the network's own."""
     ops = find_ops(module)
     if ops is None or ops.kind != "normalize" or why_not_read(module) is not None or call is None:
         return False
@@ -193,7 +194,7 @@ def _is_pixels(module: nn.Module, call: Calls | None) -> bool:
 
 
 def _with_rows(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every module that is a layer or holds numbers of its own, but for the parts that a layer is made of."""
+    """Yield every module that is a known layer or has own parameters or buffers, except the parts of known layers."""
     parts: set[int] = set()
     for name, module in model.named_modules():
         if id(module) in parts:
@@ -208,12 +209,13 @@ def _with_rows(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _own_numbers(module: nn.Module) -> list[torch.Tensor]:
-    """Parameters and real buffers of a module itself."""
+    """Return the parameters and floating-point buffers of a module itself, not of its submodules."""
     tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     return [tensor for tensor in tensors if tensor.is_floating_point() or tensor.is_complex()]
 
 
 def _lipschitz(model: nn.Module, input_shape: tuple[int, ...], tolerance: float) -> tuple[float | None, str]:
+    """Return the network's proved Lipschitz constant and an empty text, or None and why there is none."""
     from svdctl.certificates.lipschitz import lipschitz_bound
 
     try:
@@ -222,8 +224,8 @@ def _lipschitz(model: nn.Module, input_shape: tuple[int, ...], tolerance: float)
         return None, str(error)
 
 
-def _seen_row(name: str, module: nn.Module, call: Calls | None, *how: Any) -> LayerSpectrum:
-    """The row of a layer, and what its calls add to it."""
+def _observed_row(name: str, module: nn.Module, call: Calls | None, *how: Any) -> LayerSpectrum:
+    """Return the row of a layer, with the assumptions and notes that follow from its observed calls."""
     if call is None:
         return _row(name, module, [], *how)
     kind = type_before_parametrizations(module).__name__
@@ -253,6 +255,7 @@ def _row(
     zero_padded: bool,
     at_most: float | None,
 ) -> LayerSpectrum:
+    """Return the row of a layer on the spatial sizes of its inputs."""
     kind = type_before_parametrizations(module).__name__
     size = sizes[-1] if sizes else None
     ops = find_ops(module)
@@ -285,7 +288,7 @@ def _row(
 
 
 def _proved_row(name: str, kind: str, module: nn.Module, size: tuple[int, ...] | None) -> LayerSpectrum:
-    """The row of a layer whose weights are no operator: of an exponential, or one with nothing but a proved gain."""
+    """Return the row of a layer whose weight is no linear operator: an exponential, or one with a proved gain alone."""
     ops = ops_of(module)
     reason = next((why for layer in (module, *ops.parts(module)) if (why := why_not_read(layer)) is not None), None)
     if reason is not None:
@@ -300,7 +303,7 @@ def _proved_row(name: str, kind: str, module: nn.Module, size: tuple[int, ...] |
 
 
 def _bound(module: nn.Module, sizes: Sequence[tuple[int, ...]], tolerance: float, at_most: float | None) -> Bracket:
-    """The layer's bracket; its upper end at stride 1 if it is circular and its stride does not divide every size."""
+    """Return the layer's bracket; at stride 1 if it pads circularly and its stride does not divide every size."""
     conv = operator_of(module)
     if (
         isinstance(module, Convolutional)
@@ -314,7 +317,7 @@ def _bound(module: nn.Module, sizes: Sequence[tuple[int, ...]], tolerance: float
 
 
 def _normalization_row(name: str, module: nn.Module, ops: NormalizationOps) -> LayerSpectrum:
-    """A scaling by channels inside the network, whose gain is held as any layer's norm is."""
+    """Return the row of a BatchNorm or `Normalize`: the largest factor on a channel."""
     shape, kind = ops.shape(module), ops.title
     reason = why_not_read(module)
     if reason is not None:

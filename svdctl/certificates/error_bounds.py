@@ -83,7 +83,7 @@ class Arithmetic:
 
     @property
     def largest(self) -> float:
-        """What magnitudes must stay below for nothing to overflow, with room for roundings."""
+        """Return what magnitudes must stay below for nothing to overflow, with room for roundings."""
         return torch.finfo(self.dtype).max / 64
 
     @property

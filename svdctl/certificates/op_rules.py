@@ -150,7 +150,7 @@ class Call:
 
     @property
     def x(self) -> Traced:
-        """The argument that depends on the image, where it is one and the first."""
+        """Return the argument that depends on the image, where it is one and the first."""
         value = self.bound[self.first]
         assert isinstance(value, Traced)
         return value
@@ -278,7 +278,7 @@ class Call:
         return results[0]
 
     def _readout(self, before: AffineReadout, like: Tensor) -> AffineReadout:
-        """The readout after this linear map."""
+        """Return the readout after this linear map."""
 
         def rows() -> tuple[Tensor, float] | None:
             earlier = before.rows()

@@ -130,7 +130,7 @@ class Tracer:
 
     @property
     def where(self) -> str:
-        """The module being run, for messages."""
+        """Return the module being run, for messages."""
         if not self.path:
             return "the network"
         name, module = self.path[-1]
@@ -219,7 +219,7 @@ class Tracer:
         return self.traced(output, lipschitz, error, readout, inner)
 
     def _readout(self, x: Traced, output: Tensor, gain: Gain, run: Callable[[Tensor], Tensor]) -> AffineReadout | None:
-        """The affine map's rows, where they are few enough to be the logits'."""
+        """Return the affine map's rows, where they are few enough to be the logits'."""
         count, shape, value, first = output.numel(), tuple(output.shape[1:]), x.value, self.arithmetic
         if len(output) != 1 or count > _MOST_LOGITS or count * value.numel() > _LARGEST_READOUT:
             return None

@@ -100,7 +100,7 @@ def result_table(result: "EvaluationResult") -> str:
 
 
 def result_json(result: "EvaluationResult") -> str:
-    """Every figure with its protocol, as in the files."""
+    """Return every figure with its protocol, as in the files."""
     contents: dict[str, Any] = {
         "checkpoints": [
             {

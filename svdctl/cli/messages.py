@@ -54,7 +54,7 @@ def with_flags(text: str, flags: Mapping[str, str]) -> str:
 
 
 def explain(error: BaseException) -> tuple[tuple[str, ...], int]:
-    """What to say about an exception, and the exit code; the order of the cases matters."""
+    """Return what to say about an exception, and the exit code; the order of the cases matters."""
     if isinstance(error, UsageError):
         return error.faults, error.exit_code
     if isinstance(error, SvdctlError):
@@ -82,7 +82,7 @@ def explain(error: BaseException) -> tuple[tuple[str, ...], int]:
 
 
 def parser_sentence(error: BaseException) -> str:
-    """The parser's message, with the nearest options, the nearest first."""
+    """Return the parser's message, with the nearest options, the nearest first."""
     near = getattr(error, "possibilities", None)
     if near:
         return f"{error.args[0] if error.args else error} (did you mean {', '.join(near)}?)"
@@ -104,5 +104,5 @@ def os_sentence(error: OSError) -> str:
 
 
 def wants_debug(arguments: list[str]) -> bool:
-    """Whether tracebacks are asked for."""
+    """Return whether tracebacks are asked for."""
     return "--debug" in arguments or os.environ.get("SVDCTL_DEBUG", "") not in ("", "0")

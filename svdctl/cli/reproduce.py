@@ -64,7 +64,7 @@ def reproduce(flags: dict[str, Any]) -> None:
 
 
 def takers() -> Mapping[str, Callable[[str], bool]]:
-    """Which words may follow as further values of an option."""
+    """Return which words may follow as further values of an option."""
 
     def a_row(word: str) -> bool:
         return not word.endswith(".toml") and word not in list_tables()
@@ -73,7 +73,7 @@ def takers() -> Mapping[str, Callable[[str], bool]]:
 
 
 def request_of(flags: Mapping[str, Any]) -> Request:
-    """The request that the flags make.
+    """Return the request that the flags make.
 
     Raises:
         UsageError: with every fault.

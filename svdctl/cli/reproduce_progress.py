@@ -100,7 +100,7 @@ class PlainSweep:
         return f", about {duration(seconds)} left" if done and rest else ""
 
     def states(self) -> Iterator[RowState]:
-        """Every run as it stands, other commands' work included."""
+        """Yield every run as it stands, other commands' work included."""
         for job in self._jobs:
             ended = self._ended.get(job.id)
             if ended is not None:
@@ -175,7 +175,7 @@ class LiveSweep(PlainSweep):
             self._live = None
 
     def table(self) -> "Table":
-        """All runs as they stand."""
+        """Return all runs as they stand."""
         from rich.table import Table
         from rich.text import Text
 

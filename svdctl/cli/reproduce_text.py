@@ -22,7 +22,7 @@ def command_line(job: "Job") -> str:
 
 
 def result_lines(result: "ReproduceResult") -> list[str]:
-    """The tables as they are written, the files, and what failed."""
+    """Return the tables as they are written, the files, and what failed."""
     lines = []
     for found in result.tables:
         lines += ["", terminal(found.table)]

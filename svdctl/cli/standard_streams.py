@@ -1,7 +1,6 @@
-"""Standard output and error that cannot be written: no work ends with them, and nothing is lost unsaid.
+"""Keep the program running, with a note or an error, when standard output or standard error cannot be written.
 
-Causes are a pipe or socket that nobody reads, a terminal that was taken away, a full disk, a full pipe that does not
-wait.
+Causes are a pipe or socket whose reader has ended, a terminal that was closed, a full disk, a full non-blocking pipe.
 """
 
 import io
@@ -12,21 +11,22 @@ from typing import Any, Literal, TextIO
 
 from svdctl.errors import OutputError
 
-Loss = Literal["told", "silent", "raised"]
+OnFailure = Literal["note", "ignore", "raise"]
+"""What the first failed write causes: a note on stderr, nothing, or an `OutputError`."""
 
 
 class Output:
-    """A stream that goes on into nothing once it cannot be written.
+    """Write to a stream, and to the null device after the first write that fails.
 
     Args:
         stream: where the output goes.
-        loss: what becomes of the first failure: a note on stderr, nothing, or an `OutputError`.
+        on_failure: what the first failed write causes.
     """
 
-    def __init__(self, stream: TextIO, loss: Loss) -> None:
-        self._stream, self._loss = stream, loss
-        self.lost: OutputError | None = None
-        """What is raised by each use: libraries that print swallow some errors."""
+    def __init__(self, stream: TextIO, on_failure: OnFailure) -> None:
+        self._stream, self._on_failure = stream, on_failure
+        self.error: OutputError | None = None
+        """The error that every later use raises again, as some libraries that print catch the first."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -41,15 +41,16 @@ class Output:
         self._attempt(self._stream.flush)
 
     def _attempt(self, act: Callable[[], object]) -> None:
+        """Call `act`; when it cannot write, redirect the stream."""
         try:
             act()
         except OSError as error:
-            self._drop(error)
-        if self.lost is not None:
-            raise self.lost
+            self._redirect(error)
+        if self.error is not None:
+            raise self.error
 
-    def _drop(self, error: OSError) -> None:
-        """From here on write into nothing, what is buffered too."""
+    def _redirect(self, error: OSError) -> None:
+        """Redirect the stream, and what it has buffered, to the null device; report the error."""
         nothing = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         try:
             os.dup2(nothing.fileno(), self._stream.fileno())
@@ -58,48 +59,48 @@ class Output:
         else:
             nothing.close()
         cause = (error.strerror or type(error).__name__).lower()
-        if self._loss == "raised":
-            self.lost = OutputError(f"stdout: {cause}; what was to be printed is not all there")
-        elif self._loss == "told":
+        if self._on_failure == "raise":
+            self.error = OutputError(f"stdout: {cause}; what was to be printed is not all there")
+        elif self._on_failure == "note":
             print(f"note: stdout: {cause}; svdctl goes on without it", file=sys.stderr, flush=True)
 
 
 def guard_output(*, lasting: bool) -> None:
-    """Let no output that cannot be written end the program unawares, before anything is printed.
+    """Replace stdout and stderr by streams that handle failed writes; called before anything is printed.
 
     Args:
-        lasting: the work is more than what is printed, and goes on without it.
+        lasting: the command also writes files, so that it continues, with a note, when stdout fails.
 
     Raises:
-        OutputError: stdout is closed, and it is all there is.
+        OutputError: stdout is closed, and the command does nothing but print.
     """
     for name in ("stderr", "stdout"):
         stream = getattr(sys, name)
-        loss: Loss = "silent" if name == "stderr" else "told" if lasting else "raised"
+        on_failure: OnFailure = "ignore" if name == "stderr" else "note" if lasting else "raise"
         if stream is not None:
             # Names of files can hold what the stream's encoding has no sign for.
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
-            setattr(sys, name, Output(stream, loss))
+            setattr(sys, name, Output(stream, on_failure))
             continue
         # Closed by the shell (>&-): its number may have become that of any file.
         setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        if loss == "raised":
+        if on_failure == "raise":
             raise OutputError("stdout is closed; what was to be printed is nowhere")
 
 
 def flush_output() -> None:
-    """Write what is buffered, now that an exit code can still tell of a failure.
+    """Flush both streams while a failure can still change the exit code.
 
     Raises:
-        OutputError: it could not be written, and is all there is.
+        OutputError: stdout cannot be written, and the command does nothing but print.
     """
     sys.stdout.flush()
     sys.stderr.flush()
 
 
 def settle_output() -> None:
-    """The same after a failure that has been told: it raises nothing, nor does the end of the program."""
+    """Flush both streams after an error was reported; neither this nor the interpreter's exit raises another."""
     if isinstance(sys.stdout, Output):
-        sys.stdout.lost, sys.stdout._loss = None, "silent"
+        sys.stdout.error, sys.stdout._on_failure = None, "ignore"
     flush_output()

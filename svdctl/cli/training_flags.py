@@ -32,7 +32,7 @@ from svdctl.registry import DATA
 
 @dataclass(frozen=True)
 class Resolved:
-    """A configuration, what it was based on, and remarks about the flags."""
+    """Hold a configuration, the name of the preset or defaults behind it, and remarks about the flags."""
 
     config: TrainConfig
     base: str
@@ -41,14 +41,14 @@ class Resolved:
 
 @dataclass(frozen=True)
 class Command:
-    """A training command.
+    """Describe one of the two training commands: its flags, and the configuration that they change.
 
     Attributes:
         flags: its options.
-        quickstart: the preset that flags change when none of them is one of `basis`.
-        basis: flags that name data, network or layer; with one of them the base is the paper's defaults.
-        defaults: the paper's defaults, which depend on the flags given.
-        others: the networks that the other command trains.
+        quickstart: name of the preset that the flags change when none of `basis` is given.
+        basis: flags that name data, network or layer; when one is given, the flags change `defaults` instead.
+        defaults: returns the paper's defaults for the given flags.
+        others: the networks that the other command trains, in words.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Command:
 
     @property
     def words(self) -> dict[str, str]:
-        """Flags by key, and what stands for the kind of network."""
+        """Return the flag of each configuration key, and the command of the network's kind, for messages."""
         return {
             **flags_by_key(self.flags),
             **{key: "--architecture" for key in ("model.depth", "model.width") if "architecture" in self.flags},
@@ -68,17 +68,17 @@ class Command:
         }
 
     def owns(self, table: Mapping[str, Any]) -> bool:
-        """Whether a configuration is of this command: LipConvNets are trained by one, other networks by the other."""
+        """Return whether this command trains a configuration: LipConvNets belong to one, all others to the other."""
         model = table.get("model")
         return command_of(model.get("kind") if isinstance(model, Mapping) else None) is self
 
     def refused(self, config: TrainConfig) -> str | None:
-        """Return why a configuration is not this command's to train, None if it is."""
+        """Return why this command does not train a configuration; None if it does."""
         return None if command_of(config.model.kind) is self else self.why_foreign
 
     @property
     def why_foreign(self) -> str:
-        """What is said of something that belongs to the other command."""
+        """Return the end of a message about something that belongs to the other command."""
         other = TRAIN if self is LIPCONV else LIPCONV
         return f"is for {self.others}; use svdctl {other.name} in place of svdctl {self.name}"
 

@@ -86,12 +86,12 @@ def evaluation_line(metrics: Mapping[str, float]) -> str:
 
 
 def _known(value: float, form: str) -> str:
-    """A figure, or a dash where it is not known: not a number."""
+    """Return a figure, or a dash where it is not known: not a number."""
     return "-" if math.isnan(value) else format(value, form)
 
 
 def certified_lines(rows: Sequence["CertifiedEpoch"]) -> list[str]:
-    """The table of certificates, and what L is made of."""
+    """Return the table of certificates, and what L is made of."""
     radii = [f"{radius:g}/255" for radius in rows[0].certified]
     lines = ["", f"{'network':<8} {'epoch':>5} {'accuracy':>9} " + " ".join(f"{name:>8}" for name in radii)]
     lines[-1] += f" {'mean radius':>12} {'L':>9}"

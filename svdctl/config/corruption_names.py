@@ -62,7 +62,7 @@ NOTES: Mapping[str, str] = MappingProxyType(
 
 
 def named_lists() -> dict[str, tuple[str, ...]]:
-    """The lists of corruptions whose means have a name: `benchmark (15)`, `all (19)` and `corruptions.txt (18)`.
+    """Return the lists of corruptions whose means have a name: `benchmark (15)`, `all (19)` and `corruptions.txt (18)`.
 
     The number in a name is that of the corruptions; the last list is the shipped one, without the clean images.
     """
@@ -72,7 +72,7 @@ def named_lists() -> dict[str, tuple[str, ...]]:
 
 
 def list_name(names: Collection[str], severities: Collection[int] = SEVERITIES) -> str:
-    """What the mean over these corruptions and severities is called, as `benchmark (15)` or `3 corruptions`.
+    """Return what the mean over these corruptions and severities is called, as `benchmark (15)` or `3 corruptions`.
 
     Severities are named unless they are all five.
     """
@@ -82,13 +82,13 @@ def list_name(names: Collection[str], severities: Collection[int] = SEVERITIES) 
 
 
 def nearest_corruption(name: str) -> str | None:
-    """The corruption (or `natural`) whose name resembles this one most, None when none does."""
+    """Return the corruption (or `natural`) whose name resembles this one most, None when none does."""
     near = difflib.get_close_matches(_plain(name), (*CORRUPTIONS, CLEAN), n=1, cutoff=0.4)
     return near[0] if near else None
 
 
 def corruption_name(name: str, where: str = "") -> str:
-    """The corruption meant by `name`: dashes and capitals are forgiven.
+    """Return the corruption meant by `name`: dashes and capitals are forgiven.
 
     Raises:
         UsageError: there is none of that name; the sentence begins with `where` and offers the nearest.
@@ -99,7 +99,7 @@ def corruption_name(name: str, where: str = "") -> str:
 
 
 def read_corruption_list(path: Path | str | None = None) -> tuple[str, ...]:
-    """The corruptions that a file lists, one a line, in its order; `natural` stands for the clean images.
+    """Return the corruptions that a file lists, one a line, in its order; `natural` stands for the clean images.
 
     Blank lines and lines that begin with # are skipped.
 

@@ -14,14 +14,14 @@ class Overrides:
         self.table = table
 
     def section(self, path: str) -> dict[str, Any]:
-        """The fields below a path, empty when there are none; reading makes none."""
+        """Return the fields below a path, empty when there are none; reading makes none."""
         found: Any = self.table
         for part in path.split("."):
             found = found.get(part) if isinstance(found, dict) else None
         return found if isinstance(found, dict) else {}
 
     def kind(self, path: str) -> Any:
-        """The tag of the union at a path, None when there is none."""
+        """Return the tag of the union at a path, None when there is none."""
         return self.section(path).get("kind")
 
     def put(self, path: str, value: Any) -> None:

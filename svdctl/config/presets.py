@@ -16,14 +16,14 @@ from svdctl.plugins import plugin_name
 
 
 def resource(name: str) -> Path:
-    """A file or folder that ships with svdctl: inside the installed package, or of the checkout."""
+    """Return a file or folder that ships with svdctl: inside the installed package, or of the checkout."""
     package = Path(__file__).parents[1]
     installed = package / "_resources" / name
     return installed if installed.exists() else package.parent / name
 
 
 def preset_folder() -> Path:
-    """The shipped presets."""
+    """Return the shipped presets."""
     return resource("presets")
 
 
@@ -42,7 +42,7 @@ def list_presets(*, lipconv: bool | None = None) -> dict[str, str]:
 
 
 def nearest_preset(name: str) -> str | None:
-    """The shipped preset whose name resembles this one most, None when none does."""
+    """Return the shipped preset whose name resembles this one most, None when none does."""
     near = difflib.get_close_matches(name.lower().replace("_", "-"), list_presets(), n=1, cutoff=0.4)
     return near[0] if near else None
 
@@ -76,10 +76,10 @@ def read_preset(name: str) -> dict[str, Any]:
 
 
 def run_name(text: str) -> str:
-    """The text as a name that a run folder may have."""
+    """Return the text as a name that a run folder may have."""
     return re.sub(r"[^A-Za-z0-9._-]+|^[^A-Za-z0-9]+", "-", text).lstrip("-._")[:100] or "run"
 
 
 def to_toml(config: TrainConfig) -> str:
-    """A configuration as TOML, fields that are None left out; read back it gives an equal configuration."""
+    """Return a configuration as TOML, fields that are None left out; read back it gives an equal configuration."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))

@@ -68,7 +68,7 @@ class TrainConfig(Config):
         return self
 
     def _mixes(self) -> list[str]:
-        """What does not go together, a sentence each."""
+        """Return what does not go together, a sentence each."""
         faults = []
         architecture = ARCHITECTURES.get(self.model.kind)
         if self.layer.is_orthogonal:

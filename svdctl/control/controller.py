@@ -255,7 +255,7 @@ class Controller:
         return True
 
     def _written(self, name: str) -> list[Tensor]:
-        """All that the method may have changed of a unit."""
+        """Return all that the method may have changed of a unit."""
         unit = self._units[name]
         tensors = [tensor for layer in unit for tensor in layer.ops.tensors(layer.module, self.optimizer)]
         return tensors + [layer.state[key] for layer in unit for key in sorted(layer.state)]

@@ -22,7 +22,7 @@ _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0
 
 
 def read_arrays(path: Path, names: Iterable[str], optional: Iterable[str] = ()) -> dict[str, np.ndarray]:
-    """The named arrays of an .npz, and the optional ones that are there.
+    """Return the named arrays of an .npz, and the optional ones that are there.
 
     Raises:
         DataError: missing, damaged, with objects in it, or unpacking to far more than the file holds.

@@ -19,7 +19,7 @@ from svdctl.data.streamed_images import read_ahead
 
 
 def derived_seed(seed: int, *what: int | str) -> int:
-    """A 63-bit seed for one purpose, from the run's seed: a hash, so that neighbouring numbers are unrelated."""
+    """Return a 63-bit seed for one purpose, from the run's seed: a hash, so that neighbouring numbers are unrelated."""
     digest = hashlib.blake2b(repr((seed, *what)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -87,7 +87,7 @@ def to_pixels(images: Tensor) -> Tensor:
 
 
 def evaluation_batches(data: ImageData, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """All examples in order, as pixels in [0, 1] and labels."""
+    """Yield all examples in order, as pixels in [0, 1] and labels."""
     for start in range(0, len(data), batch_size):
         part = slice(start, start + batch_size)
         yield to_pixels(data.images[part]), data.labels[part]

@@ -63,12 +63,12 @@ class DataSource(ABC):
 
     @property
     def takes_path(self) -> bool:
-        """Whether a path belongs to the name of the data."""
+        """Return whether a path belongs to the name of the data."""
         return "path" in self.config.model_fields
 
     @property
     def form(self) -> str:
-        """The form in which the data are named: `KIND` or `KIND:PATH`."""
+        """Return the form in which the data are named: `KIND` or `KIND:PATH`."""
         return f"{self.kind}:PATH" if self.takes_path else self.kind
 
     def describe(self, config: Any) -> str:

@@ -66,7 +66,7 @@ def fetch(archive: Archive, path: Path, *, tell: Tell | None = None, attempts: i
 
 
 def _is_final(cause: Exception | None) -> bool:
-    """Whether trying again is of no use."""
+    """Return whether trying again is of no use."""
     return isinstance(cause, urllib.error.HTTPError) and 400 <= cause.code < 500 and cause.code not in (408, 429)
 
 
@@ -152,7 +152,7 @@ def unpack(path: Path, folder: Path, *, limit: int) -> None:
 
 
 def _checked(tar: tarfile.TarFile, path: Path, limit: int) -> list[tarfile.TarInfo]:
-    """The regular files of an archive, after every member was found harmless; nothing is written before that."""
+    """Return the regular files of an archive, after every member was found harmless; nothing is written before that."""
     files: dict[PurePosixPath, tarfile.TarInfo] = {}
     total = 0
     for number, member in enumerate(tar):

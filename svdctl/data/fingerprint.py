@@ -33,6 +33,6 @@ def fingerprint(*parts: ImageData) -> str:
 
 
 def _blocks(tensor: Tensor) -> tuple[Tensor, ...]:
-    """The rows of a tensor in groups of at most `_BLOCK` bytes, one row at least."""
+    """Return the rows of a tensor in groups of at most `_BLOCK` bytes, one row at least."""
     row = max(tensor[:1].nbytes, 1)
     return tensor.split(max(_BLOCK // row, 1)) if len(tensor) else ()

@@ -33,11 +33,11 @@ class ImageData:
         return channels, height, width
 
     def to(self, device: torch.device) -> Self:
-        """The same data on `device`."""
+        """Return the same data on `device`."""
         return type(self)(self.images.to(device), self.labels.to(device), self.classes)
 
     def select(self, index: Tensor) -> Self:
-        """The examples at `index`, in its order."""
+        """Return the examples at `index`, in its order."""
         return type(self)(rows_of(self.images, index), self.labels[index], self.classes)
 
     def grey(self, where: str) -> Self:

@@ -109,7 +109,7 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _images(path: Path) -> list[Path]:
-    """The files in a folder, not below it, that are images by their names."""
+    """Return the files in a folder, not below it, that are images by their names."""
     return sorted(
         entry for entry in path.iterdir() if entry.suffix.lower() in _SUFFIXES and _visible(entry) and entry.is_file()
     )
@@ -183,7 +183,7 @@ def _rgb(image: Image.Image, file: Path) -> Image.Image:
 
 
 def _uses_16_bits(image: Image.Image) -> bool:
-    """Whether black is 0 and white 65535: TIFF has 12 bits too, which Pillow does not scale, and white as 0."""
+    """Return whether black is 0 and white 65535: TIFF has 12 bits too, which Pillow does not scale, and white as 0."""
     if image.format in ("PNG", "PPM"):
         return True
     tags = getattr(image, "tag_v2", {})

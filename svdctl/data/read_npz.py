@@ -30,7 +30,7 @@ def read_npz(path: Path) -> TrainTest:
 
 
 def _classes(labels: dict[str, torch.Tensor], path: Path) -> int:
-    """How many classes there are, each of them with a training image, and no label beyond them in any part."""
+    """Return how many classes there are, each of them with a training image, and no label beyond them in any part."""
     for part, found in labels.items():
         if found.numel() and int(found.min()) < 0:
             raise DataError(f"{path}: y_{part} has the label {int(found.min())}; number the classes from 0")

@@ -165,13 +165,13 @@ def _correct(classifier: Classifier, source: Source, name: str, severity: int, i
 
 
 def summary(correct: Mapping[str, int], names: list[str], severities: tuple[int, ...], count: int) -> dict[str, Any]:
-    """Accuracies and their means from counts of correct answers by `"<name> <severity>"`."""
+    """Return accuracies and their means from counts of correct answers by `"<name> <severity>"`."""
     table = {name: {str(severity): correct[f"{name} {severity}"] / count for severity in severities} for name in names}
     return {"count": count, "clean": correct[CLEAN] / count, "accuracy": table, **means_of(table)}
 
 
 def means_of(table: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """Means of a table of accuracies by corruption and severity.
+    """Return the means of a table of accuracies by corruption and severity.
 
     `figures` has the mean over each of the named lists (`svdctl.config.corruption_names.named_lists`) all of whose
     corruptions are in the table, and, under a name of its own, `mean`: that over the whole table.

@@ -50,7 +50,7 @@ class Classifier:
 
     @contextmanager
     def ready(self) -> Iterator[None]:
-        """No gradients, the precision asked for, parametrised weights computed once."""
+        """Run the body without gradients, at the configured precision; parametrised weights are computed once."""
         dtype = _AUTOCAST.get(self.precision)
         autocast = torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
         with torch.inference_mode(), parametrize.cached(), autocast:

@@ -187,21 +187,21 @@ class Metric(ABC):
     config: type[Config] = Config
     """Its own settings; `settings` says where they come from."""
     version: int = 1
-    """Of its definition: figures of another version are not those of this one."""
+    """Version of the metric's definition; stored figures of another version are measured again."""
     precision: str | None = None
-    """Of the network, whatever is asked for; None: what is asked for."""
+    """Precision of the network, whatever the configuration says; None: the one of the configuration."""
     figures: type[Figures]
     """Model of its results."""
     columns: tuple[TableColumn, ...] = ()
-    """In tables of `reproduce`; their names are one name space over all metrics."""
+    """Columns of the metric in tables of `reproduce`; a name is used by one metric only."""
     owned_files: tuple[str, ...] = ()
-    """Files beside `results.json` that are made of its figures; pictures are shown in `report.md`."""
+    """Names of files beside `results.json` that the metric writes; pictures are shown in `report.md`."""
     same_but_for: tuple[str, ...] = ()
-    """Keys that a kept protocol may have besides, without being that of other figures."""
+    """Keys that the protocol of stored figures may have in addition, and still be the protocol of this metric."""
     former_counts: bool = True
-    """Whether figures without a checksum, under `former_protocol`, are those of today's definition."""
+    """Whether stored figures without a checksum, under `former_protocol`, agree with today's definition."""
     notes_title: str = ""
-    """What stands above its notes in a report."""
+    """Heading of its notes in a report."""
     uses_logits: bool = True
     """Whether it needs one pass over the test images, which metrics share."""
 
@@ -218,7 +218,7 @@ class Metric(ABC):
         return config.model_dump(mode="json") if isinstance(config, Config) else {}
 
     def former_protocol(self, context: MeasurementContext, config: Any) -> dict[str, Any]:
-        """Return the same as results without checksums state it."""
+        """Return the protocol in the form of stored results that have no checksum."""
         return self.protocol(context, config)
 
     def migrate(self, results: dict[str, Any]) -> dict[str, Any]:

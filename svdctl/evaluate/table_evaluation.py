@@ -53,7 +53,7 @@ class Evaluate(Config):
 
     @property
     def corruption_names(self) -> tuple[str, ...]:
-        """The corruptions, lists by name written out."""
+        """Return the corruptions, lists by name written out."""
         if not self.corruptions:
             return read_corruption_list()
         lists = {"all": CORRUPTIONS, "benchmark": BENCHMARK}

@@ -284,7 +284,7 @@ def _registered(kind: type) -> tuple[type, LayerOps] | None:
 
 
 def _imported(name: str) -> type | None:
-    """The class of this name; None while its module is not imported, so that no layer of it can exist."""
+    """Return the class of this name; None while its module is not imported, so that no layer of it can exist."""
     module, _, attribute = name.partition(":")
     found = getattr(sys.modules.get(module), attribute, None)
     return found if isinstance(found, type) else None

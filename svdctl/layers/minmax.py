@@ -59,7 +59,7 @@ class _MinMaxWithTangents(_MinMax):
 
 
 def _exchange(x: Tensor, kept: Tensor) -> Tensor:
-    """The pairs of x that are not kept, exchanged."""
+    """Return the pairs of x that are not kept, exchanged."""
     first, second = x.chunk(2, 1)
     # A weight of 0 or 1 gives one end exactly; `where`, which branches at each entry, takes four times as long.
     weight = kept.to(x.dtype)

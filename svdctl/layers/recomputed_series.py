@@ -65,7 +65,7 @@ class _Series(torch.autograd.Function):
 
 
 def _precision(x: Tensor) -> torch.dtype:
-    """The precision that convolutions of x are computed in where this is called."""
+    """Return the precision that convolutions of x are computed in where this is called."""
     kind = x.device.type
     lowered = kind != "meta" and x.dtype != torch.float64 and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if lowered else x.dtype

@@ -225,7 +225,7 @@ def _copied(contents: dict[str, Any]) -> dict[str, Any]:
 
 
 def _changed(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """Which part of a layer is another one now, in a sentence; empty when all are the same."""
+    """Return which part of a layer is another one now, in a sentence; empty when all are the same."""
     for name in before.keys() | now.keys():
         old, new = before.get(name), now.get(name)
         if not (_same(old, new) if isinstance(old, Tensor) and isinstance(new, Tensor) else old is new or old == new):
@@ -251,7 +251,7 @@ def _cloned(value: Any) -> Any:
 
 
 def _agrees(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: object) -> bool:
-    """Whether a layer alone gives an output, up to the rounding of the coarser of its types."""
+    """Return whether a layer alone gives an output, up to the rounding of the coarser of its types."""
     alone = layer(*inputs, **named)
     if not isinstance(output, Tensor) or alone.shape != output.shape:
         return False

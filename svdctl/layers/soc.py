@@ -16,7 +16,7 @@ _WARM_UP = 50
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Autocast off; shapes alone (the meta device) know none."""
+    """Return a context without autocast; on the meta device, which has none, one that does nothing."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
@@ -104,11 +104,11 @@ class SOC(nn.Module):
             right.copy_(power_step(matrix, right, steps)[1])
 
     def skew_kernel(self) -> Tensor:
-        """The kernel `(c, c, k, k)` that the forward pass exponentiates, detached; exactly skew."""
+        """Return the kernel `(c, c, k, k)` that the forward pass exponentiates, detached; exactly skew."""
         return self._generator(update=False).detach()
 
     def _generator(self, update: bool) -> Tensor:
-        """The normalised skew kernel, in the parameters' precision even under autocast."""
+        """Return the normalised skew kernel, in the parameters' precision even under autocast."""
         with full_precision(self.kernel.device):
             skew = skew_part(self.kernel)
             norms = []

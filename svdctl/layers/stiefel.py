@@ -62,7 +62,7 @@ def frame_error(frame: Tensor) -> Tensor:
 
 
 def random_frame(rows: int, columns: int) -> Tensor:
-    """A frame `(rows, columns)`, uniformly distributed."""
+    """Return a frame `(rows, columns)`, uniformly distributed."""
     return qr_positive(torch.randn(rows, columns))[0]
 
 

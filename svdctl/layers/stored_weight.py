@@ -43,7 +43,7 @@ def forwards_as(layer: nn.Module, kind: type) -> bool:
 
 
 def _is_patched(kind: type, name: str) -> bool:
-    """Whether a method of torch's or our own class is no longer the one that the class's own module defines."""
+    """Return whether a method of torch's or our own class is no longer the one that the class's own module defines."""
     owner = next((base for base in kind.__mro__ if name in vars(base)), object)
     if owner.__module__.partition(".")[0] not in ("torch", "svdctl"):
         return False
@@ -101,7 +101,7 @@ def why_not_as_stored(layer: nn.Module, kind: type) -> str | None:
 
 
 def _made_by(hook: object) -> str | None:
-    """The tensor that an older hook of torch.nn.utils computes before each pass; None for any other hook."""
+    """Return the tensor that an older hook of torch.nn.utils computes before each pass; None for any other hook."""
     if type(hook) in (WeightNorm, SpectralNorm):
         return hook.name  # type: ignore[attr-defined]
     if isinstance(hook, BasePruningMethod) and all(
@@ -148,7 +148,7 @@ def computed_weight(layer: nn.Module) -> Tensor:
 
 
 def _equal(first: object, second: object) -> bool:
-    """Whether both are the same numbers, those that are not finite included."""
+    """Return whether both are the same numbers, those that are not finite included."""
     if not isinstance(first, Tensor) or not isinstance(second, Tensor):
         return first is second
     return torch.equal(first.nan_to_num(), second.nan_to_num())

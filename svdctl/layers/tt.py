@@ -1,4 +1,4 @@
-"""The tensor-train convolution: two frames around a small core."""
+"""The tensor-train convolution: a small core between two matrices with orthonormal columns, the frames."""
 
 import math
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ class TTConv2d(nn.Module):
     frame_out: Tensor | None
     bias: Tensor | None
     retraction: Literal["polar", "qr"] = "polar"
-    """How frames are retracted."""
+    """Retraction that keeps the frames on the Stiefel manifold."""
     penalty_weight: float = 1e5
     """Weight of the penalty on frames in the loss."""
     penalty_count: PenaltyCount = "paper"
@@ -94,12 +94,12 @@ class TTConv2d(nn.Module):
 
     @property
     def rank(self) -> tuple[int, int]:
-        """(rank_in, rank_out)."""
+        """Return (rank_in, rank_out)."""
         return self.core.shape[1], self.core.shape[0]
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Random frames, and a core that gives the layer the output variance of Kaiming normal with fan-out."""
+        """Draw random frames, and a core that gives the layer the output variance of Kaiming normal with fan-out."""
         taps = math.prod(self.kernel_size)
         rank_in, rank_out = self.rank
         # The kernel has O I entries of mean square core^2 r_out r_in / (O I).
@@ -127,13 +127,13 @@ class TTConv2d(nn.Module):
         return F.conv2d(x, core, self.bias, self.stride, self.padding, self.dilation)
 
     def contracted(self) -> Tensor:
-        """The kernel `(O, I, kh, kw)`."""
+        """Return the kernel `(O, I, kh, kw)`."""
         if self.frame_in is None or self.frame_out is None:
             return self.core
         return torch.einsum("ob,bahw,ia->oihw", self.frame_out, self.core, self.frame_in)
 
     def _cheapest(self, shape: torch.Size) -> tuple[bool, bool]:
-        """Which frames to apply on their own, (in, out), rather than contract into the core: fewest multiplications."""
+        """Return whether to apply (frame_in, frame_out) on their own, not contracted into the core: the faster."""
         batch, height, width = math.prod(shape[:-3]), *shape[-2:]
         taps = math.prod(self.kernel_size)
         rank_in, rank_out = self.rank
@@ -155,7 +155,7 @@ class TTConv2d(nn.Module):
 
     @torch.no_grad()
     def small_kernel(self, *, dtype: torch.dtype = torch.float64) -> Tensor:
-        """A kernel `(r_out, r_in, kh, kw)` with the layer's own non-zero singular values, whatever the frames are.
+        """Return a kernel `(r_out, r_in, kh, kw)` with the layer's non-zero singular values, orthonormal frames or not.
 
         The frames' QR factors are moved into it; with orthonormal frames it is the core, up to signs. Without frames it
         is the core as it is.
@@ -170,7 +170,7 @@ class TTConv2d(nn.Module):
 
     @torch.no_grad()
     def exact_kernel(self) -> tuple[Tensor, float]:
-        """`small_kernel` in float64, and at most how far the layer's norm is from that of this kernel.
+        """Return `small_kernel` in float64, and a bound of the difference between the layer's norm and this kernel's.
 
         docs/theory.md, "Tensor-train layers", has the proof.
         """
@@ -228,7 +228,7 @@ class TTConv2d(nn.Module):
     def from_conv2d(
         cls, conv: nn.Conv2d, rank: int | tuple[int, int], *, frames: FramesKind = "retract"
     ) -> tuple["TTConv2d", float]:
-        """The layer of this rank nearest to a trained convolution, and its relative error in Frobenius norm."""
+        """Return the layer of this rank nearest to a trained convolution, and its relative error in Frobenius norm."""
         reason = why_not_as_stored(conv, nn.Conv2d)
         if reason is not None:
             raise ShapeError(f"the convolution cannot be converted: {reason}")
@@ -272,7 +272,7 @@ class TTConv2d(nn.Module):
 
     @torch.no_grad()
     def to_conv2d(self) -> nn.Conv2d:
-        """The same operator as an ordinary convolution."""
+        """Return the same operator as an ordinary convolution."""
         conv = nn.Conv2d(
             self.in_channels,
             self.out_channels,
@@ -302,7 +302,7 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 class Framed(Protocol):
-    """A layer between two frames."""
+    """Have two frames around a smaller layer; the attributes that the penalty reads."""
 
     has_frames: bool
     frame_in: Tensor | None
@@ -310,7 +310,7 @@ class Framed(Protocol):
 
     @property
     def rank(self) -> tuple[int, int]:
-        """(rank_in, rank_out)."""
+        """Return (rank_in, rank_out)."""
 
 
 def frame_defects(layer: Framed, count: PenaltyCount) -> tuple[list[Tensor], int]:

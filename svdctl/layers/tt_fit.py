@@ -18,7 +18,7 @@ def fitted_frames(kernel: Tensor, rank_in: int, rank_out: int) -> tuple[Tensor, 
 
 
 def _leading(tensor: Tensor, rank: int) -> Tensor:
-    """The leading left singular vectors `(n, rank)` of the unfolding along the first axis."""
+    """Return the leading left singular vectors `(n, rank)` of the unfolding along the first axis."""
     unfolding = tensor.flatten(1)
     # A kernel of fewer columns than the rank has none to give beyond them: any frame that completes it will do.
     complete = rank > min(unfolding.shape)

@@ -1,4 +1,4 @@
-"""From configuration to objects: the network, the optimiser, the factor on its learning rate; counts of parameters."""
+"""Build the network, optimiser and learning-rate schedule that a configuration describes."""
 
 import math
 
@@ -16,7 +16,7 @@ from svdctl.registry import LAYERS
 
 
 def build_model(config: TrainConfig, classes: int) -> nn.Module:
-    """The network of a configuration, its weights drawn from the configuration's seed; the global stream is left."""
+    """Return the network of a configuration; its weights come from the configuration's seed, not torch's global one."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(config.seed, "weights"))
         architecture, ops = architecture_of(config.model), LAYERS.get(config.layer.kind)
@@ -31,12 +31,13 @@ def build_model(config: TrainConfig, classes: int) -> nn.Module:
             normalize=Normalize(config.normalize.mean, config.normalize.std),
         )
         if getattr(config.layer, "init", None) is not None:
-            _start_anew(model, config.layer.init)
+            _initialize_kernels(model, config.layer.init)
     return model
 
 
 @torch.no_grad()
-def _start_anew(model: nn.Module, init: str) -> None:
+def _initialize_kernels(model: nn.Module, init: str) -> None:
+    """Draw all kernels, and the cores of TT layers, from the distribution `torch.nn.init.<init>_`."""
     start = getattr(nn.init, f"{init}_")
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -46,10 +47,10 @@ def _start_anew(model: nn.Module, init: str) -> None:
 
 
 def build_optimizer(config: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser over all parameters; weight decay on all of them but the coordinates of parametrised frames.
+    """Return the optimiser over all parameters; those of parametrised frames have no weight decay.
 
-    Decay would pull those coordinates to an arbitrary base point, and it breaks torch's Householder map, which reads
-    signs from a diagonal that must stay exactly 1.
+    Decay would pull the parameters of torch's `orthogonal` parametrization to an arbitrary point of the manifold, and
+    break its Householder map, which reads signs from a diagonal that must stay exactly 1.
     """
     coordinates = [value for name, value in model.named_parameters() if "parametrizations." in name]
     weights = [value for name, value in model.named_parameters() if "parametrizations." not in name]
@@ -62,7 +63,7 @@ def build_optimizer(config: Optimizer, model: nn.Module) -> torch.optim.Optimize
 
 
 def lr_factor(schedule: Schedule, step: int, steps: int, lr: float) -> float:
-    """Factor on the learning rate `lr` at a step, counted from 0, of `steps` in all."""
+    """Return the factor on the learning rate `lr` at a step, counted from 0, of `steps` in all."""
     if isinstance(schedule, Constant):
         return 1.0
     if isinstance(schedule, Steps):
@@ -81,7 +82,7 @@ def lr_factor(schedule: Schedule, step: int, steps: int, lr: float) -> float:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Trainable parameters; a parametrised frame counts as the matrix that it is."""
+    """Return the number of trainable parameters; a parametrised frame counts with all entries of its matrix."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 

@@ -85,5 +85,5 @@ class WideResNet(nn.Module):
 def default_conv(
     in_channels: int, out_channels: int, kernel_size: int, *, stride: int, padding: int, bias: bool
 ) -> nn.Conv2d:
-    """The ordinary convolution."""
+    """Return the ordinary convolution."""
     return torch.nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=bias)

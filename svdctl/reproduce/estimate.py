@@ -63,7 +63,7 @@ class Static:
 
     @property
     def columns(self) -> dict[str, float]:
-        """The figures that are known, by the columns of tables."""
+        """Return the figures that are known, by the columns of tables."""
         figures = {"parameters": float(self.parameters), "compression": self.compression}
         figures["control-cost"] = self.control_ratio
         return {name: value for name, value in figures.items() if math.isfinite(value)}

@@ -29,7 +29,7 @@ class TableRow:
 
     @property
     def config(self) -> TrainConfig:
-        """The configuration with the first seed."""
+        """Return the configuration with the first seed."""
         return self.jobs[0].config
 
 
@@ -55,7 +55,7 @@ class TablePlan:
 
     @property
     def trains(self) -> bool:
-        """Whether any column needs a trained network."""
+        """Return whether any column needs a trained network."""
         return any(column not in STATIC for column in self.columns)
 
 

@@ -26,34 +26,34 @@ from svdctl.utils.signals import terminated_as_interrupt
 
 GO_ON = "the same command goes on where it was"
 BUSY_PAUSE = 5.0
-"""Seconds until a run whose folder another command holds is looked at again."""
+"""Seconds between two attempts to lock the folder of a run that another command is training."""
 
 
 class SweepReporter(Protocol):
-    """Shows how the jobs are getting on."""
+    """Show the progress of the jobs."""
 
     def start(self, plan: Plan, jobs: Sequence[Job], store: RunStore) -> None:
-        """The work begins."""
+        """Show that the work begins."""
 
     def outcome(self, job: Job, outcome: Outcome) -> None:
-        """A job has ended."""
+        """Show how a job has ended."""
 
     def passed_over(self, job: Job, why: str) -> None:
-        """A folder of the run is not used; may be called twice with the same reason."""
+        """Show why a folder of the run is not used; may be called twice with the same reason."""
 
     def say(self, text: str) -> None:
-        """Something worth a line."""
+        """Print a line."""
 
     def command(self, job: Job) -> str:
         """Return the command line that trains a run."""
 
     def close(self) -> None:
-        """The work has ended; may be called twice."""
+        """Clear the display when the work has ended; may be called twice."""
 
 
 @dataclass(frozen=True)
 class ReproduceResult:
-    """What a call leaves."""
+    """Hold the tables and files of a call, and the runs that failed."""
 
     tables: tuple[Results, ...]
     files: tuple[Path, ...]
@@ -62,7 +62,7 @@ class ReproduceResult:
 
 
 def reproduce(request: Request, reporter: SweepReporter) -> ReproduceResult:
-    """Make tables and figures; what is finished from an earlier call is used.
+    """Make tables and figures; runs and measurements that earlier calls have finished are used.
 
     Raises:
         UsageError: before anything is trained: names, files, configurations, disk, executor.

@@ -69,7 +69,7 @@ class Point:
 
     @property
     def measured(self) -> float:
-        """How many times faster TT is: the median of the rounds' ratios."""
+        """Return how many times faster TT is: the median of the rounds' ratios."""
         return statistics.median(a / b for a, b in zip(self.full, self.tt, strict=True))
 
 
@@ -84,7 +84,7 @@ class SpeedResults:
 
     @property
     def table(self) -> formats.Table:
-        """The table for reading, the whole network first."""
+        """Return the table for reading, the whole network first."""
         headers = ("what", "work", "full, s", "TT, s", "TT faster", "by the model")
         columns = [formats.Column(name, name, "left" if name in headers[:2] else "right") for name in headers]
         points = sorted(self.points, key=lambda point: point.axis != "network")
@@ -92,7 +92,7 @@ class SpeedResults:
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """A row of CSV for each point and each of full and TT."""
+        """Return a row of CSV for each point and each of full and TT."""
         return [
             {
                 "figure": self.title,
@@ -113,7 +113,7 @@ class SpeedResults:
 
     @property
     def contents(self) -> dict[str, Any]:
-        """Every round's time, for JSON."""
+        """Return every round's time, for JSON."""
         points = [{**asdict(point), "measured": point.measured} for point in self.points]
         scale = "smoke" if self.smoke else "full"
         return {"title": self.title, "scale": scale, "machine": self.machine, "points": points}
@@ -268,7 +268,7 @@ class _Bench:
 
     @cached_property
     def networks(self) -> list[_Subject]:
-        """The whole network, full and of each rank; built when it is first measured."""
+        """Return the whole network, full and of each rank; built when it is first measured."""
         return [self._network(config) for config in network_configs(self.scale.network).values()]
 
     def _network(self, config: TrainConfig) -> _Subject:

@@ -60,7 +60,7 @@ class Row(Config):
 
     @property
     def shown(self) -> str:
-        """The label, or the name."""
+        """Return the label, or the name."""
         return self.label or self.name
 
 

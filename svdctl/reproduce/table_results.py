@@ -1,4 +1,4 @@
-"""From the outcomes of jobs to a table: means and spreads over seeds, footnotes, failures; and its files."""
+"""Make a table from the results of jobs, with means and standard deviations over seeds, and write its files."""
 
 import platform
 import statistics
@@ -22,10 +22,10 @@ from svdctl.utils.atomic_write import write_atomically
 
 @dataclass(frozen=True)
 class SeedFigures:
-    """One column of a row over its seeds."""
+    """Hold the figures of one cell of a table, one for each seed."""
 
     values: tuple[float, ...]
-    """One for each seed that has it."""
+    """One figure for each seed that has been measured."""
     paper: float | None = None
     """The paper's number, in the unit that is shown."""
     kept: str = ""
@@ -33,12 +33,12 @@ class SeedFigures:
 
     @property
     def mean(self) -> float | None:
-        """The mean over the seeds; None without any."""
+        """Return the mean over the seeds; None without any."""
         return statistics.fmean(self.values) if self.values else None
 
     @property
     def spread(self) -> float | None:
-        """The standard deviation of the sample; None below two seeds."""
+        """Return the standard deviation of the sample; None below two seeds."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     def difference(self, column: str) -> float | None:
@@ -50,7 +50,7 @@ class SeedFigures:
 
 @dataclass(frozen=True)
 class ResultRow:
-    """A row as it is printed."""
+    """Hold the figures, footnotes and runs of one row of a table."""
 
     row: Row
     jobs: tuple[Job, ...]
@@ -62,23 +62,23 @@ class ResultRow:
 
     @property
     def measured(self) -> int:
-        """Seeds that have figures."""
+        """Return the number of seeds that have figures."""
         return max((len(one.values) for column, one in self.figures.items() if column not in STATIC), default=0)
 
     @property
     def shown(self) -> str:
-        """The label, and how many seeds stand behind the figures while some are missing."""
+        """Return the label, with the number of measured seeds while some are missing."""
         some = 0 < self.measured < len(self.outcomes)
         return self.row.shown + f" ({self.measured} of {len(self.outcomes)} seeds)" * some
 
     @property
     def marked(self) -> str:
-        """The same with the numbers of its footnotes."""
+        """Return `shown` with the numbers of the row's footnotes."""
         return self.shown + (f" [{', '.join(map(str, self.notes))}]" if self.notes else "")
 
     @property
     def reasons(self) -> list[str]:
-        """Why runs of it failed, with their seeds."""
+        """Return the seed and the error of each run of the row that failed."""
         pairs = zip(self.jobs, self.outcomes, strict=True)
         return [f"seed {job.config.seed}: {outcome.reason}" for job, outcome in pairs if outcome.reason is not None]
 
@@ -99,7 +99,7 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class Results:
-    """A table with its figures."""
+    """Hold a table with its figures and footnotes."""
 
     plan: TablePlan
     rows: tuple[ResultRow, ...]
@@ -108,7 +108,7 @@ class Results:
 
     @property
     def caption(self) -> str:
-        """Number of seeds, and what stands in a cell."""
+        """Return a sentence with the seeds and the statistics that the cells show."""
         seeds = ", ".join(map(str, self.plan.seeds))
         if not self.plan.trains:
             return "Derived from the configurations; nothing was trained."
@@ -118,7 +118,7 @@ class Results:
 
     @property
     def complete(self) -> bool:
-        """Whether every cell has a figure of every seed."""
+        """Return whether every cell has a figure of every seed."""
         return all(
             len(one.values) == (1 if column in STATIC else len(self.plan.seeds))
             for row in self.rows
@@ -127,7 +127,7 @@ class Results:
 
     @cached_property
     def table(self) -> formats.Table:
-        """The table for every format; CSV has full precision and stored units, the paper's numbers as given."""
+        """Return the table for every format; CSV has full precision and stored units, the paper's numbers as given."""
         plan, known = self.plan, known_columns()
         columns = [
             formats.Column("table"),
@@ -148,6 +148,7 @@ class Results:
         )
 
     def _cells(self, row: ResultRow) -> Iterator[formats.Cell]:
+        """Yield the cells of a row, in the order of the table's columns."""
         own, plan = row.row, self.plan
         yield from (formats.Cell("", value) for value in (plan.title, own.name))
         yield formats.Cell(row.shown, own.shown, notes=row.notes)
@@ -250,6 +251,7 @@ def _kept(column: str, outcomes: Sequence[Outcome]) -> str:
 
 
 def _general_notes(plan: TablePlan) -> Iterator[str]:
+    """Yield the footnotes that apply to the whole table."""
     if plan.smoke and plan.table.smoke is not None:
         changes = ", ".join(plan.table.smoke.set) or "the overrides of each row"
         yield (

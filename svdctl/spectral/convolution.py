@@ -79,7 +79,7 @@ class Convolution:
 
     @property
     def weight(self) -> Tensor:
-        """The kernel in torch's layout, `(G O, I, *k)`."""
+        """Return the kernel in torch's layout, `(G O, I, *k)`."""
         return self.kernel.flatten(0, 1)
 
     def with_kernel(self, kernel: Tensor) -> Self:

@@ -69,9 +69,9 @@ class AttackedNetwork:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Evaluation mode, no gradients for parameters, random streams forked; all of it is undone at the end.
+        """Run the body in evaluation mode, without gradients of parameters, then restore modes and random states.
 
-        Parametrised weights are computed once: nothing that they depend on changes meanwhile.
+        Parametrised weights are computed once, as the parameters behind them do not change in the body.
         """
         training = {module: module.training for module in self.model.modules()}
         wanting = [parameter for parameter in self.model.parameters() if parameter.requires_grad]

@@ -69,7 +69,7 @@ def defocus_blur(images: Tensor, severity: int, draws: Draws) -> Tensor:
 
 
 def disk_sums(images: Tensor, radius: float) -> tuple[Tensor, int]:
-    """Sums `(N, C, H, W)` int64 over the pixels with centres within `radius` of each pixel, and how many these are.
+    """Return sums `(N, C, H, W)` int64 over the pixels with centres within `radius` of each pixel, and their number.
 
     Images are reflected about their edge pixels. A disk is a run of pixels in each of some rows, and a run is the
     difference of two sums from the left: the work grows with the radius, not with its square.

@@ -6,7 +6,7 @@ from torch.nn.functional import max_pool2d, pad
 
 
 def canny(images: Tensor, low: int, high: int) -> Tensor:
-    """Canny's edges `(N, H, W)` bool of images `(N, H, W)` uint8.
+    """Return Canny's edges `(N, H, W)` bool of images `(N, H, W)` uint8.
 
     3 x 3 Sobel gradients measured by the sum of their absolute values; crests are kept that are above `high`, or above
     `low` and connected to such ones. Ties on a crest are decided as OpenCV does.
@@ -46,7 +46,7 @@ def canny(images: Tensor, low: int, high: int) -> Tensor:
 
 
 def distance_to(marked: Tensor, farthest: float) -> Tensor:
-    """Euclidean distance `(N, H, W)` float64 from every pixel to the nearest marked one, at most `farthest`.
+    """Return the Euclidean distance `(N, H, W)` float64 from every pixel to the nearest marked one, at most `farthest`.
 
     One axis at a time: the squared distance is the least, over the pixels of the row, of the squared distance to that
     pixel plus that pixel's squared distance along its column.

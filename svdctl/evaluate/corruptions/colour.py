@@ -20,7 +20,7 @@ def brightness(images: Tensor, severity: int, draws: Draws) -> Tensor:
 
 
 def contrast(images: Tensor, severity: int, draws: Draws) -> Tensor:
-    """Distances to the mean of the channel shrink by a factor."""
+    """Multiply distances to the mean of the channel by a factor below 1."""
     factor = (0.75, 0.5, 0.4, 0.3, 0.15)[severity - 1]
     height, width = images.shape[-2:]
     # Sums of whole numbers are exact, so the mean does not depend on their order.
@@ -29,7 +29,7 @@ def contrast(images: Tensor, severity: int, draws: Draws) -> Tensor:
 
 
 def saturate(images: Tensor, severity: int, draws: Draws) -> Tensor:
-    """HSV's saturation times a factor plus an offset; a grey pixel that gains saturation turns red, whose hue is 0."""
+    """Map HSV's saturation to factor * saturation + offset; a grey pixel that gains some turns red, whose hue is 0."""
     factor, offset = ((0.3, 0.0), (0.1, 0.0), (1.5, 0.0), (2.0, 0.1), (2.5, 0.2))[severity - 1]
     value = images.amax(1, keepdim=True).float()
     below = value - images

@@ -63,7 +63,7 @@ def contact_sheet(path: Path | str, images: Tensor | None = None, seed: int = 0)
 
 
 def sample_images() -> Tensor:
-    """Three images `(3, 3, 32, 32)` uint8 that need no download: a temple and a flower (scikit-learn's), a digit."""
+    """Return images `(3, 3, 32, 32)` uint8, none downloaded: a temple and a flower (scikit-learn's), a digit."""
     from sklearn.datasets import load_digits, load_sample_image  # 1.5 s to import, needed here alone
 
     # Left, top and side of the square to show, in pixels of the photographs.

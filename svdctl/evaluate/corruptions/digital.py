@@ -16,7 +16,7 @@ from svdctl.evaluate.corruptions.keyed_random import Draws
 
 
 def pixelate(images: Tensor, severity: int, draws: Draws) -> Tensor:
-    """Box-filtered down to this share of the size, and up again: Pillow's BOX, bit for bit."""
+    """Shrink to this share of the size and enlarge again, with Pillow's BOX filter, bit for bit."""
     share = (0.95, 0.9, 0.85, 0.75, 0.65)[severity - 1]
     height, width = images.shape[-2:]
     small = _resized(images, int(height * share), int(width * share))
@@ -36,7 +36,7 @@ def _box_maps(height: int, width: int, new_height: int, new_width: int) -> tuple
 
 
 def box_matrix(size: int, new_size: int) -> Array:
-    """`(new_size, size)`: Pillow's box filter, in its fixed-point weights of 22 bits; sums are exact in float64."""
+    """Return Pillow's box filter `(new_size, size)`, in its 22-bit fixed-point weights; sums are exact in float64."""
     ratio = size / new_size
     stretch = max(ratio, 1.0)
     matrix = np.zeros((new_size, size))
@@ -51,7 +51,7 @@ def box_matrix(size: int, new_size: int) -> Array:
 
 
 def jpeg_compression(images: Tensor, severity: int, draws: Draws) -> Tensor:
-    """Encoded by Pillow at this quality, and decoded."""
+    """Encode with Pillow at this quality, and decode."""
     quality = (80, 65, 58, 50, 40)[severity - 1]
     arrays = images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
     decoded = np.empty_like(arrays)

@@ -24,7 +24,7 @@ GRID = 2.0**18
 
 
 def to_bytes(grey: Tensor) -> Tensor:
-    """Grey levels as uint8, cut off at 0 and 255 and rounded down, as the published generator stores them.
+    """Return grey levels as uint8, cut off at 0 and 255 and rounded down, as the published generator stores them.
 
     What lies within 2^-10 below a whole level counts as that level, so that arithmetic noise costs no level.
     """
@@ -32,12 +32,12 @@ def to_bytes(grey: Tensor) -> Tensor:
 
 
 def scale(images: Tensor) -> float:
-    """Factor from lengths at 32 x 32 to those at the images' size: the shorter side over 32."""
+    """Return the factor from lengths at 32 x 32 to those at the images' size: the shorter side over 32."""
     return min(images.shape[-2:]) / 32
 
 
 def gaussian_taps(sigma: float, truncate: float = 4.0) -> Array:
-    """Weights of a Gaussian cut off at `truncate` sigma, sum 1, as scipy's `gaussian_filter1d` has them."""
+    """Return the weights of a Gaussian cut off at `truncate` sigma, sum 1, as scipy's `gaussian_filter1d` has them."""
     radius = int(truncate * sigma + 0.5)
     if radius == 0:
         return np.ones(1)
@@ -62,7 +62,7 @@ def tap_matrix(size: int, taps: Array, edge: Edge) -> Array:
 
 
 def zoom_matrix(size: int, zoom: float) -> Array:
-    """`(size, source)`: `source = ceil(size / zoom)` pixels enlarged linearly, and the middle `size` of them kept.
+    """Return `(size, source)`: `source = ceil(size / zoom)` pixels enlarged linearly, the middle `size` of them kept.
 
     End points stay end points, as in scipy's `zoom` of order 1.
     """
@@ -74,7 +74,7 @@ def zoom_matrix(size: int, zoom: float) -> Array:
 
 
 def resize_matrix(size: int, new_size: int) -> Array:
-    """`(new_size, size)`: linear interpolation between the centres of pixels, the edge pixels beyond theirs."""
+    """Return `(new_size, size)`: linear interpolation between pixels' centres, beyond them the edge pixels' values."""
     at = (np.arange(new_size, dtype=np.float64) + 0.5) * (size / new_size) - 0.5
     return _linear(size, at.clip(0, size - 1))
 
@@ -144,7 +144,7 @@ def field_gain(sigma: float, new_sigma: float, truncate: float = 4.0) -> float:
 
 
 def on_grid(matrix: Array) -> Array:
-    """Non-negative rows that sum to 1, rounded to multiples of 2^-18 and still of sum 1 exactly."""
+    """Return non-negative rows of sum 1 rounded to multiples of 2^-18, their sum still exactly 1."""
     whole = np.round(matrix * GRID)
     whole[np.arange(len(whole)), matrix.argmax(axis=1)] += GRID - whole.sum(axis=1)
     return whole / GRID

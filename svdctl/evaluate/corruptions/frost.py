@@ -84,7 +84,7 @@ def _crystals(draws: Draws, side: int, unit: float) -> Array:
 
 
 def _arc(angle: Array, bend: Array, distance: Array) -> Array:
-    """Points `(..., 2)` at distances along a stem that turns by `bend` radians in all."""
+    """Return points `(..., 2)` at distances along a stem that turns by `bend` radians in all."""
     whole = distance[..., -1:]
     turned = angle + bend * distance / whole / 2
     return _ray(turned, distance)
@@ -95,7 +95,7 @@ def _ray(angle: Array, distance: Array) -> Array:
 
 
 def _splat(points: Array, weights: Array, side: int) -> Array:
-    """Weights of points `(..., 2)` shared among the four pixels around each, on a `(side, side)` torus."""
+    """Return the weights of points `(..., 2)` shared among the four pixels around each, on a `(side, side)` torus."""
     x, y = points[..., 0].ravel(), points[..., 1].ravel()
     left, top = np.floor(x), np.floor(y)
     total = np.zeros(side * side)

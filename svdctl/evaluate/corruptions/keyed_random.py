@@ -19,7 +19,7 @@ _MIX_2 = 0x94D049BB133111EB
 
 
 def image_keys(images: Tensor, name: str, severity: int, seed: int) -> Tensor:
-    """Keys `(N,)` int64 of images `(N, C, H, W)` uint8, on the images' device."""
+    """Return keys `(N,)` int64 of images `(N, C, H, W)` uint8, on the images' device."""
     purpose = hashlib.blake2b(repr((name, severity, seed)).encode(), digest_size=16).digest()
     array = images.cpu().contiguous().numpy()
     keys = [hashlib.blake2b(image.data, digest_size=8, key=purpose).digest() for image in array]
@@ -36,7 +36,7 @@ class Draws:
 
     @property
     def keys(self) -> Tensor:
-        """`(N,)` int64."""
+        """Return the keys `(N,)` int64."""
         if not isinstance(self._keys, Tensor):
             self._keys = self._keys()
         return self._keys
@@ -53,7 +53,7 @@ class Draws:
         return word
 
     def bits(self, *shape: int, width: int) -> Tensor:
-        """`(N, *shape)` uniform whole numbers in [0, 2^width), width 16 (int32) or 32 (int64)."""
+        """Return `(N, *shape)` uniform whole numbers in [0, 2^width), width 16 (int32) or 32 (int64)."""
         kind = {16: torch.int16, 32: torch.int32}[width]
         count = int(np.prod(shape))
         per_word = 64 // width
@@ -62,16 +62,16 @@ class Draws:
         return (wide & ((1 << width) - 1)).reshape(-1, *shape)
 
     def lookup(self, table: Tensor, *shape: int) -> Tensor:
-        """`(N, *shape)` draws from the 65,536 equally likely values of a table."""
+        """Return `(N, *shape)` draws from the 65,536 equally likely values of a table."""
         index = self.bits(*shape, width=16)
         return table.index_select(0, index.flatten()).view(index.shape)
 
     def normal(self, *shape: int) -> Tensor:
-        """`(N, *shape)` float64, standard normal."""
+        """Return `(N, *shape)` float64, standard normal."""
         return self.lookup(normal_table().to(self.keys.device), *shape)
 
     def uniform(self, *shape: int) -> Tensor:
-        """`(N, *shape)` float64, uniform in (-1, 1): the odd multiples of 2^-16."""
+        """Return `(N, *shape)` float64, uniform in (-1, 1): the odd multiples of 2^-16."""
         return (self.bits(*shape, width=16) * 2 - 65535).double() / 65536
 
 

@@ -28,7 +28,7 @@ def speckle_noise(images: Tensor, severity: int, draws: Draws) -> Tensor:
 
 
 def impulse_noise(images: Tensor, severity: int, draws: Draws) -> Tensor:
-    """This share of the values becomes 0 or 255, with equal chances."""
+    """Set this share of the values to 0 or 255, with equal chances."""
     share = (0.01, 0.02, 0.03, 0.05, 0.07)[severity - 1]
     chance = draws.bits(*images.shape[1:], width=32)
     salted = torch.where(chance < round(share / 2 * 2**32), 255, images)
@@ -49,7 +49,7 @@ GUIDE = 1024
 
 
 def poisson(images: Tensor, photons: int, draws: Draws) -> Tensor:
-    """Poisson counts of mean `image / 255 * photons`, shape and device of `images`, int32; exact to 2^-32.
+    """Return Poisson counts of mean `image / 255 * photons`, as `images` in shape and device, int32; exact to 2^-32.
 
     The inverse of the distribution function at a uniform 32-bit number. The number's first 10 bits look up the count;
     where more than one count begins with them, the function's values decide, count by count.

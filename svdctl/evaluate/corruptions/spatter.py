@@ -15,7 +15,7 @@ MUD = (63, 42, 20)
 
 
 def spatter(images: Tensor, severity: int, draws: Draws) -> Tensor:
-    """Smoothed noise above a threshold: water, shaded by the distance to the drops' edges, or mud, with soft edges.
+    """Cover where smoothed noise exceeds a threshold: with water, shaded by the distance to its edge, or with mud.
 
     Takes images `(N, 3, H, W)` uint8, a severity from 1 to 5 and the images' draws, and returns uint8.
     """
@@ -39,7 +39,7 @@ def spatter(images: Tensor, severity: int, draws: Draws) -> Tensor:
 
 
 def shaded(liquid: Tensor, farthest: float) -> Tensor:
-    """Water `(N, H, W)` uint8 with light and shade by an embossed map of the distance to its edges: float64, 0 to 1."""
+    """Return water `(N, H, W)` uint8, shaded by an embossed map of the distance to its edges: float64, 0 to 1."""
     distance = distance_to(canny(liquid, 50, 150), farthest)
     relief = equalized(_window_sums(distance, _BOX).div(9).floor())
     relief = _window_sums(relief, _EMBOSS).clamp(0, 255)
@@ -53,7 +53,7 @@ _EMBOSS = ((-2, -1, 0), (-1, 1, 1), (0, 1, 2))
 
 
 def _window_sums(images: Tensor, weights: tuple[tuple[int, ...], ...]) -> Tensor:
-    """Weighted sums over 3 x 3 pixels of `(N, H, W)` float64, reflected about the edge pixels."""
+    """Return weighted sums over 3 x 3 pixels of `(N, H, W)` float64, reflected about the edge pixels."""
     height, width = images.shape[-2:]
     padded = pad(images[:, None], (1, 1, 1, 1), mode="reflect")[:, 0]
     total = torch.zeros_like(images)

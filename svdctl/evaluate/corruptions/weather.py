@@ -24,7 +24,7 @@ from svdctl.evaluate.corruptions.keyed_random import Draws
 
 
 def snow(images: Tensor, severity: int, draws: Draws) -> Tensor:
-    """Thresholded noise, enlarged and blurred along a steep line: flakes, added with their half-turn on a whiter image.
+    """Add flakes, noise enlarged, thresholded and blurred along a steep line, and their half-turn to a whiter image.
 
     Flakes grow with the size: they fall on a grid whose shorter side has 32 points, enlarged linearly to the image.
     """
@@ -60,13 +60,13 @@ def _resized(height: int, width: int, new_height: int, new_width: int) -> Linear
 
 
 def grey(images: Tensor) -> Tensor:
-    """Luma `(N, 1, H, W)` float32 of images `(N, 3, H, W)`: 0.299 R + 0.587 G + 0.114 B."""
+    """Return luma `(N, 1, H, W)` float32 of images `(N, 3, H, W)`: 0.299 R + 0.587 G + 0.114 B."""
     red, green, blue = images.float().split(1, dim=1)
     return red * 0.299 + green * 0.587 + blue * 0.114
 
 
 def fog(images: Tensor, severity: int, draws: Draws) -> Tensor:
-    """Plasma added, and the whole darkened so that the brightest level stays."""
+    """Add plasma, and darken the sum so that the brightest level stays."""
     strength, decay = ((0.2, 3.0), (0.5, 3.0), (0.75, 2.5), (1.0, 2.0), (1.5, 1.75))[severity - 1]
     height, width = images.shape[-2:]
     cloud = plasma(draws, max(height, width), decay)[:, None, :height, :width]
@@ -75,7 +75,7 @@ def fog(images: Tensor, severity: int, draws: Draws) -> Tensor:
 
 
 def plasma(draws: Draws, side: int, decay: float) -> Tensor:
-    """Diamond-square fractals `(N, size, size)` from 0 to 1, size the next power of two from `side`; they wrap around.
+    """Return diamond-square fractals `(N, size, size)`, 0 to 1, periodic; size: the next power of two from `side`.
 
     From one step size to the next the random part shrinks by `decay` squared: the published generator multiplies a
     uniform draw from +-wibble by wibble once more, and divides wibble by the decay.
