@@ -50,7 +50,7 @@ def evaluate(
     training = model.training
     model.eval()
     rank, world = fabric.global_rank, fabric.world_size
-    mine = data if world == 1 else data.select(torch.arange(rank, len(data), world, device=data.labels.device))
+    mine = data if world == 1 else data.select(torch.arange(len(data), device=data.labels.device)[rank::world])
     totals = torch.zeros(2, dtype=torch.float64, device=fabric.device)
     radii = torch.zeros(len(data), dtype=torch.float64, device=fabric.device)
     correct = torch.zeros_like(radii)
