@@ -104,7 +104,7 @@ class ControlMethod:
 
     def factors(self, layers: Sequence[ControlledLayer], config: Any, context: ControlContext) -> "list[list[Tensor]]":
         """Return the numbers (0-d) that multiply each layer's `tensors`."""
-        raise NotImplementedError
+        raise NotImplementedError  # for methods with `has_factors` alone
 
     def tensors(self, layer: ControlledLayer) -> "list[Tensor]":
         """Return what `factors` multiply."""
@@ -112,7 +112,7 @@ class ControlMethod:
 
     def step_(self, layers: Sequence[ControlledLayer], config: Any, context: ControlContext) -> list[bool]:
         """Change the layers, and return for each whether it was changed."""
-        raise NotImplementedError
+        raise NotImplementedError  # for methods without `has_factors` alone
 
     def seals(self, config: ControlConfig) -> bool:
         """Return whether the maximum is proved at evaluations and checkpoints."""

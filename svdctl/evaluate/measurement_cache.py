@@ -41,7 +41,7 @@ class Measurement(BaseModel):
     @property
     def key(self) -> str:
         """Return what tells it from the other records of its file."""
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of record has its own
 
 
 R = TypeVar("R", bound=Measurement)

@@ -73,7 +73,7 @@ class LayerOps:
             group: which group of the architecture's layers, counted from 0.
             model: the section `model`.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # of layers that no configuration names
 
     def compresses_first(self, config: Any) -> bool:
         """Return whether a network's first convolution is of this type too."""
@@ -207,7 +207,7 @@ class NormalizationOps(LayerOps):
         Raises:
             ShapeError: it is not fixed, or not finite.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # each normalisation has its own
 
 
 O = TypeVar("O", bound=LayerOps | type[LayerOps])

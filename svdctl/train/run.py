@@ -196,7 +196,3 @@ class TrainingRun:
                 write_checkpoint(self.folder / f"epoch-{self.trainer.epoch + 1}.pt", checkpoint)
             write_checkpoint(self.folder / ("best.pt" if kind == "best" else "last.pt"), checkpoint)
         self.fabric.barrier()
-
-
-def _by(size: tuple[int, ...]) -> str:
-    return " x ".join(map(str, size))
