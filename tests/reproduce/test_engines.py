@@ -327,7 +327,7 @@ def test_a_worker_imports_nothing_from_the_current_folder(jobs: list[Job], monke
     for name in ("torch", "typing", "pydantic"):
         (folder / f"{name}.py").write_text("raise SystemExit('the wrong module')")
     monkeypatch.chdir(folder)
-    monkeypatch.delenv("PYTHONPATH")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     engine = Processes(1, [])
     engine.submit(replace(jobs[0], config=jobs[0].config.model_copy(update={"data": Npz(path=Path("none.npz"))})))
     (outcome,) = finish(engine, 1)
