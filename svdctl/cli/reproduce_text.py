@@ -1,6 +1,5 @@
 """The plain text of `svdctl reproduce`: finished tables, and what a dry run found."""
 
-import math
 import shlex
 from typing import TYPE_CHECKING
 
@@ -37,14 +36,13 @@ def dry_run_lines(dry_run: "DryRun") -> list[str]:
     lines = []
     for item in dry_run.jobs:
         config = item.job.config
-        hours = (item.hours.train, item.hours.evaluate) if item.hours else (None, None)
-        train, evaluate = map(_hours, hours)
-        flops = f"{item.step_flops:.3g}" if math.isfinite(item.step_flops) else "-"
+        train, evaluate = map(_hours, item.hours or (None, None))
+        flops = f"{item.static['step-flops']:.3g}" if "step-flops" in item.static else "-"
         lines += [
             f"{config.name} ({item.job.key})",
             f"  serves    {'; '.join(item.rows)}",
             f"  config    {command_line(item.job)}",
-            f"  network   {item.static.parameters:,} parameters, {item.static.compression:.2f}x smaller than "
+            f"  network   {item.static['parameters']:,.0f} parameters, {item.static['compression']:.2f}x smaller than "
             f"uncompressed; {flops} FLOPs a step of {config.batch_size}",
             f"  hours     training {train}, evaluation at most {evaluate}",
             f"  disk      {_size(item.disk)}",
@@ -52,7 +50,11 @@ def dry_run_lines(dry_run: "DryRun") -> list[str]:
         ]
     for name, figure in dry_run.plan.figures.items():
         lines += [f"{name}", f"  measured on this machine when it is asked for: {figure.title}"]
-    known = [item.hours_left for item in dry_run.jobs if item.hours_left is not None]
+    known = [
+        item.hours.evaluate + (0.0 if item.found is not None and item.found.finished else item.hours.train)
+        for item in dry_run.jobs
+        if item.hours is not None
+    ]
     lines += [
         "",
         f"{len(dry_run.jobs)} runs, {_hours(sum(known))} hours left one after another on this machine"

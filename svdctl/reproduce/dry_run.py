@@ -3,8 +3,9 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from svdctl.reproduce.estimate import Hours, Meter, Static, run_bytes, static_figures, step_flops
+from svdctl.reproduce.estimate import Hours, hours, run_bytes, static_figures
 from svdctl.reproduce.job import Job
 from svdctl.reproduce.paper_numbers import read_paper_numbers
 from svdctl.reproduce.plan import Plan, make_plan
@@ -17,11 +18,11 @@ from svdctl.reproduce.table_config import Request
 class JobEstimate:
     """What one job would cost."""
 
-    rows: tuple[str, ...]
+    rows: list[str]
     """Tables and rows that it is for."""
     job: Job
-    static: Static
-    step_flops: float
+    static: dict[str, float]
+    """What follows from its configuration."""
     hours: Hours | None
     """None: not known."""
     disk: int
@@ -29,20 +30,13 @@ class JobEstimate:
     found: RunState | None
     """What is there of it."""
 
-    @property
-    def hours_left(self) -> float | None:
-        """Hours of training and measuring; a finished training counts nothing."""
-        if self.hours is None:
-            return None
-        return self.hours.evaluate + (0.0 if self.found is not None and self.found.finished else self.hours.train)
-
 
 @dataclass(frozen=True)
 class DryRun:
     """A whole plan."""
 
     plan: Plan
-    jobs: tuple[JobEstimate, ...]
+    jobs: list[JobEstimate]
     disk_needed: int
     disk_free: int
 
@@ -57,19 +51,17 @@ def dry_run(request: Request, say: Callable[[str], None]) -> DryRun:
     if request.paper_numbers is not None:
         read_paper_numbers(request.paper_numbers, plan.tables)
     store = RunStore(request.out_dir, request.reuse)
-    index, meter = store.index(), Meter()
-    estimates, jobs = [], plan.jobs()
+    index, jobs, measured = store.index(), plan.jobs(), dict[str, Any]()
+    rows: dict[str, list[str]] = {}
+    for table in plan.tables:
+        for row in table.rows:
+            for job in row.jobs:
+                rows.setdefault(job.id, []).append(f"{table.name}: {row.row.name}")
+    estimates = []
     for number, job in enumerate(jobs, 1):
         say(f"measuring {number}/{len(jobs)}: {job.config.name}")
-        rows = tuple(
-            f"{table.name}: {row.row.name}"
-            for table in plan.tables
-            for row in table.rows
-            if any(other.id == job.id for other in row.jobs)
-        )
-        static, found = static_figures(job.config), store.best(job.key, index)
-        flops, hours, size = step_flops(job.config), meter.hours(job), run_bytes(job.config)
-        estimates.append(JobEstimate(rows, job, static, flops, hours, size, found))
+        static, size = static_figures(job.config), run_bytes(job.config)
+        estimates.append(JobEstimate(rows[job.id], job, static, hours(job, measured), size, store.best(job.key, index)))
     folder = request.out_dir.expanduser().absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
-    return DryRun(plan, tuple(estimates), disk_needed(jobs, store), shutil.disk_usage(there).free)
+    return DryRun(plan, estimates, disk_needed(jobs, store), shutil.disk_usage(there).free)

@@ -11,11 +11,10 @@ over its convolutions: WRN-16-10 full against rank 192, 256, 320 is 5.1, 3.2, 2.
 
 import math
 import statistics
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
@@ -26,7 +25,6 @@ from svdctl.config.train_config import TrainConfig
 from svdctl.control.controller import Controller
 from svdctl.data.data_source import load as load_data
 from svdctl.data.data_source import source_of
-from svdctl.data.images import ImageData
 from svdctl.errors import DataError
 from svdctl.evaluate.metric import METRICS
 from svdctl.evaluate.table_evaluation import Evaluate
@@ -35,7 +33,7 @@ from svdctl.layers.shapes import input_sizes
 from svdctl.models.build import build_model, count_parameters
 from svdctl.registry import LAYERS
 from svdctl.reproduce.job import Job
-from svdctl.reproduce.table_config import SpeedScale
+from svdctl.reproduce.timing import classes_of, image_side, in_rounds, timed, trainer_on_noise
 from svdctl.train.trainer import Trainer
 
 STEPS = 2
@@ -43,40 +41,6 @@ CPU_BATCH = 16
 """Images of a measured step on a CPU, where a whole batch would take too long; a GPU gets the whole batch."""
 CONTROL_BUDGET = 5.0
 """Seconds after which layers are no longer timed but reckoned by the model of their cost."""
-SETTLE = 1e-3
-"""Seconds below which a measurement is repeated within one timing."""
-LONG = 5.0
-"""Seconds from which the first run of a work, which warms up, is counted too."""
-
-
-@dataclass(frozen=True)
-class Static:
-    """Figures of one configuration."""
-
-    parameters: int
-    compression: float
-    """Parameters of the same network with uncompressed layers, over its own."""
-    control_cost: float
-    """Modelled operations of one exact control pass; not a number where a user's network does not run without data."""
-    control_ratio: float
-    """The same of the network with uncompressed layers, over its own: how many times cheaper control is."""
-
-    @property
-    def columns(self) -> dict[str, float]:
-        """Return the figures that are known, by the columns of tables."""
-        figures = {"parameters": float(self.parameters), "compression": self.compression}
-        figures["control-cost"] = self.control_ratio
-        return {name: value for name, value in figures.items() if math.isfinite(value)}
-
-
-def image_side(config: TrainConfig) -> int:
-    """Return the side of the images in pixels; those of unknown size count as 32."""
-    return (source_of(config.data).image_shape(config.data) or (3, 32, 32))[-1]
-
-
-def classes_of(config: TrainConfig) -> int:
-    """Return the number of classes; of a user's own data, which may be elsewhere, 10."""
-    return source_of(config.data).classes(config.data) or 10
 
 
 def shape_model(config: TrainConfig) -> nn.Module:
@@ -88,63 +52,33 @@ def shape_model(config: TrainConfig) -> nn.Module:
         return build_model(config, classes_of(config))
 
 
-def _attempted(work: Callable[[], float]) -> float:
-    """Return a figure of a network; not a number where the code of a user's network does not run on its own."""
-    try:
-        return work()
-    except Exception:
-        return math.nan
+def static_figures(config: TrainConfig) -> dict[str, float]:
+    """Return the figures that follow from a configuration alone, by the columns of tables.
 
-
-def _uncompressed(config: TrainConfig) -> TrainConfig:
-    """Return the same network with ordinary layers for TT ones and SOC for SOTT ones."""
-    kind = LAYERS.get(config.layer.kind).uncompressed(config.layer)
-    if kind == config.layer.kind:
-        return config
-    return TrainConfig.model_validate({**config.model_dump(), "layer": {"kind": kind}})
-
-
-def static_figures(config: TrainConfig) -> Static:
-    """Return the figures that follow from a configuration alone."""
-    return _figures(_shape_key(config))
-
-
-def _shape_key(config: TrainConfig) -> str:
-    """Return all that these figures depend on, as a configuration: rows that share it are counted once."""
-    same = {"data": config.data, "model": config.model, "layer": config.layer, "batch_size": config.batch_size}
-    return TrainConfig().model_copy(update=same).model_dump_json()
-
-
-@cache
-def _figures(text: str) -> Static:
-    config = TrainConfig.model_validate_json(text)
-    model = shape_model(config)
-    whole = _uncompressed(config)
-    dense = model if whole is config else shape_model(whole)
-    costs = [_attempted(partial(control_cost, net, image_side(config))) for net in (model, dense)]
-    return Static(
-        parameters=count_parameters(model),
-        compression=count_parameters(dense) / count_parameters(model),
-        control_cost=costs[0],
-        control_ratio=costs[1] / costs[0] if costs[0] else math.nan,
-    )
-
-
-def step_flops(config: TrainConfig) -> float:
-    """Return the operations (a multiplication and an addition are two) of a step's forward and backward pass.
-
-    Not a number for a user's network that does not run on the meta device.
+    `compression` and `control-cost` are those of the same network with uncompressed layers, over its own; `step-flops`,
+    no column, counts the operations of a step's forward and backward pass, a multiplication and an addition as two.
+    What is not known is left out: the last two of a user's network that does not run without data.
     """
-    return _attempted(partial(_flops, _shape_key(config)))
+    # Rows that share all that these figures depend on are counted once.
+    same = {"data": config.data, "model": config.model, "layer": config.layer, "batch_size": config.batch_size}
+    return _static_figures(TrainConfig().model_copy(update=same).model_dump_json())
 
 
 @cache
-def _flops(text: str) -> float:
+def _static_figures(text: str) -> dict[str, float]:
     config = TrainConfig.model_validate_json(text)
-    model, side = shape_model(config), image_side(config)
-    with FlopCounterMode(display=False) as counter:
+    side, kind = image_side(config), LAYERS.get(config.layer.kind).uncompressed(config.layer)
+    model = dense = shape_model(config)
+    if kind != config.layer.kind:  # ordinary layers for TT ones, SOC for SOTT ones
+        dense = shape_model(TrainConfig.model_validate({**config.model_dump(), "layer": {"kind": kind}}))
+    parameters = count_parameters(model)
+    found = {"parameters": float(parameters), "compression": count_parameters(dense) / parameters}
+    with suppress(Exception):  # whatever a user's code raises; and a network may have no convolution
+        found["control-cost"] = control_cost(dense, side) / control_cost(model, side)
+    with suppress(Exception), FlopCounterMode(display=False) as counter:
         model(torch.zeros(config.batch_size, 3, side, side, device="meta")).sum().backward()
-    return float(counter.get_total_flops())
+        found["step-flops"] = float(counter.get_total_flops())
+    return found
 
 
 def control_cost(model: nn.Module, side: int) -> float:
@@ -164,23 +98,18 @@ def run_bytes(config: TrainConfig) -> int:
     copies = 2 * (1 + optimizer) + (config.evaluation.select != "last")
     if config.checkpoint.keep:
         copies += (1 + optimizer) * (config.epochs // config.checkpoint.every_epochs)
-    return 4 * copies * static_figures(config).parameters + (4 << 20)
+    return 4 * copies * int(static_figures(config)["parameters"]) + (4 << 20)
 
 
-@dataclass(frozen=True)
-class Speed:
-    """Of a network, measured on this machine."""
+class Speed(NamedTuple):
+    """Seconds of a network for each image, measured on this machine."""
 
-    step: float
-    """Seconds of one training step at the run's own batch size, without control."""
     forward: float
-    """Seconds of a forward pass for each image."""
     gradient: float
-    """Seconds of a forward and backward pass for each image."""
+    """A training step, without control: forward and backward."""
 
 
-@dataclass(frozen=True)
-class Hours:
+class Hours(NamedTuple):
     """What a run would take on this machine."""
 
     train: float
@@ -188,83 +117,61 @@ class Hours:
     """At most: attacks stop early on images that fall."""
 
 
-class Meter:
-    """Measures each network once, whatever its seed, data and control, and each control of it once."""
+def hours(job: Job, measured: dict[str, Any]) -> Hours | None:
+    """Estimate one run; None when the size of the data is not known on this machine.
 
-    def __init__(self) -> None:
-        self._measured: dict[str, Any] = {}
-
-    def hours(self, job: Job) -> Hours | None:
-        """Estimate one run; None when the size of the data is not known on this machine."""
-        config = job.config
-        counts = _image_counts(config)
-        if counts is None:
-            return None
-        speed = self.speed(config)
-        steps = config.epochs * math.ceil(counts[0] / config.batch_size)
-        seconds = min(steps, config.max_steps or steps) * (speed.step + self.control(config))
-        seconds += config.epochs / config.evaluation.every_epochs * counts[1] * speed.forward
-        evaluate = evaluation_seconds(job.evaluate, job.metrics, counts[1], speed)
-        return Hours(seconds / 3600, evaluate / 3600)
-
-    def speed(self, config: TrainConfig) -> Speed:
-        """Return seconds of the training loop and of forward passes on random images."""
-        return self._once(_network_key(config), _measure_network, config)
-
-    def control(self, config: TrainConfig) -> float:
-        """Return mean seconds of control for each step."""
-        method = config.control.model_dump(exclude={"max_sigma", "linear_max"})
-        return self._once(f"{_network_key(config)} {method} {config.batchnorm}", _measure_control, config)
-
-    def _once(self, key: str, measure: Callable[[TrainConfig], Any], config: TrainConfig) -> Any:
-        if key not in self._measured:
-            self._measured[key] = measure(config)
-        return self._measured[key]
+    Args:
+        job: the run and what is measured of it.
+        measured: keeps the speed of each network, whatever its seed, data and control, and the time of each control of
+            it, for the next call.
+    """
+    config = job.config
+    counts = _image_counts(config)
+    if counts is None:
+        return None
+    network = f"{config.model} {config.layer} {config.batch_size} {config.hardware} {image_side(config)}"
+    method = f"{network} {config.control.model_dump(exclude={'max_sigma', 'linear_max'})} {config.batchnorm}"
+    for key, measure in ((network, measure_network), (method, measure_control)):
+        if key not in measured:
+            measured[key] = measure(config)
+    speed: Speed = measured[network]
+    steps = config.epochs * math.ceil(counts[0] / config.batch_size)
+    seconds = min(steps, config.max_steps or steps) * (config.batch_size * speed.gradient + measured[method])
+    seconds += config.epochs / config.evaluation.every_epochs * counts[1] * speed.forward
+    return Hours(seconds / 3600, evaluation_seconds(job.evaluate, job.metrics, counts[1], speed) / 3600)
 
 
-def _network_key(config: TrainConfig) -> str:
-    return f"{config.model} {config.layer} {config.batch_size} {config.hardware} {image_side(config)}"
-
-
-def _trainer(config: TrainConfig) -> tuple[Trainer, dict[str, tuple[int, ...]]]:
-    """Return a trainer on random images without control, and the input sizes of its layers."""
+def _trainer(config: TrainConfig) -> tuple[Trainer, Callable[[], None]]:
     fabric = Fabric(accelerator=config.hardware.accelerator, devices=1)
     batch = config.batch_size if fabric.device.type != "cpu" else min(config.batch_size, CPU_BATCH)
-    small = config.model_copy(update={"batch_size": batch, "epochs": 1, "max_steps": None})
-    side = image_side(config)
-    data = random_images(batch * (STEPS + 1), side, classes_of(config))
-    model = build_model(config, classes_of(config))
-    sizes = input_sizes(model, (3, side, side))
-    return Trainer(small, model, fabric, data, data, Controller.from_config(model, None, None, None)), sizes
+    return trainer_on_noise(config.model_copy(update={"batch_size": batch}), fabric)
 
 
-def _measure_network(config: TrainConfig) -> Speed:
-    trainer, _ = _trainer(config)
-    device, batch = trainer.fabric.device, trainer.config.batch_size
-    trainer.model.train()
-    totals = torch.zeros(5, dtype=torch.float64, device=device)
-    batches = trainer.batches.epoch(0)
-    seconds = _median(lambda: trainer.train_step(*next(batches), totals), device, STEPS)
-    trainer.model.eval()
+def measure_network(config: TrainConfig) -> Speed:
+    """Return seconds of the training loop and of forward passes on random images."""
+    trainer, step = _trainer(config)
+    model, device, batch = trainer.model, trainer.fabric.device, trainer.config.batch_size
+    gradient = statistics.median(in_rounds([step], device, STEPS)[0])
+    model.eval()
     pixels = torch.rand(batch, 3, image_side(config), image_side(config), device=device)
-    forward = _median(torch.no_grad()(partial(trainer.model, pixels)), device, STEPS)
-    return Speed(step=seconds * config.batch_size / batch, forward=forward / batch, gradient=seconds / batch)
+    forward = statistics.median(in_rounds([torch.no_grad()(partial(model, pixels))], device, STEPS)[0])
+    return Speed(forward / batch, gradient / batch)
 
 
-def _measure_control(config: TrainConfig) -> float:
+def measure_control(config: TrainConfig) -> float:
     """Return mean seconds of control for each step.
 
     Layers are timed one by one, the cheapest first, until the time for it is spent; the others follow by the model.
     """
     if config.control.kind == "none" and config.batchnorm is None:
         return 0.0
-    trainer, sizes = _trainer(config)
-    model, optimizer, device = trainer.model, trainer.optimizer, trainer.fabric.device
+    trainer, _ = _trainer(config)
+    model, device, every = trainer.model, trainer.fabric.device, config.control.every_steps
+    sizes = input_sizes(model, (3, image_side(config), image_side(config)))
     seconds = 0.0
     if config.batchnorm is not None:
-        limit = Controller.from_config(model, None, None, config.batchnorm)
-        every = config.batchnorm.every_steps
-        seconds += timed(partial(limit.control_, every), device) / every
+        limit, steps = Controller.from_config(model, None, None, config.batchnorm), config.batchnorm.every_steps
+        seconds += timed(partial(limit.control_, steps), device) / steps
     if config.control.kind == "none":
         return seconds
     controlled = Controller.from_config(model, None, config.control, None, sizes=sizes).controlled()
@@ -272,20 +179,10 @@ def _measure_control(config: TrainConfig) -> float:
     total = pace = 0.0
     for name in sorted(cost, key=cost.__getitem__):
         if total < CONTROL_BUDGET:
-            controller = Controller.from_config(model, optimizer, config.control, None, sizes=sizes, layers=name)
-            taken = timed(partial(controller.control_, config.control.every_steps), device)
-            total, pace = total + taken, taken / cost[name]
-        else:
-            total += pace * cost[name]
-    return seconds + total / config.control.every_steps
-
-
-def _median(work: Callable[[], None], device: torch.device, repeats: int) -> float:
-    """Return median seconds; the first call warms up and does not count, unless it is so long that one will do."""
-    times: list[float] = []
-    while len(times) <= repeats and max(times, default=0) < 10:
-        times.append(timed(work, device))
-    return statistics.median(times[1:] or times)
+            one = Controller.from_config(model, trainer.optimizer, config.control, None, sizes=sizes, layers=name)
+            pace = timed(partial(one.control_, every), device) / cost[name]
+        total += pace * cost[name]
+    return seconds + total / every
 
 
 def evaluation_seconds(evaluate: Evaluate, metrics: tuple[str, ...], test_images: int, speed: Speed) -> float:
@@ -311,35 +208,3 @@ def _image_counts(config: TrainConfig) -> tuple[int, int] | None:
     if config.evaluation.select == "validation":
         return round(counts[0] * (1 - config.evaluation.validation_share)), counts[1]
     return counts
-
-
-def random_images(count: int, side: int, classes: int) -> ImageData:
-    """Return noise with labels in turn: the time of a step does not depend on what images show."""
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
-    labels = torch.arange(count) % classes
-    return ImageData(pixels, labels, tuple(map(str, range(classes))))
-
-
-def timed(work: Callable[[], None], device: torch.device, loops: int = 1) -> float:
-    """Return the seconds of one run of the work, the mean of several."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    began = time.perf_counter()
-    for _ in range(loops):
-        work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return (time.perf_counter() - began) / loops
-
-
-def in_rounds(works: Sequence[Callable[[], None]], scale: SpeedScale, device: torch.device) -> list[tuple[float, ...]]:
-    """Return the seconds of each work in each round; a first round warms up, and counts when its works are long."""
-    began = time.perf_counter()
-    first = [timed(work, device) for work in works]
-    loops = [max(1, min(100, math.ceil(SETTLE / max(taken, 1e-6)))) for taken in first]
-    times = [[taken] for taken in first] if max(first) > LONG else [[] for _ in works]
-    while len(times[0]) < scale.repeats and (len(times[0]) < 3 or time.perf_counter() - began < scale.seconds):
-        for work, loop, found in zip(works, loops, times, strict=True):
-            found.append(timed(work, device, loop))
-    return [tuple(found) for found in times]

@@ -8,17 +8,18 @@ table (accuracies and times in per cent, compression as a factor).
     ece = 1.23
 """
 
-import math
-import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from svdctl.errors import UsageError
 from svdctl.reproduce.plan import TablePlan
-from svdctl.reproduce.table_schema import nearest
+from svdctl.reproduce.table_schema import nearest, read_toml
 
-PaperNumbers = dict[str, dict[str, dict[str, float]]]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+PaperNumbers = dict[str, dict[str, dict[str, Number]]]
 """By table, row and column."""
 
 
@@ -28,48 +29,40 @@ def read_paper_numbers(path: Path, tables: Sequence[TablePlan]) -> PaperNumbers:
     Raises:
         UsageError: with every fault.
     """
+    where = f"`paper_numbers = {path}`"
+    contents = read_toml(path, where)
+    plans = {plan.source.stem: plan for plan in tables}
+    if not plans:
+        raise UsageError(f"{where}: no table of trained networks is asked for; leave it out")
+    given = {name: rows for name, rows in contents.items() if name in plans}
+    faults = [
+        fault
+        for name, rows in given.items()
+        if isinstance(rows, dict)
+        for fault in _unknown_names(name, rows, plans[name])
+    ]
+    if not given:
+        near = nearest(next(iter(plans)), contents)
+        faults.append(f"it has no section for {' or '.join(plans)}{near}; add [TABLE.ROW]")
+    numbers: PaperNumbers = {}
     try:
-        contents = tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UsageError(f"`paper_numbers = {path}`: the file cannot be read ({reason}); check its path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"`paper_numbers = {path}`: the file is no TOML ({error}); mend it there") from error
-    by_name = {plan.source.stem: plan for plan in tables}
-    if not by_name:
-        raise UsageError(f"`paper_numbers = {path}`: no table of trained networks is asked for; leave it out")
-    faults = [f"`paper_numbers = {path}`: {fault}" for fault in _faults(contents, by_name)]
+        numbers = TypeAdapter(PaperNumbers).validate_python(given)
+    except ValidationError as error:
+        for fault in error.errors():
+            place, needed = ".".join(map(str, fault["loc"])), "section" if fault["type"] == "dict_type" else "number"
+            faults.append(f"{place} = {fault['input']!r:.40} is no {needed}; write [TABLE.ROW] and numbers below it")
     if faults:
-        raise UsageError(faults)
-    return {
-        table: {row: {column: float(value) for column, value in values.items()} for row, values in rows.items()}
-        for table, rows in contents.items()
-        if table in by_name
-    }
+        raise UsageError([f"{where}: {fault}" for fault in faults])
+    return numbers
 
 
-def _faults(contents: dict[str, Any], tables: dict[str, TablePlan]) -> Iterator[str]:
-    if not contents.keys() & tables.keys():
-        yield f"it has no section for {' or '.join(tables)}{nearest(next(iter(tables)), contents)}; add [TABLE.ROW]"
-    for name, rows in contents.items():
-        if name not in tables:
-            continue
-        known = [row.name for row in tables[name].table.rows]
-        if not isinstance(rows, dict):
-            yield f"{name} is no section; write [{name}.ROW]"
-            continue
-        for row, values in rows.items():
-            if row not in known:
-                yield f"{name} has no row {row}{nearest(row, known)}"
-            elif not isinstance(values, dict):
-                yield f"{name}.{row} is no section; write [{name}.{row}] and values by column below it"
-            else:
-                yield from _value_faults(f"{name}.{row}", values, (*tables[name].table.columns, *tables[name].columns))
-
-
-def _value_faults(where: str, values: dict[str, Any], columns: Sequence[str]) -> Iterator[str]:
-    for column, value in values.items():
-        if column not in columns:
-            yield f"{where} has no column {column}{nearest(column, columns)}"
-        elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            yield f"{where}.{column} = {value!r:.40} is no number; write it in the table's unit, without a sign for it"
+def _unknown_names(name: str, rows: dict[str, Any], plan: TablePlan) -> Iterator[str]:
+    """Yield a sentence for each row and column that a table does not have."""
+    known = [row.name for row in plan.table.rows]
+    columns = {*plan.table.columns, *plan.columns}
+    for row, values in rows.items():
+        if row not in known:
+            yield f"{name} has no row {row}{nearest(row, known)}"
+        elif isinstance(values, dict):
+            for column in values.keys() - columns:
+                yield f"{name}.{row} has no column {column}{nearest(column, columns)}"

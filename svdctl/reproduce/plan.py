@@ -1,11 +1,12 @@
 """From a request to jobs: rows resolved to configurations, equal runs made one."""
 
 import fnmatch
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from svdctl.config.configuration import configuration
-from svdctl.config.data_config import Data
 from svdctl.config.presets import list_presets, run_name
 from svdctl.config.train_config import TrainConfig
 from svdctl.data.data_source import at_place
@@ -15,7 +16,7 @@ from svdctl.plugins import loaded_plugins
 from svdctl.reproduce.columns import STATIC, metric_of
 from svdctl.reproduce.job import Job
 from svdctl.reproduce.run_store import RunStore
-from svdctl.reproduce.table_config import Assignments, Network, Request, ResultTable, Row, SpeedFigure
+from svdctl.reproduce.table_config import SMOKE, Assignments, Network, Request, ResultTable, Row, SpeedFigure
 from svdctl.reproduce.table_schema import gather, nearest
 from svdctl.train.run_hash import run_hash
 
@@ -51,7 +52,7 @@ class TablePlan:
     @property
     def title(self) -> str:
         """With its mark at smoke scale."""
-        return f"SMOKE SCALE, not the paper's experiment: {self.table.title}" if self.smoke else self.table.title
+        return SMOKE * self.smoke + self.table.title
 
     @property
     def trains(self) -> bool:
@@ -82,111 +83,108 @@ def make_plan(request: Request) -> Plan:
     Raises:
         UsageError: with all faults of names, files, patterns and configurations.
     """
-    faults: list[str] = []
-    tables: list[TablePlan] = []
-    figures: dict[str, SpeedFigure] = {}
     gathered = gather(request.tables)
-    _check_patterns(request, {n: t for n, (_, t) in gathered.items() if isinstance(t, ResultTable)})
-    for name, (path, table) in gathered.items():
-        try:
-            if isinstance(table, ResultTable):
-                rows = [r for r in table.rows if any(fnmatch.fnmatch(r.name, p) for p in request.rows or ("*",))]
-                tables += [_plan_table(name, path, table, rows, request)] if rows else []
-            elif not request.rows and request.columns == "all":
-                figures[name] = table
-                for scale in (table.full, table.smoke):
-                    network_configs(scale.network)
-        except UsageError as error:
-            where = "" if isinstance(table, ResultTable) else f"{path}: network: "
-            faults += [where + fault for fault in error.faults]
-    if faults:
-        raise UsageError(dict.fromkeys(faults))
-    if not tables and not figures:
-        raise UsageError(f"`columns = static`: {', '.join(gathered)} has none, all of it is measured; leave it out")
-    return Plan(request, tuple(tables), figures)
-
-
-def _check_patterns(request: Request, tables: dict[str, ResultTable]) -> None:
-    """Refuse patterns that match no row.
-
-    Raises:
-        UsageError: with all of them.
-    """
-    names = list(dict.fromkeys(row.name for table in tables.values() for row in table.rows))
+    rows = {name: table.rows for name, (_, table) in gathered.items() if isinstance(table, ResultTable)}
+    names = list(dict.fromkeys(row.name for some in rows.values() for row in some))
     shown = ", ".join(names[:12]) + ", ..." * (len(names) > 12)
     faults = [
-        f"`rows = {pattern}`: no row of {', '.join(tables) or 'a figure'} is called so"
+        f"`rows = {pattern}`: no row of {', '.join(rows) or 'a figure'} is called so"
         f"{nearest(pattern.strip('*'), names)} ({shown})"
         for pattern in request.rows
         if not fnmatch.filter(names, pattern)
     ]
+    tables: list[TablePlan] = []
+    figures: dict[str, SpeedFigure] = {}
+    for name, (path, table) in gathered.items():
+        if isinstance(table, ResultTable):
+            if any(_is_chosen(row, request) for row in table.rows):
+                tables += _plan_table(name, path, table, request, faults)
+        elif not request.rows and request.columns == "all":
+            figures[name] = table
+            for scale in (table.full, table.smoke):
+                with _collected(faults, f"{path}: network: "):
+                    network_configs(scale.network)
+    if not faults and not tables and not figures:
+        faults.append(f"`columns = static`: {', '.join(gathered)} has none, all of it is measured; leave it out")
     if faults:
-        raise UsageError(faults)
+        raise UsageError(dict.fromkeys(faults))
+    return Plan(request, tuple(tables), figures)
 
 
-def _plan_table(name: str, path: Path, table: ResultTable, rows: list[Row], request: Request) -> TablePlan:
+@contextmanager
+def _collected(faults: list[str], where: str) -> Iterator[None]:
+    """Collect the faults of the body, `where` before each."""
+    try:
+        yield
+    except UsageError as error:
+        faults += [where + fault for fault in error.faults]
+
+
+def _is_chosen(row: Row, request: Request) -> bool:
+    return not request.rows or any(fnmatch.fnmatch(row.name, pattern) for pattern in request.rows)
+
+
+def _plan_table(name: str, path: Path, table: ResultTable, request: Request, faults: list[str]) -> Iterator[TablePlan]:
+    """Yield the plan of a table, unless there are faults in it."""
     smoke = table.smoke if request.scale == "smoke" else None
     if request.scale == "smoke" and smoke is None:
-        raise UsageError(f"{path}: the table has no [smoke] section; add one, or leave `scale = smoke` out")
+        faults.append(f"{path}: the table has no [smoke] section; add one, or leave `scale = smoke` out")
+        return
     columns = tuple(c for c in table.columns if request.columns == "all" or c in STATIC)
     if request.columns == "static":
         # How dear control is goes with how long it takes: not for networks that need none.
         cost = ("control-cost",) if "control-time" in table.columns else ()
         columns = tuple(dict.fromkeys(("parameters", *columns, "compression", *cost)))
     title = name if smoke is None else f"{name}-smoke"
-    plan = TablePlan(
-        title + "-static" * (request.columns == "static") + "-part" * (len(rows) < len(table.rows)),
-        path,
-        table,
-        smoke is not None,
-        columns,
-        request.seeds or table.seeds,
-        table.evaluate if smoke is None else smoke.evaluate,
-        (),
-        request.set,
-    )
-    made: list[TableRow] = []
-    faults: list[str] = []
-    for row in rows:
-        try:
-            made.append(TableRow(row, tuple(_job(plan, row, seed, title, request) for seed in plan.seeds)))
-        except UsageError as error:
-            faults += [f"{path}: row {row.name!r}: {fault}" for fault in error.faults]
-    if faults:
-        raise UsageError(dict.fromkeys(faults))
-    return replace(plan, rows=tuple(made))
-
-
-def _job(plan: TablePlan, row: Row, seed: int, title: str, request: Request) -> Job:
-    """Return the job of a row with one seed."""
-    table = plan.table
-    smoke = (*table.smoke.set, *row.smoke) if plan.smoke and table.smoke is not None else ()
-    preset, own = row.preset, plan.source.parent / row.preset
-    if preset.endswith(".toml") and own.is_file():
-        preset = str(own)
-    elif not preset.endswith(".toml") and preset.replace("_", "-") not in list_presets():
-        raise UsageError(f"there is no preset {preset}{nearest(preset, list_presets())}")
-    assignments = (*table.set, *row.set, *smoke, *request.set, f"seed={seed}")
-    config = configuration(preset, assignments)
-    update: dict[str, object] = {
-        "name": run_name(f"{title}-{row.name}-s{seed}"),
-        "out_dir": request.out_dir,
-        "data": _located(config.data, request),
-        "plugins": tuple(dict.fromkeys((*config.plugins, *loaded_plugins()))),
-    }
-    if request.wandb != "off":
-        update["log"] = config.log.model_copy(update={"wandb": request.wandb, "wandb_group": title})
-    config = config.model_copy(update=update)
-    metrics = tuple(dict.fromkeys(filter(None, map(metric_of, plan.columns))))
+    seeds = request.seeds or table.seeds
+    metrics = tuple(dict.fromkeys(filter(None, map(metric_of, columns))))
+    evaluate = table.evaluate if smoke is None else smoke.evaluate
     store = RunStore(request.out_dir, request.reuse)
-    return Job(run_hash(config), config, preset, assignments, plan.evaluate, metrics, store, request.cifar_c_root)
+    rows: list[TableRow] = []
+    for row in filter(lambda row: _is_chosen(row, request), table.rows):
+        with _collected(faults, f"{path}: row {row.name!r}: "):
+            preset = _preset(row.preset, path.parent)
+            changes = (*table.set, *row.set, *((*smoke.set, *row.smoke) if smoke is not None else ()), *request.set)
+            jobs = []
+            for seed in seeds:
+                assignments = (*changes, f"seed={seed}")
+                config = _at_home(configuration(preset, assignments), f"{title}-{row.name}-s{seed}", title, request)
+                jobs.append(
+                    Job(run_hash(config), config, preset, assignments, evaluate, metrics, store, request.cifar_c_root)
+                )
+            rows.append(TableRow(row, tuple(jobs)))
+    suffix = "-static" * (request.columns == "static") + "-part" * any(not _is_chosen(r, request) for r in table.rows)
+    yield TablePlan(title + suffix, path, table, smoke is not None, columns, seeds, evaluate, tuple(rows), request.set)
 
 
-def _located(data: Data, request: Request) -> Data:
-    """Return the data at the place of this request; absolute paths for a cluster, whose workers start elsewhere."""
-    data = at_place(data, request.dataset_root)
-    paths = {name: value for name, value in data if isinstance(value, Path)} if request.engine == "ray" else {}
-    return data.model_copy(update={name: path.expanduser().absolute() for name, path in paths.items()})
+def _preset(name: str, folder: Path) -> str:
+    """Return a preset as `configuration` takes it: of a file in this folder, its path.
+
+    Raises:
+        UsageError: none that ships has this name, with the nearest one.
+    """
+    if name.endswith(".toml"):
+        return str(folder / name) if (folder / name).is_file() else name
+    if name.replace("_", "-") not in list_presets():
+        raise UsageError(f"there is no preset {name}{nearest(name, list_presets())}")
+    return name
+
+
+def _at_home(config: TrainConfig, name: str, group: str, request: Request) -> TrainConfig:
+    """Return a configuration with names and places of this request: they have no effect on the results."""
+    data = at_place(config.data, request.dataset_root)
+    if request.engine == "ray":  # whose workers start elsewhere
+        paths = {name: value.expanduser().absolute() for name, value in data if isinstance(value, Path)}
+        data = data.model_copy(update=paths)
+    log = {} if request.wandb == "off" else {"wandb": request.wandb, "wandb_group": group}
+    update = {
+        "name": run_name(name),
+        "out_dir": request.out_dir,
+        "data": data,
+        "plugins": tuple(dict.fromkeys((*config.plugins, *loaded_plugins()))),
+        "log": config.log.model_copy(update=log),
+    }
+    return config.model_copy(update=update)
 
 
 def network_configs(network: Network) -> dict[int, TrainConfig]:

@@ -9,10 +9,9 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
-from itertools import chain, count
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 from lightning_fabric import Fabric
@@ -20,20 +19,17 @@ from pydantic import model_validator
 from torch import nn
 
 from svdctl.config.train_config import TrainConfig
-from svdctl.control.controller import Controller
 from svdctl.evaluate.measurement_cache import Measurement, MeasurementCache
 from svdctl.layers.layer_operator import operator_of
 from svdctl.layers.layer_ops import ops_of
 from svdctl.layers.shapes import input_sizes
 from svdctl.layers.tt import TTConv2d
-from svdctl.models.build import build_model
-from svdctl.reproduce.estimate import in_rounds, random_images
 from svdctl.reproduce.plan import network_configs
 from svdctl.reproduce.run_store import RunStore
-from svdctl.reproduce.table_config import Axis, Request, SpeedFigure, SpeedScale
-from svdctl.reproduce.table_results import table_folder, write_texts
+from svdctl.reproduce.table_config import SMOKE, Axis, Request, SpeedFigure, SpeedScale
+from svdctl.reproduce.table_results import table_folder, write_formats
+from svdctl.reproduce.timing import image_side, in_rounds, trainer_on_noise
 from svdctl.spectral import clip_kernel, singular_values
-from svdctl.train.trainer import Trainer
 from svdctl.utils import table as formats
 from svdctl.utils.machine import machine
 
@@ -44,8 +40,6 @@ NOTES = (
     "The model counts one exact decomposition at every output frequency of the layer. svdctl's control pass works on a "
     "small grid instead, whose size does not depend on the input, so its ratio may differ from the model's.",
 )
-SIDE = 32
-"""Side of the images of whole networks."""
 
 
 @dataclass(frozen=True)
@@ -137,14 +131,15 @@ def write_figure(
 
     Another command that measures at the same time would disturb: it is waited for.
     """
-    for attempt in count():
+    waiting = False
+    while True:
         with store.lock(f"figure-{name}") as mine:
             if mine:
                 return _written(request, name, figure, say)
-        if attempt == 0:
+        if not waiting:
             say(f"another command measures {name}: waiting for it")
+        waiting = True
         time.sleep(1)
-    raise AssertionError
 
 
 def _written(request: Request, name: str, figure: SpeedFigure, say: Callable[[str], None]) -> list[Path]:
@@ -154,13 +149,8 @@ def _written(request: Request, name: str, figure: SpeedFigure, say: Callable[[st
     stem = table_folder(request.out_dir) / (f"{name}-smoke" if smoke else name)
     unfinished = stem.with_name(f".{stem.name}.measured.json")
     results = measure_figure(figure, smoke=smoke, file=unfinished, say=say)
-    texts = {
-        "md": formats.markdown(results.table),
-        "csv": formats.csv_text(results.records),
-        "tex": formats.latex(results.table),
-        "json": formats.json_text(results.contents),
-    }
-    files = [*write_texts(stem, texts), stem.with_name(f"{stem.name}.png")]
+    files = write_formats(stem, results.table, results.records, results.contents)
+    files.append(stem.with_name(f"{stem.name}.png"))
     plot_speed(results, files[-1])
     unfinished.unlink(missing_ok=True)
     return files
@@ -175,25 +165,22 @@ def measure_figure(figure: SpeedFigure, *, smoke: bool, file: Path, say: Callabl
         file: keeps each measurement until all are done; one that was cut off goes on.
         say: called before each.
     """
-    scale = figure.smoke if smoke else figure.full
-    device = Fabric(accelerator="auto", devices=1).device
-    about = {"figure": figure.model_dump(mode="json"), "smoke": smoke, "machine": machine(device)}
-    cache = MeasurementCache(file, _Measured, about)
+    fabric = Fabric(accelerator="auto", devices=1)
+    on = machine(fabric.device)
+    cache = MeasurementCache(file, Measured, {"figure": figure.model_dump(mode="json"), "smoke": smoke, "machine": on})
     for notice in cache.notices:
         say(notice)
     points: list[Point] = []
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        for what, measure in _Bench(figure, scale, device).measurements():
+        for what, measure in measurements(figure.smoke if smoke else figure.full, figure.max_sigma, fabric):
             kept = cache.get(what) is not None
             say(what + " (kept)" * kept)
-            record = cache.once(what, partial(_measured, what, measure))
-            points += [replace(point, kept="kept" * kept) for point in record.points]
-    mark = "SMOKE SCALE, not the paper's experiment: " if smoke else ""
-    return SpeedResults(mark + figure.title, smoke, tuple(points), machine(device))
+            points += [replace(point, kept="kept" * kept) for point in cache.once(what, partial(measure, what)).points]
+    return SpeedResults(SMOKE * smoke + figure.title, smoke, tuple(points), on)
 
 
-class _Measured(Measurement):
+class Measured(Measurement):
     """The points of one measurement."""
 
     what: str
@@ -212,110 +199,113 @@ class _Measured(Measurement):
         return self
 
 
-def _measured(what: str, measure: Callable[[], list[Point]]) -> _Measured:
-    return _Measured(what=what, points=tuple(measure()))
-
-
 @dataclass(frozen=True)
-class _Subject:
+class _Layers:
     """Layers that are timed together, with the sizes of their inputs: one layer, or the convolutions of a network."""
 
     layers: Sequence[tuple[nn.Module, tuple[int, ...]]]
     step: Callable[[], None] | None = None
     """A training step of the network."""
 
+    @property
+    def cost(self) -> float:
+        """Return the modelled operations of an exact control pass."""
+        return sum(ops_of(layer).cost(layer, size) for layer, size in self.layers)
 
-class _Bench:
-    """Times full and TT in turn, on one device."""
-
-    def __init__(self, figure: SpeedFigure, scale: SpeedScale, device: torch.device) -> None:
-        self.max_sigma, self.scale, self.device = figure.max_sigma, scale, device
-
-    def measurements(self) -> Iterator[tuple[str, Callable[[], list[Point]]]]:
-        """Yield what is measured, in words, and the measurement."""
-        width, by_rank, side = self.scale.width, self.scale.rank, self.scale.input
-        series: list[tuple[AxisName, int, int, dict[int, int]]] = [
-            *(("width", channels, width.size or 16, {channels: _rank(width, channels)}) for channels in width.values),
-            ("rank", by_rank.channels or 64, by_rank.size or 16, {rank: rank for rank in by_rank.values}),
-            *(("input", side.channels or 64, size, {size: _rank(side, side.channels or 64)}) for size in side.values),
-        ]
-        for axis, channels, size, ranks in series:
-            what = f"{axis}: {channels} channels, input {size} x {size}, rank {', '.join(map(str, ranks.values()))}"
-            yield what, partial(self.layers, axis, channels, size, ranks)
-        named = ", ".join(map(str, self.scale.network.ranks))
-        for work in ("all values", "control pass", "training step"):
-            what = f"whole network: {self.scale.network.preset}, full and ranks {named}, {work}"
-            yield what, partial(self.whole_networks, work)
-
-    def layers(self, axis: AxisName, channels: int, size: int, ranks: Mapping[int, int]) -> list[Point]:
-        """Time the full layer and one of each rank."""
-        shape = (channels, channels, 3)
-        layers: list[nn.Module] = [nn.Conv2d(*shape, padding=1, bias=False)]
-        layers += [TTConv2d(*shape, rank=rank, padding=1, bias=False) for rank in ranks.values()]
-        for layer in layers:
-            weight = ops_of(layer).tensors(layer.to(self.device))[0]
-            # The largest value of a Gaussian 3x3 kernel of width c is close to 3 * 2 sqrt(c) deviations.
-            with torch.no_grad():
-                weight.normal_(0, 2 * self.max_sigma / (6 * math.sqrt(weight.shape[0])))
-        subjects = [_Subject([(layer, (size, size))]) for layer in layers]
-        works: tuple[Work, ...] = ("all values", "control pass")
-        points = [point for work in works for point in self.points(axis, channels, size, ranks, subjects, work)]
-        return sorted(points, key=lambda point: list(ranks).index(point.x))
-
-    def whole_networks(self, work: Work) -> list[Point]:
-        """Time one kind of work on the whole network, full and of each rank."""
-        return self.points("network", None, SIDE, {r: r for r in self.scale.network.ranks}, self.networks, work)
-
-    @cached_property
-    def networks(self) -> list[_Subject]:
-        """Return the whole network, full and of each rank; built when it is first measured."""
-        return [self._network(config) for config in network_configs(self.scale.network).values()]
-
-    def _network(self, config: TrainConfig) -> _Subject:
-        batch = self.scale.network.batch
-        config = config.model_copy(update={"batch_size": batch, "epochs": 1})
-        data = random_images(batch * 4, SIDE, 10)
-        model = build_model(config, 10)
-        sizes = input_sizes(model, (3, SIDE, SIDE))
-        fabric = Fabric(accelerator=self.device.type, devices=1)
-        trainer = Trainer(config, model, fabric, data, data, Controller.from_config(model, None, None, None))
-        model.train()
-        totals = torch.zeros(5, dtype=torch.float64, device=self.device)
-        # No end: how often a step is timed is not known before.
-        batches = chain.from_iterable(trainer.batches.epoch(epoch) for epoch in count())
-        layers = [(model.get_submodule(name), size) for name, size in sizes.items()]
-        convolutions = [(layer, size) for layer, size in layers if not isinstance(layer, nn.Linear)]
-        return _Subject(convolutions, lambda: trainer.train_step(*next(batches), totals))
-
-    def points(
-        self,
-        axis: AxisName,
-        channels: int | None,
-        size: int,
-        ranks: Mapping[int, int],
-        subjects: Sequence[_Subject],
-        work: Work,
-    ) -> list[Point]:
-        """Time one kind of work on the full subject, the first one, and on those of each rank, in turn."""
-        works = [partial(self.run, subject, work) for subject in subjects]
-        full, *others = in_rounds(works, self.scale, self.device)
-        dense, *costs = (sum(ops_of(layer).cost(layer, size) for layer, size in subject.layers) for subject in subjects)
-        return [
-            Point(axis, x, channels, rank, size, work, full, taken, None if work == "training step" else dense / cost)
-            for (x, rank), taken, cost in zip(ranks.items(), others, costs, strict=True)
-        ]
-
-    def run(self, subject: _Subject, work: Work) -> None:
+    def do(self, work: Work, max_sigma: float) -> None:
         """Do one kind of work once."""
-        if work == "training step" and subject.step is not None:
-            subject.step()
+        if work == "training step" and self.step is not None:
+            self.step()
             return
         with torch.no_grad():
-            for layer, size in subject.layers:
+            for layer, size in self.layers:
                 if work == "all values":
                     singular_values(operator_of(layer), size)
                 else:
-                    control(layer, max_sigma=self.max_sigma)
+                    control(layer, max_sigma=max_sigma)
+
+
+def measurements(
+    scale: SpeedScale, max_sigma: float, fabric: Fabric
+) -> Iterator[tuple[str, Callable[[str], Measured]]]:
+    """Yield what is measured, in words, and a function that measures it."""
+    width, by_rank, side = scale.width, scale.rank, scale.input
+    series: list[tuple[AxisName, int, int, dict[int, int]]] = [
+        *(("width", channels, width.size or 16, {channels: _rank(width, channels)}) for channels in width.values),
+        ("rank", by_rank.channels or 64, by_rank.size or 16, {rank: rank for rank in by_rank.values}),
+        *(("input", side.channels or 64, size, {size: _rank(side, side.channels or 64)}) for size in side.values),
+    ]
+    time_all = partial(_measure, scale=scale, max_sigma=max_sigma, device=fabric.device)
+    for axis, channels, size, ranks in series:
+        what = f"{axis}: {channels} channels, input {size} x {size}, rank {', '.join(map(str, ranks.values()))}"
+        layers = partial(_single_layers, channels, size, tuple(ranks.values()), max_sigma, fabric.device)
+        point = Point(axis, 0, channels, 0, size, "all values", (), (), None)
+        yield what, partial(time_all, point=point, ranks=ranks, layers=layers, works=get_args(Work)[:2])
+    configs = network_configs(scale.network)
+    networks = cache(lambda: [_network(config, scale.network.batch, fabric) for config in configs.values()])
+    point = Point("network", 0, None, 0, image_side(configs[0]), "all values", (), (), None)
+    named = ", ".join(map(str, scale.network.ranks))
+    for work in get_args(Work):
+        what = f"whole network: {scale.network.preset}, full and ranks {named}, {work}"
+        ranks = {rank: rank for rank in scale.network.ranks}
+        yield what, partial(time_all, point=point, ranks=ranks, layers=networks, works=(work,))
+
+
+def _measure(
+    what: str,
+    *,
+    scale: SpeedScale,
+    max_sigma: float,
+    device: torch.device,
+    point: Point,
+    ranks: Mapping[int, int],
+    layers: Callable[[], Sequence[_Layers]],
+    works: Sequence[Work],
+) -> Measured:
+    """Time full layers, the first ones, and those of each rank, in turn.
+
+    Args:
+        what: the key of the measurement.
+        scale: how often.
+        max_sigma: bound of the control pass.
+        device: where the layers are.
+        point: what the points share.
+        ranks: by the place on the axis.
+        layers: makes what is timed.
+        works: one after another.
+    """
+    found: dict[int, list[Point]] = {x: [] for x in ranks}
+    timed = layers()
+    for work in works:
+        todo = [partial(one.do, work, max_sigma) for one in timed]
+        full, *others = in_rounds(todo, device, scale.repeats, scale.seconds)
+        for (x, rank), tt, one in zip(ranks.items(), others, timed[1:], strict=True):
+            modelled = None if work == "training step" else timed[0].cost / one.cost
+            found[x].append(replace(point, x=x, rank=rank, work=work, full=full, tt=tt, modelled=modelled))
+    return Measured(what=what, points=tuple(point for points in found.values() for point in points))
+
+
+def _single_layers(
+    channels: int, size: int, ranks: Sequence[int], max_sigma: float, device: torch.device
+) -> list[_Layers]:
+    """Return a full layer and one of each rank."""
+    shape = (channels, channels, 3)
+    layers: list[nn.Module] = [nn.Conv2d(*shape, padding=1, bias=False)]
+    layers += [TTConv2d(*shape, rank=rank, padding=1, bias=False) for rank in ranks]
+    for layer in layers:
+        weight = ops_of(layer).tensors(layer.to(device))[0]
+        # The largest value of a Gaussian 3x3 kernel of width c is close to 3 * 2 sqrt(c) deviations.
+        with torch.no_grad():
+            weight.normal_(0, 2 * max_sigma / (6 * math.sqrt(weight.shape[0])))
+    return [_Layers([(layer, (size, size))]) for layer in layers]
+
+
+def _network(config: TrainConfig, batch: int, fabric: Fabric) -> _Layers:
+    """Return the convolutions of a whole network and its training step."""
+    trainer, step = trainer_on_noise(config.model_copy(update={"batch_size": batch}), fabric)
+    sizes = input_sizes(trainer.model, (3, image_side(config), image_side(config)))
+    layers = [(trainer.model.get_submodule(name), size) for name, size in sizes.items()]
+    return _Layers([(layer, size) for layer, size in layers if not isinstance(layer, nn.Linear)], step)
 
 
 def _rank(axis: Axis, channels: int) -> int:

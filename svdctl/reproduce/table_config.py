@@ -1,14 +1,16 @@
 """What a table file says: rows are presets with overrides, columns are metrics."""
 
-from collections import Counter
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, TypeAdapter, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt, ValidationInfo
 
 from svdctl.config.base import Config
+from svdctl.config.validation_errors import validated
 from svdctl.evaluate.table_evaluation import Evaluate
 
+SMOKE = "SMOKE SCALE, not the paper's experiment: "
+"""Before the title of what is made at that scale."""
 OWN = {"seed": "`seeds`, or by seeds of the table", "name": "the name of the row", "out_dir": "`out_dir`"}
 """Keys of a run that its table sets, and what sets them."""
 
@@ -27,15 +29,30 @@ def _single_line(text: str) -> str:
     return text
 
 
-def _once(seeds: tuple[int, ...]) -> tuple[int, ...]:
-    twice = [str(seed) for seed, count in Counter(seeds).items() if count > 1]
+def _once(values: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+    names = [str(getattr(value, "name", value)) for value in values]
+    twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"seeds has {', '.join(twice)} twice; name each once")
-    return seeds
+        raise ValueError(f"{info.field_name} has {', '.join(twice)} twice; name each once")
+    return values
 
 
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Seeds = Annotated[tuple[Seed, ...], AfterValidator(_once)]
+def _named_rows(rows: Any) -> Any:
+    """Return the rows of a table as such; faults in them name their row."""
+    if not isinstance(rows, list):
+        return rows
+    found, faults = [], []
+    for number, table in enumerate(rows, 1):
+        row, more = validated(Row, table)
+        name = table.get("name") if isinstance(table, dict) else None
+        faults += [f"row {name!r}: {fault}" if name else f"row {number}: {fault}" for fault in more]
+        found.append(row)
+    if faults:
+        raise ValueError("\n".join(faults))
+    return found
+
+
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], AfterValidator(_once)]
 Line = Annotated[str, AfterValidator(_single_line)]
 """Text that is printed in every format."""
 Assignments = Annotated[tuple[str, ...], AfterValidator(_free)]
@@ -72,12 +89,19 @@ class Smoke(Config):
     evaluate: Evaluate = Evaluate()
 
 
-class ResultTable(Config):
+class TableFile(Config):
+    """What every kind of table file has."""
+
+    title: Line
+    plugins: tuple[str, ...] = ()
+    """Modules, or files by a path from this file's folder, that register what it names."""
+
+
+class ResultTable(TableFile):
     """A table of trained networks."""
 
     kind: Literal["table"] = "table"
-    title: Line
-    columns: Annotated[tuple[str, ...], Field(min_length=1)]
+    columns: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_once)]
     """Names; `reproduce.columns` knows which there are."""
     seeds: Annotated[Seeds, Field(min_length=1)] = (3407,)
     set: Assignments = ()
@@ -86,16 +110,7 @@ class ResultTable(Config):
     notes: tuple[Line, ...] = ()
     """Footnotes that the file itself asks for."""
     smoke: Smoke | None = None
-    rows: Annotated[tuple[Row, ...], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _each_once(self) -> Self:
-        named = {"rows": [row.name for row in self.rows], "columns": self.columns}
-        for what, values in named.items():
-            twice = sorted(value for value, count in Counter(values).items() if count > 1)
-            if twice:
-                raise ValueError(f"{what} has {', '.join(twice)} twice; name each once")
-        return self
+    rows: Annotated[tuple[Row, ...], Field(min_length=1), BeforeValidator(_named_rows), AfterValidator(_once)]
 
 
 class Axis(Config):
@@ -133,27 +148,21 @@ class SpeedScale(Config):
     network: Network = Network()
 
 
-class SpeedFigure(Config):
+class SpeedFigure(TableFile):
     """Time of the spectrum and of one control pass, full against TT."""
 
     kind: Literal["speed"] = "speed"
-    title: Line
     max_sigma: PositiveFloat = 1.0
     """Bound of the control pass; random kernels are scaled to twice it first."""
     full: SpeedScale
     smoke: SpeedScale
 
 
-class Collection(Config):
+class Collection(TableFile):
     """Several tables under one name."""
 
     kind: Literal["collection"] = "collection"
-    title: Line
     tables: Annotated[tuple[str, ...], Field(min_length=1)]
-
-
-TableFile = ResultTable | SpeedFigure | Collection
-TABLE_FILE: TypeAdapter[TableFile] = TypeAdapter(Annotated[TableFile, Field(discriminator="kind")])
 
 
 class Request(Config):

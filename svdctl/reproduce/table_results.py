@@ -3,7 +3,7 @@
 import platform
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -22,30 +22,20 @@ from svdctl.utils.atomic_write import write_atomically
 
 @dataclass(frozen=True)
 class SeedFigures:
-    """Hold the figures of one cell of a table, one for each seed."""
+    """The figures of one cell of a table over the seeds; JSON has them under the same names."""
 
+    mean: float | None
+    """None where no seed has a figure."""
+    spread: float | None
+    """Standard deviation of the sample; None below two seeds."""
     values: tuple[float, ...]
     """One figure for each seed that has been measured."""
-    paper: float | None = None
-    """The paper's number, in the unit that is shown."""
-    kept: str = ""
+    kept: str
     """Whether an earlier call measured it: empty, `kept`, `kept, no checksum`, or the same of some of its seeds."""
-
-    @property
-    def mean(self) -> float | None:
-        """Return the mean over the seeds; None without any."""
-        return statistics.fmean(self.values) if self.values else None
-
-    @property
-    def spread(self) -> float | None:
-        """Return the standard deviation of the sample; None below two seeds."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
-
-    def difference(self, column: str) -> float | None:
-        """Return ours minus the paper's, in the unit that is shown."""
-        if self.mean is None or self.paper is None:
-            return None
-        return self.mean * known_columns()[column].factor - self.paper
+    paper_shown: float | None
+    """The paper's number, in the unit that is shown."""
+    difference_shown: float | None
+    """Ours minus the paper's, in that unit."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +44,12 @@ class ResultRow:
 
     row: Row
     jobs: tuple[Job, ...]
-    figures: Mapping[str, SeedFigures]
-    notes: tuple[int, ...]
-    """Numbers of its footnotes, from 1."""
     outcomes: tuple[Outcome, ...]
     """Of the jobs."""
+    figures: Mapping[str, SeedFigures]
+    """By column."""
+    notes: tuple[int, ...]
+    """Numbers of its footnotes, from 1."""
 
     @property
     def measured(self) -> int:
@@ -72,11 +63,6 @@ class ResultRow:
         return self.row.shown + f" ({self.measured} of {len(self.outcomes)} seeds)" * some
 
     @property
-    def marked(self) -> str:
-        """Return `shown` with the numbers of the row's footnotes."""
-        return self.shown + (f" [{', '.join(map(str, self.notes))}]" if self.notes else "")
-
-    @property
     def reasons(self) -> list[str]:
         """Return the seed and the error of each run of the row that failed."""
         pairs = zip(self.jobs, self.outcomes, strict=True)
@@ -85,16 +71,19 @@ class ResultRow:
     def text(self, column: str) -> str:
         """Return `97.12 ± 0.30`, the paper's number and the difference behind it; a word or dash without a figure."""
         look, one = known_columns()[column], self.figures[column]
-        paper = f" (paper {one.paper:,.{look.decimals}f}" if one.paper is not None else ""
         if one.mean is None:
-            return ("failed" if self.reasons else "-") + (f"{paper})" if paper else "")
-        text = look.shown(one.mean)
-        if one.spread is not None:
-            text = f"{text.removesuffix(look.suffix)} ± {look.shown(one.spread)}"
-        if column not in STATIC and len(one.values) < self.measured:
-            text += f" ({len(one.values)} of {len(self.outcomes)} seeds)"
-        mark = f" ({one.kept})" if one.kept else ""
-        return text + mark + (f"{paper}, {one.difference(column):+,.{look.decimals}f})" if paper else "")
+            text = "failed" if self.reasons else "-"
+        else:
+            text = look.shown(one.mean)
+            if one.spread is not None:
+                text = f"{text.removesuffix(look.suffix)} ± {look.shown(one.spread)}"
+            if column not in STATIC and len(one.values) < self.measured:
+                text += f" ({len(one.values)} of {len(self.outcomes)} seeds)"
+            text += f" ({one.kept})" * bool(one.kept)
+        if one.paper_shown is None:
+            return text
+        difference = "" if one.difference_shown is None else f", {one.difference_shown:+,.{look.decimals}f}"
+        return f"{text} (paper {one.paper_shown:,.{look.decimals}f}{difference})"
 
 
 @dataclass(frozen=True)
@@ -155,8 +144,8 @@ class Results:
         yield from (formats.Cell("", value) for value in (own.group, own.preset, " ".join(map(str, plan.seeds))))
         for column, one in row.figures.items():
             extra = {"spread": one.spread, "count": len(one.values), "kept": one.kept}
-            if any(other.figures[column].paper is not None for other in self.rows):
-                extra |= {"paper_shown": one.paper, "difference_shown": one.difference(column)}
+            if any(other.figures[column].paper_shown is not None for other in self.rows):
+                extra |= {"paper_shown": one.paper_shown, "difference_shown": one.difference_shown}
             yield formats.Cell(row.text(column), one.mean, extra=extra)
         referred = {number for other in self.rows for number in other.notes}
         notes = [text for number, text in enumerate(self.notes, 1) if number in row.notes or number not in referred]
@@ -166,59 +155,53 @@ class Results:
     def contents(self, command: Callable[[Job], str]) -> dict[str, Any]:
         """Return everything for JSON: each run with its configuration, folder, figures and the command for it."""
         plan, known = self.plan, known_columns()
-        rows = []
-        for row in self.rows:
-            cells = {
-                column: {
-                    "mean": one.mean,
-                    "spread": one.spread,
-                    "values": list(one.values),
-                    "kept": one.kept,
-                    "paper_shown": one.paper,
-                    "difference_shown": one.difference(column),
-                }
-                for column, one in row.figures.items()
-            }
-            runs = [
-                {
-                    "seed": job.config.seed,
-                    "hash": job.key,
-                    "preset": job.preset,
-                    "set": list(job.assignments),
-                    "command": command(job),
-                    "folder": outcome.folder,
-                    "figures": dict(outcome.values),
-                    "kept": dict(outcome.kept),
-                    "deviations": list(outcome.deviations),
-                    "failed": outcome.reason,
-                }
-                for job, outcome in zip(row.jobs, row.outcomes, strict=True)
-            ]
-            own = row.row
-            rows.append({"row": own.name, "label": own.shown, "group": own.group, "cells": cells, "runs": runs})
         return {
             "title": plan.title,
             "name": plan.name,
             "scale": "smoke" if plan.smoke else "full",
             "caption": self.caption,
             "complete": self.complete,
-            "seeds": list(plan.seeds),
+            "seeds": plan.seeds,
             "columns": {
                 name: {"header": known[name].title(plan.evaluate), "shown_factor": known[name].factor}
                 for name in plan.columns
             },
             "evaluation": plan.evaluate.model_dump(mode="json"),
-            "rows": rows,
-            "notes": list(self.notes),
+            "rows": [
+                {
+                    "row": row.row.name,
+                    "label": row.row.shown,
+                    "group": row.row.group,
+                    "cells": {column: asdict(one) for column, one in row.figures.items()},
+                    "runs": [_run(*pair, command) for pair in zip(row.jobs, row.outcomes, strict=True)],
+                }
+                for row in self.rows
+            ],
+            "notes": self.notes,
             "versions": {"svdctl": version("svdctl"), "python": platform.python_version()},
         }
+
+
+def _run(job: Job, outcome: Outcome, command: Callable[[Job], str]) -> dict[str, Any]:
+    """Return a run for JSON."""
+    return {
+        "seed": job.config.seed,
+        "hash": job.key,
+        "preset": job.preset,
+        "set": job.assignments,
+        "command": command(job),
+        "folder": outcome.folder,
+        "figures": outcome.values,
+        "kept": outcome.kept,
+        "deviations": outcome.deviations,
+        "failed": outcome.reason,
+    }
 
 
 def assemble(plan: TablePlan, outcomes: Mapping[str, Outcome], paper: PaperNumbers) -> Results:
     """Return a table from the outcomes of its jobs, by their ids; those that are missing leave cells empty."""
     notes: dict[str, int] = {}
     rows = []
-    numbers = paper.get(plan.source.stem, {})
     # Deviations that every finished run of the table has stand once, without marks.
     known = [outcomes[job.id].deviations for row in plan.rows for job in row.jobs
              if job.id in outcomes and outcomes[job.id].values]  # fmt: skip
@@ -227,27 +210,31 @@ def assemble(plan: TablePlan, outcomes: Mapping[str, Outcome], paper: PaperNumbe
         own = tuple(outcomes.get(job.id, Outcome()) for job in row.jobs)
         texts = dict.fromkeys(text for one in own for text in one.deviations if text not in everywhere)
         marks = tuple(notes.setdefault(text, len(notes) + 1) for text in texts)
-        static = static_figures(row.config).columns if {*STATIC} & {*plan.columns} else {}
-        given = numbers.get(row.row.name, {})
-        figures = {
-            column: SeedFigures(
-                (static[column],) if column in static else tuple(o.values[column] for o in own if column in o.values),
-                given.get(column),
-                _kept(column, own),
-            )
-            for column in plan.columns
-        }
-        rows.append(ResultRow(row.row, row.jobs, figures, marks, own))
+        static = static_figures(row.config) if {*STATIC} & {*plan.columns} else {}
+        given = paper.get(plan.source.stem, {}).get(row.row.name, {})
+        figures = {column: _over_seeds(column, own, static, given.get(column)) for column in plan.columns}
+        rows.append(ResultRow(row.row, row.jobs, own, figures, marks))
     general = [*_general_notes(plan), *everywhere, *plan.table.notes * plan.trains]
     return Results(plan, tuple(rows), (*notes, *general))
 
 
-def _kept(column: str, outcomes: Sequence[Outcome]) -> str:
-    """Return the mark of a cell whose figures, or some of them, were measured by an earlier call."""
-    marks = [one.kept.get(column, "") for one in outcomes if column in one.values]
-    some = [mark for mark in marks if mark]
-    weakest = max(some, key=len, default="")
-    return weakest if len(some) == len(marks) else f"{weakest} for {len(some)} of {len(marks)} seeds" if some else ""
+def _over_seeds(
+    column: str, outcomes: Sequence[Outcome], static: Mapping[str, float], paper: float | None
+) -> SeedFigures:
+    """Return the cell of a column: of one that needs no training its figure, else those of the outcomes."""
+    found = [one for one in outcomes if column in one.values]
+    values = (static[column],) if column in static else tuple(one.values[column] for one in found)
+    mean = statistics.fmean(values) if values else None
+    marks = [one.kept[column] for one in found if column in one.kept]
+    kept = max(marks, key=len, default="")
+    return SeedFigures(
+        mean,
+        statistics.stdev(values) if len(values) > 1 else None,
+        values,
+        kept if len(marks) in (0, len(found)) else f"{kept} for {len(marks)} of {len(found)} seeds",
+        paper,
+        None if mean is None or paper is None else mean * known_columns()[column].factor - paper,
+    )
 
 
 def _general_notes(plan: TablePlan) -> Iterator[str]:
@@ -279,24 +266,26 @@ def table_folder(out_dir: Path) -> Path:
 def write_table(out_dir: Path, results: Results, command: Callable[[Job], str], *, picture: bool) -> list[Path]:
     """Write a table in every format and return the files; the picture, which takes longest, only when asked for."""
     found = results.table
-    texts = {
-        "md": formats.markdown(found),
-        "csv": formats.csv_text(formats.records(found)),
-        "tex": formats.latex(found),
-        "json": formats.json_text(results.contents(command)),
-    }
-    files = write_texts(table_folder(out_dir) / results.plan.name, texts)
+    stem = table_folder(out_dir) / results.plan.name
+    files = write_formats(stem, found, formats.records(found), results.contents(command))
     if picture:
         from svdctl.reproduce.bar_plot import plot_bars  # matplotlib takes a second to import
 
-        files.append(files[0].with_suffix(".png"))
+        files.append(stem.with_name(f"{stem.name}.png"))
         plot_bars(results, files[-1])
     return files
 
 
-def write_texts(stem: Path, texts: Mapping[str, str]) -> list[Path]:
-    """Write texts, by suffix, into files of one stem and return the files."""
-    files = [stem.with_name(f"{stem.name}.{suffix}") for suffix in texts]
-    for file, text in zip(files, texts.values(), strict=True):
-        write_atomically(file, text)
-    return files
+def write_formats(
+    stem: Path, table: formats.Table, records: Sequence[Mapping[str, Any]], contents: Mapping[str, Any]
+) -> list[Path]:
+    """Write a table as Markdown and LaTeX, its records as CSV and its contents as JSON; return the files."""
+    texts = {
+        "md": formats.markdown(table),
+        "csv": formats.csv_text(records),
+        "tex": formats.latex(table),
+        "json": formats.json_text(contents),
+    }
+    for suffix, text in texts.items():
+        write_atomically(stem.with_name(f"{stem.name}.{suffix}"), text)
+    return [stem.with_name(f"{stem.name}.{suffix}") for suffix in texts]

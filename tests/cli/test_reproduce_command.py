@@ -266,10 +266,10 @@ def test_a_dry_run_shows_every_run_and_needs_no_data(tmp_path: Path) -> None:
     from svdctl.reproduce import estimate
     from svdctl.reproduce.dry_run import dry_run
 
-    speed = estimate.Speed(step=1.0, forward=0.001, gradient=0.003)
+    speed = estimate.Speed(forward=0.001, gradient=0.003)
     with (
-        patch.object(estimate, "_measure_network", return_value=speed),
-        patch.object(estimate, "_measure_control", return_value=0.5),
+        patch.object(estimate, "measure_network", return_value=speed),
+        patch.object(estimate, "measure_control", return_value=0.5),
     ):
         request = Request(tables=("table2", "figure-speed"), out_dir=tmp_path / "runs")
         found = dry_run(request, lambda text: None)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveInt
 
-from svdctl.config.corruption_names import BENCHMARK, CLEAN, CORRUPTIONS, list_name
+from svdctl.config.corruption_names import CLEAN, CORRUPTIONS, list_name
 from svdctl.config.data_config import Data
 from svdctl.config.evaluate_config import CorruptionSettings, EvaluateConfig
 from svdctl.data.data_source import place_of, source_of
@@ -177,8 +177,7 @@ class CorruptionAccuracy(Metric):
             yield f"Accuracy on corruptions: mean over {'; '.join(parts)}."
 
     def passes(self, evaluate: Evaluate, images: int) -> Passes:
-        words = evaluate.corruptions or ("all",)
-        names = sum({"all": len(CORRUPTIONS), "benchmark": len(BENCHMARK)}.get(word, 1) for word in words)
+        names = sum(name != CLEAN for name in evaluate.corruption_names)
         return Passes(names * len(evaluate.severities) * min(images, evaluate.corruption_examples or images))
 
     def check_data(self, config: EvaluateConfig, data: Data, test: "ImageData") -> None:
