@@ -3,15 +3,12 @@
 import os
 import subprocess
 import sys
-import tempfile
-import time
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import count
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from threading import Event, Lock
 
 from pydantic import ValidationError
 
@@ -24,32 +21,25 @@ ATTEMPTS = 3
 
 
 class Executor(ABC):
-    """Takes jobs and gives their outcomes.
+    """Runs jobs, `slots` at a time, each from a thread that waits for its outcome."""
 
-    Attributes:
-        slots: jobs at a time.
-        active: jobs without an outcome, by what the executor knows them by.
-    """
-
-    def __init__(self, slots: float) -> None:
+    def __init__(self, slots: int) -> None:
         self.slots = slots
-        self.active: dict[Any, Job] = {}
+        self.stopped = Event()
+        self._threads = ThreadPoolExecutor(slots)
 
-    def has_room(self) -> bool:
-        """Return whether another job may be submitted now."""
-        return len(self.active) < self.slots
-
-    @abstractmethod
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Job) -> Future[Outcome]:
         """Start a job."""
+        return self._threads.submit(self.run, job)
 
     @abstractmethod
-    def wait(self, seconds: float) -> list[Outcome]:
-        """Return the outcomes that have come; waits for the first one no longer than this."""
+    def run(self, job: Job) -> Outcome:
+        """Return the outcome of a job; once stopped, that it was interrupted."""
 
     def stop(self) -> None:
         """End what runs, its state saved."""
-        self.active.clear()
+        self.stopped.set()
+        self._threads.shutdown(cancel_futures=True)
 
 
 def lost(job: Job, reason: str) -> Outcome:
@@ -59,7 +49,7 @@ def lost(job: Job, reason: str) -> Outcome:
 
 
 class InProcess(Executor):
-    """Runs one job after another in this process.
+    """Runs one job after another in this thread, which gets the signals that stop a training.
 
     Args:
         on_notice: called at once with the reason why what was there of a run is not used.
@@ -68,24 +58,14 @@ class InProcess(Executor):
     def __init__(self, on_notice: Callable[[Job, str], None]) -> None:
         super().__init__(1)
         self._on_notice = on_notice
-        self._outcomes: list[Outcome] = []
 
-    def submit(self, job: Job) -> None:
-        self.active[job.id] = job
-        self._outcomes.append(execute(job, lambda text: self._on_notice(job, text)))
+    def submit(self, job: Job) -> Future[Outcome]:
+        done: Future[Outcome] = Future()
+        done.set_result(self.run(job))
+        return done
 
-    def wait(self, seconds: float) -> list[Outcome]:
-        outcomes, self._outcomes = self._outcomes, []
-        self.active.clear()
-        return outcomes
-
-
-@dataclass(eq=False)
-class _Worker:
-    slot: int
-    process: subprocess.Popen[str]
-    output: IO[str]
-    errors: IO[str]
+    def run(self, job: Job) -> Outcome:
+        return execute(job, lambda text: self._on_notice(job, text))
 
 
 class Processes(Executor):
@@ -100,72 +80,66 @@ class Processes(Executor):
 
     def __init__(self, slots: int, gpus: list[str] | None = None) -> None:
         super().__init__(slots)
-        self._gpus = _visible_gpus() if gpus is None else gpus
-        self._threads = max(1, len(os.sched_getaffinity(0)) // slots)
-        self._starts: Counter[str] = Counter()
+        self.processes: set[subprocess.Popen[str]] = set()
+        gpus = _visible_gpus() if gpus is None else gpus
+        threads = str(max(1, len(os.sched_getaffinity(0)) // slots))
+        variables = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
+        # The environment of each slot that is free, the first one last.
+        self._free = [
+            {**variables, **({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {})}
+            for slot in reversed(range(slots))
+        ]
+        self._lock = Lock()
 
-    def submit(self, job: Job) -> None:
-        slot = next(slot for slot in count() if all(worker.slot != slot for worker in self.active))
-        self._starts[job.key] += 1
-        # Files, not pipes: a worker that writes much never waits for a reader.
-        given, output, errors = (tempfile.TemporaryFile("w+") for _ in range(3))  # noqa: SIM115 - the worker's
-        with given:
-            given.write(JOB.dump_json(job).decode())
-            given.seek(0)
+    def run(self, job: Job) -> Outcome:
+        variables = self._free.pop()
+        try:
+            for attempt in range(1, ATTEMPTS + 1):
+                code, output, errors = self._call(JOB.dump_json(job).decode(), variables)
+                with suppress(ValidationError):
+                    return OUTCOME.validate_json(output.strip().rpartition("\n")[2])
+                if self.stopped.is_set():
+                    return Outcome(job.id, "interrupted")
+                if code >= 0 or attempt == ATTEMPTS:
+                    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+                    why = f": {errors.strip().splitlines()[-1][:200]}" if errors.strip() else ""
+                    return lost(job, f"the worker process {how}{why}")
+        finally:
+            self._free.append(variables)
+        raise AssertionError
+
+    def _call(self, text: str, variables: dict[str, str]) -> tuple[int, str, str]:
+        """Return the exit code, the output and the errors of a worker; without starting one once stopped."""
+        with self._lock:
+            if self.stopped.is_set():
+                return 0, "", ""
             process = subprocess.Popen(
                 (*self.command, *(word for name in loaded_plugins() for word in ("--plugin", name))),
-                stdin=given,
-                stdout=output,
-                stderr=errors,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 text=True,
+                errors="replace",
                 # Ctrl-C in a terminal reaches all of its processes: workers get one signal, from `stop`.
                 start_new_session=True,
-                env={**os.environ, **self._environment(slot)},
+                env={**os.environ, **variables},
             )
-        self.active[_Worker(slot, process, output, errors)] = job
-
-    def _environment(self, slot: int) -> dict[str, str]:
-        found = {name: str(self._threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-        if self._gpus:
-            found["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
-        return found
-
-    def wait(self, seconds: float) -> list[Outcome]:
-        until = time.monotonic() + seconds
-        while True:
-            ended = [worker for worker in self.active if worker.process.poll() is not None]
-            outcomes = [outcome for worker in ended if (outcome := self._outcome(worker)) is not None]
-            if outcomes or time.monotonic() >= until:
-                return outcomes
-            time.sleep(0.1)
-
-    def _outcome(self, worker: _Worker) -> Outcome | None:
-        """Return the outcome of a worker that ended; None when it was lost and its job started again."""
-        job, code = self.active.pop(worker), worker.process.returncode
-        worker.output.seek(0)
-        worker.errors.seek(0)
-        with worker.output, worker.errors:
-            last = worker.output.read().strip().rpartition("\n")[2]
-            errors = worker.errors.read().strip().splitlines()
-        try:
-            return OUTCOME.validate_json(last)
-        except ValidationError:
-            if code < 0 and self._starts[job.key] < ATTEMPTS:
-                self.submit(job)
-                return None
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        return lost(job, f"the worker process {how}" + (f": {errors[-1][:200]}" if errors else ""))
+            self.processes.add(process)
+        output, errors = process.communicate(text)
+        self.processes.discard(process)
+        return process.returncode, output, errors
 
     def stop(self) -> None:
-        for worker in self.active:
-            worker.process.terminate()
-        for worker in self.active:
+        with self._lock:
+            self.stopped.set()
+        running = list(self.processes)
+        for process in running:
+            process.terminate()
+        for process in running:
             try:
-                worker.process.wait(timeout=60)
+                process.wait(timeout=60)
             except subprocess.TimeoutExpired:
-                worker.process.kill()
-            worker.output.close()
-            worker.errors.close()
+                process.kill()
         super().stop()
 
 

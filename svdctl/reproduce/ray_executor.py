@@ -4,6 +4,7 @@ The folder of runs must be storage that all machines see: a retried job goes on 
 """
 
 import socket
+from contextlib import suppress
 from typing import Any
 
 from svdctl.errors import UsageError
@@ -13,6 +14,8 @@ from svdctl.reproduce.job import JOB, OUTCOME, Job, Outcome
 from svdctl.reproduce.worker import work
 
 RETRIES = 3
+MOST_JOBS = 1000
+"""Jobs that Ray holds at a time."""
 
 
 class OnRay(Executor):
@@ -23,7 +26,7 @@ class OnRay(Executor):
     """
 
     def __init__(self, address: str | None) -> None:
-        super().__init__(float("inf"))
+        super().__init__(MOST_JOBS)
         try:
             import ray
         except ImportError as error:
@@ -31,9 +34,10 @@ class OnRay(Executor):
                 "`engine = ray` needs Ray, which is not installed; pip install 'svdctl[ray]', or leave `engine` out"
             ) from error
         self._ray: Any = ray
+        host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
         try:
-            if address is not None:
-                _check_answers(address)
+            if colon and port.isdigit():  # where nothing listens, Ray itself would wait for minutes
+                socket.create_connection((host, int(port)), timeout=10).close()
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, ValueError, RuntimeError, OSError, OverflowError) as error:
             raise UsageError(
@@ -43,36 +47,21 @@ class OnRay(Executor):
         needs = {"num_gpus": 1} if ray.cluster_resources().get("GPU", 0) >= 1 else {"num_cpus": 1}
         self._work = ray.remote(max_retries=RETRIES, **needs)(work)
 
-    def submit(self, job: Job) -> None:
-        self.active[self._work.remote(JOB.dump_json(job).decode(), loaded_plugins())] = job
-
-    def wait(self, seconds: float) -> list[Outcome]:
-        ready = self._ray.wait(list(self.active), timeout=seconds)[0] if self.active else []
-        return [self._outcome(reference) for reference in ready]
-
-    def _outcome(self, reference: Any) -> Outcome:
-        job = self.active.pop(reference)
+    def run(self, job: Job) -> Outcome:
+        errors = self._ray.exceptions
+        reference = self._work.remote(JOB.dump_json(job).decode(), loaded_plugins())
         try:
-            return OUTCOME.validate_json(self._ray.get(reference))
-        except self._ray.exceptions.RayError as error:
+            while not self.stopped.is_set():
+                with suppress(errors.GetTimeoutError):
+                    return OUTCOME.validate_json(self._ray.get(reference, timeout=1.0))
+        except errors.RayError as error:
             return lost(job, f"the worker was lost {RETRIES + 1} times: {_first_line(error, 200)}")
+        self._ray.cancel(reference)
+        return Outcome(job.id, "interrupted")
 
     def stop(self) -> None:
-        for reference in self.active:
-            self._ray.cancel(reference)
         super().stop()
         self._ray.shutdown()
-
-
-def _check_answers(address: str) -> None:
-    """Connect to an address: where nothing listens, Ray itself would wait for minutes.
-
-    Raises:
-        OSError, OverflowError: nothing answers.
-    """
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _first_line(error: BaseException, length: int) -> str:

@@ -4,6 +4,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -116,36 +117,36 @@ def drive(
     Raises:
         Interrupted: a job was stopped by a signal.
     """
-    by_id = {job.id: job for job in jobs}
     waiting = deque(jobs)
+    active: dict[Future[Outcome], tuple[Job, float]] = {}
     announced: set[str] = set()
     not_before: dict[str, float] = {}
-    submitted: dict[str, float] = {}
-    while waiting or executor.active:
+    while waiting or active:
         for _ in range(len(waiting)):
-            if not executor.has_room():
+            if len(active) >= executor.slots:
                 break
             job = waiting.popleft()
             if time.monotonic() >= not_before.get(job.id, 0.0) and job.store.is_free(job.key):
-                submitted[job.id] = time.time()  # the clock of the status, which other processes write
-                executor.submit(job)
+                since = time.time()  # the clock of the status, which other processes write
+                active[executor.submit(job)] = (job, since)
             else:
                 waiting.append(job)
-                if job.key not in announced and not executor.active:
+                if job.key not in announced and not active:
                     announced.add(job.key)
                     say(f"another command works on {job.config.name}: waiting for it")
-        if not executor.active:
+        if not active:
             time.sleep(1)
-        outcomes = executor.wait(1.0)
-        for id, since in submitted.items():
-            status = by_id[id].store.read_status(by_id[id].key)
+        done, _ = wait(active, timeout=1, return_when=FIRST_COMPLETED)
+        for job, since in active.values():
+            status = job.store.read_status(job.key)
             for why in status.get("passed_over", []) if status.get("time", 0) >= since else []:
-                on_notice(by_id[id], why)
-        for outcome in outcomes:
-            submitted.pop(outcome.id)
+                on_notice(job, why)
+        for future in done:
+            job, _ = active.pop(future)
+            outcome = future.result()
             if outcome.state == "busy":
-                waiting.append(by_id[outcome.id])
-                not_before[outcome.id] = time.monotonic() + BUSY_PAUSE
+                waiting.append(job)
+                not_before[job.id] = time.monotonic() + BUSY_PAUSE
             elif outcome.state == "interrupted":
                 raise Interrupted(GO_ON)
             else:

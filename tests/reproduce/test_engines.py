@@ -1,6 +1,7 @@
 """Engines give every job one outcome; lost workers are replaced; the driver leaves what others hold for later."""
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ import pytest
 from svdctl.config.presets import to_toml
 from svdctl.data.npz import Npz
 from svdctl.errors import Interrupted, UsageError
+from svdctl.reproduce import executors
 from svdctl.reproduce import reproduction as module
 from svdctl.reproduce.estimate import run_bytes
 from svdctl.reproduce.executors import ATTEMPTS, Executor, Processes
@@ -40,18 +42,10 @@ class Scripted(Executor):
     def __init__(self, script: dict[str, list[str]]) -> None:
         super().__init__(1)
         self.script, self.order = script, list[str]()
-        self.outcomes: list[Outcome] = []
 
-    def submit(self, job: Job) -> None:
+    def run(self, job: Job) -> Outcome:
         self.order.append(job.id)
-        state = self.script.get(job.id, ["done"]).pop(0)
-        self.active[job.id] = job
-        self.outcomes.append(Outcome(job.id, state))  # type: ignore[arg-type]
-
-    def wait(self, seconds: float) -> list[Outcome]:
-        outcomes, self.outcomes = self.outcomes, []
-        self.active.clear()
-        return outcomes
+        return Outcome(job.id, self.script.get(job.id, ["done"]).pop(0))  # type: ignore[arg-type]
 
 
 def states(jobs: Sequence[Job], engine: Scripted) -> dict[str, str]:
@@ -127,12 +121,19 @@ class Fake(Processes):
         self.command = (sys.executable, "-c", code)
 
 
-def finish(engine: Processes, count: int) -> list[Outcome]:
-    found: list[Outcome] = []
+def finish(engine: Processes, *jobs: Job) -> list[Outcome]:
+    """The outcomes of jobs that run at a time."""
+    return [started.result(30) for started in [engine.submit(job) for job in jobs]]
+
+
+def started(engine: Processes, *jobs: Job, submit: bool = True) -> "list[subprocess.Popen[str]]":
+    """Submit jobs, and return their processes once all are there."""
+    for job in jobs if submit else ():
+        engine.submit(job)
     until = time.monotonic() + 30
-    while len(found) < count and time.monotonic() < until:
-        found += engine.wait(1.0)
-    return found
+    while len(engine.processes) < len(jobs) and time.monotonic() < until:
+        time.sleep(0.01)
+    return list(engine.processes)
 
 
 def test_a_lost_worker_is_replaced(jobs: list[Job], tmp_path: Path) -> None:
@@ -144,11 +145,10 @@ def test_a_lost_worker_is_replaced(jobs: list[Job], tmp_path: Path) -> None:
         "if len(list(marks.iterdir())) < 3: os.kill(os.getpid(), signal.SIGKILL)\n" + PRINTED % jobs[0].id
     )
     engine = Fake(1, code)
-    engine.submit(jobs[0])
-    (outcome,) = finish(engine, 1)
+    (outcome,) = finish(engine, jobs[0])
     assert (outcome.id, outcome.state) == (jobs[0].id, "done")
     assert len(list(marks.iterdir())) == 3
-    assert not engine.active
+    assert not engine.processes
 
 
 @pytest.mark.parametrize(
@@ -161,10 +161,9 @@ def test_a_lost_worker_is_replaced(jobs: list[Job], tmp_path: Path) -> None:
 )
 def test_a_worker_that_keeps_failing_is_a_failed_row(jobs: list[Job], code: str, words: str) -> None:
     engine = Fake(2, code)
-    with patch.object(engine, "submit", wraps=engine.submit) as submit:
-        engine.submit(jobs[0])
-        (outcome,) = finish(engine, 1)
-    assert submit.call_count == (ATTEMPTS if "kill" in code else 1)
+    with patch.object(executors.subprocess, "Popen", wraps=subprocess.Popen) as started:
+        (outcome,) = finish(engine, jobs[0])
+    assert started.call_count == (ATTEMPTS if "kill" in code else 1)
     assert outcome.state == "failed"
     assert words in str(outcome.reason)
     assert jobs[0].store.read_status(jobs[0].key)["state"] == "failed"
@@ -173,23 +172,21 @@ def test_a_worker_that_keeps_failing_is_a_failed_row(jobs: list[Job], code: str,
 def test_workers_share_threads_and_have_their_own_gpu(jobs: list[Job]) -> None:
     code = (
         "import os, sys, json; job = json.load(sys.stdin)\n"
+        "import time; time.sleep(0.5)\n"
         "said = os.environ.get('OMP_NUM_THREADS') + ' ' + os.environ.get('CUDA_VISIBLE_DEVICES', '-')\n"
         "print(json.dumps({'id': 'x', 'state': 'done', 'reason': said}))"
     )
     cores = len(os.sched_getaffinity(0))
     engine = Fake(2, code, ["4", "7"])
-    for job in jobs[:2]:
-        engine.submit(job)
-    assert not engine.has_room()
-    said = {str(outcome.reason) for outcome in finish(engine, 2)}
-    assert said == {f"{max(1, cores // 2)} 4", f"{max(1, cores // 2)} 7"}
-    assert engine.has_room()
+    for _ in range(2):  # places are free again
+        said = {str(outcome.reason) for outcome in finish(engine, *jobs[:2])}
+        assert said == {f"{max(1, cores // 2)} 4", f"{max(1, cores // 2)} 7"}
 
 
 def test_workers_do_not_hear_the_terminal(jobs: list[Job]) -> None:
     engine = Fake(1, "import time; time.sleep(600)")
-    engine.submit(jobs[0])
-    assert os.getpgid(next(iter(engine.active)).process.pid) != os.getpgid(0)
+    (process,) = started(engine, *jobs[:1])
+    assert os.getpgid(process.pid) != os.getpgid(0)
     engine.stop()
 
 
@@ -210,12 +207,14 @@ def test_a_folder_without_a_checkpoint_needs_its_whole_space(jobs: list[Job]) ->
 
 def test_stopping_ends_the_workers(jobs: list[Job]) -> None:
     engine = Fake(2, "import time; time.sleep(600)")
-    for job in jobs[:2]:
-        engine.submit(job)
-    processes = [worker.process for worker in engine.active]
+    outcomes = [engine.submit(job) for job in jobs[:3]]
+    processes = started(engine, *jobs[:2], submit=False)
     engine.stop()
     assert all(process.poll() is not None for process in processes)
-    assert not engine.active
+    assert [future.result(5).state for future in outcomes[:2]] == ["interrupted"] * 2
+    assert outcomes[2].cancelled() or outcomes[2].result(5).state == "interrupted"
+    assert len(processes) == 2
+    assert not engine.processes
 
 
 def test_ray_that_is_not_there_is_a_sentence(planned: Callable[..., Plan]) -> None:
@@ -226,10 +225,13 @@ def test_ray_that_is_not_there_is_a_sentence(planned: Callable[..., Plan]) -> No
 
 
 class FakeRay(ModuleType):
-    """As much of Ray as an executor uses: a job is done when it is waited for."""
+    """As much of Ray as an executor uses: a job is done when it is waited for, one of TT layers never."""
 
     class exceptions:  # noqa: N801 - as in Ray
         RayError = RuntimeError
+
+        class GetTimeoutError(RuntimeError):
+            """Nothing has come yet."""
 
     def __init__(self) -> None:
         super().__init__("ray")
@@ -245,11 +247,11 @@ class FakeRay(ModuleType):
         assert options == {"max_retries": 3, "num_cpus": 1}
         return lambda work: Mock(remote=lambda text, plugins: (work, text, object()))
 
-    def wait(self, references: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
-        return references[:1], references[1:]
-
-    def get(self, reference: Any) -> str:
+    def get(self, reference: Any, timeout: float) -> str:
         job = JOB.validate_json(reference[1])
+        if "tt8" in job.config.name:
+            time.sleep(0.01)
+            raise self.exceptions.GetTimeoutError
         if job.config.seed == 2:
             raise self.exceptions.RayError("the node died\nat night")
         return OUTCOME.dump_json(Outcome(job.id, "done", {"accuracy": 0.5})).decode()
@@ -265,16 +267,16 @@ def test_jobs_on_ray(jobs: list[Job]) -> None:
     ray = FakeRay()
     with patch.dict(sys.modules, {"ray": ray}):
         executor = OnRay(None)
-        for job in jobs:
-            assert executor.has_room()
-            executor.submit(job)
+        assert executor.slots >= len(jobs)
+        outcomes = [executor.submit(job) for job in jobs]
         assert [job.config.seed for job in jobs][:2] == [1, 2]
-        (done,), (lost,) = executor.wait(1.0), executor.wait(1.0)
+        done, lost = (future.result(10) for future in outcomes[:2])
         assert (done.id, done.state, done.values) == (jobs[0].id, "done", {"accuracy": 0.5})
         assert (lost.id, lost.reason) == (jobs[1].id, "the worker was lost 4 times: the node died")
         assert jobs[1].store.read_status(jobs[1].key)["state"] == "failed"
         executor.stop()
-    assert (len(ray.cancelled), ray.is_up, executor.active) == (2, False, {})
+    assert (len(ray.cancelled), ray.is_up) == (2, False)
+    assert [future.result(1).state for future in outcomes[2:]] == ["interrupted"] * 2
 
 
 def test_paths_are_absolute_for_a_cluster() -> None:
@@ -329,6 +331,7 @@ def test_a_worker_imports_nothing_from_the_current_folder(jobs: list[Job], monke
     monkeypatch.chdir(folder)
     monkeypatch.delenv("PYTHONPATH", raising=False)
     engine = Processes(1, [])
-    engine.submit(replace(jobs[0], config=jobs[0].config.model_copy(update={"data": Npz(path=Path("none.npz"))})))
-    (outcome,) = finish(engine, 1)
+    (outcome,) = finish(
+        engine, replace(jobs[0], config=jobs[0].config.model_copy(update={"data": Npz(path=Path("none.npz"))}))
+    )
     assert "none.npz" in str(outcome.reason)
