@@ -10,8 +10,7 @@ from svdctl.cli.training_commands import print_names
 from svdctl.cli.training_flags import DEBUG, PLUGIN, SET
 from svdctl.errors import Interrupted, UsageError
 from svdctl.plugins import load_plugins
-from svdctl.reproduce.table_config import Request
-from svdctl.reproduce.table_schema import list_tables
+from svdctl.reproduce.table_files import Request, list_tables
 
 WHAT = "What"
 WHERE = "Where"
@@ -93,7 +92,7 @@ def _dry_run(request: Request) -> None:
 
     make_plan(request)
     from svdctl.cli.reproduce_text import dry_run_lines
-    from svdctl.reproduce.dry_run import dry_run as estimated
+    from svdctl.reproduce.estimate import dry_run as estimated
 
     for line in dry_run_lines(estimated(request, lambda text: typer.echo(text, err=True))):
         typer.echo(line)

@@ -128,7 +128,7 @@ def _detail(status: dict[str, Any]) -> str:
 
 
 def _figures(job: "Job", outcome: "Outcome") -> str:
-    from svdctl.reproduce.columns import known_columns
+    from svdctl.reproduce.table_files import known_columns
 
     if outcome.reason is not None:
         return outcome.reason

@@ -7,7 +7,7 @@ from svdctl.cli.training_flags import command_of
 from svdctl.utils.table import terminal
 
 if TYPE_CHECKING:
-    from svdctl.reproduce.dry_run import DryRun
+    from svdctl.reproduce.estimate import DryRun
     from svdctl.reproduce.job import Job
     from svdctl.reproduce.reproduction import ReproduceResult
     from svdctl.reproduce.run_store import RunState

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from svdctl.reproduce.columns import known_columns
+from svdctl.reproduce.table_files import known_columns
 from svdctl.reproduce.table_results import Results
 from svdctl.train.plots import save
 

@@ -1,4 +1,4 @@
-"""What a run costs: parameters and operations from its configuration, hours and disk; no data are needed.
+"""What runs cost: parameters and operations from their configurations, hours and disk; no data are needed.
 
 Networks of figures that follow from a configuration alone are built on the meta device: shapes without numbers, so
 that a full-scale table takes seconds. Hours come from a few steps measured on this machine.
@@ -10,9 +10,11 @@ over its convolutions: WRN-16-10 full against rank 192, 256, 320 is 5.1, 3.2, 2.
 """
 
 import math
+import shutil
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -33,6 +35,9 @@ from svdctl.layers.shapes import input_sizes
 from svdctl.models.build import build_model, count_parameters
 from svdctl.registry import LAYERS
 from svdctl.reproduce.job import Job
+from svdctl.reproduce.plan import Plan, make_plan
+from svdctl.reproduce.run_store import RunState, RunStore
+from svdctl.reproduce.table_files import Request
 from svdctl.reproduce.timing import classes_of, image_side, in_rounds, timed, trainer_on_noise
 from svdctl.train.trainer import Trainer
 
@@ -208,3 +213,65 @@ def _image_counts(config: TrainConfig) -> tuple[int, int] | None:
     if config.evaluation.select == "validation":
         return round(counts[0] * (1 - config.evaluation.validation_share)), counts[1]
     return counts
+
+
+def disk_needed(jobs: Sequence[Job], store: RunStore) -> int:
+    """Return the bytes of the runs that have no checkpoint to go on from."""
+    index = store.index()
+    new = {}
+    for job in jobs:
+        found = store.best(job.key, index)
+        if found is None or not (found.folder / "last.pt").is_file():
+            new[job.key] = job
+    return sum(run_bytes(job.config) for job in new.values())
+
+
+@dataclass(frozen=True)
+class JobEstimate:
+    """What one job would cost."""
+
+    rows: list[str]
+    """Tables and rows that it is for."""
+    job: Job
+    static: dict[str, float]
+    """What follows from its configuration."""
+    hours: Hours | None
+    """None: not known."""
+    disk: int
+    """Bytes of its run folder."""
+    found: RunState | None
+    """What is there of it."""
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """A whole plan."""
+
+    plan: Plan
+    jobs: list[JobEstimate]
+    disk_needed: int
+    disk_free: int
+
+
+def dry_run(request: Request, say: Callable[[str], None]) -> DryRun:
+    """Resolve and estimate everything; works without data.
+
+    Raises:
+        UsageError: names, files, configurations.
+    """
+    plan = make_plan(request)
+    store = RunStore(request.out_dir, request.reuse)
+    index, jobs, measured = store.index(), plan.jobs(), dict[str, Any]()
+    rows: dict[str, list[str]] = {}
+    for table in plan.tables:
+        for row in table.rows:
+            for job in row.jobs:
+                rows.setdefault(job.id, []).append(f"{table.name}: {row.row.name}")
+    estimates = []
+    for number, job in enumerate(jobs, 1):
+        say(f"measuring {number}/{len(jobs)}: {job.config.name}")
+        static, size = static_figures(job.config), run_bytes(job.config)
+        estimates.append(JobEstimate(rows[job.id], job, static, hours(job, measured), size, store.best(job.key, index)))
+    folder = request.out_dir.expanduser().absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return DryRun(plan, estimates, disk_needed(jobs, store), shutil.disk_usage(there).free)

@@ -1,10 +1,13 @@
 """From a request to jobs: rows resolved to configurations, equal runs made one."""
 
 import fnmatch
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from svdctl.config.configuration import configuration
 from svdctl.config.presets import list_presets, run_name
@@ -13,12 +16,27 @@ from svdctl.data.data_source import at_place
 from svdctl.errors import UsageError
 from svdctl.evaluate.table_evaluation import Evaluate
 from svdctl.plugins import loaded_plugins
-from svdctl.reproduce.columns import STATIC, metric_of
 from svdctl.reproduce.job import Job
 from svdctl.reproduce.run_store import RunStore
-from svdctl.reproduce.table_config import SMOKE, Assignments, Network, Request, ResultTable, Row, SpeedFigure
-from svdctl.reproduce.table_schema import gather, nearest
+from svdctl.reproduce.table_files import (
+    SMOKE,
+    STATIC,
+    Assignments,
+    Network,
+    Request,
+    ResultTable,
+    Row,
+    SpeedFigure,
+    gather,
+    metric_of,
+    nearest,
+    read_toml,
+)
 from svdctl.train.run_hash import run_hash
+
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+PaperNumbers = dict[str, dict[str, dict[str, Number]]]
+"""By table, row and column."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +84,8 @@ class Plan:
 
     request: Request
     tables: tuple[TablePlan, ...]
-    figures: dict[str, SpeedFigure] = field(default_factory=dict)
+    figures: dict[str, SpeedFigure]
+    paper: PaperNumbers
 
     def jobs(self) -> list[Job]:
         """Return every training once, in the order of the rows; tables that share it have their metrics joined."""
@@ -108,7 +127,8 @@ def make_plan(request: Request) -> Plan:
         faults.append(f"`columns = static`: {', '.join(gathered)} has none, all of it is measured; leave it out")
     if faults:
         raise UsageError(dict.fromkeys(faults))
-    return Plan(request, tuple(tables), figures)
+    paper = {} if request.paper_numbers is None else read_paper_numbers(request.paper_numbers, tables)
+    return Plan(request, tuple(tables), figures, paper)
 
 
 @contextmanager
@@ -197,3 +217,56 @@ def network_configs(network: Network) -> dict[int, TrainConfig]:
         rank: ["layer.kind=tt", f"layer.rank={rank}", "layer.frames.kind=retract"] for rank in network.ranks
     }
     return {rank: configuration(network.preset, [*network.set, *layer]) for rank, layer in layers.items()}
+
+
+def read_paper_numbers(path: Path, tables: Sequence[TablePlan]) -> PaperNumbers:
+    """Read a user's file of the paper's numbers, and check it against the tables that are made.
+
+    It is TOML: a section for each table, in it a row by its name, in it a value for each column, in the unit of the
+    table (accuracies and times in per cent, compression as a factor). Sections of other tables are passed over.
+    svdctl ships no numbers, because none could be verified.
+
+        [table2.divide-tt192]
+        accuracy = 12.34
+        ece = 1.23
+
+    Raises:
+        UsageError: with every fault.
+    """
+    where = f"`paper_numbers = {path}`"
+    contents = read_toml(path, where)
+    plans = {plan.source.stem: plan for plan in tables}
+    if not plans:
+        raise UsageError(f"{where}: no table of trained networks is asked for; leave it out")
+    given = {name: rows for name, rows in contents.items() if name in plans}
+    faults = [
+        fault
+        for name, rows in given.items()
+        if isinstance(rows, dict)
+        for fault in _unknown_names(name, rows, plans[name])
+    ]
+    if not given:
+        near = nearest(next(iter(plans)), contents)
+        faults.append(f"it has no section for {' or '.join(plans)}{near}; add [TABLE.ROW]")
+    numbers: PaperNumbers = {}
+    try:
+        numbers = TypeAdapter(PaperNumbers).validate_python(given)
+    except ValidationError as error:
+        for fault in error.errors():
+            place, needed = ".".join(map(str, fault["loc"])), "section" if fault["type"] == "dict_type" else "number"
+            faults.append(f"{place} = {fault['input']!r:.40} is no {needed}; write [TABLE.ROW] and numbers below it")
+    if faults:
+        raise UsageError([f"{where}: {fault}" for fault in faults])
+    return numbers
+
+
+def _unknown_names(name: str, rows: dict[str, Any], plan: TablePlan) -> Iterator[str]:
+    """Yield a sentence for each row and column that a table does not have."""
+    known = [row.name for row in plan.table.rows]
+    columns = {*plan.table.columns, *plan.columns}
+    for row, values in rows.items():
+        if row not in known:
+            yield f"{name} has no row {row}{nearest(row, known)}"
+        elif isinstance(values, dict):
+            for column in values.keys() - columns:
+                yield f"{name}.{row} has no column {column}{nearest(column, columns)}"

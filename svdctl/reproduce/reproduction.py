@@ -13,15 +13,14 @@ from svdctl.data.data_source import load as load_data
 from svdctl.data.images import ImageData
 from svdctl.errors import Interrupted, UsageError
 from svdctl.evaluate.metric import METRICS
-from svdctl.reproduce.estimate import run_bytes
+from svdctl.reproduce.estimate import disk_needed
 from svdctl.reproduce.execute import evaluation_config
 from svdctl.reproduce.executors import Executor, InProcess, Processes
 from svdctl.reproduce.job import Job, Outcome
-from svdctl.reproduce.paper_numbers import PaperNumbers, read_paper_numbers
 from svdctl.reproduce.plan import Plan, make_plan
 from svdctl.reproduce.run_store import RunStore
 from svdctl.reproduce.speed import write_figure
-from svdctl.reproduce.table_config import Request
+from svdctl.reproduce.table_files import Request
 from svdctl.reproduce.table_results import Results, assemble, write_table
 from svdctl.utils.signals import terminated_as_interrupt
 
@@ -73,7 +72,6 @@ def reproduce(request: Request, reporter: SweepReporter) -> ReproduceResult:
     if request.engine == "ray":
         request = everywhere(request)
     plan = make_plan(request)
-    paper = read_paper_numbers(request.paper_numbers, plan.tables) if request.paper_numbers is not None else {}
     store = RunStore(request.out_dir, request.reuse)
     store.prepare()
     jobs = plan.jobs()
@@ -90,8 +88,8 @@ def reproduce(request: Request, reporter: SweepReporter) -> ReproduceResult:
                 for outcome in drive(jobs, executor, reporter.say, reporter.passed_over):
                     outcomes[outcome.id] = outcome
                     reporter.outcome(by_id[outcome.id], outcome)
-                    _write(plan, outcomes, paper, reporter, pictures=False)
-            results, files = _write(plan, outcomes, paper, reporter, pictures=True)
+                    _write(plan, outcomes, reporter, pictures=False)
+            results, files = _write(plan, outcomes, reporter, pictures=True)
             for name, figure in plan.figures.items():
                 files += write_figure(request, name, figure, store, reporter.say)
     except (KeyboardInterrupt, Interrupted) as error:
@@ -168,7 +166,7 @@ def make_executor(request: Request, on_notice: Callable[[Job, str], None]) -> Ex
         UsageError: Ray is not there.
     """
     if request.engine == "ray":
-        from svdctl.reproduce.ray_executor import OnRay
+        from svdctl.reproduce.executors import OnRay
 
         return OnRay(request.address)
     if request.address is not None:
@@ -191,17 +189,6 @@ def check_disk(jobs: Sequence[Job], store: RunStore) -> None:
         )
 
 
-def disk_needed(jobs: Sequence[Job], store: RunStore) -> int:
-    """Return the bytes of the runs that have no checkpoint to go on from."""
-    index = store.index()
-    new = {}
-    for job in jobs:
-        found = store.best(job.key, index)
-        if found is None or not (found.folder / "last.pt").is_file():
-            new[job.key] = job
-    return sum(run_bytes(job.config) for job in new.values())
-
-
 def check_data(jobs: Sequence[Job]) -> None:
     """Load every data set once, and find the corrupted ones: what cannot be had is an error before any training.
 
@@ -221,9 +208,9 @@ def check_data(jobs: Sequence[Job]) -> None:
 
 
 def _write(
-    plan: Plan, outcomes: Mapping[str, Outcome], paper: PaperNumbers, reporter: SweepReporter, *, pictures: bool
+    plan: Plan, outcomes: Mapping[str, Outcome], reporter: SweepReporter, *, pictures: bool
 ) -> tuple[list[Results], list[Path]]:
-    results = [assemble(table, outcomes, paper) for table in plan.tables]
+    results = [assemble(table, outcomes, plan.paper) for table in plan.tables]
     out_dir = plan.request.out_dir
     files = [file for result in results for file in write_table(out_dir, result, reporter.command, picture=pictures)]
     return results, files

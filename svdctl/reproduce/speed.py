@@ -26,7 +26,7 @@ from svdctl.layers.shapes import input_sizes
 from svdctl.layers.tt import TTConv2d
 from svdctl.reproduce.plan import network_configs
 from svdctl.reproduce.run_store import RunStore
-from svdctl.reproduce.table_config import SMOKE, Axis, Request, SpeedFigure, SpeedScale
+from svdctl.reproduce.table_files import SMOKE, Axis, Request, SpeedFigure, SpeedScale
 from svdctl.reproduce.table_results import table_folder, write_formats
 from svdctl.reproduce.timing import image_side, in_rounds, trainer_on_noise
 from svdctl.spectral import clip_kernel, singular_values

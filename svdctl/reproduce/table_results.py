@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from svdctl.errors import UsageError
-from svdctl.reproduce.columns import STATIC, known_columns
 from svdctl.reproduce.estimate import static_figures
 from svdctl.reproduce.job import Job, Outcome
-from svdctl.reproduce.paper_numbers import PaperNumbers
-from svdctl.reproduce.plan import TablePlan
-from svdctl.reproduce.table_config import Row
+from svdctl.reproduce.plan import PaperNumbers, TablePlan
+from svdctl.reproduce.table_files import STATIC, Row, known_columns
 from svdctl.utils import table as formats
 from svdctl.utils.atomic_write import write_atomically
 

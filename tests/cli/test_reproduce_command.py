@@ -21,7 +21,7 @@ from svdctl.reproduce import reproduction as recipe
 from svdctl.reproduce.job import Outcome
 from svdctl.reproduce.plan import make_plan
 from svdctl.reproduce.run_store import RunStore
-from svdctl.reproduce.table_config import Request
+from svdctl.reproduce.table_files import Request
 
 
 @pytest.fixture
@@ -73,7 +73,11 @@ def asked(reproduce: Mock, *arguments: str) -> Request:
         ("table2 --columns static", {"tables": ("table2",), "columns": "static"}),
     ],
 )  # fmt: skip
-def test_flags_reach_the_recipe(reproduce: Mock, line: str, expected: dict[str, object]) -> None:
+def test_flags_reach_the_recipe(
+    reproduce: Mock, line: str, expected: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.toml").write_text("[table2.none-full]\naccuracy = 90\n")
     assert asked(reproduce, *line.split()) == Request.model_validate(expected)
 
 
@@ -264,7 +268,7 @@ def test_stdout_chooses(terminal: bool, kind: type[PlainSweep]) -> None:
 
 def test_a_dry_run_shows_every_run_and_needs_no_data(tmp_path: Path) -> None:
     from svdctl.reproduce import estimate
-    from svdctl.reproduce.dry_run import dry_run
+    from svdctl.reproduce.estimate import dry_run
 
     speed = estimate.Speed(forward=0.001, gradient=0.003)
     with (

@@ -13,7 +13,7 @@ from svdctl.errors import UsageError
 from svdctl.evaluate.runner import EvaluationResult
 from svdctl.evaluate.runner import run as evaluate
 from svdctl.reproduce.reproduction import reproduce
-from svdctl.reproduce.table_config import Request
+from svdctl.reproduce.table_files import Request
 from tests.evaluate.conftest import run, shared
 from tests.evaluate.small import Recorder, held_part, make
 from tests.extending.confidence_metric import MeanConfidence

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from svdctl.reproduce.plan import Plan, make_plan
-from svdctl.reproduce.table_config import Request
+from svdctl.reproduce.table_files import Request
 
 TINY = """
 title = "Tiny networks"

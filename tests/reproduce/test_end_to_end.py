@@ -19,7 +19,7 @@ from svdctl.reproduce.job import Job, Outcome
 from svdctl.reproduce.plan import Plan
 from svdctl.reproduce.reproduction import reproduce
 from svdctl.reproduce.run_store import RunStore
-from svdctl.reproduce.table_config import Request
+from svdctl.reproduce.table_files import Request
 
 
 class Board:

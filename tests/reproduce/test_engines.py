@@ -19,13 +19,12 @@ from svdctl.errors import Interrupted, UsageError
 from svdctl.reproduce import executors
 from svdctl.reproduce import reproduction as module
 from svdctl.reproduce.estimate import run_bytes
-from svdctl.reproduce.executors import ATTEMPTS, Executor, Processes
+from svdctl.reproduce.executors import ATTEMPTS, Executor, OnRay, Processes
 from svdctl.reproduce.job import JOB, OUTCOME, Job, Outcome
 from svdctl.reproduce.plan import Plan, make_plan
-from svdctl.reproduce.ray_executor import OnRay
 from svdctl.reproduce.reproduction import check_disk, disk_needed, drive, everywhere, make_executor
 from svdctl.reproduce.run_store import RunStore
-from svdctl.reproduce.table_config import Request
+from svdctl.reproduce.table_files import Request
 
 
 @pytest.fixture

@@ -13,9 +13,8 @@ import pytest
 
 from svdctl.cli.reproduce_text import command_line
 from svdctl.reproduce.job import Outcome
-from svdctl.reproduce.paper_numbers import read_paper_numbers
-from svdctl.reproduce.plan import Plan
-from svdctl.reproduce.table_config import Request
+from svdctl.reproduce.plan import Plan, read_paper_numbers
+from svdctl.reproduce.table_files import Request
 from svdctl.reproduce.table_results import Results, assemble, write_table
 from svdctl.utils import table as formats
 from svdctl.utils.table import tex

@@ -14,7 +14,7 @@ import torch
 
 from svdctl.cli.app import main
 from svdctl.reproduce.reproduction import reproduce
-from svdctl.reproduce.table_config import Request
+from svdctl.reproduce.table_files import Request
 from tests.faults.small import write_data
 from tests.reproduce.test_end_to_end import Board
 from tests.train.test_resume import draw_nothing

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from svdctl.errors import UsageError
-from svdctl.reproduce.paper_numbers import read_paper_numbers
-from svdctl.reproduce.plan import Plan
+from svdctl.reproduce.plan import Plan, read_paper_numbers
 
 
 def test_numbers_are_read_and_other_tables_passed_over(planned: Callable[..., Plan], tmp_path: Path) -> None:

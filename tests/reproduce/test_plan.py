@@ -9,7 +9,7 @@ from svdctl.cli.reproduce_text import command_line
 from svdctl.cli.training_flags import resolve
 from svdctl.errors import UsageError
 from svdctl.reproduce.plan import Plan, make_plan
-from svdctl.reproduce.table_config import Request
+from svdctl.reproduce.table_files import Request
 from svdctl.train.run_hash import run_hash
 
 SAME = [

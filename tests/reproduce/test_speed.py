@@ -13,7 +13,7 @@ import pytest
 from svdctl.reproduce import speed as module
 from svdctl.reproduce.run_store import RunStore
 from svdctl.reproduce.speed import Point, SpeedResults, control, measure_figure, write_figure
-from svdctl.reproduce.table_config import Axis, Network, Request, SpeedFigure, SpeedScale
+from svdctl.reproduce.table_files import Axis, Network, Request, SpeedFigure, SpeedScale
 from svdctl.utils.table import csv_text, json_text, markdown
 
 SCALE = SpeedScale(
@@ -104,7 +104,7 @@ def test_two_commands_do_not_measure_at_the_same_time(tmp_path: Path) -> None:
 
 def test_the_whole_wrn_has_the_papers_modelled_ratios() -> None:
     from svdctl.reproduce.estimate import control_cost, shape_model
-    from svdctl.reproduce.table_schema import find_table, read_table
+    from svdctl.reproduce.table_files import find_table, read_table
 
     figure = read_table(find_table("figure-speed"))
     assert isinstance(figure, SpeedFigure)

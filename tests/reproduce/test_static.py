@@ -13,7 +13,7 @@ from svdctl.models.architecture import Architecture, register_architecture
 from svdctl.models.build import build_model, count_parameters
 from svdctl.reproduce.estimate import control_cost, run_bytes, shape_model, static_figures
 from svdctl.reproduce.plan import make_plan
-from svdctl.reproduce.table_config import Request
+from svdctl.reproduce.table_files import Request
 
 WRN, VGG = 16_858_074, 20_565_834
 COMPRESSION = {

@@ -6,8 +6,16 @@ import pytest
 
 from svdctl.errors import UsageError
 from svdctl.reproduce.plan import make_plan
-from svdctl.reproduce.table_config import Request, ResultTable, SpeedFigure
-from svdctl.reproduce.table_schema import find_table, gather, list_tables, read_table, table_folder
+from svdctl.reproduce.table_files import (
+    Request,
+    ResultTable,
+    SpeedFigure,
+    find_table,
+    gather,
+    list_tables,
+    read_table,
+    table_folder,
+)
 
 ROWS = {
     "table1": [f"lipconv{n}-{kind}" for n in (5, 20, 30) for kind in ("soc", "sott128", "sott256")],
