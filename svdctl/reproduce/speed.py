@@ -82,7 +82,7 @@ class SpeedResults:
         headers = ("what", "work", "full, s", "TT, s", "TT faster", "by the model")
         columns = [formats.Column(name, name, "left" if name in headers[:2] else "right") for name in headers]
         points = sorted(self.points, key=lambda point: point.axis != "network")
-        return formats.Table(columns, [*map(_cells, points)], self.title, f"Measured on {self.machine}.", NOTES)
+        return formats.Table(columns, [*map(_cells, points)], self.title, f"TimedPoints on {self.machine}.", NOTES)
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -167,7 +167,9 @@ def measure_figure(figure: SpeedFigure, *, smoke: bool, file: Path, say: Callabl
     """
     fabric = Fabric(accelerator="auto", devices=1)
     on = machine(fabric.device)
-    cache = MeasurementCache(file, Measured, {"figure": figure.model_dump(mode="json"), "smoke": smoke, "machine": on})
+    cache = MeasurementCache(
+        file, TimedPoints, {"figure": figure.model_dump(mode="json"), "smoke": smoke, "machine": on}
+    )
     for notice in cache.notices:
         say(notice)
     points: list[Point] = []
@@ -180,7 +182,7 @@ def measure_figure(figure: SpeedFigure, *, smoke: bool, file: Path, say: Callabl
     return SpeedResults(SMOKE * smoke + figure.title, smoke, tuple(points), on)
 
 
-class Measured(Measurement):
+class TimedPoints(Measurement):
     """The points of one measurement."""
 
     what: str
@@ -227,7 +229,7 @@ class _Layers:
 
 def measurements(
     scale: SpeedScale, max_sigma: float, fabric: Fabric
-) -> Iterator[tuple[str, Callable[[str], Measured]]]:
+) -> Iterator[tuple[str, Callable[[str], TimedPoints]]]:
     """Yield what is measured, in words, and a function that measures it."""
     width, by_rank, side = scale.width, scale.rank, scale.input
     series: list[tuple[AxisName, int, int, dict[int, int]]] = [
@@ -261,7 +263,7 @@ def _measure(
     ranks: Mapping[int, int],
     layers: Callable[[], Sequence[_Layers]],
     works: Sequence[Work],
-) -> Measured:
+) -> TimedPoints:
     """Time full layers, the first ones, and those of each rank, in turn.
 
     Args:
@@ -282,7 +284,7 @@ def _measure(
         for (x, rank), tt, one in zip(ranks.items(), others, timed[1:], strict=True):
             modelled = None if work == "training step" else timed[0].cost / one.cost
             found[x].append(replace(point, x=x, rank=rank, work=work, full=full, tt=tt, modelled=modelled))
-    return Measured(what=what, points=tuple(point for points in found.values() for point in points))
+    return TimedPoints(what=what, points=tuple(point for points in found.values() for point in points))
 
 
 def _single_layers(
