@@ -8,15 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from svdctl.control.actions import (
-    act_on_group_,
-    clip_layer_,
-    divide_exact_layer_,
-    expected_cost,
-    on_cpu,
-    refuse_unwritable,
-)
-from svdctl.control.shared_memory import groups_by_memory, restored_on_error
+from svdctl.control.actions import LayerGroups, clip_layer_, divide_exact_layer_, on_cpu, refuse_unwritable
+from svdctl.control.shared_memory import restored_on_error
 from svdctl.distributed.scheduling import costliest_first
 from svdctl.errors import ShapeError
 from svdctl.layers.layer_operator import operator_of
@@ -195,16 +188,13 @@ def _on_each(
     work: Callable[[nn.Module], float], max_sigma: float, layers: dict[str, nn.Module], *, writes_operator: bool
 ) -> dict[str, float]:
     """Run `work` on each layer; after an error all weights are restored. Layers that share memory run in turn."""
-    tensors = {name: ops_of(layer).tensors(layer) for name, layer in layers.items()}
-    groups = {names[0]: {name: layers[name] for name in names} for names in groups_by_memory(tensors)}
-    limits = dict.fromkeys(layers, max_sigma)
+    groups = LayerGroups(layers, dict.fromkeys(layers, max_sigma))
 
     def on_group(first: str) -> dict[str, float]:
-        return act_on_group_(groups[first], limits, lambda name: work(layers[name]), writes_operator=writes_operator)
+        return groups.act_(first, lambda name: work(layers[name]), writes_operator=writes_operator)
 
-    costs = {first: sum(map(expected_cost, group.values())) for first, group in groups.items()}
-    with restored_on_error(tensor for parts in tensors.values() for tensor in parts):
-        done = costliest_first(on_group, costs, on_cpu(layers.values()))
+    with restored_on_error(tensor for parts in groups.tensors.values() for tensor in parts):
+        done = costliest_first(on_group, groups.costs, on_cpu(layers.values()))
     found = {name: result for part in done.values() for name, result in part.items()}
     return {name: found[name] for name in layers}
 

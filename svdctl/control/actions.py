@@ -13,7 +13,7 @@ from svdctl.layers.layer_operator import BatchNorm, batchnorm_gain, exact_operat
 from svdctl.layers.layer_ops import is_controllable, ops_of
 from svdctl.layers.norms import is_layer_bounded, kernel_limit, layer_norm
 from svdctl.layers.padding import padding_factor
-from svdctl.spectral.bounds import TOLERANCE, norm_bound, taps_norm
+from svdctl.spectral.bounds import Bracket, norm_bound, taps_norm
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.power_iteration import paper_clip, paper_sigma
 from svdctl.spectral.projection import CLIP_ROUNDS, SEAL_TOLERANCE, assigned_kernel, frobenius_norm, project_kernel
@@ -45,38 +45,57 @@ def _replace_(layer: nn.Module, before: Convolution, kernel: Tensor, max_sigma: 
     """Write a polyphase kernel, then scale until the bound is proved of the written weights; returns the distance."""
     before = before.with_kernel(before.kernel.clone())  # the layer's own memory may be behind it
     ops_of(layer).write_(layer, before.from_polyphase(kernel), optimizer)
-    scale_below_(layer, max_sigma, tolerance=SEAL_TOLERANCE)
+    scale_below_(layer, max_sigma, norm_bound(exact_operator(layer)[0], tolerance=SEAL_TOLERANCE))
     return frobenius_norm(operator_of(layer).kernel.double() - before.kernel.double())
 
 
 def divide_exact_layer_(layer: nn.Module, max_sigma: float) -> float:
     """Scale by `min(1, max_sigma / bound)` until the bound is proved of the written weights; returns the factor."""
-    return 1.0 if is_layer_bounded(layer, max_sigma) else scale_below_(layer, max_sigma)
+    if is_layer_bounded(layer, max_sigma):
+        return 1.0
+    return scale_below_(layer, max_sigma, norm_bound(exact_operator(layer)[0]))[0]
 
 
-def scale_below_(layer: nn.Module, max_sigma: float, *, tolerance: float = TOLERANCE) -> float:
-    """Scale by the bound of this tolerance until the layer is proved to be at most `max_sigma`; returns the factor."""
-    total = 1.0
+def measure_and_divide_layer_(layer: nn.Module, max_sigma: float) -> tuple[float, Bracket]:
+    """Do what `divide_exact_layer_` does, and return the factor and a sharp bracket of the layer's norm."""
+    conv, error = exact_operator(layer)
+    return scale_below_(layer, max_sigma, norm_bound(conv, at_most=kernel_limit(layer, max_sigma, error)))
+
+
+def scale_below_(layer: nn.Module, max_sigma: float, kernel: Bracket) -> tuple[float, Bracket]:
+    """Scale by the bound until the layer is proved to be at most `max_sigma`.
+
+    Args:
+        layer: what is scaled.
+        max_sigma: its maximum.
+        kernel: proved of the norm of its kernel.
+
+    Returns:
+        The factor, and a bracket of the layer's norm.
+    """
+    total, lower, upper = 1.0, kernel.lower, kernel.upper
     conv, error = exact_operator(layer)
     padding = padding_factor(layer)
-    kernel_norm = norm_bound(conv, tolerance=tolerance).upper
     ops = ops_of(layer)
     unit = torch.finfo(ops.tensors(layer)[0].dtype).eps
-    while not layer_norm(kernel_norm, error, padding) <= max_sigma:
-        if not math.isfinite(kernel_norm):
+    while not (upper <= kernel_limit(layer, max_sigma, error) or layer_norm(upper, error, padding) <= max_sigma):
+        if not math.isfinite(upper):
             raise ShapeError("the layer's norm is above 1.8e308, the largest number of float64; scale its weight first")
         wanted = conv.kernel.double().clone()  # the layer's own memory may be behind it
         # Rounding moves the scaled kernel by at most a unit of each entry; the next round checks what it did.
         # The margin makes that round, and later brackets of this width, find nothing left to do.
-        room = layer_norm(kernel_norm * (1 + _MARGIN) + unit * taps_norm(conv.kernel), error, padding)
+        room = layer_norm(upper * (1 + _MARGIN) + unit * taps_norm(conv.kernel), error, padding)
         factor = max_sigma / room * (1 - 4 * unit)
         with torch.no_grad():
             ops.scale_([layer], [factor])
         total *= factor
         conv, error = exact_operator(layer)
         moved = taps_norm(conv.kernel.double() - wanted * factor)
-        kernel_norm = kernel_norm * factor * (1 + _OUTWARD) + moved
-    return total
+        lower = lower * factor * (1 - _OUTWARD) - moved
+        upper = upper * factor * (1 + _OUTWARD) + moved
+    # What was scaled is within by less than the margin.
+    found = max_sigma if total != 1 else min(layer_norm(upper, error, padding), max_sigma)
+    return total, Bracket(max(lower - error, 0.0), found)
 
 
 def paper_divide_layer_(layer: nn.Module, max_sigma: float, size: tuple[int, ...], generator: torch.Generator) -> None:
@@ -98,41 +117,68 @@ def limit_batchnorm_(layer: BatchNorm, max_sigma: float) -> None:
         layer.weight.mul_(shrink(batchnorm_gain(layer), max_sigma))
 
 
-def act_on_group_(
-    layers: Mapping[str, nn.Module], max_sigma: Mapping[str, float], work: Callable[[str], T], *, writes_operator: bool
-) -> dict[str, T]:
-    """Run `work` on layers that share memory, one after another, and prove all of them to be within their maxima.
+class LayerGroups:
+    """Layers in groups that share memory; each group is one piece of work, known by the name of its first layer.
 
     Args:
         layers: by name.
-        max_sigma: of each layer.
-        work: takes the name of a layer, and brings that layer within its maximum.
-        writes_operator: whether `work` writes new kernels, for which frames that TT layers share must be orthonormal.
-
-    Raises:
-        ShapeError: what lowers the norm of one raises that of another, again and again.
+        max_sigma: the maximum of each.
     """
-    if len(layers) == 1:
-        return {name: work(name) for name in layers}
-    if writes_operator and not all(is_layer_bounded(layer, max_sigma[name]) for name, layer in layers.items()):
-        orthonormalize_frames_(layers)
-    found = {name: work(name) for name in layers}
-    divide_group_(layers, max_sigma)
-    return found
 
+    def __init__(self, layers: Mapping[str, nn.Module], max_sigma: Mapping[str, float]) -> None:
+        self.layers, self.max_sigma = layers, max_sigma
+        self.tensors = {name: ops_of(layer).tensors(layer) for name, layer in layers.items()}
+        self.names = {names[0]: names for names in groups_by_memory(self.tensors)}
+        self.costs = {first: sum(expected_cost(layers[name]) for name in names) for first, names in self.names.items()}
 
-def divide_group_(layers: Mapping[str, nn.Module], max_sigma: Mapping[str, float]) -> bool:
-    """Scale layers, which may share memory, until all are proved to be within their maxima; returns whether any was.
+    def act_(self, first: str, work: Callable[[str], T], *, writes_operator: bool) -> dict[str, T]:
+        """Run `work` on a group's layers, one after another, and prove all of several to be within their maxima.
 
-    Raises:
-        ShapeError: as `act_on_group_`.
-    """
-    for done in range(_MOST_ROUNDS):
-        factors = [divide_exact_layer_(layer, max_sigma[name]) for name, layer in layers.items()]
-        if len(layers) == 1 or set(factors) == {1.0}:
-            return done > 0 or set(factors) != {1.0}
-    limits = " and ".join(dict.fromkeys(f"{max_sigma[name]:g}" for name in layers))
-    raise ShapeError(f"layers {', '.join(layers)} share parts of their weights, and are not brought to {limits}")
+        Args:
+            first: which group.
+            work: takes the name of a layer, and brings that layer within its maximum.
+            writes_operator: whether `work` writes new kernels, for which frames that TT layers share must be
+                orthonormal.
+
+        Raises:
+            ShapeError: what lowers the norm of one raises that of another, again and again.
+        """
+        group = {name: self.layers[name] for name in self.names[first]}
+        if len(group) == 1:
+            return {first: work(first)}
+        if writes_operator and not all(is_layer_bounded(layer, self.max_sigma[name]) for name, layer in group.items()):
+            orthonormalize_frames_(group)
+        found = {name: work(name) for name in group}
+        self.seal_(first, sharp=False)
+        return found
+
+    def seal_(self, first: str, *, sharp: bool) -> tuple[bool, dict[str, Bracket]]:
+        """Scale a group's layers until all are proved to be within their maxima.
+
+        Args:
+            first: which group.
+            sharp: find brackets as sharp as a measurement, instead of those from 0 to the maximum.
+
+        Returns:
+            Whether any was changed, and a bracket of each layer's norm.
+
+        Raises:
+            ShapeError: as `act_`.
+        """
+        names = self.names[first]
+        for done in range(_MOST_ROUNDS):
+            factors, brackets = {}, {}
+            for name in names:
+                layer, max_sigma = self.layers[name], self.max_sigma[name]
+                if sharp:
+                    factors[name], brackets[name] = measure_and_divide_layer_(layer, max_sigma)
+                else:
+                    factors[name] = divide_exact_layer_(layer, max_sigma)
+                    brackets[name] = Bracket(0.0, max_sigma)
+            if len(names) == 1 or set(factors.values()) == {1.0}:
+                return done > 0 or set(factors.values()) != {1.0}, brackets
+        limits = " and ".join(dict.fromkeys(f"{self.max_sigma[name]:g}" for name in names))
+        raise ShapeError(f"layers {', '.join(names)} share parts of their weights, and are not brought to {limits}")
 
 
 def orthonormalize_frames_(layers: Mapping[str, nn.Module]) -> None:

@@ -21,13 +21,12 @@ def layer_norm_bound(layer: nn.Module, *, tolerance: float = TOLERANCE, allowed:
         ShapeError: a layer that is not known or need not compute with its weight as it is stored.
     """
     conv, error = exact_operator(layer)
-    factor = padding_factor(layer)
-    found = norm_bound(conv, tolerance=tolerance)
-    upper = layer_norm(found.upper, error, factor)
-    lower = max(found.lower - error, 0.0)
-    if allowed is not None and lower <= allowed < upper and is_layer_bounded(layer, allowed):
-        upper = allowed
-    return Bracket(lower, upper)
+    limit = None if allowed is None else kernel_limit(layer, allowed, error)
+    found = norm_bound(conv, tolerance=tolerance, at_most=limit)
+    upper = layer_norm(found.upper, error, padding_factor(layer))
+    if allowed is not None and limit is not None and found.upper <= limit:
+        upper = min(upper, allowed)  # rounding alone would exceed it
+    return Bracket(max(found.lower - error, 0.0), upper)
 
 
 def is_layer_bounded(layer: nn.Module, max_sigma: float) -> bool:

@@ -48,12 +48,13 @@ class Bracket:
 
 @torch.no_grad()
 @exact_arithmetic()
-def norm_bound(conv: Convolution, *, tolerance: float = TOLERANCE) -> Bracket:
+def norm_bound(conv: Convolution, *, tolerance: float = TOLERANCE, at_most: float | None = None) -> Bracket:
     """Return a bracket of the norm on l2 of the whole grid, which bounds the layer at every size and zero padding.
 
     Args:
         conv: any stride, dilation, groups and number of axes.
         tolerance: wanted `upper / lower - 1`.
+        at_most: the upper end, in place of one of this tolerance, where it is less and `is_bounded` would prove it.
 
     Raises:
         ShapeError: the kernel is not finite, or the tolerance is below what float64 can prove.
@@ -69,19 +70,23 @@ def norm_bound(conv: Convolution, *, tolerance: float = TOLERANCE) -> Bracket:
     def target(lower: float) -> float:
         return lower * (1 + tolerance)
 
-    lower, samples = coarse_lower_bound(field)
-    if tolerance < _COARSE_TOLERANCE:
-        lower = max(lower, lower_bound(field))
+    # Between its samples a Gram matrix can be larger than at any of them, and its quotient round more.
+    more = field.quotient_rounding(field.frobenius * (lebesgue(field.taps) - 1))
+    coarse, samples = coarse_lower_bound(field)
+    lower = max(coarse, lower_bound(field)) if tolerance < _COARSE_TOLERANCE else coarse
     proved = False
-    while not proved:
+    while True:
+        reached = _rounded_down(math.sqrt(max(lower**2 - more, 0.0)), field.scale)
+        if at_most is not None and reached <= at_most < target(lower) * field.scale:
+            if _is_below(field, conv, samples, coarse, at_most / field.scale):
+                return Bracket(reached, at_most)
+            at_most = None
+        if proved:
+            return Bracket(reached, _rounded_up(target(lower), field.scale))
         known = lower
         lower, proved = _branch_and_bound(field, conv, samples, lower, target)
         if not proved and lower <= known:
             raise ShapeError(f"no bound within {tolerance:g} of the norm can be proved in float64; ask for a wider one")
-    # Between its samples a Gram matrix can be larger than at any of them, and its quotient round more.
-    more = field.quotient_rounding(field.frobenius * (lebesgue(field.taps) - 1))
-    reached = math.sqrt(max(lower**2 - more, 0.0))
-    return Bracket(_rounded_down(reached, field.scale), _rounded_up(target(lower), field.scale))
 
 
 def _rounded_up(value: float, scale: float) -> float:
@@ -115,6 +120,11 @@ def is_bounded(conv: Convolution, max_sigma: float) -> bool:
     if bound >= field.above:
         return True
     lower, samples = coarse_lower_bound(field)
+    return _is_below(field, conv, samples, lower, bound)
+
+
+def _is_below(field: GramField, conv: Convolution, samples: Tensor, lower: float, bound: float) -> bool:
+    """Return whether the norm, at least `lower`, is proved to be at most `bound`."""
     if bound < lower * (1 + _COARSE_TOLERANCE):
         lower = lower_bound(_exact(field, conv)) if lower <= bound else lower
     while lower * (1 + _FINEST) <= bound:

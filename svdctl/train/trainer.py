@@ -20,6 +20,7 @@ from svdctl.layers.layer_ops import find_ops
 from svdctl.layers.stiefel import frame_error
 from svdctl.models.build import build_optimizer, lr_factor
 from svdctl.registry import LOSSES
+from svdctl.spectral.bounds import Bracket
 from svdctl.train.loss import Loss, LossBatch
 from svdctl.train.validation import Accuracy, evaluate, summed
 
@@ -155,13 +156,18 @@ class Trainer:
             return len(labels)
         return self.batches.count(self.counters.step % self.batches.steps_per_epoch)
 
-    def seal(self) -> None:
-        """Make the bounds hold by proof, in all processes; a state that is sealed is not proved again."""
-        self._of_this_state("seal", self.controller.seal)
+    def seal(self) -> dict[str, Bracket]:
+        """Make the bounds hold by proof, in all processes; returns what was proved, once for a state, by layer.
+
+        Brackets are sharp where they are logged or printed.
+        """
+        sharp = self.config.log.singular_values or self.counters.step >= self.total_steps
+        return self._of_this_state("seal", lambda: self.controller.seal(sharp=sharp))
 
     def report(self) -> list[LayerReport]:
-        """Return largest value and proved bound of each layer, proved once for a state; called in all processes."""
-        return self._of_this_state("report", self.controller.report)
+        """Return largest value and bound of each layer, those of the seal and of the rest; called in all processes."""
+        sealed = self.seal()
+        return self._of_this_state("report", lambda: self.controller.report(sealed))
 
     def _certifier(self, image_shape: tuple[int, ...]) -> Certifier:
         return self._of_this_state("certifier", lambda: Certifier(self.model, image_shape))

@@ -10,8 +10,11 @@ import torch
 from svdctl.checkpoint import checkpoint_file
 from svdctl.checkpoint.checkpoint_file import read_checkpoint
 from svdctl.config.train_config import TrainConfig
+from svdctl.control import actions
 from svdctl.control.actions import is_layer_bounded
 from svdctl.control.controller import Controller
+from svdctl.layers import norms
+from svdctl.spectral.convolution import Convolution
 from svdctl.train import run as training_run
 from svdctl.train import start as recipe
 from svdctl.train import trainer as training
@@ -33,8 +36,8 @@ def proofs(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, float]]:
         return sum(float(value.double().abs().sum()) for value in model.state_dict().values())
 
     def counted(kind: str, method: Any) -> Any:
-        def call(self: Controller, *arguments: Any) -> Any:
-            result = method(self, *arguments)
+        def call(self: Controller, *arguments: Any, **options: Any) -> Any:
+            result = method(self, *arguments, **options)
             found[kind, sum(float(layer.weight.detach().double().abs().sum()) for layer in self.norms.values())] += 1
             return result
 
@@ -91,6 +94,26 @@ def test_each_state_is_proved_once(data: Path, proofs: Counter[tuple[str, float]
     rows = {row.name: row for row in result.layers}
     for name, row in rows.items():
         assert (line[f"sigma/{name}"], line[f"bound/{name}"]) == (row.largest, row.bound)
+
+
+def test_a_layer_is_proved_once_an_epoch(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: Counter[bytes] = Counter()
+
+    def counted(function: Any) -> Any:
+        def call(conv: Convolution, *arguments: Any, **options: Any) -> Any:
+            found[conv.kernel.numpy().tobytes()] += 1
+            return function(conv, *arguments, **options)
+
+        return call
+
+    for module, name in ((actions, "norm_bound"), (norms, "norm_bound"), (norms, "is_bounded")):
+        monkeypatch.setattr(module, name, counted(getattr(module, name)))
+    table = config(data, "evaluation.select=last").model_dump()
+    result = recipe.run(TrainConfig.model_validate(table | {"certificate": None}), base="test", reporter=Recorder())
+    # Sealed, evaluated, logged, saved and printed: eight layers after each of two epochs, as they were before the seal.
+    assert set(found.values()) == {1}
+    assert len(found) == 16
+    assert [row.largest <= row.bound <= LIMIT for row in result.layers if row.allowed == LIMIT] == [True] * 8
 
 
 def training_lines(folder: Path) -> list[dict[str, Any]]:
