@@ -19,7 +19,7 @@ from svdctl.data.data_source import place_of, source_of
 from svdctl.evaluate.corruptions.corruption_functions import corrupt
 from svdctl.evaluate.corruptions.published_files import CifarC, find_or_fetch, open_cifar_c
 from svdctl.evaluate.inference import Classifier, check_finite, subset
-from svdctl.evaluate.measurement_cache import Measurement
+from svdctl.utils.measurement_cache import Measurement
 from svdctl.evaluate.metric import MeasurementContext, Unfinished
 from svdctl.utils.content_hash import content_digest, file_digest, json_digest
 
@@ -136,8 +136,8 @@ def measure(
     kept = unfinished.cache(Count)
     for notice in kept.notices:
         context.notice(notice)
-    if len(kept):
-        context.notice(f"going on: {len(kept)} of {total} counts of corrupted images are kept")
+    if kept.kept:
+        context.notice(f"going on: {len(kept.kept)} of {total} counts of corrupted images are kept")
 
     def correct(name: str, severity: int, count: Callable[[], Tensor]) -> int:
         def work() -> Count:

@@ -11,7 +11,7 @@ from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.data.batches import derived_seed, to_pixels
 from svdctl.errors import CheckpointError, EvaluationError, ShapeError, UsageError
 from svdctl.evaluate.auto_batch_size import AutoBatchSize
-from svdctl.evaluate.network_probe import same_answers
+from svdctl.utils.network_probe import same_answers
 from svdctl.spectral.exact_arithmetic import exact_arithmetic
 
 _SAME_IMAGE = 1e-2

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from svdctl.config.evaluate_config import EvaluateConfig
@@ -15,7 +15,7 @@ from svdctl.evaluate.evaluation_outcome import Evaluation, EvaluationReporter, F
 from svdctl.evaluate.find_checkpoints import FoundCheckpoint, unique_name
 from svdctl.evaluate.inference import Classifier
 from svdctl.evaluate.metric import METRICS, MeasurementContext, Metric, OutputContext, Partial, Unfinished
-from svdctl.evaluate.network_probe import Probe, probe_images
+from svdctl.utils.network_probe import Probe, probe_images
 from svdctl.evaluate.results import OTHER_DATA, Record, ResultStore, fingerprint, held
 
 
@@ -71,7 +71,8 @@ class _Session:
                 record = self._record(METRICS.get(kind))
                 if record is not None:
                     records[kind] = record
-        self.store.tidy()
+        with suppress(OSError):  # it is not there, or holds unfinished work
+            self.store.unfinished.rmdir()
         export = unique_name(self.found.name, self.store.weights)
         output = OutputContext(self.store.folder, records, self.store.rows, self.found.name, export, self.config)
         with self._caught("order"):
@@ -121,13 +122,6 @@ class _Session:
             protocol["version"] = metric.version
         former_settings = metric.former_protocol(self.context, config)
         former = self._protocol(metric, self.dataset.identity_before, former_settings)
-        if not self.config.force:
-            for record in self.store.records:
-                besides = {key: record.protocol[key] for key in metric.same_but_for if key in record.protocol}
-                own = {key: value for key, value in record.protocol.items() if key not in besides}
-                if record.metric == metric.kind and own in (protocol, former):
-                    protocol |= besides
-                    former |= besides
         path = metric.unfinished_file(self.context, config, fingerprint(protocol))
         if self.config.force:
             path.unlink(missing_ok=True)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from svdctl.evaluate.evaluated_model import EvaluatedModel
     from svdctl.evaluate.evaluation_data import EvaluationData
     from svdctl.evaluate.inference import Classifier
-    from svdctl.evaluate.measurement_cache import Measurement, MeasurementCache
-    from svdctl.evaluate.network_probe import Probe
+    from svdctl.utils.measurement_cache import Measurement, MeasurementCache
+    from svdctl.utils.network_probe import Probe
     from svdctl.evaluate.results import Record
 
 T = TypeVar("T")
@@ -115,7 +115,7 @@ class Unfinished:
 
     def cache(self, schema: "type[R]") -> "MeasurementCache[R]":
         """Return the records of the file that are of this protocol and network."""
-        from svdctl.evaluate.measurement_cache import MeasurementCache
+        from svdctl.utils.measurement_cache import MeasurementCache
 
         return MeasurementCache(self.path, schema, self.protocol, probe=self.probe)
 

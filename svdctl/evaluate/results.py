@@ -17,9 +17,9 @@ from typing import Any, Self
 from pydantic import Field, NonNegativeFloat, model_validator
 
 from svdctl.errors import EvaluationError
-from svdctl.evaluate.measurement_cache import Measurement, MeasurementCache, fault_of, foreign
+from svdctl.utils.measurement_cache import Measurement, MeasurementCache, fault_of, foreign
 from svdctl.evaluate.metric import METRICS, all_metrics
-from svdctl.evaluate.network_probe import Probe
+from svdctl.utils.network_probe import Probe
 from svdctl.utils.atomic_write import write_atomically
 from svdctl.utils.content_hash import content_digest, json_digest
 from svdctl.utils.lock import held_folder
@@ -62,13 +62,8 @@ class Record(Measurement):
         return self
 
     @property
-    def fingerprint(self) -> str:
-        """Return the fingerprint of the protocol."""
-        return fingerprint(self.protocol)
-
-    @property
     def key(self) -> str:
-        return f"{self.metric} {self.fingerprint}"
+        return key_of(self.metric, self.protocol)
 
     @property
     def mark(self) -> str:
@@ -84,6 +79,12 @@ class Record(Measurement):
 def fingerprint(protocol: Mapping[str, Any]) -> str:
     """Return twelve hexadecimal digits, equal for equal protocols."""
     return json_digest(protocol)[:12]
+
+
+def key_of(metric: str, protocol: Mapping[str, Any]) -> str:
+    """Return what a figure is found by: its metric, and what decides it."""
+    without = found.same_but_for if (found := METRICS.find(metric)) is not None else ()
+    return f"{metric} {fingerprint({key: value for key, value in protocol.items() if key not in without})}"
 
 
 class ResultStore:
@@ -129,7 +130,7 @@ class ResultStore:
     @property
     def records(self) -> list[Record]:
         """Return all finished metrics."""
-        return [kept.record for kept in self._cache.kept]
+        return [kept.record for kept in self._cache.kept.values()]
 
     def find(self, metric: str, protocol: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> Record | None:
         """Return the finished record of a metric under exactly this protocol, if those of single images are right too.
@@ -139,15 +140,15 @@ class ResultStore:
             protocol: everything that decides the figures.
             before: the same protocol as a record without a checksum states it.
         """
-        for wanted, sealed in ((protocol, True), (before, False)):
-            kept = None if wanted is None else self._cache.get(f"{metric} {fingerprint(wanted)}")
-            if kept is None or kept.sealed != sealed:
+        for wanted, has_checksum in ((protocol, True), (before, False)):
+            kept = None if wanted is None else self._cache.kept.get(key_of(metric, wanted))
+            if kept is None or kept.has_checksum != has_checksum:
                 continue
             record = kept.record
             if reason := self._fault_of_details(record):
                 self.notices.append(f"{metric}: {reason}: measured again")
                 continue
-            return record.model_copy(update={"kept": "kept" if sealed else "kept, no checksum"})
+            return record.model_copy(update={"kept": "kept" if has_checksum else "kept, no checksum"})
         return None
 
     def _fault_of_details(self, record: Record) -> str | None:
@@ -198,7 +199,7 @@ class ResultStore:
         except ValueError as error:
             raise EvaluationError(f"BUG: figures of {metric} contradict one another ({fault_of(error)})") from error
         if before is not None:
-            self._cache.drop(f"{metric} {fingerprint(before)}")
+            self._cache.kept.pop(key_of(metric, before), None)
         self._cache.put(record)
         return record
 
@@ -225,11 +226,6 @@ class ResultStore:
     def unfinished(self) -> Path:
         """Folder for the state of what is being measured."""
         return self.folder / "unfinished"
-
-    def tidy(self) -> None:
-        """Remove the folder of unfinished work when nothing is in it."""
-        if self.unfinished.is_dir() and not any(self.unfinished.iterdir()):
-            self.unfinished.rmdir()
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:

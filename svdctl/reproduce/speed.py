@@ -19,7 +19,7 @@ from pydantic import model_validator
 from torch import nn
 
 from svdctl.config.train_config import TrainConfig
-from svdctl.evaluate.measurement_cache import Measurement, MeasurementCache
+from svdctl.utils.measurement_cache import Measurement, MeasurementCache
 from svdctl.layers.layer_operator import operator_of
 from svdctl.layers.layer_ops import ops_of
 from svdctl.layers.shapes import input_sizes
@@ -176,7 +176,7 @@ def measure_figure(figure: SpeedFigure, *, smoke: bool, file: Path, say: Callabl
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for what, measure in measurements(figure.smoke if smoke else figure.full, figure.max_sigma, fabric):
-            kept = cache.get(what) is not None
+            kept = what in cache.kept
             say(what + " (kept)" * kept)
             points += [replace(point, kept="kept" * kept) for point in cache.once(what, partial(measure, what)).points]
     return SpeedResults(SMOKE * smoke + figure.title, smoke, tuple(points), on)

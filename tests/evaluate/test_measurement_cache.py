@@ -11,8 +11,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from svdctl.checkpoint.torch_archive import read_torch
 from svdctl.errors import EvaluationError
-from svdctl.evaluate.measurement_cache import Measurement, MeasurementCache, checksum
+from svdctl.utils.measurement_cache import Measurement, MeasurementCache, checksum
 
 
 class Length(Measurement):
@@ -41,11 +42,11 @@ def cache(path: Path, about: dict[str, Any] | None = None) -> MeasurementCache[L
 
 
 def image(path: Path) -> MeasurementCache[Image]:
-    return MeasurementCache(path, Image, ABOUT)
+    return MeasurementCache(path, Image, ABOUT, read_tensors=read_torch)
 
 
 def values(read: MeasurementCache[Length]) -> dict[str, float]:
-    return {kept.record.name: kept.record.value for kept in read.kept}
+    return {kept.record.name: kept.record.value for kept in read.kept.values()}
 
 
 def test_records_come_back_and_are_measured_once(tmp_path: Path) -> None:
@@ -143,7 +144,7 @@ def test_no_flipped_bit_gives_another_value(tmp_path: Path) -> None:
     text, tensors = tmp_path / "x.json", tmp_path / "x.pt"
     cache(text).put(Length(name="a", value=0.123456789))
     image(tensors).put(Image(pixels=pixels))
-    assert torch.equal(image(tensors).kept[0].record.pixels, pixels)
+    assert torch.equal(image(tensors).kept["image"].record.pixels, pixels)
     told = 0
     for file in (text, tensors):
         sound = file.read_bytes()
@@ -156,7 +157,7 @@ def test_no_flipped_bit_gives_another_value(tmp_path: Path) -> None:
             if file is text:
                 assert values(read) in ({}, {"a": 0.123456789})  # type: ignore[arg-type]
             elif read.kept:
-                assert torch.equal(read.kept[0].record.pixels, pixels)  # type: ignore[union-attr]
+                assert torch.equal(read.kept["image"].record.pixels, pixels)  # type: ignore[union-attr]
             assert read.kept or read.notices
         file.write_bytes(sound)
     assert told > 150

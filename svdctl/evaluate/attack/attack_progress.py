@@ -12,14 +12,15 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
+from svdctl.checkpoint.torch_archive import read_torch
 from svdctl.config.attack_settings import AttackSettings
 from svdctl.config.evaluate_config import Shard
 from svdctl.errors import EvaluationError
 from svdctl.evaluate.attack import AttackState, choose_examples, fingerprint, join
 from svdctl.evaluate.attack.attack_state import MISCLASSIFIED
 from svdctl.evaluate.evaluation_data import EvaluationData
-from svdctl.evaluate.measurement_cache import Measurement, MeasurementCache
-from svdctl.evaluate.network_probe import Probe
+from svdctl.utils.measurement_cache import Measurement, MeasurementCache
+from svdctl.utils.network_probe import Probe
 from svdctl.utils.content_hash import json_digest
 
 SHARDS = "shards"
@@ -108,14 +109,15 @@ class ProgressFile:
 
     def __init__(self, file: Path, work: Assignment, say: Callable[[str], None]) -> None:
         self.path = file
+        old = partial(_old_contents, work=work)
         self._cache = MeasurementCache(
-            file, AttackProgress, work.about, old=partial(_old_contents, work=work), probe=work.probe
+            file, AttackProgress, work.about, old=old, probe=work.probe, read_tensors=read_torch
         )
         self.belongs_elsewhere = self._cache.belongs_elsewhere
         self.progress: AttackProgress | None = None
         for notice in self._cache.notices:
             say(notice)
-        kept = self._cache.get("attack")
+        kept = self._cache.kept.get("attack")
         if kept is None:
             return
         wrong = [text for text, is_wrong in _faults(kept.record, work).items() if is_wrong]
@@ -123,7 +125,7 @@ class ProgressFile:
             say(f"{file}: the state of an attack cannot be right ({text}); attacked anew")
         if not wrong:
             self.progress = kept.record
-            if not kept.sealed:
+            if not kept.has_checksum:
                 state = self.progress.state
                 state.warnings = tuple(dict.fromkeys((*state.warnings, UNSEALED)))
 

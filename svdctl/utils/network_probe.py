@@ -1,11 +1,11 @@
 """What a network answers to fixed images: tells networks of equal tensors and other forward passes apart."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Self
+from contextlib import suppress
+from typing import Self
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from svdctl.utils.content_hash import content_digest, json_digest
@@ -45,9 +45,10 @@ def same_answers(first: Tensor, second: Tensor, tolerance: float) -> bool:
     return bool(((both[0] - both[1]).abs().amax(1) <= allowed).all())
 
 
-@dataclass(frozen=True)
-class Probe:
+class Probe(BaseModel):
     """The answers of one network."""
+
+    model_config = ConfigDict(frozen=True)
 
     images: str
     """SHA-256 of the images."""
@@ -58,27 +59,13 @@ class Probe:
     def of(cls, images: Tensor, logits: Tensor) -> Self:
         """Return the probe of images `(N, C, H, W)` uint8 and logits `(N, K)`."""
         rows = logits.double().cpu().nan_to_num(0.0, 0.0, 0.0).tolist()
-        return cls(
-            content_digest(f"{list(images.shape)}", images),
-            tuple(tuple(float(f"{value:.{_DIGITS}g}") for value in row) for row in rows),
-        )
-
-    @classmethod
-    def read(cls, contents: object) -> Self | None:
-        """Return the probe that `to_dict` wrote; None for what is none."""
-        try:
-            return TypeAdapter(cls).validate_python(contents)
-        except ValidationError:
-            return None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON values."""
-        return {"images": self.images, "logits": [list(row) for row in self.logits]}
+        rounded = tuple(tuple(float(f"{value:.{_DIGITS}g}") for value in row) for row in rows)
+        return cls(images=content_digest(f"{list(images.shape)}", images), logits=rounded)
 
     @property
     def key(self) -> str:
         """Return SHA-256 of all of it."""
-        return json_digest(self.to_dict(), compact=False)
+        return json_digest(self.model_dump(mode="json"), compact=False)
 
     def contradicts(self, other: "Probe") -> bool:
         """Return whether both are answers to the same images, and not those of one network."""
@@ -90,7 +77,9 @@ class Probe:
 
 def read_probes(contents: object) -> dict[str, Probe]:
     """Return the probes of a file by their keys; those that are not as they were written are left out."""
-    if not isinstance(contents, Mapping):
-        return {}
-    probes = {key: Probe.read(value) for key, value in contents.items()}
-    return {key: probe for key, probe in probes.items() if probe is not None and probe.key == key}
+    probes = {}
+    for key, value in contents.items() if isinstance(contents, Mapping) else ():
+        with suppress(ValidationError):
+            if (probe := Probe.model_validate(value)).key == key:
+                probes[key] = probe
+    return probes
