@@ -18,6 +18,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from pyautoattack import AutoAttack
+from svdctl.evaluate.network_probe import Probe
 from torch import Tensor, nn
 
 from svdctl.cli.evaluation_flags import resolve_evaluation
@@ -31,7 +32,6 @@ from svdctl.evaluate.attack.attack_progress import Assignment, ProgressFile
 from svdctl.evaluate.evaluation_data import EvaluationData
 from svdctl.evaluate.inference import Classifier
 from svdctl.evaluate.metric import MeasurementContext, Unfinished
-from svdctl.evaluate.network_probe import Probe
 from svdctl.layers.normalize import Normalize
 from svdctl.models.wrn import WideResNet, default_conv
 from svdctl.utils.machine import machine

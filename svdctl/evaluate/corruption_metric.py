@@ -19,9 +19,9 @@ from svdctl.data.data_source import place_of, source_of
 from svdctl.evaluate.corruptions.corruption_functions import corrupt
 from svdctl.evaluate.corruptions.published_files import CifarC, find_or_fetch, open_cifar_c
 from svdctl.evaluate.inference import Classifier, check_finite, subset
-from svdctl.utils.measurement_cache import Measurement
 from svdctl.evaluate.metric import MeasurementContext, Unfinished
 from svdctl.utils.content_hash import content_digest, file_digest, json_digest
+from svdctl.utils.measurement_cache import Measurement
 
 CHUNK = 1000
 """Images that are drawn, or copied from a file, at a time."""

@@ -11,8 +11,8 @@ from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.data.batches import derived_seed, to_pixels
 from svdctl.errors import CheckpointError, EvaluationError, ShapeError, UsageError
 from svdctl.evaluate.auto_batch_size import AutoBatchSize
-from svdctl.utils.network_probe import same_answers
 from svdctl.spectral.exact_arithmetic import exact_arithmetic
+from svdctl.utils.network_probe import same_answers
 
 _SAME_IMAGE = 1e-2
 """Largest difference of two answers to one image, relative to the largest logit; networks may compute in 16 bits."""

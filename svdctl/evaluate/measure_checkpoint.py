@@ -15,8 +15,8 @@ from svdctl.evaluate.evaluation_outcome import Evaluation, EvaluationReporter, F
 from svdctl.evaluate.find_checkpoints import FoundCheckpoint, unique_name
 from svdctl.evaluate.inference import Classifier
 from svdctl.evaluate.metric import METRICS, MeasurementContext, Metric, OutputContext, Partial, Unfinished
-from svdctl.utils.network_probe import Probe, probe_images
 from svdctl.evaluate.results import OTHER_DATA, Record, ResultStore, fingerprint, held
+from svdctl.utils.network_probe import Probe, probe_images
 
 
 def evaluate(

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from svdctl.evaluate.evaluated_model import EvaluatedModel
     from svdctl.evaluate.evaluation_data import EvaluationData
     from svdctl.evaluate.inference import Classifier
+    from svdctl.evaluate.results import Record
     from svdctl.utils.measurement_cache import Measurement, MeasurementCache
     from svdctl.utils.network_probe import Probe
-    from svdctl.evaluate.results import Record
 
 T = TypeVar("T")
 R = TypeVar("R", bound="Measurement")

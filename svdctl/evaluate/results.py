@@ -17,12 +17,12 @@ from typing import Any, Self
 from pydantic import Field, NonNegativeFloat, model_validator
 
 from svdctl.errors import EvaluationError
-from svdctl.utils.measurement_cache import Measurement, MeasurementCache, fault_of, foreign
 from svdctl.evaluate.metric import METRICS, all_metrics
-from svdctl.utils.network_probe import Probe
 from svdctl.utils.atomic_write import write_atomically
 from svdctl.utils.content_hash import content_digest, json_digest
 from svdctl.utils.lock import held_folder
+from svdctl.utils.measurement_cache import Measurement, MeasurementCache, fault_of, foreign
+from svdctl.utils.network_probe import Probe
 from svdctl.utils.run_dir import environment
 from svdctl.utils.table import csv_text
 

@@ -17,9 +17,9 @@ from svdctl.evaluate.evaluation_outcome import Evaluation, EvaluationReporter, F
 from svdctl.evaluate.find_checkpoints import FoundCheckpoint, discover, placed
 from svdctl.evaluate.inference import Classifier, choose_device
 from svdctl.evaluate.measure_checkpoint import evaluate
-from svdctl.utils.measurement_cache import fault_of
 from svdctl.evaluate.metric import METRICS
 from svdctl.evaluate.report import write_report
+from svdctl.utils.measurement_cache import fault_of
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from pydantic import model_validator
 from torch import nn
 
 from svdctl.config.train_config import TrainConfig
-from svdctl.utils.measurement_cache import Measurement, MeasurementCache
 from svdctl.layers.layer_operator import operator_of
 from svdctl.layers.layer_ops import ops_of
 from svdctl.layers.shapes import input_sizes
@@ -32,6 +31,7 @@ from svdctl.reproduce.timing import image_side, in_rounds, trainer_on_noise
 from svdctl.spectral import clip_kernel, singular_values
 from svdctl.utils import table as formats
 from svdctl.utils.machine import machine
+from svdctl.utils.measurement_cache import Measurement, MeasurementCache
 
 AxisName = Literal["width", "rank", "input", "network"]
 Work = Literal["all values", "control pass", "training step"]

@@ -16,9 +16,9 @@ from svdctl.config.corruption_names import BENCHMARK, CORRUPTIONS, list_name, na
 from svdctl.evaluate import corruption_metric, evaluation_plots
 from svdctl.evaluate.attack import attack_progress
 from svdctl.evaluate.figures import wilson_interval
-from svdctl.utils.measurement_cache import checksum
 from svdctl.evaluate.runner import EvaluationResult
 from svdctl.evaluate.runner import run as evaluate
+from svdctl.utils.measurement_cache import checksum
 from tests.evaluate.small import Recorder, held_part, make, write_data
 
 FACTORY = "tests.evaluate.small:build"

@@ -19,9 +19,9 @@ from svdctl.errors import EvaluationError
 from svdctl.evaluate.attack import AttackState, choose_examples, fingerprint, join
 from svdctl.evaluate.attack.attack_state import MISCLASSIFIED
 from svdctl.evaluate.evaluation_data import EvaluationData
+from svdctl.utils.content_hash import json_digest
 from svdctl.utils.measurement_cache import Measurement, MeasurementCache
 from svdctl.utils.network_probe import Probe
-from svdctl.utils.content_hash import json_digest
 
 SHARDS = "shards"
 """Folder of their states, below that of the results."""
