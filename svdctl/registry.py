@@ -117,7 +117,7 @@ LAYERS: Registry[Any] = Registry(
     "layer",
     [
         f"svdctl.layers.ops.{name}_ops"
-        for name in ("standard", "tt", "soc", "sott", "linear", "transposed", "normalization")
+        for name in ("standard", "tt", "soc", "sott", "linear", "transposed", "normalization", "minmax")
     ],
 )
 """Of `svdctl.layers.layer_ops.LayerOps`."""

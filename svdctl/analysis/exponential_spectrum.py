@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from svdctl.analysis.layer_spectrum import LayerSpectrum, as_it_runs
-from svdctl.certificates.layer_bounds import layer_gain
-from svdctl.certificates.soc_bounds import series_norm, skew_norm_bound
 from svdctl.errors import ShapeError
+from svdctl.layers.layer_bounds import layer_gain
 from svdctl.layers.layer_ops import ops_of
+from svdctl.layers.soc_bounds import series_norm, skew_norm_bound
 from svdctl.layers.stiefel import frame_error
 from svdctl.spectral.batched import eigenvalues_of
 from svdctl.spectral.bounds import Bracket

@@ -13,8 +13,8 @@ from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizat
 
 from svdctl.analysis.exponential_spectrum import exponential_row
 from svdctl.analysis.layer_spectrum import LayerSpectrum, as_it_runs, failed, operator_spectrum
-from svdctl.certificates.layer_bounds import layer_gain
 from svdctl.errors import ShapeError, SvdctlError
+from svdctl.layers.layer_bounds import layer_gain
 from svdctl.layers.layer_operator import operator_of, why_not_read
 from svdctl.layers.layer_ops import NormalizationOps, find_ops, ops_of
 from svdctl.layers.norms import layer_norm_bound
@@ -177,12 +177,13 @@ def spectrum(
 def _is_operator(module: nn.Module) -> bool:
     """Return whether a module is a convolution, a linear layer or another known layer that is no normalisation."""
     ops = find_ops(module)
-    return ops is not None and not isinstance(ops, NormalizationOps)
+    return ops is not None and ops.has_spectrum and not isinstance(ops, NormalizationOps)
 
 
 def _is_read(module: nn.Module) -> bool:
     """Return whether a module's row is computed from its stored weights, so that its calls must be observed."""
-    return find_ops(module) is not None
+    ops = find_ops(module)
+    return ops is not None and ops.has_spectrum
 
 
 def _is_pixels(module: nn.Module, call: Calls | None) -> bool:
@@ -200,7 +201,7 @@ def _with_rows(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if id(module) in parts:
             continue
         ops = find_ops(module)
-        if ops is not None:
+        if ops is not None and ops.has_spectrum:
             made_of = [*ops.parts(module), *([module.parametrizations] if is_parametrized(module) else [])]
             parts |= {id(inner) for part in made_of if isinstance(part, nn.Module) for inner in part.modules()}
             yield name, module

@@ -16,58 +16,17 @@ from typing import Self
 import torch
 from torch import Tensor
 
-_FLOOR = 1e-290
-"""For soundness: far above the subnormal numbers, below all bounds of interest."""
+from svdctl.spectral.rounding import tiny_of
+
 OUTWARD = 1e-10
 """For soundness: what the roundings of 400,000 operations of a bound come to, relatively."""
 INWARD = 1e-12
 """For soundness: the same for the few operations of a distance or radius, which is lowered by this share."""
 
 
-def times(*factors: float) -> float:
-    """Return at least the product of non-negative numbers but for rounding, also where it underflows."""
-    product = 1.0
-    for factor in factors:
-        if factor == 0:
-            return 0.0
-        product = max(product * factor, _FLOOR)
-    return product
-
-
-def times_power(bound: float, exponent: int) -> float:
-    """Return `bound * 2^exponent`, infinite where it overflows and as in `times` where it underflows."""
-    try:
-        return 0.0 if bound == 0 else max(math.ldexp(bound, exponent), _FLOOR)
-    except OverflowError:
-        return math.inf
-
-
-def to_unit_size(tensor: Tensor) -> tuple[Tensor, int]:
-    """Return the tensor in float64 over a power of two, its largest entry in [1/2, 1), and the exponent."""
-    wide = tensor.detach().double()
-    largest = float(wide.abs().max()) if wide.numel() else 0.0
-    if not 0 < largest < math.inf:
-        return wide, 0
-    exponent = math.frexp(largest)[1]
-    # In two steps: the power itself may be too large or too small for a number.
-    half = exponent // 2
-    return wide * 2.0**-half * 2.0 ** (half - exponent), exponent
-
-
 def outward(bound: float) -> float:
     """Return the bound, enlarged by all that its own computation can have rounded away."""
     return bound * (1 + OUTWARD)
-
-
-def gamma(operations: int, unit: float) -> float:
-    """Return `n u / (1 - n u)`, the relative error of n roundings (Higham 2002, Lemma 3.1); infinite for n u >= 1/2."""
-    product = operations * unit
-    return product / (1 - product) if product < 0.5 else math.inf
-
-
-def tiny_of(unit: float) -> float:
-    """Return the smallest normal number of the precision with this unit roundoff."""
-    return torch.finfo(torch.float64 if unit < 1e-10 else torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -172,9 +131,3 @@ class ValueBounds:
     def magnitude(self) -> Affine:
         """Return at least `|v^(x)|`, as a function of the distance."""
         return Affine(self.centre + self.error.constant, self.lipschitz) + self.error
-
-
-def norm_above(tensor: Tensor) -> float:
-    """Return at least the Euclidean norm of all entries."""
-    unit, exponent = to_unit_size(tensor)
-    return times_power(float(unit.norm()) * (1 + (tensor.numel() + 8) * 2.0**-52), exponent)

@@ -18,17 +18,18 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-# These fill the tables of rules and gains.
-from svdctl.certificates import ops_linear, ops_pointwise, ops_shape_pool, soc_bounds, torch_bounds, tt_bounds  # noqa: F401
+# These fill the table of rules.
+from svdctl.certificates import ops_linear, ops_pointwise, ops_shape_pool  # noqa: F401
 from svdctl.certificates.contents import Contents
-from svdctl.certificates.error_bounds import Affine, Arithmetic, ValueBounds, norm_above, outward
-from svdctl.certificates.layer_bounds import forward_of, layer_gain
+from svdctl.certificates.error_bounds import Affine, Arithmetic, ValueBounds, outward
 from svdctl.certificates.op_rules import apply
 from svdctl.certificates.traced_tensor import Contribution, FailureRecorder, Traced, Tracer
 from svdctl.errors import ShapeError
+from svdctl.layers.layer_bounds import forward_of, layer_gain
 from svdctl.layers.layer_ops import LayerOps, find_ops, known_class
 from svdctl.layers.padding import Convolutional, is_cyclic
 from svdctl.layers.stored_weight import forwards_as, tensor_of_own_class
+from svdctl.spectral.rounding import norm_above
 
 
 @torch.no_grad()

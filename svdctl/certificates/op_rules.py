@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from svdctl.certificates.error_bounds import Affine, AffineReadout, Arithmetic, gamma, norm_above, times
+from svdctl.certificates.error_bounds import Affine, AffineReadout, Arithmetic
 from svdctl.certificates.traced_tensor import Traced, Tracer, leaves
 from svdctl.errors import ShapeError
+from svdctl.spectral.rounding import gamma, norm_above, times
 
 Rule = Callable[["Call"], Any]
 Local = Callable[[Affine, Arithmetic], Affine]

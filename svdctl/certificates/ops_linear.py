@@ -7,12 +7,13 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from svdctl.certificates.error_bounds import Affine, Arithmetic, ValueBounds, norm_above, times
-from svdctl.certificates.layer_bounds import linear_gain
+from svdctl.certificates.error_bounds import Affine, Arithmetic, ValueBounds
 from svdctl.certificates.op_rules import CONSTANT, EITHER, IMAGE, NUMBER, SETTING, SEVERAL, Call, one_of, rule
-from svdctl.certificates.torch_bounds import batchnorm
 from svdctl.certificates.traced_tensor import Traced
+from svdctl.layers.layer_bounds import linear_gain
+from svdctl.layers.torch_bounds import batchnorm
 from svdctl.spectral.convolution import Convolution
+from svdctl.spectral.rounding import norm_above, times
 
 
 def _sum_of(call: Call, output: Tensor, operands: list[tuple[Any, float]], kind: str) -> Traced:

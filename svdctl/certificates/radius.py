@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from svdctl.certificates.error_bounds import INWARD, ValueBounds, norm_above, outward, times, times_power, to_unit_size
+from svdctl.certificates.error_bounds import INWARD, ValueBounds, outward
 from svdctl.certificates.interpreter import differ_by_at_most, prove
 from svdctl.certificates.lipschitz import LipschitzBound, device_of
 from svdctl.errors import DataError, ShapeError
 from svdctl.spectral.exact_arithmetic import exact_arithmetic
+from svdctl.spectral.rounding import norm_above, times, times_power, to_unit_size
 
 RADII = (36 / 255, 72 / 255, 108 / 255, 255 / 255)
 

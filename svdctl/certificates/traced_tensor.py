@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from svdctl.certificates.contents import Contents
-from svdctl.certificates.error_bounds import Affine, AffineReadout, Arithmetic, ValueBounds, gamma, norm_above, times
-from svdctl.certificates.layer_bounds import Gain, exact
+from svdctl.certificates.error_bounds import Affine, AffineReadout, Arithmetic, ValueBounds
 from svdctl.errors import ShapeError
+from svdctl.layers.layer_bounds import Gain, exact
+from svdctl.spectral.rounding import gamma, norm_above, times
 
 # For speed: larger outputs are not taken for logits.
 _MOST_LOGITS = 1000

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from svdctl.layers.layer_bounds import Gain
     from svdctl.spectral.convolution import Convolution
 
 
@@ -60,6 +61,8 @@ class LayerOps:
     """The classes, or their names as `package.module:Class`; a class that is derived from them counts too."""
     can_control: ClassVar[bool] = True
     """Whether `operator` and `write_` are there: the layer has singular values, and they can be changed."""
+    has_spectrum: ClassVar[bool] = True
+    """Whether spectra of networks have a row for it; False of activations."""
     is_linear: ClassVar[bool] = False
     """Whether it maps vectors, without positions; then `linear_max` bounds it."""
     is_adjoint: ClassVar[bool] = False
@@ -133,7 +136,7 @@ class LayerOps:
             else:
                 weight.mul_(factor)
 
-    def gain(self, layer: Any, *, tolerance: float | None = None) -> Any:
+    def gain(self, layer: Any, *, tolerance: float | None = None) -> "Gain | None":
         """Return the layer's proved `svdctl.certificates.Gain`; None: certificates look into its forward pass."""
         return None
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from svdctl.certificates import Certifier, layer_gain, lipschitz_bound, rounding_bound
-from svdctl.certificates.soc_bounds import FixedSOC, series_norm, squared_modulus
 from svdctl.errors import ShapeError
 from svdctl.layers.minmax import MinMax
 from svdctl.layers.normalize import Normalize
 from svdctl.layers.soc import SOC
+from svdctl.layers.soc_bounds import FixedSOC, series_norm, squared_modulus
 from svdctl.layers.sott import SOTT
 from svdctl.models.lipconvnet import LipConvNet
 from tests.certificates.networks import steepest

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from svdctl.certificates import rounding_bound
-from svdctl.certificates.error_bounds import Affine, gamma
+from svdctl.certificates.error_bounds import Affine
+from svdctl.spectral.rounding import gamma
 from tests.certificates.networks import SHAPE, TABLE, made, stirred, wrn
 
 

@@ -6,6 +6,7 @@ from svdctl.errors import ShapeError
 from svdctl.layers.layer_ops import LayerOps, register_layer
 
 if TYPE_CHECKING:
+    from svdctl.layers.layer_bounds import Gain
     from svdctl.spectral.convolution import Convolution
 
 
@@ -25,3 +26,8 @@ class LinearOps(LayerOps):
         if weight.ndim != 2:
             raise ShapeError(f"the weight of a Linear is a matrix (O, I), not of shape {tuple(weight.shape)}")
         return Convolution.make(weight[:, :, None])
+
+    def gain(self, layer: Any, *, tolerance: float | None = None) -> "Gain":
+        from svdctl.layers.layer_bounds import linear_gain
+
+        return linear_gain(self.operator(layer), layer.bias, tolerance)

@@ -1,10 +1,13 @@
 """Layers that scale each channel by a number."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from svdctl.errors import ShapeError
 from svdctl.layers.layer_ops import NormalizationOps, register_layer
+
+if TYPE_CHECKING:
+    from svdctl.layers.layer_bounds import Gain
 
 
 @register_layer
@@ -31,6 +34,13 @@ class BatchNormOps(NormalizationOps):
     def shape(self, layer: Any) -> tuple[int, ...]:
         return (layer.num_features,)
 
+    def gain(self, layer: Any, *, tolerance: float | None = None) -> "Gain":
+        from svdctl.layers.torch_bounds import batchnorm
+
+        if layer.running_mean is None or layer.running_var is None:
+            raise ShapeError("BatchNorm without running statistics has no fixed gain; use track_running_stats=True")
+        return batchnorm(layer.running_mean, layer.running_var, layer.weight, layer.bias, layer.eps)
+
 
 @register_layer
 class NormalizeOps(NormalizationOps):
@@ -48,3 +58,8 @@ class NormalizeOps(NormalizationOps):
 
     def shape(self, layer: Any) -> tuple[int, ...]:
         return tuple(layer.std.shape)
+
+    def gain(self, layer: Any, *, tolerance: float | None = None) -> "Gain":
+        from svdctl.layers.torch_bounds import normalization_gain
+
+        return normalization_gain(layer)

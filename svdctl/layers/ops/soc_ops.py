@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from svdctl.layers.layer_bounds import Gain
     from svdctl.layers.layer_ops import ConvFactory
     from svdctl.spectral.convolution import Convolution
 
@@ -68,3 +69,23 @@ class SocOps(LayerOps):
     def after_optimizer_step_(self, layer: Any, *, step: int, optimizer: "torch.optim.Optimizer | None") -> None:
         if step % REFINE_EVERY == 0:
             layer.refine_norm_estimate_()
+
+    def gain(self, layer: Any, *, tolerance: float | None = None) -> "Gain":
+        from svdctl.layers.soc_bounds import soc_gain
+
+        return soc_gain(layer, tolerance)
+
+
+@register_layer
+class FixedSocOps(LayerOps):
+    """`FixedSOC`, which certificates put in the place of a SOC layer."""
+
+    kind = "fixed-soc"
+    modules = ("svdctl.layers.soc:FixedSOC",)
+    can_control = False
+    has_spectrum = False
+
+    def gain(self, layer: Any, *, tolerance: float | None = None) -> "Gain":
+        from svdctl.layers.soc_bounds import soc_gain
+
+        return soc_gain(layer, tolerance)

@@ -12,6 +12,7 @@ from svdctl.layers.ops.tt_ops import FramedOps, RankedConfig, keep_frames, rank_
 if TYPE_CHECKING:
     from torch import nn
 
+    from svdctl.layers.layer_bounds import Gain
     from svdctl.layers.layer_ops import ConvFactory
     from svdctl.spectral.convolution import Convolution
 
@@ -78,3 +79,8 @@ class SottOps(FramedOps):
 
     def shape(self, layer: Any) -> tuple[int, ...]:
         return (layer.out_channels, layer.in_channels, layer.kernel_size, layer.kernel_size)
+
+    def gain(self, layer: Any, *, tolerance: float | None = None) -> "Gain":
+        from svdctl.layers.soc_bounds import sott_gain
+
+        return sott_gain(layer, tolerance)

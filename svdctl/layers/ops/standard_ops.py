@@ -7,6 +7,7 @@ from svdctl.config.model_config import ConvInit, LayerConfig
 from svdctl.layers.layer_ops import LayerOps, register_layer
 
 if TYPE_CHECKING:
+    from svdctl.layers.layer_bounds import Gain
     from svdctl.layers.layer_ops import ConvFactory
     from svdctl.spectral.convolution import Convolution
 
@@ -46,3 +47,8 @@ class StandardOps(LayerOps):
 
     def text(self, config: Standard) -> str:
         return "ordinary convolutions"
+
+    def gain(self, layer: Any, *, tolerance: float | None = None) -> "Gain":
+        from svdctl.layers.torch_bounds import convolution_gain
+
+        return convolution_gain(layer, self.operator(layer), tolerance)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from svdctl.layers.layer_bounds import Gain
     from svdctl.layers.layer_ops import ConvFactory
     from svdctl.spectral.convolution import Convolution
 
@@ -215,6 +216,11 @@ class TTOps(FramedOps):
 
     def write_(self, layer: Any, conv: "Convolution", optimizer: "torch.optim.Optimizer | None" = None) -> None:
         layer.set_small_kernel(conv.weight, optimizer)
+
+    def gain(self, layer: Any, *, tolerance: float | None = None) -> "Gain":
+        from svdctl.layers.tt_bounds import tt_gain
+
+        return tt_gain(layer, tolerance)
 
     def shape(self, layer: Any) -> tuple[int, ...]:
         return (layer.out_channels, layer.in_channels, *layer.kernel_size)

@@ -11,26 +11,24 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from svdctl.certificates.error_bounds import gamma, times
-from svdctl.certificates.layer_bounds import (
+from svdctl.errors import ShapeError
+from svdctl.layers.layer_bounds import (
     Gain,
     Stage,
     absolute_norm,
     chain_enlargement,
     chain_rounding,
     frame_convolution,
-    gain_rule,
-    layer_gain,
     linear_gain,
     norm_above_of,
     summands,
 )
-from svdctl.errors import ShapeError
 from svdctl.layers.skew import skew_part
 from svdctl.layers.soc import SOC, FixedSOC
 from svdctl.layers.sott import SOTT
 from svdctl.spectral.bounds import norm_bound
 from svdctl.spectral.convolution import Convolution
+from svdctl.spectral.rounding import gamma, times
 
 _PIECES = (256, 4096)
 _NEGLIGIBLE = 1e-9
@@ -76,8 +74,10 @@ def skew_norm_bound(kernel: Tensor, terms: int, tolerance: float | None) -> floa
     return min(unfolded, norm_above_of(Convolution.make(kernel.detach().double()), tolerance))
 
 
-@gain_rule.register
-def _fixed(layer: FixedSOC, *, tolerance: float | None = None) -> Gain:
+def soc_gain(layer: SOC | FixedSOC, tolerance: float | None) -> Gain:
+    """Return the gain of a SOC layer."""
+    if isinstance(layer, SOC):
+        layer = FixedSOC(layer)
     if layer.is_matrix:
         gain = linear_gain(Convolution.make(layer.kernel), layer.bias, tolerance)
         return Gain({"series": gain.value}, gain.rounding, gain.bias, gain.terms, is_affine=True)
@@ -102,14 +102,9 @@ def _fixed(layer: FixedSOC, *, tolerance: float | None = None) -> Gain:
     )
 
 
-@gain_rule.register
-def _soc(layer: SOC, *, tolerance: float | None = None) -> Gain:
-    return layer_gain(FixedSOC(layer), tolerance=tolerance)
-
-
-@gain_rule.register
-def _sott(layer: SOTT, *, tolerance: float | None = None) -> Gain:
-    core = layer_gain(layer.core, tolerance=tolerance)
+def sott_gain(layer: SOTT, tolerance: float | None) -> Gain:
+    """Return the gain of a SOTT layer."""
+    core = soc_gain(layer.core, tolerance)
     terms = core.terms + 1
     if layer.frame_in is None or layer.frame_out is None:
         # The bias is one more addition.

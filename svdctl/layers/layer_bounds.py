@@ -6,16 +6,15 @@ docs/theory.md, "Rounding of a pass", has the proofs. Tolerances are for speed.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import singledispatch
 
 from torch import Tensor, nn
 
-from svdctl.certificates.error_bounds import gamma, times
 from svdctl.errors import ShapeError
 from svdctl.layers.layer_ops import LayerOps, find_ops, known_class, ops_of
 from svdctl.layers.stored_weight import forwards_as, tensor_of_own_class
 from svdctl.spectral.bounds import norm_bound
 from svdctl.spectral.convolution import Convolution
+from svdctl.spectral.rounding import gamma, times
 
 FINEST = 1e-6
 _TIGHT, _AFFORDABLE, _WIDE = 1e-3, 1e-2, 128
@@ -48,18 +47,15 @@ class Gain:
 
 def forward_of(layer: nn.Module) -> type | None:
     """Return the class that a gain is known for; None if it is not, or not for this layer's own forward or tensors."""
-    known = _class_with_gain(layer)
+    known = known_class(layer) if _has_gain(layer) else None
     if known is None or not forwards_as(layer, known) or tensor_of_own_class(layer) is not None:
         return None
     return known
 
 
-def _class_with_gain(layer: nn.Module) -> type | None:
-    ops, registered = find_ops(layer), known_class(layer)
-    if ops is None or type(ops).gain is LayerOps.gain:
-        registered = None
-    with_rule = gain_rule.registry.keys() - {object}
-    return next((kind for kind in type(layer).__mro__ if kind is registered or kind in with_rule), None)
+def _has_gain(layer: nn.Module) -> bool:
+    ops = find_ops(layer)
+    return ops is not None and type(ops).gain is not LayerOps.gain
 
 
 def exact(_unit: float) -> float:
@@ -67,19 +63,10 @@ def exact(_unit: float) -> float:
     return 0.0
 
 
-@singledispatch
-def gain_rule(layer: nn.Module, *, tolerance: float | None = None) -> Gain:
-    """Return the gain of a layer of svdctl's or torch's own; see `layer_gain`."""
-    raise ShapeError(
-        f"no gain is known for a layer of type {type(layer).__name__}; give it one with svdctl.register_layer"
-    )
-
-
 def layer_gain(layer: nn.Module, *, tolerance: float | None = None) -> Gain:
-    """Return the proved l2 gain of a layer in evaluation mode, for inputs of every size.
+    """Return the proved l2 gain of a layer in evaluation mode, for inputs of every size: `gain` of its `LayerOps`.
 
-    The method `gain` of what `svdctl.register_layer` was given has a user's own; a forward pass with a gain is not
-    looked into.
+    A forward pass with a gain is not looked into.
 
     Args:
         layer: the layer; parametrised weights are taken as they are now.
@@ -89,12 +76,12 @@ def layer_gain(layer: nn.Module, *, tolerance: float | None = None) -> Gain:
     Raises:
         ShapeError: for a type of layer that is not known.
     """
-    known = _class_with_gain(layer)
-    if known is None or known in gain_rule.registry:
-        return gain_rule(layer, tolerance=tolerance)
+    name = type(layer).__name__
+    if not _has_gain(layer):
+        raise ShapeError(f"no gain is known for a layer of type {name}; give it one with svdctl.register_layer")
     found = ops_of(layer).gain(layer, tolerance=tolerance)
     if not isinstance(found, Gain):
-        raise ShapeError(f"the gain of a {type(layer).__name__} is a {type(found).__name__}, not a Gain")
+        raise ShapeError(f"the gain of a {name} is a {type(found).__name__}, not a Gain")
     return found
 
 

@@ -3,15 +3,13 @@
 import torch
 from torch import Tensor
 
-from svdctl.certificates.error_bounds import gamma, norm_above, times, times_power, to_unit_size
-from svdctl.certificates.layer_bounds import (
+from svdctl.layers.layer_bounds import (
     Gain,
     Stage,
     absolute_norm,
     chain_enlargement,
     chain_rounding,
     frame_convolution,
-    gain_rule,
     linear_gain,
     norm_above_of,
     summands,
@@ -21,10 +19,11 @@ from svdctl.layers.tt import TTConv2d
 from svdctl.spectral.bounds import taps_norm
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.gram import UNIT64
+from svdctl.spectral.rounding import gamma, norm_above, times, times_power, to_unit_size
 
 
-@gain_rule.register
-def _tt(layer: TTConv2d, *, tolerance: float | None = None) -> Gain:
+def tt_gain(layer: TTConv2d, tolerance: float | None) -> Gain:
+    """Return the gain of a TT layer."""
     core = Convolution.make(layer.core.detach().double(), stride=layer.stride, dilation=layer.dilation)
     if layer.frame_in is None or layer.frame_out is None:
         return linear_gain(core, layer.bias, tolerance)

@@ -1,34 +1,20 @@
-"""Gains of torch's own layers, of the normalisation and of MinMax."""
+"""Gains of torch's own layers and of the normalisation."""
 
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from svdctl.certificates.error_bounds import gamma, tiny_of
-from svdctl.certificates.layer_bounds import Gain, exact, gain_rule, linear_gain
 from svdctl.errors import ShapeError
-from svdctl.layers.layer_operator import BatchNorm
-from svdctl.layers.layer_ops import ops_of
-from svdctl.layers.minmax import MinMax
+from svdctl.layers.layer_bounds import Gain, linear_gain
 from svdctl.layers.normalize import Normalize
-from svdctl.layers.padding import is_cyclic, padded_sides, padding_factor
+from svdctl.layers.padding import Convolutional, is_cyclic, padded_sides, padding_factor
 from svdctl.spectral.convolution import Convolution
+from svdctl.spectral.rounding import gamma, tiny_of
 
 
-@gain_rule.register(nn.Linear)
-@gain_rule.register(nn.ConvTranspose1d)
-@gain_rule.register(nn.ConvTranspose2d)
-@gain_rule.register(nn.ConvTranspose3d)
-def _linear(layer: nn.Linear, *, tolerance: float | None = None) -> Gain:
-    return linear_gain(ops_of(layer).operator(layer), layer.bias, tolerance)
-
-
-@gain_rule.register(nn.Conv1d)
-@gain_rule.register(nn.Conv2d)
-@gain_rule.register(nn.Conv3d)
-def _conv(layer: nn.Conv2d, *, tolerance: float | None = None) -> Gain:
-    conv = ops_of(layer).operator(layer)
+def convolution_gain(layer: Convolutional, conv: Convolution, tolerance: float | None) -> Gain:
+    """Return the gain of torch's convolution with the operator `conv`, its padding counted."""
     gain = linear_gain(conv, layer.bias, tolerance)
     factor = padding_factor(layer)
     if layer.padding_mode == "circular" and is_cyclic(layer) and max(conv.stride) > 1:
@@ -42,15 +28,6 @@ def _conv(layer: nn.Conv2d, *, tolerance: float | None = None) -> Gain:
         return gain
     factors = {**gain.factors, "padding": factor}
     return Gain(factors, lambda unit: gain.rounding(unit) * factor, gain.bias, gain.terms, True)
-
-
-@gain_rule.register(nn.BatchNorm1d)
-@gain_rule.register(nn.BatchNorm2d)
-@gain_rule.register(nn.BatchNorm3d)
-def _batchnorm(layer: BatchNorm, *, tolerance: float | None = None) -> Gain:
-    if layer.running_mean is None or layer.running_var is None:
-        raise ShapeError("BatchNorm without running statistics has no fixed gain; use track_running_stats=True")
-    return batchnorm(layer.running_mean, layer.running_var, layer.weight, layer.bias, layer.eps)
 
 
 def batchnorm(mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Gain:
@@ -74,17 +51,11 @@ def batchnorm(mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tenso
     return Gain({"batchnorm": largest}, rounding, shift, 8, True, enlarged=steepest)
 
 
-@gain_rule.register
-def _normalize(layer: Normalize, *, tolerance: float | None = None) -> Gain:
+def normalization_gain(layer: Normalize) -> Gain:
+    """Return the gain of a normalisation of pixels."""
     smallest = float(layer.std.double().abs().min())
     if smallest == 0:
         raise ShapeError("a normalisation divides by a standard deviation of 0; the network has no bound")
     scale = 1 / smallest * (1 + 2.0**-50)
     shift = (layer.mean.double() / layer.std.double()).abs().flatten()
     return Gain({"normalisation": scale}, lambda unit: gamma(4, unit) * scale, shift, 4, True, is_broadcast=True)
-
-
-@gain_rule.register
-def _minmax(layer: MinMax, *, tolerance: float | None = None) -> Gain:
-    # Sorting pairs of entries: |sort(a) - sort(b)| <= |a - b|.
-    return Gain({"activation": 1.0}, exact)
