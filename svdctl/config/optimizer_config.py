@@ -1,5 +1,6 @@
 """Optimiser and learning-rate schedule."""
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, model_validator
@@ -47,6 +48,10 @@ class Constant(Config):
 
     kind: Literal["constant"] = "constant"
 
+    def lr_factor(self, step: int, steps: int, lr: float) -> float:
+        """Return the factor on the learning rate `lr` at a step, counted from 0, of `steps` in all."""
+        return 1.0
+
 
 class Steps(Config):
     """The learning rate is multiplied by `factor` at each share of all steps."""
@@ -61,6 +66,10 @@ class Steps(Config):
             raise ValueError("schedule.at must rise: shares of all steps, each once, in order")
         return self
 
+    def lr_factor(self, step: int, steps: int, lr: float) -> float:
+        """Return the factor on the learning rate `lr` at a step, counted from 0, of `steps` in all."""
+        return self.factor ** sum(step >= share * steps for share in self.at)
+
 
 class Cosine(Config):
     """Half a cosine from the full learning rate to nothing."""
@@ -68,6 +77,13 @@ class Cosine(Config):
     kind: Literal["cosine"] = "cosine"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of all steps in which the rate rises linearly first."""
+
+    def lr_factor(self, step: int, steps: int, lr: float) -> float:
+        """Return the factor on the learning rate `lr` at a step, counted from 0, of `steps` in all."""
+        warm = self.warmup * steps
+        if step < warm:
+            return (step + 1) / (warm + 1)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1.0, steps - warm))))
 
 
 class Cyclic(Config):
@@ -80,6 +96,14 @@ class Cyclic(Config):
     """Share of all steps in which it rises."""
     down: Share = 3 / 20
     """Share of all steps in which it falls."""
+
+    def lr_factor(self, step: int, steps: int, lr: float) -> float:
+        """Return the factor on the learning rate `lr` at a step, counted from 0, of `steps` in all."""
+        up, down = self.up * steps, self.down * steps
+        place = step % (up + down)
+        height = place / up if place < up else (up + down - place) / down
+        lowest = self.lr_min / lr
+        return lowest + (1 - lowest) * height
 
 
 Schedule = Annotated[Constant | Steps | Cosine | Cyclic, Field(discriminator="kind")]

@@ -1,7 +1,7 @@
 """Architectures by kind: how a network is built from its configuration, and what it needs."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from svdctl.config.base import Config
@@ -17,22 +17,23 @@ if TYPE_CHECKING:
 A = TypeVar("A", bound="Architecture | type[Architecture]")
 
 
-class Architecture(ABC):
+class Architecture:
     """One kind of network; an object without state, registered with `register_architecture`.
 
     Attributes:
         kind: the name in configurations (`model.kind`).
         config: the schema of its options, a `ModelConfig` whose `kind` is this one.
+        network: its class as `module:Class`, for the inherited `build`.
         groups: groups of layers that may each have a TT rank of their own.
         orthogonal: whether it can be built of SOC and SOTT layers, whose padding is half of their kernel.
     """
 
     kind: str
     config: type[ModelConfig]
+    network: str
     groups: int = 1
     orthogonal: bool = False
 
-    @abstractmethod
     def build(
         self,
         config: Any,
@@ -44,6 +45,9 @@ class Architecture(ABC):
     ) -> "nn.Module":
         """Return the network, which takes pixels in [0, 1] of shape `(N, 3, H, W)` and returns logits `(N, classes)`.
 
+        The class `network`, called with the fields of its configuration, `classes`, `conv`, `stem` and `normalize`, if
+        this method is not overridden.
+
         Args:
             config: its section of the configuration.
             classes: width of the output.
@@ -51,6 +55,12 @@ class Architecture(ABC):
             stem: what makes the first convolution.
             normalize: the module through which pixels go first.
         """
+        module, _, name = self.network.partition(":")
+        fields = config.model_dump(exclude={"kind"})
+        network: nn.Module = getattr(import_module(module), name)(
+            **fields, classes=classes, conv=convs[0], stem=stem, normalize=normalize
+        )
+        return network
 
     def name(self, config: Any) -> str:
         """Return the name of the network in the literature."""

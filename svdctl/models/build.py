@@ -1,11 +1,9 @@
-"""Build the network, optimiser and learning-rate schedule that a configuration describes."""
-
-import math
+"""Build the network and the optimiser that a configuration describes."""
 
 import torch
 from torch import nn
 
-from svdctl.config.optimizer_config import Constant, Cosine, Cyclic, Optimizer, Schedule, Sgd, Steps
+from svdctl.config.optimizer_config import Optimizer
 from svdctl.config.train_config import TrainConfig
 from svdctl.data.batches import derived_seed
 from svdctl.layers.normalize import Normalize
@@ -57,28 +55,8 @@ def build_optimizer(config: Optimizer, model: nn.Module) -> torch.optim.Optimize
     groups: list[dict[str, object]] = [{"params": weights, "weight_decay": config.weight_decay}]
     if coordinates:
         groups.append({"params": coordinates, "weight_decay": 0.0})
-    if isinstance(config, Sgd):
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
-    return torch.optim.Adam(groups, lr=config.lr, eps=config.eps, amsgrad=config.amsgrad)
-
-
-def lr_factor(schedule: Schedule, step: int, steps: int, lr: float) -> float:
-    """Return the factor on the learning rate `lr` at a step, counted from 0, of `steps` in all."""
-    if isinstance(schedule, Constant):
-        return 1.0
-    if isinstance(schedule, Steps):
-        return schedule.factor ** sum(step >= share * steps for share in schedule.at)
-    if isinstance(schedule, Cyclic):
-        up, down = schedule.up * steps, schedule.down * steps
-        place = step % (up + down)
-        height = place / up if place < up else (up + down - place) / down
-        lowest = schedule.lr_min / lr
-        return lowest + (1 - lowest) * height
-    assert isinstance(schedule, Cosine)
-    warm = schedule.warmup * steps
-    if step < warm:
-        return (step + 1) / (warm + 1)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1.0, steps - warm))))
+    settings = config.model_dump(exclude={"kind", "weight_decay"})
+    return {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[config.kind](groups, **settings)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -1,6 +1,5 @@
 """LipConvNet as an architecture."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -10,9 +9,6 @@ from svdctl.models.architecture import Architecture, register_architecture
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from svdctl.layers.layer_ops import ConvFactory
-    from svdctl.layers.normalize import Normalize
 
 STAGES = 5
 STRIDE = 2**STAGES
@@ -40,17 +36,10 @@ class LipConvArchitecture(Architecture):
     groups = STAGES + 1
     orthogonal = True
 
-    def build(
-        self,
-        config: LipConv,
-        *,
-        classes: int,
-        convs: "Sequence[ConvFactory]",
-        stem: "ConvFactory",
-        normalize: "Normalize",
-    ) -> "nn.Module":
+    def build(self, config: LipConv, **parts: Any) -> "nn.Module":
         from svdctl.models.lipconvnet import LipConvNet
 
+        classes, convs, normalize = (parts[name] for name in ("classes", "convs", "normalize"))
         return LipConvNet(config.block_size, classes, in_channels=config.in_channels, conv=convs, normalize=normalize)
 
     def name(self, config: LipConv) -> str:
@@ -69,7 +58,7 @@ class LipConvArchitecture(Architecture):
             )
         if config.in_channels % 2:
             faults.append(f"`model.in_channels = {config.in_channels}`: MinMax pairs channels; use an even number")
-        if config.checkpoint_activations and layer.kind not in ("soc", "sott"):
+        if config.checkpoint_activations and not layer.is_orthogonal:
             faults.append(
                 "`model.checkpoint_activations` is for the series of SOC and SOTT layers; leave it out, or use "
                 "`layer.kind = sott`"

@@ -1,17 +1,10 @@
 """VGG-19 as an architecture."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from svdctl.config.base import Config
 from svdctl.config.model_config import ModelConfig
 from svdctl.models.architecture import Architecture, register_architecture
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from svdctl.layers.layer_ops import ConvFactory
-    from svdctl.layers.normalize import Normalize
 
 
 class Vgg(ModelConfig):
@@ -26,19 +19,7 @@ class VggArchitecture(Architecture):
 
     kind = "vgg"
     config = Vgg
-
-    def build(
-        self,
-        config: Vgg,
-        *,
-        classes: int,
-        convs: "Sequence[ConvFactory]",
-        stem: "ConvFactory",
-        normalize: "Normalize",
-    ) -> "nn.Module":
-        from svdctl.models.vgg import Vgg19
-
-        return Vgg19(classes, conv=convs[0], stem=stem, normalize=normalize)
+    network = "svdctl.models.vgg:Vgg19"
 
     def name(self, config: Vgg) -> str:
         return "VGG-19"

@@ -1,18 +1,11 @@
 """Wide residual networks as an architecture."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from svdctl.config.model_config import ModelConfig
 from svdctl.models.architecture import Architecture, register_architecture
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from svdctl.layers.layer_ops import ConvFactory
-    from svdctl.layers.normalize import Normalize
 
 
 class Wrn(ModelConfig):
@@ -36,19 +29,7 @@ class WrnArchitecture(Architecture):
 
     kind = "wrn"
     config = Wrn
-
-    def build(
-        self,
-        config: Wrn,
-        *,
-        classes: int,
-        convs: "Sequence[ConvFactory]",
-        stem: "ConvFactory",
-        normalize: "Normalize",
-    ) -> "nn.Module":
-        from svdctl.models.wrn import WideResNet
-
-        return WideResNet(config.depth, config.width, classes, conv=convs[0], stem=stem, normalize=normalize)
+    network = "svdctl.models.wrn:WideResNet"
 
     def name(self, config: Wrn) -> str:
         return f"WRN-{config.depth}-{config.width}"

@@ -18,7 +18,7 @@ from svdctl.data.images import ImageData
 from svdctl.errors import ShapeError, TrainingError
 from svdctl.layers.layer_ops import find_ops
 from svdctl.layers.stiefel import frame_error
-from svdctl.models.build import build_optimizer, lr_factor
+from svdctl.models.build import build_optimizer
 from svdctl.registry import LOSSES
 from svdctl.spectral.bounds import Bracket
 from svdctl.train.loss import Loss, LossBatch
@@ -90,7 +90,7 @@ class Trainer:
         steps = self.config.epochs * self.batches.steps_per_epoch
         self.total_steps = min(steps, self.config.max_steps or steps)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: lr_factor(self.config.schedule, step, steps, self.config.optimizer.lr)
+            self.optimizer, lambda step: self.config.schedule.lr_factor(step, steps, self.config.optimizer.lr)
         )
         runnable: Any = torch.compile(self.model) if self.config.hardware.compile else self.model
         self.runnable, self.stepper = self.fabric.setup(runnable, self.optimizer)

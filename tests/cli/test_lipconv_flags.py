@@ -16,7 +16,6 @@ from svdctl.layers.ops.soc_ops import Soc
 from svdctl.layers.ops.sott_ops import Sott
 from svdctl.layers.ops.standard_ops import Standard
 from svdctl.layers.ops.tt_ops import TT, Free, Parametrize, Penalty, Retract
-from svdctl.models.build import lr_factor
 
 SOTT: dict[str, Any] = {"conv_type": "sott", "dec_rank": "128"}
 
@@ -143,7 +142,7 @@ def test_other_networks_refuse_what_is_lipconvnets(set_: list[str], words: str) 
 def test_cyclic_rates() -> None:
     schedule = config(lr_schedule="cyclic", lr_min=0.02, lr_max=0.2).schedule
     assert schedule == Cyclic(lr_min=0.02)
-    rates = [0.2 * lr_factor(schedule, step, 400, 0.2) for step in range(400)]
+    rates = [0.2 * schedule.lr_factor(step, 400, 0.2) for step in range(400)]
     for cycle in range(5):
         start = 80 * cycle
         assert rates[start] == pytest.approx(0.02)
