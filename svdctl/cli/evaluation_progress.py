@@ -1,8 +1,7 @@
 """What a person sees of an evaluation: progress on stderr, the comparison on stdout."""
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
+import traceback
 from typing import TYPE_CHECKING, Any
 
 from svdctl.cli.evaluation_flags import EVALUATION
@@ -16,8 +15,8 @@ if TYPE_CHECKING:
     from svdctl.evaluate.runner import EvaluationResult
 
 
-class EvaluationDisplay:
-    """The reporter of an evaluation, on stderr.
+class EvaluationDisplay(ProgressDisplay):
+    """What is shown of an evaluation, on stderr.
 
     Args:
         debug: whether to show tracebacks of what could not be measured.
@@ -25,45 +24,19 @@ class EvaluationDisplay:
     """
 
     def __init__(self, *, debug: bool = False, live: bool | None = None) -> None:
+        super().__init__("stderr", "  {work:<12} {amount}  {text}", flags_by_key(EVALUATION), live=live)
         self._debug = debug
-        self._metric = ""
-        self._alone = False
-        self.display = ProgressDisplay("stderr", live=live)
 
-    def checkpoints(self, names: Sequence[str], metrics: Sequence[str]) -> None:
-        plural = "s" * (len(names) != 1)
-        self._alone = len(names) == 1
-        self.display.say(f"{len(names)} checkpoint{plural}: {', '.join(metrics)}")
+    def finish(self, result: object) -> None:
+        from svdctl.evaluate.evaluation_outcome import Failure, FinishedMetric
 
-    def checkpoint(self, name: str, results: Path) -> None:
-        self.display.say(f"{name}  ->  {results}")
-
-    def metric(self, metric: str) -> None:
-        self._metric = metric
-        self.display.start(f"  {metric}", clock=True)
-
-    def progress(self, done: int, total: int, text: str) -> None:
-        self.display.advance(done, total, text, f"  {self._metric:<12} {{amount}}  {{text}}")
-
-    def measured(self, metric: str, text: str, *, kept: str) -> None:
-        self.display.close()
-        self.display.say(f"  {metric:<12} {text}{f'  ({kept})' if kept else ''}")
-
-    def notice(self, text: str) -> None:
-        self.display.say(f"note: {with_flags(text, flags_by_key(EVALUATION))}")
-
-    def failed(self, failure: "Failure") -> None:
-        if self._debug:
-            import traceback
-
-            traceback.print_exception(failure.error)
-        if failure.metric is not None or not self._alone:
-            # Of a lone checkpoint it is the last line anyway.
-            self.display.say(f"FAILED {failure_line(failure)}")
-
-    def close(self) -> None:
-        """Give the terminal back; may be called twice."""
-        self.display.close()
+        if isinstance(result, FinishedMetric):
+            self.close()
+            self.say(f"  {result.metric:<12} {result.text}{f'  ({result.kept})' if result.kept else ''}")
+        elif isinstance(result, Failure):
+            if self._debug:
+                traceback.print_exception(result.error)
+            self.say(f"FAILED {failure_line(result)}")
 
 
 def failure_line(failure: "Failure") -> str:

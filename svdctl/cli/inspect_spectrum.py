@@ -53,12 +53,10 @@ def inspect_spectrum(flags: dict[str, Any]) -> None:
     # torch takes seconds to import: only now, when the flags are known to be right.
     from svdctl.analysis import inspect_files as recipe
 
-    display = ProgressDisplay("stderr")
-    display.start()
+    display = ProgressDisplay("stderr", "layer {done} of {total}: {text}")
+    display.begin("spectra")
     try:
-        found = recipe.run(
-            config, tell=lambda done, total, name: display.advance(done, total, name, "layer {done} of {total}: {text}")
-        )
+        found = recipe.run(config, tell=display.advance)
     finally:
         display.close()
     typer.echo(_rendered(found, config), nl=config.format == "table")

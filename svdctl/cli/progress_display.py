@@ -2,26 +2,37 @@
 
 import sys
 import time
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal
 
+from svdctl.cli.messages import with_flags
 from svdctl.utils.printable import printable
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
+from svdctl.utils.progress import Reporter
 
 
-class ProgressDisplay:
-    """What a command shows while it works.
+class ProgressDisplay(Reporter):
+    """What a command shows while it works; notices go to stderr.
 
     Args:
-        stream: where it is shown.
+        stream: where it is shown; a bar stays on stdout and goes from stderr.
+        form: of the line where there is no bar, with `{work}`, `{amount}`, `{done}`, `{total}` and `{text}`.
+        flags: flags by key, for notices.
         live: whether to draw a bar; None: on a terminal.
     """
 
-    def __init__(self, stream: Literal["stdout", "stderr"], *, live: bool | None = None) -> None:
-        self._stream = stream
+    def __init__(
+        self,
+        stream: Literal["stdout", "stderr"],
+        form: str = "",
+        flags: Mapping[str, str] = MappingProxyType({}),
+        *,
+        live: bool | None = None,
+    ) -> None:
+        self._stream, self._form, self._flags = stream, form, flags
         self.live = getattr(sys, stream).isatty() if live is None else live
-        self._bar: Progress | None = None
+        self._bar: Any = None
+        self._work: object = ""
         self._last = time.monotonic()
         if self.live:
             from rich.console import Console
@@ -29,48 +40,40 @@ class ProgressDisplay:
             self.console = Console(stderr=stream == "stderr", highlight=False)
 
     def say(self, text: str) -> None:
-        """Show a text on lines of its own."""
         if self.live:
             self.console.print(printable(text), markup=False, soft_wrap=True)
         else:
             print(printable(text), file=getattr(sys, self._stream), flush=True)
 
-    def start(self, name: str = "", *, transient: bool = True, clock: bool = False) -> None:
-        """Begin a piece of work.
+    def notice(self, text: str) -> None:
+        text = f"note: {with_flags(text, self._flags)}"
+        if self._stream == "stderr":
+            self.say(text)
+        else:
+            print(printable(text), file=sys.stderr, flush=True)
 
-        Args:
-            name: what stands before the bar.
-            transient: whether the bar goes when the work ends.
-            clock: whether the time so far is shown.
-        """
+    def begin(self, work: object) -> None:
         self.close()
-        self._last = time.monotonic()
+        self._work, self._last = work, time.monotonic()
         if self.live:
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-            texts = [TextColumn(name)] * bool(name), [TimeElapsedColumn()] * clock
-            text = TextColumn("{task.fields[amount]} {task.fields[text]}", markup=False)
-            columns = (*texts[0], BarColumn(bar_width=16), text, *texts[1])
-            self._bar = Progress(*columns, console=self.console, transient=transient)
-            self._bar.start()
-            self._task = self._bar.add_task("", total=None, amount="", text="")
+            bar = BarColumn(bar_width=16), TextColumn("{task.fields[amount]} {task.fields[text]}", markup=False)
+            columns = (TextColumn(f"  {work}"), *bar, TimeElapsedColumn()) if "{work" in self._form else bar
+            self._bar = progress = Progress(*columns, console=self.console, transient=self._stream == "stderr")
+            progress.start()
+            self._task = progress.add_task("", total=None, amount="", text="")
 
-    def advance(self, done: int, total: int, text: str, line: str = "{amount}  {text}") -> None:
-        """Show how far the work is.
-
-        Args:
-            done, total: pieces.
-            text: what is at work.
-            line: form of the line where there is no bar, with `{amount}` or `{done}` and `{total}`, and `{text}`.
-        """
+    def advance(self, done: int, total: int, now: str | Mapping[str, float]) -> None:
+        text = now if isinstance(now, str) else describe(now)
+        shown = {"amount": amount(done, total), "text": printable(text)}
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=total, amount=amount(done, total), text=printable(text))
+            self._bar.update(self._task, completed=done, total=total, **shown)
         elif time.monotonic() - self._last >= 10:
             self._last = time.monotonic()
-            self.say(line.format(done=done, total=total, amount=amount(done, total), text=text))
+            self.say(self._form.format(done=done, total=total, work=self._work, **shown))
 
     def close(self) -> None:
-        """Give the terminal back; may be called twice."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -79,3 +82,19 @@ class ProgressDisplay:
 def amount(done: int, total: int) -> str:
     """Return `3/19`, or megabytes when these are bytes."""
     return f"{done:,}/{total:,}" if total < 10**7 else f"{done / 1e6:,.0f}/{total / 1e6:,.0f} MB"
+
+
+def describe(metrics: Mapping[str, float]) -> str:
+    """Return epoch, loss, accuracy, speed and time left in one short line."""
+    penalty = f" penalty {metrics['orthogonal_loss']:.3g}" if metrics.get("orthogonal_loss") else ""
+    return (
+        f"epoch {metrics['epoch']:.0f}/{metrics['epochs']:.0f} loss {metrics['loss']:.4f}{penalty} "
+        f"acc {metrics['acc']:.1%} {metrics['images_per_second']:.0f} images/s {duration(metrics['seconds_left'])} left"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as `1:02:03`, or `2:03` below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

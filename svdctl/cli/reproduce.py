@@ -102,13 +102,13 @@ def _reproduce(request: Request) -> None:
     from svdctl.reproduce.plan import make_plan
 
     make_plan(request)
-    from svdctl.cli.reproduce_progress import choose_reporter
-    from svdctl.cli.reproduce_text import result_lines
+    from svdctl.cli.reproduce_progress import SweepDisplay
+    from svdctl.cli.reproduce_text import command_line, result_lines
     from svdctl.reproduce import reproduction as recipe
 
-    reporter = choose_reporter()
+    reporter = SweepDisplay()
     try:
-        result = recipe.reproduce(request, reporter)
+        result = recipe.reproduce(request, reporter, command_line)
     except KeyboardInterrupt as error:
         # Typer would end the process without a word.
         raise Interrupted(f"stopped; {recipe.GO_ON}") from error

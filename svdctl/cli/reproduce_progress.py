@@ -1,28 +1,19 @@
 """What a person sees of `svdctl reproduce`: a live table of runs on a terminal, plain lines elsewhere."""
 
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from svdctl.cli.reproduce_text import command_line
-from svdctl.cli.training_progress import duration
+from svdctl.cli.progress_display import ProgressDisplay, duration
 
 if TYPE_CHECKING:
-    from rich.live import Live
     from rich.table import Table
 
     from svdctl.reproduce.job import Job, Outcome
     from svdctl.reproduce.plan import Plan
-    from svdctl.reproduce.run_store import RunStore
-
-
-def choose_reporter() -> "PlainSweep":
-    """Return the display that suits stdout."""
-    return LiveSweep() if sys.stdout.isatty() else PlainSweep()
 
 
 @dataclass(frozen=True)
@@ -36,55 +27,63 @@ class RowState:
     """Seconds of training left."""
 
 
-class PlainSweep:
-    """A line when a run changes its state, and every half minute for those that go on."""
+class SweepDisplay(ProgressDisplay):
+    """What is shown of `svdctl reproduce`, on stdout.
+
+    On a terminal a table of all runs, drawn anew twice a second; else a line when a run changes its state, and every
+    half minute for those that go on.
+    """
 
     every = 30.0
 
-    def __init__(self) -> None:
-        self._jobs: list[Job] = []
+    def __init__(self, *, live: bool | None = None) -> None:
+        super().__init__("stdout", live=live)
+        self._jobs: dict[str, Job] = {}
         self._ended: dict[str, Outcome] = {}
-        self._noted: set[tuple[str, str]] = set()
+        self._noted: set[str] = set()
         self._began, self._since = time.time(), time.monotonic()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def start(self, plan: "Plan", jobs: Sequence["Job"], store: "RunStore") -> None:
-        self._jobs, self._store = list(jobs), store
+    def begin(self, work: object) -> None:
+        plan = cast("Plan", work)
+        self._jobs = {job.id: job for job in plan.jobs()}
         # The clock that all processes share tells whose status is of now; it may be set back, so it measures nothing.
         self._began, self._since = time.time(), time.monotonic()
         titles = ", ".join(table.name for table in plan.tables)
-        self.say(f"{titles}: {len(jobs)} runs, in {store.out_dir}")
-        self._begin()
+        self.say(f"{titles}: {len(self._jobs)} runs, in {plan.request.out_dir}")
+        if self.live:
+            from rich.live import Live
 
-    def _begin(self) -> None:
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
+            self._bar = Live(
+                get_renderable=self.table, console=self.console, refresh_per_second=2, vertical_overflow="ellipsis"
+            )
+            self._bar.start()
+        else:
+            self._thread = threading.Thread(target=self._watch, daemon=True)
+            self._thread.start()
 
-    def passed_over(self, job: "Job", why: str) -> None:
-        """Say on stderr, once, why what was there of a run is not used."""
-        if (job.id, why) not in self._noted:
-            self._noted.add((job.id, why))
-            print(f"note: {job.config.name}: {why}", file=sys.stderr, flush=True)
+    def notice(self, text: str) -> None:
+        """Show a sentence, once; why a run is not used is read again and again."""
+        if text not in self._noted:
+            self._noted.add(text)
+            super().notice(text)
 
-    def outcome(self, job: "Job", outcome: "Outcome") -> None:
-        self._ended[job.id] = outcome
-        took = duration(time.monotonic() - self._since)
-        what = f"failed: {outcome.reason}" if outcome.state == "failed" else outcome.state
-        self.say(f"[{len(self._ended)}/{len(self._jobs)}] {job.config.name}: {what} (after {took}{self._all_left()})")
-
-    def say(self, text: str) -> None:
-        print(text, flush=True)
-
-    def command(self, job: "Job") -> str:
-        return command_line(job)
+    def finish(self, result: object) -> None:
+        outcome = cast("Outcome", result)
+        self._ended[outcome.id] = outcome
+        if not self.live:
+            took = duration(time.monotonic() - self._since)
+            what = f"failed: {outcome.reason}" if outcome.state == "failed" else outcome.state
+            name = self._jobs[outcome.id].config.name
+            self.say(f"[{len(self._ended)}/{len(self._jobs)}] {name}: {what} (after {took}{self._all_left()})")
 
     def close(self) -> None:
-        """May be called twice."""
         self._stopped.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        super().close()
 
     def _watch(self) -> None:
         while not self._stopped.wait(self.every):
@@ -101,17 +100,42 @@ class PlainSweep:
 
     def states(self) -> Iterator[RowState]:
         """Yield every run as it stands, other commands' work included."""
-        for job in self._jobs:
+        for job in self._jobs.values():
             ended = self._ended.get(job.id)
             if ended is not None:
                 yield RowState(job.config.name, ended.state, _figures(job, ended), None)
                 continue
-            status = self._store.read_status(job.key)
+            status = job.store.read_status(job.key)
             if status.get("time", 0) < self._began or status.get("state") in ("done", "failed", "interrupted"):
                 yield RowState(job.config.name, "waiting", "", None)
             else:
                 left = status.get("seconds_left") if status["state"] == "training" else None
                 yield RowState(job.config.name, status["state"], _detail(status), left)
+
+    def table(self) -> "Table":
+        """Return all runs as they stand."""
+        from rich.table import Table
+        from rich.text import Text
+
+        took = duration(time.monotonic() - self._since)
+        caption = f"{len(self._ended)} of {len(self._jobs)} done, {took} so far{self._all_left()}"
+        table = Table(box=None, caption=caption, caption_justify="left", pad_edge=False)
+        table.add_column("run", no_wrap=True)
+        table.add_column("state", no_wrap=True)
+        table.add_column("", ratio=1, no_wrap=True, overflow="ellipsis")
+        table.add_column("left", justify="right", no_wrap=True)
+        styles = {"done": "green", "failed": "red", "waiting": "dim"}
+        rows = list(self.states())
+        # Header, caption and the line of what is folded stay on the screen too.
+        shown = most_urgent(rows, self.console.size.height - 5)
+        for row in shown:
+            left = "" if row.left is None else duration(row.left)
+            style = styles.get(row.state, "bold")
+            table.add_row(Text(row.name), Text(row.state, style=style), Text(row.detail), left)
+        folded = Counter(row.state for row in rows) - Counter(row.state for row in shown)
+        if folded:
+            table.add_row(Text("and " + ", ".join(f"{count} more {state}" for state, count in folded.items()), "dim"))
+        return table
 
 
 def _detail(status: dict[str, Any]) -> str:
@@ -143,61 +167,6 @@ def _figures(job: "Job", outcome: "Outcome") -> str:
 def _mark(outcome: "Outcome", column: str) -> str:
     kept = outcome.kept.get(column)
     return f" ({kept})" if kept else ""
-
-
-class LiveSweep(PlainSweep):
-    """A table of all runs that is drawn anew twice a second."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-
-        super().__init__()
-        self._console = Console(highlight=False)
-        self._live: Live | None = None
-
-    def _begin(self) -> None:
-        from rich.live import Live
-
-        self._live = Live(
-            get_renderable=self.table, console=self._console, refresh_per_second=2, vertical_overflow="ellipsis"
-        )
-        self._live.start()
-
-    def outcome(self, job: "Job", outcome: "Outcome") -> None:
-        self._ended[job.id] = outcome
-
-    def say(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
-
-    def close(self) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-
-    def table(self) -> "Table":
-        """Return all runs as they stand."""
-        from rich.table import Table
-        from rich.text import Text
-
-        took = duration(time.monotonic() - self._since)
-        caption = f"{len(self._ended)} of {len(self._jobs)} done, {took} so far{self._all_left()}"
-        table = Table(box=None, caption=caption, caption_justify="left", pad_edge=False)
-        table.add_column("run", no_wrap=True)
-        table.add_column("state", no_wrap=True)
-        table.add_column("", ratio=1, no_wrap=True, overflow="ellipsis")
-        table.add_column("left", justify="right", no_wrap=True)
-        styles = {"done": "green", "failed": "red", "waiting": "dim"}
-        rows = list(self.states())
-        # Header, caption and the line of what is folded stay on the screen too.
-        shown = most_urgent(rows, self._console.size.height - 5)
-        for row in shown:
-            left = "" if row.left is None else duration(row.left)
-            style = styles.get(row.state, "bold")
-            table.add_row(Text(row.name), Text(row.state, style=style), Text(row.detail), left)
-        folded = Counter(row.state for row in rows) - Counter(row.state for row in shown)
-        if folded:
-            table.add_row(Text("and " + ", ".join(f"{count} more {state}" for state, count in folded.items()), "dim"))
-        return table
 
 
 def most_urgent(rows: Sequence[RowState], room: int) -> list[RowState]:

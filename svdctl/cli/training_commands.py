@@ -64,7 +64,8 @@ def start(command: Command, flags: dict[str, Any], *, print_config: bool, dry_ru
             for notice in resolved.notices:
                 reporter.notice(notice)
         if dry_run:
-            reporter.plan(recipe.plan(resolved.config, resolved.base))
+            for line in recipe.plan(resolved.config, resolved.base):
+                reporter.say(line)
         else:
             _end(recipe.run(resolved.config, base=resolved.base, reporter=reporter))
 

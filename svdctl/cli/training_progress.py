@@ -1,20 +1,18 @@
 """What a person sees of a training: a live bar on a terminal, plain lines elsewhere."""
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from svdctl.cli.messages import with_flags
 from svdctl.cli.progress_display import ProgressDisplay
 
 if TYPE_CHECKING:
     from svdctl.train.result import CertifiedEpoch, TrainResult
 
 
-class TrainingDisplay:
-    """The reporter of a training, on stdout.
+class TrainingDisplay(ProgressDisplay):
+    """What is shown of a training, on stdout.
 
     Args:
         flags: flags by key, for notices.
@@ -22,52 +20,15 @@ class TrainingDisplay:
     """
 
     def __init__(self, flags: Mapping[str, str] = MappingProxyType({}), *, live: bool | None = None) -> None:
-        self._flags = flags
-        self._total = 0
-        self.display = ProgressDisplay("stdout", live=live)
+        super().__init__("stdout", "step {done}/{total}  {text}", flags, live=live)
 
-    def plan(self, lines: Sequence[str]) -> None:
-        for line in lines:
-            self.display.say(line)
-
-    def notice(self, text: str) -> None:
-        """To stderr: stdout is the run's."""
-        print(f"note: {with_flags(text, self._flags)}", file=sys.stderr, flush=True)
-
-    def start(self, total_steps: int, done: int) -> None:
-        self._total = total_steps
-        self.display.start(transient=False)
-
-    def step(self, done: int, metrics: Mapping[str, float]) -> None:
-        self.display.advance(done, self._total, describe(metrics), "step {done}/{total}  {text}")
-
-    def evaluated(self, metrics: Mapping[str, float]) -> None:
-        self.display.say(evaluation_line(metrics))
-
-    def finished(self, result: "TrainResult") -> None:
-        self.display.close()
-        for line in result_lines(result):
-            self.display.say(line)
-
-    def close(self) -> None:
-        """Give the terminal back; may be called twice."""
-        self.display.close()
-
-
-def describe(metrics: Mapping[str, float]) -> str:
-    """Epoch, loss, accuracy, speed and time left in one short line."""
-    penalty = f" penalty {metrics['orthogonal_loss']:.3g}" if metrics.get("orthogonal_loss") else ""
-    return (
-        f"epoch {metrics['epoch']:.0f}/{metrics['epochs']:.0f} loss {metrics['loss']:.4f}{penalty} "
-        f"acc {metrics['acc']:.1%} {metrics['images_per_second']:.0f} images/s {duration(metrics['seconds_left'])} left"
-    )
-
-
-def duration(seconds: float) -> str:
-    """Seconds as `1:02:03`, or `2:03` below an hour."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    def finish(self, result: object) -> None:
+        if isinstance(result, Mapping):
+            self.say(evaluation_line(result))
+        else:
+            self.close()
+            for line in result_lines(cast("TrainResult", result)):
+                self.say(line)
 
 
 def evaluation_line(metrics: Mapping[str, float]) -> str:

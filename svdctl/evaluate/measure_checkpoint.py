@@ -11,12 +11,13 @@ from svdctl.errors import CheckpointError
 from svdctl.evaluate.calibration import warning_of
 from svdctl.evaluate.evaluated_model import EvaluatedModel
 from svdctl.evaluate.evaluation_data import EvaluationData, leaks
-from svdctl.evaluate.evaluation_outcome import Evaluation, EvaluationReporter, Failure
+from svdctl.evaluate.evaluation_outcome import Evaluation, Failure, FinishedMetric
 from svdctl.evaluate.find_checkpoints import FoundCheckpoint, unique_name
 from svdctl.evaluate.inference import Classifier
 from svdctl.evaluate.metric import METRICS, MeasurementContext, Metric, OutputContext, Partial, Unfinished
 from svdctl.evaluate.results import OTHER_DATA, Record, ResultStore, fingerprint, held
 from svdctl.utils.network_probe import Probe, probe_images
+from svdctl.utils.progress import Reporter
 
 
 def evaluate(
@@ -24,7 +25,7 @@ def evaluate(
     evaluated: EvaluatedModel,
     dataset: EvaluationData,
     config: EvaluateConfig,
-    reporter: EvaluationReporter,
+    reporter: Reporter,
 ) -> Evaluation:
     """Measure what is not yet measured; a metric that fails does not stop the others.
 
@@ -44,7 +45,7 @@ class _Session:
         evaluated: EvaluatedModel,
         dataset: EvaluationData,
         config: EvaluateConfig,
-        reporter: EvaluationReporter,
+        reporter: Reporter,
     ) -> None:
         self.found, self.evaluated, self.dataset = found, evaluated, dataset
         self.config, self.reporter = config, reporter
@@ -59,14 +60,14 @@ class _Session:
             reporter.notice(f"{found.name}: {OTHER_DATA}")
         self.evaluation = Evaluation(found, evaluated, describe(dataset.data))
         self.context = MeasurementContext(
-            self.classifier, evaluated, dataset, config, probe, found.results, reporter.progress, reporter.notice
+            self.classifier, evaluated, dataset, config, probe, found.results, reporter.advance, reporter.notice
         )
 
     def run(self) -> Evaluation:
         """Measure all metrics in turn, compare them, and write what is made of them."""
         records = self.evaluation.records
         for kind in self.config.metrics:
-            self.reporter.metric(kind)
+            self.reporter.begin(kind)
             with self._caught(kind):
                 record = self._record(METRICS.get(kind))
                 if record is not None:
@@ -107,7 +108,7 @@ class _Session:
         except Exception as error:
             failure = Failure(self.found.name, metric, error)
             self.evaluation.failures.append(failure)
-            self.reporter.failed(failure)
+            self.reporter.finish(failure)
 
     def _protocol(self, metric: Metric, data: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
         """Return everything that decides a figure: weights, data, and these settings."""
@@ -130,7 +131,7 @@ class _Session:
             began = time.perf_counter()
             found = metric.measure(self.context, config, Unfinished(path, protocol, self.context.probe))
             if isinstance(found, Partial):
-                self.reporter.measured(metric.kind, found.text, kept="")
+                self.reporter.finish(FinishedMetric(metric.kind, found.text, ""))
                 return None
             kept = self.store.put(
                 metric.kind,
@@ -143,7 +144,7 @@ class _Session:
             )
         path.unlink(missing_ok=True)
         kept = kept.model_copy(update={"other_data": self.other_data})
-        self.reporter.measured(metric.kind, metric.summary(kept), kept=kept.marks)
+        self.reporter.finish(FinishedMetric(metric.kind, metric.summary(kept), kept.marks))
         return kept
 
     def _find(self, metric: Metric, protocol: dict[str, Any], former: dict[str, Any]) -> Record | None:

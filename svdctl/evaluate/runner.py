@@ -13,13 +13,14 @@ from svdctl.data.data_source import describe, same_data
 from svdctl.errors import CheckpointError, SvdctlError, UsageError
 from svdctl.evaluate.evaluated_model import open_evaluated_model
 from svdctl.evaluate.evaluation_data import EvaluationData, data_of
-from svdctl.evaluate.evaluation_outcome import Evaluation, EvaluationReporter, Failure
+from svdctl.evaluate.evaluation_outcome import Evaluation, Failure
 from svdctl.evaluate.find_checkpoints import FoundCheckpoint, discover, placed
 from svdctl.evaluate.inference import Classifier, choose_device
 from svdctl.evaluate.measure_checkpoint import evaluate
 from svdctl.evaluate.metric import METRICS
 from svdctl.evaluate.report import write_report
 from svdctl.utils.measurement_cache import fault_of
+from svdctl.utils.progress import Reporter
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class _Loaded:
         return self.datasets[key]
 
 
-def run(config: EvaluateConfig, *, reporter: EvaluationReporter) -> EvaluationResult:
+def run(config: EvaluateConfig, *, reporter: Reporter) -> EvaluationResult:
     """Evaluate every checkpoint of a configuration; a checkpoint or metric that fails does not stop the others.
 
     Raises:
@@ -66,10 +67,13 @@ def run(config: EvaluateConfig, *, reporter: EvaluationReporter) -> EvaluationRe
     failures = [Failure(where, None, error) for where, error in discovery.faults]
     if not discovery.checkpoints:
         raise UsageError([str(failure.error) for failure in failures])
+    count = len(discovery.checkpoints)
+    # Of a lone checkpoint a failure is the last line anyway.
+    failures_reporter = reporter if count != 1 else Reporter()
     for failure in failures:
-        reporter.failed(failure)
-    reporter.checkpoints([found.name for found in discovery.checkpoints], config.metrics)
-    chosen = _comparable(discovery.checkpoints, config, failures, reporter)
+        failures_reporter.finish(failure)
+    reporter.say(f"{count} checkpoint{'s' * (count != 1)}: {', '.join(config.metrics)}")
+    chosen = _comparable(discovery.checkpoints, config, failures, failures_reporter)
     loaded = _Loaded()
     evaluations = []
     for found in chosen:
@@ -77,20 +81,20 @@ def run(config: EvaluateConfig, *, reporter: EvaluationReporter) -> EvaluationRe
             evaluations.append(_one(found, config, loaded, failures, reporter))
         except Exception as error:
             # Whatever is wrong with one checkpoint, its file or its network, the others are evaluated.
-            _fail(Failure(found.name, None, error), failures, reporter)
+            _fail(Failure(found.name, None, error), failures, failures_reporter)
     report = None
     measured = [evaluation for evaluation in evaluations if evaluation.records]
     if measured and config.shard is None:
         try:
             report = write_report(discovery.report, measured, failures)
         except OSError as error:
-            _fail(Failure("report.md", None, error), failures, reporter)
+            _fail(Failure("report.md", None, error), failures, failures_reporter)
     return EvaluationResult(tuple(evaluations), tuple(failures), report)
 
 
-def _fail(failure: Failure, failures: list[Failure], reporter: EvaluationReporter) -> None:
+def _fail(failure: Failure, failures: list[Failure], reporter: Reporter) -> None:
     failures.append(failure)
-    reporter.failed(failure)
+    reporter.finish(failure)
 
 
 def _one(
@@ -98,11 +102,11 @@ def _one(
     config: EvaluateConfig,
     loaded: _Loaded,
     failures: list[Failure],
-    reporter: EvaluationReporter,
+    reporter: Reporter,
 ) -> Evaluation:
     evaluated = open_evaluated_model(found.path, config)
     found = placed(found, config, evaluated.weights)
-    reporter.checkpoint(found.name, found.results)
+    reporter.say(f"{found.name}  ->  {found.results}")
     for notice in evaluated.notices:
         reporter.notice(f"{found.name}: {notice}")
     dataset = loaded.get(_data(found, config, evaluated.data))
@@ -154,7 +158,7 @@ def _comparable(
     checkpoints: tuple[FoundCheckpoint, ...],
     config: EvaluateConfig,
     failures: list[Failure],
-    reporter: EvaluationReporter,
+    reporter: Reporter,
 ) -> list[FoundCheckpoint]:
     """Return those of the data set that most checkpoints have; figures on different data cannot stand in one table."""
     if config.data is not None or len(checkpoints) == 1:

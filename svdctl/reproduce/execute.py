@@ -1,7 +1,7 @@
 """Execute a job in this process: train what is missing of a run, and measure it by `eval-robust`."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,33 +12,32 @@ from svdctl.config.train_config import TrainConfig
 from svdctl.data.data_source import source_of
 from svdctl.errors import CheckpointError, Interrupted, SvdctlError, TrainingError
 from svdctl.evaluate import runner
-from svdctl.evaluate.evaluation_outcome import EvaluationReporter, Failure
+from svdctl.evaluate.evaluation_outcome import Failure
 from svdctl.evaluate.metric import METRICS
 from svdctl.reproduce.job import Job, Outcome
 from svdctl.train import start as recipe
-from svdctl.train.result import TrainResult
 from svdctl.train.run_history import read_history, what_lacks
 from svdctl.train.setup import load_parts
+from svdctl.utils.progress import Reporter
 from svdctl.utils.run_dir import locked
 
 SHOWN = ("epoch", "epochs", "loss", "acc", "val_acc", "seconds_left")
 """Figures of a training that its status holds."""
 
 
-class StatusWriter:
-    """Reporter of trainings and evaluations that writes the status of a run, once a second at most.
+class StatusWriter(Reporter):
+    """Writes the status of a run, once a second at most while it advances.
 
     Args:
         job: whose status it is.
-        on_notice: called at once with the reason why a run folder is not used; other processes read it in the status.
+        reporter: gets at once the reason why a run folder is not used; other processes read it in the status.
     """
 
-    def __init__(self, job: Job, on_notice: Callable[[str], None]) -> None:
-        self._job, self._on_notice = job, on_notice
-        self._written = 0.0
-        self._metric = ""
-        self.known: dict[str, Any] = {"state": "starting", "passed_over": []}
-        self.update()
+    def __init__(self, job: Job, reporter: Reporter) -> None:
+        self._job, self._reporter = job, reporter
+        self._work: object = ""
+        self.known: dict[str, Any] = {"passed_over": []}
+        self.update(state="starting")
 
     def update(self, **changes: Any) -> None:
         """Write the status with these changes, now."""
@@ -46,56 +45,37 @@ class StatusWriter:
         self._written = time.monotonic()
         self._job.store.write_status(self._job.key, **self.known)
 
-    def _update_soon(self, **changes: Any) -> None:
-        self.known.update(changes)
-        if time.monotonic() - self._written >= 1:
-            self.update()
-
     def pass_over(self, why: str) -> None:
         """Report why a folder of the run is not used."""
         self.update(passed_over=[*self.known["passed_over"], why])
-        self._on_notice(why)
-
-    def plan(self, lines: Sequence[str]) -> None:
-        self.update()
+        self._reporter.notice(f"{self._job.config.name}: {why}")
 
     def notice(self, text: str) -> None:
         self.update(notice=text)
 
-    def start(self, total_steps: int, done: int) -> None:
-        self.update(state="training", step=done, steps=total_steps)
+    def begin(self, work: object) -> None:
+        self._work = work
+        self.update(**({"state": "training"} if work == "training" else {"detail": work}))
 
-    def step(self, done: int, metrics: Mapping[str, float]) -> None:
-        self._update_soon(step=done, **{name: metrics[name] for name in SHOWN if name in metrics})
+    def advance(self, done: int, total: int, now: str | Mapping[str, float]) -> None:
+        if isinstance(now, str):
+            self.known["detail"] = f"{self._work} {done}/{total} {now}"
+        else:
+            self.known.update({name: now[name] for name in SHOWN if name in now}, step=done, steps=total)
+        if time.monotonic() - self._written >= 1:
+            self.update()
 
-    def evaluated(self, metrics: Mapping[str, float]) -> None:
-        self.update(**{name: metrics[name] for name in SHOWN if name in metrics})
-
-    def finished(self, result: TrainResult) -> None:
-        self.update(folder=str(result.folder))
-
-    def checkpoints(self, names: Sequence[str], metrics: Sequence[str]) -> None: ...
-
-    def checkpoint(self, name: str, results: Path) -> None: ...
-
-    def metric(self, metric: str) -> None:
-        self._metric = metric
-        self._update_soon(detail=metric)
-
-    def progress(self, done: int, total: int, text: str) -> None:
-        self._update_soon(detail=f"{self._metric} {done}/{total} {text}")
-
-    def measured(self, metric: str, text: str, *, kept: str) -> None: ...
-
-    def failed(self, failure: Failure) -> None: ...
+    def finish(self, result: object) -> None:
+        if isinstance(result, Mapping):
+            self.update(**{name: result[name] for name in SHOWN if name in result})
 
 
-def execute(job: Job, on_notice: Callable[[str], None] = lambda text: None) -> Outcome:
+def execute(job: Job, reporter: Reporter | None = None) -> Outcome:
     """Train and measure what is missing of a run; a failure becomes an outcome with its reason.
 
     Args:
         job: the run and what is measured of it.
-        on_notice: called before a run is trained anew, with the reason why what was there of it is not used.
+        reporter: gets, before a run is trained anew, the reason why what was there of it is not used.
 
     Raises:
         KeyboardInterrupt: stopped while it measures.
@@ -103,7 +83,7 @@ def execute(job: Job, on_notice: Callable[[str], None] = lambda text: None) -> O
     with job.store.lock(job.key) as held:
         if not held:
             return Outcome(job.id, "busy")
-        status = StatusWriter(job, on_notice)
+        status = StatusWriter(job, reporter or Reporter())
         try:
             folder = train_run(job, status)
             if not isinstance(folder, Path):
@@ -205,7 +185,7 @@ def evaluation_config(job: Job, checkpoint: Path) -> EvaluateConfig:
     )
 
 
-def evaluate_run(job: Job, folder: Path, reporter: EvaluationReporter, *, kept: bool) -> Outcome:
+def evaluate_run(job: Job, folder: Path, reporter: Reporter, *, kept: bool) -> Outcome:
     """Measure what is not yet measured of a finished run; what could not be measured is the reason in the outcome.
 
     Args:

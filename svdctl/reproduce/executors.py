@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +22,7 @@ from svdctl.plugins import loaded_plugins
 from svdctl.reproduce.execute import execute
 from svdctl.reproduce.job import JOB, OUTCOME, Job, Outcome
 from svdctl.reproduce.worker import work
+from svdctl.utils.progress import Reporter
 
 ATTEMPTS = 3
 """Times that a job is started whose worker is lost."""
@@ -63,12 +63,12 @@ class InProcess(Executor):
     """Runs one job after another in this thread, which gets the signals that stop a training.
 
     Args:
-        on_notice: called at once with the reason why what was there of a run is not used.
+        reporter: gets at once the reason why what was there of a run is not used.
     """
 
-    def __init__(self, on_notice: Callable[[Job, str], None]) -> None:
+    def __init__(self, reporter: Reporter) -> None:
         super().__init__(1)
-        self._on_notice = on_notice
+        self._reporter = reporter
 
     def submit(self, job: Job) -> Future[Outcome]:
         done: Future[Outcome] = Future()
@@ -76,7 +76,7 @@ class InProcess(Executor):
         return done
 
     def run(self, job: Job) -> Outcome:
-        return execute(job, lambda text: self._on_notice(job, text))
+        return execute(job, self._reporter)
 
 
 class Processes(Executor):

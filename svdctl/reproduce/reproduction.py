@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from svdctl.data.data_source import load as load_data
 from svdctl.data.images import ImageData
@@ -22,33 +21,12 @@ from svdctl.reproduce.run_store import RunStore
 from svdctl.reproduce.speed import write_figure
 from svdctl.reproduce.table_files import Request
 from svdctl.reproduce.table_results import Results, assemble, write_table
+from svdctl.utils.progress import Reporter
 from svdctl.utils.signals import terminated_as_interrupt
 
 GO_ON = "the same command goes on where it was"
 BUSY_PAUSE = 5.0
 """Seconds between two attempts to lock the folder of a run that another command is training."""
-
-
-class SweepReporter(Protocol):
-    """Show the progress of the jobs."""
-
-    def start(self, plan: Plan, jobs: Sequence[Job], store: RunStore) -> None:
-        """Show that the work begins."""
-
-    def outcome(self, job: Job, outcome: Outcome) -> None:
-        """Show how a job has ended."""
-
-    def passed_over(self, job: Job, why: str) -> None:
-        """Show why a folder of the run is not used; may be called twice with the same reason."""
-
-    def say(self, text: str) -> None:
-        """Print a line."""
-
-    def command(self, job: Job) -> str:
-        """Return the command line that trains a run."""
-
-    def close(self) -> None:
-        """Clear the display when the work has ended; may be called twice."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +39,13 @@ class ReproduceResult:
     """A line for each run that failed."""
 
 
-def reproduce(request: Request, reporter: SweepReporter) -> ReproduceResult:
+def reproduce(request: Request, reporter: Reporter, command_line: Callable[[Job], str]) -> ReproduceResult:
     """Make tables and figures; runs and measurements that earlier calls have finished are used.
+
+    Args:
+        request: what is made.
+        reporter: gets the plan, the outcomes of its jobs, and notices.
+        command_line: returns the command that trains a run; tables name it.
 
     Raises:
         UsageError: before anything is trained: names, files, configurations, disk, executor.
@@ -77,19 +60,18 @@ def reproduce(request: Request, reporter: SweepReporter) -> ReproduceResult:
     jobs = plan.jobs()
     outcomes: dict[str, Outcome] = {}
     # First of all: an executor that is not there is an error at once.
-    executor = make_executor(request, reporter.passed_over)
+    executor = make_executor(request, reporter)
     try:
         with terminated_as_interrupt():
             if jobs:
                 check_disk(jobs, store)
                 check_data(jobs)
-                reporter.start(plan, jobs, store)
-                by_id = {job.id: job for job in jobs}
-                for outcome in drive(jobs, executor, reporter.say, reporter.passed_over):
+                reporter.begin(plan)
+                for outcome in drive(jobs, executor, reporter):
                     outcomes[outcome.id] = outcome
-                    reporter.outcome(by_id[outcome.id], outcome)
-                    _write(plan, outcomes, reporter, pictures=False)
-            results, files = _write(plan, outcomes, reporter, pictures=True)
+                    reporter.finish(outcome)
+                    _write(plan, outcomes, command_line, pictures=False)
+            results, files = _write(plan, outcomes, command_line, pictures=True)
             for name, figure in plan.figures.items():
                 files += write_figure(request, name, figure, store, reporter.say)
     except (KeyboardInterrupt, Interrupted) as error:
@@ -101,16 +83,13 @@ def reproduce(request: Request, reporter: SweepReporter) -> ReproduceResult:
     return ReproduceResult(tuple(results), tuple(files), tuple(failed))
 
 
-def drive(
-    jobs: Sequence[Job], executor: Executor, say: Callable[[str], None], on_notice: Callable[[Job, str], None]
-) -> Iterator[Outcome]:
+def drive(jobs: Sequence[Job], executor: Executor, reporter: Reporter) -> Iterator[Outcome]:
     """Yield the outcomes of jobs; runs that another command holds are left for later.
 
     Args:
         jobs: one for each run.
         executor: gets them as it has room.
-        say: called with what is waited for.
-        on_notice: called, while a run is at work, with the reasons why what was there of it is not used.
+        reporter: gets what is waited for, and, while a run is at work, why what was there of it is not used.
 
     Raises:
         Interrupted: a job was stopped by a signal.
@@ -131,14 +110,14 @@ def drive(
                 waiting.append(job)
                 if job.key not in announced and not active:
                     announced.add(job.key)
-                    say(f"another command works on {job.config.name}: waiting for it")
+                    reporter.say(f"another command works on {job.config.name}: waiting for it")
         if not active:
             time.sleep(1)
         done, _ = wait(active, timeout=1, return_when=FIRST_COMPLETED)
         for job, since in active.values():
             status = job.store.read_status(job.key)
             for why in status.get("passed_over", []) if status.get("time", 0) >= since else []:
-                on_notice(job, why)
+                reporter.notice(f"{job.config.name}: {why}")
         for future in done:
             job, _ = active.pop(future)
             outcome = future.result()
@@ -159,8 +138,8 @@ def everywhere(request: Request) -> Request:
     return request.model_copy(update=whole)
 
 
-def make_executor(request: Request, on_notice: Callable[[Job, str], None]) -> Executor:
-    """Return the executor of a request; one in this process calls `on_notice` at once.
+def make_executor(request: Request, reporter: Reporter) -> Executor:
+    """Return the executor of a request; one in this process reports at once why what is there of a run is not used.
 
     Raises:
         UsageError: Ray is not there.
@@ -171,7 +150,7 @@ def make_executor(request: Request, on_notice: Callable[[Job, str], None]) -> Ex
         return OnRay(request.address)
     if request.address is not None:
         raise UsageError("`address` is that of a Ray cluster; add `engine = ray`, or leave it out")
-    return InProcess(on_notice) if request.jobs == 1 else Processes(request.jobs)
+    return InProcess(reporter) if request.jobs == 1 else Processes(request.jobs)
 
 
 def check_disk(jobs: Sequence[Job], store: RunStore) -> None:
@@ -208,9 +187,9 @@ def check_data(jobs: Sequence[Job]) -> None:
 
 
 def _write(
-    plan: Plan, outcomes: Mapping[str, Outcome], reporter: SweepReporter, *, pictures: bool
+    plan: Plan, outcomes: Mapping[str, Outcome], command_line: Callable[[Job], str], *, pictures: bool
 ) -> tuple[list[Results], list[Path]]:
     results = [assemble(table, outcomes, plan.paper) for table in plan.tables]
     out_dir = plan.request.out_dir
-    files = [file for result in results for file in write_table(out_dir, result, reporter.command, picture=pictures)]
+    files = [file for result in results for file in write_table(out_dir, result, command_line, picture=pictures)]
     return results, files

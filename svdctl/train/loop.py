@@ -11,9 +11,9 @@ from lightning_fabric import Fabric
 from svdctl.checkpoint.tensors import digest
 from svdctl.train.logger import RunLog
 from svdctl.train.metrics_log import line_digest, make_line
-from svdctl.train.result import TrainingReporter
 from svdctl.train.trainer import EPOCH, SINCE_RECORD, Trainer
 from svdctl.train.validation import Accuracy, summed
+from svdctl.utils.progress import Reporter
 
 SYNC_EVERY = 0.5
 """Seconds between two reads of the totals, each of which waits for the device."""
@@ -24,8 +24,7 @@ class Loop:
     """The steps, evaluations and checkpoints of a training, up to its last step."""
 
     trainer: Trainer
-    reporter: TrainingReporter | None
-    """None in processes other than the first."""
+    reporter: Reporter
     log: RunLog | None
     """None in processes other than the first."""
     save: Callable[[str], None]
@@ -36,8 +35,7 @@ class Loop:
     def run(self) -> bool:
         """Train to the end; return whether it was reached, False when the run was stopped and saved."""
         trainer = self.trainer
-        if self.reporter is not None:
-            self.reporter.start(trainer.total_steps, trainer.counters.step)
+        self.reporter.begin("training")
         trainer.model.train()
         self._clock = time.perf_counter()
         if not trainer.counters.epoch_finished and trainer.at_epoch_end:
@@ -65,8 +63,7 @@ class Loop:
                 rate = (step - first_step) / max(time.perf_counter() - began, 1e-9)
                 metrics["images_per_second"] = rate * config.batch_size
                 metrics["seconds_left"] = (trainer.total_steps - step) / rate
-                if self.reporter is not None:
-                    self.reporter.step(step, metrics)
+                self.reporter.advance(step, trainer.total_steps, metrics)
                 if step % config.log.every_steps == 0:
                     self._record("step", {k: metrics[k] for k in ("epoch", "loss", "orthogonal_loss", "acc", "lr")})
                     trainer.totals[SINCE_RECORD].zero_()
@@ -112,8 +109,7 @@ class Loop:
                 for row in trainer.report():
                     metrics[f"sigma/{row.name}"] = row.largest
                     metrics[f"bound/{row.name}"] = row.bound
-            if self.reporter is not None:
-                self.reporter.evaluated(metrics)
+            self.reporter.finish(metrics)
         best = evaluated and config.evaluation.select != "last" and self._is_best(metrics)
         self._record("epoch", metrics)
         trainer.counters.epoch_finished = True

@@ -1,33 +1,9 @@
-"""What a training reports while it runs, and what it leaves."""
+"""What a training leaves."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from svdctl.control.controller import LayerReport
-
-
-class TrainingReporter(Protocol):
-    """Shows a training; called in the first process only."""
-
-    def plan(self, lines: Sequence[str]) -> None:
-        """Show what the run will do; called before anything is written."""
-
-    def notice(self, text: str) -> None:
-        """Show a sentence."""
-
-    def start(self, total_steps: int, done: int) -> None:
-        """Show that training begins, `done` steps of it made before."""
-
-    def step(self, done: int, metrics: Mapping[str, float]) -> None:
-        """Show the figures since the last record; called a few times a second."""
-
-    def evaluated(self, metrics: Mapping[str, float]) -> None:
-        """Show the figures of an epoch with an evaluation."""
-
-    def finished(self, result: "TrainResult") -> None:
-        """Show the result; called at the end, or when interrupted."""
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,13 @@ from svdctl.layers.shapes import input_sizes
 from svdctl.models.build import build_model
 from svdctl.train.logger import RunInfo, RunLog
 from svdctl.train.loop import Loop
-from svdctl.train.result import TrainingReporter, TrainResult
+from svdctl.train.result import TrainResult
 from svdctl.train.run_history import History, picked_by, read_best, read_history
 from svdctl.train.run_outcome import finished, interrupted
 from svdctl.train.setup import Parts
 from svdctl.train.spectrum_pictures import spectra
 from svdctl.train.trainer import Trainer
+from svdctl.utils.progress import Reporter
 from svdctl.utils.run_dir import locked
 from svdctl.utils.signals import stop_on_signal
 
@@ -42,9 +43,7 @@ class TrainingRun:
         reporter: shows the run.
     """
 
-    def __init__(
-        self, config: TrainConfig, parts: Parts, fabric: Fabric, folder: Path, reporter: TrainingReporter
-    ) -> None:
+    def __init__(self, config: TrainConfig, parts: Parts, fabric: Fabric, folder: Path, reporter: Reporter) -> None:
         self.config, self.parts, self.fabric = config, parts, fabric
         self.folder, self.reporter = folder, reporter
         self.model = build_model(config, len(parts.train.classes))
@@ -117,7 +116,7 @@ class TrainingRun:
             lines = None if history is None else history.lines
             log = RunLog(RunInfo(self.folder, config.model_dump(mode="json"), lines), config.log)
         try:
-            reporter = self.reporter if self.fabric.is_global_zero else None
+            reporter = self.reporter if self.fabric.is_global_zero else Reporter()
             with stop_on_signal() as stop:
                 completed = Loop(self.trainer, reporter, log, self._save, stop).run()
         finally:
@@ -128,7 +127,7 @@ class TrainingRun:
         else:
             result = interrupted(self.trainer, self.folder)
         if self.fabric.is_global_zero:
-            self.reporter.finished(result)
+            self.reporter.finish(result)
         return result
 
     def _check_best(self, checkpoint: Checkpoint, needed: bool) -> None:

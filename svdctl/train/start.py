@@ -12,7 +12,7 @@ from svdctl.data.batches import steps_per_epoch
 from svdctl.data.data_source import source_of
 from svdctl.distributed.failure_detector import end_together
 from svdctl.errors import CheckpointError, UsageError
-from svdctl.train.result import TrainingReporter, TrainResult
+from svdctl.train.result import TrainResult
 from svdctl.train.run import TrainingRun
 from svdctl.train.run_hash import config_in, differing
 from svdctl.train.run_history import read_history
@@ -21,12 +21,13 @@ from svdctl.train.run_plan import SELECTION, plan
 from svdctl.train.setup import Parts, launch, load_parts
 from svdctl.train.trainer import Counters
 from svdctl.utils.atomic_write import write_atomically
+from svdctl.utils.progress import Reporter
 from svdctl.utils.run_dir import create_run_folder, write_environment
 
-__all__ = ["TrainResult", "TrainingReporter", "plan", "resume", "run"]
+__all__ = ["TrainResult", "plan", "resume", "run"]
 
 
-def run(config: TrainConfig, *, base: str, reporter: TrainingReporter) -> TrainResult:
+def run(config: TrainConfig, *, base: str, reporter: Reporter) -> TrainResult:
     """Train from the start in a new run folder.
 
     Raises:
@@ -43,7 +44,8 @@ def run(config: TrainConfig, *, base: str, reporter: TrainingReporter) -> TrainR
         assert folder is not None
         lines[-1] = f"run      {folder}, {SELECTION[config.evaluation.select]}"
         if fabric.is_global_zero:
-            reporter.plan(lines)
+            for line in lines:
+                reporter.say(line)
             write_atomically(folder / "config.toml", to_toml(config))
             write_environment(folder, str(fabric.device), config.seed)
         return TrainingRun(config, parts, fabric, folder, reporter).execute(None)
@@ -52,7 +54,7 @@ def run(config: TrainConfig, *, base: str, reporter: TrainingReporter) -> TrainR
 def resume(
     path: Path,
     *,
-    reporter: TrainingReporter,
+    reporter: Reporter,
     changes: Mapping[str, Mapping[str, Any]] | None = None,
     refused: Callable[[TrainConfig], str | None] | None = None,
     allow_changed_data: bool = False,
@@ -115,7 +117,9 @@ def resume(
             )
         if fabric.is_global_zero:
             step = int(checkpoint.metrics.get("step", 0))
-            reporter.plan([f"resume   {folder} after step {step}", *plan(config, str(folder / "config.toml"))[1:-1]])
+            reporter.say(f"resume   {folder} after step {step}")
+            for line in plan(config, str(folder / "config.toml"))[1:-1]:
+                reporter.say(line)
             if notice is not None:
                 reporter.notice(notice)
         run = TrainingRun(config, parts, fabric, folder, reporter)

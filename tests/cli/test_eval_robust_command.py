@@ -19,6 +19,7 @@ from svdctl.cli.evaluation_progress import EvaluationDisplay
 from svdctl.cli.progress_display import amount
 from svdctl.config.evaluate_config import METRICS, EvaluateConfig
 from svdctl.errors import CheckpointError, DataError, UsageError
+from svdctl.evaluate.evaluation_outcome import Failure, FinishedMetric
 from tests.cli.test_train_command import svdctl_exits
 
 
@@ -232,15 +233,15 @@ def test_the_sheet_of_corruptions_needs_no_checkpoint(recipe: Mock, tmp_path: Pa
 
 
 def an_evaluation(reporter: EvaluationDisplay) -> None:
-    reporter.checkpoints(["a/last", "b"], ["accuracy"])
-    reporter.checkpoint("a/last", Path("runs/a/eval-last"))
-    reporter.metric("accuracy")
-    reporter.progress(1, 4, "test images")
-    reporter.measured("accuracy", "97.5%", kept="")
-    reporter.metric("ece")
-    reporter.measured("ece", "ECE 1%", kept="kept")
+    reporter.say("2 checkpoints: accuracy")
+    reporter.say("a/last  ->  runs/a/eval-last")
+    reporter.begin("accuracy")
+    reporter.advance(1, 4, "test images")
+    reporter.finish(FinishedMetric("accuracy", "97.5%", ""))
+    reporter.begin("ece")
+    reporter.finish(FinishedMetric("ece", "ECE 1%", "kept"))
     reporter.notice("a remark")
-    reporter.failed(Mock(where="b", metric=None, error=CheckpointError("b is damaged")))
+    reporter.finish(Failure("b", None, CheckpointError("b is damaged")))
     reporter.close()
     reporter.close()
 
@@ -259,15 +260,15 @@ def test_progress_goes_to_stderr_in_plain_lines(capsys: pytest.CaptureFixture[st
 def test_no_name_gives_the_terminal_a_code(live: bool, capsys: pytest.CaptureFixture[str]) -> None:
     reporter, screen = EvaluationDisplay(live=live), io.StringIO()
     if live:
-        reporter.display.console = Console(file=screen, width=110, highlight=False)
+        reporter.console = Console(file=screen, width=110, highlight=False)
     odd = "a\x1b[31m\x07[bold]b"
-    reporter.checkpoints([odd], ["accuracy"])
-    reporter.checkpoint(odd, Path(odd))
-    reporter.metric("accuracy")
-    reporter.progress(1, 4, odd)
-    reporter.measured("accuracy", odd, kept="")
+    reporter.say(f"1 checkpoint: {odd}")
+    reporter.say(f"{odd}  ->  {odd}")
+    reporter.begin("accuracy")
+    reporter.advance(1, 4, odd)
+    reporter.finish(FinishedMetric("accuracy", odd, ""))
     reporter.notice(odd)
-    reporter.failed(Mock(where=odd, metric="accuracy", error=CheckpointError(odd)))
+    reporter.finish(Failure(odd, "accuracy", CheckpointError(odd)))
     reporter.close()
     shown = capsys.readouterr().err + screen.getvalue()
     assert "\x1b[31m" not in shown
@@ -279,17 +280,17 @@ def test_a_line_of_progress_every_ten_seconds(capsys: pytest.CaptureFixture[str]
     with patch("svdctl.cli.progress_display.time.monotonic") as clock:
         clock.return_value = 0.0
         reporter = EvaluationDisplay()
-        reporter.metric("cifar-c")
+        reporter.begin("cifar-c")
         for second in range(1, 26):
             clock.return_value = float(second)
-            reporter.progress(second, 91, f"fog, severity {second}")
+            reporter.advance(second, 91, f"fog, severity {second}")
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[:2] for line in lines] == [["cifar-c", "10/91"], ["cifar-c", "20/91"]]
 
 
 def test_the_live_bar_is_drawn_and_taken_away() -> None:
     reporter, screen = EvaluationDisplay(live=True), io.StringIO()
-    reporter.display.console = Console(file=screen, force_terminal=True, width=110, highlight=False)
+    reporter.console = Console(file=screen, force_terminal=True, width=110, highlight=False)
     an_evaluation(reporter)
     shown = screen.getvalue()
     for part in ("\x1b[", "accuracy", "97.5%", "FAILED b"):
@@ -301,7 +302,7 @@ def test_the_live_bar_is_drawn_and_taken_away() -> None:
 def test_stderr_chooses(terminal: bool) -> None:
     with patch("svdctl.cli.progress_display.sys.stderr") as stderr:
         stderr.isatty.return_value = terminal
-        assert EvaluationDisplay().display.live is terminal
+        assert EvaluationDisplay().live is terminal
 
 
 def test_bytes_are_megabytes() -> None:

@@ -8,9 +8,9 @@ from unittest.mock import Mock, patch
 import pytest
 from rich.console import Console
 
+from svdctl.cli.progress_display import duration
 from svdctl.cli.training_progress import (
     TrainingDisplay,
-    duration,
     evaluation_line,
     result_lines,
 )
@@ -43,13 +43,14 @@ LAYERS = (Row("conv1", "TT", (16, 3, 3, 3), 2.9, 2.99, 3.0), Row("fc", "Linear",
 
 
 def a_whole_run(reporter: TrainingDisplay) -> None:
-    reporter.plan(["base     preset quickstart", "data     [digits]"])
-    reporter.start(100, 10)
+    reporter.say("base     preset quickstart")
+    reporter.say("data     [digits]")
+    reporter.begin("training")
     for done in range(10, 101, 10):
-        reporter.step(done, STEP)
-    reporter.evaluated(EPOCH)
+        reporter.advance(done, 100, STEP)
+    reporter.finish(EPOCH)
     reporter.notice("a remark")
-    reporter.finished(result(*LAYERS))
+    reporter.finish(result(*LAYERS))
     reporter.close()
     reporter.close()
 
@@ -69,10 +70,10 @@ def test_plain_progress_every_ten_seconds(capsys: pytest.CaptureFixture[str]) ->
     reporter = TrainingDisplay()
     with patch("svdctl.cli.progress_display.time.monotonic") as clock:
         clock.return_value = 0.0
-        reporter.start(100, 0)
+        reporter.begin("training")
         for second in range(1, 26):
             clock.return_value = float(second)
-            reporter.step(second, STEP)
+            reporter.advance(second, 100, STEP)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines] == ["10/100", "20/100"]
     assert "epoch 2/12 loss 0.2500 acc 93.8% 1234 images/s 1:05 left" in lines[0]
@@ -81,7 +82,7 @@ def test_plain_progress_every_ten_seconds(capsys: pytest.CaptureFixture[str]) ->
 def test_the_live_bar_is_drawn_and_taken_away() -> None:
     reporter = TrainingDisplay(live=True)
     screen = io.StringIO()
-    reporter.display.console = Console(file=screen, force_terminal=True, width=110, highlight=False)
+    reporter.console = Console(file=screen, force_terminal=True, width=110, highlight=False)
     a_whole_run(reporter)
     shown = screen.getvalue()
     for part in (
@@ -100,7 +101,7 @@ def test_the_live_bar_is_drawn_and_taken_away() -> None:
 def test_stdout_chooses(terminal: bool) -> None:
     with patch("svdctl.cli.progress_display.sys.stdout") as stdout:
         stdout.isatty.return_value = terminal
-        assert TrainingDisplay({}).display.live is terminal
+        assert TrainingDisplay({}).live is terminal
 
 
 def test_controlled_layers_are_shown_alone_and_all_without_control() -> None:

@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 
 from svdctl.cli.app import main
-from svdctl.cli.reproduce_progress import LiveSweep, PlainSweep, RowState, choose_reporter, most_urgent
-from svdctl.cli.reproduce_text import dry_run_lines
+from svdctl.cli.reproduce_progress import RowState, SweepDisplay, most_urgent
+from svdctl.cli.reproduce_text import command_line, dry_run_lines
 from svdctl.cli.variadic import spread
 from svdctl.errors import DataError, Interrupted, UsageError
 from svdctl.reproduce import reproduction as recipe
@@ -40,9 +40,10 @@ def svdctl_exits(*arguments: str) -> int:
 
 def asked(reproduce: Mock, *arguments: str) -> Request:
     assert svdctl_exits("reproduce", *arguments) == 0
-    (request, board), named = reproduce.call_args
+    (request, board, spelled), named = reproduce.call_args
+    assert spelled is command_line
     assert named == {}
-    assert isinstance(board, PlainSweep)
+    assert isinstance(board, SweepDisplay)
     assert isinstance(request, Request)
     return request
 
@@ -165,10 +166,10 @@ def test_values_are_spread(given: str, found: str) -> None:
 
 @dataclass(frozen=True)
 class Work:
-    plain: PlainSweep
-    live: LiveSweep
+    plain: SweepDisplay
+    live: SweepDisplay
     screen: io.StringIO
-    end: Callable[[PlainSweep], None]
+    end: Callable[[SweepDisplay], None]
     """Tells a board of the runs that ended."""
 
 
@@ -179,21 +180,21 @@ def work(tmp_path: Path) -> Iterator[Work]:
     runs = plan.jobs()
     store = RunStore(tmp_path)
     store.prepare()
-    plain, live, screen = PlainSweep(), LiveSweep(), io.StringIO()
-    live._console = Console(file=screen, force_terminal=True, width=120, highlight=False)
+    plain, live, screen = SweepDisplay(live=False), SweepDisplay(live=True), io.StringIO()
+    live.console = Console(file=screen, force_terminal=True, width=120, highlight=False)
     outcomes = [
         Outcome(runs[0].id, "done", {"accuracy": 0.987, "control-time": 0.1}),
         Outcome(runs[1].id, "failed", reason="the loss was not finite"),
     ]
     for board in (plain, live):
         board.every = 0.05
-        board.start(plan, runs, store)
+        board.begin(plan)
     store.write_status(runs[2].key, state="training", epoch=3.0, epochs=10.0, loss=0.5, val_acc=0.75, seconds_left=65)
     store.write_status(runs[3].key, state="evaluating", detail="autoattacks 2/4 fab-t")
 
-    def end(board: PlainSweep) -> None:
-        for run, outcome in zip(runs, outcomes, strict=False):
-            board.outcome(run, outcome)
+    def end(board: SweepDisplay) -> None:
+        for outcome in outcomes:
+            board.finish(outcome)
 
     yield Work(plain, live, screen, end)
     plain.close()
@@ -236,9 +237,9 @@ def test_a_long_plan_fits_a_small_terminal(tmp_path: Path) -> None:
     plan = make_plan(Request(tables=("table-vgg",), out_dir=tmp_path))
     runs, store = plan.jobs(), RunStore(tmp_path)
     store.prepare()
-    board, screen = LiveSweep(), io.StringIO()
-    board._console = Console(file=screen, force_terminal=True, width=100, height=14, highlight=False)
-    board.start(plan, runs, store)
+    board, screen = SweepDisplay(live=True), io.StringIO()
+    board.console = Console(file=screen, force_terminal=True, width=100, height=14, highlight=False)
+    board.begin(plan)
     store.write_status(runs[-1].key, state="training", epoch=3.0, epochs=10.0, loss=0.5)
     time.sleep(0.8)
     board.close()
@@ -253,17 +254,17 @@ def test_a_status_of_an_earlier_call_is_waiting(tmp_path: Path) -> None:
     store = RunStore(tmp_path)
     store.prepare()
     store.write_status(plan.jobs()[0].key, state="training", epoch=1.0, epochs=2.0)
-    board = PlainSweep()
-    board.start(plan, plan.jobs(), store)
+    board = SweepDisplay(live=False)
+    board.begin(plan)
     board.close()
     assert {row.state for row in board.states()} == {"waiting"}
 
 
-@pytest.mark.parametrize(("terminal", "kind"), [(True, LiveSweep), (False, PlainSweep)])
-def test_stdout_chooses(terminal: bool, kind: type[PlainSweep]) -> None:
-    with patch("svdctl.cli.reproduce_progress.sys.stdout") as stdout:
+@pytest.mark.parametrize("terminal", [True, False])
+def test_stdout_chooses(terminal: bool) -> None:
+    with patch("svdctl.cli.progress_display.sys.stdout") as stdout:
         stdout.isatty.return_value = terminal
-        assert type(choose_reporter()) is kind
+        assert SweepDisplay().live is terminal
 
 
 def test_a_dry_run_shows_every_run_and_needs_no_data(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from svdctl.train import run as module
 from svdctl.train import start as recipe
 from svdctl.train.setup import launch, load_parts
 from svdctl.train.trainer import Trainer
+from svdctl.utils.progress import Reporter
 
 TT = {"kind": "tt", "rank": 4}
 KINDS: dict[str, dict[str, Any]] = {
@@ -81,22 +82,6 @@ def make(data: Path, out: Path, kind: str, **hardware: Any) -> TrainConfig:
     return TrainConfig.model_validate({**table, **KINDS[kind], "hardware": {"accelerator": "cpu", **hardware}})
 
 
-class Silent:
-    """A reporter that says nothing."""
-
-    def plan(self, lines: Sequence[str]) -> None: ...
-
-    def notice(self, text: str) -> None: ...
-
-    def start(self, total_steps: int, done: int) -> None: ...
-
-    def step(self, done: int, metrics: Mapping[str, float]) -> None: ...
-
-    def evaluated(self, metrics: Mapping[str, float]) -> None: ...
-
-    def finished(self, result: Any) -> None: ...
-
-
 def train(data: Path, out: Path, devices: int, kinds: Sequence[str]) -> None:
     """Train each kind; every process leaves its own weights as `KIND-DEVICES.RANK.pt`."""
     fabric = launch(make(data, out, kinds[0], devices=devices))
@@ -106,7 +91,7 @@ def train(data: Path, out: Path, devices: int, kinds: Sequence[str]) -> None:
             folder = out / f"{kind}-{devices}"
             if fabric.is_global_zero:
                 folder.mkdir(parents=True)
-            run = module.TrainingRun(config, load_parts(config), fabric, folder, Silent())
+            run = module.TrainingRun(config, load_parts(config), fabric, folder, Reporter())
             assert run.execute(None).completed
             torch.save(run.model.state_dict(), out / f"{kind}-{devices}.{fabric.global_rank}.pt")
 
@@ -123,14 +108,14 @@ def lose(data: Path, out: Path, devices: int, kind: str) -> None:
     Trainer.train_step = fatal
     config = make(data, out, kind, devices=devices)
     checkpoint = config.checkpoint.model_copy(update={"every_steps": 4})
-    recipe.run(config.model_copy(update={"checkpoint": checkpoint}), base="test", reporter=Silent())
+    recipe.run(config.model_copy(update={"checkpoint": checkpoint}), base="test", reporter=Reporter())
 
 
 def stop(data: Path, out: Path, devices: int, kind: str, at: int | None) -> None:
     """Train with evaluations, each epoch of three steps; the first process asks for a stop in a step."""
 
-    class Stopping(Silent):
-        def step(self, done: int, metrics: Mapping[str, float]) -> None:
+    class Stopping(Reporter):
+        def advance(self, done: int, total: int, now: str | Mapping[str, float]) -> None:
             if done == at:
                 os.kill(os.getpid(), signal.SIGTERM)
 
@@ -143,7 +128,7 @@ if __name__ == "__main__":
     module.build_model = lambda *given: build_model(*given).double()
     mode, *rest = sys.argv[1:]
     if mode == "resume":
-        recipe.resume(Path(rest[0]), changes={"hardware": {"devices": int(rest[1])}}, reporter=Silent())
+        recipe.resume(Path(rest[0]), changes={"hardware": {"devices": int(rest[1])}}, reporter=Reporter())
     elif mode in ("stop", "whole"):
         stop(Path(rest[0]), Path(rest[1]), int(rest[2]), rest[3], 8 if mode == "stop" else None)
     elif mode == "lose":

@@ -1,7 +1,7 @@
 """A learnable data set, networks trained on it in a second, and a reporter that remembers."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from svdctl.checkpoint.checkpoint_file import Checkpoint, write_checkpoint
 from svdctl.cli.evaluation_flags import resolve_evaluation
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.config.train_config import TrainConfig
-from svdctl.evaluate.evaluation_outcome import Failure
+from svdctl.evaluate.evaluation_outcome import Failure, FinishedMetric
 from svdctl.models.build import build_model
+from svdctl.utils.progress import Reporter
 
 CLASSES = 4
 SIDE = 12
@@ -104,38 +105,34 @@ def write_linear(path: Path, data: Path) -> Path:
     return path
 
 
-class Recorder:
+class Recorder(Reporter):
     """A reporter that remembers."""
 
     def __init__(self) -> None:
-        self.names: list[str] = []
         self.lines: list[str] = []
         self.notices: list[str] = []
         self.failures: list[Failure] = []
         self.kept: dict[str, str] = {}
         self.steps: list[tuple[int, int, str]] = []
 
-    def checkpoints(self, names: Sequence[str], metrics: Sequence[str]) -> None:
-        self.names = list(names)
-
-    def checkpoint(self, name: str, results: Path) -> None:
-        self.lines.append(name)
-
-    def metric(self, metric: str) -> None:
-        self.lines.append(metric)
-
-    def progress(self, done: int, total: int, text: str) -> None:
-        self.steps.append((done, total, text))
-
-    def measured(self, metric: str, text: str, *, kept: str) -> None:
-        self.kept[metric] = kept
+    def say(self, text: str) -> None:
         self.lines.append(text)
+
+    def begin(self, work: object) -> None:
+        self.lines.append(str(work))
+
+    def advance(self, done: int, total: int, now: Any) -> None:
+        self.steps.append((done, total, now))
+
+    def finish(self, result: object) -> None:
+        if isinstance(result, Failure):
+            self.failures.append(result)
+        elif isinstance(result, FinishedMetric):
+            self.kept[result.metric] = result.kept
+            self.lines.append(result.text)
 
     def notice(self, text: str) -> None:
         self.notices.append(text)
-
-    def failed(self, failure: Failure) -> None:
-        self.failures.append(failure)
 
 
 def make(*checkpoints: Path, **flags: Any) -> EvaluateConfig:

@@ -17,7 +17,7 @@ from svdctl.reproduce.table_files import Request
 from tests.evaluate.conftest import run, shared
 from tests.evaluate.small import Recorder, held_part, make
 from tests.extending.confidence_metric import MeanConfidence
-from tests.reproduce.test_end_to_end import Board
+from tests.reproduce.test_end_to_end import Board, spelled
 
 __all__ = ["run", "shared"]
 
@@ -123,7 +123,7 @@ preset = "wrn-cifar10"
 def test_it_is_a_column_of_a_table(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(TABLE)
     request = Request.model_validate({"tables": [str(tmp_path / "mine.toml")], "out_dir": tmp_path / "runs"})
-    result = reproduce(request, Board())
+    result = reproduce(request, Board(), spelled)
     assert not result.failed
     text = (tmp_path / "runs/tables/mine.md").read_text()
     assert "| accuracy, % | confidence, % |" in text

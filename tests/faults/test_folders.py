@@ -10,9 +10,9 @@ import pytest
 from svdctl.errors import EvaluationError, TrainingError
 from svdctl.evaluate.results import held
 from svdctl.train import start as recipe
+from svdctl.utils.progress import Reporter
 from svdctl.utils.run_dir import create_run_folder
 from tests.faults.small import make, only_run, resume, run_folder, train, unchanged
-from tests.reproduce.silent import Silent
 
 
 @pytest.fixture(scope="module")
@@ -116,4 +116,4 @@ def test_a_command_that_read_what_another_has_replaced(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(recipe, "load_parts", meanwhile)
     with pytest.raises(TrainingError, match="went on in"):
-        recipe.resume(run, reporter=Silent())
+        recipe.resume(run, reporter=Reporter())

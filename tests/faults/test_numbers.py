@@ -24,8 +24,8 @@ from svdctl.models.build import build_model
 from svdctl.registry import CONTROLS
 from svdctl.train import run as training
 from svdctl.train import start as recipe
+from svdctl.utils.progress import Reporter
 from tests.faults.small import make, only_run
-from tests.reproduce.silent import Silent
 
 STEPS = 16
 
@@ -109,7 +109,7 @@ def test_a_gradient_that_is_not_a_number(
     config = config_of(tmp_path, kind, layer)
     monkeypatch.setattr(training, "build_model", poisoned(step, lambda name: "layer2" in name, float("nan")))
     with pytest.raises(TrainingError, match=rf"not finite.* step ({step}|{step + 1});"):
-        recipe.run(config, base="test", reporter=Silent())
+        recipe.run(config, base="test", reporter=Reporter())
     assert assert_last_is_good(tmp_path, config) == 5 * ((step - 1) // 5)
 
 
@@ -131,7 +131,7 @@ def test_no_state_that_is_not_finite_is_saved_on_request(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(training, "build_model", build_and_interrupt)
     with pytest.raises(TrainingError, match=r"weights were not finite in or just before step 8"):
-        recipe.run(config, base="test", reporter=Silent())
+        recipe.run(config, base="test", reporter=Reporter())
     assert assert_last_is_good(tmp_path, config) == 5
 
 
@@ -144,7 +144,7 @@ def test_a_gradient_that_explodes(
     config = config_of(tmp_path, kind, layer)
     monkeypatch.setattr(training, "build_model", poisoned(7, lambda name: "layer2" in name, factor))
     try:
-        assert recipe.run(config, base="test", reporter=Silent()).completed
+        assert recipe.run(config, base="test", reporter=Reporter()).completed
         assert assert_last_is_good(tmp_path, config) == STEPS
     except TrainingError as error:
         assert "lower the learning rate" in str(error)
@@ -157,7 +157,7 @@ def test_a_learning_rate_far_too_large(kind: str, rate: float, tmp_path: Path) -
     sets = (f"optimizer.lr={rate:g}", "schedule.kind=constant", "optimizer.weight_decay=0")
     config = config_of(tmp_path, kind, "retract", *sets)
     try:
-        assert recipe.run(config, base="test", reporter=Silent()).completed
+        assert recipe.run(config, base="test", reporter=Reporter()).completed
     except TrainingError as error:
         assert "lower the learning rate (`optimizer.lr`)" in str(error)
     if list(only_run(tmp_path).glob("last.pt")):
@@ -179,5 +179,5 @@ def test_a_network_with_a_layer_of_zeros_trains_and_stays_bounded(
         return model
 
     monkeypatch.setattr(training, "build_model", with_zeros)
-    assert recipe.run(config, base="test", reporter=Silent()).completed
+    assert recipe.run(config, base="test", reporter=Reporter()).completed
     assert assert_last_is_good(tmp_path, config) == 6

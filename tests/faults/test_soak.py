@@ -19,8 +19,8 @@ import pytest
 import svdctl
 from svdctl.errors import TrainingError
 from svdctl.train import start as recipe
+from svdctl.utils.progress import Reporter
 from tests.faults.small import make
-from tests.reproduce.silent import Silent
 
 SECONDS = float(os.environ.get("SVDCTL_SOAK_SECONDS", "180"))
 PER_HOUR = 60
@@ -65,11 +65,11 @@ def one_training(number: int, folder: Path) -> None:
     config = make(folder, *sets, "checkpoint.every_steps=3", max_steps=7)
     if number % 10 == 7:
         with pytest.raises(TrainingError):
-            recipe.run(config, base="soak", reporter=Silent())
+            recipe.run(config, base="soak", reporter=Reporter())
     else:
-        run = recipe.run(config, base="soak", reporter=Silent()).folder
+        run = recipe.run(config, base="soak", reporter=Reporter()).folder
         if number % 10 == 4:
-            recipe.resume(run, reporter=Silent())
+            recipe.resume(run, reporter=Reporter())
         if number % 10 == 9:
             svdctl.spectrum(svdctl.load(run), (3, 12, 12))
     shutil.rmtree(folder / "runs")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from svdctl.checkpoint.checkpoint_file import read_checkpoint
-from svdctl.cli.reproduce_progress import PlainSweep
+from svdctl.cli.reproduce_progress import SweepDisplay
 from svdctl.config.presets import to_toml
 from svdctl.config.train_config import TrainConfig
 from svdctl.reproduce.run_store import RunStore
@@ -184,13 +184,13 @@ def test_what_a_sweep_tells_of_time_is_never_negative(
 ) -> None:
     from unittest.mock import Mock
 
-    board = PlainSweep()
+    board = SweepDisplay(live=False)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now - 7200)
     run = Mock(id="a")
     run.config.name = "row"
-    board._runs = [run, Mock(id="b")]
-    board.outcome(run, Mock(state="done"))
+    board._jobs = {"a": run, "b": Mock(id="b")}
+    board.finish(Mock(id="a", state="done"))
     assert "after 0:00, about 0:00 left" in capsys.readouterr().out
 
 

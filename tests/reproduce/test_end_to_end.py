@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +18,36 @@ from svdctl.errors import DataError
 from svdctl.reproduce.job import Job, Outcome
 from svdctl.reproduce.plan import Plan
 from svdctl.reproduce.reproduction import reproduce
-from svdctl.reproduce.run_store import RunStore
 from svdctl.reproduce.table_files import Request
+from svdctl.utils.progress import Reporter
 
 
-class Board:
-    """Remembers what it is told."""
+class Board(Reporter):
+    """A reporter that remembers."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
         self.outcomes: list[tuple[str, str]] = []
+        self.names: dict[str, str] = {}
 
-    def start(self, plan: Plan, runs: Sequence[Job], store: RunStore) -> None:
-        self.said.append(f"{len(runs)} runs")
+    def begin(self, work: object) -> None:
+        assert isinstance(work, Plan)
+        self.names = {job.id: job.config.name for job in work.jobs()}
+        self.said.append(f"{len(self.names)} runs")
 
-    def outcome(self, run: Job, outcome: Outcome) -> None:
-        self.outcomes.append((run.config.name, outcome.state))
-
-    def passed_over(self, run: Job, why: str) -> None:
-        self.said.append(why)
+    def finish(self, result: object) -> None:
+        assert isinstance(result, Outcome)
+        self.outcomes.append((self.names[result.id], result.state))
 
     def say(self, text: str) -> None:
         self.said.append(text)
 
-    def command(self, run: Job) -> str:
-        return f"{run.preset} {run.assignments}"
+    notice = say
 
-    def close(self) -> None: ...
+
+def spelled(run: Job) -> str:
+    """Return what stands for the command line of a run."""
+    return f"{run.preset} {run.assignments}"
 
 
 def request(tiny: Path, out_dir: Path, **fields: Any) -> Request:
@@ -68,7 +71,7 @@ def runs_of(out_dir: Path) -> list[Path]:
 def test_a_table_from_nothing_and_again(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "runs"
     board = Board()
-    result = reproduce(request(tiny, out), board)
+    result = reproduce(request(tiny, out), board, spelled)
     assert result.failed == ()
     assert board.outcomes == [("tiny-none-full-s3407", "done"), ("tiny-divide-tt8-s3407", "done")]
     assert [file.name for file in result.files] == [f"tiny.{kind}" for kind in ("md", "csv", "tex", "json", "png")]
@@ -94,14 +97,14 @@ def test_a_table_from_nothing_and_again(tiny: Path, tmp_path: Path) -> None:
     weights = {path: (path / "last.pt").stat().st_mtime_ns for path in runs_of(out)}
     assert len(weights) == 2
     assert "(kept" not in (out / "tables" / "tiny.md").read_text()
-    reproduce(request(tiny, out), Board())
+    reproduce(request(tiny, out), Board(), spelled)
     assert cells(out) == first
     # Columns that are measured: five of eval-robust, one of the training.
     rows = [line for line in (out / "tables" / "tiny.md").read_text().splitlines() if line.startswith("| ")][1:]
     assert [line.count("(kept)") for line in rows] == [5, 5]
     assert {path: (path / "last.pt").stat().st_mtime_ns for path in runs_of(out)} == weights
     # Finished runs of another folder are used where they lie.
-    reproduce(request(tiny, tmp_path / "new", reuse=(out,), rows=("none*",)), Board())
+    reproduce(request(tiny, tmp_path / "new", reuse=(out,), rows=("none*",)), Board(), spelled)
     assert runs_of(tmp_path / "new") == []
     assert cells(tmp_path / "new", "tiny-part")["none-full"] == first["none-full"]
 
@@ -113,7 +116,7 @@ def test_a_metric_of_a_user_is_a_column(tiny: Path, tmp_path: Path) -> None:
         .replace("[smoke]", "[evaluate.settings.confidence]\ntemperature = 2.0\n\n[smoke]")
     )
     __import__("tests.extending.confidence_metric")
-    assert reproduce(request(tiny, tmp_path / "runs", rows=("none*",)), Board()).failed == ()
+    assert reproduce(request(tiny, tmp_path / "runs", rows=("none*",)), Board(), spelled).failed == ()
     table = json.loads((tmp_path / "runs" / "tables" / "tiny-part.json").read_text())
     (row,) = table["rows"]
     folder = Path(row["runs"][0]["folder"])
@@ -128,13 +131,13 @@ def test_a_row_that_fails_is_listed_and_tried_again(tiny: Path, tmp_path: Path) 
     good = tiny.read_text()
     tiny.write_text(good.replace('preset = "wrn-cifar10"\n', 'preset = "wrn-cifar10"\nset = ["optimizer.lr=1e30"]\n'))
     board = Board()
-    result = reproduce(request(tiny, out, rows=("none*",)), board)
+    result = reproduce(request(tiny, out, rows=("none*",)), board, spelled)
     assert board.outcomes == [("tiny-part-none-full-s3407", "failed")] or board.outcomes[0][1] == "failed"
     (line,) = result.failed
     assert "none-full, seed 3407: the loss was not finite" in line
     assert "not finite" in (out / "tables" / "tiny-part.md").read_text()
     tiny.write_text(good)
-    assert reproduce(request(tiny, out, rows=("none*",)), Board()).failed == ()
+    assert reproduce(request(tiny, out, rows=("none*",)), Board(), spelled).failed == ()
 
 
 def test_data_that_cannot_be_had_stop_the_plan_before_training(
@@ -148,7 +151,7 @@ def test_data_that_cannot_be_had_stop_the_plan_before_training(
     monkeypatch.setattr(CIFAR10, "download", refuse)
     words = ("data.kind=cifar10",)
     with pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz.*data\.root"):
-        reproduce(request(tiny, tmp_path / "runs", set=words, dataset_root=tmp_path / "data"), Board())
+        reproduce(request(tiny, tmp_path / "runs", set=words, dataset_root=tmp_path / "data"), Board(), spelled)
     assert runs_of(tmp_path / "runs") == []
 
 

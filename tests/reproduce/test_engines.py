@@ -25,6 +25,7 @@ from svdctl.reproduce.plan import Plan, make_plan
 from svdctl.reproduce.reproduction import check_disk, disk_needed, drive, everywhere, make_executor
 from svdctl.reproduce.run_store import RunStore
 from svdctl.reproduce.table_files import Request
+from svdctl.utils.progress import Reporter
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ class Scripted(Executor):
 
 
 def states(jobs: Sequence[Job], engine: Scripted) -> dict[str, str]:
-    return {outcome.id: outcome.state for outcome in drive(jobs, engine, print, print)}
+    return {outcome.id: outcome.state for outcome in drive(jobs, engine, Reporter())}
 
 
 def test_a_failed_row_does_not_stop_the_others_and_a_busy_one_comes_again(jobs: list[Job]) -> None:
@@ -70,7 +71,7 @@ def test_a_folder_that_another_command_holds_is_not_asked_for_without_end(jobs: 
     key = jobs[0].id
     engine, said = Scripted({key: ["busy"] * 3 + ["done"]}), list[str]()
     with patch.object(module, "BUSY_PAUSE", 2.0), patch.object(module, "time", Clock()) as clock:
-        assert [outcome.id for outcome in drive(jobs[:1], engine, said.append, print)] == [key]
+        assert [outcome.id for outcome in drive(jobs[:1], engine, Mock(say=said.append))] == [key]
     assert clock.now >= 6
     assert said == [f"another command works on {jobs[0].config.name}: waiting for it"]
 
@@ -104,7 +105,7 @@ def test_what_another_command_holds_is_waited_for(jobs: list[Job]) -> None:
 
     engine = Scripted({})
     with patch.object(module.time, "sleep", nap):
-        order = [outcome.id for outcome in drive(jobs, engine, said.append, print)]
+        order = [outcome.id for outcome in drive(jobs, engine, Mock(say=said.append))]
     assert order[-1] == jobs[0].id
     assert len(order) == 4
     assert len(said) == 1
@@ -218,9 +219,9 @@ def test_stopping_ends_the_workers(jobs: list[Job]) -> None:
 
 def test_ray_that_is_not_there_is_a_sentence(planned: Callable[..., Plan]) -> None:
     with patch.dict(sys.modules, {"ray": None}), pytest.raises(UsageError, match=r"pip install 'svdctl\[ray\]'"):
-        make_executor(planned(engine="ray").request, print)
+        make_executor(planned(engine="ray").request, Reporter())
     with pytest.raises(UsageError, match="add `engine = ray`"):
-        make_executor(planned(address="auto").request, print)
+        make_executor(planned(address="auto").request, Reporter())
 
 
 class FakeRay(ModuleType):

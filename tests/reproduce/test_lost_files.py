@@ -16,7 +16,7 @@ from svdctl.cli.app import main
 from svdctl.reproduce.reproduction import reproduce
 from svdctl.reproduce.table_files import Request
 from tests.faults.small import write_data
-from tests.reproduce.test_end_to_end import Board
+from tests.reproduce.test_end_to_end import Board, spelled
 from tests.train.test_resume import draw_nothing
 from tests.train.test_resumed_files import made_old
 
@@ -63,7 +63,7 @@ def copy(made: Path, tmp_path: Path) -> Path:
 def table(folder: Path) -> dict[str, Any]:
     """The table of a folder, made by `svdctl reproduce`'s recipe."""
     request = {"tables": [str(folder / "one.toml")], "out_dir": folder / "runs"}
-    assert reproduce(Request.model_validate(request), Board()).failed == ()
+    assert reproduce(Request.model_validate(request), Board(), spelled).failed == ()
     return json.loads((folder / "runs" / "tables" / "one.json").read_text())
 
 

@@ -15,7 +15,7 @@ from svdctl.reproduce.execute import train_run
 from svdctl.reproduce.plan import Plan
 from svdctl.reproduce.run_store import RunStore, inspect_run
 from svdctl.train import start as recipe
-from tests.reproduce.silent import Silent
+from svdctl.utils.progress import Reporter
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_a_real_run_is_found_by_its_configuration_and_confirmed_by_its_checkpoin
 ) -> None:
     run = planned(set=("max_steps=2",)).jobs()[1]
     assert store.best(run.key) is None
-    result = recipe.run(run.config, base="test", reporter=Silent())
+    result = recipe.run(run.config, base="test", reporter=Reporter())
     found = store.best(run.key)
     assert found is not None
     assert (found.folder, found.step, found.finished) == (result.folder, 2, True)
@@ -47,7 +47,7 @@ def test_the_best_folder_of_a_run_and_the_places_that_are_searched(
     planned: Callable[..., Plan], store: RunStore, tmp_path: Path
 ) -> None:
     run = planned(set=("max_steps=2",)).jobs()[0]
-    whole = recipe.run(run.config, base="test", reporter=Silent()).folder
+    whole = recipe.run(run.config, base="test", reporter=Reporter()).folder
     begun = store.out_dir / "begun"
     begun.mkdir()
     shutil.copy(whole / "config.toml", begun)
@@ -69,7 +69,7 @@ def test_the_best_folder_of_a_run_and_the_places_that_are_searched(
 
 def test_a_checkpoint_of_another_row_does_not_count(planned: Callable[..., Plan], store: RunStore) -> None:
     first, second = planned(set=("max_steps=2",)).jobs()[:2]
-    folder, other = (recipe.run(run.config, base="test", reporter=Silent()).folder for run in (first, second))
+    folder, other = (recipe.run(run.config, base="test", reporter=Reporter()).folder for run in (first, second))
     reporter = Mock()
     assert train_run(first, reporter) == folder
     reporter.pass_over.assert_not_called()

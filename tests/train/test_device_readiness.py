@@ -18,7 +18,8 @@ from svdctl.models.build import build_model
 from svdctl.train import start as recipe
 from svdctl.train.setup import launch, load_parts
 from svdctl.train.trainer import Trainer
-from tests.distributed.runs import Silent, write
+from svdctl.utils.progress import Reporter
+from tests.distributed.runs import write
 from tests.synchronisation import NoHostReads
 
 TT = {"kind": "tt", "rank": 6}
@@ -122,7 +123,7 @@ def test_a_compiled_run_ends_with_the_weights_of_a_plain_one(tmp_path: Path) -> 
             "dec_rank": "4", "lr_max": 0.01, "compile": compiled, "accelerator": "cpu", "out_dir": str(tmp_path),
             "set": ["model.in_channels=2"],
         }  # fmt: skip
-        result = recipe.run(resolve(flags, LIPCONV).config, base="test", reporter=Silent())
+        result = recipe.run(resolve(flags, LIPCONV).config, base="test", reporter=Reporter())
         ends.append(read_checkpoint(result.folder).model)
     plain, compiled_end = ends
     assert list(plain) == list(compiled_end)

@@ -1,8 +1,6 @@
 """`--procedure paper` on layers whose inputs are smaller than their kernels, in a whole run."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,26 +8,17 @@ import torch
 from svdctl.checkpoint.checkpoint_file import read_checkpoint
 from svdctl.cli.training_flags import resolve
 from svdctl.train import start as recipe
+from svdctl.utils.progress import Reporter
 
 
-class Lines:
+class Lines(Reporter):
     """A reporter that keeps the notes."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
 
-    def plan(self, lines: Sequence[str]) -> None: ...
-
     def notice(self, text: str) -> None:
         self.notes.append(text)
-
-    def start(self, total_steps: int, done: int) -> None: ...
-
-    def step(self, done: int, metrics: Any) -> None: ...
-
-    def evaluated(self, metrics: Any) -> None: ...
-
-    def finished(self, result: Any) -> None: ...
 
 
 def test_a_clip_that_nothing_exceeds_changes_no_weight_and_the_larger_grids_are_told(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def resume(folder: Path, **named: Any) -> tuple[recipe.TrainResult, list[str]]:
     """The result, and what was said before the training went on."""
     recorder = Recorder()
     before: list[str] = []
-    recorder.start = lambda total_steps, done: before.extend(recorder.lines)  # type: ignore[method-assign]
+    recorder.begin = lambda work: before.extend(recorder.lines)  # type: ignore[method-assign]
     return recipe.resume(folder, reporter=recorder, **named), before
 
 

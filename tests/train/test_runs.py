@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,35 +26,32 @@ from svdctl.layers.layer_operator import batchnorm_gain
 from svdctl.models.build import build_model
 from svdctl.train import start as recipe
 from svdctl.train.metrics_log import read_log
+from svdctl.utils.progress import Reporter
 from svdctl.utils.run_dir import create_run_folder, locked
 
 
-class Recorder:
+class Recorder(Reporter):
     """A reporter that remembers, and may stop the run at a step as Ctrl-C would."""
 
     def __init__(self, interrupt_after: int | None = None) -> None:
         self.lines: list[str] = []
-        self.result: Any = None
+        self.result: object = None
         self.interrupt_after = interrupt_after
 
-    def plan(self, lines: Sequence[str]) -> None:
-        self.lines += lines
-
-    def notice(self, text: str) -> None:
+    def say(self, text: str) -> None:
         self.lines.append(text)
 
-    def start(self, total_steps: int, done: int) -> None:
-        self.total, self.done = total_steps, done
+    notice = say
 
-    def step(self, done: int, metrics: Mapping[str, float]) -> None:
+    def advance(self, done: int, total: int, now: str | Mapping[str, float]) -> None:
         if done == self.interrupt_after:
             os.kill(os.getpid(), signal.SIGINT)
 
-    def evaluated(self, metrics: Mapping[str, float]) -> None:
-        self.lines.append(str(metrics["val_acc"]))
-
-    def finished(self, result: Any) -> None:
-        self.result = result
+    def finish(self, result: object) -> None:
+        if isinstance(result, Mapping):
+            self.lines.append(str(result["val_acc"]))
+        else:
+            self.result = result
 
 
 @pytest.fixture
