@@ -67,7 +67,7 @@ def plain_wrn_clip(model: torch.nn.Module, sizes: dict[str, tuple[int, ...]], ma
         conv = operator_of(layer)
         kernel = conv.polyphase()[0]
         size = tuple(n // s for n, s in zip(sizes[name], conv.stride, strict=True))
-        ops_of(layer).write_(layer, conv.from_polyphase(plain_clip(kernel, size, max_sigma)[None]))
+        ops_of(layer).write_([layer], [conv.from_polyphase(plain_clip(kernel, size, max_sigma)[None])])
 
 
 def pairs() -> dict[str, tuple[Callable[[], object], Callable[[], object], float]]:

@@ -44,7 +44,7 @@ def assign_layer_(layer: nn.Module, value: float, optimizer: Optimizer = None) -
 def _replace_(layer: nn.Module, before: Convolution, kernel: Tensor, max_sigma: float, optimizer: Optimizer) -> float:
     """Write a polyphase kernel, then scale until the bound is proved of the written weights; returns the distance."""
     before = before.with_kernel(before.kernel.clone())  # the layer's own memory may be behind it
-    ops_of(layer).write_(layer, before.from_polyphase(kernel), optimizer)
+    ops_of(layer).write_([layer], [before.from_polyphase(kernel)], optimizer)
     scale_below_(layer, max_sigma, norm_bound(exact_operator(layer)[0], tolerance=SEAL_TOLERANCE))
     return frobenius_norm(operator_of(layer).kernel.double() - before.kernel.double())
 
@@ -107,7 +107,7 @@ def paper_divide_layer_(layer: nn.Module, max_sigma: float, size: tuple[int, ...
 
 def paper_clip_layer_(layer: nn.Module, max_sigma: float, size: tuple[int, ...], optimizer: Optimizer = None) -> None:
     """Clip as the paper does, once on the grid of the layer's input, or of its kernel if larger; nothing is proved."""
-    ops_of(layer).write_(layer, paper_clip(operator_of(layer), max_sigma, size), optimizer)
+    ops_of(layer).write_([layer], [paper_clip(operator_of(layer), max_sigma, size)], optimizer)
 
 
 @torch.no_grad()
@@ -197,7 +197,7 @@ def orthonormalize_frames_(layers: Mapping[str, nn.Module]) -> None:
             )
     operators = {name: exact_operator(layer)[0] for name, layer in framed.items()}
     for name, layer in framed.items():
-        ops_of(layer).write_(layer, operators[name])
+        ops_of(layer).write_([layer], [operators[name]])
 
 
 def refuse_unwritable(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:

@@ -144,6 +144,11 @@ class Controller:
         """Seconds that control has taken, what keeps layers in their form left out."""
         self._method: ControlMethod = CONTROLS.get(config.kind)
         self._known = {name: (ops, layer) for name, layer in model.named_modules() if (ops := find_ops(layer))}
+        self._alike: dict[tuple[Any, ...], list[nn.Module]] = {}
+        """Known layers by their LayerOps, class and shapes."""
+        for ops, layer in self._known.values():
+            shapes = tuple(parameter.shape for parameter in layer.parameters())
+            self._alike.setdefault((ops, type(layer), shapes), []).append(layer)
         self.layers = {name: layer for name, (_, layer) in self._known.items() if is_controllable(layer)}
         self.norms = {name: layer for name, layer in model.named_modules() if isinstance(layer, BatchNorm)}
         self._generator = torch.Generator().manual_seed(seed)
@@ -210,8 +215,8 @@ class Controller:
             ShapeError: weights that are not finite.
         """
         self.steps += 1
-        for ops, layer in self._known.values():
-            ops.after_optimizer_step_(layer, step=self.steps, optimizer=self.optimizer)
+        for (ops, *_), alike in self._alike.items():
+            ops.after_optimizer_step_(alike, step=self.steps, optimizer=self.optimizer)
         self.control_(self.steps)
 
     @torch.no_grad()

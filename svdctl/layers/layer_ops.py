@@ -33,7 +33,8 @@ class LayerOps:
     """How layers of some classes are read, written and kept in shape.
 
     Only `kind`, `modules` and `operator` are needed, or `gain` of a layer that is no convolution (`can_control` False).
-    An object has no state: one of them serves all networks.
+    An object has no state: one of them serves all networks. A method that takes `layers` is given layers of one class
+    and of one shape.
 
     >>> import torch
     >>> class Halving(torch.nn.Conv2d):
@@ -44,8 +45,9 @@ class LayerOps:
     ...     modules = (Halving,)
     ...     def operator(self, layer):
     ...         return svdctl.Convolution.make(layer.weight.detach() / 2, stride=layer.stride)
-    ...     def write_(self, layer, conv, optimizer=None):
-    ...         layer.weight.copy_(2 * conv.weight)
+    ...     def write_(self, layers, convs, optimizer=None):
+    ...         for layer, conv in zip(layers, convs, strict=True):
+    ...             layer.weight.copy_(2 * conv.weight)
     >>> _ = svdctl.register_layer(HalvingOps)
     >>> layer = Halving(3, 8, 3)
     >>> moved = svdctl.clip_(layer, max_sigma=0.1)
@@ -121,10 +123,13 @@ class LayerOps:
         factors, then, of an optimiser, the state that moves with them."""
         return [layer.weight]
 
-    def write_(self, layer: Any, conv: "Convolution", optimizer: "torch.optim.Optimizer | None" = None) -> None:
-        """Give the layer the kernel of `conv`, in place; called without gradients."""
-        weight = self.tensors(layer)[0]
-        weight.copy_(conv.weight.reshape(weight.shape))
+    def write_(
+        self, layers: Sequence[Any], convs: "Sequence[Convolution]", optimizer: "torch.optim.Optimizer | None" = None
+    ) -> None:
+        """Give each layer the kernel of its convolution, in place; called without gradients."""
+        for layer, conv in zip(layers, convs, strict=True):
+            weight = self.tensors(layer)[0]
+            weight.copy_(conv.weight.reshape(weight.shape))
 
     def scale_(self, layers: Sequence[Any], factors: "Sequence[Tensor | float]") -> None:
         """Multiply each layer's operator by a number or 0-d tensor, in place; biases stay. Called without gradients."""
@@ -186,8 +191,10 @@ class LayerOps:
         """Return its shape for a report."""
         return " x ".join(map(str, self.shape(layer)))
 
-    def after_optimizer_step_(self, layer: Any, *, step: int, optimizer: "torch.optim.Optimizer | None") -> None:
-        """Bring the layer back into its form after the optimiser's step of this number, counted from 1."""
+    def after_optimizer_step_(
+        self, layers: Sequence[Any], *, step: int, optimizer: "torch.optim.Optimizer | None"
+    ) -> None:
+        """Bring the layers back into their form after the optimiser's step of this number, counted from 1."""
 
     def penalty(self, layer: Any) -> "tuple[list[Tensor], int, float] | None":
         """Return the layer's share in a term of the loss: (defects (0-d), their count, weight); None: it has none.

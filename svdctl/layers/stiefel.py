@@ -46,8 +46,9 @@ def qr_positive(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def retraction(matrix: Tensor, method: Literal["polar", "qr"]) -> tuple[Tensor, Tensor]:
-    """`(Q, P)` by the named method."""
-    return polar(matrix) if method == "polar" else qr_positive(matrix)
+    """`(Q, P)` by the named method, in float32 at least."""
+    wide = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
+    return polar(wide) if method == "polar" else qr_positive(wide)
 
 
 def gram_defect(frame: Tensor) -> Tensor:
@@ -73,10 +74,10 @@ def transport_momentum(
     for key in MEANS:
         mean = optimizer.state.get(frame, {}).get(key)
         if mean is not None:
-            mean.copy_(mean @ factor.mT)
+            mean.copy_(mean.to(factor.dtype) @ factor.mT)
         mean = optimizer.state.get(core, {}).get(key)
         if mean is not None:
-            along = mean.movedim(core_axis, 0)
+            along = mean.to(factor.dtype).movedim(core_axis, 0)
             # The factor is small and the core is wide: its inverse is faster than solving for each column.
             inverse, info = torch.linalg.inv_ex(factor)
             # Where a frame has lost its rank, no direction of the core can be told: the mean begins anew.

@@ -210,7 +210,8 @@ class TTConv2d(nn.Module):
         Args:
             method: `polar` or `qr`.
             optimizer: whose momentum is carried along.
-            dtype: in which it is computed; the frames' own, if not given, is enough where they are nearly orthonormal.
+            dtype: in which it is computed. The frames' own, and float32 of half precision, if not given: enough where
+                they are nearly orthonormal.
         """
         if self.frames_kind == "parametrize" or self.frame_in is None or self.frame_out is None:
             return
@@ -218,7 +219,8 @@ class TTConv2d(nn.Module):
         for frame, axis in axes:
             orthonormal, factor = retraction(frame.detach().to(dtype or frame.dtype), method)
             if optimizer is not None:
-                transport_momentum(optimizer, frame, self.core, factor.to(frame.dtype), axis)
+                narrow = factor.to(torch.promote_types(frame.dtype, torch.float32))
+                transport_momentum(optimizer, frame, self.core, narrow, axis)
             frame.copy_(orthonormal)
             moved = torch.tensordot(factor, self.core.detach().to(factor.dtype), dims=([1], [axis]))
             self.core.copy_(moved.movedim(0, axis))

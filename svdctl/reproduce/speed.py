@@ -318,6 +318,6 @@ def control(layer: nn.Module, *, max_sigma: float) -> None:
     """Clip a layer once and write it back; its weights are given back, so that every round has the same work."""
     before = [parameter.clone() for parameter in layer.parameters()]
     with torch.no_grad():
-        ops_of(layer).write_(layer, clip_kernel(operator_of(layer), max_sigma))
+        ops_of(layer).write_([layer], [clip_kernel(operator_of(layer), max_sigma)])
     for parameter, value in zip(layer.parameters(), before, strict=True):
         parameter.copy_(value)

@@ -1,5 +1,6 @@
 """A user's layer: a convolution that stores its kernel with the input channels first."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -55,8 +56,11 @@ class InputMajorOps(svdctl.LayerOps):
     def tensors(self, layer: InputMajorConv2d, optimizer: Any = None) -> list[Tensor]:
         return [layer.kernel]
 
-    def write_(self, layer: InputMajorConv2d, conv: svdctl.Convolution, optimizer: Any = None) -> None:
-        layer.kernel.copy_(conv.weight.transpose(0, 1))
+    def write_(
+        self, layers: Sequence[InputMajorConv2d], convs: Sequence[svdctl.Convolution], optimizer: Any = None
+    ) -> None:
+        for layer, conv in zip(layers, convs, strict=True):
+            layer.kernel.copy_(conv.weight.transpose(0, 1))
 
     def shape(self, layer: InputMajorConv2d) -> tuple[int, ...]:
         return tuple(layer.weight().shape)

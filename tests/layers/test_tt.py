@@ -1,5 +1,7 @@
 """TT layers against their dense kernels."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from torch import nn
 from svdctl.config.optimizer_config import Sgd
 from svdctl.errors import ShapeError
 from svdctl.layers.layer_operator import operator_of
+from svdctl.layers.sott import SOTT
 from svdctl.layers.stiefel import frame_error, polar, qr_positive
 from svdctl.layers.tensorize import tensorize_
 from svdctl.layers.tt import TTConv2d, orthonormality_penalty
@@ -75,6 +78,31 @@ def test_retraction_keeps_the_operator_and_its_momentum_direction(method: str) -
     assert frame_error(layer.frame_out) < 1e-12
     assert torch.allclose(layer.contracted(), before, atol=1e-12)
     assert direction() == pytest.approx(pairing, rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", [TTConv2d, SOTT])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("method", ["polar", "qr"])
+def test_retraction_in_half_precision_is_that_of_float32_rounded(kind: type, dtype: torch.dtype, method: str) -> None:
+    """With momentum, which is carried along."""
+    torch.manual_seed(0)
+    half = kind(9, 7, 3, rank=4)
+    for frame in (half.frame_in, half.frame_out):
+        frame.data += 0.1 * torch.randn_like(frame)
+    half.to(dtype)
+    single = copy.deepcopy(half).float()
+    for layer in (half, single):
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.0, momentum=0.9)
+        for parameter in layer.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        layer.retract_(method, optimizer)
+        layer.means = {name: optimizer.state[p]["momentum_buffer"] for name, p in layer.named_parameters()}
+    for (name, narrow), wide in zip(half.named_parameters(), single.parameters(), strict=True):
+        assert narrow.dtype == dtype
+        tolerance = 16 * torch.finfo(dtype).eps
+        assert torch.allclose(narrow.float(), wide, rtol=tolerance, atol=tolerance), name
+        assert torch.allclose(half.means[name].float(), single.means[name], rtol=tolerance, atol=tolerance), name
 
 
 def test_factors_multiply_back_and_qr_is_positive() -> None:

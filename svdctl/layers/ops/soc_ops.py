@@ -1,6 +1,7 @@
 """Skew orthogonal convolutions."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from svdctl.config.base import Config
@@ -66,9 +67,12 @@ class SocOps(LayerOps):
     def cost(self, layer: Any, size: tuple[int, ...]) -> float:
         return float(math.prod(-(-length // layer.stride) for length in size)) * layer.width**3
 
-    def after_optimizer_step_(self, layer: Any, *, step: int, optimizer: "torch.optim.Optimizer | None") -> None:
+    def after_optimizer_step_(
+        self, layers: Sequence[Any], *, step: int, optimizer: "torch.optim.Optimizer | None"
+    ) -> None:
         if step % REFINE_EVERY == 0:
-            layer.refine_norm_estimate_()
+            for layer in layers:
+                layer.refine_norm_estimate_()
 
     def gain(self, layer: Any, *, tolerance: float | None = None) -> "Gain":
         from svdctl.layers.soc_bounds import soc_gain

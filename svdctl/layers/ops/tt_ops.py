@@ -110,9 +110,12 @@ class FramedOps(LayerOps):
         rank_in, rank_out = layer.rank
         return rank_in, rank_out
 
-    def after_optimizer_step_(self, layer: Any, *, step: int, optimizer: "torch.optim.Optimizer | None") -> None:
-        if layer.frames_kind == "retract":
-            layer.retract_(layer.retraction, optimizer)
+    def after_optimizer_step_(
+        self, layers: Sequence[Any], *, step: int, optimizer: "torch.optim.Optimizer | None"
+    ) -> None:
+        for layer in layers:
+            if layer.frames_kind == "retract":
+                layer.retract_(layer.retraction, optimizer)
 
     def penalty(self, layer: Any) -> "tuple[list[Tensor], int, float] | None":
         if layer.frames_kind != "penalty" or not layer.has_frames:
@@ -194,12 +197,14 @@ class TTOps(FramedOps):
         return _strided(layer, kernel), error
 
     def operators_assuming_orthonormal(self, layers: Sequence[Any]) -> "list[Convolution]":
+        import torch
+
         return [
             _strided(
                 layer,
                 layer.core.detach()
                 if layer.frames_kind in ("retract", "parametrize")
-                else layer.small_kernel(dtype=layer.core.dtype),
+                else layer.small_kernel(dtype=torch.promote_types(layer.core.dtype, torch.float32)),
             )
             for layer in layers
         ]
@@ -214,8 +219,11 @@ class TTOps(FramedOps):
         states = [] if optimizer is None else [optimizer.state.get(tensor, {}) for tensor in found]
         return found + [state[key] for state in states for key in MEANS if state.get(key) is not None]
 
-    def write_(self, layer: Any, conv: "Convolution", optimizer: "torch.optim.Optimizer | None" = None) -> None:
-        layer.set_small_kernel(conv.weight, optimizer)
+    def write_(
+        self, layers: Sequence[Any], convs: "Sequence[Convolution]", optimizer: "torch.optim.Optimizer | None" = None
+    ) -> None:
+        for layer, conv in zip(layers, convs, strict=True):
+            layer.set_small_kernel(conv.weight, optimizer)
 
     def gain(self, layer: Any, *, tolerance: float | None = None) -> "Gain":
         from svdctl.layers.tt_bounds import tt_gain
