@@ -19,7 +19,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 
-from svdctl.evaluate.corruptions import CORRUPTIONS, corrupt
+from svdctl.config.corruption_names import CORRUPTIONS
+from svdctl.evaluate.corruptions.corruption_functions import corrupt
 from svdctl.evaluate.corruptions.frost import plates
 from svdctl.utils.machine import machine
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import http.client
-import os
 import shutil
 import tarfile
 import time
@@ -10,9 +9,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
-from svdctl.errors import DataError
+from svdctl.errors import DataError, first_line
 
 CHUNK = 1 << 20
 MAX_MEMBERS = 1000
@@ -36,38 +36,30 @@ def fetch(archive: Archive, path: Path, *, tell: Tell | None = None, attempts: i
 
     Raises:
         DataError: no connection, a server that gives something else, or a wrong checksum.
+        OSError: what is no matter of the connection, as a full disk.
     """
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    cause: Exception | None = None
     for attempt in range(attempts):
+        reason = "the server ended early"
         try:
             _go_on(archive, part, tell)
-            cause = None
-        except (OSError, http.client.HTTPException) as error:
-            if not isinstance(
-                error, urllib.error.URLError | http.client.HTTPException | ConnectionError | TimeoutError
-            ):
-                raise  # a full disk is no matter of the connection
-            cause = error
-        if _length(part) >= archive.size or _is_final(cause):
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+            reason = first_line(error, 150)
+            if isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500 and error.code not in (408, 429):
+                break
+        if _length(part) >= archive.size:
             break
         if attempt + 1 < attempts:
             time.sleep(pause * 2**attempt)
     have = _length(part)
     if have < archive.size:
-        reason = (str(cause).splitlines() or [type(cause).__name__])[0] if cause else "the server ended early"
         kept = f"; {have:,} bytes are kept, and the same command goes on from there" if have else ""
         raise DataError(
-            f"{archive.url} could not be downloaded to {path.parent} ({reason[:150]}); put {archive.name} there{kept}"
+            f"{archive.url} could not be downloaded to {path.parent} ({reason}); put {archive.name} there{kept}"
         )
     check(archive, part, tell=tell)
     part.replace(path)
-
-
-def _is_final(cause: Exception | None) -> bool:
-    """Return whether trying again is of no use."""
-    return isinstance(cause, urllib.error.HTTPError) and 400 <= cause.code < 500 and cause.code not in (408, 429)
 
 
 def _go_on(archive: Archive, part: Path, tell: Tell | None) -> None:
@@ -100,21 +92,18 @@ def check(archive: Archive, path: Path, *, tell: Tell | None = None) -> None:
     Raises:
         DataError: it is not the published file.
     """
-    digest = hashlib.md5(usedforsecurity=False)
-    done = 0
+    size = path.stat().st_size
+    if tell is not None:
+        tell(f"checking {archive.name}", 0, archive.size)
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-            done += len(chunk)
-            if tell is not None:
-                tell(f"checking {archive.name}", done, max(done, archive.size))
-    if done == archive.size and digest.hexdigest() == archive.md5:
+        md5 = hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
+    if (size, md5) == (archive.size, archive.md5):
         return
     ours = path.suffix == ".part"
     if ours:
         path.unlink()
     raise DataError(
-        f"{path} is not the published {archive.name} ({done:,} bytes, MD5 {digest.hexdigest()}; published: "
+        f"{path} is not the published {archive.name} ({size:,} bytes, MD5 {md5}; published: "
         f"{archive.size:,} bytes, MD5 {archive.md5}); " + ("run again" if ours else "remove it, then run again")
     )
 
@@ -130,55 +119,42 @@ def unpack(path: Path, folder: Path, *, limit: int) -> None:
     Raises:
         DataError: damaged, too large, or with a member that leaves the folder, is a link, a device, or twice there.
     """
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    folder.mkdir(parents=True)
     try:
         with tarfile.open(path, "r:") as tar:
-            members = _checked(tar, path, limit)
-            beside.mkdir(parents=True)
-            for member in members:
-                target = beside / PurePosixPath(member.name)
+            for name, member in _checked(tar, path, limit).items():
+                target = folder / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 source = tar.extractfile(member)
                 assert source is not None
                 with source, target.open("xb") as file:
                     shutil.copyfileobj(source, file, CHUNK)
-                if target.stat().st_size != member.size:
-                    raise DataError(f"{path} is cut off within {member.name}; remove it, then run again")
-        beside.replace(folder)
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{path} is damaged or no tar archive ({error}); remove it, then run again") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, tarfile.TarError | EOFError):
+            raise DataError(f"{path} is damaged or no tar archive ({error}); remove it, then run again") from error
+        raise
 
 
-def _checked(tar: tarfile.TarFile, path: Path, limit: int) -> list[tarfile.TarInfo]:
+def _checked(tar: tarfile.TarFile, path: Path, limit: int) -> dict[PurePosixPath, tarfile.TarInfo]:
     """Return the regular files of an archive, after every member was found harmless; nothing is written before that."""
     files: dict[PurePosixPath, tarfile.TarInfo] = {}
     total = 0
     for number, member in enumerate(tar):
-        name = PurePosixPath(member.name)
-        why = _harm(member, name)
-        if why is None and number >= MAX_MEMBERS:
-            why = f"is one of more than {MAX_MEMBERS} members"
-        if why is None and member.isreg():
-            total += member.size
-            if name in files or name == PurePosixPath("."):
-                why = "is there twice or has no name"
-            elif total > limit:
-                why = f"makes it larger than {limit:,} bytes"
+        name, text = PurePosixPath(member.name), member.name
+        total += member.size
+        harms = {
+            "is a link": member.issym() or member.islnk(),
+            "is neither a file nor a folder": member.issparse() or not (member.isreg() or member.isdir()),
+            "would leave its folder": name.is_absolute() or ".." in name.parts or not {*"\\\0:"}.isdisjoint(text),
+            f"is one of more than {MAX_MEMBERS} members": number >= MAX_MEMBERS,
+            "is there twice or has no name": member.isreg() and (name in files or not name.parts),
+            f"makes it larger than {limit:,} bytes": total > limit,
+        }
+        if harm := next((harm for harm, there in harms.items() if there), None):
+            raise DataError(f"{path} is not unpacked: its member {text!r:.100} {harm}; get it from its publisher")
+        if member.isreg():
             files[name] = member
-        if why is not None:
-            raise DataError(f"{path} is not unpacked: its member {member.name!r:.100} {why}; get it from its publisher")
     if inside := next((name for name in files for above in name.parents if above in files), None):
         raise DataError(f"{path} is not unpacked: {str(inside)!r:.100} lies below a file; get it from its publisher")
-    return list(files.values())
-
-
-def _harm(member: tarfile.TarInfo, name: PurePosixPath) -> str | None:
-    if member.issym() or member.islnk():
-        return "is a link"
-    if member.issparse() or not (member.isreg() or member.isdir()):
-        return "is neither a file nor a folder"
-    if name.is_absolute() or ".." in name.parts or "\\" in member.name or "\0" in member.name or ":" in member.name:
-        return "would leave its folder"
-    return None
+    return files

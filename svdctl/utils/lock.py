@@ -10,8 +10,8 @@ from svdctl.errors import SvdctlError
 
 
 @contextmanager
-def held(file: Path) -> Iterator[bool]:
-    """Hold a lock file, made when absent; False when another process holds it.
+def held(file: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Hold a lock file, made when absent; False when another process holds it, which `wait` waits for.
 
     The lock goes with the process that holds it, however that ends; the file stays.
 
@@ -21,7 +21,7 @@ def held(file: Path) -> Iterator[bool]:
     handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
             return

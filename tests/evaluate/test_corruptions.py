@@ -10,18 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from svdctl.config.corruption_names import BENCHMARK, CORRUPTIONS, NOTES, SEVERITIES, read_corruption_list
 from svdctl.errors import ShapeError, UsageError
-from svdctl.evaluate.corruptions import (
-    BENCHMARK,
-    CORRUPTIONS,
-    NOTES,
-    SEVERITIES,
-    contact_sheet,
-    corrupt,
-    corruption_functions,
-    read_corruption_list,
-)
-from svdctl.evaluate.corruptions.corruption_sheet import sample_images
+from svdctl.evaluate.corruptions import corruption_functions
+from svdctl.evaluate.corruptions.corruption_functions import corrupt
+from svdctl.evaluate.corruptions.corruption_sheet import contact_sheet, sample_images
 from tests.evaluate.pictures import flat, photographs
 
 SEEDED = [
@@ -88,7 +81,7 @@ def test_severities_use_draws_of_their_own() -> None:
 
 def test_another_process_with_other_threads_gives_the_same() -> None:
     code = (
-        "import hashlib, torch; from svdctl.evaluate.corruptions import corrupt\n"
+        "import hashlib, torch; from svdctl.evaluate.corruptions.corruption_functions import corrupt\n"
         "images = (torch.arange(8 * 3072) * 7919 % 251).byte().view(8, 3, 32, 32)\n"
         f"pixels = [corrupt(images, name, 3, 7).numpy().tobytes() for name in {SEEDED!r}]\n"
         "digest = hashlib.sha256(b''.join(pixels)).hexdigest()"
@@ -254,8 +247,8 @@ def test_the_sheet_takes_other_images_and_refuses_other_places(tmp_path: Path) -
 
 def test_names_come_without_torch() -> None:
     code = (
-        "import sys, svdctl.evaluate.corruptions as r, svdctl.evaluate.corruptions as c\n"
-        "r.CORRUPTIONS, r.read_corruption_list(), c.corruption_name('fog')\n"
+        "import sys, svdctl.config.corruption_names as r, svdctl.evaluate.corruptions\n"
+        "r.CORRUPTIONS, r.read_corruption_list(), r.corruption_name('fog')\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)

@@ -9,9 +9,10 @@ from PIL import Image
 from scipy import ndimage, stats
 
 from benchmarks.corruptions_reference import REFERENCE, canny, to_hsv
-from svdctl.evaluate.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from svdctl.config.corruption_names import CORRUPTIONS, SEVERITIES
 from svdctl.evaluate.corruptions import canny as edge
 from svdctl.evaluate.corruptions.blur import along_line, disk_sums
+from svdctl.evaluate.corruptions.corruption_functions import corrupt
 from svdctl.evaluate.corruptions.filters import gaussian_filter, resize_matrix
 from svdctl.evaluate.corruptions.frost import plates
 from svdctl.evaluate.corruptions.keyed_random import Draws

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from svdctl.evaluate.corruptions import corrupt
+from svdctl.evaluate.corruptions.corruption_functions import corrupt
 from svdctl.evaluate.corruptions.keyed_random import Draws, image_keys, normal_table
 from svdctl.evaluate.corruptions.noise import poisson, poisson_tables
 

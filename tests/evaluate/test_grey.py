@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from svdctl.errors import CheckpointError
-from svdctl.evaluate.corruptions import corrupt
+from svdctl.evaluate.corruptions.corruption_functions import corrupt
 from svdctl.evaluate.runner import run as evaluate
 from tests.evaluate.small import CLASSES, Recorder, make
 

@@ -8,8 +8,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from svdctl.config.corruption_names import CORRUPTIONS
 from svdctl.evaluate.corruption_metric import summary
-from svdctl.evaluate.corruptions import CORRUPTIONS
 from svdctl.evaluate.evaluation_plots import plot_certified, plot_corruptions, plot_reliability
 
 

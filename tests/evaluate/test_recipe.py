@@ -19,7 +19,7 @@ from svdctl.errors import CheckpointError, DataError, EvaluationError, UsageErro
 from svdctl.evaluate import certificate_metric, corruption_metric
 from svdctl.evaluate.attack import attack_metric
 from svdctl.evaluate.calibration import calibration
-from svdctl.evaluate.corruptions import corrupt
+from svdctl.evaluate.corruptions.corruption_functions import corrupt
 from svdctl.evaluate.results import read_rows
 from svdctl.evaluate.runner import EvaluationResult
 from svdctl.evaluate.runner import run as evaluate

@@ -4,7 +4,7 @@ Every function takes images `(N, 3, H, W)` uint8, a severity from 1 to 5 and the
 """
 
 import math
-from collections.abc import Sequence
+import warnings
 from functools import lru_cache
 
 import numpy as np
@@ -13,8 +13,6 @@ from scipy import sparse
 from torch import Tensor
 
 from svdctl.evaluate.corruptions.filters import (
-    Array,
-    LinearMap,
     gaussian_filter,
     gaussian_taps,
     on_grid,
@@ -63,9 +61,11 @@ def defocus_blur(images: Tensor, severity: int, draws: Draws) -> Tensor:
     """Blur with a disk, its edge smoothed by a small Gaussian."""
     radius, alias_sigma = ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1.0, 0.2), (1.5, 0.1))[severity - 1]
     factor = scale(images)
-    height, width = images.shape[-2:]
     sums, count = disk_sums(images, radius * factor)
-    return to_bytes(_alias_filter(height, width, alias_sigma * factor)(sums) / count)
+    reach = max(1, round(factor))
+    taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / (alias_sigma * factor)) ** 2)
+    rows, columns = (on_grid(tap_matrix(size, taps / taps.sum(), "reflect")) for size in images.shape[-2:])
+    return to_bytes(separable(sums, rows, columns) / count)
 
 
 def disk_sums(images: Tensor, radius: float) -> tuple[Tensor, int]:
@@ -90,50 +90,38 @@ def disk_sums(images: Tensor, radius: float) -> tuple[Tensor, int]:
     return sums, count
 
 
-@lru_cache(maxsize=32)
-def _alias_filter(height: int, width: int, sigma: float) -> LinearMap:
-    reach = max(1, round(min(height, width) / 32))
-    taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-    taps /= taps.sum()
-    return separable(on_grid(tap_matrix(height, taps, "mirror")), on_grid(tap_matrix(width, taps, "mirror")))
-
-
 def zoom_blur(images: Tensor, severity: int, draws: Draws) -> Tensor:
     """Return the mean of the image and of its central zooms from 1 in steps of 0.01."""
     height, width = images.shape[-2:]
-    return to_bytes(_zooms(height, width, (1.06, 1.11, 1.16, 1.21, 1.26)[severity - 1])(images))
+    matrix = _zooms(height, width, (1.06, 1.11, 1.16, 1.21, 1.26)[severity - 1]).to(images.device)
+    # Pixels first: each weight then multiplies one contiguous row, the same pixel of all images.
+    pixels = images.reshape(-1, height * width).T.contiguous().double()
+    return to_bytes((matrix @ pixels).T.view(images.shape))
 
 
 @lru_cache(maxsize=32)
-def _zooms(height: int, width: int, end: float) -> LinearMap:
+def _zooms(height: int, width: int, end: float) -> Tensor:
+    """Return the map of flat images `(H W, H W)`, sparse; no product of one matrix for each axis."""
     # The generator's expression: by rounding it includes the end at 1.06 and 1.11.
-    zooms = [float(zoom) for zoom in np.arange(1, end, 0.01)]
+    zooms = np.arange(1, end, 0.01).tolist()
     share = 1 / (len(zooms) + 1)
-    return _sum_of_products(
-        [
-            (np.eye(height) * share, np.eye(width)),
-            *((_central_zoom(height, zoom) * share, _central_zoom(width, zoom)) for zoom in zooms),
-        ]
-    )
-
-
-def _central_zoom(size: int, zoom: float) -> Array:
-    part = zoom_matrix(size, zoom)
-    whole = np.zeros((size, size))
-    first = (size - part.shape[1]) // 2
-    whole[:, first : first + part.shape[1]] = part
-    return whole
-
-
-def _sum_of_products(terms: Sequence[tuple[Array, Array]]) -> LinearMap:
-    """Return the map `sum of rows @ image @ columns.T`, as one matrix; its weights must be non-negative with sum 1."""
-    total = sum((sparse.kron(sparse.csr_array(rows), columns, format="csr") for rows, columns in terms[1:]),
-                start=sparse.kron(sparse.csr_array(terms[0][0]), terms[0][1], format="csr"))  # fmt: skip
+    total = sparse.csr_array(sparse.eye_array(height * width) * share)
+    for zoom in zooms:
+        rows, columns = (_central_zoom(size, zoom) for size in (height, width))
+        total = total + sparse.kron(rows * share, columns, format="csr")
+    # What rounding takes away goes to each row's first weight: constant images stay.
     total.data = np.round(total.data * _FINE)
-    # What rounding took away goes to each row's first weight: constant images stay.
     total.data[total.indptr[:-1]] += _FINE - total.sum(axis=1)
-    total.data /= _FINE
-    return LinearMap((len(terms[0][0]), len(terms[0][1])), total)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*beta state.*")
+        parts = (torch.from_numpy(part) for part in (total.indptr, total.indices, total.data / _FINE))
+        return torch.sparse_csr_tensor(*parts, size=total.shape, check_invariants=False)
+
+
+def _central_zoom(size: int, zoom: float) -> sparse.csr_array:
+    part = zoom_matrix(size, zoom)
+    before = (size - part.shape[1]) // 2
+    return sparse.csr_array(np.pad(part, ((0, 0), (before, size - part.shape[1] - before))))
 
 
 def motion_blur(images: Tensor, severity: int, draws: Draws) -> Tensor:

@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool2d, pad
+from torch.nn.functional import conv2d, max_pool2d, pad
 
 
 def canny(images: Tensor, low: int, high: int) -> Tensor:
@@ -12,21 +12,18 @@ def canny(images: Tensor, low: int, high: int) -> Tensor:
     `low` and connected to such ones. Ties on a crest are decided as OpenCV does.
     """
     height, width = images.shape[-2:]
-    padded = pad(images[:, None].float(), (1, 1, 1, 1), mode="replicate")[:, 0]
-
-    def at(field: Tensor, down: int, right: int) -> Tensor:
-        return field[:, 1 + down : 1 + down + height, 1 + right : 1 + right + width]
-
-    across = at(padded, -1, 1) + 2 * at(padded, 0, 1) + at(padded, 1, 1)
-    across -= at(padded, -1, -1) + 2 * at(padded, 0, -1) + at(padded, 1, -1)
-    down = at(padded, 1, -1) + 2 * at(padded, 1, 0) + at(padded, 1, 1)
-    down -= at(padded, -1, -1) + 2 * at(padded, -1, 0) + at(padded, -1, 1)
+    sobel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]], device=images.device)
+    padded = pad(images[:, None].float(), (1, 1, 1, 1), mode="replicate")
+    across, down = conv2d(padded, torch.stack((sobel, sobel.mT))[:, None]).unbind(1)
     steep_x, steep_y = across.abs(), down.abs()
     strength = steep_x + steep_y
     around = pad(strength, (1, 1, 1, 1))
 
+    def at(down: int, right: int) -> Tensor:
+        return around[:, 1 + down : 1 + down + height, 1 + right : 1 + right + width]
+
     def crest(row: int, column: int, *, strict: bool) -> Tensor:
-        before, after = at(around, -row, -column), at(around, row, column)
+        before, after = at(-row, -column), at(row, column)
         return (strength > before) & ((strength > after) if strict else (strength >= after))
 
     # tan 22.5 and tan 67.5 degrees part horizontal, diagonal and vertical gradients.

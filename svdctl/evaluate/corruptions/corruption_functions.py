@@ -1,46 +1,24 @@
 """All corruptions by name."""
 
-import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from types import MappingProxyType
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
-from svdctl.config.corruption_names import SEVERITIES, corruption_name
+from svdctl.config.corruption_names import CORRUPTIONS, SEVERITIES, corruption_name
 from svdctl.errors import ShapeError, UsageError
 from svdctl.evaluate.corruptions import blur, colour, digital, noise, spatter, weather
 from svdctl.evaluate.corruptions.keyed_random import Draws, image_keys
 
-Corruption = Callable[[Tensor, int, Draws], Tensor]
-
-_FUNCTIONS: Mapping[str, Corruption] = MappingProxyType(
-    {
-        function.__name__: function
-        for function in (
-            noise.gaussian_noise,
-            noise.shot_noise,
-            noise.impulse_noise,
-            noise.speckle_noise,
-            blur.defocus_blur,
-            blur.glass_blur,
-            blur.motion_blur,
-            blur.zoom_blur,
-            blur.gaussian_blur,
-            weather.snow,
-            weather.frost,
-            weather.fog,
-            colour.brightness,
-            colour.contrast,
-            colour.saturate,
-            digital.elastic_transform,
-            digital.pixelate,
-            digital.jpeg_compression,
-            spatter.spatter,
-        )
-    }
-)
+_FUNCTIONS: dict[str, Callable[[Tensor, int, Draws], Tensor]] = {
+    name: function
+    for module in (blur, colour, digital, noise, spatter, weather)
+    for name, function in vars(module).items()
+    if name in CORRUPTIONS
+}
+"""The function of each corruption is the one of its name."""
 
 SMALLEST = 8
 """Fewest pixels of a side; the weakest blurs are already too short there to change anything."""
@@ -75,10 +53,12 @@ def corrupt(images: Tensor, name: str, severity: int, seed: int = 0) -> Tensor:
     Perturbations", ICLR 2019.
     """
     name = corruption_name(name)
-    level = _whole("severity", severity)
-    if level not in SEVERITIES:
-        raise UsageError(f"severity {level} of {name}: there are severities {SEVERITIES[0]} to {SEVERITIES[-1]}")
-    number = _whole("seed", seed)
+    for what, value in (("severity", severity), ("seed", seed)):
+        if not isinstance(value, Integral):
+            raise UsageError(f"{what} must be a whole number, not {value!r}")
+    if severity not in SEVERITIES:
+        raise UsageError(f"severity {severity} of {name}: there are severities {SEVERITIES[0]} to {SEVERITIES[-1]}")
+    level, number = int(severity), int(seed)
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ShapeError(
             "images to corrupt must be uint8 of shape (N, 3, H, W) or (N, 1, H, W), not "
@@ -98,10 +78,3 @@ def corrupt(images: Tensor, name: str, severity: int, seed: int = 0) -> Tensor:
         if len(part)
     ]
     return torch.cat(parts).contiguous() if parts else images.clone()
-
-
-def _whole(what: str, value: object) -> int:
-    try:
-        return operator.index(value)  # type: ignore[arg-type]
-    except TypeError as error:
-        raise UsageError(f"{what} must be a whole number, not {value!r}") from error

@@ -4,14 +4,13 @@ Every function takes images `(N, 3, H, W)` uint8, a severity from 1 to 5 and the
 """
 
 import io
-from functools import lru_cache
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from svdctl.evaluate.corruptions.filters import Array, LinearMap, field_gain, gaussian_filter, separable, to_bytes
+from svdctl.evaluate.corruptions.filters import Array, field_gain, gaussian_filter, to_bytes
 from svdctl.evaluate.corruptions.keyed_random import Draws
 
 
@@ -25,14 +24,10 @@ def pixelate(images: Tensor, severity: int, draws: Draws) -> Tensor:
 
 def _resized(images: Tensor, height: int, width: int) -> Tensor:
     # Pillow goes along rows first and stores whole grey levels in between.
-    across, down = _box_maps(images.shape[-2], images.shape[-1], height, width)
-    return (down((across(images) + 0.5).floor_()) + 0.5).floor_()
-
-
-@lru_cache(maxsize=64)
-def _box_maps(height: int, width: int, new_height: int, new_width: int) -> tuple[LinearMap, LinearMap]:
-    across = separable(np.eye(height), box_matrix(width, new_width))
-    return across, separable(box_matrix(height, new_height), np.eye(new_width))
+    columns = torch.from_numpy(box_matrix(images.shape[-1], width)).to(images.device)
+    rows = torch.from_numpy(box_matrix(images.shape[-2], height)).to(images.device)
+    across = (images.double() @ columns.mT + 0.5).floor_()
+    return (rows @ across + 0.5).floor_()
 
 
 def box_matrix(size: int, new_size: int) -> Array:
@@ -77,7 +72,7 @@ def elastic_transform(images: Tensor, severity: int, draws: Draws) -> Tensor:
     warped = _read(images.double(), rows, columns, align_corners=True)
     if shift:
         strength = shift * side * field_gain(smoothing * 32, smoothing * side, truncate=3)
-        moved = gaussian_filter(draws.uniform(2, height, width), smoothing * side, "reflect", truncate=3) * strength
+        moved = gaussian_filter(draws.uniform(2, height, width), smoothing * side, "symmetric", truncate=3) * strength
         warped = _read(warped, y[:, None] + moved[:, 1], x[None] + moved[:, 0], align_corners=False)
     return to_bytes(warped)
 

@@ -50,58 +50,58 @@ def _crystals(draws: Draws, side: int, unit: float) -> Array:
     """Return how much ice lies over each pixel of a plate `(side, side)`, from 0; it wraps around."""
     ferns = max(1, round((side / unit / 15) ** 2))
     branches, twigs = 8, 3
-    shape = (ferns, branches, 2, twigs, 2)
     length = (30 + 12 * _uniform(draws, ferns)) * unit
     angle = _uniform(draws, ferns) * math.pi
     bend = _uniform(draws, ferns) * 0.9
     start = (_uniform(draws, ferns, 2) + 1) * (side / 2)
 
-    points = math.ceil(90 * unit)
-    along = (np.arange(points) + 0.5) / points
-    stem = start[:, None] + _arc(angle[:, None], bend[:, None], length[:, None] * along)
-    density = _splat(stem, np.broadcast_to(1.5 * length[:, None] / points, stem.shape[:-1]), side)
+    stem = start[:, None] + _arc(angle[:, None], bend[:, None], length[:, None] * _steps(90 * unit))
+    density = _splat(stem, 1.5 * length, side)
 
     # Branches leave the stem at regular steps and are longest near its foot.
-    at = (np.arange(branches) + 0.6) / branches
+    at = _steps(branches, 0.6)
     foot = start[:, None] + _arc(angle[:, None], bend[:, None], length[:, None] * at)
     heading = angle[:, None, None] + bend[:, None, None] * at[:, None] + np.array([-1, 1]) * (math.pi / 3)
-    reach = 0.34 * length[:, None, None] * (1 - at[:, None]) ** 0.7 * (0.8 + 0.35 * _uniform(draws, *shape[:3]))
-    points = math.ceil(32 * unit)
-    along = (np.arange(points) + 0.5) / points
-    branch = foot[:, :, None, None] + _ray(heading[..., None], reach[..., None] * along)
-    density += _splat(branch, np.broadcast_to(0.85 * reach[..., None] / points, branch.shape[:-1]), side)
+    reach = 0.34 * length[:, None, None] * (1 - at[:, None]) ** 0.7 * (0.8 + 0.35 * _uniform(draws, *heading.shape))
+    branch = foot[:, :, None, None] + _ray(heading[..., None], reach[..., None] * _steps(32 * unit))
+    density += _splat(branch, 0.85 * reach, side)
 
-    at = (np.arange(twigs) + 0.7) / twigs
+    at = _steps(twigs, 0.7)
     foot = foot[:, :, None, None] + _ray(heading[..., None], reach[..., None] * at)
     turned = heading[..., None, None] + np.array([-1, 1]) * (math.pi / 3)
-    short = np.broadcast_to(0.3 * reach[..., None, None] * (1 - at[:, None]), shape)
-    points = math.ceil(8 * unit)
-    along = (np.arange(points) + 0.5) / points
-    twig = foot[..., None, None, :] + _ray(turned[..., None], short[..., None] * along)
-    density += _splat(twig, np.broadcast_to(0.4 * short[..., None] / points, twig.shape[:-1]), side)
+    short = np.repeat(0.3 * reach[..., None, None] * (1 - at[:, None]), 2, axis=-1)
+    twig = foot[..., None, None, :] + _ray(turned[..., None], short[..., None] * _steps(8 * unit))
+    density += _splat(twig, 0.4 * short, side)
     # Lines widen with the size, so the same ice lies thinner on each pixel: that is made up for.
     return gaussian_filter(density, 0.3 * unit, mode="wrap") * unit
 
 
+def _steps(count: float, first: float = 0.5) -> Array:
+    """Return places from 0 to 1, `count` rounded up of them, the first one this share of a step from 0."""
+    return (np.arange(math.ceil(count)) + first) / math.ceil(count)
+
+
 def _arc(angle: Array, bend: Array, distance: Array) -> Array:
     """Return points `(..., 2)` at distances along a stem that turns by `bend` radians in all."""
-    whole = distance[..., -1:]
-    turned = angle + bend * distance / whole / 2
-    return _ray(turned, distance)
+    return _ray(angle + bend * distance / distance[..., -1:] / 2, distance)
 
 
 def _ray(angle: Array, distance: Array) -> Array:
     return np.stack((np.cos(angle) * distance, np.sin(angle) * distance), axis=-1)
 
 
-def _splat(points: Array, weights: Array, side: int) -> Array:
-    """Return the weights of points `(..., 2)` shared among the four pixels around each, on a `(side, side)` torus."""
-    x, y = points[..., 0].ravel(), points[..., 1].ravel()
+def _splat(lines: Array, ice: Array, side: int) -> Array:
+    """Return the ice `(...)` of lines, points `(..., P, 2)`, shared evenly among these and the four pixels around each.
+
+    The picture `(side, side)` wraps around.
+    """
+    weights = np.broadcast_to(ice[..., None] / lines.shape[-2], lines.shape[:-1]).ravel()
+    x, y = lines[..., 0].ravel(), lines[..., 1].ravel()
     left, top = np.floor(x), np.floor(y)
     total = np.zeros(side * side)
     for right in (0, 1):
         for down in (0, 1):
-            share = np.abs(1 - right - (x - left)) * np.abs(1 - down - (y - top)) * weights.ravel()
+            share = np.abs(1 - right - (x - left)) * np.abs(1 - down - (y - top)) * weights
             cell = ((top + down) % side) * side + (left + right) % side
             total += np.bincount(cell.astype(int), share, side * side)
     return total.reshape(side, side)

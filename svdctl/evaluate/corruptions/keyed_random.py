@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_GAMMA = 0x9E3779B97F4A7C15
-_MIX_1 = 0xBF58476D1CE4E5B9
-_MIX_2 = 0x94D049BB133111EB
+_GAMMA = 0x9E3779B97F4A7C15 - 2**64
+_MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
+_MIX_2 = 0x94D049BB133111EB - 2**64
+"""As signed numbers of 64 bits, which is what torch has."""
 
 
 def image_keys(images: Tensor, name: str, severity: int, seed: int) -> Tensor:
@@ -45,11 +46,11 @@ class Draws:
         """Return the next `count` words of every stream: `(N, count)` int64, all 64 bits random."""
         steps = torch.arange(self._used + 1, self._used + count + 1, device=self.keys.device)
         self._used += count
-        word = self.keys[:, None] + (steps * _signed(_GAMMA))[None]
-        for shift, factor in ((30, _MIX_1), (27, _MIX_2)):
-            word ^= _shifted(word, shift)
-            word *= _signed(factor)
-        word ^= _shifted(word, 31)
+        word = self.keys[:, None] + (steps * _GAMMA)[None]
+        for shift, factor in ((30, _MIX_1), (27, _MIX_2), (31, 1)):
+            # torch shifts int64 arithmetically: the copies of the sign are cut off.
+            word ^= (word >> shift) & ((1 << (64 - shift)) - 1)
+            word *= factor
         return word
 
     def bits(self, *shape: int, width: int) -> Tensor:
@@ -89,12 +90,3 @@ def normal_table() -> Tensor:
     means = (density[:-1] - density[1:]) * 65536
     means /= np.sqrt(np.mean(means**2))
     return torch.from_numpy(np.round(means * 8192) / 8192)
-
-
-def _shifted(word: Tensor, by: int) -> Tensor:
-    # torch shifts int64 arithmetically: the copies of the sign are cut off.
-    return (word >> by) & ((1 << (64 - by)) - 1)
-
-
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >> 63 else value

@@ -46,29 +46,24 @@ def shot_noise(images: Tensor, severity: int, draws: Draws) -> Tensor:
 
 
 GUIDE = 1024
+_ROW = 2**33
+"""What is added to the values of each grey level, so that all of them ascend and are searched at once."""
 
 
 def poisson(images: Tensor, photons: int, draws: Draws) -> Tensor:
     """Return Poisson counts of mean `image / 255 * photons`, as `images` in shape and device, int32; exact to 2^-32.
 
     The inverse of the distribution function at a uniform 32-bit number. The number's first 10 bits look up the count;
-    where more than one count begins with them, the function's values decide, count by count.
+    where more than one count begins with them, the function's values decide.
     """
     cumulative, guide = (table.to(images.device) for table in poisson_tables(photons))
     chance = draws.bits(*images.shape[1:], width=32).flatten()
     level = images.flatten().to(torch.int64)
     counts = guide.index_select(0, level * GUIDE + (chance >> 22))
     unsure = (counts < 0).nonzero().squeeze(1)
-    limit = chance.index_select(0, unsure)
-    row = level.index_select(0, unsure) * _most(photons)
-    at = row - 1 - counts.index_select(0, unsure)
-    going = torch.arange(len(unsure), device=images.device)
-    while len(going):
-        here = at.index_select(0, going)
-        further = cumulative.index_select(0, here) <= limit.index_select(0, going)
-        going = going.masked_select(further)
-        at.index_copy_(0, going, here.masked_select(further) + 1)
-    counts.index_copy_(0, unsure, (at - row).to(counts.dtype))
+    row = level.index_select(0, unsure)
+    place = torch.searchsorted(cumulative, chance.index_select(0, unsure) + row * _ROW, right=True)
+    counts.index_copy_(0, unsure, (place - row * _most(photons)).to(counts.dtype))
     return counts.view(images.shape)
 
 
@@ -76,7 +71,8 @@ def poisson(images: Tensor, photons: int, draws: Draws) -> Tensor:
 def poisson_tables(photons: int) -> tuple[Tensor, Tensor]:
     """Return for every grey level: `P(count <= k)` in units of 2^-32, and the count at each 1,024th of the probability.
 
-    Both flattened, int64 `(256 * K)` and int32 `(256 * 1024)`; -1 - k in the second says "k or more".
+    Both flattened: int64 `(256 * K)`, with 2^33 times the level added, and int32 `(256 * 1024)`, -1 where the 1,024th
+    has more than one count.
     """
     from scipy.special import pdtr
 
@@ -84,10 +80,10 @@ def poisson_tables(photons: int) -> tuple[Tensor, Tensor]:
     counts = np.arange(_most(photons))
     cumulative = np.round(pdtr(counts[None], rate) * 2**32).astype(np.int64)
     cumulative[:, -1] = 2**32
-    first = np.arange(GUIDE) << 22
-    least = np.stack([np.searchsorted(row, first, side="right") for row in cumulative])
-    most = np.stack([np.searchsorted(row, first + (1 << 22) - 1, side="right") for row in cumulative])
-    guide = np.where(least == most, least, -1 - least).astype(np.int32)
+    ends = np.arange(GUIDE)[:, None] * 2**22 + [0, 2**22 - 1]
+    least, most = np.stack([np.searchsorted(row, ends, side="right") for row in cumulative]).transpose(2, 0, 1)
+    guide = np.where(least == most, least, -1).astype(np.int32)
+    cumulative += np.arange(256)[:, None] * _ROW
     return torch.from_numpy(cumulative.ravel()), torch.from_numpy(guide.ravel())
 
 

@@ -4,10 +4,8 @@ A `.npy` for each corruption: uint8 `(5 n, H, W, 3)`, the five severities one af
 Published are n = 10,000 images of 32 x 32. Arrays are memory-mapped: only the images in use are in memory.
 """
 
-import fcntl
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from svdctl.data.download import Archive, Tell, check, fetch, unpack
-from svdctl.errors import DataError
+from svdctl.errors import DataError, first_line
+from svdctl.utils.lock import held
 
 SEVERITIES = 5
 PUBLISHED = {
@@ -87,20 +86,15 @@ def open_cifar_c(folder: Path, labels: npt.NDArray[np.int64], image_shape: tuple
     """
     path = folder / "labels.npy"
     found = _mapped(path)
+    fault = None
     if found.ndim != 1 or found.dtype.kind not in "iu":
-        raise DataError(f"{path} holds {found.dtype} of shape {found.shape}, not one whole number an image")
-    if len(found) != SEVERITIES * len(labels):
-        raise DataError(
-            f"{path} has {len(found):,} labels, but five severities of the {len(labels):,} test images make "
-            f"{SEVERITIES * len(labels):,}; give `corruptions.root` the folder that belongs to this data set"
-        )
-    differ = int((np.asarray(found).reshape(SEVERITIES, -1) != labels).sum())
-    if differ:
-        raise DataError(
-            f"{path} does not match the test set: {differ:,} of {len(found):,} labels differ; give "
-            "`corruptions.root` the "
-            "folder that belongs to this data set"
-        )
+        fault = f"holds {found.dtype} of shape {found.shape}, not one whole number an image"
+    elif len(found) != SEVERITIES * len(labels):
+        fault = f"has {len(found):,} labels, not {SEVERITIES} severities of the {len(labels):,} test images"
+    elif differ := int((found.reshape(SEVERITIES, -1) != labels).sum()):
+        fault = f"does not match the test set: {differ:,} of {len(found):,} labels differ"
+    if fault is not None:
+        raise DataError(f"{path} {fault}; give `corruptions.root` the folder that belongs to this data set")
     return CifarC(folder, labels, image_shape)
 
 
@@ -108,12 +102,12 @@ def _mapped(path: Path) -> npt.NDArray[np.uint8]:
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError as error:
-        raise DataError(f"there is no file {path}; `corruptions.root` is the folder of the published .npy files") from (
-            error
-        )
+        sentence = f"there is no file {path}; `corruptions.root` is the folder of the published .npy files"
+        raise DataError(sentence) from error
     except (ValueError, EOFError, OSError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path} is damaged or cut short ({first[:150]}); get the published file again") from error
+        raise DataError(
+            f"{path} is damaged or cut short ({first_line(error, 150)}); get the published file again"
+        ) from error
 
 
 def find_or_fetch(kind: str, root: Path, *, tell: Tell | None = None) -> Path:
@@ -134,14 +128,14 @@ def find_or_fetch(kind: str, root: Path, *, tell: Tell | None = None) -> Path:
         above = root.parent
     elif (root / "labels.npy").is_file():
         return root
-    elif next(root.glob("*.npy"), None) is not None:
+    elif any(root.glob("*.npy")):
         raise DataError(f"{root} has no labels.npy beside its other files; get the published one")
     target = above / name
     if (target / "labels.npy").is_file():
         return target
     try:
         above.mkdir(parents=True, exist_ok=True)
-        with _alone(above / f".{name}.lock"):
+        with held(above / f".{name}.lock", wait=True):
             if not (target / "labels.npy").is_file():
                 _put(archive, above / archive.name, target, tell)
     except OSError as error:
@@ -158,26 +152,15 @@ def _put(archive: Archive, path: Path, target: Path, tell: Tell | None) -> None:
             f"{target} has no labels.npy; complete it or remove it, or name another with `corruptions.root`"
         )
     own = path.is_file()
-    if own:
-        check(archive, path, tell=tell)
-    else:
-        fetch(archive, path, tell=tell)
+    (check if own else fetch)(archive, path, tell=tell)
     place = target.with_name(f".{target.name}.unpacked")
-    shutil.rmtree(place, ignore_errors=True)
+    shutil.rmtree(place, ignore_errors=True)  # what a process left that was killed
     # The files alone; a tar's headers come on top of them.
     unpack(path, place, limit=archive.size)
-    found = next(iter(sorted(place.rglob("labels.npy"))), None)
-    if found is None:
+    found = sorted(place.rglob("labels.npy"))
+    if not found:
         raise DataError(f"{path} holds no labels.npy; remove it, then run again")
-    found.parent.replace(target)
+    found[0].parent.replace(target)
     shutil.rmtree(place, ignore_errors=True)
     if not own:
         path.unlink()
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Wait until no other process downloads the same files."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

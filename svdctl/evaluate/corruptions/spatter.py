@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import conv2d, pad
 
 from svdctl.evaluate.corruptions.canny import canny, distance_to
 from svdctl.evaluate.corruptions.filters import field_gain, gaussian_filter, scale, to_bytes
@@ -48,20 +48,14 @@ def shaded(liquid: Tensor, farthest: float) -> Tensor:
     return light / light.amax((1, 2), keepdim=True).clamp(min=1)
 
 
-_BOX = ((1, 1, 1), (1, 1, 1), (1, 1, 1))
-_EMBOSS = ((-2, -1, 0), (-1, 1, 1), (0, 1, 2))
+_BOX = [[1.0, 1, 1], [1, 1, 1], [1, 1, 1]]
+_EMBOSS = [[-2.0, -1, 0], [-1, 1, 1], [0, 1, 2]]
 
 
-def _window_sums(images: Tensor, weights: tuple[tuple[int, ...], ...]) -> Tensor:
+def _window_sums(images: Tensor, weights: list[list[float]]) -> Tensor:
     """Return weighted sums over 3 x 3 pixels of `(N, H, W)` float64, reflected about the edge pixels."""
-    height, width = images.shape[-2:]
-    padded = pad(images[:, None], (1, 1, 1, 1), mode="reflect")[:, 0]
-    total = torch.zeros_like(images)
-    for down, row in enumerate(weights):
-        for right, weight in enumerate(row):
-            if weight:
-                total += padded[:, down : down + height, right : right + width] * weight
-    return total
+    kernel = torch.tensor(weights, dtype=images.dtype, device=images.device)
+    return conv2d(pad(images[:, None], (1, 1, 1, 1), mode="reflect"), kernel[None, None])[:, 0]
 
 
 def equalized(levels: Tensor) -> Tensor:

@@ -4,21 +4,12 @@ Every function takes images `(N, 3, H, W)` uint8, a severity from 1 to 5 and the
 """
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from svdctl.evaluate.corruptions.blur import along_line
-from svdctl.evaluate.corruptions.filters import (
-    LinearMap,
-    on_grid,
-    resize_matrix,
-    scale,
-    separable,
-    to_bytes,
-    zoom_matrix,
-)
+from svdctl.evaluate.corruptions.filters import on_grid, resize_matrix, scale, separable, to_bytes, zoom_matrix
 from svdctl.evaluate.corruptions.frost import PLATES, plates
 from svdctl.evaluate.corruptions.keyed_random import Draws
 
@@ -39,24 +30,15 @@ def snow(images: Tensor, severity: int, draws: Draws) -> Tensor:
     height, width = images.shape[-2:]
     grid = (round(height / factor), round(width / factor))
     noise = draws.normal(*(math.ceil(size / zoom) for size in grid))
-    layer = _enlarged(*grid, zoom)(noise) * std + mean
+    layer = separable(noise, *(on_grid(zoom_matrix(size, zoom)) for size in grid)) * std + mean
     layer = to_bytes(torch.where(layer < threshold, 0, layer) * 255)
     if grid != (height, width):
-        layer = to_bytes(_resized(*grid, height, width)(layer))
+        sizes = zip(grid, (height, width), strict=True)
+        layer = to_bytes(separable(layer, *(on_grid(resize_matrix(old, new)) for old, new in sizes)))
     angles = (draws.uniform(1)[:, 0] - 2) * (math.pi / 4)
     flakes = along_line(layer[:, None], angles, radius * factor, sigma * factor)
     whiter = torch.maximum(images.float(), grey(images) * 1.5 + 127.5)
     return to_bytes(images * mix + whiter * (1 - mix) + flakes + flakes.flip(2, 3))
-
-
-@lru_cache(maxsize=32)
-def _enlarged(height: int, width: int, zoom: float) -> LinearMap:
-    return separable(on_grid(zoom_matrix(height, zoom)), on_grid(zoom_matrix(width, zoom)))
-
-
-@lru_cache(maxsize=32)
-def _resized(height: int, width: int, new_height: int, new_width: int) -> LinearMap:
-    return separable(on_grid(resize_matrix(height, new_height)), on_grid(resize_matrix(width, new_width)))
 
 
 def grey(images: Tensor) -> Tensor:
