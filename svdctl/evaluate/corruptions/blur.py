@@ -114,8 +114,8 @@ def _zooms(height: int, width: int, end: float) -> Tensor:
     total.data[total.indptr[:-1]] += _FINE - total.sum(axis=1)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*beta state.*")
-        parts = (torch.from_numpy(part) for part in (total.indptr, total.indices, total.data / _FINE))
-        return torch.sparse_csr_tensor(*parts, size=total.shape, check_invariants=False)
+        starts, places, weights = map(torch.from_numpy, (total.indptr, total.indices, total.data / _FINE))
+        return torch.sparse_csr_tensor(starts, places, weights, size=total.shape, check_invariants=False)
 
 
 def _central_zoom(size: int, zoom: float) -> sparse.csr_array:

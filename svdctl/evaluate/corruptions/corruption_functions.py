@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -54,7 +53,7 @@ def corrupt(images: Tensor, name: str, severity: int, seed: int = 0) -> Tensor:
     """
     name = corruption_name(name)
     for what, value in (("severity", severity), ("seed", seed)):
-        if not isinstance(value, Integral):
+        if not hasattr(value, "__index__"):
             raise UsageError(f"{what} must be a whole number, not {value!r}")
     if severity not in SEVERITIES:
         raise UsageError(f"severity {severity} of {name}: there are severities {SEVERITIES[0]} to {SEVERITIES[-1]}")

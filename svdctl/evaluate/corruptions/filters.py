@@ -7,7 +7,7 @@ into float64's 53 bits. The result is then the same in any order of summation: f
 
 import math
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -71,7 +71,7 @@ def resize_matrix(size: int, new_size: int) -> Array:
     return _linear(size, at.clip(0, size - 1))
 
 
-def _linear(size: int, at: Array) -> Array:
+def _linear(size: int, at: NDArray[Any]) -> Array:
     return (1 - np.abs(at[:, None] - np.arange(size))).clip(0)
 
 

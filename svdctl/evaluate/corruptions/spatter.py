@@ -48,8 +48,8 @@ def shaded(liquid: Tensor, farthest: float) -> Tensor:
     return light / light.amax((1, 2), keepdim=True).clamp(min=1)
 
 
-_BOX = [[1.0, 1, 1], [1, 1, 1], [1, 1, 1]]
-_EMBOSS = [[-2.0, -1, 0], [-1, 1, 1], [0, 1, 2]]
+_BOX: list[list[float]] = [[1, 1, 1], [1, 1, 1], [1, 1, 1]]
+_EMBOSS: list[list[float]] = [[-2, -1, 0], [-1, 1, 1], [0, 1, 2]]
 
 
 def _window_sums(images: Tensor, weights: list[list[float]]) -> Tensor:
