@@ -82,7 +82,7 @@ class SpeedResults:
         headers = ("what", "work", "full, s", "TT, s", "TT faster", "by the model")
         columns = [formats.Column(name, name, "left" if name in headers[:2] else "right") for name in headers]
         points = sorted(self.points, key=lambda point: point.axis != "network")
-        return formats.Table(columns, [*map(_cells, points)], self.title, f"TimedPoints on {self.machine}.", NOTES)
+        return formats.Table(columns, [*map(_cells, points)], self.title, f"Measured on {self.machine}.", NOTES)
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -173,12 +173,14 @@ def measure_figure(figure: SpeedFigure, *, smoke: bool, file: Path, say: Callabl
     for notice in cache.notices:
         say(notice)
     points: list[Point] = []
+    scale = figure.smoke if smoke else figure.full
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        for what, measure in measurements(figure.smoke if smoke else figure.full, figure.max_sigma, fabric):
-            kept = what in cache.kept
-            say(what + " (kept)" * kept)
-            points += [replace(point, kept="kept" * kept) for point in cache.once(what, partial(measure, what)).points]
+        for one in series(scale, figure.max_sigma, fabric):
+            kept = one.what in cache.kept
+            say(one.what + " (kept)" * kept)
+            found = cache.once(one.what, partial(one.measure, scale, figure.max_sigma, fabric.device))
+            points += [replace(point, kept="kept" * kept) for point in found.points]
     return SpeedResults(SMOKE * smoke + figure.title, smoke, tuple(points), on)
 
 
@@ -227,64 +229,53 @@ class _Layers:
                     control(layer, max_sigma=max_sigma)
 
 
-def measurements(
-    scale: SpeedScale, max_sigma: float, fabric: Fabric
-) -> Iterator[tuple[str, Callable[[str], TimedPoints]]]:
-    """Yield what is measured, in words, and a function that measures it."""
+@dataclass(frozen=True)
+class Series:
+    """Points that are measured together: a full layer or network, and one of each rank."""
+
+    what: str
+    """In words."""
+    axis: AxisName
+    channels: int | None
+    size: int
+    ranks: Mapping[int, int]
+    """By the place on the axis."""
+    works: Sequence[Work]
+    layers: Callable[[], Sequence[_Layers]]
+    """Makes what is timed, the full one first."""
+
+    def measure(self, scale: SpeedScale, max_sigma: float, device: torch.device) -> TimedPoints:
+        """Time each kind of work on all of them, in turn."""
+        points: list[Point] = []
+        whole, *others = self.layers()
+        for work in self.works:
+            todo = [partial(one.do, work, max_sigma) for one in (whole, *others)]
+            full, *times = in_rounds(todo, device, scale.repeats, scale.seconds)
+            for (x, rank), one, tt in zip(self.ranks.items(), others, times, strict=True):
+                modelled = None if work == "training step" else whole.cost / one.cost
+                points.append(Point(self.axis, x, self.channels, rank, self.size, work, full, tt, modelled))
+        return TimedPoints(what=self.what, points=tuple(sorted(points, key=lambda point: [*self.ranks].index(point.x))))
+
+
+def series(scale: SpeedScale, max_sigma: float, fabric: Fabric) -> Iterator[Series]:
+    """Yield what is measured of single layers along each axis, and of the whole network."""
     width, by_rank, side = scale.width, scale.rank, scale.input
-    series: list[tuple[AxisName, int, int, dict[int, int]]] = [
+    axes: list[tuple[AxisName, int, int, dict[int, int]]] = [
         *(("width", channels, width.size or 16, {channels: _rank(width, channels)}) for channels in width.values),
         ("rank", by_rank.channels or 64, by_rank.size or 16, {rank: rank for rank in by_rank.values}),
         *(("input", side.channels or 64, size, {size: _rank(side, side.channels or 64)}) for size in side.values),
     ]
-    time_all = partial(_measure, scale=scale, max_sigma=max_sigma, device=fabric.device)
-    for axis, channels, size, ranks in series:
+    all_works = get_args(Work)
+    for axis, channels, size, ranks in axes:
         what = f"{axis}: {channels} channels, input {size} x {size}, rank {', '.join(map(str, ranks.values()))}"
         layers = partial(_single_layers, channels, size, tuple(ranks.values()), max_sigma, fabric.device)
-        point = Point(axis, 0, channels, 0, size, "all values", (), (), None)
-        yield what, partial(time_all, point=point, ranks=ranks, layers=layers, works=get_args(Work)[:2])
+        yield Series(what, axis, channels, size, ranks, all_works[:2], layers)
     configs = network_configs(scale.network)
     networks = cache(lambda: [_network(config, scale.network.batch, fabric) for config in configs.values()])
-    point = Point("network", 0, None, 0, image_side(configs[0]), "all values", (), (), None)
-    named = ", ".join(map(str, scale.network.ranks))
-    for work in get_args(Work):
-        what = f"whole network: {scale.network.preset}, full and ranks {named}, {work}"
-        ranks = {rank: rank for rank in scale.network.ranks}
-        yield what, partial(time_all, point=point, ranks=ranks, layers=networks, works=(work,))
-
-
-def _measure(
-    what: str,
-    *,
-    scale: SpeedScale,
-    max_sigma: float,
-    device: torch.device,
-    point: Point,
-    ranks: Mapping[int, int],
-    layers: Callable[[], Sequence[_Layers]],
-    works: Sequence[Work],
-) -> TimedPoints:
-    """Time full layers, the first ones, and those of each rank, in turn.
-
-    Args:
-        what: the key of the measurement.
-        scale: how often.
-        max_sigma: bound of the control pass.
-        device: where the layers are.
-        point: what the points share.
-        ranks: by the place on the axis.
-        layers: makes what is timed.
-        works: one after another.
-    """
-    found: dict[int, list[Point]] = {x: [] for x in ranks}
-    timed = layers()
-    for work in works:
-        todo = [partial(one.do, work, max_sigma) for one in timed]
-        full, *others = in_rounds(todo, device, scale.repeats, scale.seconds)
-        for (x, rank), tt, one in zip(ranks.items(), others, timed[1:], strict=True):
-            modelled = None if work == "training step" else timed[0].cost / one.cost
-            found[x].append(replace(point, x=x, rank=rank, work=work, full=full, tt=tt, modelled=modelled))
-    return TimedPoints(what=what, points=tuple(point for points in found.values() for point in points))
+    ranks = {rank: rank for rank in scale.network.ranks}
+    for work in all_works:
+        what = f"whole network: {scale.network.preset}, full and ranks {', '.join(map(str, ranks))}, {work}"
+        yield Series(what, "network", None, image_side(configs[0]), ranks, (work,), networks)
 
 
 def _single_layers(

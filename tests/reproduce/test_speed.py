@@ -152,6 +152,6 @@ def test_a_control_pass_leaves_the_layer_as_it_was() -> None:
 
 @pytest.mark.parametrize("smoke", [False, True])
 def test_only_smoke_is_marked(smoke: bool, tmp_path: Path) -> None:
-    with patch.object(module, "measurements", return_value=[]):
+    with patch.object(module, "series", return_value=[]):
         results = measure_figure(FIGURE, smoke=smoke, file=tmp_path / "measured.json", say=lambda text: None)
     assert results.title.startswith("SMOKE SCALE") == smoke
