@@ -105,14 +105,7 @@ def execute(job: Job, reporter: Reporter | None = None) -> Outcome:
 
 def train_run(job: Job, status: StatusWriter) -> Path | Literal["busy", "interrupted"]:
     """Return the finished run folder: found, continued or new."""
-    states = job.store.states(job.key)
-    for state in states:
-        if state.key not in (None, job.key):
-            status.pass_over(
-                f"{state.folder / 'last.pt'} is of another configuration than config.toml beside it: the folder does "
-                "not count"
-            )
-    usable = job.store.usable(job.key, states)
+    usable = job.store.usable(job.key, on_notice=status.pass_over)
     if usable and usable[0].data is not None:
         data = load_parts(job.config).fingerprint
         if usable[0].data != data:
@@ -122,8 +115,11 @@ def train_run(job: Job, status: StatusWriter) -> Path | Literal["busy", "interru
         folder = usable[0].folder
         if usable[0].finished:
             return folder
-        if _is_held(folder):
-            return "busy"
+        try:
+            with locked(folder):
+                pass
+        except TrainingError:
+            return "busy"  # another command trains in it
         if (folder / "last.pt").is_file():
             status.update(folder=str(folder))
             try:
@@ -147,20 +143,11 @@ def _of_this_call(config: TrainConfig) -> dict[str, dict[str, Any]]:
     return changes | ({} if place is None else {"data": {place: getattr(config.data, place)}})
 
 
-def _is_held(folder: Path) -> bool:
-    """Return whether another command trains in a run folder."""
-    try:
-        with locked(folder):
-            return False
-    except TrainingError:
-        return True
-
-
 def evaluation_config(job: Job, checkpoint: Path) -> EvaluateConfig:
     """Return what `eval-robust` measures of a run."""
-    evaluate, data = job.evaluate, job.config.data
-    source = source_of(data)
-    attacks = evaluate.attacks or ("standard",)
+    evaluate, source = job.evaluate, source_of(job.config.data)
+    attacks = tuple(dict.fromkeys(evaluate.attacks)) or ("standard",)
+    attack = {"norm": evaluate.norm, "eps": evaluate.eps}
     return EvaluateConfig(
         checkpoints=(checkpoint,),
         metrics=tuple(kind for kind in METRICS.kinds() if kind in job.metrics),
@@ -170,15 +157,9 @@ def evaluation_config(job: Job, checkpoint: Path) -> EvaluateConfig:
             examples=evaluate.corruption_examples,
             root=job.cifar_c_root if source.published_corruptions else None,
         ),
-        attack=AttackSettings.model_validate(
-            {
-                "norm": evaluate.norm,
-                "eps": evaluate.eps,
-                "attacks": attacks[0] if attacks[0] in VERSIONS else tuple(dict.fromkeys(attacks)),
-            }
-        ),
+        attack=AttackSettings.model_validate({**attack, "attacks": attacks[0] if attacks[0] in VERSIONS else attacks}),
         examples=evaluate.examples or "all",
-        dataset_root=getattr(data, source.place) if source.place else None,
+        dataset_root=getattr(job.config.data, source.place) if source.place else None,
         settings=evaluate.settings,
         batch_size=evaluate.batch_size,
         accelerator=job.config.hardware.accelerator,
@@ -215,7 +196,7 @@ def evaluate_run(job: Job, folder: Path, reporter: Reporter, *, kept: bool) -> O
     return Outcome(job.id, "failed" if failures else "done", values, tuple(deviations), str(folder), reason, marks)
 
 
-def training_figures(folder: Path) -> tuple[dict[str, float], tuple[str, ...]]:
+def training_figures(folder: Path) -> tuple[dict[str, float], list[str]]:
     """Return the hours of training and the share of control in it, and footnotes on them and on the data.
 
     Raises:
@@ -224,34 +205,31 @@ def training_figures(folder: Path) -> tuple[dict[str, float], tuple[str, ...]]:
     checkpoint = read_checkpoint(folder / "last.pt")
     with checkpoint_error_on_mismatch(folder):
         history = read_history(checkpoint, folder)
+    counters = history.training["counters"]
     notes = []
     if checkpoint.data is None:
         notes.append("Trained by an older version: not known whether on the same data.")
-    counters = history.training["counters"]
-    if counters.get("unknown_data_until"):
-        notes.append(
-            f"Trained by an older version up to step {counters['unknown_data_until']:,}: not known whether on the same "
-            "data."
-        )
-    if counters.get("other_data_until"):
+    if step := counters.get("unknown_data_until"):
+        notes.append(f"Trained by an older version up to step {step:,}: not known whether on the same data.")
+    if step := counters.get("other_data_until"):
         what = f" ({counters['other_data']})" if counters.get("other_data") else ""
-        notes.append(f"Trained on other data{what} up to step {counters['other_data_until']:,}.")
-    lacks = what_lacks(history.epochs, checkpoint.config, history.left_out)
-    if lacks is not None:
-        return {}, (*notes, f"Times of training are not known: {lacks}.")
-    whole = sum(line["train_time"] for line in history.epochs)
-    control = sum(line["clipping_time"] for line in history.epochs)
-    return {"train-hours": whole / 3600, "control-time": control / max(whole - control, 1e-9)}, tuple(notes)
+        notes.append(f"Trained on other data{what} up to step {step:,}.")
+    if lacks := what_lacks(history.epochs, checkpoint.config, history.left_out):
+        return {}, [*notes, f"Times of training are not known: {lacks}."]
+    whole, control = (sum(line[name] for line in history.epochs) for name in ("train_time", "clipping_time"))
+    return {"train-hours": whole / 3600, "control-time": control / max(whole - control, 1e-9)}, notes
+
+
+SELECTED = {
+    "last": "The last epoch is reported; the paper's code reports the best one by the test set.",
+    "test": "The best epoch was chosen on the test set, as in the paper's code.",
+    "validation": "The best epoch was chosen on a validation part of the training set.",
+}
 
 
 def training_deviations(config: TrainConfig) -> Iterator[str]:
     """Yield how a training differs from the paper's protocol, a sentence each."""
-    if config.evaluation.select == "last":
-        yield "The last epoch is reported; the paper's code reports the best one by the test set."
-    if config.evaluation.select == "test":
-        yield "The best epoch was chosen on the test set, as in the paper's code."
-    if config.evaluation.select == "validation":
-        yield "The best epoch was chosen on a validation part of the training set."
+    yield SELECTED[config.evaluation.select]
     if config.max_steps is not None:
         yield f"Training stopped after {config.max_steps:,} steps."
     if config.hardware.precision != "32":

@@ -8,12 +8,13 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from svdctl.config.train_config import TrainConfig
 from svdctl.errors import CheckpointError, UsageError
 from svdctl.train.run_hash import config_in, run_hash
 from svdctl.utils.atomic_write import write_atomically
@@ -48,27 +49,42 @@ class RunStore:
     def index(self) -> dict[str, list[Path]]:
         """Return run folders by `run_hash` of their configuration, those of `out_dir` first."""
         found: dict[str, list[Path]] = {}
-        for parent in (self.out_dir, *self.reuse):
-            for key, folder in _folders(parent.expanduser()):
-                found.setdefault(key, []).append(folder)
+        for place in (self.out_dir, *self.reuse):
+            for folder in sorted(place.expanduser().glob("*")):
+                config = _config_of(folder)
+                if config is not None:
+                    found.setdefault(run_hash(config), []).append(folder)
         return found
 
-    def states(self, key: str, index: Mapping[str, list[Path]] | None = None) -> list[RunState]:
-        """Return the folders of a run, finished ones first, then by steps; `index` is what `index()` returned."""
-        found = map(inspect_run, (self.index() if index is None else index).get(key, []))
-        return sorted(found, key=lambda state: (state.finished, state.step), reverse=True)
-
-    def usable(self, key: str, states: list[RunState]) -> list[RunState]:
-        """Return the states that can be reported or continued, in their order.
+    def usable(
+        self,
+        key: str,
+        index: Mapping[str, list[Path]] | None = None,
+        on_notice: Callable[[str], None] = lambda text: None,
+    ) -> list[RunState]:
+        """Return the folders of a run that can be reported or continued, finished ones first, then by steps.
 
         Of other places than `out_dir` finished runs alone; none whose checkpoint is of another run.
+
+        Args:
+            key: of the run.
+            index: what `index()` returned.
+            on_notice: called with the reason why a folder does not count.
         """
-        mine = self.out_dir.expanduser()
-        return [one for one in states if one.key in (None, key) and (one.finished or one.folder.parent == mine)]
+        found = []
+        for state in map(inspect_run, (self.index() if index is None else index).get(key, [])):
+            if state.key not in (None, key):
+                on_notice(
+                    f"{state.folder / 'last.pt'} is of another configuration than config.toml beside it: the folder "
+                    "does not count"
+                )
+            elif state.finished or state.folder.parent == self.out_dir.expanduser():
+                found.append(state)
+        return sorted(found, key=lambda state: (state.finished, state.step), reverse=True)
 
     def best(self, key: str, index: Mapping[str, list[Path]] | None = None) -> RunState | None:
         """Return the finished folder of a run, or the one that got furthest."""
-        return next(iter(self.usable(key, self.states(key, index))), None)
+        return next(iter(self.usable(key, index)), None)
 
     def prepare(self) -> None:
         """Make the folder of runs.
@@ -109,26 +125,15 @@ class RunStore:
         write_atomically(self._private / f"{key}.json", json.dumps({**status, **who}))
 
 
-def _folders(parent: Path) -> Iterator[tuple[str, Path]]:
-    """Yield the run folders directly below a place, with the hash of their configuration.
+def _config_of(folder: Path) -> TrainConfig | None:
+    """Return the configuration of a run folder: where `config.toml` cannot be read, that of the checkpoint."""
+    config = config_in(folder)
+    if config is None and (folder / "last.pt").is_file():
+        from svdctl.checkpoint.checkpoint_file import read_checkpoint  # torch: only where it is needed
 
-    Where `config.toml` cannot be read, the configuration is that of the checkpoint.
-    """
-    try:
-        children = sorted(parent.iterdir())
-    except OSError:
-        return
-    for folder in children:
-        config = config_in(folder)
-        if config is None and (folder / "last.pt").is_file():
-            from svdctl.checkpoint.checkpoint_file import read_checkpoint  # torch: only where it is needed
-
-            try:
-                config = read_checkpoint(folder / "last.pt").config
-            except (CheckpointError, OSError):
-                continue
-        if config is not None:
-            yield run_hash(config), folder
+        with suppress(CheckpointError, OSError):
+            return read_checkpoint(folder / "last.pt").config
+    return config
 
 
 def inspect_run(folder: Path) -> RunState:
