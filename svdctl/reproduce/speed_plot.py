@@ -2,8 +2,10 @@
 
 import math
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
@@ -11,58 +13,45 @@ from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFo
 from svdctl.reproduce.speed import Point, SpeedResults
 from svdctl.train.plots import save
 
-AXES = {"width": "channels", "rank": "TT rank", "input": "side of the input"}
+AXES: dict[str, tuple[str, Callable[[Point], str]]] = {
+    "width": ("channels", lambda point: f"input {point.size}, rank {point.rank / point.x:.0%} of the width"),
+    "rank": ("TT rank", lambda point: f"{point.channels} channels, input {point.size}"),
+    "input": ("side of the input", lambda point: f"{point.channels} channels, rank {point.rank}"),
+}
+"""What grows along an axis, and what stays."""
 
 
+@rc_context({"font.size": 7, "axes.titlesize": 8, "axes.labelsize": 8})
 def plot_speed(results: SpeedResults, path: Path) -> None:
     """Plot growth with width, rank and input size; the whole network's ratios, measured beside modelled."""
     figure = Figure(figsize=(12.5, 6.4), layout="constrained")
     panels = figure.subplots(2, 4)
-    for row, work in enumerate(("all values", "control pass")):
-        for column, axis in enumerate(AXES):
+    for row, work in zip(panels, ("all values", "control pass"), strict=True):
+        for panel, (axis, (label, fixed)) in zip(row, AXES.items(), strict=False):
             points = [point for point in results.points if point.axis == axis and point.work == work]
-            _curves(panels[row][column], points, f"{work}: {_fixed(points)}", AXES[axis])
-        network = [point for point in results.points if point.axis == "network" and point.work == work]
-        _ratios(panels[row][3], network)
+            _curves(panel, points)
+            panel.set(title=f"{work}: {fixed(points[0])}", xlabel=label, ylabel="seconds")
+        _ratios(row[3], [point for point in results.points if point.axis == "network" and point.work == work])
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     figure.suptitle(f"{results.title}\n{results.machine}", fontsize=9)
     save(figure, path)
 
 
-def _fixed(points: list[Point]) -> str:
-    """Return what stays along an axis."""
-    first = points[0]
-    parts = {
-        "width": f"input {first.size}, rank {first.rank / (first.channels or 1):.0%} of the width",
-        "rank": f"{first.channels} channels, input {first.size}",
-        "input": f"{first.channels} channels, rank {first.rank}",
-    }
-    return parts[first.axis]
-
-
-def _curves(panel: Axes, points: list[Point], title: str, label: str) -> None:
+def _curves(panel: Axes, points: list[Point]) -> None:
     x = [point.x for point in points]
-    for name, color, series in (
-        ("full", "#4878a8", [point.full for point in points]),
-        ("TT", "#e08a3c", [point.tt for point in points]),
-    ):
-        middle = [statistics.median(times) for times in series]
-        panel.loglog(x, middle, "o-", color=color, markersize=4, label=name)
-        panel.fill_between(x, [min(t) for t in series], [max(t) for t in series], color=color, alpha=0.25, lw=0)
+    full, tt = [point.full for point in points], [point.tt for point in points]
+    for name, color, series in (("full", "#4878a8", full), ("TT", "#e08a3c", tt)):
+        panel.loglog(x, [*map(statistics.median, series)], "o-", color=color, markersize=4, label=name)
+        panel.fill_between(x, [*map(min, series)], [*map(max, series)], color=color, alpha=0.25, lw=0)
     expected = [statistics.median(point.full) / (point.modelled or 1.0) for point in points]
     panel.loglog(x, expected, "--", color="0.6", lw=1, label="TT by the model, from full", zorder=1)
-    lowest = min(min(times) for point in points for times in (point.full, point.tt))
     # The model of small ranks goes far below anything measured.
-    panel.set_ylim(max(0.6 * min(expected), lowest / 30), None)
-    panel.set_title(title, fontsize=8)
-    panel.set_xlabel(label, fontsize=8)
-    panel.set_ylabel("seconds", fontsize=8)
+    panel.set_ylim(max(0.6 * min(expected), min(map(min, [*full, *tt])) / 30), None)
     panel.xaxis.set_major_locator(FixedLocator(_apart(x)))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.xaxis.set_major_formatter(ScalarFormatter())
     panel.yaxis.set_minor_formatter(NullFormatter())
-    panel.tick_params(labelsize=7)
     panel.grid(alpha=0.25)
 
 
@@ -76,18 +65,14 @@ def _apart(places: list[int]) -> list[int]:
 
 
 def _ratios(panel: Axes, points: list[Point]) -> None:
-    places = range(len(points))
-    measured = [point.measured for point in points]
-    modelled = [point.modelled or 0.0 for point in points]
+    measured, modelled = [point.measured for point in points], [point.modelled or 0.0 for point in points]
     for shift, values, color, label in (
         (-0.2, measured, "#e08a3c", "measured"),
         (0.2, modelled, "0.75", "by the model"),
     ):
-        bars = panel.bar([place + shift for place in places], values, 0.38, color=color, label=label)
-        panel.bar_label(bars, fmt="%.1f", fontsize=7)
-    panel.set_xticks(places, [f"rank {point.rank}" for point in points], fontsize=7)
-    panel.set_title(f"whole network, {points[0].work}: TT faster by", fontsize=8)
-    panel.tick_params(labelsize=7)
-    panel.set_ylim(0, 1.25 * max(*measured, *modelled))
-    panel.legend(frameon=False, fontsize=7)
+        bars = panel.bar([place + shift for place in range(len(points))], values, 0.38, color=color, label=label)
+        panel.bar_label(bars, fmt="%.1f")
+    panel.set_xticks(range(len(points)), [f"rank {point.rank}" for point in points])
+    panel.set(title=f"whole network, {points[0].work}: TT faster by", ylim=(0, 1.25 * max(*measured, *modelled)))
+    panel.legend(frameon=False)
     panel.spines[["top", "right"]].set_visible(False)
