@@ -3,7 +3,7 @@
 Every process keeps a TCP connection to rank 0. The kernel closes it when a process dies, whatever the cause, so that no
 heartbeat is needed and a busy process is never mistaken for a dead one; TCP's keepalive detects a machine that is gone.
 A process that waits in a collective operation, which NCCL lets wait for many minutes, is ended by a background thread
-that reads the connections.
+that reads a connection.
 
 Rank 0 prints the cause; rank 1 does when rank 0 is the process that died.
 """
@@ -11,7 +11,6 @@ Rank 0 prints the cause; rank 1 does when rank 0 is the process that died.
 import json
 import os
 import secrets
-import selectors
 import socket
 import subprocess
 import sys
@@ -58,12 +57,15 @@ class FailureDetector:
         self.cause: str | None = None
         """Why the run ends early; None: no failure is known; empty: another process prints the cause."""
         self._failure_known, self._is_ending = threading.Event(), threading.Event()
-        self._lock = threading.Lock()
-        self._finished: set[int] = set()
+        self._lock, self._one_ends = threading.Lock(), threading.Lock()
         self._exit_code = 1
         self._peers = self._connect(broadcast)
-        self._watcher = threading.Thread(target=self._watch, name="failure detector", daemon=True)
-        self._watcher.start()
+        self._watchers = [
+            threading.Thread(target=self._watch, args=peer, name="failure detector", daemon=True)
+            for peer in self._peers.items()
+        ]
+        for watcher in self._watchers:
+            watcher.start()
 
     def _connect(self, broadcast: Callable[[Any], Any]) -> dict[int, socket.socket]:
         """Return connected sockets by rank: to all other processes in rank 0, to rank 0 in the others."""
@@ -97,7 +99,8 @@ class FailureDetector:
     def finish(self) -> None:
         """Report that this process has finished; wait until rank 0 has, and in rank 0 until all others have."""
         self._send_all({"end": "done"})
-        self._watcher.join()
+        for watcher in self._watchers:
+            watcher.join()
 
     def report_failure(self, error: BaseException) -> BaseException:
         """Send an error of this process to the others, unless the death of another process caused it.
@@ -131,21 +134,12 @@ class FailureDetector:
             with suppress(OSError):
                 _send(peer, message)
 
-    def _watch(self) -> None:
-        """Read the connections until all other processes have finished, or one has died or failed."""
-        with selectors.DefaultSelector() as selector:
-            for rank, peer in self._peers.items():
-                selector.register(peer, selectors.EVENT_READ, rank)
-            while len(self._finished) < len(self._peers):
-                for key, _ in selector.select():
-                    rank = key.data
-                    message = _read_line(self._peers[rank])
-                    if message.get("end") == "done":
-                        self._finished.add(rank)
-                        selector.unregister(self._peers[rank])
-                    else:
-                        self._end_process(rank, message)
-                        return
+    def _watch(self, rank: int, peer: socket.socket) -> None:
+        """Read a connection until the process at its end has finished, or has died or failed."""
+        message = _read_line(peer)
+        if message.get("end") != "done":
+            with self._one_ends:  # never given back: the process ends in it
+                self._end_process(rank, message)
 
     def _end_process(self, rank: int, message: dict[str, Any]) -> None:
         """End this process after another one has ended early; rank 0 informs all others.
