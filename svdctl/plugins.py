@@ -28,15 +28,19 @@ def load_plugins(granted: Iterable[str]) -> tuple[str, ...]:
         granted: `package.module`, or the path of a Python file, that a user has named.
 
     Raises:
-        UsageError: there is no such module or file, or importing it fails.
+        UsageError: for each of which there is no such module or file, or which cannot be imported.
     """
-    names = []
-    for plugin in granted:
-        name = plugin_name(plugin)
-        names.append(name)
-        if name not in _loaded:
-            _loaded[name] = _imported(name)
-    return tuple(dict.fromkeys(names))
+    names = tuple(dict.fromkeys(plugin_name(plugin) for plugin in granted))
+    faults: list[str] = []
+    for name in names:
+        try:
+            if name not in _loaded:
+                _loaded[name] = _imported(name)
+        except UsageError as error:
+            faults += error.faults
+    if faults:
+        raise UsageError(faults)
+    return names
 
 
 def loaded_plugins() -> tuple[str, ...]:

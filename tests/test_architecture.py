@@ -164,6 +164,23 @@ assert use() == first
 """
 
 
+def test_the_library_names_no_flags() -> None:
+    """Messages of the library name parameters and keys; the command line turns them into flags."""
+    allowed = {"--plugin", "--head"}  # of worker processes, and of Ray
+    found = []
+    for path in modules():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if path.is_relative_to(ROOT / "svdctl" / "cli"):
+            continue
+        prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+                flags = set(re.findall(r"--[a-z][a-z-]*", node.value)) - allowed
+                if flags or re.search(r"svdctl (train|eval-robust|reproduce|inspect-spectrum)", node.value):
+                    found.append(f"{path}:{node.lineno}: {node.value}")
+    assert not found
+
+
 def test_every_public_name_is_used_twice_and_again_after_every_import() -> None:
     """In a process of its own, where nothing was imported before."""
     done = subprocess.run([sys.executable, "-c", USED_TWICE], capture_output=True, text=True, cwd=ROOT, check=False)

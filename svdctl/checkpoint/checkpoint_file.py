@@ -83,7 +83,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"there is no checkpoint {path}; give a run folder or one of its .pt files")
     contents = read_torch(path)
     if not isinstance(contents, dict) or not is_checkpoint(contents, path):
-        raise CheckpointError(f"{path} is not a checkpoint of svdctl; give a .pt file that svdctl train wrote")
+        raise CheckpointError(f"{path} is not a checkpoint of svdctl; give a .pt file that a training wrote")
     try:
         found = _Contents.model_validate(contents)
         if found.version == 1:

@@ -13,7 +13,6 @@ from svdctl.config.corruption_names import BENCHMARK, CLEAN, CORRUPTIONS, corrup
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.errors import UsageError
 from svdctl.evaluate.metric import METRICS
-from svdctl.plugins import load_plugins
 from svdctl.registry import DATA
 
 WHAT = "What is measured"
@@ -38,8 +37,8 @@ def resolve_evaluation(flags: Mapping[str, Any]) -> ResolvedEvaluation:
         UsageError: with every fault of the flags and of the configuration.
     """
     given = {name: value for name, value in given_flags(flags).items() if value is not False}
-    load_plugins(given.get("plugin", ()))
     merge = Merge(EVALUATION, given, {"corruptions": {"names": list(read_corruption_list())}})
+    merge.load_plugins()
     places = [str(path) for path in given.get("checkpoints", ())]
     places += [str(given["checkpoints_dir"])] if "checkpoints_dir" in given else []
     if places:

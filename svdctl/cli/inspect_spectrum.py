@@ -10,7 +10,6 @@ from svdctl.cli.options import Flag, Flags, Merge, flags_by_key, given_flags, wi
 from svdctl.cli.progress_display import ProgressDisplay
 from svdctl.cli.training_flags import PLUGIN
 from svdctl.errors import LimitExceeded, UsageError
-from svdctl.plugins import load_plugins
 
 if TYPE_CHECKING:
     from svdctl.analysis.network_spectrum import NetworkSpectrum
@@ -72,8 +71,8 @@ def inspect_spectrum(flags: dict[str, Any]) -> None:
 def _config(flags: dict[str, Any]) -> InspectConfig:
     if not flags["files"]:
         raise UsageError("no file is given; name a checkpoint: svdctl inspect-spectrum runs/<run>/last.pt")
-    load_plugins(flags["plugin"] or ())
     merge = Merge(INSPECT, given_flags(flags), {"files": flags["files"]})
+    merge.load_plugins()
     merge.apply()
     return merge.result(InspectConfig)
 

@@ -16,6 +16,7 @@ from svdctl.config.overrides import Overrides
 from svdctl.config.schema_keys import alternatives, schema_keys
 from svdctl.config.validation_errors import validated
 from svdctl.errors import UsageError
+from svdctl.plugins import load_plugins
 
 PAPER = "Flags of the paper's code (a dash or an underscore)"
 RUN = "Run"
@@ -88,6 +89,14 @@ class Merge:
         self.given = {name: value for name, value in given.items() if value != getattr(flags.get(name), "off", None)}
         self.faults: list[str] = []
         self.notices: list[str] = []
+
+    def load_plugins(self, more: Iterable[str] = ()) -> tuple[str, ...]:
+        """Import the plugins that a base and the flags name; return their names."""
+        try:
+            return load_plugins([*more, *self.given.get("plugin", ())])
+        except UsageError as error:
+            self.faults += error.faults
+            return ()
 
     def put(self, name: str, value: Any) -> None:
         """Set the key of a flag."""

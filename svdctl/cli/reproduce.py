@@ -9,7 +9,6 @@ from svdctl.cli.options import RUN, Flag, Flags, Merge, given_flags, with_option
 from svdctl.cli.training_commands import print_names
 from svdctl.cli.training_flags import DEBUG, PLUGIN, SET
 from svdctl.errors import Interrupted, UsageError
-from svdctl.plugins import load_plugins
 from svdctl.reproduce.table_files import Request, list_tables
 
 WHAT = "What"
@@ -80,8 +79,8 @@ def request_of(flags: Mapping[str, Any]) -> Request:
     given = given_flags(flags)
     if "tables" not in given:
         raise UsageError("say which table: svdctl reproduce table2, or --list for all of them")
-    load_plugins(given.get("plugin", ()))
     merge = Merge(REQUEST, given, {"tables": list(map(str, given["tables"]))})
+    merge.load_plugins()
     merge.apply()
     return merge.result(Request)
 

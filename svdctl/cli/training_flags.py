@@ -26,7 +26,6 @@ from svdctl.config.configuration import with_kinds
 from svdctl.config.presets import nearest_preset, read_preset, run_name
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import UsageError
-from svdctl.plugins import load_plugins
 from svdctl.registry import DATA
 
 
@@ -461,11 +460,10 @@ def resolve(flags: Mapping[str, Any], command: Command = TRAIN) -> Resolved:
     given = given_flags(flags)
     faults: list[str] = []
     table, base = _base(command, given, faults)
-    plugins = load_plugins([*table.get("plugins", ()), *given.get("plugin", ())])
-    if plugins:
-        table["plugins"] = list(plugins)
     merge = Merge(command.flags, given, with_kinds(table))
     merge.faults += faults
+    if plugins := merge.load_plugins(table.get("plugins", ())):
+        merge.to.put("plugins", list(plugins))
     if "preset" not in given and given.keys() & command.basis:
         merge.to.put("name", _name(command, merge))
     merge.apply()
@@ -481,9 +479,9 @@ def resolve_resume(flags: Mapping[str, Any], command: Command = TRAIN) -> dict[s
         UsageError: with every fault; other flags are refused.
     """
     given = given_flags(flags)
-    load_plugins(given.pop("plugin", ()))
     allowed = {name: given[name] for name in given if _section(command, name) in ("hardware", "log", "data")}
-    merge = Merge(command.flags, {}, {})
+    merge = Merge(command.flags, {"plugin": given.pop("plugin", ())}, {})
+    merge.load_plugins()
     for name in given.keys() - allowed.keys():
         merge.faults.append(
             f"{spelled(name)} shows a new run; leave it or --resume out"

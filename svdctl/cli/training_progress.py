@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, cast
 
 from svdctl.cli.progress_display import ProgressDisplay
+from svdctl.cli.training_flags import command_of
 
 if TYPE_CHECKING:
     from svdctl.train.result import CertifiedEpoch, TrainResult
@@ -87,5 +88,14 @@ def result_lines(result: "TrainResult") -> list[str]:
         ]
         lines.append("largest: a singular value that is reached; bound: proved, at every input size")
     lines += ["", "files", *(f"  {path}" for path in result.files)]
-    lines += ["", "next", *(f"  {command}" for command in result.next_commands)]
+    lines += ["", "next", *(f"  svdctl {command}" for command in _next_commands(result))]
     return lines
+
+
+def _next_commands(result: "TrainResult") -> list[str]:
+    """Return what may be typed next, without the name of the program."""
+    train, folder = command_of(result.config.model.kind).name, result.folder
+    if not result.completed:
+        return [f"{train} --resume {folder}"]
+    again = f"{train} --preset {folder / 'config.toml'} --seed {result.config.seed + 1}"
+    return [f"inspect-spectrum {folder / 'last.pt'}", f"eval-robust {folder}", again]

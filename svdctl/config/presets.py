@@ -59,7 +59,7 @@ def read_preset(name: str) -> dict[str, Any]:
     if path is own and path.suffix != ".toml" and not os.path.isfile(path):  # and for overlong names
         near = nearest_preset(name)
         hint = f"; did you mean {near}?" if near else ""
-        raise UsageError(f"`preset = {name}`: there is no such preset or file{hint} (svdctl train --list-presets)")
+        raise UsageError(f"`preset = {name}`: there is no such preset or file{hint} (`list_presets` shows all)")
     try:
         table = migrate_configuration(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from svdctl.config.corruption_names import BENCHMARK
-from svdctl.train.plots import save
+from svdctl.utils.atomic_write import write_picture
 
 ACCURACY, GAP, CLEAN, EMPIRICAL = "#3b6ea5", "#d9822b", "0.35", "#b3392f"
 
@@ -49,7 +49,7 @@ def plot_reliability(results: Mapping[str, Any], title: str, path: Path) -> None
     below.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     below.set(xlabel="confidence", ylabel="predictions")
     figure.suptitle(f"{title}: {sum(counts):,} test images", fontsize=10)
-    save(figure, path)
+    write_picture(figure, path)
 
 
 def plot_corruptions(results: Mapping[str, Any], title: str, path: Path) -> None:
@@ -81,7 +81,7 @@ def plot_corruptions(results: Mapping[str, Any], title: str, path: Path) -> None
         f"{results['clean']:.1%}; italic: not in the benchmark",
         fontsize=10,
     )
-    save(figure, path)
+    write_picture(figure, path)
 
 
 def _bars(panel: Axes, names: Sequence[str], values: Sequence[float], clean: float, *, written: bool) -> None:
@@ -150,7 +150,7 @@ def plot_certified(
     panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     panel.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8)
     panel.set_title(title, fontsize=10)
-    save(figure, path)
+    write_picture(figure, path)
 
 
 def _empirical(panel: Axes, attack: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from svdctl.reproduce.table_files import known_columns
 from svdctl.reproduce.table_results import Results
-from svdctl.train.plots import save
+from svdctl.utils.atomic_write import write_picture
 
 COLORS = ("#4878a8", "#e08a3c", "#5a9e6f", "#b85c5c", "#8b75b0", "#8c7364")
 
@@ -53,7 +53,7 @@ def plot_bars(results: Results, path: Path) -> None:
     figure.suptitle(_wrapped([results.plan.title, results.caption], 13 * width), fontsize=9)
     if results.notes:
         figure.supxlabel(_wrapped(results.table.numbered_notes, 20 * width), fontsize=5.5, x=0.01, ha="left")
-    save(figure, path)
+    write_picture(figure, path)
 
 
 def _wrapped(lines: Sequence[str], width: float) -> str:

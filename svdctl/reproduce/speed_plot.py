@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from svdctl.reproduce.speed import Point, SpeedResults
-from svdctl.train.plots import save
+from svdctl.utils.atomic_write import write_picture
 
 AXES: dict[str, tuple[str, Callable[[Point], str]]] = {
     "width": ("channels", lambda point: f"input {point.size}, rank {point.rank / point.x:.0%} of the width"),
@@ -35,7 +35,7 @@ def plot_speed(results: SpeedResults, path: Path) -> None:
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     figure.suptitle(f"{results.title}\n{results.machine}", fontsize=9)
-    save(figure, path)
+    write_picture(figure, path)
 
 
 def _curves(panel: Axes, points: list[Point]) -> None:

@@ -259,7 +259,7 @@ def find_table(name: str, folder: Path | None = None) -> Path:
             return path
     if own.suffix == ".toml" or len(own.parts) > 1:
         raise UsageError(f"{name}: there is no such table file; check its path")
-    raise UsageError(f"{name}: there is no such table{nearest(name, list_tables())} (svdctl reproduce --list)")
+    raise UsageError(f"{name}: there is no such table{nearest(name, list_tables())} (`list` shows all)")
 
 
 def read_toml(path: Path, where: str) -> dict[str, Any]:

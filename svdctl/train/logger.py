@@ -98,8 +98,11 @@ class RunLog:
     def __init__(self, run: RunInfo, log: Log) -> None:
         named = [config for config in log.loggers if config.kind != "jsonl"]
         if log.wandb != "off":
-            wandb = LOGGERS.get("wandb").config
-            named.insert(0, wandb(mode=log.wandb, project=log.wandb_project, group=log.wandb_group))
+            given = LOGGERS.get("wandb").config(project=log.wandb_project, group=log.wandb_group)
+            # One run: settings of a table of `loggers` count, and its mode is that of `wandb`.
+            table = next((config for config in named if config.kind == "wandb"), given)
+            named = [config for config in named if config is not table]
+            named.insert(0, table.model_copy(update={"mode": log.wandb}))
         self._writers: list[tuple[str, LogWriter]] = []
         with ExitStack() as opened:
             for config in (LOGGERS.get("jsonl").config(), *named):

@@ -9,16 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from svdctl.config.train_config import CROSS_ENTROPY
-from svdctl.utils.atomic_write import write_atomically
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a picture as PNG beside `path`, then rename: a disk that fills leaves the picture that was there.
-
-    Raises:
-        OSError: it cannot be written; it names `path`.
-    """
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130))
+from svdctl.utils.atomic_write import write_picture
 
 
 def plot_curves(
@@ -54,7 +45,7 @@ def plot_curves(
         accuracy.plot([r["step"] for r in certified], values, marker=".", label=label)
     accuracy.set(title="accuracy, %", xlabel="step", ylim=(None, 100.5))
     accuracy.legend(frameon=False)
-    save(figure, path)
+    write_picture(figure, path)
 
 
 def plot_spectra(
@@ -99,7 +90,7 @@ def plot_spectra(
     if skew:
         title += "\nskew: of J, where the layer is exp(J) and its own values are 1"
     figure.suptitle(title, fontsize=9)
-    save(figure, path)
+    write_picture(figure, path)
 
 
 def plot_certified(curves: Mapping[str, tuple[Tensor, Tensor]], marks: Sequence[float], path: Path) -> None:
@@ -121,4 +112,4 @@ def plot_certified(curves: Mapping[str, tuple[Tensor, Tensor]], marks: Sequence[
     panel.set(xlabel="l2 radius, pixels in [0, 1]", ylabel="right and certified, %", ylim=(0, 100))
     panel.set_xlim(0, 1.02 * largest)
     panel.legend(frameon=False)
-    save(figure, path)
+    write_picture(figure, path)

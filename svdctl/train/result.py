@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from svdctl.config.train_config import TrainConfig
 from svdctl.control.controller import LayerReport
 
 
@@ -33,7 +34,7 @@ class TrainResult:
     summary: list[str]
     layers: list[LayerReport]
     files: list[Path]
-    next_commands: list[str]
+    config: TrainConfig
     completed: bool
     certified: tuple[CertifiedEpoch, ...] = ()
     """The last epoch and, where one was picked, the best; for runs with certificates."""

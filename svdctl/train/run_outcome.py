@@ -1,4 +1,4 @@
-"""How a training ended: numbers, sentences, files, and what to type next."""
+"""How a training ended: numbers, sentences and files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,11 +16,6 @@ from svdctl.train.trainer import Trainer
 from svdctl.train.validation import Accuracy
 
 
-def training_command(config: TrainConfig) -> str:
-    """Return the command that trains the network of a configuration."""
-    return "svdctl train-lipconv" if config.model.kind == "lipconv" else "svdctl train"
-
-
 def interrupted(trainer: Trainer, folder: Path) -> TrainResult:
     """Return the result of a run that was stopped and saved."""
     return TrainResult(
@@ -29,7 +24,7 @@ def interrupted(trainer: Trainer, folder: Path) -> TrainResult:
         [f"interrupted after step {trainer.counters.step}; the state is saved"],
         [],
         [folder / "last.pt"],
-        [f"{training_command(trainer.config)} --resume {folder}"],
+        trainer.config,
         completed=False,
     )
 
@@ -92,12 +87,7 @@ def finished(
     if zero:
         files += draw(trainer, folder, before, sizes)
         files += draw_certified({name: made for name, (_, made) in judged.items()}, config, folder)
-    commands = [
-        f"svdctl inspect-spectrum {folder / 'last.pt'}",
-        f"svdctl eval-robust {folder}",
-        f"{training_command(config)} --preset {folder / 'config.toml'} --seed {config.seed + 1}",
-    ]
-    return TrainResult(folder, metrics, summary, layers, files, commands, completed=True, certified=tuple(certified))
+    return TrainResult(folder, metrics, summary, layers, files, config, completed=True, certified=tuple(certified))
 
 
 def _best(trainer: Trainer, parts: Parts, folder: Path) -> tuple[tuple[Mapping[str, Tensor], int] | None, str | None]:

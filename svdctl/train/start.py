@@ -16,7 +16,6 @@ from svdctl.train.result import TrainResult
 from svdctl.train.run import TrainingRun
 from svdctl.train.run_hash import config_in, differing
 from svdctl.train.run_history import read_history
-from svdctl.train.run_outcome import training_command
 from svdctl.train.run_plan import SELECTION, plan
 from svdctl.train.setup import Parts, launch, load_parts
 from svdctl.train.trainer import Counters
@@ -36,7 +35,7 @@ def run(config: TrainConfig, *, base: str, reporter: Reporter) -> TrainResult:
     """
     fabric = launch(config)
     folder: Path | None = None
-    with end_together(fabric, lambda: _after_loss(config, folder)):
+    with end_together(fabric, lambda: _after_loss(folder)):
         with fabric.rank_zero_first(local=True):  # data may have to be downloaded
             parts = load_parts(config)
         lines = plan(config, base)
@@ -104,7 +103,7 @@ def resume(
             table[section].update(fields)
         config = TrainConfig.model_validate(table)
     fabric = launch(config)
-    with end_together(fabric, lambda: _after_loss(config, folder)):
+    with end_together(fabric, lambda: _after_loss(folder)):
         with fabric.rank_zero_first(local=True):  # data may have to be downloaded
             parts = load_parts(config)
         notice, changed, judged_anew = _compared(checkpoint, parts, path, allow_changed_data)
@@ -227,11 +226,11 @@ def _newest_epoch(folder: Path) -> Path | None:
     return None
 
 
-def _after_loss(config: TrainConfig, folder: Path | None) -> str:
+def _after_loss(folder: Path | None) -> str:
     """Return what to do when a process was lost."""
     if folder is None or not (folder / "last.pt").exists():
         return "nothing had been saved yet, run the command again"
-    return f"go on from what was saved with {training_command(config)} --resume {folder}"
+    return f"go on from what was saved: resume {folder}"
 
 
 def _stamp(file: Path) -> tuple[int, int, int] | None:

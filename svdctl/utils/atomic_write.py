@@ -4,7 +4,10 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def write_atomically(path: Path, contents: str | bytes | Callable[[BinaryIO], object]) -> None:
@@ -34,6 +37,15 @@ def write_atomically(path: Path, contents: str | bytes | Callable[[BinaryIO], ob
             _sync_folder(path.parent)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_picture(figure: "Figure", path: Path) -> None:
+    """Write a picture as PNG, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; it names `path`.
+    """
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130))
 
 
 def remove_unfinished(folder: Path) -> None:

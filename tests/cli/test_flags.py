@@ -137,3 +137,11 @@ def test_keys_in_messages_become_flags(message: str, shown: str) -> None:
 def test_a_message_without_flags_names_keys() -> None:
     assert with_flags("`layer.rank`: no", {}) == "layer.rank: no"
     assert with_flags("add `out_dir = x`", {}) == "add out_dir = x"
+
+
+def test_a_plugin_that_cannot_be_imported_is_a_fault_among_others() -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve({"plugin": ["no_such_module", "nor_this"], "epochs": 0, "clipping": "clop"})
+    text = str(caught.value)
+    for part in ("no_such_module", "nor_this", "--epochs", "--clipping clop"):
+        assert part in text

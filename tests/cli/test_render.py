@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from svdctl.cli.progress_display import duration
+from svdctl.cli.training_flags import resolve
 from svdctl.cli.training_progress import (
     TrainingDisplay,
     evaluation_line,
@@ -35,7 +36,8 @@ def result(*layers: Row, certified: tuple[Mock, ...] = ()) -> Mock:
         summary=["test accuracy 97.50%"],
         layers=list(layers),
         files=[Path("runs/x/last.pt")],
-        next_commands=["svdctl y"],
+        folder=Path("runs/x"),
+        config=resolve({}).config,
     )
 
 
@@ -61,7 +63,14 @@ def test_plain_lines_hold_everything_and_no_escape_codes(capsys: pytest.CaptureF
     assert "\x1b" not in shown.out + shown.err
     assert "\r" not in shown.out
     assert shown.out.startswith("base     preset quickstart\ndata     [digits]\n")
-    for part in ("acc 91.00%", "test accuracy 97.50%", "2.9000", "2.9900", "runs/x/last.pt", "svdctl y"):
+    for part in (
+        "acc 91.00%",
+        "test accuracy 97.50%",
+        "2.9000",
+        "2.9900",
+        "runs/x/last.pt",
+        "svdctl eval-robust runs/x",
+    ):
         assert part in shown.out
     assert shown.err == "note: a remark\n"
 
@@ -91,7 +100,7 @@ def test_the_live_bar_is_drawn_and_taken_away() -> None:
         "epoch 2/12 loss 0.2500",
         "1234 images/s 1:05 left",
         "data     [digits]",
-        "svdctl y",
+        "svdctl eval-robust runs/x",
     ):
         assert part in shown
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1  # the cursor is hidden, then given back

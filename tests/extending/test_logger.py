@@ -4,11 +4,13 @@ import csv
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 import pytest
 
 import tests.extending.csv_logger  # noqa: F401  # registers it
 from svdctl.config.base import Config
+from svdctl.config.run_config import Log
 from svdctl.errors import TrainingError, UsageError
 from svdctl.registry import LOGGERS
 from svdctl.train import start as recipe
@@ -115,3 +117,11 @@ def test_a_logger_that_fails_stops_the_run_with_a_sentence_and_all_are_closed(
 def test_a_second_logger_of_a_kind_is_refused() -> None:
     with pytest.raises(UsageError, match="registered twice"):
         register_logger(type("Other", (FaultyLogger,), {"kind": "csv"}))
+
+
+def test_wandb_that_is_named_twice_is_one_run(tmp_path: Path) -> None:
+    log = Log.model_validate({"wandb": "offline", "loggers": [{"kind": "wandb", "project": "mine"}]})
+    with patch.object(type(LOGGERS.get("wandb")), "open") as opened:
+        RunLog(RunInfo(tmp_path, {}), log).close()
+    ((_, config),) = (call.args for call in opened.call_args_list)
+    assert (config.mode, config.project) == ("offline", "mine")

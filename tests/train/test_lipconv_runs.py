@@ -13,6 +13,7 @@ import svdctl.layers.ops.soc_ops
 from svdctl.certificates import Certifier
 from svdctl.checkpoint.checkpoint_file import read_checkpoint
 from svdctl.cli.training_flags import LIPCONV, TRAIN, resolve
+from svdctl.cli.training_progress import result_lines
 from svdctl.config.train_config import TrainConfig
 from svdctl.control.actions import is_layer_bounded
 from svdctl.data.data_source import load as load_data
@@ -90,7 +91,7 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_undisturbed_one(
     config = of_layer(make(data), **KINDS[kind])
     whole = recipe.run(config, base="test", reporter=Recorder())
     part = recipe.run(config, base="test", reporter=Recorder(interrupt_after=7))
-    assert part.next_commands == [f"svdctl train-lipconv --resume {part.folder}"]
+    assert result_lines(part)[-1] == f"  svdctl train-lipconv --resume {part.folder}"
     resumed = recipe.resume(part.folder, reporter=Recorder(), refused=LIPCONV.refused)
     assert resumed.completed
     assert_equal(weights(whole.folder), weights(part.folder))
@@ -137,8 +138,9 @@ def test_a_run_leaves_certificates_that_its_checkpoint_gives_again(data: Path) -
         assert row.lipschitz == pytest.approx(np.prod(list(row.slack.values())), rel=1e-9)
         assert row.lipschitz == pytest.approx(4, rel=1e-4)
     assert result.metrics["test_certified_acc_36"] == result.certified[0].certified[36] > 0.5
-    assert any(command.startswith("svdctl inspect-spectrum") for command in result.next_commands)
-    assert f"svdctl eval-robust {result.folder}" in result.next_commands
+    lines = result_lines(result)
+    assert any(line.startswith("  svdctl inspect-spectrum") for line in lines)
+    assert f"  svdctl eval-robust {result.folder}" in lines
     epochs = [record for record in read_log(result.folder / "metrics.jsonl") if record["kind"] == "epoch"]
     assert {"val_certified_acc", "val_mean_radius", "epsilon", "lipschitz", "frame_deviation"} <= set(epochs[0])
     best = max(epochs, key=lambda record: (record["val_certified_acc"], record["val_acc"]))

@@ -19,6 +19,7 @@ import torch
 import svdctl
 from svdctl.checkpoint.checkpoint_file import read_checkpoint
 from svdctl.cli.training_flags import resolve
+from svdctl.cli.training_progress import result_lines
 from svdctl.config.train_config import TrainConfig
 from svdctl.control.actions import is_layer_bounded
 from svdctl.errors import CheckpointError, DataError, TrainingError, UsageError
@@ -111,7 +112,7 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_undisturbed_one(data: Pa
     whole = recipe.run(config, base="test", reporter=Recorder())
     part = recipe.run(config, base="test", reporter=Recorder(interrupt_after=6))
     assert not part.completed
-    assert "--resume" in part.next_commands[0]
+    assert f"svdctl train --resume {part.folder}" in "\n".join(result_lines(part))
     # The interrupted checkpoint is sealed too.
     assert_bounded(part.folder, config)
     resumed = recipe.resume(part.folder, reporter=Recorder())
