@@ -117,7 +117,7 @@ class LayerScheduler:
         return costliest_first(work, {name: self.costs[name] for name in self.mine()}, self.threads)
 
     def _note(self, seconds: Mapping[str, float]) -> None:
-        """Mean of the latest time and those before it: one that was disturbed does not move everything."""
+        """Take the mean of the latest time and those before it: one that was disturbed does not move everything."""
         old = self.costs if self._timed else seconds
         self.costs = {name: (old[name] + seconds[name]) / 2 for name in self.costs}
         self._timed = True

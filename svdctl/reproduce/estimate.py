@@ -177,8 +177,6 @@ def measure_control(config: TrainConfig) -> float:
     if config.batchnorm is not None:
         limit, steps = Controller.from_config(model, None, None, config.batchnorm), config.batchnorm.every_steps
         seconds += timed(partial(limit.control_, steps), device) / steps
-    if config.control.kind == "none":
-        return seconds
     controlled = Controller.from_config(model, None, config.control, None, sizes=sizes).controlled()
     cost = {name: max(1.0, ops_of(layer).cost(layer, sizes[name])) for name, layer in controlled.items()}
     total = pace = 0.0

@@ -32,7 +32,7 @@ class Job:
 
     @property
     def id(self) -> str:
-        """Equal for one training that is evaluated in one way."""
+        """Return what is equal for one training that is evaluated in one way."""
         return f"{self.key}-{hashlib.sha256(self.evaluate.model_dump_json().encode()).hexdigest()[:6]}"
 
 

@@ -69,7 +69,7 @@ class TablePlan:
 
     @property
     def title(self) -> str:
-        """With its mark at smoke scale."""
+        """Return the title, with its mark at smoke scale."""
         return SMOKE * self.smoke + self.table.title
 
     @property

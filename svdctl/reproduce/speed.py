@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from lightning_fabric import Fabric
-from pydantic import model_validator
+from pydantic import Field, PositiveFloat
 from torch import nn
 
 from svdctl.config.train_config import TrainConfig
@@ -35,6 +35,7 @@ from svdctl.utils.measurement_cache import Measurement, MeasurementCache
 
 AxisName = Literal["width", "rank", "input", "network"]
 Work = Literal["all values", "control pass", "training step"]
+Times = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
 NOTES = (
     "Medians, smallest and largest time in brackets; full and TT in turn in every round, ratios round by round.",
     "The model counts one exact decomposition at every output frequency of the layer. svdctl's control pass works on a "
@@ -53,9 +54,9 @@ class Point:
     rank: int
     size: int
     work: Work
-    full: tuple[float, ...]
+    full: Times
     """Seconds of each round."""
-    tt: tuple[float, ...]
+    tt: Times
     modelled: float | None
     """How many times cheaper TT is by the model of the cost; None for the training step, which it is not about."""
     kept: str = ""
@@ -193,14 +194,6 @@ class TimedPoints(Measurement):
     @property
     def key(self) -> str:
         return self.what
-
-    @model_validator(mode="after")
-    def _times_are_times(self) -> Self:
-        for point in self.points:
-            times = (*point.full, *point.tt)
-            if len(point.full) != len(point.tt) or not point.full or not all(0 < time < math.inf for time in times):
-                raise ValueError("times are positive, and as many of the full layer as of TT")
-        return self
 
 
 @dataclass(frozen=True)
