@@ -127,6 +127,10 @@ LOSSES: Registry[Any] = Registry("loss", ["svdctl.train.losses.cross_entropy"])
 """Of `svdctl.train.loss.Loss`."""
 DATA: Registry[Any] = Registry("data set", [f"svdctl.data.{name}" for name in ("digits", "cifar", "folder", "npz")])
 """Of `svdctl.data.data_source.DataSource`."""
+METRICS: Registry[Any] = Registry(
+    "metric", [f"svdctl.evaluate.metrics.{name}" for name in ("accuracy", "ece", "cifar_c", "autoattacks", "certified")]
+)
+"""Of `svdctl.evaluate.metric.Metric`, in the order in which they are measured and shown."""
 ARCHITECTURES: Registry[Any] = Registry(
     "architecture", [f"svdctl.models.{name}_architecture" for name in ("wrn", "vgg", "lipconvnet")]
 )

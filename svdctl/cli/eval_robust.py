@@ -11,7 +11,7 @@ from svdctl.cli.options import with_options
 from svdctl.cli.variadic import Takes
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.errors import EvaluationError, Interrupted
-from svdctl.evaluate.metric import METRICS
+from svdctl.registry import METRICS
 
 if TYPE_CHECKING:
     from svdctl.evaluate.runner import EvaluationResult

@@ -9,11 +9,10 @@ from typing import Any, get_args
 from svdctl.cli.options import DEVICES, Flag, Flags, Merge, given_flags, spelled
 from svdctl.cli.training_flags import DEBUG, FORMS_OF_DATA, PLUGIN, SET, data_table
 from svdctl.config.attack_settings import VERSIONS, AttackName
-from svdctl.config.corruption_names import BENCHMARK, CLEAN, CORRUPTIONS, corruption_name, read_corruption_list
+from svdctl.config.corruption_names import BENCHMARK, CLEAN, CORRUPTIONS, corruption_name
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.errors import UsageError
-from svdctl.evaluate.metric import METRICS
-from svdctl.registry import DATA
+from svdctl.registry import DATA, METRICS
 
 WHAT = "What is measured"
 NETWORK = "Networks that svdctl did not train"
@@ -37,7 +36,7 @@ def resolve_evaluation(flags: Mapping[str, Any]) -> ResolvedEvaluation:
         UsageError: with every fault of the flags and of the configuration.
     """
     given = {name: value for name, value in given_flags(flags).items() if value is not False}
-    merge = Merge(EVALUATION, given, {"corruptions": {"names": list(read_corruption_list())}})
+    merge = Merge(EVALUATION, given, {})
     merge.load_plugins()
     places = [str(path) for path in given.get("checkpoints", ())]
     places += [str(given["checkpoints_dir"])] if "checkpoints_dir" in given else []
@@ -105,14 +104,14 @@ def _corruptions(merge: Merge, value: Iterable[str]) -> None:
             except UsageError as error:
                 merge.faults += error.faults
     # Judged further as if the unknown ones were not there.
-    merge.to.put("corruptions.names", list(dict.fromkeys(names)) or [CLEAN])
+    merge.to.put("settings.cifar-c.names", list(dict.fromkeys(names)) or [CLEAN])
 
 
 def _attacks(merge: Merge, value: Iterable[str]) -> None:
     names = [name.lower().replace("_", "-") for name in split(value)]
     single = get_args(AttackName)
     if len(names) == 1 and names[0] in VERSIONS:
-        merge.to.put("attack.attacks", names[0])
+        merge.to.put("settings.autoattacks.attacks", names[0])
         return
     merge.faults += [
         f"--attacks {name}: not one of {', '.join(single)}, nor, alone, one of {', '.join(VERSIONS)}"
@@ -120,14 +119,14 @@ def _attacks(merge: Merge, value: Iterable[str]) -> None:
         for name in names
         if name not in single
     ]
-    merge.to.put("attack.attacks", [name for name in names if name in single] or "standard")
+    merge.to.put("settings.autoattacks.attacks", [name for name in names if name in single] or "standard")
 
 
 def _examples(merge: Merge, value: str) -> None:
     text = str(value).lower()
     if text != "all" and not re.fullmatch(r"0*[1-9]\d{0,8}", text):
         raise UsageError(f"--examples {text}: give a number of test images, or all")
-    merge.to.put("examples", text if text == "all" else int(text))
+    merge.put("examples", text if text == "all" else int(text))
 
 
 def _shard(merge: Merge, value: str) -> None:
@@ -158,7 +157,10 @@ EVALUATION: Flags = {
     "dataset": Flag("data.kind", WHAT, f"Test data: {FORMS_OF_DATA} (those of the training).", str, rule=_data),
     "dataset_root": Flag("dataset_root", WHAT, "Where CIFAR lies."),
     "radii": Flag(
-        "radii", WHAT, "Of certified accuracy, in 255ths of a pixel's range (36 72 108 255).", rule=_several("radii")
+        "settings.certified.radii",
+        WHAT,
+        "Of certified accuracy, in 255ths of a pixel's range (36 72 108 255).",
+        rule=_several("radii"),
     ),
     "seed": Flag("seed", WHAT),
     "set": SET,
@@ -171,15 +173,15 @@ EVALUATION: Flags = {
     "dec_rank": Flag("network.rank", NETWORK, "The same for its TT rank."),
     "gouk_transforms": Flag("network.gouk_transforms", NETWORK),
     "corruptions": Flag(
-        "corruptions.names",
+        "settings.cifar-c.names",
         CORRUPTED,
         "Names, benchmark (15) or all (19) (those of corruptions.txt, 18).",
         rule=_corruptions,
     ),
-    "severities": Flag("corruptions.severities", CORRUPTED, "Some of 1 to 5 (all).", rule=_several("severities")),
-    "corruption_examples": Flag("corruptions.examples", CORRUPTED, "Test images, drawn from the seed (all)."),
+    "severities": Flag("settings.cifar-c.severities", CORRUPTED, "Some of 1 to 5 (all).", rule=_several("severities")),
+    "corruption_examples": Flag("settings.cifar-c.examples", CORRUPTED, "Test images, drawn from the seed (all)."),
     "cifar_c_root": Flag(
-        "corruptions.root",
+        "settings.cifar-c.root",
         CORRUPTED,
         "Folder of the published files; they are downloaded there when absent (the folder of CIFAR). Data other than "
         "CIFAR are corrupted by svdctl unless this is given.",
@@ -188,23 +190,25 @@ EVALUATION: Flags = {
     "show_corruptions": Flag(
         panel=CORRUPTED, text="Draw a sheet of all corruptions into this file, and stop.", type=str
     ),
-    "norm": Flag("attack.norm", ATTACKS),
-    "eps": Flag("attack.eps", ATTACKS, "Radius in pixels of [0, 1] (0.5)."),
+    "norm": Flag("settings.autoattacks.norm", ATTACKS),
+    "eps": Flag("settings.autoattacks.eps", ATTACKS, "Radius in pixels of [0, 1] (0.5)."),
     "attacks": Flag(
-        "attack.attacks",
+        "settings.autoattacks.attacks",
         ATTACKS,
         f"standard, plus, rand, or some of {', '.join(get_args(AttackName))} (standard).",
         list[str],
         _attacks,
     ),
     "examples": Flag(
-        "examples",
+        "settings.autoattacks.examples",
         ATTACKS,
         "Test images, drawn from the seed, or all (32 of the embedded digits, all of other data).",
         rule=_examples,
     ),
     "protocol": Flag(
-        "attack.protocol", ATTACKS, "pixels, or paper: normalised images, as the paper's code did (pixels)."
+        "settings.autoattacks.protocol",
+        ATTACKS,
+        "pixels, or paper: normalised images, as the paper's code did (pixels).",
     ),
     "shard": Flag("shard", ATTACKS, "i/n: attack the i-th of n parts of the images alone.", str, _shard),
     "merge_shards": Flag("merge_shards", ATTACKS, "Join the finished shards to the figure of all images."),

@@ -53,8 +53,8 @@ def reasons(failure: "Failure") -> list[str]:
 
 def result_table(result: "EvaluationResult") -> str:
     """Return checkpoints down, metrics across; below, what must be known besides, and files."""
-    from svdctl.evaluate.metric import METRICS
     from svdctl.evaluate.report import comparison
+    from svdctl.registry import METRICS
     from svdctl.utils.table import terminal
 
     measured = [evaluation for evaluation in result.evaluations if evaluation.records]

@@ -50,7 +50,7 @@ def with_flags(text: str, flags: Mapping[str, str]) -> str:
             return (f"{found} ({key})" if found else key) + colon
         return found + colon
 
-    return re.sub(r"`([a-z_][a-z_0-9]*(?:\.[a-z_0-9]+)*)(?: = ([^`]+))?`(:?)", flag, text)
+    return re.sub(r"`([a-z_][a-z_0-9]*(?:\.[a-z_0-9-]+)*)(?: = ([^`]+))?`(:?)", flag, text)
 
 
 def explain(error: BaseException) -> tuple[tuple[str, ...], int]:

@@ -65,7 +65,7 @@ def flags_by_key(flags: Flags) -> dict[str, str]:
     for name in flags:
         found.setdefault(name, spelled(name))
     # Sections of other commands' configurations, which messages of shared code name.
-    shared = {"data.root": "dataset_root", "corruptions.root": "cifar_c_root"}
+    shared = {"data.root": "dataset_root", "settings.cifar-c.root": "cifar_c_root"}
     found = {key: spelled(name) for key, name in shared.items() if name in flags} | found
     return found | ({"data.path": "--dataset KIND:PATH"} if "dataset" in flags else {})
 

@@ -25,8 +25,8 @@ class AttackSettings(Config):
     batch_size: PositiveInt = 250
     """Images attacked together; random draws depend on it, so another size gives slightly other figures."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    examples: PositiveInt | None = None
-    """Images attacked, drawn from the seed without regard to their order; absent: all."""
+    examples: PositiveInt | Literal["all"] | None = None
+    """Images attacked, drawn from the seed without regard to their order; absent: all, of the embedded digits 32."""
     protocol: Protocol = "pixels"
     """`pixels`: normalisation belongs to the network; `paper`: normalised images are attacked as if they were pixels,
     as the paper's code did, for comparison with its figures only."""

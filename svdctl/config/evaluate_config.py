@@ -1,35 +1,21 @@
 """What `eval-robust` measures, of which checkpoints, on which data, and where it puts the results."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from svdctl.config.attack_settings import AttackSettings
 from svdctl.config.base import Config
 from svdctl.config.data_config import Data
-from svdctl.registry import DATA
+from svdctl.config.variants import sections
+from svdctl.registry import METRICS
 
-METRICS = ("accuracy", "ece", "cifar-c", "autoattacks", "certified")
-"""Those that ship with svdctl, in the order in which they are measured and shown."""
-RADII = (36.0, 72.0, 108.0, 255.0)
-"""Radii of certified accuracy in 255ths of a pixel's range."""
-
-Severity = Annotated[int, Field(ge=1, le=5)]
+if TYPE_CHECKING:
+    Settings = dict[str, Config]
+else:
+    Settings = sections(METRICS)
 PerChannel = Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
 """One number for all channels, or three."""
-
-
-class CorruptionSettings(Config):
-    """Which corrupted test sets are classified."""
-
-    names: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Corruptions; `natural` stands for the test images as they are."""
-    severities: Annotated[tuple[Severity, ...], Field(min_length=1)] = (1, 2, 3, 4, 5)
-    examples: PositiveInt | None = None
-    """Test images, the first ones of an order drawn from the seed; absent: all."""
-    root: Path | None = None
-    """Folder with the published files; absent: that of the data for CIFAR, drawn by svdctl for all other data."""
 
 
 class NetworkSource(Config):
@@ -82,20 +68,15 @@ class EvaluateConfig(Config):
     """Files, run folders, or folders that hold them."""
     which: Literal["last", "best", "all"] = "last"
     """Checkpoints of a run folder."""
-    metrics: Annotated[tuple[str, ...], Field(min_length=1)] = METRICS
+    metrics: Annotated[tuple[str, ...], Field(min_length=1, default_factory=METRICS.builtin_kinds)]
+    """In the order in which they are measured and shown; absent: those that ship with svdctl."""
     data: Data | None = None
     """Data to evaluate on; absent: those that the checkpoint names."""
     dataset_root: Path | None = None
     """Where CIFAR lies; absent: where the checkpoint's training found it."""
     network: NetworkSource = NetworkSource()
-    corruptions: CorruptionSettings
-    attack: AttackSettings = AttackSettings()
-    """Its `examples` and `batch_size` are those below."""
-    examples: PositiveInt | Literal["all"] | None = None
-    """Test images under attack; absent: 32 of the embedded digits, all of any other data."""
-    settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Of metrics that do not ship with svdctl, by name."""
-    radii: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = RADII
+    settings: Settings = Field(default_factory=dict)
+    """Of metrics, by their kinds; absent: their defaults."""
     batch_size: PositiveInt = 250
     """Images at once; AutoAttack's random draws depend on it."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 3407
@@ -130,14 +111,3 @@ class EvaluateConfig(Config):
         if faults:
             raise ValueError("\n".join(faults))
         return self
-
-    def attack_settings(self, data_kind: str) -> AttackSettings:
-        """Return the settings of the attack on a kind of data, with the number of images resolved."""
-        examples = self.examples or DATA.get(data_kind).attacked_by_default or "all"
-        return self.attack.model_copy(
-            update={
-                "examples": None if examples == "all" else examples,
-                "batch_size": self.batch_size,
-                "seed": self.seed,
-            }
-        )

@@ -14,6 +14,11 @@ def schema_keys(model: type[Config], above: str = "") -> Iterator[tuple[str, Fie
     """Yield every key as a dotted path, with its field; a key of several variants comes several times."""
     for name, field in model.model_fields.items():
         yield above + name, field
+        registries = [extra for extra in field.metadata if isinstance(extra, Registry)]
+        if get_origin(field.annotation) is dict and registries:  # by kind
+            for found in registries[0].variants():
+                yield from schema_keys(found.config, f"{above}{name}.{found.kind}.")
+            continue
         for kind in alternatives(field):
             if isinstance(kind, type) and issubclass(kind, Config):
                 yield from schema_keys(kind, f"{above}{name}.")

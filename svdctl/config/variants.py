@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, SerializeAsAny
+from pydantic import BeforeValidator, SerializeAsAny, create_model
 from pydantic_core import PydanticCustomError
 
 from svdctl.config.base import Config
+from svdctl.errors import UsageError
 from svdctl.registry import Registry
 
 
@@ -40,3 +41,23 @@ def variant(registry: Registry[Any], default: str | None = None) -> Any:
 
     # The registry is there for `schema_keys`; pydantic passes over it.
     return Annotated[SerializeAsAny[Config], BeforeValidator(validated), registry]
+
+
+def sections(registry: Registry[Any]) -> Any:
+    """Return the type of a field that holds configurations of variants by their kinds, of as many as are given.
+
+    Args:
+        registry: variants with an attribute `config`, a subclass of `Config`.
+    """
+
+    def validated(table: Any) -> Any:
+        if not isinstance(table, Mapping):
+            return table
+        try:
+            fields: dict[str, Any] = {kind: (registry.get(kind).config, ...) for kind in table}
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+        # A model of these fields: errors keep their places.
+        return dict(create_model("Sections", **fields).model_validate(dict(table)))
+
+    return Annotated[dict[str, SerializeAsAny[Config]], BeforeValidator(validated), registry]

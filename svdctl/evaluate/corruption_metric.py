@@ -14,12 +14,12 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
 from svdctl.config.corruption_names import CLEAN, NOTES, SEVERITIES, list_name, named_lists
-from svdctl.config.evaluate_config import CorruptionSettings
 from svdctl.data.data_source import place_of, source_of
 from svdctl.evaluate.corruptions.corruption_functions import corrupt
 from svdctl.evaluate.corruptions.published_files import CifarC, find_or_fetch, open_cifar_c
 from svdctl.evaluate.inference import Classifier, check_finite, subset
 from svdctl.evaluate.metric import MeasurementContext, Unfinished
+from svdctl.evaluate.metrics.cifar_c import CorruptionSettings
 from svdctl.utils.content_hash import content_digest, file_digest, json_digest
 from svdctl.utils.measurement_cache import Measurement
 
@@ -55,7 +55,7 @@ def _drawn(test: Tensor, seed: int, name: str, severity: int, index: Tensor) -> 
 
 
 def open_source(context: MeasurementContext, settings: CorruptionSettings) -> Source:
-    """Return the published files where they belong to the data or `corruptions.root` names them, else svdctl's own.
+    """Return the published files where they belong to the data or a root names them, else svdctl's own.
 
     Raises:
         DataError: files that are missing, damaged, or of another test set.

@@ -14,8 +14,9 @@ from svdctl.evaluate.evaluation_data import EvaluationData, leaks
 from svdctl.evaluate.evaluation_outcome import Evaluation, Failure, FinishedMetric
 from svdctl.evaluate.find_checkpoints import FoundCheckpoint, unique_name
 from svdctl.evaluate.inference import Classifier
-from svdctl.evaluate.metric import METRICS, MeasurementContext, Metric, OutputContext, Partial, Unfinished
+from svdctl.evaluate.metric import MeasurementContext, Metric, OutputContext, Partial, Unfinished
 from svdctl.evaluate.results import OTHER_DATA, Record, ResultStore, fingerprint, held
+from svdctl.registry import METRICS
 from svdctl.utils.network_probe import Probe, probe_images
 from svdctl.utils.progress import Reporter
 

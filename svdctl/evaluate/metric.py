@@ -12,7 +12,7 @@ from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.errors import UsageError
 from svdctl.evaluate.figures import Figures
 from svdctl.evaluate.table_evaluation import Evaluate
-from svdctl.registry import Registry
+from svdctl.registry import METRICS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -185,7 +185,7 @@ class Metric(ABC):
     title: str = ""
     """Name in reports; empty: the kind."""
     config: type[Config] = Config
-    """Its own settings; `settings` says where they come from."""
+    """Its own settings; `EvaluateConfig.settings` has them under its kind."""
     version: int = 1
     """Version of the metric's definition; stored figures of another version are measured again."""
     precision: str | None = None
@@ -206,12 +206,8 @@ class Metric(ABC):
     """Whether it needs one pass over the test images, which metrics share."""
 
     def settings(self, config: EvaluateConfig, data: Data) -> Any:
-        """Return its settings from those of the call.
-
-        Raises:
-            ValidationError: they do not fit `config`.
-        """
-        return self.config.model_validate(config.settings.get(self.kind, {}))
+        """Return its settings in a call on some data."""
+        return config.settings.get(self.kind) or self.config()
 
     def protocol(self, context: MeasurementContext, config: Any) -> dict[str, Any]:
         """Return what decides the figures, besides weights, data and precision: JSON values."""
@@ -311,11 +307,6 @@ class Metric(ABC):
         """
 
 
-METRICS: Registry[Metric] = Registry(
-    "metric", [f"svdctl.evaluate.metrics.{name}" for name in ("accuracy", "ece", "cifar_c", "autoattacks", "certified")]
-)
-
-
 def register_metric(metric: Metric | type[Metric]) -> Metric | type[Metric]:
     """Add a metric to `eval-robust` and `reproduce`; usable as a decorator of its class. Return what was given.
 
@@ -339,14 +330,9 @@ def register_metric(metric: Metric | type[Metric]) -> Metric | type[Metric]:
     """
     instance = metric() if isinstance(metric, type) else metric
     # Those that ship with svdctl are imported one after another, and are looked up when all are there.
-    others = [] if METRICS.is_builtin(instance) else [known for known in all_metrics() if known.kind != instance.kind]
-    taken = {column.name: known.kind for known in others for column in known.columns}
+    others = [] if METRICS.is_builtin(instance) else METRICS.variants()
+    taken = {column.name: known.kind for known in others if known.kind != instance.kind for column in known.columns}
     for column in instance.columns:
         if column.name in taken:
             raise UsageError(f"metrics {taken[column.name]} and {instance.kind} both have a column {column.name!r}")
     return METRICS.register(metric)
-
-
-def all_metrics() -> list[Metric]:
-    """Return all metrics, in the order in which they are measured and shown."""
-    return [METRICS.get(kind) for kind in METRICS.kinds()]

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from svdctl.evaluate.evaluation_outcome import Evaluation, Failure
-from svdctl.evaluate.metric import METRICS, all_metrics
 from svdctl.evaluate.results import OTHER_DATA, OTHER_DATA_MARK, Record
+from svdctl.registry import METRICS
 from svdctl.utils.atomic_write import write_atomically
 from svdctl.utils.table import Cell, Column, Table, markdown
 
@@ -77,7 +77,7 @@ def _protocols(evaluations: Sequence[Evaluation]) -> str:
 
 def _notes(evaluations: Sequence[Evaluation]) -> Iterator[str]:
     """Yield what metrics say once for all checkpoints."""
-    for metric in all_metrics():
+    for metric in METRICS.variants():
         records = [e.records[metric.kind] for e in evaluations if metric.kind in e.records]
         notes = dict.fromkeys(note for record in records for note in metric.notes(record))
         if notes:
@@ -98,7 +98,7 @@ def _details(evaluation: Evaluation, folder: Path) -> Iterator[str]:
     if evaluation.order is not None:
         yield f"- {evaluation.order.text}"
     yield ""
-    owned = (results / name for metric in all_metrics() for name in metric.owned_files if name.endswith(".png"))
+    owned = (results / name for metric in METRICS.variants() for name in metric.owned_files if name.endswith(".png"))
     for picture in (picture for picture in owned if picture in evaluation.files):
         yield from (f"![{picture.stem}]({_link(picture, folder)})", "")
 
@@ -113,7 +113,7 @@ def comparison(evaluations: Sequence[Evaluation]) -> Table:
     """Return checkpoints down and figures across, in the order of the metrics; a dash where a figure is missing."""
     rows: list[dict[str, Cell]] = [{} for _ in evaluations]
     titles: dict[str, None] = {}
-    for metric in all_metrics():
+    for metric in METRICS.variants():
         for evaluation, row in zip(evaluations, rows, strict=True):
             if (record := evaluation.records.get(metric.kind)) is not None:
                 own = {title: Cell(text, mark=record.marks) for title, text in metric.cells(record).items()}

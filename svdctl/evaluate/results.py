@@ -17,7 +17,7 @@ from typing import Any, Self
 from pydantic import Field, NonNegativeFloat, model_validator
 
 from svdctl.errors import EvaluationError
-from svdctl.evaluate.metric import METRICS, all_metrics
+from svdctl.registry import METRICS
 from svdctl.utils.atomic_write import write_atomically
 from svdctl.utils.content_hash import content_digest, json_digest
 from svdctl.utils.lock import held_folder
@@ -120,7 +120,7 @@ class ResultStore:
     def _clear(self) -> None:
         """Remove what was written of other figures: pictures, tables, unfinished work. Shards say whose they are."""
         shutil.rmtree(self.unfinished, ignore_errors=True)
-        for name in (name for metric in all_metrics() for name in metric.owned_files):
+        for name in (name for metric in METRICS.variants() for name in metric.owned_files):
             (self.folder / name).unlink(missing_ok=True)
         kept = {record.details for record in self.records}
         for path in (self.folder / DETAILS).glob("*.csv"):

@@ -4,7 +4,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from svdctl.config.data_config import Data
@@ -17,9 +16,8 @@ from svdctl.evaluate.evaluation_outcome import Evaluation, Failure
 from svdctl.evaluate.find_checkpoints import FoundCheckpoint, discover, placed
 from svdctl.evaluate.inference import Classifier, choose_device
 from svdctl.evaluate.measure_checkpoint import evaluate
-from svdctl.evaluate.metric import METRICS
 from svdctl.evaluate.report import write_report
-from svdctl.utils.measurement_cache import fault_of
+from svdctl.registry import METRICS
 from svdctl.utils.progress import Reporter
 
 
@@ -51,18 +49,11 @@ def run(config: EvaluateConfig, *, reporter: Reporter) -> EvaluationResult:
     """Evaluate every checkpoint of a configuration; a checkpoint or metric that fails does not stop the others.
 
     Raises:
-        UsageError: there is nothing to evaluate, no such device or metric, or settings that do not fit it.
+        UsageError: there is nothing to evaluate, no such device or metric.
     """
     choose_device(config.accelerator)
     for kind in config.metrics:
         METRICS.get(kind)
-    for kind, section in config.settings.items():
-        try:
-            METRICS.get(kind).config.model_validate(section)
-        except ValidationError as error:
-            raise UsageError(f"`settings.{kind}`: {fault_of(error)}") from error
-        if kind in METRICS.builtin_kinds():
-            raise UsageError(f"`settings.{kind}`: {kind} has settings of its own; these are for other metrics")
     discovery = discover(config)
     failures = [Failure(where, None, error) for where, error in discovery.faults]
     if not discovery.checkpoints:

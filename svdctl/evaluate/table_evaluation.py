@@ -2,12 +2,13 @@
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator
 
 from svdctl.config.attack_settings import VERSIONS, AttackName
 from svdctl.config.base import Config
 from svdctl.config.corruption_names import BENCHMARK, CORRUPTIONS, corruption_name, read_corruption_list
 from svdctl.errors import UsageError
+from svdctl.registry import METRICS
 
 
 def _attacks(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -50,6 +51,13 @@ class Evaluate(Config):
     """Images at once; AutoAttack's random draws depend on it."""
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Settings of metrics that do not ship with svdctl, by metric."""
+
+    @field_validator("settings")
+    @classmethod
+    def _of_others(cls, settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        if builtin := sorted(settings.keys() & set(METRICS.builtin_kinds())):
+            raise ValueError(f"{', '.join(builtin)} ships with svdctl; these are for other metrics")
+        return settings
 
     @property
     def corruption_names(self) -> tuple[str, ...]:

@@ -28,12 +28,11 @@ from svdctl.control.controller import Controller
 from svdctl.data.data_source import load as load_data
 from svdctl.data.data_source import source_of
 from svdctl.errors import DataError
-from svdctl.evaluate.metric import METRICS
 from svdctl.evaluate.table_evaluation import Evaluate
 from svdctl.layers.layer_ops import find_ops, ops_of
 from svdctl.layers.shapes import input_sizes
 from svdctl.models.build import build_model, count_parameters
-from svdctl.registry import LAYERS
+from svdctl.registry import LAYERS, METRICS
 from svdctl.reproduce.job import Job
 from svdctl.reproduce.plan import Plan, make_plan
 from svdctl.reproduce.run_store import RunState, RunStore

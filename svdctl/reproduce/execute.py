@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from svdctl.checkpoint.checkpoint_file import checkpoint_error_on_mismatch, read_checkpoint
-from svdctl.config.attack_settings import VERSIONS, AttackSettings
-from svdctl.config.evaluate_config import CorruptionSettings, EvaluateConfig
+from svdctl.config.attack_settings import VERSIONS
+from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.config.train_config import TrainConfig
+from svdctl.config.validation_errors import validated
 from svdctl.data.data_source import source_of
-from svdctl.errors import CheckpointError, Interrupted, SvdctlError, TrainingError
+from svdctl.errors import CheckpointError, Interrupted, SvdctlError, TrainingError, UsageError
 from svdctl.evaluate import runner
 from svdctl.evaluate.evaluation_outcome import Failure
-from svdctl.evaluate.metric import METRICS
+from svdctl.registry import METRICS
 from svdctl.reproduce.job import Job, Outcome
 from svdctl.train import start as recipe
 from svdctl.train.run_history import read_history, what_lacks
@@ -147,23 +148,33 @@ def evaluation_config(job: Job, checkpoint: Path) -> EvaluateConfig:
     """Return what `eval-robust` measures of a run."""
     evaluate, source = job.evaluate, source_of(job.config.data)
     attacks = tuple(dict.fromkeys(evaluate.attacks)) or ("standard",)
-    attack = {"norm": evaluate.norm, "eps": evaluate.eps}
-    return EvaluateConfig(
-        checkpoints=(checkpoint,),
-        metrics=tuple(kind for kind in METRICS.kinds() if kind in job.metrics),
-        corruptions=CorruptionSettings(
-            names=evaluate.corruption_names,
-            severities=evaluate.severities,
-            examples=evaluate.corruption_examples,
-            root=job.cifar_c_root if source.published_corruptions else None,
-        ),
-        attack=AttackSettings.model_validate({**attack, "attacks": attacks[0] if attacks[0] in VERSIONS else attacks}),
-        examples=evaluate.examples or "all",
-        dataset_root=getattr(job.config.data, source.place) if source.place else None,
-        settings=evaluate.settings,
-        batch_size=evaluate.batch_size,
-        accelerator=job.config.hardware.accelerator,
-    )
+    settings = {
+        **evaluate.settings,
+        "cifar-c": {
+            "names": evaluate.corruption_names,
+            "severities": evaluate.severities,
+            "examples": evaluate.corruption_examples,
+            "root": job.cifar_c_root if source.published_corruptions else None,
+        },
+        "autoattacks": {
+            "norm": evaluate.norm,
+            "eps": evaluate.eps,
+            "attacks": attacks[0] if attacks[0] in VERSIONS else attacks,
+            "examples": evaluate.examples or "all",
+        },
+    }
+    table = {
+        "checkpoints": (checkpoint,),
+        "metrics": tuple(kind for kind in METRICS.kinds() if kind in job.metrics),
+        "dataset_root": getattr(job.config.data, source.place) if source.place else None,
+        "settings": settings,
+        "batch_size": evaluate.batch_size,
+        "accelerator": job.config.hardware.accelerator,
+    }
+    config, faults = validated(EvaluateConfig, table)
+    if config is None:
+        raise UsageError(faults)
+    return config
 
 
 def evaluate_run(job: Job, folder: Path, reporter: Reporter, *, kept: bool) -> Outcome:

@@ -11,7 +11,7 @@ from pathlib import Path
 from svdctl.data.data_source import load as load_data
 from svdctl.data.images import ImageData
 from svdctl.errors import Interrupted, UsageError
-from svdctl.evaluate.metric import METRICS
+from svdctl.registry import METRICS
 from svdctl.reproduce.estimate import disk_needed
 from svdctl.reproduce.execute import evaluation_config
 from svdctl.reproduce.executors import Executor, InProcess, Processes

@@ -12,9 +12,10 @@ from svdctl.config.base import Config
 from svdctl.config.presets import preset_folder
 from svdctl.config.validation_errors import validated
 from svdctl.errors import UsageError
-from svdctl.evaluate.metric import TableColumn, all_metrics
+from svdctl.evaluate.metric import TableColumn
 from svdctl.evaluate.table_evaluation import Evaluate
 from svdctl.plugins import load_plugins, plugin_name
+from svdctl.registry import METRICS
 
 STATIC = ("parameters", "compression", "control-cost")
 """Columns that follow from the configuration alone."""
@@ -29,12 +30,12 @@ DERIVED = (
 
 def known_columns() -> dict[str, TableColumn]:
     """Return all columns by name, those of metrics included; a metric cannot replace one of `DERIVED`."""
-    return {column.name: column for column in (*(c for metric in all_metrics() for c in metric.columns), *DERIVED)}
+    return {column.name: column for column in (*(c for metric in METRICS.variants() for c in metric.columns), *DERIVED)}
 
 
 def metric_of(name: str) -> str | None:
     """Return the metric that a column belongs to; None for one of `DERIVED`."""
-    columns = {column.name: metric.kind for metric in all_metrics() for column in metric.columns}
+    columns = {column.name: metric.kind for metric in METRICS.variants() for column in metric.columns}
     return columns.get(name)
 
 

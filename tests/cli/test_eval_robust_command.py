@@ -17,9 +17,10 @@ import svdctl.evaluate
 from svdctl.cli.evaluation_flags import resolve_evaluation
 from svdctl.cli.evaluation_progress import EvaluationDisplay
 from svdctl.cli.progress_display import amount
-from svdctl.config.evaluate_config import METRICS, EvaluateConfig
+from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.errors import CheckpointError, DataError, UsageError
 from svdctl.evaluate.evaluation_outcome import Failure, FinishedMetric
+from svdctl.registry import DATA, METRICS
 from tests.cli.test_train_command import svdctl_exits
 
 
@@ -49,10 +50,12 @@ def test_alone_it_measures_everything_in_the_papers_folder(recipe: Mock) -> None
     config = config_for(recipe)
     assert config == resolve_evaluation({}).config
     assert config.checkpoints == (Path("checkpoints"),)
-    assert config.metrics == METRICS
-    assert len(config.corruptions.names) == 19
-    assert "natural" in config.corruptions.names
-    assert (config.attack.norm, config.attack.eps, config.attack.attacks) == ("L2", 0.5, "standard")
+    assert config.metrics == METRICS.builtin_kinds()
+    data = DATA.get("digits").config()
+    corruptions, attack = (METRICS.get(kind).settings(config, data) for kind in ("cifar-c", "autoattacks"))
+    assert len(corruptions.names) == 19
+    assert "natural" in corruptions.names
+    assert (attack.norm, attack.eps, attack.attacks) == ("L2", 0.5, "standard")
 
 
 def test_the_papers_command_is_understood(recipe: Mock) -> None:
@@ -64,7 +67,7 @@ def test_the_papers_command_is_understood(recipe: Mock) -> None:
     assert config.checkpoints == (Path("chk"),)
     assert config.batch_size == 64
     assert config.metrics == ("ece", "autoattacks")
-    assert (config.corruptions.root, config.dataset_root) == (Path("C"), Path("D"))
+    assert (config.settings["cifar-c"].root, config.dataset_root) == (Path("C"), Path("D"))
     assert (config.cifar_c_res, config.autoattacks_res) == (Path("R"), Path("A"))
     assert config.network.gouk_transforms
 
@@ -88,20 +91,20 @@ def test_several_values_in_any_spelling(
     config = config_for(recipe, *line.split())
     assert config.checkpoints == (Path("a"), Path("b"))
     assert config.metrics == ("ece", "cifar-c")
-    assert config.corruptions.severities == (1, 5)
-    assert config.corruptions.names == ("fog", "glass_blur", "natural")
+    assert config.settings["cifar-c"].severities == (1, 5)
+    assert config.settings["cifar-c"].names == ("fog", "glass_blur", "natural")
 
 
 @pytest.mark.parametrize(
     ("line", "path", "value"),
     [
-        ("--norm Linf --eps 0.03", "attack.eps", 0.03),
-        ("--norm Linf", "attack.norm", "Linf"),
-        ("--attacks apgd-ce square", "attack.attacks", ("apgd-ce", "square")),
-        ("--attacks plus", "attack.attacks", "plus"),
-        ("--protocol paper", "attack.protocol", "paper"),
-        ("--examples 1000", "examples", 1000),
-        ("--examples all", "examples", "all"),
+        ("--norm Linf --eps 0.03", "settings.autoattacks.eps", 0.03),
+        ("--norm Linf", "settings.autoattacks.norm", "Linf"),
+        ("--attacks apgd-ce square", "settings.autoattacks.attacks", ("apgd-ce", "square")),
+        ("--attacks plus", "settings.autoattacks.attacks", "plus"),
+        ("--protocol paper", "settings.autoattacks.protocol", "paper"),
+        ("--examples 1000", "settings.autoattacks.examples", 1000),
+        ("--examples all", "settings.autoattacks.examples", "all"),
         ("--metrics autoattacks --shard 3/8", "shard.index", 3),
         ("--metrics autoattacks --shard 3/8", "shard.count", 8),
         ("--merge-shards", "metrics", ("autoattacks",)),
@@ -110,9 +113,9 @@ def test_several_values_in_any_spelling(
         ("--dataset folder:pics", "data.path", Path("pics")),
         ("--dataset folder:pics --set data.size=64", "data.size", 64),
         ("--dataset cifar100 --dataset-root D", "dataset_root", Path("D")),
-        ("--corruptions benchmark", "corruptions.names.14", "jpeg_compression"),
-        ("--corruptions all", "corruptions.names.18", "saturate"),
-        ("--radii 36 72.5", "radii", (36.0, 72.5)),
+        ("--corruptions benchmark", "settings.cifar-c.names.14", "jpeg_compression"),
+        ("--corruptions all", "settings.cifar-c.names.18", "saturate"),
+        ("--radii 36 72.5", "settings.certified.radii", (36.0, 72.5)),
         ("--which all", "which", "all"),
         ("--seed 7", "seed", 7),
         ("--precision bf16-mixed --accelerator cpu", "precision", "bf16-mixed"),
@@ -123,16 +126,20 @@ def test_several_values_in_any_spelling(
 def test_flags_reach_their_fields(recipe: Mock, line: str, path: str, value: Any) -> None:
     found: Any = config_for(recipe, *line.split())
     for part in path.split("."):
-        found = found[int(part)] if part.isdigit() else getattr(found, part)
+        key = int(part) if part.isdigit() else part
+        found = found[key] if isinstance(found, dict | tuple) else getattr(found, part)
     assert found == value
 
 
 def test_examples_are_a_few_of_the_digits_and_all_of_other_data() -> None:
-    config = resolve_evaluation({}).config
-    assert config.attack_settings("digits").examples == 32
-    assert config.attack_settings("cifar10").examples is None
-    assert resolve_evaluation({"examples": "all"}).config.attack_settings("digits").examples is None
-    settings = resolve_evaluation({"examples": "9", "seed": 4, "batch_size": 3}).config.attack_settings("cifar10")
+    def attack(kind: str, **flags: Any) -> Any:
+        data = DATA.get(kind).config()
+        return METRICS.get("autoattacks").settings(resolve_evaluation(flags).config, data)
+
+    assert attack("digits").examples == 32
+    assert attack("cifar10").examples is None
+    assert attack("digits", examples="all").examples is None
+    settings = attack("cifar10", examples="9", seed=4, batch_size=3)
     assert (settings.examples, settings.seed, settings.batch_size) == (9, 4, 3)
 
 
@@ -318,7 +325,8 @@ def test_the_whole_thing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     write_run(tmp_path / "runs/a", data)
     (tmp_path / "runs/b.pth").write_text("<html>")
     arguments = [
-        *(str(tmp_path / "runs"), "--metrics", *METRICS, "--corruptions", "contrast", "fog", "--severities", "1"),
+        *(str(tmp_path / "runs"), "--metrics", *METRICS.builtin_kinds(), "--corruptions", "contrast", "fog"),
+        *("--severities", "1"),
         *("--attacks", "apgd-ce", "--examples", "4"),
     ]
     assert svdctl_exits("eval-robust", *arguments) == 1
@@ -333,7 +341,7 @@ def test_the_whole_thing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert svdctl_exits("eval-robust", *arguments, "--format", "json") == 1
     contents = json.loads(capsys.readouterr().out)
     (checkpoint,) = contents["checkpoints"]
-    assert list(checkpoint["metrics"]) == list(METRICS)
+    assert list(checkpoint["metrics"]) == list(METRICS.builtin_kinds())
     assert checkpoint["metrics"]["autoattacks"]["protocol"]["count"] == 4
     assert contents["failures"][0]["where"] == "b"
     assert all(Path(file).is_file() for file in checkpoint["files"])

@@ -440,7 +440,7 @@ def test_cifar_c_of_cifar_is_looked_for_beside_cifar(tmp_path: Path) -> None:
     for name in ("CIFAR-10-C", "CIFAR-100-C"):
         write_cifar_c(tmp_path / name)
     data = ImageData(torch.zeros(6, 3, 32, 32, dtype=torch.uint8), torch.from_numpy(labels), ("a", "b", "c"))
-    settings = make(corruptions=["fog"]).corruptions
+    settings = make(corruptions=["fog"]).settings["cifar-c"]
     for kind, name in ((Cifar10(root=tmp_path), "CIFAR-10-C"), (Cifar100(root=tmp_path), "CIFAR-100-C")):
         material = EvaluationData(kind, TrainTest(data, data))
         context = SimpleNamespace(

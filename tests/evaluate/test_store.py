@@ -8,8 +8,8 @@ from typing import Any, cast
 import pytest
 
 from svdctl.errors import EvaluationError
-from svdctl.evaluate.metric import METRICS
 from svdctl.evaluate.results import ResultStore, fingerprint, held
+from svdctl.registry import METRICS
 
 PROTOCOL = {"weights": "w", "eps": 0.5, "seed": 3}
 RESULTS = {

@@ -12,6 +12,7 @@ from svdctl.config.configuration import configuration
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import UsageError
 from svdctl.evaluate import runner
+from svdctl.registry import METRICS
 from svdctl.train import start as recipe
 from tests.evaluate.small import Recorder as EvaluationRecorder
 from tests.train.test_runs import Recorder
@@ -45,7 +46,7 @@ def test_the_command_line_names_it() -> None:
     config = resolve({"dataset": "stripes", "set": ["data.size=32"]}).config
     assert config.data.model_dump() == {"kind": "stripes", "size": 32, "count": 64}
     assert resolve_evaluation({"dataset": "stripes"}).config.data == config.data.model_copy(update={"size": 16})
-    assert resolve_evaluation({}).config.attack_settings("stripes").examples == 4
+    assert METRICS.get("autoattacks").settings(resolve_evaluation({}).config, config.data).examples == 4
 
 
 @pytest.mark.parametrize(

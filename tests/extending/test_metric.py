@@ -24,8 +24,8 @@ __all__ = ["run", "shared"]
 
 def measured(run: Path, *metrics: str, **settings: Any) -> tuple[EvaluationResult, Recorder]:
     recorder = Recorder()
-    config = make(run, metrics=metrics or ("confidence",))
-    config = config.model_copy(update={"settings": {"confidence": settings} if settings else {}})
+    assignments = [f"settings.confidence.{key}={value}" for key, value in settings.items()]
+    config = make(run, metrics=metrics or ("confidence",), set=assignments)
     result = evaluate(config, reporter=recorder)
     assert not result.failures
     return result, recorder
@@ -68,7 +68,7 @@ def test_a_changed_figure_is_measured_again(run: Path, name: str) -> None:
 
 
 def test_its_records_stay_where_it_is_not_registered(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from svdctl.evaluate.metric import METRICS
+    from svdctl.registry import METRICS
 
     measured(run)
     known = {kind: METRICS.get(kind) for kind in METRICS.kinds() if kind != "confidence"}
@@ -83,11 +83,10 @@ def test_its_records_stay_where_it_is_not_registered(run: Path, monkeypatch: pyt
 
 
 def test_wrong_settings_are_refused_before_anything_is_measured(run: Path) -> None:
-    config = make(run, metrics=["confidence"])
-    wrong = {"temperatur": {"confidence": {"temperatur": 1}}, "no metric": {"confident": {}}, "of its own": {"ece": {}}}
-    for fault, settings in wrong.items():
+    wrong = {"temperatur": "confidence.temperatur=1", "no metric": "confident.x=1", "bins": "ece.bins=3"}
+    for fault, setting in wrong.items():
         with pytest.raises(UsageError, match=fault):
-            evaluate(config.model_copy(update={"settings": settings}), reporter=Recorder())
+            make(run, metrics=["confidence"], set=[f"settings.{setting}"])
 
 
 def test_a_second_metric_of_its_name_or_column_is_refused() -> None:

@@ -48,7 +48,7 @@ class FinishedBatch:
 
 def choose_examples(count: int, settings: AttackSettings) -> Tensor:
     """Return ascending positions of the images out of `count` that are attacked, drawn from the seed."""
-    if settings.examples is None or settings.examples >= count:
+    if not isinstance(settings.examples, int) or settings.examples >= count:
         return torch.arange(count)
     generator = torch.Generator().manual_seed(settings.seed)
     return torch.randperm(count, generator=generator)[: settings.examples].sort().values
@@ -201,5 +201,6 @@ def _check_split(model: nn.Module, network: AttackedNetwork, images: Tensor) -> 
     expected, got = whole(whole.inputs(images)), network(network.inputs(images))
     if not torch.allclose(got, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
         raise UsageError(
-            "`attack.protocol = paper`: the network's normalize is not its first module; leave it out for this one"
+            "`settings.autoattacks.protocol = paper`: the network's normalize is not its first module; leave it out "
+            "for this one"
         )

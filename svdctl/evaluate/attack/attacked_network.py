@@ -94,8 +94,8 @@ def _split(model: nn.Module) -> tuple[nn.Module, nn.Module]:
     normalize = getattr(model, "normalize", None)
     if not isinstance(normalize, Normalize):
         raise UsageError(
-            "`attack.protocol = paper` needs a network whose first module is svdctl's Normalize, named normalize; "
-            "leave `attack.protocol` out for this one"
+            "`settings.autoattacks.protocol = paper` needs a network whose first module is svdctl's Normalize, named "
+            "normalize; leave `settings.autoattacks.protocol` out for this one"
         )
     # A shallow copy: the rest shares every weight and lacks the normalisation, and the caller's model stays whole.
     rest = copy.copy(model)

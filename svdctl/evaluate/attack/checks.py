@@ -39,7 +39,7 @@ def suspicions(network: AttackedNetwork, x: Tensor, labels: Tensor, *, averaged:
             Suspicion(
                 "random",
                 f"two passes over the same images differ (by up to {float(difference.max()):.1e} of the logits' norm): "
-                "the network is random, and `attack.attacks = rand` averages over that",
+                "the network is random, and `settings.autoattacks.attacks = rand` averages over that",
             )
         )
     if are_probabilities(first):

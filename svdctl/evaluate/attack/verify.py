@@ -85,5 +85,5 @@ def verify_predictions(
         raise EvaluationError(
             f"{attack}: {int(still.sum())} of {len(adversarial)} adversarial images are classified rightly when they "
             f"are shown again, their label leading by up to {float(lead[still].max()):.2e}; the network's answers are "
-            "not a function of the image alone, so attack it with `attack.attacks = rand`"
+            "not a function of the image alone, so attack it with `settings.autoattacks.attacks = rand`"
         )

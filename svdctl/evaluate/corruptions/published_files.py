@@ -72,7 +72,7 @@ class CifarC:
         if missing:
             raise DataError(
                 f"{self.folder} lacks {', '.join(f'{name}.npy' for name in missing)}; add the published files, or "
-                "leave those corruptions out with `corruptions.names`"
+                "leave those corruptions out with `settings.cifar-c.names`"
             )
         for name in names:
             self.images(name, 1)
@@ -94,7 +94,7 @@ def open_cifar_c(folder: Path, labels: npt.NDArray[np.int64], image_shape: tuple
     elif differ := int((found.reshape(SEVERITIES, -1) != labels).sum()):
         fault = f"does not match the test set: {differ:,} of {len(found):,} labels differ"
     if fault is not None:
-        raise DataError(f"{path} {fault}; give `corruptions.root` the folder that belongs to this data set")
+        raise DataError(f"{path} {fault}; give `settings.cifar-c.root` the folder that belongs to this data set")
     return CifarC(folder, labels, image_shape)
 
 
@@ -102,7 +102,7 @@ def _mapped(path: Path) -> npt.NDArray[np.uint8]:
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError as error:
-        sentence = f"there is no file {path}; `corruptions.root` is the folder of the published .npy files"
+        sentence = f"there is no file {path}; `settings.cifar-c.root` is the folder of the published .npy files"
         raise DataError(sentence) from error
     except (ValueError, EOFError, OSError) as error:
         raise DataError(
@@ -141,7 +141,7 @@ def find_or_fetch(kind: str, root: Path, *, tell: Tell | None = None) -> Path:
     except OSError as error:
         raise DataError(
             f"{archive.name} cannot be put under {above} ({error.strerror or error}); name another folder with "
-            "`corruptions.root`"
+            "`settings.cifar-c.root`"
         ) from error
     return target
 
@@ -149,7 +149,7 @@ def find_or_fetch(kind: str, root: Path, *, tell: Tell | None = None) -> Path:
 def _put(archive: Archive, path: Path, target: Path, tell: Tell | None) -> None:
     if target.exists():
         raise DataError(
-            f"{target} has no labels.npy; complete it or remove it, or name another with `corruptions.root`"
+            f"{target} has no labels.npy; complete it or remove it, or name another with `settings.cifar-c.root`"
         )
     own = path.is_file()
     (check if own else fetch)(archive, path, tell=tell)

@@ -25,6 +25,7 @@ from svdctl.evaluate.metric import (
     register_metric,
 )
 from svdctl.evaluate.table_evaluation import Evaluate
+from svdctl.registry import DATA
 from svdctl.utils.atomic_write import write_atomically
 
 if TYPE_CHECKING:
@@ -92,7 +93,10 @@ class AutoAttacks(Metric):
     uses_logits = False
 
     def settings(self, config: EvaluateConfig, data: Data) -> AttackSettings:
-        return config.attack_settings(data.kind)
+        own = super().settings(config, data)
+        examples = own.examples or DATA.get(data.kind).attacked_by_default or "all"
+        shared = {"batch_size": config.batch_size, "seed": config.seed}
+        return own.model_copy(update={**shared, "examples": None if examples == "all" else examples})
 
     def protocol(self, context: MeasurementContext, config: AttackSettings) -> dict[str, Any]:
         from svdctl.evaluate.attack import attack_progress

@@ -4,13 +4,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from svdctl.config.base import Config
-from svdctl.config.data_config import Data
-from svdctl.config.evaluate_config import RADII, EvaluateConfig
 from svdctl.evaluate.figures import Figures, Share
 from svdctl.evaluate.metric import (
     Measured,
@@ -27,10 +25,13 @@ if TYPE_CHECKING:
     from svdctl.evaluate.results import Record
 
 
+RADII = (36.0, 72.0, 108.0, 255.0)
+
+
 class CertificateConfig(Config):
     """Where certified accuracy is shown."""
 
-    radii: tuple[float, ...] = RADII
+    radii: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = RADII
     """In 255ths of a pixel's range."""
 
 
@@ -76,9 +77,6 @@ class CertifiedAccuracy(Metric):
     figures = CertificateFigures
     columns = tuple(percent(f"certified-{radius:g}", f"certified {radius:g}/255") for radius in RADII)
     owned_files = ("certified.csv", "certified.png")
-
-    def settings(self, config: EvaluateConfig, data: Data) -> CertificateConfig:
-        return CertificateConfig(radii=config.radii)
 
     def measure(self, context: MeasurementContext, config: CertificateConfig, unfinished: Unfinished) -> Measured:
         from svdctl.evaluate import certificate_metric
@@ -154,7 +152,7 @@ class CertifiedAccuracy(Metric):
         mark = record.mark or (attack.mark if attack is not None else "")
         radii = [float(row["radius"]) for row in output.rows(record)]
         over = None if attack is None else attack.results
-        plot_certified(radii, output.config.radii, record.results["lipschitz"], output.name + mark, picture, over)
+        plot_certified(radii, record.protocol["radii"], record.results["lipschitz"], output.name + mark, picture, over)
         return [table, picture]
 
     def values(self, results: Mapping[str, Any]) -> dict[str, float]:

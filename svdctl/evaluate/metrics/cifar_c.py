@@ -3,13 +3,14 @@
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
-from svdctl.config.corruption_names import CLEAN, CORRUPTIONS, list_name
+from svdctl.config.base import Config
+from svdctl.config.corruption_names import CLEAN, CORRUPTIONS, list_name, read_corruption_list
 from svdctl.config.data_config import Data
-from svdctl.config.evaluate_config import CorruptionSettings, EvaluateConfig
+from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.data.data_source import place_of, source_of
 from svdctl.evaluate.figures import Figures, Share, is_share_of, near
 from svdctl.evaluate.metric import (
@@ -28,6 +29,18 @@ if TYPE_CHECKING:
     from svdctl.data.images import ImageData
     from svdctl.evaluate.corruption_metric import Source
     from svdctl.evaluate.results import Record
+
+
+class CorruptionSettings(Config):
+    """Which corrupted test sets are classified."""
+
+    names: Annotated[tuple[str, ...], Field(min_length=1, default_factory=read_corruption_list)]
+    """Corruptions; `natural` stands for the test images as they are."""
+    severities: Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], Field(min_length=1)] = (1, 2, 3, 4, 5)
+    examples: PositiveInt | None = None
+    """Test images, the first ones of an order drawn from the seed; absent: all."""
+    root: Path | None = None
+    """Folder with the published files; absent: that of the data for CIFAR, drawn by svdctl for all other data."""
 
 
 class CorruptionFigures(Figures):
@@ -81,9 +94,6 @@ class CorruptionAccuracy(Metric):
     owned_files = ("corruptions.csv", "corruptions.png")
     notes_title = "On the corruptions drawn:"
     uses_logits = False
-
-    def settings(self, config: EvaluateConfig, data: Data) -> CorruptionSettings:
-        return config.corruptions
 
     def protocol(self, context: MeasurementContext, config: CorruptionSettings) -> dict[str, Any]:
         return _protocol(context, config, _source(context, config).identity)
@@ -185,7 +195,7 @@ class CorruptionAccuracy(Metric):
 
         published = source_of(data).published_corruptions
         if published is not None:
-            settings = config.corruptions
+            settings = self.settings(config, data)
             folder = find_or_fetch(published, settings.root or place_of(data), tell=lambda text, done, total: None)
             names = sorted({*settings.names} - {CLEAN})
             open_cifar_c(folder, test.labels.numpy(), test.image_shape).require(names)
