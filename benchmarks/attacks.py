@@ -17,7 +17,7 @@ from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 from svdctl.config.attack_settings import AttackSettings
-from svdctl.evaluate.attack import attack_batches, begin
+from svdctl.evaluate.attack.attack_batches import attack_batches, begin
 from svdctl.layers.normalize import Normalize
 from svdctl.models.wrn import WideResNet, default_conv
 from svdctl.utils.machine import machine

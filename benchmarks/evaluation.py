@@ -28,7 +28,7 @@ from svdctl.data.npz import Npz
 from svdctl.data.train_test import TrainTest
 from svdctl.evaluate import corruption_metric
 from svdctl.evaluate.attack import attack_metric
-from svdctl.evaluate.attack.attack_progress import Assignment, ProgressFile
+from svdctl.evaluate.attack.attack_progress import Assignment, kept_progress
 from svdctl.evaluate.evaluation_data import EvaluationData
 from svdctl.evaluate.inference import Classifier
 from svdctl.evaluate.metric import MeasurementContext, Unfinished
@@ -113,7 +113,7 @@ def attack_ratio(count: int) -> float:
         with tempfile.TemporaryDirectory() as name:
             context = measurement_context(classifier, test, config, Path(name))
             work = Assignment.make(settings, "weights", test, context.probe)
-            progress = attack_metric.run(context, work, ProgressFile(Path(name) / "state.pt", work, print))
+            progress = attack_metric.run(context, work, kept_progress(Path(name) / "state.pt", work, print))
             return progress.state.robust_accuracy()
 
     def direct() -> float:

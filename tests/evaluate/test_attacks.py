@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from svdctl.config.attack_settings import AttackSettings
 from svdctl.errors import DataError, EvaluationError, ShapeError, UsageError
-from svdctl.evaluate.attack import AttackState, attack_batches, begin, choose_examples, fingerprint, join, summary
+from svdctl.evaluate.attack.attack_batches import attack_batches, begin, choose_examples
 from svdctl.evaluate.attack.attack_plan import plan
-from svdctl.evaluate.attack.attack_state import MISCLASSIFIED, STANDS
+from svdctl.evaluate.attack.attack_state import MISCLASSIFIED, STANDS, AttackState, fingerprint, join, summary
 from svdctl.evaluate.attack.attacked_network import AttackedNetwork
 from tests.evaluate.victims import Net, carry_on, direct, run, victim
 
@@ -152,10 +152,10 @@ def test_shards_join_and_mixed_or_unfinished_ones_do_not() -> None:
     assert whole.finished
     assert summary(whole, FAST)["robust_accuracy"] == sum(s.robust_accuracy() * len(s) for s in shards) / 9
     assert torch.equal(whole.broken_by, torch.cat([shard.broken_by for shard in shards]))
-    with pytest.raises(UsageError, match="not finished"):
+    with pytest.raises(EvaluationError, match="not finished"):
         join([shards[0], begin(model, images, labels, FAST, fingerprint="f")])
     shards[1].fingerprint = "g"
-    with pytest.raises(UsageError, match="shard 2"):
+    with pytest.raises(EvaluationError, match="shard 2"):
         join(shards)
 
 

@@ -14,11 +14,10 @@ import torch
 
 from svdctl.config.corruption_names import BENCHMARK, CORRUPTIONS, list_name, named_lists
 from svdctl.evaluate import corruption_metric, evaluation_plots
-from svdctl.evaluate.attack import attack_progress
 from svdctl.evaluate.figures import wilson_interval
 from svdctl.evaluate.runner import EvaluationResult
 from svdctl.evaluate.runner import run as evaluate
-from svdctl.utils.measurement_cache import checksum
+from svdctl.utils.measurement_cache import MeasurementCache, checksum
 from tests.evaluate.small import Recorder, held_part, make, write_data
 
 FACTORY = "tests.evaluate.small:build"
@@ -283,7 +282,7 @@ def unfinished(linear: Path) -> Path:
 def cut_off(linear: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The state of an attack that was stopped after its first batch."""
     with monkeypatch.context() as patch:
-        stop_after(patch, attack_progress.ProgressFile, "write", 2)
+        stop_after(patch, MeasurementCache, "put", 2)
         with pytest.raises(KeyboardInterrupt):
             measured(linear, "autoattacks", batch_size=3)
     return unfinished(linear)
@@ -330,7 +329,7 @@ def test_no_changed_state_of_an_attack_changes_its_figure(
         spoil()
         recorder = Recorder()
         with monkeypatch.context() as patch:
-            stop_after(patch, attack_progress.ProgressFile, "write", 1)
+            stop_after(patch, MeasurementCache, "put", 1)
             with pytest.raises(KeyboardInterrupt):
                 measured(linear, "autoattacks", batch_size=3, recorder=recorder)
         assert not any("going on after batch" in text for text in recorder.notices)

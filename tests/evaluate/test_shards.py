@@ -12,6 +12,7 @@ from svdctl.evaluate.attack import attack_metric, attack_progress
 from svdctl.evaluate.results import read_rows
 from svdctl.evaluate.runner import EvaluationResult
 from svdctl.evaluate.runner import run as evaluate
+from svdctl.utils.measurement_cache import MeasurementCache
 from tests.evaluate.small import Recorder, make
 
 FACTORY = "tests.evaluate.small:build"
@@ -115,7 +116,7 @@ def test_a_damaged_shard_is_refused_and_attacked_anew(shared: Path, linear: Path
 
 def test_an_unfinished_shard_is_refused(shared: Path, linear: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     attack(shared, linear, shard="1/2")
-    real = attack_progress.ProgressFile.write
+    real = MeasurementCache.put
     writes = 0
 
     def stop(*arguments: Any) -> None:
@@ -126,7 +127,7 @@ def test_an_unfinished_shard_is_refused(shared: Path, linear: Path, monkeypatch:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(attack_progress.ProgressFile, "write", stop)
+        patch.setattr(MeasurementCache, "put", stop)
         with pytest.raises(KeyboardInterrupt):
             attack(shared, linear, shard="2/2", batch_size=3)
     # Batches are part of the settings, so both shards need the same.

@@ -25,7 +25,7 @@ from svdctl.data.data_source import load
 from svdctl.data.folder import Folder
 from svdctl.data.npz import Npz
 from svdctl.errors import DataError
-from svdctl.evaluate.attack.attack_progress import Assignment, ProgressFile
+from svdctl.evaluate.attack.attack_progress import Assignment, kept_progress
 from tests.checkpoint.files import TRACE, Evil, save_legacy
 from tests.faults.small import Command, make, only_run, train, write_data
 from tests.train.cifar_files import write_cifar
@@ -79,7 +79,7 @@ def test_nor_what_a_kept_state_of_an_attack_says(tmp_path: Path, monkeypatch: py
     for contents in ({"nearest": Evil()}, Evil(), {"attack": [Evil()]}):
         torch.save(contents, tmp_path / "attack.pt")
         said: list[str] = []
-        assert ProgressFile(tmp_path / "attack.pt", work, said.append).progress is None
+        assert not kept_progress(tmp_path / "attack.pt", work, said.append).kept
         assert "cannot be loaded safely" in said[0]
     assert not (tmp_path / TRACE).exists()
 

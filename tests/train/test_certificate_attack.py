@@ -13,7 +13,7 @@ from svdctl.config.attack_settings import AttackSettings
 from svdctl.config.train_config import TrainConfig
 from svdctl.control.controller import Controller
 from svdctl.data.batches import to_pixels
-from svdctl.evaluate.attack import attack_batches, begin
+from svdctl.evaluate.attack.attack_batches import attack_batches, begin
 from svdctl.layers.sott import SOTT
 from svdctl.models.build import build_model
 from svdctl.train.setup import launch, load_parts

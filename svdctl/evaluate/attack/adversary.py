@@ -68,20 +68,14 @@ def perturb(
 def captured(log: Log | None) -> Iterator[None]:
     """Send what pyautoattack logs to `log`, and nowhere else."""
     logger = logging.getLogger("auto-attack")
-    handler = _Forward(log)
-    handlers, propagate = logger.handlers, logger.propagate
-    logger.handlers, logger.propagate = [handler], False
+
+    def take(record: logging.LogRecord) -> bool:
+        if log is not None and record.levelno >= logging.WARNING:
+            log(record.getMessage())
+        return False
+
+    logger.addFilter(take)
     try:
         yield
     finally:
-        logger.handlers, logger.propagate = handlers, propagate
-
-
-class _Forward(logging.Handler):
-    def __init__(self, log: Log | None) -> None:
-        super().__init__(logging.WARNING)
-        self.log = log
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if self.log is not None:
-            self.log(record.getMessage())
+        logger.removeFilter(take)

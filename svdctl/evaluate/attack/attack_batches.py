@@ -24,7 +24,7 @@ from svdctl.evaluate.attack.adversary import Log, captured, perturb
 from svdctl.evaluate.attack.attack_plan import plan
 from svdctl.evaluate.attack.attack_state import MISCLASSIFIED, STANDS, AttackState
 from svdctl.evaluate.attack.attacked_network import AttackedNetwork
-from svdctl.evaluate.attack.checks import suspicions
+from svdctl.evaluate.attack.checks import NO_GRADIENT, suspicions
 from svdctl.evaluate.attack.verify import TIE, distances, verify_perturbation, verify_predictions
 from svdctl.evaluate.auto_batch_size import AutoBatchSize
 from svdctl.evaluate.calibration import checked
@@ -110,16 +110,16 @@ def begin(
         all_logits, labels = checked(torch.cat(logits), labels)
         look = partial(suspicions, network, x, own, averaged=settings.attacks == "rand")
         signs = _halved(network, halving, look)
-    differentiable = all(sign.kind != "non-differentiable" for sign in signs)
-    attacks = plan(settings, all_logits.shape[1], tuple(images.shape[1:]), differentiable=differentiable)
+    classes, shape = all_logits.shape[1], tuple(images.shape[1:])
+    attacks, left_out = plan(settings, classes, shape, differentiable=NO_GRADIENT not in signs)
     predictions = all_logits.max(1).indices
     right = predictions == labels
     return AttackState(
         fingerprint=fingerprint,
-        classes=all_logits.shape[1],
-        attacks=attacks.attacks,
-        left_out=attacks.left_out,
-        warnings=tuple(sign.text for sign in signs),
+        classes=classes,
+        attacks=attacks,
+        left_out=left_out,
+        warnings=tuple(signs.values()),
         clean_predictions=predictions,
         predictions=predictions.clone(),
         broken_by=torch.where(right, STANDS, MISCLASSIFIED).to(torch.int8),
@@ -151,12 +151,12 @@ def attack_batches(
     network = AttackedNetwork(model, settings.protocol, images.device)
     halving = AutoBatchSize(state.at_once, log)
     while not state.finished:
-        entered = state.entered()
-        start = state.batches_done * settings.batch_size
-        if start >= len(entered):
-            state.next_attack()
+        # In this attack's batches are the images that it has broken, too.
+        entered = ((state.broken_by == STANDS) | (state.broken_by == state.attack)).nonzero()[:, 0]
+        index = entered[state.batches_done * settings.batch_size :][: settings.batch_size]
+        if not len(index):
+            state.attack, state.batches_done = state.attack + 1, 0
             continue
-        index = entered[start : start + settings.batch_size]
         with captured(log), network.frozen(), torch.no_grad():
             x = network.inputs(images[index.to(images.device)])
             own = labels[index.to(labels.device)].to(network.device)
@@ -164,8 +164,12 @@ def attack_batches(
                 network, halving, partial(_attack, network, x, own, settings, state)
             )
         broken = broken.cpu()
+        hit = index[broken]
+        state.broken_by[hit] = state.attack
+        state.predictions[hit] = predictions.cpu()
+        state.distances[hit] = found
         state.at_once = halving.size
-        state.record(index, broken, predictions.cpu(), found)
+        state.batches_done += 1
         yield FinishedBatch(index, broken, adversarial, found)
 
 

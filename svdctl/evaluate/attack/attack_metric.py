@@ -1,69 +1,68 @@
 """AutoAttack on test images: its state kept after every batch, its adversarial images brought closer."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from svdctl.config.attack_settings import AttackSettings
-from svdctl.evaluate.attack import FinishedBatch, attack_batches, begin, summary
-from svdctl.evaluate.attack.attack_progress import Assignment, AttackProgress, ProgressFile
-from svdctl.evaluate.attack.attack_state import MISCLASSIFIED, STANDS
+from svdctl.evaluate.attack.attack_batches import FinishedBatch, attack_batches, begin
+from svdctl.evaluate.attack.attack_progress import KEY, Assignment, AttackProgress
+from svdctl.evaluate.attack.attack_state import MISCLASSIFIED, STANDS, summary
 from svdctl.evaluate.attack.attacked_network import AttackedNetwork
 from svdctl.evaluate.inference import Classifier
 from svdctl.evaluate.metric import MeasurementContext
+from svdctl.utils.measurement_cache import MeasurementCache
 
 HALVINGS = 12
 """Steps of bisection towards the clean image: the distance is known to 1/4096 of itself."""
 
 
-def run(context: MeasurementContext, work: Assignment, file: ProgressFile) -> AttackProgress:
-    """Attack, going on from what `file` holds; it is kept there after every batch.
+def run(context: MeasurementContext, work: Assignment, kept: MeasurementCache[AttackProgress]) -> AttackProgress:
+    """Attack, going on from what `kept` holds (`kept_progress`); it is kept there after every batch.
 
     Raises:
         EvaluationError: a figure that cannot be right.
         DataError, UsageError: images or a network that cannot be attacked.
     """
-    classifier, say, tell = context.classifier, context.notice, context.progress
+    classifier, say, settings = context.classifier, context.notice, work.settings
     images, labels = context.data.test.images[work.index], work.labels
-    progress = file.progress
-    if progress is None:
-        state = begin(classifier.model, images, labels, work.settings, fingerprint=work.bound_to, log=say)
-        progress = AttackProgress(state=state, nearest=state.distances.clone())
-        file.write(progress)
-    elif not progress.state.finished:
-        number, done = min(progress.state.attack, len(progress.state.attacks) - 1), progress.state.batches_done
-        say(f"going on after batch {done} of {progress.state.attacks[number]}")
-    for warning in progress.state.warnings:
+    if KEY not in kept.kept:
+        state = begin(classifier.model, images, labels, settings, fingerprint=work.bound_to, log=say)
+        kept.put(AttackProgress(state=state, nearest=state.distances.clone()))
+    elif not kept.kept[KEY].record.state.finished:
+        state = kept.kept[KEY].record.state
+        number = min(state.attack, len(state.attacks) - 1)
+        say(f"going on after batch {state.batches_done} of {state.attacks[number]}")
+    progress = kept.kept[KEY].record
+    state = progress.state
+    for warning in state.warnings:
         say(warning)
     passes = 0
+
+    def show() -> None:
+        done, total = min(state.attack, len(state.attacks)), len(state.attacks)
+        stand = int((state.broken_by == STANDS).sum())
+        context.progress(done, total, f"{state.attacks[min(done, total - 1)]}, {stand} stand, {passes:,} passes")
 
     def count(*_: object) -> None:
         nonlocal passes
         passes += 1
         if passes % 20 == 0:
-            _tell(progress, tell, passes)
+            show()
 
     hook = classifier.model.register_forward_hook(count)
     try:
-        for batch in attack_batches(classifier.model, images, labels, work.settings, progress.state, log=say):
-            progress.nearest[batch.index[batch.broken]] = _closer(classifier, images, labels, batch, work.settings)
-            file.write(progress)
-            _tell(progress, tell, passes)
+        for batch in attack_batches(classifier.model, images, labels, settings, state, log=say):
+            progress.nearest[batch.index[batch.broken]] = _closer(classifier, images, labels, batch, settings)
+            kept.put(progress)
+            show()
     finally:
         hook.remove()
-    # The state of the last batch does not know yet that nothing comes after it.
-    file.write(progress)
+    # The state of the last batch does not yet say that nothing comes after it.
+    kept.put(progress)
     return progress
-
-
-def _tell(progress: AttackProgress, tell: Callable[[int, int, str], None], passes: int) -> None:
-    state = progress.state
-    stand = int((state.broken_by == STANDS).sum())
-    name = state.attacks[min(state.attack, len(state.attacks) - 1)]
-    tell(min(state.attack, len(state.attacks)), len(state.attacks), f"{name}, {stand} stand, {passes:,} passes")
 
 
 @torch.no_grad()
@@ -105,21 +104,16 @@ def rows(progress: AttackProgress, work: Assignment, labels: Tensor) -> list[dic
     table = []
     for place, image in enumerate(work.index.tolist()):
         by = int(state.broken_by[place])
-        outcome = "robust" if by == STANDS else "misclassified" if by == MISCLASSIFIED else "broken"
+        found = {"distance": float(state.distances[place]), "nearest": float(progress.nearest[place])}
         table.append(
             {
                 "image": image,
                 "label": int(labels[image]),
                 "clean_prediction": int(state.clean_predictions[place]),
-                "outcome": outcome,
+                "outcome": {STANDS: "robust", MISCLASSIFIED: "misclassified"}.get(by, "broken"),
                 "attack": state.attacks[by] if by >= 0 else "",
                 "prediction": int(state.predictions[place]),
-                "distance": _number(float(state.distances[place])),
-                "nearest": _number(float(progress.nearest[place])),
+                **{name: "" if math.isinf(value) else f"{value:.6f}" for name, value in found.items()},
             }
         )
     return table
-
-
-def _number(value: float) -> str:
-    return "" if math.isinf(value) else f"{value:.6f}"

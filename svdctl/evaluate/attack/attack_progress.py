@@ -16,13 +16,14 @@ from svdctl.checkpoint.torch_archive import read_torch
 from svdctl.config.attack_settings import AttackSettings
 from svdctl.config.evaluate_config import Shard
 from svdctl.errors import EvaluationError
-from svdctl.evaluate.attack import AttackState, choose_examples, fingerprint, join
-from svdctl.evaluate.attack.attack_state import MISCLASSIFIED
+from svdctl.evaluate.attack.attack_batches import choose_examples
+from svdctl.evaluate.attack.attack_state import MISCLASSIFIED, AttackState, fingerprint, join
 from svdctl.evaluate.evaluation_data import EvaluationData
 from svdctl.utils.content_hash import json_digest
 from svdctl.utils.measurement_cache import Measurement, MeasurementCache
 from svdctl.utils.network_probe import Probe
 
+KEY = "attack"
 SHARDS = "shards"
 """Folder of their states, below that of the results."""
 
@@ -37,7 +38,7 @@ class AttackProgress(Measurement):
 
     @property
     def key(self) -> str:
-        return "attack"
+        return KEY
 
     @model_validator(mode="after")
     def _on_the_way(self) -> Self:
@@ -98,40 +99,28 @@ def _old_contents(contents: dict[str, Any], work: Assignment) -> tuple[dict[str,
     return {**work.about, "attack": contents["fingerprint"]}, [{"state": state, "nearest": contents["nearest"]}]
 
 
-class ProgressFile:
-    """The file of an attack's state; `progress` is what it held of this attack, None when that is nothing sound.
+def kept_progress(file: Path, work: Assignment, say: Callable[[str], None]) -> MeasurementCache[AttackProgress]:
+    """Return what a file holds of an attack: one record under `KEY`, none when there is nothing sound.
 
     Args:
         file: it may be absent.
         work: what is attacked.
         say: takes the reasons why a state counts for nothing.
     """
-
-    def __init__(self, file: Path, work: Assignment, say: Callable[[str], None]) -> None:
-        self.path = file
-        old = partial(_old_contents, work=work)
-        self._cache = MeasurementCache(
-            file, AttackProgress, work.about, old=old, probe=work.probe, read_tensors=read_torch
-        )
-        self.belongs_elsewhere = self._cache.belongs_elsewhere
-        self.progress: AttackProgress | None = None
-        for notice in self._cache.notices:
-            say(notice)
-        kept = self._cache.kept.get("attack")
-        if kept is None:
-            return
-        wrong = [text for text, is_wrong in _faults(kept.record, work).items() if is_wrong]
-        for text in wrong:
-            say(f"{file}: the state of an attack cannot be right ({text}); attacked anew")
-        if not wrong:
-            self.progress = kept.record
-            if not kept.has_checksum:
-                state = self.progress.state
-                state.warnings = tuple(dict.fromkeys((*state.warnings, UNSEALED)))
-
-    def write(self, progress: AttackProgress) -> None:
-        """Write whole or not at all, with a checksum over all of it."""
-        self._cache.put(progress)
+    old = partial(_old_contents, work=work)
+    cache = MeasurementCache(file, AttackProgress, work.about, old=old, probe=work.probe, read_tensors=read_torch)
+    for notice in cache.notices:
+        say(notice)
+    kept = cache.kept.get(KEY)
+    if kept is None:
+        return cache
+    if fault := _fault(kept.record, work):
+        say(f"{file}: the state of an attack cannot be right ({fault}); attacked anew")
+        cache.kept.clear()
+    elif not kept.has_checksum:
+        state = kept.record.state
+        state.warnings = tuple(dict.fromkeys((*state.warnings, UNSEALED)))
+    return cache
 
 
 UNSEALED = (
@@ -139,20 +128,18 @@ UNSEALED = (
 )
 
 
-def _faults(progress: AttackProgress, work: Assignment) -> dict[str, bool]:
-    """Return what would be wrong with a state of these images, and whether it is."""
+def _fault(progress: AttackProgress, work: Assignment) -> str | None:
+    """Return what is wrong with a state of these images."""
     state = progress.state
     if state.fingerprint != work.bound_to or len(state) != len(work.index):
-        return {"it is that of other images": True}
+        return "it is that of other images"
+    if not torch.equal(state.clean_predictions != work.labels, state.broken_by == MISCLASSIFIED):
+        return "its clean predictions are not those of these labels"
+    far = state.distances[state.distances < math.inf]
     # Beyond what rounding can do; under `paper` eps is no bound.
-    limit = 1.01 * work.settings.eps + 0.01 if work.settings.protocol == "pixels" else math.inf
-    far = state.distances
-    return {
-        "its clean predictions are not those of these labels": not torch.equal(
-            state.clean_predictions != work.labels, state.broken_by == MISCLASSIFIED
-        ),
-        "its perturbations are larger than eps": bool((far[far < math.inf] > limit).any()),
-    }
+    if work.settings.protocol == "pixels" and bool((far > 1.01 * work.settings.eps + 0.01).any()):
+        return "its perturbations are larger than eps"
+    return None
 
 
 def shard_files(work: Assignment, results: Path) -> list[Path]:
@@ -163,7 +150,7 @@ def shard_files(work: Assignment, results: Path) -> list[Path]:
     """
     folder = results / SHARDS
     pattern = re.compile(rf"{work.bound_to[:12]}-(\d+)-of-(\d+)\.pt")
-    files = sorted(folder.glob("*.pt")) if folder.is_dir() else []
+    files = sorted(folder.glob("*.pt"))
     found = {(int(match[1]), int(match[2])): path for path in files if (match := pattern.fullmatch(path.name))}
     foreign = len(files) - len(found)
     aside = f" ({foreign} there belong to other weights, data or settings)" if foreign else ""
@@ -178,13 +165,10 @@ def shard_files(work: Assignment, results: Path) -> list[Path]:
             f"{folder} holds shards of different splits (of {', '.join(map(str, counts))}); remove those that are "
             "not wanted"
         )
-    count = counts[0]
-    missing = [f"{index}/{count}" for index in range(1, count + 1) if (index, count) not in found]
-    if missing:
-        raise EvaluationError(
-            f"{folder} lacks the shards {', '.join(missing)}{aside}; run them, or copy their files here"
-        )
-    return [found[index, count] for index in range(1, count + 1)]
+    wanted = [(index, counts[0]) for index in range(1, counts[0] + 1)]
+    if missing := ", ".join(f"{index}/{count}" for index, count in wanted if (index, count) not in found):
+        raise EvaluationError(f"{folder} lacks the shards {missing}{aside}; run them, or copy their files here")
+    return [found[shard] for shard in wanted]
 
 
 def merge(work: Assignment, results: Path) -> AttackProgress:
@@ -195,19 +179,14 @@ def merge(work: Assignment, results: Path) -> AttackProgress:
     """
     shards = []
     files = shard_files(work, results)
-    count = len(files)
     for index, path in enumerate(files, 1):
-        part = work.part(Shard(index=index, count=count))
         reasons: list[str] = []
-        file = ProgressFile(path, part, reasons.append)
-        progress = file.progress
-        if progress is None:
-            named = f"{file.path} belongs to other weights, data, settings or images than its name says"
-            why = named if file.belongs_elsewhere or not reasons else reasons[0].removesuffix(": measured again")
-            raise EvaluationError(f"{why}; run it again with `shard = {index}/{count}`")
-        if not progress.state.finished:
-            raise EvaluationError(f"shard {index}/{count} is not finished; run it with `shard = {index}/{count}`")
-        shards.append(progress)
-    # A shard with no image of its own has nothing to add.
+        shard = Shard(index=index, count=len(files))
+        cache = kept_progress(path, work.part(shard), reasons.append)
+        if KEY not in cache.kept:
+            named = f"{path} belongs to other weights, data, settings or images than its name says"
+            why = named if cache.belongs_elsewhere or not reasons else reasons[0].removesuffix(": measured again")
+            raise EvaluationError(f"{why}; run it again with `shard = {shard}`")
+        shards.append(cache.kept[KEY].record)
     joined = join([progress.state for progress in shards])
     return AttackProgress(state=joined, nearest=torch.cat([progress.nearest for progress in shards]))

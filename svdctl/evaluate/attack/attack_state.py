@@ -1,7 +1,9 @@
 """How far an attack has come: enough to go on after a kill with the same final figures, and nothing more."""
 
 import math
+import sys
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Annotated, Any, Self
 
 import pyautoattack
@@ -10,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 from torch import Tensor
 
 from svdctl.config.attack_settings import AttackSettings
-from svdctl.errors import UsageError
+from svdctl.errors import EvaluationError
 from svdctl.evaluate.figures import wilson_interval
 from svdctl.utils.content_hash import json_digest
 
@@ -32,6 +34,14 @@ def fingerprint(weights_digest: str, data_digest: str, settings: AttackSettings)
         "settings": settings.model_dump(mode="json"),
     }
     return json_digest(bound, compact=False)
+
+
+_TENSORS = {
+    "clean_predictions": torch.int64,
+    "predictions": torch.int64,
+    "broken_by": torch.int8,
+    "distances": torch.float64,
+}
 
 
 class AttackState(BaseModel):
@@ -67,40 +77,26 @@ class AttackState(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        types = {
-            "clean_predictions": torch.int64,
-            "predictions": torch.int64,
-            "broken_by": torch.int8,
-            "distances": torch.float64,
-        }
-        for name, dtype in types.items():
+        for name, dtype in _TENSORS.items():
             tensor = getattr(self, name)
             if tensor.dtype != dtype or tensor.ndim != 1 or tensor.shape != self.broken_by.shape or not len(tensor):
                 raise ValueError(f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}")
-        broken, stands = self.broken_by >= 0, self.broken_by == STANDS
-        changed = self.predictions != self.clean_predictions
         both = torch.stack((self.clean_predictions, self.predictions))
+        stands, far = self.broken_by == STANDS, self.distances
+        first, last = int(self.broken_by.min()), int(self.broken_by.max())
         faults = {
-            "a prediction is no class": bool(((both < 0) | (both >= self.classes)).any()),
-            "broken_by names no attack that has begun": bool(
-                ((self.broken_by < MISCLASSIFIED) | (self.broken_by > self.attack)).any()
-            ),
-            "there is no such attack": self.attack > len(self.attacks)
-            or int(self.broken_by.max()) >= len(self.attacks),
-            "more batches are done than there are images": self.batches_done > len(self.broken_by),
+            "a prediction is no class": int(both.min()) < 0 or int(both.max()) >= self.classes,
+            "broken_by names no attack that has begun": first < MISCLASSIFIED or last > self.attack,
+            "there is no such attack": self.attack > len(self.attacks) or last >= len(self.attacks),
+            "more batches are done than there are images": self.batches_done > len(self),
             "predictions changed where nothing is broken, or stayed where something is": not torch.equal(
-                changed, broken
+                self.predictions != self.clean_predictions, self.broken_by >= 0
             ),
-            "a distance is infinite where nothing stands, or finite where something does": not torch.equal(
-                self.distances == math.inf, stands
-            ),
-            "a distance is none": bool(
-                (~(self.distances >= 0) | ((self.distances != 0) & (self.broken_by == MISCLASSIFIED))).any()
-            ),
+            "a distance is none, or not that of its outcome": not torch.equal(far == math.inf, stands)
+            or bool((~(far >= 0) | ((far != 0) & (self.broken_by == MISCLASSIFIED))).any()),
         }
-        for text, wrong in faults.items():
-            if wrong:
-                raise ValueError(text)
+        if fault := next((text for text, wrong in faults.items() if wrong), None):
+            raise ValueError(fault)
         return self
 
     def __len__(self) -> int:
@@ -111,33 +107,9 @@ class AttackState(BaseModel):
         """No attack or no standing image is left."""
         return self.attack >= len(self.attacks) or not bool((self.broken_by == STANDS).any())
 
-    def entered(self) -> Tensor:
-        """Return the images of the running attack, in order: those that stand and those that it has broken."""
-        return ((self.broken_by == STANDS) | (self.broken_by == self.attack)).nonzero()[:, 0]
-
-    def record(self, index: Tensor, broken: Tensor, predictions: Tensor, distances: Tensor) -> None:
-        """Enter one finished batch: images at `index` `(B,)`, which of them broke `(B,)`, and of those the rest."""
-        hit = index[broken]
-        self.broken_by[hit] = self.attack
-        self.predictions[hit] = predictions
-        self.distances[hit] = distances
-        self.batches_done += 1
-
-    def next_attack(self) -> None:
-        """Go on to the next attack of the list."""
-        self.attack, self.batches_done = self.attack + 1, 0
-
     def robust_accuracy(self, radius: float = math.inf) -> float:
         """Share of images with no adversarial image found within `radius`; by default within eps."""
-        return float((self.distances > radius).double().mean() if radius < math.inf else self._standing())
-
-    def _standing(self) -> float:
-        return float((self.broken_by == STANDS).double().mean())
-
-    @property
-    def clean_accuracy(self) -> float:
-        """Share of images classified rightly before any attack."""
-        return float((self.broken_by != MISCLASSIFIED).double().mean())
+        return float((self.distances > min(radius, sys.float_info.max)).double().mean())
 
 
 def summary(state: AttackState, settings: AttackSettings) -> dict[str, Any]:
@@ -145,13 +117,10 @@ def summary(state: AttackState, settings: AttackSettings) -> dict[str, Any]:
     count = len(state)
     standing = int((state.broken_by == STANDS).sum())
     clean = int((state.broken_by != MISCLASSIFIED).sum())
-    left, after = clean, {}
-    for number, attack in enumerate(state.attacks):
-        left -= int((state.broken_by == number).sum())
-        after[attack] = left / count
+    broken = {attack: int((state.broken_by == number).sum()) for number, attack in enumerate(state.attacks)}
+    left = (clean - so_far for so_far in accumulate(broken.values()))
     warnings = list(state.warnings)
-    square = state.attacks.index("square") if "square" in state.attacks and len(state.attacks) > 1 else None
-    share = float((state.broken_by == square).double().mean()) if square is not None else 0.0
+    share = broken.get("square", 0) / count if len(broken) > 1 else 0.0
     if share > SQUARE_SHARE:
         warnings.append(
             f"Square, which sees no gradient, broke {share:.1%} of the images after the attacks that do had failed: "
@@ -169,7 +138,7 @@ def summary(state: AttackState, settings: AttackSettings) -> dict[str, Any]:
         "clean_accuracy": clean / count,
         "robust_accuracy": standing / count,
         "robust_interval": wilson_interval(standing, count),
-        "after_attack": after,
+        "after_attack": {attack: number / count for attack, number in zip(broken, left, strict=True)},
         "left_out": state.left_out,
         "largest_distance": float(state.distances[state.broken_by >= 0].max()) if clean > standing else 0.0,
         "warnings": warnings,
@@ -180,29 +149,20 @@ def join(shards: Sequence[AttackState]) -> AttackState:
     """Return the state of all images from the finished states of their shards, in the shards' order.
 
     Raises:
-        UsageError: shards that are unfinished or do not belong together.
+        EvaluationError: shards that are unfinished or do not belong together.
     """
-    unfinished = [str(number) for number, shard in enumerate(shards, 1) if not shard.finished]
-    if unfinished or not shards:
-        raise UsageError(
-            f"shards of an attack are not finished ({', '.join(unfinished) or 'there are none'}); run them first"
-        )
     first = shards[0]
     for number, shard in enumerate(shards, 1):
+        which = f"shard {number}/{len(shards)}"
+        if not shard.finished:
+            raise EvaluationError(f"{which} is not finished; run it with `shard = {number}/{len(shards)}`")
         if (shard.fingerprint, shard.attacks, shard.classes) != (first.fingerprint, first.attacks, first.classes):
-            raise UsageError(
-                f"shard {number} was made with other weights, data or settings than shard 1; run it again with the same"
-            )
+            raise EvaluationError(f"{which} is of other weights, data or settings than the first; run it again")
+    joined: dict[str, Any] = {name: torch.cat([getattr(shard, name) for shard in shards]) for name in _TENSORS}
     return AttackState(
-        fingerprint=first.fingerprint,
-        classes=first.classes,
-        attacks=first.attacks,
-        left_out=first.left_out,
+        **first.model_dump(include={"fingerprint", "classes", "attacks", "left_out"}),
+        **joined,
         warnings=tuple(dict.fromkeys(warning for shard in shards for warning in shard.warnings)),
-        clean_predictions=torch.cat([shard.clean_predictions for shard in shards]),
-        predictions=torch.cat([shard.predictions for shard in shards]),
-        broken_by=torch.cat([shard.broken_by for shard in shards]),
-        distances=torch.cat([shard.distances for shard in shards]),
         at_once=min(shard.at_once for shard in shards),
         attack=len(first.attacks),
     )

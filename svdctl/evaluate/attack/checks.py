@@ -1,28 +1,22 @@
 """Signs, in one batch of images, that a network resists AutoAttack without being robust."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from svdctl.errors import first_line
 from svdctl.evaluate.attack.attacked_network import AttackedNetwork
 from svdctl.evaluate.calibration import are_probabilities
 
 _RANDOM = 1e-4
 _SATURATED_SHARE = 0.05
+NO_GRADIENT = "non-differentiable"
 
 
-@dataclass(frozen=True)
-class Suspicion:
-    """What was found, as the field calls it, and a sentence for the report."""
+def suspicions(network: AttackedNetwork, x: Tensor, labels: Tensor, *, averaged: bool = False) -> dict[str, str]:
+    """Return what makes an attack on `network` unreliable: names of the field, with a sentence for each.
 
-    kind: str
-    text: str
-
-
-def suspicions(network: AttackedNetwork, x: Tensor, labels: Tensor, *, averaged: bool = False) -> list[Suspicion]:
-    """Return what makes an attack on `network` unreliable, judged on inputs `(B, C, H, W)` with labels `(B,)`.
+    Judged on inputs `(B, C, H, W)` with labels `(B,)`.
 
     Args:
         network: inside its `frozen()`.
@@ -30,59 +24,42 @@ def suspicions(network: AttackedNetwork, x: Tensor, labels: Tensor, *, averaged:
         labels: on the same device.
         averaged: the attacks average over the network's randomness (version `rand`), which is then no matter.
     """
-    found = []
+    found = {}
     with torch.no_grad():
         first, second = network(x), network(x)
-    difference = (F.normalize(first, dim=1) - F.normalize(second, dim=1)).norm(dim=1)
-    if not averaged and float(difference.max()) > _RANDOM:
-        found.append(
-            Suspicion(
-                "random",
-                f"two passes over the same images differ (by up to {float(difference.max()):.1e} of the logits' norm): "
-                "the network is random, and `settings.autoattacks.attacks = rand` averages over that",
-            )
+    difference = float((F.normalize(first, dim=1) - F.normalize(second, dim=1)).norm(dim=1).max())
+    if not averaged and difference > _RANDOM:
+        found["random"] = (
+            f"two passes over the same images differ (by up to {difference:.1e} of the logits' norm): "
+            "the network is random, and `settings.autoattacks.attacks = rand` averages over that"
         )
     if are_probabilities(first):
-        found.append(
-            Suspicion(
-                "probabilities",
-                "the outputs are probabilities, not logits: their gradients vanish where the network is sure; "
-                "attack the layer before the softmax",
-            )
+        found["probabilities"] = (
+            "the outputs are probabilities, not logits: their gradients vanish where the network is sure; "
+            "attack the layer before the softmax"
         )
     # Zero in float32 means that the label's probability rounds to 1: steps can no longer be told apart by their loss.
     certain = int((F.cross_entropy(first.float(), labels, reduction="none") == 0).sum())
     if certain > _SATURATED_SHARE * len(x):
-        found.append(
-            Suspicion(
-                "saturated",
-                f"the cross-entropy of {certain} of {len(x)} images is exactly 0 in float32: the logits are so large "
-                "that APGD-CE sees no slope; rely on the other attacks",
-            )
+        found["saturated"] = (
+            f"the cross-entropy of {certain} of {len(x)} images is exactly 0 in float32: the logits are so large "
+            "that APGD-CE sees no slope; rely on the other attacks"
         )
-    return found + _of_gradients(network, x, labels)
-
-
-def _of_gradients(network: AttackedNetwork, x: Tensor, labels: Tensor) -> list[Suspicion]:
     try:
-        gradient = _margin_gradient(network, x, labels)
+        gradient = _margin_gradient(network, x, labels).flatten(1)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
         # torch's word for an operation without a derivative.
-        why = str(error).splitlines()[0][:160]
-        return [Suspicion("non-differentiable", f"the network gives no gradient ({why}): only Square can attack it")]
-    flat = gradient.flatten(1)
-    useless = int(((flat == 0).all(1) | ~flat.isfinite().all(1)).sum())
-    if useless == 0:
-        return []
-    return [
-        Suspicion(
-            "zero-gradient",
+        why = first_line(error, 160)
+        found[NO_GRADIENT] = f"the network gives no gradient ({why}): only Square can attack it"
+        return found
+    if useless := int(((gradient == 0).all(1) | ~gradient.isfinite().all(1)).sum()):
+        found["zero-gradient"] = (
             f"the gradient of {useless} of {len(x)} images is exactly zero or not finite: attacks that follow it fail "
-            "without any robustness of the network; trust Square alone there",
+            "without any robustness of the network; trust Square alone there"
         )
-    ]
+    return found
 
 
 def _margin_gradient(network: AttackedNetwork, x: Tensor, labels: Tensor) -> Tensor:

@@ -46,20 +46,17 @@ def verify_perturbation(adversarial: Tensor, distance: Tensor, norm: Norm, eps: 
     if len(adversarial) == 0:
         return
     outside = (adversarial - 1).maximum(-adversarial).flatten(1).max(1).values.cpu().double()
-    excess = distance - eps
-    # The negated comparisons count NaN as a fault.
-    far = ~(excess <= slack(norm, eps, adversarial[0].numel()))
-    if far.any():
-        raise EvaluationError(
-            f"{attack}: {int(far.sum())} of {len(far)} adversarial images lie outside the {norm} ball of {eps:g}, "
-            f"by up to {float(excess[far].max()):.2e}; this is a bug in the attack, use none of its figures"
-        )
-    outside_range = ~(outside <= _RANGE)
-    if outside_range.any():
-        raise EvaluationError(
-            f"{attack}: {int(outside_range.sum())} of {len(far)} adversarial images leave [0, 1], "
-            f"by up to {float(outside[outside_range].max()):.2e}; this is a bug in the attack, use none of its figures"
-        )
+    for excess, allowed, fault in (
+        (distance - eps, slack(norm, eps, adversarial[0].numel()), f"lie outside the {norm} ball of {eps:g}"),
+        (outside, _RANGE, "leave [0, 1]"),
+    ):
+        # The negated comparison counts NaN as a fault.
+        wrong = ~(excess <= allowed)
+        if wrong.any():
+            raise EvaluationError(
+                f"{attack}: {int(wrong.sum())} of {len(wrong)} adversarial images {fault}, by up to "
+                f"{float(excess[wrong].max()):.2e}; this is a bug in the attack, use none of its figures"
+            )
 
 
 def verify_predictions(

@@ -124,8 +124,8 @@ class AutoAttacks(Metric):
             if shard is not None and shard.count > len(work.index):
                 raise UsageError(f"`shard = {shard}`: only {len(work.index)} images are attacked; make fewer shards")
             part = work if shard is None else work.part(shard)
-            file = attack_progress.ProgressFile(unfinished.path, part, context.notice)
-            progress = attack_metric.run(context, part, file)
+            kept = attack_progress.kept_progress(unfinished.path, part, context.notice)
+            progress = attack_metric.run(context, part, kept)
             if shard is not None:
                 stand = progress.state.robust_accuracy()
                 return Partial(f"shard {shard}: {stand:.2%} of {len(part.index)} stand; {unfinished.path}")
