@@ -3,13 +3,90 @@
 import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from svdctl.config.train_config import CROSS_ENTROPY
+from svdctl.config.train_config import CROSS_ENTROPY, TrainConfig
+from svdctl.layers.layer_operator import operator_of
+from svdctl.layers.layer_ops import find_ops
+from svdctl.spectral.values import singular_values
+from svdctl.train.metrics_log import read_log
+from svdctl.train.trainer import Trainer
+from svdctl.train.validation import Accuracy
 from svdctl.utils.atomic_write import write_picture
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+GRID = 8
+
+
+def spectra(model: nn.Module, sizes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Return singular values of each layer, descending: exact, on inputs of at most 8 output points an axis.
+
+    Of SOC and SOTT layers, whose own values are 1, those of the skew convolution that they exponentiate.
+
+    Args:
+        model: the network.
+        sizes: input size by name of the layers that are convolutions or linear.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        ops = find_ops(module)
+        if ops is None or ops.parts(module):
+            continue
+        generator = ops.generator(module)
+        if generator is not None:
+            conv, _ = generator
+            found[name] = singular_values(conv, (GRID,) * conv.axes if max(conv.taps) > 1 else (1, 1), accuracy="fast")
+        elif name in sizes:
+            conv = operator_of(module)
+            small = tuple(
+                max(1, min(GRID, length // stride)) * stride
+                for length, stride in zip(sizes[name], conv.stride, strict=True)
+            )
+            found[name] = singular_values(conv, small, accuracy="fast")
+    return {name: _thinned(values) for name, values in found.items()}
+
+
+def _thinned(values: Tensor) -> Tensor:
+    """Return at most 400 of the values, evenly spread: a picture has no more pixels across."""
+    index = torch.linspace(0, len(values) - 1, min(len(values), 400)).round().long()
+    return values[index.to(values.device)].cpu()
+
+
+def draw(
+    trainer: Trainer, folder: Path, before: Mapping[str, Tensor], sizes: Mapping[str, tuple[int, ...]]
+) -> list[Path]:
+    """Write the pictures; returns their files."""
+    curves, spectrum = folder / "curves.png", folder / "spectrum.png"
+    held_out = "validation part" if trainer.config.evaluation.select == "validation" else "test set"
+    steps = [line for line in read_log(folder / "metrics.jsonl") if line["kind"] == "step"]
+    plot_curves([*steps, *trainer.epochs], curves, held_out=held_out, loss_name=trainer.config.loss.kind)
+    controller = trainer.controller
+    after = spectra(trainer.model, sizes)
+    allowed = {name: controller.allowed(name) if name in controller.layers else None for name in after}
+    skew = [name for name in after if name not in controller.layers]
+    plot_spectra(before, after, allowed, spectrum, skew=skew)
+    return [curves, spectrum]
+
+
+def draw_certified(judged: Mapping[str, Accuracy], config: TrainConfig, folder: Path) -> list[Path]:
+    """Write the picture of certified accuracy, when there are certificates; returns its file."""
+    curves = {name: made.certificates.curve() for name, made in judged.items() if made.certificates is not None}
+    if config.certificate is None or not curves:
+        return []
+    path = folder / "certified.png"
+    plot_certified({f"{name} epoch": curve for name, curve in curves.items()}, config.certificate.radii, path)
+    return [path]
+
+
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure  # a second to import
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def plot_curves(
@@ -22,7 +99,7 @@ def plot_curves(
     evaluated = [record for record in epochs if {"val_acc", "val_loss"} <= record.keys()]
     steps = [record for record in records if record["kind"] == "step"]
     has_penalty = any(record["orthogonal_loss"] > 0 for record in epochs)
-    figure = Figure(figsize=(4.2 * (3 if has_penalty else 2), 3.4), layout="constrained")
+    figure = _figure(4.2 * (3 if has_penalty else 2), 3.4)
     panels = list(figure.subplots(1, 3 if has_penalty else 2))
     loss = panels.pop(0)
     of = f", {CROSS_ENTROPY}" if loss_name != CROSS_ENTROPY else ""
@@ -67,7 +144,7 @@ def plot_spectra(
     names = list(after)
     columns = min(6, max(1, round(len(names) ** 0.5 * 1.3)))
     rows = -(-len(names) // columns)
-    figure = Figure(figsize=(2.6 * columns, 2.0 * rows + 0.6), layout="constrained")
+    figure = _figure(2.6 * columns, 2.0 * rows + 0.6)
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for panel, name in zip(panels, names, strict=False):
         for values, label, color in ((before[name], "before", "0.65"), (after[name], "after", "tab:blue")):
@@ -101,7 +178,7 @@ def plot_certified(curves: Mapping[str, tuple[Tensor, Tensor]], marks: Sequence[
         marks: radii in 255ths to mark.
         path: the picture's file.
     """
-    figure = Figure(figsize=(5.6, 3.8), layout="constrained")
+    figure = _figure(5.6, 3.8)
     panel = figure.subplots()
     for (name, (radii, shares)), style in zip(curves.items(), ("-", "--", ":", "-.") * len(curves), strict=False):
         panel.step(radii.tolist(), (100 * shares).tolist(), where="post", label=name, ls=style)

@@ -1,6 +1,7 @@
 """One process's part in a training, from the model to the pictures."""
 
 from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,10 @@ from svdctl.layers.shapes import input_sizes
 from svdctl.models.build import build_model
 from svdctl.train.logger import RunInfo, RunLog
 from svdctl.train.loop import Loop
-from svdctl.train.result import TrainResult
+from svdctl.train.plots import spectra
+from svdctl.train.result import TrainResult, finished, interrupted
 from svdctl.train.run_history import History, picked_by, read_best, read_history
-from svdctl.train.run_outcome import finished, interrupted
 from svdctl.train.setup import Parts
-from svdctl.train.spectrum_pictures import spectra
 from svdctl.train.trainer import Trainer
 from svdctl.utils.progress import Reporter
 from svdctl.utils.run_dir import locked
@@ -45,7 +45,8 @@ class TrainingRun:
 
     def __init__(self, config: TrainConfig, parts: Parts, fabric: Fabric, folder: Path, reporter: Reporter) -> None:
         self.config, self.parts, self.fabric = config, parts, fabric
-        self.folder, self.reporter = folder, reporter
+        self.folder = folder
+        self.reporter = reporter if fabric.is_global_zero else Reporter()
         self.model = build_model(config, len(parts.train.classes))
         if fabric.world_size > 1:
             share_statistics_(self.model)
@@ -69,10 +70,9 @@ class TrainingRun:
             TrainingError: another process trains in the folder, or did since the checkpoint was read.
             CheckpointError: the checkpoint's state does not fit; `best.pt` is lost, where it is needed.
         """
-        if not self.fabric.is_global_zero:
-            return self._train(checkpoint, needs_best)
-        with locked(self.folder):
-            if not is_current():
+        first = self.fabric.is_global_zero
+        with locked(self.folder) if first else nullcontext():
+            if first and not is_current():
                 raise TrainingError(f"another process went on in {self.folder} meanwhile; run the command again")
             return self._train(checkpoint, needs_best)
 
@@ -95,40 +95,38 @@ class TrainingRun:
             seed=derived_seed(config.seed, "control"),
             group=Group.of(self.fabric),
         )
-        for notice in controller.notices() if self.fabric.is_global_zero else ():
+        for notice in controller.notices():
             self.reporter.notice(notice)
         self.trainer = Trainer(config, self.model, self.fabric, self.parts.train, self.parts.held_out, controller)
         if checkpoint is not None and history is not None:
             with checkpoint_error_on_mismatch(self.folder):
                 self.trainer.load_state_dict(history.training)
             self._check_best(checkpoint, needs_best)
-        log = None
-        if self.fabric.is_global_zero:
-            if history is not None and history.left_out:
-                self.reporter.notice(
-                    f"{history.left_out} lines of {self.folder / 'metrics.jsonl'} are damaged or foreign; left out"
-                )
-            if history is not None and (lost := self.trainer.counters.step_lines - len(history.steps)) > 0:
-                self.reporter.notice(
-                    f"{self.folder / 'metrics.jsonl'} lacks {lost} of {self.trainer.counters.step_lines} lines about "
-                    "steps, which are lost; those about epochs are in the checkpoint"
-                )
-            lines = None if history is None else history.lines
-            log = RunLog(RunInfo(self.folder, config.model_dump(mode="json"), lines), config.log)
-        try:
-            reporter = self.reporter if self.fabric.is_global_zero else Reporter()
-            with stop_on_signal() as stop:
-                completed = Loop(self.trainer, reporter, log, self._save, stop).run()
-        finally:
-            if log is not None:
-                log.close()
+            self._report_lost_lines(history)
+        with ExitStack() as opened:
+            log = None
+            if self.fabric.is_global_zero:
+                lines = None if history is None else history.lines
+                log = RunLog(RunInfo(self.folder, config.model_dump(mode="json"), lines), config.log)
+                opened.callback(log.close)
+            stop = opened.enter_context(stop_on_signal())
+            completed = Loop(self.trainer, self.reporter, log, self._save, stop).run()
         if completed:
             result = finished(self.trainer, self.parts, self.folder, before, self.sizes)
         else:
             result = interrupted(self.trainer, self.folder)
-        if self.fabric.is_global_zero:
-            self.reporter.finish(result)
+        self.reporter.finish(result)
         return result
+
+    def _report_lost_lines(self, history: History) -> None:
+        log, lines = self.folder / "metrics.jsonl", self.trainer.counters.step_lines
+        if history.left_out:
+            self.reporter.notice(f"{history.left_out} lines of {log} are damaged or foreign; left out")
+        if (lost := lines - len(history.steps)) > 0:
+            self.reporter.notice(
+                f"{log} lacks {lost} of {lines} lines about steps, which are lost; those about epochs are in the "
+                "checkpoint"
+            )
 
     def _check_best(self, checkpoint: Checkpoint, needed: bool) -> None:
         """Check `best.pt` before training; one that was written after the checkpoint is the picked one."""
@@ -154,11 +152,10 @@ class TrainingRun:
             return
         if needed:
             raise CheckpointError(fault)
-        if self.fabric.is_global_zero:
-            self.reporter.notice(
-                f"the network that was picked is lost: {fault}; unless a later epoch is better than step "
-                f"{counters.best_step} was ({counters.best_accuracy:.2%}), the last one is reported instead"
-            )
+        self.reporter.notice(
+            f"the network that was picked is lost: {fault}; unless a later epoch is better than step "
+            f"{counters.best_step} was ({counters.best_accuracy:.2%}), the last one is reported instead"
+        )
 
     def _save(self, kind: str) -> None:
         """Seal, and write a checkpoint: `last`, `steps`, `interrupted` to `last.pt`, `best` to `best.pt`.

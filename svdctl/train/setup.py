@@ -52,13 +52,13 @@ def launch(config: TrainConfig) -> Fabric:
             )
         fabric.launch()
     except (RuntimeError, ValueError) as error:
-        if "You set" in str(error):
-            first = str(error).strip().splitlines()[0]
+        text = str(error).strip()
+        first = text.splitlines()[0] if text else ""
+        if "You set" in text:
             raise UsageError(
                 f"`hardware.devices` and `hardware.num_nodes` do not fit how the processes were started ({first})"
             ) from error
-        if "accelerator" in str(error).lower() or "device" in str(error).lower() or "cuda" in str(error).lower():
-            first = str(error).strip().splitlines()[0]
+        if any(word in text.lower() for word in ("accelerator", "device", "cuda")):
             raise UsageError(
                 f"`hardware.accelerator = {hardware.accelerator}` is not to be had here ({first[:150]})"
             ) from error
@@ -85,24 +85,19 @@ def load_parts(config: TrainConfig) -> Parts:
         UsageError: data that the network cannot take.
     """
     data = load_data(config.data)
-    _check(config, data.train)
+    images = data.train
+    if faults := architecture_of(config.model).faults(
+        config.model, image_shape=images.image_shape, classes=len(images.classes), layer=config.layer
+    ):
+        raise UsageError(faults)
     select = config.evaluation.select
     used = {name: part for name, part in data.parts().items() if name != "validation" or select == name}
     contents = {name: fingerprint(part) for name, part in used.items()}
+    train, held_out = data.train, data.test
     if select == "validation":
         if data.validation is not None:
-            return Parts(data.train, data.validation, data.test, contents)
-        seed = derived_seed(config.seed, "validation")
-        train, held_out = stratified_split(data.train, config.evaluation.validation_share, seed)
-        return Parts(train, held_out, data.test, contents)
-    return Parts(data.train, data.test, data.test, contents)
-
-
-def _check(config: TrainConfig, data: ImageData) -> None:
-    """Refuse data whose sides and number of classes do not suit the network."""
-    architecture = architecture_of(config.model)
-    faults = architecture.faults(
-        config.model, image_shape=data.image_shape, classes=len(data.classes), layer=config.layer
-    )
-    if faults:
-        raise UsageError(faults)
+            held_out = data.validation
+        else:
+            seed = derived_seed(config.seed, "validation")
+            train, held_out = stratified_split(train, config.evaluation.validation_share, seed)
+    return Parts(train, held_out, data.test, contents)
