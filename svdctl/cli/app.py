@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
-from svdctl.cli import eval_robust, inspect_spectrum, reproduce, train, train_lipconv
+from svdctl.cli import eval_robust, inspect_spectrum, reproduce
 from svdctl.cli.evaluation_flags import EVALUATION
 from svdctl.cli.messages import report, wants_debug
 from svdctl.cli.options import flags_by_key
 from svdctl.cli.standard_streams import flush_output, guard_output, settle_output
+from svdctl.cli.training_commands import training_command
 from svdctl.cli.training_flags import LIPCONV, TRAIN
 from svdctl.cli.variadic import spread
 from svdctl.errors import UsageError
@@ -21,12 +22,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-train.register(app)
-train_lipconv.register(app)
-reproduce.register(app)
-eval_robust.register(app)
-inspect_spectrum.register(app)
+for training in (TRAIN, LIPCONV):
+    app.command(training.name)(training_command(training))
+app.command("reproduce")(reproduce.reproduce)
+app.command("eval-robust")(eval_robust.eval_robust)
+app.command("inspect-spectrum")(inspect_spectrum.inspect_spectrum)
 
+FLAGS = {
+    "train": TRAIN.words,
+    "train-lipconv": LIPCONV.words,
+    "reproduce": flags_by_key(reproduce.REQUEST),
+    "eval-robust": flags_by_key(EVALUATION),
+    "inspect-spectrum": flags_by_key(inspect_spectrum.INSPECT),
+}
+"""Flags of each command, by the key that each sets, for messages."""
 SEVERAL = {"reproduce": reproduce.takers, "eval-robust": eval_robust.takers}
 """Commands with options that take several values."""
 
@@ -50,22 +59,6 @@ def _root(
     ] = False,
 ) -> None:
     """Train, certify and inspect convolutional networks whose singular values are under control."""
-
-
-def flags_of(arguments: list[str]) -> dict[str, str]:
-    """Return the flags of the command of these arguments, by the key that each sets."""
-    match arguments[0] if arguments else "":
-        case "train":
-            return TRAIN.words
-        case "train-lipconv":
-            return LIPCONV.words
-        case "reproduce":
-            return flags_by_key(reproduce.REQUEST)
-        case "eval-robust":
-            return flags_by_key(EVALUATION)
-        case "inspect-spectrum":
-            return flags_by_key(inspect_spectrum.INSPECT)
-    return {}
 
 
 def normalised(arguments: list[str]) -> list[str]:
@@ -97,6 +90,6 @@ def main() -> None:
         code = app(on_one_line(arguments) or ["--help"], prog_name="svdctl", standalone_mode=False)
         flush_output()
     except (Exception, KeyboardInterrupt, SystemExit) as error:
-        code = report(error, flags_of(arguments), debug=wants_debug(arguments))
+        code = report(error, FLAGS.get(arguments[0] if arguments else "", {}), debug=wants_debug(arguments))
         settle_output()
     sys.exit(code or 0)

@@ -17,11 +17,6 @@ if TYPE_CHECKING:
     from svdctl.evaluate.runner import EvaluationResult
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command("eval-robust")(eval_robust)
-
-
 def takers() -> Mapping[str, Takes]:
     """Return the options that take several values, with a test of what may be one of them."""
 

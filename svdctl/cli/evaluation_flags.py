@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -51,7 +51,7 @@ def resolve_evaluation(flags: Mapping[str, Any]) -> ResolvedEvaluation:
     return ResolvedEvaluation(merge.result(EvaluateConfig), tuple(merge.notices))
 
 
-def _metrics(merge: Merge, value: Iterable[str]) -> None:
+def _metrics(merge: Merge, name: str, value: Iterable[str]) -> None:
     names = [name.lower().replace("_", "-") for name in split(value)]
     kinds = METRICS.kinds()
     merge.to.put("metrics", [kind for kind in kinds if kind in names] or list(kinds))
@@ -62,14 +62,14 @@ def _metrics(merge: Merge, value: Iterable[str]) -> None:
     ]
 
 
-def _data(merge: Merge, value: str) -> None:
+def _data(merge: Merge, name: str, value: str) -> None:
     table = data_table(value)
     merge.to.put("data", table)
     if "dataset_root" in merge.given and DATA.get(table["kind"]).place is None:
         raise UsageError(f"--dataset-root is where CIFAR lies; leave it or --dataset {value} out")
 
 
-def _model(merge: Merge, value: str) -> None:
+def _model(merge: Merge, name: str, value: str) -> None:
     if not re.fullmatch(r"([\w.]+|.+\.py):[\w.]+", value):
         raise UsageError(f"--model {value}: write it as module:factory, ./file.py:factory or torchvision:NAME")
     merge.to.put("network.model", value)
@@ -80,17 +80,17 @@ def _model(merge: Merge, value: str) -> None:
     ]
 
 
-def _several(name: str) -> Callable[[Merge, Any], None]:
-    """Return a rule for values given one by one or with commas between them, each once."""
-    return lambda merge, value: merge.put(name, split(value))
+def _several(merge: Merge, name: str, value: Iterable[Any]) -> None:
+    """Set values given one by one or with commas between them, each once."""
+    merge.put(name, split(value))
 
 
-def _channels(name: str) -> Callable[[Merge, Any], None]:
-    """Return a rule for one number a channel."""
-    return lambda merge, value: merge.put(name, [part for text in value for part in str(text).split(",") if part])
+def _channels(merge: Merge, name: str, value: Iterable[Any]) -> None:
+    """Set one number a channel."""
+    merge.put(name, [part for text in value for part in str(text).split(",") if part])
 
 
-def _corruptions(merge: Merge, value: Iterable[str]) -> None:
+def _corruptions(merge: Merge, name: str, value: Iterable[str]) -> None:
     names: list[str] = []
     for word in split(value):
         plain = word.lower().replace("-", "_")
@@ -107,7 +107,7 @@ def _corruptions(merge: Merge, value: Iterable[str]) -> None:
     merge.to.put("settings.cifar-c.names", list(dict.fromkeys(names)) or [CLEAN])
 
 
-def _attacks(merge: Merge, value: Iterable[str]) -> None:
+def _attacks(merge: Merge, name: str, value: Iterable[str]) -> None:
     names = [name.lower().replace("_", "-") for name in split(value)]
     single = get_args(AttackName)
     if len(names) == 1 and names[0] in VERSIONS:
@@ -122,14 +122,14 @@ def _attacks(merge: Merge, value: Iterable[str]) -> None:
     merge.to.put("settings.autoattacks.attacks", [name for name in names if name in single] or "standard")
 
 
-def _examples(merge: Merge, value: str) -> None:
+def _examples(merge: Merge, name: str, value: str) -> None:
     text = str(value).lower()
     if text != "all" and not re.fullmatch(r"0*[1-9]\d{0,8}", text):
         raise UsageError(f"--examples {text}: give a number of test images, or all")
     merge.put("examples", text if text == "all" else int(text))
 
 
-def _shard(merge: Merge, value: str) -> None:
+def _shard(merge: Merge, name: str, value: str) -> None:
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", value)
     if match is None:
         raise UsageError(f"--shard {value}: write it as i/n, such as 3/8 for the third of eight parts")
@@ -160,14 +160,14 @@ EVALUATION: Flags = {
         "settings.certified.radii",
         WHAT,
         "Of certified accuracy, in 255ths of a pixel's range (36 72 108 255).",
-        rule=_several("radii"),
+        rule=_several,
     ),
     "seed": Flag("seed", WHAT),
     "set": SET,
     "plugin": PLUGIN,
     "model": Flag("network.model", NETWORK, rule=_model),
-    "mean": Flag("network.mean", NETWORK, rule=_channels("mean")),
-    "std": Flag("network.std", NETWORK, rule=_channels("std")),
+    "mean": Flag("network.mean", NETWORK, rule=_channels),
+    "std": Flag("network.std", NETWORK, rule=_channels),
     "key": Flag("network.key", NETWORK),
     "architecture": Flag("network.architecture", NETWORK),
     "dec_rank": Flag("network.rank", NETWORK, "The same for its TT rank."),
@@ -178,7 +178,7 @@ EVALUATION: Flags = {
         "Names, benchmark (15) or all (19) (those of corruptions.txt, 18).",
         rule=_corruptions,
     ),
-    "severities": Flag("settings.cifar-c.severities", CORRUPTED, "Some of 1 to 5 (all).", rule=_several("severities")),
+    "severities": Flag("settings.cifar-c.severities", CORRUPTED, "Some of 1 to 5 (all).", rule=_several),
     "corruption_examples": Flag("settings.cifar-c.examples", CORRUPTED, "Test images, drawn from the seed (all)."),
     "cifar_c_root": Flag(
         "settings.cifar-c.root",

@@ -35,11 +35,6 @@ INSPECT: Flags = {
 }
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command("inspect-spectrum")(inspect_spectrum)
-
-
 @with_options(INSPECT, InspectConfig, ("files", "Checkpoints, state dicts, safetensors, or run folders."))
 def inspect_spectrum(flags: dict[str, Any]) -> None:
     """Singular values, proved bounds and condition of every layer of any checkpoint; nothing in a file is executed.

@@ -33,7 +33,9 @@ class Flag:
         panel: heading in the help.
         text: help, where the field's docstring does not do.
         type: the type of the value, where the field's does not do or there is none.
-        rule: sets what the value means, in place of the key alone.
+        rule: sets what the value means, in place of the key alone; gets the flag's name and value.
+        needs: returns whether the value means anything with the flags before it; it may raise a fault.
+        words: other spellings of values, as those of the paper's code.
         off: a value that means "not given", as in the paper's code.
         spellings: further names.
         negatable: whether there is a `--no-` form.
@@ -43,7 +45,9 @@ class Flag:
     panel: str = PAPER
     text: str = ""
     type: Any = None
-    rule: Callable[["Merge", Any], None] | None = None
+    rule: Callable[["Merge", str, Any], None] | None = None
+    needs: Callable[["Merge", str, Any], bool] = lambda merge, name, value: True
+    words: Mapping[str, str] | None = None
     off: Any = None
     spellings: tuple[str, ...] = ()
     negatable: bool = False
@@ -99,8 +103,14 @@ class Merge:
             return ()
 
     def put(self, name: str, value: Any) -> None:
-        """Set the key of a flag."""
-        self.to.put(self.flags[name].key or name, value)
+        """Set the key of a flag; another `kind` of a section drops the fields of the old one."""
+        flag = self.flags[name]
+        value = flag.words.get(value, value) if flag.words else value
+        section, _, last = flag.key.rpartition(".")
+        if last == "kind":
+            self.to.switch(section, value)
+        else:
+            self.to.put(flag.key, value)
 
     def apply(self) -> None:
         """Set what the flags mean, in the order of the table; assignments of `set` last."""
@@ -108,10 +118,8 @@ class Merge:
             if name not in self.given or not (flag.key or flag.rule):
                 continue
             try:
-                if flag.rule is not None:
-                    flag.rule(self, self.given[name])
-                else:
-                    self.put(name, self.given[name])
+                if flag.needs(self, name, self.given[name]):
+                    (flag.rule or Merge.put)(self, name, self.given[name])
             except UsageError as error:
                 self.faults += error.faults
         self.faults += self.to.assign_all(self.given.get("set", ()))

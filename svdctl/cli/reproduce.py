@@ -16,8 +16,8 @@ WHERE = "Where"
 ENGINE = "Engine"
 
 
-def _set(merge: Merge, value: list[str]) -> None:
-    merge.to.put("set", merge.given.pop("set"))
+def _set(merge: Merge, name: str, value: list[str]) -> None:
+    merge.put(name, merge.given.pop("set"))
 
 
 REQUEST: Flags = {
@@ -40,11 +40,6 @@ REQUEST: Flags = {
     "address": Flag("address", ENGINE, "Of the Ray cluster, such as auto."),
     "debug": DEBUG,
 }
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command("reproduce")(reproduce)
 
 
 @with_options(REQUEST, Request, ("tables", "table1, table2, table3, table-vgg, figure-speed, all, or a table file."))

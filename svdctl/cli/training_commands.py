@@ -1,19 +1,35 @@
 """From the flags of a training command to its recipe."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from svdctl.cli.options import with_options
 from svdctl.cli.training_flags import Command, resolve, resolve_resume
+from svdctl.config.train_config import TrainConfig
 from svdctl.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
     from svdctl.cli.training_progress import TrainingDisplay
     from svdctl.train.start import TrainResult
+
+
+def training_command(command: Command) -> Callable[..., None]:
+    """Return the function of a training command, with its options."""
+
+    def run(flags: dict[str, Any]) -> None:
+        dispatch(command, flags)
+
+    run.__doc__ = f"""Train a {command.trains}; alone, the quick start on embedded images.
+
+    The base that flags change is --preset; else, when a flag names data, network or layer, the paper's defaults; else
+    the {command.quickstart} preset.
+    """
+    return with_options(command.flags, TrainConfig)(run)
 
 
 def dispatch(command: Command, flags: dict[str, Any]) -> None:

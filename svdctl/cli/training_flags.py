@@ -43,6 +43,7 @@ class Command:
     """Describe one of the two training commands: its flags, and the configuration that they change.
 
     Attributes:
+        trains: what it trains, in words.
         flags: its options.
         quickstart: name of the preset that the flags change when none of `basis` is given.
         basis: flags that name data, network or layer; when one is given, the flags change `defaults` instead.
@@ -51,6 +52,7 @@ class Command:
     """
 
     name: str
+    trains: str
     flags: Flags
     quickstart: str
     basis: frozenset[str]
@@ -96,57 +98,58 @@ def data_table(text: str) -> dict[str, Any]:
     return table
 
 
-def _data(merge: Merge, value: str) -> None:
+def _data(merge: Merge, name: str, value: str) -> None:
     table = data_table(str(value))
     merge.to.switch("data", table["kind"])
     for key in table:
         merge.to.put(f"data.{key}", table[key])
 
 
-def _root(merge: Merge, value: str) -> None:
+def _root(merge: Merge, name: str, value: str) -> None:
     if getattr(DATA.find(str(merge.to.kind("data"))), "place", None) != "root":
         flag = flags_by_key(merge.flags)["data.root"]
         raise UsageError(f"{flag} is where CIFAR lies; add --dataset cifar10 or cifar100, or leave it out")
     merge.to.put("data.root", str(value))
 
 
-def _gouk(merge: Merge, value: bool) -> None:
-    if value:
-        merge.to.put("augment.pad", "symmetric")
-        merge.to.put("normalize", dict(HALF))
-
-
-def _architecture(merge: Merge, name: str) -> None:
-    if match := re.fullmatch(r"wrn-?([0-9]{1,9})-([0-9]{1,9})", name):
+def _architecture(merge: Merge, name: str, value: str) -> None:
+    if match := re.fullmatch(r"wrn-?([0-9]{1,9})-([0-9]{1,9})", value):
         merge.to.switch("model", "wrn")
         merge.to.put("model.depth", int(match[1]))
         merge.to.put("model.width", int(match[2]))
-    elif name == "vgg19":
+    elif value == "vgg19":
         merge.to.switch("model", "vgg")
     else:
-        raise UsageError(f"--architecture {name}: not one of wrn16-10 (any wrnDEPTH-WIDTH) and vgg19")
+        raise UsageError(f"--architecture {value}: not one of wrn16-10 (any wrnDEPTH-WIDTH) and vgg19")
 
 
-def _layer_kind(merge: Merge, value: str) -> None:
-    merge.to.switch("layer", LAYERS.get(value, value))
+def _ranked(merge: Merge, name: str, value: Any) -> bool:
+    """Return whether layers have a rank and frames."""
+    if merge.to.kind("layer") not in ("standard", "soc"):
+        return True
+    if value is False:
+        return False
+    ranked, add = ("TT layers", "--new-layer tt")
+    if "conv_type" in merge.flags:
+        ranked, add = "SOTT and TT layers", "--conv-type sott"
+    raise UsageError(f"{spelled(name)} belongs to {ranked}; add {add}, or leave it out")
 
 
-def _of_layer(name: str, rule: Callable[[Merge, Any], None]) -> Callable[[Merge, Any], None]:
-    """Return a rule for layers with a rank."""
-
-    def ruled(merge: Merge, value: Any) -> None:
-        if merge.to.kind("layer") not in ("standard", "soc"):
-            rule(merge, value)
-        elif value is not False:
-            ranked, add = ("TT layers", "--new-layer tt")
-            if "conv_type" in merge.flags:
-                ranked, add = "SOTT and TT layers", "--conv-type sott"
-            raise UsageError(f"{spelled(name)} belongs to {ranked}; add {add}, or leave it out")
-
-    return ruled
+def _controlled(merge: Merge, name: str, value: Any) -> bool:
+    """Return whether there is a control; 0 steps are the paper's "never"."""
+    if merge.to.kind("control") == "none" and value:
+        raise UsageError(f"{spelled(name)} needs a control; add --clipping, or leave it out")
+    return bool(merge.to.kind("control") != "none")
 
 
-def _rank(merge: Merge, value: Any) -> None:
+def _batchnorm_limited(merge: Merge, name: str, value: Any) -> bool:
+    """Return whether BatchNorm has a limit; 0 steps are the paper's "never"."""
+    if not merge.to.section("batchnorm") and value:
+        raise UsageError(f"{spelled(name)} belongs to the limit on BatchNorm; add --lip-bn, or leave it out")
+    return bool(merge.to.section("batchnorm"))
+
+
+def _rank(merge: Merge, name: str, value: Any) -> None:
     merge.to.drop("layer.rank_scale")
     text = str(value).strip().removeprefix("[").removesuffix("]")
     ranks = [1]
@@ -161,105 +164,63 @@ def _rank(merge: Merge, value: Any) -> None:
     merge.to.put("layer.rank", ranks[0] if len(ranks) == 1 else ranks)
 
 
-def _rank_scale(merge: Merge, value: float) -> None:
+def _rank_scale(merge: Merge, name: str, value: float) -> None:
     if "dec_rank" in merge.given:
         raise UsageError("--dec-rank and --dec-scale exclude each other; give one of them")
     merge.to.drop("layer.rank")
     merge.to.put("layer.rank_scale", value)
 
 
-def _compress_first(merge: Merge, value: bool) -> None:
-    merge.to.put("layer.compress_first", not value)
-
-
-def _frames_weight(merge: Merge, value: float) -> None:
+def _frames_weight(merge: Merge, name: str, value: float) -> None:
     if (frames := merge.given.get("frames")) not in (None, "penalty"):
         merge.faults.append(f"--orthogonal-k weighs the penalty on frames; leave it or --frames {frames} out")
     merge.to.switch("layer.frames", "penalty")
     merge.to.put("layer.frames.weight", value)
 
 
-def _frames(merge: Merge, value: str) -> None:
-    if "orthogonal_k" not in merge.given:
-        merge.to.switch("layer.frames", value)
-
-
-def _control_kind(merge: Merge, value: str) -> None:
+def _control_kind(merge: Merge, name: str, value: str) -> None:
     kind = value.replace("_", "-")
     kinds = ("none", "clip", "assign", "divide", "divide-exact", "divide-each")
     if kind not in (*kinds, *CLIPPING):
         merge.faults.append(f"--clipping {value}: not one of {listed(('clip', 'assign', *CLIPPING, 'none'), 'and')}")
         # An unknown kind counts as some kind: the flags below it are then judged as usual.
         kind = "divide"
-    merge.to.switch("control", CLIPPING.get(kind, kind))
+    merge.put(name, kind)
 
 
-def _of_control(name: str) -> Callable[[Merge, Any], None]:
-    """Return a rule for what only a control has; 0 steps are the paper's "never"."""
-
-    def rule(merge: Merge, value: Any) -> None:
-        if merge.to.kind("control") != "none":
-            merge.put(name, value)
-        elif value:
-            raise UsageError(f"{spelled(name)} needs a control; add --clipping, or leave it out")
-
-    return rule
-
-
-def _clip_linear(merge: Merge, value: bool) -> None:
+def _clip_linear(merge: Merge, name: str, value: bool) -> None:
     section = merge.to.section("control")
-    if not value:
-        return
-    if section.get("kind") == "none":
-        raise UsageError("--clip-linear needs a control; add --clipping, or leave it out")
-    if section.get("linear_max") is None or "clip_to" in merge.given:
+    if value and (section.get("linear_max") is None or "clip_to" in merge.given):
         merge.to.put("control.linear_max", section.get("max_sigma", 1.0))
 
 
-def _linear_max(merge: Merge, value: float) -> None:
+def _linear_max(merge: Merge, name: str, value: float) -> None:
     if not merge.given.get("clip_linear") and merge.to.section("control").get("linear_max") is None:
         raise UsageError("--clip-linear-to needs --clip-linear; add it, or leave --clip-linear-to out")
     if merge.to.kind("control") != "none":
-        merge.to.put("control.linear_max", value)
+        merge.put(name, value)
 
 
-def _lip_bn(merge: Merge, value: bool) -> None:
-    if value and not merge.to.section("batchnorm"):
-        merge.to.put("batchnorm", {"max_gain": 1.0})
-
-
-def _of_batchnorm(name: str) -> Callable[[Merge, Any], None]:
-    """Return a rule for what only the limit on BatchNorm has; 0 steps are the paper's "never"."""
-
-    def rule(merge: Merge, value: Any) -> None:
-        if merge.to.section("batchnorm"):
-            merge.put(name, value)
-        elif value:
-            raise UsageError(f"{spelled(name)} belongs to the limit on BatchNorm; add --lip-bn, or leave it out")
-
-    return rule
-
-
-def _optimizer(merge: Merge, value: str) -> None:
+def _optimizer(merge: Merge, name: str, value: str) -> None:
     if value.lower() not in ("sgd", "adam"):
         raise UsageError(f"--opt {value}: not one of SGD and Adam")
-    merge.to.switch("optimizer", value.lower())
+    merge.put(name, value.lower())
 
 
-def _weight_decay(merge: Merge, value: float) -> None:
+def _weight_decay(merge: Merge, name: str, value: float) -> None:
     if value and merge.to.kind("optimizer") == "adam":
         merge.notices.append("--weight-dec is passed on to Adam; the paper's code ignored it there")
-    merge.to.put("optimizer.weight_decay", value)
+    merge.put(name, value)
 
 
-def _nesterov(merge: Merge, value: bool) -> None:
+def _nesterov(merge: Merge, name: str, value: bool) -> None:
     if merge.to.kind("optimizer") != "adam":
-        merge.to.put("optimizer.nesterov", value)
+        merge.put(name, value)
     elif value:
         merge.notices.append("--nesterov has no effect with Adam")
 
 
-def _schedule(merge: Merge, value: str) -> None:
+def _schedule(merge: Merge, name: str, value: str) -> None:
     if value == "cyclic":
         merge.to.switch("schedule", "cyclic")
     elif value != "multistep":
@@ -268,37 +229,34 @@ def _schedule(merge: Merge, value: str) -> None:
         merge.to.put("schedule", dict(MULTISTEP))
 
 
-def _lr_min(merge: Merge, value: float) -> None:
+def _lr_min(merge: Merge, name: str, value: float) -> None:
     if merge.to.kind("schedule") == "cyclic":
-        merge.to.put("schedule.lr_min", value)
+        merge.put(name, value)
     elif value and merge.given.get("lr_schedule") in (None, "multistep"):  # 0 is the paper's default
         raise UsageError("--lr-min is where cyclic rates start; add --lr-schedule cyclic, or leave it out")
 
 
-def _folder(merge: Merge, value: str) -> None:
+def _folder(merge: Merge, name: str, value: str) -> None:
     if merge.given.get("out_dir", value) != value:
         raise UsageError("--out-dir and --checkpoints-path name the same folder; give one of them")
     merge.to.put("out_dir", str(value))
 
 
-def _without_effect(text: str) -> Callable[[Merge, Any], None]:
-    return lambda merge, value: merge.notices.append(text)
-
-
-def _retired(name: str) -> Flag:
-    return Flag(
-        text="Accepted; --precision replaces it.",
-        type=str,
-        rule=_without_effect(
-            f"{spelled(name)} belongs to a retired mixed-precision library and has no effect; use --precision "
-            "bf16-mixed or 16-mixed"
-        ),
+def _retired(merge: Merge, name: str, value: str) -> None:
+    merge.notices.append(
+        f"{spelled(name)} belongs to a retired mixed-precision library and has no effect; use --precision bf16-mixed "
+        "or 16-mixed"
     )
 
 
-def _taken(name: str, key: str, rule: Callable[[str], Callable[[Merge, Any], None]], **settings: Any) -> Flag:
-    """Return a flag whose rule sets its own key."""
-    return Flag(key, rule=rule(name), **settings)
+def _always(*fields: tuple[str, Any]) -> Callable[[Merge, str, bool], None]:
+    """Return a rule that sets the same fields whenever the flag is on."""
+
+    def rule(merge: Merge, name: str, value: bool) -> None:
+        for key, content in fields if value else ():
+            merge.to.put(key, content)
+
+    return rule
 
 
 FORMS_OF_DATA = listed(DATA.get(kind).form for kind in DATA.builtin_kinds())
@@ -329,11 +287,11 @@ RUN_FLAGS: Flags = OWN_PARAMETERS | {
 }
 DATASET = Flag("data.kind", text=f"{FORMS_OF_DATA}.", type=str, rule=_data)
 FRAMES: Flags = {
-    "orthogonal_k": Flag("layer.frames.weight", off=-1, rule=_of_layer("orthogonal_k", _frames_weight)),
+    "orthogonal_k": Flag("layer.frames.weight", off=-1, rule=_frames_weight, needs=_ranked),
     "frames": Flag(
         "layer.frames.kind",
         text="How frames are kept: retract, parametrize, penalty or free (svdctl's own).",
-        rule=_of_layer("frames", _frames),
+        needs=_ranked,
     ),
 }
 LENGTH: Flags = {name: Flag(name) for name in ("epochs", "batch_size")}
@@ -341,52 +299,65 @@ HARDWARE: Flags = {
     name: Flag(f"hardware.{name}", DEVICES)
     for name in ("accelerator", "devices", "num_nodes", "precision", "compile")
 }  # fmt: skip
-CLIP_TO: Flags = {"clip_to": _taken("clip_to", "control.max_sigma", _of_control)}
+CLIP_TO: Flags = {"clip_to": Flag("control.max_sigma", needs=_controlled)}
 PROCEDURE: Flags = {
-    "procedure": _taken(
-        "procedure",
+    "procedure": Flag(
         "control.procedure",
-        _of_control,
         text="certified, or paper: no proof, for comparisons only (svdctl's own).",
+        needs=_controlled,
     )
 }
 
 TRAIN = Command(
     name="train",
+    trains="network under singular-value control",
     flags=RUN_FLAGS
     | {
         "dataset": DATASET,
         "dataset_root": Flag("data.root", text="Where CIFAR lies (data).", rule=_root),
         "architecture": Flag(text="wrn16-10, any wrnDEPTH-WIDTH, or vgg19.", type=str, rule=_architecture),
-        "new_layer": Flag("layer.kind", text="Convolutions: standard or tt.", rule=_layer_kind),
-        "dec_rank": Flag("layer.rank", text="Rank of TT layers.", type=int, off=-1, rule=_of_layer("dec_rank", _rank)),
-        "dec_scale": Flag("layer.rank_scale", off=-1, rule=_of_layer("dec_scale", _rank_scale)),
+        "new_layer": Flag("layer.kind", text="Convolutions: standard or tt.", words=LAYERS),
+        "dec_rank": Flag("layer.rank", text="Rank of TT layers.", type=int, off=-1, rule=_rank, needs=_ranked),
+        "dec_scale": Flag("layer.rank_scale", off=-1, rule=_rank_scale, needs=_ranked),
         "no_compress_first": Flag(
             text="Leave the first convolution as it is.",
             type=bool,
-            rule=_of_layer("no_compress_first", _compress_first),
+            rule=_always(("layer.compress_first", False)),
+            needs=_ranked,
         ),
         **FRAMES,
         "clipping": Flag(
-            "control.kind", text=f"Control: {listed(('clip', 'assign', *CLIPPING, 'none'))}.", rule=_control_kind
+            "control.kind",
+            text=f"Control: {listed(('clip', 'assign', *CLIPPING, 'none'))}.",
+            rule=_control_kind,
+            words=CLIPPING,
         ),
         **CLIP_TO,
-        "clip_freq": _taken("clip_freq", "control.every_steps", _of_control),
-        "clip_linear": Flag(text="Control linear layers too.", type=bool, rule=_clip_linear),
+        "clip_freq": Flag("control.every_steps", needs=_controlled),
+        "clip_linear": Flag(text="Control linear layers too.", type=bool, rule=_clip_linear, needs=_controlled),
         "clip_linear_to": Flag(
             "control.linear_max", text="Their maximum; without it, that of --clip-to.", off=-1, rule=_linear_max
         ),
         **PROCEDURE,
-        "lip_bn": Flag(text="Limit the gain of BatchNorm.", type=bool, rule=_lip_bn),
-        "bn_eps": _taken("bn_eps", "batchnorm.max_gain", _of_batchnorm),
-        "freq_bn": _taken("freq_bn", "batchnorm.every_steps", _of_batchnorm),
+        "lip_bn": Flag(
+            text="Limit the gain of BatchNorm.",
+            type=bool,
+            rule=_always(("batchnorm", {"max_gain": 1.0})),
+            needs=lambda merge, name, value: not merge.to.section("batchnorm"),
+        ),
+        "bn_eps": Flag("batchnorm.max_gain", needs=_batchnorm_limited),
+        "freq_bn": Flag("batchnorm.every_steps", needs=_batchnorm_limited),
         "opt": Flag("optimizer.kind", text="SGD or Adam.", rule=_optimizer),
         "init_lr": Flag("optimizer.lr"),
         "weight_dec": Flag("optimizer.weight_decay", rule=_weight_decay),
         "nesterov": Flag("optimizer.nesterov", rule=_nesterov, negatable=True),
         **LENGTH,
         "conv_init": Flag("layer.init"),
-        "gouk_transforms": Flag(text="Symmetric padding; mean and std 0.5.", type=bool, rule=_gouk),
+        "gouk_transforms": Flag(
+            text="Symmetric padding; mean and std 0.5.",
+            type=bool,
+            rule=_always(("augment.pad", "symmetric"), ("normalize", HALF)),
+        ),
         "seed": Flag("seed"),
         "save_chp_every": Flag("checkpoint.every_epochs"),
         "checkpoints_path": Flag(text="The same as --out-dir.", type=str, rule=_folder),
@@ -394,7 +365,9 @@ TRAIN = Command(
         "multiply_by": Flag(
             text="Accepted; has no effect.",
             type=float,
-            rule=_without_effect("--multiply-by has no effect: nothing in the paper's code reads it"),
+            rule=lambda merge, name, value: merge.notices.append(
+                "--multiply-by has no effect: nothing in the paper's code reads it"
+            ),
         ),
         **HARDWARE,
     },
@@ -405,6 +378,7 @@ TRAIN = Command(
 )
 LIPCONV = Command(
     name="train-lipconv",
+    trains="LipConvNet whose answers are certified",
     flags=RUN_FLAGS
     | {
         "checkpoint_activations": Flag("model.checkpoint_activations", RUN),
@@ -412,20 +386,24 @@ LIPCONV = Command(
         "data_dir": Flag("data.root", text="Where CIFAR lies (data).", rule=_root, spellings=("--dataset-root",)),
         "block_size": Flag("model.block_size"),
         "in_channels": Flag("model.in_channels"),
-        "conv_type": Flag("layer.kind", text="Convolutions: standard, skew (SOC), tt or sott.", rule=_layer_kind),
+        "conv_type": Flag("layer.kind", text="Convolutions: standard, skew (SOC), tt or sott.", words=LAYERS),
         "dec_rank": Flag(
             "layer.rank",
             text="Rank of SOTT and TT layers, or '64, 64, 64, 128, 128, 128': one for each stage and the last layer.",
             type=str,
             off="-1",
-            rule=_of_layer("dec_rank", _rank),
+            rule=_rank,
+            needs=_ranked,
         ),
         **FRAMES,
         "clipping": Flag(
-            "control.kind", text="Control of standard and tt layers: clip, assign or none.", rule=_control_kind
+            "control.kind",
+            text="Control of standard and tt layers: clip, assign or none.",
+            rule=_control_kind,
+            words=CLIPPING,
         ),
         **CLIP_TO,
-        "assigning_freq": _taken("assigning_freq", "control.every_steps", _of_control),
+        "assigning_freq": Flag("control.every_steps", needs=_controlled),
         **PROCEDURE,
         "lr_schedule": Flag("schedule.kind", text="multistep or cyclic.", rule=_schedule),
         "lr_min": Flag("schedule.lr_min", rule=_lr_min),
@@ -435,8 +413,9 @@ LIPCONV = Command(
         "epsilon": Flag("certificate.epsilon"),
         **LENGTH,
         "seed": Flag("seed"),
-        "opt_level": _retired("opt_level"),
-        "loss_scale": _retired("loss_scale"),
+        **dict.fromkeys(
+            ("opt_level", "loss_scale"), Flag(text="Accepted; --precision replaces it.", type=str, rule=_retired)
+        ),
         **HARDWARE,
     },
     quickstart="lipconv-quickstart",
@@ -479,33 +458,27 @@ def resolve_resume(flags: Mapping[str, Any], command: Command = TRAIN) -> dict[s
         UsageError: with every fault; other flags are refused.
     """
     given = given_flags(flags)
-    allowed = {name: given[name] for name in given if _section(command, name) in ("hardware", "log", "data")}
-    merge = Merge(command.flags, {"plugin": given.pop("plugin", ())}, {})
+    merge = Merge(command.flags, given, {})
     merge.load_plugins()
-    for name in given.keys() - allowed.keys():
-        merge.faults.append(
-            f"{spelled(name)} shows a new run; leave it or --resume out"
-            if name in ("print_config", "dry_run")
-            else f"{spelled(name)} cannot change a run that is resumed; leave it out, or start a new run with "
-            "--preset RUN/config.toml"
-        )
     changes: dict[str, dict[str, Any]] = {}
-    for name, value in allowed.items():
+    for name in given.keys() - {"plugin"}:
         section, _, key = command.flags[name].key.partition(".")
-        changes.setdefault(section, {})[key] = value
-        if section != "data":
-            merge.put(name, value)
+        if (section, key) in (("log", "wandb"), ("data", "root")) or section == "hardware":
+            changes.setdefault(section, {})[key] = Path(given[name]) if section == "data" else given[name]
+            if section != "data":
+                merge.put(name, given[name])
+        elif name in ("print_config", "dry_run"):
+            merge.faults.append(f"{spelled(name)} shows a new run; leave it or --resume out")
+        else:
+            merge.faults.append(
+                f"{spelled(name)} cannot change a run that is resumed; leave it out, or start a new run with "
+                "--preset RUN/config.toml"
+            )
     config = merge.result(TrainConfig, command.words)
-    for section, fields in changes.items():
-        for key in fields:
-            fields[key] = Path(fields[key]) if section == "data" else getattr(getattr(config, section), key)
+    # As the schema reads them: devices may be a number or `auto`. The data are those of the run.
+    for section in changes.keys() - {"data"}:
+        changes[section] = {key: getattr(getattr(config, section), key) for key in changes[section]}
     return changes
-
-
-def _section(command: Command, name: str) -> str:
-    """Return the section that a flag sets if it may change on resume."""
-    key = command.flags[name].key if name in command.flags else ""
-    return key.partition(".")[0] if key in ("log.wandb", "data.root") or key.startswith("hardware.") else ""
 
 
 def _base(command: Command, given: Mapping[str, Any], faults: list[str]) -> tuple[dict[str, Any], str]:

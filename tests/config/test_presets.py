@@ -117,7 +117,7 @@ def test_run_names(text: str, name: str) -> None:
     [
         ("wrn-cifar10-divid", "did you mean wrn-cifar10-divide?"),
         ("WRN_CIFAR100", "did you mean wrn-cifar100?"),
-        ("zzzzzzzz", "there is no such preset or file (svdctl"),
+        ("zzzzzzzz", "there is no such preset or file (`list_presets`"),
         ("nowhere.toml", "cannot be read"),
     ],
 )
