@@ -22,9 +22,6 @@ from svdctl.train.setup import load_parts
 from svdctl.utils.progress import Reporter
 from svdctl.utils.run_dir import locked
 
-SHOWN = ("epoch", "epochs", "loss", "acc", "val_acc", "seconds_left")
-"""Figures of a training that its status holds."""
-
 
 class StatusWriter(Reporter):
     """Writes the status of a run, once a second at most while it advances.
@@ -62,13 +59,13 @@ class StatusWriter(Reporter):
         if isinstance(now, str):
             self.known["detail"] = f"{self._work} {done}/{total} {now}"
         else:
-            self.known.update({name: now[name] for name in SHOWN if name in now}, step=done, steps=total)
+            self.known.update(now, step=done, steps=total)
         if time.monotonic() - self._written >= 1:
             self.update()
 
     def finish(self, result: object) -> None:
         if isinstance(result, Mapping):
-            self.update(**{name: result[name] for name in SHOWN if name in result})
+            self.update(**result)
 
 
 def execute(job: Job, reporter: Reporter | None = None) -> Outcome:

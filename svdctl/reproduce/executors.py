@@ -103,21 +103,21 @@ class Processes(Executor):
         self._lock = Lock()
 
     def run(self, job: Job) -> Outcome:
-        variables = self._free.pop()
+        variables, attempts = self._free.pop(), 0
         try:
-            for attempt in range(1, ATTEMPTS + 1):
+            while True:
+                attempts += 1
                 code, output, errors = self._call(JOB.dump_json(job).decode(), variables)
                 with suppress(ValidationError):
                     return OUTCOME.validate_json(output.strip().rpartition("\n")[2])
                 if self.stopped.is_set():
                     return Outcome(job.id, "interrupted")
-                if code >= 0 or attempt == ATTEMPTS:
+                if code >= 0 or attempts == ATTEMPTS:
                     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
                     why = f": {errors.strip().splitlines()[-1][:200]}" if errors.strip() else ""
                     return lost(job, f"the worker process {how}{why}")
         finally:
             self._free.append(variables)
-        raise AssertionError
 
     def _call(self, text: str, variables: dict[str, str]) -> tuple[int, str, str]:
         """Return the exit code, the output and the errors of a worker; without starting one once stopped."""

@@ -14,7 +14,7 @@ from svdctl.errors import Interrupted, UsageError
 from svdctl.registry import METRICS
 from svdctl.reproduce.estimate import disk_needed
 from svdctl.reproduce.execute import evaluation_config
-from svdctl.reproduce.executors import Executor, InProcess, Processes
+from svdctl.reproduce.executors import Executor, InProcess, OnRay, Processes
 from svdctl.reproduce.job import Job, Outcome
 from svdctl.reproduce.plan import Plan, make_plan
 from svdctl.reproduce.run_store import RunStore
@@ -145,8 +145,6 @@ def make_executor(request: Request, reporter: Reporter) -> Executor:
         UsageError: Ray is not there.
     """
     if request.engine == "ray":
-        from svdctl.reproduce.executors import OnRay
-
         return OnRay(request.address)
     if request.address is not None:
         raise UsageError("`address` is that of a Ray cluster; add `engine = ray`, or leave it out")
