@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from svdctl.checkpoint.stored_skew import PUBLIC_VECTORS, public_factor
+from svdctl.checkpoint.stored_skew import PAPER_VECTORS, skew_factor
 from svdctl.errors import CheckpointError
 from svdctl.layers.skew import skew_part
 from svdctl.layers.soc import SOC
@@ -43,14 +43,14 @@ def fit_layers(model: nn.Module, state: State, where: str) -> list[Callable[[], 
         model.set_submodule(name, layer)
         state |= {f"{name}.{leaf}": tensor for leaf, tensor in given.items()}
         if not isinstance(layer, TTConv2d):
-            factor = public_factor(parts, "random_conv_filter" if isinstance(layer, SOC) else "K2")
+            factor = skew_factor(parts, "random_conv_filter" if isinstance(layer, SOC) else "K2", PAPER_VECTORS)
             if isinstance(factor, str):
                 raise CheckpointError(f"{where}: {name} cannot be run: {factor}; use another copy")
             remaining.append(_scaling(layer if isinstance(layer, SOC) else layer.core, factor))
     return remaining
 
 
-_LEAVES = ("K1", "K2", "K3", "random_conv_filter", "correction", *PUBLIC_VECTORS)
+_LEAVES = ("K1", "K2", "K3", "random_conv_filter", *PAPER_VECTORS)
 
 
 def _tt(conv: nn.Conv2d, parts: State) -> tuple[TTConv2d, State]:

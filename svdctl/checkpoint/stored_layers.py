@@ -10,20 +10,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from svdctl.checkpoint import quantized, recognize_standard, stored_soc, stored_tt
+from svdctl.checkpoint import quantized, recognize_standard
 from svdctl.checkpoint.quantized import quantiser_of
+from svdctl.checkpoint.stored_framed import framed
 from svdctl.checkpoint.stored_layer import NOTHING, Leaves, StoredLayer, without
 from svdctl.checkpoint.tensors import holds_weights
 
 _ADAPTER = re.compile(r"(lora|lokr|hada|ia3|oft|boft|vera_lambda)_", re.IGNORECASE)
 _RECOGNISERS: tuple[Callable[[str, Leaves, float], StoredLayer | None], ...] = (
     quantized.quantised,
-    stored_tt.tt,
-    stored_tt.paper_tt,
-    stored_soc.soc,
-    stored_soc.public_soc,
-    stored_soc.sott,
-    stored_soc.public_sott,
+    framed,
     recognize_standard.batchnorm,
     recognize_standard.normalize,
     recognize_standard.plain_weight,

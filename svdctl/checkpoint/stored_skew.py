@@ -16,61 +16,43 @@ from svdctl.spectral.convolution import Convolution
 
 SERIES_TERMS = 12
 OWN_VECTORS = ("right1", "right2")
-PUBLIC_VECTORS = tuple(f"{side}{pair}" for pair in range(1, 5) for side in "uv")
+PAPER_VECTORS = (*(f"{side}{pair}" for pair in range(1, 5) for side in "uv"), "correction")
 
 
-def public_factor(leaves: Mapping[str, Tensor], free: str) -> float | str:
-    """Return what the public code multiplies the skew part by, or why that is not known.
+def skew_factor(leaves: Mapping[str, Tensor], free: str, vectors: tuple[str, ...]) -> float | str:
+    """Return what a layer multiplies the skew part of its free kernel by, or why that is not known.
 
     Args:
-        leaves: tensors of one layer: `free` (c, c, k, k), u1 to v4, and `correction` (1,).
-        free: name of the free kernel.
+        leaves: tensors of one layer.
+        free: name of the free kernel (c, c, k, k).
+        vectors: names of `PAPER_VECTORS` or `OWN_VECTORS` in the layer; with svdctl's own its factor is presumed.
     """
-    if fault := _fault(leaves, free, (*PUBLIC_VECTORS, "correction")):
-        return fault
-    skew = skew_part(leaves[free].double())
-    try:
-        norms = [
-            float((skew * (leaves[f"u{pair}"].double() * leaves[f"v{pair}"].double())).sum()) for pair in range(1, 5)
-        ]
-        correction = float(leaves["correction"])
-    except (RuntimeError, ValueError):
-        return "its vectors do not fit its kernel"
-    return _over(correction, min(norms))
-
-
-def own_factor(leaves: Mapping[str, Tensor], free: str) -> float | str:
-    """Return what svdctl's layer multiplies the skew part by unless its factor was chosen, or why that is not known."""
-    inner = free.removesuffix("kernel")
-    if fault := _fault(leaves, free, tuple(inner + name for name in OWN_VECTORS)):
-        return fault
-    skew = skew_part(leaves[free].double())
-    norms = []
-    for matrix, name in zip(unfoldings(skew), OWN_VECTORS, strict=True):
-        right = leaves[inner + name].double()
-        if right.shape != matrix.shape[1:]:
-            return "its vectors do not fit its kernel"
-        left, right = power_step(matrix, right)
-        norms.append(float(torch.dot(left, matrix @ right)))
-    return _over(1.0 if skew.shape[-1] == 1 else 0.7, min(norms))
-
-
-def generator(kernel: Tensor, factor: float) -> Convolution:
-    """J, with the free kernel's channels."""
-    return Convolution.make(skew_part(kernel.double()) * factor)
-
-
-def _fault(leaves: Mapping[str, Tensor], free: str, vectors: tuple[str, ...]) -> str | None:
     kernel = leaves[free]
     if kernel.shape[0] != kernel.shape[1] or kernel.shape[2] != kernel.shape[3] or kernel.shape[2] % 2 == 0:
         return f"{free} is no square kernel with a middle tap"
     for name in vectors:
         if name not in leaves or not leaves[name].is_floating_point():
             return f"{name} is missing"
-    return None
-
-
-def _over(factor: float, norm: float) -> float | str:
-    if not norm > 0:
+    skew, given = skew_part(kernel.double()), [leaves[name].double() for name in vectors]
+    try:
+        if vectors == PAPER_VECTORS:
+            factor = float(given.pop())
+            norms = [float((skew * (u * v)).sum()) for u, v in zip(given[::2], given[1::2], strict=True)]
+        else:
+            factor = 1.0 if kernel.shape[-1] == 1 else 0.7
+            norms = [_norm_along(matrix, right) for matrix, right in zip(unfoldings(skew), given, strict=True)]
+    except (RuntimeError, ValueError):
+        return "its vectors do not fit its kernel"
+    if not min(norms) > 0:
         return "its vectors do not belong to its kernel, as before any training, so its norm is unknown"
-    return factor / norm
+    return factor / min(norms)
+
+
+def _norm_along(matrix: Tensor, right: Tensor) -> float:
+    left, right = power_step(matrix, right)
+    return float(torch.dot(left, matrix @ right))
+
+
+def generator(kernel: Tensor, factor: float) -> Convolution:
+    """J, with the free kernel's channels."""
+    return Convolution.make(skew_part(kernel.double()) * factor)

@@ -50,11 +50,20 @@ def tt_gain(layer: TTConv2d, tolerance: float | None) -> Gain:
 
 def _norm_of_product(frame_in: Tensor, core: Convolution, frame_out: Tensor, tolerance: float | None) -> float:
     """Return at least the norm of the three together: the frames' triangular factors enter the core."""
-    # All of unit size, so that nothing over- or underflows that the result does not.
-    (unit_in, e_in), (unit_core, e_core), (unit_out, e_out) = map(to_unit_size, (frame_in, core.weight, frame_out))
+    joint, slack, exponent = joint_kernel(frame_in, core.weight, frame_out)
+    return times_power(norm_above_of(core.with_kernel(joint[None]), tolerance) + slack, exponent)
+
+
+def joint_kernel(frame_in: Tensor, core: Tensor, frame_out: Tensor) -> tuple[Tensor, float, int]:
+    """Return a kernel `(r_out, r_in, kh, kw)`, how far its norm may be from the layer's, and the exponent of a factor.
+
+    The factor is a power of two, on both. All parts are of unit size, so that nothing over- or underflows that the
+    result does not.
+    """
+    (unit_in, e_in), (unit_core, e_core), (unit_out, e_out) = map(to_unit_size, (frame_in, core, frame_out))
     r_in, r_out = qr_positive(unit_in)[1], qr_positive(unit_out)[1]
-    joint = core.with_kernel(torch.einsum("cb,bahw,da->cdhw", r_out, unit_core, r_in)[None])
+    joint = torch.einsum("cb,bahw,da->cdhw", r_out, unit_core, r_in)
     # docs/theory.md, "Tensor-train layers".
     slack = gamma(QR_ROUNDINGS * max(frame_in.numel(), frame_out.numel()), UNIT64)
     sizes = norm_above(unit_in) * norm_above(unit_out) * taps_norm(unit_core[None])
-    return times_power(norm_above_of(joint, tolerance) + slack * sizes, e_in + e_core + e_out)
+    return joint, slack * sizes, e_in + e_core + e_out
