@@ -30,7 +30,7 @@ class _Form:
 
     kind: Kind
     kernel: str
-    """Its name. Of TT: (r_out, r_in, kh, kw), in the paper's code (r_in, kh, kw, r_out); of the others: (c, c, k, k)."""
+    """Its name; of TT: (r_out, r_in, kh, kw), in the paper's code (r_in, kh, kw, r_out); of others: (c, c, k, k)."""
     told_by: str
     frames: tuple[str, ...] = ()
     """Names of the frames (I, r_in) and (O, r_out); the paper's code stores the latter transposed."""

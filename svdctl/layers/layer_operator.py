@@ -3,15 +3,19 @@
 A linear layer is the convolution with one tap, so that one mathematics serves all.
 """
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList, type_before_parametrizations
 
 from svdctl.errors import ShapeError
-from svdctl.layers.layer_ops import LayerOps, known_class, ops_of
+from svdctl.layers.layer_ops import is_controllable, known_class, ops_of
 from svdctl.layers.stored_weight import evaluation_mode, why_not_as_stored
 from svdctl.spectral.convolution import Convolution
 
+T = TypeVar("T")
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
@@ -26,20 +30,7 @@ def operator_of(layer: nn.Module) -> Convolution:
         ShapeError: a type of layer that is not known, one that need not compute with its weight as it is stored, or a
             parametrised weight that torch cannot make in its precision.
     """
-    ops = ops_of(layer)
-    if ops.can_control:
-        reason = why_not_read(layer)
-        if reason is not None:
-            raise ShapeError(f"a layer of type {type(layer).__name__} cannot be read off its weight: {reason}")
-    try:
-        with evaluation_mode(layer):
-            return ops.operator(layer)
-    except NotImplementedError as error:
-        kind = type_before_parametrizations(layer).__name__
-        raise ShapeError(
-            f"torch cannot make the weight of this {kind} from its parametrization ({error}); convert the network with "
-            ".float() first"
-        ) from error
+    return _read(layer, ops_of(layer).operator)
 
 
 def exact_operator(layer: nn.Module) -> tuple[Convolution, float]:
@@ -48,11 +39,22 @@ def exact_operator(layer: nn.Module) -> tuple[Convolution, float]:
     Raises:
         ShapeError: as `operator_of`.
     """
-    conv, ops = operator_of(layer), ops_of(layer)
-    if type(ops).exact_operator is LayerOps.exact_operator:
-        return conv, 0.0
-    with evaluation_mode(layer):
-        return ops.exact_operator(layer)
+    return _read(layer, ops_of(layer).exact_operator)
+
+
+def _read(layer: nn.Module, read: Callable[[nn.Module], T]) -> T:
+    reason = why_not_read(layer) if is_controllable(layer) else None
+    if reason is not None:
+        raise ShapeError(f"a layer of type {type(layer).__name__} cannot be read off its weight: {reason}")
+    try:
+        with evaluation_mode(layer):
+            return read(layer)
+    except NotImplementedError as error:
+        kind = type_before_parametrizations(layer).__name__
+        raise ShapeError(
+            f"torch cannot make the weight of this {kind} from its parametrization ({error}); convert the network with "
+            ".float() first"
+        ) from error
 
 
 def why_not_read(layer: nn.Module) -> str | None:

@@ -11,12 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.parameter import is_lazy
-from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
 from svdctl.layers.layer_ops import find_ops, is_controllable
+from svdctl.layers.stored_weight import made_by
 
 _FIELDS = (Tensor, int, float, str, tuple, type(None))
 """Types of attributes that may decide what a layer computes: its tensors, its geometry, its mode."""
@@ -199,7 +197,7 @@ def _contents(layer: nn.Module, ours: set[object] | frozenset[object] = frozense
     found: dict[str, Any] = {}
     for path, module in layer.named_modules():
         own: dict[str, Any] = {**vars(module), **module._parameters, **module._buffers}
-        made = {_made_by(hook) for hook in module._forward_pre_hooks.values()}
+        made = {made_by(hook) for hook in module._forward_pre_hooks.values()}
         found |= {
             f"{path}.{name}": value for name, value in own.items() if isinstance(value, _FIELDS) and name not in made
         }
@@ -211,13 +209,6 @@ def _contents(layer: nn.Module, ours: set[object] | frozenset[object] = frozense
         *torch_module._global_forward_hooks.values(),
     )
     return found
-
-
-def _made_by(hook: object) -> str | None:
-    """Name of the tensor that an older hook of torch.nn.utils makes anew before each pass."""
-    if isinstance(hook, WeightNorm | SpectralNorm):
-        return hook.name
-    return hook._tensor_name if isinstance(hook, BasePruningMethod) else None
 
 
 def _copied(contents: dict[str, Any]) -> dict[str, Any]:

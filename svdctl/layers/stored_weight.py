@@ -91,7 +91,7 @@ def why_not_as_stored(layer: nn.Module, kind: type) -> str | None:
     hooks = [*layer._forward_pre_hooks.values(), *layer._forward_hooks.values()]
     hooks += [*nn.modules.module._global_forward_pre_hooks.values(), *nn.modules.module._global_forward_hooks.values()]
     for hook in hooks:
-        made = _made_by(hook)
+        made = made_by(hook)
         if made is None:
             name = getattr(hook, "__qualname__", type(hook).__name__)
             return f"it has a forward hook ({name}), which may change what it computes; remove the hook first"
@@ -100,7 +100,7 @@ def why_not_as_stored(layer: nn.Module, kind: type) -> str | None:
     return None
 
 
-def _made_by(hook: object) -> str | None:
+def made_by(hook: object) -> str | None:
     """Return the tensor that an older hook of torch.nn.utils computes before each pass; None for any other hook."""
     if type(hook) in (WeightNorm, SpectralNorm):
         return hook.name  # type: ignore[attr-defined]
@@ -122,7 +122,7 @@ def computed_weight(layer: nn.Module) -> Tensor:
     Raises:
         ShapeError: a weight that is no ordinary tensor (sparse, quantised, distributed), or made by several hooks.
     """
-    makers = [hook for hook in layer._forward_pre_hooks.values() if _made_by(hook) == "weight"]
+    makers = [hook for hook in layer._forward_pre_hooks.values() if made_by(hook) == "weight"]
     if len(makers) > 1:
         raise ShapeError("several hooks make the weight of one layer; remove all but one, as by remove_weight_norm")
     weight: object

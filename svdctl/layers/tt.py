@@ -1,8 +1,7 @@
 """The tensor-train convolution: a small core between two matrices with orthonormal columns, the frames."""
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -242,17 +241,9 @@ class TTConv2d(nn.Module):
             raise ShapeError(
                 "TT layers pad with zeros by a number; a convolution with another padding cannot be converted"
             )
-        layer = cls(
-            conv.in_channels,
-            conv.out_channels,
-            _pair(conv.kernel_size),
-            rank=rank,
-            stride=_pair(conv.stride),
-            padding=_pair(conv.padding),
-            dilation=_pair(conv.dilation),
-            bias=conv.bias is not None,
-            frames=frames,
-        )
+        geometry = {name: _pair(getattr(conv, name)) for name in ("stride", "padding", "dilation")}
+        size, bias = _pair(conv.kernel_size), conv.bias is not None
+        layer = cls(conv.in_channels, conv.out_channels, size, rank=rank, bias=bias, frames=frames, **geometry)
         layer.to(conv.weight.device, conv.weight.dtype)
         kernel = computed_weight(conv)
         if layer.has_frames:
@@ -275,15 +266,9 @@ class TTConv2d(nn.Module):
     @torch.no_grad()
     def to_conv2d(self) -> nn.Conv2d:
         """Return the same operator as an ordinary convolution."""
-        conv = nn.Conv2d(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            bias=self.bias is not None,
-        ).to(self.core.device, self.core.dtype)
+        geometry = (self.kernel_size, self.stride, self.padding, self.dilation)
+        conv = nn.Conv2d(self.in_channels, self.out_channels, *geometry, bias=self.bias is not None)
+        conv.to(self.core.device, self.core.dtype)
         conv.weight.copy_(self.contracted())
         if self.bias is not None and conv.bias is not None:
             conv.bias.copy_(self.bias)
@@ -301,40 +286,3 @@ def _pair(value: Any) -> tuple[int, int]:
         return value, value
     first, second = value
     return int(first), int(second)
-
-
-class Framed(Protocol):
-    """Have two frames around a smaller layer; the attributes that the penalty reads."""
-
-    has_frames: bool
-    frame_in: Tensor | None
-    frame_out: Tensor | None
-
-    @property
-    def rank(self) -> tuple[int, int]:
-        """Return (rank_in, rank_out)."""
-
-
-def frame_defects(layer: Framed, count: PenaltyCount) -> tuple[list[Tensor], int]:
-    """Return `||U^T U - I||_F^2` of each frame (0-d), and what the layer adds to the number they are divided by."""
-    rank_in, rank_out = layer.rank
-    defects = []
-    for frame in (layer.frame_in, layer.frame_out):
-        assert frame is not None
-        gram = frame.T @ frame
-        # ||G - I||^2 without a second r x r matrix
-        defects.append(gram.square().sum() - 2 * gram.diagonal().sum() + gram.shape[0])
-    return defects, 2 * rank_out**2 if count == "paper" else rank_in**2 + rank_out**2
-
-
-def orthonormality_penalty(layers: Sequence[Framed], weight: float, count: PenaltyCount) -> Tensor | None:
-    """Return `weight / count * sum ||U^T U - I||_F^2` over the frames of all layers (0-d); None without frames."""
-    total: Tensor | None = None
-    entries = 0
-    for layer in layers:
-        if layer.has_frames:
-            defects, share = frame_defects(layer, count)
-            entries += share
-            for defect in defects:
-                total = defect if total is None else total + defect
-    return None if total is None else total * (weight / entries)

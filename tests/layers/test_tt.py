@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from svdctl.config.optimizer_config import Sgd
+from svdctl.control.controller import Controller
 from svdctl.errors import ShapeError
 from svdctl.layers.layer_operator import operator_of
 from svdctl.layers.sott import SOTT
 from svdctl.layers.stiefel import frame_error, polar, qr_positive
 from svdctl.layers.tensorize import tensorize_
-from svdctl.layers.tt import TTConv2d, orthonormality_penalty
+from svdctl.layers.tt import TTConv2d
 from svdctl.models.build import build_optimizer
 from svdctl.spectral import norm_bound
 from tests.dense import dense_values
@@ -153,9 +154,11 @@ def test_penalty_by_hand() -> None:
     layer = TTConv2d(6, 7, 3, rank=4, frames="penalty").double()
     layer.frame_in.data *= 1.1
     defect = (1.1**2 - 1) ** 2 * 4
-    assert float(orthonormality_penalty([layer], 5.0, "paper")) == pytest.approx(5.0 * defect / (2 * 16))
-    assert float(orthonormality_penalty([layer], 5.0, "entries")) == pytest.approx(5.0 * defect / 32)
-    assert orthonormality_penalty([TTConv2d(3, 3, 3, rank=3)], 5.0, "paper") is None
+    layer.penalty_weight = 5.0
+    for layer.penalty_count, count in (("paper", 2 * 16), ("entries", 32)):
+        assert float(Controller.from_config(layer, None, None, None).penalty()) == pytest.approx(5.0 * defect / count)
+    whole = TTConv2d(3, 3, 3, rank=3, frames="penalty")
+    assert Controller.from_config(whole, None, None, None).penalty() is None
 
 
 def test_parametrized_frames_stay_frames_under_weight_decay() -> None:

@@ -39,12 +39,11 @@ class SocOps(LayerOps):
     def factory(self, config: Soc, *, group: int, model: Config) -> "ConvFactory":
         from svdctl.layers.soc import SOC
 
-        def make(
-            in_channels: int, out_channels: int, kernel_size: int, *, stride: int, padding: int, bias: bool
-        ) -> SOC:
+        again = getattr(model, "checkpoint_activations", False)
+
+        def make(in_channels: int, out_channels: int, kernel_size: int, *, padding: int, **settings: Any) -> SOC:
             assert padding == kernel_size // 2
-            again = getattr(model, "checkpoint_activations", False)
-            return SOC(in_channels, out_channels, kernel_size, stride=stride, bias=bias, checkpoint_activations=again)
+            return SOC(in_channels, out_channels, kernel_size, checkpoint_activations=again, **settings)
 
         return make
 

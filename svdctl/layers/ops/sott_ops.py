@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from svdctl.config.base import Config
 from svdctl.layers.layer_ops import register_layer
 from svdctl.layers.ops.soc_ops import SocOps
-from svdctl.layers.ops.tt_ops import FramedOps, RankedConfig, keep_frames, rank_of
+from svdctl.layers.ops.tt_ops import FramedOps, RankedConfig, keep_frames_, rank_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,27 +44,16 @@ class SottOps(FramedOps):
     def factory(self, config: Sott, *, group: int, model: Config) -> "ConvFactory":
         from svdctl.layers.sott import SOTT
 
-        def make(
-            in_channels: int, out_channels: int, kernel_size: int, *, stride: int, padding: int, bias: bool
-        ) -> SOTT:
+        again, rank = getattr(model, "checkpoint_activations", False), rank_of(config, group)
+        assert rank is not None
+
+        def make(in_channels: int, out_channels: int, kernel_size: int, *, padding: int, **settings: Any) -> SOTT:
             assert padding == kernel_size // 2
-            rank = rank_of(config, group)
-            assert rank is not None
-            made: SOTT = keep_frames(
-                SOTT(
-                    in_channels,
-                    out_channels,
-                    kernel_size,
-                    rank=rank,
-                    stride=stride,
-                    bias=bias,
-                    frames=config.frames.kind,
-                    scale=config.pointwise_scale if kernel_size == 1 else None,
-                    checkpoint_activations=getattr(model, "checkpoint_activations", False),
-                ),
-                config.frames,
-            )
-            return made
+            settings |= {"scale": config.pointwise_scale if kernel_size == 1 else None, "checkpoint_activations": again}
+            kind = config.frames.kind
+            layer = SOTT(in_channels, out_channels, kernel_size, rank=rank, frames=kind, **settings)
+            keep_frames_(layer, config.frames)
+            return layer
 
         return make
 

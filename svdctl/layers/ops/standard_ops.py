@@ -38,12 +38,7 @@ class StandardOps(LayerOps):
     def factory(self, config: Standard, *, group: int, model: Config) -> "ConvFactory":
         import torch
 
-        def make(
-            in_channels: int, out_channels: int, kernel_size: int, *, stride: int, padding: int, bias: bool
-        ) -> torch.nn.Module:
-            return torch.nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=bias)
-
-        return make
+        return torch.nn.Conv2d
 
     def text(self, config: Standard) -> str:
         return "ordinary convolutions"

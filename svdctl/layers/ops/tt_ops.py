@@ -120,18 +120,22 @@ class FramedOps(LayerOps):
     def penalty(self, layer: Any) -> "tuple[list[Tensor], int, float] | None":
         if layer.frames_kind != "penalty" or not layer.has_frames:
             return None
-        from svdctl.layers.tt import frame_defects
+        rank_in, rank_out = layer.rank
+        defects = []
+        for frame in self.frames(layer):
+            gram = frame.T @ frame
+            # ||G - I||^2 without a second r x r matrix
+            defects.append(gram.square().sum() - 2 * gram.diagonal().sum() + gram.shape[0])
+        count = 2 * rank_out**2 if layer.penalty_count == "paper" else rank_in**2 + rank_out**2
+        return defects, count, layer.penalty_weight
 
-        return *frame_defects(layer, layer.penalty_count), layer.penalty_weight
 
-
-def keep_frames(layer: Any, frames: Frames) -> Any:
-    """Return the layer, told how its frames are kept orthonormal."""
+def keep_frames_(layer: Any, frames: Frames) -> None:
+    """Set how a layer's frames are kept orthonormal."""
     if isinstance(frames, Retract):
         layer.retraction = frames.method
     elif isinstance(frames, Penalty):
         layer.penalty_weight, layer.penalty_count = frames.weight, frames.count
-    return layer
 
 
 def rank_of(config: RankedConfig, group: int) -> int | None:
@@ -150,26 +154,15 @@ class TTOps(FramedOps):
     def factory(self, config: TT, *, group: int, model: Config) -> "ConvFactory":
         from svdctl.layers.tt import TTConv2d
 
-        def make(
-            in_channels: int, out_channels: int, kernel_size: int, *, stride: int, padding: int, bias: bool
-        ) -> TTConv2d:
-            share, rank = config.rank_scale, rank_of(config, group)
+        share, rank = config.rank_scale, rank_of(config, group)
+
+        def make(in_channels: int, out_channels: int, kernel_size: int, **settings: Any) -> TTConv2d:
             ranks = rank if share is None else (max(1, int(share * in_channels)), max(1, int(share * out_channels)))
             assert ranks is not None
-            made: TTConv2d = keep_frames(
-                TTConv2d(
-                    in_channels,
-                    out_channels,
-                    kernel_size,
-                    rank=ranks,
-                    stride=stride,
-                    padding=padding,
-                    bias=bias,
-                    frames=config.frames.kind,
-                ),
-                config.frames,
-            )
-            return made
+            kind = config.frames.kind
+            layer = TTConv2d(in_channels, out_channels, kernel_size, rank=ranks, frames=kind, **settings)
+            keep_frames_(layer, config.frames)
+            return layer
 
         return make
 
