@@ -6,8 +6,11 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from svdctl.data.streamed_images import rows_of
+from svdctl.data.streamed_images import first_channel, rows_of
 from svdctl.errors import DataError
+
+BLOCK = 1000
+"""Images that are read at a time where all are looked at."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +49,13 @@ class ImageData:
         Raises:
             DataError: an image in colour.
         """
-        first = self.images[:, :1]
-        coloured = (self.images != first).flatten(1).any(1)
-        if bool(coloured.any()):
+        blocks = (block[:] for block in self.images.split(BLOCK))
+        if coloured := sum(int((block != block[:, :1]).flatten(1).any(1).sum()) for block in blocks):
             raise DataError(
-                f"{where}: the network takes images of one channel, and {int(coloured.sum()):,} of {len(self):,} "
+                f"{where}: the network takes images of one channel, and {coloured:,} of {len(self):,} "
                 "are in colour; convert them to grey, or use a network of three channels"
             )
-        return type(self)(first.contiguous(), self.labels, self.classes)
+        return type(self)(first_channel(self.images), self.labels, self.classes)
 
     def checked(self, where: str) -> Self:
         """Itself, after checking that it can be trained on; `where` names it in the error."""

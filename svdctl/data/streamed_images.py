@@ -1,7 +1,8 @@
 """Images that are read from files when they are needed, for data sets that memory does not hold."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Self, cast
 
@@ -40,10 +41,6 @@ class StreamedImages:
         rows = self.rows[first.cpu() if isinstance(first, Tensor) else first]
         images = self.reader(rows.reshape(-1)).to(self.device, non_blocking=True)
         return (images if rows.ndim else images[0])[(slice(None), *others)]
-
-    def __ne__(self, other: object) -> Any:
-        """Compare element by element, as a tensor does."""
-        return self.cpu() != other
 
     def part(self, index: Tensor) -> Self:
         """Return the images of an index, which are not read yet."""
@@ -89,17 +86,23 @@ def rows_of(images: Any, index: Tensor) -> Tensor:
     return cast(Tensor, found)
 
 
+def first_channel(images: Any) -> Tensor:
+    """Return images `(N, 1, H, W)`; those that are streamed are not read yet."""
+    if not isinstance(images, StreamedImages):
+        return cast(Tensor, images[:, :1].contiguous())
+    read, shape = images.reader, (1, *images.image_shape[1:])
+    return cast(Tensor, replace(images, reader=lambda rows: read(rows)[:, :1], image_shape=shape))
+
+
 def read_ahead(images: Any, indices: Iterable[Tensor]) -> Iterator[Tensor]:
     """Yield the images of each index; of those that are streamed, the next ones are read in a thread meanwhile."""
     if not isinstance(images, StreamedImages):
         yield from (images[index] for index in indices)
         return
     with ThreadPoolExecutor(max_workers=1) as pool:
-        waiting = None
+        waiting: deque[Future[Tensor]] = deque()
         for index in indices:
-            coming = pool.submit(images.__getitem__, index)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = coming
-        if waiting is not None:
-            yield waiting.result()
+            waiting.append(pool.submit(images.__getitem__, index))
+            if len(waiting) > 1:
+                yield waiting.popleft().result()
+        yield from (coming.result() for coming in waiting)

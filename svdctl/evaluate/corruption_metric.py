@@ -15,6 +15,7 @@ from torch import Tensor
 
 from svdctl.config.corruption_names import CLEAN, NOTES, SEVERITIES, list_name, named_lists
 from svdctl.data.data_source import place_of, source_of
+from svdctl.data.streamed_images import rows_of
 from svdctl.evaluate.corruptions.corruption_functions import corrupt
 from svdctl.evaluate.corruptions.published_files import CifarC, find_or_fetch, open_cifar_c
 from svdctl.evaluate.inference import Classifier, check_finite, subset
@@ -147,7 +148,7 @@ def measure(
 
         return kept.once(f"{name} {severity}", work).correct
 
-    done = {CLEAN: correct(CLEAN, 0, lambda: classifier.correct(test.images[index], labels))}
+    done = {CLEAN: correct(CLEAN, 0, lambda: classifier.correct(rows_of(test.images, index), labels))}
     for name in names:
         for severity in settings.severities:
             context.progress(len(done), total, f"{name}, severity {severity}")

@@ -13,7 +13,7 @@ from svdctl.config.train_config import TrainConfig
 from svdctl.data.batches import derived_seed
 from svdctl.data.data_source import at_place, describe, load, same_data
 from svdctl.data.fingerprint import fingerprint
-from svdctl.data.images import ImageData
+from svdctl.data.images import BLOCK, ImageData
 from svdctl.data.split import stratified_split
 from svdctl.data.train_test import TrainTest
 from svdctl.utils.content_hash import content_digest
@@ -68,7 +68,8 @@ class EvaluationData:
     def sha256(self) -> str:
         """Hash of the test images and labels; states of attacks are bound to it."""
         tensors = (self.test.images, self.test.labels)
-        return content_digest(*(p for t in tensors for p in (repr((tuple(t.shape), t.dtype)), t)))
+        # In blocks, of which those that are streamed are read one at a time; the hash is that of the whole.
+        return content_digest(*(p for t in tensors for p in (repr((tuple(t.shape), t.dtype)), *t.split(BLOCK))))
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,16 @@ import torch
 from torch import Tensor
 
 from svdctl.config.data_config import Augment
+from svdctl.data import images as image_data
 from svdctl.data.batches import Batches, evaluation_batches
+from svdctl.data.digits import Digits
 from svdctl.data.fingerprint import fingerprint
 from svdctl.data.images import ImageData
 from svdctl.data.split import stratified_split
 from svdctl.data.streamed_images import StreamedImages, streamed_images
+from svdctl.data.train_test import TrainTest
 from svdctl.errors import DataError
+from svdctl.evaluate import evaluation_data
 
 
 def both(count: int = 50) -> tuple[ImageData, ImageData, list[int]]:
@@ -58,6 +62,28 @@ def test_grey_needs_equal_channels() -> None:
     _, streamed, _ = both()
     with pytest.raises(DataError, match="in colour"):
         streamed.grey("here")
+
+
+def test_grey_images_and_the_hash_of_the_test_part_are_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_data, "BLOCK", 16)
+    monkeypatch.setattr(evaluation_data, "BLOCK", 16)
+    coloured, _, _ = both()
+    equal = coloured.images[:, :1].expand(-1, 3, -1, -1).contiguous()
+    reads: list[int] = []
+
+    def reader(rows: Tensor) -> Tensor:
+        reads.append(len(rows))
+        return equal[rows]
+
+    parts = [
+        ImageData(pixels, coloured.labels, coloured.classes)
+        for pixels in (equal, streamed_images(reader, len(equal), (3, 8, 8)))
+    ]
+    resident, streamed = (evaluation_data.EvaluationData(Digits(), TrainTest(part, part)) for part in parts)
+    assert resident.sha256 == streamed.sha256
+    assert resident.grey().sha256 == streamed.grey().sha256 != resident.sha256
+    assert torch.equal(streamed.grey().test.images[:5], equal[:5, :1])
+    assert max(reads) == 16
 
 
 def test_indices_of_tensors() -> None:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from svdctl.config.attack_settings import AttackSettings
+from svdctl.data.streamed_images import streamed_images
 from svdctl.errors import DataError, EvaluationError, ShapeError, UsageError
 from svdctl.evaluate.attack.attack_batches import attack_batches, begin, choose_examples
 from svdctl.evaluate.attack.attack_plan import plan
@@ -198,6 +199,23 @@ def test_no_more_passes_than_pyautoattack_makes() -> None:
     direct(model, pixels, labels, settings)
     assert ours[0] <= 1.01 * len(shown)
     assert ours[1] <= 1.01 * sum(shown)
+
+
+def test_streamed_images_are_read_batch_by_batch() -> None:
+    model, images, _, labels = victim(10, 8)
+    reads: list[int] = []
+
+    def reader(rows: Tensor) -> Tensor:
+        reads.append(len(rows))
+        return images[rows]
+
+    settings = FAST.model_copy(update={"attacks": ("apgd-ce",)})
+    state = begin(model, streamed := streamed_images(reader, 8, (3, 8, 8)), labels, settings)
+    found = [batch.adversarial for batch in attack_batches(model, streamed, labels, settings, state)]
+    again = begin(model, images, labels, settings)
+    wanted = [batch.adversarial for batch in attack_batches(model, images, labels, settings, again)]
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+    assert max(reads) == settings.batch_size
 
 
 def test_misclassified_images_are_not_attacked() -> None:

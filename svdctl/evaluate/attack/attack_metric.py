@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from svdctl.config.attack_settings import AttackSettings
+from svdctl.data.streamed_images import rows_of
 from svdctl.evaluate.attack.attack_batches import FinishedBatch, attack_batches, begin
 from svdctl.evaluate.attack.attack_progress import KEY, Assignment, AttackProgress
 from svdctl.evaluate.attack.attack_state import MISCLASSIFIED, STANDS, summary
@@ -27,7 +28,7 @@ def run(context: MeasurementContext, work: Assignment, kept: MeasurementCache[At
         DataError, UsageError: images or a network that cannot be attacked.
     """
     classifier, say, settings = context.classifier, context.notice, work.settings
-    images, labels = context.data.test.images[work.index], work.labels
+    images, labels = rows_of(context.data.test.images, work.index), work.labels
     if KEY not in kept.kept:
         state = begin(classifier.model, images, labels, settings, fingerprint=work.bound_to, log=say)
         kept.put(AttackProgress(state=state, nearest=state.distances.clone()))

@@ -47,7 +47,7 @@ class AttackedNetwork:
     def inputs(self, images: Tensor) -> Tensor:
         """Return what is attacked, for bytes or pixels `(B, C, H, W)`: pixels in [0, 1], normalised under `paper`."""
         # A copy even of float images: a network that works in place must not change the caller's.
-        pixels = images.to(self.device, torch.float32, copy=True)
+        pixels = images[:].to(self.device, torch.float32, copy=True)
         return self._normalize(pixels.div_(255) if images.dtype == torch.uint8 else pixels)
 
     def __call__(self, x: Tensor) -> Tensor:
