@@ -3,10 +3,9 @@
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, get_args
 
-from svdctl.cli.options import DEVICES, Flag, Flags, Merge, given_flags, spelled
+from svdctl.cli.options import DEVICES, Flag, Flags, Merge, Resolved, given_flags, spelled
 from svdctl.cli.training_flags import DEBUG, FORMS_OF_DATA, PLUGIN, SET, data_table
 from svdctl.config.attack_settings import VERSIONS, AttackName
 from svdctl.config.corruption_names import BENCHMARK, CLEAN, CORRUPTIONS, corruption_name
@@ -21,15 +20,7 @@ ATTACKS = "Attacks (autoattacks)"
 OUTPUT = "Results"
 
 
-@dataclass(frozen=True)
-class ResolvedEvaluation:
-    """A configuration, and remarks about the flags."""
-
-    config: EvaluateConfig
-    notices: tuple[str, ...]
-
-
-def resolve_evaluation(flags: Mapping[str, Any]) -> ResolvedEvaluation:
+def resolve_evaluation(flags: Mapping[str, Any]) -> Resolved[EvaluateConfig]:
     """Return the configuration that flags make; keys are names of flags with underscores, None is "not given".
 
     Raises:
@@ -48,7 +39,7 @@ def resolve_evaluation(flags: Mapping[str, Any]) -> ResolvedEvaluation:
     if (form := given.get("format", "table")) not in ("table", "json"):
         merge.faults.append(f"--format {form}: not one of table and json")
     merge.apply()
-    return ResolvedEvaluation(merge.result(EvaluateConfig), tuple(merge.notices))
+    return Resolved(merge.result(EvaluateConfig), tuple(merge.notices))
 
 
 def _metrics(merge: Merge, name: str, value: Iterable[str]) -> None:
@@ -155,13 +146,8 @@ EVALUATION: Flags = {
     "which": Flag("which", WHAT),
     "metrics": Flag("metrics", WHAT, f"Some of {', '.join(METRICS.builtin_kinds())} (all).", list[str], _metrics),
     "dataset": Flag("data.kind", WHAT, f"Test data: {FORMS_OF_DATA} (those of the training).", str, rule=_data),
-    "dataset_root": Flag("dataset_root", WHAT, "Where CIFAR lies."),
-    "radii": Flag(
-        "settings.certified.radii",
-        WHAT,
-        "Of certified accuracy, in 255ths of a pixel's range (36 72 108 255).",
-        rule=_several,
-    ),
+    "dataset_root": Flag("dataset_root", WHAT),
+    "radii": Flag("settings.certified.radii", WHAT, rule=_several),
     "seed": Flag("seed", WHAT),
     "set": SET,
     "plugin": PLUGIN,
@@ -175,53 +161,31 @@ EVALUATION: Flags = {
     "corruptions": Flag(
         "settings.cifar-c.names",
         CORRUPTED,
-        "Names, benchmark (15) or all (19) (those of corruptions.txt, 18).",
+        "Names, benchmark (15) or all (19) (the 18 of corruptions.txt).",
         rule=_corruptions,
     ),
     "severities": Flag("settings.cifar-c.severities", CORRUPTED, "Some of 1 to 5 (all).", rule=_several),
     "corruption_examples": Flag("settings.cifar-c.examples", CORRUPTED, "Test images, drawn from the seed (all)."),
-    "cifar_c_root": Flag(
-        "settings.cifar-c.root",
-        CORRUPTED,
-        "Folder of the published files; they are downloaded there when absent (the folder of CIFAR). Data other than "
-        "CIFAR are corrupted by svdctl unless this is given.",
-    ),
-    "cifar_c_res": Flag("cifar_c_res", CORRUPTED, "Folder for a picture and a table of each checkpoint."),
-    "show_corruptions": Flag(
-        panel=CORRUPTED, text="Draw a sheet of all corruptions into this file, and stop.", type=str
-    ),
+    "cifar_c_root": Flag("settings.cifar-c.root", CORRUPTED),
+    "cifar_c_res": Flag("cifar_c_res", CORRUPTED),
+    "show_corruptions": Flag(panel=CORRUPTED, text="Draw all corruptions into this file, and stop.", type=str),
     "norm": Flag("settings.autoattacks.norm", ATTACKS),
-    "eps": Flag("settings.autoattacks.eps", ATTACKS, "Radius in pixels of [0, 1] (0.5)."),
-    "attacks": Flag(
-        "settings.autoattacks.attacks",
-        ATTACKS,
-        f"standard, plus, rand, or some of {', '.join(get_args(AttackName))} (standard).",
-        list[str],
-        _attacks,
-    ),
+    "eps": Flag("settings.autoattacks.eps", ATTACKS),
+    "attacks": Flag("settings.autoattacks.attacks", ATTACKS, type=list[str], rule=_attacks),
     "examples": Flag(
         "settings.autoattacks.examples",
         ATTACKS,
-        "Test images, drawn from the seed, or all (32 of the embedded digits, all of other data).",
+        "Test images, or all (32 of the digits, all of other data).",
         rule=_examples,
     ),
-    "protocol": Flag(
-        "settings.autoattacks.protocol",
-        ATTACKS,
-        "pixels, or paper: normalised images, as the paper's code did (pixels).",
-    ),
+    "protocol": Flag("settings.autoattacks.protocol", ATTACKS),
     "shard": Flag("shard", ATTACKS, "i/n: attack the i-th of n parts of the images alone.", str, _shard),
-    "merge_shards": Flag("merge_shards", ATTACKS, "Join the finished shards to the figure of all images."),
-    "autoattacks_res": Flag("autoattacks_res", ATTACKS, "Folder for a text and a table of each checkpoint."),
-    "out_dir": Flag(
-        "out_dir",
-        OUTPUT,
-        "Folder for all results, in folders that end in the hash of the weights. Without it they go beside each "
-        "checkpoint, to eval-<its name>/, and report.md to the folder given.",
-    ),
+    "merge_shards": Flag("merge_shards", ATTACKS),
+    "autoattacks_res": Flag("autoattacks_res", ATTACKS),
+    "out_dir": Flag("out_dir", OUTPUT),
     "format": Flag(panel=OUTPUT, text="table or json, on stdout (table).", type=str),
     "force": Flag("force", OUTPUT),
-    "batch_size": Flag("batch_size", DEVICES, "Images at once; halved when memory runs out (250)."),
+    "batch_size": Flag("batch_size", DEVICES),
     "accelerator": Flag("accelerator", DEVICES),
     "precision": Flag("precision", DEVICES),
     "debug": DEBUG,

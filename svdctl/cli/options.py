@@ -5,7 +5,7 @@ import keyword
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import typer
 from pydantic.fields import FieldInfo
@@ -54,6 +54,15 @@ class Flag:
 
 
 Flags = dict[str, Flag]
+
+
+@dataclass(frozen=True)
+class Resolved(Generic[C]):
+    """A configuration, remarks about the flags, and the name of the preset or defaults behind it."""
+
+    config: C
+    notices: tuple[str, ...]
+    base: str = ""
 
 
 def spelled(name: str) -> str:

@@ -16,6 +16,7 @@ from svdctl.cli.options import (
     Flag,
     Flags,
     Merge,
+    Resolved,
     flags_by_key,
     given_flags,
     listed,
@@ -27,15 +28,6 @@ from svdctl.config.presets import nearest_preset, read_preset, run_name
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import UsageError
 from svdctl.registry import DATA
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """Hold a configuration, the name of the preset or defaults behind it, and remarks about the flags."""
-
-    config: TrainConfig
-    base: str
-    notices: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -155,8 +147,6 @@ def _rank(merge: Merge, name: str, value: Any) -> None:
     ranks = [1]
     if re.fullmatch(r"\s*-?\d{1,9}\s*(,\s*-?\d{1,9}\s*)*", text):
         ranks = [int(part) for part in text.split(",")]
-    elif isinstance(value, int):
-        ranks = [value]
     else:
         merge.faults.append(
             f"--dec-rank {value}: write one rank, or one for each group of layers, as --dec-rank '64, 64, 64'"
@@ -289,9 +279,7 @@ DATASET = Flag("data.kind", text=f"{FORMS_OF_DATA}.", type=str, rule=_data)
 FRAMES: Flags = {
     "orthogonal_k": Flag("layer.frames.weight", off=-1, rule=_frames_weight, needs=_ranked),
     "frames": Flag(
-        "layer.frames.kind",
-        text="How frames are kept: retract, parametrize, penalty or free (svdctl's own).",
-        needs=_ranked,
+        "layer.frames.kind", text="Frames: retract, parametrize, penalty, free (svdctl's own).", needs=_ranked
     ),
 }
 LENGTH: Flags = {name: Flag(name) for name in ("epochs", "batch_size")}
@@ -300,13 +288,7 @@ HARDWARE: Flags = {
     for name in ("accelerator", "devices", "num_nodes", "precision", "compile")
 }  # fmt: skip
 CLIP_TO: Flags = {"clip_to": Flag("control.max_sigma", needs=_controlled)}
-PROCEDURE: Flags = {
-    "procedure": Flag(
-        "control.procedure",
-        text="certified, or paper: no proof, for comparisons only (svdctl's own).",
-        needs=_controlled,
-    )
-}
+PROCEDURE: Flags = {"procedure": Flag("control.procedure", needs=_controlled)}
 
 TRAIN = Command(
     name="train",
@@ -320,7 +302,7 @@ TRAIN = Command(
         "dec_rank": Flag("layer.rank", text="Rank of TT layers.", type=int, off=-1, rule=_rank, needs=_ranked),
         "dec_scale": Flag("layer.rank_scale", off=-1, rule=_rank_scale, needs=_ranked),
         "no_compress_first": Flag(
-            text="Leave the first convolution as it is.",
+            text="Leave the first convolution alone.",
             type=bool,
             rule=_always(("layer.compress_first", False)),
             needs=_ranked,
@@ -430,7 +412,7 @@ def command_of(model: Any) -> Command:
     return LIPCONV if model == "lipconv" else TRAIN
 
 
-def resolve(flags: Mapping[str, Any], command: Command = TRAIN) -> Resolved:
+def resolve(flags: Mapping[str, Any], command: Command = TRAIN) -> Resolved[TrainConfig]:
     """Return the configuration that flags make; keys are names of flags with underscores, None is "not given".
 
     Raises:
@@ -448,7 +430,7 @@ def resolve(flags: Mapping[str, Any], command: Command = TRAIN) -> Resolved:
     merge.apply()
     if not command.owns(merge.to.table):
         merge.faults.append(f"--set model.kind={merge.to.kind('model')} {command.why_foreign}")
-    return Resolved(merge.result(TrainConfig, command.words), base, tuple(merge.notices))
+    return Resolved(merge.result(TrainConfig, command.words), tuple(merge.notices), base)
 
 
 def resolve_resume(flags: Mapping[str, Any], command: Command = TRAIN) -> dict[str, dict[str, Any]]:
@@ -486,16 +468,14 @@ def _base(command: Command, given: Mapping[str, Any], faults: list[str]) -> tupl
         name = str(given["preset"])
         try:
             table = read_preset(name)
+            if not command.owns(table):
+                faults.append(f"--preset {name} {command.why_foreign}")
         except UsageError as error:
             faults += error.faults
             # The other flags are judged as if the nearest preset was meant.
             near = nearest_preset(name)
-            table = read_preset(near) if near else {}
-            return (table if near and command.owns(table) else command.defaults(given)), name
-        if command.owns(table):
-            return table, f"preset {name}"
-        faults.append(f"--preset {name} {command.why_foreign}")
-        return command.defaults(given), name
+            table = read_preset(near) if near else command.defaults(given)
+        return (table if command.owns(table) else command.defaults(given)), f"preset {name}"
     if given.keys() & command.basis:
         return command.defaults(given), "the paper's defaults (a flag names data, network or layer)"
     return read_preset(command.quickstart), f"preset {command.quickstart} (no flag names data, network or layer)"

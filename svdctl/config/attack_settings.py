@@ -19,17 +19,18 @@ class AttackSettings(Config):
     norm: Norm = "L2"
     """Norm of the perturbation."""
     eps: PositiveFloat = 0.5
-    """Radius of the ball, in pixels of [0, 1]; with `protocol = "paper"` in normalised units."""
+    """Radius of the ball, in pixels of [0, 1]. With `protocol = "paper"` in normalised units."""
     attacks: Version | Annotated[tuple[AttackName, ...], Field(min_length=1)] = "standard"
-    """A version of AutoAttack, or a list of single attacks in the order in which they run."""
+    """Some of apgd-ce, apgd-dlr, apgd-t, fab, fab-t and square, in the order in which they run, or a version of
+    AutoAttack."""
     batch_size: PositiveInt = 250
     """Images attacked together; random draws depend on it, so another size gives slightly other figures."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     examples: PositiveInt | Literal["all"] | None = None
     """Images attacked, drawn from the seed without regard to their order; absent: all, of the embedded digits 32."""
     protocol: Protocol = "pixels"
-    """`pixels`: normalisation belongs to the network; `paper`: normalised images are attacked as if they were pixels,
-    as the paper's code did, for comparison with its figures only."""
+    """What is attacked; `paper`, normalised images as in the paper's code, is for comparison only. `pixels`:
+    normalisation belongs to the network; `paper`: normalised images are attacked as if they were pixels."""
 
     @model_validator(mode="after")
     def _each_attack_once(self) -> Self:

@@ -18,7 +18,8 @@ class ControlConfig(Config):
     linear_max: PositiveFloat | None = None
     """The same for linear layers; absent: linear layers are left alone."""
     procedure: Literal["certified", "paper"] = "certified"
-    """`paper`: two power steps or one clip pass and no seal, for comparisons only."""
+    """How the maximum is kept; `paper` proves nothing and is for comparisons only. It makes two power steps or one clip
+    pass, and no seal."""
 
 
 class BatchNormControl(Config):

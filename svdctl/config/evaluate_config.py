@@ -78,7 +78,7 @@ class EvaluateConfig(Config):
     settings: Settings = Field(default_factory=dict)
     """Of metrics, by their kinds; absent: their defaults."""
     batch_size: PositiveInt = 250
-    """Images at once; AutoAttack's random draws depend on it."""
+    """Images at once, halved when memory runs out. AutoAttack's random draws depend on it."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 3407
     """Seed of attacks, subsets and corruptions."""
     accelerator: Literal["auto", "cpu", "cuda", "gpu", "mps"] = "auto"
@@ -86,15 +86,17 @@ class EvaluateConfig(Config):
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
     """Format of numbers."""
     out_dir: Path | None = None
-    """Folder for all results; absent: beside each checkpoint, in `eval-<its name>/`."""
+    """Folder for all results, in folders that end in the hash of the weights; absent: eval-<its name>/ beside each
+    checkpoint, and report.md in the folder given."""
     force: bool = False
     """Measure anew what is finished."""
     shard: Shard | None = None
     merge_shards: bool = False
+    """Join the finished shards to the figure of all images."""
     cifar_c_res: Path | None = None
-    """The paper's folder for results on corruptions."""
+    """Folder for a picture and a table of each checkpoint on corruptions."""
     autoattacks_res: Path | None = None
-    """The paper's folder for results under attack."""
+    """Folder for a text and a table of each checkpoint under attack."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

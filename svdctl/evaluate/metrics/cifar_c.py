@@ -40,7 +40,7 @@ class CorruptionSettings(Config):
     examples: PositiveInt | None = None
     """Test images, the first ones of an order drawn from the seed; absent: all."""
     root: Path | None = None
-    """Folder with the published files; absent: that of the data for CIFAR, drawn by svdctl for all other data."""
+    """Folder with the published files, downloaded there when absent (that of CIFAR; other data: svdctl's own)."""
 
 
 class CorruptionFigures(Figures):
