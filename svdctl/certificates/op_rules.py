@@ -1,16 +1,16 @@
 """Rules for torch's functions: what a call does to the bounds of its inputs; docs/theory.md, "Whole networks".
 
-A rule names the arguments of its functions, in their order, and of which kind each may be (`IMAGE`, `CONSTANT`,
-`SETTING`, ...). `bind` refuses everything else, so that no argument is overlooked: what a rule does not name, a value
-that depends on the image where a constant is expected, tensors of a subclass, complex numbers.
+The signature of a rule declares the arguments of its functions, in their order, and of which kind each may be (`Image`,
+`Constant`, `Setting`, ...). `Call.bind` refuses everything else, so that no argument is overlooked: what a rule does
+not declare, a value that depends on the image where a constant is expected, tensors of a subclass, complex numbers.
 """
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import numpy as np
 import torch
@@ -22,68 +22,80 @@ from svdctl.certificates.traced_tensor import Traced, Tracer, leaves
 from svdctl.errors import ShapeError
 from svdctl.spectral.rounding import gamma, norm_above, times
 
-Rule = Callable[["Call"], Any]
+Rule = TypeVar("Rule", bound=Callable[..., Any])
 Local = Callable[[Affine, Arithmetic], Affine]
 NAMESPACES = (torch, Tensor, F, torch._C._nn)
+ALIASES = {
+    "input": "x", "self": "x", "tensor": "x", "mat2": "other", "axis": "dim", "keepdims": "keepdim",
+    "train": "training", "min_val": "min", "max_val": "max",
+}  # fmt: skip
+"""Other names that torch has for one argument."""
 
-Kind = Callable[[Any], bool]
-"""Whether an argument may be this."""
 
-
-def IMAGE(value: Any) -> bool:  # noqa: N802 - kinds are written like constants in the rules
-    """Return whether it depends on the image."""
+def depends_on_image(value: Any) -> bool:
+    """Return whether a value depends on the image."""
     return isinstance(value, Traced)
 
 
-def CONSTANT(value: Any) -> bool:  # noqa: N802
-    """Return whether it is None, a real number or a real tensor that does not depend on the image."""
+def is_constant(value: Any) -> bool:
+    """Return whether a value is None, a real number or a real tensor that does not depend on the image."""
     if isinstance(value, Tensor):
         plain = type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided and not value.is_quantized
         return plain and not value.is_complex() and not value.is_meta
     return value is None or (isinstance(value, Real) and not math.isnan(value))
 
 
-def NUMBER(value: Any) -> bool:  # noqa: N802
-    """Return whether it is None or one real number that does not depend on the image."""
-    return CONSTANT(value) and (not isinstance(value, Tensor) or value.numel() == 1)
+def is_number(value: Any) -> bool:
+    """Return whether a value is None or one real number that does not depend on the image."""
+    return is_constant(value) and (not isinstance(value, Tensor) or value.numel() == 1)
 
 
-def EITHER(value: Any) -> bool:  # noqa: N802
-    """Return whether it depends on the image or is a constant."""
-    return IMAGE(value) or (CONSTANT(value) and value is not None)
+def is_real(value: Any) -> bool:
+    """Return whether a value depends on the image or is a constant that is not None."""
+    return isinstance(value, Traced) or (is_constant(value) and value is not None)
 
 
-def SEVERAL(value: Any) -> bool:  # noqa: N802
-    """Return whether it is a sequence of tensors, each as in `EITHER`."""
-    return isinstance(value, list | tuple) and all(isinstance(part, Tensor) and EITHER(part) for part in value)
+def are_real_tensors(value: Any) -> bool:
+    """Return whether a value is a sequence of tensors, each as in `is_real`."""
+    return isinstance(value, list | tuple) and all(isinstance(part, Tensor) and is_real(part) for part in value)
 
 
-def SETTING(value: Any) -> bool:  # noqa: N802
-    """Return whether it is made of numbers, names, dtypes, devices, and tensors of integers or truth values."""
+def is_setting(value: Any) -> bool:
+    """Return whether a value is made of numbers, names, dtypes, devices, and tensors of integers or truth values."""
     return all(_is_setting(leaf) for leaf in leaves(value))
 
 
-def LIKE(value: Any) -> bool:  # noqa: N802
-    """Return whether it is a setting, or a tensor of which only shape, dtype and device are used."""
-    return IMAGE(value) or CONSTANT(value) or SETTING(value)
+def is_like(value: Any) -> bool:
+    """Return whether a value is a setting, or a tensor of which only shape, dtype and device are used."""
+    return isinstance(value, Traced) or is_constant(value) or is_setting(value)
 
 
-def one_of(*allowed: Any) -> Kind:
-    """Return the kind of these values, compared with their types."""
-    return lambda value: any(type(value) is type(choice) and value == choice for choice in allowed)
-
+Image = Annotated[Traced, depends_on_image]
+Constant = Annotated[Any, is_constant]
+Number = Annotated[float, is_number]
+Either = Annotated[Any, is_real]
+Several = Annotated[Sequence[Any], are_real_tensors]
+Setting = Annotated[Any, is_setting]
+Like = Annotated[Any, is_like]
 
 _SETTINGS = (Real, str, type(None), type(...), torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
 def _is_setting(leaf: Any) -> bool:
     if isinstance(leaf, slice):
-        return SETTING([leaf.start, leaf.stop, leaf.step])
+        return is_setting([leaf.start, leaf.stop, leaf.step])
     if isinstance(leaf, Tensor):
-        return CONSTANT(leaf) and not leaf.is_floating_point()
+        return is_constant(leaf) and not leaf.is_floating_point()
     if isinstance(leaf, np.ndarray):
         return leaf.dtype.kind in "iub"
     return isinstance(leaf, _SETTINGS)
+
+
+def is_of_kind(value: Any, kind: Any) -> bool:
+    """Return whether an argument is of a declared kind: one of the values of a `Literal`, of the same type, too."""
+    if get_origin(kind) is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in get_args(kind))
+    return bool(kind.__metadata__[0](value))
 
 
 def number(value: Any) -> float:
@@ -100,61 +112,42 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     tracer: Tracer
-    first: str = ""
-    """The first argument's name."""
-    bound: dict[str, Any] = field(default_factory=dict)
-    """The arguments by the names that the rule gives them; those that were not given are absent."""
+    first: Any = None
+    """The first argument."""
 
-    def bind(self, takes: Mapping[str, Kind], rest: Kind | None) -> None:
-        """Find each argument's name and refuse what the rule does not cover.
+    def bind(self, signature: inspect.Signature) -> inspect.BoundArguments:
+        """Return the arguments of a rule: by the names that it gives them, None replaced by its defaults.
 
-        Args:
-            takes: kinds by name, in the order of the arguments; "a|b" has two names, "*a" is not given by place.
-            rest: kind of all other arguments, by place or name; None if there may be none.
+        Raises:
+            ShapeError: an argument that the rule does not declare, or that is not of the declared kind.
         """
-        names = list(takes)
-        self.first = names[0].partition("|")[0]
-        places = [name for name in names if not name.startswith("*")]
-        for place, value in enumerate(self.args):
-            if place < len(places):
-                self._take(places[place], value, takes[places[place]])
-            elif rest is None:
-                named = ", ".join(f"{name[1:]}=" for name in names if name.startswith("*"))
-                advice = f" (name it: {named})" if named else ""
-                raise self.unknown(f"with {len(self.args)} arguments by place{advice}")
-            else:
-                self._take(f"argument {place + 1}", value, rest)
-        for key, value in self.kwargs.items():
-            name = next((name for name in names if key in name.removeprefix("*").split("|")), None)
-            if key == "out" and value is None:
-                continue
-            if key == "out" or (name is None and rest is None):
-                raise self.unknown(f"with {key}=")
-            if name is None:
-                self._take(key, value, rest or SETTING)
-            else:
-                self._take(name, value, takes[name])
-
-    def _take(self, name: str, value: Any, kind: Kind) -> None:
-        short = name.removeprefix("*").partition("|")[0]
-        if not kind(value):
-            raise self.unknown(f"with {_described(value)} as {short}")
-        self.bound[short] = value
-
-    def __getitem__(self, name: str) -> Any:
-        return self.bound.get(name)
-
-    def get(self, name: str, default: float) -> float:
-        """Return a number among the arguments."""
-        value = self.bound.get(name)
-        return default if value is None else number(value)
+        named = {ALIASES.get(key, key): value for key, value in self.kwargs.items() if key != "inplace"}
+        if named.pop("out", None) is not None:
+            raise self.unknown("with out=")
+        try:
+            bound = signature.bind(self, *self.args, **named)
+        except TypeError as error:
+            by_name = [f"{key}=" for key, one in signature.parameters.items() if one.kind is one.KEYWORD_ONLY]
+            advice = f" (by name alone: {', '.join(by_name)})" if by_name else ""
+            raise self.unknown(f"with these arguments: {error}{advice}") from None
+        for name, value in list(bound.arguments.items())[1:]:
+            parameter = signature.parameters[name]
+            several = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+            for part in leaves(value) if several else (value,):
+                if not is_of_kind(part, parameter.annotation):
+                    raise self.unknown(f"with {_described(part)} as {name}")
+            if value is None and parameter.default is not parameter.empty:
+                bound.arguments[name] = parameter.default
+            elif value is not None and parameter.annotation is Number:
+                bound.arguments[name] = number(value)
+        self.first = bound.args[1]
+        return bound
 
     @property
     def x(self) -> Traced:
-        """Return the argument that depends on the image, where it is one and the first."""
-        value = self.bound[self.first]
-        assert isinstance(value, Traced)
-        return value
+        """Return the first argument, where it depends on the image."""
+        assert isinstance(self.first, Traced)
+        return self.first
 
     def plain(self, value: Any) -> Any:
         """Return the same structure with the numbers in place of traced tensors."""
@@ -184,9 +177,7 @@ class Call:
 
     def constant(self, value: Any) -> Tensor:
         """Return a number or tensor that does not depend on the image, as float64."""
-        return (
-            value.detach().double() if isinstance(value, Tensor) else torch.tensor(number(value), dtype=torch.float64)
-        )
+        return value.detach().double() if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
 
     def rounding(self, constants: Sequence[Any], arithmetic: Arithmetic) -> float:
         """Return the largest error of any entry of these constants when it is rounded to an arithmetic."""
@@ -317,33 +308,27 @@ class Entry:
     """What is known of one torch function."""
 
     name: str
-    rule: Rule
+    rule: Callable[..., Any]
     in_place: bool
-    takes: Mapping[str, Kind]
-    rest: Kind | None
+    signature: inspect.Signature
 
 
 RULES: dict[Any, Entry] = {}
 
 
-def rule(
-    *names: str, takes: Mapping[str, Kind], rest: Kind | None = None, spaces: Sequence[Any] = NAMESPACES
-) -> Callable[[Rule], Rule]:
+def rule(names: str, *, spaces: Sequence[Any] = NAMESPACES) -> Callable[[Rule], Rule]:
     """Register a rule for all of torch's spellings of these functions, in place or not.
 
     All of them must take their arguments in the same order; `spaces` leaves out those that do not.
 
     Args:
-        names: of the functions.
-        takes: the kind of each argument by name, see `Call.bind`; the first also answers to "input" and "self".
-        rest: kind of all further arguments.
+        names: of the functions, separated by spaces.
         spaces: where to look for the functions.
     """
-    first, *others = takes
-    takes = {f"{first}|input|self": takes[first], **{name: takes[name] for name in others}, "*inplace": _IN_PLACE}
 
     def register(function: Rule) -> Rule:
-        for name in names:
+        signature = inspect.signature(function)
+        for name in names.split():
             found = False
             for space in spaces:
                 for spelling in (name, f"{name}_", f"__{name}__", f"__i{name}__"):
@@ -354,14 +339,11 @@ def rule(
                     in_place = spelling.startswith("__i") or spelling == f"{name}_"
                     # `Tensor.T` and the like arrive as the getter of a descriptor.
                     key = func.__get__ if inspect.isgetsetdescriptor(func) else func
-                    RULES.setdefault(key, Entry(f"{space.__name__}.{spelling}", function, in_place, takes, rest))
+                    RULES.setdefault(key, Entry(f"{space.__name__}.{spelling}", function, in_place, signature))
             assert found, name
         return function
 
     return register
-
-
-_IN_PLACE = one_of(True, False)
 
 
 def apply(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -370,22 +352,23 @@ def apply(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
     call = Call(func, describe(func) if entry is None else entry.name, args, kwargs, tracer)
     if entry is None:
         raise call.unknown()
-    call.bind(entry.takes, entry.rest)
-    if not (entry.in_place or call["inplace"]):
-        return entry.rule(call)
-    target = call[call.first]
+    bound, inplace = call.bind(entry.signature), kwargs.get("inplace", False)
+    if type(inplace) is not bool:
+        raise call.unknown(f"with {_described(inplace)} as inplace")
+    if not (entry.in_place or inplace):
+        return entry.rule(*bound.args, **bound.kwargs)
+    target = call.first
     if not isinstance(target, Traced):
         raise call.unknown("writing into a tensor that does not depend on the image")
-    # On a copy: the original's numbers belong to other traced tensors too.
-    bounds = tracer.bounds(target)
-    scratch = Traced.make(tracer, target.value.clone(), bounds)
-    for value in tuple(call.bound.values()):
+    for value in (*args, *kwargs.values()):
         if isinstance(value, Traced):
             tracer.bounds(value)
+    # On a copy: the original's numbers belong to other traced tensors too.
+    scratch = Traced.make(tracer, target.value.clone(), tracer.bounds(target))
     call.args = tuple(scratch if value is target else value for value in args)
     call.kwargs = {key: scratch if value is target else value for key, value in kwargs.items()}
-    call.bound = {name: scratch if value is target else value for name, value in call.bound.items()}
-    result = entry.rule(call)
+    bound = call.bind(entry.signature)
+    result = entry.rule(*bound.args, **bound.kwargs)
     if not isinstance(result, Traced):
         raise call.unknown()
     return tracer.replace(target, result)

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from svdctl.certificates.error_bounds import Affine, Arithmetic, ValueBounds
-from svdctl.certificates.op_rules import CONSTANT, EITHER, IMAGE, NUMBER, SETTING, SEVERAL, Call, one_of, rule
+from svdctl.certificates.op_rules import Call, Constant, Either, Image, Number, Setting, Several, rule
 from svdctl.certificates.traced_tensor import Traced
 from svdctl.layers.layer_bounds import linear_gain
 from svdctl.layers.torch_bounds import batchnorm
@@ -59,12 +59,10 @@ def _contribute(call: Call, lipschitz: float, largest: float, kind: str) -> None
         call.tracer.contribute(call.name, lipschitz / largest, {kind: lipschitz / largest}, lipschitz)
 
 
-@rule("add", "radd", "sub", "subtract", "rsub", takes={"x": EITHER, "other": EITHER, "*alpha": NUMBER})
-def _add(call: Call) -> Traced:
-    first, second, factor = call["x"], call["other"], abs(call.get("alpha", 1.0))
-    if call.name.endswith(("rsub", "rsub__")):
-        first, second = second, first
-    return _sum_of(call, call.run(), [(first, 1.0), (second, factor)], "sum")
+@rule("add radd sub subtract rsub")
+def _add(call: Call, x: Either, other: Either, *, alpha: Number = 1.0) -> Traced:
+    first, second = (other, x) if call.name.endswith(("rsub", "rsub__")) else (x, other)
+    return _sum_of(call, call.run(), [(first, 1.0), (second, abs(alpha))], "sum")
 
 
 def _split(values: Sequence[Any]) -> tuple[list[Traced], list[Any]]:
@@ -73,15 +71,15 @@ def _split(values: Sequence[Any]) -> tuple[list[Traced], list[Any]]:
     return traced, [value for value in values if not isinstance(value, Traced)]
 
 
-@rule("maximum", "minimum", takes={"x": EITHER, "other": EITHER})
-def _maximum(call: Call) -> Traced:
+@rule("maximum minimum")
+def _maximum(call: Call, x: Either, other: Either) -> Traced:
     """`|max(a, b) - max(a', b')|^2 <= |a - a'|^2 + |b - b'|^2`, entry by entry."""
-    return _root_sum_square(call, call.run(), *_split([call["x"], call["other"]]), "maximum", broadcast=True)
+    return _root_sum_square(call, call.run(), *_split([x, other]), "maximum", broadcast=True)
 
 
-@rule("cat", "concat", "concatenate", "stack", "hstack", takes={"tensors": SEVERAL, "dim|axis": SETTING})
-def _concatenate(call: Call) -> Traced:
-    return _root_sum_square(call, call.run(), *_split(call["tensors"]), "concatenation", broadcast=False)
+@rule("cat concat concatenate stack hstack")
+def _concatenate(call: Call, tensors: Several, dim: Setting = 0) -> Traced:
+    return _root_sum_square(call, call.run(), *_split(tensors), "concatenation", broadcast=False)
 
 
 def _scaled(call: Call, x: Traced, factor: float, underflows: Callable[[Arithmetic], float]) -> Traced:
@@ -103,53 +101,67 @@ def _scaled(call: Call, x: Traced, factor: float, underflows: Callable[[Arithmet
     return call.unary(x, output, factor, local, "scale")
 
 
-@rule("mul", "multiply", "rmul", takes={"x": EITHER, "other": EITHER})
-def _multiply(call: Call) -> Traced:
-    traced, constants = _split([call["x"], call["other"]])
+@rule("mul multiply rmul")
+def _multiply(call: Call, x: Either, other: Either) -> Traced:
+    traced, constants = _split([x, other])
     if len(traced) > 1:
         raise call.unknown("of two values that both depend on the image (a product has no global constant)")
     largest = float(call.constant(constants[0]).abs().max())
     return _scaled(call, traced[0], largest, lambda arithmetic: arithmetic.tiny)
 
 
-@rule("div", "divide", "true_divide", "truediv", takes={"x": IMAGE, "other": CONSTANT, "*rounding_mode": one_of(None)})
-def _divide(call: Call) -> Traced:
-    smallest = float(call.constant(call["other"]).abs().min())
+@rule("div divide true_divide truediv")
+def _divide(call: Call, x: Image, other: Constant, *, rounding_mode: Literal[None] = None) -> Traced:
+    smallest = float(call.constant(other).abs().min())
     if smallest == 0:
         raise call.unknown("by zero")
 
     def underflows(arithmetic: Arithmetic) -> float:
         return 0.0 if smallest >= arithmetic.tiny else math.inf
 
-    return _scaled(call, call.x, 1 / smallest, underflows)
+    return _scaled(call, x, 1 / smallest, underflows)
 
 
-@rule("linear", takes={"x": IMAGE, "weight": CONSTANT, "bias": CONSTANT})
-def _linear(call: Call) -> Traced:
-    weight = call["weight"].detach()
-    return _affine(call, Convolution.make(weight.reshape(-1, weight.shape[-1], 1)), call["bias"], "linear")
+@rule("linear")
+def _linear(call: Call, x: Image, weight: Constant, bias: Constant = None) -> Traced:
+    return _affine(call, Convolution.make(weight.detach().reshape(-1, weight.shape[-1], 1)), bias, "linear")
 
 
-@rule("matmul", "mm", takes={"x": IMAGE, "other|mat2": CONSTANT})
-def _matmul(call: Call) -> Traced:
-    matrix = call["other"]
-    if matrix.ndim != 2 or call.x.value.ndim < 2:
+@rule("matmul mm")
+def _matmul(call: Call, x: Image, other: Constant) -> Traced:
+    if other.ndim != 2 or x.value.ndim < 2:
         raise call.unknown("other than of a value that depends on the image with a constant matrix on its right")
-    return _affine(call, Convolution.make(matrix.detach().T[:, :, None]), None, "matmul")
+    return _affine(call, Convolution.make(other.detach().T[:, :, None]), None, "matmul")
 
 
-CONVOLUTION = {"x": IMAGE, "weight": CONSTANT, "bias": CONSTANT, "stride": SETTING, "padding": SETTING}
+@rule("conv1d conv2d conv3d")
+def _conv(
+    call: Call,
+    x: Image,
+    weight: Constant,
+    bias: Constant = None,
+    stride: Setting = 1,
+    padding: Setting = 0,
+    dilation: Setting = 1,
+    groups: Setting = 1,
+) -> Traced:
+    conv = Convolution.make(weight.detach(), stride=_size(stride), dilation=_size(dilation), groups=groups)
+    return _affine(call, conv, bias, call.name.rpartition(".")[2])
 
 
-@rule("conv1d", "conv2d", "conv3d", takes=CONVOLUTION | {"dilation": SETTING, "groups": SETTING})
-@rule(
-    "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-    takes=CONVOLUTION | {"output_padding": SETTING, "groups": SETTING, "dilation": SETTING},
-)  # fmt: skip
-def _conv(call: Call) -> Traced:
-    stride, dilation = (_size(call[name] or 1) for name in ("stride", "dilation"))
-    conv = Convolution.make(call["weight"].detach(), stride=stride, dilation=dilation, groups=call["groups"] or 1)
-    return _affine(call, conv, call["bias"], call.name.rpartition(".")[2])
+@rule("conv_transpose1d conv_transpose2d conv_transpose3d")
+def _conv_transpose(
+    call: Call,
+    x: Image,
+    weight: Constant,
+    bias: Constant = None,
+    stride: Setting = 1,
+    padding: Setting = 0,
+    output_padding: Setting = 0,
+    groups: Setting = 1,
+    dilation: Setting = 1,
+) -> Traced:
+    return _conv(call, x, weight, bias, stride, padding, dilation, groups)
 
 
 def _size(value: Any) -> int | tuple[int, ...]:
@@ -166,23 +178,19 @@ def _affine(call: Call, conv: Convolution, bias: Tensor | None, kind: str) -> Tr
     return tracer.layer(kind, call.x, call.run(), gain, call.rerun)
 
 
-@rule(
-    "batch_norm",
-    takes={
-        "x": IMAGE,
-        "running_mean": CONSTANT,
-        "running_var": CONSTANT,
-        "weight": CONSTANT,
-        "bias": CONSTANT,
-        "training": one_of(True, False),
-        "momentum": NUMBER,
-        "eps": NUMBER,
-    },
-    spaces=[F],
-)
-def _batch_norm(call: Call) -> Traced:
-    mean, variance = call["running_mean"], call["running_var"]
-    if call["training"] or mean is None or variance is None:
+@rule("batch_norm", spaces=[F])
+def _batch_norm(
+    call: Call,
+    x: Image,
+    running_mean: Constant,
+    running_var: Constant,
+    weight: Constant = None,
+    bias: Constant = None,
+    training: Literal[True, False] = False,
+    momentum: Number = 0.1,
+    eps: Number = 1e-5,
+) -> Traced:
+    if training or running_mean is None or running_var is None:
         raise call.unknown("with statistics of the batch (use running statistics, in evaluation mode)")
-    gain = batchnorm(mean, variance, call["weight"], call["bias"], call.get("eps", 1e-5))
-    return call.tracer.layer("batch_norm", call.x, call.run(), gain, call.rerun)
+    gain = batchnorm(running_mean, running_var, weight, bias, eps)
+    return call.tracer.layer("batch_norm", x, call.run(), gain, call.rerun)

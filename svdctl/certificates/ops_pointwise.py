@@ -6,10 +6,11 @@ the tests prove on a grid; docs/theory.md, "Whole networks". Errors presume that
 """
 
 import math
-from functools import partial
+from collections.abc import Callable
+from typing import Literal
 
 from svdctl.certificates.error_bounds import Affine, Arithmetic
-from svdctl.certificates.op_rules import CONSTANT, IMAGE, NUMBER, SETTING, Call, one_of, rule
+from svdctl.certificates.op_rules import Call, Constant, Image, Number, Setting, rule
 from svdctl.certificates.traced_tensor import Traced
 
 GELU = 1.1289042
@@ -20,67 +21,70 @@ MISH = 1.0884982
 SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 
 
-FIXED: tuple[tuple[tuple[str, ...], float, float, float], ...] = (
-    (("relu", "relu6", "abs", "absolute", "neg", "negative"), 1.0, 0.0, 0.0),
-    (("tanh", "tanhshrink", "sin", "softsign"), 1.0, 24.0, 0.0),
-    (("cos", "logsigmoid"), 1.0, 24.0, 1.0),
-    (("erf",), 2 / math.sqrt(math.pi) * (1 + 2.0**-50), 16.0, 0.0),
-    (("sigmoid",), 0.25, 16.0, 1.0),
+FIXED: tuple[tuple[str, float, float, float], ...] = (
+    ("relu relu6 abs absolute neg negative", 1.0, 0.0, 0.0),
+    ("tanh tanhshrink sin softsign", 1.0, 24.0, 0.0),
+    ("cos logsigmoid", 1.0, 24.0, 1.0),
+    ("erf", 2 / math.sqrt(math.pi) * (1 + 2.0**-50), 16.0, 0.0),
+    ("sigmoid", 0.25, 16.0, 1.0),
     # torch's derivative has 1/6 in single precision, rounded up.
-    (("hardsigmoid",), 0.16666667163372042, 8.0, 1.0),
-    (("hardswish",), 1.5, 16.0, 0.0),
-    (("silu",), SILU, 32.0, 0.0),
-    (("mish",), MISH, 64.0, 0.0),
-    (("selu",), SELU_SCALE * SELU_ALPHA * (1 + 1e-15), 32.0, 0.0),
+    ("hardsigmoid", 0.16666667163372042, 8.0, 1.0),
+    ("hardswish", 1.5, 16.0, 0.0),
+    ("silu", SILU, 32.0, 0.0),
+    ("mish", MISH, 64.0, 0.0),
+    ("selu", SELU_SCALE * SELU_ALPHA * (1 + 1e-15), 32.0, 0.0),
 )
 """Functions without settings: their names, largest slope, and the `units` and `offset` of `Call.elementwise`."""
 
-for _names, _gain, _units, _offset in FIXED:
-    rule(*_names, takes={"x": IMAGE})(partial(Call.elementwise, gain=_gain, units=_units, offset=_offset))
+
+def _fixed(gain: float, units: float, offset: float) -> Callable[[Call, Traced], Traced]:
+    def evaluate(call: Call, x: Image) -> Traced:
+        return call.elementwise(gain, units, offset)
+
+    return evaluate
 
 
-@rule("hardtanh", takes={"x": IMAGE, "min_val": NUMBER, "max_val": NUMBER})
-@rule("clamp", "clip", takes={"x": IMAGE, "min": CONSTANT, "max": CONSTANT})
-@rule("clamp_min", takes={"x": IMAGE, "min": CONSTANT})
-@rule("clamp_max", takes={"x": IMAGE, "max": CONSTANT})
-def _between(call: Call) -> Traced:
+for _names, *_numbers in FIXED:
+    rule(_names)(_fixed(*_numbers))
+
+
+@rule("hardtanh clamp clip clamp_min clamp_max")
+def _between(call: Call, x: Image, min: Constant = None, max: Constant = None) -> Traced:
     # Bounds that are tensors may have more entries than x: each entry of x is then compared with several.
-    return call.elementwise(1.0, levels=[call[name] for name in ("min", "max", "min_val", "max_val")])
+    return call.elementwise(1.0, levels=(min, max))
 
 
-@rule("leaky_relu", takes={"x": IMAGE, "negative_slope": NUMBER})
-def _leaky_relu(call: Call) -> Traced:
-    slope = abs(call.get("negative_slope", 0.01))
+@rule("leaky_relu")
+def _leaky_relu(call: Call, x: Image, negative_slope: Number = 0.01) -> Traced:
+    slope = abs(negative_slope)
     return call.elementwise(max(1.0, slope), units=2 * slope)
 
 
-@rule("prelu", takes={"x": IMAGE, "weight": CONSTANT})
-def _prelu(call: Call) -> Traced:
-    slope = float(call.constant(call["weight"]).abs().max())
+@rule("prelu")
+def _prelu(call: Call, x: Image, weight: Constant) -> Traced:
+    slope = float(call.constant(weight).abs().max())
     return call.elementwise(max(1.0, slope), units=2 * slope)
 
 
-@rule("gelu", takes={"x": IMAGE, "*approximate": one_of("none", "tanh")})
-def _gelu(call: Call) -> Traced:
-    return call.elementwise(GELU_TANH if call["approximate"] == "tanh" else GELU, units=64)
+@rule("gelu")
+def _gelu(call: Call, x: Image, *, approximate: Literal["none", "tanh"] = "none") -> Traced:
+    return call.elementwise(GELU_TANH if approximate == "tanh" else GELU, units=64)
 
 
-@rule("elu", takes={"x": IMAGE, "alpha": NUMBER})
-def _elu(call: Call) -> Traced:
-    alpha = abs(call.get("alpha", 1.0))
-    return call.elementwise(max(1.0, alpha), units=16 * max(1.0, alpha))
+@rule("elu")
+def _elu(call: Call, x: Image, alpha: Number = 1.0) -> Traced:
+    return call.elementwise(max(1.0, abs(alpha)), units=16 * max(1.0, abs(alpha)))
 
 
-@rule("celu", takes={"x": IMAGE, "alpha": NUMBER})
-def _celu(call: Call) -> Traced:
-    if call.get("alpha", 1.0) <= 0:
+@rule("celu")
+def _celu(call: Call, x: Image, alpha: Number = 1.0) -> Traced:
+    if alpha <= 0:
         raise call.unknown("with an alpha that is not positive (its slope has no bound)")
     return call.elementwise(1.0, units=32)
 
 
-@rule("softplus", takes={"x": IMAGE, "beta": NUMBER, "threshold": NUMBER})
-def _softplus(call: Call) -> Traced:
-    beta, threshold = call.get("beta", 1.0), call.get("threshold", 20.0)
+@rule("softplus")
+def _softplus(call: Call, x: Image, beta: Number = 1.0, threshold: Number = 20.0) -> Traced:
     if beta <= 0 or threshold < 10:
         raise call.unknown("with a beta that is not positive or a threshold below 10, where it jumps")
     # torch returns x itself past the threshold: a jump, which is no slope but an error.
@@ -88,15 +92,15 @@ def _softplus(call: Call) -> Traced:
     return call.elementwise(1.0, units=24, offset=1 / beta, jump=jump)
 
 
-@rule("softshrink", takes={"x": IMAGE, "lambd": NUMBER})
-def _softshrink(call: Call) -> Traced:
-    return call.elementwise(1.0, units=2, offset=abs(call.get("lambd", 0.5)))
+@rule("softshrink")
+def _softshrink(call: Call, x: Image, lambd: Number = 0.5) -> Traced:
+    return call.elementwise(1.0, units=2, offset=abs(lambd))
 
 
-@rule("softmax", takes={"x": IMAGE, "dim": SETTING, "argument 3": SETTING, "dtype": SETTING, "_stacklevel": SETTING})
-def _softmax(call: Call) -> Traced:
+@rule("softmax")
+def _softmax(call: Call, x: Image, dim: Setting = None, *rest: Setting, **more: Setting) -> Traced:
     """Its Jacobian is the covariance of a random unit vector, whose variance along any direction is at most 1/2."""
-    x, output = call.x, call.run()
+    output = call.run()
     root = math.sqrt(output.numel())
 
     def local(size: Affine, arithmetic: Arithmetic) -> Affine:
