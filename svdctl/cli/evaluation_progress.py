@@ -11,7 +11,7 @@ from svdctl.cli.progress_display import ProgressDisplay
 from svdctl.utils.printable import printable
 
 if TYPE_CHECKING:
-    from svdctl.evaluate.evaluation_outcome import Failure
+    from svdctl.evaluate.measure_checkpoint import Failure
     from svdctl.evaluate.runner import EvaluationResult
 
 
@@ -28,7 +28,7 @@ class EvaluationDisplay(ProgressDisplay):
         self._debug = debug
 
     def finish(self, result: object) -> None:
-        from svdctl.evaluate.evaluation_outcome import Failure, FinishedMetric
+        from svdctl.evaluate.measure_checkpoint import Failure, FinishedMetric
 
         if isinstance(result, FinishedMetric):
             self.close()

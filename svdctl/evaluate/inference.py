@@ -99,15 +99,11 @@ class Classifier:
     def outputs(self, images: Tensor, tell: Callable[[int], None] | None = None) -> Tensor:
         """Return what `logits` checks, unchecked."""
         parts: list[Tensor] = []
-        done = 0
         with self.ready():
-            while done < len(images):
-                part = images[done : done + self.halving.size]
-                found = self.halving.run(lambda size, part=part: self._some(part[:size]))  # type: ignore[misc]
+            for part, found in self._parts(images):
                 parts.append(found)
-                done += len(found)
                 if tell is not None:
-                    tell(done)
+                    tell(part.stop)
         return torch.cat(parts).cpu()
 
     def correct(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -116,15 +112,20 @@ class Classifier:
         Both numbers are on the device: no waiting for them.
         """
         total = torch.zeros(2, dtype=torch.int64, device=self.device)
-        done = 0
         with self.ready():
-            while done < len(images):
-                part, wanted = (both[done : done + self.halving.size] for both in (images, labels))
-                found = self.halving.run(lambda size, part=part: self._some(part[:size]))  # type: ignore[misc]
-                right = found.argmax(1) == wanted[: len(found)].to(self.device, non_blocking=True)
+            for part, found in self._parts(images):
+                right = found.argmax(1) == labels[part].to(self.device, non_blocking=True)
                 total += torch.stack([right.sum(), (~found.isfinite()).any(1).sum()])
-                done += len(found)
         return total
+
+    def _parts(self, images: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the places of some images after the others, and the outputs of them on the device."""
+        done = 0
+        while done < len(images):
+            part = images[done : done + self.halving.size]
+            found = self.halving.run(lambda size, part=part: self._some(part[:size]))  # type: ignore[misc]
+            yield slice(done, done + len(found)), found
+            done += len(found)
 
     def _some(self, images: Tensor) -> Tensor:
         pixels = to_pixels(images.to(self.device, non_blocking=True)).contiguous(memory_format=torch.channels_last)

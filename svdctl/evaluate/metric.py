@@ -131,13 +131,6 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Partial:
-    """A part of a measurement is finished, and no record of it is made."""
-
-    text: str
-
-
-@dataclass(frozen=True)
 class Order:
     """Figures that were compared, and a sentence about them."""
 
@@ -163,15 +156,6 @@ class OutputContext:
     def marked(self, record: "Record") -> list[dict[str, str]]:
         """Return the rows of single images with a column that says whether an earlier call measured them."""
         return [{**row, "kept": record.marks} for row in self.rows(record)]
-
-
-@dataclass(frozen=True)
-class Passes:
-    """Passes through a network that a measurement takes at most, one image each."""
-
-    forwards: float = 0.0
-    gradients: float = 0.0
-    """Forward and backward."""
 
 
 class Metric(ABC):
@@ -226,8 +210,8 @@ class Metric(ABC):
         return context.folder / "unfinished" / f"{self.kind}-{fingerprint}.json"
 
     @abstractmethod
-    def measure(self, context: MeasurementContext, config: Any, unfinished: Unfinished) -> Measured | Partial:
-        """Measure.
+    def measure(self, context: MeasurementContext, config: Any, unfinished: Unfinished) -> Measured | str:
+        """Measure; a sentence says that only a part is finished, of which no record is made.
 
         Raises:
             SvdctlError: it cannot be measured; other metrics are.
@@ -293,9 +277,12 @@ class Metric(ABC):
         """
         yield from ()
 
-    def passes(self, evaluate: Evaluate, images: int) -> Passes:
-        """Return the passes that a measurement on so many test images takes at most; those for `logits` aside."""
-        return Passes()
+    def passes(self, evaluate: Evaluate, images: int) -> tuple[float, float]:
+        """Return the passes of one image, forward alone and forward and backward, that a measurement takes at most.
+
+        Those for `logits` are not counted.
+        """
+        return 0.0, 0.0
 
     def check_data(  # noqa: B027
         self, config: EvaluateConfig, data: Data, test: "ImageData"

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from svdctl.evaluate.evaluation_outcome import Evaluation, Failure
+from svdctl.evaluate.measure_checkpoint import Evaluation, Failure
 from svdctl.evaluate.results import OTHER_DATA, OTHER_DATA_MARK, Record
 from svdctl.registry import METRICS
 from svdctl.utils.atomic_write import write_atomically

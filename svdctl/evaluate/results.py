@@ -107,7 +107,7 @@ class ResultStore:
         self.notices: list[str] = [] if self._cache.belongs_elsewhere else list(self._cache.notices)
         if self._cache.damaged:
             aside = self.path.with_suffix(".damaged.json")
-            shutil.copyfile(self.path, aside)
+            write_atomically(aside, self.path.read_bytes())
             self.notices.append(f"{self.path.name} as it was found is kept as {aside}")
         if self._cache.belongs_elsewhere:
             self.notices.append(f"{folder} holds results of other weights (now {weights[:12]}): starting anew")
@@ -234,6 +234,15 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, data)
     return content_digest(data)
+
+
+def copy_files(files: Sequence[Path], folder: Path, name: str) -> list[Path]:
+    """Write files a second time, into a folder that is made when absent, under one name; return the copies."""
+    folder.expanduser().mkdir(parents=True, exist_ok=True)
+    copies = [folder.expanduser() / f"{name}{file.suffix}" for file in files]
+    for file, copy in zip(files, copies, strict=True):
+        write_atomically(copy, file.read_bytes())
+    return copies
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

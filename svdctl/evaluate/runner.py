@@ -12,10 +12,9 @@ from svdctl.data.data_source import describe, same_data
 from svdctl.errors import CheckpointError, SvdctlError, UsageError
 from svdctl.evaluate.evaluated_model import open_evaluated_model
 from svdctl.evaluate.evaluation_data import EvaluationData, data_of
-from svdctl.evaluate.evaluation_outcome import Evaluation, Failure
 from svdctl.evaluate.find_checkpoints import FoundCheckpoint, discover, placed
 from svdctl.evaluate.inference import Classifier, choose_device
-from svdctl.evaluate.measure_checkpoint import evaluate
+from svdctl.evaluate.measure_checkpoint import Evaluation, Failure, evaluate
 from svdctl.evaluate.report import write_report
 from svdctl.registry import METRICS
 from svdctl.utils.progress import Reporter

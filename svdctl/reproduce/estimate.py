@@ -192,7 +192,7 @@ def evaluation_seconds(evaluate: Evaluate, metrics: tuple[str, ...], test_images
     found = [METRICS.get(metric) for metric in metrics]
     passes = [metric.passes(evaluate, test_images) for metric in found]
     logits = test_images * any(metric.uses_logits for metric in found)
-    forwards, gradients = logits + sum(one.forwards for one in passes), sum(one.gradients for one in passes)
+    forwards, gradients = logits + sum(one for one, _ in passes), sum(one for _, one in passes)
     return forwards * speed.forward + gradients * speed.gradient
 
 

@@ -13,7 +13,7 @@ from svdctl.config.validation_errors import validated
 from svdctl.data.data_source import source_of
 from svdctl.errors import CheckpointError, Interrupted, SvdctlError, TrainingError, UsageError
 from svdctl.evaluate import runner
-from svdctl.evaluate.evaluation_outcome import Failure
+from svdctl.evaluate.measure_checkpoint import Failure
 from svdctl.registry import METRICS
 from svdctl.reproduce.job import Job, Outcome
 from svdctl.train import start as recipe

@@ -19,7 +19,7 @@ from svdctl.cli.evaluation_progress import EvaluationDisplay
 from svdctl.cli.progress_display import amount
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.errors import CheckpointError, DataError, UsageError
-from svdctl.evaluate.evaluation_outcome import Failure, FinishedMetric
+from svdctl.evaluate.measure_checkpoint import Failure, FinishedMetric
 from svdctl.registry import DATA, METRICS
 from tests.cli.test_train_command import svdctl_exits
 

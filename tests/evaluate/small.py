@@ -15,7 +15,7 @@ from svdctl.checkpoint.checkpoint_file import Checkpoint, write_checkpoint
 from svdctl.cli.evaluation_flags import resolve_evaluation
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.config.train_config import TrainConfig
-from svdctl.evaluate.evaluation_outcome import Failure, FinishedMetric
+from svdctl.evaluate.measure_checkpoint import Failure, FinishedMetric
 from svdctl.models.build import build_model
 from svdctl.utils.progress import Reporter
 

@@ -1,6 +1,5 @@
 """Accuracy under AutoAttack."""
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -18,8 +17,6 @@ from svdctl.evaluate.metric import (
     MeasurementContext,
     Metric,
     OutputContext,
-    Partial,
-    Passes,
     Unfinished,
     percent,
     register_metric,
@@ -112,9 +109,7 @@ class AutoAttacks(Metric):
     def unfinished_file(self, context: MeasurementContext, config: AttackSettings, fingerprint: str) -> Path:
         return _work(context, config).file(context.folder, context.config.shard)
 
-    def measure(
-        self, context: MeasurementContext, config: AttackSettings, unfinished: Unfinished
-    ) -> Measured | Partial:
+    def measure(self, context: MeasurementContext, config: AttackSettings, unfinished: Unfinished) -> Measured | str:
         from svdctl.evaluate.attack import attack_metric, attack_progress
 
         work, shard = _work(context, config), context.config.shard
@@ -128,7 +123,7 @@ class AutoAttacks(Metric):
             progress = attack_metric.run(context, part, kept)
             if shard is not None:
                 stand = progress.state.robust_accuracy()
-                return Partial(f"shard {shard}: {stand:.2%} of {len(part.index)} stand; {unfinished.path}")
+                return f"shard {shard}: {stand:.2%} of {len(part.index)} stand; {unfinished.path}"
         return Measured(attack_metric.results(progress, config), attack_metric.rows(progress, work, context.labels))
 
     def fault_of_rows(self, results: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> bool:
@@ -170,14 +165,12 @@ class AutoAttacks(Metric):
         yield from (f"warning: {text}" for text in record.results["warnings"])
 
     def outputs(self, record: "Record", output: OutputContext) -> list[Path]:
-        from svdctl.evaluate.results import write_rows
+        from svdctl.evaluate.results import copy_files, write_rows
 
         table = output.folder / "attacks.csv"
         write_rows(table, output.marked(record))
         if output.config.autoattacks_res is None:
             return [table]
-        target = output.config.autoattacks_res.expanduser()
-        target.mkdir(parents=True, exist_ok=True)
         results = record.results
         lines = [
             f"AutoAttack {ball(record.protocol)}, seed {results['seed']}, batch {results['batch_size']}",
@@ -187,10 +180,10 @@ class AutoAttacks(Metric):
             self.summary(record) + record.mark,
             *self.remarks(record),
         ]
-        copies = [target / f"{output.export}.txt", target / f"{output.export}.csv"]
-        write_atomically(copies[0], "\n".join(lines) + "\n")
-        shutil.copyfile(table, copies[1])
-        return [table, *copies]
+        (copy,) = copy_files([table], output.config.autoattacks_res, output.export)
+        text = copy.with_suffix(".txt")
+        write_atomically(text, "\n".join(lines) + "\n")
+        return [table, text, copy]
 
     def values(self, results: Mapping[str, Any]) -> dict[str, float]:
         return {"autoattack": results["robust_accuracy"]}
@@ -205,11 +198,11 @@ class AutoAttacks(Metric):
         if results["left_out"]:
             yield f"Left out of AutoAttack for want of classes: {', '.join(results['left_out'])}."
 
-    def passes(self, evaluate: Evaluate, images: int) -> Passes:
+    def passes(self, evaluate: Evaluate, images: int) -> tuple[float, float]:
         attacked = min(images, evaluate.examples or images)
         single = set(evaluate.attacks) & STEPS.keys()
         steps = sum(STEPS[name] for name in single) if single else GRADIENTS
-        return Passes(attacked * QUERIES * (not single or "square" in single), attacked * steps)
+        return (attacked * QUERIES * (not single or "square" in single), attacked * steps)
 
 
 def _work(context: MeasurementContext, config: AttackSettings) -> "Assignment":

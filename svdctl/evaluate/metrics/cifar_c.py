@@ -1,6 +1,5 @@
 """Accuracy on corrupted test images: the published files for CIFAR, svdctl's own corruptions for all other data."""
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +17,6 @@ from svdctl.evaluate.metric import (
     MeasurementContext,
     Metric,
     OutputContext,
-    Passes,
     TableColumn,
     Unfinished,
     register_metric,
@@ -143,7 +141,7 @@ class CorruptionAccuracy(Metric):
 
     def outputs(self, record: "Record", output: OutputContext) -> list[Path]:
         from svdctl.evaluate.evaluation_plots import plot_corruptions  # matplotlib takes a second to import
-        from svdctl.evaluate.results import write_rows
+        from svdctl.evaluate.results import copy_files, write_rows
 
         results = record.results
         table, picture = output.folder / "corruptions.csv", output.folder / "corruptions.png"
@@ -162,12 +160,8 @@ class CorruptionAccuracy(Metric):
         if output.config.cifar_c_res is None:
             return files
         target = output.config.cifar_c_res.expanduser()
-        target.mkdir(parents=True, exist_ok=True)
         (target / f"{output.export}.png").unlink(missing_ok=True)
-        copies = [target / f"{output.export}{file.suffix}" for file in files]
-        for file, copy in zip(files, copies, strict=True):
-            shutil.copyfile(file, copy)
-        return [*files, *copies]
+        return [*files, *copy_files(files, target, output.export)]
 
     def values(self, results: Mapping[str, Any]) -> dict[str, float]:
         return {} if results["mean"] is None else {"cifar-c": results["mean"]}
@@ -186,9 +180,9 @@ class CorruptionAccuracy(Metric):
         if parts:
             yield f"Accuracy on corruptions: mean over {'; '.join(parts)}."
 
-    def passes(self, evaluate: Evaluate, images: int) -> Passes:
+    def passes(self, evaluate: Evaluate, images: int) -> tuple[float, float]:
         names = sum(name != CLEAN for name in evaluate.corruption_names)
-        return Passes(names * len(evaluate.severities) * min(images, evaluate.corruption_examples or images))
+        return names * len(evaluate.severities) * min(images, evaluate.corruption_examples or images), 0.0
 
     def check_data(self, config: EvaluateConfig, data: Data, test: "ImageData") -> None:
         from svdctl.evaluate.corruptions.published_files import find_or_fetch, open_cifar_c

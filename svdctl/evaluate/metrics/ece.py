@@ -99,14 +99,10 @@ class ExpectedCalibrationError(Metric):
         from svdctl.evaluate.temperature import temperature_scaling
 
         logits, labels, kept = context.logits, context.labels, _held_out(context)
-        found, bars = calibration(logits, labels), reliability(logits, labels, BINS)
-        text = warning_of(logits)
+        found, bars, text = calibration(logits, labels), reliability(logits, labels), warning_of(logits)
+        scores = ("ece", "nll", "brier", "count")
         results: dict[str, Any] = {
-            "ece": found.ece,
-            "nll": found.nll,
-            "brier": found.brier,
-            "accuracy": found.accuracy,
-            "count": found.count,
+            **{name: getattr(found, name) for name in (*scores, "accuracy")},
             "bins": {
                 "edges": [index / BINS for index in range(BINS + 1)],
                 "counts": [round(count) for count in bars.counts.tolist()],
@@ -116,21 +112,17 @@ class ExpectedCalibrationError(Metric):
             "temperature": None,
             "warnings": [text] if text is not None else [],
         }
-        if len(kept.fit) == 0 or len(kept.judge) == 0:
-            return Measured(results)
-        held_out, judged = context.classifier.logits(kept.fit.images), (logits[kept.judge], labels[kept.judge])
-        scaled = temperature_scaling(held_out, kept.fit.labels, *judged)
-        results["temperature"] = {
-            "value": scaled.temperature,
-            "determined": scaled.determined,
-            "fitted_on": kept.text,
-            "fitted_count": scaled.held_out,
-            "count": scaled.after.count,
-            "ece_before": calibration(*judged).ece,
-            "ece": scaled.after.ece,
-            "nll": scaled.after.nll,
-            "brier": scaled.after.brier,
-        }
+        if len(kept.fit) and len(kept.judge):
+            held_out, judged = context.classifier.logits(kept.fit.images), (logits[kept.judge], labels[kept.judge])
+            scaled = temperature_scaling(held_out, kept.fit.labels, *judged)
+            results["temperature"] = {
+                "value": scaled.temperature,
+                "determined": scaled.determined,
+                "fitted_on": kept.text,
+                "fitted_count": scaled.held_out,
+                "ece_before": calibration(*judged).ece,
+                **{name: getattr(scaled.after, name) for name in scores},
+            }
         return Measured(results)
 
     def cells(self, record: "Record") -> dict[str, str]:
