@@ -87,13 +87,14 @@ class RunStore:
         return next(iter(self.usable(key, index)), None)
 
     def prepare(self) -> None:
-        """Make the folder of runs.
+        """Make the folder of runs, and that of tables in it.
 
         Raises:
             UsageError: it cannot be made or written.
         """
         try:
-            self._private.mkdir(parents=True, exist_ok=True)
+            for folder in (self._private, self.out_dir.expanduser() / "tables"):
+                folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(
                 f"{self.out_dir} cannot be made or written ({(error.strerror or str(error)).lower()}); "

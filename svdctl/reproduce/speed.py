@@ -26,7 +26,7 @@ from svdctl.layers.tt import TTConv2d
 from svdctl.reproduce.plan import network_configs
 from svdctl.reproduce.run_store import RunStore
 from svdctl.reproduce.table_files import SMOKE, Axis, Request, SpeedFigure, SpeedScale
-from svdctl.reproduce.table_results import table_folder, write_formats
+from svdctl.reproduce.table_results import write_formats
 from svdctl.reproduce.timing import image_side, in_rounds, trainer_on_noise
 from svdctl.spectral import clip_kernel, singular_values
 from svdctl.utils import table as formats
@@ -147,7 +147,7 @@ def _written(request: Request, name: str, figure: SpeedFigure, say: Callable[[st
     from svdctl.reproduce.speed_plot import plot_speed  # matplotlib takes a second to import
 
     smoke = request.scale == "smoke"
-    stem = table_folder(request.out_dir) / (f"{name}-smoke" if smoke else name)
+    stem = request.out_dir.expanduser() / "tables" / (f"{name}-smoke" if smoke else name)
     unfinished = stem.with_name(f".{stem.name}.measured.json")
     results = measure_figure(figure, smoke=smoke, file=unfinished, say=say)
     files = write_formats(stem, results.table, results.records, results.contents)

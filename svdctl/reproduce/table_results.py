@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from svdctl.errors import UsageError
 from svdctl.reproduce.estimate import static_figures
 from svdctl.reproduce.job import Job, Outcome
 from svdctl.reproduce.plan import PaperNumbers, TablePlan
@@ -247,24 +246,10 @@ def _general_notes(plan: TablePlan) -> Iterator[str]:
         yield f"Changed on the command line: {', '.join(plan.overrides)}."
 
 
-def table_folder(out_dir: Path) -> Path:
-    """Return the folder of outputs; it is made when absent.
-
-    Raises:
-        UsageError: it cannot be made.
-    """
-    folder = out_dir.expanduser() / "tables"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be made ({error.strerror}); give another `out_dir`") from error
-    return folder
-
-
 def write_table(out_dir: Path, results: Results, command: Callable[[Job], str], *, picture: bool) -> list[Path]:
     """Write a table in every format and return the files; the picture, which takes longest, only when asked for."""
     found = results.table
-    stem = table_folder(out_dir) / results.plan.name
+    stem = out_dir.expanduser() / "tables" / results.plan.name
     files = write_formats(stem, found, formats.records(found), results.contents(command))
     if picture:
         from svdctl.reproduce.bar_plot import plot_bars  # matplotlib takes a second to import
@@ -284,6 +269,7 @@ def write_formats(
         "tex": formats.latex(table),
         "json": formats.json_text(contents),
     }
+    stem.parent.mkdir(parents=True, exist_ok=True)
     for suffix, text in texts.items():
         write_atomically(stem.with_name(f"{stem.name}.{suffix}"), text)
     return [stem.with_name(f"{stem.name}.{suffix}") for suffix in texts]
