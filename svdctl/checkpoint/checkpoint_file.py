@@ -106,22 +106,25 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(config, found.classes, found.image_shape, found.model, found.training, found.metrics, found.data)
 
 
-def _plugins_of(contents: dict[str, Any]) -> list[str]:
-    """Return the plugins that a checkpoint says it needs, from its configuration before it is checked."""
+def _table_of(text: object) -> dict[str, Any] | None:
+    """Return a configuration before it is checked; None: the text is none."""
     try:
-        found = json.loads(contents.get("config", "")).get("plugins", [])
-    except (ValueError, RecursionError, TypeError, AttributeError):
-        return []
+        table = json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        return None
+    return table if isinstance(table, dict) else None
+
+
+def _plugins_of(contents: dict[str, Any]) -> list[str]:
+    """Return the plugins that a checkpoint says it needs."""
+    found = (_table_of(contents.get("config")) or {}).get("plugins")
     return [str(name)[:500] for name in found] if isinstance(found, list) else []
 
 
 def _in_todays_keys(text: str) -> str:
     """Return a configuration of format 1 as JSON; a text that is none stays, and is refused with it."""
-    try:
-        table = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    return json.dumps(migrate_configuration(table)) if isinstance(table, dict) else text
+    table = _table_of(text)
+    return text if table is None else json.dumps(migrate_configuration(table))
 
 
 class _Contents(BaseModel):

@@ -17,31 +17,13 @@ from svdctl.checkpoint.tensors import holds_weights, words_of
 from svdctl.errors import CheckpointError
 
 TRAINED = (
-    "state_dict",
-    "model_state_dict",
-    "last_model_state_dict",
-    "model_state",
-    "model",
-    "net",
-    "network",
-    "module",
-    "net_state_dict",
-    "params",
-    "weights",
-    "best_model_state_dict",
-)
+    "state_dict", "model_state_dict", "last_model_state_dict", "model_state", "model", "net", "network", "module",
+    "net_state_dict", "params", "weights", "best_model_state_dict",
+)  # fmt: skip
 AVERAGED = (
-    "state_dict_ema",
-    "model_ema",
-    "ema_state_dict",
-    "model_ema_state_dict",
-    "ema_model",
-    "ema",
-    "params_ema",
-    "averaged_model",
-    "shadow",
-    "shadow_params",
-)
+    "state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema_model", "ema", "params_ema",
+    "averaged_model", "shadow", "shadow_params",
+)  # fmt: skip
 _OPTIMIZER = frozenset({"optim", "optims", "optimizer", "optimizers", "optimiser", "optimisers"})
 _TRAINING = _OPTIMIZER | {
     *("sched", "scheds", "scheduler", "schedulers", "scaler", "scalers", "rng", "rngs", "random"),
@@ -119,14 +101,14 @@ def unwrap(contents: object, where: str, key: str | None = None) -> Unwrapped:
     Raises:
         CheckpointError: no tensors, nothing under `key`, two tensors of one name, or endless nesting.
     """
-    graph = _Graph(contents)
+    holders = _holders(contents)
     at, path, prefix = contents, list[str](), ""
     if key is not None:
-        at, path, prefix = _follow_key(graph, contents, key, where)
+        at, path, prefix = _follow_key(holders, contents, key, where)
     left_out: list[LeftOut] = []
     while not prefix and len(path) < MAX_DEPTH:
         parts = _clashing(_parts(at), where)
-        sets = {name: part for name, part in parts.items() if graph.has_tensors(part)}
+        sets = {name: part for name, part in parts.items() if _has_tensors(part, holders)}
         known = [
             name
             for name in (*TRAINED, *AVERAGED)
@@ -139,7 +121,7 @@ def unwrap(contents: object, where: str, key: str | None = None) -> Unwrapped:
         path.append(known[0])
         at = sets[known[0]]
     others = tuple(part.name for part in left_out if part.may_hold_weights and part.what == ANOTHER_SET)
-    entries = _clashing(_flatten(graph, at, where, ".".join(path), left_out), where)
+    entries = _clashing(_flatten(holders, at, where, ".".join(path), left_out), where)
     steps = [f"weights under {'.'.join(path)!r}"] if path else []
     if prefix:
         entries = {name.removeprefix(prefix): value for name, value in entries.items() if name.startswith(prefix)}
@@ -151,31 +133,30 @@ def unwrap(contents: object, where: str, key: str | None = None) -> Unwrapped:
     return Unwrapped(entries, tuple(steps), others, tuple(left_out))
 
 
-class _Graph:
-    """Which containers have a tensor somewhere below; one pass, so that shared and cyclic containers cost nothing."""
+def _holders(contents: object) -> set[int]:
+    """Return the ids of containers with a tensor somewhere below; shared and cyclic containers are looked into once."""
+    above: dict[int, list[int]] = {}
+    waiting, seen, holding, reached = [contents], {id(contents)}, set[int](), list[int]()
+    while waiting:
+        value = waiting.pop()
+        for _, part in _parts(value):
+            if isinstance(part, Tensor):
+                reached.append(id(value))
+            elif isinstance(part, Mapping | list | tuple):
+                above.setdefault(id(part), []).append(id(value))
+                if id(part) not in seen:
+                    seen.add(id(part))
+                    waiting.append(part)
+    while reached:
+        container = reached.pop()
+        if container not in holding:
+            holding.add(container)
+            reached += above.get(container, ())
+    return holding
 
-    def __init__(self, contents: object) -> None:
-        above: dict[int, list[int]] = {}
-        waiting, seen, self._holding = [contents], {id(contents)}, set[int]()
-        reached: list[int] = []
-        while waiting:
-            value = waiting.pop()
-            for _, part in _parts(value):
-                if isinstance(part, Tensor):
-                    reached.append(id(value))
-                elif isinstance(part, Mapping | list | tuple):
-                    above.setdefault(id(part), []).append(id(value))
-                    if id(part) not in seen:
-                        seen.add(id(part))
-                        waiting.append(part)
-        while reached:
-            container = reached.pop()
-            if container not in self._holding:
-                self._holding.add(container)
-                reached += above.get(container, ())
 
-    def has_tensors(self, value: object) -> bool:
-        return isinstance(value, Tensor) or id(value) in self._holding
+def _has_tensors(value: object, holders: set[int]) -> bool:
+    return isinstance(value, Tensor) or id(value) in holders
 
 
 def _parts(value: object) -> Iterator[tuple[str, object]]:
@@ -192,7 +173,7 @@ def _name(name: object) -> str:
 
 
 def _flatten(
-    graph: _Graph, contents: object, where: str, path: str, left_out: list[LeftOut]
+    holders: set[int], contents: object, where: str, path: str, left_out: list[LeftOut]
 ) -> Iterator[tuple[str, object]]:
     """Yield dotted names and values in the file's order; a container without a tensor is one value.
 
@@ -202,7 +183,7 @@ def _flatten(
     entries = 0
     while waiting:
         name, value, depth = waiting.pop()
-        if depth and (isinstance(value, Tensor) or not graph.has_tensors(value)):
+        if depth and (isinstance(value, Tensor) or not _has_tensors(value, holders)):
             yield name, value
             continue
         below = list(_parts(value))
@@ -214,7 +195,7 @@ def _flatten(
             )
         for part, inner in reversed(below):
             full = f"{name}.{part}" if name else part
-            state = _state_of_training(part, inner) if graph.has_tensors(inner) else None
+            state = _state_of_training(part, inner) if _has_tensors(inner, holders) else None
             if state is not None:
                 left_out.append(LeftOut(f"{path}.{full}" if path else full, *state))
             else:
@@ -232,9 +213,9 @@ def _left_out(full: str, name: str, part: object) -> LeftOut | None:
         return LeftOut(full, "a figure of training, by its name", False)
     if may_hold_weights(part, name):
         return LeftOut(full, ANOTHER_SET, True)
-    has_tensors = any(isinstance(value, Tensor) and holds_weights(value) for _, value in _leaves(part))
-    has_tensors |= not isinstance(part, Tensor) and any(isinstance(value, Tensor) for _, value in _leaves(part))
-    return LeftOut(full, "no weights", False) if has_tensors else None
+    tensors = [value for _, value in _leaves(part) if isinstance(value, Tensor)]
+    is_listed = tensors and (not isinstance(part, Tensor) or holds_weights(part))
+    return LeftOut(full, "no weights", False) if is_listed else None
 
 
 def _state_of_training(name: str, part: object) -> tuple[str, bool] | None:
@@ -342,11 +323,11 @@ def _clashing(entries: Iterator[tuple[str, object]], where: str) -> dict[str, ob
     return found
 
 
-def _follow_key(graph: _Graph, contents: object, key: str, where: str) -> tuple[object, list[str], str]:
+def _follow_key(holders: set[int], contents: object, key: str, where: str) -> tuple[object, list[str], str]:
     """Return the part under `key`, the path to it, and the rest of `key` as a prefix of flat names."""
     at, path, rest = contents, list[str](), key
     while rest:
-        named = {name: part for name, part in _parts(at) if graph.has_tensors(part)}
+        named = {name: part for name, part in _parts(at) if _has_tensors(part, holders)}
         words = rest.split(".")
         heads = [".".join(words[:count]) for count in range(len(words), 0, -1)]
         head = next((head for head in heads if head in named), None)

@@ -30,37 +30,6 @@ class Effective:
         return ASSUMED.format(self.rule + axis) if self.rule else ""
 
 
-def effective(stored: Mapping[str, Tensor], name: str = "weight") -> Effective | None:
-    """Return the tensor `name` of one module, whichever way its parts are stored; None when there is no trace of it."""
-    if name in stored:
-        return Effective(stored[name], (name,), "")
-    new = f"parametrizations.{name}."
-    parts = tuple(part for part in stored if part.startswith(new))
-    if not parts:
-        return _hooked(stored, name)
-    if set(parts) == {f"{new}original0", f"{new}original1"}:
-        return _by(weight_norm, "weight_norm", stored, f"{new}original0", f"{new}original1")
-    if set(parts) == {f"{new}original", f"{new}0._u", f"{new}0._v"}:
-        return _by(spectral_norm, "spectral_norm", stored, f"{new}original", f"{new}0._u", f"{new}0._v")
-    return Effective(None, parts, "a parametrization that is not weight_norm or spectral_norm")
-
-
-def _hooked(stored: Mapping[str, Tensor], name: str) -> Effective | None:
-    original, u, v, g = (f"{name}_{part}" for part in ("orig", "u", "v", "g"))
-    if original in stored and u in stored:
-        return _by(spectral_norm, "spectral_norm", stored, original, u, *([v] if v in stored else []))
-    if g in stored and v in stored:
-        return _by(weight_norm, "weight_norm", stored, g, v)
-    return None
-
-
-def _by(rule: Callable[..., Tensor | None], name: str, stored: Mapping[str, Tensor], *parts: str) -> Effective:
-    tensors = [stored[part] for part in parts]
-    if not all(tensor.is_floating_point() and tensor.numel() for tensor in tensors):
-        return Effective(None, parts, name)
-    return Effective(rule(*(tensor.double() for tensor in tensors)), parts, name)
-
-
 def weight_norm(length: Tensor, direction: Tensor) -> Tensor | None:
     """`g * v / ||v||`, the norm over all axes along which `g` has one entry (Salimans and Kingma 2016)."""
     if length.ndim == 0:
@@ -93,3 +62,30 @@ def spectral_norm(original: Tensor, u: Tensor, v: Tensor | None = None) -> Tenso
         sigma = torch.dot(u, image)
         found.append((float((image - sigma * u).norm()), original / sigma))
     return min(found, key=lambda pair: pair[0])[1] if found else None
+
+
+_NEW = "parametrizations.{0}."
+_RULES: tuple[tuple[Callable[..., Tensor | None], tuple[str, ...]], ...] = (
+    (weight_norm, (_NEW + "original0", _NEW + "original1")),
+    (spectral_norm, (_NEW + "original", _NEW + "0._u", _NEW + "0._v")),
+    (spectral_norm, ("{0}_orig", "{0}_u", "{0}_v")),
+    (spectral_norm, ("{0}_orig", "{0}_u")),
+    (weight_norm, ("{0}_g", "{0}_v")),
+)
+"""Functions, called as torch calls its own, and the names of the parts of the tensor {0}."""
+
+
+def effective(stored: Mapping[str, Tensor], name: str = "weight") -> Effective | None:
+    """Return the tensor `name` of one module, whichever way its parts are stored; None when there is no trace of it."""
+    if name in stored:
+        return Effective(stored[name], (name,), "")
+    parametrized = [part for part in stored if part.startswith(_NEW.format(name))]
+    for rule, pattern in _RULES:
+        parts = tuple(part.format(name) for part in pattern)
+        if set(parametrized) <= set(parts) <= stored.keys():
+            tensors = [stored[part] for part in parts]
+            known = all(tensor.is_floating_point() and tensor.numel() for tensor in tensors)
+            value = rule(*(tensor.double() for tensor in tensors)) if known else None
+            return Effective(value, parts, rule.__name__)
+    other = "a parametrization that is not weight_norm or spectral_norm"
+    return Effective(None, tuple(parametrized), other) if parametrized else None

@@ -22,26 +22,14 @@ _CONVERT = (
     "in the process that made it, torch.save(model.state_dict(), 'weights.pt') writes a file that needs no execution"
 )
 _PLAIN = frozenset({
-    "_codecs.encode",
-    "builtins.complex",
-    "builtins.set",
-    "collections.Counter",
-    "collections.OrderedDict",
-    "torch.Size",
-    "torch.Tensor",
-    "torch.device",
-    "torch.nn.parameter.Parameter",
-    "torch.serialization._get_layout",
+    "_codecs.encode", "builtins.complex", "builtins.set", "collections.Counter", "collections.OrderedDict",
+    "torch.Size", "torch.Tensor", "torch.device", "torch.nn.parameter.Parameter", "torch.serialization._get_layout",
     "torch._tensor._rebuild_from_type_v2",
-    "torch._utils._rebuild_meta_tensor_no_storage",
-    "torch._utils._rebuild_parameter",
-    "torch._utils._rebuild_parameter_with_state",
-    "torch._utils._rebuild_qtensor",
-    "torch._utils._rebuild_sparse_tensor",
-    "torch._utils._rebuild_tensor",
-    "torch._utils._rebuild_tensor_v2",
-    "torch._utils._rebuild_tensor_v3",
-})  # fmt: skip
+}) | {
+    f"torch._utils._rebuild_{what}"
+    for what in ("meta_tensor_no_storage", "parameter", "parameter_with_state", "qtensor", "sparse_tensor", "tensor",
+                 "tensor_v2", "tensor_v3")
+}  # fmt: skip
 _STORAGE = re.compile(r"torch\.(cuda\.)?(storage\.)?[A-Za-z0-9]*Storage")
 _BESIDE_WEIGHTS = re.compile(
     r"argparse\.Namespace|types\.SimpleNamespace|datetime\.\w+|pathlib\.(_local\.)?\w*Path|torch\.torch_version\.TorchVersion"

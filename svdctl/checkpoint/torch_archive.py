@@ -130,19 +130,21 @@ def _check_structure(path: Path, members: list[zipfile.ZipInfo]) -> None:
         file.seek(max(0, size - _END_OF_ARCHIVE))
         ends = file.read().startswith(b"PK\x05\x06")
     begins = bool(members) and min(member.header_offset for member in members) == 0
-    if not (begins and ends):
-        raise CheckpointError(f"{path} is damaged: bytes stand before or after its archive; use another copy")
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise CheckpointError(f"{path} is a compressed archive, which torch.save never writes; unpack it first")
-    if len({member.filename for member in members}) != len(members):
-        raise CheckpointError(f"{path} is damaged: two members of its archive have one name; use another copy")
-    # torch's reader takes a member so marked for a folder, and leaves the memory meant for its numbers as it was.
-    if any(member.external_attr & _FOLDER or member.is_dir() for member in members):
-        raise CheckpointError(f"{path} is damaged: a member of its archive is marked as a folder; use another copy")
-    if any(member.file_size != member.compress_size for member in members) or (
-        sum(member.file_size for member in members) > size
-    ):
-        raise CheckpointError(f"{path} is damaged: its members claim more bytes than it has; use another copy")
+    faults = {
+        "bytes stand before or after its archive": not (begins and ends),
+        "two members of its archive have one name": len({member.filename for member in members}) != len(members),
+        # torch's reader takes a member so marked for a folder, and leaves the memory meant for its numbers as it was.
+        "a member of its archive is marked as a folder": any(
+            member.external_attr & _FOLDER or member.is_dir() for member in members
+        ),
+        "its members claim more bytes than it has": any(member.file_size != member.compress_size for member in members)
+        or sum(member.file_size for member in members) > size,
+    }
+    for what, is_there in faults.items():
+        if is_there:
+            raise CheckpointError(f"{path} is damaged: {what}; use another copy")
 
 
 def _check_kind(path: Path, root: str, names: set[str]) -> None:
