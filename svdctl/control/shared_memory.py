@@ -38,7 +38,7 @@ def groups_by_memory(tensors: Mapping[str, Sequence[Tensor]]) -> list[list[str]]
 
 
 def _span(tensor: Tensor) -> tuple[str, int, int]:
-    """Device and first and last address, the last one excluded, of a tensor's entries."""
+    """Return device and first and last address, the last one excluded, of a tensor's entries."""
     last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
     start = tensor.data_ptr()
     return str(tensor.device), start, start + (last + 1) * tensor.element_size()

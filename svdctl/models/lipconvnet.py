@@ -8,7 +8,7 @@ from svdctl.errors import ShapeError
 from svdctl.layers.layer_ops import ConvFactory
 from svdctl.layers.minmax import MinMax
 from svdctl.layers.normalize import Normalize
-from svdctl.models.lipconvnet_architecture import STAGES, STRIDE
+from svdctl.models.lipconvnet_architecture import STAGES, misfits
 
 
 class LipBlock(nn.Module):
@@ -52,15 +52,10 @@ class LipConvNet(nn.Module):
         normalize: Normalize,
     ) -> None:
         super().__init__()
-        if in_channels % 2:
-            raise ShapeError(f"MinMax pairs channels: the first stage needs an even width, not {in_channels}")
-        if classes > STRIDE * in_channels:
-            raise ShapeError(
-                f"{classes} classes are more than the {STRIDE * in_channels} channels of the last layer, which could "
-                "then not be orthogonal; raise `model.in_channels`"
-            )
+        for fault in misfits(in_channels, classes=classes):
+            raise ShapeError(fault)
         makers = list(conv) if isinstance(conv, Sequence) else [conv] * (STAGES + 1)
-        self.normalize = normalize
+        self.normalize, self.in_channels = normalize, in_channels
         channels = 3
         for stage in range(STAGES):
             blocks = nn.Sequential()
@@ -75,12 +70,8 @@ class LipConvNet(nn.Module):
         self.final_conv = makers[-1](channels, classes, 1, stride=1, padding=0, bias=True)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        height, width = pixels.shape[-2:]
-        if height % STRIDE or width % STRIDE:
-            raise ShapeError(
-                f"LipConvNet halves its input five times: sides of {height} x {width} are not divisible by {STRIDE}; "
-                "pad or resize the images"
-            )
+        for fault in misfits(self.in_channels, sides=pixels.shape[-2:]):
+            raise ShapeError(fault)
         x = self.normalize(pixels)
         for stage in range(1, STAGES + 1):
             x = getattr(self, f"layer{stage}")(x)

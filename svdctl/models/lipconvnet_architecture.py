@@ -1,5 +1,6 @@
 """LipConvNet as an architecture."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -13,6 +14,25 @@ if TYPE_CHECKING:
 STAGES = 5
 STRIDE = 2**STAGES
 """What the stages divide the sides of an image by, and multiply the first width by."""
+
+
+def misfits(in_channels: int, *, classes: int | None = None, sides: Sequence[int] = ()) -> list[str]:
+    """Return why no LipConvNet has this first width, so many classes or images of these sides, a sentence each."""
+    faults = []
+    if any(side % STRIDE for side in sides):
+        faults.append(
+            f"LipConvNet halves its input five times: images of {' x '.join(map(str, sides))} have sides that {STRIDE} "
+            "does not divide (`data.size`); resize or pad them"
+        )
+    if in_channels % 2:
+        faults.append(f"`model.in_channels = {in_channels}`: MinMax pairs channels; use an even number")
+    channels = STRIDE * in_channels
+    if classes is not None and classes > channels:
+        faults.append(
+            f"{classes} classes are more than the {channels} channels before LipConvNet's last convolution, which could"
+            f" then not be orthogonal; widen it to `model.in_channels = {2 * -(-classes // (2 * STRIDE))}` or more"
+        )
+    return faults
 
 
 class LipConv(ModelConfig):
@@ -49,25 +69,11 @@ class LipConvArchitecture(Architecture):
     def faults(
         self, config: LipConv, *, image_shape: tuple[int, int, int] | None, classes: int | None, layer: Any
     ) -> list[str]:
-        faults = []
-        if image_shape is not None and any(side % STRIDE for side in image_shape[1:]):
-            height, width = image_shape[1:]
-            faults.append(
-                f"LipConvNet halves its input five times: images of {height} x {width} have sides that {STRIDE} does "
-                "not divide (`data.size`); resize or pad them"
-            )
-        if config.in_channels % 2:
-            faults.append(f"`model.in_channels = {config.in_channels}`: MinMax pairs channels; use an even number")
+        faults = misfits(config.in_channels, classes=classes, sides=() if image_shape is None else image_shape[1:])
         if config.checkpoint_activations and not layer.is_orthogonal:
             faults.append(
                 "`model.checkpoint_activations` is for the series of SOC and SOTT layers; leave it out, or use "
                 "`layer.kind = sott`"
-            )
-        channels = STRIDE * config.in_channels
-        if classes is not None and classes > channels:
-            faults.append(
-                f"{classes} classes are more than the {channels} channels before LipConvNet's last convolution; widen "
-                f"it to `model.in_channels = {2 * -(-classes // (2 * STRIDE))}` or more"
             )
         return faults
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from svdctl.config.train_config import CROSS_ENTROPY, TrainConfig
+from svdctl.config.train_config import CROSS_ENTROPY
 from svdctl.layers.layer_operator import operator_of
 from svdctl.layers.layer_ops import find_ops
 from svdctl.spectral.values import singular_values
@@ -58,29 +58,35 @@ def _thinned(values: Tensor) -> Tensor:
 
 
 def draw(
-    trainer: Trainer, folder: Path, before: Mapping[str, Tensor], sizes: Mapping[str, tuple[int, ...]]
+    trainer: Trainer,
+    folder: Path,
+    before: Mapping[str, Tensor],
+    sizes: Mapping[str, tuple[int, ...]],
+    judged: Mapping[str, Accuracy],
 ) -> list[Path]:
-    """Write the pictures; returns their files."""
-    curves, spectrum = folder / "curves.png", folder / "spectrum.png"
-    held_out = "validation part" if trainer.config.evaluation.select == "validation" else "test set"
+    """Write the pictures; returns their files.
+
+    Args:
+        trainer: at its last step.
+        folder: of the run.
+        before: `spectra` before the training.
+        sizes: as of `spectra`.
+        judged: the last and the best network on the test set; with certificates, these are drawn too.
+    """
+    curves, spectrum, certified = (folder / f"{name}.png" for name in ("curves", "spectrum", "certified"))
+    config, controller = trainer.config, trainer.controller
+    held_out = "validation part" if config.evaluation.select == "validation" else "test set"
     steps = [line for line in read_log(folder / "metrics.jsonl") if line["kind"] == "step"]
-    plot_curves([*steps, *trainer.epochs], curves, held_out=held_out, loss_name=trainer.config.loss.kind)
-    controller = trainer.controller
+    plot_curves([*steps, *trainer.epochs], curves, held_out=held_out, loss_name=config.loss.kind)
     after = spectra(trainer.model, sizes)
     allowed = {name: controller.allowed(name) if name in controller.layers else None for name in after}
     skew = [name for name in after if name not in controller.layers]
     plot_spectra(before, after, allowed, spectrum, skew=skew)
-    return [curves, spectrum]
-
-
-def draw_certified(judged: Mapping[str, Accuracy], config: TrainConfig, folder: Path) -> list[Path]:
-    """Write the picture of certified accuracy, when there are certificates; returns its file."""
-    curves = {name: made.certificates.curve() for name, made in judged.items() if made.certificates is not None}
-    if config.certificate is None or not curves:
-        return []
-    path = folder / "certified.png"
-    plot_certified({f"{name} epoch": curve for name, curve in curves.items()}, config.certificate.radii, path)
-    return [path]
+    proved = {f"{name} epoch": made.certificates.curve() for name, made in judged.items() if made.certificates}
+    if config.certificate is None or not proved:
+        return [curves, spectrum]
+    plot_certified(proved, config.certificate.radii, certified)
+    return [curves, spectrum, certified]
 
 
 def _figure(width: float, height: float) -> "Figure":
@@ -133,7 +139,7 @@ def plot_spectra(
     *,
     skew: Collection[str] = (),
 ) -> None:
-    """Singular values against their index, one panel a layer, before and after training, the allowed maximum drawn.
+    """Draw singular values against their index, one panel a layer, before and after training, and the allowed maximum.
 
     Args:
         before, after: values by the layer's name.
@@ -171,7 +177,7 @@ def plot_spectra(
 
 
 def plot_certified(curves: Mapping[str, tuple[Tensor, Tensor]], marks: Sequence[float], path: Path) -> None:
-    """Certified accuracy against the l2 radius, a curve for each network.
+    """Draw certified accuracy against the l2 radius, a curve for each network.
 
     Args:
         curves: radii in pixels of [0, 1] and the shares that hold from each to the next, by the network's name.

@@ -10,7 +10,7 @@ from torch import Tensor
 from svdctl.config.train_config import TrainConfig
 from svdctl.control.controller import LayerReport
 from svdctl.errors import CheckpointError
-from svdctl.train.plots import draw, draw_certified
+from svdctl.train.plots import draw
 from svdctl.train.run_history import read_best, what_lacks
 from svdctl.train.setup import Parts
 from svdctl.train.trainer import Trainer
@@ -119,8 +119,7 @@ def finished(
     else:
         summary.append(f"curves.png is not whole: {lacks}")
     if zero:
-        files += draw(trainer, folder, before, sizes)
-        files += draw_certified({name: made for name, (_, made) in judged.items()}, config, folder)
+        files += draw(trainer, folder, before, sizes, {name: made for name, (_, made) in judged.items()})
     return TrainResult(folder, metrics, summary, layers, files, config, completed=True, certified=tuple(certified))
 
 

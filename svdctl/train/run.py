@@ -158,7 +158,7 @@ class TrainingRun:
         )
 
     def _save(self, kind: str) -> None:
-        """Seal, and write a checkpoint: `last`, `steps`, `interrupted` to `last.pt`, `best` to `best.pt`.
+        """Write a checkpoint of the sealed network: `last`, `steps`, `interrupted` to `last.pt`, `best` to `best.pt`.
 
         Nothing is written that was not proved here, or since the last step, in an evaluation.
         """

@@ -79,7 +79,7 @@ def has_ended(epochs: Sequence[Mapping[str, Any]], config: TrainConfig) -> bool:
 
 
 def what_lacks(epochs: Sequence[Mapping[str, Any]], config: TrainConfig, left_out: int = 0) -> str | None:
-    """Say what the lines of a finished run lack; None when all epochs are there with their figures."""
+    """Return what the lines of a finished run lack; None when all epochs are there with their figures."""
     there = {line["epoch"] for line in epochs}
     last = max(there, default=0) if has_ended(epochs, config) else config.epochs
     missing = last - len(there)

@@ -59,7 +59,7 @@ def resume(
     allow_changed_data: bool = False,
     needs_best: bool = False,
 ) -> TrainResult:
-    """Go on where a run folder's `last.pt` stands.
+    """Continue a training where a run folder's `last.pt` stands.
 
     Args:
         path: the run folder, or the checkpoint in it.

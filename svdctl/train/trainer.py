@@ -114,7 +114,7 @@ class Trainer:
         """Seconds of control among them."""
 
     def train_step(self, images: Tensor, labels: Tensor, totals: Tensor) -> None:
-        """One step; adds (loss, penalty, correct, images, steps that were not finite) to `totals` `(*, 5)`.
+        """Make one step; adds (loss, penalty, correct, images, steps that were not finite) to `totals` `(*, 5)`.
 
         No host sync.
         """
@@ -219,7 +219,7 @@ class Trainer:
         return step % self.batches.steps_per_epoch == 0 or step >= self.total_steps
 
     def read(self, totals: Tensor, epoch: int) -> dict[str, float]:
-        """Means of `totals` `(5,)` over its images.
+        """Return means of `totals` `(5,)` over its images.
 
         Raises:
             TrainingError: when a loss was not finite, or a weight is not.
