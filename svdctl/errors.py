@@ -1,5 +1,6 @@
 """Every failure a user can cause or meet: one sentence each, saying what, where and what to do."""
 
+import difflib
 import errno
 import sys
 from collections.abc import Iterable
@@ -78,6 +79,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     # On a CPU torch knows no type of its own for it; the last is how oneDNN puts it.
     said = ("can't allocate memory", "bad_alloc", "could not create a primitive")
     return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return `; did you mean X?`, or nothing when no name resembles this one."""
+    near = difflib.get_close_matches(name.lower(), list(names), n=1, cutoff=0.4)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def first_line(error: BaseException, length: int = 200) -> str:

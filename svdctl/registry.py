@@ -1,11 +1,10 @@
 """Registries: the variants of one kind of thing (layers, control methods, data sets, ...), by their kind."""
 
-import difflib
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, Generic, Protocol, TypeVar
 
-from svdctl.errors import UsageError
+from svdctl.errors import UsageError, nearest
 
 
 class Variant(Protocol):
@@ -66,9 +65,10 @@ class Registry(Generic[V]):
         """
         found = self.find(kind)
         if found is None:
-            near = difflib.get_close_matches(str(kind), self._variants, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UsageError(f"there is no {self.what} {kind!r}: there are {', '.join(self.kinds())}{hint}")
+            kinds = self.kinds()
+            raise UsageError(
+                f"there is no {self.what} {kind!r}: there are {', '.join(kinds)}{nearest(str(kind), kinds)}"
+            )
         return found
 
     def variants(self) -> tuple[V, ...]:

@@ -1,6 +1,5 @@
 """The flags of `svdctl eval-robust`, and what they mean."""
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, get_args
@@ -10,7 +9,7 @@ from svdctl.cli.training_flags import DEBUG, FORMS_OF_DATA, PLUGIN, SET, data_ta
 from svdctl.config.attack_settings import VERSIONS, AttackName
 from svdctl.config.corruption_names import BENCHMARK, CLEAN, CORRUPTIONS, corruption_name
 from svdctl.config.evaluate_config import EvaluateConfig
-from svdctl.errors import UsageError
+from svdctl.errors import UsageError, nearest
 from svdctl.registry import DATA, METRICS
 
 WHAT = "What is measured"
@@ -47,7 +46,7 @@ def _metrics(merge: Merge, name: str, value: Iterable[str]) -> None:
     kinds = METRICS.kinds()
     merge.to.put("metrics", [kind for kind in kinds if kind in names] or list(kinds))
     merge.faults += [
-        f"--metrics {name}: not one of {', '.join(kinds)}{_nearest(name, kinds)}"
+        f"--metrics {name}: not one of {', '.join(kinds)}{nearest(name, kinds)}"
         for name in names
         if METRICS.find(name) is None
     ]
@@ -106,7 +105,7 @@ def _attacks(merge: Merge, name: str, value: Iterable[str]) -> None:
         return
     merge.faults += [
         f"--attacks {name}: not one of {', '.join(single)}, nor, alone, one of {', '.join(VERSIONS)}"
-        f"{_nearest(name, (*single, *VERSIONS))}"
+        f"{nearest(name, (*single, *VERSIONS))}"
         for name in names
         if name not in single
     ]
@@ -134,11 +133,6 @@ def split(values: Iterable[str]) -> list[str]:
     """Return values given one by one or with commas between them, each once."""
     parts = (part.strip() for value in values for part in str(value).split(","))
     return list(dict.fromkeys(part for part in parts if part))
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 EVALUATION: Flags = {

@@ -141,14 +141,8 @@ class SweepDisplay(ProgressDisplay):
 def _detail(status: dict[str, Any]) -> str:
     if status["state"] == "evaluating":
         return str(status.get("detail", ""))
-    parts = []
-    if "epoch" in status:
-        parts.append(f"epoch {status['epoch']:.0f}/{status['epochs']:.0f}")
-    if "loss" in status:
-        parts.append(f"loss {status['loss']:.3f}")
-    if "val_acc" in status:
-        parts.append(f"held-out {status['val_acc']:.1%}")
-    return " ".join(parts)
+    forms = {"epoch": "epoch {epoch:.0f}/{epochs:.0f}", "loss": "loss {loss:.3f}", "val_acc": "held-out {val_acc:.1%}"}
+    return " ".join(form.format(**status) for name, form in forms.items() if name in status)
 
 
 def _figures(job: "Job", outcome: "Outcome") -> str:
@@ -158,15 +152,11 @@ def _figures(job: "Job", outcome: "Outcome") -> str:
         return outcome.reason
     known = known_columns()
     shown = {column: value for column, value in outcome.values.items() if column != "train-hours"}
+    marks = {column: f" ({kept})" for column, kept in outcome.kept.items() if kept}
     return "  ".join(
-        f"{known[column].title(job.evaluate).removesuffix(', %')} {known[column].shown(v)}{_mark(outcome, column)}"
+        f"{known[column].title(job.evaluate).removesuffix(', %')} {known[column].shown(v)}{marks.get(column, '')}"
         for column, v in shown.items()
     )
-
-
-def _mark(outcome: "Outcome", column: str) -> str:
-    kept = outcome.kept.get(column)
-    return f" ({kept})" if kept else ""
 
 
 def most_urgent(rows: Sequence[RowState], room: int) -> list[RowState]:

@@ -3,13 +3,11 @@
 Nothing here needs torch, so that flags can be checked at once.
 """
 
-import difflib
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from types import MappingProxyType
 
 from svdctl.config.presets import resource
-from svdctl.errors import UsageError
+from svdctl.errors import UsageError, nearest
 
 BENCHMARK = (
     "gaussian_noise",
@@ -81,12 +79,6 @@ def list_name(names: Collection[str], severities: Collection[int] = SEVERITIES) 
     return name if set(severities) == set(SEVERITIES) else f"{name}, severity {', '.join(map(str, severities))}"
 
 
-def nearest_corruption(name: str) -> str | None:
-    """Return the corruption (or `natural`) whose name resembles this one most, None when none does."""
-    near = difflib.get_close_matches(_plain(name), (*CORRUPTIONS, CLEAN), n=1, cutoff=0.4)
-    return near[0] if near else None
-
-
 def corruption_name(name: str, where: str = "") -> str:
     """Return the corruption meant by `name`: dashes and capitals are forgiven.
 
@@ -95,51 +87,15 @@ def corruption_name(name: str, where: str = "") -> str:
     """
     if _plain(name) in CORRUPTIONS:
         return _plain(name)
-    raise UsageError(where + _unknown(name))
+    hint = nearest(_plain(name), (*CORRUPTIONS, CLEAN)) or f"; choose one of {', '.join(CORRUPTIONS)}"
+    raise UsageError(f"{where}there is no corruption {name!r}{hint}")
 
 
-def read_corruption_list(path: Path | str | None = None) -> tuple[str, ...]:
-    """Return the corruptions that a file lists, one a line, in its order; `natural` stands for the clean images.
-
-    Blank lines and lines that begin with # are skipped.
-
-    Args:
-        path: the file; the list that ships with svdctl when None.
-
-    Raises:
-        UsageError: a file that cannot be read or lists nothing; every unknown or repeated name, with file and line.
-    """
-    file = resource("corruptions.txt") if path is None else Path(path).expanduser()
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UsageError(f"{file}: the file cannot be read ({error.strerror}); check its path") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{file}: the file is no text ({error}); write one corruption a line") from error
-    names: dict[str, int] = {}
-    faults = []
-    for number, line in enumerate(lines, start=1):
-        name = _plain(line)
-        if not name or name.startswith("#"):
-            continue
-        if name not in CORRUPTIONS and name != CLEAN:
-            faults.append(f"{file}, line {number}: {_unknown(line.strip())}")
-        elif name in names:
-            faults.append(f"{file}, line {number}: {name} stands in line {names[name]} already; remove one of them")
-        else:
-            names[name] = number
-    if not faults and not names:
-        faults.append(f"{file}: the file lists no corruption; write one name a line, such as {BENCHMARK[0]}")
-    if faults:
-        raise UsageError(faults)
-    return tuple(names)
+def read_corruption_list() -> tuple[str, ...]:
+    """Return the corruptions that `corruptions.txt` lists, one a line; `natural` stands for the clean images."""
+    lines = resource("corruptions.txt").read_text(encoding="utf-8").splitlines()
+    return tuple(line for line in lines if line and not line.startswith("#"))
 
 
 def _plain(name: str) -> str:
     return name.strip().lower().replace("-", "_")
-
-
-def _unknown(name: str) -> str:
-    near = nearest_corruption(name)
-    hint = f"did you mean {near}?" if near else f"choose one of {', '.join(CORRUPTIONS)}"
-    return f"there is no corruption {name!r}; {hint}"

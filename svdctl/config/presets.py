@@ -11,7 +11,7 @@ import tomli_w
 
 from svdctl.config.migrate import migrate_configuration
 from svdctl.config.train_config import TrainConfig
-from svdctl.errors import UsageError
+from svdctl.errors import UsageError, nearest
 from svdctl.plugins import plugin_name
 
 
@@ -57,8 +57,7 @@ def read_preset(name: str) -> dict[str, Any]:
     own = Path(os.path.expanduser(name))  # pathlib raises for users who do not exist
     path = shipped if shipped.stem in list_presets() else own
     if path is own and path.suffix != ".toml" and not os.path.isfile(path):  # and for overlong names
-        near = nearest_preset(name)
-        hint = f"; did you mean {near}?" if near else ""
+        hint = nearest(name.replace("_", "-"), list_presets())
         raise UsageError(f"`preset = {name}`: there is no such preset or file{hint} (`list_presets` shows all)")
     try:
         table = migrate_configuration(tomllib.loads(path.read_text(encoding="utf-8")))

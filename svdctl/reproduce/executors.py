@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from svdctl.errors import UsageError
+from svdctl.errors import UsageError, first_line
 from svdctl.plugins import loaded_plugins
 from svdctl.reproduce.execute import execute
 from svdctl.reproduce.job import JOB, OUTCOME, Job, Outcome
@@ -186,7 +186,7 @@ class OnRay(Executor):
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, ValueError, RuntimeError, OSError, OverflowError) as error:
             raise UsageError(
-                f"`address = {address}`: no Ray cluster answers there ({_first_line(error, 150)}); start one with `ray "
+                f"`address = {address}`: no Ray cluster answers there ({first_line(error, 150)}); start one with `ray "
                 "start --head`, or leave `address` out for this machine alone"
             ) from error
         needs = {"num_gpus": 1} if ray.cluster_resources().get("GPU", 0) >= 1 else {"num_cpus": 1}
@@ -200,14 +200,10 @@ class OnRay(Executor):
                 with suppress(errors.GetTimeoutError):
                     return OUTCOME.validate_json(self._ray.get(reference, timeout=1.0))
         except errors.RayError as error:
-            return lost(job, f"the worker was lost {RETRIES + 1} times: {_first_line(error, 200)}")
+            return lost(job, f"the worker was lost {RETRIES + 1} times: {first_line(error, 200)}")
         self._ray.cancel(reference)
         return Outcome(job.id, "interrupted")
 
     def stop(self) -> None:
         super().stop()
         self._ray.shutdown()
-
-
-def _first_line(error: BaseException, length: int) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:length]

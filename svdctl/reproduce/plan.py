@@ -13,7 +13,7 @@ from svdctl.config.configuration import configuration
 from svdctl.config.presets import list_presets, run_name
 from svdctl.config.train_config import TrainConfig
 from svdctl.data.data_source import at_place
-from svdctl.errors import UsageError
+from svdctl.errors import UsageError, nearest
 from svdctl.evaluate.table_evaluation import Evaluate
 from svdctl.plugins import loaded_plugins
 from svdctl.reproduce.job import Job
@@ -29,7 +29,6 @@ from svdctl.reproduce.table_files import (
     SpeedFigure,
     gather,
     metric_of,
-    nearest,
     read_toml,
 )
 from svdctl.train.run_hash import run_hash

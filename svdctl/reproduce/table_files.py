@@ -1,6 +1,5 @@
 """Table files: rows are presets with overrides, columns are metrics; where they are, and what is wrong in them."""
 
-import difflib
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, Posi
 from svdctl.config.base import Config
 from svdctl.config.presets import preset_folder
 from svdctl.config.validation_errors import validated
-from svdctl.errors import UsageError
+from svdctl.errors import UsageError, nearest
 from svdctl.evaluate.metric import TableColumn
 from svdctl.evaluate.table_evaluation import Evaluate
 from svdctl.plugins import load_plugins, plugin_name
@@ -234,12 +233,6 @@ def list_tables() -> dict[str, str]:
         path.stem: path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip()
         for path in sorted(table_folder().glob("*.toml"))
     }
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """Return `; did you mean X?`, or nothing when no name resembles this one."""
-    near = difflib.get_close_matches(name.lower(), list(names), n=1, cutoff=0.4)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def find_table(name: str, folder: Path | None = None) -> Path:

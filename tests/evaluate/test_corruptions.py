@@ -201,28 +201,9 @@ def test_wrong_images(images: torch.Tensor) -> None:
 def test_the_shipped_list() -> None:
     names = read_corruption_list()
     assert names[0] == "natural"
-    assert len(names) == 19
+    assert len(names) == len(set(names)) == 19
+    assert set(names) <= {*CORRUPTIONS, "natural"}
     assert set(CORRUPTIONS) - set(names) == {"glass_blur"}
-
-
-def test_lists_of_ones_own(tmp_path: Path) -> None:
-    file = tmp_path / "mine.txt"
-    file.write_text("# mine\n\nFog\nnatural\n jpeg-compression \n")
-    assert read_corruption_list(file) == ("fog", "natural", "jpeg_compression")
-    file.write_text("fog\ngaussian_blurr\nfog\nsnoww\n")
-    with pytest.raises(UsageError) as caught:
-        read_corruption_list(file)
-    assert caught.value.faults == (
-        f"{file}, line 2: there is no corruption 'gaussian_blurr'; did you mean gaussian_blur?",
-        f"{file}, line 3: fog stands in line 1 already; remove one of them",
-        f"{file}, line 4: there is no corruption 'snoww'; did you mean snow?",
-    )
-    for content, words in ((b"\n#\n", "lists no corruption"), (b"\xff\xfe\x00", "is no text")):
-        file.write_bytes(content)
-        with pytest.raises(UsageError, match=words):
-            read_corruption_list(file)
-    with pytest.raises(UsageError, match="cannot be read"):
-        read_corruption_list(tmp_path / "absent.txt")
 
 
 def test_the_sheet_shows_what_corrupt_gives(tmp_path: Path) -> None:
