@@ -3,60 +3,56 @@
 Nothing here needs torch, so that flags can be checked at once.
 """
 
-from collections.abc import Collection, Mapping
-from types import MappingProxyType
+from collections.abc import Collection
 
 from svdctl.config.presets import resource
 from svdctl.errors import UsageError, nearest
 
-BENCHMARK = (
-    "gaussian_noise",
-    "shot_noise",
-    "impulse_noise",
-    "defocus_blur",
-    "glass_blur",
-    "motion_blur",
-    "zoom_blur",
-    "snow",
-    "frost",
-    "fog",
-    "brightness",
-    "contrast",
-    "elastic_transform",
-    "pixelate",
-    "jpeg_compression",
+GENERAL_NOTE = (
+    "constants are those of CIFAR-C for 32 x 32 images; lengths in pixels scale with the shorter side over 32, shares, "
+    "qualities, 3 x 3 stencils and noise of single pixels stay; noise that is smoothed is drawn stronger at larger "
+    "sizes, so that the smoothed field varies as much as at 32; the random draws are svdctl's own, so pixels differ "
+    "from the published files"
 )
-"""The 15 corruptions of the CIFAR-C benchmark (Hendrycks and Dietterich 2019), in its order."""
 
-CORRUPTIONS = (*BENCHMARK, "speckle_noise", "gaussian_blur", "spatter", "saturate")
+NOTES = {
+    "gaussian_noise": "",
+    "shot_noise": "",
+    "impulse_noise": "",
+    "defocus_blur": "",
+    "glass_blur": "the published generator swaps pixels through array views, which in fact copies one neighbour's "
+    "colour; so does this one, since the published files hold that",
+    "motion_blur": "the line of taps and its weights are ImageMagick's; taps are rounded to whole pixels there too",
+    "zoom_blur": "the published generator's list of zooms ends at 1.06 and at 1.11 for severities 1 and 2, one "
+    "more than its bounds say, by rounding; so does this one's",
+    "snow": "",
+    "frost": "the published files blend in photographs of frost; this one draws ice crystals and blends a random "
+    "crop of them, with the same weights",
+    "fog": "",
+    "brightness": "",
+    "contrast": "",
+    "elastic_transform": "positions between pixels are exact, where the published generator rounds those of its "
+    "affine map to 1/32 pixel",
+    "pixelate": "",
+    "jpeg_compression": "encoded and decoded by the installed Pillow, at the published qualities",
+    "speckle_noise": "",
+    "gaussian_blur": "",
+    "spatter": "distances to edges are exact Euclidean ones, where the published generator takes a 5 x 5 chamfer "
+    "mask; an image on which no drop falls stays as it is",
+    "saturate": "",
+}
+"""All corruptions, with a sentence for each that differs from, or depends on more than, its definition."""
+
+CORRUPTIONS = tuple(NOTES)
 """The benchmark's 15 and the four extra ones, for which files are published as well."""
+
+BENCHMARK = CORRUPTIONS[:15]
+"""The 15 corruptions of the CIFAR-C benchmark (Hendrycks and Dietterich 2019), in its order."""
 
 CLEAN = "natural"
 """Stands in a list of corruptions for the images as they are."""
 
 SEVERITIES = (1, 2, 3, 4, 5)
-
-NOTES: Mapping[str, str] = MappingProxyType(
-    {
-        "all": "constants are those of CIFAR-C for 32 x 32 images; lengths in pixels scale with the shorter side over "
-        "32, shares, qualities, 3 x 3 stencils and noise of single pixels stay; noise that is smoothed is drawn "
-        "stronger at larger sizes, so that the smoothed field varies as much as at 32; the random draws are svdctl's "
-        "own, so pixels differ from the published files",
-        "frost": "the published files blend in photographs of frost; this one draws ice crystals and blends a random "
-        "crop of them, with the same weights",
-        "glass_blur": "the published generator swaps pixels through array views, which in fact copies one neighbour's "
-        "colour; so does this one, since the published files hold that",
-        "zoom_blur": "the published generator's list of zooms ends at 1.06 and at 1.11 for severities 1 and 2, one "
-        "more than its bounds say, by rounding; so does this one's",
-        "elastic_transform": "positions between pixels are exact, where the published generator rounds those of its "
-        "affine map to 1/32 pixel",
-        "spatter": "distances to edges are exact Euclidean ones, where the published generator takes a 5 x 5 chamfer "
-        "mask; an image on which no drop falls stays as it is",
-        "motion_blur": "the line of taps and its weights are ImageMagick's; taps are rounded to whole pixels there too",
-        "jpeg_compression": "encoded and decoded by the installed Pillow, at the published qualities",
-    }
-)
-"""One sentence for `all` of them, and one for each that differs from, or depends on more than, the definition."""
 
 
 def named_lists() -> dict[str, tuple[str, ...]]:

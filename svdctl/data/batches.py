@@ -54,6 +54,11 @@ class Batches:
         """Images of all processes in this step of an epoch."""
         return min(self.batch_size, len(self.data) - step * self.batch_size)
 
+    def _own(self, step: int) -> slice:
+        """Return the part of a step's images that is this process's."""
+        count = self.count(step)
+        return slice(self.rank * count // self.world, (self.rank + 1) * count // self.world)
+
     def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """(images in [0, 1] `(B, 3, H, W)`, labels `(B,)`) of the steps `start, ...` of an epoch counted from 0.
 
@@ -63,17 +68,13 @@ class Batches:
         shuffle = torch.Generator().manual_seed(derived_seed(self.seed, "order", number))
         order = torch.randperm(len(self.data), generator=shuffle).to(device)
         steps = range(start, self.steps_per_epoch)
-        batches = [order[step * self.batch_size : (step + 1) * self.batch_size] for step in steps]
-        mine = [slice(self.rank * len(i) // self.world, (self.rank + 1) * len(i) // self.world) for i in batches]
-        parts = [index[own] for index, own in zip(batches, mine, strict=True)]
-        for step, index, own, part, read in zip(
-            steps, batches, mine, parts, read_ahead(self.data.images, parts), strict=True
-        ):
+        parts = [order[step * self.batch_size :][: self.count(step)][self._own(step)] for step in steps]
+        for step, part, read in zip(steps, parts, read_ahead(self.data.images, parts), strict=True):
             generator = torch.Generator().manual_seed(derived_seed(self.seed, "augment", number, step))
-            draws = torch.rand(len(index), 3, generator=generator)
+            draws = torch.rand(self.count(step), 3, generator=generator)[self._own(step)]
             images = augment(
                 read,
-                draws[own].to(device, non_blocking=True),
+                draws.to(device, non_blocking=True),
                 flip=self.augmentation.flip,
                 crop=self.augmentation.crop,
                 pad_mode=self.augmentation.pad,

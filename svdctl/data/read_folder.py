@@ -49,20 +49,20 @@ def _read_parts(path: Path, size: int, resize: bool) -> TrainTest:
 
 
 _PARTS = {
-    name: names[0]
-    for names in (("train", "training"), ("val", "valid", "validation"), ("test", "testing"))
-    for name in names
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
 }
 
 
 def _divided(path: Path) -> dict[str, Path]:
     """The folders `train`, `val` and `test` of a data set that is divided; none where all folders are classes."""
     folders = _folders(path)
-    named = [folder for folder in folders if folder.name.lower() in _PARTS]
+    named = {folder: part for folder in folders for part, names in _PARTS.items() if folder.name.lower() in names}
     others = [folder for folder in folders if folder not in named]
     # A class may have such a name: then there are images in it and other classes beside it.
-    parts = [folder for folder in named if not others or (_folders(folder) and not _images(folder))]
-    found = {_PARTS[folder.name.lower()]: folder for folder in parts}
+    parts = {folder: part for folder, part in named.items() if not others or (_folders(folder) and not _images(folder))}
+    found = {part: folder for folder, part in parts.items()}
     names = ", ".join(f"{folder.name}/" for folder in parts)
     if len(found) < len(parts):
         raise DataError(f"{path}: {names} name one part twice; keep one of them")
@@ -99,20 +99,18 @@ def _refuse_hidden_parts(path: Path) -> None:
             )
 
 
-def _visible(path: Path) -> bool:
-    """Whether a file or folder is meant as data: not what programs keep out of sight, as `.ipynb_checkpoints`."""
-    return not path.name.startswith(".")
+def _entries(path: Path) -> list[Path]:
+    """Return what is meant as data in a folder: not what programs keep out of sight, as `.ipynb_checkpoints`."""
+    return sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
 
 
 def _folders(path: Path) -> list[Path]:
-    return sorted(entry for entry in path.iterdir() if entry.is_dir() and _visible(entry))
+    return [entry for entry in _entries(path) if entry.is_dir()]
 
 
 def _images(path: Path) -> list[Path]:
     """Return the files in a folder, not below it, that are images by their names."""
-    return sorted(
-        entry for entry in path.iterdir() if entry.suffix.lower() in _SUFFIXES and _visible(entry) and entry.is_file()
-    )
+    return [entry for entry in _entries(path) if entry.suffix.lower() in _SUFFIXES and entry.is_file()]
 
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
@@ -166,25 +164,14 @@ def _read_image(file: Path, size: int, resize: bool) -> np.ndarray:
 
 
 def _rgb(image: Image.Image, file: Path) -> Image.Image:
-    """Three channels of 8 bits; of 16 bits all are scaled, where Pillow would cut grey ones off at 255."""
-    if image.mode.startswith("I;16") and not _uses_16_bits(image):
-        raise DataError(
-            f"{file} holds numbers of 9 to 16 bits of which 65535 is not white, or 0 not black; convert it to 8 "
-            "bits, or to all of 16"
-        )
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+    """Return three channels of 8 bits; of 16 bits all are scaled, where Pillow would cut grey ones off at 255."""
+    wide, tags = image.mode.startswith("I;16"), getattr(image, "tag_v2", {})
+    unsigned = image.format in ("PNG", "PPM") and (wide or image.mode == "I")
+    # TIFF has 12 bits too, which Pillow does not scale, and white as 0.
+    if unsigned or (wide and tuple(tags.get(258, ())) == (16,) and tags.get(262) == 1):
         values = np.asarray(image).astype(np.uint32)
         return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise DataError(
-            f"{file} holds numbers of 32 bits, of which nothing tells how bright they are; convert it to 8 or 16 bits"
-        )
+    if wide or image.mode in ("I", "F"):
+        bits = "9 to 16 bits of which 65535 is not white, or 0 not black" if wide else "32 bits of unknown range"
+        raise DataError(f"{file} holds numbers of {bits}; convert it to 8 bits, or to all of 16")
     return image.convert("RGB")
-
-
-def _uses_16_bits(image: Image.Image) -> bool:
-    """Return whether black is 0 and white 65535: TIFF has 12 bits too, which Pillow does not scale, and white as 0."""
-    if image.format in ("PNG", "PPM"):
-        return True
-    tags = getattr(image, "tag_v2", {})
-    return image.format == "TIFF" and tuple(tags.get(258, ())) == (16,) and tags.get(262) == 1

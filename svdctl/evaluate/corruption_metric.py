@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
-from svdctl.config.corruption_names import CLEAN, NOTES, SEVERITIES, list_name, named_lists
+from svdctl.config.corruption_names import CLEAN, GENERAL_NOTE, NOTES, SEVERITIES, list_name, named_lists
 from svdctl.data.data_source import place_of, source_of
 from svdctl.data.streamed_images import rows_of
 from svdctl.evaluate.corruptions.corruption_functions import corrupt
@@ -65,7 +65,7 @@ def open_source(context: MeasurementContext, settings: CorruptionSettings) -> So
     data, test, seed = context.data.data, context.data.test, context.config.seed
     source = source_of(data)
     if source.published_corruptions is None and settings.root is None:
-        notes = [NOTES["all"], *(f"{name}: {NOTES[name]}" for name in names if name in NOTES)]
+        notes = [GENERAL_NOTE, *(f"{name}: {NOTES[name]}" for name in names if NOTES[name])]
         identity = {"source": "drawn", "seed": seed}
         return Source(partial(_drawn, test.images.to(context.classifier.device), seed), identity, identity, notes)
     if source.published_corruptions is not None:

@@ -13,31 +13,24 @@ from pyautoattack import AutoAttack
 from torch import Tensor
 
 from svdctl.config.attack_settings import AttackSettings
+from svdctl.evaluate.attack.attack_state import AttackState
 
 Predict = Callable[[Tensor], Tensor]
 Log = Callable[[str], None]
 
 
-def perturb(
-    predict: Predict,
-    x: Tensor,
-    labels: Tensor,
-    attack: str,
-    settings: AttackSettings,
-    classes: int,
-    attacks: tuple[str, ...],
-) -> Tensor:
-    """Candidates `(B, C, H, W)` of `attack` for inputs x of the same shape; where it fails, any point, x itself too.
+def perturb(predict: Predict, x: Tensor, labels: Tensor, settings: AttackSettings, state: AttackState) -> Tensor:
+    """Return candidates `(B, C, H, W)` of the running attack for inputs x of the same shape; where it fails, any point.
 
     Args:
         predict: inputs to logits.
         x: float32, on the network's device.
         labels: `(B,)`.
-        attack: its name.
         settings: norm, eps, seed and the version, whose numbers of restarts and steps are pyautoattack's.
-        classes: width of the logits; targeted attacks aim at `classes - 1` others at most.
-        attacks: all attacks of the run in order, for `fab-t` changes a `fab` that comes later.
+        state: which attack runs and which came before, for `fab-t` changes a `fab` that comes later; and the width of
+            the logits: targeted attacks aim at all other classes at most.
     """
+    attack, classes = state.attacks[state.attack], state.classes
     # Built anew for every batch: its objects keep what the last attack changed in them.
     listed = None if isinstance(settings.attacks, str) else list(settings.attacks)
     suite = AutoAttack(
@@ -51,7 +44,7 @@ def perturb(
     )
     suite.apgd_targeted.n_target_classes = min(suite.apgd_targeted.n_target_classes, classes - 1)
     suite.fab.n_target_classes = min(suite.fab.n_target_classes, classes - 1)
-    if "fab-t" in attacks[: attacks.index(attack) + 1]:
+    if "fab-t" in state.attacks[: state.attack + 1]:
         suite.fab.n_restarts = 1
     if attack in ("fab", "fab-t"):
         suite.fab.targeted = attack == "fab-t"

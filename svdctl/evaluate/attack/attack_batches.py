@@ -178,7 +178,7 @@ def _attack(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return which of x broke, and of those the adversarial inputs, their predictions and distances; all verified."""
     attack = state.attacks[state.attack]
-    candidates = perturb(network, x, labels, attack, settings, state.classes, state.attacks)
+    candidates = perturb(network, x, labels, settings, state)
     # No claim of the attack is taken over: this pass alone says which images are broken.
     predictions = network(candidates).max(1).indices
     broken = predictions != labels

@@ -31,7 +31,7 @@ def corrupt(images: Tensor, name: str, severity: int, seed: int = 0) -> Tensor:
 
     The same image, corruption, severity and seed give the same pixels, in any batch, order and process: the random
     draws are keyed by a hash of the image's own pixels. (Equal images in a batch are therefore corrupted equally.)
-    Constants are CIFAR-C's; lengths in pixels scale with the shorter side over 32. `NOTES` lists what differs from
+    Constants are CIFAR-C's; lengths in pixels scale with the shorter side over 32. `NOTES` says what differs from
     the published files.
 
     Args:
