@@ -50,23 +50,18 @@ def load_model(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> nn.Module:
-    """`make_model`, `load_into` and, with `mean` and `std`, a normalisation in front; in evaluation mode.
+    """Return the network by name with the weights, and with `mean` and `std` a normalisation in front; for evaluation.
 
     With a normalisation the network takes pixels in [0, 1].
     """
     if (mean is None) != (std is None):
         raise UsageError("a normalisation needs both `mean` and `std`; give both or none")
-    normalize = None if mean is None or std is None else _normalization(mean, std)
-    model = load_into(make_model(spec, weights=weights), weights)
-    if normalize is not None:
-        model = nn.Sequential(OrderedDict(normalize=normalize, model=model))
-    return model.eval()
-
-
-def _normalization(mean: Sequence[float], std: Sequence[float]) -> Normalize:
-    if len(mean) != len(std) or not mean or min(std) <= 0:
+    if mean is not None and std is not None and (len(mean) != len(std) or not mean or min(std) <= 0):
         raise UsageError(f"`mean = {list(mean)}` `std = {list(std)}`: one number a channel each, std above 0")
-    return Normalize(mean, std)
+    model = load_into(make_model(spec, weights=weights), weights)
+    if mean is not None and std is not None:
+        model = nn.Sequential(OrderedDict(normalize=Normalize(mean, std), model=model))
+    return model.eval()
 
 
 def _torchvision(name: str, weights: WeightFile | None) -> nn.Module:
@@ -175,7 +170,7 @@ def _bridged(given: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[s
 
 
 def _needed(expected: Mapping[str, Tensor]) -> set[str]:
-    """Counters came to BatchNorm late, so that old files lack them; torch fills them in."""
+    """Return the names that a file must have: without BatchNorm's counters, which old files lack and torch fills in."""
     return {name for name in expected if not name.endswith("num_batches_tracked")}
 
 

@@ -40,7 +40,7 @@ class PaperArchitecture:
 
     @property
     def name(self) -> str:
-        """As `network.architecture` has it."""
+        """Return its name in `network.architecture`."""
         return f"wrn{self.depth}-{self.width}" if self.family == "wrn" else self.family
 
     @property
@@ -56,7 +56,7 @@ def architecture_of(tensors: Mapping[str, Tensor]) -> PaperArchitecture | None:
 
 
 def normalization(architecture: PaperArchitecture, *, gouk_transforms: bool = False) -> dict[str, Sequence[float]]:
-    """`mean` and `std` that the public code trained this network with (`network.gouk_transforms`: 0.5 each)."""
+    """Return `mean` and `std` that the public code trained this network with (`network.gouk_transforms`: 0.5 each)."""
     if architecture.family == "lipconv":
         return dict(LIPCONV_NORMALIZE)
     if architecture.family == "vgg19" or gouk_transforms:
@@ -73,7 +73,7 @@ def paper_network(
     architecture: str | None = None,
     rank: int | None = None,
 ) -> nn.Module:
-    """svdctl's network with the weights of a file of the public code, in evaluation mode; it takes pixels in [0, 1].
+    """Return svdctl's network with the weights of a file of the public code, for evaluation on pixels in [0, 1].
 
     Frames are taken as they are, orthonormal or not; SOC and SOTT layers get the factor with which svdctl's own norms
     give the skew kernel that the public code runs with.
@@ -153,7 +153,7 @@ def _rank_of(tensors: Mapping[str, Tensor], wanted: int) -> int:
 
 
 def _widths(tensors: Mapping[str, Tensor], name: str) -> tuple[int, int] | None:
-    """(I, O) of the convolution of that name, standard or TT; None when there is none."""
+    """Return (I, O) of the convolution of that name, standard or TT; None when there is none."""
     weight, middle = tensors.get(f"{name}.weight"), tensors.get(f"{name}.K2")
     if weight is not None and weight.ndim == 4:
         return weight.shape[1], weight.shape[0]

@@ -35,7 +35,7 @@ def fit_layers(model: nn.Module, state: State, where: str) -> list[Callable[[], 
             del state[f"{name}.{leaf}"]
         conv = cast(nn.Conv2d, model.get_submodule(name))
         try:
-            layer, given = _skew(conv, parts) if "u1" in parts else _tt(conv, parts)
+            layer, given = _made(conv, parts)
         except (ValueError, IndexError, KeyError) as error:
             raise CheckpointError(
                 f"{where}: the parts of {name} do not fit its place in the network; use another copy"
@@ -43,68 +43,54 @@ def fit_layers(model: nn.Module, state: State, where: str) -> list[Callable[[], 
         model.set_submodule(name, layer)
         state |= {f"{name}.{leaf}": tensor for leaf, tensor in given.items()}
         if not isinstance(layer, TTConv2d):
-            factor = skew_factor(parts, "random_conv_filter" if isinstance(layer, SOC) else "K2", PAPER_VECTORS)
+            factor = skew_factor(parts, _FILTER if isinstance(layer, SOC) else "K2", PAPER_VECTORS)
             if isinstance(factor, str):
                 raise CheckpointError(f"{where}: {name} cannot be run: {factor}; use another copy")
             remaining.append(_scaling(layer if isinstance(layer, SOC) else layer.core, factor))
     return remaining
 
 
-_LEAVES = ("K1", "K2", "K3", "random_conv_filter", *PAPER_VECTORS)
+_FILTER = "random_conv_filter"
+_LEAVES = ("K1", "K2", "K3", _FILTER, *PAPER_VECTORS)
 
 
-def _tt(conv: nn.Conv2d, parts: State) -> tuple[TTConv2d, State]:
-    core = parts["K2"].permute(3, 0, 1, 2).contiguous()
-    frame_in, frame_out = _frames(parts, core.shape[1], core.shape[0])
-    rank = _check(conv, frame_in, frame_out)
-    if rank != (core.shape[1], core.shape[0]) or not core.numel():
-        raise ValueError(rank)
-    layer = TTConv2d(
-        conv.in_channels,
-        conv.out_channels,
-        (core.shape[2], core.shape[3]),
-        rank=rank,
-        stride=(conv.stride[0], conv.stride[1]),
-        padding=(int(conv.padding[0]), int(conv.padding[1])),
-        bias=conv.bias is not None,
-        frames="penalty",
-    )
-    if layer.has_frames:
-        return layer, {"core": core, "frame_in": frame_in, "frame_out": frame_out}
-    return layer, {"core": torch.einsum("ob,bahw,ia->oihw", frame_out, core, frame_in)}
-
-
-def _skew(conv: nn.Conv2d, parts: State) -> tuple[SOC | SOTT, State]:
+def _made(conv: nn.Conv2d, parts: State) -> tuple[TTConv2d | SOC | SOTT, State]:
+    """Return the layer in the place of a convolution, which is square, and its tensors by svdctl's names."""
     size, stride, bias = conv.kernel_size[0], conv.stride[0], conv.bias is not None
-    if "random_conv_filter" in parts:
-        soc = SOC(conv.in_channels, conv.out_channels, size, stride=stride, bias=bias)
-        return soc, _core(parts["random_conv_filter"])
-    frame_in, frame_out = _frames(parts, conv.in_channels, conv.out_channels)
-    rank = _check(conv, frame_in, frame_out)
-    sott = SOTT(conv.in_channels, conv.out_channels, size, rank=rank, stride=stride, bias=bias, frames="penalty")
-    given = {f"core.{leaf}": tensor for leaf, tensor in _core(parts["K2"]).items()}
-    if sott.has_frames:
-        given |= {"frame_in": frame_in, "frame_out": frame_out}
-    elif "K1" in parts:
-        raise ValueError(rank)  # square frames around a whole core: the code leaves them out
-    return sott, given
-
-
-def _frames(parts: State, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
+    widths = (conv.in_channels, conv.out_channels)
+    if _FILTER in parts:
+        return SOC(*widths, size, stride=stride, bias=bias), _core(parts[_FILTER])
+    is_skew = "u1" in parts
+    core = parts["K2"] if is_skew else parts["K2"].permute(3, 0, 1, 2).contiguous()
     if ("K1" in parts) != ("K3" in parts):
         raise KeyError("K1" if "K3" in parts else "K3")
-    if "K1" not in parts:
-        return torch.eye(inputs, device="cpu"), torch.eye(outputs, device="cpu")
-    return parts["K1"], parts["K3"].mT.contiguous()
-
-
-def _check(conv: nn.Conv2d, frame_in: Tensor, frame_out: Tensor) -> tuple[int, int]:
-    if (frame_in.shape[0], frame_out.shape[0]) != (conv.in_channels, conv.out_channels):
+    if "K1" in parts:
+        frame_in, frame_out = parts["K1"], parts["K3"].mT.contiguous()
+    else:
+        inner = widths if is_skew else (core.shape[1], core.shape[0])
+        frame_in, frame_out = (torch.eye(width, device="cpu") for width in inner)
+    (*inputs, rank_in), (*outputs, rank_out) = frame_in.shape, frame_out.shape
+    if (*inputs, *outputs) != widths or min(rank_in, rank_out) < 1:
         raise ValueError(frame_in.shape)
-    rank = (frame_in.shape[1], frame_out.shape[1])
-    if min(rank) < 1 or frame_in.ndim != 2 or frame_out.ndim != 2:
-        raise ValueError(rank)
-    return rank
+    layer: TTConv2d | SOTT
+    if is_skew:
+        layer = SOTT(*widths, size, rank=(rank_in, rank_out), stride=stride, bias=bias, frames="penalty")
+        given = {f"core.{leaf}": tensor for leaf, tensor in _core(core).items()}
+        if "K1" in parts and not layer.has_frames:
+            raise ValueError(frame_in.shape)  # square frames around a whole core: the code leaves them out
+    else:
+        if (rank_out, rank_in) != core.shape[:2] or not core.numel():
+            raise ValueError(core.shape)
+        taps, padding = (core.shape[2], core.shape[3]), int(conv.padding[0])
+        layer = TTConv2d(
+            *widths, taps, rank=(rank_in, rank_out), stride=stride, padding=padding, bias=bias, frames="penalty"
+        )
+        given = {"core": core}
+        if not layer.has_frames:
+            given["core"] = torch.einsum("ob,bahw,ia->oihw", frame_out, core, frame_in)
+    if layer.has_frames:
+        given |= {"frame_in": frame_in, "frame_out": frame_out}
+    return layer, given
 
 
 def _core(kernel: Tensor) -> State:

@@ -31,7 +31,7 @@ class Effective:
 
 
 def weight_norm(length: Tensor, direction: Tensor) -> Tensor | None:
-    """`g * v / ||v||`, the norm over all axes along which `g` has one entry (Salimans and Kingma 2016)."""
+    """Return `g * v / ||v||`, the norm over all axes along which `g` has one entry (Salimans and Kingma 2016)."""
     if length.ndim == 0:
         return length * direction / torch.linalg.vector_norm(direction)
     if length.ndim != direction.ndim:
@@ -44,7 +44,7 @@ def weight_norm(length: Tensor, direction: Tensor) -> Tensor | None:
 
 
 def spectral_norm(original: Tensor, u: Tensor, v: Tensor | None = None) -> Tensor | None:
-    """`W / (u^T W v)` for the reshaped matrix W (Miyato et al. 2018): its rows are the first or the second axis.
+    """Return `W / (u^T W v)` for the reshaped matrix W (Miyato et al. 2018), its rows the first or the second axis.
 
     Which of the two is not stored; it is the second in transposed convolutions. Where both fit, the better pair
     of singular vectors decides.

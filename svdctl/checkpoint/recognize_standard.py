@@ -21,7 +21,7 @@ _CONV: dict[int, Kind] = {2: "linear", 3: "conv1d", 4: "conv2d", 5: "conv3d"}
 
 
 def batchnorm(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
-    """BatchNorm in evaluation mode, by its running variance."""
+    """Return a BatchNorm layer in evaluation mode, by its running variance."""
     variance = leaves.get("running_var")
     if variance is None or not variance.is_floating_point() or variance.ndim != 1:
         return None
@@ -39,7 +39,7 @@ def batchnorm(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
 
 
 def normalize(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
-    """Pixel normalisation, by its mean and deviation."""
+    """Return a normalisation of pixels, by its mean and deviation."""
     if not {"mean", "std"} <= leaves.keys() or leaves["mean"].shape != leaves["std"].shape:
         return None
     if not leaves["std"].is_floating_point() or max(leaves["std"].shape, default=1) != leaves["std"].numel():

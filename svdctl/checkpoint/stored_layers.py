@@ -113,7 +113,7 @@ def _counted(layer: StoredLayer, tensors: Mapping[str, Tensor]) -> StoredLayer:
 
 
 def _split(name: str, names: Container[str]) -> tuple[str, str]:
-    """Module and the name within it; parts of a parametrised tensor, and the core of a SOTT layer, are not modules."""
+    """Return module and name within it; parts of a parametrised tensor and the core of a SOTT layer are no modules."""
     words = name.split(".")
     place = words.index("parametrizations") if "parametrizations" in words else len(words) - 1
     if place and words[place - 1] == "core" and ".".join([*words[:place], "right1"]) in names:

@@ -54,5 +54,5 @@ def _norm_along(matrix: Tensor, right: Tensor) -> float:
 
 
 def generator(kernel: Tensor, factor: float) -> Convolution:
-    """J, with the free kernel's channels."""
+    """Return J, with the free kernel's channels."""
     return Convolution.make(skew_part(kernel.double()) * factor)

@@ -120,7 +120,7 @@ def _names_in_zip(path: Path) -> set[str]:
 
 
 def _check_structure(path: Path, members: list[zipfile.ZipInfo]) -> None:
-    """Only what torch writes: bare members side by side, so that nothing unfolds to more than the file's size.
+    """Refuse all but what torch writes: bare members side by side, so that nothing unfolds beyond the file's size.
 
     The directory has to end the file and the first member to begin it: then torch's reader, written in another
     language, sees the same members.

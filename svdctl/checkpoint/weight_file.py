@@ -48,7 +48,7 @@ class WeightFile:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of names, types, shapes and bytes of the tensors; reads them all."""
+        """Return the SHA-256 of names, types, shapes and bytes of the tensors; reads them all."""
         return stored.digest(self.tensors)
 
 
@@ -97,9 +97,10 @@ def read_tensors(path: str | os.PathLike[str], *, key: str | None = None) -> Wei
     if container == "safetensors" and (order := str(extra.get("format")).lower()) in _OTHER_ORDERS:
         steps += _reorder(tensors, others, unread, order)
     stored.check_sizes(tensors, path.stat().st_size, str(path))
+    kind: Format = "paper" if architecture_of(tensors) is not None else "state dict"
     return WeightFile(
         path=path,
-        format="svdctl" if ours else "safetensors" if container == "safetensors" else _kind(tensors),
+        format="svdctl" if ours else "safetensors" if container == "safetensors" else kind,
         tensors=tensors,
         others=others,
         unread=frozenset(unread),
@@ -140,10 +141,6 @@ def _kind_of(value: object) -> str:
     if value is None or (isinstance(value, Mapping | list | tuple | str | bytes) and not value):
         return NOTHING
     return f"a {type(value).__name__}"
-
-
-def _kind(tensors: Mapping[str, Tensor]) -> Format:
-    return "state dict" if architecture_of(tensors) is None else "paper"
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -95,7 +95,7 @@ class _Normalized(torch.autograd.Function):
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, biased variance and count of each channel over all processes, from their own by Chan's rule."""
+    """Return mean, biased variance and count of each channel over all processes, from their own by Chan's rule."""
     channels, world = x.shape[1], dist.get_world_size()
     if x.shape[0]:
         variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)

@@ -41,7 +41,7 @@ class Gain:
 
     @property
     def value(self) -> float:
-        """Product of the factors, rounded up."""
+        """Return the product of the factors, rounded up."""
         return times(*self.factors.values()) * (1 + 2.0**-50)
 
 

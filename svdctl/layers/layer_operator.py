@@ -93,7 +93,7 @@ def why_not_writable(layer: nn.Module) -> str | None:
 
 
 def batchnorm_gain(layer: BatchNorm, dtype: torch.dtype = torch.float32) -> Tensor:
-    """`max |gamma / sqrt(running_var + eps)|`, the norm of the layer in evaluation mode (0-d), in `dtype` or finer."""
+    """Return `max |gamma / sqrt(running_var + eps)|`, the norm in evaluation mode (0-d), in `dtype` or finer."""
     if layer.running_var is None:
         raise ShapeError("BatchNorm without running statistics has no fixed norm; use track_running_stats=True")
     # Half precision is too coarse for eps itself.

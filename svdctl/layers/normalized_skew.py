@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def normalized_skew(skew: Tensor, norm: Tensor, scale: float) -> Tensor:
-    """`scale / norm * skew` for a kernel and a positive 0-d tensor."""
+    """Return `scale / norm * skew` for a kernel and a positive 0-d tensor."""
     # The compiler refuses functions that know forward-mode derivatives.
     function = _OverNorm if torch.compiler.is_compiling() else _OverNormWithTangents
     kernel = function.apply(skew, norm, scale)

@@ -14,7 +14,7 @@ from svdctl.layers.skew import exponential_series, series_kernel
 
 
 def recomputed_series(x: Tensor, kernel: Tensor, terms: int, outputs: int) -> Tensor:
-    """`exponential_series`, of whose powers none is kept for the backward pass."""
+    """Return `exponential_series`, of whose powers none is kept for the backward pass."""
     y = _Series.apply(x, kernel, terms, outputs)
     assert isinstance(y, Tensor)
     return y

@@ -1,6 +1,5 @@
 """What each layer is given when a network runs once: sizes of inputs, and whether it does what its weights say."""
 
-import itertools
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from svdctl.layers.layer_ops import find_ops, is_controllable
-from svdctl.layers.stored_weight import made_by
+from svdctl.layers.stored_weight import made_by, named_tensors
 
 _FIELDS = (Tensor, int, float, str, tuple, type(None))
 """Types of attributes that may decide what a layer computes: its tensors, its geometry, its mode."""
@@ -28,7 +27,7 @@ _LIKE = re.compile(r"new_(zeros|ones|empty|full|tensor)|(zeros|ones|empty|full|r
 def input_sizes(
     model: nn.Module, image_shape: tuple[int, ...], is_layer: Callable[[nn.Module], bool] = is_controllable
 ) -> dict[str, tuple[int, ...]]:
-    """Spatial size of the input of each convolution and linear layer, by name; the model is left as it was.
+    """Return the spatial size of each convolution's and linear layer's input, by name; the model is left as it was.
 
     Args:
         model: any network.
@@ -147,20 +146,14 @@ class _Uses(TorchFunctionMode):
         self._owners: dict[int, set[str]] = {}
         self._kept: list[Tensor] = []
         for name, layer in layers.items():
-            for tensor in itertools.chain(layer.parameters(), layer.buffers()):
-                self._own(name, tensor)
             self.keep(name, layer)
 
-    def _own(self, name: str, tensor: Tensor) -> None:
-        if (storage := _storage(tensor)) is not None:
-            self._owners.setdefault(storage, set()).add(name)
-
     def keep(self, name: str, layer: nn.Module) -> None:
-        """Count the weight that an older hook made as one of the layer's; kept, so that its memory is not used anew."""
-        made = [value for value in vars(layer).values() if isinstance(value, Tensor)]
-        self._kept += made
-        for tensor in made:
-            self._own(name, tensor)
+        """Count the layer's tensors, that of an older hook too; kept, so that their memory is not used anew."""
+        for _, tensor in named_tensors(layer):
+            self._kept.append(tensor)
+            if (storage := _storage(tensor)) is not None:
+                self._owners.setdefault(storage, set()).add(name)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -193,7 +186,7 @@ def _storage(tensor: Tensor) -> int | None:
 
 
 def _contents(layer: nn.Module, ours: set[object] | frozenset[object] = frozenset()) -> dict[str, Any]:
-    """Everything that decides what a layer computes, by name; hooks of this file apart."""
+    """Return everything that decides what a layer computes, by name; hooks of this file apart."""
     found: dict[str, Any] = {}
     for path, module in layer.named_modules():
         own: dict[str, Any] = {**vars(module), **module._parameters, **module._buffers}
@@ -265,17 +258,14 @@ def _size(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> t
 
 
 def _like(model: nn.Module) -> dict[str, Any]:
-    tensors = itertools.chain(model.parameters(), model.buffers())
-    attributes = (value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor))
-    reference = next(
-        (t for t in itertools.chain(tensors, attributes) if t.is_floating_point() or t.is_complex()), torch.zeros(())
-    )
+    tensors = (tensor for _, tensor in named_tensors(model))
+    reference = next((t for t in tensors if t.is_floating_point() or t.is_complex()), torch.zeros(()))
     return {"device": reference.device, "dtype": reference.dtype}
 
 
 @contextmanager
 def _evaluation(model: nn.Module) -> Iterator[None]:
-    """A pass in training mode would move BatchNorm's statistics."""
+    """Set evaluation mode for a while: a pass in training mode would move BatchNorm's statistics."""
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -15,24 +15,24 @@ from torch import Tensor
 
 
 def skew_part(kernel: Tensor) -> Tensor:
-    """`(M - flip-transpose M) / 2` of kernels `(c, c, k, k)`."""
+    """Return `(M - flip-transpose M) / 2` of kernels `(c, c, k, k)`."""
     return (kernel - kernel.transpose(0, 1).flip((-2, -1))) / 2
 
 
 def unfoldings(kernel: Tensor) -> tuple[Tensor, Tensor]:
-    """The matrices `(c, c k k)` and `(c k, c k)` whose norms are those of all four unfoldings of a skew kernel."""
+    """Return matrices `(c, c k k)` and `(c k, c k)` whose norms are those of all four unfoldings of a skew kernel."""
     return kernel.flatten(1), kernel.permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
 
 
 def space_to_depth(x: Tensor, stride: int) -> Tensor:
-    """`(N, C, H, W)` to `(N, C s^2, H / s, W / s)`, as `pixel_unshuffle`, which forgets to do so for N = 0."""
+    """Bring `(N, C, H, W)` to `(N, C s^2, H / s, W / s)`, as `pixel_unshuffle`, which forgets to do so for N = 0."""
     count, channels, height, width = x.shape
     parts = x.reshape(count, channels, height // stride, stride, width // stride, stride)
     return parts.permute(0, 1, 3, 5, 2, 4).reshape(count, channels * stride**2, height // stride, width // stride)
 
 
 def power_step(matrix: Tensor, right: Tensor, steps: int = 1) -> tuple[Tensor, Tensor]:
-    """Left and right unit vectors after some power steps from `right`."""
+    """Return left and right unit vectors after some power steps from `right`."""
     left = matrix @ right
     for step in range(steps):
         left = F.normalize(left if step == 0 else matrix @ right, dim=0)
@@ -41,7 +41,7 @@ def power_step(matrix: Tensor, right: Tensor, steps: int = 1) -> tuple[Tensor, T
 
 
 def series_kernel(kernel: Tensor, power: int, terms: int, inputs: int, outputs: int) -> Tensor:
-    """The kernel that leads to a power of the series from the one before: over `power`, without channels not needed.
+    """Return the kernel from one power of the series to the next: over `power`, without channels not needed.
 
     Args:
         kernel: `(c, c, k, k)`.
@@ -56,7 +56,7 @@ def series_kernel(kernel: Tensor, power: int, terms: int, inputs: int, outputs: 
 
 
 def exponential_series(x: Tensor, kernel: Tensor, terms: int, outputs: int) -> Tensor:
-    """`sum_{i <= terms} J^i x / i!` for a skew convolution J under zero padding, channels padded and cut.
+    """Return `sum_{i <= terms} J^i x / i!` for a skew convolution J under zero padding, channels padded and cut.
 
     Args:
         x: `(N, inputs, H, W)`; the missing channels up to c are zeros, and are never made.
@@ -80,7 +80,7 @@ def exponential_series(x: Tensor, kernel: Tensor, terms: int, outputs: int) -> T
 
 
 def exponential_matrix(matrix: Tensor, terms: int) -> Tensor:
-    """`sum_{i <= terms} J^i / i!` of a matrix, by Horner's rule."""
+    """Return `sum_{i <= terms} J^i / i!` of a matrix, by Horner's rule."""
     identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     total = identity
     for i in range(terms, 0, -1):

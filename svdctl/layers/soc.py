@@ -88,16 +88,16 @@ class SOC(nn.Module):
 
     @property
     def width(self) -> int:
-        """Channels of the skew convolution."""
+        """Return the channels of the skew convolution."""
         return max(self.out_channels, self.stride**2 * self.in_channels)
 
     def series_terms(self, training: bool) -> int:
-        """Last power of the series."""
+        """Return the last power of the series."""
         return self.train_terms if training else self.eval_terms
 
     @torch.no_grad()
     def refine_norm_estimate_(self, steps: int = _WARM_UP) -> None:
-        """Power steps for the norms of the unfoldings; a training loop calls it now and then, as every 200 steps."""
+        """Take power steps for the norms of the unfoldings; a training loop does so at times, as every 200 steps."""
         if self.kernel.is_meta:
             return  # shapes alone have no norms
         for matrix, right in zip(unfoldings(skew_part(self.kernel)), (self.right1, self.right2), strict=True):

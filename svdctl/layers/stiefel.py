@@ -19,7 +19,7 @@ MEANS = ("momentum_buffer", "exp_avg")
 
 
 def polar(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """`(Q, P)` with `matrix = Q P`, Q the nearest frame to a matrix `(n, r)` of full rank, n >= r.
+    """Return `(Q, P)` with `matrix = Q P`, Q the nearest frame to a matrix `(n, r)` of full rank, n >= r.
 
     Newton-Schulz steps find the inverse root of the Gram matrix with products alone, so that nothing waits for the
     host; the QR that follows makes Q a frame whatever they reached. They converge for condition numbers below 10, and
@@ -39,25 +39,25 @@ def polar(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def qr_positive(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """`(Q, R)` with `matrix = Q R` and the diagonal of R positive, which makes it unique and continuous."""
+    """Return `(Q, R)` with `matrix = Q R` and the diagonal of R positive, which makes it unique and continuous."""
     q, r = torch.linalg.qr(matrix)
     signs = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(matrix.dtype)
     return q * signs[..., None, :], r * signs[..., :, None]
 
 
 def retraction(matrix: Tensor, method: Literal["polar", "qr"]) -> tuple[Tensor, Tensor]:
-    """`(Q, P)` by the named method, in float32 at least."""
+    """Return `(Q, P)` by the named method, in float32 at least."""
     wide = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
     return polar(wide) if method == "polar" else qr_positive(wide)
 
 
 def gram_defect(frame: Tensor) -> Tensor:
-    """`U^T U - I`, `(r, r)`."""
+    """Return `U^T U - I`, `(r, r)`."""
     return frame.mT @ frame - torch.eye(frame.shape[-1], dtype=frame.dtype, device=frame.device)
 
 
 def frame_error(frame: Tensor) -> Tensor:
-    """Spectral norm of `U^T U - I`: 0 for a frame (0-d); of half precision, in float32."""
+    """Return the spectral norm of `U^T U - I`: 0 for a frame (0-d); of half precision, in float32."""
     wide = frame.detach().to(torch.promote_types(frame.dtype, torch.float32))
     return torch.linalg.matrix_norm(gram_defect(wide), 2)
 

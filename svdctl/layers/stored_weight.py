@@ -60,11 +60,17 @@ def tensor_of_own_class(layer: nn.Module) -> str | None:
 
     What functions do with such a tensor is up to its class.
     """
-    attributes = ((name, value) for name, value in vars(layer).items() if isinstance(value, Tensor))
-    for name, tensor in (*layer.named_parameters(), *layer.named_buffers(), *attributes):
+    for name, tensor in named_tensors(layer):
         if type(tensor) not in (Tensor, nn.Parameter):
             return f"{name}, a {type(tensor).__name__}"
     return None
+
+
+def named_tensors(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters, buffers and attributes that are tensors, of a module and of those inside it."""
+    yield from (*layer.named_parameters(), *layer.named_buffers())
+    for module in layer.modules():
+        yield from ((name, value) for name, value in vars(module).items() if isinstance(value, Tensor))
 
 
 def why_not_as_stored(layer: nn.Module, kind: type) -> str | None:
@@ -156,7 +162,7 @@ def _equal(first: object, second: object) -> bool:
 
 @contextmanager
 def evaluation_mode(layer: nn.Module) -> Iterator[None]:
-    """Evaluation mode: reading a parametrised weight changes nothing (in training spectral_norm's vectors move)."""
+    """Set evaluation mode, in which reading changes nothing (in training spectral_norm's vectors move)."""
     training = [module for module in layer.modules() if module.training]
     for module in training:
         module.training = False

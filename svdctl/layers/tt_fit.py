@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def fitted_frames(kernel: Tensor, rank_in: int, rank_out: int) -> tuple[Tensor, Tensor]:
-    """Frames `(I, rank_in)` and `(O, rank_out)` for a kernel `(O, I, kh, kw)`.
+    """Return frames `(I, rank_in)` and `(O, rank_out)` for a kernel `(O, I, kh, kw)`.
 
     Truncated SVDs of both unfoldings, then two sweeps of alternating refinement (HOOI; De Lathauwer et al. 2000).
     """
