@@ -103,19 +103,9 @@ def _own(path: Path, config: EvaluateConfig) -> EvaluatedModel:
             f"`network.key = {source.key}`, or put what "
             "stands there into a file of its own"
         )
-    given = [
-        flag
-        for flag, value in (
-            ("`network.architecture`", source.architecture),
-            ("`network.rank`", source.rank),
-            ("`network.gouk_transforms`", source.gouk_transforms or None),
-            ("`network.mean` and `network.std`", source.mean),
-        )
-        if value is not None
-    ]
-    notices = (
-        (f"{', '.join(given)}: without effect, a checkpoint of svdctl says itself what it holds",) if given else ()
-    )
+    of_others = {"architecture", "rank", "gouk_transforms", "mean", "std"}
+    given = ", ".join(f"`network.{key}`" for key in source.model_dump(include=of_others, exclude_defaults=True))
+    notices = (f"{given}: without effect, a checkpoint of svdctl says itself what it holds",) if given else ()
     network = {"kind": "svdctl", "model": _differing(training.model), "layer": _differing(training.layer)}
     return EvaluatedModel(
         model.eval(),
@@ -170,14 +160,9 @@ def _foreign(spec: str, weights: WeightFile, config: EvaluateConfig) -> Evaluate
     source = config.network
     model = load_model(spec, weights, mean=source.mean, std=source.std)
     network = {"kind": spec, "mean": source.mean, "std": source.std}
-    notices = (
-        ()
-        if source.mean is not None
-        else (
-            f"{spec} is given pixels in [0, 1] as they are; give `network.mean` and `network.std` if it was trained on "
-            "others",
-        )
-    )
+    given = "is given pixels in [0, 1] as they are"
+    text = f"{spec} {given}; give `network.mean` and `network.std` if it was trained on others"
+    notices = (text,) if source.mean is None else ()
     return EvaluatedModel(model, identity(model, network), network, None, None, None, None, notices)
 
 

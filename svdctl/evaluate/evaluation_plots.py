@@ -29,14 +29,8 @@ def plot_reliability(results: Mapping[str, Any], title: str, path: Path) -> None
     above.bar(at, accuracy, width * 0.92, color=ACCURACY, alpha=0.75, label="accuracy")
     above.plot([0, 1], [0, 1], color="0.4", ls="--", lw=1)
     above.vlines(at, accuracy, confidence, color=GAP, lw=3, label="gap")
-    above.hlines(
-        confidence,
-        [place - width * 0.46 for place in at],
-        [place + width * 0.46 for place in at],
-        color="black",
-        lw=1.6,
-        label="mean confidence",
-    )
+    left, right = ([place + side * width * 0.46 for place in at] for side in (-1, 1))
+    above.hlines(confidence, left, right, color="black", lw=1.6, label="mean confidence")
     above.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     above.legend(frameon=False, loc="upper left", fontsize=8)
     scaled = ""
@@ -157,12 +151,8 @@ def _empirical(panel: Axes, attack: Mapping[str, Any]) -> None:
     """Share of images for which no smaller perturbation was found, up to eps."""
     near = [value for value in attack["nearest"] if value <= attack["eps"]]
     count = attack["count"]
-    at, left = [0.0], [1.0]
-    for place, value in enumerate(near, start=1):
-        at.append(value)
-        left.append(1 - place / count)
-    at.append(attack["eps"])
-    left.append(attack["robust_accuracy"])
+    at = [0.0, *near, attack["eps"]]
+    left = [*(1 - place / count for place in range(len(near) + 1)), attack["robust_accuracy"]]
     panel.step(at, left, where="post", color=EMPIRICAL, lw=1.5, label=f"not broken by AutoAttack, {count:,} images")
     panel.plot([attack["eps"]], [attack["robust_accuracy"]], "o", color=EMPIRICAL, ms=5, clip_on=False, zorder=5)
     panel.annotate(f"{attack['robust_accuracy']:.1%} at {attack['eps']:g}", (attack["eps"], attack["robust_accuracy"]),

@@ -159,7 +159,7 @@ def _record(metric: Metric, context: MeasurementContext, store: ResultStore) -> 
             context.notice(notice)
     if kept is None:
         began = time.perf_counter()
-        found = metric.measure(context, config, Unfinished(path, protocol, context.probe))
+        found = metric.measure(context, config, Unfinished(path, protocol))
         if isinstance(found, str):
             return found
         took, device = time.perf_counter() - began, str(context.classifier.device)

@@ -22,11 +22,9 @@ if TYPE_CHECKING:
     from svdctl.evaluate.evaluation_data import EvaluationData
     from svdctl.evaluate.inference import Classifier
     from svdctl.evaluate.results import Record
-    from svdctl.utils.measurement_cache import Measurement, MeasurementCache
     from svdctl.utils.network_probe import Probe
 
 T = TypeVar("T")
-R = TypeVar("R", bound="Measurement")
 
 
 @dataclass(frozen=True)
@@ -110,14 +108,7 @@ class Unfinished:
     path: Path
     """Removed when all is measured, and before a measurement that begins anew."""
     protocol: Mapping[str, Any]
-    """All that decides the figures."""
-    probe: "Probe"
-
-    def cache(self, schema: "type[R]") -> "MeasurementCache[R]":
-        """Return the records of the file that are of this protocol and network."""
-        from svdctl.utils.measurement_cache import MeasurementCache
-
-        return MeasurementCache(self.path, schema, self.protocol, probe=self.probe)
+    """All that decides the figures; what is kept belongs to it and to `MeasurementContext.probe`."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Checkpoints in, calibrated, corruption, adversarial and certified figures out; nothing measured twice."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -30,20 +31,6 @@ class EvaluationResult:
     """`report.md`, unless only a shard was attacked or nothing was measured."""
 
 
-@dataclass
-class _Loaded:
-    """Data sets read so far: checkpoints of one data set share it."""
-
-    datasets: dict[str, EvaluationData] = field(default_factory=dict)
-
-    def get(self, data: Data) -> EvaluationData:
-        key = data.model_dump_json()
-        if key not in self.datasets:
-            # Only the last one is kept: they can be large.
-            self.datasets = {key: EvaluationData.load(data)}
-        return self.datasets[key]
-
-
 def run(config: EvaluateConfig, *, reporter: Reporter) -> EvaluationResult:
     """Evaluate every checkpoint of a configuration; a checkpoint or metric that fails does not stop the others.
 
@@ -63,49 +50,54 @@ def run(config: EvaluateConfig, *, reporter: Reporter) -> EvaluationResult:
     for failure in failures:
         failures_reporter.finish(failure)
     reporter.say(f"{count} checkpoint{'s' * (count != 1)}: {', '.join(config.metrics)}")
-    chosen = _comparable(discovery.checkpoints, config, failures, failures_reporter)
-    loaded = _Loaded()
-    evaluations = []
-    for found in chosen:
+    chosen = _comparable(discovery.checkpoints, config)
+    # Only the data set that was read last is kept: they can be large.
+    loaded: dict[str, EvaluationData] = {}
+    evaluations: list[Evaluation] = []
+
+    def fail(where: str, error: Exception) -> None:
+        failures.append(Failure(where, None, error))
+        failures_reporter.finish(failures[-1])
+
+    for found, unlike in chosen.items():
+        if unlike is not None:
+            fail(found.name, unlike)
+            continue
         try:
-            evaluations.append(_one(found, config, loaded, failures, reporter))
+            evaluations.append(_one(found, config, loaded, reporter))
+            failures += evaluations[-1].failures
         except Exception as error:
             # Whatever is wrong with one checkpoint, its file or its network, the others are evaluated.
-            _fail(Failure(found.name, None, error), failures, failures_reporter)
+            fail(found.name, error)
     report = None
     measured = [evaluation for evaluation in evaluations if evaluation.records]
     if measured and config.shard is None:
         try:
             report = write_report(discovery.report, measured, failures)
         except OSError as error:
-            _fail(Failure("report.md", None, error), failures, failures_reporter)
+            fail("report.md", error)
     return EvaluationResult(tuple(evaluations), tuple(failures), report)
 
 
-def _fail(failure: Failure, failures: list[Failure], reporter: Reporter) -> None:
-    failures.append(failure)
-    reporter.finish(failure)
-
-
 def _one(
-    found: FoundCheckpoint,
-    config: EvaluateConfig,
-    loaded: _Loaded,
-    failures: list[Failure],
-    reporter: Reporter,
+    found: FoundCheckpoint, config: EvaluateConfig, loaded: dict[str, EvaluationData], reporter: Reporter
 ) -> Evaluation:
     evaluated = open_evaluated_model(found.path, config)
     found = placed(found, config, evaluated.weights)
     reporter.say(f"{found.name}  ->  {found.results}")
     for notice in evaluated.notices:
         reporter.notice(f"{found.name}: {notice}")
-    dataset = loaded.get(_data(found, config, evaluated.data))
+    data = data_of(config, evaluated.data)
+    if data is None:
+        raise UsageError(f"{found.path} does not say which data it belongs to; add `data.kind`")
+    if (key := data.model_dump_json()) not in loaded:
+        loaded.clear()
+        loaded[key] = EvaluationData.load(data)
+    dataset = loaded[key]
     if evaluated.image_shape is None:
         dataset = _fitting(dataset, evaluated.model, config)
     evaluated.check(dataset.test, describe(dataset.data))
-    evaluation = evaluate(found, evaluated, dataset, config, reporter)
-    failures += evaluation.failures
-    return evaluation
+    return evaluate(found, evaluated, dataset, config, reporter)
 
 
 def _fitting(dataset: EvaluationData, model: nn.Module, config: EvaluateConfig) -> EvaluationData:
@@ -137,44 +129,28 @@ def _fitting(dataset: EvaluationData, model: nn.Module, config: EvaluateConfig) 
     )
 
 
-def _data(found: FoundCheckpoint, config: EvaluateConfig, trained_on: Data | None) -> Data:
-    data = data_of(config, trained_on)
-    if data is None:
-        raise UsageError(f"{found.path} does not say which data it belongs to; add `data.kind`")
-    return data
-
-
 def _comparable(
-    checkpoints: tuple[FoundCheckpoint, ...],
-    config: EvaluateConfig,
-    failures: list[Failure],
-    reporter: Reporter,
-) -> list[FoundCheckpoint]:
-    """Return those of the data set that most checkpoints have; figures on different data cannot stand in one table."""
-    if config.data is not None or len(checkpoints) == 1:
-        return list(checkpoints)
-    kinds: dict[FoundCheckpoint, Data | None] = {}
-    for found in checkpoints:
-        try:
-            kinds[found] = open_evaluated_model(found.path, config).data
-        except (SvdctlError, OSError):
-            kinds[found] = None  # its error is shown in its turn
-    counts = Counter(same_data(data) for data in kinds.values() if data is not None)
-    if len(counts) <= 1:
-        return list(checkpoints)
-    most = counts.most_common(1)[0][0]
-    name = next(describe(data) for data in kinds.values() if data is not None and same_data(data) == most)
-    chosen = []
+    checkpoints: tuple[FoundCheckpoint, ...], config: EvaluateConfig
+) -> dict[FoundCheckpoint, CheckpointError | None]:
+    """Return why a checkpoint is left out: figures on data other than those of most cannot stand in one table.
+
+    None for those of that data, and for those that cannot be opened: their error is shown in their turn.
+    """
+    kinds: dict[FoundCheckpoint, Data] = {}
+    for found in checkpoints if config.data is None and len(checkpoints) > 1 else ():
+        with suppress(SvdctlError, OSError):
+            if (data := open_evaluated_model(found.path, config).data) is not None:
+                kinds[found] = data
+    faults: dict[FoundCheckpoint, CheckpointError | None] = dict.fromkeys(checkpoints)
+    most = Counter(map(same_data, kinds.values())).most_common(1)
     for found, data in kinds.items():
-        if data is None or same_data(data) == most:
-            chosen.append(found)
-            continue
-        error = CheckpointError(
-            f"{found.path} belongs to {describe(data)}, most others to {name}; evaluate it in a call of its own, or "
-            "all on one data set with `data.kind`"
-        )
-        _fail(Failure(found.name, None, error), failures, reporter)
-    return chosen
+        if same_data(data) != most[0][0]:
+            name = next(describe(other) for other in kinds.values() if same_data(other) == most[0][0])
+            faults[found] = CheckpointError(
+                f"{found.path} belongs to {describe(data)}, most others to {name}; evaluate it in a call of its own, "
+                "or all on one data set with `data.kind`"
+            )
+    return faults
 
 
 def show_corruptions(config: EvaluateConfig, path: Path) -> Path:

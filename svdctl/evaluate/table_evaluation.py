@@ -1,10 +1,10 @@
 """How the networks of a table are evaluated."""
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator
 
-from svdctl.config.attack_settings import VERSIONS, AttackName
+from svdctl.config.attack_settings import VERSIONS, AttackName, Norm
 from svdctl.config.base import Config
 from svdctl.config.corruption_names import BENCHMARK, CORRUPTIONS, corruption_name, read_corruption_list
 from svdctl.errors import UsageError
@@ -41,7 +41,7 @@ class Evaluate(Config):
     """Attacks by name, or another version; absent: AutoAttack's standard list."""
     eps: PositiveFloat = 0.5
     """Radius of the attack in pixels of [0, 1]."""
-    norm: Literal["L1", "L2", "Linf"] = "L2"
+    norm: Norm = "L2"
     corruptions: Annotated[tuple[str, ...], AfterValidator(_corruptions)] = ()
     """Corruptions by name; absent: those of `corruptions.txt`."""
     severities: Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], Field(min_length=1)] = (1, 2, 3, 4, 5)

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from svdctl.config.corruption_names import BENCHMARK, CORRUPTIONS, list_name, named_lists
-from svdctl.evaluate import corruption_metric, evaluation_plots
+from svdctl.evaluate import evaluation_plots
+from svdctl.evaluate.corruptions import corruption_metric
 from svdctl.evaluate.figures import wilson_interval
 from svdctl.evaluate.runner import EvaluationResult
 from svdctl.evaluate.runner import run as evaluate

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from svdctl.config.corruption_names import CORRUPTIONS
-from svdctl.evaluate.corruption_metric import summary
+from svdctl.evaluate.corruptions.corruption_metric import summary
 from svdctl.evaluate.evaluation_plots import plot_certified, plot_corruptions, plot_reliability
 
 

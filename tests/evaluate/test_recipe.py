@@ -16,9 +16,10 @@ import torch
 import svdctl
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.errors import CheckpointError, DataError, EvaluationError, UsageError
-from svdctl.evaluate import certificate_metric, corruption_metric
+from svdctl.evaluate import certificate_metric
 from svdctl.evaluate.attack import attack_metric
 from svdctl.evaluate.calibration import calibration
+from svdctl.evaluate.corruptions import corruption_metric
 from svdctl.evaluate.corruptions.corruption_functions import corrupt
 from svdctl.evaluate.results import read_rows
 from svdctl.evaluate.runner import EvaluationResult

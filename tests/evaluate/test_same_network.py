@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from svdctl.evaluate import corruption_metric
+from svdctl.evaluate.corruptions import corruption_metric
 from svdctl.evaluate.runner import EvaluationResult
 from svdctl.evaluate.runner import run as evaluate
 from tests.evaluate import small

@@ -25,7 +25,7 @@ from svdctl.evaluate.table_evaluation import Evaluate
 
 if TYPE_CHECKING:
     from svdctl.data.images import ImageData
-    from svdctl.evaluate.corruption_metric import Source
+    from svdctl.evaluate.corruptions.corruption_metric import Source
     from svdctl.evaluate.results import Record
 
 
@@ -55,7 +55,7 @@ class CorruptionFigures(Figures):
     notes: tuple[str, ...]
 
     def faults(self) -> Mapping[str, bool]:
-        from svdctl.evaluate.corruption_metric import means_of
+        from svdctl.evaluate.corruptions.corruption_metric import means_of
 
         rows = {frozenset(row) for row in self.accuracy.values()}
         shares = [self.clean, *(share for row in self.accuracy.values() for share in row.values())]
@@ -100,14 +100,14 @@ class CorruptionAccuracy(Metric):
         return _protocol(context, config, _source(context, config).identity_before)
 
     def migrate(self, results: dict[str, Any]) -> dict[str, Any]:
-        from svdctl.evaluate.corruption_metric import means_of
+        from svdctl.evaluate.corruptions.corruption_metric import means_of
 
         kept = {name: value for name, value in results.items() if "benchmark" not in name}
         # The means that are there have to be those of the table; their names are new.
         return means_of(kept["accuracy"]) | kept
 
     def measure(self, context: MeasurementContext, config: CorruptionSettings, unfinished: Unfinished) -> Measured:
-        from svdctl.evaluate import corruption_metric
+        from svdctl.evaluate.corruptions import corruption_metric
 
         return Measured(corruption_metric.measure(context, config, _source(context, config), unfinished))
 
@@ -196,7 +196,7 @@ class CorruptionAccuracy(Metric):
 
 
 def _source(context: MeasurementContext, config: CorruptionSettings) -> "Source":
-    from svdctl.evaluate.corruption_metric import open_source
+    from svdctl.evaluate.corruptions.corruption_metric import open_source
 
     return context.once("corrupted images", lambda: open_source(context, config))
 

@@ -22,7 +22,7 @@ from svdctl.evaluate.inference import Classifier, check_finite, subset
 from svdctl.evaluate.metric import MeasurementContext, Unfinished
 from svdctl.evaluate.metrics.cifar_c import CorruptionSettings
 from svdctl.utils.content_hash import content_digest, file_digest, json_digest
-from svdctl.utils.measurement_cache import Measurement
+from svdctl.utils.measurement_cache import Measurement, MeasurementCache
 
 CHUNK = 1000
 """Images that are drawn, or copied from a file, at a time."""
@@ -134,7 +134,7 @@ def measure(
     index = subset(len(test), settings.examples, context.config.seed, "corruptions")
     labels = test.labels[index]
     total = len(names) * len(settings.severities) + 1
-    kept = unfinished.cache(Count)
+    kept = MeasurementCache(unfinished.path, Count, unfinished.protocol, probe=context.probe)
     for notice in kept.notices:
         context.notice(notice)
     if kept.kept:
