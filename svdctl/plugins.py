@@ -8,10 +8,9 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import entry_points
-from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -64,11 +63,6 @@ def plugin_name(plugin: str, folder: Path | None = None) -> str:
 def missing_plugins(needed: Iterable[str]) -> list[str]:
     """Return those of the plugins that a checkpoint needs that this process has not loaded."""
     return [name for name in needed if name not in _loaded and name not in sys.modules]
-
-
-def plugins_in(arguments: Sequence[str]) -> tuple[str, ...]:
-    """Return the plugins in the arguments of a worker: `--plugin NAME --plugin NAME`."""
-    return tuple(value for flag, value in pairwise(arguments) if flag == "--plugin")
 
 
 def load_installed() -> None:

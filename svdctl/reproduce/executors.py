@@ -18,7 +18,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from svdctl.errors import UsageError, first_line
-from svdctl.plugins import loaded_plugins
 from svdctl.reproduce.execute import execute
 from svdctl.reproduce.job import JOB, OUTCOME, Job, Outcome
 from svdctl.reproduce.worker import work
@@ -125,7 +124,7 @@ class Processes(Executor):
             if self.stopped.is_set():
                 return 0, "", ""
             process = subprocess.Popen(
-                (*self.command, *(word for name in loaded_plugins() for word in ("--plugin", name))),
+                self.command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -194,7 +193,7 @@ class OnRay(Executor):
 
     def run(self, job: Job) -> Outcome:
         errors = self._ray.exceptions
-        reference = self._work.remote(JOB.dump_json(job).decode(), loaded_plugins())
+        reference = self._work.remote(JOB.dump_json(job).decode())
         try:
             while not self.stopped.is_set():
                 with suppress(errors.GetTimeoutError):

@@ -1,16 +1,16 @@
 """A worker process: a job on stdin, its outcome on stdout. Importing this loads nothing heavy.
 
-python -m svdctl.reproduce.worker [--plugin NAME ...] < job.json
+python -m svdctl.reproduce.worker < job.json
 """
 
+import json
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
 
-from svdctl.plugins import load_plugins, plugins_in
+from svdctl.plugins import load_plugins
 
 
 def main() -> None:
@@ -18,15 +18,15 @@ def main() -> None:
     text = sys.stdin.read()
     threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
     # The last line: libraries may print before it.
-    print("\n" + work(text, plugins_in(sys.argv)), flush=True)
+    print("\n" + work(text), flush=True)
 
 
-def work(text: str, plugins: Sequence[str] = ()) -> str:
-    """Execute a job in JSON with the plugins that the user named; return its outcome in JSON."""
+def work(text: str) -> str:
+    """Return the outcome, in JSON, of a job in JSON; the plugins of its configuration are those that a user named."""
     from svdctl.reproduce.execute import execute  # after the environment is known
     from svdctl.reproduce.job import JOB, OUTCOME, Outcome
 
-    load_plugins(plugins)
+    load_plugins(json.loads(text)["config"]["plugins"])
     job = JOB.validate_json(text)
     try:
         outcome = execute(job)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from svdctl.errors import UsageError
-from svdctl.plugins import import_file, load_plugins, missing_plugins, plugin_name, plugins_in
+from svdctl.plugins import import_file, load_plugins, missing_plugins, plugin_name
 
 HERE = Path(__file__).parent
 SMALL = [
@@ -107,8 +107,3 @@ def test_a_module_beside_the_command_hides_no_installed_one(tmp_path: Path, monk
     assert load_plugins(["pooled_net_beside", "pooled_net_beside"]) == ("pooled_net_beside",)
     assert sys.path == before
     assert missing_plugins(["pooled_net_beside", "elsewhere"]) == ["elsewhere"]
-
-
-def test_arguments_of_workers() -> None:
-    assert plugins_in(["-c", "--plugin", "a", "--plugin", "/b.py"]) == ("a", "/b.py")
-    assert plugins_in(["-c"]) == ()

@@ -245,7 +245,7 @@ class FakeRay(ModuleType):
 
     def remote(self, **options: object) -> Callable[[Callable[[str], str]], Mock]:
         assert options == {"max_retries": 3, "num_cpus": 1}
-        return lambda work: Mock(remote=lambda text, plugins: (work, text, object()))
+        return lambda work: Mock(remote=lambda text: (work, text, object()))
 
     def get(self, reference: Any, timeout: float) -> str:
         job = JOB.validate_json(reference[1])
@@ -332,6 +332,7 @@ def test_a_worker_imports_nothing_from_the_current_folder(jobs: list[Job], monke
     monkeypatch.delenv("PYTHONPATH", raising=False)
     engine = Processes(1, [])
     (outcome,) = finish(
-        engine, replace(jobs[0], config=jobs[0].config.model_copy(update={"data": Npz(path=Path("none.npz"))}))
+        engine,
+        replace(jobs[0], config=jobs[0].config.model_copy(update={"data": Npz(path=Path("none.npz")), "plugins": ()})),
     )
     assert "none.npz" in str(outcome.reason)
