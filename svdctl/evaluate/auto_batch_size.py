@@ -1,7 +1,7 @@
 """Going on with fewer images at once when memory runs out."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -46,3 +46,20 @@ class AutoBatchSize:
                 torch.cuda.empty_cache()
             if self.log is not None:
                 self.log(f"out of memory: going on with {self.size} images at a time")
+
+    def parts(self, count: int, work: Callable[[slice], Result]) -> Iterator[tuple[slice, Result]]:
+        """Yield consecutive parts of `count` images, and what `work` returns for each.
+
+        Raises:
+            EvaluationError: memory is too small for a single image.
+        """
+        done = 0
+        while done < count:
+
+            def attempt(size: int, start: int = done) -> tuple[slice, Result]:
+                part = slice(start, min(start + size, count))
+                return part, work(part)
+
+            part, found = self.run(attempt)
+            yield part, found
+            done = part.stop

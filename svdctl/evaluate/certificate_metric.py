@@ -30,26 +30,21 @@ def measure(context: MeasurementContext, at: Sequence[float]) -> tuple[dict[str,
     if not math.isfinite(certifier.bound.value):
         raise EvaluationError("no finite Lipschitz constant is proved of this network, so nothing can be certified")
     device = certifier_device(classifier)
-    radii: list[Tensor] = []
-    predicted: list[Tensor] = []
-    done = 0
-    while done < len(test):
 
-        def some(size: int, start: int = done) -> tuple[Tensor, Tensor]:
-            part = slice(start, start + size)
-            logits = certifier.logits(test.images[part].to(device).double() / 255)
-            check_finite(int((~logits.isfinite()).any(1).sum()), len(logits))
-            return certifier.radii(logits, test.labels[part].to(device)), logits.argmax(1)
+    def some(part: slice) -> tuple[Tensor, Tensor]:
+        logits = certifier.logits(test.images[part].to(device).double() / 255)
+        check_finite(int((~logits.isfinite()).any(1).sum()), len(logits))
+        return certifier.radii(logits, test.labels[part].to(device)), logits.argmax(1)
 
-        radius, prediction = classifier.halving.run(some)
-        radii.append(radius)
-        predicted.append(prediction)
-        done += len(radius)
-        tell(done, len(test), "radii")
+    found: list[tuple[Tensor, Tensor]] = []
+    for part, pair in classifier.halving.parts(len(test), some):
+        found.append(pair)
+        tell(part.stop, len(test), "radii")
+    radii, predicted = (torch.cat(both).cpu() for both in zip(*found, strict=True))
     classifier.model.to(classifier.device)
     # No two images of [0, 1] are farther apart than this.
     farthest = math.sqrt(test.images[0].numel())
-    return _results(torch.cat(radii).cpu().clamp_max(farthest), torch.cat(predicted).cpu(), test.labels, certifier, at)
+    return _results(radii.clamp_max(farthest), predicted, test.labels, certifier, at)
 
 
 def certifier_device(classifier: Classifier) -> torch.device:
@@ -94,15 +89,7 @@ def _results(
         ],
     }
     rows = [
-        {
-            "image": image,
-            "label": label,
-            "prediction": prediction,
-            "correct": int(prediction == label),
-            "radius": f"{radius:.8g}",
-        }
-        for image, (label, prediction, radius) in enumerate(
-            zip(labels.tolist(), predicted.tolist(), radii.tolist(), strict=True)
-        )
+        {"image": n, "label": label, "prediction": found, "correct": int(found == label), "radius": f"{radius:.8g}"}
+        for n, (label, found, radius) in enumerate(zip(*(t.tolist() for t in (labels, predicted, radii)), strict=True))
     ]
     return results, rows

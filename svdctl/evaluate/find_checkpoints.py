@@ -43,24 +43,26 @@ def discover(config: EvaluateConfig) -> Discovery:
     faults: list[tuple[str, SvdctlError]] = []
     for given in config.checkpoints:
         path = given.expanduser()
-        before = len(faults)
+        before, found, text = len(faults), list[Path](), None
         try:
-            found = list(_below(path, config.which, faults)) if path.is_dir() else [path]
+            found = list(_below(path, config.which, faults)) if path.is_dir() else [path] * path.exists()
         except OSError as error:
-            faults.append((str(given), CheckpointError(f"{path} cannot be read ({error.strerror}); check its rights")))
-            continue
-        if not path.exists():
-            words = f"there is no checkpoint or folder {path}; give files, run folders or folders above them"
-            faults.append((str(given), CheckpointError(words)))
-            continue
-        if not found and len(faults) == before:
-            words = f"there is no checkpoint ({', '.join(SUFFIXES)}) in or below {path}; give another folder"
-            faults.append((str(given), CheckpointError(words)))
+            text = f"{path} cannot be read ({error.strerror}); check its rights"
+        if text is None and not path.exists():
+            text = f"there is no checkpoint or folder {path}; give files, run folders or folders above them"
+        elif not found and text is None and len(faults) == before:
+            text = f"there is no checkpoint ({', '.join(SUFFIXES)}) in or below {path}; give another folder"
+        if text is not None:
+            faults.append((str(given), CheckpointError(text)))
         have = {path.resolve() for path in files}
         files |= dict.fromkeys(path for path in found if path.resolve() not in have)
-    names = _names(files)
-    folders = _folders(config, names)
-    checkpoints = tuple(FoundCheckpoint(path, names[path], folders[path]) for path in files)
+    stems = Counter(path.parent.resolve() / path.stem for path in files)
+    results = {path: path.stem if stems[path.parent.resolve() / path.stem] == 1 else path.name for path in files}
+    out = None if config.out_dir is None else config.out_dir.expanduser()
+    checkpoints = tuple(
+        FoundCheckpoint(path, name, path.parent / (RESULTS + results[path]) if out is None else out / _plain_name(name))
+        for path, name in _names(files).items()
+    )
     return Discovery(checkpoints, tuple(faults), _report_folder(config, checkpoints))
 
 
@@ -122,12 +124,10 @@ def is_run_folder(folder: Path) -> bool:
 
 def _names(files: Collection[Path]) -> dict[Path, str]:
     """Run folder and file for a run's checkpoints, the file for others; more of the path where names would meet."""
-    stems = Counter((path.resolve().parent, path.stem) for path in files)
-    parts = {
-        # Two files may differ in their suffix alone.
-        path: (path.resolve().with_suffix("") if stems[path.resolve().parent, path.stem] == 1 else path.resolve()).parts
-        for path in files
-    }
+    whole = {path: path.resolve() for path in files}
+    stems = Counter(path.with_suffix("") for path in whole.values())
+    # Two files may differ in their suffix alone.
+    parts = {own: (short if stems[short := path.with_suffix("")] == 1 else path).parts for own, path in whole.items()}
     depth = {path: 2 if is_run_folder(path.parent) else 1 for path in parts}
     while True:
         names = {path: "/".join(parts[path][-depth[path] :]) for path in parts}
@@ -137,18 +137,6 @@ def _names(files: Collection[Path]) -> dict[Path, str]:
             return names
         for path in clashing:
             depth[path] += 1
-
-
-def _folders(config: EvaluateConfig, names: dict[Path, str]) -> dict[Path, Path]:
-    if config.out_dir is not None:
-        out = config.out_dir.expanduser()
-        return {path: out / _plain_name(name) for path, name in names.items()}
-    stems = [(path.parent.resolve(), path.stem) for path in names]
-    return {
-        path: path.parent
-        / (RESULTS + (path.stem if stems.count((path.parent.resolve(), path.stem)) == 1 else path.name))
-        for path in names
-    }
 
 
 def _report_folder(config: EvaluateConfig, checkpoints: tuple[FoundCheckpoint, ...]) -> Path:

@@ -119,13 +119,7 @@ class Classifier:
         return total
 
     def _parts(self, images: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the places of some images after the others, and the outputs of them on the device."""
-        done = 0
-        while done < len(images):
-            part = images[done : done + self.halving.size]
-            found = self.halving.run(lambda size, part=part: self._some(part[:size]))  # type: ignore[misc]
-            yield slice(done, done + len(found)), found
-            done += len(found)
+        return self.halving.parts(len(images), lambda part: self._some(images[part]))
 
     def _some(self, images: Tensor) -> Tensor:
         pixels = to_pixels(images.to(self.device, non_blocking=True)).contiguous(memory_format=torch.channels_last)
