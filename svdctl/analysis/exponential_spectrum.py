@@ -1,10 +1,11 @@
 """Spectra of SOC and SOTT layers: the truncated exponential of a skew convolution."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import type_before_parametrizations
 
 from svdctl.analysis.layer_spectrum import LayerSpectrum, as_it_runs
 from svdctl.errors import ShapeError
@@ -38,58 +39,39 @@ def exponential_values(generator: Convolution, size: tuple[int, ...], terms: int
 
 
 def exponential_row(
-    name: str, layer: nn.Module, generator: Convolution, terms: int, size: tuple[int, ...] | None
+    row: LayerSpectrum, layer: nn.Module, generator: Convolution, terms: int, size: tuple[int, ...] | None
 ) -> LayerSpectrum:
     """Return the row of a layer: the values of its square core, and the proved bound of the whole, frames included."""
     ops = ops_of(layer)
-    stride, width = ops.stride(layer), len(generator.weight)
+    stride = ops.stride(layer)
     inner = None if size is None else tuple(max(1, n // step) for n, step in zip(size, stride, strict=True))
-    values = None if inner is None else exponential_values(generator, inner, terms)
-    upper = layer_gain(layer).value
-    padded = None if size is None else as_it_runs(layer, size, Bracket(0.0, upper))
-    return LayerSpectrum(
-        name,
-        type_before_parametrizations(layer).__name__,
-        ops.shape(layer),
-        Bracket(0.0, upper) if padded is None else padded,
-        None if values is None else values.cpu(),
-        stride=stride,
-        input_size=size,
-        zero_padded=padded,
-        rank=ops.rank(layer),
-        frame_error=max((float(frame_error(frame)) for frame in ops.frames(layer)), default=None),
-        note=f"values of the core of {width} channels; the cut of its series leaves them within the bound",
-    )
+    bound = Bracket(0.0, layer_gain(layer).value)
+    padded = None if size is None else as_it_runs(layer, size, bound)
+    row = replace(row, bound=padded or bound, zero_padded=padded, stride=stride, rank=ops.rank(layer))
+    row = replace(row, frame_error=max((float(frame_error(frame)) for frame in ops.frames(layer)), default=None))
+    row = _with_values(row, generator, terms, inner)
+    return replace(row, input_size=size, note=f"{row.note}; the cut of its series leaves them within the bound")
 
 
 def stored_exponential(
-    name: str,
-    kind: str,
-    shape: tuple[int, ...],
-    generator: Convolution,
-    terms: int,
-    *,
-    size: tuple[int, ...] | None,
-    rank: tuple[int, int] | None,
-    frame_norms: tuple[float, float] | None,
-    error: float | None,
+    row: LayerSpectrum, generator: Convolution, terms: int, size: tuple[int, ...] | None, frame_norms: Sequence[float]
 ) -> LayerSpectrum:
     """Return the same for a layer of a file without a network.
 
     Raises:
         ShapeError: a generator whose powers are beyond float64.
     """
-    kernel = generator.weight
     try:
-        upper = (
-            series_norm(terms, skew_norm_bound(kernel, terms, None)) * math.prod(frame_norms or (1.0, 1.0)) * (1 + 1e-6)
-        )
+        series = series_norm(terms, skew_norm_bound(generator.weight, terms, None))
+        upper = series * math.prod(frame_norms) * (1 + 1e-6)
     except OverflowError:
         upper = math.inf
     if not math.isfinite(upper):
         raise ShapeError("its numbers are so large that its exponential is beyond float64")
+    return _with_values(replace(row, bound=Bracket(0.0, upper)), generator, terms, size)
+
+
+def _with_values(row: LayerSpectrum, generator: Convolution, terms: int, size: tuple[int, ...] | None) -> LayerSpectrum:
     values = None if size is None else exponential_values(generator, size, terms).cpu()
-    note = f"values of the core of {len(kernel)} channels"
-    return LayerSpectrum(
-        name, kind, shape, Bracket(0.0, upper), values, input_size=size, rank=rank, frame_error=error, note=note
-    )
+    note = f"values of the core of {len(generator.weight)} channels"
+    return replace(row, values=values, input_size=size, note=note)

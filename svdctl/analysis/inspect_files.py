@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from svdctl.analysis.exponential_spectrum import stored_exponential
 from svdctl.analysis.inspect_config import InspectConfig
-from svdctl.analysis.layer_spectrum import LayerSpectrum, failed, operator_spectrum
+from svdctl.analysis.layer_spectrum import LayerSpectrum, with_values
 from svdctl.analysis.network_spectrum import NetworkSpectrum, spectrum
 from svdctl.analysis.spectrum_table import told_by_shape, why_not_proved
 from svdctl.checkpoint.checkpoint_file import load, read_checkpoint
@@ -25,7 +25,7 @@ from svdctl.checkpoint.tensors import holds_weights
 from svdctl.checkpoint.weight_file import WeightFile, read_tensors
 from svdctl.errors import CheckpointError, ShapeError, UsageError
 from svdctl.layers.normalize import Normalize
-from svdctl.spectral.bounds import Bracket
+from svdctl.spectral.bounds import Bracket, is_bounded, norm_bound
 from svdctl.spectral.convolution import Convolution
 
 _NO_NETWORK = (
@@ -104,7 +104,7 @@ def _unaccounted_rows(model: nn.Module, found: NetworkSpectrum, config: InspectC
             owner = name
         if not isinstance(value, Tensor) or holds_weights(value):
             why = f"{name} is held by the network, and no layer whose spectrum is known here is made of it"
-            rows.setdefault(owner, failed(owner, "other", (), why))
+            rows.setdefault(owner, LayerSpectrum(owner, "other", (), note=why))
     yield from rows.values()
 
 
@@ -184,15 +184,17 @@ def _rows_of_left_out_parts(
     for part in weights.left_out:
         reason = f"{part.what}; `key` chooses a part" if part.may_hold_weights else part.what
         if _matches(part.name, config.layers):
-            yield replace(failed(part.name, "left out", (), reason), has_weights=part.may_hold_weights)
+            yield LayerSpectrum(part.name, "left out", (), note=reason, has_weights=part.may_hold_weights)
     if not has_network and weights.format == "safetensors":
         for name in weights.extra:
             if re.search(r"scale|gain|quant", name, re.IGNORECASE) and _matches(name, config.layers):
-                yield failed(name, "metadata", (), "it stands in the file's metadata, and its use is unknown")
+                yield LayerSpectrum(
+                    name, "metadata", (), note="it stands in the file's metadata, and its use is unknown"
+                )
     if has_network and weights.format != "svdctl":
         for name, what in weights.others.items():
             if name in weights.unread and _matches(name, config.layers):
-                yield failed(name, "left out", (), f"it is {what}, not a tensor of numbers")
+                yield LayerSpectrum(name, "left out", (), note=f"it is {what}, not a tensor of numbers")
 
 
 def _image(size: tuple[int, ...]) -> tuple[int, ...]:
@@ -216,86 +218,60 @@ def _weights_spectrum(path: Path, weights: WeightFile, config: InspectConfig, te
     for done, layer in enumerate(chosen):
         if tell is not None:
             tell(done, len(chosen), layer.name)
-        row = _stored_row(layer, config, pairs=pairs)
-        rows.append(replace(row, has_weights=layer.has_weights, by_shape=layer.by_shape and row.is_analysed))
+        rows.append(_stored_row(layer, config, pairs=pairs))
     told = f" ({weights.wrapping})" if weights.wrapping else ""
     return NetworkSpectrum(f"{path}{told}", tuple(rows), None, _NO_NETWORK)
 
 
 def _stored_row(layer: StoredLayer, config: InspectConfig, *, pairs: bool) -> LayerSpectrum:
     """Return the row of a stored layer."""
+    unknown = LayerSpectrum(layer.name, layer.kind, layer.shape, has_weights=layer.has_weights)
+    row = replace(unknown, assumption=layer.assumption, rank=layer.rank, frame_error=layer.frame_error)
+    row = replace(row, by_shape=layer.by_shape)
     if layer.reason:
-        return failed(layer.name, layer.kind, layer.shape, layer.reason)
+        return replace(unknown, note=layer.reason)
     try:
         if layer.scale is not None:
-            return _scale_row(layer, layer.scale, config)
+            return _scale_row(row, layer, float(layer.scale.abs().max()), config)
         if layer.make_generator is not None:
-            row = _exponential_row(layer, layer.make_generator(), config)
-        elif layer.make is not None:
-            row = _operator_row(layer, layer.make(), config, pairs=pairs)
-        else:
-            return failed(layer.name, layer.kind, layer.shape, "its operator is not known here")
+            size = _size_for(config.input_size, 2)
+            return stored_exponential(row, layer.make_generator(), SERIES_TERMS, size, layer.frame_norms or ())
+        if layer.make is not None:
+            return _operator_row(row, layer, layer.make(), config, pairs=pairs)
     except ShapeError as error:
-        return failed(layer.name, layer.kind, layer.shape, error)
-    return replace(row, assumption=layer.assumption)
+        return replace(unknown, note=str(error))
+    return replace(unknown, note="its operator is not known here")
 
 
-def _scale_row(layer: StoredLayer, scale: Tensor, config: InspectConfig) -> LayerSpectrum:
+def _scale_row(row: LayerSpectrum, layer: StoredLayer, gain: float, config: InspectConfig) -> LayerSpectrum:
     """Return the row of a BatchNorm or pixel normalisation; if within its maximum for every eps, without assumption."""
-    gain = float(scale.abs().max())
     kind = "BatchNorm" if layer.kind == "batchnorm" else "Normalize"
-    bound = Bracket(gain * (1 - 1e-6), gain * (1 + 1e-6))
-    row = LayerSpectrum(layer.name, kind, layer.shape, bound, assumption=layer.assumption)
     limit = config.batchnorm_max
     if limit is not None and layer.largest_scale is not None and layer.largest_scale * (1 + 1e-6) <= limit:
-        return replace(row, assumption="")
-    return row
+        row = replace(row, assumption="")
+    return replace(row, kind=kind, bound=Bracket(gain * (1 - 1e-6), gain * (1 + 1e-6)))
 
 
-def _exponential_row(layer: StoredLayer, generator: Convolution, config: InspectConfig) -> LayerSpectrum:
-    """Return the row of a stored layer that is the exponential of a skew-symmetric convolution."""
-    return stored_exponential(
-        layer.name,
-        layer.kind,
-        layer.shape,
-        generator,
-        SERIES_TERMS,
-        size=_size_for(config.input_size, 2),
-        rank=layer.rank,
-        frame_norms=layer.frame_norms,
-        error=layer.frame_error,
-    )
-
-
-def _operator_row(layer: StoredLayer, conv: Convolution, config: InspectConfig, *, pairs: bool) -> LayerSpectrum:
+def _operator_row(
+    row: LayerSpectrum, layer: StoredLayer, conv: Convolution, config: InspectConfig, *, pairs: bool
+) -> LayerSpectrum:
     """Return the row of a stored kernel; its lower bound holds for every stride and number of groups (`least_norm`)."""
-    is_matrix = layer.kind == "linear"
+    is_matrix, limit = layer.kind == "linear", config.max_sigma
     size = (1,) if is_matrix else _size_for(config.input_size, conv.axes)
     notes = [layer.note, "" if is_matrix or size is None else "values at stride 1, as one group"]
-    at_most = config.max_sigma
-    if at_most is not None and layer.slack:
-        at_most = max((at_most - layer.slack) * (1 - 1e-15), 0.0)
-    row = operator_spectrum(
-        layer.name,
-        layer.kind,
-        layer.shape,
-        conv,
-        tolerance=config.tolerance,
-        input_size=size,
-        accuracy=config.accuracy,
-        at_most=at_most,
-        rank=layer.rank,
-        frame_error=layer.frame_error,
-        note="; ".join(filter(None, notes)),
-    )
-    assert row.bound is not None
-    lower, upper = row.bound.lower, row.bound.upper + layer.slack
-    if at_most is not None and row.bound.upper <= at_most:
-        upper = min(upper, config.max_sigma or upper)
+    bound = norm_bound(conv, tolerance=config.tolerance)
+    lower, upper = bound.lower, bound.upper + layer.slack
+    if limit is not None:
+        at_most = max((limit - layer.slack) * (1 - 1e-15), 0.0) if layer.slack else limit
+        # A layer under control is proved to be at most its maximum, which a bracket of some width need not show.
+        sharper = bound.lower <= at_most < bound.upper and is_bounded(conv, at_most)
+        if sharper or bound.upper <= at_most:
+            upper = min(at_most + layer.slack if sharper else upper, limit)
     if not is_matrix:
         # The core of a TT layer is one group, so that its unfolding's norm is reached, as is its largest row.
         lower = min(lower, least_norm(conv.weight, pairs=pairs))
-    return replace(row, bound=Bracket(max(lower - layer.slack, 0.0), upper))
+    row = replace(row, bound=Bracket(max(lower - layer.slack, 0.0), upper), note="; ".join(filter(None, notes)))
+    return with_values(row, conv, size, config.accuracy)
 
 
 def _size_for(size: tuple[int, ...] | None, axes: int) -> tuple[int, ...] | None:

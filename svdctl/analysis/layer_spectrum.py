@@ -2,13 +2,13 @@
 
 import math
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from svdctl.errors import ShapeError
-from svdctl.spectral.bounds import Bracket, is_bounded, norm_bound
+from svdctl.spectral.bounds import Bracket
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.operator_norm import padded_norm
 from svdctl.spectral.values import singular_values
@@ -90,45 +90,22 @@ class LayerSpectrum:
         return float((self.values.double() / self.largest).square().sum())
 
 
-def operator_spectrum(
-    name: str,
-    kind: str,
-    shape: tuple[int, ...],
-    conv: Convolution,
-    *,
-    tolerance: float,
-    input_size: tuple[int, ...] | None,
-    accuracy: str = "full",
-    at_most: float | None = None,
-    bound: Bracket | None = None,
-    **known: object,
-) -> LayerSpectrum:
-    """Values and bound of a convolution. An input that the stride does not divide is filled up, and the note says so.
+def with_values(row: LayerSpectrum, conv: Convolution, size: tuple[int, ...] | None, accuracy: str) -> LayerSpectrum:
+    """Return the row with the values of a convolution; an input that the stride does not divide is filled up.
 
     Raises:
-        ShapeError: an input smaller than the kernel, or a kernel that is not finite.
+        ShapeError: a kernel that is not finite.
     """
-    if bound is None:
-        bound = norm_bound(conv, tolerance=tolerance)
-        # A layer under control is proved to be at most its maximum, which a bracket of some width need not show.
-        if at_most is not None and bound.lower <= at_most < bound.upper and is_bounded(conv, at_most):
-            bound = Bracket(bound.lower, at_most)
-    values = None
-    notes = [str(known.pop("note", ""))]
-    if input_size is not None:
-        if any(n < (k - 1) * d + 1 for n, k, d in zip(input_size, conv.taps, conv.dilation, strict=True)):
-            notes.append("the input is smaller than the kernel")
-        full = tuple(math.ceil(n / s) * s for n, s in zip(input_size, conv.stride, strict=True))
-        if full != input_size:
-            notes.append(f"values on {'x'.join(map(str, full))}, which the stride divides")
-        values = singular_values(conv, full, accuracy="fast" if accuracy == "fast" else "full").cpu()
-    note = "; ".join(part for part in notes if part)
-    return LayerSpectrum(name, kind, shape, bound, values, input_size=input_size, note=note, **known)  # type: ignore[arg-type]
-
-
-def failed(name: str, kind: str, shape: tuple[int, ...], error: ShapeError | str) -> LayerSpectrum:
-    """Return a row for a layer that could not be analysed."""
-    return LayerSpectrum(name, kind, shape, note=str(error))
+    if size is None:
+        return row
+    notes = [row.note] if row.note else []
+    if any(n < (k - 1) * d + 1 for n, k, d in zip(size, conv.taps, conv.dilation, strict=True)):
+        notes.append("the input is smaller than the kernel")
+    full = tuple(math.ceil(n / s) * s for n, s in zip(size, conv.stride, strict=True))
+    if full != size:
+        notes.append(f"values on {'x'.join(map(str, full))}, which the stride divides")
+    values = singular_values(conv, full, accuracy="fast" if accuracy == "fast" else "full").cpu()
+    return replace(row, values=values, input_size=size, note="; ".join(notes))
 
 
 def as_it_runs(module: nn.Module, size: tuple[int, ...], bound: Bracket | None) -> Bracket | None:

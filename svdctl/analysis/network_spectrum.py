@@ -12,11 +12,11 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from svdctl.analysis.exponential_spectrum import exponential_row
-from svdctl.analysis.layer_spectrum import LayerSpectrum, as_it_runs, failed, operator_spectrum
+from svdctl.analysis.layer_spectrum import LayerSpectrum, as_it_runs, with_values
 from svdctl.errors import ShapeError, SvdctlError
 from svdctl.layers.layer_bounds import layer_gain
 from svdctl.layers.layer_operator import operator_of, why_not_read
-from svdctl.layers.layer_ops import NormalizationOps, find_ops, ops_of
+from svdctl.layers.layer_ops import LayerOps, NormalizationOps, find_ops
 from svdctl.layers.norms import layer_norm_bound
 from svdctl.layers.padding import Convolutional, padding_factor
 from svdctl.layers.shapes import Calls, observed_calls
@@ -227,14 +227,19 @@ def _lipschitz(model: nn.Module, input_shape: tuple[int, ...], tolerance: float)
 
 def _observed_row(name: str, module: nn.Module, call: Calls | None, *how: Any) -> LayerSpectrum:
     """Return the row of a layer, with the assumptions and notes that follow from its observed calls."""
-    if call is None:
-        return _row(name, module, [], *how)
-    kind = type_before_parametrizations(module).__name__
-    row = _row(name, module, call.sizes, *how)
-    if row.bound is None:
+    kind, ops = type_before_parametrizations(module).__name__, find_ops(module)
+    shape = tuple(_own_numbers(module)[0].shape) if ops is None else ops.shape(module)
+    unknown = LayerSpectrum(name, ops.title if isinstance(ops, NormalizationOps) else kind, shape)
+    if ops is None:
+        return replace(unknown, note=f"layers of type {kind} have no spectrum known here")
+    try:
+        row = _row(unknown, module, ops, [] if call is None else call.sizes, *how)
+    except ShapeError as error:
+        return replace(unknown, note=str(error))
+    if call is None or row.bound is None:
         return row
     if call.fault:
-        return failed(name, row.kind, row.shape, call.fault)
+        return replace(unknown, note=call.fault)
     if not call.sizes:
         assumption = f"the network computes with it as a {kind} does: it was not reached when the network ran"
     elif call.used_by:
@@ -248,59 +253,49 @@ def _observed_row(name: str, module: nn.Module, call: Calls | None, *how: Any) -
 
 
 def _row(
-    name: str,
+    row: LayerSpectrum,
     module: nn.Module,
+    ops: LayerOps,
     sizes: Sequence[tuple[int, ...]],
     tolerance: float,
     accuracy: str,
     zero_padded: bool,
     at_most: float | None,
 ) -> LayerSpectrum:
-    """Return the row of a layer on the spatial sizes of its inputs."""
-    kind = type_before_parametrizations(module).__name__
+    """Return the row of a layer on the spatial sizes of its inputs.
+
+    Raises:
+        ShapeError: why the layer has no bound.
+    """
     size = sizes[-1] if sizes else None
-    ops = find_ops(module)
     if isinstance(ops, NormalizationOps):
-        return _normalization_row(name, module, ops)
-    if ops is not None and not ops.can_control:
-        return _proved_row(name, kind, module, size)
-    if ops is None:
-        reason = f"layers of type {kind} have no spectrum known here"
-        return failed(name, kind, tuple(_own_numbers(module)[0].shape), reason)
-    shape = ops.shape(module)
-    try:
-        conv = operator_of(module)
-        known: dict[str, Any] = {"stride": None if ops.is_linear else conv.stride, "rank": ops.rank(module)}
-        known["frame_error"] = max((float(frame_error(frame)) for frame in ops.frames(module)), default=None)
-        if size is None:
-            known["note"] = "not reached when the network runs"
-        # A transposed convolution is the adjoint of a convolution whose input is its output.
-        seen = tuple(n * s for n, s in zip(size, conv.stride, strict=True)) if size and ops.is_adjoint else size
-        bound = _bound(module, sizes, tolerance, at_most)
-        row = operator_spectrum(
-            name, kind, shape, conv, tolerance=tolerance, input_size=seen, accuracy=accuracy, bound=bound, **known
-        )
-        padded = None
-        if zero_padded and size is not None and not ops.is_linear:
-            padded = as_it_runs(module, size, bound)
-    except ShapeError as error:
-        return failed(name, kind, shape, error)
-    return LayerSpectrum(**{**vars(row), "input_size": size, "zero_padded": padded})
-
-
-def _proved_row(name: str, kind: str, module: nn.Module, size: tuple[int, ...] | None) -> LayerSpectrum:
-    """Return the row of a layer whose weight is no linear operator: an exponential, or one with a proved gain alone."""
-    ops = ops_of(module)
-    reason = next((why for layer in (module, *ops.parts(module)) if (why := why_not_read(layer)) is not None), None)
-    if reason is not None:
-        return failed(name, kind, ops.shape(module)[:2], reason)
-    if (generator := ops.generator(module)) is not None:
-        return exponential_row(name, module, *generator, size)
-    try:
-        bound = Bracket(0.0, layer_gain(module).value)
-    except ShapeError as error:
-        return failed(name, kind, ops.shape(module), error)
-    return LayerSpectrum(name, kind, ops.shape(module), bound, input_size=size)
+        if (reason := why_not_read(module)) is not None:
+            raise ShapeError(reason)
+        gain = ops.channel_gain(module)
+        return replace(row, bound=Bracket(gain * (1 - 1e-6), gain * (1 + 1e-6)))
+    if not ops.can_control:
+        # Its weight is no linear operator: an exponential, or a layer with a proved gain alone.
+        for layer in (module, *ops.parts(module)):
+            if (reason := why_not_read(layer)) is not None:
+                return replace(row, shape=row.shape[:2], note=reason)
+        if (generator := ops.generator(module)) is not None:
+            return exponential_row(row, module, *generator, size)
+        return replace(row, bound=Bracket(0.0, layer_gain(module).value), input_size=size)
+    conv = operator_of(module)
+    bound = _bound(module, sizes, tolerance, at_most)
+    row = replace(
+        row,
+        bound=bound,
+        stride=None if ops.is_linear else conv.stride,
+        rank=ops.rank(module),
+        frame_error=max((float(frame_error(frame)) for frame in ops.frames(module)), default=None),
+        note="not reached when the network runs" if size is None else "",
+    )
+    # A transposed convolution is the adjoint of a convolution whose input is its output.
+    seen = tuple(n * s for n, s in zip(size, conv.stride, strict=True)) if size and ops.is_adjoint else size
+    row = with_values(row, conv, seen, accuracy)
+    padded = as_it_runs(module, size, bound) if zero_padded and size is not None and not ops.is_linear else None
+    return replace(row, input_size=size, zero_padded=padded)
 
 
 def _bound(module: nn.Module, sizes: Sequence[tuple[int, ...]], tolerance: float, at_most: float | None) -> Bracket:
@@ -315,16 +310,3 @@ def _bound(module: nn.Module, sizes: Sequence[tuple[int, ...]], tolerance: float
         upper = norm_bound(unstrided, tolerance=tolerance).upper * padding_factor(module)
         return Bracket(0.0, upper)
     return layer_norm_bound(module, tolerance=tolerance, allowed=at_most)
-
-
-def _normalization_row(name: str, module: nn.Module, ops: NormalizationOps) -> LayerSpectrum:
-    """Return the row of a BatchNorm or `Normalize`: the largest factor on a channel."""
-    shape, kind = ops.shape(module), ops.title
-    reason = why_not_read(module)
-    if reason is not None:
-        return failed(name, kind, shape, reason)
-    try:
-        gain = ops.channel_gain(module)
-    except ShapeError as error:
-        return failed(name, kind, shape, error)
-    return LayerSpectrum(name, kind, shape, Bracket(gain * (1 - 1e-6), gain * (1 + 1e-6)))

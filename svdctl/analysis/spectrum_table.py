@@ -1,7 +1,7 @@
 """Spectra as a table: records of full precision, and text 80 columns wide, two lines a layer so that nothing is cut."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from svdctl.analysis.layer_spectrum import LayerSpectrum
@@ -20,35 +20,36 @@ LEGEND = (
     "bound: proved, any input size (circular padding: one that the stride divides)",
     "smallest: the smallest value that is not 0; condition: largest over smallest",
 )
-COLUMNS = (
-    Column("name", "layer", "left"),
-    Column("kind", "kind", "left"),
-    Column("shape", "kernel", "left"),
-    Column("stride", "stride", "left"),
-    Column("input_size", "input", "left"),
-    Column("rank"),
-    Column("count", "count"),
-    Column("largest_circular", "circular"),
-    Column("zero_padded_lower", "as it runs"),
-    Column("zero_padded_upper"),
-    Column("bound_lower"),
-    Column("bound_upper", "bound"),
-    Column("smallest_nonzero", "smallest"),
-    Column("condition_number", "condition"),
-    Column("stable_rank", "stable rank"),
-    Column("frame_error"),
-    Column("note", "note", "left"),
-    Column("assumption", "assumed", "left"),
-    Column("by_shape"),
-    Column("gate"),
-)
-"""Keys of the schema that is in docs/inspect-spectrum.md."""
+COLUMNS: dict[str, tuple[str | None, Callable[[LayerSpectrum], Any]]] = {
+    "name": ("layer", lambda row: row.name),
+    "kind": ("kind", lambda row: row.kind),
+    "shape": ("kernel", lambda row: row.shape),
+    "stride": ("stride", lambda row: row.stride),
+    "input_size": ("input", lambda row: row.input_size),
+    "rank": (None, lambda row: row.rank),
+    "count": ("count", lambda row: None if row.values is None else len(row.values)),
+    "largest_circular": ("circular", lambda row: row.largest),
+    "zero_padded_lower": ("as it runs", lambda row: row.zero_padded and row.zero_padded.lower),
+    "zero_padded_upper": (None, lambda row: row.zero_padded and row.zero_padded.upper),
+    "bound_lower": (None, lambda row: row.bound and row.bound.lower),
+    "bound_upper": ("bound", lambda row: row.bound and row.bound.upper),
+    "smallest_nonzero": ("smallest", lambda row: row.smallest_nonzero),
+    "condition_number": ("condition", lambda row: row.condition_number),
+    "stable_rank": ("stable rank", lambda row: row.stable_rank),
+    "frame_error": (None, lambda row: row.frame_error),
+    "note": ("note", lambda row: row.note),
+    "assumption": ("assumed", lambda row: row.assumption),
+    "by_shape": (None, lambda row: row.by_shape),
+    "gate": (None, lambda row: row.gate),
+}
+"""Keys of the schema that is in docs/inspect-spectrum.md: what stands above a column, and its value in a row."""
+_LEFT = ("name", "kind", "shape", "stride", "input_size", "note", "assumption")
 
 
 def spectrum_table(network: NetworkSpectrum) -> Table:
     """Return a table with one row for each layer."""
-    cells = [_cells(layer) for layer in network]
-    return Table(COLUMNS, [[row[column.key] for column in COLUMNS] for row in cells], title=network.name)
+    columns = [Column(key, header, "left" if key in _LEFT else "right") for key, (header, _) in COLUMNS.items()]
+    return Table(columns, [list(_cells(layer).values()) for layer in network], title=network.name)
 
 
 def layer_records(network: NetworkSpectrum) -> list[dict[str, Any]]:
@@ -57,36 +58,22 @@ def layer_records(network: NetworkSpectrum) -> list[dict[str, Any]]:
 
 
 def _cells(layer: LayerSpectrum) -> dict[str, Cell]:
-    padded, bound = layer.zero_padded, layer.bound
-    count = None if layer.values is None else len(layer.values)
-    rank = f" r{layer.rank[0]},{layer.rank[1]}" if layer.rank else ""
-    numbers = {
-        "largest_circular": layer.largest,
-        "zero_padded_lower": None if padded is None else padded.lower,
-        "zero_padded_upper": None if padded is None else padded.upper,
-        "bound_lower": None if bound is None else bound.lower,
-        "bound_upper": None if bound is None else bound.upper,
-        "smallest_nonzero": layer.smallest_nonzero,
-        "condition_number": layer.condition_number,
-        "stable_rank": layer.stable_rank,
-        "frame_error": layer.frame_error,
-    }
-    texts = {"kind": layer.kind, "note": layer.note, "assumption": layer.assumption, "gate": layer.gate}
-    return {
-        "name": Cell(layer.name or "(top)", layer.name),
-        "shape": Cell(_times(layer.shape) + rank, list(layer.shape)),
-        "stride": _sizes(layer.stride),
-        "input_size": _sizes(layer.input_size),
-        "rank": _sizes(layer.rank),
-        "count": Cell("-" if count is None else f"{count:,}", count),
-        "by_shape": Cell(str(layer.by_shape), layer.by_shape),
-        **{key: Cell(number(value), value) for key, value in numbers.items()},
-        **{key: Cell(text or "", text) for key, text in texts.items()},
-    }
+    """Return the cells of a layer by their columns' keys."""
+    cells = {key: _cell(key, value_of(layer)) for key, (_, value_of) in COLUMNS.items()}
+    if layer.rank:
+        cells["shape"] = Cell(f"{cells['shape'].text} r{layer.rank[0]},{layer.rank[1]}", cells["shape"].value)
+    return cells
 
 
-def _sizes(sizes: tuple[int, ...] | None) -> Cell:
-    return Cell("-") if sizes is None else Cell(_times(sizes, "x"), list(sizes))
+def _cell(key: str, value: Any) -> Cell:
+    """Return a figure as it is read: four digits, sizes joined; `value` itself is for records."""
+    if isinstance(value, tuple):
+        return Cell((" x " if key == "shape" else "x").join(map(str, value)), list(value))
+    if isinstance(value, str):
+        return Cell(value or ("(top)" if key == "name" else ""), value)
+    if isinstance(value, bool):
+        return Cell(str(value), value)
+    return Cell(f"{value:,}" if isinstance(value, int) else number(value), value)
 
 
 def to_json(networks: Sequence[NetworkSpectrum], *, top: int | None = None, every: bool = False) -> str:
@@ -122,7 +109,7 @@ def to_csv(networks: Sequence[NetworkSpectrum], *, top: int | None = None, every
         ]
         return csv_text(values, ["file", "name", "index", "value"])
     rows = [{"file": network.name, **row} for network in networks for row in layer_records(network)]
-    return csv_text(rows, ["file", *(column.key for column in COLUMNS)])
+    return csv_text(rows, ["file", *COLUMNS])
 
 
 def text_table(network: NetworkSpectrum, *, top: int | None = None, every: bool = False) -> str:
@@ -137,10 +124,10 @@ def text_table(network: NetworkSpectrum, *, top: int | None = None, every: bool 
     left = [layer for layer in network if not layer.is_analysed]
     if left:
         lines += ["", "not analysed"]
-        lines += [
-            f"  {layer.name or '(top)'}, {f'{layer.kind} {_times(layer.shape)}'.rstrip()}: {layer.note}"
-            for layer in left
-        ]
+        for layer in left:
+            cells = _cells(layer)
+            kernel = f"{layer.kind} {cells['shape'].text}".rstrip()
+            lines.append(f"  {cells['name'].text}, {kernel}: {layer.note}")
     excepted = [layer for layer in network if layer.gate == "excepted"]
     if excepted:
         lines += ["", "not proved, and excepted by `excepted`"]
@@ -210,7 +197,3 @@ def number(value: float | None) -> str:
     if value is None:
         return "-"
     return "inf" if math.isinf(value) else f"{value:.4g}"
-
-
-def _times(shape: tuple[int, ...], sign: str = " x ") -> str:
-    return sign.join(map(str, shape))

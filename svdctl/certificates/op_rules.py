@@ -203,7 +203,6 @@ class Call:
         gain: float,
         units: float = 0.0,
         offset: float = 0.0,
-        kind: str = "activation",
         jump: float = 0.0,
         levels: Sequence[Any] = (),
     ) -> Traced:
@@ -224,7 +223,7 @@ class Call:
             constant = root * (relative * offset + jump + floor + self.rounding(levels, arithmetic))
             return size * (relative + (arithmetic.tiny if units else 0.0)) + Affine(constant)
 
-        return self.unary(x, output, gain, local, kind)
+        return self.unary(x, output, gain, local, "activation")
 
     def broadcast_factor(self, operand: Any, output: Tensor) -> float:
         """Return by how much the norm of an operand grows when it is broadcast to the output's shape."""

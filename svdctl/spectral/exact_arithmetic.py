@@ -11,8 +11,9 @@ import math
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import lru_cache
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,17 +72,20 @@ def float32_is_exact(device: torch.device) -> bool:
 
 
 @contextmanager
-def default_dtype_of(dtype: torch.dtype) -> Iterator[None]:
-    """Make `dtype` torch's default inside."""
-    before = torch.get_default_dtype()
-    if before == dtype:
-        yield
-        return
-    torch.set_default_dtype(dtype)
+def _changed(write: Callable[[Any], object], before: Any, inside: Any) -> Iterator[None]:
+    """Set a switch of torch, and give it back as it was."""
+    write(inside)
     try:
         yield
     finally:
-        torch.set_default_dtype(before)
+        write(before)
+
+
+def default_dtype_of(dtype: torch.dtype) -> AbstractContextManager[None]:
+    """Make `dtype` torch's default inside."""
+    before = torch.get_default_dtype()
+    # Not written where it is so already: another thread may give it back meanwhile.
+    return nullcontext() if before == dtype else _changed(torch.set_default_dtype, before, dtype)
 
 
 class _Shared:
@@ -109,20 +113,19 @@ class _Shared:
 @contextmanager
 def _switches() -> Iterator[None]:
     matmul = torch.backends.cuda.matmul
+    switches: list[tuple[Callable[[Any], object], Any]] = [
+        (torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled()),
+        (torch._C._set_nnpack_enabled, torch._C._get_nnpack_enabled()),
+        (partial(setattr, matmul, "allow_fp16_accumulation"), matmul.allow_fp16_accumulation),
+    ]
+    for name in _REDUCED:
+        before, split = getattr(matmul, name), getattr(matmul, f"{name}_split_k", None)
+        switches.append((partial(setattr, matmul, name), before if split is None else (before, split)))
+    if torch.xpu.is_available():
+        switches.append((torch._C._set_onednn_allow_tf32, bool(torch._C._get_onednn_allow_tf32())))
     with ExitStack() as stack:
-        stack.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
-        stack.callback(torch._C._set_nnpack_enabled, torch._C._get_nnpack_enabled())
-        torch._C._set_mkldnn_enabled(False)
-        torch._C._set_nnpack_enabled(False)
-        for name in _REDUCED:
-            before, split = getattr(matmul, name), getattr(matmul, f"{name}_split_k", None)
-            stack.callback(setattr, matmul, name, before if split is None else (before, split))
-            setattr(matmul, name, False)
-        stack.callback(setattr, matmul, "allow_fp16_accumulation", matmul.allow_fp16_accumulation)
-        matmul.allow_fp16_accumulation = False
-        if torch.xpu.is_available():
-            stack.callback(torch._C._set_onednn_allow_tf32, bool(torch._C._get_onednn_allow_tf32()))
-            torch._C._set_onednn_allow_tf32(False)
+        for write, before in switches:
+            stack.enter_context(_changed(write, before, False))
         stack.enter_context(_ieee_float32())
         yield
 
@@ -165,14 +168,8 @@ def _set_fp32(values: list[str]) -> None:
             _write_fp32(*key, value)
 
 
-@contextmanager
-def _without_cudnn() -> Iterator[None]:
-    before = torch._C._get_cudnn_enabled()
-    torch._C._set_cudnn_enabled(False)
-    try:
-        yield
-    finally:
-        torch._C._set_cudnn_enabled(before)
+def _without_cudnn() -> AbstractContextManager[None]:
+    return _changed(torch._C._set_cudnn_enabled, torch._C._get_cudnn_enabled(), False)
 
 
 _SWITCHES, _CUDNN = _Shared(_switches), _Shared(_without_cudnn)
