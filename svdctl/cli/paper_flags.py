@@ -11,6 +11,7 @@ CLIPPING = {
     "divide-by-exact-largest": "divide-exact",
     "divide-each-by-largest": "divide-each",
 }
+CLIPPING_WORDS = ("clip", "assign", *CLIPPING, "none")
 LAYERS = {"skew": "soc"}
 MULTISTEP = {"kind": "steps", "at": [0.5, 0.75], "factor": 0.1}
 COMMON: dict[str, Any] = {

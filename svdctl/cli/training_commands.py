@@ -10,6 +10,7 @@ import typer
 
 from svdctl.cli.options import with_options
 from svdctl.cli.training_flags import Command, resolve, resolve_resume
+from svdctl.config import presets
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import Interrupted, UsageError
 
@@ -37,7 +38,7 @@ def dispatch(command: Command, flags: dict[str, Any]) -> None:
     own = ("debug", "resume", "allow_changed_data", "list_presets", "print_config", "dry_run")
     _, resume, allow_changed_data, list_presets, print_config, dry_run = (flags.pop(name) for name in own)
     if list_presets:
-        show_presets(command)
+        print_names(presets.list_presets(lipconv=command.name == "train-lipconv"))
     elif resume is not None:
         # Not shown as new runs are: these two are refused with the flags that cannot change a run.
         go_on(command, resume, {**flags, "print_config": print_config, "dry_run": dry_run}, allow_changed_data)
@@ -45,13 +46,6 @@ def dispatch(command: Command, flags: dict[str, Any]) -> None:
         raise UsageError("--allow-changed-data is about a run that is resumed; add --resume RUN, or leave it out")
     else:
         start(command, flags, print_config=print_config, dry_run=dry_run)
-
-
-def show_presets(command: Command) -> None:
-    """Print the command's presets, a line each."""
-    from svdctl.config.presets import list_presets
-
-    print_names(list_presets(lipconv=command.name == "train-lipconv"))
 
 
 def print_names(found: dict[str, str]) -> None:
@@ -63,13 +57,11 @@ def print_names(found: dict[str, str]) -> None:
 
 def start(command: Command, flags: dict[str, Any], *, print_config: bool, dry_run: bool) -> None:
     """Train a new run, or show what it would be."""
-    from svdctl.config.presets import to_toml
-
     resolved = resolve(flags, command)
     if print_config:
         for notice in resolved.notices:
             typer.echo(f"note: {notice}", err=True)
-        typer.echo(to_toml(resolved.config), nl=False)
+        typer.echo(presets.to_toml(resolved.config), nl=False)
         return
     # torch takes seconds to import: only now, when the flags are known to be right.
     from svdctl.train import start as recipe

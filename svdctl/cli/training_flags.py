@@ -22,7 +22,7 @@ from svdctl.cli.options import (
     listed,
     spelled,
 )  # fmt: skip
-from svdctl.cli.paper_flags import CLIPPING, LAYERS, MULTISTEP, lipconv_defaults, train_defaults
+from svdctl.cli.paper_flags import CLIPPING, CLIPPING_WORDS, LAYERS, MULTISTEP, lipconv_defaults, train_defaults
 from svdctl.config.configuration import with_kinds
 from svdctl.config.presets import nearest_preset, read_preset, run_name
 from svdctl.config.train_config import TrainConfig
@@ -170,9 +170,8 @@ def _frames_weight(merge: Merge, name: str, value: float) -> None:
 
 def _control_kind(merge: Merge, name: str, value: str) -> None:
     kind = value.replace("_", "-")
-    kinds = ("none", "clip", "assign", "divide", "divide-exact", "divide-each")
-    if kind not in (*kinds, *CLIPPING):
-        merge.faults.append(f"--clipping {value}: not one of {listed(('clip', 'assign', *CLIPPING, 'none'), 'and')}")
+    if kind not in (*CLIPPING_WORDS, *CLIPPING.values()):
+        merge.faults.append(f"--clipping {value}: not one of {listed(CLIPPING_WORDS, 'and')}")
         # An unknown kind counts as some kind: the flags below it are then judged as usual.
         kind = "divide"
     merge.put(name, kind)
@@ -239,6 +238,10 @@ def _retired(merge: Merge, name: str, value: str) -> None:
     )
 
 
+def _unread(merge: Merge, name: str, value: float) -> None:
+    merge.notices.append(f"{spelled(name)} has no effect: nothing in the paper's code reads it")
+
+
 def _always(*fields: tuple[str, Any]) -> Callable[[Merge, str, bool], None]:
     """Return a rule that sets the same fields whenever the flag is on."""
 
@@ -275,6 +278,7 @@ RUN_FLAGS: Flags = OWN_PARAMETERS | {
     "max_steps": Flag("max_steps", RUN),
     "wandb": Flag("log.wandb", RUN),
 }
+RETIRED = Flag(text="Accepted; --precision replaces it.", type=str, rule=_retired)
 DATASET = Flag("data.kind", text=f"{FORMS_OF_DATA}.", type=str, rule=_data)
 FRAMES: Flags = {
     "orthogonal_k": Flag("layer.frames.weight", off=-1, rule=_frames_weight, needs=_ranked),
@@ -283,12 +287,11 @@ FRAMES: Flags = {
     ),
 }
 LENGTH: Flags = {name: Flag(name) for name in ("epochs", "batch_size")}
-HARDWARE: Flags = {
-    name: Flag(f"hardware.{name}", DEVICES)
-    for name in ("accelerator", "devices", "num_nodes", "precision", "compile")
-}  # fmt: skip
-CLIP_TO: Flags = {"clip_to": Flag("control.max_sigma", needs=_controlled)}
-PROCEDURE: Flags = {"procedure": Flag("control.procedure", needs=_controlled)}
+DEVICE_KEYS = ("accelerator", "devices", "num_nodes", "precision", "compile")
+HARDWARE: Flags = {name: Flag(f"hardware.{name}", DEVICES) for name in DEVICE_KEYS}
+CLIP_TO = Flag("control.max_sigma", needs=_controlled)
+EVERY_STEPS = Flag("control.every_steps", needs=_controlled)
+PROCEDURE = Flag("control.procedure", needs=_controlled)
 
 TRAIN = Command(
     name="train",
@@ -302,25 +305,22 @@ TRAIN = Command(
         "dec_rank": Flag("layer.rank", text="Rank of TT layers.", type=int, off=-1, rule=_rank, needs=_ranked),
         "dec_scale": Flag("layer.rank_scale", off=-1, rule=_rank_scale, needs=_ranked),
         "no_compress_first": Flag(
-            text="Leave the first convolution alone.",
+            text="Leave the first convolution as it is.",
             type=bool,
             rule=_always(("layer.compress_first", False)),
             needs=_ranked,
         ),
         **FRAMES,
         "clipping": Flag(
-            "control.kind",
-            text=f"Control: {listed(('clip', 'assign', *CLIPPING, 'none'))}.",
-            rule=_control_kind,
-            words=CLIPPING,
+            "control.kind", text=f"Control: {listed(CLIPPING_WORDS)}.", rule=_control_kind, words=CLIPPING
         ),
-        **CLIP_TO,
-        "clip_freq": Flag("control.every_steps", needs=_controlled),
+        "clip_to": CLIP_TO,
+        "clip_freq": EVERY_STEPS,
         "clip_linear": Flag(text="Control linear layers too.", type=bool, rule=_clip_linear, needs=_controlled),
         "clip_linear_to": Flag(
             "control.linear_max", text="Their maximum; without it, that of --clip-to.", off=-1, rule=_linear_max
         ),
-        **PROCEDURE,
+        "procedure": PROCEDURE,
         "lip_bn": Flag(
             text="Limit the gain of BatchNorm.",
             type=bool,
@@ -344,13 +344,7 @@ TRAIN = Command(
         "save_chp_every": Flag("checkpoint.every_epochs"),
         "checkpoints_path": Flag(text="The same as --out-dir.", type=str, rule=_folder),
         "collect_sing_vals": Flag("log.singular_values"),
-        "multiply_by": Flag(
-            text="Accepted; has no effect.",
-            type=float,
-            rule=lambda merge, name, value: merge.notices.append(
-                "--multiply-by has no effect: nothing in the paper's code reads it"
-            ),
-        ),
+        "multiply_by": Flag(text="Accepted; has no effect.", type=float, rule=_unread),
         **HARDWARE,
     },
     quickstart="quickstart",
@@ -358,6 +352,7 @@ TRAIN = Command(
     defaults=train_defaults,
     others="a LipConvNet",
 )
+RANKS = "Rank of SOTT and TT layers, or '64, 64, 64, 128, 128, 128': one for each stage and the last layer."
 LIPCONV = Command(
     name="train-lipconv",
     trains="LipConvNet whose answers are certified",
@@ -369,14 +364,7 @@ LIPCONV = Command(
         "block_size": Flag("model.block_size"),
         "in_channels": Flag("model.in_channels"),
         "conv_type": Flag("layer.kind", text="Convolutions: standard, skew (SOC), tt or sott.", words=LAYERS),
-        "dec_rank": Flag(
-            "layer.rank",
-            text="Rank of SOTT and TT layers, or '64, 64, 64, 128, 128, 128': one for each stage and the last layer.",
-            type=str,
-            off="-1",
-            rule=_rank,
-            needs=_ranked,
-        ),
+        "dec_rank": Flag("layer.rank", text=RANKS, type=str, off="-1", rule=_rank, needs=_ranked),
         **FRAMES,
         "clipping": Flag(
             "control.kind",
@@ -384,9 +372,9 @@ LIPCONV = Command(
             rule=_control_kind,
             words=CLIPPING,
         ),
-        **CLIP_TO,
-        "assigning_freq": Flag("control.every_steps", needs=_controlled),
-        **PROCEDURE,
+        "clip_to": CLIP_TO,
+        "assigning_freq": EVERY_STEPS,
+        "procedure": PROCEDURE,
         "lr_schedule": Flag("schedule.kind", text="multistep or cyclic.", rule=_schedule),
         "lr_min": Flag("schedule.lr_min", rule=_lr_min),
         "lr_max": Flag("optimizer.lr", text="Learning rate, or its maximum (0.1)."),
@@ -395,9 +383,8 @@ LIPCONV = Command(
         "epsilon": Flag("certificate.epsilon"),
         **LENGTH,
         "seed": Flag("seed"),
-        **dict.fromkeys(
-            ("opt_level", "loss_scale"), Flag(text="Accepted; --precision replaces it.", type=str, rule=_retired)
-        ),
+        "opt_level": RETIRED,
+        "loss_scale": RETIRED,
         **HARDWARE,
     },
     quickstart="lipconv-quickstart",
