@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from svdctl.errors import ShapeError
+from svdctl.layers.stored_weight import have_same_bits
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...))
 _NAMED = (torch.dtype, torch.device, torch.layout, torch.memory_format, slice, range, types.CodeType)
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _LIBRARIES = sys.stdlib_module_names | {"torch", "torchvision", "svdctl", "numpy"}
 _RECORDS = (types.SimpleNamespace, Namespace, threading.local)
 _READ = (
@@ -294,11 +294,4 @@ def _is_library_name(module: str) -> bool:
 
 
 def _same(first: Any, second: Any) -> bool:
-    if not isinstance(first, Tensor):
-        return bool(first == second)
-    if first.dtype != second.dtype or first.shape != second.shape or first.device != second.device:
-        return False
-    if first.is_complex():
-        first, second = torch.view_as_real(first), torch.view_as_real(second)
-    bits = _BITS[first.element_size()]
-    return torch.equal(first.detach().view(bits), second.detach().view(bits))
+    return have_same_bits(first, second) if isinstance(first, Tensor) else bool(first == second)

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from svdctl.layers.layer_ops import find_ops, is_controllable
-from svdctl.layers.stored_weight import made_by, named_tensors
+from svdctl.layers.stored_weight import have_same_bits, made_by, named_tensors
 
 _FIELDS = (Tensor, int, float, str, tuple, type(None))
 """Types of attributes that may decide what a layer computes: its tensors, its geometry, its mode."""
@@ -103,7 +103,7 @@ def observed_calls(
                 call.sizes = [*(other for other in call.sizes if other != size), size]
                 call.fault = call.fault or _changed(before[name], _contents(layer, ours))
                 first = next((value for value in (*inputs, *named.values()) if isinstance(value, Tensor)), None)
-                call.sees_image &= first is not None and first.shape == image.shape and _same(first, image)
+                call.sees_image &= first is not None and first.shape == image.shape and have_same_bits(first, image)
                 taken[name].append((_cloned(inputs), _cloned(named), None))
 
             def leave(layer: nn.Module, inputs: object, named: object, output: object) -> None:
@@ -212,17 +212,13 @@ def _changed(before: dict[str, Any], now: dict[str, Any]) -> str:
     """Return which part of a layer is another one now, in a sentence; empty when all are the same."""
     for name in before.keys() | now.keys():
         old, new = before.get(name), now.get(name)
-        if not (_same(old, new) if isinstance(old, Tensor) and isinstance(new, Tensor) else old is new or old == new):
+        if not (
+            have_same_bits(old, new)
+            if isinstance(old, Tensor) and isinstance(new, Tensor)
+            else old is new or old == new
+        ):
             return f"its {name.strip('.')} is another one when the network runs"
     return ""
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    if (a.dtype, a.shape, a.layout) != (b.dtype, b.shape, b.layout):
-        return False
-    if a.layout is not torch.strided or a.is_quantized:
-        return a is b or bool(torch.equal(a, b))
-    return bool(torch.equal(*(part.detach().contiguous().reshape(-1).view(torch.uint8) for part in (a, b))))
 
 
 def _cloned(value: Any) -> Any:

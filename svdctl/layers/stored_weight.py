@@ -14,6 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from svdctl.errors import ShapeError
 
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _DESCRIPTORS = (property, staticmethod, classmethod)
 _PASS = ("forward", "_conv_forward", "__call__", "_call_impl", "_wrapped_call_impl", "__getattribute__")
 # What a subclass may define anew: it is no part of what the layer computes.
@@ -71,6 +72,19 @@ def named_tensors(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from (*layer.named_parameters(), *layer.named_buffers())
     for module in layer.modules():
         yield from ((name, value) for name, value in vars(module).items() if isinstance(value, Tensor))
+
+
+def have_same_bits(first: Tensor, second: Tensor) -> bool:
+    """Return whether two tensors are of one type, shape and place, and the same bit for bit."""
+    kinds = ((tensor.dtype, tensor.shape, tensor.layout, tensor.device) for tensor in (first, second))
+    if next(kinds) != next(kinds):
+        return False
+    if first.layout is not torch.strided or first.is_quantized:
+        return first is second or torch.equal(first, second)
+    if first.is_complex():
+        first, second = torch.view_as_real(first.resolve_conj()), torch.view_as_real(second.resolve_conj())
+    bits = _BITS[first.element_size()]
+    return torch.equal(first.detach().view(bits), second.detach().view(bits))
 
 
 def why_not_as_stored(layer: nn.Module, kind: type) -> str | None:
