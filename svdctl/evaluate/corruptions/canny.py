@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, max_pool2d, pad
+from torch.nn.functional import max_pool2d, pad
 
 
 def canny(images: Tensor, low: int, high: int) -> Tensor:
@@ -12,9 +12,9 @@ def canny(images: Tensor, low: int, high: int) -> Tensor:
     `low` and connected to such ones. Ties on a crest are decided as OpenCV does.
     """
     height, width = images.shape[-2:]
-    sobel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]], device=images.device)
-    padded = pad(images[:, None].float(), (1, 1, 1, 1), mode="replicate")
-    across, down = conv2d(padded, torch.stack((sobel, sobel.mT))[:, None]).unbind(1)
+    padded = pad(images[:, None].float(), (1, 1, 1, 1), mode="replicate")[:, 0]
+    across = window_sums(padded, [[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+    down = window_sums(padded, [[-1, -2, -1], [0, 0, 0], [1, 2, 1]])
     steep_x, steep_y = across.abs(), down.abs()
     strength = steep_x + steep_y
     around = pad(strength, (1, 1, 1, 1))
@@ -40,6 +40,20 @@ def canny(images: Tensor, low: int, high: int) -> Tensor:
         if torch.equal(grown, edges):
             return edges
         edges = grown
+
+
+def window_sums(padded: Tensor, weights: list[list[int]]) -> Tensor:
+    """Return weighted sums `(N, H, W)` over 3 x 3 pixels of `(N, H + 2, W + 2)`.
+
+    No convolution of torch's: on a GPU it may go through transforms, which round sums of whole numbers.
+    """
+    height, width = padded.shape[-2] - 2, padded.shape[-1] - 2
+    total = padded.new_zeros(len(padded), height, width)
+    for down, row in enumerate(weights):
+        for right, weight in enumerate(row):
+            if weight:
+                total += padded[:, down : down + height, right : right + width] * weight
+    return total
 
 
 def distance_to(marked: Tensor, farthest: float) -> Tensor:

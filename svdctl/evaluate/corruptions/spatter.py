@@ -2,9 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, pad
+from torch.nn.functional import pad
 
-from svdctl.evaluate.corruptions.canny import canny, distance_to
+from svdctl.evaluate.corruptions.canny import canny, distance_to, window_sums
 from svdctl.evaluate.corruptions.filters import field_gain, gaussian_filter, scale, to_bytes
 from svdctl.evaluate.corruptions.keyed_random import Draws
 
@@ -41,21 +41,20 @@ def spatter(images: Tensor, severity: int, draws: Draws) -> Tensor:
 def shaded(liquid: Tensor, farthest: float) -> Tensor:
     """Return water `(N, H, W)` uint8, shaded by an embossed map of the distance to its edges: float64, 0 to 1."""
     distance = distance_to(canny(liquid, 50, 150), farthest)
-    relief = equalized(_window_sums(distance, _BOX).div(9).floor())
-    relief = _window_sums(relief, _EMBOSS).clamp(0, 255)
-    relief = (_window_sums(relief, _BOX) / 9 + 0.5).floor()
+    relief = equalized(_reflected_sums(distance, _BOX).div(9).floor())
+    relief = _reflected_sums(relief, _EMBOSS).clamp(0, 255)
+    relief = (_reflected_sums(relief, _BOX) / 9 + 0.5).floor()
     light = liquid * relief
     return light / light.amax((1, 2), keepdim=True).clamp(min=1)
 
 
-_BOX: list[list[float]] = [[1, 1, 1], [1, 1, 1], [1, 1, 1]]
-_EMBOSS: list[list[float]] = [[-2, -1, 0], [-1, 1, 1], [0, 1, 2]]
+_BOX = [[1, 1, 1], [1, 1, 1], [1, 1, 1]]
+_EMBOSS = [[-2, -1, 0], [-1, 1, 1], [0, 1, 2]]
 
 
-def _window_sums(images: Tensor, weights: list[list[float]]) -> Tensor:
+def _reflected_sums(images: Tensor, weights: list[list[int]]) -> Tensor:
     """Return weighted sums over 3 x 3 pixels of `(N, H, W)` float64, reflected about the edge pixels."""
-    kernel = torch.tensor(weights, dtype=images.dtype, device=images.device)
-    return conv2d(pad(images[:, None], (1, 1, 1, 1), mode="reflect"), kernel[None, None])[:, 0]
+    return window_sums(pad(images[:, None], (1, 1, 1, 1), mode="reflect")[:, 0], weights)
 
 
 def equalized(levels: Tensor) -> Tensor:
