@@ -6,10 +6,10 @@ from typing import Any, get_args
 
 from svdctl.cli.options import DEVICES, Flag, Flags, Merge, Resolved, given_flags, spelled
 from svdctl.cli.training_flags import DEBUG, FORMS_OF_DATA, PLUGIN, SET, data_table
-from svdctl.config.attack_settings import VERSIONS, AttackName
 from svdctl.config.corruption_names import BENCHMARK, CLEAN, CORRUPTIONS, corruption_name
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.errors import UsageError, nearest
+from svdctl.evaluate.attack_settings import VERSIONS, AttackName
 from svdctl.registry import DATA, METRICS
 
 WHAT = "What is measured"

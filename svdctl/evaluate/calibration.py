@@ -40,7 +40,7 @@ class Reliability:
 
     @property
     def calibration_error(self) -> float:
-        """Expected calibration error: mean over all predictions of their bin's |accuracy - confidence|."""
+        """Return the expected calibration error: mean over all predictions of their bin's |accuracy - confidence|."""
         gap = (self.accuracy - self.confidence).abs()
         return float((gap * self.counts).sum() / self.counts.sum())
 
@@ -84,7 +84,7 @@ def calibration(logits: Tensor, labels: Tensor) -> Calibration:
 
 
 def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> Reliability:
-    """Counts, mean confidences and accuracies of `bins` equal bins of confidence (Guo et al. 2017).
+    """Return counts, mean confidences and accuracies of `bins` equal bins of confidence (Guo et al. 2017).
 
     Confidences and edges are float32, as in torchmetrics, so that a confidence on an edge below 1 falls into the same
     bin.
@@ -122,7 +122,7 @@ def warning_of(outputs: Tensor) -> str | None:
 
 
 def checked(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Both on the CPU, where float64 always exists; raises unless there is one finite row of logits for each label."""
+    """Return both on the CPU, where float64 exists; refuse all but one finite row of logits for each label."""
     logits, labels = logits.detach().cpu(), labels.cpu()
     if logits.ndim != 2 or labels.ndim != 1 or len(logits) != len(labels) or len(labels) == 0 or logits.shape[1] < 2:
         raise ShapeError(

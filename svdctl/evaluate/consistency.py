@@ -3,8 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from svdctl.config.attack_settings import Norm
 from svdctl.errors import EvaluationError
+from svdctl.evaluate.attack_settings import Norm
 
 SLACK = 1e-4
 """Relative distance by which an attacked image must lie within its certified ball to count: rounding is far below."""

@@ -129,7 +129,7 @@ def _other_data_until(checkpoint: Checkpoint) -> int:
 
 
 def _differing(section: Config) -> dict[str, Any]:
-    """Kind and what is not the default: fields that a later svdctl adds do not make it another network."""
+    """Return kind and what is not the default: fields that a later svdctl adds do not make it another network."""
     return {"kind": section.model_dump()["kind"], **section.model_dump(mode="json", exclude_defaults=True)}
 
 

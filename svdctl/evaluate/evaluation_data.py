@@ -66,7 +66,7 @@ class EvaluationData:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the test images and labels; states of attacks are bound to it."""
+        """Return the hash of the test images and labels; states of attacks are bound to it."""
         tensors = (self.test.images, self.test.labels)
         # In blocks, of which those that are streamed are read one at a time; the hash is that of the whole.
         return content_digest(*(p for t in tensors for p in (repr((tuple(t.shape), t.dtype)), *t.split(BLOCK))))

@@ -47,7 +47,7 @@ def plot_reliability(results: Mapping[str, Any], title: str, path: Path) -> None
 
 
 def plot_corruptions(results: Mapping[str, Any], title: str, path: Path) -> None:
-    """Bars by corruption, mean over severities first, then one panel for each severity on the same scale."""
+    """Draw bars by corruption, mean over severities first, then one panel for each severity on the same scale."""
     table: Mapping[str, Mapping[str, float]] = results["accuracy"]
     means: Mapping[str, float] = results["mean_by_corruption"]
     if not table:
@@ -102,7 +102,7 @@ def plot_certified(
     path: Path,
     attack: Mapping[str, Any] | None,
 ) -> None:
-    """Certified accuracy against the radius, and above it what the attack left standing.
+    """Draw certified accuracy against the radius, and above it what the attack left standing.
 
     Args:
         radii: certified radius of each test image, 0 for misclassified ones.

@@ -95,7 +95,7 @@ def _holds_results_of(folder: Path, weights: str) -> bool:
 
 
 def _below(folder: Path, which: str, faults: list[tuple[str, SvdctlError]]) -> Iterator[Path]:
-    """Checkpoints in and below a folder, in the order of their names."""
+    """Yield checkpoints in and below a folder, in the order of their names."""
     names = sorted(os.listdir(folder))
     files = [folder / name for name in names if name.endswith(SUFFIXES) and not name.startswith(".")]
     files = [path for path in files if path.is_file()]
@@ -123,7 +123,7 @@ def is_run_folder(folder: Path) -> bool:
 
 
 def _names(files: Collection[Path]) -> dict[Path, str]:
-    """Run folder and file for a run's checkpoints, the file for others; more of the path where names would meet."""
+    """Return run folder and file for a run's checkpoints, the file for others; more of the path where they meet."""
     whole = {path: path.resolve() for path in files}
     stems = Counter(path.with_suffix("") for path in whole.values())
     # Two files may differ in their suffix alone.
@@ -140,7 +140,7 @@ def _names(files: Collection[Path]) -> dict[Path, str]:
 
 
 def _report_folder(config: EvaluateConfig, checkpoints: tuple[FoundCheckpoint, ...]) -> Path:
-    """`out_dir`; else the folder given; else the deepest one above all results."""
+    """Return `out_dir`; else the folder given; else the deepest one above all results."""
     if config.out_dir is not None:
         return config.out_dir.expanduser()
     given = [path.expanduser() for path in config.checkpoints]

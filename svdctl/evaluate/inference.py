@@ -147,7 +147,7 @@ def check_finite(broken: int, count: int) -> None:
 
 
 def subset(count: int, examples: int | None, seed: int, what: str) -> Tensor:
-    """Numbers of the images that are used, in order: all, or `examples` of them drawn from the seed."""
+    """Return the numbers of the images that are used, in order: all, or `examples` of them drawn from the seed."""
     if examples is None or examples >= count:
         return torch.arange(count)
     generator = torch.Generator().manual_seed(derived_seed(seed, what))

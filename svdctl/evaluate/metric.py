@@ -97,7 +97,7 @@ class MeasurementContext:
 
     @property
     def labels(self) -> "Tensor":
-        """Labels `(N,)` of the test images."""
+        """Return labels `(N,)` of the test images."""
         return self.data.test.labels
 
 

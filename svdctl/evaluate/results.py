@@ -67,7 +67,7 @@ class Record(Measurement):
 
     @property
     def mark(self) -> str:
-        """` (kept)` and the like behind a figure."""
+        """Return ` (kept)` and the like behind a figure."""
         return f" ({self.marks})" if self.marks else ""
 
     @property
@@ -224,7 +224,7 @@ class ResultStore:
 
     @property
     def unfinished(self) -> Path:
-        """Folder for the state of what is being measured."""
+        """Return the folder for the state of what is being measured."""
         return self.folder / "unfinished"
 
 

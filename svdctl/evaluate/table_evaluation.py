@@ -4,10 +4,10 @@ from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator
 
-from svdctl.config.attack_settings import VERSIONS, AttackName, Norm
 from svdctl.config.base import Config
 from svdctl.config.corruption_names import BENCHMARK, CORRUPTIONS, corruption_name, read_corruption_list
 from svdctl.errors import UsageError
+from svdctl.evaluate.attack_settings import VERSIONS, AttackName, Norm
 from svdctl.registry import METRICS
 
 

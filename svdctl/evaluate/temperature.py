@@ -53,7 +53,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
 
 
 def _inverse_temperature(gaps: Tensor) -> float:
-    """Root b > 0 of the likelihood's slope `mean E_softmax(b gaps)[gaps]`, which grows from below 0 to above."""
+    """Return the root b > 0 of the likelihood's slope `mean E_softmax(b gaps)[gaps]`, which grows through 0."""
 
     def slope_and_curvature(b: float) -> tuple[float, float]:
         probabilities = (b * gaps).softmax(1)

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from svdctl.checkpoint.checkpoint_file import checkpoint_error_on_mismatch, read_checkpoint
-from svdctl.config.attack_settings import VERSIONS
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.config.train_config import TrainConfig
 from svdctl.config.validation_errors import validated
 from svdctl.data.data_source import source_of
 from svdctl.errors import CheckpointError, Interrupted, SvdctlError, TrainingError, UsageError
 from svdctl.evaluate import runner
+from svdctl.evaluate.attack_settings import VERSIONS
 from svdctl.evaluate.measure_checkpoint import Failure
 from svdctl.registry import METRICS
 from svdctl.reproduce.job import Job, Outcome

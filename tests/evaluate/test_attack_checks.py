@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from svdctl.config.attack_settings import AttackSettings
 from svdctl.errors import EvaluationError
 from svdctl.evaluate.attack.attack_batches import begin
 from svdctl.evaluate.attack.attack_state import summary
 from svdctl.evaluate.attack.attacked_network import AttackedNetwork
 from svdctl.evaluate.attack.checks import suspicions
 from svdctl.evaluate.attack.verify import distances, slack, verify_perturbation, verify_predictions
+from svdctl.evaluate.attack_settings import AttackSettings
 from tests.evaluate.victims import Net, run, victim
 
 

@@ -11,13 +11,13 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from svdctl.config.attack_settings import AttackSettings
 from svdctl.data.streamed_images import streamed_images
 from svdctl.errors import DataError, EvaluationError, ShapeError, UsageError
 from svdctl.evaluate.attack.attack_batches import attack_batches, begin, choose_examples
 from svdctl.evaluate.attack.attack_plan import plan
 from svdctl.evaluate.attack.attack_state import MISCLASSIFIED, STANDS, AttackState, fingerprint, join, summary
 from svdctl.evaluate.attack.attacked_network import AttackedNetwork
+from svdctl.evaluate.attack_settings import AttackSettings
 from tests.evaluate.victims import Net, carry_on, direct, run, victim
 
 FAST = AttackSettings(eps=0.24, attacks=("apgd-ce", "fab-t"), batch_size=3, seed=5)

@@ -4,9 +4,9 @@ import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
-from svdctl.config.attack_settings import AttackSettings
 from svdctl.evaluate.attack.attack_batches import attack_batches, begin
 from svdctl.evaluate.attack.attack_state import AttackState
+from svdctl.evaluate.attack_settings import AttackSettings
 from svdctl.layers.normalize import Normalize
 
 

@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 import torch
 
-from svdctl.config.attack_settings import AttackSettings
 from svdctl.data.cifar import Cifar10
 from svdctl.data.data_source import load
 from svdctl.data.folder import Folder
 from svdctl.data.npz import Npz
 from svdctl.errors import DataError
 from svdctl.evaluate.attack.attack_progress import Assignment, kept_progress
+from svdctl.evaluate.attack_settings import AttackSettings
 from tests.checkpoint.files import TRACE, Evil, save_legacy
 from tests.faults.small import Command, make, only_run, train, write_data
 from tests.train.cifar_files import write_cifar

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from svdctl.certificates import Certificates, Certifier
 from svdctl.cli.training_flags import LIPCONV, resolve
-from svdctl.config.attack_settings import AttackSettings
 from svdctl.config.train_config import TrainConfig
 from svdctl.control.controller import Controller
 from svdctl.data.batches import to_pixels
 from svdctl.evaluate.attack.attack_batches import attack_batches, begin
+from svdctl.evaluate.attack_settings import AttackSettings
 from svdctl.layers.sott import SOTT
 from svdctl.models.build import build_model
 from svdctl.train.setup import launch, load_parts

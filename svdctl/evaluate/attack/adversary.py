@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pyautoattack import AutoAttack
 from torch import Tensor
 
-from svdctl.config.attack_settings import AttackSettings
 from svdctl.evaluate.attack.attack_state import AttackState
+from svdctl.evaluate.attack_settings import AttackSettings
 
 Predict = Callable[[Tensor], Tensor]
 Log = Callable[[str], None]

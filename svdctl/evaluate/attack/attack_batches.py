@@ -18,7 +18,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from svdctl.config.attack_settings import AttackSettings
 from svdctl.errors import DataError, UsageError
 from svdctl.evaluate.attack.adversary import Log, captured, perturb
 from svdctl.evaluate.attack.attack_plan import plan
@@ -26,6 +25,7 @@ from svdctl.evaluate.attack.attack_state import MISCLASSIFIED, STANDS, AttackSta
 from svdctl.evaluate.attack.attacked_network import AttackedNetwork
 from svdctl.evaluate.attack.checks import NO_GRADIENT, suspicions
 from svdctl.evaluate.attack.verify import TIE, distances, verify_perturbation, verify_predictions
+from svdctl.evaluate.attack_settings import AttackSettings
 from svdctl.evaluate.auto_batch_size import AutoBatchSize
 from svdctl.evaluate.calibration import checked
 

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svdctl.config.attack_settings import AttackSettings
 from svdctl.data.streamed_images import rows_of
 from svdctl.evaluate.attack.attack_batches import FinishedBatch, attack_batches, begin
 from svdctl.evaluate.attack.attack_progress import KEY, Assignment, AttackProgress
 from svdctl.evaluate.attack.attack_state import MISCLASSIFIED, STANDS, summary
 from svdctl.evaluate.attack.attacked_network import AttackedNetwork
+from svdctl.evaluate.attack_settings import AttackSettings
 from svdctl.evaluate.inference import Classifier
 from svdctl.evaluate.metric import MeasurementContext
 from svdctl.utils.measurement_cache import MeasurementCache

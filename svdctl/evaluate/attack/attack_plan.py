@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 from pyautoattack import AutoAttack
 
-from svdctl.config.attack_settings import AttackSettings
 from svdctl.errors import ShapeError, UsageError
+from svdctl.evaluate.attack_settings import AttackSettings
 
 _CLASSES = {"apgd-t": (4, "its targeted DLR loss needs four"), "apgd-dlr": (3, "its DLR loss needs three")}
 """Least numbers of classes."""

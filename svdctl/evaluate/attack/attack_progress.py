@@ -13,11 +13,11 @@ from pydantic import model_validator
 from torch import Tensor
 
 from svdctl.checkpoint.torch_archive import read_torch
-from svdctl.config.attack_settings import AttackSettings
 from svdctl.config.evaluate_config import Shard
 from svdctl.errors import EvaluationError
 from svdctl.evaluate.attack.attack_batches import choose_examples
 from svdctl.evaluate.attack.attack_state import MISCLASSIFIED, AttackState, fingerprint, join
+from svdctl.evaluate.attack_settings import AttackSettings
 from svdctl.evaluate.evaluation_data import EvaluationData
 from svdctl.utils.content_hash import json_digest
 from svdctl.utils.measurement_cache import Measurement, MeasurementCache

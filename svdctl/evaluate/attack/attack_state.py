@@ -11,8 +11,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
-from svdctl.config.attack_settings import AttackSettings
 from svdctl.errors import EvaluationError
+from svdctl.evaluate.attack_settings import AttackSettings
 from svdctl.evaluate.figures import wilson_interval
 from svdctl.utils.content_hash import json_digest
 

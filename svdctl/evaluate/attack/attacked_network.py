@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
-from svdctl.config.attack_settings import Protocol
 from svdctl.errors import ShapeError, UsageError
+from svdctl.evaluate.attack_settings import Protocol
 from svdctl.layers.normalize import Normalize
 
 

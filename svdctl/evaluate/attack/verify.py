@@ -6,8 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from svdctl.config.attack_settings import Norm
 from svdctl.errors import EvaluationError
+from svdctl.evaluate.attack_settings import Norm
 
 _RELATIVE = 1e-5
 _ROUNDING = 2.0**-23

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from svdctl.config.attack_settings import AttackSettings
 from svdctl.config.data_config import Data
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.errors import UsageError
+from svdctl.evaluate.attack_settings import AttackSettings
 from svdctl.evaluate.figures import Figures, Share, is_share_of, is_wilson, near
 from svdctl.evaluate.metric import (
     Measured,
