@@ -20,7 +20,7 @@ from svdctl.spectral.symbol import angles, half_grid, symbol, tap_positions
 
 
 def exponential_values(generator: Convolution, size: tuple[int, ...], terms: int) -> Tensor:
-    """Singular values of `sum_{i <= terms} J^i / i!`, J skew with circular padding, descending, float64.
+    """Return the singular values of `sum_{i <= terms} J^i / i!`, J skew with circular padding, descending, float64.
 
     J is normal, so they are `|sum (i t)^k / k!|` over its eigenvalues `i t`.
     """

@@ -15,7 +15,7 @@ from svdctl.analysis.exponential_spectrum import stored_exponential
 from svdctl.analysis.inspect_config import InspectConfig
 from svdctl.analysis.layer_spectrum import LayerSpectrum, with_values
 from svdctl.analysis.network_spectrum import NetworkSpectrum, spectrum
-from svdctl.analysis.spectrum_table import told_by_shape, why_not_proved
+from svdctl.analysis.spectrum_table import told_by_shape
 from svdctl.checkpoint.checkpoint_file import load, read_checkpoint
 from svdctl.checkpoint.model_factory import load_model
 from svdctl.checkpoint.stored_layer import StoredLayer, least_norm
@@ -302,36 +302,27 @@ def _limit(row: LayerSpectrum, config: InspectConfig) -> float | None:
     return config.batchnorm_max if is_batchnorm else config.max_sigma
 
 
-def _is_excepted(row: LayerSpectrum, patterns: Sequence[str]) -> bool:
-    """Return whether the configuration exempts a row from the check."""
-    return _matches(row.name or "(top)", patterns)  # as outputs call it
-
-
 def _verdict(row: LayerSpectrum, config: InspectConfig) -> str:
     """Return the result of the check of a row: proved, above, not proved or excepted; empty when it is not checked."""
     limit = _limit(row, config)
     if not config.has_gate or not row.has_weights or (row.bound is not None and limit is None):
         return ""
     if row.bound is None or row.assumption or limit is None:
-        return "excepted" if _is_excepted(row, config.excepted) else "not proved"
+        return "excepted" if _matches(row.title, config.excepted) else "not proved"
     return "proved" if row.bound.upper <= limit else "above"
 
 
 def faults(found: list[NetworkSpectrum], config: InspectConfig) -> list[str]:
     """Return a sentence for each layer that fails the check: above its maximum, or not proved to be within it."""
     lines = []
-    for network in found:
-        for row in network:
-            name = row.name or "(top)"
-            if row.gate == "not proved":
-                lines.append(f"{network.name}: not proved: {name}, {why_not_proved(row)}")
-            elif row.gate == "above":
-                limit = _limit(row, config)
-                assert row.bound is not None
-                assert limit is not None
-                sure = row.bound.lower > limit
-                what = f"reaches {row.bound.lower:.6g}" if sure else f"may reach {row.bound.upper:.6g}"
-                lines.append(f"{network.name}: {name} {what}, above {limit:g}")
+    for network, row in ((network, row) for network in found for row in network):
+        limit = _limit(row, config)
+        if row.gate == "not proved":
+            lines.append(f"{network.name}: not proved: {row.title}, {row.why_not_proved}")
+        elif row.gate == "above" and row.bound is not None and limit is not None:
+            sure = row.bound.lower > limit
+            what = f"reaches {row.bound.lower:.6g}" if sure else f"may reach {row.bound.upper:.6g}"
+            lines.append(f"{network.name}: {row.title} {what}, above {limit:g}")
     return lines
 
 
@@ -343,19 +334,12 @@ def summary(found: list[NetworkSpectrum], config: InspectConfig) -> str:
     """
     rows = [(network.name, row) for network in found for row in network]
     for pattern in config.excepted:
-        if not any(_is_excepted(row, (pattern,)) for _, row in rows):
+        if not any(_matches(row.title, (pattern,)) for _, row in rows):
             raise UsageError(f"`excepted = {pattern}`: no layer of {', '.join(map(str, config.files))} has such a name")
-    held = [
-        f"{limit:g} ({what})"
-        for limit, what in ((config.max_sigma, "`max_sigma`"), (config.batchnorm_max, "`batchnorm_max`"))
-        if limit
-    ]
+    limits = {"`max_sigma`": config.max_sigma, "`batchnorm_max`": config.batchnorm_max}
+    held = [f"{limit:g} ({key})" for key, limit in limits.items() if limit]
     proved = sum(row.gate == "proved" for _, row in rows)
     lines = [f"{proved} of {sum(bool(row.gate) for _, row in rows)} layers proved to be at most {' and '.join(held)}"]
     lines += [f"{network.name}: {told}" for network in found if (told := told_by_shape(network))]
-    lines += [
-        f"excepted: {name}: {row.name or '(top)'}, {why_not_proved(row)}"
-        for name, row in rows
-        if row.gate == "excepted"
-    ]
+    lines += [f"excepted: {name}: {row.title}, {row.why_not_proved}" for name, row in rows if row.gate == "excepted"]
     return "\n".join(lines)

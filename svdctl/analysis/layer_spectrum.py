@@ -50,6 +50,16 @@ class LayerSpectrum:
     """Against `max_sigma` and `batchnorm_max`: proved, above, not proved or excepted; empty when it is not held."""
 
     @property
+    def title(self) -> str:
+        """Return the name in outputs and in patterns."""
+        return self.name or "(top)"
+
+    @property
+    def why_not_proved(self) -> str:
+        """Return why a layer has no proved bound: what it rests on, or why it was not analysed."""
+        return f"it is assumed that {self.assumption}" if self.assumption else self.note
+
+    @property
     def is_normalization(self) -> bool:
         """Return whether the layer scales each channel, so that its bound is a gain and it has no kernel."""
         # A convolution may have any class name, but never so few axes.
@@ -78,13 +88,13 @@ class LayerSpectrum:
 
     @property
     def condition_number(self) -> float | None:
-        """Largest over smallest non-zero value."""
+        """Return the largest over the smallest non-zero value."""
         smallest = self.smallest_nonzero
         return None if smallest is None or self.largest is None else self.largest / smallest
 
     @property
     def stable_rank(self) -> float | None:
-        """`||A||_F^2 / ||A||_2^2`."""
+        """Return `||A||_F^2 / ||A||_2^2`."""
         if self.values is None or not self.largest:
             return None
         return float((self.values.double() / self.largest).square().sum())
@@ -109,7 +119,7 @@ def with_values(row: LayerSpectrum, conv: Convolution, size: tuple[int, ...] | N
 
 
 def as_it_runs(module: nn.Module, size: tuple[int, ...], bound: Bracket | None) -> Bracket | None:
-    """Proved bracket of a layer's norm with its own padding on one input size."""
+    """Return a proved bracket of a layer's norm with its own padding on one input size."""
     channels = getattr(module, "in_channels", None)
     if bound is None or not isinstance(channels, int):
         return None

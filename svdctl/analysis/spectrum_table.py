@@ -125,13 +125,12 @@ def text_table(network: NetworkSpectrum, *, top: int | None = None, every: bool 
     if left:
         lines += ["", "not analysed"]
         for layer in left:
-            cells = _cells(layer)
-            kernel = f"{layer.kind} {cells['shape'].text}".rstrip()
-            lines.append(f"  {cells['name'].text}, {kernel}: {layer.note}")
+            kernel = f"{layer.kind} {_cells(layer)['shape'].text}".rstrip()
+            lines.append(f"  {layer.title}, {kernel}: {layer.note}")
     excepted = [layer for layer in network if layer.gate == "excepted"]
     if excepted:
         lines += ["", "not proved, and excepted by `excepted`"]
-        lines += [f"  {layer.name or '(top)'}: {why_not_proved(layer)}" for layer in excepted]
+        lines += [f"  {layer.title}: {layer.why_not_proved}" for layer in excepted]
     return "\n".join([*lines, "", *_totals(network, analysed), *LEGEND])
 
 
@@ -157,14 +156,9 @@ def _rows(layer: LayerSpectrum) -> list[str]:
     return rows
 
 
-def why_not_proved(layer: LayerSpectrum) -> str:
-    """Return why a layer has no proved bound: what it rests on, or why it was not analysed."""
-    return f"it is assumed that {layer.assumption}" if layer.assumption else layer.note
-
-
 def told_by_shape(network: NetworkSpectrum) -> str:
     """Return a sentence that names the layers taken for matrices and kernels by name and shape; empty when none is."""
-    names = [layer.name or "(top)" for layer in network if layer.by_shape]
+    names = [layer.title for layer in network if layer.by_shape]
     if not names:
         return ""
     listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

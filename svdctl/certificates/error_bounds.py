@@ -37,7 +37,7 @@ class Arithmetic:
 
     @property
     def unit(self) -> float:
-        """Unit roundoff, the largest relative error of one operation."""
+        """Return the unit roundoff, the largest relative error of one operation."""
         return torch.finfo(self.dtype).eps / 2
 
     @property
@@ -47,7 +47,7 @@ class Arithmetic:
 
     @property
     def tiny(self) -> float:
-        """At least the error of a product that underflows."""
+        """Return at least the error of a product that underflows."""
         return tiny_of(self.unit)
 
 

@@ -73,7 +73,7 @@ def _split(values: Sequence[Any]) -> tuple[list[Traced], list[Any]]:
 
 @rule("maximum minimum")
 def _maximum(call: Call, x: Either, other: Either) -> Traced:
-    """`|max(a, b) - max(a', b')|^2 <= |a - a'|^2 + |b - b'|^2`, entry by entry."""
+    """Bound a maximum: `|max(a, b) - max(a', b')|^2 <= |a - a'|^2 + |b - b'|^2`, entry by entry."""
     return _root_sum_square(call, call.run(), *_split([x, other]), "maximum", broadcast=True)
 
 

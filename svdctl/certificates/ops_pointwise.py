@@ -99,7 +99,7 @@ def _softshrink(call: Call, x: Image, lambd: Number = 0.5) -> Traced:
 
 @rule("softmax")
 def _softmax(call: Call, x: Image, dim: Setting = None, *rest: Setting, **more: Setting) -> Traced:
-    """Its Jacobian is the covariance of a random unit vector, whose variance along any direction is at most 1/2."""
+    """Bound softmax: its Jacobian is the covariance of a random unit vector, of variance at most 1/2 along any other."""
     output = call.run()
     root = math.sqrt(output.numel())
 

@@ -113,7 +113,7 @@ def _max_pooling(
     ceil_mode: Setting = False,
     return_indices: Literal[False] = False,
 ) -> Traced:
-    """`|max over a window - ...|^2` is at most the sum of squares over it, and an entry lies in `overlap` windows."""
+    """Bound a maximum: its squared change is at most the sum of squares over its window; entries lie in `overlap`."""
     output = call.run()
     overlap = 1
     for axis, (size, cells) in enumerate(_axes(call, x.value, output)):

@@ -39,7 +39,7 @@ class Certificates:
 
     @property
     def mean_radius(self) -> float:
-        """Average certified radius, wrong answers counted as 0."""
+        """Return the average certified radius, wrong answers counted as 0."""
         return float(self.radii.mean())
 
     def certified_accuracy(self, radius: float) -> float:

@@ -69,12 +69,12 @@ class Convolution:
 
     @property
     def axes(self) -> int:
-        """Number of spatial axes."""
+        """Return the number of spatial axes."""
         return self.kernel.ndim - 3
 
     @property
     def taps(self) -> tuple[int, ...]:
-        """Kernel size along each spatial axis."""
+        """Return the kernel size along each spatial axis."""
         return tuple(self.kernel.shape[3:])
 
     @property
