@@ -315,14 +315,14 @@ def _verdict(row: LayerSpectrum, config: InspectConfig) -> str:
 def faults(found: list[NetworkSpectrum], config: InspectConfig) -> list[str]:
     """Return a sentence for each layer that fails the check: above its maximum, or not proved to be within it."""
     lines = []
-    for network, row in ((network, row) for network in found for row in network):
+    for name, row in ((network.name, row) for network in found for row in network):
         limit = _limit(row, config)
         if row.gate == "not proved":
-            lines.append(f"{network.name}: not proved: {row.title}, {row.why_not_proved}")
+            lines.append(f"{name}: not proved: {row.title}, {row.why_not_proved}")
         elif row.gate == "above" and row.bound is not None and limit is not None:
             sure = row.bound.lower > limit
             what = f"reaches {row.bound.lower:.6g}" if sure else f"may reach {row.bound.upper:.6g}"
-            lines.append(f"{network.name}: {row.title} {what}, above {limit:g}")
+            lines.append(f"{name}: {row.title} {what}, above {limit:g}")
     return lines
 
 

@@ -99,7 +99,7 @@ def _softshrink(call: Call, x: Image, lambd: Number = 0.5) -> Traced:
 
 @rule("softmax")
 def _softmax(call: Call, x: Image, dim: Setting = None, *rest: Setting, **more: Setting) -> Traced:
-    """Bound softmax: its Jacobian is the covariance of a random unit vector, of variance at most 1/2 along any other."""
+    """Bound softmax: its Jacobian is the covariance of a random unit vector, at most 1/2 in any direction."""
     output = call.run()
     root = math.sqrt(output.numel())
 
