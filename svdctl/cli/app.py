@@ -62,7 +62,7 @@ def _root(
 
 
 def normalised(arguments: list[str]) -> list[str]:
-    """`--clip_to=2` as `--clip-to=2`: dashes and underscores are one in the names of options, not in values."""
+    """Return `--clip_to=2` as `--clip-to=2`: dashes and underscores are one in the names of options, not in values."""
     found = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
@@ -71,7 +71,7 @@ def normalised(arguments: list[str]) -> list[str]:
 
 
 def on_one_line(arguments: list[str]) -> list[str]:
-    """The arguments, which messages repeat and files keep: line breaks and bytes that are no text are refused."""
+    """Return the arguments, which messages repeat and files keep: line breaks and bytes that are no text are refused."""
     for argument in arguments:
         if not argument.isprintable() and any("\ud800" <= sign <= "\udfff" for sign in argument):
             raise UsageError(f"the argument {argument!a} has bytes that are no UTF-8; rename the file or folder")

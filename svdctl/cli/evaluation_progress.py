@@ -40,7 +40,7 @@ class EvaluationDisplay(ProgressDisplay):
 
 
 def failure_line(failure: "Failure") -> str:
-    """Where, which metric, and why in a sentence."""
+    """Return where, which metric, and why in a sentence."""
     sentences = reasons(failure)
     where = f"{failure.where}, {failure.metric}" if failure.metric else failure.where
     return f"{where}: {'; '.join(sentences)}"

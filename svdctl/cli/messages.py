@@ -90,7 +90,7 @@ def parser_sentence(error: BaseException) -> str:
 
 
 def os_sentence(error: OSError) -> str:
-    """File, cause and way out of a failure of the system."""
+    """Return file, cause and way out of a failure of the system."""
     name = error.filename2 or error.filename  # of a renaming, the new name
     where = f"{name}: " if name else ""
     cause = (error.strerror or str(error) or type(error).__name__).lower()

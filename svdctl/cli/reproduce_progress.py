@@ -93,7 +93,7 @@ class SweepDisplay(ProgressDisplay):
                     self.say(f"{row.name}: {row.state} {row.detail}{left}")
 
     def _all_left(self) -> str:
-        """Time for all that is left, at the pace so far."""
+        """Return the time for all that is left, at the pace so far."""
         done, rest = len(self._ended), len(self._jobs) - len(self._ended)
         seconds = (time.monotonic() - self._since) / max(1, done) * rest
         return f", about {duration(seconds)} left" if done and rest else ""
@@ -160,7 +160,7 @@ def _figures(job: "Job", outcome: "Outcome") -> str:
 
 
 def most_urgent(rows: Sequence[RowState], room: int) -> list[RowState]:
-    """As many rows as there is room for, in their order: those at work, failures, what is next, what ended last."""
+    """Return as many rows as there is room for, in order: those at work, failures, what is next, what ended last."""
     waiting = [place for place, row in enumerate(rows) if row.state == "waiting"]
 
     def urgency(place: int) -> tuple[int, int]:

@@ -33,7 +33,7 @@ class TrainingDisplay(ProgressDisplay):
 
 
 def evaluation_line(metrics: Mapping[str, float]) -> str:
-    """One line for each evaluation."""
+    """Return one line for an evaluation."""
     certified = ""
     if "val_certified_acc" in metrics:
         certified = f"  at {metrics['epsilon']:g}/255 {metrics['val_certified_acc']:.2%}  L {metrics['lipschitz']:.5g}"
@@ -72,7 +72,7 @@ def certified_lines(rows: Sequence["CertifiedEpoch"]) -> list[str]:
 
 
 def result_lines(result: "TrainResult") -> list[str]:
-    """Accuracy, the spectrum of every controlled layer, files, and what to type next."""
+    """Return accuracy, the spectrum of every controlled layer, files, and what to type next."""
     lines = ["", *result.summary]
     if result.certified:
         lines += certified_lines(result.certified)

@@ -60,7 +60,7 @@ class Overrides:
         return faults
 
     def assign(self, assignment: str) -> None:
-        """`key.path=value` with a TOML value; a bare word is a string, nothing at all means the default.
+        """Apply `key.path=value` with a TOML value; a bare word is a string, nothing at all means the default.
 
         Raises:
             UsageError: for another form.

@@ -48,7 +48,7 @@ def nearest_preset(name: str) -> str | None:
 
 
 def read_preset(name: str) -> dict[str, Any]:
-    """The nested table of a shipped preset, by name, or of a TOML file, by path; `name` in it defaults to the file's.
+    """Return the nested table of a preset by name, or of a TOML file by path; `name` in it defaults to the file's.
 
     Raises:
         UsageError: unknown name (with the nearest one), no such file, or a file that is no TOML.
