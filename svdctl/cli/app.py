@@ -71,7 +71,7 @@ def normalised(arguments: list[str]) -> list[str]:
 
 
 def on_one_line(arguments: list[str]) -> list[str]:
-    """Return the arguments, which messages repeat and files keep: line breaks and bytes that are no text are refused."""
+    """Return the arguments, which messages and files repeat: line breaks and bytes that are no text are refused."""
     for argument in arguments:
         if not argument.isprintable() and any("\ud800" <= sign <= "\udfff" for sign in argument):
             raise UsageError(f"the argument {argument!a} has bytes that are no UTF-8; rename the file or folder")
