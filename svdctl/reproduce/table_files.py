@@ -267,7 +267,7 @@ def read_toml(path: Path, where: str) -> dict[str, Any]:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise UsageError(f"{where}: the file cannot be read ({reason}); check its path") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{where}: the file is no TOML ({error}); mend it there") from error
 
 
