@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def pad(images: Tensor, width: int, mode: Literal["zero", "symmetric"]) -> Tensor:
-    """Images `(N, C, H, W)` with `width` pixels more on every side; `symmetric` repeats the edge pixel itself."""
+    """Return images `(N, C, H, W)` with `width` pixels more on every side; `symmetric` repeats edge pixels."""
     if width == 0:
         return images
     if mode == "zero":
@@ -18,7 +18,7 @@ def pad(images: Tensor, width: int, mode: Literal["zero", "symmetric"]) -> Tenso
 
 
 def _mirrored(size: int, width: int, device: torch.device) -> Tensor:
-    """Index of each padded position; period 2 * size, as numpy's `symmetric`."""
+    """Return the index of each padded position; period 2 * size, as numpy's `symmetric`."""
     index = torch.arange(-width, size + width, device=device) % (2 * size)
     return torch.where(index < size, index, 2 * size - 1 - index)
 

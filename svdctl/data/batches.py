@@ -25,7 +25,7 @@ def derived_seed(seed: int, *what: int | str) -> int:
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
-    """Steps of one epoch; the last batch may be smaller, and is dropped if it is one image."""
+    """Return the steps of one epoch; the last batch may be smaller, and is dropped if it is one image."""
     full, rest = divmod(images, batch_size)
     return max(full + (rest > 1), 1)
 
@@ -47,11 +47,11 @@ class Batches:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of one epoch."""
+        """Return the steps of one epoch."""
         return steps_per_epoch(len(self.data), self.batch_size)
 
     def count(self, step: int) -> int:
-        """Images of all processes in this step of an epoch."""
+        """Return the number of images of all processes in this step of an epoch."""
         return min(self.batch_size, len(self.data) - step * self.batch_size)
 
     def _own(self, step: int) -> slice:
@@ -60,7 +60,7 @@ class Batches:
         return slice(self.rank * count // self.world, (self.rank + 1) * count // self.world)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images in [0, 1] `(B, 3, H, W)`, labels `(B,)`) of the steps `start, ...` of an epoch counted from 0.
+        """Yield images in [0, 1] `(B, 3, H, W)` and labels `(B,)` of the steps `start, ...` of an epoch counted from 0.
 
         Shares differ by an image where the batch does not divide, and may be empty in a small last batch.
         """
@@ -83,7 +83,7 @@ class Batches:
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """Bytes to float32 pixels in [0, 1]."""
+    """Return bytes as float32 pixels in [0, 1]."""
     return images.float().div_(255)
 
 

@@ -31,7 +31,7 @@ class ImageData:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width."""
+        """Return channels, height and width."""
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 
@@ -58,7 +58,7 @@ class ImageData:
         return type(self)(first_channel(self.images), self.labels, self.classes)
 
     def checked(self, where: str) -> Self:
-        """Itself, after checking that it can be trained on; `where` names it in the error."""
+        """Return itself, after checking that it can be trained on; `where` names it in the error."""
         if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1] != 3:
             raise DataError(
                 f"{where}: images must be uint8 of shape (N, 3, H, W), not {self.images.dtype} "

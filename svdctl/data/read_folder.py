@@ -56,7 +56,7 @@ _PARTS = {
 
 
 def _divided(path: Path) -> dict[str, Path]:
-    """The folders `train`, `val` and `test` of a data set that is divided; none where all folders are classes."""
+    """Return the folders `train`, `val` and `test` of a data set that is divided; none where all are classes."""
     folders = _folders(path)
     named = {folder: part for folder in folders for part, names in _PARTS.items() if folder.name.lower() in names}
     others = [folder for folder in folders if folder not in named]
@@ -117,7 +117,7 @@ _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", 
 
 
 def _images_anywhere(path: Path, above: tuple[Path, ...] = ()) -> list[Path]:
-    """The images in a folder, then those of each folder in it; `above` are the folders around it, links resolved."""
+    """Return the images in a folder, then those of each folder in it; `above`: those around it, resolved."""
     here = path.resolve()
     if here in above:
         raise DataError(f"{path} leads back to a folder that it lies in; remove the link")

@@ -30,7 +30,7 @@ class StreamedImages:
 
     @property
     def shape(self) -> torch.Size:
-        """`(N, 3, H, W)`."""
+        """Return `(N, 3, H, W)`."""
         return torch.Size((len(self.rows), *self.image_shape))
 
     def __len__(self) -> int:

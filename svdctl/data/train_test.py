@@ -21,7 +21,7 @@ class TrainTest:
         return {name: part for name, part in found.items() if part is not None}
 
     def checked(self, where: str) -> "TrainTest":
-        """Itself, after checking all parts and that they belong together."""
+        """Return itself, after checking all parts and that they belong together."""
         for name, part in self.parts().items():
             part.checked(f"{where}, {name} part")
             if self.train.image_shape != part.image_shape:

@@ -104,11 +104,11 @@ class AttackState(BaseModel):
 
     @property
     def finished(self) -> bool:
-        """No attack or no standing image is left."""
+        """Return whether no attack or no standing image is left."""
         return self.attack >= len(self.attacks) or not bool((self.broken_by == STANDS).any())
 
     def robust_accuracy(self, radius: float = math.inf) -> float:
-        """Share of images with no adversarial image found within `radius`; by default within eps."""
+        """Return the share of images with no adversarial image found within `radius`; by default within eps."""
         return float((self.distances > min(radius, sys.float_info.max)).double().mean())
 
 

@@ -38,7 +38,7 @@ class AttackedNetwork:
 
     @property
     def unit_roundoff(self) -> float:
-        """Relative error of one operation in the coarsest format that the network computes in."""
+        """Return the relative error of one operation in the coarsest format that the network computes in."""
         formats = [self.dtype]
         if torch.is_autocast_enabled(self.device.type):
             formats.append(torch.get_autocast_dtype(self.device.type))
