@@ -87,6 +87,9 @@ def test_the_jump_of_softplus_is_an_error_not_a_slope() -> None:
         (lambda: nn.CELU(-1.0), "not positive"),
         (lambda: nn.AvgPool2d(3, 1, 1, divisor_override=-1), "below 0"),
         (lambda: Function(lambda x: torch.add(x, 5, x)), "alpha="),
+        (lambda: Function(lambda x: torch.add(x, 5, alpha=x.sum())), "depends on the image as alpha"),
+        (lambda: Function(lambda x: torch.mean(x, 1, rest=3)), "rest"),
+        (lambda: Function(lambda x: x.clamp(0, max=x.amax())), "depends on the image as max"),
         (lambda: Stubborn(), "training mode"),
     ],
 )
