@@ -196,8 +196,13 @@ class Controller:
         Defects are summed in the network's order, over their number in all layers of one weight.
         """
         sums: dict[float, tuple[Tensor, int]] = {}
-        for ops, layer in self._known.values():
-            share = ops.penalty(layer)
+        shares = {
+            id(layer): share
+            for (ops, *_), alike in self._alike.items()
+            for layer, share in zip(alike, ops.penalty(alike), strict=True)
+        }
+        for _, layer in self._known.values():
+            share = shares[id(layer)]
             if share is None:
                 continue
             defects, count, weight = share

@@ -196,12 +196,12 @@ class LayerOps:
     ) -> None:
         """Bring the layers back into their form after the optimiser's step of this number, counted from 1."""
 
-    def penalty(self, layer: Any) -> "tuple[list[Tensor], int, float] | None":
-        """Return the layer's share in a term of the loss: (defects (0-d), their count, weight); None: it has none.
+    def penalty(self, layers: Sequence[Any]) -> "list[tuple[list[Tensor], int, float] | None]":
+        """Return each layer's share in a term of the loss: (defects (0-d), their count, weight); None: it has none.
 
         The term is the sum over layers of the defects, times the weight over the sum of the counts.
         """
-        return None
+        return [None] * len(layers)
 
 
 class NormalizationOps(LayerOps):

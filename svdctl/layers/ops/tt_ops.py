@@ -117,7 +117,10 @@ class FramedOps(LayerOps):
             if layer.frames_kind == "retract":
                 layer.retract_(layer.retraction, optimizer)
 
-    def penalty(self, layer: Any) -> "tuple[list[Tensor], int, float] | None":
+    def penalty(self, layers: Sequence[Any]) -> "list[tuple[list[Tensor], int, float] | None]":
+        return [self._share(layer) for layer in layers]
+
+    def _share(self, layer: Any) -> "tuple[list[Tensor], int, float] | None":
         if layer.frames_kind != "penalty" or not layer.has_frames:
             return None
         rank_in, rank_out = layer.rank
