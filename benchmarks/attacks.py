@@ -16,8 +16,8 @@ import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
-from svdctl.config.attack_settings import AttackSettings
 from svdctl.evaluate.attack.attack_batches import attack_batches, begin
+from svdctl.evaluate.attack_settings import AttackSettings
 from svdctl.layers.normalize import Normalize
 from svdctl.models.wrn import WideResNet, default_conv
 from svdctl.utils.machine import machine

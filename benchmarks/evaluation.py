@@ -18,7 +18,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from pyautoattack import AutoAttack
-from svdctl.evaluate.network_probe import Probe
 from torch import Tensor, nn
 
 from svdctl.cli.evaluation_flags import resolve_evaluation
@@ -26,15 +25,15 @@ from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.data.images import ImageData
 from svdctl.data.npz import Npz
 from svdctl.data.train_test import TrainTest
-from svdctl.evaluate import corruption_metric
 from svdctl.evaluate.attack import attack_metric
 from svdctl.evaluate.attack.attack_progress import Assignment, kept_progress
 from svdctl.evaluate.evaluation_data import EvaluationData
 from svdctl.evaluate.inference import Classifier
-from svdctl.evaluate.metric import MeasurementContext, Unfinished
+from svdctl.evaluate.metric import METRICS, MeasurementContext, Unfinished
 from svdctl.layers.normalize import Normalize
 from svdctl.models.wrn import WideResNet, default_conv
 from svdctl.utils.machine import machine
+from svdctl.utils.network_probe import Probe
 
 
 class Timed(nn.Module):
@@ -93,9 +92,8 @@ def forward_share(width: int, count: int) -> float:
         model.seconds = 0.0
         began = time.perf_counter()
         context = measurement_context(classifier, test, config, folder)
-        source = corruption_metric.open_source(context, config.corruptions)
-        unfinished = Unfinished(folder / "unfinished.json", {}, context.probe)
-        corruption_metric.measure(context, config.corruptions, source, unfinished)
+        metric = METRICS.get("cifar-c")
+        metric.measure(context, metric.settings(config, test.data), Unfinished(folder / "unfinished.json", {}))
         return model.seconds / (time.perf_counter() - began)
 
 
@@ -106,7 +104,7 @@ def attack_ratio(count: int) -> float:
     test = material(count, 8, labels=model(pixels.float() / 255).argmax(1))
     flags = {"attacks": ["apgd-ce", "fab-t"], "eps": 0.05, "batch_size": 8, "examples": "all"}
     config = resolve_evaluation(flags).config
-    settings = config.attack_settings("npz")
+    settings = METRICS.get("autoattacks").settings(config, test.data)
     classifier = Classifier(model, config, print)
 
     def recipe() -> float:

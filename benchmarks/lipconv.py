@@ -22,9 +22,8 @@ from torch import Tensor, nn
 
 from svdctl.cli.training_flags import LIPCONV, resolve
 from svdctl.config.train_config import TrainConfig
+from svdctl.control.controller import Controller
 from svdctl.layers.normalize import Normalize
-from svdctl.layers.sott import SOTT
-from svdctl.layers.tt import orthonormality_penalty
 from svdctl.models.build import build_model, build_optimizer
 from svdctl.models.lipconvnet import LipConvNet
 from svdctl.utils.machine import machine
@@ -88,15 +87,12 @@ def training_step(config: TrainConfig, model: nn.Module) -> Callable[[], None]:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.rand(BATCH, 3, 32, 32, generator=generator).contiguous(memory_format=LAYOUT)
     labels = torch.randint(0, 10, (BATCH,), generator=generator)
-    layers = [layer for layer in model.modules() if isinstance(layer, SOTT)]
-    frames = getattr(config.layer, "frames", None)
-    penalty = frames if frames is not None and frames.kind == "penalty" else None
+    controller = Controller.from_config(model, None, None, None)
 
     def step() -> None:
         loss = F.cross_entropy(model(pixels), labels)
-        if penalty is not None:
-            total = orthonormality_penalty(layers, penalty.weight, penalty.count)
-            loss = loss if total is None else loss + total
+        penalty = controller.penalty()
+        loss = loss if penalty is None else loss + penalty
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from svdctl.cli.training_flags import resolve
 from svdctl.control.controller import Controller
 from svdctl.data.images import ImageData
-from svdctl.layers.tt import TTConv2d, orthonormality_penalty
 from svdctl.models.build import build_model, build_optimizer
 from svdctl.train.setup import launch
 from svdctl.train.trainer import Trainer
@@ -36,14 +35,12 @@ def bare_step(config, batch: int, layout: torch.memory_format = torch.channels_l
     optimizer = build_optimizer(config.optimizer, model)
     data = images(batch)
     pixels, labels = (data.images.float() / 255).contiguous(memory_format=layout), data.labels
-    layers = [layer for layer in model.modules() if isinstance(layer, TTConv2d)]
-    frames = getattr(config.layer, "frames", None)
-    penalty = frames if frames is not None and frames.kind == "penalty" else None
+    controller = Controller.from_config(model, None, None, None)
 
     def step() -> None:
         loss = F.cross_entropy(model(pixels), labels)
-        if penalty is not None:
-            loss = loss + orthonormality_penalty(layers, penalty.weight, penalty.count)
+        penalty = controller.penalty()
+        loss = loss if penalty is None else loss + penalty
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
