@@ -262,7 +262,7 @@ def _operator_row(
     bound = norm_bound(conv, tolerance=config.tolerance)
     lower, upper = bound.lower, bound.upper + layer.slack
     if limit is not None:
-        at_most = max((limit - layer.slack) * (1 - 1e-15), 0.0) if layer.slack else limit
+        at_most = (limit - layer.slack) * (1 - 1e-15) if layer.slack else limit  # negative: nothing can be proved
         # A layer under control is proved to be at most its maximum, which a bracket of some width need not show.
         sharper = bound.lower <= at_most < bound.upper and is_bounded(conv, at_most)
         if sharper or bound.upper <= at_most:

@@ -85,7 +85,7 @@ def framed(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
     else:
         frames = [None if frame is None else frame.value for frame in found]
     matrices = [frame for frame in frames if _is_matrix(frame)]
-    if all(frame is None for frame in frames):
+    if all(frame is None for frame in found):
         matrices, by_construction = [], True
         bias = leaves.get("bias")
         if form.kind == "tt":

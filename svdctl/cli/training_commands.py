@@ -75,7 +75,7 @@ def start(command: Command, flags: dict[str, Any], *, print_config: bool, dry_ru
             for line in recipe.plan(resolved.config, resolved.base):
                 reporter.say(line)
         else:
-            _end(recipe.run(resolved.config, base=resolved.base, reporter=reporter))
+            _end(recipe.run(resolved.config, base=resolved.base, reporter=reporter, to_resume=command.to_resume))
 
 
 def go_on(command: Command, path: Path, flags: dict[str, Any], allow_changed_data: bool | None) -> None:
@@ -83,9 +83,17 @@ def go_on(command: Command, path: Path, flags: dict[str, Any], allow_changed_dat
     changes = resolve_resume(flags, command)
     from svdctl.train import start as recipe
 
-    allowed = {"allow_changed_data": True} if allow_changed_data else {}
     with _reporter(command) as reporter:
-        _end(recipe.resume(path, refused=command.refused, changes=changes, reporter=reporter, **allowed))
+        _end(
+            recipe.resume(
+                path,
+                reporter=reporter,
+                changes=changes,
+                refused=command.refused,
+                allow_changed_data=bool(allow_changed_data),
+                to_resume=command.to_resume,
+            )
+        )
 
 
 @contextmanager

@@ -51,6 +51,10 @@ class Command:
     defaults: Callable[[Mapping[str, Any]], dict[str, Any]]
     others: str
 
+    def to_resume(self, folder: Path) -> str:
+        """Return the command line that goes on with the run in a folder."""
+        return f"svdctl {self.name} --resume {folder}"
+
     @property
     def words(self) -> dict[str, str]:
         """Return the flag of each configuration key, and the command of the network's kind, for messages."""

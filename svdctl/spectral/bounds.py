@@ -78,7 +78,8 @@ def norm_bound(conv: Convolution, *, tolerance: float = TOLERANCE, at_most: floa
     while True:
         reached = _rounded_down(math.sqrt(max(lower**2 - more, 0.0)), field.scale)
         if at_most is not None and reached <= at_most < target(lower) * field.scale:
-            if _is_below(field, conv, samples, coarse, at_most / field.scale):
+            bound = at_most / field.scale
+            if bound >= field.above or _is_below(field, conv, samples, coarse, bound):
                 return Bracket(reached, at_most)
             at_most = None
         if proved:

@@ -88,6 +88,8 @@ def _quotient(field: GramField, matrices: Tensor, vectors: Tensor) -> float:
     """Return the square root of the largest Rayleigh quotient of Gram matrices, in float64, rounded down."""
     column = vectors.to(matrices.dtype)[..., None]
     quotient = (column.mH @ matrices @ column).real.flatten() / column.abs().square().sum((-2, -1))
+    # 0 / 0 where a group is all zero: its vector is, too, and 0 is a bound.
+    quotient = quotient.nan_to_num(0.0)
     rounding = field.error(torch.float64) + field.quotient_rounding(field.frobenius)
     return math.sqrt(max(float(quotient.max()) - rounding, 0.0)) * (1 - 2.0**-50)
 

@@ -26,8 +26,16 @@ from svdctl.utils.run_dir import create_run_folder, write_environment
 __all__ = ["TrainResult", "plan", "resume", "run"]
 
 
-def run(config: TrainConfig, *, base: str, reporter: Reporter) -> TrainResult:
+def run(
+    config: TrainConfig, *, base: str, reporter: Reporter, to_resume: Callable[[Path], str] = "resume {}".format
+) -> TrainResult:
     """Train from the start in a new run folder.
+
+    Args:
+        config: of the run.
+        base: what it was made from, as the plan says.
+        reporter: shows the run.
+        to_resume: returns how a run in a folder is resumed; printed when a process is lost.
 
     Raises:
         UsageError, DataError: before anything is written.
@@ -35,7 +43,7 @@ def run(config: TrainConfig, *, base: str, reporter: Reporter) -> TrainResult:
     """
     fabric = launch(config)
     folder: Path | None = None
-    with end_together(fabric, lambda: _after_loss(folder)):
+    with end_together(fabric, lambda: _after_loss(folder, to_resume)):
         with fabric.rank_zero_first(local=True):  # data may have to be downloaded
             parts = load_parts(config)
         lines = plan(config, base)
@@ -58,6 +66,7 @@ def resume(
     refused: Callable[[TrainConfig], str | None] | None = None,
     allow_changed_data: bool = False,
     needs_best: bool = False,
+    to_resume: Callable[[Path], str] = "resume {}".format,
 ) -> TrainResult:
     """Continue a training where a run folder's `last.pt` stands.
 
@@ -68,6 +77,7 @@ def resume(
         refused: returns why a run with this configuration is not to go on, None if it is.
         allow_changed_data: go on though the data are not those that the run was trained on so far.
         needs_best: fail where the network that was picked is lost; else a sentence says so, and the last one counts.
+        to_resume: as in `run`.
 
     Raises:
         CheckpointError: missing, damaged, refused, without a state of training, of another run than the
@@ -103,7 +113,7 @@ def resume(
             table[section].update(fields)
         config = TrainConfig.model_validate(table)
     fabric = launch(config)
-    with end_together(fabric, lambda: _after_loss(folder)):
+    with end_together(fabric, lambda: _after_loss(folder, to_resume)):
         with fabric.rank_zero_first(local=True):  # data may have to be downloaded
             parts = load_parts(config)
         notice, changed, judged_anew = _compared(checkpoint, parts, path, allow_changed_data)
@@ -226,11 +236,11 @@ def _newest_epoch(folder: Path) -> Path | None:
     return None
 
 
-def _after_loss(folder: Path | None) -> str:
+def _after_loss(folder: Path | None, to_resume: Callable[[Path], str]) -> str:
     """Return what to do when a process was lost."""
     if folder is None or not (folder / "last.pt").exists():
         return "nothing had been saved yet, run the command again"
-    return f"go on from what was saved: resume {folder}"
+    return f"go on from what was saved with {to_resume(folder)}"
 
 
 def _stamp(file: Path) -> tuple[int, int, int] | None:

@@ -680,3 +680,25 @@ def test_the_gate_passes_networks_of_svdctl(model: Any, layer: Any, invoke: Invo
         code, _, err = invoke(tmp_path / "last.pt", "--max", 2, "--accuracy", "fast", "--tolerance", 0.3)
         assert code == 1
         assert "not proved: upscaler" in err
+
+
+def test_a_tt_layer_whose_rounding_is_above_the_maximum_is_not_proved(invoke: Invoke, tmp_path: Path) -> None:
+    # (2^60 + 1 - 2^60, ...): the norm is 1, and the product in float64 cancels to 0.
+    frame_in = torch.zeros(3, 3)
+    frame_in[0] = torch.tensor([2.0**60, 1.0, 2.0**60])
+    core = torch.tensor([1.0, 1.0, -1.0])[None, :, None, None]
+    torch.save({"l.core": core, "l.frame_in": frame_in, "l.frame_out": torch.ones(1, 1)}, tmp_path / "a.pt")
+    code, out, _ = invoke(tmp_path / "a.pt", "--max", "0.5")
+    assert code == 1, out
+
+
+def test_a_frame_stored_in_unknown_parts_says_nothing_of_the_other(
+    rows: Callable[..., Any], invoke: Invoke, tmp_path: Path
+) -> None:
+    parts = "l.parametrizations.frame_in"
+    tensors = {"conv.weight": kernel(2, 2, 3, 3), "l.core": torch.eye(2)[:, :, None, None]}
+    tensors["l.frame_out"] = 100 * torch.eye(3, 2)
+    tensors |= {f"{parts}.original0": torch.eye(3, 2), f"{parts}.original1": torch.eye(3, 2)}
+    torch.save(tensors | {f"{parts}.0.gate": torch.ones(1)}, tmp_path / "a.pt")
+    assert "bound" not in rows(tmp_path / "a.pt")["l"]
+    assert invoke(tmp_path / "a.pt", "--max", "2")[0] == 1

@@ -61,7 +61,7 @@ def test_a_killed_process_leaves_a_checkpoint_that_any_number_of_processes_finis
     lost = start([script, "lose", data, str(tmp_path), "2", "clip-retract"])
     _, errors = lost.communicate(timeout=100)
     assert lost.returncode == 1
-    assert re.search(r"process 1 of 2 was lost.*go on from what was saved: resume ", errors)
+    assert re.search(r"process 1 of 2 was lost.*go on from what was saved with svdctl train --resume ", errors)
     finish(undisturbed, 100)
     folder = next(tmp_path.glob("clip-retract-*-*"))
     assert read_checkpoint(folder).training["counters"]["step"] == 8
@@ -109,7 +109,9 @@ def test_sigkill_on_the_command_line_ends_both_within_half_a_minute(tmp_path: Pa
     assert process.returncode == (1 if victim == "child" else -signal.SIGKILL)
     sentences = errors.strip().splitlines()
     assert len(sentences) == 1
-    assert re.fullmatch(rf"svdctl: process [01] of 2 was lost, .* what was saved: resume {folder}", sentences[0])
+    assert re.fullmatch(
+        rf"svdctl: process [01] of 2 was lost, .* what was saved with svdctl train --resume {folder}", sentences[0]
+    )
     steps = read_checkpoint(folder).training["counters"]["step"]
     # On one process it goes on, here until it is told to stop.
     resumed = start(["-m", "svdctl", "train", "--resume", str(folder), "--devices", "1"])

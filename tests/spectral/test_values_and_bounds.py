@@ -137,3 +137,19 @@ def test_paper_procedures_fall_short_as_reported() -> None:
     assert float(paper_sigma(conv, (16, 16), torch.Generator().manual_seed(0))) < 0.95 * bound.lower
     halved = conv.with_kernel(conv.kernel * (2 / bound.upper))
     assert norm_bound(paper_clip(halved, 1.0, (16, 16))).lower > 1.1
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 1, 1), (4, 2, 1, 1), (4, 2, 1), (4, 1, 3, 3), (4, 2, 3, 3)])
+@pytest.mark.parametrize("stride", [1, (4, 3)])
+def test_a_bracket_proves_the_maximum_that_the_answer_proves_where_groups_are_zero(
+    shape: tuple[int, ...], stride: int | tuple[int, int]
+) -> None:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    weight[: shape[0] * shape[1] // 4] = 0
+    weight[-1] = 0
+    conv = Convolution.make(weight, stride=1 if len(shape) == 3 else stride, groups=4 // shape[1])
+    scaled, _ = scale_to_bound(conv, 0.05)
+    limit = 0.05
+    assert is_bounded(scaled, limit)
+    assert norm_bound(scaled).lower > 0
+    assert norm_bound(scaled, at_most=limit).upper <= limit
