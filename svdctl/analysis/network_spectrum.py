@@ -228,6 +228,8 @@ def _lipschitz(model: nn.Module, input_shape: tuple[int, ...], tolerance: float)
 def _observed_row(name: str, module: nn.Module, call: Calls | None, *how: Any) -> LayerSpectrum:
     """Return the row of a layer, with the assumptions and notes that follow from its observed calls."""
     kind, ops = type_before_parametrizations(module).__name__, find_ops(module)
+    if ops is not None and not ops.has_spectrum:
+        ops = None  # its gain says nothing of the numbers that it carries
     shape = tuple(_own_numbers(module)[0].shape) if ops is None else ops.shape(module)
     unknown = LayerSpectrum(name, ops.title if isinstance(ops, NormalizationOps) else kind, shape)
     if ops is None:

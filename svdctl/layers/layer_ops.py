@@ -142,7 +142,10 @@ class LayerOps:
                 weight.mul_(factor)
 
     def gain(self, layer: Any, *, tolerance: float | None = None) -> "Gain | None":
-        """Return the layer's proved `svdctl.certificates.Gain`; None: certificates look into its forward pass."""
+        """Return the layer's proved `svdctl.certificates.Gain`; None: certificates look into its forward pass.
+
+        Not inherited together with other `modules`: it is proved of the forward pass of those that its class lists.
+        """
         return None
 
     def frozen(self, layer: Any) -> "nn.Module | None":

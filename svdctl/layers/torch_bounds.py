@@ -1,6 +1,7 @@
 """Gains of torch's own layers and of the normalisation."""
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,8 +20,7 @@ def convolution_gain(layer: Convolutional, conv: Convolution, tolerance: float |
     factor = padding_factor(layer)
     if layer.padding_mode == "circular" and is_cyclic(layer) and max(conv.stride) > 1:
         # For sizes that the stride does not divide: some outputs of the layer without stride, or of a padded signal.
-        unstrided = Convolution.make(layer.weight.detach(), dilation=layer.dilation, groups=layer.groups)
-        plain = linear_gain(unstrided, layer.bias, tolerance)
+        plain = linear_gain(replace(conv, stride=(1,) * conv.axes), layer.bias, tolerance)
         factor = math.sqrt(3 ** sum(max(sides) > 0 for sides in padded_sides(layer))) * (1 + 2.0**-50)
         if plain.factors["norm"] <= gain.factors["norm"] * factor:
             return plain

@@ -14,6 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 import svdctl
 from svdctl.errors import ShapeError
+from svdctl.layers.soc import FixedSOC
 from svdctl.layers.sott import SOTT
 from tests.dense import dense_values
 
@@ -246,6 +247,50 @@ def test_every_module_with_numbers_of_its_own_has_a_row() -> None:
     net = nn.Sequential(ParametersBesideLayers(), FixedFilter(), nn.PReLU(), nn.ReLU())
     rows = svdctl.spectrum(net, (4, 8, 8))
     assert {row.name: row.is_analysed for row in rows} == {"0": False, "0.inner": True, "1": False, "2": False}
+
+
+class Carries(nn.Module):
+    """Computes with the tensor of a layer that spectra have no row for, outside of that layer's own calls."""
+
+    def __init__(self, layer: nn.Module, tensor: str) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1, bias=False)
+        self.layer, self.tensor = layer, tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = 100 * getattr(self.layer, self.tensor).reshape(4, 4, -1)[:, :, :1, None]
+        return self.layer(F.conv2d(self.conv(x), kernel))
+
+
+def minmax_with_a_weight() -> nn.Module:
+    layer = svdctl.MinMax()
+    layer.register_parameter("weight", nn.Parameter(torch.eye(4)))
+    return layer
+
+
+CARRIERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "MinMax": (minmax_with_a_weight, "weight"),
+    "FixedSOC": (lambda: FixedSOC(svdctl.SOC(4, 4, 3).eval()), "kernel"),
+}
+
+
+@pytest.mark.parametrize("kind", CARRIERS)
+def test_numbers_of_a_layer_without_a_spectrum_are_not_proved(kind: str) -> None:
+    torch.manual_seed(0)
+    make, tensor = CARRIERS[kind]
+    net = Carries(make(), tensor)
+    found = svdctl.spectrum(net, (4, 4, 4))
+    row = found["layer"]
+    assert row.bound is None
+    assert not row.is_analysed
+    assert row.note == f"layers of type {kind} have no spectrum known here"
+    assert row.shape == tuple(getattr(net.layer, tensor).shape)
+    # Of the linear part alone, and so much larger than what the rows prove.
+    weight = getattr(net.layer, tensor).detach().double().reshape(4, 4, -1)[:, :, 0]
+    true = float(torch.linalg.matrix_norm(100 * weight @ net.conv.weight.detach().double()[:, :, 0, 0], 2))
+    assert found.bound_product < true
+    assert found.lipschitz is not None
+    assert found.lipschitz >= true * (1 - 1e-6)
 
 
 REPARAMETRISED: dict[str, Callable[[], nn.Module]] = {

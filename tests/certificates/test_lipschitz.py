@@ -1,6 +1,7 @@
 """Bounds of whole networks: never below what a search finds, sharp where they can be, errors that name the culprit."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,9 +10,12 @@ import torchvision
 from torch import Tensor, nn
 
 import svdctl
-from svdctl.certificates import Gain, lipschitz_bound
+from svdctl.certificates import Gain, layer_gain, lipschitz_bound
 from svdctl.errors import ShapeError
 from svdctl.layers.normalize import Normalize
+from svdctl.layers.ops.normalization_ops import BatchNormOps
+from svdctl.layers.ops.standard_ops import StandardOps
+from svdctl.layers.ops.tt_ops import TTOps
 from svdctl.layers.tt import TTConv2d
 from tests.certificates.networks import SHAPE, TABLE, Calls, conv, made, steepest, steepest_chord, stirred, vgg, wrn
 from tests.dense import dense_matrix
@@ -272,6 +276,106 @@ def test_a_registered_layer_is_not_looked_into() -> None:
             return Gain({"norm": 2.0}, lambda unit: 0.0)
 
     assert lipschitz_bound(Doubling(), SHAPE).value == pytest.approx(2.0)
+
+
+class LouderBatchNorm(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * super().forward(x)
+
+
+class LouderTT(TTConv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * super().forward(x)
+
+
+class LouderConv(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * super().forward(x)
+
+
+class LouderBatchNormOps(BatchNormOps):
+    kind = "louder-batchnorm"
+    modules = (LouderBatchNorm,)
+
+    def channel_gain(self, layer: LouderBatchNorm) -> float:
+        return 3 * super().channel_gain(layer)
+
+
+class LouderTTOps(TTOps):
+    kind = "louder-tt"
+    config = None
+    modules = (LouderTT,)
+
+    def operator(self, layer: LouderTT) -> svdctl.Convolution:
+        conv = super().operator(layer)
+        return conv.with_kernel(3 * conv.kernel)
+
+
+class LouderConvOps(StandardOps):
+    kind = "louder-conv"
+    config = None
+    modules = (LouderConv,)
+
+    def operator(self, layer: LouderConv) -> svdctl.Convolution:
+        conv = super().operator(layer)
+        return conv.with_kernel(3 * conv.kernel)
+
+
+LOUDER: dict[str, tuple[type[svdctl.LayerOps], Callable[[], nn.Module]]] = {
+    "batchnorm": (LouderBatchNormOps, lambda: LouderBatchNorm(3)),
+    "tt": (LouderTTOps, lambda: LouderTT(3, 4, 3, rank=2, padding=1, bias=False)),
+    "conv": (LouderConvOps, lambda: LouderConv(3, 4, 3, padding=1, bias=False)),
+    "circular conv": (LouderConvOps, lambda: LouderConv(3, 4, 3, 2, 1, padding_mode="circular", bias=False)),
+}
+
+
+@pytest.mark.parametrize("name", LOUDER)
+def test_a_registered_subclass_does_not_inherit_the_gain_of_its_parent(name: str) -> None:
+    ops, make = LOUDER[name]
+    svdctl.register_layer(ops)
+    torch.manual_seed(0)
+    layer = make().double().eval()
+    largest = float(torch.linalg.matrix_norm(dense_matrix(layer, (3, 5, 5)), 2))
+    assert largest * (1 - 1e-12) <= lipschitz_bound(layer, (3, 5, 5)).value <= 6 * largest
+    with pytest.raises(ShapeError, match="no gain is known"):
+        layer_gain(layer)
+
+
+def test_a_gain_written_for_any_modules_or_for_the_same_is_inherited() -> None:
+    class Sorts(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sort(1).values
+
+    class AnyUnitOps(svdctl.LayerOps):
+        can_control = False
+
+        def gain(self, layer: nn.Module, *, tolerance: float | None = None) -> Gain:
+            return Gain({"norm": 1.0}, lambda unit: 0.0)
+
+    class SortsOps(AnyUnitOps):
+        kind = "sorts"
+        modules = (Sorts,)
+
+    class NamedSortsOps(SortsOps):
+        kind = "named-sorts"
+
+    for ops in (SortsOps, NamedSortsOps):
+        svdctl.register_layer(ops)
+        assert lipschitz_bound(Sorts(), SHAPE).value == pytest.approx(1.0)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("size", [4, 5])
+def test_a_strided_circular_layer_is_read_with_the_weight_of_its_next_pass(size: int) -> None:
+    layer = nn.Conv2d(1, 1, 3, stride=2, padding=1, padding_mode="circular", bias=False).double()
+    layer = nn.utils.weight_norm(layer).eval()
+    with torch.no_grad():
+        layer.weight_v.fill_(1.0)
+        layer.weight_g.fill_(1.0)
+        layer(torch.zeros(1, 1, size, size, dtype=torch.float64))
+        layer.weight_g.mul_(10)  # The weight that the hook made is the old one until the next pass.
+    bound = layer_gain(layer).value
+    assert float(torch.linalg.matrix_norm(dense_matrix(layer, (1, size, size)), 2)) <= bound <= 30.1
 
 
 def test_the_model_is_left_as_it_was() -> None:

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
+from svdctl.layers.minmax import MinMax
 from svdctl.layers.normalize import Normalize
 
 
@@ -137,6 +138,20 @@ class Scaled(Normalize):
         return super().forward(x) * self.gain
 
 
+class Holder(MinMax):
+    pass
+
+
+def _of_minmax(kind):
+    def forward(s, x):
+        return s.way_out(F.conv2d(s.c(x).repeat(1, 2, 1, 1), s.way_out.weight[:, :, None, None]))
+
+    net = Net(forward)
+    net.way_out = kind()
+    net.way_out.weight = nn.Parameter(1000 * torch.eye(6))
+    return net
+
+
 def _with(name, value):
     net = Net(lambda s, x: s.c(x))
     setattr(net.c, name, value)
@@ -212,6 +227,8 @@ networks = {
     "of Normalize": lambda: nn.Sequential(Net(PLAIN["plain"]), Scaled()),
     "of Normalize first": lambda: nn.Sequential(Scaled(), Net(PLAIN["plain"])),
     "deviations": lambda: nn.Sequential(Net(PLAIN["plain"]), Normalize((0.0,) * 3, (1e-6,) * 3)),
+    "of MinMax": lambda: _of_minmax(MinMax),
+    "of a subclass of MinMax": lambda: _of_minmax(Holder),
     "aliases": lambda: _aliases(),
     "pixels": lambda: nn.Sequential(Normalize((0.0,) * 3, (1e-6,) * 3), Net(PLAIN["plain"])),
 } | {name: lambda way=way: Net(way) for name, way in (ways | PLAIN).items()}
@@ -302,6 +319,8 @@ def test_other_weights_than_those_of_the_row_are_seen(name: str, told: str, gate
         ("a buffer of a layer", "not proved: c.codes, c.codes"),
         ("of Normalize", "not proved: 1, its forward pass is not that of Normalize"),
         ("of Normalize first", "not proved: 0, its forward pass is not that of Normalize"),
+        ("of MinMax", "not proved: way_out, layers of type MinMax"),
+        ("of a subclass of MinMax", "not proved: way_out, layers of type Holder"),
         ("deviations", "1 reaches 999"),
     ],
 )
