@@ -175,7 +175,8 @@ class LayerGroups:
                 else:
                     factors[name] = divide_exact_layer_(layer, max_sigma)
                     brackets[name] = Bracket(0.0, max_sigma)
-            if len(names) == 1 or set(factors.values()) == {1.0}:
+            # A bracket that is shown is measured of the final weights: a run that goes on from them finds the same.
+            if (len(names) == 1 and not sharp) or set(factors.values()) == {1.0}:
                 return done > 0 or set(factors.values()) != {1.0}, brackets
         limits = " and ".join(dict.fromkeys(f"{self.max_sigma[name]:g}" for name in names))
         raise ShapeError(f"layers {', '.join(names)} share parts of their weights, and are not brought to {limits}")

@@ -98,6 +98,22 @@ def test_layers_without_a_maximum_are_left_alone() -> None:
     assert is_layer_bounded(model[0], 0.01)
 
 
+@pytest.mark.parametrize("kind", LAYERS)
+def test_brackets_of_a_seal_depend_on_the_sealed_weights_alone(kind: str) -> None:
+    model = nn.Sequential(make(kind, torch.float32))
+
+    def controller() -> Controller:
+        return Controller.from_config(model, None, Divide(max_sigma=0.05, linear_max=0.05), None)
+
+    sealed = controller().seal()
+    weights = [parameter.detach().clone() for parameter in model.parameters()]
+    rows = {row.name: (row.largest, row.bound) for row in controller().report()}
+    assert controller().seal() == sealed
+    assert rows == {name: (bracket.lower, bracket.upper) for name, bracket in sealed.items()}
+    assert all(torch.equal(*pair) for pair in zip(model.parameters(), weights, strict=True))
+    assert sealed["0"].lower > 0.049
+
+
 def test_paper_procedure_has_no_seal() -> None:
     layer = make("conv2d", torch.float32)
     sizes = {"0": (6, 6)}
