@@ -160,7 +160,12 @@ EVALUATION: Flags = {
     ),
     "severities": Flag("settings.cifar-c.severities", CORRUPTED, "Some of 1 to 5 (all).", rule=_several),
     "corruption_examples": Flag("settings.cifar-c.examples", CORRUPTED, "Test images, drawn from the seed (all)."),
-    "cifar_c_root": Flag("settings.cifar-c.root", CORRUPTED),
+    "cifar_c_root": Flag(
+        "settings.cifar-c.root",
+        CORRUPTED,
+        "Folder of the published CIFAR-C files, downloaded there when absent (default: below the data's folder). Data "
+        "other than CIFAR are corrupted by svdctl's own functions, unless this is given.",
+    ),
     "cifar_c_res": Flag("cifar_c_res", CORRUPTED),
     "show_corruptions": Flag(panel=CORRUPTED, text="Draw all corruptions into this file, and stop.", type=str),
     "norm": Flag("settings.autoattacks.norm", ATTACKS),
@@ -169,10 +174,14 @@ EVALUATION: Flags = {
     "examples": Flag(
         "settings.autoattacks.examples",
         ATTACKS,
-        "Test images, or all (32 of the digits, all of other data).",
+        "Test images, drawn from the seed, or all (32 of the digits, all of other data).",
         rule=_examples,
     ),
-    "protocol": Flag("settings.autoattacks.protocol", ATTACKS),
+    "protocol": Flag(
+        "settings.autoattacks.protocol",
+        ATTACKS,
+        "pixels, or paper: normalised images, as in the paper's code, for comparison only (pixels).",
+    ),
     "shard": Flag("shard", ATTACKS, "i/n: attack the i-th of n parts of the images alone.", str, _shard),
     "merge_shards": Flag("merge_shards", ATTACKS),
     "autoattacks_res": Flag("autoattacks_res", ATTACKS),

@@ -295,7 +295,11 @@ DEVICE_KEYS = ("accelerator", "devices", "num_nodes", "precision", "compile")
 HARDWARE: Flags = {name: Flag(f"hardware.{name}", DEVICES) for name in DEVICE_KEYS}
 CLIP_TO = Flag("control.max_sigma", needs=_controlled)
 EVERY_STEPS = Flag("control.every_steps", needs=_controlled)
-PROCEDURE = Flag("control.procedure", needs=_controlled)
+PROCEDURE = Flag(
+    "control.procedure",
+    text="certified, or paper: no proof, for comparisons only (svdctl's own).",
+    needs=_controlled,
+)
 
 TRAIN = Command(
     name="train",

@@ -14,14 +14,22 @@ def schema_keys(model: type[Config], above: str = "") -> Iterator[tuple[str, Fie
     """Yield every key as a dotted path, with its field; a key of several variants comes several times."""
     for name, field in model.model_fields.items():
         yield above + name, field
-        registries = [extra for extra in field.metadata if isinstance(extra, Registry)]
-        if get_origin(field.annotation) is dict and registries:  # by kind
-            for found in registries[0].variants():
-                yield from schema_keys(found.config, f"{above}{name}.{found.kind}.")
+        if (kinds := sections_by_kind(field)) is not None:
+            for kind, section in kinds.items():
+                yield f"{above}{name}.{kind}", field
+                yield from schema_keys(section, f"{above}{name}.{kind}.")
             continue
         for kind in alternatives(field):
             if isinstance(kind, type) and issubclass(kind, Config):
                 yield from schema_keys(kind, f"{above}{name}.")
+
+
+def sections_by_kind(field: FieldInfo) -> dict[str, type[Config]] | None:
+    """Return the sections that a field has by the kinds of a registry; None for a field of another type."""
+    registries = [extra for extra in field.metadata if isinstance(extra, Registry)]
+    if get_origin(field.annotation) is not dict or not registries:
+        return None
+    return {found.kind: found.config for found in registries[0].variants()}
 
 
 def alternatives(field: FieldInfo) -> list[Any]:

@@ -1,16 +1,24 @@
 """Faults of a configuration as sentences that name the key, in backticks, and the way out."""
 
 import difflib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from svdctl.config.base import Config
-from svdctl.config.schema_keys import schema_keys
+from svdctl.config.schema_keys import alternatives, schema_keys, sections_by_kind
 
 TAG_FAULTS = ("union_tag_not_found", "union_tag_invalid")
+SECTION = "write a section with its keys, as [name], or [[name]] for one of several"
+WANTED = {
+    **dict.fromkeys(("tuple_type", "list_type"), "write a list, in [ ]"),
+    **dict.fromkeys(("string_type", "path_type"), "write a text, in quotation marks"),
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), SECTION),
+}
+"""What to write instead, by pydantic's kind of fault."""
 C = TypeVar("C", bound=Config)
 
 
@@ -29,24 +37,37 @@ def sentences(error: ValidationError, model: type[Config], table: Mapping[str, A
     for fault in worth_reporting(error):
         kind, place = fault["type"], fault["loc"]
         key = _key(place, kind, keys)
-        message = fault["msg"][0].lower() + fault["msg"][1:]
+        message = _wanted(fault)
+        start = f"`{key}`: {fault['input']!r:.80} does not do" if key else f"{fault['input']!r:.80} does not do here"
         if kind == "value_error":
             is_field = key in keys and not any(inner.startswith(f"{key}.") for inner in keys)
             for line in str(fault["ctx"]["error"]).splitlines():
                 found[f"`{key}`: {line}" if is_field and not line.startswith("`") else line] = []
         elif kind == "extra_forbidden":
-            found[f"{key}: {_unknown(key, keys, table)}"] = []
+            for line in _unknown(key, keys, model, table, fault["input"]):
+                found[line] = []
         elif kind == "missing":
-            found[f"`{key}`: a value is needed here"] = []
+            needed = "a value is needed here" if isinstance(place[-1], int) else "a value is needed"
+            found[f"`{key}`: {needed}" + f": the key {key} is missing; add it" * (not isinstance(place[-1], int))] = []
         elif kind in TAG_FAULTS:
             found[f"`{key}`: {_tags(fault)}"] = []
-        elif message not in (messages := found.setdefault(f"`{key}`: {fault['input']!r:.80} does not do; ", [])):
+        elif message not in (messages := found.setdefault(f"{start}; ", [])):
             messages.append(message)
     return [start + ", or ".join(messages) for start, messages in found.items()]
 
 
-def _sentences_of_mixes(error: ValidationError, model: type[Config], table: dict[str, Any]) -> list[str]:
+def of_a_file(faults: Iterable[str]) -> list[str]:
+    """Return faults of a user's file: the key at the start stands in the file, and no flag may replace it.
+
+    Faults in the rows of a table name their row already.
+    """
+    return [re.sub(r"^(?:`rows`: (?=row )|`([^`]+)`)", r"\1", fault) for fault in faults]
+
+
+def _sentences_of_mixes(error: ValidationError, model: type[Config], table: Any) -> list[str]:
     """Return what does not go together, found without the fields at fault; none when a whole section is at fault."""
+    if not isinstance(table, dict):
+        return []
     table = deepcopy(table)
     for fault in error.errors():
         if fault["type"] in ("missing", "value_error", *TAG_FAULTS):
@@ -79,16 +100,77 @@ def worth_reporting(error: ValidationError) -> list[Any]:
     ]
 
 
-def _unknown(key: str, keys: set[str], table: Mapping[str, Any]) -> str:
+def _wanted(fault: Any) -> str:
+    if fault["type"] == "too_short":
+        least = fault["ctx"]["min_length"]
+        return "one at least is needed" if least == 1 else f"{least} at least are needed"
+    return WANTED.get(fault["type"], fault["msg"][0].lower() + fault["msg"][1:])
+
+
+def _unknown(key: str, keys: set[str], model: type[Config], table: Mapping[str, Any], value: Any) -> Iterator[str]:
+    """Yield sentences about a key that there is not: one, or one for each key below it that a variant's section has."""
     above, _, last = key.rpartition(".")
     if key in keys:
         section: Any = table
         for part in above.split("."):
             section = section.get(part, {}) if isinstance(section, Mapping) else {}
-        return f"kind = {section.get('kind')!r} has no such key; choose another {above}.kind first"
-    same_end = [path for path in sorted(keys) if path.rpartition(".")[2] == last]
-    near = same_end or difflib.get_close_matches(key, sorted(keys), n=1, cutoff=0.5)
-    return f"there is no such key{f'; did you mean {near[0]}?' if near else ''}"
+        yield f"{key}: kind = {section.get('kind')!r} has no such key; choose another {above}.kind first"
+        return
+    by_kind = [name for name, field in model.model_fields.items() if sections_by_kind(field) is not None]
+    of_variants = [path for path in keys if path.partition(".")[0] in by_kind]
+    moved = {f"{key}.{inner}": same for inner in _leaves(value) if (same := _same_end(inner, of_variants))}
+    for path, same in moved.items():
+        yield f"{path}: there is no such key; did you mean {' or '.join(same)}?"
+    if moved:
+        return
+    siblings = _known(model, table, above)
+    here = {sibling: f"{above}.{sibling}" if above else sibling for sibling in siblings}
+    near = _same_end(key, keys) or [here[name] for name in difflib.get_close_matches(last, siblings, n=1, cutoff=0.5)]
+    if not near:
+        alike = {path for path in keys if difflib.SequenceMatcher(None, last, path.rpartition(".")[2]).ratio() >= 0.5}
+        near = difflib.get_close_matches(key, sorted(alike), n=1, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    known = f"known: {', '.join(siblings)}" if siblings else f"{above} has none"
+    yield f"{key}: there is no such key{hint} ({known})"
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    """Yield the dotted paths of single values in a nested table."""
+    for name, inner in value.items() if isinstance(value, Mapping) else ():
+        yield from (f"{name}.{path}" for path in _leaves(inner)) if isinstance(inner, Mapping) else (str(name),)
+
+
+def _same_end(key: str, keys: Iterable[str]) -> list[str]:
+    """Return the known keys that end as this one does; where there are several, those nearest to it."""
+    last = key.rpartition(".")[2]
+    found = sorted(path for path in keys if path.rpartition(".")[2] == last) if last != "kind" else []
+    return found if len(found) < 3 else difflib.get_close_matches(key, found, n=1, cutoff=0.0)
+
+
+def _known(model: type[Config], table: Any, above: str) -> list[str]:
+    """Return the keys that a table may have at a place, those of the kind that it names."""
+    models: list[type[Config]] = [model]
+    kinds: Mapping[str, type[Config]] | None = None
+    for part in above.split(".") if above else ():
+        if isinstance(table, list | tuple) and part.isdigit():
+            table = table[int(part)]
+            continue
+        table = table.get(part) if isinstance(table, Mapping) else None
+        if kinds is not None:
+            models, kinds = [kinds[part]] if part in kinds else [], None
+            continue
+        fields = [one.model_fields[part] for one in models if part in one.model_fields]
+        for field in fields:
+            kinds = sections_by_kind(field) if kinds is None else kinds
+        inner = [kind for field in fields for kind in alternatives(field)]
+        sections = [kind for kind in inner if isinstance(kind, type) and issubclass(kind, Config)]
+        named = table.get("kind") if isinstance(table, Mapping) else None
+        models = [
+            one for one in sections if "kind" in one.model_fields and named in alternatives(one.model_fields["kind"])
+        ] or sections
+    return (
+        list(kinds) if kinds is not None else list(dict.fromkeys(name for one in models for name in one.model_fields))
+    )
 
 
 def _tags(fault: Any) -> str:

@@ -12,6 +12,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from svdctl.config.configuration import configuration
 from svdctl.config.presets import list_presets, run_name
 from svdctl.config.train_config import TrainConfig
+from svdctl.config.validation_errors import of_a_file
 from svdctl.data.data_source import at_place
 from svdctl.errors import UsageError, nearest
 from svdctl.evaluate.table_evaluation import Evaluate
@@ -132,11 +133,11 @@ def make_plan(request: Request) -> Plan:
 
 @contextmanager
 def _collected(faults: list[str], where: str) -> Iterator[None]:
-    """Collect the faults of the body, `where` before each."""
+    """Collect the faults of the body, which a file causes, `where` before each."""
     try:
         yield
     except UsageError as error:
-        faults += [where + fault for fault in error.faults]
+        faults += [where + fault for fault in of_a_file(error.faults)]
 
 
 def _is_chosen(row: Row, request: Request) -> bool:
@@ -252,8 +253,13 @@ def read_paper_numbers(path: Path, tables: Sequence[TablePlan]) -> PaperNumbers:
         numbers = TypeAdapter(PaperNumbers).validate_python(given)
     except ValidationError as error:
         for fault in error.errors():
-            place, needed = ".".join(map(str, fault["loc"])), "section" if fault["type"] == "dict_type" else "number"
-            faults.append(f"{place} = {fault['input']!r:.40} is no {needed}; write [TABLE.ROW] and numbers below it")
+            place = ".".join(map(str, fault["loc"]))
+            needed = (
+                "section; write [TABLE.ROW] and numbers below it"
+                if fault["type"] == "dict_type"
+                else "number; write it in the table's unit, without a sign for it"
+            )
+            faults.append(f"{place} = {fault['input']!r:.40} is no {needed}")
     if faults:
         raise UsageError([f"{where}: {fault}" for fault in faults])
     return numbers

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, Posi
 
 from svdctl.config.base import Config
 from svdctl.config.presets import preset_folder
-from svdctl.config.validation_errors import validated
+from svdctl.config.validation_errors import of_a_file, validated
 from svdctl.errors import UsageError, nearest
 from svdctl.evaluate.metric import TableColumn
 from svdctl.evaluate.table_evaluation import Evaluate
@@ -74,7 +74,7 @@ def _named_rows(rows: Any) -> Any:
     for number, table in enumerate(rows, 1):
         row, more = validated(Row, table)
         name = table.get("name") if isinstance(table, dict) else None
-        faults += [f"row {name!r}: {fault}" if name else f"row {number}: {fault}" for fault in more]
+        faults += [f"row {name!r}: {fault}" if name else f"row {number}: {fault}" for fault in of_a_file(more)]
         found.append(row)
     if faults:
         raise ValueError("\n".join(faults))
@@ -256,19 +256,19 @@ def find_table(name: str, folder: Path | None = None) -> Path:
     raise UsageError(f"{name}: there is no such table{nearest(name, list_tables())} (`list` shows all)")
 
 
-def read_toml(path: Path, where: str) -> dict[str, Any]:
+def read_toml(path: Path, where: str, what: str = "file") -> dict[str, Any]:
     """Return the contents of a TOML file.
 
     Raises:
-        UsageError: it cannot be read; the sentence begins with `where`.
+        UsageError: it cannot be read; the sentence begins with `where` and calls it `what`.
     """
     try:
         return tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise UsageError(f"{where}: the file cannot be read ({reason}); check its path") from error
+        raise UsageError(f"{where}: the {what} cannot be read ({reason}); check its path") from error
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where}: the file is no TOML ({error}); mend it there") from error
+        raise UsageError(f"{where}: the {what} is no TOML ({error}); mend it there") from error
 
 
 def read_table(path: Path) -> TableFile:
@@ -277,7 +277,7 @@ def read_table(path: Path) -> TableFile:
     Raises:
         UsageError: with every fault, each naming file, row and key.
     """
-    contents = read_toml(path, str(path))
+    contents = read_toml(path, str(path), "table file")
     kind = str(contents.get("kind", "table"))
     if kind not in KINDS:
         raise UsageError(f"{path}: kind is one of {', '.join(map(repr, KINDS))}, not {kind!r:.40}")
@@ -288,7 +288,7 @@ def read_table(path: Path) -> TableFile:
         columns = getattr(table, "columns", ())
         faults = [f"there is no column {name!r}{nearest(name, known)}" for name in columns if name not in known]
     if table is None or faults:
-        raise UsageError([f"{path}: {fault}" for fault in faults])
+        raise UsageError([f"{path}: {fault}" for fault in of_a_file(faults)])
     return table
 
 

@@ -345,3 +345,38 @@ def test_the_whole_thing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert checkpoint["metrics"]["autoattacks"]["protocol"]["count"] == 4
     assert contents["failures"][0]["where"] == "b"
     assert all(Path(file).is_file() for file in checkpoint["files"])
+
+
+@pytest.mark.parametrize(
+    ("assignment", "sentence"),
+    [
+        ("settings.accuracy.x=1", "settings.accuracy.x: there is no such key (settings.accuracy has none)"),
+        ("attack.norm=L1", "attack.norm: there is no such key; did you mean settings.autoattacks.norm?"),
+        ('corruptions.names=["fog"]', "corruptions.names: there is no such key; did you mean settings.cifar-c.names?"),
+        ("settings.autoattacks.nrm=L1", "settings.autoattacks.nrm: there is no such key; did you mean "
+         "settings.autoattacks.norm? (known: norm, eps, attacks, batch_size, seed, examples, protocol)"),
+        ("radii=[3]", "radii: there is no such key; did you mean settings.certified.radii? (known: checkpoints, "),
+    ],
+)  # fmt: skip
+def test_an_unknown_key_is_named_whole_with_the_key_of_now(assignment: str, sentence: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve_evaluation({"set": [assignment]})
+    (fault,) = caught.value.faults
+    assert fault.startswith(sentence)
+
+
+def test_help_keeps_the_facts(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 400)
+    shown = ""
+    for command in ("eval-robust", "train"):
+        assert svdctl_exits(command, "--help") == 0
+        shown += " ".join(capsys.readouterr().out.split())
+    for words in (
+        "Test images, drawn from the seed, or all (32 of the digits, all of other data).",
+        "pixels, or paper: normalised images, as in the paper's code, for comparison only (pixels).",
+        "Folder of the published CIFAR-C files, downloaded there when absent (default: below the data's folder). "
+        "Data other than CIFAR are corrupted by svdctl's own functions, unless this is given.",
+        "certified, or paper: no proof, for comparisons only (svdctl's own).",
+    ):
+        assert words in shown

@@ -293,3 +293,18 @@ def test_a_dry_run_shows_every_run_and_needs_no_data(tmp_path: Path) -> None:
     ):
         assert part in text
     assert not (tmp_path / "runs").exists()
+
+
+def test_keys_of_a_table_file_stay_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "t.toml"
+    good = 'title = "T"\ncolumns = ["accuracy"]\n'
+    row = '[[rows]]\nname = "a"\npreset = "wrn-cifar10"\n'
+    for text, fault in (
+        (good + "rows = 3\n", "rows: 3 does not do; write a list, in [ ]"),
+        (good + row + "set = 'epochs=3'\n", "row 'a': set: 'epochs=3' does not do; write a list, in [ ]"),
+        (good + row + "set = ['nonsense']\n", "row 'a': set = nonsense: write it as key.path=value"),
+        ("seeds = []\n" + good + row, "seeds: [] does not do; one at least is needed"),
+    ):
+        path.write_text(text)
+        assert svdctl_exits("reproduce", str(path)) == 2
+        assert capsys.readouterr().err == f"svdctl: {path}: {fault}\n"

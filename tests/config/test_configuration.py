@@ -31,3 +31,29 @@ def test_a_section_without_its_kind_is_a_sentence() -> None:
     from svdctl.config.validation_errors import validated
 
     assert validated(TrainConfig, {"data": {}}) == (None, ["`data.kind`: a kind is needed here"])
+
+
+@pytest.mark.parametrize(
+    ("assignment", "sentence"),
+    [
+        ("layer.rnk=1", "layer.rnk: there is no such key; did you mean layer.rank? (known: kind, rank, frames, "),
+        ("layer.nothing=1", "layer.nothing: there is no such key (known: kind, rank, frames, "),
+        ("name=3", "`name`: 3 does not do; write a text, in quotation marks"),
+        ("normalize.mean=3", "`normalize.mean`: 3 does not do; write a list, in [ ]"),
+        ("normalize=3", "`normalize`: 3 does not do; write a section with its keys"),
+        ("data={ kind = 'folder' }", "`data.path`: a value is needed: the key data.path is missing; add it"),
+    ],
+)
+def test_what_to_write_and_which_keys_there_are(assignment: str, sentence: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        configuration("quickstart", [assignment])
+    assert any(fault.startswith(sentence) for fault in caught.value.faults), caught.value.faults
+
+
+def test_known_keys_are_those_of_the_kind() -> None:
+    with pytest.raises(UsageError) as caught:
+        configuration("quickstart", ["control.kind=none", "control.nothing=1", "optimizer.nothing=1"])
+    control, optimizer = caught.value.faults
+    assert control.endswith("(known: kind)")
+    assert "momentum" in optimizer
+    assert "amsgrad" not in optimizer

@@ -22,7 +22,10 @@ def test_numbers_are_read_and_other_tables_passed_over(planned: Callable[..., Pl
     [
         ("[tiny.none-ful]\naccuracy = 1", ["tiny has no row none-ful", "did you mean none-full?"]),
         ("[tiny.none-full]\nacuracy = 1", ["no column acuracy", "did you mean accuracy?"]),
-        ("[tiny.none-full]\naccuracy = '95'", ["accuracy = '95' is no number"]),
+        (
+            "[tiny.none-full]\naccuracy = '95'",
+            ["tiny.none-full.accuracy = '95' is no number; write it in the"],
+        ),
         ("[tiny.none-full]\naccuracy = nan", ["is no number"]),
         ("[tiny.none-full]\naccuracy = true", ["is no number"]),
         ("[tiny]\nnone-full = 3", ["tiny.none-full = 3 is no section"]),
