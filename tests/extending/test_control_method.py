@@ -45,7 +45,7 @@ def test_it_controls_a_users_own_loop() -> None:
     before = svdctl.spectral_norm_bound(conv).upper
     controller.step()
     assert svdctl.spectral_norm_bound(conv).upper == pytest.approx(before**0.5, rel=0.02)
-    assert controller.seal()["0"].upper == 1.0
+    assert controller.seal()["0"].upper <= 1.0
     assert svdctl.spectral_norm_bound(conv).upper <= 1.0
 
 
