@@ -68,8 +68,8 @@ class Controller:
     ...     loss.backward()
     ...     optimizer.step()
     ...     controller.step()
-    >>> {name: bracket.upper for name, bracket in controller.seal().items()}
-    {'0': 0.5, '2': 0.5}
+    >>> all(bracket.upper <= 0.5 for bracket in controller.seal().values())
+    True
     """
 
     def __init__(

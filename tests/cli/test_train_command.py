@@ -47,7 +47,8 @@ def test_alone_it_runs_the_quick_start(recipe: Mock) -> None:
     recipe.run.assert_called_once()
     (config,), named = recipe.run.call_args
     assert config == resolve({"preset": "quickstart"}).config
-    assert named.keys() == {"base", "reporter"}
+    assert named.keys() == {"base", "reporter", "to_resume"}
+    assert named["to_resume"](Path("runs/x")) == "svdctl train --resume runs/x"
     assert "quickstart" in named["base"]
     assert isinstance(named["reporter"], TrainingDisplay)
     recipe.plan.assert_not_called()
@@ -118,7 +119,8 @@ def test_resume_takes_hardware_and_wandb_flags(recipe: Mock) -> None:
     assert path == Path("runs/x")
     assert isinstance(named.pop("reporter"), TrainingDisplay)
     changes = {"hardware": {"devices": 2}, "log": {"wandb": "off"}, "data": {"root": Path("d")}}
-    assert named == {"refused": TRAIN.refused, "changes": changes}
+    assert named.pop("to_resume")(path) == "svdctl train --resume runs/x"
+    assert named == {"refused": TRAIN.refused, "changes": changes, "allow_changed_data": False}
     recipe.run.assert_not_called()
 
 
