@@ -81,10 +81,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
 
 
+def closest(name: str, names: Iterable[str]) -> str | None:
+    """Return the name that resembles this one most, None when none does."""
+    return next(iter(difflib.get_close_matches(name.lower(), list(names), n=1, cutoff=0.4)), None)
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return `; did you mean X?`, or nothing when no name resembles this one."""
-    near = difflib.get_close_matches(name.lower(), list(names), n=1, cutoff=0.4)
-    return f"; did you mean {near[0]}?" if near else ""
+    near = closest(name, names)
+    return f"; did you mean {near}?" if near else ""
 
 
 def first_line(error: BaseException, length: int = 200) -> str:

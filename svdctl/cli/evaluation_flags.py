@@ -136,7 +136,9 @@ def split(values: Iterable[str]) -> list[str]:
 
 
 EVALUATION: Flags = {
-    "checkpoints_dir": Flag(panel=WHAT, text="The same, as the paper's code spells it (checkpoints).", type=str),
+    "checkpoints_dir": Flag(
+        panel=WHAT, text="The same as the argument, in the words of the paper's code (checkpoints).", type=str
+    ),
     "which": Flag("which", WHAT),
     "metrics": Flag("metrics", WHAT, f"Some of {', '.join(METRICS.builtin_kinds())} (all).", list[str], _metrics),
     "dataset": Flag("data.kind", WHAT, f"Test data: {FORMS_OF_DATA} (those of the training).", str, rule=_data),
@@ -150,7 +152,7 @@ EVALUATION: Flags = {
     "std": Flag("network.std", NETWORK, rule=_channels),
     "key": Flag("network.key", NETWORK),
     "architecture": Flag("network.architecture", NETWORK),
-    "dec_rank": Flag("network.rank", NETWORK, "The same for its TT rank."),
+    "dec_rank": Flag("network.rank", NETWORK),
     "gouk_transforms": Flag("network.gouk_transforms", NETWORK),
     "corruptions": Flag(
         "settings.cifar-c.names",
@@ -171,17 +173,8 @@ EVALUATION: Flags = {
     "norm": Flag("settings.autoattacks.norm", ATTACKS),
     "eps": Flag("settings.autoattacks.eps", ATTACKS),
     "attacks": Flag("settings.autoattacks.attacks", ATTACKS, type=list[str], rule=_attacks),
-    "examples": Flag(
-        "settings.autoattacks.examples",
-        ATTACKS,
-        "Test images, drawn from the seed, or all (32 of the digits, all of other data).",
-        rule=_examples,
-    ),
-    "protocol": Flag(
-        "settings.autoattacks.protocol",
-        ATTACKS,
-        "pixels, or paper: normalised images, as in the paper's code, for comparison only (pixels).",
-    ),
+    "examples": Flag("settings.autoattacks.examples", ATTACKS, rule=_examples),
+    "protocol": Flag("settings.autoattacks.protocol", ATTACKS),
     "shard": Flag("shard", ATTACKS, "i/n: attack the i-th of n parts of the images alone.", str, _shard),
     "merge_shards": Flag("merge_shards", ATTACKS),
     "autoattacks_res": Flag("autoattacks_res", ATTACKS),

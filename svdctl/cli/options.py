@@ -36,9 +36,10 @@ class Flag:
         rule: sets what the value means, in place of the key alone; gets the flag's name and value.
         needs: returns whether the value means anything with the flags before it; it may raise a fault.
         words: other spellings of values, as those of the paper's code.
-        off: a value that means "not given", as in the paper's code.
+        off: values that mean "not given", as in the paper's code.
         spellings: further names.
         negatable: whether there is a `--no-` form.
+        of: the command that has it; empty: every command of its table.
     """
 
     key: str = ""
@@ -48,9 +49,10 @@ class Flag:
     rule: Callable[["Merge", str, Any], None] | None = None
     needs: Callable[["Merge", str, Any], bool] = lambda merge, name, value: True
     words: Mapping[str, str] | None = None
-    off: Any = None
+    off: tuple[Any, ...] = ()
     spellings: tuple[str, ...] = ()
     negatable: bool = False
+    of: str = ""
 
 
 Flags = dict[str, Flag]
@@ -99,7 +101,7 @@ class Merge:
 
     def __init__(self, flags: Flags, given: Mapping[str, Any], table: dict[str, Any]) -> None:
         self.flags, self.to = flags, Overrides(table)
-        self.given = {name: value for name, value in given.items() if value != getattr(flags.get(name), "off", None)}
+        self.given = {name: value for name, value in given.items() if name not in flags or value not in flags[name].off}
         self.faults: list[str] = []
         self.notices: list[str] = []
 
@@ -134,15 +136,15 @@ class Merge:
         self.faults += self.to.assign_all(self.given.get("set", ()))
 
     def result(self, model: type[C], words: Mapping[str, str] | None = None) -> C:
-        """Return the configuration.
+        """Return the configuration; `words`: flags by key, for messages, where they are not those of the table.
 
         Raises:
             UsageError: with every fault of the flags and of the configuration.
         """
         config, more = validated(model, self.to.table)
         if config is None or self.faults:
-            table = {**flags_by_key(self.flags), **(words or {})}
-            raise UsageError(dict.fromkeys(with_flags(fault, table) for fault in [*self.faults, *more]))
+            words = flags_by_key(self.flags) if words is None else words
+            raise UsageError(dict.fromkeys(with_flags(fault, words) for fault in [*self.faults, *more]))
         return config
 
 
@@ -201,7 +203,7 @@ def _help(fields: Sequence[FieldInfo], *, defaults: bool) -> str:
     text = next((" ".join(field.description.split()) for field in fields if field.description), "")
     text = text.partition(". ")[0].rstrip(".")
     words = dict.fromkeys(word for field in fields for word in alternatives(field) if isinstance(word, str))
-    if words:
+    if not all(word in text for word in words):
         text += f": {listed(words)}"
     default = fields[0].default if fields else None
     if defaults and isinstance(default, str | int | float) and not isinstance(default, bool):

@@ -3,6 +3,7 @@
 A flag changes one field of a base: a preset, the paper's defaults, or the quick start.
 """
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,34 +23,33 @@ from svdctl.cli.options import (
     listed,
     spelled,
 )  # fmt: skip
-from svdctl.cli.paper_flags import CLIPPING, CLIPPING_WORDS, LAYERS, MULTISTEP, lipconv_defaults, train_defaults
+from svdctl.cli.paper_flags import CLIPPING, CLIPPING_WORDS, LAYERS, paper_defaults
 from svdctl.config.configuration import with_kinds
-from svdctl.config.presets import nearest_preset, read_preset, run_name
+from svdctl.config.presets import list_presets, read_preset, run_name
 from svdctl.config.train_config import TrainConfig
-from svdctl.errors import UsageError
+from svdctl.errors import UsageError, closest
 from svdctl.registry import DATA
 
 
 @dataclass(frozen=True)
 class Command:
-    """Describe one of the two training commands: its flags, and the configuration that they change.
+    """Describe one of the two training commands: its options, and the configuration that they change.
 
     Attributes:
         trains: what it trains, in words.
-        flags: its options.
-        quickstart: name of the preset that the flags change when none of `basis` is given.
-        basis: flags that name data, network or layer; when one is given, the flags change `defaults` instead.
-        defaults: returns the paper's defaults for the given flags.
+        quickstart: name of the preset that the options change when none of `BASIS` is given.
         others: the networks that the other command trains, in words.
     """
 
     name: str
     trains: str
-    flags: Flags
     quickstart: str
-    basis: frozenset[str]
-    defaults: Callable[[Mapping[str, Any]], dict[str, Any]]
     others: str
+
+    @property
+    def flags(self) -> Flags:
+        """Return its options."""
+        return {name: flag for name, flag in FLAGS.items() if flag.of in ("", self.name)}
 
     def to_resume(self, folder: Path) -> str:
         """Return the command line that goes on with the run in a folder."""
@@ -219,7 +219,7 @@ def _schedule(merge: Merge, name: str, value: str) -> None:
     elif value != "multistep":
         raise UsageError(f"--lr-schedule {value}: not one of multistep and cyclic")
     elif merge.to.kind("schedule") != "steps":
-        merge.to.put("schedule", dict(MULTISTEP))
+        merge.to.put("schedule", {"kind": "steps", "at": [0.5, 0.75], "factor": 0.1})
 
 
 def _lr_min(merge: Merge, name: str, value: float) -> None:
@@ -235,15 +235,10 @@ def _folder(merge: Merge, name: str, value: str) -> None:
     merge.to.put("out_dir", str(value))
 
 
-def _retired(merge: Merge, name: str, value: str) -> None:
-    merge.notices.append(
-        f"{spelled(name)} belongs to a retired mixed-precision library and has no effect; use --precision bf16-mixed "
-        "or 16-mixed"
-    )
-
-
-def _unread(merge: Merge, name: str, value: float) -> None:
-    merge.notices.append(f"{spelled(name)} has no effect: nothing in the paper's code reads it")
+def _without_effect(merge: Merge, name: str, value: Any) -> None:
+    retired = "belongs to a retired mixed-precision library and has no effect; use --precision bf16-mixed or 16-mixed"
+    unread = "has no effect: nothing in the paper's code reads it"
+    merge.notices.append(f"{spelled(name)} {unread if name == 'multiply_by' else retired}")
 
 
 def _always(*fields: tuple[str, Any]) -> Callable[[Merge, str, bool], None]:
@@ -264,7 +259,10 @@ PLUGIN = Flag(
 )
 SET = Flag(panel=RUN, text="key.path=value: any field of the configuration. Repeatable.", type=list[str])
 DEBUG = Flag(panel=RUN, text="Show tracebacks.", type=bool)
-OWN_PARAMETERS: Flags = {
+WRN, LIP = "train", "train-lipconv"
+RANKS = "Rank of TT and SOTT layers, or '64, 64, 64, 128, 128, 128': one for each stage and the last layer."
+HARDWARE = ("accelerator", "devices", "num_nodes", "precision", "compile")
+FLAGS: Flags = {
     "preset": Flag(panel=RUN, text="Shipped preset by name, or a TOML file.", type=str),
     "set": SET,
     "plugin": PLUGIN,
@@ -274,132 +272,86 @@ OWN_PARAMETERS: Flags = {
     "print_config": Flag(panel=RUN, text="Print the resolved configuration as TOML and stop.", type=bool),
     "dry_run": Flag(panel=RUN, text="Print the plan and stop; needs no data.", type=bool),
     "debug": DEBUG,
-}
-RUN_FLAGS: Flags = OWN_PARAMETERS | {
     "out_dir": Flag("out_dir", RUN),
     "name": Flag("name", RUN),
     "select": Flag("evaluation.select", RUN),
     "max_steps": Flag("max_steps", RUN),
     "wandb": Flag("log.wandb", RUN),
-}
-RETIRED = Flag(text="Accepted; --precision replaces it.", type=str, rule=_retired)
-DATASET = Flag("data.kind", text=f"{FORMS_OF_DATA}.", type=str, rule=_data)
-FRAMES: Flags = {
-    "orthogonal_k": Flag("layer.frames.weight", off=-1, rule=_frames_weight, needs=_ranked),
+    "checkpoint_activations": Flag("model.checkpoint_activations", RUN, of=LIP),
+    "dataset": Flag("data.kind", text=f"{FORMS_OF_DATA}.", type=str, rule=_data),
+    "dataset_root": Flag("data.root", rule=_root, of=WRN),
+    "data_dir": Flag("data.root", rule=_root, spellings=("--dataset-root",), of=LIP),
+    "architecture": Flag(text="wrn16-10, any wrnDEPTH-WIDTH, or vgg19.", type=str, rule=_architecture, of=WRN),
+    "block_size": Flag("model.block_size", of=LIP),
+    "in_channels": Flag("model.in_channels", of=LIP),
+    "new_layer": Flag("layer.kind", text="Convolutions: standard or tt.", words=LAYERS, of=WRN),
+    "conv_type": Flag("layer.kind", text="Convolutions: standard, skew (SOC), tt or sott.", words=LAYERS, of=LIP),
+    "dec_rank": Flag("layer.rank", text=RANKS, type=str, off=(-1, "-1"), rule=_rank, needs=_ranked),
+    "dec_scale": Flag("layer.rank_scale", off=(-1,), rule=_rank_scale, needs=_ranked, of=WRN),
+    "no_compress_first": Flag(
+        text="Leave the first convolution as it is.",
+        type=bool,
+        rule=_always(("layer.compress_first", False)),
+        needs=_ranked,
+        of=WRN,
+    ),
+    "orthogonal_k": Flag("layer.frames.weight", off=(-1,), rule=_frames_weight, needs=_ranked),
     "frames": Flag(
         "layer.frames.kind", text="Frames: retract, parametrize, penalty, free (svdctl's own).", needs=_ranked
     ),
+    "clipping": Flag("control.kind", text=f"Control: {listed(CLIPPING_WORDS)}.", rule=_control_kind, words=CLIPPING),
+    "clip_to": Flag("control.max_sigma", needs=_controlled),
+    "clip_freq": Flag("control.every_steps", needs=_controlled, of=WRN),
+    "assigning_freq": Flag("control.every_steps", needs=_controlled, of=LIP),
+    "clip_linear": Flag(text="Control linear layers too.", type=bool, rule=_clip_linear, needs=_controlled, of=WRN),
+    "clip_linear_to": Flag(
+        "control.linear_max", text="Their maximum; without it, that of --clip-to.", off=(-1,), rule=_linear_max, of=WRN
+    ),
+    "procedure": Flag("control.procedure", needs=_controlled),
+    "lip_bn": Flag(
+        text="Limit the gain of BatchNorm.",
+        type=bool,
+        rule=_always(("batchnorm", {"max_gain": 1.0})),
+        needs=lambda merge, name, value: not merge.to.section("batchnorm"),
+        of=WRN,
+    ),
+    "bn_eps": Flag("batchnorm.max_gain", needs=_batchnorm_limited, of=WRN),
+    "freq_bn": Flag("batchnorm.every_steps", needs=_batchnorm_limited, of=WRN),
+    "opt": Flag("optimizer.kind", text="SGD or Adam.", rule=_optimizer, of=WRN),
+    "init_lr": Flag("optimizer.lr", of=WRN),
+    "weight_dec": Flag("optimizer.weight_decay", rule=_weight_decay, of=WRN),
+    "nesterov": Flag("optimizer.nesterov", rule=_nesterov, negatable=True, of=WRN),
+    "lr_schedule": Flag("schedule.kind", text="multistep or cyclic.", rule=_schedule, of=LIP),
+    "lr_min": Flag("schedule.lr_min", rule=_lr_min, of=LIP),
+    "lr_max": Flag("optimizer.lr", text="Learning rate, or its maximum (0.1).", of=LIP),
+    "weight_decay": Flag("optimizer.weight_decay", text="Weight decay (5e-4; SOTT: 0).", of=LIP),
+    "momentum": Flag("optimizer.momentum", of=LIP),
+    "epsilon": Flag("certificate.epsilon", of=LIP),
+    "epochs": Flag("epochs"),
+    "batch_size": Flag("batch_size"),
+    "conv_init": Flag("layer.init", of=WRN),
+    "gouk_transforms": Flag(
+        text="Symmetric padding; mean and std 0.5.",
+        type=bool,
+        rule=_always(("augment.pad", "symmetric"), ("normalize", HALF)),
+        of=WRN,
+    ),
+    "seed": Flag("seed"),
+    "save_chp_every": Flag("checkpoint.every_epochs", of=WRN),
+    "checkpoints_path": Flag(text="The same as --out-dir.", type=str, rule=_folder, of=WRN),
+    "collect_sing_vals": Flag("log.singular_values", of=WRN),
+    "multiply_by": Flag(text="Accepted; has no effect.", type=float, rule=_without_effect, of=WRN),
+    **dict.fromkeys(
+        ("opt_level", "loss_scale"),
+        Flag(text="Accepted; --precision replaces it.", type=str, rule=_without_effect, of=LIP),
+    ),
+    **{name: Flag(f"hardware.{name}", DEVICES) for name in HARDWARE},
 }
-LENGTH: Flags = {name: Flag(name) for name in ("epochs", "batch_size")}
-DEVICE_KEYS = ("accelerator", "devices", "num_nodes", "precision", "compile")
-HARDWARE: Flags = {name: Flag(f"hardware.{name}", DEVICES) for name in DEVICE_KEYS}
-CLIP_TO = Flag("control.max_sigma", needs=_controlled)
-EVERY_STEPS = Flag("control.every_steps", needs=_controlled)
-PROCEDURE = Flag(
-    "control.procedure",
-    text="certified, or paper: no proof, for comparisons only (svdctl's own).",
-    needs=_controlled,
-)
-
-TRAIN = Command(
-    name="train",
-    trains="network under singular-value control",
-    flags=RUN_FLAGS
-    | {
-        "dataset": DATASET,
-        "dataset_root": Flag("data.root", text="Where CIFAR lies (data).", rule=_root),
-        "architecture": Flag(text="wrn16-10, any wrnDEPTH-WIDTH, or vgg19.", type=str, rule=_architecture),
-        "new_layer": Flag("layer.kind", text="Convolutions: standard or tt.", words=LAYERS),
-        "dec_rank": Flag("layer.rank", text="Rank of TT layers.", type=int, off=-1, rule=_rank, needs=_ranked),
-        "dec_scale": Flag("layer.rank_scale", off=-1, rule=_rank_scale, needs=_ranked),
-        "no_compress_first": Flag(
-            text="Leave the first convolution as it is.",
-            type=bool,
-            rule=_always(("layer.compress_first", False)),
-            needs=_ranked,
-        ),
-        **FRAMES,
-        "clipping": Flag(
-            "control.kind", text=f"Control: {listed(CLIPPING_WORDS)}.", rule=_control_kind, words=CLIPPING
-        ),
-        "clip_to": CLIP_TO,
-        "clip_freq": EVERY_STEPS,
-        "clip_linear": Flag(text="Control linear layers too.", type=bool, rule=_clip_linear, needs=_controlled),
-        "clip_linear_to": Flag(
-            "control.linear_max", text="Their maximum; without it, that of --clip-to.", off=-1, rule=_linear_max
-        ),
-        "procedure": PROCEDURE,
-        "lip_bn": Flag(
-            text="Limit the gain of BatchNorm.",
-            type=bool,
-            rule=_always(("batchnorm", {"max_gain": 1.0})),
-            needs=lambda merge, name, value: not merge.to.section("batchnorm"),
-        ),
-        "bn_eps": Flag("batchnorm.max_gain", needs=_batchnorm_limited),
-        "freq_bn": Flag("batchnorm.every_steps", needs=_batchnorm_limited),
-        "opt": Flag("optimizer.kind", text="SGD or Adam.", rule=_optimizer),
-        "init_lr": Flag("optimizer.lr"),
-        "weight_dec": Flag("optimizer.weight_decay", rule=_weight_decay),
-        "nesterov": Flag("optimizer.nesterov", rule=_nesterov, negatable=True),
-        **LENGTH,
-        "conv_init": Flag("layer.init"),
-        "gouk_transforms": Flag(
-            text="Symmetric padding; mean and std 0.5.",
-            type=bool,
-            rule=_always(("augment.pad", "symmetric"), ("normalize", HALF)),
-        ),
-        "seed": Flag("seed"),
-        "save_chp_every": Flag("checkpoint.every_epochs"),
-        "checkpoints_path": Flag(text="The same as --out-dir.", type=str, rule=_folder),
-        "collect_sing_vals": Flag("log.singular_values"),
-        "multiply_by": Flag(text="Accepted; has no effect.", type=float, rule=_unread),
-        **HARDWARE,
-    },
-    quickstart="quickstart",
-    basis=frozenset({"dataset", "architecture", "new_layer"}),
-    defaults=train_defaults,
-    others="a LipConvNet",
-)
-RANKS = "Rank of SOTT and TT layers, or '64, 64, 64, 128, 128, 128': one for each stage and the last layer."
-LIPCONV = Command(
-    name="train-lipconv",
-    trains="LipConvNet whose answers are certified",
-    flags=RUN_FLAGS
-    | {
-        "checkpoint_activations": Flag("model.checkpoint_activations", RUN),
-        "dataset": DATASET,
-        "data_dir": Flag("data.root", text="Where CIFAR lies (data).", rule=_root, spellings=("--dataset-root",)),
-        "block_size": Flag("model.block_size"),
-        "in_channels": Flag("model.in_channels"),
-        "conv_type": Flag("layer.kind", text="Convolutions: standard, skew (SOC), tt or sott.", words=LAYERS),
-        "dec_rank": Flag("layer.rank", text=RANKS, type=str, off="-1", rule=_rank, needs=_ranked),
-        **FRAMES,
-        "clipping": Flag(
-            "control.kind",
-            text="Control of standard and tt layers: clip, assign or none.",
-            rule=_control_kind,
-            words=CLIPPING,
-        ),
-        "clip_to": CLIP_TO,
-        "assigning_freq": EVERY_STEPS,
-        "procedure": PROCEDURE,
-        "lr_schedule": Flag("schedule.kind", text="multistep or cyclic.", rule=_schedule),
-        "lr_min": Flag("schedule.lr_min", rule=_lr_min),
-        "lr_max": Flag("optimizer.lr", text="Learning rate, or its maximum (0.1)."),
-        "weight_decay": Flag("optimizer.weight_decay", text="Weight decay (5e-4; SOTT: 0)."),
-        "momentum": Flag("optimizer.momentum"),
-        "epsilon": Flag("certificate.epsilon"),
-        **LENGTH,
-        "seed": Flag("seed"),
-        "opt_level": RETIRED,
-        "loss_scale": RETIRED,
-        **HARDWARE,
-    },
-    quickstart="lipconv-quickstart",
-    basis=frozenset({"dataset", "data_dir", "block_size", "in_channels", "conv_type"}),
-    defaults=lipconv_defaults,
-    others="networks other than LipConvNet",
-)
+"""Options of both training commands, in the order in which they take effect."""
+BASIS = {"dataset", "data_dir", "architecture", "block_size", "in_channels", "new_layer", "conv_type"}
+"""Options that name data, network or layer: with one of them, flags change the defaults of the paper's code."""
+TRAIN = Command(WRN, "network under singular-value control", "quickstart", "a LipConvNet")
+LIPCONV = Command(LIP, "LipConvNet whose answers are certified", "lipconv-quickstart", "networks other than LipConvNet")
 
 
 def command_of(model: Any) -> Command:
@@ -420,12 +372,16 @@ def resolve(flags: Mapping[str, Any], command: Command = TRAIN) -> Resolved[Trai
     merge.faults += faults
     if plugins := merge.load_plugins(table.get("plugins", ())):
         merge.to.put("plugins", list(plugins))
-    if "preset" not in given and given.keys() & command.basis:
+    if "preset" not in given and given.keys() & BASIS:
         merge.to.put("name", _name(command, merge))
     merge.apply()
     if not command.owns(merge.to.table):
         merge.faults.append(f"--set model.kind={merge.to.kind('model')} {command.why_foreign}")
-    return Resolved(merge.result(TrainConfig, command.words), tuple(merge.notices), base)
+    words = command.words
+    if os.path.isfile(os.path.expanduser(str(given.get("preset", "")))):
+        # What stands in a user's file is mended there: only keys that flags have set are called by their flags.
+        words = {key: flag for key, flag in words.items() if flag in map(spelled, merge.given)}
+    return Resolved(merge.result(TrainConfig, words), tuple(merge.notices), base)
 
 
 def resolve_resume(flags: Mapping[str, Any], command: Command = TRAIN) -> dict[str, dict[str, Any]]:
@@ -468,11 +424,13 @@ def _base(command: Command, given: Mapping[str, Any], faults: list[str]) -> tupl
         except UsageError as error:
             faults += error.faults
             # The other flags are judged as if the nearest preset was meant.
-            near = nearest_preset(name)
-            table = read_preset(near) if near else command.defaults(given)
-        return (table if command.owns(table) else command.defaults(given)), f"preset {name}"
-    if given.keys() & command.basis:
-        return command.defaults(given), "the paper's defaults (a flag names data, network or layer)"
+            near = closest(name.replace("_", "-"), list_presets())
+            table = read_preset(near) if near else paper_defaults(given, lipconv=command is LIPCONV)
+        return (table if command.owns(table) else paper_defaults(given, lipconv=command is LIPCONV)), f"preset {name}"
+    if given.keys() & BASIS:
+        return paper_defaults(
+            given, lipconv=command is LIPCONV
+        ), "the paper's defaults (a flag names data, network or layer)"
     return read_preset(command.quickstart), f"preset {command.quickstart} (no flag names data, network or layer)"
 
 

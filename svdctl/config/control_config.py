@@ -18,7 +18,7 @@ class ControlConfig(Config):
     linear_max: PositiveFloat | None = None
     """The same for linear layers; absent: linear layers are left alone."""
     procedure: Literal["certified", "paper"] = "certified"
-    """How the maximum is kept; `paper` proves nothing and is for comparisons only. It makes two power steps or one clip
+    """certified, or paper: no proof, for comparisons only (svdctl's own). `paper` makes two power steps or one clip
     pass, and no seal."""
 
 
@@ -26,4 +26,6 @@ class BatchNormControl(Config):
     """BatchNorm is scaled so that `max |gamma / sqrt(running_var + eps)| <= max_gain`, eps the layer's own."""
 
     max_gain: PositiveFloat
+    """Largest gain allowed for BatchNorm."""
     every_steps: PositiveInt = 1
+    """Steps between two applications of the limit on BatchNorm."""

@@ -26,15 +26,15 @@ class NetworkSource(Config):
     mean: PerChannel | None = None
     """Means that the network's input is normalised by, in [0, 1]."""
     std: Annotated[tuple[PositiveFloat, ...], Field(min_length=1, max_length=3)] | None = None
-    """Standard deviations of the same."""
+    """Standard deviations that the network's input is divided by."""
     key: str | None = None
     """Which set of weights of a file that has several, as `ema`."""
     architecture: str | None = None
-    """Architecture of a public checkpoint of the paper, checked and not needed."""
+    """Architecture that a checkpoint of the paper's code must have, else it is refused; absent: any."""
     rank: PositiveInt | None = None
-    """The same for its TT rank."""
+    """TT rank that a checkpoint of the paper's code must have, else it is refused; absent: any."""
     gouk_transforms: bool = False
-    """A public checkpoint was trained with mean and std 0.5. Its file does not tell."""
+    """A checkpoint of the paper's code was trained with mean and std 0.5, which its file does not tell."""
 
     @model_validator(mode="after")
     def _both(self) -> Self:

@@ -1,6 +1,5 @@
 """Presets: TOML files that ship with svdctl, or a user's own; the one module that knows where they are."""
 
-import difflib
 import os
 import re
 import tomllib
@@ -41,10 +40,20 @@ def list_presets(*, lipconv: bool | None = None) -> dict[str, str]:
     return found
 
 
-def nearest_preset(name: str) -> str | None:
-    """Return the shipped preset whose name resembles this one most, None when none does."""
-    near = difflib.get_close_matches(name.lower().replace("_", "-"), list_presets(), n=1, cutoff=0.4)
-    return near[0] if near else None
+def read_toml(path: Path, where: str, what: str = "file") -> dict[str, Any]:
+    """Return the contents of a TOML file.
+
+    Raises:
+        UsageError: it cannot be read; the sentence begins with `where` and calls it `what`.
+    """
+    try:
+        # pathlib raises for users who do not exist.
+        return tomllib.loads(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UsageError(f"{where}: the {what} cannot be read ({reason}); check its path") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{where}: the {what} is no TOML ({error}); mend it there") from error
 
 
 def read_preset(name: str) -> dict[str, Any]:
@@ -53,18 +62,13 @@ def read_preset(name: str) -> dict[str, Any]:
     Raises:
         UsageError: unknown name (with the nearest one), no such file, or a file that is no TOML.
     """
-    shipped = preset_folder() / f"{name.replace('_', '-')}.toml"
-    own = Path(os.path.expanduser(name))  # pathlib raises for users who do not exist
-    path = shipped if shipped.stem in list_presets() else own
-    if path is own and path.suffix != ".toml" and not os.path.isfile(path):  # and for overlong names
+    path = preset_folder() / f"{name.replace('_', '-')}.toml"
+    if path.stem not in list_presets():
+        path = Path(os.path.expanduser(name))
+    if path.suffix != ".toml" and not os.path.isfile(path):  # pathlib raises for overlong names
         hint = nearest(name.replace("_", "-"), list_presets())
         raise UsageError(f"`preset = {name}`: there is no such preset or file{hint} (`list_presets` shows all)")
-    try:
-        table = migrate_configuration(tomllib.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise UsageError(f"`preset = {name}`: the file cannot be read ({error.strerror}); check its path") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"`preset = {name}`: the file is no TOML ({error}); mend it there") from error
+    table = migrate_configuration(read_toml(path, f"`preset = {name}`"))
     plugins = table.get("plugins", [])
     if not isinstance(plugins, list) or not all(isinstance(plugin, str) for plugin in plugins):
         raise UsageError(f"{path}: plugins is no list of texts; write plugins = ['package.module', './file.py']")

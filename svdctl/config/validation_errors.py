@@ -57,11 +57,11 @@ def sentences(error: ValidationError, model: type[Config], table: Mapping[str, A
 
 
 def of_a_file(faults: Iterable[str]) -> list[str]:
-    """Return faults of a user's file: the key at the start stands in the file, and no flag may replace it.
+    """Return faults of a user's file: no flag replaces the key at the start and dotted ones, which stand in the file.
 
     Faults in the rows of a table name their row already.
     """
-    return [re.sub(r"^(?:`rows`: (?=row )|`([^`]+)`)", r"\1", fault) for fault in faults]
+    return [re.sub(r"^`rows`: (?=row )|^`([^`]+)`|`([^` ]+\.[^`]+)`", r"\1\2", fault) for fault in faults]
 
 
 def _sentences_of_mixes(error: ValidationError, model: type[Config], table: Any) -> list[str]:

@@ -16,7 +16,7 @@ class Cifar10(DataConfig):
 
     kind: Literal["cifar10"] = "cifar10"
     root: Path = Path("data")
-    """Folder that holds, or will hold, torchvision's `cifar-10-batches-py`."""
+    """Folder of torchvision's `cifar-10-batches-py`, downloaded there when absent (data)."""
 
 
 class Cifar100(DataConfig):
@@ -24,7 +24,7 @@ class Cifar100(DataConfig):
 
     kind: Literal["cifar100"] = "cifar100"
     root: Path = Path("data")
-    """Folder that holds, or will hold, torchvision's `cifar-100-python`."""
+    """Folder of torchvision's `cifar-100-python`, downloaded there when absent (data)."""
 
 
 @register_data

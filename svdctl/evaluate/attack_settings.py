@@ -27,10 +27,10 @@ class AttackSettings(Config):
     """Images attacked together; random draws depend on it, so another size gives slightly other figures."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     examples: PositiveInt | Literal["all"] | None = None
-    """Images attacked, drawn from the seed without regard to their order; absent: all, of the embedded digits 32."""
+    """Test images, drawn from the seed, or all (32 of the digits, all of other data)."""
     protocol: Protocol = "pixels"
-    """What is attacked; `paper`, normalised images as in the paper's code, is for comparison only. `pixels`:
-    normalisation belongs to the network; `paper`: normalised images are attacked as if they were pixels."""
+    """pixels, or paper: normalised images, as in the paper's code, for comparison only. `pixels`: normalisation belongs
+    to the network; `paper`: normalised images are attacked as if they were pixels."""
 
     @model_validator(mode="after")
     def _each_attack_once(self) -> Self:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from svdctl.config.configuration import configuration
-from svdctl.config.presets import list_presets, run_name
+from svdctl.config.presets import list_presets, read_toml, run_name
 from svdctl.config.train_config import TrainConfig
 from svdctl.config.validation_errors import of_a_file
 from svdctl.data.data_source import at_place
@@ -30,7 +30,6 @@ from svdctl.reproduce.table_files import (
     SpeedFigure,
     gather,
     metric_of,
-    read_toml,
 )
 from svdctl.train.run_hash import run_hash
 

@@ -1,6 +1,5 @@
 """Table files: rows are presets with overrides, columns are metrics; where they are, and what is wrong in them."""
 
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -8,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt, ValidationInfo
 
 from svdctl.config.base import Config
-from svdctl.config.presets import preset_folder
+from svdctl.config.presets import preset_folder, read_toml
 from svdctl.config.validation_errors import of_a_file, validated
 from svdctl.errors import UsageError, nearest
 from svdctl.evaluate.metric import TableColumn
@@ -256,21 +255,6 @@ def find_table(name: str, folder: Path | None = None) -> Path:
     raise UsageError(f"{name}: there is no such table{nearest(name, list_tables())} (`list` shows all)")
 
 
-def read_toml(path: Path, where: str, what: str = "file") -> dict[str, Any]:
-    """Return the contents of a TOML file.
-
-    Raises:
-        UsageError: it cannot be read; the sentence begins with `where` and calls it `what`.
-    """
-    try:
-        return tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UsageError(f"{where}: the {what} cannot be read ({reason}); check its path") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where}: the {what} is no TOML ({error}); mend it there") from error
-
-
 def read_table(path: Path) -> TableFile:
     """Read and check one table file.
 
@@ -283,10 +267,12 @@ def read_table(path: Path) -> TableFile:
         raise UsageError(f"{path}: kind is one of {', '.join(map(repr, KINDS))}, not {kind!r:.40}")
     table, faults = validated(KINDS[kind], contents)
     if table is not None:
-        load_plugins(plugin_name(plugin, path.parent) for plugin in table.plugins)
-        known = known_columns()
-        columns = getattr(table, "columns", ())
-        faults = [f"there is no column {name!r}{nearest(name, known)}" for name in columns if name not in known]
+        try:
+            load_plugins(plugin_name(plugin, path.parent) for plugin in table.plugins)
+            known, columns = known_columns(), getattr(table, "columns", ())
+            faults = [f"there is no column {name!r}{nearest(name, known)}" for name in columns if name not in known]
+        except UsageError as error:
+            faults = [*error.faults]
     if table is None or faults:
         raise UsageError([f"{path}: {fault}" for fault in of_a_file(faults)])
     return table

@@ -1,6 +1,7 @@
 """The paper's flags, presets and `--set`."""
 
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -145,3 +146,28 @@ def test_a_plugin_that_cannot_be_imported_is_a_fault_among_others() -> None:
     text = str(caught.value)
     for part in ("no_such_module", "nor_this", "--epochs", "--clipping clop"):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("contents", "flags", "fault"),
+    [
+        ('[layer]\nkind = "tt"\nrank = -3\n', {}, "layer.rank: -3 does not do"),
+        ("epochs = 0\n", {"seed": 1}, "epochs: 0 does not do"),
+        ("epochs = 0\n", {"epochs": -1}, "--epochs: -1 does not do"),
+        ('[layer]\nkind = "soc"\n', {}, "layer.kind = 'soc' belongs to LipConvNet; use model.kind = lipconv, or"),
+        ('[optimizer]\nkind = "sgd"\nlr = 0.1\n[schedule]\nkind = "cyclic"\nlr_min = 0.2\n', {},
+         "schedule.lr_min = 0.2 must be below optimizer.lr = 0.1: "),
+        ('[optimizer]\nkind = "sgd"\nlr = 0.3\n[schedule]\nkind = "cyclic"\nlr_min = 0.2\n', {"init_lr": 0.1},
+         "schedule.lr_min = 0.2 must be below --init-lr 0.1: "),
+        ("[control]\nkind = 'clip'\nmax_sigm = 3\n", {}, "control.max_sigm: there is no such key"),
+        ("plugins = ['no_such_module']\n", {}, "plugin = no_such_module: there is no module 'no_such_module' here"),
+    ],
+)  # fmt: skip
+def test_faults_of_a_preset_file_name_its_keys(tmp_path: Path, contents: str, flags: dict, fault: str) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text(contents)
+    with pytest.raises(UsageError) as caught:
+        resolve({"preset": str(file), **flags})
+    assert caught.value.faults[0].startswith(fault)
+    own = {f"--{name.replace('_', '-')}" for name in flags}
+    assert {word.rstrip(":") for word in caught.value.faults[0].split() if word.startswith("--")} <= own

@@ -304,6 +304,11 @@ def test_keys_of_a_table_file_stay_keys(tmp_path: Path, capsys: pytest.CaptureFi
         (good + row + "set = 'epochs=3'\n", "row 'a': set: 'epochs=3' does not do; write a list, in [ ]"),
         (good + row + "set = ['nonsense']\n", "row 'a': set = nonsense: write it as key.path=value"),
         ("seeds = []\n" + good + row, "seeds: [] does not do; one at least is needed"),
+        (
+            good + row + "set = ['layer.kind=soc']\n",
+            "row 'a': layer.kind = 'soc' belongs to LipConvNet; use model.kind = lipconv, or another kind",
+        ),
+        ("plugins = ['no_such']\n" + good + row, "plugin = no_such: there is no module 'no_such' here; install it"),
     ):
         path.write_text(text)
         assert svdctl_exits("reproduce", str(path)) == 2
