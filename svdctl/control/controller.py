@@ -220,19 +220,55 @@ class Controller:
             ShapeError: weights that are not finite.
         """
         self.steps += 1
+        self.apply_(self.steps)
+
+    @torch.no_grad()
+    def apply_(self, step: int) -> None:
+        """Do what is due after the optimiser's step of this number, counted from 1; `step` calls it.
+
+        Where `why_not_captured` is None this is work of the device alone: all that is kept is written in place, so that
+        a CUDA graph of it can be replayed at any step with the same `due`.
+
+        Raises:
+            ShapeError: weights that are not finite.
+        """
         for (ops, *_), alike in self._alike.items():
-            ops.after_optimizer_step_(alike, step=self.steps, optimizer=self.optimizer)
-        self.control_(self.steps)
+            ops.after_optimizer_step_(alike, step=step, optimizer=self.optimizer)
+        self.control_(step)
 
     @torch.no_grad()
     def control_(self, step: int) -> None:
         """Limit BatchNorm and apply the control, as far as due at this step."""
         began = time.perf_counter()
-        if self.batchnorm is not None and step % self.batchnorm.every_steps == 0:
+        if self._is_norm_due(step):
             self._limit_norms()
-        if self._controlled and step % self.config.every_steps == 0:
+        if self._is_control_due(step):
             self._apply(ControlContext(step, self.optimizer, self._generator))
         self.control_seconds += time.perf_counter() - began
+
+    def due(self, step: int) -> tuple[str, ...]:
+        """Return names of what `apply_` does at this step, but for what it does at every step."""
+        found = {"batchnorm"} if self._is_norm_due(step) else set()
+        if self._is_control_due(step):
+            found.add("control")
+        for (ops, *_), alike in self._alike.items():
+            found.update(ops.due(alike, step) or ())
+        return tuple(sorted(found))
+
+    def why_not_captured(self, step: int) -> str | None:
+        """Return why the work of a step is not work of the device alone, a sentence; None: it is."""
+        if self._is_control_due(step) and not self._method.has_factors(self.config):
+            return f"control {self.config.kind!r} reads values back from the device"
+        for (ops, kind, *_), alike in self._alike.items():
+            if ops.due(alike, step) is None:
+                return f"what keeps layers of type {kind.__name__} in their form may wait for the device"
+        return None
+
+    def _is_norm_due(self, step: int) -> bool:
+        return self.batchnorm is not None and bool(self.norms) and step % self.batchnorm.every_steps == 0
+
+    def _is_control_due(self, step: int) -> bool:
+        return bool(self._controlled) and step % self.config.every_steps == 0
 
     def _apply(self, context: ControlContext) -> None:
         method, config = self._method, self.config

@@ -199,6 +199,14 @@ class LayerOps:
     ) -> None:
         """Bring the layers back into their form after the optimiser's step of this number, counted from 1."""
 
+    def due(self, layers: Sequence[Any], step: int) -> tuple[str, ...] | None:
+        """Return names of what `after_optimizer_step_` does at this step and not at every one.
+
+        None: not known, or it may wait for the device, or keep what is not written in place; then no CUDA graph is made
+        of the step.
+        """
+        return () if type(self).after_optimizer_step_ is LayerOps.after_optimizer_step_ else None
+
     def penalty(self, layers: Sequence[Any]) -> "list[tuple[list[Tensor], int, float] | None]":
         """Return each layer's share in a term of the loss: (defects (0-d), their count, weight); None: it has none.
 

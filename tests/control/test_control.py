@@ -14,6 +14,7 @@ from svdctl.control.divide import Divide
 from svdctl.control.divide_each import DivideEach
 from svdctl.control.divide_exact import DivideExact
 from svdctl.layers.layer_operator import batchnorm_gain
+from svdctl.layers.soc import SOC
 from svdctl.layers.tt import TTConv2d
 from tests.dense import dense_values
 
@@ -195,3 +196,17 @@ def test_batchnorm_gain_uses_the_layers_own_eps(eps: float) -> None:
     assert batchnorm_gain(norm) <= 2.0
     norm.eval()
     assert dense_values(norm.double(), (4, 2, 2))[0] <= 2.0
+
+
+def test_a_step_names_what_is_due_and_what_no_graph_can_hold() -> None:
+    model = nn.Sequential(SOC(2, 2), nn.BatchNorm2d(2), TTConv2d(2, 4, 3, rank=1), nn.Conv2d(4, 2, 3))
+    norms = BatchNormControl(max_gain=2.0, every_steps=4)
+    divided = Controller.from_config(model, None, Divide(max_sigma=1.0, every_steps=5), norms)
+    assert [divided.due(step) for step in (1, 4, 5, 40)] == [(), ("batchnorm",), ("control",), ("batchnorm", "control")]
+    assert divided.due(200) == ("batchnorm", "control", "norm estimates")
+    assert all(divided.why_not_captured(step) is None for step in (1, 5, 200))
+    clipped = Controller.from_config(model, None, Clip(max_sigma=1.0, every_steps=100), None)
+    assert clipped.why_not_captured(99) is None
+    assert "'clip' reads values back" in clipped.why_not_captured(100)
+    model[2].retraction = "qr"
+    assert "TTConv2d" in divided.why_not_captured(1)

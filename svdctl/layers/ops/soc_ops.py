@@ -73,6 +73,9 @@ class SocOps(LayerOps):
             for layer in layers:
                 layer.refine_norm_estimate_()
 
+    def due(self, layers: Sequence[Any], step: int) -> tuple[str, ...]:
+        return ("norm estimates",) if step % REFINE_EVERY == 0 else ()
+
     def gain(self, layer: Any, *, tolerance: float | None = None) -> "Gain":
         from svdctl.layers.soc_bounds import soc_gain
 

@@ -117,6 +117,10 @@ class FramedOps(LayerOps):
             if layer.frames_kind == "retract":
                 layer.retract_(layer.retraction, optimizer)
 
+    def due(self, layers: Sequence[Any], step: int) -> tuple[str, ...] | None:
+        # torch's QR on a GPU may wait for the host, whatever the library behind it.
+        return None if any(layer.frames_kind == "retract" and layer.retraction == "qr" for layer in layers) else ()
+
     def penalty(self, layers: Sequence[Any]) -> "list[tuple[list[Tensor], int, float] | None]":
         return [self._share(layer) for layer in layers]
 
