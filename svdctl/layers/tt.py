@@ -1,5 +1,6 @@
 """The tensor-train convolution: a small core between two matrices with orthonormal columns, the frames."""
 
+import copy
 import math
 from typing import Any, Literal, get_args
 
@@ -229,7 +230,10 @@ class TTConv2d(nn.Module):
     def from_conv2d(
         cls, conv: nn.Conv2d, rank: int | tuple[int, int], *, frames: FramesKind = "retract"
     ) -> tuple["TTConv2d", float]:
-        """Return the layer of this rank nearest to a trained convolution, and its relative error in Frobenius norm."""
+        """Return the layer of this rank nearest to a trained convolution, and its relative error in Frobenius norm.
+
+        Of half precision it is computed in float32; the error is that of the layer as it is stored.
+        """
         reason = why_not_as_stored(conv, nn.Conv2d)
         if reason is not None:
             raise ShapeError(f"the convolution cannot be converted: {reason}")
@@ -241,11 +245,16 @@ class TTConv2d(nn.Module):
             raise ShapeError(
                 "TT layers pad with zeros by a number; a convolution with another padding cannot be converted"
             )
+        if frames == "parametrize" and conv.weight.dtype.itemsize < 4:
+            raise ShapeError(
+                "torch's orthogonal parametrization has no half precision; convert the layer with .float(), or retract"
+            )
         geometry = {name: _pair(getattr(conv, name)) for name in ("stride", "padding", "dilation")}
         size, bias = _pair(conv.kernel_size), conv.bias is not None
         layer = cls(conv.in_channels, conv.out_channels, size, rank=rank, bias=bias, frames=frames, **geometry)
-        layer.to(conv.weight.device, conv.weight.dtype)
-        kernel = computed_weight(conv)
+        stored = computed_weight(conv)
+        kernel = stored.to(torch.promote_types(stored.dtype, torch.float32))
+        layer.to(kernel.device, kernel.dtype)
         if layer.has_frames:
             frame_in, frame_out = fitted_frames(kernel, *layer.rank)
             if frames == "parametrize":
@@ -259,8 +268,9 @@ class TTConv2d(nn.Module):
             layer.core.copy_(kernel)
         if conv.bias is not None and layer.bias is not None:
             layer.bias.copy_(conv.bias)
-        layer.requires_grad_(conv.weight.requires_grad)
-        error = (layer.contracted() - kernel).norm() / kernel.norm().clamp_min(torch.finfo(kernel.dtype).tiny)
+        layer.to(stored.dtype).requires_grad_(conv.weight.requires_grad)
+        rounded = copy.deepcopy(layer).to(kernel.dtype).contracted()
+        error = (rounded - kernel).norm() / kernel.norm().clamp_min(torch.finfo(kernel.dtype).tiny)
         return layer, float(error)
 
     @torch.no_grad()

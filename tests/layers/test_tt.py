@@ -131,6 +131,27 @@ def test_best_fit_is_exact_at_full_rank_and_reports_its_error() -> None:
     assert 0 < error < 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("rank", [3, 8])
+def test_best_fit_of_half_precision_is_that_of_its_numbers_but_for_their_rounding(dtype: torch.dtype, rank: int) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 8, 3, padding=1).to(dtype)
+    wide = copy.deepcopy(conv).double()
+    layer, error = TTConv2d.from_conv2d(conv, rank)
+    best = TTConv2d.from_conv2d(wide, rank)[1]
+    assert {value.dtype for value in layer.state_dict().values()} == {dtype}
+    stored = copy.deepcopy(layer).double().contracted()
+    assert error == pytest.approx(float((stored - wide.weight).norm() / wide.weight.norm()), rel=1e-4, abs=1e-12)
+    assert best * (1 - 1e-6) <= error <= best + 4 * torch.finfo(dtype).eps
+    if layer.frame_in is not None and layer.frame_out is not None:
+        assert max(frame_error(layer.frame_in), frame_error(layer.frame_out)) < 4 * torch.finfo(dtype).eps
+    x = torch.randn(2, 6, 5, 5, dtype=torch.float64).to(dtype)
+    dense = F.conv2d(x.double(), stored, wide.bias, padding=1)
+    assert float((layer(x).double() - dense).norm() / dense.norm()) < 8 * torch.finfo(dtype).eps
+    with pytest.raises(ShapeError, match=r"no half precision; convert the layer with \.float\(\)"):
+        TTConv2d.from_conv2d(conv, rank, frames="parametrize")
+
+
 def test_tensorize_replaces_all_but_what_is_skipped_and_refuses_groups() -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.Sequential(nn.ReLU(), nn.Conv2d(8, 8, 3)), nn.Conv2d(8, 8, 3, groups=2)
