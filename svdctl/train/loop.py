@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from lightning_fabric import Fabric
 
 from svdctl.checkpoint.tensors import digest
+from svdctl.distributed.group import Group
 from svdctl.train.logger import RunLog
 from svdctl.train.metrics_log import line_digest, make_line
 from svdctl.train.trainer import EPOCH, SINCE_RECORD, Trainer
-from svdctl.train.validation import Accuracy, summed
+from svdctl.train.validation import Accuracy
 from svdctl.utils.progress import Reporter
 
 SYNC_EVERY = 0.5
@@ -52,7 +52,7 @@ class Loop:
         epoch, start = divmod(trainer.counters.step, trainer.batches.steps_per_epoch)
         began = self._clock = time.perf_counter()
         first_step = trainer.counters.step
-        syncs = _SyncSchedule(trainer.fabric, first_step)
+        syncs = _SyncSchedule(trainer.group, first_step)
         for images, labels in trainer.batches.epoch(epoch, start):
             trainer.train_step(images, labels, trainer.totals)
             step = trainer.counters.step
@@ -148,14 +148,14 @@ class Loop:
 class _SyncSchedule:
     """Steps at which totals are read, some two a second: the same in all processes, by the clock of the first one."""
 
-    def __init__(self, fabric: Fabric, step: int) -> None:
-        self._fabric = fabric
+    def __init__(self, group: Group, step: int) -> None:
+        self._group = group
         self._last, self._next = step, step + 1
         self._when = time.perf_counter()
 
     def is_due(self, step: int) -> bool:
         """Return whether the totals should be read now."""
-        if self._fabric.world_size == 1:
+        if self._group.alone:
             return time.perf_counter() - self._when > SYNC_EVERY
         return step >= self._next
 
@@ -165,13 +165,13 @@ class _SyncSchedule:
             now = time.perf_counter()
             rate = (step - self._last) / max(now - self._when, 1e-9)
             self._last, self._when = step, now
-        if self._fabric.world_size == 1:
+        if self._group.alone:
             return requested
         if not synced:
             return False
-        ahead = max(1, int(rate * SYNC_EVERY)) if self._fabric.is_global_zero else 0
-        both = torch.tensor([requested, ahead], dtype=torch.float64, device=self._fabric.device)
-        stop, ahead = map(int, summed(self._fabric, both).tolist())
+        ahead = max(1, int(rate * SYNC_EVERY)) if self._group.rank == 0 else 0
+        both = torch.tensor([requested, ahead], dtype=torch.float64, device=self._group.device)
+        stop, ahead = map(int, self._group.summed_(both).tolist())
         self._next = step + ahead
         return stop > 0
 

@@ -24,7 +24,7 @@ from svdctl.train.logger import RunInfo, RunLog
 from svdctl.train.loop import Loop
 from svdctl.train.plots import spectra
 from svdctl.train.result import TrainResult, finished, interrupted
-from svdctl.train.run_history import History, picked_by, read_best, read_history
+from svdctl.train.run_history import History, picked_by, read_best
 from svdctl.train.setup import Parts
 from svdctl.train.trainer import Trainer
 from svdctl.utils.progress import Reporter
@@ -54,7 +54,7 @@ class TrainingRun:
 
     def execute(
         self,
-        checkpoint: Checkpoint | None,
+        history: History | None,
         *,
         is_current: Callable[[], bool] = lambda: True,
         needs_best: bool = False,
@@ -62,7 +62,7 @@ class TrainingRun:
         """Train from the start, or from a checkpoint.
 
         Args:
-            checkpoint: what was read, before the folder was held.
+            history: what was read of checkpoint and log, before the folder was held.
             is_current: whether that is still what the folder holds.
             needs_best: fail, and do not go on, when the network that was picked is lost.
 
@@ -74,17 +74,15 @@ class TrainingRun:
         with locked(self.folder) if first else nullcontext():
             if first and not is_current():
                 raise TrainingError(f"another process went on in {self.folder} meanwhile; run the command again")
-            return self._train(checkpoint, needs_best)
+            return self._train(history, needs_best)
 
-    def _train(self, checkpoint: Checkpoint | None, needs_best: bool) -> TrainResult:
+    def _train(self, history: History | None, needs_best: bool) -> TrainResult:
         config = self.config
         # Made anew from the seed even when resuming: the picture shows the weights before any training.
         before = spectra(self.model, self.sizes) if self.fabric.is_global_zero else {}
-        history: History | None = None
-        if checkpoint is not None:
+        if history is not None:
             with checkpoint_error_on_mismatch(self.folder):
-                history = read_history(checkpoint, self.folder)
-                self.model.load_state_dict({**checkpoint.model, **checkpoint.training["unsealed"]})
+                self.model.load_state_dict({**history.checkpoint.model, **history.training["unsealed"]})
         self.model.to(self.fabric.device)
         controller = Controller.from_config(
             self.model,
@@ -98,10 +96,10 @@ class TrainingRun:
         for notice in controller.notices():
             self.reporter.notice(notice)
         self.trainer = Trainer(config, self.model, self.fabric, self.parts.train, self.parts.held_out, controller)
-        if checkpoint is not None and history is not None:
+        if history is not None:
             with checkpoint_error_on_mismatch(self.folder):
                 self.trainer.load_state_dict(history.training)
-            self._check_best(checkpoint, needs_best)
+            self._check_best(history.checkpoint, needs_best)
             self._report_lost_lines(history)
         with ExitStack() as opened:
             log = None

@@ -22,6 +22,7 @@ Data = Sequence[Mapping[str, str] | None]
 class History:
     """The epochs of a run up to a checkpoint: from the checkpoint; from the log where an older one lacks them."""
 
+    checkpoint: Checkpoint
     training: dict[str, Any]
     """The checkpoint's state of training, with what older ones lack."""
     epochs: list[dict[str, Any]]
@@ -57,7 +58,7 @@ def read_history(checkpoint: Checkpoint, folder: Path) -> History:
     epochs = list(training["epochs"])
     if not all(is_line(line) and line["kind"] == "epoch" and line["step"] <= step for line in epochs):
         raise ValueError("its epochs are none")
-    return History(training, epochs, steps, left_out)
+    return History(checkpoint, training, epochs, steps, left_out)
 
 
 def _unambiguous(lines: Sequence[dict[str, Any]], digests: Sequence[str] | None) -> list[dict[str, Any]]:

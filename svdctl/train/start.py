@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from svdctl.checkpoint.checkpoint_file import Checkpoint, checkpoint_error_on_mismatch, read_checkpoint
+from svdctl.checkpoint.checkpoint_file import checkpoint_error_on_mismatch, read_checkpoint
 from svdctl.config.presets import to_toml
 from svdctl.config.train_config import TrainConfig
 from svdctl.data.batches import steps_per_epoch
@@ -15,7 +15,7 @@ from svdctl.errors import CheckpointError, UsageError
 from svdctl.train.result import TrainResult
 from svdctl.train.run import TrainingRun
 from svdctl.train.run_hash import config_in, differing
-from svdctl.train.run_history import read_history
+from svdctl.train.run_history import History, read_history
 from svdctl.train.run_plan import SELECTION, plan
 from svdctl.train.setup import Parts, launch, load_parts
 from svdctl.train.trainer import Counters
@@ -116,10 +116,12 @@ def resume(
     with end_together(fabric, lambda: _after_loss(folder, to_resume)):
         with fabric.rank_zero_first(local=True):  # data may have to be downloaded
             parts = load_parts(config)
-        notice, changed, judged_anew = _compared(checkpoint, parts, path, allow_changed_data)
         with checkpoint_error_on_mismatch(path):
-            picked = int(checkpoint.training["counters"]["best_step"]) if judged_anew else 0
-            checkpoint = _going_on(checkpoint, file, changed, judged_anew)
+            history = read_history(checkpoint, folder)
+        notice, changed, judged_anew = _compared(history, parts, path, allow_changed_data)
+        with checkpoint_error_on_mismatch(path):
+            picked = int(history.training["counters"]["best_step"]) if judged_anew else 0
+            history = _going_on(history, file, changed, judged_anew)
         if picked:
             notice = (
                 f"{notice}; the network that was picked in step {picked} was judged by the others and does not count"
@@ -132,22 +134,22 @@ def resume(
             if notice is not None:
                 reporter.notice(notice)
         run = TrainingRun(config, parts, fabric, folder, reporter)
-        return run.execute(checkpoint, is_current=lambda: _stamp(file) == stamp, needs_best=needs_best)
+        return run.execute(history, is_current=lambda: _stamp(file) == stamp, needs_best=needs_best)
 
 
-def _going_on(checkpoint: Checkpoint, file: Path, changed: str | None, judged_anew: bool) -> Checkpoint:
-    """Return the checkpoint with counters that record that the run went on from it.
+def _going_on(history: History, file: Path, changed: str | None, judged_anew: bool) -> History:
+    """Return the history with counters that record that the run went on from it.
 
     Args:
-        checkpoint: what was read.
-        file: where it stands.
+        history: what was read.
+        file: where its checkpoint stands.
         changed: what is other in the data, in words.
         judged_anew: the images that networks are picked by are others, so that earlier accuracies are of no use.
 
     Raises:
         KeyError, TypeError, ValueError: the state of training is not one.
     """
-    counters = dict(checkpoint.training["counters"])
+    counters = dict(history.training["counters"])
     step = int(counters["step"])
     last = counters if file.name == "last.pt" else _counters(file.with_name("last.pt"))
     if changed or step != last.get("step"):
@@ -159,9 +161,9 @@ def _going_on(checkpoint: Checkpoint, file: Path, changed: str | None, judged_an
         none = Counters()
         names = ("best_accuracy", "best_plain_accuracy", "best_step", "best_weights")
         counters |= {name: getattr(none, name) for name in names}
-    if checkpoint.data is None:
+    if history.checkpoint.data is None:
         counters["unknown_data_until"] = step
-    return replace(checkpoint, training={**checkpoint.training, "counters": counters})
+    return replace(history, training={**history.training, "counters": counters})
 
 
 def _counters(file: Path) -> Mapping[str, Any]:
@@ -173,7 +175,7 @@ def _counters(file: Path) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _compared(checkpoint: Checkpoint, parts: Parts, path: Path, allowed: bool) -> tuple[str | None, str | None, bool]:
+def _compared(history: History, parts: Parts, path: Path, allowed: bool) -> tuple[str | None, str | None, bool]:
     """Compare the data with those of the checkpoint: return a notice and what has changed in them, None if nothing.
 
     The last is whether the part that networks are picked by has changed.
@@ -181,6 +183,7 @@ def _compared(checkpoint: Checkpoint, parts: Parts, path: Path, allowed: bool) -
     Raises:
         CheckpointError: they have changed, and may not have.
     """
+    checkpoint, there = history.checkpoint, history.training["steps_per_epoch"]
     found, then = parts.train, (len(checkpoint.classes), checkpoint.image_shape)
     if (len(found.classes), found.image_shape) != then:
         raise CheckpointError(
@@ -192,8 +195,6 @@ def _compared(checkpoint: Checkpoint, parts: Parts, path: Path, allowed: bool) -
     where = " and ".join(filter(None, [", ".join(changed[:-1]), *changed[-1:]]))
     what = f"images, labels or names of classes in the {where} part" if changed else "names of classes"
     is_other = bool(changed) or found.classes != checkpoint.classes
-    with checkpoint_error_on_mismatch(path):
-        there = read_history(checkpoint, path if path.is_dir() else path.parent).training["steps_per_epoch"]
     here = steps_per_epoch(len(found), checkpoint.config.batch_size)
     if there not in (None, here):
         raise CheckpointError(

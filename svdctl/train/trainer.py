@@ -15,6 +15,7 @@ from svdctl.config.train_config import TrainConfig
 from svdctl.control.controller import Controller, LayerReport
 from svdctl.data.batches import Batches
 from svdctl.data.images import ImageData
+from svdctl.distributed.group import Group
 from svdctl.errors import ShapeError, TrainingError
 from svdctl.layers.layer_ops import find_ops
 from svdctl.layers.stiefel import frame_error
@@ -22,7 +23,7 @@ from svdctl.models.build import build_optimizer
 from svdctl.registry import LOSSES
 from svdctl.spectral.bounds import Bracket
 from svdctl.train.loss import Loss, LossBatch
-from svdctl.train.validation import Accuracy, evaluate, summed
+from svdctl.train.validation import Accuracy, evaluate
 
 T = TypeVar("T")
 
@@ -71,6 +72,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         device = self.fabric.device
+        self.group = Group.of(self.fabric)
         self.train_data = self.train_data.to(device)
         self.evaluation_data = self.evaluation_data.to(device)
         self.batches = Batches(
@@ -224,7 +226,7 @@ class Trainer:
         Raises:
             TrainingError: when a loss was not finite, or a weight is not.
         """
-        loss, penalty, correct, count, broken = summed(self.fabric, totals.clone()).tolist()
+        loss, penalty, correct, count, broken = self.group.summed_(totals.clone()).tolist()
         if broken or not self._is_finite():
             raise self._lost(f"{'loss was' if broken else 'weights were'} not finite")
         count = max(count, 1.0)
@@ -260,7 +262,7 @@ class Trainer:
             "controller": self.controller.state_dict(),
             "counters": dict(vars(self.counters)),
             "epoch": {
-                "totals": summed(self.fabric, totals).cpu(),
+                "totals": self.group.summed_(totals).cpu(),
                 "train_time": self.train_time,
                 "clipping_time": self.control_time,
             },

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import nn
 
 from svdctl.certificates import Certificates, Certifier, LipschitzBound
 from svdctl.data.batches import evaluation_batches
 from svdctl.data.images import ImageData
+from svdctl.distributed.group import Group
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ def evaluate(
     """
     training = model.training
     model.eval()
-    rank, world = fabric.global_rank, fabric.world_size
+    group = Group.of(fabric)
+    rank, world = group.rank, group.world
     mine = data if world == 1 else data.select(torch.arange(len(data), device=data.labels.device)[rank::world])
     totals = torch.zeros(2, dtype=torch.float64, device=fabric.device)
     radii = torch.zeros(len(data), dtype=torch.float64, device=fabric.device)
@@ -69,18 +71,11 @@ def evaluate(
         loss = F.cross_entropy(logits, labels, reduction="sum").double()
         totals += torch.stack([loss, torch.full_like(loss, len(labels))])
     model.train(training)
-    loss_sum, count = summed(fabric, totals).tolist()
+    loss_sum, count = group.summed_(totals).tolist()
     # Each process has filled its own places of the vectors: their sums are the whole.
-    right = summed(fabric, correct).cpu() > 0
+    right = group.summed_(correct).cpu() > 0
     accuracy = float(right.double().mean())
     if certifier is None:
         return Accuracy(loss_sum / count, accuracy)
-    proved = Certificates(summed(fabric, radii).cpu(), right)
+    proved = Certificates(group.summed_(radii).cpu(), right)
     return Accuracy(loss_sum / count, accuracy, proved, certifier.bound)
-
-
-def summed(fabric: Fabric, values: Tensor) -> Tensor:
-    """Return the sum over all processes."""
-    total = fabric.all_reduce(values, reduce_op="sum")
-    assert isinstance(total, Tensor)
-    return total

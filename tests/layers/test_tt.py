@@ -133,7 +133,7 @@ def test_best_fit_is_exact_at_full_rank_and_reports_its_error() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("rank", [3, 8])
-def test_best_fit_of_half_precision_is_that_of_its_numbers_but_for_their_rounding(dtype: torch.dtype, rank: int) -> None:
+def test_best_fit_of_half_precision_is_that_of_its_numbers_but_for_rounding(dtype: torch.dtype, rank: int) -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(6, 8, 3, padding=1).to(dtype)
     wide = copy.deepcopy(conv).double()
