@@ -85,13 +85,7 @@ _HOME = {
 }
 
 
-def _load_installed_plugins() -> None:
-    from svdctl.plugins import load_installed
-
-    load_installed()
-
-
-Registry.load_plugins = staticmethod(_load_installed_plugins)
+Registry.load_plugins = staticmethod(lambda: import_module("svdctl.plugins").load_installed())
 
 
 def __getattr__(name: str) -> Any:

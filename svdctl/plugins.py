@@ -14,7 +14,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 
-from svdctl.errors import UsageError
+from svdctl.errors import UsageError, first_line
 
 GROUP = "svdctl.plugins"
 _loaded: dict[str, ModuleType] = {}
@@ -134,5 +134,4 @@ def _as_sentence(name: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         raise UsageError(f"`plugin = {name}`: there is no module {error.name!r} here; install it") from error
     except (Exception, SystemExit) as error:
-        line = (str(error).splitlines() or [""])[0][:200]
-        raise UsageError(f"`plugin = {name}` failed: {type(error).__name__}: {line}") from error
+        raise UsageError(f"`plugin = {name}` failed: {type(error).__name__}: {first_line(error)}") from error

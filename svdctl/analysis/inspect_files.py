@@ -3,11 +3,12 @@
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from types import CellType, FunctionType, MethodType, ModuleType
+from types import FunctionType, MethodType, ModuleType
 
 from torch import Tensor, nn
 
@@ -159,22 +160,14 @@ def _parts(value: object) -> Iterator[tuple[object, object]]:
     elif isinstance(value, partial):
         yield from enumerate((value.func, *value.args, *value.keywords.values()))
     elif isinstance(value, FunctionType):
-        cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
-        yield from ((name, cell.cell_contents) for name, cell in cells if _is_filled(cell))
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            with suppress(ValueError):  # it has no value yet
+                yield name, cell.cell_contents
         yield from enumerate(value.__defaults__ or ())
     elif isinstance(value, MethodType):
         yield from (("self", value.__self__), ("function", value.__func__))
     elif hasattr(value, "__dict__"):
         yield from vars(value).items()
-
-
-def _is_filled(cell: CellType) -> bool:
-    """Return whether the variable of a closure has a value."""
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
 
 
 def _rows_of_left_out_parts(

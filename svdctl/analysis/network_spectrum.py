@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizat
 
 from svdctl.analysis.exponential_spectrum import exponential_row
 from svdctl.analysis.layer_spectrum import LayerSpectrum, as_it_runs, with_values
-from svdctl.errors import ShapeError, SvdctlError
+from svdctl.errors import ShapeError, SvdctlError, first_line
 from svdctl.layers.layer_bounds import layer_gain
 from svdctl.layers.layer_operator import operator_of, why_not_read
 from svdctl.layers.layer_ops import LayerOps, NormalizationOps, find_ops
@@ -159,10 +159,11 @@ def spectrum(
     except SvdctlError:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0][:200]
         coarse = isinstance(error, NotImplementedError) and any(p.dtype.itemsize < 4 for p in model.parameters())
         hint = "; convert it with .float() first" if coarse else ""
-        raise ShapeError(f"the network does not take an input of shape {input_shape} ({first}){hint}") from error
+        raise ShapeError(
+            f"the network does not take an input of shape {input_shape} ({first_line(error)}){hint}"
+        ) from error
     rows = []
     chosen = {key: module for key, module in chosen.items() if not _is_pixels(module, calls.get(key))}
     for done, (key, module) in enumerate(chosen.items()):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from svdctl.checkpoint.torch_archive import FORMAT, VERSION, is_checkpoint, read_torch
 from svdctl.config.migrate import migrate_configuration, migrate_metrics
 from svdctl.config.train_config import TrainConfig
-from svdctl.errors import CheckpointError, TrainingError
+from svdctl.errors import CheckpointError, TrainingError, first_line
 from svdctl.models.architecture import architecture_of
 from svdctl.models.build import build_model, count_on_meta
 from svdctl.plugins import missing_plugins
@@ -51,13 +51,10 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     contents = {
         "format": FORMAT,
         "version": VERSION,
+        **vars(checkpoint),
         "config": checkpoint.config.model_dump_json(),
         "classes": list(checkpoint.classes),
         "image_shape": list(checkpoint.image_shape),
-        "model": checkpoint.model,
-        "training": checkpoint.training,
-        "metrics": checkpoint.metrics,
-        "data": checkpoint.data,
     }
     try:
         write_atomically(path, partial(torch.save, contents))
@@ -68,7 +65,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         ) from error
     except RuntimeError as error:
         # torch's zip writer reports a full disk as RuntimeError.
-        raise OSError(f"{path} could not be written ({str(error).splitlines()[0]})") from error
+        raise OSError(f"{path} could not be written ({first_line(error)})") from error
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -183,8 +180,7 @@ def checkpoint_error_on_mismatch(path: str | os.PathLike[str]) -> Iterator[None]
     try:
         yield
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-        first = (str(error).splitlines() or [""])[0]
         raise CheckpointError(
-            f"{path}: its state does not fit the configuration beside it ({type(error).__name__}: {first[:100]}); use "
-            "another one"
+            f"{path}: its state does not fit the configuration beside it ({type(error).__name__}: "
+            f"{first_line(error, 100)}); use another one"
         ) from error

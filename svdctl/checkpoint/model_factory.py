@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from svdctl.checkpoint.weight_file import WeightFile
-from svdctl.errors import CheckpointError, UsageError
+from svdctl.errors import CheckpointError, UsageError, first_line
 from svdctl.layers.normalize import Normalize
 from svdctl.plugins import import_file
 
@@ -107,8 +107,7 @@ def _users(module: str, name: str) -> nn.Module:
         raise
     except (Exception, SystemExit) as error:
         # Whatever the user's own code raises is told as theirs; scripts without a guard end the program.
-        line = (str(error).splitlines() or [""])[0][:200]
-        raise UsageError(f"`model = {module}:{name}` failed: {type(error).__name__}: {line}") from error
+        raise UsageError(f"`model = {module}:{name}` failed: {type(error).__name__}: {first_line(error)}") from error
     finally:
         if here and here in sys.path:
             sys.path.remove(here)

@@ -5,11 +5,12 @@ needs it: calls that allocate memory of any size, and tuples nested so deep that
 ends the process.
 """
 
+import mmap
 import pickletools
 import re
 import struct
 from collections.abc import Iterable
-from typing import IO, Protocol, cast
+from typing import IO, cast
 
 import torch
 
@@ -55,15 +56,7 @@ class NumpyNumber(Described):
     """Stands where a file describes a number of numpy's."""
 
 
-class Readable(Protocol):
-    """What the tools of `pickle` need of a file."""
-
-    def read(self, size: int, /) -> bytes: ...
-
-    def readline(self) -> bytes: ...
-
-
-def referenced_globals(stream: Readable, where: str) -> set[str]:
+def referenced_globals(stream: IO[bytes] | mmap.mmap, where: str) -> set[str]:
     """Return full names of all classes and functions that one pickle refers to; the stream is left after it.
 
     Raises:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -52,7 +52,7 @@ class StoredLayer:
     has_weights: bool = True
     """Whether it may hold weights of a layer; False of counters and of what is empty."""
     slack: float = 0.0
-    """How far the norm of `convolution` may be from that of the layer: rounding of a TT layer's frames."""
+    """How far the norm of the operator may be from that of the layer: rounding of a TT layer's frames."""
     rank: tuple[int, int] | None = None
     """(rank_in, rank_out) of a TT or SOTT layer."""
     frame_error: float | None = None
@@ -64,22 +64,12 @@ class StoredLayer:
     largest_scale: float | None = None
     """At least the norm of a BatchNorm layer for every eps."""
     make: Callable[[], Convolution] | None = None
-    """Makes `convolution`."""
+    """Makes the operator, with the layer's non-zero singular values at stride 1; of TT layers the small kernel.
+
+    It is made anew at each call, so that a large file is never held in memory as a whole.
+    """
     make_generator: Callable[[], Convolution] | None = None
-    """Makes `generator`."""
-
-    @property
-    def convolution(self) -> Convolution | None:
-        """Return the operator, with the layer's non-zero singular values at stride 1; of TT layers the small kernel.
-
-        It is made anew at each call, so that a large file is never held in memory as a whole.
-        """
-        return None if self.make is None else self.make()
-
-    @property
-    def generator(self) -> Convolution | None:
-        """Return the skew convolution J of a SOC or SOTT layer, whose truncated exponential is the operator."""
-        return None if self.make_generator is None else self.make_generator()
+    """Makes the skew convolution J of a SOC or SOTT layer, whose truncated exponential is the operator."""
 
 
 def least_norm(weight: Tensor, *, pairs: bool = False) -> float:
@@ -119,17 +109,9 @@ def _is_beside(leaf: str, tensor: Tensor) -> bool:
 
 
 def without(layer: StoredLayer, reason: str) -> StoredLayer:
-    """Return the layer without its operator, and why."""
-    return replace(
-        layer,
-        reason=reason,
-        assumption="",
-        make=None,
-        make_generator=None,
-        scale=None,
-        frame_error=None,
-        frame_norms=None,
-    )
+    """Return the layer as one that is not analysed, and why."""
+    known = (layer.name, layer.kind, layer.told_by, layer.tensors, layer.parameters, layer.shape)
+    return StoredLayer(*known, reason=reason)
 
 
 def wide(tensor: Tensor) -> Tensor:

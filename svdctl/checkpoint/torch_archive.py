@@ -18,7 +18,7 @@ import torch
 
 from svdctl.checkpoint.file_format import Container, container_of
 from svdctl.checkpoint.pickles import placeholder_classes, referenced_globals
-from svdctl.errors import CheckpointError
+from svdctl.errors import CheckpointError, first_line
 
 FORMAT, VERSION = "svdctl.checkpoint", 2
 """Format and version in svdctl's own checkpoints; the name never changes."""
@@ -92,8 +92,7 @@ def _as_sentences(path: Path) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    line = (str(error).splitlines() or [type(error).__name__])[0]
-    return line.removesuffix(".")[:150]
+    return first_line(error, 150).removesuffix(".")
 
 
 def _names_in_zip(path: Path) -> set[str]:

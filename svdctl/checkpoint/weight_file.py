@@ -17,7 +17,7 @@ from svdctl.checkpoint.paper_checkpoints import architecture_of
 from svdctl.checkpoint.pickles import Described, NumpyArray, NumpyNumber
 from svdctl.checkpoint.stored_layer import NOTHING
 from svdctl.checkpoint.torch_archive import is_checkpoint, read_torch
-from svdctl.errors import CheckpointError
+from svdctl.errors import CheckpointError, first_line
 
 Format = Literal["svdctl", "paper", "state dict", "safetensors"]
 _OTHER_ORDERS = ("mlx", "flax", "jax", "keras", "tensorflow", "tf")
@@ -152,7 +152,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except Exception as error:
         # The library reports damage by its own type and by several of Python's.
         raise CheckpointError(
-            f"{path} is damaged or no safetensors file ({(str(error).splitlines() or [''])[0][:150]}); use another copy"
+            f"{path} is damaged or no safetensors file ({first_line(error, 150)}); use another copy"
         ) from error
 
 

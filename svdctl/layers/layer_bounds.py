@@ -4,7 +4,7 @@ docs/theory.md, "Rounding of a pass", has the proofs. Tolerances are for speed.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -113,37 +113,23 @@ def norm_above_of(conv: Convolution, tolerance: float | None) -> float:
 
 def linear_gain(conv: Convolution, bias: Tensor | None, tolerance: float | None) -> Gain:
     """Return the gain of a convolution, of its adjoint or (without spatial taps) of a matrix."""
-    stage = Stage.of(conv, tolerance)
-    return Gain({"norm": stage.norm}, stage.rounding, bias, summands(conv) + 1, is_affine=True)
+    absolute, terms, norm = absolute_norm(conv), summands(conv) + 1, norm_above_of(conv, tolerance)
+    return Gain({"norm": norm}, lambda unit: gamma(terms, unit) * absolute, bias, terms, is_affine=True)
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One linear map of a chain: a bound on its norm, and on its rounding as in `Gain`."""
-
-    norm: float
-    rounding: Callable[[float], float]
-
-    @classmethod
-    def of(cls, conv: Convolution, tolerance: float | None) -> "Stage":
-        """Return the stage of a convolution, its norm bounded to a tolerance as of `layer_gain`."""
-        absolute, terms = absolute_norm(conv), summands(conv) + 1
-        return cls(norm_above_of(conv, tolerance), lambda unit: gamma(terms, unit) * absolute)
-
-
-def chain_rounding(stages: list[Stage], unit: float) -> float:
-    """Return `c` such that the stages, one after the other, err by at most `c |x|`."""
+def chain_rounding(stages: Sequence[Gain], unit: float) -> float:
+    """Return `c` such that linear maps, one after the other, err by at most `c |x|`."""
     error, size = 0.0, 1.0
     for stage in stages:
         local = stage.rounding(unit) * size
-        error = stage.norm * error + local
-        size = stage.norm * size + local
+        error = stage.value * error + local
+        size = stage.value * size + local
     return error
 
 
-def chain_enlargement(stages: list[Stage]) -> float:
-    """Return `Gain.enlarged` of a chain of fewer than 4 stages."""
-    return 4 * times(*(max(stage.norm, 1.0) for stage in stages))
+def chain_enlargement(stages: Sequence[Gain]) -> float:
+    """Return `Gain.enlarged` of a chain of fewer than 4 linear maps."""
+    return 4 * times(*(max(stage.value, 1.0) for stage in stages))
 
 
 def frame_convolution(frame: Tensor) -> Convolution:

@@ -5,6 +5,7 @@ for speed.
 """
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 from functools import cache
 
@@ -14,7 +15,6 @@ from torch import Tensor
 from svdctl.errors import ShapeError
 from svdctl.layers.layer_bounds import (
     Gain,
-    Stage,
     absolute_norm,
     chain_enlargement,
     chain_rounding,
@@ -80,7 +80,7 @@ def soc_gain(layer: SOC | FixedSOC, tolerance: float | None) -> Gain:
         layer = FixedSOC(layer)
     if layer.is_matrix:
         gain = linear_gain(Convolution.make(layer.kernel), layer.bias, tolerance)
-        return Gain({"series": gain.value}, gain.rounding, gain.bias, gain.terms, is_affine=True)
+        return replace(gain, factors={"series": gain.value})
     if not torch.equal(layer.kernel, skew_part(layer.kernel)):
         raise ShapeError("the kernel of a SOC layer is not skew, so that nothing is known of its exponential")
     conv = Convolution.make(layer.kernel)
@@ -105,20 +105,18 @@ def soc_gain(layer: SOC | FixedSOC, tolerance: float | None) -> Gain:
 def sott_gain(layer: SOTT, tolerance: float | None) -> Gain:
     """Return the gain of a SOTT layer."""
     core = soc_gain(layer.core, tolerance)
-    terms = core.terms + 1
     if layer.frame_in is None or layer.frame_out is None:
         # The bias is one more addition.
-        return Gain(
-            core.factors,
-            lambda u: core.rounding(u) + gamma(2, u) * core.value,
-            layer.bias,
-            terms,
-            is_affine=True,
-            enlarged=core.enlarged,
+        return replace(
+            core,
+            rounding=lambda unit: core.rounding(unit) + gamma(2, unit) * core.value,
+            bias=layer.bias,
+            terms=core.terms + 1,
         )
-    first, last = frame_convolution(layer.frame_in.T), frame_convolution(layer.frame_out)
-    stages = [Stage.of(first, tolerance), Stage(core.value, core.rounding), Stage.of(last, tolerance)]
-    factors = {"frames": stages[0].norm * stages[2].norm, **core.factors}
+    frames = (layer.frame_in.T, layer.frame_out)
+    first, last = (linear_gain(frame_convolution(frame), None, tolerance) for frame in frames)
+    stages = (first, core, last)
+    factors = {"frames": first.factors["norm"] * last.factors["norm"], **core.factors}
     enlarged = core.enlarged * chain_enlargement(stages)
-    terms = max(summands(first), core.terms, summands(last)) + 1
+    terms = max(first.terms, core.terms + 1, last.terms)
     return Gain(factors, lambda u: chain_rounding(stages, u), layer.bias, terms, is_affine=True, enlarged=enlarged)

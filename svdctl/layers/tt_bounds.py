@@ -5,7 +5,6 @@ from torch import Tensor
 
 from svdctl.layers.layer_bounds import (
     Gain,
-    Stage,
     absolute_norm,
     chain_enlargement,
     chain_rounding,
@@ -29,8 +28,9 @@ def tt_gain(layer: TTConv2d, tolerance: float | None) -> Gain:
         return linear_gain(core, layer.bias, tolerance)
     frame_in, frame_out = layer.frame_in.detach().double(), layer.frame_out.detach().double()
     parts = [frame_convolution(frame_in.T), core, frame_convolution(frame_out)]
-    stages = [Stage.of(part, tolerance) for part in parts]
-    core_norm, product = stages[1].norm, times(*(stage.norm for stage in stages))
+    stages = [linear_gain(part, None, tolerance) for part in parts]
+    norms = [stage.factors["norm"] for stage in stages]
+    core_norm, product = norms[1], times(*norms)
     together = _norm_of_product(frame_in, core, frame_out, tolerance)
     frames = times(min(together, product), 1 / core_norm) * (1 + 2.0**-50) if core_norm else 0.0
     factors = {"norm": core_norm, "frames": frames}

@@ -31,8 +31,8 @@ def only(model: nn.Module | dict[str, Tensor]) -> StoredLayer:
 
 
 def kernel(layer: StoredLayer) -> Tensor:
-    assert layer.convolution is not None, layer.reason
-    return layer.convolution.weight
+    assert layer.make is not None, layer.reason
+    return layer.make().weight
 
 
 PLAIN: dict[str, tuple[nn.Module, str]] = {
@@ -112,7 +112,7 @@ def test_weight_norm_over_another_axis_or_all() -> None:
 
 def test_a_parametrization_that_cannot_be_undone_is_listed() -> None:
     layer = only(nn.utils.parametrizations.orthogonal(nn.Linear(3, 5)))
-    assert layer.convolution is None
+    assert layer.make is None
     assert "parametrization" in layer.reason
 
 
@@ -161,8 +161,8 @@ def test_tt_layers_have_the_values_of_the_dense_matrix(inputs: int, outputs: int
         assert layer.kind == "tt"
         assert layer.shape == (outputs, inputs, 3, 3)
         assert layer.rank == module.rank
-        assert layer.convolution is not None
-        values = singular_values(layer.convolution, (4, 4)).flatten().sort(descending=True).values
+        assert layer.make is not None
+        values = singular_values(layer.make(), (4, 4)).flatten().sort(descending=True).values
         values = torch.cat([values, values.new_zeros(len(wanted))])[: len(wanted)]
         torch.testing.assert_close(values, wanted, rtol=1e-9, atol=1e-9 * float(wanted[0]))
 
@@ -190,9 +190,11 @@ def test_svdctls_own_skew_layers_by_their_generator(inputs: int, outputs: int, s
     module = SOC(inputs, outputs, size, stride=stride)
     layer = only(module)
     assert layer.kind == "soc"
-    assert layer.generator is not None
+    assert layer.make_generator is not None
     assert layer.shape[0] == outputs
-    torch.testing.assert_close(layer.generator.weight, module.skew_kernel(), rtol=1e-5, atol=1e-7, check_dtype=False)
+    torch.testing.assert_close(
+        layer.make_generator().weight, module.skew_kernel(), rtol=1e-5, atol=1e-7, check_dtype=False
+    )
     for frames in ("retract", "parametrize"):
         framed = SOTT(inputs + 4, outputs + 3, size, rank=(inputs, outputs), stride=stride, frames=frames)
         framed.core.load_state_dict({name: tensor for name, tensor in module.state_dict().items() if name != "bias"})
@@ -201,9 +203,9 @@ def test_svdctls_own_skew_layers_by_their_generator(inputs: int, outputs: int, s
         assert layer.shape == (outputs + 3, inputs + 4, size, size)
         assert layer.rank == (inputs, outputs)
         assert layer.frame_norms == pytest.approx((1, 1), abs=1e-5)
-        assert layer.generator is not None
+        assert layer.make_generator is not None
         torch.testing.assert_close(
-            layer.generator.weight, module.skew_kernel(), rtol=1e-5, atol=1e-7, check_dtype=False
+            layer.make_generator().weight, module.skew_kernel(), rtol=1e-5, atol=1e-7, check_dtype=False
         )
     assert only(SOTT(inputs, outputs, size, rank=9, stride=stride)).frame_error == 0
 
@@ -224,17 +226,17 @@ def test_skew_layers_by_their_generator(inputs: int, outputs: int, size: int, st
     module = PublicSkew(inputs, outputs, size, stride, rank)
     layer = only(module)
     assert layer.kind == ("soc" if rank is None else "sott")
-    assert layer.convolution is None
+    assert layer.make is None
     assert not layer.reason
-    assert layer.generator is not None
+    assert layer.make_generator is not None
     torch.testing.assert_close(
-        layer.generator.weight, module.generator().detach(), rtol=1e-5, atol=1e-7, check_dtype=False
+        layer.make_generator().weight, module.generator().detach(), rtol=1e-5, atol=1e-7, check_dtype=False
     )
     assert layer.shape[0] == outputs
     same = nn.Conv2d(1, 1, 1, bias=False)
-    same.weight = nn.Parameter(layer.generator.weight.double())
+    same.weight = nn.Parameter(layer.make_generator().weight.double())
     same.forward = lambda x: torch.nn.functional.conv2d(x, same.weight, padding=size // 2)
-    matrix = dense_matrix(same, (layer.generator.weight.shape[0], 4, 4))
+    matrix = dense_matrix(same, (layer.make_generator().weight.shape[0], 4, 4))
     torch.testing.assert_close(matrix, -matrix.T)
 
 
@@ -271,7 +273,7 @@ def test_nothing_is_dropped_and_every_reason_is_told() -> None:
     layers = stored_layers(tensors, others={"state": "a dict"})
     listed = [name for layer in layers for name in layer.tensors]
     assert sorted(listed) == sorted(tensors)
-    assert all(layer.reason or layer.convolution is not None for layer in layers)
+    assert all(layer.reason or layer.make is not None for layer in layers)
     by_name = {layer.name: layer for layer in layers}
     assert by_name["token_emb"].kind == "embedding"
     assert "LayerNorm" in by_name["norm"].reason
@@ -280,7 +282,7 @@ def test_nothing_is_dropped_and_every_reason_is_told() -> None:
     assert "int64" in by_name["counts"].reason
     assert "complex64" in by_name["wave"].reason
     assert "a dict" in by_name["state"].reason
-    assert by_name["conv"].convolution is not None
+    assert by_name["conv"].make is not None
 
 
 LEAVES = (
@@ -309,7 +311,7 @@ def test_any_names_and_shapes_are_listed_once(tensors: dict[str, Tensor]) -> Non
     layers = stored_layers(tensors)
     assert sorted(name for layer in layers for name in layer.tensors) == sorted(tensors)
     for layer in layers:
-        made = (layer.convolution, layer.generator, layer.scale)
+        made = (layer.make, layer.make_generator, layer.scale)
         assert all(part is None for part in made) == bool(layer.reason)
 
 
@@ -335,7 +337,7 @@ def test_layers_with_parts_exchanged_are_listed_once(whole: dict[str, Tensor], d
     layers = stored_layers(tensors)
     assert sorted(name for layer in layers for name in layer.tensors) == sorted(tensors)
     for layer in layers:
-        made = (layer.convolution, layer.generator, layer.scale)
+        made = (layer.make, layer.make_generator, layer.scale)
         assert all(part is None for part in made) == bool(layer.reason)
 
 
@@ -359,7 +361,7 @@ def test_bad_numbers_are_told_by_name(name: str, value: float, told: str) -> Non
     tensors[name].flatten()[0] = value
     layer = {layer.name: layer for layer in stored_layers(tensors)}[name[0]]
     assert told in layer.reason
-    assert layer.convolution is None
+    assert layer.make is None
     assert layer.scale is None
 
 

@@ -36,8 +36,9 @@ def test_a_checkpoint_and_the_layers_in_it(frames: Retract | Parametrize, tmp_pa
     assert not [layer.reason for layer in layers.values() if layer.reason]
     for name, module in load(tmp_path).named_modules():
         if is_controllable(module):
-            conv = layers[name].convolution
-            assert conv is not None
+            make = layers[name].make
+            assert make is not None
+            conv = make()
             wanted = operator_of(module)
             strided = replace(conv, stride=wanted.stride)
             values = [singular_values(operator, (4,) * conv.axes) for operator in (strided, wanted)]
