@@ -2,14 +2,12 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, get_args
+from typing import Any
 
 from svdctl.cli.options import DEVICES, Flag, Flags, Merge, Resolved, given_flags, spelled
 from svdctl.cli.training_flags import DEBUG, FORMS_OF_DATA, PLUGIN, SET, data_table
-from svdctl.config.corruption_names import BENCHMARK, CLEAN, CORRUPTIONS, corruption_name
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.errors import UsageError, nearest
-from svdctl.evaluate.attack_settings import VERSIONS, AttackName
 from svdctl.registry import DATA, METRICS
 
 WHAT = "What is measured"
@@ -80,38 +78,6 @@ def _channels(merge: Merge, name: str, value: Iterable[Any]) -> None:
     merge.put(name, [part for text in value for part in str(text).split(",") if part])
 
 
-def _corruptions(merge: Merge, name: str, value: Iterable[str]) -> None:
-    names: list[str] = []
-    for word in split(value):
-        plain = word.lower().replace("-", "_")
-        if plain in ("all", "benchmark"):
-            names += CORRUPTIONS if plain == "all" else BENCHMARK
-        elif plain == CLEAN:
-            names.append(CLEAN)
-        else:
-            try:
-                names.append(corruption_name(word, "--corruptions: "))
-            except UsageError as error:
-                merge.faults += error.faults
-    # Judged further as if the unknown ones were not there.
-    merge.to.put("settings.cifar-c.names", list(dict.fromkeys(names)) or [CLEAN])
-
-
-def _attacks(merge: Merge, name: str, value: Iterable[str]) -> None:
-    names = [name.lower().replace("_", "-") for name in split(value)]
-    single = get_args(AttackName)
-    if len(names) == 1 and names[0] in VERSIONS:
-        merge.to.put("settings.autoattacks.attacks", names[0])
-        return
-    merge.faults += [
-        f"--attacks {name}: not one of {', '.join(single)}, nor, alone, one of {', '.join(VERSIONS)}"
-        f"{nearest(name, (*single, *VERSIONS))}"
-        for name in names
-        if name not in single
-    ]
-    merge.to.put("settings.autoattacks.attacks", [name for name in names if name in single] or "standard")
-
-
 def _examples(merge: Merge, name: str, value: str) -> None:
     text = str(value).lower()
     if text != "all" and not re.fullmatch(r"0*[1-9]\d{0,8}", text):
@@ -158,7 +124,7 @@ EVALUATION: Flags = {
         "settings.cifar-c.names",
         CORRUPTED,
         "Names, benchmark (15) or all (19) (the 18 of corruptions.txt).",
-        rule=_corruptions,
+        rule=_several,
     ),
     "severities": Flag("settings.cifar-c.severities", CORRUPTED, "Some of 1 to 5 (all).", rule=_several),
     "corruption_examples": Flag("settings.cifar-c.examples", CORRUPTED, "Test images, drawn from the seed (all)."),
@@ -172,7 +138,7 @@ EVALUATION: Flags = {
     "show_corruptions": Flag(panel=CORRUPTED, text="Draw all corruptions into this file, and stop.", type=str),
     "norm": Flag("settings.autoattacks.norm", ATTACKS),
     "eps": Flag("settings.autoattacks.eps", ATTACKS),
-    "attacks": Flag("settings.autoattacks.attacks", ATTACKS, type=list[str], rule=_attacks),
+    "attacks": Flag("settings.autoattacks.attacks", ATTACKS, type=list[str], rule=_several),
     "examples": Flag("settings.autoattacks.examples", ATTACKS, rule=_examples),
     "protocol": Flag("settings.autoattacks.protocol", ATTACKS),
     "shard": Flag("shard", ATTACKS, "i/n: attack the i-th of n parts of the images alone.", str, _shard),

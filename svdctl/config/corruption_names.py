@@ -3,7 +3,7 @@
 Nothing here needs torch, so that flags can be checked at once.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from svdctl.config.presets import resource
 from svdctl.errors import UsageError, nearest
@@ -75,16 +75,35 @@ def list_name(names: Collection[str], severities: Collection[int] = SEVERITIES) 
     return name if set(severities) == set(SEVERITIES) else f"{name}, severity {', '.join(map(str, severities))}"
 
 
-def corruption_name(name: str, where: str = "") -> str:
+def corruption_name(name: str) -> str:
     """Return the corruption meant by `name`: dashes and capitals are forgiven.
 
     Raises:
-        UsageError: there is none of that name; the sentence begins with `where` and offers the nearest.
+        UsageError: there is none of that name; the sentence offers the nearest.
     """
     if _plain(name) in CORRUPTIONS:
         return _plain(name)
     hint = nearest(_plain(name), (*CORRUPTIONS, CLEAN)) or f"; choose one of {', '.join(CORRUPTIONS)}"
-    raise UsageError(f"{where}there is no corruption {name!r}{hint}")
+    raise UsageError(f"there is no corruption {name!r}{hint}")
+
+
+def expand_corruptions(words: Iterable[str]) -> tuple[str, ...]:
+    """Return the corruptions meant by names and by the lists `all` and `benchmark`, each once.
+
+    Raises:
+        ValueError: with a sentence for each that there is not.
+    """
+    lists = {"all": CORRUPTIONS, "benchmark": BENCHMARK, CLEAN: (CLEAN,)}
+    found: dict[str, None] = {}
+    faults: list[str] = []
+    for word in words:
+        try:
+            found |= dict.fromkeys(lists.get(_plain(word)) or (corruption_name(word),))
+        except UsageError as error:
+            faults += error.faults
+    if faults:
+        raise ValueError("\n".join(faults))
+    return tuple(found)
 
 
 def read_corruption_list() -> tuple[str, ...]:

@@ -32,12 +32,16 @@ def list_presets(*, lipconv: bool | None = None) -> dict[str, str]:
     Args:
         lipconv: those that train a LipConvNet, or those that do not; None: all.
     """
-    found = {}
-    for path in sorted(preset_folder().glob("*.toml"), key=lambda path: path.stem):
-        text = path.read_text(encoding="utf-8")
-        if lipconv in (None, tomllib.loads(text).get("model", {}).get("kind") == "lipconv"):
-            found[path.stem] = text.splitlines()[0].removeprefix("#").strip()
-    return found
+    found = described_files(preset_folder())
+    if lipconv is None:
+        return found
+    return {name: text for name, text in found.items() if lipconv == (read_preset(name)["model"]["kind"] == "lipconv")}
+
+
+def described_files(folder: Path) -> dict[str, str]:
+    """Return name and one-line description (the first line) of every TOML file in a folder that ships with svdctl."""
+    files = sorted(folder.glob("*.toml"), key=lambda path: path.stem)
+    return {path.stem: path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip() for path in files}
 
 
 def read_toml(path: Path, where: str, what: str = "file") -> dict[str, Any]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from svdctl.config.evaluate_config import EvaluateConfig
-from svdctl.data.batches import derived_seed, to_pixels
+from svdctl.data.batches import to_pixels
 from svdctl.errors import CheckpointError, EvaluationError, ShapeError, UsageError
 from svdctl.evaluate.auto_batch_size import AutoBatchSize
 from svdctl.spectral.exact_arithmetic import exact_arithmetic
@@ -146,9 +146,9 @@ def check_finite(broken: int, count: int) -> None:
         )
 
 
-def subset(count: int, examples: int | None, seed: int, what: str) -> Tensor:
+def subset(count: int, examples: int | None, seed: int) -> Tensor:
     """Return the numbers of the images that are used, in order: all, or `examples` of them drawn from the seed."""
     if examples is None or examples >= count:
         return torch.arange(count)
-    generator = torch.Generator().manual_seed(derived_seed(seed, what))
+    generator = torch.Generator().manual_seed(seed)
     return torch.randperm(count, generator=generator)[:examples].sort().values

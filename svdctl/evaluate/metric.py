@@ -49,10 +49,6 @@ class TableColumn:
         """Return a value as the table shows it."""
         return f"{value * self.factor:,.{self.decimals}f}{self.suffix}"
 
-    def difference(self, value: float, shown_there: float) -> str:
-        """Return a value minus another one that is given as it is shown."""
-        return f"{value * self.factor - shown_there:+,.{self.decimals}f}"
-
 
 def percent(name: str, header: str, better: Literal["high", "low"] = "high") -> TableColumn:
     """Return a column of shares that are shown per cent."""

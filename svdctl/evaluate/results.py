@@ -258,6 +258,4 @@ def held(folder: Path, part: str = "") -> AbstractContextManager[None]:
         EvaluationError: another process evaluates there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    elsewhere = "give another `out_dir`"
-    links = f"remove it, or {elsewhere}"
-    return held_folder(folder, EvaluationError, work="evaluates", instead=elsewhere, of_links=links, part=part)
+    return held_folder(folder, EvaluationError, work="evaluates", instead="give another `out_dir`", part=part)

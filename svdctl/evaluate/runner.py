@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from svdctl.config.data_config import Data
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.data.data_source import describe, same_data
-from svdctl.errors import CheckpointError, SvdctlError, UsageError
+from svdctl.errors import CheckpointError, SvdctlError, UsageError, first_line
 from svdctl.evaluate.evaluated_model import open_evaluated_model
 from svdctl.evaluate.evaluation_data import EvaluationData, data_of
 from svdctl.evaluate.find_checkpoints import FoundCheckpoint, discover, placed
@@ -113,7 +113,7 @@ def _fitting(dataset: EvaluationData, model: nn.Module, config: EvaluateConfig) 
             classifier.outputs(images)
         # What a network raises for images of a wrong shape is up to its author.
         except Exception as error:
-            return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            return first_line(error)
         return None
 
     images = dataset.test.images[:2]

@@ -12,7 +12,6 @@ from svdctl.config.validation_errors import validated
 from svdctl.data.data_source import source_of
 from svdctl.errors import CheckpointError, Interrupted, SvdctlError, TrainingError, UsageError
 from svdctl.evaluate import runner
-from svdctl.evaluate.attack_settings import VERSIONS
 from svdctl.evaluate.measure_checkpoint import Failure
 from svdctl.registry import METRICS
 from svdctl.reproduce.job import Job, Outcome
@@ -144,7 +143,6 @@ def _of_this_call(config: TrainConfig) -> dict[str, dict[str, Any]]:
 def evaluation_config(job: Job, checkpoint: Path) -> EvaluateConfig:
     """Return what `eval-robust` measures of a run."""
     evaluate, source = job.evaluate, source_of(job.config.data)
-    attacks = tuple(dict.fromkeys(evaluate.attacks)) or ("standard",)
     settings = {
         **evaluate.settings,
         "cifar-c": {
@@ -156,7 +154,7 @@ def evaluation_config(job: Job, checkpoint: Path) -> EvaluateConfig:
         "autoattacks": {
             "norm": evaluate.norm,
             "eps": evaluate.eps,
-            "attacks": attacks[0] if attacks[0] in VERSIONS else attacks,
+            "attacks": tuple(dict.fromkeys(evaluate.attacks)) or "standard",
             "examples": evaluate.examples or "all",
         },
     }

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt, ValidationInfo
 
 from svdctl.config.base import Config
-from svdctl.config.presets import preset_folder, read_toml
+from svdctl.config.presets import described_files, preset_folder, read_toml
 from svdctl.config.validation_errors import of_a_file, validated
 from svdctl.errors import UsageError, nearest
 from svdctl.evaluate.metric import TableColumn
@@ -228,10 +228,7 @@ def table_folder() -> Path:
 
 def list_tables() -> dict[str, str]:
     """Return name and one-line description (the file's first line) of every shipped table."""
-    return {
-        path.stem: path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip()
-        for path in sorted(table_folder().glob("*.toml"))
-    }
+    return described_files(table_folder())
 
 
 def find_table(name: str, folder: Path | None = None) -> Path:

@@ -31,9 +31,7 @@ def held(file: Path, *, wait: bool = False) -> Iterator[bool]:
 
 
 @contextmanager
-def held_folder(
-    folder: Path, error: type[SvdctlError], *, work: str, instead: str, of_links: str, part: str = ""
-) -> Iterator[None]:
+def held_folder(folder: Path, error: type[SvdctlError], *, work: str, instead: str, part: str = "") -> Iterator[None]:
     """Hold a folder, or one part of it; a process that cannot is refused with a sentence.
 
     Args:
@@ -41,16 +39,15 @@ def held_folder(
         error: the class of the error.
         work: what a process does that holds it, as `trains`.
         instead: what to do where another process holds it.
-        of_links: what to do about a link in it: files that are written in place, as a log is, would change whatever it
-            points at.
         part: processes that hold different parts do not meet.
 
     Raises:
         error: another process holds it, it cannot be written, or it is or holds a symbolic link.
     """
+    # Files that are written in place, as a log is, would change whatever a link points at.
     links = (path for path in (folder, *sorted(folder.iterdir())) if path.is_symlink())
     if link := next(links, None):
-        raise error(f"{link} is a link to {link.readlink()}; {of_links}")
+        raise error(f"{link} is a link to {link.readlink()}; give the folder itself, with plain files in it")
     with ExitStack() as stack:
         try:
             mine = stack.enter_context(held(folder / f".lock{part and '-'}{part}"))

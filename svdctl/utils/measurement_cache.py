@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from svdctl.errors import EvaluationError, SvdctlError
+from svdctl.errors import EvaluationError, SvdctlError, first_line
 from svdctl.utils.atomic_write import write_atomically
 from svdctl.utils.content_hash import content_digest, json_digest
 from svdctl.utils.network_probe import Probe, read_probes
@@ -254,7 +254,7 @@ def _matches(found: object, about: Mapping[str, Any], record: Mapping[str, Any])
 def fault_of(error: Exception) -> str:
     """Return the first fault that a model found, or the first line of another error, in a few words."""
     if not isinstance(error, ValidationError):
-        return (str(error).splitlines() or [type(error).__name__])[0][:150]
+        return first_line(error, 150)
     fault = error.errors()[0]
     where = ".".join(map(str, fault["loc"]))
     message = fault["msg"].removeprefix("Value error, ")

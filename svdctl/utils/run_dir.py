@@ -46,8 +46,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         TrainingError: another process holds it, it cannot be written, or a link in it leads elsewhere.
     """
-    links = "give the folder itself, with plain files in it"
-    with held_folder(folder, TrainingError, work="trains", instead="stop it first", of_links=links):
+    with held_folder(folder, TrainingError, work="trains", instead="stop it first"):
         remove_unfinished(folder)
         yield
 

@@ -155,7 +155,7 @@ def test_all_faults_come_together_before_the_recipe(recipe: Mock, capsys: pytest
     assert all(text.startswith("svdctl: ") for text in lines)
     wanted = [
         *("--metrics autoatack", "--dataset cifar", "'fgo'; did you mean fog", "--severities", "--norm", "--eps"),
-        *("--attacks apgd", "--shard 9/8", "--format xml", "--which", "x: there is no such key", "--examples 0"),
+        *("no attack apgd;", "--shard 9/8", "--format xml", "--which", "x: there is no such key", "--examples 0"),
     ]
     for words in wanted:
         assert sum(words in text for text in lines) == 1, words

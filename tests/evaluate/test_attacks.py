@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from svdctl.data.streamed_images import streamed_images
 from svdctl.errors import DataError, EvaluationError, ShapeError, UsageError
-from svdctl.evaluate.attack.attack_batches import attack_batches, begin, choose_examples
+from svdctl.evaluate.attack.attack_batches import attack_batches, begin
 from svdctl.evaluate.attack.attack_plan import plan
 from svdctl.evaluate.attack.attack_state import MISCLASSIFIED, STANDS, AttackState, fingerprint, join, summary
 from svdctl.evaluate.attack.attacked_network import AttackedNetwork
 from svdctl.evaluate.attack_settings import AttackSettings
+from svdctl.evaluate.inference import subset
 from tests.evaluate.victims import Net, carry_on, direct, run, victim
 
 FAST = AttackSettings(eps=0.24, attacks=("apgd-ce", "fab-t"), batch_size=3, seed=5)
@@ -422,13 +423,12 @@ def test_bad_networks_are_named() -> None:
 
 
 def test_examples_are_drawn_from_the_seed() -> None:
-    settings = AttackSettings(examples=20)
-    chosen = choose_examples(100, settings)
+    chosen = subset(100, 20, 0)
     assert len(chosen.unique()) == 20
     assert torch.equal(chosen, chosen.sort().values)
-    assert torch.equal(chosen, choose_examples(100, settings))
-    assert not torch.equal(chosen, choose_examples(100, AttackSettings(examples=20, seed=1)))
-    assert torch.equal(choose_examples(15, settings), torch.arange(15))
+    assert torch.equal(chosen, subset(100, 20, 0))
+    assert not torch.equal(chosen, subset(100, 20, 1))
+    assert torch.equal(subset(15, 20, 0), torch.arange(15))
 
 
 def test_settings_refuse_what_cannot_be() -> None:

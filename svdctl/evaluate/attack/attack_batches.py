@@ -46,14 +46,6 @@ class FinishedBatch:
     """Norms of their perturbations `(broken,)`, float64."""
 
 
-def choose_examples(count: int, settings: AttackSettings) -> Tensor:
-    """Return ascending positions of the images out of `count` that are attacked, drawn from the seed."""
-    if not isinstance(settings.examples, int) or settings.examples >= count:
-        return torch.arange(count)
-    generator = torch.Generator().manual_seed(settings.seed)
-    return torch.randperm(count, generator=generator)[: settings.examples].sort().values
-
-
 def check_images(images: Tensor, labels: Tensor) -> None:
     """Raise `DataError` unless these are bytes or pixels in [0, 1], `(N, C, H, W)`, with one label `(N,)` each."""
     if images.ndim != 4 or len(images) != len(labels) or len(images) == 0:
@@ -86,7 +78,7 @@ def begin(
         model: pixels in [0, 1] to logits.
         images: `(N, C, H, W)`, uint8 or pixels in [0, 1], on any device.
         labels: `(N,)`.
-        settings: `examples` has been applied by the caller (`choose_examples`).
+        settings: `examples` has been applied by the caller (`svdctl.evaluate.inference.subset`).
         fingerprint: what the state is bound to.
         log: takes sentences for the user.
 

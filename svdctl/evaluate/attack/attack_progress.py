@@ -15,10 +15,10 @@ from torch import Tensor
 from svdctl.checkpoint.torch_archive import read_torch
 from svdctl.config.evaluate_config import Shard
 from svdctl.errors import EvaluationError
-from svdctl.evaluate.attack.attack_batches import choose_examples
 from svdctl.evaluate.attack.attack_state import MISCLASSIFIED, AttackState, fingerprint, join
 from svdctl.evaluate.attack_settings import AttackSettings
 from svdctl.evaluate.evaluation_data import EvaluationData
+from svdctl.evaluate.inference import subset
 from svdctl.utils.content_hash import json_digest
 from svdctl.utils.measurement_cache import Measurement, MeasurementCache
 from svdctl.utils.network_probe import Probe
@@ -67,7 +67,8 @@ class Assignment:
     @classmethod
     def make(cls, settings: AttackSettings, weights: str, dataset: EvaluationData, probe: Probe) -> "Assignment":
         """Return the whole attack."""
-        index = choose_examples(len(dataset.test), settings)
+        examples = settings.examples if isinstance(settings.examples, int) else None
+        index = subset(len(dataset.test), examples, settings.seed)
         bound_to = fingerprint(weights, dataset.sha256, settings)
         return cls(settings, index, dataset.test.labels[index], bound_to, probe)
 

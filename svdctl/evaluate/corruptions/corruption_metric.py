@@ -14,6 +14,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
 from svdctl.config.corruption_names import CLEAN, GENERAL_NOTE, NOTES, SEVERITIES, list_name, named_lists
+from svdctl.data.batches import derived_seed
 from svdctl.data.data_source import place_of, source_of
 from svdctl.data.streamed_images import rows_of
 from svdctl.evaluate.corruptions.corruption_functions import corrupt
@@ -131,7 +132,7 @@ def measure(
     """Return accuracy for each corruption and severity; counts that are done are kept."""
     classifier, test = context.classifier, context.data.test
     names = [name for name in settings.names if name != CLEAN]
-    index = subset(len(test), settings.examples, context.config.seed, "corruptions")
+    index = subset(len(test), settings.examples, derived_seed(context.config.seed, "corruptions"))
     labels = test.labels[index]
     total = len(names) * len(settings.severities) + 1
     kept = MeasurementCache(unfinished.path, Count, unfinished.protocol, probe=context.probe)

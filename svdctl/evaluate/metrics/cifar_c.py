@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, PositiveInt
+from pydantic import AfterValidator, Field, PositiveInt
 
 from svdctl.config.base import Config
-from svdctl.config.corruption_names import CLEAN, CORRUPTIONS, list_name, read_corruption_list
+from svdctl.config.corruption_names import CLEAN, CORRUPTIONS, expand_corruptions, list_name, read_corruption_list
 from svdctl.config.data_config import Data
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.data.data_source import place_of, source_of
@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 class CorruptionSettings(Config):
     """Which corrupted test sets are classified."""
 
-    names: Annotated[tuple[str, ...], Field(min_length=1, default_factory=read_corruption_list)]
-    """Corruptions; `natural` stands for the test images as they are."""
+    names: Annotated[
+        tuple[str, ...], AfterValidator(expand_corruptions), Field(min_length=1, default_factory=read_corruption_list)
+    ]
+    """Corruptions, or the lists `all` and `benchmark`; `natural` stands for the test images as they are."""
     severities: Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], Field(min_length=1)] = (1, 2, 3, 4, 5)
     examples: PositiveInt | None = None
     """Test images, the first ones of an order drawn from the seed; absent: all."""
