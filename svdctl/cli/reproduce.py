@@ -84,25 +84,25 @@ def _dry_run(request: Request) -> None:
     # Names, files and configurations are judged before torch is imported, which takes seconds.
     from svdctl.reproduce.plan import make_plan
 
-    make_plan(request)
+    plan = make_plan(request)
     from svdctl.cli.reproduce_text import dry_run_lines
     from svdctl.reproduce.estimate import dry_run as estimated
 
-    for line in dry_run_lines(estimated(request, lambda text: typer.echo(text, err=True))):
+    for line in dry_run_lines(estimated(plan, lambda text: typer.echo(text, err=True))):
         typer.echo(line)
 
 
 def _reproduce(request: Request) -> None:
     from svdctl.reproduce.plan import make_plan
 
-    make_plan(request)
+    plan = make_plan(request)
     from svdctl.cli.reproduce_progress import SweepDisplay
     from svdctl.cli.reproduce_text import command_line, result_lines
     from svdctl.reproduce import reproduction as recipe
 
     reporter = SweepDisplay()
     try:
-        result = recipe.reproduce(request, reporter, command_line)
+        result = recipe.reproduce(plan, reporter, command_line)
     except KeyboardInterrupt as error:
         # Typer would end the process without a word.
         raise Interrupted(f"stopped; {recipe.GO_ON}") from error

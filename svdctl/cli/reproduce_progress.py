@@ -12,8 +12,8 @@ from svdctl.cli.progress_display import ProgressDisplay, duration
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from svdctl.reproduce.job import Job, Outcome
     from svdctl.reproduce.plan import Plan
+    from svdctl.reproduce.run_store import Job, Outcome
 
 
 @dataclass(frozen=True)

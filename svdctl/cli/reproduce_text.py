@@ -8,9 +8,8 @@ from svdctl.utils.table import terminal
 
 if TYPE_CHECKING:
     from svdctl.reproduce.estimate import DryRun
-    from svdctl.reproduce.job import Job
     from svdctl.reproduce.reproduction import ReproduceResult
-    from svdctl.reproduce.run_store import RunState
+    from svdctl.reproduce.run_store import Job, RunState
 
 
 def command_line(job: "Job") -> str:

@@ -33,10 +33,8 @@ from svdctl.layers.layer_ops import find_ops, ops_of
 from svdctl.layers.shapes import input_sizes
 from svdctl.models.build import build_model, count_parameters
 from svdctl.registry import LAYERS, METRICS
-from svdctl.reproduce.job import Job
-from svdctl.reproduce.plan import Plan, make_plan
-from svdctl.reproduce.run_store import RunState, RunStore
-from svdctl.reproduce.table_files import Request
+from svdctl.reproduce.plan import Plan
+from svdctl.reproduce.run_store import Job, RunState, RunStore
 from svdctl.reproduce.timing import classes_of, image_side, in_rounds, timed, trainer_on_noise
 from svdctl.train.trainer import Trainer
 
@@ -250,13 +248,9 @@ class DryRun:
     disk_free: int
 
 
-def dry_run(request: Request, say: Callable[[str], None]) -> DryRun:
-    """Resolve and estimate everything; works without data.
-
-    Raises:
-        UsageError: names, files, configurations.
-    """
-    plan = make_plan(request)
+def dry_run(plan: Plan, say: Callable[[str], None]) -> DryRun:
+    """Estimate everything; works without data."""
+    request = plan.request
     store = RunStore(request.out_dir, request.reuse)
     index, jobs, measured = store.index(), plan.jobs(), dict[str, Any]()
     rows: dict[str, list[str]] = {}

@@ -14,7 +14,7 @@ from svdctl.errors import CheckpointError, Interrupted, SvdctlError, TrainingErr
 from svdctl.evaluate import runner
 from svdctl.evaluate.measure_checkpoint import Failure
 from svdctl.registry import METRICS
-from svdctl.reproduce.job import Job, Outcome
+from svdctl.reproduce.run_store import Job, Outcome
 from svdctl.train import start as recipe
 from svdctl.train.run_history import read_history, what_lacks
 from svdctl.train.setup import load_parts

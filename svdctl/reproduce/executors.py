@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from svdctl.errors import UsageError, first_line
 from svdctl.reproduce.execute import execute
-from svdctl.reproduce.job import JOB, OUTCOME, Job, Outcome
+from svdctl.reproduce.run_store import JOB, OUTCOME, Job, Outcome
 from svdctl.reproduce.worker import work
 from svdctl.utils.progress import Reporter
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from svdctl.config.base import Config
 from svdctl.config.configuration import configuration
 from svdctl.config.presets import list_presets, read_toml, run_name
 from svdctl.config.train_config import TrainConfig
@@ -17,8 +18,7 @@ from svdctl.data.data_source import at_place
 from svdctl.errors import UsageError, nearest
 from svdctl.evaluate.table_evaluation import Evaluate
 from svdctl.plugins import loaded_plugins
-from svdctl.reproduce.job import Job
-from svdctl.reproduce.run_store import RunStore
+from svdctl.reproduce.run_store import Job, RunStore
 from svdctl.reproduce.table_files import (
     SMOKE,
     STATIC,
@@ -101,6 +101,8 @@ def make_plan(request: Request) -> Plan:
     Raises:
         UsageError: with all faults of names, files, patterns and configurations.
     """
+    if request.engine == "ray":
+        request = everywhere(request)
     gathered = gather(request.tables)
     rows = {name: table.rows for name, (_, table) in gathered.items() if isinstance(table, ResultTable)}
     names = list(dict.fromkeys(row.name for some in rows.values() for row in some))
@@ -128,6 +130,16 @@ def make_plan(request: Request) -> Plan:
         raise UsageError(dict.fromkeys(faults))
     paper = {} if request.paper_numbers is None else read_paper_numbers(request.paper_numbers, tables)
     return Plan(request, tuple(tables), figures, paper)
+
+
+def everywhere(request: Request) -> Request:
+    """Return the request with absolute paths: workers of a cluster start in folders of their own."""
+    reuse = tuple(path.expanduser().absolute() for path in request.reuse)
+    return request.model_copy(update={**_absolute_paths(request), "reuse": reuse})
+
+
+def _absolute_paths(config: Config) -> dict[str, Path]:
+    return {name: value.expanduser().absolute() for name, value in config if isinstance(value, Path)}
 
 
 @contextmanager
@@ -193,8 +205,7 @@ def _at_home(config: TrainConfig, name: str, group: str, request: Request) -> Tr
     """Return a configuration with names and places of this request: they have no effect on the results."""
     data = at_place(config.data, request.dataset_root)
     if request.engine == "ray":  # whose workers start elsewhere
-        paths = {name: value.expanduser().absolute() for name, value in data if isinstance(value, Path)}
-        data = data.model_copy(update=paths)
+        data = data.model_copy(update=_absolute_paths(data))
     log = {} if request.wandb == "off" else {"wandb": request.wandb, "wandb_group": group}
     update = {
         "name": run_name(name),

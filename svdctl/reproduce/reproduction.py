@@ -15,9 +15,8 @@ from svdctl.registry import METRICS
 from svdctl.reproduce.estimate import disk_needed
 from svdctl.reproduce.execute import evaluation_config
 from svdctl.reproduce.executors import Executor, InProcess, OnRay, Processes
-from svdctl.reproduce.job import Job, Outcome
-from svdctl.reproduce.plan import Plan, make_plan
-from svdctl.reproduce.run_store import RunStore
+from svdctl.reproduce.plan import Plan
+from svdctl.reproduce.run_store import Job, Outcome, RunStore
 from svdctl.reproduce.speed import write_figure
 from svdctl.reproduce.table_files import Request
 from svdctl.reproduce.table_results import Results, assemble, write_table
@@ -39,22 +38,20 @@ class ReproduceResult:
     """A line for each run that failed."""
 
 
-def reproduce(request: Request, reporter: Reporter, command_line: Callable[[Job], str]) -> ReproduceResult:
+def reproduce(plan: Plan, reporter: Reporter, command_line: Callable[[Job], str]) -> ReproduceResult:
     """Make tables and figures; runs and measurements that earlier calls have finished are used.
 
     Args:
-        request: what is made.
+        plan: what is made.
         reporter: gets the plan, the outcomes of its jobs, and notices.
         command_line: returns the command that trains a run; tables name it.
 
     Raises:
-        UsageError: before anything is trained: names, files, configurations, disk, executor.
+        UsageError: before anything is trained: disk, executor.
         DataError: data that are not there and cannot be had.
         Interrupted: stopped; everything is saved.
     """
-    if request.engine == "ray":
-        request = everywhere(request)
-    plan = make_plan(request)
+    request = plan.request
     store = RunStore(request.out_dir, request.reuse)
     store.prepare()
     jobs = plan.jobs()
@@ -128,14 +125,6 @@ def drive(jobs: Sequence[Job], executor: Executor, reporter: Reporter) -> Iterat
                 raise Interrupted(GO_ON)
             else:
                 yield outcome
-
-
-def everywhere(request: Request) -> Request:
-    """Return the request with absolute paths: workers of a cluster start in folders of their own."""
-    paths = {name: getattr(request, name) for name in ("out_dir", "dataset_root", "cifar_c_root")}
-    whole: dict[str, object] = {name: path.expanduser().absolute() for name, path in paths.items() if path is not None}
-    whole["reuse"] = tuple(path.expanduser().absolute() for path in request.reuse)
-    return request.model_copy(update=whole)
 
 
 def make_executor(request: Request, reporter: Reporter) -> Executor:

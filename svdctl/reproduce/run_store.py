@@ -1,21 +1,25 @@
-"""The run folders of runs, and what commands know of each other: a lock and a status for each run.
+"""Jobs and outcomes, the run folders of their runs, and what commands know of each other: locks and status files.
 
 Locks and status files lie below `.reproduce/` of the folder of runs. A lock goes with the process that holds it,
 however that ends.
 """
 
+import hashlib
 import json
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
 
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import CheckpointError, UsageError
+from svdctl.evaluate.table_evaluation import Evaluate
 from svdctl.train.run_hash import config_in, run_hash
 from svdctl.utils.atomic_write import write_atomically
 from svdctl.utils.lock import held
@@ -124,6 +128,52 @@ class RunStore:
         """Write how far a run is, for every command to read."""
         who = {"time": time.time(), "host": socket.gethostname(), "pid": os.getpid()}
         write_atomically(self._private / f"{key}.json", json.dumps({**status, **who}))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training and what is measured of it."""
+
+    key: str
+    """`run_hash` of the configuration."""
+    config: TrainConfig
+    preset: str
+    assignments: tuple[str, ...]
+    """`key.path=value`; with the preset they give `config`, its name and places aside."""
+    evaluate: Evaluate
+    metrics: tuple[str, ...]
+    """Metrics of `eval-robust`."""
+    store: RunStore
+    """Where its run folder is."""
+    cifar_c_root: Path | None = None
+
+    @property
+    def id(self) -> str:
+        """Return what is equal for one training that is evaluated in one way."""
+        return f"{self.key}-{hashlib.sha256(self.evaluate.model_dump_json().encode()).hexdigest()[:6]}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job: its figures by column, how they deviate from the table's protocol, or why there are none.
+
+    `busy`: another process holds the run; `interrupted`: stopped by a signal, with its state saved.
+    """
+
+    id: str = ""
+    """Of the job."""
+    state: Literal["done", "failed", "busy", "interrupted"] = "done"
+    values: Mapping[str, float] = field(default_factory=dict)
+    deviations: tuple[str, ...] = ()
+    folder: str | None = None
+    reason: str | None = None
+    """Of a failure."""
+    kept: Mapping[str, str] = field(default_factory=dict)
+    """How figures of an earlier call are known, by column: `kept`, or `kept, no checksum`."""
+
+
+JOB: TypeAdapter[Job] = TypeAdapter(Job)
+OUTCOME: TypeAdapter[Outcome] = TypeAdapter(Outcome)
 
 
 def _config_of(folder: Path) -> TrainConfig | None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from svdctl.reproduce.estimate import static_figures
-from svdctl.reproduce.job import Job, Outcome
 from svdctl.reproduce.plan import PaperNumbers, TablePlan
+from svdctl.reproduce.run_store import Job, Outcome
 from svdctl.reproduce.table_files import STATIC, Row, known_columns
 from svdctl.utils import table as formats
 from svdctl.utils.atomic_write import write_atomically

@@ -24,7 +24,7 @@ def main() -> None:
 def work(text: str) -> str:
     """Return the outcome, in JSON, of a job in JSON; the plugins of its configuration are those that a user named."""
     from svdctl.reproduce.execute import execute  # after the environment is known
-    from svdctl.reproduce.job import JOB, OUTCOME, Outcome
+    from svdctl.reproduce.run_store import JOB, OUTCOME, Outcome
 
     load_plugins(json.loads(text)["config"]["plugins"])
     job = JOB.validate_json(text)

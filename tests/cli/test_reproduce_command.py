@@ -18,9 +18,8 @@ from svdctl.cli.reproduce_text import command_line, dry_run_lines
 from svdctl.cli.variadic import spread
 from svdctl.errors import DataError, Interrupted, UsageError
 from svdctl.reproduce import reproduction as recipe
-from svdctl.reproduce.job import Outcome
-from svdctl.reproduce.plan import make_plan
-from svdctl.reproduce.run_store import RunStore
+from svdctl.reproduce.plan import everywhere, make_plan
+from svdctl.reproduce.run_store import Outcome, RunStore
 from svdctl.reproduce.table_files import Request
 
 
@@ -40,12 +39,12 @@ def svdctl_exits(*arguments: str) -> int:
 
 def asked(reproduce: Mock, *arguments: str) -> Request:
     assert svdctl_exits("reproduce", *arguments) == 0
-    (request, board, spelled), named = reproduce.call_args
+    (plan, board, spelled), named = reproduce.call_args
     assert spelled is command_line
     assert named == {}
     assert isinstance(board, SweepDisplay)
-    assert isinstance(request, Request)
-    return request
+    assert isinstance(plan.request, Request)
+    return plan.request
 
 
 @pytest.mark.parametrize(
@@ -79,7 +78,8 @@ def test_flags_reach_the_recipe(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.toml").write_text("[table2.none-full]\naccuracy = 90\n")
-    assert asked(reproduce, *line.split()) == Request.model_validate(expected)
+    wanted = Request.model_validate(expected)
+    assert asked(reproduce, *line.split()) == (everywhere(wanted) if wanted.engine == "ray" else wanted)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_a_dry_run_shows_every_run_and_needs_no_data(tmp_path: Path) -> None:
         patch.object(estimate, "measure_control", return_value=0.5),
     ):
         request = Request(tables=("table2", "figure-speed"), out_dir=tmp_path / "runs")
-        found = dry_run(request, lambda text: None)
+        found = dry_run(make_plan(request), lambda text: None)
     assert len(found.jobs) == 12
     text = "\n".join(dry_run_lines(found))
     for part in (

@@ -12,6 +12,7 @@ from svdctl.cli.evaluation_progress import result_json, result_table
 from svdctl.errors import UsageError
 from svdctl.evaluate.runner import EvaluationResult
 from svdctl.evaluate.runner import run as evaluate
+from svdctl.reproduce.plan import make_plan
 from svdctl.reproduce.reproduction import reproduce
 from svdctl.reproduce.table_files import Request
 from tests.evaluate.conftest import run, shared
@@ -122,7 +123,7 @@ preset = "wrn-cifar10"
 def test_it_is_a_column_of_a_table(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(TABLE)
     request = Request.model_validate({"tables": [str(tmp_path / "mine.toml")], "out_dir": tmp_path / "runs"})
-    result = reproduce(request, Board(), spelled)
+    result = reproduce(make_plan(request), Board(), spelled)
     assert not result.failed
     text = (tmp_path / "runs/tables/mine.md").read_text()
     assert "| accuracy, % | confidence, % |" in text

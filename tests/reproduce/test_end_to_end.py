@@ -15,9 +15,9 @@ import torch
 
 from svdctl.checkpoint.checkpoint_file import read_checkpoint
 from svdctl.errors import DataError
-from svdctl.reproduce.job import Job, Outcome
-from svdctl.reproduce.plan import Plan
+from svdctl.reproduce.plan import Plan, make_plan
 from svdctl.reproduce.reproduction import reproduce
+from svdctl.reproduce.run_store import Job, Outcome
 from svdctl.reproduce.table_files import Request
 from svdctl.utils.progress import Reporter
 
@@ -71,7 +71,7 @@ def runs_of(out_dir: Path) -> list[Path]:
 def test_a_table_from_nothing_and_again(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "runs"
     board = Board()
-    result = reproduce(request(tiny, out), board, spelled)
+    result = reproduce(make_plan(request(tiny, out)), board, spelled)
     assert result.failed == ()
     assert board.outcomes == [("tiny-none-full-s3407", "done"), ("tiny-divide-tt8-s3407", "done")]
     assert [file.name for file in result.files] == [f"tiny.{kind}" for kind in ("md", "csv", "tex", "json", "png")]
@@ -97,14 +97,14 @@ def test_a_table_from_nothing_and_again(tiny: Path, tmp_path: Path) -> None:
     weights = {path: (path / "last.pt").stat().st_mtime_ns for path in runs_of(out)}
     assert len(weights) == 2
     assert "(kept" not in (out / "tables" / "tiny.md").read_text()
-    reproduce(request(tiny, out), Board(), spelled)
+    reproduce(make_plan(request(tiny, out)), Board(), spelled)
     assert cells(out) == first
     # Columns that are measured: five of eval-robust, one of the training.
     rows = [line for line in (out / "tables" / "tiny.md").read_text().splitlines() if line.startswith("| ")][1:]
     assert [line.count("(kept)") for line in rows] == [5, 5]
     assert {path: (path / "last.pt").stat().st_mtime_ns for path in runs_of(out)} == weights
     # Finished runs of another folder are used where they lie.
-    reproduce(request(tiny, tmp_path / "new", reuse=(out,), rows=("none*",)), Board(), spelled)
+    reproduce(make_plan(request(tiny, tmp_path / "new", reuse=(out,), rows=("none*",))), Board(), spelled)
     assert runs_of(tmp_path / "new") == []
     assert cells(tmp_path / "new", "tiny-part")["none-full"] == first["none-full"]
 
@@ -116,7 +116,7 @@ def test_a_metric_of_a_user_is_a_column(tiny: Path, tmp_path: Path) -> None:
         .replace("[smoke]", "[evaluate.settings.confidence]\ntemperature = 2.0\n\n[smoke]")
     )
     __import__("tests.extending.confidence_metric")
-    assert reproduce(request(tiny, tmp_path / "runs", rows=("none*",)), Board(), spelled).failed == ()
+    assert reproduce(make_plan(request(tiny, tmp_path / "runs", rows=("none*",))), Board(), spelled).failed == ()
     table = json.loads((tmp_path / "runs" / "tables" / "tiny-part.json").read_text())
     (row,) = table["rows"]
     folder = Path(row["runs"][0]["folder"])
@@ -131,13 +131,13 @@ def test_a_row_that_fails_is_listed_and_tried_again(tiny: Path, tmp_path: Path) 
     good = tiny.read_text()
     tiny.write_text(good.replace('preset = "wrn-cifar10"\n', 'preset = "wrn-cifar10"\nset = ["optimizer.lr=1e30"]\n'))
     board = Board()
-    result = reproduce(request(tiny, out, rows=("none*",)), board, spelled)
+    result = reproduce(make_plan(request(tiny, out, rows=("none*",))), board, spelled)
     assert board.outcomes == [("tiny-part-none-full-s3407", "failed")] or board.outcomes[0][1] == "failed"
     (line,) = result.failed
     assert "none-full, seed 3407: the loss was not finite" in line
     assert "not finite" in (out / "tables" / "tiny-part.md").read_text()
     tiny.write_text(good)
-    assert reproduce(request(tiny, out, rows=("none*",)), Board(), spelled).failed == ()
+    assert reproduce(make_plan(request(tiny, out, rows=("none*",))), Board(), spelled).failed == ()
 
 
 def test_data_that_cannot_be_had_stop_the_plan_before_training(
@@ -150,8 +150,9 @@ def test_data_that_cannot_be_had_stop_the_plan_before_training(
 
     monkeypatch.setattr(CIFAR10, "download", refuse)
     words = ("data.kind=cifar10",)
+    plan = make_plan(request(tiny, tmp_path / "runs", set=words, dataset_root=tmp_path / "data"))
     with pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz.*data\.root"):
-        reproduce(request(tiny, tmp_path / "runs", set=words, dataset_root=tmp_path / "data"), Board(), spelled)
+        reproduce(plan, Board(), spelled)
     assert runs_of(tmp_path / "runs") == []
 
 

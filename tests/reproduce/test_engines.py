@@ -20,10 +20,9 @@ from svdctl.reproduce import executors
 from svdctl.reproduce import reproduction as module
 from svdctl.reproduce.estimate import run_bytes
 from svdctl.reproduce.executors import ATTEMPTS, Executor, OnRay, Processes
-from svdctl.reproduce.job import JOB, OUTCOME, Job, Outcome
-from svdctl.reproduce.plan import Plan, make_plan
-from svdctl.reproduce.reproduction import check_disk, disk_needed, drive, everywhere, make_executor
-from svdctl.reproduce.run_store import RunStore
+from svdctl.reproduce.plan import Plan, everywhere, make_plan
+from svdctl.reproduce.reproduction import check_disk, disk_needed, drive, make_executor
+from svdctl.reproduce.run_store import JOB, OUTCOME, Job, Outcome, RunStore
 from svdctl.reproduce.table_files import Request
 from svdctl.utils.progress import Reporter
 
@@ -299,7 +298,7 @@ def test_paths_are_absolute_for_a_cluster() -> None:
     ],
 )
 def test_data_are_where_they_were_given_on_every_machine(words: dict[str, Any], place: dict[str, Path]) -> None:
-    request = everywhere(Request(tables=("table2",), rows=("none-full",), engine="ray", **words))
+    request = Request(tables=("table2",), rows=("none-full",), engine="ray", **words)
     data = make_plan(request).jobs()[0].config.data
     assert {name: getattr(data, name) for name in place} == place
 

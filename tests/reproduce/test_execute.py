@@ -11,9 +11,8 @@ from svdctl.config.presets import to_toml
 from svdctl.errors import CheckpointError, Interrupted, TrainingError
 from svdctl.reproduce import execute as module
 from svdctl.reproduce.execute import execute
-from svdctl.reproduce.job import JOB, Job, Outcome
 from svdctl.reproduce.plan import Plan
-from svdctl.reproduce.run_store import RunState, RunStore
+from svdctl.reproduce.run_store import JOB, Job, Outcome, RunState, RunStore
 from svdctl.utils.run_dir import locked
 
 MEASURED = Outcome("id", "done", {"accuracy": 0.5}, ("x",), "folder")

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from svdctl.cli.reproduce_text import command_line
-from svdctl.reproduce.job import Outcome
 from svdctl.reproduce.plan import Plan, read_paper_numbers
+from svdctl.reproduce.run_store import Outcome
 from svdctl.reproduce.table_files import Request
 from svdctl.reproduce.table_results import Results, assemble, write_table
 from svdctl.utils import table as formats

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from svdctl.cli.app import main
+from svdctl.reproduce.plan import make_plan
 from svdctl.reproduce.reproduction import reproduce
 from svdctl.reproduce.table_files import Request
 from tests.faults.small import write_data
@@ -63,7 +64,7 @@ def copy(made: Path, tmp_path: Path) -> Path:
 def table(folder: Path) -> dict[str, Any]:
     """The table of a folder, made by `svdctl reproduce`'s recipe."""
     request = {"tables": [str(folder / "one.toml")], "out_dir": folder / "runs"}
-    assert reproduce(Request.model_validate(request), Board(), spelled).failed == ()
+    assert reproduce(make_plan(Request.model_validate(request)), Board(), spelled).failed == ()
     return json.loads((folder / "runs" / "tables" / "one.json").read_text())
 
 
