@@ -18,7 +18,7 @@ from svdctl.control.controller import Controller
 from svdctl.data.images import ImageData
 from svdctl.models.build import build_model, build_optimizer
 from svdctl.train.setup import launch
-from svdctl.train.trainer import Trainer
+from svdctl.train.trainer import SINCE_RECORD, Trainer
 from svdctl.utils.machine import machine
 
 
@@ -64,13 +64,12 @@ def loop_step(config, batch: int, repeats: int) -> Callable[[], None]:
     controller = Controller.from_config(model, None, config.control, config.batchnorm)
     trainer = Trainer(config, model, launch(config), data, images(batch), controller)
     model.train()
-    totals = torch.zeros(5, dtype=torch.float64)
     batches = trainer.batches.epoch(0)
 
     def step() -> None:
-        trainer.train_step(*next(batches), totals)
-        trainer.read(totals, 0)
-        totals.zero_()
+        trainer.train_step(next(batches))
+        trainer.read(trainer.totals[SINCE_RECORD], 0)
+        trainer.totals.zero_()
 
     return step
 

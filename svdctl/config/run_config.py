@@ -67,5 +67,11 @@ class Hardware(Config):
     """Format of numbers."""
     compile: bool = False
     """Compile the model with torch.compile."""
+    capture: Literal["auto", "off"] = "auto"
+    """Record training steps on a CUDA device as CUDA graphs and replay them, which takes the time of Python and of
+    kernel launches away. `auto`: where a step reads nothing back; `off`: never."""
+    deterministic: bool | None = None
+    """Use deterministic kernels alone on a CUDA device, so that a run repeats itself bit for bit there too; slower.
+    Absent: off on CUDA, where cuDNN then picks the fastest kernels by trying them. A CPU is always deterministic."""
     channels_last: bool = True
     """Memory layout of images and kernels: channels innermost, which makes TT layers' 1x1 convolutions products."""

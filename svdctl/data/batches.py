@@ -31,6 +31,21 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Images of a step as they are stored, and what they are augmented by; all on the run's device."""
+
+    images: Tensor
+    """`(B, C, H, W)` uint8."""
+    draws: Tensor
+    """`(B, 3)` float32, uniform in [0, 1)."""
+    labels: Tensor
+    """`(B,)` int64."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
 class Batches:
     """Training batches of one process out of `world`."""
 
@@ -59,8 +74,8 @@ class Batches:
         count = self.count(step)
         return slice(self.rank * count // self.world, (self.rank + 1) * count // self.world)
 
-    def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images in [0, 1] `(B, 3, H, W)` and labels `(B,)` of the steps `start, ...` of an epoch counted from 0.
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of the steps `start, ...` of an epoch counted from 0; nothing waits for the device.
 
         Shares differ by an image where the batch does not divide, and may be empty in a small last batch.
         """
@@ -72,14 +87,12 @@ class Batches:
         for step, part, read in zip(steps, parts, read_ahead(self.data.images, parts), strict=True):
             generator = torch.Generator().manual_seed(derived_seed(self.seed, "augment", number, step))
             draws = torch.rand(self.count(step), 3, generator=generator)[self._own(step)]
-            images = augment(
-                read,
-                draws.to(device, non_blocking=True),
-                flip=self.augmentation.flip,
-                crop=self.augmentation.crop,
-                pad_mode=self.augmentation.pad,
-            )
-            yield to_pixels(images), self.data.labels[part]
+            yield Batch(read, draws.to(device, non_blocking=True), self.data.labels[part])
+
+    def pixels(self, batch: Batch) -> Tensor:
+        """Return the augmented images of a batch, in [0, 1], `(B, C, H, W)`."""
+        flip, crop, pad = self.augmentation.flip, self.augmentation.crop, self.augmentation.pad
+        return to_pixels(augment(batch.images, batch.draws, flip=flip, crop=crop, pad_mode=pad))
 
 
 def to_pixels(images: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ def _initialize_kernels(model: nn.Module, init: str) -> None:
 
 
 def build_optimizer(config: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
-    """Return the optimiser over all parameters; those of parametrised frames have no weight decay.
+    """Return the optimiser over all parameters, as one fused kernel; those of parametrised frames have no weight decay.
 
     Decay would pull the parameters of torch's `orthogonal` parametrization to an arbitrary point of the manifold, and
     break its Householder map, which reads signs from a diagonal that must stay exactly 1.
@@ -56,7 +56,7 @@ def build_optimizer(config: Optimizer, model: nn.Module) -> torch.optim.Optimize
     if coordinates:
         groups.append({"params": coordinates, "weight_decay": 0.0})
     settings = config.model_dump(exclude={"kind", "weight_decay"})
-    return {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[config.kind](groups, **settings)
+    return {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[config.kind](groups, fused=True, **settings)
 
 
 def count_parameters(model: nn.Module) -> int:

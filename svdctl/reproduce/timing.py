@@ -41,10 +41,9 @@ def trainer_on_noise(config: TrainConfig, fabric: Fabric) -> tuple[Trainer, Call
     once = config.model_copy(update={"epochs": 1, "max_steps": None})
     trainer = Trainer(once, model, fabric, data, data, Controller.from_config(model, None, None, None))
     model.train()
-    totals = torch.zeros(5, dtype=torch.float64, device=fabric.device)
     # No end: how often a step is timed is not known before.
     batches = chain.from_iterable(trainer.batches.epoch(epoch) for epoch in count())
-    return trainer, lambda: trainer.train_step(*next(batches), totals)
+    return trainer, lambda: trainer.train_step(next(batches))
 
 
 def timed(work: Callable[[], object], device: torch.device, loops: int = 1) -> float:

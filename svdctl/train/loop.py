@@ -53,8 +53,8 @@ class Loop:
         began = self._clock = time.perf_counter()
         first_step = trainer.counters.step
         syncs = _SyncSchedule(trainer.group, first_step)
-        for images, labels in trainer.batches.epoch(epoch, start):
-            trainer.train_step(images, labels, trainer.totals)
+        for batch in trainer.batches.epoch(epoch, start):
+            trainer.train_step(batch)
             step = trainer.counters.step
             last = step >= trainer.total_steps
             synced = syncs.is_due(step) or step % config.log.every_steps == 0 or last

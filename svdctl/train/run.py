@@ -25,7 +25,7 @@ from svdctl.train.loop import Loop
 from svdctl.train.plots import spectra
 from svdctl.train.result import TrainResult, finished, interrupted
 from svdctl.train.run_history import History, picked_by, read_best
-from svdctl.train.setup import Parts
+from svdctl.train.setup import Parts, chosen_kernels
 from svdctl.train.trainer import Trainer
 from svdctl.utils.progress import Reporter
 from svdctl.utils.run_dir import locked
@@ -95,7 +95,15 @@ class TrainingRun:
         )
         for notice in controller.notices():
             self.reporter.notice(notice)
-        self.trainer = Trainer(config, self.model, self.fabric, self.parts.train, self.parts.held_out, controller)
+        self.trainer = Trainer(
+            config,
+            self.model,
+            self.fabric,
+            self.parts.train,
+            self.parts.held_out,
+            controller,
+            notice=self.reporter.notice,
+        )
         if history is not None:
             with checkpoint_error_on_mismatch(self.folder):
                 self.trainer.load_state_dict(history.training)
@@ -107,6 +115,7 @@ class TrainingRun:
                 lines = None if history is None else history.lines
                 log = RunLog(RunInfo(self.folder, config.model_dump(mode="json"), lines), config.log)
                 opened.callback(log.close)
+            opened.enter_context(chosen_kernels(config.hardware, self.fabric.device))
             stop = opened.enter_context(stop_on_signal())
             completed = Loop(self.trainer, self.reporter, log, self._save, stop).run()
         if completed:

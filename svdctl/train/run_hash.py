@@ -18,6 +18,8 @@ WITHOUT_EFFECT = (
     "hardware.accelerator",
     "hardware.compile",
     "hardware.channels_last",
+    "hardware.capture",
+    "hardware.deterministic",
     "checkpoint.keep",
 )
 

@@ -1,10 +1,13 @@
 """What a training would do, said before it does it."""
 
+import torch
+
 from svdctl.config.train_config import CROSS_ENTROPY, TrainConfig
 from svdctl.data.data_source import describe, source_of
 from svdctl.models.architecture import architecture_of
 from svdctl.models.build import count_on_meta
-from svdctl.registry import LAYERS
+from svdctl.registry import CONTROLS, LAYERS
+from svdctl.train.captured_step import why_not_captured
 
 SELECTION = {
     "last": "the last epoch counts",
@@ -14,7 +17,10 @@ SELECTION = {
 
 
 def plan(config: TrainConfig, base: str) -> list[str]:
-    """Return what a run would do, a line each for base, model, data, control, training and run, without its data."""
+    """Return what a run would do, without its data.
+
+    A line each for base, model, data, control, training, device and run.
+    """
     return [
         f"base     {base}",
         f"model    {_model_line(config)}",
@@ -24,11 +30,30 @@ def plan(config: TrainConfig, base: str) -> list[str]:
         f"lr {config.optimizer.lr:g}, schedule {config.schedule.kind}, seed {config.seed}"
         + f", loss {config.loss.kind}"
         * (config.loss.kind != CROSS_ENTROPY),
+        f"device   {_device_line(config)}",
         f"run      {config.out_dir}/{config.name}-<time>, select: {config.evaluation.select}"
         + (
             " (the test set picks the best epoch, as in the paper's code)" if config.evaluation.select == "test" else ""
         ),
     ]
+
+
+def _device_line(config: TrainConfig) -> str:
+    hardware = config.hardware
+    kind = hardware.accelerator
+    if kind in ("auto", "gpu"):
+        found = torch.accelerator.current_accelerator(check_available=True)
+        kind = "cpu" if found is None else found.type
+    parts = [kind, f"precision {hardware.precision}", *["compiled"] * hardware.compile]
+    processes = 1 if hardware.devices == 1 and hardware.num_nodes == 1 else 2
+    reason = why_not_captured(hardware, torch.device(kind), processes)
+    control, method = config.control, CONTROLS.get(config.control.kind)
+    if reason is None and control.kind != "none" and not method.has_factors(control):
+        if control.every_steps == 1:
+            reason = f"{control.kind} reads singular values back in every step"
+        else:
+            return ", ".join([*parts, f"steps are CUDA graphs, but those with a {control.kind}"])
+    return ", ".join([*parts, "steps are CUDA graphs" if reason is None else f"steps run eagerly: {reason}"])
 
 
 def _model_line(config: TrainConfig) -> str:

@@ -2,14 +2,19 @@
 
 import inspect
 import logging
+import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
+from svdctl.config.run_config import Hardware
 from svdctl.config.train_config import TrainConfig
 from svdctl.data.batches import derived_seed
 from svdctl.data.data_source import load as load_data
@@ -64,6 +69,26 @@ def launch(config: TrainConfig) -> Fabric:
             ) from error
         raise
     return fabric
+
+
+@contextmanager
+def chosen_kernels(hardware: Hardware, device: torch.device) -> Iterator[None]:
+    """Let torch use deterministic kernels alone on a CUDA device, or the fastest ones; elsewhere nothing is changed."""
+    if device.type != "cuda":
+        yield
+        return
+    deterministic = bool(hardware.deterministic)
+    cudnn, before = torch.backends.cudnn, torch.are_deterministic_algorithms_enabled()
+    flags = cudnn.benchmark, cudnn.deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats itself with this alone
+    try:
+        torch.use_deterministic_algorithms(deterministic or before)
+        cudnn.benchmark, cudnn.deterministic = not deterministic, deterministic
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        cudnn.benchmark, cudnn.deterministic = flags
 
 
 @dataclass(frozen=True)

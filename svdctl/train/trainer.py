@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from svdctl.certificates import Certifier
 from svdctl.config.train_config import TrainConfig
 from svdctl.control.controller import Controller, LayerReport
-from svdctl.data.batches import Batches
+from svdctl.data.batches import Batch, Batches
 from svdctl.data.images import ImageData
 from svdctl.distributed.group import Group
 from svdctl.errors import ShapeError, TrainingError
@@ -22,6 +22,7 @@ from svdctl.layers.stiefel import frame_error
 from svdctl.models.build import build_optimizer
 from svdctl.registry import LOSSES
 from svdctl.spectral.bounds import Bracket
+from svdctl.train.captured_step import CapturedSteps, why_not_captured
 from svdctl.train.loss import Loss, LossBatch
 from svdctl.train.validation import Accuracy, evaluate
 
@@ -69,6 +70,8 @@ class Trainer:
     evaluation_data: ImageData
     controller: Controller
     counters: Counters = field(default_factory=Counters)
+    notice: Callable[[str], None] = lambda text: None
+    """Is given sentences that the user should read."""
 
     def __post_init__(self) -> None:
         device = self.fabric.device
@@ -89,11 +92,14 @@ class Trainer:
         # The raw optimiser is kept: frames carry its momentum along, and checkpoints hold its state.
         self.optimizer = build_optimizer(self.config.optimizer, self.model)
         self.controller.optimizer = self.optimizer
-        steps = self.config.epochs * self.batches.steps_per_epoch
-        self.total_steps = min(steps, self.config.max_steps or steps)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: self.config.schedule.lr_factor(step, steps, self.config.optimizer.lr)
-        )
+        self._scheduled_steps = self.config.epochs * self.batches.steps_per_epoch
+        self.total_steps = min(self._scheduled_steps, self.config.max_steps or self._scheduled_steps)
+        self._captured: CapturedSteps | None = None
+        if why_not_captured(self.config.hardware, device, self.fabric.world_size) is None:
+            self._captured = CapturedSteps(self._step_on_device, device, self.notice)
+            for group in self.optimizer.param_groups:
+                # A graph reads the rate of each step from where it lies.
+                group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=device)
         runnable: Any = torch.compile(self.model) if self.config.hardware.compile else self.model
         self.runnable, self.stepper = self.fabric.setup(runnable, self.optimizer)
         self._loss: Loss = LOSSES.get(self.config.loss.kind)
@@ -103,60 +109,83 @@ class Trainer:
         """`line_digest` of each line about steps that the log was given."""
         self._computed: dict[str, tuple[list[int], Any]] = {}
         """What was computed of the weights since the last step, with the counters of their changes."""
+        # Added to step by step, so that they do not depend on when they are read.
+        self.totals = torch.zeros(2, 5, dtype=torch.float64, device=device)
+        """Of (loss, penalty, correct, images, steps that were not finite): of the epoch, and since the last record."""
+        self._set_rate()
         self.start_epoch()
+
+    @property
+    def rate(self) -> float:
+        """Return the learning rate of the next step."""
+        lr = self.config.optimizer.lr
+        return lr * self.config.schedule.lr_factor(self.counters.step, self._scheduled_steps, lr)
+
+    def _set_rate(self) -> None:
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(self.rate)
+            else:
+                group["lr"] = self.rate
 
     def start_epoch(self) -> None:
         """Set the sums over an epoch's steps to zero."""
-        # Added to step by step, so that they do not depend on when they are read.
-        self.totals = torch.zeros(2, 5, dtype=torch.float64, device=self.fabric.device)
-        """Of (loss, penalty, correct, images, steps that were not finite): of the epoch, and since the last record."""
+        self.totals.zero_()
         self.train_time = 0.0
         """Seconds of the epoch's steps."""
         self.control_time = 0.0
         """Seconds of control among them."""
 
-    def train_step(self, images: Tensor, labels: Tensor, totals: Tensor) -> None:
-        """Make one step; adds (loss, penalty, correct, images, steps that were not finite) to `totals` `(*, 5)`.
+    def train_step(self, batch: Batch) -> None:
+        """Make one step, and add (loss, penalty, correct, images, steps that were not finite) to `totals`.
 
-        No host sync.
+        Nothing waits for the device, but a control that has to. On a CUDA device the step is a replay where it can be.
         """
         self._computed.clear()
+        controller, step = self.controller, self.counters.step + 1
+        before = controller.control_seconds
+        try:
+            if self._captured is None:
+                self._step_on_device(batch)
+            else:
+                capture = controller.why_not_captured(step) is None
+                self._captured.run(batch, controller.due(step), capture=capture)
+        except (ShapeError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]  # public, not declared
+            self.counters.step = step
+            raise self._lost("weights were not finite, or too large to be controlled,") from error
+        self.control_time += controller.control_seconds - before
+        controller.steps = self.counters.step = step
+        self.counters.epoch_finished = False
+        self._set_rate()
+
+    def _step_on_device(self, batch: Batch) -> None:
+        """Do the work of the next step; what is counted on the host stays as it is, so that it can be captured."""
+        images, labels, step = self.batches.pixels(batch), batch.labels, self.counters.step
+        batches, world = self.batches, self.fabric.world_size
         logits = self.runnable(images.contiguous(memory_format=self._layout))
         # Gradients are averaged over processes, whose shares may differ: this average is the mean over all images.
-        share = self._images_of_all(labels) / self.fabric.world_size
-        loss = self._loss.value(LossBatch(logits, labels, images, self.runnable), self.config.loss) / share
-        penalty = self.controller.penalty()
-        total = loss if penalty is None else loss + penalty
-        self.fabric.backward(total)
-        self.stepper.step()
-        self.stepper.zero_grad(set_to_none=True)
-        self.schedule.step()
-        self.counters.step += 1
-        self.counters.epoch_finished = False
-        before = self.controller.control_seconds
+        share = (len(labels) if world == 1 else batches.count(step % batches.steps_per_epoch)) / world
         try:
-            self.controller.step()
-        except (ShapeError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]  # public, not declared
-            raise self._lost("weights were not finite, or too large to be controlled,") from error
-        self.control_time += self.controller.control_seconds - before
+            loss = self._loss.value(LossBatch(logits, labels, images, self.runnable), self.config.loss) / share
+            penalty = self.controller.penalty()
+            total = loss if penalty is None else loss + penalty
+            self.fabric.backward(total)
+            self.stepper.step()
+        finally:
+            self.stepper.zero_grad(set_to_none=True)
+        self.controller.apply_(step + 1)
         with torch.no_grad():
-            correct = (logits.argmax(1) == labels).sum()
-            zero = torch.zeros_like(loss)
-            totals += torch.stack(
+            # Sums in float64 do not round counts, and losses no more than they are rounded already.
+            added = torch.stack(
                 [
-                    loss.detach().double() * share,
-                    (zero if penalty is None else penalty.detach()).double() * len(labels),
-                    correct.double(),
-                    (zero + len(labels)).double(),
-                    (~torch.isfinite(total.detach())).double(),
+                    loss.detach() * share,
+                    torch.zeros_like(loss) if penalty is None else penalty.detach() * len(labels),
+                    (logits.argmax(1) == labels).sum().to(loss.dtype),
+                    torch.full_like(loss, len(labels)),
+                    (~torch.isfinite(total.detach())).to(loss.dtype),
                 ]
             )
-
-    def _images_of_all(self, labels: Tensor) -> int:
-        """Return the number of images of this step in all processes together."""
-        if self.fabric.world_size == 1:
-            return len(labels)
-        return self.batches.count(self.counters.step % self.batches.steps_per_epoch)
+            self.totals += added
 
     def seal(self) -> dict[str, Bracket]:
         """Make the bounds hold by proof, in all processes; returns what was proved, once for a state, by layer.
@@ -236,7 +265,7 @@ class Trainer:
             "loss": loss / count,
             "orthogonal_loss": penalty / count,
             "acc": correct / count,
-            "lr": float(self.schedule.get_last_lr()[0]),
+            "lr": self.rate,
         }
 
     def _lost(self, what: str) -> TrainingError:
@@ -256,9 +285,11 @@ class Trainer:
         """Return what a resumed training needs besides the weights; called in all processes."""
         totals = self.totals.new_zeros(self.fabric.world_size, *self.totals.shape)
         totals[self.fabric.global_rank] = self.totals
+        optimizer = self.optimizer.state_dict()
+        groups = [{**group, "lr": self.rate} for group in optimizer["param_groups"]]
         return {
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": {"last_epoch": self.schedule.last_epoch},
+            "optimizer": {**optimizer, "param_groups": groups},
+            "schedule": {"last_epoch": self.counters.step},
             "controller": self.controller.state_dict(),
             "counters": dict(vars(self.counters)),
             "epoch": {
@@ -284,9 +315,11 @@ class Trainer:
         self.counters = TypeAdapter(Counters).validate_json(json.dumps(counters), strict=True)
         if state["schedule"]["last_epoch"] != self.counters.step:
             raise ValueError("its schedule is not at its step")
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.last_epoch = state["schedule"]["last_epoch"]
-        self.schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+        saved, own = state["optimizer"], self.optimizer.state_dict()["param_groups"]
+        # Settings are those of this run, whose rate may lie in a tensor; what is saved are means and counts.
+        groups = [{**mine, "params": group["params"]} for mine, group in zip(own, saved["param_groups"], strict=True)]
+        self.optimizer.load_state_dict({**saved, "param_groups": groups})
+        self._set_rate()
         self.controller.load_state_dict(state["controller"])
         if state.get("precision"):
             self.fabric.strategy.precision.load_state_dict(state["precision"])

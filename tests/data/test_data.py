@@ -68,26 +68,28 @@ def small_data(count: int = 22) -> ImageData:
 def test_batches_are_the_same_for_any_number_of_processes_and_any_start() -> None:
     whole = list(Batches(small_data(), 4, 7, Augment()).epoch(3))
     halves = [list(Batches(small_data(), 4, 7, Augment(), rank, 2).epoch(3)) for rank in (0, 1)]
-    for (images, labels), first, second in zip(whole, *halves, strict=True):
-        assert torch.equal(images, torch.cat([first[0], second[0]]))
-        assert torch.equal(labels, torch.cat([first[1], second[1]]))
+    pixels = Batches(small_data(), 4, 7, Augment()).pixels
+    for batch, first, second in zip(whole, *halves, strict=True):
+        assert torch.equal(pixels(batch), torch.cat([pixels(first), pixels(second)]))
+        assert torch.equal(batch.labels, torch.cat([first.labels, second.labels]))
     later = list(Batches(small_data(), 4, 7, Augment()).epoch(3, start=2))
-    assert torch.equal(later[0][0], whole[2][0])
+    assert torch.equal(pixels(later[0]), pixels(whole[2]))
     other = next(Batches(small_data(), 4, 7, Augment()).epoch(4))
-    assert not torch.equal(other[0], whole[0][0])
+    assert not torch.equal(other.images, whole[0].images)
+    assert not torch.equal(other.draws, whole[0].draws)
 
 
 @pytest.mark.parametrize("world", [3, 4, 7])
 def test_parts_of_any_size_make_up_the_whole_batch(world: int) -> None:
     whole = Batches(small_data(), 10, 7, Augment())
     parts = [list(Batches(small_data(), 10, 7, Augment(), rank, world).epoch(1)) for rank in range(world)]
-    for step, (images, labels) in enumerate(whole.epoch(1)):
+    for step, batch in enumerate(whole.epoch(1)):
         own = [part[step] for part in parts]
-        sizes = [len(mine) for _, mine in own]
-        assert sum(sizes) == whole.count(step) == len(labels)
+        sizes = [len(mine) for mine in own]
+        assert sum(sizes) == whole.count(step) == len(batch)
         assert max(sizes) - min(sizes) <= 1
-        assert torch.equal(images, torch.cat([mine for mine, _ in own]))
-        assert torch.equal(labels, torch.cat([mine for _, mine in own]))
+        assert torch.equal(whole.pixels(batch), torch.cat([whole.pixels(mine) for mine in own]))
+        assert torch.equal(batch.labels, torch.cat([mine.labels for mine in own]))
     assert {len(part) for part in parts} == {whole.steps_per_epoch}
 
 

@@ -17,7 +17,7 @@ from svdctl.evaluate.attack_settings import AttackSettings
 from svdctl.layers.sott import SOTT
 from svdctl.models.build import build_model
 from svdctl.train.setup import launch, load_parts
-from svdctl.train.trainer import Trainer
+from svdctl.train.trainer import EPOCH, Trainer
 
 RAISED = {"retract": 0.2, "parametrize": 0.2, "penalty": 0.12}
 FRAMES = tuple(RAISED)
@@ -62,11 +62,10 @@ def train_(model: nn.Module, config: TrainConfig, epochs: int) -> None:
         parts.test,
         Controller.from_config(model, None, config.control, None),
     )
-    totals = torch.zeros(5, dtype=torch.float64)
     for epoch in range(epochs):
-        for images, labels in trainer.batches.epoch(epoch):
-            trainer.train_step(images, labels, totals)
-    trainer.read(totals, 0)
+        for batch in trainer.batches.epoch(epoch):
+            trainer.train_step(batch)
+    trainer.read(trainer.totals[EPOCH], 0)
 
 
 @cache

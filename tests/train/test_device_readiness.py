@@ -17,7 +17,7 @@ from svdctl.layers.tt import TTConv2d
 from svdctl.models.build import build_model
 from svdctl.train import start as recipe
 from svdctl.train.setup import launch, load_parts
-from svdctl.train.trainer import Trainer
+from svdctl.train.trainer import EPOCH, Trainer
 from svdctl.utils.progress import Reporter
 from tests.distributed.runs import write
 from tests.synchronisation import NoHostReads
@@ -54,11 +54,10 @@ def trainer_of(config: TrainConfig) -> Trainer:
 @pytest.mark.parametrize("hardware", HARDWARE)
 def test_a_step_reads_nothing_back(tmp_path: Path, kind: str, hardware: str) -> None:
     trainer = trainer_of(make(write(tmp_path / "data.npz", 38), kind, accelerator="cpu", **HARDWARE[hardware]))
-    totals = torch.zeros(5, dtype=torch.float64)
-    for images, labels in trainer.batches.epoch(0):
+    for batch in trainer.batches.epoch(0):
         with NoHostReads():
-            trainer.train_step(images, labels, totals)
-    assert trainer.read(totals, 0)["loss"] > 0
+            trainer.train_step(batch)
+    assert trainer.read(trainer.totals[EPOCH], 0)["loss"] > 0
 
 
 def test_the_detector_detects() -> None:
@@ -80,14 +79,13 @@ def test_a_step_on_cuda_does_not_wait_for_the_host(tmp_path: Path, kind: str, ha
     trainer = trainer_of(make(write(tmp_path / "data.npz", 38), kind, accelerator="cuda", **more))
     assert trainer.train_data.images.is_cuda
     batches = list(trainer.batches.epoch(0))
-    totals = torch.zeros(5, dtype=torch.float64, device="cuda")
-    trainer.train_step(*batches[0], totals)
+    trainer.train_step(batches[0])
     torch.cuda.set_sync_debug_mode("error")
     try:
-        trainer.train_step(*batches[1], totals)
+        trainer.train_step(batches[1])
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert trainer.read(totals, 0)["loss"] > 0
+    assert trainer.read(trainer.totals[EPOCH], 0)["loss"] > 0
 
 
 LAYERS: dict[str, Any] = {
