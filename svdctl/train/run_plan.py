@@ -40,7 +40,7 @@ def plan(config: TrainConfig, base: str) -> list[str]:
 
 def _device_line(config: TrainConfig) -> str:
     hardware = config.hardware
-    kind = hardware.accelerator
+    kind: str = hardware.accelerator
     if kind in ("auto", "gpu"):
         found = torch.accelerator.current_accelerator(check_available=True)
         kind = "cpu" if found is None else found.type
