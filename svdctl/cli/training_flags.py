@@ -261,7 +261,7 @@ SET = Flag(panel=RUN, text="key.path=value: any field of the configuration. Repe
 DEBUG = Flag(panel=RUN, text="Show tracebacks.", type=bool)
 WRN, LIP = "train", "train-lipconv"
 RANKS = "Rank of TT and SOTT layers, or '64, 64, 64, 128, 128, 128': one for each stage and the last layer."
-HARDWARE = ("accelerator", "devices", "num_nodes", "precision", "compile")
+HARDWARE = ("accelerator", "devices", "num_nodes", "precision", "compile", "capture", "deterministic")
 FLAGS: Flags = {
     "preset": Flag(panel=RUN, text="Shipped preset by name, or a TOML file.", type=str),
     "set": SET,

@@ -39,7 +39,10 @@ class StreamedImages:
     def __getitem__(self, index: Tensor | slice | int | tuple[slice, ...]) -> Tensor:
         first, *others = index if isinstance(index, tuple) else (index,)
         rows = self.rows[first.cpu() if isinstance(first, Tensor) else first]
-        images = self.reader(rows.reshape(-1)).to(self.device, non_blocking=True)
+        images = self.reader(rows.reshape(-1))
+        if self.device.type == "cuda":
+            images = images.pin_memory()  # from other memory a transfer waits for the device
+        images = images.to(self.device, non_blocking=True)
         return (images if rows.ndim else images[0])[(slice(None), *others)]
 
     def part(self, index: Tensor) -> Self:
