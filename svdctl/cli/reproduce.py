@@ -1,15 +1,20 @@
 """`svdctl reproduce`: the paper's tables and the figure of speed with one command."""
 
+import shlex
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from svdctl.cli.options import RUN, Flag, Flags, Merge, given_flags, with_options
 from svdctl.cli.training_commands import print_names
-from svdctl.cli.training_flags import DEBUG, PLUGIN, SET
+from svdctl.cli.training_flags import DEBUG, PLUGIN, SET, command_of
 from svdctl.errors import Interrupted, UsageError
 from svdctl.reproduce.table_files import Request, list_tables
+from svdctl.utils.table import terminal
+
+if TYPE_CHECKING:
+    from svdctl.reproduce.run_store import Job
 
 WHAT = "What"
 WHERE = "Where"
@@ -80,15 +85,21 @@ def request_of(flags: Mapping[str, Any]) -> Request:
     return merge.result(Request)
 
 
+def command_line(job: "Job") -> str:
+    """Return the command line that trains a run."""
+    changes = [f"--set {shlex.quote(assignment)}" for assignment in job.assignments]
+    changes += [f"--plugin {shlex.quote(plugin)}" for plugin in job.config.plugins]
+    return " ".join([f"svdctl {command_of(job.config.model.kind).name} --preset {job.preset}", *changes])
+
+
 def _dry_run(request: Request) -> None:
     # Names, files and configurations are judged before torch is imported, which takes seconds.
     from svdctl.reproduce.plan import make_plan
 
     plan = make_plan(request)
-    from svdctl.cli.reproduce_text import dry_run_lines
-    from svdctl.reproduce.estimate import dry_run as estimated
+    from svdctl.reproduce.estimate import dry_run
 
-    for line in dry_run_lines(estimated(plan, lambda text: typer.echo(text, err=True))):
+    for line in dry_run(plan, command_line, lambda text: typer.echo(text, err=True)):
         typer.echo(line)
 
 
@@ -97,7 +108,6 @@ def _reproduce(request: Request) -> None:
 
     plan = make_plan(request)
     from svdctl.cli.reproduce_progress import SweepDisplay
-    from svdctl.cli.reproduce_text import command_line, result_lines
     from svdctl.reproduce import reproduction as recipe
 
     reporter = SweepDisplay()
@@ -108,7 +118,9 @@ def _reproduce(request: Request) -> None:
         raise Interrupted(f"stopped; {recipe.GO_ON}") from error
     finally:
         reporter.close()
-    for line in result_lines(result):
-        typer.echo(line)
+    for found in result.tables:
+        typer.echo(f"\n{terminal(found.table)}")
+    typer.echo("\n".join(["", "files", *(f"  {path}" for path in result.files)]))
     if result.failed:
+        typer.echo(f"\n{len(result.failed)} failed; the same command tries them again")
         raise typer.Exit(1)

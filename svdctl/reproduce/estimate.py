@@ -12,9 +12,8 @@ over its convolutions: WRN-16-10 full against rank 192, 256, 320 is 5.1, 3.2, 2.
 import math
 import shutil
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -221,48 +220,67 @@ def disk_needed(jobs: Sequence[Job], store: RunStore) -> int:
     return sum(run_bytes(job.config) for job in new.values())
 
 
-@dataclass(frozen=True)
-class JobEstimate:
-    """What one job would cost."""
+def dry_run(plan: Plan, command_line: Callable[[Job], str], say: Callable[[str], None]) -> Iterator[str]:
+    """Yield lines about every run with what it would cost, and sums; works without data.
 
-    rows: list[str]
-    """Tables and rows that it is for."""
-    job: Job
-    static: dict[str, float]
-    """What follows from its configuration."""
-    hours: Hours | None
-    """None: not known."""
-    disk: int
-    """Bytes of its run folder."""
-    found: RunState | None
-    """What is there of it."""
-
-
-@dataclass(frozen=True)
-class DryRun:
-    """A whole plan."""
-
-    plan: Plan
-    jobs: list[JobEstimate]
-    disk_needed: int
-    disk_free: int
-
-
-def dry_run(plan: Plan, say: Callable[[str], None]) -> DryRun:
-    """Estimate everything; works without data."""
-    request = plan.request
+    Args:
+        plan: what is asked for.
+        command_line: returns the command that trains a run.
+        say: called before each measurement.
+    """
+    request, jobs, measured = plan.request, plan.jobs(), dict[str, Any]()
     store = RunStore(request.out_dir, request.reuse)
-    index, jobs, measured = store.index(), plan.jobs(), dict[str, Any]()
+    index = store.index()
     rows: dict[str, list[str]] = {}
     for table in plan.tables:
         for row in table.rows:
             for job in row.jobs:
                 rows.setdefault(job.id, []).append(f"{table.name}: {row.row.name}")
-    estimates = []
+    left = []
     for number, job in enumerate(jobs, 1):
         say(f"measuring {number}/{len(jobs)}: {job.config.name}")
-        static, size = static_figures(job.config), run_bytes(job.config)
-        estimates.append(JobEstimate(rows[job.id], job, static, hours(job, measured), size, store.best(job.key, index)))
+        static, taken, found = static_figures(job.config), hours(job, measured), store.best(job.key, index)
+        if taken is not None:
+            left.append(taken.evaluate + (0.0 if found is not None and found.finished else taken.train))
+        flops = f"{static['step-flops']:.3g}" if "step-flops" in static else "-"
+        train, evaluate = map(_shown_hours, taken or (None, None))
+        yield from (
+            f"{job.config.name} ({job.key})",
+            f"  serves    {'; '.join(rows[job.id])}",
+            f"  config    {command_line(job)}",
+            f"  network   {static['parameters']:,.0f} parameters, {static['compression']:.2f}x smaller than "
+            f"uncompressed; {flops} FLOPs a step of {job.config.batch_size}",
+            f"  hours     training {train}, evaluation at most {evaluate}",
+            f"  disk      {_shown_size(run_bytes(job.config))}",
+            f"  there     {_there(found)}",
+        )
+    for name, figure in plan.figures.items():
+        yield from (name, f"  measured on this machine when it is asked for: {figure.title}")
     folder = request.out_dir.expanduser().absolute()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    return DryRun(plan, estimates, disk_needed(jobs, store), shutil.disk_usage(there).free)
+    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+    unknown = f" ({len(jobs) - len(left)} of unknown length)" if len(left) < len(jobs) else ""
+    yield from (
+        "",
+        f"{len(jobs)} runs, {_shown_hours(sum(left))} hours left one after another on this machine{unknown}",
+        f"disk: {_shown_size(disk_needed(jobs, store))} for new runs, {_shown_size(free)} free",
+        "hours are estimates from a few measured steps on random images (on a CPU of 16 images, scaled to the batch); "
+        "those of attacks hold for images that no attack breaks, and are a bound",
+    )
+
+
+def _shown_hours(hours: float | None) -> str:
+    if hours is None:
+        return "unknown, the data are not here"
+    return f"{hours:.1f}" if hours >= 1 else f"{hours:.3f}"
+
+
+def _shown_size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def _there(found: RunState | None) -> str:
+    if found is None:
+        return "nothing"
+    if found.finished:
+        return f"trained, in {found.folder}"
+    return f"stopped at step {found.step}, in {found.folder}" if found.step else f"begun, in {found.folder}"

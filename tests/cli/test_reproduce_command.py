@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 
 from svdctl.cli.app import main
+from svdctl.cli.reproduce import command_line
 from svdctl.cli.reproduce_progress import RowState, SweepDisplay, most_urgent
-from svdctl.cli.reproduce_text import command_line, dry_run_lines
 from svdctl.cli.variadic import spread
 from svdctl.errors import DataError, Interrupted, UsageError
 from svdctl.reproduce import reproduction as recipe
@@ -277,9 +277,8 @@ def test_a_dry_run_shows_every_run_and_needs_no_data(tmp_path: Path) -> None:
         patch.object(estimate, "measure_control", return_value=0.5),
     ):
         request = Request(tables=("table2", "figure-speed"), out_dir=tmp_path / "runs")
-        found = dry_run(make_plan(request), lambda text: None)
-    assert len(found.jobs) == 12
-    text = "\n".join(dry_run_lines(found))
+        text = "\n".join(dry_run(make_plan(request), command_line, lambda text: None))
+    assert text.count("  serves ") == 12
     for part in (
         "table2-divide-tt192-s3407",
         "svdctl train --preset wrn-cifar10-divide --set checkpoint.every_epochs=1 --set seed=3407",

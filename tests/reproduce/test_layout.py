@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from svdctl.cli.reproduce_text import command_line
+from svdctl.cli.reproduce import command_line
 from svdctl.reproduce.plan import Plan, read_paper_numbers
 from svdctl.reproduce.run_store import Outcome
 from svdctl.reproduce.table_files import Request

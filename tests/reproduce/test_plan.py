@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from svdctl.cli.reproduce_text import command_line
+from svdctl.cli.reproduce import command_line
 from svdctl.cli.training_flags import resolve
 from svdctl.errors import UsageError
 from svdctl.reproduce.plan import Plan, make_plan
