@@ -94,7 +94,10 @@ def _unaccounted_rows(model: nn.Module, found: NetworkSpectrum, config: InspectC
     """Yield a row for each tensor of the network that may be a weight and that no other row accounts for."""
     listed = {row.name: row for row in found}
     rows: dict[str, LayerSpectrum] = {}
-    for owner, name, value in (*_all_tensors(model), *_packed_state(model)):
+    # As the packed weights of quantised layers.
+    others = ((name, value) for name, value in model.state_dict().items() if not isinstance(value, Tensor))
+    packed = ((name.rpartition(".")[0], name, value) for name, value in others)
+    for owner, name, value in (*_all_tensors(model), *packed):
         words = name.split(".")
         heads = {".".join(words[:count]): ".".join(words[count:]) for count in range(len(words))}
         covered = owner in listed and not listed[owner].is_analysed
@@ -109,46 +112,35 @@ def _unaccounted_rows(model: nn.Module, found: NetworkSpectrum, config: InspectC
     yield from rows.values()
 
 
-def _packed_state(model: nn.Module) -> Iterator[tuple[str, str, object]]:
-    """Yield (module, name, value) of state that is not a tensor, as the packed weights of quantised layers."""
-    for name, value in model.state_dict().items():
-        if not isinstance(value, Tensor):
-            yield name.rpartition(".")[0], name, value
-
-
-def _all_tensors(model: nn.Module, path: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, str, Tensor]]:
-    """Yield (owner, name, tensor) of all tensors that a network holds.
+def _all_tensors(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield (owner, name, tensor) of all tensors that a network holds, each once.
 
     The owner of a parameter or buffer is its module. Then come tensors that are plain attributes, and tensors and
     modules in attributes that are lists, dicts, plain objects, closures and the like; each of these is its own owner.
     """
-    modules = [(f"{path}.{name}".strip("."), module) for name, module in model.named_modules()]
-    seen = set() if seen is None else seen
-    seen |= {id(module) for _, module in modules}
-    for owner, module in modules:
-        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            is_pixels = type(module) is Normalize and name in ("mean", "std")
-            if tensor is not None and id(tensor) not in seen and not is_pixels:
-                seen.add(id(tensor))
-                yield owner, f"{owner}.{name}".strip("."), tensor
-    for owner, module in modules:
-        for name, value in vars(module).items():
-            if name not in _OF_MODULES:
-                yield from _tensors_within(value, f"{owner}.{name}".strip("."), seen)
-
-
-def _tensors_within(value: object, name: str, seen: set[int], depth: int = 0) -> Iterator[tuple[str, str, Tensor]]:
-    """Yield (owner, name, tensor) of the tensors in an attribute, however deep they are nested."""
-    if id(value) in seen or depth > _DEPTH or isinstance(value, str | bytes | int | float | type | ModuleType):
-        return
-    seen.add(id(value))
-    if isinstance(value, Tensor):
-        yield name, name, value
-    elif isinstance(value, nn.Module):
-        yield from _all_tensors(value, name, seen)
-    else:
-        for part, inner in _parts(value):
-            yield from _tensors_within(inner, f"{name}.{part}", seen, depth + 1)
+    seen: set[int] = set()
+    waiting: list[tuple[str, object, int]] = [("", model, 0)]
+    while waiting:
+        path, value, depth = waiting.pop()
+        if id(value) in seen or depth > _DEPTH or isinstance(value, str | bytes | int | float | type | ModuleType):
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            yield path, path, value
+        elif isinstance(value, nn.Module):
+            below: list[tuple[str, object, int]] = []
+            for owner, module in value.named_modules(prefix=path):
+                seen.add(id(module))
+                for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+                    is_pixels = type(module) is Normalize and name in ("mean", "std")
+                    if tensor is not None and id(tensor) not in seen and not is_pixels:
+                        seen.add(id(tensor))
+                        yield owner, f"{owner}.{name}".strip("."), tensor
+                attributes = (name for name in vars(module) if name not in _OF_MODULES)
+                below += [(f"{owner}.{name}".strip("."), vars(module)[name], 0) for name in attributes]
+            waiting += reversed(below)
+        else:
+            waiting += reversed([(f"{path}.{part}", inner, depth + 1) for part, inner in _parts(value)])
 
 
 def _parts(value: object) -> Iterator[tuple[object, object]]:

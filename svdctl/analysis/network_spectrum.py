@@ -177,8 +177,7 @@ def spectrum(
 
 def _is_operator(module: nn.Module) -> bool:
     """Return whether a module is a convolution, a linear layer or another known layer that is no normalisation."""
-    ops = find_ops(module)
-    return ops is not None and ops.has_spectrum and not isinstance(ops, NormalizationOps)
+    return _is_read(module) and not isinstance(find_ops(module), NormalizationOps)
 
 
 def _is_read(module: nn.Module) -> bool:

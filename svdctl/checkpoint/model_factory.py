@@ -52,12 +52,8 @@ def load_model(
 ) -> nn.Module:
     """Return the network by name with the weights, and with `mean` and `std` a normalisation in front; for evaluation.
 
-    With a normalisation the network takes pixels in [0, 1].
+    With a normalisation the network takes pixels in [0, 1]; `NetworkSource` checks its numbers.
     """
-    if (mean is None) != (std is None):
-        raise UsageError("a normalisation needs both `mean` and `std`; give both or none")
-    if mean is not None and std is not None and (len(mean) != len(std) or not mean or min(std) <= 0):
-        raise UsageError(f"`mean = {list(mean)}` `std = {list(std)}`: one number a channel each, std above 0")
     model = load_into(make_model(spec, weights=weights), weights)
     if mean is not None and std is not None:
         model = nn.Sequential(OrderedDict(normalize=Normalize(mean, std), model=model))
