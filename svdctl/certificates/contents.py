@@ -18,6 +18,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib.util import resolve_name
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -60,7 +61,7 @@ class Contents:
         return found
 
     def kept(self) -> Self:
-        """Return copy the tensors, so that later changes leave them as they are."""
+        """Copy the tensors, so that later changes leave them as they are."""
         self.tensors = {path: tensor.detach().clone() for path, tensor in self.tensors.items()}
         return self
 
@@ -274,14 +275,11 @@ def _imports(code: types.CodeType) -> tuple[tuple[str, int], ...]:
 def _outer_names(code: types.CodeType) -> tuple[tuple[str, str], ...]:
     """Return the names from outside that some code reads, each with the attribute read of it at once, if any."""
     names = set()
-    steps = list(dis.get_instructions(code))
-    for step, following in zip(steps, [*steps[1:], None], strict=True):
-        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF"):
-            reads_attribute = following is not None and following.opname in ("LOAD_ATTR", "LOAD_METHOD")
-            names.add((str(step.argval), str(following.argval) if reads_attribute and following else ""))
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names.update(_outer_names(constant))
+    for part in _codes(code):
+        for step, following in pairwise(dis.get_instructions(part)):
+            if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF"):
+                reads_attribute = following.opname in ("LOAD_ATTR", "LOAD_METHOD")
+                names.add((str(step.argval), str(following.argval) if reads_attribute else ""))
     return tuple(sorted(names))
 
 

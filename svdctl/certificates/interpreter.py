@@ -303,12 +303,15 @@ def _require_as_given(model: nn.Module, network: nn.Module, trace: Trace, centre
         )
 
 
+def tensors_of(model: nn.Module) -> Iterator[Tensor]:
+    """Yield a network's parameters and buffers, then the tensors that are plain attributes of its modules."""
+    yield from (*model.parameters(), *model.buffers())
+    yield from (value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor))
+
+
 def _precisions(model: nn.Module) -> Iterator[torch.dtype]:
     """Return the precisions in which a network may run, its own weights' first."""
-    attributes = (value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor))
-    own = (
-        tensor.dtype for tensor in (*model.parameters(), *model.buffers(), *attributes) if tensor.is_floating_point()
-    )
+    own = (tensor.dtype for tensor in tensors_of(model) if tensor.is_floating_point())
     yield from dict.fromkeys((*own, torch.get_default_dtype(), torch.float32, torch.float64))
 
 

@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from svdctl.certificates.interpreter import prove
+from svdctl.certificates.interpreter import prove, tensors_of
 from svdctl.certificates.traced_tensor import Contribution
 from svdctl.spectral.exact_arithmetic import exact_arithmetic
 
@@ -38,16 +38,13 @@ class LipschitzBound:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return the device of the model's tensors."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return tensors[0].device if tensors else torch.device("cpu")
+    """Return the device of the model's first tensor."""
+    return next((tensor.device for tensor in tensors_of(model)), torch.device("cpu"))
 
 
 def own_dtype(model: nn.Module) -> torch.dtype:
     """Return float64 for a model that holds any float64 tensor, else float32."""
-    attributes = (value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor))
-    tensors = (*model.parameters(), *model.buffers(), *attributes)
-    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors_of(model)) else torch.float32
 
 
 def lipschitz_bound(

@@ -109,20 +109,18 @@ class Certifier:
         grey = torch.full((1, *input_shape), 0.5, dtype=dtype, device=device_of(model))
         with torch.inference_mode(False), torch.no_grad(), self._arithmetic():
             self.network, result = prove(model, grey, tolerance=tolerance)
-        if result.output.ndim != 2 or result.output.shape[1] < 2:
-            shape = tuple(result.output.shape)
-            raise ShapeError(f"certificates need logits of shape (1, classes) for one image, not {shape}")
-        self._proved, self._input_shape = result, tuple(input_shape)
-        self.bound = LipschitzBound(result.bounds.lipschitz, result.contributions)
-        self.rounding = result.bounds.error
-        self.half_diagonal = math.sqrt(grey.numel()) / 2
-        self._sizes: set[int] = set()
-        generator = torch.Generator().manual_seed(2)
-        with torch.inference_mode(False), torch.no_grad(), self._arithmetic():
+            if result.output.ndim != 2 or result.output.shape[1] < 2:
+                shape = tuple(result.output.shape)
+                raise ShapeError(f"certificates need logits of shape (1, classes) for one image, not {shape}")
+            self._proved, self._input_shape = result, tuple(input_shape)
+            self.bound = LipschitzBound(result.bounds.lipschitz, result.contributions)
+            self.rounding = result.bounds.error
+            self.half_diagonal = math.sqrt(grey.numel()) / 2
+            self._sizes: set[int] = set()
+            generator = torch.Generator().manual_seed(2)
             for count in (3, 9):
                 images = torch.rand((count, *input_shape), generator=generator, dtype=torch.float64).to(grey)
                 self._batch_logits(images, range(count))
-        with self._arithmetic():
             self.pairwise = pairwise_constants(result.bounds, result.output.shape[1]).to(grey.device)
 
     def _arithmetic(self) -> AbstractContextManager[None]:

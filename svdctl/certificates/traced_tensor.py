@@ -204,7 +204,10 @@ class Tracer:
         """
         bounds = self.bounds(x)
         if gain.is_broadcast and output.numel() > x.value.numel():
-            gain = repeated(gain, math.sqrt(output.numel() / x.value.numel()))
+            # As if each entry of the input were repeated `root**2` times before.
+            root, once = math.sqrt(output.numel() / x.value.numel()), gain.rounding
+            factors = {**gain.factors, "broadcast": root}
+            gain = replace(gain, factors=factors, rounding=lambda unit: once(unit) * root * (1 + 1e-15))
         bias = 0.0 if gain.bias is None else norm_above(gain.bias) * (output.numel() / gain.bias.numel()) ** 0.5
 
         error, inner, unit = bounds.error * gain.value, None, self.arithmetic.unit
@@ -235,15 +238,6 @@ class Tracer:
             return found, 4 * gain.rounding(first.unit) * count**0.5 + tiny
 
         return AffineReadout.of(self.bounds(x).lipschitz, run, value, rows)
-
-
-def repeated(gain: Gain, root: float) -> Gain:
-    """Return the gain of a layer that repeats each entry of its input `root**2` times before."""
-    return replace(
-        gain,
-        factors={**gain.factors, "broadcast": root},
-        rounding=lambda unit: gain.rounding(unit) * root * (1 + 1e-15),
-    )
 
 
 def leaves(value: Any) -> list[Any]:

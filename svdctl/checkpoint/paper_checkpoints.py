@@ -22,8 +22,9 @@ from svdctl.models.wrn import WideResNet, default_conv
 
 Family = Literal["wrn", "vgg19", "lipconv"]
 _WRN_STEM = 16
-_VGG_FEATURES = sum(3 * repeats + 1 for _, repeats in GROUPS)
-_VGG_HEAD = {_VGG_FEATURES + 1 + 2 * place: 2 * place for place in range(3)}
+_VGG_FEATURES = [holds for _, repeats in GROUPS for holds in (*(True, True, False) * repeats, False)]
+"""Whether a place in the features holds tensors: convolution and BatchNorm do, ReLU and pooling do not."""
+_VGG_HEAD = {len(_VGG_FEATURES) + 1 + 2 * place: 2 * place for place in range(3)}
 """Place in the public code's one chain (which flattens in between) to place in the classifier."""
 
 
@@ -179,13 +180,8 @@ def _wrn_of(names: set[str], tensors: Mapping[str, Tensor]) -> PaperArchitecture
 
 
 def _vgg_of(names: set[str], tensors: Mapping[str, Tensor]) -> PaperArchitecture | None:
-    expected = {f"model.{place}" for place in _VGG_HEAD}
-    place = 0
-    for _, repeats in GROUPS:
-        for _ in range(repeats):
-            expected |= {f"model.{place}", f"model.{place + 1}"}
-            place += 3
-        place += 1
+    features = (place for place, holds in enumerate(_VGG_FEATURES) if holds)
+    expected = {f"model.{place}" for place in (*features, *_VGG_HEAD)}
     head = tensors.get(f"model.{max(_VGG_HEAD)}.weight")
     if names != expected or head is None or head.ndim != 2:
         return None

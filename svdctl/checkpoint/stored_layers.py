@@ -67,7 +67,8 @@ def stored_layers(
             if not layer.reason:
                 beside = [name for name in at_or_below[module] if name not in layer.tensors]
                 layer = _checked(_alone(layer, beside, adapted), tensors)
-            found.append(_counted(layer, tensors))
+            may_hold = any(holds_weights(tensors[n]) or n.rpartition(".")[2] == "weight" for n in layer.tensors)
+            found.append(replace(layer, has_weights=may_hold or not layer.reason))
             taken = {places[name][1] for name in layer.tensors}
             leaves = {leaf: tensor for leaf, tensor in leaves.items() if leaf not in taken}
     for name, what in others.items():
@@ -101,15 +102,6 @@ def _adapted(names: Iterable[str]) -> dict[str, str]:
             changed = (module, f"{module}.base_layer" if module else "base_layer", ".".join(words[:-1]))
             found |= dict.fromkeys(changed, name)
     return found
-
-
-def _counted(layer: StoredLayer, tensors: Mapping[str, Tensor]) -> StoredLayer:
-    """Return the layer, without weights if it is not analysed and no tensor of it may be one or is called so."""
-    if not layer.reason or any(
-        holds_weights(tensors[name]) or name.rpartition(".")[2] == "weight" for name in layer.tensors
-    ):
-        return layer
-    return replace(layer, has_weights=False)
 
 
 def _split(name: str, names: Container[str]) -> tuple[str, str]:

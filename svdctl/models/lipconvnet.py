@@ -20,8 +20,7 @@ class LipBlock(nn.Module):
         self.activation = MinMax()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.activation(self.conv(x))
-        assert isinstance(y, Tensor)
+        y: Tensor = self.activation(self.conv(x))
         return y
 
 
