@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from svdctl.errors import DataError, EvaluationError, ShapeError
+from svdctl.errors import DataError, ShapeError
 from svdctl.evaluate.figures import wilson_interval
+from svdctl.evaluate.inference import check_finite
 from svdctl.evaluate.metrics.ece import BINS
 
 PROBABILITIES = (
@@ -135,9 +136,5 @@ def checked(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             f"labels run from {low} to {high}, but the network tells {logits.shape[1]} classes apart; "
             "give data with the classes that it was trained on"
         )
-    broken = int((~logits.isfinite()).any(1).sum())
-    if broken:
-        raise EvaluationError(
-            f"the network's logits are not finite for {broken} of {len(logits)} images; its weights are unusable"
-        )
+    check_finite(int((~logits.isfinite()).any(1).sum()), len(logits))
     return logits, labels

@@ -10,11 +10,6 @@ SLACK = 1e-4
 """Relative distance by which an attacked image must lie within its certified ball to count: rounding is far below."""
 
 
-def reach(norm: Norm, pixels: int) -> float:
-    """Return largest Euclidean norm of a perturbation whose own norm is 1, on images of so many values."""
-    return math.sqrt(pixels) if norm == "Linf" else 1.0
-
-
 def assert_order(
     certified: Sequence[Mapping[str, str]],
     attacked: Sequence[Mapping[str, str]],
@@ -39,7 +34,8 @@ def assert_order(
     rows = [row for row in attacked if row["image"] in radius]
     if not rows:
         raise EvaluationError("certificates and attacks have no image in common; measure both anew with `force`")
-    factor = reach(norm, pixels)
+    # The largest Euclidean norm of a perturbation whose own norm is 1.
+    factor = math.sqrt(pixels) if norm == "Linf" else 1.0
     broken = {
         row["image"]: float(row["nearest"]) * factor
         for row in rows

@@ -11,7 +11,7 @@ from svdctl.config.data_config import Data
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.config.train_config import TrainConfig
 from svdctl.data.batches import derived_seed
-from svdctl.data.data_source import at_place, describe, load, same_data
+from svdctl.data.data_source import at_place, describe, same_data
 from svdctl.data.fingerprint import fingerprint
 from svdctl.data.images import BLOCK, ImageData
 from svdctl.data.split import stratified_split
@@ -31,15 +31,6 @@ class EvaluationData:
 
     data: Data
     parts: TrainTest
-
-    @classmethod
-    def load(cls, data: Data) -> "EvaluationData":
-        """Read the files.
-
-        Raises:
-            DataError: missing or unusable.
-        """
-        return cls(data, load(data))
 
     def grey(self) -> "EvaluationData":
         """Return the same images with one channel, for networks that take no other."""

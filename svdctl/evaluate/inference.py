@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -123,15 +124,23 @@ class Classifier:
 
     def _some(self, images: Tensor) -> Tensor:
         pixels = to_pixels(images.to(self.device, non_blocking=True)).contiguous(memory_format=torch.channels_last)
-        logits = self.model(pixels)
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
-            what = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ShapeError(f"the network returns {what} for {len(images)} images; it must return logits (N, classes)")
-        if logits.layout != torch.strided:
-            raise ShapeError(f"the network returns a tensor of {logits.layout}; it must return a dense one")
-        if logits.is_complex():
-            raise ShapeError("the network returns complex numbers; it must return real logits (N, classes)")
-        return logits if logits.dtype == torch.float64 else logits.float()
+        return checked_outputs(self.model(pixels), len(images))
+
+
+def checked_outputs(outputs: Any, count: int) -> Tensor:
+    """Return what a network made of `count` images, if it is logits `(N, classes)`, as float32 or float64.
+
+    Raises:
+        ShapeError: it is something else.
+    """
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != count:
+        what = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ShapeError(f"the network returns {what} for {count} images; it must return logits (N, classes)")
+    if outputs.layout != torch.strided:
+        raise ShapeError(f"the network returns a tensor of {outputs.layout}; it must return a dense one")
+    if outputs.is_complex():
+        raise ShapeError("the network returns complex numbers; it must return real logits (N, classes)")
+    return outputs if outputs.dtype == torch.float64 else outputs.float()
 
 
 def check_finite(broken: int, count: int) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from svdctl.config.data_config import Data
 from svdctl.config.evaluate_config import EvaluateConfig
-from svdctl.data.data_source import describe, same_data
+from svdctl.data.data_source import describe, load, same_data
 from svdctl.errors import CheckpointError, SvdctlError, UsageError, first_line
 from svdctl.evaluate.evaluated_model import open_evaluated_model
 from svdctl.evaluate.evaluation_data import EvaluationData, data_of
@@ -92,7 +92,7 @@ def _one(
         raise UsageError(f"{found.path} does not say which data it belongs to; add `data.kind`")
     if (key := data.model_dump_json()) not in loaded:
         loaded.clear()
-        loaded[key] = EvaluationData.load(data)
+        loaded[key] = EvaluationData(data, load(data))
     dataset = loaded[key]
     if evaluated.image_shape is None:
         dataset = _fitting(dataset, evaluated.model, config)
@@ -163,5 +163,5 @@ def show_corruptions(config: EvaluateConfig, path: Path) -> Path:
     from svdctl.evaluate.corruptions.corruption_sheet import contact_sheet
 
     data = data_of(config, None)
-    images = None if data is None else EvaluationData.load(data).test.images[:3]
+    images = None if data is None else EvaluationData(data, load(data)).test.images[:3]
     return contact_sheet(path, images, config.seed)

@@ -1,39 +1,11 @@
 """Temperature scaling (Guo et al. 2017): one factor on the logits, fitted on data that the figures do not use."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from svdctl.evaluate.calibration import Calibration, calibration, checked
+from svdctl.evaluate.calibration import checked
 
 _NEWTON_STEPS = 200
-
-
-@dataclass(frozen=True)
-class TemperatureScaling:
-    """A fitted temperature and what it makes of the evaluated logits."""
-
-    temperature: float
-    determined: bool
-    """False when the held-out likelihood has no finite best temperature, and the temperature stays 1."""
-    held_out: int
-    """Images that the temperature was fitted on."""
-    after: Calibration
-    """Figures of `logits / temperature`."""
-
-
-def temperature_scaling(
-    held_out_logits: Tensor, held_out_labels: Tensor, logits: Tensor, labels: Tensor
-) -> TemperatureScaling:
-    """Fit the temperature on held-out logits `(M, K)` and judge the others, `(N, K)`, with it."""
-    temperature = fit_temperature(held_out_logits, held_out_labels)
-    return TemperatureScaling(
-        temperature=1.0 if temperature is None else temperature,
-        determined=temperature is not None,
-        held_out=len(held_out_labels),
-        after=calibration(logits.double() / (1.0 if temperature is None else temperature), labels),
-    )
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:

@@ -257,9 +257,9 @@ def test_nothing_right_leaves_nothing_to_do() -> None:
 def test_attacks_that_do_not_exist_are_left_out_by_name(
     attacks: str, classes: int, shape: tuple, runs: tuple, left: tuple
 ) -> None:
-    found = plan(AttackSettings(attacks=attacks), classes, shape)
-    assert found.attacks == runs
-    assert tuple(sentence.split(":")[0] for sentence in found.left_out) == left
+    found, left_out = plan(AttackSettings(attacks=attacks), classes, shape)
+    assert found == runs
+    assert tuple(sentence.split(":")[0] for sentence in left_out) == left
 
 
 def test_a_list_of_which_nothing_can_run_is_an_error() -> None:

@@ -1,7 +1,5 @@
 """Which attacks run: AutoAttack's list, less those that do not exist for these classes, images or networks."""
 
-from typing import NamedTuple
-
 from pyautoattack import AutoAttack
 
 from svdctl.errors import ShapeError, UsageError
@@ -14,17 +12,12 @@ _SQUARE_ROWS = 5
 """Rows below which Square's tiles for L1 and L2, a fifth of the image's height, would have no pixels."""
 
 
-class AttackPlan(NamedTuple):
-    """Attacks in the order in which they run, and a sentence for each one that is left out."""
-
-    attacks: tuple[str, ...]
-    left_out: tuple[str, ...]
-
-
 def plan(
     settings: AttackSettings, classes: int, image_shape: tuple[int, ...], *, differentiable: bool = True
-) -> AttackPlan:
-    """Return the attacks of `settings` for a network with `classes` logits on images `(C, H, W)`.
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the attacks of `settings` that run, and a sentence for each that is left out.
+
+    The network has `classes` logits on images `(C, H, W)`.
 
     Raises:
         ShapeError: fewer than two classes.
@@ -45,7 +38,7 @@ def plan(
             attacks.append(attack)
     if not attacks:
         raise UsageError(f"no attack of the list can run ({'; '.join(left_out)}); add apgd-ce or square to it")
-    return AttackPlan(tuple(attacks), tuple(left_out))
+    return tuple(attacks), tuple(left_out)
 
 
 def wanted(settings: AttackSettings) -> tuple[str, ...]:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
-from svdctl.errors import ShapeError, UsageError
+from svdctl.errors import UsageError
 from svdctl.evaluate.attack_settings import Protocol
+from svdctl.evaluate.inference import checked_outputs
 from svdctl.layers.normalize import Normalize
 
 
@@ -61,11 +62,7 @@ class AttackedNetwork:
         return torch.cat([self._logits(part) for part in parts])
 
     def _logits(self, x: Tensor) -> Tensor:
-        logits = self._rest(x)
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
-            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ShapeError(f"the network returns {shape} for {len(x)} images; it must return logits (N, classes)")
-        return logits if logits.dtype == torch.float64 else logits.float()
+        return checked_outputs(self._rest(x), len(x))
 
     @contextmanager
     def frozen(self) -> Iterator[None]:

@@ -96,7 +96,7 @@ class ExpectedCalibrationError(Metric):
 
     def measure(self, context: MeasurementContext, config: Config, unfinished: Unfinished) -> Measured:
         from svdctl.evaluate.calibration import calibration, reliability, warning_of
-        from svdctl.evaluate.temperature import temperature_scaling
+        from svdctl.evaluate.temperature import fit_temperature
 
         logits, labels, kept = context.logits, context.labels, _held_out(context)
         found, bars, text = calibration(logits, labels), reliability(logits, labels), warning_of(logits)
@@ -114,14 +114,15 @@ class ExpectedCalibrationError(Metric):
         }
         if len(kept.fit) and len(kept.judge):
             held_out, judged = context.classifier.logits(kept.fit.images), (logits[kept.judge], labels[kept.judge])
-            scaled = temperature_scaling(held_out, kept.fit.labels, *judged)
+            temperature = fit_temperature(held_out, kept.fit.labels)
+            after = calibration(judged[0].double() / (temperature or 1.0), judged[1])
             results["temperature"] = {
-                "value": scaled.temperature,
-                "determined": scaled.determined,
+                "value": temperature or 1.0,
+                "determined": temperature is not None,
                 "fitted_on": kept.text,
-                "fitted_count": scaled.held_out,
+                "fitted_count": len(kept.fit.labels),
                 "ece_before": calibration(*judged).ece,
-                **{name: getattr(scaled.after, name) for name in scores},
+                **{name: getattr(after, name) for name in scores},
             }
         return Measured(results)
 
