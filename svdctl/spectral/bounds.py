@@ -6,22 +6,25 @@ cells"); one Cholesky factorisation decides about a cell's centre, its rounding 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from svdctl.errors import ShapeError
-from svdctl.spectral.batched import eigenvalues_of, is_positive_definite
+from svdctl.spectral.batched import eigenvalues_of
+from svdctl.spectral.cholesky_proof import PointsBelow, all_provably_below, rounding_shift
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.exact_arithmetic import exact_arithmetic, float32_is_exact
 from svdctl.spectral.frequency_cells import FrequencyCells, cover
-from svdctl.spectral.gram import SECOND_ORDER, GramField, complex_roundings, lebesgue, power_of_two, product_roundings
-from svdctl.spectral.lower_bounds import coarse_lower_bound, lower_bound, quick_lower_bound
+from svdctl.spectral.gram import SECOND_ORDER, GramField, gram_fields, lebesgue, power_of_two, product_roundings
+from svdctl.spectral.joint_proofs import Proof, Step, run_together
+from svdctl.spectral.lower_bounds import coarse_lower_bounds, lower_bounds, quick_lower_bound, values_from_below
+from svdctl.spectral.parallel_map import parallel_map
 
 # For soundness; docs/theory.md, "Constants".
-_OTHER_ROUNDINGS = 8  # operations of a factorisation beside the products of an entry
 _CENTRES = 1e-11  # rounding of the cells' centres and radius
 # What float64 can tell apart.
 _FINEST = 1e-6
@@ -36,6 +39,10 @@ _CLEARLY_ABOVE = 1e-3  # a lower bound this far above the maximum decides at onc
 _FEW_CELLS = 0.25  # share of the cells, examined in float32, that is worth examining again in float64
 _MAX_FLOAT32_ERROR = 0.8  # share of the margin: float64 is used when float32's rounding error is larger
 _SMALL_FLOAT32_ERROR = 0.15  # share of the margin: float64 would hardly drop more cells
+_SHARP = 1e-3  # bounds less than this above the lower bound need the largest values to all digits
+_BYTES_TOGETHER = 1 << 31  # of Gram matrices that are kept of layers whose bounds are refined together
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,8 +53,6 @@ class Bracket:
     upper: float
 
 
-@torch.no_grad()
-@exact_arithmetic()
 def norm_bound(conv: Convolution, *, tolerance: float = TOLERANCE, at_most: float | None = None) -> Bracket:
     """Return a bracket of the norm on l2 of the whole grid, which bounds the layer at every size and zero padding.
 
@@ -59,11 +64,93 @@ def norm_bound(conv: Convolution, *, tolerance: float = TOLERANCE, at_most: floa
     Raises:
         ShapeError: the kernel is not finite, or the tolerance is below what float64 can prove.
     """
-    if not tolerance < math.inf:
-        raise ShapeError(f"a tolerance of {tolerance} says nothing; ask for {TOLERANCE}, say")
-    if tolerance < _FINEST:
-        raise ShapeError(f"a tolerance of {tolerance} cannot be proved in float64; ask for {_FINEST} or more")
-    field = _field(conv, tolerance)
+    return norm_bounds([conv], tolerance=tolerance, at_most=[at_most])[0]
+
+
+@torch.no_grad()
+@exact_arithmetic()
+def norm_bounds(
+    convs: Sequence[Convolution],
+    *,
+    tolerance: float | Sequence[float] = TOLERANCE,
+    at_most: Sequence[float | None] | None = None,
+) -> list[Bracket]:
+    """Return `norm_bound` of each convolution, those of a GPU refined together, on a CPU several in threads.
+
+    Args:
+        convs: any number.
+        tolerance: of all, or of each.
+        at_most: of each.
+
+    Raises:
+        ShapeError: as `norm_bound`, of any of them.
+    """
+    tolerances = [tolerance] * len(convs) if isinstance(tolerance, int | float) else tolerance
+    limits = [None] * len(convs) if at_most is None else at_most
+    for each in tolerances:
+        if not each < math.inf:
+            raise ShapeError(f"a tolerance of {each} says nothing; ask for {TOLERANCE}, say")
+        if each < _FINEST:
+            raise ShapeError(f"a tolerance of {each} cannot be proved in float64; ask for {_FINEST} or more")
+    return _proved(lambda place: _bracket(convs[place], tolerances[place], limits[place]), convs)
+
+
+def is_bounded(conv: Convolution, max_sigma: float) -> bool:
+    """Return whether the norm is proved to be at most `max_sigma`; False: it is not, or is less than 1e-6 below.
+
+    Raises:
+        ShapeError: the kernel is not finite, or `max_sigma` is no number.
+    """
+    return are_bounded([conv], [max_sigma])[0]
+
+
+@torch.no_grad()
+@exact_arithmetic()
+def are_bounded(convs: Sequence[Convolution], max_sigmas: Sequence[float]) -> list[bool]:
+    """Return `is_bounded` of each convolution and its own maximum, computed as `norm_bounds` does.
+
+    Raises:
+        ShapeError: as `is_bounded`, of any of them.
+    """
+    if any(math.isnan(max_sigma) for max_sigma in max_sigmas):
+        raise ShapeError("a norm is held against a number, not against nan")
+    return _proved(lambda place: _is_at_most(convs[place], max_sigmas[place]), convs)
+
+
+def _proved(proof: Callable[[int], Proof[T]], convs: Sequence[Convolution]) -> list[T]:
+    """Return what the proof about each convolution returns: of a device in batches, on the CPU one in each thread."""
+    found: dict[int, T] = {}
+    batches: dict[torch.device, list[list[int]]] = {}
+    costs = [math.prod(conv.polyphase_shape[:3]) * min(conv.polyphase_shape[1:3]) for conv in convs]
+    for place in sorted(range(len(convs)), key=lambda place: -costs[place]):
+        conv = convs[place]
+        parts = batches.setdefault(conv.kernel.device, [])
+        if conv.kernel.device.type == "cpu" or not parts or _bytes(convs, [*parts[-1], place]) > _BYTES_TOGETHER:
+            parts.append([])
+        parts[-1].append(place)
+    for device, parts in batches.items():
+
+        def run(places: list[int]) -> list[T]:
+            return run_together([proof(place) for place in places])
+
+        done = parallel_map(run, parts) if device.type == "cpu" else map(run, parts)
+        for places, results in zip(parts, done, strict=True):
+            found |= dict(zip(places, results, strict=True))
+    return [found[place] for place in range(len(convs))]
+
+
+def _bytes(convs: Sequence[Convolution], places: Sequence[int]) -> int:
+    """Return about how much memory the Gram matrices of convolutions at their samples take, in both forms."""
+    total = 0
+    for place in places:
+        groups, out, channels, *taps = convs[place].polyphase_shape
+        total += 3 * 16 * groups * min(out, channels) ** 2 * math.prod(2 * k - 1 for k in taps) // 2
+    return total
+
+
+def _bracket(conv: Convolution, tolerance: float, at_most: float | None) -> Proof[Bracket]:
+    """Prove a bracket, as `norm_bound` returns it."""
+    field = yield Step(_fields, (conv, _product(conv, tolerance)))
     if field.is_zero:
         return Bracket(0.0, 0.0)
 
@@ -72,22 +159,38 @@ def norm_bound(conv: Convolution, *, tolerance: float = TOLERANCE, at_most: floa
 
     # Between its samples a Gram matrix can be larger than at any of them, and its quotient round more.
     more = field.quotient_rounding(field.frobenius * (lebesgue(field.taps) - 1))
-    coarse, samples = coarse_lower_bound(field)
-    lower = max(coarse, lower_bound(field)) if tolerance < _COARSE_TOLERANCE else coarse
+    coarse, samples = yield Step(coarse_lower_bounds, field)
+    lower = coarse
+    if tolerance < _COARSE_TOLERANCE:
+        lower = max(coarse, (yield Step(lower_bounds, field)))
     proved = False
     while True:
         reached = _rounded_down(math.sqrt(max(lower**2 - more, 0.0)), field.scale)
         if at_most is not None and reached <= at_most < target(lower) * field.scale:
             bound = at_most / field.scale
-            if bound >= field.above or _is_below(field, conv, samples, coarse, bound):
+            if bound >= field.above or (yield from _is_below(field, conv, samples, coarse, bound)):
                 return Bracket(reached, at_most)
             at_most = None
         if proved:
             return Bracket(reached, _rounded_up(target(lower), field.scale))
         known = lower
-        lower, proved = _branch_and_bound(field, conv, samples, lower, target)
+        lower, proved = yield from _branch_and_bound(field, conv, samples, lower, target)
         if not proved and lower <= known:
             raise ShapeError(f"no bound within {tolerance:g} of the norm can be proved in float64; ask for a wider one")
+
+
+def _is_at_most(conv: Convolution, max_sigma: float) -> Proof[bool]:
+    """Prove a maximum, as `is_bounded` returns it."""
+    if conv.kernel.device.type == "cpu" and quick_lower_bound(conv) > max_sigma * (1 + _CLEARLY_ABOVE):
+        return False
+    field = yield Step(_fields, (conv, _product(conv, 0.05)))
+    if field.is_zero:
+        return max_sigma >= 0
+    bound = max_sigma / field.scale
+    if bound >= field.above:
+        return True
+    lower, samples = yield Step(coarse_lower_bounds, field)
+    return (yield from _is_below(field, conv, samples, lower, bound))
 
 
 def _rounded_up(value: float, scale: float) -> float:
@@ -102,34 +205,13 @@ def _rounded_down(value: float, scale: float) -> float:
     return product if product / scale == value else max(math.nextafter(product, 0.0), 0.0)
 
 
-@torch.no_grad()
-@exact_arithmetic()
-def is_bounded(conv: Convolution, max_sigma: float) -> bool:
-    """Return whether the norm is proved to be at most `max_sigma`; False: it is not, or is less than 1e-6 below.
-
-    Raises:
-        ShapeError: the kernel is not finite, or `max_sigma` is no number.
-    """
-    if math.isnan(max_sigma):
-        raise ShapeError("a norm is held against a number, not against nan")
-    if quick_lower_bound(conv) > max_sigma * (1 + _CLEARLY_ABOVE):
-        return False
-    field = _field(conv, 0.05)
-    if field.is_zero:
-        return max_sigma >= 0
-    bound = max_sigma / field.scale
-    if bound >= field.above:
-        return True
-    lower, samples = coarse_lower_bound(field)
-    return _is_below(field, conv, samples, lower, bound)
-
-
-def _is_below(field: GramField, conv: Convolution, samples: Tensor, lower: float, bound: float) -> bool:
-    """Return whether the norm, at least `lower`, is proved to be at most `bound`."""
-    if bound < lower * (1 + _COARSE_TOLERANCE):
-        lower = lower_bound(_exact(field, conv)) if lower <= bound else lower
+def _is_below(field: GramField, conv: Convolution, samples: Tensor, lower: float, bound: float) -> Proof[bool]:
+    """Prove that the norm, at least `lower`, is at most `bound`; returns whether it is proved."""
+    if lower <= bound < lower * (1 + _COARSE_TOLERANCE):
+        field = yield from _exact(field, conv)
+        lower = yield Step(lower_bounds, field)
     while lower * (1 + _FINEST) <= bound:
-        found, proved = _branch_and_bound(field, conv, samples, lower, lambda _: bound)
+        found, proved = yield from _branch_and_bound(field, conv, samples, lower, lambda _: bound)
         if proved:
             return True
         if found <= lower * (1 + _FINEST):
@@ -140,7 +222,7 @@ def _is_below(field: GramField, conv: Convolution, samples: Tensor, lower: float
 
 def _branch_and_bound(
     field: GramField, conv: Convolution, samples: Tensor, lower: float, target: Callable[[float], float]
-) -> tuple[float, bool]:
+) -> Proof[tuple[float, bool]]:
     """Drop cells until the norm is proved to be at most `target(lower)`, or is found to be above it.
 
     Args:
@@ -159,19 +241,20 @@ def _branch_and_bound(
         level = bound * cells.share * (1 - _CENTRES)
         margin = (1 - cells.share**2) * level**2
         if field.product != torch.float64 and field.error(torch.float64) > 0.3 * margin:
-            field = _exact(field, conv)
+            field = yield from _exact(field, conv)
         # A matrix has no margin: its one cell is a single frequency.
         single = margin > 0 and float32_is_exact(field.device)
         float32_error = rounding_shift(field, level, torch.float32) / margin if single else math.inf
         precision = torch.float32 if float32_error <= _MAX_FLOAT32_ERROR else torch.float64
         examined = len(cells.centres)
-        cells = cells.keep(~provably_below(field, cells.centres, level, precision))
+        below = yield Step(all_provably_below, PointsBelow(field, cells.centres, level, precision))
+        cells = cells.keep(~below)
         if len(cells.centres) == 0:
             return lower, True
         if level > lower * (1 - 1e-9):
             # The norm may be above the lower bound: compute it at a few of the centres.
             few = cells.centres[:: math.ceil(len(cells.centres) / _CENTRES_EVALUATED)]
-            found = _largest(field, few)
+            found = yield Step(_largest if bound < lower * (1 + _SHARP) else values_from_below, (field, few))
             risen = found > lower * (1 + 1e-9)
             lower = max(lower, found)
             if lower > bound and target(lower) == bound:
@@ -184,7 +267,8 @@ def _branch_and_bound(
             and len(cells.centres) <= _FEW_CELLS * examined
         ):
             # A few cells, close to the bound, are examined in float64; many are rather cut into smaller ones.
-            cells = cells.keep(~provably_below(field, cells.centres, level, torch.float64))
+            below = yield Step(all_provably_below, PointsBelow(field, cells.centres, level, torch.float64))
+            cells = cells.keep(~below)
             if len(cells.centres) == 0:
                 return lower, True
         if 1 - math.cos(cells.radius) < min(_FINEST, (bound / lower - 1) / 16):
@@ -219,26 +303,36 @@ def _initial_cells(field: GramField, samples: Tensor, lower: float, target: floa
     return cover(field.taps, best, share)
 
 
-def _largest(field: GramField, points: Tensor) -> float:
-    """Return a lower bound of the largest value at some points, sharp but for rounding."""
-    squares = eigenvalues_of(field.matrices(points).flatten(0, 1))[:, -1].max()
-    error = field.error(torch.float64) + field.quotient_rounding(field.frobenius)
-    return math.sqrt(max(float(squares) - error, 0.0))
+def _largest(questions: Sequence[tuple[GramField, Tensor]]) -> list[float]:
+    """Return a lower bound of the largest value of each field at its frequencies `(P, d)`, sharp but for rounding."""
+    found = []
+    for field, points in questions:
+        squares = eigenvalues_of(field.matrices(points).flatten(0, 1))[:, -1].max()
+        error = field.error(torch.float64) + field.quotient_rounding(field.frobenius)
+        found.append(math.sqrt(max(float(squares) - error, 0.0)))
+    return found
 
 
-def _field(conv: Convolution, tolerance: float) -> GramField:
-    """Return Gram matrices, from float32 products where their rounding error is small against the tolerance."""
-    rows, columns = conv.polyphase().shape[1:3]
+def _product(conv: Convolution, tolerance: float) -> torch.dtype:
+    """Return the precision of products whose rounding error is small against the tolerance."""
+    rows, columns = conv.polyphase_shape[1:3]
     # `GramField.error` of a kernel whose values are spread as a random one's.
     roundings = product_roundings(max(rows, columns), torch.float32) + 2
     rounding = SECOND_ORDER * lebesgue(conv.taps) * roundings * 2.0**-24 * min(rows, columns) / 4
     single = float32_is_exact(conv.kernel.device) and rounding < 0.1 * tolerance
-    return GramField(conv, torch.float32 if single else torch.float64)
+    return torch.float32 if single else torch.float64
 
 
-def _exact(field: GramField, conv: Convolution) -> GramField:
+def _fields(questions: Sequence[tuple[Convolution, torch.dtype]]) -> list[GramField]:
+    convs, products = zip(*questions, strict=True)
+    return gram_fields(convs, products)
+
+
+def _exact(field: GramField, conv: Convolution) -> Proof[GramField]:
     """Return the field with float64 products."""
-    return field if field.product == torch.float64 else GramField(conv)
+    if field.product == torch.float64:
+        return field
+    return (yield Step(_fields, (conv, torch.float64)))
 
 
 @torch.no_grad()
@@ -273,36 +367,3 @@ def taps_norm(kernel: Tensor) -> float:
     scale = power_of_two(largest)
     per_tap = (wide / scale).flatten(3).square().sum((1, 2)).sqrt().sum(-1)
     return _rounded_up(float(per_tap.max()) * (1 + 1e-10), scale)
-
-
-def provably_below(field: GramField, points: Tensor, level: float, dtype: torch.dtype) -> Tensor:
-    """Return which frequencies `(P, d)` are proved to have sigma_max < level, `(P,)` on the host."""
-    each, for_all = _rounding(field, level, dtype)
-
-    def below(part: Tensor) -> Tensor:
-        grams = field.matrices(part, dtype).flatten(0, 1)
-        diagonal = grams.diagonal(dim1=-2, dim2=-1).real
-        # The diagonal of the matrix that is factorised is at most t^2 less the smallest entry of this one.
-        top = level**2 - for_all - each * (level**2 - diagonal.amin(-1, keepdim=True))
-        if field.side == 1:
-            definite = (diagonal < top).all(-1)
-        else:
-            shifted = grams.neg_()
-            shifted.diagonal(dim1=-2, dim2=-1).add_(top)
-            definite = is_positive_definite(shifted)
-        return definite.unflatten(0, (len(part), field.groups)).all(-1).cpu()
-
-    return torch.cat([below(chunk) for chunk in points.split(field.chunk(dtype))])
-
-
-def rounding_shift(field: GramField, level: float, dtype: torch.dtype) -> float:
-    """Return the shift of a factorisation of diagonal `level**2`, the error of the Gram matrices included."""
-    each, for_all = _rounding(field, level, dtype)
-    return each * level**2 + for_all
-
-
-def _rounding(field: GramField, level: float, dtype: torch.dtype) -> tuple[float, float]:
-    """Return the two parts of the shift: the factor of the largest entry of the diagonal, and the rest."""
-    unit, side = torch.finfo(dtype).eps / 2, field.side
-    entries = 1 / (4 * math.sin(math.pi / (4 * side + 2)) ** 2) + _OTHER_ROUNDINGS * side
-    return SECOND_ORDER * complex_roundings(1) * entries * unit, 2 * unit * level**2 + field.error(dtype)

@@ -100,6 +100,13 @@ class Convolution:
             kernel = kernel.unflatten(-1, (-1, step)).movedim(-1, 3).flatten(2, 3).movedim(-1, 3 + axis)
         return kernel
 
+    @property
+    def polyphase_shape(self) -> tuple[int, ...]:
+        """Return the shape of `polyphase`."""
+        groups, out, channels, *taps = self.kernel.shape
+        steps = self._reduced_stride()
+        return groups, out, channels * math.prod(steps), *(-(-k // s) for k, s in zip(taps, steps, strict=True))
+
     def support(self) -> Tensor:
         """Return `(1, 1, I * prod(s), *k')`: ones on the taps that the kernel has, zeros elsewhere."""
         return self.with_kernel(torch.ones_like(self.kernel[:1, :1])).polyphase()

@@ -6,6 +6,7 @@ equispaced points determine it; a 3x3 kernel needs 13 products of matrices. docs
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -33,49 +34,48 @@ class GramField:
 
     Axes of one tap are dropped, and the kernel is scaled by a power of two, so that no square can over- or underflow:
     `norm of the convolution = norm of the field * scale`. The field's norm is at most `above`, and may be far below.
+    `gram_fields` makes several at once.
 
     Args:
         conv: the convolution.
         product: precision of the products `A^H A`; float32 takes a third of the time and is right to 1e-3 or so.
     """
 
+    samples: Tensor
+    """Gram matrices `(samples, G, n, n)` at `sample_points`, of precision `product`."""
+
     def __init__(self, conv: Convolution, product: torch.dtype = torch.float64) -> None:
-        kernel = conv.polyphase().double()
-        if not bool(torch.isfinite(kernel).all()):
-            raise ShapeError("the kernel holds values that are not finite; its norm has no bound")
-        kernel = kernel.reshape(*kernel.shape[:3], *(k for k in kernel.shape[3:] if k > 1))
-        largest = float(kernel.abs().max()) if kernel.numel() else 0.0
-        self.is_zero = largest == 0.0
-        # Exact, but for entries that become subnormal; the error bound covers them.
-        self.scale = power_of_two(largest)
-        kernel = kernel / self.scale
+        kernel = _normal_form(conv)
+        self._describe(kernel, product)
+        _sample([self], [kernel])
+
+    def _describe(self, kernel: Tensor, product: torch.dtype) -> None:
+        """Keep what the shape of the normal form tells."""
         self.taps = tuple(kernel.shape[3:])
         self.groups = kernel.shape[0]
+        self.rows = max(kernel.shape[1:3])
         self.side = min(kernel.shape[1:3])
         self.device = kernel.device
-        self.sample_points = sample_points(self.taps)
-        symbols = symbol(kernel, phases(self.sample_points, self.taps, kernel))
-        grams = gram(symbols.to(product.to_complex()), _block(product))
-        count = len(self.sample_points)
-        self.samples = grams.unflatten(0, (count, self.groups))
-        self._parts = {product: (grams.real.reshape(count, -1), grams.imag.reshape(count, -1))}
         self.product = product
-        self._set_errors(kernel)
+        self.sample_points = sample_points(self.taps)
+        self._parts: dict[torch.dtype, Tensor] = {}
 
-    def _set_errors(self, kernel: Tensor) -> None:
+    def _take(self, samples: Tensor, numbers: list[float]) -> None:
+        """Keep what `_sample` found."""
+        finite, largest, trace, per_tap, self.frobenius = numbers
+        if not finite:
+            raise ShapeError("the kernel holds values that are not finite; its norm has no bound")
+        self.is_zero = largest == 0.0
+        self.scale = power_of_two(largest)
+        self.samples = samples
+        self.above = per_tap * (1 + 1e-10)
         unit = torch.finfo(self.product).eps / 2
         rounded = unit if self.product != torch.float64 else 0.0
-        trace = float(self.samples.diagonal(dim1=-2, dim2=-1).real.double().sum(-1).max())
-        per_tap = float(kernel.reshape(*kernel.shape[:3], -1).square().sum((1, 2)).sqrt().sum(-1).max())
-        self.above = per_tap * (1 + 1e-10)
         angle = 2 * math.pi * (len(self.taps) + 5) * sum(k - 1 for k in self.taps)
         symbol_error = (4 * (math.prod(self.taps) + 8) + angle) * UNIT64 * per_tap + rounded * math.sqrt(trace)
-        parts = torch.view_as_real(self.samples).flatten(2)
-        self.frobenius = float(torch.linalg.vector_norm(parts, dim=2, dtype=torch.float64).max())
         self._lebesgue = lebesgue(self.taps)
         self._weights_error = lebesgue(self.taps, error=True) - self._lebesgue
-        rows = max(kernel.shape[1:3])
-        product = product_roundings(rows, self.product) * unit * trace
+        product = product_roundings(self.rows, self.product) * unit * trace
         self._sample_error = 2 * math.sqrt(trace) * symbol_error + symbol_error**2 + product
 
     def error(self, dtype: torch.dtype) -> float:
@@ -91,19 +91,109 @@ class GramField:
 
     def matrices(self, frequencies: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
         """Return Gram matrices `(F, G, n, n)` at frequencies `(F, d)` in radians, complex of precision `dtype`."""
+        values = torch.cat(interpolation(frequencies, self.taps), 1).to(self.device, dtype) @ self.parts(dtype)
+        return torch.view_as_complex(values.reshape(len(frequencies), self.groups, self.side, self.side, 2))
+
+    def parts(self, dtype: torch.dtype) -> Tensor:
+        """Return what the weights of `interpolation`, side by side, multiply, `(2 samples, G * n * n * 2)`.
+
+        The real parts of the samples stand where a complex number has its real part, the imaginary ones below where it
+        has its imaginary part, zeros elsewhere: one product gives complex numbers as they lie in memory.
+        """
         if dtype not in self._parts:
-            real, imag = self._parts[self.product]
-            self._parts[dtype] = (real.to(dtype), imag.to(dtype))
-        real, imag = self._parts[dtype]
-        even, odd = (weight.to(self.device, dtype) for weight in interpolation(frequencies, self.taps))
-        values = torch.complex(even @ real, odd @ imag)
-        return values.reshape(len(frequencies), self.groups, self.side, self.side)
+            count = len(self.sample_points)
+            parts = torch.zeros(2, count, *self.samples.shape[1:], 2, dtype=dtype, device=self.device)
+            parts[0, ..., 0] = self.samples.real
+            parts[1, ..., 1] = self.samples.imag
+            self._parts[dtype] = parts.reshape(2 * count, -1)
+        return self._parts[dtype]
 
     def chunk(self, dtype: torch.dtype) -> int:
         """Return how many frequencies to compute at once."""
         each = 6 * dtype.itemsize * self.groups * self.side**2
         # All samples are read for each chunk, so that a few at least should come of it.
         return max(1, _CHUNK_BYTES // each, min(_WORTH_READING, 8 * _CHUNK_BYTES // each))
+
+
+def gram_fields(convs: Sequence[Convolution], products: Sequence[torch.dtype]) -> list[GramField]:
+    """Return the `GramField` of each convolution, those of one shape computed together, with one read for a device.
+
+    Raises:
+        ShapeError: a kernel is not finite.
+    """
+    kernels = [_normal_form(conv) for conv in convs]
+    fields = []
+    for kernel, product in zip(kernels, products, strict=True):
+        fields.append(GramField.__new__(GramField))
+        fields[-1]._describe(kernel, product)
+    _sample(fields, kernels)
+    return fields
+
+
+def _normal_form(conv: Convolution) -> Tensor:
+    """Return the polyphase kernel in float64 without its axes of one tap."""
+    kernel = conv.polyphase().double()
+    return kernel.reshape(*kernel.shape[:3], *(k for k in kernel.shape[3:] if k > 1))
+
+
+def _sample(fields: Sequence[GramField], kernels: Sequence[Tensor]) -> None:
+    """Compute the samples and the error bounds of fields from their normal forms."""
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for place, (field, kernel) in enumerate(zip(fields, kernels, strict=True)):
+        alike.setdefault((kernel.shape, field.device, field.product), []).append(place)
+    samples, numbers = {}, {}
+    for places in alike.values():
+        found, row = _samples_of(torch.stack([kernels[place] for place in places]), fields[places[0]].product)
+        samples |= dict(zip(places, found.unbind(1), strict=True))
+        numbers |= dict(zip(places, row.unbind(), strict=True))
+    read = on_host([numbers[place] for place in range(len(fields))])
+    for place, field in enumerate(fields):
+        field._take(samples[place], read[place].tolist())
+
+
+def _samples_of(kernels: Tensor, product: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return Gram matrices at the sample points, and the numbers that their error bounds are made of.
+
+    Args:
+        kernels: `(L, G, O, I, *k)`, float64.
+        product: precision of the products.
+
+    Returns:
+        Matrices `(samples, L, G, n, n)` of the kernels over their powers of two; for each kernel `(L, 5)` whether it is
+        finite, its largest entry, and of the scaled one the largest trace, the sum of the taps' Frobenius norms, and
+        the largest Frobenius norm of a sample.
+    """
+    layers, groups = kernels.shape[:2]
+    largest = kernels.abs().flatten(1).amax(1)
+    finite = kernels.isfinite().flatten(1).all(1)
+    # `power_of_two` of each, without a read. Exact, but for entries that become subnormal; the error bound covers them.
+    powers = torch.where(largest > 0, largest / (2 * torch.frexp(largest).mantissa), 1.0)
+    kernels = kernels / powers.reshape(-1, *[1] * (kernels.ndim - 1))
+    taps = tuple(kernels.shape[4:])
+    flat = kernels.flatten(0, 1)
+    points = sample_points(taps)
+    symbols = symbol(flat, phases(points, taps, flat))
+    grams = gram(symbols.to(product.to_complex()), _block(product)).unflatten(0, (len(points), layers, groups))
+    trace = grams.diagonal(dim1=-2, dim2=-1).real.double().sum(-1).amax((0, 2))
+    per_tap = flat.reshape(*flat.shape[:3], -1).square().sum((1, 2)).sqrt().sum(-1).unflatten(0, (layers, groups))
+    entries = torch.view_as_real(grams).flatten(3)
+    frobenius = torch.linalg.vector_norm(entries, dim=3, dtype=torch.float64).amax((0, 2))
+    return grams, torch.stack((finite.double(), largest, trace, per_tap.amax(1), frobenius), 1)
+
+
+def on_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return tensors on the host, in float64 where they come from a device, after one read of each device."""
+    found = list(tensors)
+    by_device: dict[torch.device, list[int]] = {}
+    for place, tensor in enumerate(tensors):
+        if tensor.device.type != "cpu":
+            by_device.setdefault(tensor.device, []).append(place)
+    for places in by_device.values():
+        flat = torch.cat([tensors[place].double().flatten() for place in places]).cpu()
+        parts = flat.split([tensors[place].numel() for place in places])
+        for place, part in zip(places, parts, strict=True):
+            found[place] = part.reshape(tensors[place].shape)
+    return found
 
 
 def interpolation(frequencies: Tensor, taps: tuple[int, ...]) -> tuple[Tensor, Tensor]:

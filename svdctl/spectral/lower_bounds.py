@@ -6,15 +6,16 @@ Constants are for speed; docs/theory.md, "Lower bounds", has the rounding.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.exact_arithmetic import float32_is_exact
-from svdctl.spectral.gram import GramField, interpolation, sample_points
+from svdctl.spectral.gram import GramField, interpolation, on_host, sample_points
 from svdctl.spectral.symbol import angles, gram, grid_product, half_grid, phases, symbol
 
 _CANDIDATES = 6
@@ -26,46 +27,83 @@ _FINE_POINTS = 4096
 _WINDOW = 9
 
 
-def lower_bound(field: GramField) -> float:
-    """Return a proved lower bound of the field's norm, rounding included, close to it."""
-    points = field.sample_points
-    points = points[:: math.ceil(len(points) / _STARTS)]
-    groups = torch.arange(field.groups).repeat(len(points))
-    points = points.repeat_interleave(field.groups, 0)
+def lower_bounds(fields: Sequence[GramField]) -> list[float]:
+    """Return a proved lower bound of each field's norm, rounding included, close to it."""
+    points, groups = [], []
+    for field in fields:
+        few = field.sample_points[:: math.ceil(len(field.sample_points) / _STARTS)]
+        groups.append(torch.arange(field.groups).repeat(len(few)))
+        points.append(few.repeat_interleave(field.groups, 0))
     # The search need not be exact: its result is checked in float64.
-    single = float32_is_exact(field.device) and field.side > 32
-    vectors = torch.zeros(0)
-    spacing = math.pi
+    precisions = [torch.float32 if field.side > 32 else torch.float64 for field in fields]
+    starts: list[Tensor] | None = None
+    spacings = [math.pi] * len(fields)
     for steps in _STEPS:
-        matrices = _pick(field, points, groups, torch.float32 if single else torch.float64)
-        values, vectors = _of_matrices(matrices, vectors if len(vectors) else None, steps)
-        order = values.argsort(descending=True)[:_CANDIDATES]
-        vectors, values, kept = vectors[order], values[order].cpu(), order.cpu()
-        points, spacing = _climb(field, points[kept], groups[kept], vectors, values, spacing)
-        groups = groups[kept]
-    matrices = _pick(field, points[:2], groups[:2], torch.float64)
-    _, vectors = _of_matrices(matrices, vectors[:2].to(matrices.dtype), 2 * _STEPS[-1])
-    return _quotient(field, matrices, vectors)
+        matrices = [_pick(*each) for each in zip(fields, points, groups, precisions, strict=True)]
+        found = _of_matrices(matrices, starts, steps)
+        orders = [values.argsort(descending=True)[:_CANDIDATES] for values in on_host([values for values, _ in found])]
+        points = [grid[order] for grid, order in zip(points, orders, strict=True)]
+        groups = [group[order] for group, order in zip(groups, orders, strict=True)]
+        values, starts = _chosen(found, orders)
+        points, spacings = _climb(fields, points, groups, starts, values, spacings)
+    matrices = [_pick(field, w[:2], g[:2], torch.float64) for field, w, g in zip(fields, points, groups, strict=True)]
+    assert starts is not None
+    starts = [start[:2].to(block.dtype) for start, block in zip(starts, matrices, strict=True)]
+    vectors = [vectors for _, vectors in _of_matrices(matrices, starts, 2 * _STEPS[-1])]
+    return _quotients(fields, matrices, vectors)
+
+
+def lower_bound(field: GramField) -> float:
+    """Return `lower_bounds` of one field."""
+    return lower_bounds([field])[0]
+
+
+def coarse_lower_bounds(fields: Sequence[GramField]) -> list[tuple[float, Tensor]]:
+    """Return proved lower bounds, mostly within 1 % of the norm, for a third of the work of `lower_bounds`.
+
+    Returns:
+        The bound of each field, and values from below at its samples, `(samples,)` on the host.
+    """
+    found = _of_matrices([field.samples.flatten(0, 1).to(torch.complex64) for field in fields], None, 12)
+    squares = on_host([values for values, _ in found])
+    seen = [
+        square.clamp_min(0).sqrt().unflatten(0, (-1, field.groups)).amax(1).double()
+        for field, square in zip(fields, squares, strict=True)
+    ]
+    orders = [square.argsort(descending=True)[:_QUICK_CANDIDATES] for square in squares]
+    groups = [torch.arange(field.groups).repeat(len(field.samples)) for field in fields]
+    groups = [group[order] for group, order in zip(groups, orders, strict=True)]
+    points = [
+        field.sample_points.repeat_interleave(field.groups, 0)[order]
+        for field, order in zip(fields, orders, strict=True)
+    ]
+    values, vectors = _chosen(found, orders)
+    points, _ = _climb(fields, points, groups, vectors, values, [math.pi] * len(fields))
+    matrices = [_pick(field, w, g, torch.float32) for field, w, g in zip(fields, points, groups, strict=True)]
+    again = _of_matrices(matrices, vectors, 12)
+    best = [values.argmax()[None] for values in on_host([values for values, _ in again])]
+    matrices = [
+        _pick(field, w[place], g[place], torch.float64)
+        for field, w, g, place in zip(fields, points, groups, best, strict=True)
+    ]
+    _, vectors = _chosen(again, best)
+    return list(zip(_quotients(fields, matrices, vectors), seen, strict=True))
 
 
 def coarse_lower_bound(field: GramField) -> tuple[float, Tensor]:
-    """Return a proved lower bound, mostly within 1 % of the norm, for a third of the work of `lower_bound`.
+    """Return `coarse_lower_bounds` of one field."""
+    return coarse_lower_bounds([field])[0]
 
-    Returns:
-        The bound, and values from below at the field's samples, `(samples,)` on the host.
-    """
-    dtype = torch.float32 if float32_is_exact(field.device) else torch.float64
-    groups = torch.arange(field.groups).repeat(len(field.samples))
-    points = field.sample_points.repeat_interleave(field.groups, 0)
-    squares, vectors = _of_matrices(field.samples.flatten(0, 1).to(dtype.to_complex()), None, 12)
-    seen = squares.clamp_min(0).sqrt().unflatten(0, (-1, field.groups)).amax(1).double().cpu()
-    order = squares.argsort(descending=True)[:_QUICK_CANDIDATES]
-    kept = order.cpu()
-    points, _ = _climb(field, points[kept], groups[kept], vectors[order], squares[order].cpu(), math.pi)
-    squares, vectors = _of_matrices(_pick(field, points, groups[kept], dtype), vectors[order], 12)
-    best = int(squares.argmax())
-    here = slice(best, best + 1)
-    return _quotient(field, _pick(field, points[here], groups[kept][here], torch.float64), vectors[here]), seen
+
+def values_from_below(questions: Sequence[tuple[GramField, Tensor]]) -> list[float]:
+    """Return a proved lower bound of the largest value of each field at its frequencies `(P, d)`, mostly within 1e-3."""
+    fields = [field for field, _ in questions]
+    matrices = [
+        torch.cat([field.matrices(part) for part in few.split(field.chunk(torch.float64))]).flatten(0, 1)
+        for field, few in questions
+    ]
+    vectors = [vectors for _, vectors in _of_matrices(matrices, None, 2 * _STEPS[-1])]
+    return _quotients(fields, matrices, vectors)
 
 
 def quick_lower_bound(conv: Convolution) -> float:
@@ -81,17 +119,22 @@ def quick_lower_bound(conv: Convolution) -> float:
     kernel = (kernel.double() / largest).to(torch.float32 if float32_is_exact(kernel.device) else torch.float64)
     few = sample_points(taps)[:_AT_ONCE]
     matrices = gram(symbol(kernel, phases(few, taps, kernel)))
-    return math.sqrt(max(float(_of_matrices(matrices, None, 8)[0].max()), 0.0)) * largest
+    return math.sqrt(max(float(_of_matrices([matrices], None, 8)[0][0].max()), 0.0)) * largest
 
 
-def _quotient(field: GramField, matrices: Tensor, vectors: Tensor) -> float:
-    """Return the square root of the largest Rayleigh quotient of Gram matrices, in float64, rounded down."""
-    column = vectors.to(matrices.dtype)[..., None]
-    quotient = (column.mH @ matrices @ column).real.flatten() / column.abs().square().sum((-2, -1))
-    # 0 / 0 where a group is all zero: its vector is, too, and 0 is a bound.
-    quotient = quotient.nan_to_num(0.0)
-    rounding = field.error(torch.float64) + field.quotient_rounding(field.frobenius)
-    return math.sqrt(max(float(quotient.max()) - rounding, 0.0)) * (1 - 2.0**-50)
+def _quotients(fields: Sequence[GramField], matrices: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[float]:
+    """Return the square roots of the largest Rayleigh quotients of Gram matrices, in float64, rounded down."""
+    largest = []
+    for block, start in zip(matrices, vectors, strict=True):
+        column = start.to(block.dtype)[..., None]
+        quotient = (column.mH @ block @ column).real.flatten() / column.abs().square().sum((-2, -1))
+        # 0 / 0 where a group is all zero: its vector is, too, and 0 is a bound.
+        largest.append(quotient.nan_to_num(0.0).amax())
+    squares = [
+        float(square) - field.error(torch.float64) - field.quotient_rounding(field.frobenius)
+        for field, square in zip(fields, on_host(largest), strict=True)
+    ]
+    return [math.sqrt(max(square, 0.0)) * (1 - 2.0**-50) for square in squares]
 
 
 def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
@@ -118,12 +161,45 @@ def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> t
     return values[:, -1], _unit((span @ coordinates[..., -1:])[..., 0])
 
 
-def _of_matrices(matrices: Tensor, start: Tensor | None, steps: int) -> tuple[Tensor, Tensor]:
-    """Return `lanczos` of Hermitian matrices `(B, n, n)`, from seeded random vectors if `start` is None."""
-    if start is None:
-        noise = torch.randn(matrices.shape[-1], 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        start = torch.view_as_complex(noise).to(matrices.device, matrices.dtype).expand(len(matrices), -1)
-    return lanczos(lambda vectors: (matrices @ vectors[..., None])[..., 0], start, steps)
+def _of_matrices(
+    blocks: Sequence[Tensor], starts: Sequence[Tensor] | None, steps: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Return `lanczos` of blocks of Hermitian matrices `(B, n, n)`, those of one side and precision together.
+
+    Args:
+        blocks: the matrices.
+        starts: vectors `(B, n)` for each block; None: seeded random ones.
+        steps: products.
+    """
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for place, block in enumerate(blocks):
+        alike.setdefault((block.shape[-1], block.dtype, block.device), []).append(place)
+    found = {}
+    for (side, dtype, device), places in alike.items():
+        matrices = _joined([blocks[place] for place in places])
+        if starts is None:
+            noise = torch.randn(side, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+            start = torch.view_as_complex(noise).to(device, dtype).expand(len(matrices), -1)
+        else:
+            start = _joined([starts[place] for place in places])
+        values, vectors = lanczos(lambda x, a=matrices: (a @ x[..., None])[..., 0], start, steps)
+        counts = [len(blocks[place]) for place in places]
+        found |= dict(zip(places, zip(values.split(counts), vectors.split(counts), strict=True), strict=True))
+    return [found[place] for place in range(len(blocks))]
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _chosen(found: Sequence[tuple[Tensor, Tensor]], orders: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return chosen values, and the vectors that belong to them."""
+    values, vectors = [], []
+    for (value, vector), order in zip(found, orders, strict=True):
+        here = order.to(value.device)
+        values.append(value[here])
+        vectors.append(vector[here])
+    return values, vectors
 
 
 def _unit(vectors: Tensor) -> Tensor:
@@ -133,30 +209,51 @@ def _unit(vectors: Tensor) -> Tensor:
 def _pick(field: GramField, points: Tensor, groups: Tensor, dtype: torch.dtype) -> Tensor:
     """Return Gram matrices `(B, n, n)`, of one group at each point."""
     matrices = torch.cat([field.matrices(part, dtype) for part in points.split(field.chunk(dtype))])
-    return matrices[torch.arange(len(points)), groups.to(matrices.device)]
+    return matrices[:, 0] if field.groups == 1 else matrices[torch.arange(len(points)), groups.to(matrices.device)]
 
 
 def _climb(
-    field: GramField, points: Tensor, groups: Tensor, vectors: Tensor, values: Tensor, spacing: float
-) -> tuple[Tensor, float]:
-    """Return for each vector the grid's point where its polynomial is largest, and the distance of the points."""
-    axes = points.shape[1]
-    if axes == 0:
-        return points, spacing
-    here, mirrored = _quadratic_forms(field, groups, vectors)
-    if spacing == math.pi:
-        offsets, even, odd, spacing = _first_grid(field.taps)
-        grid = offsets.expand(len(points), *offsets.shape)
-    else:
-        steps = torch.linspace(-spacing, spacing, _WINDOW, dtype=torch.float64)
-        offsets = grid_product([steps] * axes)
-        grid = points[:, None, :] + offsets
-        even, odd = (w.reshape(len(points), -1, w.shape[-1]) for w in interpolation(grid.flatten(0, 1), field.taps))
-        spacing = 2 * spacing / (_WINDOW - 1)
-    polynomial = (even @ (here + mirrored)[..., None] + odd @ (here - mirrored)[..., None])[..., 0] / 2
-    largest, place = polynomial.max(1)
-    better = largest > values
-    return torch.where(better[:, None], grid[torch.arange(len(points)), place], points), spacing
+    fields: Sequence[GramField],
+    points: Sequence[Tensor],
+    groups: Sequence[Tensor],
+    vectors: Sequence[Tensor],
+    values: Sequence[Tensor],
+    spacings: Sequence[float],
+) -> tuple[list[Tensor], list[float]]:
+    """Return for each vector the grid's point where its polynomial is largest, and the distances of the points.
+
+    Args:
+        fields: one for each entry of what follows.
+        points: frequencies `(B, d)` where the vectors were found.
+        groups: of each vector, `(B,)`.
+        vectors: `(B, n)`.
+        values: of the quotients at these frequencies, `(B,)`.
+        spacings: distances of the points of the grids that were searched before.
+    """
+    forms = [_quadratic_forms(*each) for each in zip(fields, groups, vectors, strict=True)]
+    read = on_host([*forms, *values])
+    found, finer = [], []
+    searched = zip(fields, points, spacings, read[: len(fields)], read[len(fields) :], strict=True)
+    for field, old, spacing, form, value in searched:
+        axes = old.shape[1]
+        if axes == 0:
+            found.append(old)
+            finer.append(spacing)
+            continue
+        here, mirrored = form.unbind(1)
+        if spacing == math.pi:
+            offsets, even, odd, distance = _first_grid(field.taps)
+            grid = offsets.expand(len(old), *offsets.shape)
+        else:
+            steps = torch.linspace(-spacing, spacing, _WINDOW, dtype=torch.float64)
+            grid = old[:, None, :] + grid_product([steps] * axes)
+            even, odd = (w.reshape(len(old), -1, w.shape[-1]) for w in interpolation(grid.flatten(0, 1), field.taps))
+            distance = 2 * spacing / (_WINDOW - 1)
+        polynomial = (even @ (here + mirrored)[..., None] + odd @ (here - mirrored)[..., None])[..., 0] / 2
+        largest, place = polynomial.max(1)
+        finer.append(distance)
+        found.append(torch.where((largest > value)[:, None], grid[torch.arange(len(old)), place], old))
+    return found, finer
 
 
 @lru_cache(maxsize=16)
@@ -168,13 +265,14 @@ def _first_grid(taps: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, float]:
     return points, *interpolation(points, taps), 2 * math.pi / size
 
 
-def _quadratic_forms(field: GramField, groups: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `v^H G_j v` and `v^H conj(G_j) v`, each `(B, samples)`, on the host."""
-    both = torch.zeros(len(vectors), 2, len(field.samples), dtype=torch.float64)
-    for group in groups.unique():
+def _quadratic_forms(field: GramField, groups: Tensor, vectors: Tensor) -> Tensor:
+    """Return `v^H G_j v` and `v^H conj(G_j) v` of vectors `(B, n)`, `(B, 2, samples)`."""
+    forms = torch.zeros(len(vectors), 2, len(field.samples), dtype=torch.float64, device=vectors.device)
+    for group in groups.unique().tolist():
         chosen = torch.nonzero(groups == group).flatten()
-        columns = vectors[chosen].to(field.samples.dtype)
+        here = slice(None) if field.groups == 1 else chosen.to(vectors.device)
+        columns = vectors[here].to(field.samples.dtype)
         columns = torch.cat((columns, columns.conj())).T.contiguous()
-        forms = (columns.conj() * (field.samples[:, group] @ columns)).sum(-2).real
-        both[chosen] = forms.T.reshape(2, len(chosen), -1).transpose(0, 1).cpu().double()
-    return both[:, 0], both[:, 1]
+        form = (columns.conj() * (field.samples[:, group] @ columns)).sum(-2).real.to(forms.dtype)
+        forms[here] = form.T.reshape(2, len(chosen), -1).transpose(0, 1)
+    return forms

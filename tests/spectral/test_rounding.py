@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from svdctl.spectral.bounds import provably_below, rounding_shift
+from svdctl.spectral.cholesky_proof import provably_below, rounding_shift
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.gram import GramField
 
