@@ -1,7 +1,7 @@
 """Compute the spectrum of a network: singular values and bounds layer by layer, and its Lipschitz constant."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,8 +16,8 @@ from svdctl.analysis.layer_spectrum import LayerSpectrum, as_it_runs, with_value
 from svdctl.errors import ShapeError, SvdctlError, first_line
 from svdctl.layers.layer_bounds import layer_gain
 from svdctl.layers.layer_operator import operator_of, why_not_read
-from svdctl.layers.layer_ops import LayerOps, NormalizationOps, find_ops
-from svdctl.layers.norms import layer_norm_bound
+from svdctl.layers.layer_ops import LayerOps, NormalizationOps, find_ops, is_controllable
+from svdctl.layers.norms import layer_norm_bound, layer_norm_bounds
 from svdctl.layers.padding import Convolutional, padding_factor
 from svdctl.layers.shapes import Calls, observed_calls
 from svdctl.layers.stiefel import frame_error
@@ -166,10 +166,12 @@ def spectrum(
         ) from error
     rows = []
     chosen = {key: module for key, module in chosen.items() if not _is_pixels(module, calls.get(key))}
+    proved = _bounds_together(chosen, calls, tolerance, at_most)
     for done, (key, module) in enumerate(chosen.items()):
         if tell is not None:
             tell(done, len(chosen), key)
-        rows.append(_observed_row(key, module, calls.get(key), tolerance, accuracy, zero_padded, at_most))
+        how = tolerance, accuracy, zero_padded, at_most, proved.get(key)
+        rows.append(_observed_row(key, module, calls.get(key), *how))
     only = None, "only some layers were asked for"
     lipschitz, why = _lipschitz(model, input_shape, tolerance) if layers == "*" else only
     return NetworkSpectrum(name, tuple(rows), lipschitz, why)
@@ -263,6 +265,7 @@ def _row(
     accuracy: str,
     zero_padded: bool,
     at_most: float | None,
+    proved: Bracket | None,
 ) -> LayerSpectrum:
     """Return the row of a layer on the spatial sizes of its inputs.
 
@@ -284,7 +287,7 @@ def _row(
             return exponential_row(row, module, *generator, size)
         return replace(row, bound=Bracket(0.0, layer_gain(module).value), input_size=size)
     conv = operator_of(module)
-    bound = _bound(module, sizes, tolerance, at_most)
+    bound = proved or _bound(module, sizes, tolerance, at_most)
     row = replace(
         row,
         bound=bound,
@@ -300,14 +303,39 @@ def _row(
     return replace(row, input_size=size, zero_padded=padded)
 
 
+def _bounds_together(
+    modules: Mapping[str, nn.Module], calls: Mapping[str, Calls], tolerance: float, at_most: float | None
+) -> dict[str, Bracket]:
+    """Return the brackets of layers that are read off their weights; none if one of them has no bound.
+
+    The row of each then says of its own why.
+    """
+    try:
+        chosen = {
+            name: module
+            for name, module in modules.items()
+            if _is_operator(module)
+            and is_controllable(module)
+            and not _is_unstrided(module, calls[name].sizes if name in calls else [])
+        }
+        brackets = layer_norm_bounds(list(chosen.values()), tolerance=tolerance, allowed=[at_most] * len(chosen))
+    except ShapeError:
+        return {}
+    return dict(zip(chosen, brackets, strict=True))
+
+
+def _is_unstrided(module: nn.Module, sizes: Sequence[tuple[int, ...]]) -> bool:
+    """Return whether a layer is bounded at stride 1: it pads circularly and its stride does not divide every size."""
+    if not isinstance(module, Convolutional) or module.padding_mode != "circular":
+        return False
+    stride = operator_of(module).stride
+    return any(n % s for size in sizes for n, s in zip(size, stride, strict=True))
+
+
 def _bound(module: nn.Module, sizes: Sequence[tuple[int, ...]], tolerance: float, at_most: float | None) -> Bracket:
     """Return the layer's bracket; at stride 1 if it pads circularly and its stride does not divide every size."""
-    conv = operator_of(module)
-    if (
-        isinstance(module, Convolutional)
-        and module.padding_mode == "circular"
-        and any(n % s for size in sizes for n, s in zip(size, conv.stride, strict=True))
-    ):
+    if _is_unstrided(module, sizes):
+        conv = operator_of(module)
         unstrided = replace(conv, stride=(1,) * conv.axes)
         upper = norm_bound(unstrided, tolerance=tolerance).upper * padding_factor(module)
         return Bracket(0.0, upper)

@@ -3,7 +3,7 @@
 A linear layer is the convolution with one tap, so that one mathematics serves all.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -14,6 +14,7 @@ from svdctl.errors import ShapeError
 from svdctl.layers.layer_ops import is_controllable, known_class, ops_of
 from svdctl.layers.stored_weight import evaluation_mode, why_not_as_stored
 from svdctl.spectral.convolution import Convolution
+from svdctl.spectral.parallel_map import parallel_map
 
 T = TypeVar("T")
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
@@ -40,6 +41,13 @@ def exact_operator(layer: nn.Module) -> tuple[Convolution, float]:
         ShapeError: as `operator_of`.
     """
     return _read(layer, ops_of(layer).exact_operator)
+
+
+def exact_operators(layers: Sequence[nn.Module]) -> list[tuple[Convolution, float]]:
+    """Return `exact_operator` of each layer, on the CPU several layers at a time."""
+    if all(parameter.device.type == "cpu" for layer in layers for parameter in layer.parameters()):
+        return parallel_map(exact_operator, layers)
+    return [exact_operator(layer) for layer in layers]
 
 
 def _read(layer: nn.Module, read: Callable[[nn.Module], T]) -> T:
