@@ -157,7 +157,7 @@ def test_a_device_is_read_once_for_all(monkeypatch: pytest.MonkeyPatch, together
         reads.append(len(tensors))
         return list(tensors)
 
-    convs = [conv for conv in convolutions()[:4]]
+    convs = convolutions()[:4]
     limits = [1.05 * bracket.upper for bracket in norm_bounds(convs)]
     for module in (gram, cholesky_proof):
         monkeypatch.setattr(module, "on_host", read)
