@@ -41,7 +41,7 @@ def all_provably_below(questions: Sequence[PointsBelow]) -> list[Tensor]:
     alike: dict[tuple[object, ...], list[int]] = {}
     for place, question in enumerate(questions):
         alike.setdefault((question.field.side, question.dtype, question.field.device), []).append(place)
-    masks = {}
+    masks: dict[int, Tensor] = {}
     for places in alike.values():
         masks |= dict(zip(places, _below([questions[place] for place in places]), strict=True))
     read = on_host([masks[place] for place in range(len(questions))])
@@ -106,7 +106,7 @@ def _weights(questions: Sequence[PointsBelow]) -> list[Tensor]:
     alike: dict[tuple[int, ...], list[int]] = {}
     for place, question in enumerate(questions):
         alike.setdefault(question.field.taps, []).append(place)
-    found = {}
+    found: dict[int, Tensor] = {}
     for taps, places in alike.items():
         few = [questions[place].points for place in places]
         weights = -torch.cat(interpolation(torch.cat(few), taps), 1)

@@ -141,7 +141,8 @@ def _sample(fields: Sequence[GramField], kernels: Sequence[Tensor]) -> None:
     alike: dict[tuple[object, ...], list[int]] = {}
     for place, (field, kernel) in enumerate(zip(fields, kernels, strict=True)):
         alike.setdefault((kernel.shape, field.device, field.product), []).append(place)
-    samples, numbers = {}, {}
+    samples: dict[int, Tensor] = {}
+    numbers: dict[int, Tensor] = {}
     for places in alike.values():
         found, row = _samples_of(torch.stack([kernels[place] for place in places]), fields[places[0]].product)
         samples |= dict(zip(places, found.unbind(1), strict=True))

@@ -41,8 +41,9 @@ def run_together(proofs: Sequence[Proof[T]]) -> list[T]:
     for place in range(len(proofs)):
         advance(place, None)
     while steps:
-        asked, steps_of = dict(steps), {}
+        asked = dict(steps)
         steps.clear()
+        steps_of: dict[Callable[[list[Any]], Sequence[Any]], list[int]] = {}
         for place, step in asked.items():
             steps_of.setdefault(step.function, []).append(place)
         for function, places in steps_of.items():

@@ -7,7 +7,7 @@ Constants are for speed; docs/theory.md, "Lower bounds", has the rounding.
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -96,7 +96,7 @@ def coarse_lower_bound(field: GramField) -> tuple[float, Tensor]:
 
 
 def values_from_below(questions: Sequence[tuple[GramField, Tensor]]) -> list[float]:
-    """Return a proved lower bound of the largest value of each field at its frequencies `(P, d)`, mostly within 1e-3."""
+    """Return a proved lower bound of the largest value of each field at its frequencies `(P, d)`, mostly to 1e-3."""
     fields = [field for field, _ in questions]
     matrices = [
         torch.cat([field.matrices(part) for part in few.split(field.chunk(torch.float64))]).flatten(0, 1)
@@ -161,9 +161,7 @@ def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> t
     return values[:, -1], _unit((span @ coordinates[..., -1:])[..., 0])
 
 
-def _of_matrices(
-    blocks: Sequence[Tensor], starts: Sequence[Tensor] | None, steps: int
-) -> list[tuple[Tensor, Tensor]]:
+def _of_matrices(blocks: Sequence[Tensor], starts: Sequence[Tensor] | None, steps: int) -> list[tuple[Tensor, Tensor]]:
     """Return `lanczos` of blocks of Hermitian matrices `(B, n, n)`, those of one side and precision together.
 
     Args:
@@ -174,7 +172,7 @@ def _of_matrices(
     alike: dict[tuple[Any, ...], list[int]] = {}
     for place, block in enumerate(blocks):
         alike.setdefault((block.shape[-1], block.dtype, block.device), []).append(place)
-    found = {}
+    found: dict[int, tuple[Tensor, Tensor]] = {}
     for (side, dtype, device), places in alike.items():
         matrices = _joined([blocks[place] for place in places])
         if starts is None:
@@ -182,10 +180,14 @@ def _of_matrices(
             start = torch.view_as_complex(noise).to(device, dtype).expand(len(matrices), -1)
         else:
             start = _joined([starts[place] for place in places])
-        values, vectors = lanczos(lambda x, a=matrices: (a @ x[..., None])[..., 0], start, steps)
+        values, vectors = lanczos(partial(_times, matrices), start, steps)
         counts = [len(blocks[place]) for place in places]
         found |= dict(zip(places, zip(values.split(counts), vectors.split(counts), strict=True), strict=True))
     return [found[place] for place in range(len(blocks))]
+
+
+def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
+    return (matrices @ vectors[..., None])[..., 0]
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
