@@ -10,11 +10,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from svdctl.spectral.matrix_sign import polar_by_products
 from svdctl.spectral.parallel_map import parallel_map
+from svdctl.spectral.symbol import gram
 
 # For speed.
 _SMALLEST_SHARE = 4
 _SIDES = range(24, 1025)
+_ORTHONORMAL = 0.01
 
 
 def parallel_batched(function: Callable[..., Tensor], matrices: Tensor, *more: Tensor) -> Tensor:
@@ -37,8 +40,30 @@ def is_positive_definite(matrices: Tensor) -> Tensor:
     return parallel_batched(lambda part: torch.linalg.cholesky_ex(part).info == 0, matrices)
 
 
+def products_are_faster(device: torch.device) -> bool:
+    """Return whether some forty products of matrices take less time than one eigendecomposition of each.
+
+    On a GPU a tenth of it; on a CPU (complex matrices of 64 to 640 rows, one thread) two to six times as much.
+    """
+    return device.type != "cpu"
+
+
+def on_tall(function: Callable[[Tensor], Tensor], matrices: Tensor) -> Tensor:
+    """Return `function(matrices)`, computed of the transposes of wide matrices, for a function that agrees with it."""
+    return function(matrices.mT).mT if matrices.shape[-2] < matrices.shape[-1] else function(matrices)
+
+
 def polar_factors(matrices: Tensor) -> Tensor:
-    """Return the nearest matrices whose singular values are all 1, `(B, m, n)`."""
+    """Return the nearest matrices whose singular values are all 1, `(B, m, n)`.
+
+    By products, where these are faster and no value is zero, or so close to it that products end below 1.
+    """
+    if products_are_faster(matrices.device):
+        found = on_tall(lambda tall: polar_by_products(tall, torch.finfo(matrices.dtype).eps), matrices)
+        defect = gram(found)
+        defect.diagonal(dim1=-2, dim2=-1).sub_(1)
+        if bool(defect.abs().amax() < _ORTHONORMAL):
+            return found
 
     def polar(part: Tensor) -> Tensor:
         left, _, right = torch.linalg.svd(part, full_matrices=False)

@@ -7,16 +7,25 @@ frequency. See docs/theory.md, "Clip, assign, divide, seal".
 """
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from svdctl.spectral.batched import clip_singular_values, is_positive_definite, polar_factors
+from svdctl.spectral.batched import (
+    clip_singular_values,
+    is_positive_definite,
+    on_tall,
+    polar_factors,
+    products_are_faster,
+)
 from svdctl.spectral.bounds import is_bounded, scale_to_bound
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.exact_arithmetic import exact_arithmetic
 from svdctl.spectral.gram import power_of_two
 from svdctl.spectral.lower_bounds import quick_lower_bound
+from svdctl.spectral.matrix_sign import clip_by_products, norm_limits
 from svdctl.spectral.symbol import angles, gram, grid_product, kernel_from_symbol, phases, symbol, unique_up_to_sign
 
 # Tolerance of the proved bound by which a projected kernel is scaled; half of it moves the kernel 0.5 % less far and
@@ -26,6 +35,10 @@ CLIP_ROUNDS = 4
 # How far above a bound values may be that are clipped in one step: its square times the unit roundoff is small.
 _WIDEST_STEP = 1e4
 _WIDEST_STEP_FLOAT32 = 64.0
+# By what factor symbols may exceed the largest on the grid, between its points and on the way; steps for more are made.
+_ROOM = 1.25
+# Of the symbols of one stack.
+_STACK_BYTES = 1 << 28
 
 
 @torch.no_grad()
@@ -48,59 +61,127 @@ def clip_kernel(
     return scale_to_bound(projected, max_sigma, tolerance=SEAL_TOLERANCE)[0]
 
 
+def project_kernels(convs: Sequence[Convolution], max_sigma: Sequence[float], *, rounds: int) -> list[Tensor]:
+    """Return `project_kernel` of each convolution, each with its own maximum; on a GPU those of one shape at once."""
+    return _on_stacks(lambda conv, limits: project_kernel(conv, limits, rounds=rounds), convs, max_sigma)
+
+
+def assigned_kernels(convs: Sequence[Convolution], values: Sequence[float]) -> list[Tensor]:
+    """Return `assigned_kernel` of each convolution, each with its own value; on a GPU those of one shape at once."""
+    return _on_stacks(assigned_kernel, convs, values)
+
+
+def _on_stacks(
+    work: Callable[[Convolution, Sequence[float]], Tensor], convs: Sequence[Convolution], numbers: Sequence[float]
+) -> list[Tensor]:
+    """Return what `work` makes of each convolution and its number, given stacks of them as groups of one convolution.
+
+    On a CPU a stack is one convolution: there a stack gains nothing, and threads work on several layers.
+    """
+    stacks: dict[tuple[Any, ...], list[int]] = {}
+    for place, conv in enumerate(convs):
+        kernel = conv.kernel
+        alike = (kernel.shape, kernel.dtype, kernel.device, conv.stride, conv.dilation)
+        stacks.setdefault((*alike, place if kernel.device.type == "cpu" else None), []).append(place)
+    found: dict[int, Tensor] = {}
+    for places in stacks.values():
+        groups, rows, columns, *taps = convs[places[0]].kernel.shape
+        symbols = math.prod(2 * k for k in taps) * groups * rows * columns * convs[places[0]].kernel.itemsize
+        size = max(1, _STACK_BYTES // symbols)
+        for part in (places[at : at + size] for at in range(0, len(places), size)):
+            stack = convs[part[0]].with_kernel(torch.cat([convs[place].kernel for place in part]))
+            kernels = work(stack, [numbers[place] for place in part for _ in range(groups)])
+            found |= dict(zip(part, kernels.split(groups), strict=True))
+    return [found[place] for place in range(len(convs))]
+
+
 @torch.no_grad()
 @exact_arithmetic()
-def project_kernel(conv: Convolution, max_sigma: float, *, rounds: int, oversampling: float = 1.0) -> Tensor:
-    """Return a polyphase kernel near the projection; values between grid points may exceed `max_sigma`."""
-    largest = quick_lower_bound(conv)
-    # A Gram matrix has squares, and none below its rounding: values far above `max_sigma` come down in steps.
-    levels = [max_sigma]
+def project_kernel(
+    conv: Convolution, max_sigma: float | Sequence[float], *, rounds: int, oversampling: float = 1.0
+) -> Tensor:
+    """Return a polyphase kernel near the projection; values between grid points may exceed `max_sigma`.
+
+    Args:
+        conv: the convolution; its groups are projected each on its own.
+        max_sigma: the largest singular value allowed, or one for each group.
+        rounds, oversampling: as of `clip_kernel`.
+    """
+    limits = _for_groups(max_sigma, conv)
+    # In units where the maximum is 1, and squares can be held.
+    wide = conv.polyphase().double() / limits
+    by_products = products_are_faster(wide.device)
+    largest = (
+        _largest_limit(wide, conv.support(), oversampling)
+        if by_products
+        else quick_lower_bound(conv.with_kernel(conv.kernel / limits.to(conv.kernel.dtype)))
+    )
+    # A Gram matrix has squares, and none below its rounding: values far above the maximum come down in steps.
+    levels = [1.0]
     while largest > _WIDEST_STEP * levels[-1]:
         levels.append(_WIDEST_STEP * levels[-1])
-    wide = conv.polyphase().double()
     for level in reversed(levels):
-        # In units where the squares can be held.
-        unit = power_of_two(level)
-        coarse = conv.kernel.dtype == torch.float32 and largest < _WIDEST_STEP_FLOAT32 * max_sigma
-        start = (wide / unit).to(torch.float32 if coarse else torch.float64)
+        coarse = conv.kernel.dtype == torch.float32 and largest < _WIDEST_STEP_FLOAT32
+        start = (wide / level).to(torch.float32 if coarse else torch.float64)
+        widest = max(_ROOM * min(largest / level, _WIDEST_STEP), 1.0) if by_products else None
         grid = _Fourier(start, conv.support(), oversampling)
-        kernel = _nearest(grid, start, level / unit, max(1, rounds - 2))
+        kernel = _nearest(grid, start, widest, max(1, rounds - 2))
         # What is still too large lies between the points: one pass there, then one on the grid, which that pass moved.
         between = _Fourier(start, conv.support(), oversampling, midpoints=True)
         for fourier in (between, grid)[: rounds - 1]:
-            kernel = fourier.backward(fourier.clip(fourier.forward(kernel), level / unit))
-        wide = kernel.double() * unit
-    return wide.to(conv.kernel.dtype)
+            kernel = fourier.backward(fourier.clip(fourier.forward(kernel), widest))
+        wide = kernel.double() * level
+    return (wide * limits).to(conv.kernel.dtype)
 
 
-def _nearest(fourier: "_Fourier", kernel: Tensor, max_sigma: float, rounds: int) -> Tensor:
-    """Return nearly the nearest kernel whose values on the grid are at most `max_sigma`, by accelerated Dykstra."""
+def _for_groups(numbers: float | Sequence[float], conv: Convolution) -> Tensor:
+    """Return numbers, one or one for each group, float64 `(G, 1, 1, ...)` on the convolution's device."""
+    values = torch.tensor([numbers] if isinstance(numbers, float | int) else list(numbers), dtype=torch.float64)
+    return values.reshape(-1, *(1,) * (conv.kernel.ndim - 1)).to(conv.kernel.device)
+
+
+def _largest_limit(wide: Tensor, support: Tensor, oversampling: float) -> float:
+    """Return the largest `norm_limits` on the grid of a polyphase kernel: the one number that is read of a stack."""
+    peak = wide.abs().amax().clamp_min(torch.finfo(torch.float64).tiny)
+    narrow = (wide / peak).float()
+    matrices = _Fourier(narrow, support, oversampling).forward(narrow)
+    return float(norm_limits(matrices).amax().double() * peak)
+
+
+def _nearest(fourier: "_Fourier", kernel: Tensor, widest: float | None, rounds: int) -> Tensor:
+    """Return nearly the nearest kernel whose values on the grid are at most 1, by accelerated Dykstra."""
     start = fourier.forward(kernel)
     correction = ahead = torch.zeros_like(start)
     weight = 1.0
     for done in range(1, rounds + 1):
         # Where `ahead` is zero this is one clip of the start itself.
         corrected = fourier.project_on_support(start - ahead) + ahead if done > 1 else start
-        previous, correction = correction, corrected - fourier.clip(corrected, max_sigma)
+        previous, correction = correction, corrected - fourier.clip(corrected, widest)
         if done == rounds:
             break
-        uphill = torch.sum(torch.view_as_real((ahead - correction).conj() * (correction - previous))) > 0
+        moved = correction - previous
+        uphill = fourier.sum_of_groups(((ahead - correction).conj() * moved).real) > 0
         weight, last = (1 + math.sqrt(1 + 4 * weight**2)) / 2, weight
-        # No host synchronisation: the restart is a factor.
-        ahead = correction + torch.where(uphill, 0.0, (last - 1) / weight).to(start.real.dtype) * (
-            correction - previous
-        )
+        # No host synchronisation: the restart of a group is a factor.
+        ahead = correction + torch.where(uphill, 0.0, (last - 1) / weight).to(kernel.dtype) * moved
     return fourier.backward(start - correction)
 
 
 @torch.no_grad()
 @exact_arithmetic()
-def assigned_kernel(conv: Convolution, value: float, *, rounds: int = 5) -> Tensor:
-    """Return a polyphase kernel whose singular values are all close to `value`; no bound of them is proved."""
+def assigned_kernel(conv: Convolution, value: float | Sequence[float], *, rounds: int = 5) -> Tensor:
+    """Return a polyphase kernel whose singular values are all close to `value`; no bound of them is proved.
+
+    Args:
+        conv: the convolution.
+        value: one for all groups, or one for each.
+        rounds: of projections.
+    """
     kernel = conv.polyphase()
+    values = _for_groups(value, conv).to(kernel.dtype)
     fourier = _Fourier(kernel, conv.support())
     for _ in range(rounds):
-        kernel = fourier.backward(polar_factors(fourier.forward(kernel)) * value)
+        kernel = fourier.backward(polar_factors(fourier.forward(kernel))) * values
     return kernel
 
 
@@ -132,7 +213,7 @@ class _Fourier:
         index = grid_product([torch.arange(at, n, min(n, 2)) for at, n in zip(starts, halves, strict=True)]).long()
         index, counts = unique_up_to_sign(index, halves)
         self.phase = phases(angles(index, halves), taps, kernel)
-        self.real = (counts == 1).repeat_interleave(self.shape[0])
+        self.real = (counts == 1)[:, None].expand(-1, self.shape[0]).flatten()
         self.weights = (counts / math.prod(sizes)).to(kernel.device, kernel.dtype)
         self.support = support
 
@@ -144,28 +225,36 @@ class _Fourier:
         """Return the kernel with these symbols, its entries outside the support set to zero."""
         return kernel_from_symbol(values, self.phase, self.weights, self.shape) * self.support
 
-    def clip(self, values: Tensor, max_sigma: float) -> Tensor:
-        """Return the nearest symbol of norm at most `max_sigma`; real where w = -w, for a quarter of the work."""
+    def clip(self, values: Tensor, widest: float | None) -> Tensor:
+        """Return the nearest symbol of norm at most 1, by eigenvectors; by products, given what `clip_by_products` asks.
+
+        Eigenvectors are real where w = -w, for a quarter of the work.
+        """
+        if widest is not None:
+            return on_tall(lambda tall: clip_by_products(tall, widest), values)
         clipped = torch.empty_like(values)
-        clipped[self.real] = _clip_values(values[self.real].real.contiguous(), max_sigma).to(values.dtype)
-        clipped[~self.real] = _clip_values(values[~self.real], max_sigma)
+        clipped[self.real] = on_tall(_clip_values, values[self.real].real.contiguous()).to(values.dtype)
+        clipped[~self.real] = on_tall(_clip_values, values[~self.real])
         return clipped
+
+    def sum_of_groups(self, values: Tensor) -> Tensor:
+        """Return the sum over frequencies, rows and columns for each group, `(F * G, 1, 1)`."""
+        groups = self.shape[0]
+        return values.sum((1, 2)).reshape(-1, groups).sum(0).repeat(len(values) // groups)[:, None, None]
 
     def project_on_support(self, values: Tensor) -> Tensor:
         """Return the nearest symbol that a kernel with the support has."""
         return self.forward(self.backward(values))
 
 
-def _clip_values(matrices: Tensor, max_sigma: float) -> Tensor:
-    """Return the nearest matrices of norm at most `max_sigma`; those within it cost a Cholesky factorisation alone."""
-    wide = matrices.shape[-2] < matrices.shape[-1]
-    tall = matrices.mT if wide else matrices
+def _clip_values(tall: Tensor) -> Tensor:
+    """Return the nearest matrices of norm at most 1; those within it cost a Cholesky factorisation alone."""
     grams = gram(tall)
     slack = -grams
-    slack.diagonal(dim1=-2, dim2=-1).add_(max_sigma**2)
+    slack.diagonal(dim1=-2, dim2=-1).add_(1)
     chosen = torch.nonzero(~is_positive_definite(slack)).flatten()
     if len(chosen) == 0:
-        return matrices
+        return tall
     clipped = tall.clone()
-    clipped[chosen] = clip_singular_values(tall[chosen], grams[chosen], max_sigma)
-    return clipped.mT if wide else clipped
+    clipped[chosen] = clip_singular_values(tall[chosen], grams[chosen], 1.0)
+    return clipped
