@@ -124,7 +124,7 @@ def growth(options: argparse.Namespace) -> None:
     for _ in range(options.repeats):
         works.reset()
         for name, layer in works.clip.controlled().items():
-            times.setdefault(name, []).append(timed(lambda layer=layer: actions.clip_layer_(layer, 1.0))[1])
+            times.setdefault(name, []).append(timed(lambda layer=layer: actions.clip_layers_([layer], [1.0]))[1])
     costs = {name: statistics.median(found) for name, found in times.items()}
     total = sum(costs.values())
     sent = sum(t.numel() * t.element_size() for layer in works.clip.controlled().values()

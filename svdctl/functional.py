@@ -8,9 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from svdctl.control.actions import LayerGroups, clip_layer_, divide_exact_layer_, on_cpu, refuse_unwritable
+from svdctl.control.actions import LayerGroups, clip_layers_, divide_exact_layer_, on_cpu, refuse_unwritable
 from svdctl.control.shared_memory import restored_on_error
-from svdctl.distributed.scheduling import costliest_first
+from svdctl.distributed.scheduling import on_layers
 from svdctl.errors import ShapeError
 from svdctl.layers.layer_operator import operator_of
 from svdctl.layers.layer_ops import find_ops, is_controllable, ops_of
@@ -144,7 +144,9 @@ def clip_(
     True
     """
     chosen = _chosen(model, layers, linear)
-    return _on_each(lambda layer: clip_layer_(layer, max_sigma), _maximum(max_sigma), chosen, writes_operator=True)
+    return _on_all(
+        lambda some: clip_layers_(some, [max_sigma] * len(some)), _maximum(max_sigma), chosen, writes_operator=True
+    )
 
 
 @torch.no_grad()
@@ -172,8 +174,11 @@ def divide_(
     {'': 0.25}
     """
     chosen = _chosen(model, layers, linear)
-    return _on_each(
-        lambda layer: divide_exact_layer_(layer, max_sigma), _maximum(max_sigma), chosen, writes_operator=False
+    return _on_all(
+        lambda some: [divide_exact_layer_(layer, max_sigma) for layer in some],
+        _maximum(max_sigma),
+        chosen,
+        writes_operator=False,
     )
 
 
@@ -184,17 +189,24 @@ def _maximum(value: Any) -> float:
     return float(value)
 
 
-def _on_each(
-    work: Callable[[nn.Module], float], max_sigma: float, layers: dict[str, nn.Module], *, writes_operator: bool
+def _on_all(
+    work: Callable[[list[nn.Module]], list[float]],
+    max_sigma: float,
+    layers: dict[str, nn.Module],
+    *,
+    writes_operator: bool,
 ) -> dict[str, float]:
-    """Run `work` on each layer; after an error all weights are restored. Layers that share memory run in turn."""
+    """Run `work` on all layers; after an error all weights are restored. Layers that share memory run in turn."""
     groups = LayerGroups(layers, dict.fromkeys(layers, max_sigma))
 
-    def on_group(first: str) -> dict[str, float]:
-        return groups.act_(first, lambda name: work(layers[name]), writes_operator=writes_operator)
+    def on_groups(firsts: list[str]) -> dict[str, dict[str, float]]:
+        found = groups.act_(
+            firsts, lambda names: work([layers[name] for name in names]), writes_operator=writes_operator
+        )
+        return {first: {name: found[name] for name in groups.names[first]} for first in firsts}
 
     with restored_on_error(tensor for parts in groups.tensors.values() for tensor in parts):
-        done = costliest_first(on_group, groups.costs, on_cpu(layers.values()))
+        done = on_layers(on_groups, groups.costs, on_cpu(layers.values()))
     found = {name: result for part in done.values() for name, result in part.items()}
     return {name: found[name] for name in layers}
 

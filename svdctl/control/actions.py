@@ -1,7 +1,7 @@
 """Clip, assign or divide the singular values of one layer, in place, on its own device and dtype."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -16,7 +16,7 @@ from svdctl.layers.padding import padding_factor
 from svdctl.spectral.bounds import Bracket, norm_bound, taps_norm
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.power_iteration import paper_clip, paper_sigma
-from svdctl.spectral.projection import CLIP_ROUNDS, SEAL_TOLERANCE, assigned_kernel, frobenius_norm, project_kernel
+from svdctl.spectral.projection import CLIP_ROUNDS, SEAL_TOLERANCE, assigned_kernels, frobenius_norms, project_kernels
 
 Optimizer = torch.optim.Optimizer | None
 _MARGIN = 1e-4
@@ -25,28 +25,48 @@ _MOST_ROUNDS = 20
 T = TypeVar("T")
 
 
-def clip_layer_(layer: nn.Module, max_sigma: float, optimizer: Optimizer = None) -> float:
-    """Bring singular values above `max_sigma` down to it, the bound proved; returns the distance moved."""
-    if is_layer_bounded(layer, max_sigma):
-        return 0.0
-    conv = operator_of(layer)
-    return _replace_(
-        layer, conv, project_kernel(conv, kernel_limit(layer, max_sigma), rounds=CLIP_ROUNDS), max_sigma, optimizer
-    )
+def clip_layers_(layers: Sequence[nn.Module], max_sigma: Sequence[float], optimizer: Optimizer = None) -> list[float]:
+    """Bring singular values above each layer's maximum down to it, the bounds proved; return the distances moved.
+
+    No two of the layers share memory. On a GPU layers of one shape are clipped at once.
+    """
+    moved = [0.0] * len(layers)
+    above = [place for place, layer in enumerate(layers) if not is_layer_bounded(layer, max_sigma[place])]
+    chosen, limits = [layers[place] for place in above], [max_sigma[place] for place in above]
+    convs = [operator_of(layer) for layer in chosen]
+    inside = [kernel_limit(layer, limit) for layer, limit in zip(chosen, limits, strict=True)]
+    kernels = project_kernels(convs, inside, rounds=CLIP_ROUNDS)
+    for place, distance in zip(above, _replace_(chosen, convs, kernels, limits, optimizer), strict=True):
+        moved[place] = distance
+    return moved
 
 
-def assign_layer_(layer: nn.Module, value: float, optimizer: Optimizer = None) -> float:
-    """Set all singular values close to `value`, the bound proved; returns the distance moved."""
-    conv = operator_of(layer)
-    return _replace_(layer, conv, assigned_kernel(conv, kernel_limit(layer, value)), value, optimizer)
+def assign_layers_(layers: Sequence[nn.Module], values: Sequence[float], optimizer: Optimizer = None) -> list[float]:
+    """Set all singular values close to each layer's value, the bounds proved; return the distances moved.
+
+    No two of the layers share memory. On a GPU layers of one shape are assigned at once.
+    """
+    convs = [operator_of(layer) for layer in layers]
+    inside = [kernel_limit(layer, value) for layer, value in zip(layers, values, strict=True)]
+    return _replace_(layers, convs, assigned_kernels(convs, inside), values, optimizer)
 
 
-def _replace_(layer: nn.Module, before: Convolution, kernel: Tensor, max_sigma: float, optimizer: Optimizer) -> float:
-    """Write a polyphase kernel, then scale until the bound is proved of the written weights; returns the distance."""
-    before = before.with_kernel(before.kernel.clone())  # the layer's own memory may be behind it
-    ops_of(layer).write_([layer], [before.from_polyphase(kernel)], optimizer)
-    scale_below_(layer, max_sigma, norm_bound(exact_operator(layer)[0], tolerance=SEAL_TOLERANCE))
-    return frobenius_norm(operator_of(layer).kernel.double() - before.kernel.double())
+def _replace_(
+    layers: Sequence[nn.Module],
+    before: Sequence[Convolution],
+    kernels: Sequence[Tensor],
+    max_sigma: Sequence[float],
+    optimizer: Optimizer,
+) -> list[float]:
+    """Write polyphase kernels, then scale until the bounds are proved of the written weights; return the distances."""
+    # The layers' own memory may be behind them.
+    before = [conv.with_kernel(conv.kernel.clone()) for conv in before]
+    for layer, conv, kernel in zip(layers, before, kernels, strict=True):
+        ops_of(layer).write_([layer], [conv.from_polyphase(kernel)], optimizer)
+    for layer, limit in zip(layers, max_sigma, strict=True):
+        scale_below_(layer, limit, norm_bound(exact_operator(layer)[0], tolerance=SEAL_TOLERANCE))
+    after = [operator_of(layer).kernel.double() for layer in layers]
+    return frobenius_norms([now - conv.kernel.double() for now, conv in zip(after, before, strict=True)])
 
 
 def divide_exact_layer_(layer: nn.Module, max_sigma: float) -> float:
@@ -131,25 +151,32 @@ class LayerGroups:
         self.names = {names[0]: names for names in groups_by_memory(self.tensors)}
         self.costs = {first: sum(expected_cost(layers[name]) for name in names) for first, names in self.names.items()}
 
-    def act_(self, first: str, work: Callable[[str], T], *, writes_operator: bool) -> dict[str, T]:
-        """Run `work` on a group's layers, one after another, and prove all of several to be within their maxima.
+    def act_(
+        self, firsts: Sequence[str], work: Callable[[list[str]], Sequence[T]], *, writes_operator: bool
+    ) -> dict[str, T]:
+        """Run `work` on groups, and prove all layers of those of several to be within their maxima.
 
         Args:
-            first: which group.
-            work: takes the name of a layer, and brings that layer within its maximum.
+            firsts: which groups.
+            work: takes names of layers, and brings each within its maximum; layers that share memory one after another.
             writes_operator: whether `work` writes new kernels, for which frames that TT layers share must be
                 orthonormal.
 
         Raises:
             ShapeError: what lowers the norm of one raises that of another, again and again.
         """
-        group = {name: self.layers[name] for name in self.names[first]}
-        if len(group) == 1:
-            return {first: work(first)}
-        if writes_operator and not all(is_layer_bounded(layer, self.max_sigma[name]) for name, layer in group.items()):
-            orthonormalize_frames_(group)
-        found = {name: work(name) for name in group}
-        self.seal_(first, sharp=False)
+        alone = [first for first in firsts if len(self.names[first]) == 1]
+        found = dict(zip(alone, work(alone), strict=True)) if alone else {}
+        for first in firsts:
+            group = {name: self.layers[name] for name in self.names[first]}
+            if len(group) == 1:
+                continue
+            if writes_operator and not all(
+                is_layer_bounded(layer, self.max_sigma[name]) for name, layer in group.items()
+            ):
+                orthonormalize_frames_(group)
+            found |= {name: work([name])[0] for name in group}
+            self.seal_(first, sharp=False)
         return found
 
     def seal_(self, first: str, *, sharp: bool) -> tuple[bool, dict[str, Bracket]]:

@@ -24,8 +24,7 @@ class AssignControl(ControlMethod):
     config = Assign
 
     def step_(self, layers: Sequence[ControlledLayer], config: Assign, context: ControlContext) -> list[bool]:
-        from svdctl.control.actions import assign_layer_
+        from svdctl.control.actions import assign_layers_
 
-        for layer in layers:
-            assign_layer_(layer.module, layer.max_sigma, context.optimizer)
+        assign_layers_([layer.module for layer in layers], [layer.max_sigma for layer in layers], context.optimizer)
         return [True] * len(layers)

@@ -46,17 +46,15 @@ class ClipControl(ControlMethod):
         ]
 
     def step_(self, layers: Sequence[ControlledLayer], config: Clip, context: ControlContext) -> list[bool]:
-        from svdctl.control.actions import clip_layer_, paper_clip_layer_
+        from svdctl.control.actions import clip_layers_, paper_clip_layer_
 
-        changed = []
+        if config.procedure != "paper":
+            modules, limits = [layer.module for layer in layers], [layer.max_sigma for layer in layers]
+            return [moved > 0 for moved in clip_layers_(modules, limits, context.optimizer)]
         for layer in layers:
-            if config.procedure == "paper":
-                assert layer.input_size is not None
-                paper_clip_layer_(layer.module, layer.max_sigma, layer.input_size, context.optimizer)
-                changed.append(True)
-            else:
-                changed.append(clip_layer_(layer.module, layer.max_sigma, context.optimizer) > 0)
-        return changed
+            assert layer.input_size is not None
+            paper_clip_layer_(layer.module, layer.max_sigma, layer.input_size, context.optimizer)
+        return [True] * len(layers)
 
 
 def _by(size: tuple[int, ...]) -> str:

@@ -46,9 +46,10 @@ class ControlMethod:
     """A way to keep singular values at most `max_sigma`.
 
     `step_` is needed, or `factors` with `has_factors`. An object has no state: it serves all networks; what it keeps
-    is in the layers' `state`. `step_` gets lists of one layer, on the CPU several such calls at a time in threads, but
-    for methods `in_order`; `factors` gets all layers of its process. The proof that the maximum holds, at checkpoints
-    and evaluations, is not the method's: `Controller.seal` scales what is above it.
+    is in the layers' `state`. `step_` gets layers that share no memory: on the CPU one, several such calls at a time in
+    threads, else all of its process; `in_order`, all of the network. `factors` gets all layers of its process. The
+    proof that the maximum holds, at checkpoints and evaluations, is not the method's: `Controller.seal` scales what is
+    above it.
 
     >>> from typing import Literal
     >>> from svdctl.config.control_config import ControlConfig

@@ -280,20 +280,23 @@ class Controller:
                 lambda name: method.tensors(self._controlled[name]),
             )
         else:
-            self._action.each(lambda first: self._act(first, context), self._written)
+            self._action.each(lambda firsts: self._act(firsts, context), self._written)
 
-    def _act(self, first: str, context: ControlContext) -> bool:
-        """Apply the method to layers that share memory; whether anything of them may have changed."""
+    def _act(self, firsts: list[str], context: ControlContext) -> dict[str, bool]:
+        """Apply the method to groups of layers that share memory; whether anything of each may have changed."""
 
-        def work(name: str) -> bool:
-            return self._method.step_([self._controlled[name]], self.config, context)[0]
+        def work(names: list[str]) -> list[bool]:
+            return self._method.step_([self._controlled[name] for name in names], self.config, context)
 
-        names = self._groups.names[first]
         if self._method.seals(self.config):
-            changed = self._groups.act_(first, work, writes_operator=self._method.writes_operator)
+            changed = self._groups.act_(firsts, work, writes_operator=self._method.writes_operator)
         else:
-            changed = {name: work(name) for name in names}
-        return len(names) > 1 or changed[first] or bool(self._controlled[first].state)
+            names = [name for first in firsts for name in self._groups.names[first]]
+            changed = dict(zip(names, work(names), strict=True))
+        return {
+            first: len(self._groups.names[first]) > 1 or changed[first] or bool(self._controlled[first].state)
+            for first in firsts
+        }
 
     def _written(self, first: str) -> list[Tensor]:
         """Return all that the method may have changed of a group."""
@@ -325,9 +328,11 @@ class Controller:
             return {}
         mine: dict[str, Bracket] = {}
 
-        def seal(first: str) -> bool:
-            changed, brackets = self._groups.seal_(first, sharp=sharp)
-            mine.update(brackets)
+        def seal(firsts: list[str]) -> dict[str, bool]:
+            changed = {}
+            for first in firsts:
+                changed[first], brackets = self._groups.seal_(first, sharp=sharp)
+                mine.update(brackets)
             return changed
 
         self._seal.each(seal, lambda first: [self._groups.tensors[name][0] for name in self._groups.names[first]])
@@ -341,11 +346,14 @@ class Controller:
             proved: brackets that `seal` returned of these weights, so that they are not proved again.
         """
 
-        def bracket_of(name: str) -> Bracket:
-            return proved.get(name) or layer_norm_bound(self.layers[name], allowed=self.allowed(name))
+        def brackets(names: list[str]) -> dict[str, Bracket]:
+            return {
+                name: proved.get(name) or layer_norm_bound(self.layers[name], allowed=self.allowed(name))
+                for name in names
+            }
 
         rows = []
-        for name, bracket in self._reading.collected(bracket_of).items():
+        for name, bracket in self._reading.collected(brackets).items():
             ops, layer = self._known[name]
             kind, shape = type_before_parametrizations(layer).__name__, ops.shape_text(layer)
             rows.append(LayerReport(name, kind, shape, bracket.lower, bracket.upper, self.allowed(name)))

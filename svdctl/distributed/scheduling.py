@@ -13,16 +13,18 @@ from svdctl.spectral.parallel_map import parallel_map
 T = TypeVar("T")
 
 
-def costliest_first(work: Callable[[str], T], costs: Mapping[str, float], threads: bool) -> dict[str, T]:
+def on_layers(work: Callable[[list[str]], Mapping[str, T]], costs: Mapping[str, float], threads: bool) -> dict[str, T]:
     """Return what the work gives for each layer, in the order of `costs`.
 
     Args:
-        work: on the layer of a name.
+        work: on the layers of some names.
         costs: by layer, in any unit.
-        threads: several layers at a time, in threads of one core each; for layers on the CPU.
+        threads: for layers on the CPU: the work is given one layer at a time, the costliest first, several at a time in
+            threads of one core each. Otherwise it is given all layers at once.
     """
     order = sorted(costs, key=lambda name: -costs[name])
-    found = dict(zip(order, parallel_map(work, order) if threads else map(work, order), strict=True))
+    parts = parallel_map(lambda name: work([name]), order) if threads else [work(list(costs))] if costs else []
+    found = {name: result for part in parts for name, result in part.items()}
     return {name: found[name] for name in costs}
 
 
@@ -34,7 +36,7 @@ class LayerScheduler:
     Args:
         costs: expected cost by layer, in any unit.
         group: the processes.
-        threads: see `costliest_first`.
+        threads: see `on_layers`.
     """
 
     def __init__(self, costs: Mapping[str, float], group: Group, threads: bool = False) -> None:
@@ -57,17 +59,19 @@ class LayerScheduler:
         owners = self.owners()
         return [name for name in self.costs if owners[name] == self.group.rank]
 
-    def each(self, work: Callable[[str], bool], written: Callable[[str], Iterable[Tensor]]) -> None:
+    def each(self, work: Callable[[list[str]], Mapping[str, bool]], written: Callable[[str], Iterable[Tensor]]) -> None:
         """Do the work on all layers.
 
         Args:
-            work: changes a layer, and says whether it did.
-            written: the tensors that it may have changed.
+            work: changes layers, and says of each whether it did; see `on_layers`.
+            written: the tensors that it may have changed of one.
         """
 
-        def timed(name: str) -> tuple[float, float]:
+        def timed(names: list[str]) -> dict[str, tuple[float, float]]:
             began = time.perf_counter()
-            return float(work(name)), time.perf_counter() - began
+            changed = work(names)
+            seconds = (time.perf_counter() - began) / sum(self.costs[name] for name in names)
+            return {name: (float(changed[name]), seconds * self.costs[name]) for name in names}
 
         done = self._on_mine(timed)
         if self.group.alone:
@@ -106,15 +110,15 @@ class LayerScheduler:
             for tensor, factor in zip(tensors(name), own[name], strict=False):
                 tensor.mul_(factor.to(tensor.dtype))
 
-    def collected(self, work: Callable[[str], T]) -> dict[str, T]:
-        """Return what the work gives for each layer, small things, in every process."""
+    def collected(self, work: Callable[[list[str]], Mapping[str, T]]) -> dict[str, T]:
+        """Return what the work gives for each layer, small things, in every process; see `on_layers`."""
         found: dict[str, T] = {}
         for part in self.group.gathered(self._on_mine(work)):
             found |= part
         return {name: found[name] for name in self.costs}
 
-    def _on_mine(self, work: Callable[[str], T]) -> dict[str, T]:
-        return costliest_first(work, {name: self.costs[name] for name in self.mine()}, self.threads)
+    def _on_mine(self, work: Callable[[list[str]], Mapping[str, T]]) -> dict[str, T]:
+        return on_layers(work, {name: self.costs[name] for name in self.mine()}, self.threads)
 
     def _note(self, seconds: Mapping[str, float]) -> None:
         """Take the mean of the latest time and those before it: one that was disturbed does not move everything."""

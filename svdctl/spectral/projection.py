@@ -23,7 +23,6 @@ from svdctl.spectral.batched import (
 from svdctl.spectral.bounds import is_bounded, scale_to_bound
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.exact_arithmetic import exact_arithmetic
-from svdctl.spectral.gram import power_of_two
 from svdctl.spectral.lower_bounds import quick_lower_bound
 from svdctl.spectral.matrix_sign import clip_by_products, norm_limits
 from svdctl.spectral.symbol import angles, gram, grid_product, kernel_from_symbol, phases, symbol, unique_up_to_sign
@@ -76,13 +75,13 @@ def _on_stacks(
 ) -> list[Tensor]:
     """Return what `work` makes of each convolution and its number, given stacks of them as groups of one convolution.
 
-    On a CPU a stack is one convolution: there a stack gains nothing, and threads work on several layers.
+    Where factorisations are faster than products a stack is one convolution: threads work on several layers.
     """
     stacks: dict[tuple[Any, ...], list[int]] = {}
     for place, conv in enumerate(convs):
         kernel = conv.kernel
         alike = (kernel.shape, kernel.dtype, kernel.device, conv.stride, conv.dilation)
-        stacks.setdefault((*alike, place if kernel.device.type == "cpu" else None), []).append(place)
+        stacks.setdefault((*alike, None if products_are_faster(kernel.device) else place), []).append(place)
     found: dict[int, Tensor] = {}
     for places in stacks.values():
         groups, rows, columns, *taps = convs[places[0]].kernel.shape
@@ -185,11 +184,18 @@ def assigned_kernel(conv: Convolution, value: float | Sequence[float], *, rounds
     return kernel
 
 
-def frobenius_norm(tensor: Tensor) -> float:
-    """Return the square root of the sum of squares, of entries of any size, as a float64 number."""
-    wide = tensor.double()
-    scale = power_of_two(float(wide.abs().max())) if wide.numel() else 1.0
-    return float((wide / scale).norm()) * scale
+def frobenius_norms(tensors: Sequence[Tensor]) -> list[float]:
+    """Return the root of the sum of squares of each tensor, of entries of any size, as float64; one read of a device.
+
+    Args:
+        tensors: all on one device.
+    """
+    norms = []
+    for tensor in tensors:
+        wide = tensor.double()
+        largest = wide.abs().amax().clamp_min(torch.finfo(torch.float64).tiny) if wide.numel() else 1.0
+        norms.append((wide / largest).norm() * largest)
+    return torch.stack(norms).tolist() if norms else []
 
 
 class _Fourier:
@@ -226,9 +232,9 @@ class _Fourier:
         return kernel_from_symbol(values, self.phase, self.weights, self.shape) * self.support
 
     def clip(self, values: Tensor, widest: float | None) -> Tensor:
-        """Return the nearest symbol of norm at most 1, by eigenvectors; by products, given what `clip_by_products` asks.
+        """Return the nearest symbol of norm at most 1: by products, given what `clip_by_products` asks.
 
-        Eigenvectors are real where w = -w, for a quarter of the work.
+        Without it by eigenvectors, real ones where w = -w, for a quarter of the work.
         """
         if widest is not None:
             return on_tall(lambda tall: clip_by_products(tall, widest), values)

@@ -6,6 +6,7 @@ from torch import nn
 
 from svdctl import spectral_norm_bound
 from svdctl.config.control_config import BatchNormControl
+from svdctl.control import actions
 from svdctl.control.actions import is_layer_bounded
 from svdctl.control.assign import Assign
 from svdctl.control.clip import Clip
@@ -14,8 +15,10 @@ from svdctl.control.divide import Divide
 from svdctl.control.divide_each import DivideEach
 from svdctl.control.divide_exact import DivideExact
 from svdctl.layers.layer_operator import batchnorm_gain
+from svdctl.layers.layer_ops import ops_of
 from svdctl.layers.soc import SOC
 from svdctl.layers.tt import TTConv2d
+from svdctl.spectral import batched, projection
 from tests.dense import dense_values
 
 LAYERS = {
@@ -68,6 +71,43 @@ def test_bound_holds_after_a_step_and_the_seal(name: str, control, dtype: torch.
     largest = float(dense_values(layer.double(), LAYERS[name][1])[0])
     assert largest <= 0.7
     assert largest > 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("control", [CONTROLS[0], CONTROLS[-1]], ids=lambda control: control.kind)
+def test_clip_and_assign_of_a_whole_network_as_on_a_gpu(
+    control, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Products over stacks, all layers at once, end where eigenvectors of each layer do."""
+    kinds = [name for name in LAYERS for _ in range(2)]
+    worked_on: list[int] = []
+
+    def controlled() -> nn.ModuleList:
+        model = nn.ModuleList(make(name, dtype) for name in kinds)
+        with torch.no_grad():
+            model[0].weight.mul_(0.01)
+        worked_on.clear()
+        Controller.from_config(model, None, control, None).step()
+        return model
+
+    for name in ("project_kernel", "assigned_kernel"):
+        plain = getattr(projection, name)
+
+        def noted(conv, *more, plain=plain, **settings):
+            worked_on.append(len(conv.kernel))
+            return plain(conv, *more, **settings)
+
+        monkeypatch.setattr(projection, name, noted)
+    alone, found = controlled(), len(worked_on)
+    for module in (batched, projection):
+        monkeypatch.setattr(module, "products_are_faster", lambda _: True)
+    monkeypatch.setattr(actions, "on_cpu", lambda _: False)
+    together = controlled()
+    assert len(worked_on) <= found // 2 + 1
+    for one, other in zip(alone, together, strict=True):
+        assert is_layer_bounded(other, 0.7)
+        kernels = [ops_of(layer).operator(layer).kernel for layer in (one, other)]
+        assert torch.allclose(*kernels, atol=1e-3)
 
 
 def test_assign_brings_values_together() -> None:

@@ -42,15 +42,16 @@ def sharing(group: Group) -> None:
     """Measured times move the layers, to the same place for all."""
     names = [f"layer{number}" for number in range(8)]
     values = {name: torch.zeros(4) for name in names}
-    shares = LayerScheduler(dict.fromkeys(names, 1.0), group)
+    shares = LayerScheduler(dict.fromkeys(names, 1.0), group, threads=True)
 
-    def work(name: str) -> bool:
+    def work(one: list[str]) -> dict[str, bool]:
+        (name,) = one
         # The first layer takes as long as all others together.
         end = torch.tensor(1.0)
         for _ in range(70_000 if name == "layer0" else 10_000):
             end = end * 1.0
         values[name] += group.rank + 1
-        return name != "layer1"
+        return {name: name != "layer1"}
 
     shares.each(work, lambda name: [values[name]])
     everybody = group.gathered({name: value.tolist() for name, value in values.items()})
