@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from svdctl.config.base import Config
-from svdctl.config.schema_keys import alternatives, schema_keys, sections_by_kind
+from svdctl.config.schema_keys import schema_keys, sections_by_kind
 
 TAG_FAULTS = ("union_tag_not_found", "union_tag_invalid")
 SECTION = "write a section with its keys, as [name], or [[name]] for one of several"
@@ -149,28 +149,8 @@ def _same_end(key: str, keys: Iterable[str]) -> list[str]:
 
 def _known(model: type[Config], table: Any, above: str) -> list[str]:
     """Return the keys that a table may have at a place, those of the kind that it names."""
-    models: list[type[Config]] = [model]
-    kinds: Mapping[str, type[Config]] | None = None
-    for part in above.split(".") if above else ():
-        if isinstance(table, list | tuple) and part.isdigit():
-            table = table[int(part)]
-            continue
-        table = table.get(part) if isinstance(table, Mapping) else None
-        if kinds is not None:
-            models, kinds = [kinds[part]] if part in kinds else [], None
-            continue
-        fields = [one.model_fields[part] for one in models if part in one.model_fields]
-        for field in fields:
-            kinds = sections_by_kind(field) if kinds is None else kinds
-        inner = [kind for field in fields for kind in alternatives(field)]
-        sections = [kind for kind in inner if isinstance(kind, type) and issubclass(kind, Config)]
-        named = table.get("kind") if isinstance(table, Mapping) else None
-        models = [
-            one for one in sections if "kind" in one.model_fields and named in alternatives(one.model_fields["kind"])
-        ] or sections
-    return (
-        list(kinds) if kinds is not None else list(dict.fromkeys(name for one in models for name in one.model_fields))
-    )
+    places = [key.rpartition(".") for key, _ in schema_keys(model, table=table)]
+    return list(dict.fromkeys(last for place, _, last in places if place == above))
 
 
 def _tags(fault: Any) -> str:

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from svdctl.errors import DataError, ShapeError
-from svdctl.evaluate.figures import wilson_interval
 from svdctl.evaluate.inference import check_finite
 from svdctl.evaluate.metrics.ece import BINS
 
@@ -52,8 +51,6 @@ class Calibration:
 
     count: int
     accuracy: float
-    accuracy_interval: tuple[float, float]
-    """Wilson's interval at 95 %."""
     ece: float
     """Expected calibration error, 15 bins, in [0, 1]."""
     nll: float
@@ -77,7 +74,6 @@ def calibration(logits: Tensor, labels: Tensor) -> Calibration:
     return Calibration(
         count=len(labels),
         accuracy=correct / len(labels),
-        accuracy_interval=wilson_interval(correct, len(labels)),
         ece=reliability(logits, labels).calibration_error,
         nll=float(F.nll_loss(log_probabilities, labels)),
         brier=float(squares.mean()),

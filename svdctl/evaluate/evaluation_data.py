@@ -11,7 +11,7 @@ from svdctl.config.data_config import Data
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.config.train_config import TrainConfig
 from svdctl.data.batches import derived_seed
-from svdctl.data.data_source import at_place, describe, same_data
+from svdctl.data.data_source import at_place, same_data
 from svdctl.data.fingerprint import fingerprint
 from svdctl.data.images import BLOCK, ImageData
 from svdctl.data.split import stratified_split
@@ -31,10 +31,6 @@ class EvaluationData:
 
     data: Data
     parts: TrainTest
-
-    def grey(self) -> "EvaluationData":
-        """Return the same images with one channel, for networks that take no other."""
-        return EvaluationData(self.data, self.parts.grey(describe(self.data)))
 
     @property
     def test(self) -> ImageData:

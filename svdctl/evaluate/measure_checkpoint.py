@@ -151,7 +151,7 @@ def _record(metric: Metric, context: MeasurementContext, store: ResultStore) -> 
         kept = None
     else:
         before = len(store.notices)
-        kept = store.find(metric.kind, protocol, former if metric.former_counts else None)
+        kept = store.find(metric.kind, protocol, former if metric.version == 1 else None)
         if kept is not None and (fault := metric.recheck(context, kept.results)) is not None:
             store.notices.append(f"{metric.kind}: {fault}: measured again")
             kept = None

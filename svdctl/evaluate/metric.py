@@ -169,10 +169,6 @@ class Metric(ABC):
     """Names of files beside `results.json` that the metric writes; pictures are shown in `report.md`."""
     same_but_for: tuple[str, ...] = ()
     """Keys that the protocol of stored figures may have in addition, and still be the protocol of this metric."""
-    former_counts: bool = True
-    """Whether stored figures without a checksum, under `former_protocol`, agree with today's definition."""
-    notes_title: str = ""
-    """Heading of its notes in a report."""
     uses_logits: bool = True
     """Whether it needs one pass over the test images, which metrics share."""
 
@@ -185,7 +181,7 @@ class Metric(ABC):
         return config.model_dump(mode="json") if isinstance(config, Config) else {}
 
     def former_protocol(self, context: MeasurementContext, config: Any) -> dict[str, Any]:
-        """Return the protocol in the form of stored results that have no checksum."""
+        """Return the protocol in the form of stored results that have no checksum; they are all of version 1."""
         return self.protocol(context, config)
 
     def migrate(self, results: dict[str, Any]) -> dict[str, Any]:

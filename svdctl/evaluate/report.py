@@ -81,7 +81,7 @@ def _notes(evaluations: Sequence[Evaluation]) -> Iterator[str]:
         records = [e.records[metric.kind] for e in evaluations if metric.kind in e.records]
         notes = dict.fromkeys(note for record in records for note in metric.notes(record))
         if notes:
-            yield from (metric.notes_title, "", *(f"- {note}" for note in notes), "")
+            yield from (f"{_title(metric.kind)}:", "", *(f"- {note}" for note in notes), "")
 
 
 def _details(evaluation: Evaluation, folder: Path) -> Iterator[str]:

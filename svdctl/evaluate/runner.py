@@ -122,7 +122,7 @@ def _fitting(dataset: EvaluationData, model: nn.Module, config: EvaluateConfig) 
         return dataset
     grey = refusal(images[:, :1])
     if grey is None:
-        return dataset.grey()
+        return EvaluationData(dataset.data, dataset.parts.grey(describe(dataset.data)))
     raise CheckpointError(
         f"the network takes neither images {dataset.test.image_shape} of {describe(dataset.data)} ({colour}) nor the "
         f"same with one channel ({grey}); evaluate it on data of its own (`data.kind`)"

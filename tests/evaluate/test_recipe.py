@@ -21,6 +21,7 @@ from svdctl.evaluate.attack import attack_metric
 from svdctl.evaluate.calibration import calibration
 from svdctl.evaluate.corruptions import corruption_metric
 from svdctl.evaluate.corruptions.corruption_functions import corrupt
+from svdctl.evaluate.figures import wilson_interval
 from svdctl.evaluate.results import read_rows
 from svdctl.evaluate.runner import EvaluationResult
 from svdctl.evaluate.runner import run as evaluate
@@ -58,7 +59,9 @@ def test_accuracy_and_calibration_are_those_of_the_logits(shared: Path, run: Pat
     direct = calibration(logits_of(run, images), labels)
     assert 0.5 < direct.accuracy < 1
     assert figures(result, "accuracy")["accuracy"] == direct.accuracy
-    assert figures(result, "accuracy")["interval"] == list(direct.accuracy_interval)
+    correct = round(direct.accuracy * direct.count)
+    assert figures(result, "accuracy")["interval"] == list(wilson_interval(correct, direct.count))
+    assert figures(result, "accuracy")["interval"][0] < direct.accuracy < figures(result, "accuracy")["interval"][1]
     ece = figures(result, "ece")
     assert ece["ece"] == pytest.approx(direct.ece, abs=1e-6)
     assert ece["nll"] == pytest.approx(direct.nll, rel=1e-5)

@@ -40,8 +40,6 @@ class Source:
     identity_before: dict[str, Any]
     """The same as it stands in results without a checksum."""
     notes: list[str]
-    folder: Path | None = None
-    """That of published files."""
 
 
 def _published(files: CifarC, name: str, severity: int, index: Tensor) -> Tensor:
@@ -82,7 +80,7 @@ def open_source(context: MeasurementContext, settings: CorruptionSettings) -> So
     files.require(names)
     before = {"source": "published", "files": _ends_of(folder, names)}
     now = {"source": "published", "contents": _digest_of(folder, names)}
-    return Source(partial(_published, files), now, before, [], folder)
+    return Source(partial(_published, files), now, before, [])
 
 
 def _digest_of(folder: Path, names: list[str]) -> str:

@@ -92,7 +92,6 @@ class CorruptionAccuracy(Metric):
     figures = CorruptionFigures
     columns = (TableColumn("cifar-c", _header, 100.0, better="high"),)
     owned_files = ("corruptions.csv", "corruptions.png")
-    notes_title = "On the corruptions drawn:"
     uses_logits = False
 
     def protocol(self, context: MeasurementContext, config: CorruptionSettings) -> dict[str, Any]:

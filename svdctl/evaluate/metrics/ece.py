@@ -80,7 +80,6 @@ class ExpectedCalibrationError(Metric):
     kind = "ece"
     title = "Calibration"
     version = 2  # before, confidences of exactly 1 had a bin of their own
-    former_counts = False
     figures = CalibrationFigures
     columns = (percent("ece", "ECE", "low"),)
     owned_files = ("reliability.png",)
