@@ -6,57 +6,34 @@ Names are loaded on first use, so that `import svdctl` costs nothing until torch
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from svdctl import errors
+from svdctl import errors as errors
 from svdctl.registry import Registry
 
 if TYPE_CHECKING:
-    from svdctl import models
-    from svdctl.analysis.network_spectrum import spectrum
-    from svdctl.certificates.lipschitz import lipschitz_bound
-    from svdctl.checkpoint.checkpoint_file import load
-    from svdctl.control.control_method import ControlMethod, register_control
-    from svdctl.control.controller import Controller
-    from svdctl.data.data_source import register_data
-    from svdctl.evaluate.metric import register_metric
-    from svdctl.functional import clip_, divide_, singular_values, spectral_norm_bound
-    from svdctl.layers.layer_ops import LayerOps, register_layer
-    from svdctl.layers.minmax import MinMax
-    from svdctl.layers.soc import SOC
-    from svdctl.layers.sott import SOTT
-    from svdctl.layers.tensorize import tensorize_
-    from svdctl.layers.tt import TTConv2d
-    from svdctl.models.architecture import register_architecture
-    from svdctl.spectral.convolution import Convolution
-    from svdctl.train.logger import register_logger
-    from svdctl.train.loss import register_loss
-
-__all__ = [
-    "SOC",
-    "SOTT",
-    "ControlMethod",
-    "Controller",
-    "Convolution",
-    "LayerOps",
-    "MinMax",
-    "TTConv2d",
-    "clip_",
-    "divide_",
-    "errors",
-    "lipschitz_bound",
-    "load",
-    "models",
-    "register_architecture",
-    "register_control",
-    "register_data",
-    "register_layer",
-    "register_logger",
-    "register_loss",
-    "register_metric",
-    "singular_values",
-    "spectral_norm_bound",
-    "spectrum",
-    "tensorize_",
-]
+    from svdctl import models as models
+    from svdctl.analysis.network_spectrum import spectrum as spectrum
+    from svdctl.certificates.lipschitz import lipschitz_bound as lipschitz_bound
+    from svdctl.checkpoint.checkpoint_file import load as load
+    from svdctl.control.control_method import ControlMethod as ControlMethod
+    from svdctl.control.control_method import register_control as register_control
+    from svdctl.control.controller import Controller as Controller
+    from svdctl.data.data_source import register_data as register_data
+    from svdctl.evaluate.metric import register_metric as register_metric
+    from svdctl.functional import clip_ as clip_
+    from svdctl.functional import divide_ as divide_
+    from svdctl.functional import singular_values as singular_values
+    from svdctl.functional import spectral_norm_bound as spectral_norm_bound
+    from svdctl.layers.layer_ops import LayerOps as LayerOps
+    from svdctl.layers.layer_ops import register_layer as register_layer
+    from svdctl.layers.minmax import MinMax as MinMax
+    from svdctl.layers.soc import SOC as SOC
+    from svdctl.layers.sott import SOTT as SOTT
+    from svdctl.layers.tensorize import tensorize_ as tensorize_
+    from svdctl.layers.tt import TTConv2d as TTConv2d
+    from svdctl.models.architecture import register_architecture as register_architecture
+    from svdctl.spectral.convolution import Convolution as Convolution
+    from svdctl.train.logger import register_logger as register_logger
+    from svdctl.train.loss import register_loss as register_loss
 
 _HOME = {
     "MinMax": "svdctl.layers.minmax",
@@ -83,6 +60,7 @@ _HOME = {
     "spectrum": "svdctl.analysis.network_spectrum",
     "tensorize_": "svdctl.layers.tensorize",
 }
+__all__ = ["errors", "models", *_HOME]
 
 
 Registry.load_plugins = staticmethod(lambda: import_module("svdctl.plugins").load_installed())
