@@ -273,7 +273,9 @@ def _require_as_given(model: nn.Module, network: nn.Module, trace: Trace, centre
     proved to do at most where that is little. A network that runs in no precision as it is (its weights are of several,
     say) gives no outputs that could be others.
     """
-    dtype = next((d for d in _precisions(model) if _plain_pass(model, centre.to(d)) is not None), None)
+    own = (tensor.dtype for tensor in tensors_of(model) if tensor.is_floating_point())
+    precisions = dict.fromkeys((*own, torch.get_default_dtype(), torch.float32, torch.float64))
+    dtype = next((d for d in precisions if _plain_pass(model, centre.to(d)) is not None), None)
     if dtype is None:
         return
     before = _contents_of(model).kept()
@@ -307,12 +309,6 @@ def tensors_of(model: nn.Module) -> Iterator[Tensor]:
     """Yield a network's parameters and buffers, then the tensors that are plain attributes of its modules."""
     yield from (*model.parameters(), *model.buffers())
     yield from (value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor))
-
-
-def _precisions(model: nn.Module) -> Iterator[torch.dtype]:
-    """Return the precisions in which a network may run, its own weights' first."""
-    own = (tensor.dtype for tensor in tensors_of(model) if tensor.is_floating_point())
-    yield from dict.fromkeys((*own, torch.get_default_dtype(), torch.float32, torch.float64))
 
 
 @contextmanager

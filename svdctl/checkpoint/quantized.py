@@ -43,7 +43,7 @@ def quantiser_of(names: Iterable[str]) -> str:
     return next((by for name, by in _KNOWN.items() if name in words), "")
 
 
-def quantised(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
+def quantised(module: str, leaves: Leaves) -> StoredLayer | None:
     """Return a layer whose weight is stored as codes: all its tensors, and no operator."""
     codes = [leaf for leaf in leaves if leaf in _CODES]
     beside = [leaf for leaf in leaves if leaf in _KNOWN]

@@ -17,28 +17,30 @@ _EMBEDDING = re.compile(r"emb|(^|\.)w[tp]e$", re.IGNORECASE)
 _NORM = re.compile(r"[a-z]*norm(s|ed|ali[sz][a-z]*)?|lnf?|lns|rms")
 """A word of a name that says that its layer divides by a norm of its input."""
 _THREE_AXES = "a convolution computes with it, and no LayerNorm or bilinear layer, whose weights have three axes too"
+_EPS = 1e-5
+"""Of BatchNorm layers, which no file stores: torch's default."""
 _CONV: dict[int, Kind] = {2: "linear", 3: "conv1d", 4: "conv2d", 5: "conv3d"}
 
 
-def batchnorm(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
+def batchnorm(module: str, leaves: Leaves) -> StoredLayer | None:
     """Return a BatchNorm layer in evaluation mode, by its running variance."""
     variance = leaves.get("running_var")
     if variance is None or not variance.is_floating_point() or variance.ndim != 1:
         return None
     used = ("running_var", *(leaf for leaf in ("running_mean", "weight") if leaf in leaves and leaves[leaf].ndim == 1))
     layer = layer_of(module, leaves, used, "batchnorm", "the name running_var")
-    inverse, steepest = torch.rsqrt(wide(variance) + eps), torch.rsqrt(wide(variance))
+    inverse, steepest = torch.rsqrt(wide(variance) + _EPS), torch.rsqrt(wide(variance))
     weight = leaves["weight"] if "weight" in used else None
     if weight is not None and weight.shape != variance.shape:
         return without(layer, "its weight and its variance have different shapes")
     weight = torch.ones_like(inverse) if weight is None else wide(weight)
     # The gain of a channel whose weight is 0 is 0, whatever its variance.
     steepest = torch.where(weight == 0, 0, weight * steepest).abs()
-    layer = replace(layer, assumption=f"eps is {eps:g}, which the file does not tell", scale=weight * inverse)
+    layer = replace(layer, assumption=f"eps is {_EPS:g}, which the file does not tell", scale=weight * inverse)
     return replace(layer, largest_scale=float(steepest.max()) if steepest.numel() else None)
 
 
-def normalize(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
+def normalize(module: str, leaves: Leaves) -> StoredLayer | None:
     """Return a normalisation of pixels, by its mean and deviation."""
     if not {"mean", "std"} <= leaves.keys() or leaves["mean"].shape != leaves["std"].shape:
         return None
@@ -49,7 +51,7 @@ def normalize(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
     return replace(layer, scale=1 / wide(leaves["std"]).flatten())
 
 
-def plain_weight(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
+def plain_weight(module: str, leaves: Leaves) -> StoredLayer | None:
     """Return the layer of a module with a weight, by the weight's number of axes."""
     found = effective(leaves)
     if found is None:
@@ -94,7 +96,7 @@ def _plain_operator(weight: Tensor) -> Convolution:
     return Convolution.make(wide(weight if weight.ndim > 2 else weight[:, :, None]))
 
 
-def attention(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
+def attention(module: str, leaves: Leaves) -> StoredLayer | None:
     """Return the joint projection of queries, keys and values of torch's attention."""
     weight = leaves.get("in_proj_weight")
     if weight is None or weight.ndim != 2 or not weight.is_floating_point():
@@ -104,7 +106,7 @@ def attention(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
     return replace(layer, make=partial(_plain_operator, weight))
 
 
-def alone(module: str, leaves: Leaves, eps: float) -> StoredLayer:
+def alone(module: str, leaves: Leaves) -> StoredLayer:
     """Return the first tensor that is left, as a layer of its own."""
     leaf, tensor = next(iter(leaves.items()))
     name = f"{module}.{leaf}" if module else leaf

@@ -65,7 +65,7 @@ _FORMS = (
 """The first that fits counts."""
 
 
-def framed(module: str, leaves: Leaves, eps: float) -> StoredLayer | None:
+def framed(module: str, leaves: Leaves) -> StoredLayer | None:
     """Return a TT, SOC or SOTT layer."""
     form = next((form for form in _FORMS if form.fits(module, leaves)), None)
     if form is None:

@@ -17,7 +17,7 @@ from svdctl.checkpoint.stored_layer import NOTHING, Leaves, StoredLayer, without
 from svdctl.checkpoint.tensors import holds_weights
 
 _ADAPTER = re.compile(r"(lora|lokr|hada|ia3|oft|boft|vera_lambda)_", re.IGNORECASE)
-_RECOGNISERS: tuple[Callable[[str, Leaves, float], StoredLayer | None], ...] = (
+_RECOGNISERS: tuple[Callable[[str, Leaves], StoredLayer | None], ...] = (
     quantized.quantised,
     framed,
     recognize_standard.batchnorm,
@@ -26,15 +26,11 @@ _RECOGNISERS: tuple[Callable[[str, Leaves, float], StoredLayer | None], ...] = (
     recognize_standard.attention,
     recognize_standard.alone,
 )
-"""Each takes a module's name, its tensors, and BatchNorm's eps; the last one always finds something."""
+"""Each takes a module's name and its tensors; the last one always finds something."""
 
 
 def stored_layers(
-    tensors: Mapping[str, Tensor],
-    *,
-    others: Mapping[str, str] | None = None,
-    unread: Container[str] = (),
-    batchnorm_eps: float = 1e-5,
+    tensors: Mapping[str, Tensor], *, others: Mapping[str, str] | None = None, unread: Container[str] = ()
 ) -> list[StoredLayer]:
     """Return the layers of a network, in the order of the file.
 
@@ -45,7 +41,6 @@ def stored_layers(
         tensors: flat state dict, as `WeightFile.tensors`.
         others: entries without ordinary numbers and what they are, as `WeightFile.others`.
         unread: those of `others` that may hold weights.
-        batchnorm_eps: eps of BatchNorm layers, which no file stores; 1e-5 is torch's default.
     """
     others = others or {}
     places = {name: _split(name, tensors) for name in (*tensors, *others)}
@@ -63,7 +58,7 @@ def stored_layers(
     found: list[StoredLayer] = []
     for module, leaves in modules.items():
         while leaves:
-            layer = next(layer for recognise in _RECOGNISERS if (layer := recognise(module, leaves, batchnorm_eps)))
+            layer = next(layer for recognise in _RECOGNISERS if (layer := recognise(module, leaves)))
             if not layer.reason:
                 beside = [name for name in at_or_below[module] if name not in layer.tensors]
                 layer = _checked(_alone(layer, beside, adapted), tensors)

@@ -40,17 +40,13 @@ def skew_factor(leaves: Mapping[str, Tensor], free: str, vectors: tuple[str, ...
             norms = [float((skew * (u * v)).sum()) for u, v in zip(given[::2], given[1::2], strict=True)]
         else:
             factor = 1.0 if kernel.shape[-1] == 1 else 0.7
-            norms = [_norm_along(matrix, right) for matrix, right in zip(unfoldings(skew), given, strict=True)]
+            steps = [(matrix, *power_step(matrix, v)) for matrix, v in zip(unfoldings(skew), given, strict=True)]
+            norms = [float(torch.dot(u, matrix @ v)) for matrix, u, v in steps]
     except (RuntimeError, ValueError):
         return "its vectors do not fit its kernel"
     if not min(norms) > 0:
         return "its vectors do not belong to its kernel, as before any training, so its norm is unknown"
     return factor / min(norms)
-
-
-def _norm_along(matrix: Tensor, right: Tensor) -> float:
-    left, right = power_step(matrix, right)
-    return float(torch.dot(left, matrix @ right))
 
 
 def generator(kernel: Tensor, factor: float) -> Convolution:
