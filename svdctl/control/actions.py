@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from svdctl.control.shared_memory import groups_by_memory
 from svdctl.errors import ShapeError
-from svdctl.layers.layer_operator import BatchNorm, batchnorm_gain, exact_operator, operator_of, why_not_writable
+from svdctl.layers.layer_operator import BatchNorm, batchnorm_gains, exact_operator, operator_of, why_not_writable
 from svdctl.layers.layer_ops import is_controllable, ops_of
 from svdctl.layers.norms import is_layer_bounded, kernel_limit, layer_norm
 from svdctl.layers.padding import padding_factor
@@ -121,7 +121,7 @@ def scale_below_(layer: nn.Module, max_sigma: float, kernel: Bracket) -> tuple[f
 def paper_divide_layer_(layer: nn.Module, max_sigma: float, size: tuple[int, ...], generator: torch.Generator) -> None:
     """Divide as the paper does, by two power steps from a new random vector, some 15 % too low; nothing is proved."""
     ops = ops_of(layer)
-    sigma = paper_sigma(ops.operators_assuming_orthonormal([layer])[0], size, generator)
+    sigma = paper_sigma(ops.operator(layer), size, generator)
     ops.scale_([layer], [shrink(sigma, max_sigma)])
 
 
@@ -131,10 +131,11 @@ def paper_clip_layer_(layer: nn.Module, max_sigma: float, size: tuple[int, ...],
 
 
 @torch.no_grad()
-def limit_batchnorm_(layer: BatchNorm, max_sigma: float) -> None:
-    """Scale gamma so that `max |gamma / sqrt(running_var + eps)| <= max`; no host synchronisation."""
-    if layer.weight is not None:
-        layer.weight.mul_(shrink(batchnorm_gain(layer), max_sigma))
+def limit_batchnorms_(layers: Sequence[BatchNorm], max_sigma: float) -> None:
+    """Scale each gamma so that `max |gamma / sqrt(running_var + eps)| <= max_sigma`; no host synchronisation."""
+    affine = [layer for layer in layers if layer.weight is not None]
+    if affine:
+        torch._foreach_mul_([layer.weight for layer in affine], shrink(batchnorm_gains(affine), max_sigma).unbind())
 
 
 class LayerGroups:
@@ -268,6 +269,6 @@ def on_cpu(layers: Iterable[nn.Module]) -> bool:
 
 
 def shrink(sigma: Tensor, max_sigma: float) -> Tensor:
-    """Return `min(1, max_sigma / sigma)` (0-d), a little less when below 1: rounding must not exceed `max_sigma`."""
+    """Return `min(1, max_sigma / sigma)`, a little less when below 1: rounding must not exceed `max_sigma`."""
     inside = max_sigma * (1 - 8 * torch.finfo(sigma.dtype).eps)
     return torch.where(sigma > max_sigma, inside / sigma, torch.ones_like(sigma))

@@ -19,7 +19,7 @@ from svdctl.distributed.group import Group
 from svdctl.distributed.scheduling import LayerScheduler
 from svdctl.errors import UsageError
 from svdctl.layers.layer_operator import BatchNorm, batchnorm_gain
-from svdctl.layers.layer_ops import find_ops, is_controllable
+from svdctl.layers.layer_ops import LayerOps, find_ops, is_controllable
 from svdctl.layers.norms import layer_norm_bound
 from svdctl.registry import CONTROLS
 from svdctl.spectral.bounds import Bracket
@@ -144,11 +144,14 @@ class Controller:
         """Seconds that control has taken, what keeps layers in their form left out."""
         self._method: ControlMethod = CONTROLS.get(config.kind)
         self._known = {name: (ops, layer) for name, layer in model.named_modules() if (ops := find_ops(layer))}
-        self._alike: dict[tuple[Any, ...], list[nn.Module]] = {}
-        """Known layers by their LayerOps, class and shapes."""
+        self._by_type: dict[LayerOps, list[nn.Module]] = {}
+        """Known layers by their LayerOps, in the network's order."""
         for ops, layer in self._known.values():
-            shapes = tuple(parameter.shape for parameter in layer.parameters())
-            self._alike.setdefault((ops, type(layer), shapes), []).append(layer)
+            self._by_type.setdefault(ops, []).append(layer)
+        retracted = [ops.frames(layer)[0] for ops, layer in self._known.values() if ops.retracts(layer)]
+        self.frame_residual = torch.zeros((), device=retracted[0].device) if retracted else None
+        """Largest `||U^T U - I||_F` (0-d, float32) of retracted frames since it was set to zero; None: no frames."""
+        self._by_qr = False
         self.layers = {name: layer for name, (_, layer) in self._known.items() if is_controllable(layer)}
         self.norms = {name: layer for name, layer in model.named_modules() if isinstance(layer, BatchNorm)}
         self._generator = torch.Generator().manual_seed(seed)
@@ -193,22 +196,13 @@ class Controller:
     def penalty(self) -> Tensor | None:
         """Return the term that the layers add to the loss (0-d), as for frames kept by a penalty; None: there is none.
 
-        Defects are summed in the network's order, over their number in all layers of one weight.
+        It is the mean of the defects of all layers of one weight, times that weight.
         """
         sums: dict[float, tuple[Tensor, int]] = {}
-        shares = {
-            id(layer): share
-            for (ops, *_), alike in self._alike.items()
-            for layer, share in zip(alike, ops.penalty(alike), strict=True)
-        }
-        for _, layer in self._known.values():
-            share = shares[id(layer)]
-            if share is None:
-                continue
-            defects, count, weight = share
-            for defect in defects:
-                sums[weight] = (sums[weight][0] + defect, sums[weight][1]) if weight in sums else (defect, 0)
-            sums[weight] = sums[weight][0], sums[weight][1] + count
+        for ops, alike in self._by_type.items():
+            for total, count, weight in ops.penalty(alike):
+                before = sums.get(weight)
+                sums[weight] = (total, count) if before is None else (before[0] + total, before[1] + count)
         terms = [total * (weight / count) for weight, (total, count) in sums.items()]
         return torch.stack(terms).sum() if len(terms) > 1 else next(iter(terms), None)
 
@@ -232,8 +226,10 @@ class Controller:
         Raises:
             ShapeError: weights that are not finite.
         """
-        for (ops, *_), alike in self._alike.items():
-            ops.after_optimizer_step_(alike, step=step, optimizer=self.optimizer)
+        for ops, alike in self._by_type.items():
+            defect = ops.after_optimizer_step_(alike, step=step, optimizer=self.optimizer)
+            if defect is not None and self.frame_residual is not None:
+                self.frame_residual.copy_(torch.maximum(self.frame_residual, defect))
         self.control_(step)
 
     @torch.no_grad()
@@ -251,7 +247,7 @@ class Controller:
         found = {"batchnorm"} if self._is_norm_due(step) else set()
         if self._is_control_due(step):
             found.add("control")
-        for (ops, *_), alike in self._alike.items():
+        for ops, alike in self._by_type.items():
             found.update(ops.due(alike, step) or ())
         return tuple(sorted(found))
 
@@ -259,10 +255,16 @@ class Controller:
         """Return why the work of a step is not work of the device alone, a sentence; None: it is."""
         if self._is_control_due(step) and not self._method.has_factors(self.config):
             return f"control {self.config.kind!r} reads values back from the device"
-        for (ops, kind, *_), alike in self._alike.items():
+        for ops, alike in self._by_type.items():
             if ops.due(alike, step) is None:
-                return f"what keeps layers of type {kind.__name__} in their form may wait for the device"
+                return f"what keeps {ops.kind} layers in their form may wait for the device"
         return None
+
+    def retract_by_qr(self) -> None:
+        """Retract frames by QR from now on, which needs no start near a frame, as the default's products do."""
+        self._by_qr = True
+        for ops, alike in self._by_type.items():
+            ops.retract_by_qr_([layer for layer in alike if ops.retracts(layer)])
 
     def _is_norm_due(self, step: int) -> bool:
         return self.batchnorm is not None and bool(self.norms) and step % self.batchnorm.every_steps == 0
@@ -276,11 +278,22 @@ class Controller:
             method.step_(list(self._controlled.values()), config, context)
         elif method.has_factors(config):
             self._factors.scaled(
-                lambda names: method.factors([self._controlled[name] for name in names], config, context),
+                lambda names: self._factors_of([self._controlled[name] for name in names], context),
                 lambda name: method.tensors(self._controlled[name]),
             )
         else:
             self._action.each(lambda firsts: self._act(firsts, context), self._written)
+
+    def _factors_of(self, layers: list[ControlledLayer], context: ControlContext) -> list[list[Tensor]]:
+        """Return the method's factors; what it keeps stays in the same memory, as a CUDA graph needs it."""
+        before = [dict(layer.state) for layer in layers]
+        found = self._method.factors(layers, self.config, context)
+        for layer, kept in zip(layers, before, strict=True):
+            for key, value in kept.items():
+                if layer.state[key] is not value:
+                    value.copy_(layer.state[key])
+                    layer.state[key] = value
+        return found
 
     def _act(self, firsts: list[str], context: ControlContext) -> dict[str, bool]:
         """Apply the method to groups of layers that share memory; whether anything of each may have changed."""
@@ -306,8 +319,7 @@ class Controller:
 
     def _limit_norms(self) -> None:
         assert self.batchnorm is not None
-        for layer in self.norms.values():
-            actions.limit_batchnorm_(layer, self.batchnorm.max_gain)
+        actions.limit_batchnorms_(list(self.norms.values()), self.batchnorm.max_gain)
 
     @torch.no_grad()
     def seal(self, *, sharp: bool = True) -> dict[str, Bracket]:
@@ -364,7 +376,7 @@ class Controller:
         return rows
 
     def state_dict(self) -> dict[str, Any]:
-        """Return steps, the method's state of each layer by its key, and the state of the random generator."""
+        """Return steps, the method's state of each layer by its key, the frames' defect, and that of the generator."""
         if self._method.has_factors(self.config):
             owners = self._factors.owners()
             parcels: dict[int, list[Tensor]] = {rank: [] for rank in range(self._group.world)}
@@ -375,6 +387,8 @@ class Controller:
         for name, layer in self._controlled.items():
             for key, value in layer.state.items():
                 state.setdefault(key, {})[name] = value
+        if self.frame_residual is not None:
+            state["retraction"] = {"residual": self.frame_residual.clone(), "by_qr": torch.tensor(self._by_qr)}
         return {**state, "step": self.steps, "generator": self._generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -382,5 +396,12 @@ class Controller:
         self.steps = int(state["step"])
         for name, layer in self._controlled.items():
             for key, value in layer.state.items():
-                layer.state[key] = state[key][name].to(value.device, value.dtype)
+                # What a newer version keeps beside it starts anew.
+                if key == "vectors" or key in state:
+                    value.copy_(state[key][name])
+        retraction = state.get("retraction", {})
+        if retraction and self.frame_residual is not None:
+            self.frame_residual.copy_(retraction["residual"])
+            if retraction["by_qr"]:
+                self.retract_by_qr()
         self._generator.set_state(state["generator"].cpu())

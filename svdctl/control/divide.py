@@ -10,7 +10,7 @@ from svdctl.control.control_method import ControlContext, ControlledLayer, Contr
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from svdctl.spectral.convolution import Convolution
+    from svdctl.spectral.power_iteration import FactoredOperators
 
 
 class Divide(ControlConfig):
@@ -36,30 +36,48 @@ class DivideControl(ControlMethod):
     def has_factors(self, config: ControlConfig) -> bool:
         return config.procedure == "certified"
 
-    def operators(self, layers: Sequence[ControlledLayer]) -> "list[Convolution]":
-        """Return the convolution of each layer whose norm is followed."""
-        return [layer.ops.operators_assuming_orthonormal([layer.module])[0] for layer in layers]
+    def followed(self, layers: Sequence[ControlledLayer]) -> "list[tuple[str, FactoredOperators, float]]":
+        """Return (key in `state`, operators, maximum) of each factor of layers of one shape."""
+        ops, modules = layers[0].ops, [layer.module for layer in layers]
+        return [("vectors", ops.factored_operators(modules), layers[0].max_sigma)]
 
     def start(self, layers: Sequence[ControlledLayer], config: ControlConfig) -> None:
         if not self.has_factors(config):
             return
         from svdctl.spectral.power_iteration import KernelPower
 
-        for layer, conv in zip(layers, self.operators(layers), strict=True):
-            layer.memory = KernelPower(conv)
-            layer.state["vectors"] = layer.memory.vectors
+        for rows in _alike(layers):
+            group = [layers[row] for row in rows]
+            for key, operators, _ in self.followed(group):
+                power = KernelPower(operators)
+                for layer, vectors in zip(group, power.start(operators), strict=True):
+                    layer.memory = {**(layer.memory or {}), key: power}
+                    layer.state[key] = vectors.clone()
 
     def factors(
         self, layers: Sequence[ControlledLayer], config: ControlConfig, context: ControlContext
     ) -> "list[list[Tensor]]":
+        import torch
+
         from svdctl.control.actions import shrink
 
-        found = []
-        for layer, conv in zip(layers, self.operators(layers), strict=True):
-            layer.memory.vectors = layer.state["vectors"]
-            found.append([shrink(layer.memory.step(conv), layer.max_sigma)])
-            layer.state["vectors"] = layer.memory.vectors
-        return found
+        # Norms of one maximum are compared with it at once.
+        places: dict[float, list[tuple[int, int]]] = {}
+        norms: dict[float, list[Tensor]] = {}
+        for rows in _alike(layers):
+            group = [layers[row] for row in rows]
+            for part, (key, operators, max_sigma) in enumerate(self.followed(group)):
+                kept = [layer.state[key] for layer in group]
+                found, vectors = group[0].memory[key].step(operators, torch.stack(kept))
+                torch._foreach_copy_(kept, vectors.unbind())
+                places.setdefault(max_sigma, []).extend((row, part) for row in rows)
+                norms.setdefault(max_sigma, []).append(found)
+        factors = {
+            place: factor
+            for max_sigma, found_norms in norms.items()
+            for place, factor in zip(places[max_sigma], shrink(torch.cat(found_norms), max_sigma).unbind(), strict=True)
+        }
+        return [[factors[place] for place in sorted(factors) if place[0] == row] for row in range(len(layers))]
 
     def step_(self, layers: Sequence[ControlledLayer], config: ControlConfig, context: ControlContext) -> list[bool]:
         from svdctl.control.actions import paper_divide_layer_
@@ -68,3 +86,14 @@ class DivideControl(ControlMethod):
             assert layer.input_size is not None
             paper_divide_layer_(layer.module, layer.max_sigma, layer.input_size, context.generator)
         return [True] * len(layers)
+
+
+def _alike(layers: Sequence[ControlledLayer]) -> list[list[int]]:
+    """Return the numbers of layers of one type, shape and maximum together."""
+    found: dict[tuple[object, ...], list[int]] = {}
+    for row, layer in enumerate(layers):
+        shapes = tuple((parameter.shape, parameter.dtype) for parameter in layer.module.parameters())
+        stride, dilation = layer.ops.stride(layer.module), getattr(layer.module, "dilation", None)
+        key = (layer.ops, type(layer.module), shapes, stride, dilation, layer.max_sigma)
+        found.setdefault(key, []).append(row)
+    return list(found.values())

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 from svdctl.config.base import Config
 from svdctl.config.control_config import ControlConfig
-from svdctl.control.control_method import ControlContext, ControlledLayer, register_control
+from svdctl.control.control_method import ControlledLayer, register_control
 from svdctl.control.divide import DivideControl
 from svdctl.layers.layer_ops import LayerOps
 from svdctl.registry import LAYERS
@@ -13,7 +13,7 @@ from svdctl.registry import LAYERS
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from svdctl.spectral.convolution import Convolution
+    from svdctl.spectral.power_iteration import FactoredOperators
 
 
 class DivideEach(ControlConfig):
@@ -41,23 +41,19 @@ class DivideEachControl(DivideControl):
             "`layer.rank = R`, or use `control.kind = divide`"
         ]
 
-    def operators(self, layers: Sequence[ControlledLayer]) -> "list[Convolution]":
-        whole = super().operators
-        return [layer.ops.core_operator(layer.module) or whole([layer])[0] for layer in layers]
+    def followed(self, layers: Sequence[ControlledLayer]) -> "list[tuple[str, FactoredOperators, float]]":
+        from svdctl.spectral.convolution import Convolution
+        from svdctl.spectral.power_iteration import FactoredOperators
+
+        found = [layer.ops.core_operator(layer.module) for layer in layers]
+        cores = [core for core in found if core is not None]
+        if not cores:
+            return super().followed(layers)
+        parts = [("vectors", FactoredOperators.of(cores), layers[0].max_sigma)]
+        for number, frames in enumerate(zip(*(self.tensors(layer)[1:] for layer in layers), strict=True)):
+            matrices = [Convolution.make(frame.detach()[:, :, None]) for frame in frames]
+            parts.append((f"frame {number} vectors", FactoredOperators.of(matrices), 1.0))
+        return parts
 
     def tensors(self, layer: ControlledLayer) -> "list[Tensor]":
         return layer.ops.tensors(layer.module)
-
-    def factors(
-        self, layers: Sequence[ControlledLayer], config: ControlConfig, context: ControlContext
-    ) -> "list[list[Tensor]]":
-        import torch
-
-        from svdctl.control.actions import shrink
-        from svdctl.layers.stiefel import qr_positive
-
-        found = super().factors(layers, config, context)
-        for layer, factors in zip(layers, found, strict=True):
-            for frame in self.tensors(layer)[1:]:
-                factors.append(shrink(torch.linalg.matrix_norm(qr_positive(frame.detach())[1], 2), 1.0))
-        return found

@@ -106,9 +106,9 @@ class LayerScheduler:
                 if name in own:
                     row[: len(own[name])] = torch.stack(list(own[name]))
             own = {name: list(row) for name, row in zip(self.costs, self.group.summed_(table), strict=True)}
-        for name in self.costs:
-            for tensor, factor in zip(tensors(name), own[name], strict=False):
-                tensor.mul_(factor.to(tensor.dtype))
+        pairs = [pair for name in self.costs for pair in zip(tensors(name), own[name], strict=False)]
+        if pairs:
+            torch._foreach_mul_([tensor for tensor, _ in pairs], [factor.to(tensor.dtype) for tensor, factor in pairs])
 
     def collected(self, work: Callable[[list[str]], Mapping[str, T]]) -> dict[str, T]:
         """Return what the work gives for each layer, small things, in every process; see `on_layers`."""

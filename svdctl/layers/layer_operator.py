@@ -4,6 +4,7 @@ A linear layer is the convolution with one tap, so that one mathematics serves a
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -15,6 +16,7 @@ from svdctl.layers.layer_ops import is_controllable, known_class, ops_of
 from svdctl.layers.stored_weight import evaluation_mode, why_not_as_stored
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.parallel_map import parallel_map
+from svdctl.spectral.stacks import in_stacks
 
 T = TypeVar("T")
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
@@ -102,8 +104,30 @@ def why_not_writable(layer: nn.Module) -> str | None:
 
 def batchnorm_gain(layer: BatchNorm, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return `max |gamma / sqrt(running_var + eps)|`, the norm in evaluation mode (0-d), in `dtype` or finer."""
+    return batchnorm_gains([layer], dtype)[0]
+
+
+def batchnorm_gains(layers: Sequence[BatchNorm], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return `batchnorm_gain` of each layer, `(layers,)`, those of one width in stacks."""
+    found: dict[BatchNorm, Tensor] = {}
+    for eps in dict.fromkeys(layer.eps for layer in layers):
+        alike = [layer for layer in layers if layer.eps == eps]
+        variances = [_variance(layer, dtype) for layer in alike]
+        weights = [
+            torch.ones_like(variance) if layer.weight is None else layer.weight.detach()
+            for layer, variance in zip(alike, variances, strict=True)
+        ]
+        gains = in_stacks(partial(_largest_gains, eps), variances, weights)
+        found.update({layer: gain for layer, (gain,) in zip(alike, gains, strict=True)})
+    return torch.stack([found[layer] for layer in layers])
+
+
+def _variance(layer: BatchNorm, dtype: torch.dtype) -> Tensor:
     if layer.running_var is None:
         raise ShapeError("BatchNorm without running statistics has no fixed norm; use track_running_stats=True")
     # Half precision is too coarse for eps itself.
-    inverse = torch.rsqrt(layer.running_var.to(torch.promote_types(layer.running_var.dtype, dtype)) + layer.eps)
-    return (inverse if layer.weight is None else layer.weight.detach() * inverse).abs().max()
+    return layer.running_var.to(torch.promote_types(layer.running_var.dtype, dtype))
+
+
+def _largest_gains(eps: float, variances: Tensor, weights: Tensor) -> tuple[Tensor]:
+    return ((weights * torch.rsqrt(variances + eps)).abs().amax(-1),)

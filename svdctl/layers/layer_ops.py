@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from svdctl.layers.layer_bounds import Gain
     from svdctl.spectral.convolution import Convolution
+    from svdctl.spectral.power_iteration import FactoredOperators
 
 
 class ConvFactory(Protocol):
@@ -34,7 +35,7 @@ class LayerOps:
 
     Only `kind`, `modules` and `operator` are needed, or `gain` of a layer that is no convolution (`can_control` False).
     An object has no state: one of them serves all networks. A method that takes `layers` is given layers of one class
-    and of one shape.
+    and of one shape; those about a step of a training are given all layers of a network that the object knows.
 
     >>> import torch
     >>> class Halving(torch.nn.Conv2d):
@@ -107,12 +108,14 @@ class LayerOps:
         """Return the operator for proofs, and how far its norm can be from that of the layer."""
         return self.operator(layer), 0.0
 
-    def operators_assuming_orthonormal(self, layers: Sequence[Any]) -> "list[Convolution]":
+    def factored_operators(self, layers: Sequence[Any]) -> "FactoredOperators":
         """Return estimates of the operators of layers of one shape: frames that are kept orthonormal are taken for it.
 
-        They may share stacked kernels. Nothing waits for the device.
+        Nothing waits for the device.
         """
-        return [self.operator(layer) for layer in layers]
+        from svdctl.spectral.power_iteration import FactoredOperators
+
+        return FactoredOperators.of([self.operator(layer) for layer in layers])
 
     def core_operator(self, layer: Any) -> "Convolution | None":
         """Return the convolution by the first of several factors, `tensors(layer)[0]`; None: it is the whole layer."""
@@ -196,8 +199,18 @@ class LayerOps:
 
     def after_optimizer_step_(
         self, layers: Sequence[Any], *, step: int, optimizer: "torch.optim.Optimizer | None"
-    ) -> None:
-        """Bring the layers back into their form after the optimiser's step of this number, counted from 1."""
+    ) -> "Tensor | None":
+        """Bring the layers back into their form after the optimiser's step of this number, counted from 1.
+
+        Args:
+            layers: all of the network, of any class and shape.
+            step: its number.
+            optimizer: whose momentum is carried along.
+
+        Returns:
+            The largest defect `||U^T U - I||_F` of frames that are retracted (0-d); None: there are none.
+        """
+        return None
 
     def due(self, layers: Sequence[Any], step: int) -> tuple[str, ...] | None:
         """Return names of what `after_optimizer_step_` does at this step and not at every one.
@@ -207,12 +220,19 @@ class LayerOps:
         """
         return () if type(self).after_optimizer_step_ is LayerOps.after_optimizer_step_ else None
 
-    def penalty(self, layers: Sequence[Any]) -> "list[tuple[list[Tensor], int, float] | None]":
-        """Return each layer's share in a term of the loss: (defects (0-d), their count, weight); None: it has none.
+    def retracts(self, layer: Any) -> bool:
+        """Return whether `after_optimizer_step_` makes the layer's frames orthonormal."""
+        return False
 
-        The term is the sum over layers of the defects, times the weight over the sum of the counts.
+    def retract_by_qr_(self, layers: Sequence[Any]) -> None:
+        """Have frames that are retracted be so by QR from now on: to rounding, whatever they are, but slower."""
+
+    def penalty(self, layers: Sequence[Any]) -> "list[tuple[Tensor, int, float]]":
+        """Return shares in a term of the loss, each of some of the layers: (sum of defects (0-d), their count, weight).
+
+        The term is, over all shares of one weight, the sum of the defects times the weight over the sum of the counts.
         """
-        return [None] * len(layers)
+        return []
 
 
 class NormalizationOps(LayerOps):

@@ -6,7 +6,7 @@ optimiser's mean gradient is projected onto the tangent space there, `m - U sym(
 frame; kept whole, it would push against the retraction at every step.
 """
 
-from typing import Literal
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,9 @@ from torch.nn.utils import parametrizations
 
 from svdctl.errors import ShapeError
 from svdctl.layers.soc import SOC
-from svdctl.layers.stiefel import random_frame, retraction
+from svdctl.layers.stiefel import Method, mean_gradients, random_frame, retractions
 from svdctl.layers.tt import FramesKind, PenaltyCount
+from svdctl.spectral.stacks import in_stacks
 
 
 class SOTT(nn.Module):
@@ -48,7 +49,7 @@ class SOTT(nn.Module):
     frame_in: Tensor | None
     frame_out: Tensor | None
     bias: Tensor | None
-    retraction: Literal["polar", "qr"] = "polar"
+    retraction: Method = "polar"
     penalty_weight: float = 1e5
     penalty_count: PenaltyCount = "paper"
 
@@ -103,20 +104,44 @@ class SOTT(nn.Module):
         y = self.core(F.conv2d(x, self.frame_in.T[:, :, None, None]))
         return F.conv2d(y, self.frame_out[:, :, None, None], self.bias)
 
-    @torch.no_grad()
-    def retract_(self, method: Literal["polar", "qr"], optimizer: torch.optim.Optimizer | None = None) -> None:
+    def retract_(self, method: Method, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Replace both frames by their nearest frames (`polar`) or Q factors; see the note above. No host sync."""
-        if self.frames_kind == "parametrize":
-            return
-        for frame in (self.frame_in, self.frame_out):
-            if frame is None:
-                continue
-            frame.copy_(retraction(frame.detach(), method)[0])
-            for key in ("momentum_buffer", "exp_avg"):
-                mean = {} if optimizer is None else optimizer.state.get(frame, {})
-                if mean.get(key) is not None:
-                    inner = frame.mT @ mean[key]
-                    mean[key].sub_(frame @ ((inner + inner.mT) / 2))
+        retract_sott_layers_([self], method, optimizer)
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, rank={self.rank}, frames={self.frames_kind!r}"
+
+
+@torch.no_grad()
+def retract_sott_layers_(
+    layers: Sequence[SOTT], method: Method, optimizer: torch.optim.Optimizer | None = None
+) -> Tensor | None:
+    """Do what `SOTT.retract_` does for all layers at once, frames of one shape in stacks.
+
+    Returns:
+        The largest defect `||U^T U - I||_F` of the frames (0-d); None without frames that can be written.
+    """
+    pairs = [(layer.frame_in, layer.frame_out) for layer in layers if layer.frames_kind != "parametrize"]
+    frames = [frame for pair in pairs for frame in pair if frame is not None]
+    if not frames:
+        return None
+    found = retractions(frames, method)
+    targets, sources = list(frames), [kept.frame for kept in found]
+    rows = [
+        (mean, kept.frame)
+        for frame, kept in zip(frames, found, strict=True)
+        for mean in mean_gradients(optimizer, frame)
+    ]
+    if rows:
+        means, bases = zip(*rows, strict=True)
+        wide = [mean.to(base.dtype) for mean, base in rows]
+        targets += means
+        sources += [result for (result,) in in_stacks(_tangent, wide, bases)]
+    torch._foreach_copy_(targets, sources)
+    return torch.stack([kept.defect for kept in found]).max().float()
+
+
+def _tangent(means: Tensor, frames: Tensor) -> tuple[Tensor]:
+    """Return `m - U sym(U^T m)`, of stacks `(L, n, r)`."""
+    inner = torch.bmm(frames.mT, means)
+    return (torch.baddbmm(means, frames, inner + inner.mT, alpha=-0.5),)

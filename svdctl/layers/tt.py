@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -10,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from svdctl.errors import ShapeError
-from svdctl.layers.stiefel import QR_ROUNDINGS, qr_positive, random_frame, retraction, transport_momentum
+from svdctl.layers.stiefel import QR_ROUNDINGS, Method, mean_gradients, qr_positive, random_frame, retractions
 from svdctl.layers.stored_weight import computed_weight, why_not_as_stored
 from svdctl.layers.tt_fit import fitted_frames
 from svdctl.spectral.bounds import taps_norm
+from svdctl.spectral.stacks import in_stacks
 
 PenaltyCount = Literal["paper", "entries"]
 """What the penalty is divided by: `paper`, twice the squared output rank of each layer; `entries`, the entries of all
@@ -44,7 +46,7 @@ class TTConv2d(nn.Module):
     frame_in: Tensor | None
     frame_out: Tensor | None
     bias: Tensor | None
-    retraction: Literal["polar", "qr"] = "polar"
+    retraction: Method = "polar"
     """Retraction that keeps the frames on the Stiefel manifold."""
     penalty_weight: float = 1e5
     """Weight of the penalty on frames in the loss."""
@@ -197,10 +199,9 @@ class TTConv2d(nn.Module):
             kernel = torch.einsum("bc,cdhw,ad->bahw", torch.linalg.inv(r_out), kernel, torch.linalg.inv(r_in))
         self.core.copy_(kernel)
 
-    @torch.no_grad()
     def retract_(
         self,
-        method: Literal["polar", "qr"],
+        method: Method,
         optimizer: torch.optim.Optimizer | None = None,
         *,
         dtype: torch.dtype | None = None,
@@ -213,17 +214,7 @@ class TTConv2d(nn.Module):
             dtype: in which it is computed. The frames' own, and float32 of half precision, if not given: enough where
                 they are nearly orthonormal.
         """
-        if self.frames_kind == "parametrize" or self.frame_in is None or self.frame_out is None:
-            return
-        axes: tuple[tuple[Tensor, Literal[0, 1]], ...] = ((self.frame_out, 0), (self.frame_in, 1))
-        for frame, axis in axes:
-            orthonormal, factor = retraction(frame.detach().to(dtype or frame.dtype), method)
-            if optimizer is not None:
-                narrow = factor.to(torch.promote_types(frame.dtype, torch.float32))
-                transport_momentum(optimizer, frame, self.core, narrow, axis)
-            frame.copy_(orthonormal)
-            moved = torch.tensordot(factor, self.core.detach().to(factor.dtype), dims=([1], [axis]))
-            self.core.copy_(moved.movedim(0, axis))
+        retract_tt_layers_([self], method, optimizer, dtype=dtype)
 
     @classmethod
     @torch.no_grad()
@@ -289,6 +280,58 @@ class TTConv2d(nn.Module):
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, rank={self.rank}, "
             f"stride={self.stride}, padding={self.padding}, frames={self.frames_kind!r}"
         )
+
+
+@torch.no_grad()
+def retract_tt_layers_(
+    layers: Sequence[TTConv2d],
+    method: Method,
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor | None:
+    """Do what `TTConv2d.retract_` does for all layers at once, frames and cores of one shape in stacks.
+
+    Returns:
+        The largest defect `||U^T U - I||_F` of the frames (0-d); None without frames that can be written.
+    """
+    framed = [
+        (layer.core, layer.frame_out, layer.frame_in)
+        for layer in layers
+        if layer.frames_kind != "parametrize" and layer.frame_in is not None and layer.frame_out is not None
+    ]
+    if not framed:
+        return None
+    frames = [frame for _, *pair in framed for frame in pair]
+    found = retractions(frames, method, dtype=dtype)
+    # Each tensor with the matrices that move it; for means of gradients see the note of stiefel.py.
+    moved: list[tuple[Tensor, Tensor, Tensor]] = []
+    turned: list[tuple[Tensor, Tensor]] = []
+    for (core, *pair), out, into in zip(framed, found[::2], found[1::2], strict=True):
+        moved.append((core, out.factor, into.factor))
+        moved += [(mean, out.inverse.mT, into.inverse.mT) for mean in mean_gradients(optimizer, core)]
+        for frame, kept in zip(pair, (out, into), strict=True):
+            turned += [(mean, kept.factor.mT) for mean in mean_gradients(optimizer, frame)]
+    targets, sources = list(frames), [kept.frame for kept in found]
+    for rows, work in ((moved, _between), (turned, _behind)):
+        if rows:
+            columns = list(zip(*rows, strict=True))
+            wide = [tensor.detach().to(factor.dtype) for tensor, factor, *_ in rows]
+            targets += columns[0]
+            sources += [result for (result,) in in_stacks(work, wide, *columns[1:])]
+    torch._foreach_copy_(targets, sources)
+    return torch.stack([kept.defect for kept in found]).max().float()
+
+
+def _between(cores: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor]:
+    """Return `sum_ba left[c, b] core[b, a] right[d, a]` of stacks `(L, b, a, kh, kw)`, `(L, c, b)` and `(L, d, a)`."""
+    half = torch.bmm(left, cores.flatten(2)).unflatten(2, (cores.shape[2], -1)).transpose(1, 2)
+    whole = torch.bmm(right, half.flatten(2)).unflatten(2, (left.shape[1], -1)).transpose(1, 2)
+    return (whole.unflatten(3, cores.shape[3:]),)
+
+
+def _behind(frames: Tensor, factors: Tensor) -> tuple[Tensor]:
+    return (torch.bmm(frames, factors),)
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -1,6 +1,9 @@
 """Largest singular values by power steps whose vectors are kept from one training step to the next."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -9,36 +12,102 @@ from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.symbol import angles, half_grid, kernel_from_symbol, phases, symbol
 
 
-class KernelPower:
-    """Power iteration at each frequency of a small half grid; no host synchronisation after construction.
+@dataclass(frozen=True)
+class FactoredOperators:
+    """Operators `out C into^T` of layers of one shape: convolutions C, side by side as groups, between two frames.
 
-    Every value it returns is a lower bound of the convolution's norm, because the vectors have norm 1.
+    Only the frames' Gram matrices are held: norms need no more. Without frames C is the operator.
+
+    Args:
+        conv: the kernels of all layers, `(layers * G, O, I, *k)`.
+        layers: their number L.
+        gram_in, gram_out: `U^T U` of the frames on both sides of each, `(L, r, r)`; None: there are none, or they are
+            taken to be orthonormal.
     """
 
-    def __init__(self, conv: Convolution) -> None:
-        kernel = conv.polyphase()
+    conv: Convolution
+    layers: int
+    gram_in: Tensor | None = None
+    gram_out: Tensor | None = None
+
+    @classmethod
+    def of(cls, convs: Sequence[Convolution]) -> Self:
+        """Return convolutions of one shape without frames."""
+        kernels = [conv.kernel for conv in convs]
+        return cls(convs[0].with_kernel(kernels[0] if len(kernels) == 1 else torch.cat(kernels)), len(convs))
+
+
+class KernelPower:
+    """Power iteration at each frequency of a small half grid, for layers of one shape; `step` never waits for the host.
+
+    The vectors are kept by the caller: `(L, F * G, I, 1)`, I of the polyphase kernel, F of the frequencies. Every value
+    is a lower bound of the layer's norm, because it is what the operator does to a unit vector.
+
+    Note, frames. A unit vector in the range of `into` is `into z / sqrt(z^H G_in z)`; the operator brings it to a
+    vector of norm `sqrt(y^H G_out y)` over the same root, with `y = C G_in z`, and its adjoint from there to
+    `into C^H G_out y` but for the root. So a step needs the Gram matrices alone, orthonormal or not, and no QR.
+
+    Args:
+        operators: layers of the shape.
+    """
+
+    def __init__(self, operators: FactoredOperators) -> None:
+        kernel = operators.conv.polyphase()
         taps = tuple(kernel.shape[3:])
         sizes = tuple(1 if k == 1 else max(4, 2 * k) for k in taps)
         index, _ = half_grid(sizes)
-        self._phase = phases(angles(index, sizes), taps, kernel)
-        start = torch.randn(
-            len(index) * kernel.shape[0], kernel.shape[2], 1, 2, generator=torch.Generator().manual_seed(0)
-        )
-        self.vectors = torch.view_as_complex(start).to(self._phase.device, self._phase.dtype)
-        self.vectors = self.vectors / self.vectors.norm(dim=-2, keepdim=True)
-        self.step(conv, steps=10)
+        phase = phases(angles(index, sizes), taps, kernel).T[:, None, :]
+        self._phase, self._opposite = phase.contiguous(), phase.conj().resolve_conj().contiguous()
+
+    def start(self, operators: FactoredOperators) -> Tensor:
+        """Return vectors after ten steps from those that a fixed seed gives every layer."""
+        kernel = operators.conv.polyphase()
+        rows = self._phase.shape[-1] * (len(kernel) // operators.layers)
+        drawn = torch.randn(rows, kernel.shape[2], 1, 2, generator=torch.Generator().manual_seed(0))
+        vectors = torch.view_as_complex(drawn).to(kernel.device, self._phase.dtype)
+        vectors = vectors / vectors.norm(dim=-2, keepdim=True)
+        return self.step(operators, vectors.expand(operators.layers, -1, -1, -1), steps=10)[1]
 
     @torch.no_grad()
-    def step(self, conv: Convolution, steps: int = 1) -> Tensor:
-        """Return a lower bound of the norm (0-d) after some more power steps on the convolution as it is now."""
-        matrices = symbol(conv.polyphase().detach(), self._phase)
+    def step(self, operators: FactoredOperators, vectors: Tensor, steps: int = 1) -> tuple[Tensor, Tensor]:
+        """Return a lower bound of each layer's norm `(L,)`, and the vectors after some more power steps."""
+        kernel = operators.conv.polyphase().detach()
+        groups, out, channels = kernel.shape[:3]
+        # Taps outermost: one real product with all of them and with all frequencies' vectors.
+        matrices = kernel.flatten(3).permute(0, 3, 1, 2).reshape(groups, -1, channels)
+        # (L, F, G, I) complex to (L * G, I, F, 2)
+        split = torch.view_as_real(vectors).view(operators.layers, self._phase.shape[-1], -1, channels, 2)
+        packed = split.permute(0, 2, 3, 1, 4).flatten(0, 1)
         for _ in range(steps):
-            forward = matrices @ self.vectors
-            backward = matrices.mH @ forward
-            lengths = backward.norm(dim=-2, keepdim=True)
+            pulled = _between_frames(operators.gram_in, packed)
+            forward = torch.view_as_complex(
+                torch.bmm(matrices, pulled.flatten(2)).view(groups, -1, out, *packed.shape[2:])
+            )
+            forward = torch.view_as_real((forward * self._phase).sum(1))
+            pushed = _between_frames(operators.gram_out, forward)
+            lengths = _lengths(forward, pushed)
+            if operators.gram_in is not None:
+                lengths = lengths / _lengths(packed, pulled).clamp_min(torch.finfo(lengths.dtype).tiny)
+            spread = torch.view_as_complex(pushed)[:, None] * self._opposite
+            backward = torch.bmm(matrices.mT, torch.view_as_real(spread).flatten(1, 2).flatten(2)).view(packed.shape)
+            sizes = torch.linalg.vector_norm(backward, dim=(1, 3), keepdim=True)
             # A vector that a layer of zeros swallows is kept: the layer may grow again.
-            self.vectors = torch.where(lengths > torch.finfo(lengths.dtype).tiny, backward / lengths, self.vectors)
-        return forward.norm(dim=-2).max()
+            packed = torch.where(sizes > torch.finfo(sizes.dtype).tiny, backward / sizes, packed)
+        kept = packed.unflatten(0, (operators.layers, -1)).permute(0, 3, 1, 2, 4).contiguous()
+        largest = lengths.unflatten(0, (operators.layers, -1)).amax((1, 2))
+        return largest, torch.view_as_complex(kept).view(vectors.shape)
+
+
+def _between_frames(gram: Tensor | None, packed: Tensor) -> Tensor:
+    """Return `(L, r s, F, 2)` multiplied by Gram matrices `(L, r, r)`, the s channels of a stride each on its own."""
+    return packed if gram is None else torch.bmm(gram, packed.reshape(len(gram), gram.shape[-1], -1)).view(packed.shape)
+
+
+def _lengths(packed: Tensor, image: Tensor) -> Tensor:
+    """Return norms `(L, F)` of complex vectors `(L, I, F, 2)` from their images by the metric's matrix."""
+    if image is packed:
+        return torch.linalg.vector_norm(packed, dim=(1, 3))
+    return (packed * image).sum((1, 3)).clamp_min(0).sqrt()
 
 
 @torch.no_grad()

@@ -249,4 +249,4 @@ def test_a_step_names_what_is_due_and_what_no_graph_can_hold() -> None:
     assert clipped.why_not_captured(99) is None
     assert "'clip' reads values back" in clipped.why_not_captured(100)
     model[2].retraction = "qr"
-    assert "TTConv2d" in divided.why_not_captured(1)
+    assert "tt layers" in divided.why_not_captured(1)

@@ -17,7 +17,7 @@ from svdctl.control.controller import Controller
 from svdctl.layers.layer_operator import operator_of
 from svdctl.layers.tt import TTConv2d
 from svdctl.registry import CONTROLS
-from svdctl.spectral.power_iteration import KernelPower
+from svdctl.spectral.power_iteration import FactoredOperators, KernelPower
 
 
 def tt(frames: Any) -> TTConv2d:
@@ -113,13 +113,18 @@ def test_power_steps_survive_a_layer_of_zeros() -> None:
     """Vectors that a layer swallowed would call it 0 for ever after, however it grew."""
     torch.manual_seed(0)
     layer = nn.Conv2d(6, 6, 3, bias=False)
-    power = KernelPower(operator_of(layer))
+
+    def operators() -> FactoredOperators:
+        return FactoredOperators.of([operator_of(layer)])
+
+    power, vectors = KernelPower(operators()), KernelPower(operators()).start(operators())
     kernel = layer.weight.detach().clone()
     layer.weight.data.zero_()
-    assert float(power.step(operator_of(layer), steps=3)) == 0.0
+    value, vectors = power.step(operators(), vectors, steps=3)
+    assert float(value) == 0.0
     layer.weight.data.copy_(3 * kernel)
     norm = svdctl.spectral_norm_bound(layer).upper
-    assert 0.9 * norm < float(power.step(operator_of(layer), steps=20)) <= norm
+    assert 0.9 * norm < float(power.step(operators(), vectors, steps=20)[0]) <= norm
 
 
 @pytest.mark.parametrize("zero", ["conv", "norm", "linear"])

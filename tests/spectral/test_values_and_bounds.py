@@ -10,7 +10,7 @@ from torch import nn
 from svdctl.layers.layer_operator import operator_of
 from svdctl.spectral import clip_kernel, is_bounded, norm_bound, scale_to_bound, singular_values
 from svdctl.spectral.convolution import Convolution
-from svdctl.spectral.power_iteration import KernelPower, paper_clip, paper_sigma
+from svdctl.spectral.power_iteration import FactoredOperators, KernelPower, paper_clip, paper_sigma
 from tests.dense import dense_values
 
 TWO_D = [
@@ -125,8 +125,9 @@ def test_power_steps_are_a_lower_bound_and_converge() -> None:
     torch.manual_seed(0)
     conv = Convolution.make(torch.randn(32, 32, 3, 3))
     bound = norm_bound(conv)
-    power = KernelPower(conv)
-    value = float(power.step(conv, 100))
+    operators = FactoredOperators.of([conv])
+    power = KernelPower(operators)
+    value = float(power.step(operators, power.start(operators), 100)[0])
     assert 0.95 * bound.lower <= value <= bound.upper
 
 

@@ -10,7 +10,7 @@ from svdctl.layers.layer_ops import LayerOps, register_layer
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
     from svdctl.layers.layer_bounds import Gain
     from svdctl.layers.layer_ops import ConvFactory
@@ -68,10 +68,11 @@ class SocOps(LayerOps):
 
     def after_optimizer_step_(
         self, layers: Sequence[Any], *, step: int, optimizer: "torch.optim.Optimizer | None"
-    ) -> None:
+    ) -> "Tensor | None":
         if step % REFINE_EVERY == 0:
             for layer in layers:
                 layer.refine_norm_estimate_()
+        return None
 
     def due(self, layers: Sequence[Any], step: int) -> tuple[str, ...]:
         return ("norm estimates",) if step % REFINE_EVERY == 0 else ()

@@ -1,5 +1,6 @@
 """SOTT, a skew orthogonal convolution between two frames."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -10,10 +11,12 @@ from svdctl.layers.ops.soc_ops import SocOps
 from svdctl.layers.ops.tt_ops import FramedOps, RankedConfig, keep_frames_, rank_of
 
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
+    from torch import Tensor, nn
 
     from svdctl.layers.layer_bounds import Gain
     from svdctl.layers.layer_ops import ConvFactory
+    from svdctl.layers.stiefel import Method
     from svdctl.spectral.convolution import Convolution
 
 
@@ -68,6 +71,13 @@ class SottOps(FramedOps):
 
     def shape(self, layer: Any) -> tuple[int, ...]:
         return (layer.out_channels, layer.in_channels, layer.kernel_size, layer.kernel_size)
+
+    def retract_(
+        self, layers: Sequence[Any], method: "Method", optimizer: "torch.optim.Optimizer | None"
+    ) -> "Tensor | None":
+        from svdctl.layers.sott import retract_sott_layers_
+
+        return retract_sott_layers_(layers, method, optimizer)
 
     def gain(self, layer: Any, *, tolerance: float | None = None) -> "Gain":
         from svdctl.layers.soc_bounds import sott_gain

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
     from svdctl.layers.layer_bounds import Gain
     from svdctl.layers.layer_ops import ConvFactory
+    from svdctl.layers.stiefel import Method
     from svdctl.spectral.convolution import Convolution
+    from svdctl.spectral.power_iteration import FactoredOperators
 
 
 class Free(Config):
@@ -110,31 +112,56 @@ class FramedOps(LayerOps):
         rank_in, rank_out = layer.rank
         return rank_in, rank_out
 
+    def retract_(
+        self, layers: Sequence[Any], method: "Method", optimizer: "torch.optim.Optimizer | None"
+    ) -> "Tensor | None":
+        """Make frames orthonormal; returns the largest defect `||U^T U - I||_F` (0-d), None without frames."""
+        raise NotImplementedError  # each type has its own use for what is left of a frame
+
     def after_optimizer_step_(
         self, layers: Sequence[Any], *, step: int, optimizer: "torch.optim.Optimizer | None"
-    ) -> None:
-        for layer in layers:
-            if layer.frames_kind == "retract":
-                layer.retract_(layer.retraction, optimizer)
+    ) -> "Tensor | None":
+        import torch
+
+        retracted = [layer for layer in layers if self.retracts(layer)]
+        methods = dict.fromkeys(layer.retraction for layer in retracted)
+        defects = [
+            self.retract_([layer for layer in retracted if layer.retraction == method], method, optimizer)
+            for method in methods
+        ]
+        found = [defect for defect in defects if defect is not None]
+        return torch.stack(found).max() if len(found) > 1 else next(iter(found), None)
 
     def due(self, layers: Sequence[Any], step: int) -> tuple[str, ...] | None:
         # torch's QR on a GPU may wait for the host, whatever the library behind it.
-        return None if any(layer.frames_kind == "retract" and layer.retraction == "qr" for layer in layers) else ()
+        return None if any(self.retracts(layer) and layer.retraction == "qr" for layer in layers) else ()
 
-    def penalty(self, layers: Sequence[Any]) -> "list[tuple[list[Tensor], int, float] | None]":
-        return [self._share(layer) for layer in layers]
+    def retracts(self, layer: Any) -> bool:
+        return layer.frames_kind == "retract" and layer.has_frames
 
-    def _share(self, layer: Any) -> "tuple[list[Tensor], int, float] | None":
-        if layer.frames_kind != "penalty" or not layer.has_frames:
-            return None
-        rank_in, rank_out = layer.rank
-        defects = []
-        for frame in self.frames(layer):
-            gram = frame.T @ frame
-            # ||G - I||^2 without a second r x r matrix
-            defects.append(gram.square().sum() - 2 * gram.diagonal().sum() + gram.shape[0])
-        count = 2 * rank_out**2 if layer.penalty_count == "paper" else rank_in**2 + rank_out**2
-        return defects, count, layer.penalty_weight
+    def retract_by_qr_(self, layers: Sequence[Any]) -> None:
+        for layer in layers:
+            layer.retraction = "qr"
+
+    def penalty(self, layers: Sequence[Any]) -> "list[tuple[Tensor, int, float]]":
+        import torch
+
+        from svdctl.layers.stiefel import gram_defect
+        from svdctl.spectral.stacks import stacked
+
+        shares = []
+        penalized = [layer for layer in layers if layer.frames_kind == "penalty" and layer.has_frames]
+        for weight in dict.fromkeys(layer.penalty_weight for layer in penalized):
+            alike = [layer for layer in penalized if layer.penalty_weight == weight]
+            frames = [frame for layer in alike for frame in self.frames(layer)]
+            sums = [gram_defect(stack).square().sum() for _, (stack,) in stacked(frames)]
+            shares.append((torch.stack(sums).sum(), sum(map(_count, alike)), weight))
+        return shares
+
+
+def _count(layer: Any) -> int:
+    rank_in, rank_out = layer.rank
+    return 2 * rank_out**2 if layer.penalty_count == "paper" else rank_in**2 + rank_out**2
 
 
 def keep_frames_(layer: Any, frames: Frames) -> None:
@@ -196,18 +223,21 @@ class TTOps(FramedOps):
         kernel, error = layer.exact_kernel()
         return _strided(layer, kernel), error
 
-    def operators_assuming_orthonormal(self, layers: Sequence[Any]) -> "list[Convolution]":
+    def factored_operators(self, layers: Sequence[Any]) -> "FactoredOperators":
+        from dataclasses import replace
+
         import torch
 
-        return [
-            _strided(
-                layer,
-                layer.core.detach()
-                if layer.frames_kind in ("retract", "parametrize")
-                else layer.small_kernel(dtype=torch.promote_types(layer.core.dtype, torch.float32)),
-            )
-            for layer in layers
-        ]
+        from svdctl.spectral.power_iteration import FactoredOperators
+
+        found = FactoredOperators.of([self.core_operator(layer) for layer in layers])
+        if not layers[0].has_frames or layers[0].frames_kind in ("retract", "parametrize"):
+            return found
+        dtype = found.conv.kernel.dtype
+        sides = ([layer.frame_in for layer in layers], [layer.frame_out for layer in layers])
+        stacks = [torch.stack([frame.detach() for frame in frames]).to(dtype) for frames in sides]
+        gram_in, gram_out = (torch.bmm(stack.mT, stack) for stack in stacks)
+        return replace(found, gram_in=gram_in, gram_out=gram_out)
 
     def core_operator(self, layer: Any) -> "Convolution":
         return _strided(layer, layer.core.detach())
@@ -224,6 +254,13 @@ class TTOps(FramedOps):
     ) -> None:
         for layer, conv in zip(layers, convs, strict=True):
             layer.set_small_kernel(conv.weight, optimizer)
+
+    def retract_(
+        self, layers: Sequence[Any], method: "Method", optimizer: "torch.optim.Optimizer | None"
+    ) -> "Tensor | None":
+        from svdctl.layers.tt import retract_tt_layers_
+
+        return retract_tt_layers_(layers, method, optimizer)
 
     def gain(self, layer: Any, *, tolerance: float | None = None) -> "Gain":
         from svdctl.layers.tt_bounds import tt_gain
