@@ -151,7 +151,7 @@ class Controller:
         retracted = [ops.frames(layer)[0] for ops, layer in self._known.values() if ops.retracts(layer)]
         self.frame_residual = torch.zeros((), device=retracted[0].device) if retracted else None
         """Largest `||U^T U - I||_F` (0-d, float32) of retracted frames since it was set to zero; None: no frames."""
-        self._by_qr = False
+        self.retracts_by_qr = False
         self.layers = {name: layer for name, (_, layer) in self._known.items() if is_controllable(layer)}
         self.norms = {name: layer for name, layer in model.named_modules() if isinstance(layer, BatchNorm)}
         self._generator = torch.Generator().manual_seed(seed)
@@ -262,7 +262,7 @@ class Controller:
 
     def retract_by_qr(self) -> None:
         """Retract frames by QR from now on, which needs no start near a frame, as the default's products do."""
-        self._by_qr = True
+        self.retracts_by_qr = True
         for ops, alike in self._by_type.items():
             ops.retract_by_qr_([layer for layer in alike if ops.retracts(layer)])
 
@@ -388,7 +388,7 @@ class Controller:
             for key, value in layer.state.items():
                 state.setdefault(key, {})[name] = value
         if self.frame_residual is not None:
-            state["retraction"] = {"residual": self.frame_residual.clone(), "by_qr": torch.tensor(self._by_qr)}
+            state["retraction"] = {"residual": self.frame_residual.clone(), "by_qr": torch.tensor(self.retracts_by_qr)}
         return {**state, "step": self.steps, "generator": self._generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

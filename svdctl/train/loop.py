@@ -67,6 +67,7 @@ class Loop:
                 if step % config.log.every_steps == 0:
                     self._record("step", {k: metrics[k] for k in ("epoch", "loss", "orthogonal_loss", "acc", "lr")})
                     trainer.totals[SINCE_RECORD].zero_()
+                    trainer.check_frames()
             stops = syncs.stops(step, synced, self.stop.is_set())
             if last:
                 break
@@ -94,6 +95,7 @@ class Loop:
         """
         trainer, config, epoch = self.trainer, self.trainer.config, self.trainer.epoch
         metrics = trainer.read(trainer.totals[EPOCH], epoch)
+        trainer.check_frames()
         self._note_time()
         metrics.update(train_time=trainer.train_time, clipping_time=trainer.control_time)
         last = trainer.counters.step >= trainer.total_steps

@@ -18,7 +18,7 @@ from svdctl.data.images import ImageData
 from svdctl.distributed.group import Group
 from svdctl.errors import ShapeError, TrainingError
 from svdctl.layers.layer_ops import find_ops
-from svdctl.layers.stiefel import frame_error
+from svdctl.layers.stiefel import MAX_DEFECT, frame_error
 from svdctl.models.build import build_optimizer
 from svdctl.registry import LOSSES
 from svdctl.spectral.bounds import Bracket
@@ -268,6 +268,24 @@ class Trainer:
             "lr": self.rate,
         }
 
+    def check_frames(self) -> None:
+        """Let QR retract frames for the rest of the run if products have left one too far from orthonormal.
+
+        It is called at steps that do not depend on a clock, so that a resumed run does the same.
+        """
+        controller = self.controller
+        if controller.frame_residual is None or controller.retracts_by_qr:
+            return
+        residual = float(controller.frame_residual)
+        controller.frame_residual.zero_()
+        if residual > MAX_DEFECT:
+            controller.retract_by_qr()
+            self._captured = None
+            self.notice(
+                f"frames were {residual:.1e} from orthonormal after a retraction by products, up to step "
+                f"{self.counters.step}; from now on they are retracted by QR, and steps run eagerly"
+            )
+
     def _lost(self, what: str) -> TrainingError:
         return TrainingError(
             f"the {what} in or just before step {self.counters.step}; lower the learning rate "
@@ -321,6 +339,8 @@ class Trainer:
         self.optimizer.load_state_dict({**saved, "param_groups": groups})
         self._set_rate()
         self.controller.load_state_dict(state["controller"])
+        if self.controller.retracts_by_qr:
+            self._captured = None
         if state.get("precision"):
             self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.epochs = [dict(line) for line in state["epochs"]]
