@@ -9,11 +9,18 @@ from torch import Tensor, nn
 
 from svdctl.control.shared_memory import groups_by_memory
 from svdctl.errors import ShapeError
-from svdctl.layers.layer_operator import BatchNorm, batchnorm_gains, exact_operator, operator_of, why_not_writable
+from svdctl.layers.layer_operator import (
+    BatchNorm,
+    batchnorm_gains,
+    exact_operator,
+    exact_operators,
+    operator_of,
+    why_not_writable,
+)
 from svdctl.layers.layer_ops import is_controllable, ops_of
-from svdctl.layers.norms import is_layer_bounded, kernel_limit, layer_norm
+from svdctl.layers.norms import are_layers_bounded, is_layer_bounded, kernel_limit, layer_norm
 from svdctl.layers.padding import padding_factor
-from svdctl.spectral.bounds import Bracket, norm_bound, taps_norm
+from svdctl.spectral.bounds import Bracket, norm_bound, norm_bounds, taps_norm
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.power_iteration import paper_clip, paper_sigma
 from svdctl.spectral.projection import CLIP_ROUNDS, SEAL_TOLERANCE, assigned_kernels, frobenius_norms, project_kernels
@@ -28,10 +35,10 @@ T = TypeVar("T")
 def clip_layers_(layers: Sequence[nn.Module], max_sigma: Sequence[float], optimizer: Optimizer = None) -> list[float]:
     """Bring singular values above each layer's maximum down to it, the bounds proved; return the distances moved.
 
-    No two of the layers share memory. On a GPU layers of one shape are clipped at once.
+    No two of the layers share memory. On a GPU layers of one shape are clipped at once, and all proved together.
     """
     moved = [0.0] * len(layers)
-    above = [place for place, layer in enumerate(layers) if not is_layer_bounded(layer, max_sigma[place])]
+    above = [place for place, bounded in enumerate(are_layers_bounded(layers, max_sigma)) if not bounded]
     chosen, limits = [layers[place] for place in above], [max_sigma[place] for place in above]
     convs = [operator_of(layer) for layer in chosen]
     inside = [kernel_limit(layer, limit) for layer, limit in zip(chosen, limits, strict=True)]
@@ -44,7 +51,7 @@ def clip_layers_(layers: Sequence[nn.Module], max_sigma: Sequence[float], optimi
 def assign_layers_(layers: Sequence[nn.Module], values: Sequence[float], optimizer: Optimizer = None) -> list[float]:
     """Set all singular values close to each layer's value, the bounds proved; return the distances moved.
 
-    No two of the layers share memory. On a GPU layers of one shape are assigned at once.
+    No two of the layers share memory. On a GPU layers of one shape are assigned at once, and all proved together.
     """
     convs = [operator_of(layer) for layer in layers]
     inside = [kernel_limit(layer, value) for layer, value in zip(layers, values, strict=True)]
@@ -60,13 +67,20 @@ def _replace_(
 ) -> list[float]:
     """Write polyphase kernels, then scale until the bounds are proved of the written weights; return the distances."""
     # The layers' own memory may be behind them.
-    before = [conv.with_kernel(conv.kernel.clone()) for conv in before]
-    for layer, conv, kernel in zip(layers, before, kernels, strict=True):
-        ops_of(layer).write_([layer], [conv.from_polyphase(kernel)], optimizer)
-    for layer, limit in zip(layers, max_sigma, strict=True):
-        scale_below_(layer, limit, norm_bound(exact_operator(layer)[0], tolerance=SEAL_TOLERANCE))
-    after = [operator_of(layer).kernel.double() for layer in layers]
-    return frobenius_norms([now - conv.kernel.double() for now, conv in zip(after, before, strict=True)])
+    before = [conv.with_kernel(conv.kernel.to(torch.float64, copy=True)) for conv in before]
+    after = [conv.from_polyphase(kernel) for conv, kernel in zip(before, kernels, strict=True)]
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for place, layer in enumerate(layers):
+        shapes = tuple(parameter.shape for parameter in layer.parameters())
+        alike.setdefault((ops_of(layer), type(layer), shapes), []).append(place)
+    for places in alike.values():
+        some = [layers[place] for place in places]
+        ops_of(some[0]).write_(some, [after[place] for place in places], optimizer)
+    brackets = norm_bounds([conv for conv, _ in exact_operators(layers)], tolerance=SEAL_TOLERANCE)
+    factors = [scale_below_(*row)[0] for row in zip(layers, max_sigma, brackets, strict=True)]
+    return frobenius_norms(
+        [now.kernel.double() * factor - then.kernel for now, factor, then in zip(after, factors, before, strict=True)]
+    )
 
 
 def divide_exact_layer_(layer: nn.Module, max_sigma: float) -> float:

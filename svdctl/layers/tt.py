@@ -192,12 +192,7 @@ class TTConv2d(nn.Module):
     @torch.no_grad()
     def set_small_kernel(self, kernel: Tensor, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Make `kernel` the one that `small_kernel` reads: frames become their Q factors."""
-        self.retract_("qr", optimizer, dtype=torch.float64)
-        if self.frames_kind == "parametrize" and self.frame_in is not None and self.frame_out is not None:
-            # These frames cannot be written and are orthonormal to rounding: Q = U R^-1 with R near the identity.
-            r_in, r_out = (qr_positive(frame.detach())[1] for frame in (self.frame_in, self.frame_out))
-            kernel = torch.einsum("bc,cdhw,ad->bahw", torch.linalg.inv(r_out), kernel, torch.linalg.inv(r_in))
-        self.core.copy_(kernel)
+        set_small_kernels_([self], [kernel], optimizer)
 
     def retract_(
         self,
@@ -280,6 +275,20 @@ class TTConv2d(nn.Module):
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, rank={self.rank}, "
             f"stride={self.stride}, padding={self.padding}, frames={self.frames_kind!r}"
         )
+
+
+@torch.no_grad()
+def set_small_kernels_(
+    layers: Sequence[TTConv2d], kernels: Sequence[Tensor], optimizer: torch.optim.Optimizer | None = None
+) -> None:
+    """Do what `TTConv2d.set_small_kernel` does for all layers at once."""
+    retract_tt_layers_(layers, "qr", optimizer, dtype=torch.float64)
+    for layer, kernel in zip(layers, kernels, strict=True):
+        if layer.frames_kind == "parametrize" and layer.frame_in is not None and layer.frame_out is not None:
+            # These frames cannot be written and are orthonormal to rounding: Q = U R^-1 with R near the identity.
+            r_in, r_out = (qr_positive(frame.detach())[1] for frame in (layer.frame_in, layer.frame_out))
+            kernel = torch.einsum("bc,cdhw,ad->bahw", torch.linalg.inv(r_out), kernel, torch.linalg.inv(r_in))
+        layer.core.copy_(kernel)
 
 
 @torch.no_grad()

@@ -252,8 +252,9 @@ class TTOps(FramedOps):
     def write_(
         self, layers: Sequence[Any], convs: "Sequence[Convolution]", optimizer: "torch.optim.Optimizer | None" = None
     ) -> None:
-        for layer, conv in zip(layers, convs, strict=True):
-            layer.set_small_kernel(conv.weight, optimizer)
+        from svdctl.layers.tt import set_small_kernels_
+
+        set_small_kernels_(layers, [conv.weight for conv in convs], optimizer)
 
     def retract_(
         self, layers: Sequence[Any], method: "Method", optimizer: "torch.optim.Optimizer | None"
