@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from svdctl.spectral.faster_device import products_are_faster
 from svdctl.spectral.matrix_sign import polar_by_products
 from svdctl.spectral.parallel_map import parallel_map
 from svdctl.spectral.symbol import gram
@@ -38,14 +39,6 @@ def eigenvalues_of(matrices: Tensor) -> Tensor:
 def is_positive_definite(matrices: Tensor) -> Tensor:
     """Return whether the Cholesky factorisation of each Hermitian matrix runs to its end, `(B,)`; no host sync."""
     return parallel_batched(lambda part: torch.linalg.cholesky_ex(part).info == 0, matrices)
-
-
-def products_are_faster(device: torch.device) -> bool:
-    """Return whether some forty products of matrices take less time than one eigendecomposition of each.
-
-    On a GPU a tenth of it; on a CPU (complex matrices of 64 to 640 rows, one thread) two to six times as much.
-    """
-    return device.type != "cpu"
 
 
 def on_tall(function: Callable[[Tensor], Tensor], matrices: Tensor) -> Tensor:

@@ -13,16 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svdctl.spectral.batched import (
-    clip_singular_values,
-    is_positive_definite,
-    on_tall,
-    polar_factors,
-    products_are_faster,
-)
+from svdctl.spectral.batched import clip_singular_values, is_positive_definite, on_tall, polar_factors
 from svdctl.spectral.bounds import is_bounded, scale_to_bound
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.exact_arithmetic import exact_arithmetic
+from svdctl.spectral.faster_device import products_are_faster
 from svdctl.spectral.lower_bounds import quick_lower_bound
 from svdctl.spectral.matrix_sign import clip_by_products, norm_limits
 from svdctl.spectral.symbol import angles, gram, grid_product, kernel_from_symbol, phases, symbol, unique_up_to_sign

@@ -10,6 +10,7 @@ from svdctl.errors import ShapeError
 from svdctl.spectral.batched import eigenvalues_of, parallel_batched
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.exact_arithmetic import exact_arithmetic, float32_is_exact
+from svdctl.spectral.faster_device import device_for_values
 from svdctl.spectral.gram import GramField
 from svdctl.spectral.symbol import angles, grid_product, half_grid, phases, symbol
 
@@ -35,7 +36,8 @@ def singular_values(
         accuracy: `full`: right to some roundings of the largest value in the kernel's dtype; `fast`: to 1e-3 of it.
 
     Returns:
-        `(G * prod(input_size / stride) * min(O, I * prod(stride)),)` in the kernel's dtype.
+        `(G * prod(input_size / stride) * min(O, I * prod(stride)),)` in the kernel's dtype, on its device; computed
+        there or on the host, whichever is faster.
 
     Raises:
         ShapeError: sizes that do not fit the convolution or its stride, or a kernel that is not finite.
@@ -49,6 +51,9 @@ def singular_values(
             raise ShapeError(f"the stride {stride} does not divide the input's {size}; pad or crop the input")
     if not bool(torch.isfinite(conv.kernel).all()):
         raise ShapeError("the kernel holds values that are not finite; it has no singular values")
+    device, by_svd = conv.kernel.device, conv.kernel.dtype == torch.float64 and accuracy == "full"
+    side = min(conv.kernel.shape[1], conv.kernel.shape[2] * math.prod(conv.stride))
+    conv = conv.with_kernel(conv.kernel.to(device_for_values(side, device, by="svd" if by_svd else "eigenvalues")))
     sizes = tuple(size // stride for size, stride in zip(input_size, conv.stride, strict=True))
     index, counts = half_grid(sizes)
     own_mirror = counts == 1
@@ -59,12 +64,12 @@ def singular_values(
     for chosen in (own_mirror, ~own_mirror):
         if bool(chosen.any()):
             repeats = 1 if chosen is own_mirror else 2
-            if conv.kernel.dtype == torch.float64 and accuracy == "full":
+            if by_svd:
                 found = _values_at(conv, input_size, index[chosen], real=repeats == 1)
             else:
                 found = _values_by_gram(conv, input_size, index[chosen], precision, real=repeats == 1)
             pieces += [found] * repeats
-    return torch.cat(pieces).to(conv.kernel.dtype).sort(descending=True).values
+    return torch.cat(pieces).to(device, conv.kernel.dtype).sort(descending=True).values
 
 
 def _values_at(conv: Convolution, input_size: tuple[int, ...], index: Tensor, *, real: bool) -> Tensor:
