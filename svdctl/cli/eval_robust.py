@@ -48,12 +48,12 @@ def eval_robust(flags: dict[str, Any]) -> None:
     resolved = resolve_evaluation(flags)
     for notice in resolved.notices:
         typer.echo(f"note: {notice}", err=True)
-    if flags["show_corruptions"] is not None:
+    if "show_corruptions" in flags:
         from svdctl.evaluate.runner import show_corruptions
 
         typer.echo(show_corruptions(resolved.config, Path(flags["show_corruptions"])))
     else:
-        _evaluate(resolved.config, flags["format"] or "table", debug=bool(flags["debug"]))
+        _evaluate(resolved.config, flags.get("format", "table"), debug=flags.get("debug", False))
 
 
 def _evaluate(config: EvaluateConfig, form: str, *, debug: bool) -> None:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from svdctl.cli.options import DEVICES, Flag, Flags, Merge, Resolved, given_flags, spelled
+from svdctl.cli.options import DEVICES, Flag, Flags, Merge, Resolved, spelled
 from svdctl.cli.training_flags import DEBUG, FORMS_OF_DATA, PLUGIN, SET, data_table
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.errors import UsageError, nearest
@@ -18,12 +18,12 @@ OUTPUT = "Results"
 
 
 def resolve_evaluation(flags: Mapping[str, Any]) -> Resolved[EvaluateConfig]:
-    """Return the configuration that flags make; keys are names of flags with underscores, None is "not given".
+    """Return the configuration that flags make; keys are names of flags with underscores.
 
     Raises:
         UsageError: with every fault of the flags and of the configuration.
     """
-    given = {name: value for name, value in given_flags(flags).items() if value is not False}
+    given = {name: value for name, value in flags.items() if value is not False}
     merge = Merge(EVALUATION, given, {})
     merge.load_plugins()
     places = [str(path) for path in given.get("checkpoints", ())]

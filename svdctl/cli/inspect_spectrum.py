@@ -6,7 +6,7 @@ import typer
 
 from svdctl.analysis.inspect_config import InspectConfig
 from svdctl.cli.messages import with_flags
-from svdctl.cli.options import Flag, Flags, Merge, flags_by_key, given_flags, with_options
+from svdctl.cli.options import Flag, Flags, Merge, flags_by_key, with_options
 from svdctl.cli.progress_display import ProgressDisplay
 from svdctl.cli.training_flags import PLUGIN
 from svdctl.errors import LimitExceeded, UsageError
@@ -64,9 +64,9 @@ def inspect_spectrum(flags: dict[str, Any]) -> None:
 
 
 def _config(flags: dict[str, Any]) -> InspectConfig:
-    if not flags["files"]:
+    if "files" not in flags:
         raise UsageError("no file is given; name a checkpoint: svdctl inspect-spectrum runs/<run>/last.pt")
-    merge = Merge(INSPECT, given_flags(flags), {"files": flags["files"]})
+    merge = Merge(INSPECT, flags, {"files": flags["files"]})
     merge.load_plugins()
     merge.apply()
     return merge.result(InspectConfig)

@@ -85,11 +85,6 @@ def flags_by_key(flags: Flags) -> dict[str, str]:
     return found | ({"data.path": "--dataset KIND:PATH"} if "dataset" in flags else {})
 
 
-def given_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the flags without those that were not given."""
-    return {name: value for name, value in flags.items() if value is not None and value not in ([], ())}
-
-
 class Merge:
     """A nested table, the flags given, and what is found wrong with them.
 
@@ -151,7 +146,7 @@ class Merge:
 def with_options(
     flags: Flags, model: type[Config], argument: tuple[str, str] | None = None, *, defaults: bool = False
 ) -> Callable[[Callable[[dict[str, Any]], None]], Callable[..., None]]:
-    """Return a decorator that gives a command the options of a table; the command gets their values by name.
+    """Return a decorator that gives a command the options of a table; the command gets the values given, by name.
 
     Args:
         flags: the table.
@@ -177,7 +172,7 @@ def with_options(
 
     def decorate(run: Callable[[dict[str, Any]], None]) -> Callable[..., None]:
         def command(**values: Any) -> None:
-            run({name.removesuffix("_"): value for name, value in values.items()})
+            run({name.removesuffix("_"): value for name, value in values.items() if value not in (None, [], ())})
 
         signature = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from svdctl.cli.options import RUN, Flag, Flags, Merge, given_flags, with_options
+from svdctl.cli.options import RUN, Flag, Flags, Merge, with_options
 from svdctl.cli.training_commands import print_names
 from svdctl.cli.training_flags import DEBUG, PLUGIN, SET, command_of
 from svdctl.errors import Interrupted, UsageError
@@ -50,10 +50,10 @@ REQUEST: Flags = {
 @with_options(REQUEST, Request, ("tables", "table1, table2, table3, table-vgg, figure-speed, all, or a table file."))
 def reproduce(flags: dict[str, Any]) -> None:
     """Train, evaluate and lay out tables of the paper; what is finished is used, what was stopped goes on."""
-    if flags.pop("list"):
+    if flags.pop("list", False):
         print_names(list_tables())
         return
-    dry_run = flags.pop("dry_run")
+    dry_run = flags.pop("dry_run", False)
     request = request_of(flags)
     if dry_run:
         _dry_run(request)
@@ -70,13 +70,12 @@ def takers() -> Mapping[str, Callable[[str], bool]]:
     return {"--seeds": str.isdigit, "--rows": a_row, "--reuse": a_row}
 
 
-def request_of(flags: Mapping[str, Any]) -> Request:
+def request_of(given: Mapping[str, Any]) -> Request:
     """Return the request that the flags make.
 
     Raises:
         UsageError: with every fault.
     """
-    given = given_flags(flags)
     if "tables" not in given:
         raise UsageError("say which table: svdctl reproduce table2, or --list for all of them")
     merge = Merge(REQUEST, given, {"tables": list(map(str, given["tables"]))})

@@ -35,16 +35,16 @@ def training_command(command: Command) -> Callable[..., None]:
 
 def dispatch(command: Command, flags: dict[str, Any]) -> None:
     """List presets, print a configuration, plan, start or resume, as the command's flags say."""
-    own = ("debug", "resume", "allow_changed_data", "list_presets", "print_config", "dry_run")
-    _, resume, allow_changed_data, list_presets, print_config, dry_run = (flags.pop(name) for name in own)
+    own = ("debug", "resume", "allow_changed_data", "list_presets")
+    _, resume, allow_changed_data, list_presets = (flags.pop(name, None) for name in own)
     if list_presets:
         print_names(presets.list_presets(lipconv=command.name == "train-lipconv"))
     elif resume is not None:
-        # Not shown as new runs are: these two are refused with the flags that cannot change a run.
-        go_on(command, resume, {**flags, "print_config": print_config, "dry_run": dry_run}, allow_changed_data)
+        go_on(command, resume, flags, allow_changed_data)
     elif allow_changed_data:
         raise UsageError("--allow-changed-data is about a run that is resumed; add --resume RUN, or leave it out")
     else:
+        print_config, dry_run = (flags.pop(name, False) for name in ("print_config", "dry_run"))
         start(command, flags, print_config=print_config, dry_run=dry_run)
 
 

@@ -19,7 +19,6 @@ from svdctl.cli.options import (
     Merge,
     Resolved,
     flags_by_key,
-    given_flags,
     listed,
     spelled,
 )  # fmt: skip
@@ -359,13 +358,12 @@ def command_of(model: Any) -> Command:
     return LIPCONV if model == "lipconv" else TRAIN
 
 
-def resolve(flags: Mapping[str, Any], command: Command = TRAIN) -> Resolved[TrainConfig]:
-    """Return the configuration that flags make; keys are names of flags with underscores, None is "not given".
+def resolve(given: Mapping[str, Any], command: Command = TRAIN) -> Resolved[TrainConfig]:
+    """Return the configuration that flags make; keys are names of flags with underscores.
 
     Raises:
         UsageError: with every fault of the flags and of the configuration.
     """
-    given = given_flags(flags)
     faults: list[str] = []
     table, base = _base(command, given, faults)
     merge = Merge(command.flags, given, with_kinds(table))
@@ -384,13 +382,12 @@ def resolve(flags: Mapping[str, Any], command: Command = TRAIN) -> Resolved[Trai
     return Resolved(merge.result(TrainConfig, words), tuple(merge.notices), base)
 
 
-def resolve_resume(flags: Mapping[str, Any], command: Command = TRAIN) -> dict[str, dict[str, Any]]:
+def resolve_resume(given: Mapping[str, Any], command: Command = TRAIN) -> dict[str, dict[str, Any]]:
     """Return what a resumed run takes from its flags, by section: devices, W&B, the place of the data.
 
     Raises:
         UsageError: with every fault; other flags are refused.
     """
-    given = given_flags(flags)
     merge = Merge(command.flags, given, {})
     merge.load_plugins()
     changes: dict[str, dict[str, Any]] = {}
@@ -415,6 +412,7 @@ def resolve_resume(flags: Mapping[str, Any], command: Command = TRAIN) -> dict[s
 
 
 def _base(command: Command, given: Mapping[str, Any], faults: list[str]) -> tuple[dict[str, Any], str]:
+    defaults = paper_defaults(given, lipconv=command is LIPCONV)
     if "preset" in given:
         name = str(given["preset"])
         try:
@@ -425,12 +423,10 @@ def _base(command: Command, given: Mapping[str, Any], faults: list[str]) -> tupl
             faults += error.faults
             # The other flags are judged as if the nearest preset was meant.
             near = closest(name.replace("_", "-"), list_presets())
-            table = read_preset(near) if near else paper_defaults(given, lipconv=command is LIPCONV)
-        return (table if command.owns(table) else paper_defaults(given, lipconv=command is LIPCONV)), f"preset {name}"
+            table = read_preset(near) if near else defaults
+        return (table if command.owns(table) else defaults), f"preset {name}"
     if given.keys() & BASIS:
-        return paper_defaults(
-            given, lipconv=command is LIPCONV
-        ), "the paper's defaults (a flag names data, network or layer)"
+        return defaults, "the paper's defaults (a flag names data, network or layer)"
     return read_preset(command.quickstart), f"preset {command.quickstart} (no flag names data, network or layer)"
 
 
