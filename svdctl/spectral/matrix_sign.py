@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from svdctl.spectral.symbol import gram
+from svdctl.spectral.symbol import adjoint_product, gram
 
 # Room for rounding above the norm that a matrix is scaled to, as a share of what its smallest value is below it.
 _ROOM = 2.0**-7
@@ -82,7 +82,7 @@ def clip_by_products(matrices: Tensor, widest: float) -> Tensor:
     limits = norm_limits(matrices).clamp_min(1)[:, None, None]
     polar = newton_schulz(matrices / limits, step_factors(1 / widest, accuracy / 2))
     # Hermitian, of values between -1 and limit - 1.
-    excess = torch.bmm(polar.mH.resolve_conj().contiguous(), matrices)
+    excess = adjoint_product(polar, matrices)
     excess.diagonal(dim1=-2, dim2=-1).sub_(1)
     reach = max(widest - 1, 1.0)
     factors = step_factors(8 * accuracy / reach, 2 * accuracy / reach)

@@ -8,6 +8,7 @@ frequency. See docs/theory.md, "Clip, assign, divide, seal".
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -206,17 +207,11 @@ class _Fourier:
     """
 
     def __init__(self, kernel: Tensor, support: Tensor, oversampling: float = 1.0, *, midpoints: bool = False) -> None:
-        self.shape = kernel.shape
-        taps = tuple(kernel.shape[3:])
-        sizes = tuple(1 if k == 1 else math.ceil((2 * k - 1) * oversampling) for k in taps)
-        halves = tuple(2 * n if n > 1 else 1 for n in sizes)
-        starts = [int(midpoints and n > 1) for n in halves]
-        index = grid_product([torch.arange(at, n, min(n, 2)) for at, n in zip(starts, halves, strict=True)]).long()
-        index, counts = unique_up_to_sign(index, halves)
-        self.phase = phases(angles(index, halves), taps, kernel)
-        self.real = (counts == 1)[:, None].expand(-1, self.shape[0]).flatten()
-        self.weights = (counts / math.prod(sizes)).to(kernel.device, kernel.dtype)
-        self.support = support
+        self.shape, self.support = kernel.shape, support
+        phase, weights, own_mirror = _half_grid(tuple(kernel.shape[3:]), oversampling, midpoints)
+        self.phase = phase.to(kernel.device, kernel.dtype.to_complex())
+        self.weights = weights.to(kernel.device, kernel.dtype)
+        self.real = own_mirror[:, None].expand(-1, self.shape[0]).flatten()
 
     def forward(self, kernel: Tensor) -> Tensor:
         """Return the symbols of a polyphase kernel at the grid's frequencies."""
@@ -246,6 +241,18 @@ class _Fourier:
     def project_on_support(self, values: Tensor) -> Tensor:
         """Return the nearest symbol that a kernel with the support has."""
         return self.forward(self.backward(values))
+
+
+@lru_cache(maxsize=64)
+def _half_grid(taps: tuple[int, ...], oversampling: float, midpoints: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `_Fourier`'s phases `(F, prod(k))`, weights `(F,)` and whether w = -w `(F,)`, in float64 on the host."""
+    sizes = tuple(1 if k == 1 else math.ceil((2 * k - 1) * oversampling) for k in taps)
+    halves = tuple(2 * n if n > 1 else 1 for n in sizes)
+    starts = [int(midpoints and n > 1) for n in halves]
+    index = grid_product([torch.arange(at, n, min(n, 2)) for at, n in zip(starts, halves, strict=True)]).long()
+    index, counts = unique_up_to_sign(index, halves)
+    phase = phases(angles(index, halves), taps, torch.zeros(0, dtype=torch.float64))
+    return phase, counts.double() / math.prod(sizes), counts == 1
 
 
 def _clip_values(tall: Tensor) -> Tensor:

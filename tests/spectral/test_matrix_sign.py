@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from svdctl.spectral import batched, projection
 from svdctl.spectral.convolution import Convolution
@@ -21,7 +21,6 @@ from svdctl.spectral.matrix_sign import (
     step_factors,
 )
 from svdctl.spectral.projection import assigned_kernel, project_kernel, project_kernels
-from tests.synchronisation import NoHostReads
 
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 
@@ -216,18 +215,30 @@ def test_a_stack_is_projected_as_its_convolutions_are(
             assert torch.allclose(found, project_kernel(conv, limit, rounds=4), atol=1e-5 * limit)
 
 
-def test_one_number_is_read_of_a_stack(by_products: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    by_products(True)
-    torch.manual_seed(0)
-    conv = Convolution.make(torch.randn(4, 6, 6, 3, 3).flatten(0, 1), groups=4)
-    limit, inside = projection._largest_limit, []
+@pytest.mark.parametrize(
+    ("work", "wanted"), [(partial(project_kernel, rounds=4), ["__float__"]), (assigned_kernel, ["__bool__"] * 5)]
+)
+def test_what_is_read_of_a_stack(
+    work: Callable[..., Tensor], wanted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One number, from which the steps follow, or in each round of assign whether all values have come to 1.
 
-    def read(*args: Any) -> float:
-        with _disable_current_modes():
-            inside.append(limit(*args))
-        return inside[-1]
+    All else is computed where the kernels are, so that tensors without numbers are enough.
+    """
+    conv = Convolution.make(torch.randn(24, 12, 3, 3), groups=2, stride=2)
+    work(conv, 1.0)  # what is kept of the grid's shape, on the host
+    reads = []
 
-    monkeypatch.setattr(projection, "_largest_limit", read)
-    with NoHostReads():
-        project_kernel(conv, [1.0, 2.0, 0.1, 3.0], rounds=4)
-    assert len(inside) == 1
+    def read(name: str, value: float | bool) -> None:
+        monkeypatch.setattr(Tensor, name, lambda self: reads.append((name, self.device.type)) or value)
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        try:
+            cuda = conv.with_kernel(torch.empty(conv.kernel.shape).to("cuda"))
+        except RuntimeError:
+            pytest.skip("this torch asks the driver for fake tensors too")
+        read("__float__", 1.5)
+        read("__bool__", True)
+        found = work(cuda, [1.0, 2.0])
+    assert (found.device.type, found.dtype) == ("cuda", torch.float32)
+    assert reads == [(name, "cuda") for name in wanted]
