@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from svdctl.errors import ShapeError
-from svdctl.layers.stiefel import QR_ROUNDINGS, Method, mean_gradients, qr_positive, random_frame, retractions
+from svdctl.layers.stiefel import QR_ROUNDINGS, Method, mean_gradients, positive_factor, random_frame, retractions
 from svdctl.layers.stored_weight import computed_weight, why_not_as_stored
 from svdctl.layers.tt_fit import fitted_frames
 from svdctl.spectral.bounds import taps_norm
@@ -167,7 +167,7 @@ class TTConv2d(nn.Module):
         """
         if self.frame_in is None or self.frame_out is None:
             return self.core.detach()
-        r_in, r_out = (qr_positive(frame.detach().to(dtype))[1] for frame in (self.frame_in, self.frame_out))
+        r_in, r_out = (positive_factor(frame.detach().to(dtype)) for frame in (self.frame_in, self.frame_out))
         return torch.einsum("cb,bahw,da->cdhw", r_out, self.core.detach().to(dtype), r_in)
 
     @torch.no_grad()
@@ -286,7 +286,7 @@ def set_small_kernels_(
     for layer, kernel in zip(layers, kernels, strict=True):
         if layer.frames_kind == "parametrize" and layer.frame_in is not None and layer.frame_out is not None:
             # These frames cannot be written and are orthonormal to rounding: Q = U R^-1 with R near the identity.
-            r_in, r_out = (qr_positive(frame.detach())[1] for frame in (layer.frame_in, layer.frame_out))
+            r_in, r_out = (positive_factor(frame.detach()) for frame in (layer.frame_in, layer.frame_out))
             kernel = torch.einsum("bc,cdhw,ad->bahw", torch.linalg.inv(r_out), kernel, torch.linalg.inv(r_in))
         layer.core.copy_(kernel)
 

@@ -12,7 +12,7 @@ from svdctl.control.controller import Controller
 from svdctl.errors import ShapeError
 from svdctl.layers.layer_operator import operator_of
 from svdctl.layers.sott import SOTT
-from svdctl.layers.stiefel import frame_error, polar, qr_positive
+from svdctl.layers.stiefel import frame_error, polar, positive_factor, qr_positive
 from svdctl.layers.tensorize import tensorize_
 from svdctl.layers.tt import TTConv2d
 from svdctl.models.build import build_optimizer
@@ -113,6 +113,7 @@ def test_factors_multiply_back_and_qr_is_positive() -> None:
         assert torch.allclose(q @ p, frame, atol=1e-10)
         assert frame_error(q) < 1e-10
     assert (qr_positive(frame)[1].diagonal() > 0).all()
+    assert torch.equal(positive_factor(frame), qr_positive(frame)[1])
     symmetric = polar(frame)[1]
     assert torch.allclose(symmetric, symmetric.T, atol=1e-6)
 
