@@ -41,9 +41,7 @@ class EvaluationDisplay(ProgressDisplay):
 
 def failure_line(failure: "Failure") -> str:
     """Return where, which metric, and why in a sentence."""
-    sentences = reasons(failure)
-    where = f"{failure.where}, {failure.metric}" if failure.metric else failure.where
-    return f"{where}: {'; '.join(sentences)}"
+    return f"{failure.place}: {'; '.join(reasons(failure))}"
 
 
 def reasons(failure: "Failure") -> list[str]:

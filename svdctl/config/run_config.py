@@ -1,8 +1,8 @@
-"""How a run is evaluated, saved, logged, and what it runs on."""
+"""How a run is evaluated, certified, saved, logged, and what it runs on."""
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from svdctl.config.base import Config
 from svdctl.config.variants import variant
@@ -26,6 +26,15 @@ class EvaluationSchedule(Config):
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the training set kept for validation, drawn class by class from the seed, where the data set has no
     validation part of its own."""
+
+
+class Certificate(Config):
+    """Certified accuracy is measured while training; radii are l2 distances in 255ths of a pixel's range."""
+
+    epsilon: PositiveFloat = 36.0
+    """Radius of certified accuracy while training, in 255ths. It chooses the best epoch too."""
+    radii: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (36.0, 72.0, 108.0, 255.0)
+    """The radii of the table at the end."""
 
 
 class Checkpointing(Config):

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from svdctl.config.base import Config
-from svdctl.config.certificate_config import Certificate
 from svdctl.config.control_config import BatchNormControl, ControlConfig
 from svdctl.config.data_config import Augment, Data, Normalization
 from svdctl.config.model_config import Layer, Model
 from svdctl.config.optimizer_config import Constant, Cyclic, Optimizer, Schedule, Sgd
-from svdctl.config.run_config import Checkpointing, EvaluationSchedule, Hardware, Log
+from svdctl.config.run_config import Certificate, Checkpointing, EvaluationSchedule, Hardware, Log
 from svdctl.config.variants import variant
 from svdctl.registry import ARCHITECTURES, CONTROLS, DATA, LAYERS, LOSSES
 

@@ -31,6 +31,11 @@ class Failure:
     """None: none of it."""
     error: Exception
 
+    @property
+    def place(self) -> str:
+        """Return where, and which metric."""
+        return f"{self.where}, {self.metric}" if self.metric else self.where
+
 
 @dataclass(frozen=True)
 class FinishedMetric:

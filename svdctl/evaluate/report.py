@@ -18,18 +18,20 @@ def write_report(folder: Path, evaluations: Sequence[Evaluation], failures: Sequ
     """Write the comparison of what this call measured or found measured."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.md"
+    records = [record for evaluation in evaluations for record in evaluation.records.values()]
+    failed = [f"- {failure.place}: {failure.error}" for failure in failures]
     lines = [
         "# Evaluation",
         "",
         f"svdctl {version('svdctl')}, {time.strftime('%Y-%m-%d %H:%M')}. Data: {evaluations[0].data}, test part, "
-        f"{_count(evaluations):,} images.",
+        f"{records[0].protocol['data']['count']:,} images.",
         "",
         markdown(comparison(evaluations)),
-        *_kept(evaluations),
-        *_failures(failures),
+        *_kept(records),
+        *(["## What failed", "", *failed, ""] if failed else []),
         "## Protocols",
         "",
-        _protocols(evaluations),
+        _protocols(records),
         *_notes(evaluations),
         *(line for evaluation in evaluations for line in _details(evaluation, folder)),
     ]
@@ -37,38 +39,23 @@ def write_report(folder: Path, evaluations: Sequence[Evaluation], failures: Sequ
     return path
 
 
-def _count(evaluations: Sequence[Evaluation]) -> int:
-    return next(int(record.protocol["data"]["count"]) for e in evaluations for record in e.records.values())
-
-
-def _kept(evaluations: Sequence[Evaluation]) -> list[str]:
+def _kept(records: Sequence[Record]) -> list[str]:
     """Return what the marks behind figures mean."""
-    marks = {record.kept for evaluation in evaluations for record in evaluation.records.values()}
-    lines = []
-    if marks - {""}:
-        lines.append("kept: measured by an earlier call under the same protocol, read from `results.json`.")
+    marks = {record.kept for record in records} - {""}
+    lines = ["kept: measured by an earlier call under the same protocol, read from `results.json`."] if marks else []
     if "kept, no checksum" in marks:
         lines.append("No checksum: written by a version that made none; a changed figure would go unseen.")
-    if "kept" in marks or "kept, no checksum" in marks:
+    if marks:
         lines.append("The Lipschitz constant of kept certificates was proved again.")
-    if any(record.other_data for evaluation in evaluations for record in evaluation.records.values()):
+    if any(record.other_data for record in records):
         lines.append(f"{OTHER_DATA_MARK}: {OTHER_DATA}.")
     return [" ".join(lines), ""] if lines else []
 
 
-def _failures(failures: Sequence[Failure]) -> list[str]:
-    if not failures:
-        return []
-    lines = [
-        f"- {failure.where}{f', {failure.metric}' if failure.metric else ''}: {failure.error}" for failure in failures
-    ]
-    return ["## What failed", "", *lines, ""]
-
-
-def _protocols(evaluations: Sequence[Evaluation]) -> str:
+def _protocols(records: Sequence[Record]) -> str:
     """Return a table of the protocols: one line for each metric, and one more for each other that differs."""
     seen: dict[str, dict[str, Any]] = {}
-    for record in (record for evaluation in evaluations for record in evaluation.records.values()):
+    for record in records:
         text = METRICS.get(record.metric).protocol_text(record)
         seen.setdefault(record.metric, {}).setdefault(text, None)
     rows = [[Cell(_title(metric)), Cell(text)] for metric, texts in seen.items() for text in texts]

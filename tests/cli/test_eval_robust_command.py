@@ -196,8 +196,8 @@ def test_failures_end_with_a_list_and_exit_code_1(recipe: Mock, capsys: pytest.C
         evaluations=(),
         report=None,
         failures=(
-            Mock(where="a/last", metric="cifar-c", error=DataError("fog.npy is missing; add it")),
-            Mock(where="b", metric=None, error=CheckpointError("b is damaged; use another")),
+            Failure("a/last", "cifar-c", DataError("fog.npy is missing; add it")),
+            Failure("b", None, CheckpointError("b is damaged; use another")),
         ),
     )
     assert svdctl_exits("eval-robust", "x") == 1
@@ -211,7 +211,7 @@ def test_failures_end_with_a_list_and_exit_code_1(recipe: Mock, capsys: pytest.C
 
 
 def test_a_lone_checkpoint_that_fails_is_its_own_sentence(recipe: Mock, capsys: pytest.CaptureFixture[str]) -> None:
-    failure = Mock(where="b", metric=None, error=CheckpointError("b is damaged; use another"))
+    failure = Failure("b", None, CheckpointError("b is damaged; use another"))
     recipe.run.return_value = Mock(evaluations=(), report=None, failures=(failure,))
     assert svdctl_exits("eval-robust", "b") == 2
     assert capsys.readouterr().err == "svdctl: b is damaged; use another\n"

@@ -455,5 +455,5 @@ def test_cifar_c_of_cifar_is_looked_for_beside_cifar(tmp_path: Path) -> None:
         )
         source = corruption_metric.open_source(cast("Any", context), settings)
         assert source.identity["source"] == "published"
-        assert source.folder == tmp_path / name
+        assert cast("Any", source.images).args[0].folder == tmp_path / name
     assert SIDE != 32
