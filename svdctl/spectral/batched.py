@@ -5,6 +5,7 @@ one matrix each; on a GPU the batched kernels take it whole. Each matrix is fact
 the result does not depend on the number of threads.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -52,7 +53,8 @@ def polar_factors(matrices: Tensor) -> Tensor:
     By products, where these are faster and no value is zero, or so close to it that products end below 1.
     """
     if products_are_faster(matrices.device):
-        found = on_tall(lambda tall: polar_by_products(tall, torch.finfo(matrices.dtype).eps), matrices)
+        eps = torch.finfo(matrices.dtype).eps
+        found = on_tall(lambda tall: polar_by_products(tall, eps, math.sqrt(eps)), matrices)
         defect = gram(found)
         defect.diagonal(dim1=-2, dim2=-1).sub_(1)
         if bool(defect.abs().amax() < _ORTHONORMAL):

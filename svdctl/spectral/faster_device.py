@@ -34,8 +34,8 @@ def device_for_values(
 
 
 def products_are_faster(device: torch.device) -> bool:
-    """Return whether some forty products of matrices take less time than one eigendecomposition of each.
+    """Return whether some thirty products of matrices take less time than one eigendecomposition of each.
 
-    On a GPU a tenth of it; on a CPU (complex matrices of 32 to 320 rows, one thread) two to six times as much.
+    On a GPU a tenth of it; on a CPU (complex matrices of 32 to 320 rows, one thread) twice to four times as much.
     """
     return device.type != "cpu"

@@ -15,11 +15,6 @@ from svdctl.spectral.symbol import adjoint_product, gram
 _ROOM = 2.0**-7
 
 
-def resolution(dtype: torch.dtype) -> float:
-    """Return by how much clipped values may exceed `min(s, 1)`, rounding apart: a quarter of the root of eps."""
-    return math.sqrt(torch.finfo(dtype).eps) / 4
-
-
 def step_factors(lowest: float, accuracy: float) -> list[float]:
     """Return the factors of Newton-Schulz steps that bring all values in `[lowest, 1]` into `[1 - accuracy, 1]`.
 
@@ -58,27 +53,26 @@ def norm_limits(matrices: Tensor) -> Tensor:
     return torch.linalg.matrix_norm(gram(squares)).sqrt().sqrt()
 
 
-def polar_by_products(matrices: Tensor, lowest: float) -> Tensor:
+def polar_by_products(matrices: Tensor, lowest: float, accuracy: float) -> Tensor:
     """Return the nearest matrices whose singular values are all 1, `(B, m, n)`, m >= n.
 
     Args:
         matrices: `(B, m, n)`.
         lowest: values that are less than this share of `norm_limits` end below 1.
+        accuracy: all others end between 1 less this and 1, rounding apart.
     """
     limits = norm_limits(matrices).clamp_min(torch.finfo(matrices.dtype).tiny)
-    return newton_schulz(matrices / limits[:, None, None], step_factors(lowest, resolution(matrices.dtype)))
+    return newton_schulz(matrices / limits[:, None, None], step_factors(lowest, accuracy))
 
 
-def clip_by_products(matrices: Tensor, widest: float) -> Tensor:
+def clip_by_products(matrices: Tensor, widest: float, accuracy: float) -> Tensor:
     """Return the nearest matrices of norm at most 1: `(A + P - (A - P) sign(P^H A - I)) / 2`, P the polar factor of A.
-
-    Values s become `min(s, 1)` but for twice the `resolution` and for rounding.
 
     Args:
         matrices: A, `(B, m, n)`, m >= n.
         widest: at least 1 and the largest of their `norm_limits`. Values of matrices beyond it are not all clipped.
+        accuracy: values s become `min(s, 1)` but for twice this, rounding apart; at most 0.1.
     """
-    accuracy = resolution(matrices.dtype)
     limits = norm_limits(matrices).clamp_min(1)[:, None, None]
     polar = newton_schulz(matrices / limits, step_factors(1 / widest, accuracy / 2))
     # Hermitian, of values between -1 and limit - 1.
