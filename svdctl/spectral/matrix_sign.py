@@ -61,6 +61,8 @@ def polar_by_products(matrices: Tensor, lowest: float, accuracy: float) -> Tenso
         lowest: values that are less than this share of `norm_limits` end below 1.
         accuracy: all others end between 1 less this and 1, rounding apart.
     """
+    # No power over- or underflows.
+    matrices = matrices / matrices.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(matrices.dtype).tiny)
     limits = norm_limits(matrices).clamp_min(torch.finfo(matrices.dtype).tiny)
     return newton_schulz(matrices / limits[:, None, None], step_factors(lowest, accuracy))
 

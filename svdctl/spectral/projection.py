@@ -139,7 +139,8 @@ def _for_groups(numbers: float | Sequence[float], conv: Convolution) -> Tensor:
 
 def _largest_limit(wide: Tensor, support: Tensor, oversampling: float) -> float:
     """Return the largest `norm_limits` on the grid of a polyphase kernel: the one number that is read of a stack."""
-    peak = wide.abs().amax().clamp_min(torch.finfo(torch.float64).tiny)
+    # At most the number of taps, so that no power overflows.
+    peak = wide.abs().amax().clamp_min(torch.finfo(torch.float64).tiny) * math.sqrt(wide.shape[1] * wide.shape[2])
     narrow = (wide / peak).float()
     matrices = _Fourier(narrow, support, oversampling).forward(narrow)
     return float(norm_limits(matrices).amax().double() * peak)

@@ -134,9 +134,10 @@ def test_limits_are_above_the_norm(dtype: torch.dtype) -> None:
         assert torch.equal(limits == 0, norms == 0)
 
 
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_polar_by_products(dtype: torch.dtype) -> None:
-    matrices = matrices_of(torch.cat([VALUES["random"](), VALUES["condition 1e6"]()]) * 1e3, dtype)
+def test_polar_by_products(dtype: torch.dtype, scale: float) -> None:
+    matrices = matrices_of(torch.cat([VALUES["random"](), VALUES["condition 1e6"]()]) * scale, dtype)
     found = polar_by_products(matrices, torch.finfo(dtype).eps, finest(dtype))
     wide = matrices.to(torch.complex128 if dtype.is_complex else torch.float64)
     left, values, right = torch.linalg.svd(wide, full_matrices=False)
