@@ -17,7 +17,7 @@ from svdctl.analysis.inspect_config import InspectConfig
 from svdctl.analysis.layer_spectrum import LayerSpectrum, with_values
 from svdctl.analysis.network_spectrum import NetworkSpectrum, spectrum
 from svdctl.analysis.spectrum_table import told_by_shape
-from svdctl.checkpoint.checkpoint_file import load, read_checkpoint
+from svdctl.checkpoint.checkpoint_file import load
 from svdctl.checkpoint.model_factory import load_model
 from svdctl.checkpoint.stored_layer import StoredLayer, least_norm
 from svdctl.checkpoint.stored_layers import stored_layers
@@ -65,8 +65,7 @@ def _inspect(path: Path, config: InspectConfig, tell: Tell | None) -> NetworkSpe
         assert config.input_size is not None
         model, shape = load_model(config.model, weights), _image(config.input_size)
     elif weights.format == "svdctl" and config.key is None:
-        model = load(path)
-        shape = read_checkpoint(path).image_shape if config.input_size is None else _image(config.input_size)
+        model, shape = load(path), _image(config.input_size or tuple(weights.extra["image_shape"]))
     if model is None or shape is None:
         found = _weights_spectrum(path, weights, config, tell)
     else:
