@@ -119,9 +119,7 @@ def _imported(name: str) -> ModuleType:
             return importlib.import_module(name)
         finally:
             if here in sys.path:
-                sys.path.reverse()
-                sys.path.remove(here)
-                sys.path.reverse()
+                del sys.path[-1 - sys.path[::-1].index(here)]
 
 
 @contextmanager

@@ -7,7 +7,7 @@ the normalisation, which the code kept in its data.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -117,15 +117,12 @@ def paper_network(
 
 def _skeleton(found: PaperArchitecture) -> nn.Module:
     normalize = Normalize((0.0,) * 3, (1.0,) * 3)
+    parts: dict[str, Any] = {"classes": found.classes, "conv": default_conv, "normalize": normalize}
     if found.family == "lipconv":
-        return LipConvNet(
-            found.depth // 5, found.classes, in_channels=found.width, conv=default_conv, normalize=normalize
-        )
+        return LipConvNet(found.depth // 5, in_channels=found.width, **parts)
     if found.family == "vgg19":
-        return Vgg19(found.classes, conv=default_conv, stem=default_conv, normalize=normalize)
-    return WideResNet(
-        found.depth, found.width, found.classes, conv=default_conv, stem=default_conv, normalize=normalize
-    )
+        return Vgg19(stem=default_conv, **parts)
+    return WideResNet(found.depth, found.width, stem=default_conv, **parts)
 
 
 def _renamed(found: PaperArchitecture, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -68,18 +68,14 @@ def read_tensors(path: str | os.PathLike[str], *, key: str | None = None) -> Wei
     """
     path = resolve(Path(path))
     container = container_of(path)
-    contents: object
-    if container == "safetensors":
-        contents, extra = _read_safetensors(path)
-    else:
-        contents = read_torch(path, container)
-        extra = _scalars(contents)
+    contents, extra = _read_safetensors(path) if container == "safetensors" else (read_torch(path, container), {})
     if isinstance(contents, Tensor):
         raise CheckpointError(f"{path} holds one tensor and no names; save model.state_dict() instead")
     if not isinstance(contents, Mapping):
         raise CheckpointError(
             f"{path} holds a {type(contents).__name__}, not a dict of weights; save model.state_dict() instead"
         )
+    extra = extra or _scalars(contents)
     ours = is_checkpoint(contents, path)
     unwrapped = unwrap(contents, str(path), "model" if ours and key is None else key)
     tensors: dict[str, Tensor] = {}
@@ -143,7 +139,7 @@ def _kind_of(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_safetensors(path: Path) -> tuple[object, dict[str, Any]]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
@@ -156,10 +152,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
 
 
-def _scalars(contents: object) -> dict[str, Any]:
+def _scalars(contents: Mapping[object, object]) -> dict[str, Any]:
     """Return the numbers, texts and lists of texts or numbers beside the weights."""
-    if not isinstance(contents, Mapping):
-        return {}
     return {
         str(name): value
         for name, value in contents.items()
