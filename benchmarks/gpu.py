@@ -28,7 +28,7 @@ import time
 import traceback
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ from svdctl.layers.layer_operator import operator_of
 from svdctl.layers.layer_ops import ops_of
 from svdctl.layers.shapes import input_sizes
 from svdctl.models.build import build_model, build_optimizer
+from svdctl.train import setup
 from svdctl.train.loop import Loop
 from svdctl.train.setup import launch
 from svdctl.train.trainer import Trainer
@@ -173,19 +174,29 @@ class Intervals(Reporter):
             self.stop.set()
 
 
-def loop(bench: Bench, config: TrainConfig, reporter: Any) -> Loop:
-    """Return svdctl's whole loop on CIFAR's number of random images, without evaluations and checkpoints."""
-    model = build_model(config, 10)
-    controller = Controller.from_config(model, None, config.control, config.batchnorm)
-    data, held_out = bench.images(60 if bench.quick else 50_000), bench.images(16)
-    trainer = Trainer(config, model, launch(config), data, held_out, controller)
-    return Loop(trainer, reporter, None, lambda kind: None, reporter.stop)
+def run_loop(bench: Bench, config: TrainConfig, reporter: Any) -> list[str]:
+    """Run svdctl's whole loop on CIFAR's number of random images, without evaluations and checkpoints.
+
+    Returns what the trainer said.
+    """
+    fabric, said = launch(config), list[str]()
+    kernels = getattr(setup, "chosen_kernels", lambda *given: nullcontext())  # older sources have none
+    with kernels(config.hardware, fabric.device):
+        model = bench.network(config)
+        controller = Controller.from_config(model, None, config.control, config.batchnorm)
+        data, held_out = bench.images(60 if bench.quick else 50_000), bench.images(16)
+        trainer = Trainer(config, model, fabric, data, held_out, controller)
+        trainer.notice = said.append
+        if getattr(trainer, "_captured", None) is not None:
+            trainer._captured._notice = said.append
+        Loop(trainer, reporter, None, lambda kind: None, reporter.stop).run()
+    return said
 
 
 def whole_loop(bench: Bench, config: TrainConfig) -> dict[str, Any]:
     reporter = Intervals(*((4, 3, 2.0) if bench.quick else (60, 12, 8.0)))
-    loop(bench, config, reporter).run()
-    return {"unit": "ms", "values": reporter.values, "batch": config.batch_size}
+    said = run_loop(bench, config, reporter)
+    return {"unit": "ms", "values": reporter.values, "batch": config.batch_size, **({"said": said} if said else {})}
 
 
 def bare_step(bench: Bench, config: TrainConfig) -> Callable[[], None]:
@@ -531,7 +542,7 @@ def kernels(bench: Bench) -> None:
 
     def counted(config: TrainConfig) -> dict[str, Any]:
         reporter = Kernels(2 if bench.quick else 60, cuda)
-        loop(bench, config, reporter).run()
+        run_loop(bench, config, reporter)
         names = [event.name for event in reporter.profile.events()]
         own = [name for name in names if name.startswith("aten::")] if not cuda else names
         copies = sum(name.startswith(("Memcpy", "Memset")) for name in own)
