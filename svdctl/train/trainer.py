@@ -100,6 +100,10 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 # A graph reads the rate of each step from where it lies.
                 group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=device)
+                if "capturable" in group:
+                    # Adam refuses to be recorded otherwise; its fused kernel is the same.
+                    group["capturable"] = True
+            self.optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]  # eager steps too
         runnable: Any = torch.compile(self.model) if self.config.hardware.compile else self.model
         self.runnable, self.stepper = self.fabric.setup(runnable, self.optimizer)
         self._loss: Loss = LOSSES.get(self.config.loss.kind)
