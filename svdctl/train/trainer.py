@@ -103,7 +103,7 @@ class Trainer:
                 if "capturable" in group:
                     # Adam refuses to be recorded otherwise; its fused kernel is the same.
                     group["capturable"] = True
-            self.optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]  # eager steps too
+            self.optimizer._warned_capturable_if_run_uncaptured = True  # nor eager steps a warning
         runnable: Any = torch.compile(self.model) if self.config.hardware.compile else self.model
         self.runnable, self.stepper = self.fabric.setup(runnable, self.optimizer)
         self._loss: Loss = LOSSES.get(self.config.loss.kind)
