@@ -28,7 +28,7 @@ INSPECT: Flags = {
     "batchnorm_max": Flag("batchnorm_max", text="The same gate for BatchNorm, which --max leaves alone."),
     "except": Flag("excepted", text="Pattern of layers that the gate lets pass though not proved. Repeatable."),
     "tolerance": Flag("tolerance", text="Slack of the proved bounds (0.02)."),
-    "accuracy": Flag("accuracy", text="Of the values: full, or fast (to 1e-3 of the largest) (full)."),
+    "accuracy": Flag("accuracy", text="Of the singular values: full, or fast, to 1e-3 of the largest (full)."),
     "key": Flag("key", text="Which set of weights of a file that has several, as ema."),
     "plugin": PLUGIN,
     "debug": Flag(text="Show tracebacks.", type=bool),

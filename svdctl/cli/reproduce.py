@@ -42,7 +42,7 @@ REQUEST: Flags = {
     "wandb": Flag("wandb", RUN, "Weights & Biases: off, offline or online."),
     "jobs": Flag("jobs", ENGINE, "Runs at a time on this machine, each in its own process."),
     "engine": Flag("engine", ENGINE, "local, or ray: a cluster."),
-    "address": Flag("address", ENGINE, "Of the Ray cluster, such as auto."),
+    "address": Flag("address", ENGINE, "Address of the Ray cluster, such as auto."),
     "debug": DEBUG,
 }
 

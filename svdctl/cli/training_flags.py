@@ -302,10 +302,14 @@ FLAGS: Flags = {
     "clip_to": Flag("control.max_sigma", needs=_controlled),
     "clip_freq": Flag("control.every_steps", needs=_controlled, of=WRN),
     "assigning_freq": Flag("control.every_steps", needs=_controlled, of=LIP),
-    "clip_linear": Flag(text="Control linear layers too.", type=bool, rule=_clip_linear, needs=_controlled, of=WRN),
-    "clip_linear_to": Flag(
-        "control.linear_max", text="Their maximum; without it, that of --clip-to.", off=(-1,), rule=_linear_max, of=WRN
+    "clip_linear": Flag(
+        text="Control linear layers too: up to --clip-linear-to, without it up to --clip-to.",
+        type=bool,
+        rule=_clip_linear,
+        needs=_controlled,
+        of=WRN,
     ),
+    "clip_linear_to": Flag("control.linear_max", off=(-1,), rule=_linear_max, of=WRN),
     "procedure": Flag("control.procedure", needs=_controlled),
     "lip_bn": Flag(
         text="Limit the gain of BatchNorm.",

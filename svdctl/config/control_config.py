@@ -14,9 +14,9 @@ class ControlConfig(Config):
     max_sigma: PositiveFloat = 1.0
     """Largest singular value allowed for convolutions."""
     every_steps: PositiveInt = 1
-    """Steps between two applications."""
+    """Steps between two applications of the control."""
     linear_max: PositiveFloat | None = None
-    """The same for linear layers; absent: linear layers are left alone."""
+    """Largest singular value allowed for linear layers; absent: they are left alone."""
     procedure: Literal["certified", "paper"] = "certified"
     """certified, or paper: no proof, for comparisons only (svdctl's own). `paper` makes two power steps or one clip
     pass, and no seal."""

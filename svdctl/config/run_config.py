@@ -69,9 +69,9 @@ class Hardware(Config):
     accelerator: Literal["auto", "cpu", "cuda", "gpu", "mps"] = "auto"
     """Kind of device."""
     devices: PositiveInt | Literal["auto"] = 1
-    """Processes on each node, one a device, a number."""
+    """Number of devices on each node, one process for each, or auto."""
     num_nodes: PositiveInt = 1
-    """Nodes."""
+    """Number of nodes (machines)."""
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
     """Format of numbers."""
     compile: bool = False

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from svdctl.config.base import Config
+from svdctl.config.overrides import Overrides
 from svdctl.config.schema_keys import schema_keys, sections_by_kind
 
 TAG_FAULTS = ("union_tag_not_found", "union_tag_invalid")
@@ -111,10 +112,7 @@ def _unknown(key: str, keys: set[str], model: type[Config], table: Mapping[str, 
     """Yield sentences about a key that there is not: one, or one for each key below it that a variant's section has."""
     above, _, last = key.rpartition(".")
     if key in keys:
-        section: Any = table
-        for part in above.split("."):
-            section = section.get(part, {}) if isinstance(section, Mapping) else {}
-        yield f"{key}: kind = {section.get('kind')!r} has no such key; choose another {above}.kind first"
+        yield f"{key}: kind = {Overrides(dict(table)).kind(above)!r} has no such key; choose another {above}.kind first"
         return
     by_kind = [name for name, field in model.model_fields.items() if sections_by_kind(field) is not None]
     of_variants = [path for path in keys if path.partition(".")[0] in by_kind]

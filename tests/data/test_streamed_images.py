@@ -79,10 +79,13 @@ def test_grey_images_and_the_hash_of_the_test_part_are_read_in_blocks(monkeypatc
         ImageData(pixels, coloured.labels, coloured.classes)
         for pixels in (equal, streamed_images(reader, len(equal), (3, 8, 8)))
     ]
-    resident, streamed = (evaluation_data.EvaluationData(Digits(), TrainTest(part, part)) for part in parts)
+    resident, streamed, grey, streamed_grey = (
+        evaluation_data.EvaluationData(Digits(), TrainTest(part, part))
+        for part in (*parts, *(part.grey("digits") for part in parts))
+    )
     assert resident.sha256 == streamed.sha256
-    assert resident.grey().sha256 == streamed.grey().sha256 != resident.sha256
-    assert torch.equal(streamed.grey().test.images[:5], equal[:5, :1])
+    assert grey.sha256 == streamed_grey.sha256 != resident.sha256
+    assert torch.equal(streamed_grey.test.images[:5], equal[:5, :1])
     assert max(reads) == 16
 
 
