@@ -16,6 +16,7 @@ WAITS = {
     torch.ops.aten._linalg_eigh.default,
     torch.ops.aten._linalg_svd.default,
     torch.ops.aten.linalg_eig.default,
+    torch.ops.aten.linalg_matrix_exp.default,  # chooses its degree by the norm
 }
 
 

@@ -86,6 +86,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if found.version == 1:
             migrated = {"config": _in_todays_keys(found.config), "metrics": migrate_metrics(found.metrics)}
             found = found.model_copy(update=migrated)
+        if found.version <= 2:
+            found = found.model_copy(update={"model": _with_reflections(found.model)})
         config = TrainConfig.model_validate_json(found.config)
     except ValidationError as error:
         if missing := missing_plugins(_plugins_of(contents)):
@@ -122,6 +124,25 @@ def _in_todays_keys(text: str) -> str:
     """Return a configuration of format 1 as JSON; a text that is none stays, and is refused with it."""
     table = _table_of(text)
     return text if table is None else json.dumps(migrate_configuration(table))
+
+
+def _with_reflections(model: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state of format 1 or 2 whose square parametrised frames have coordinates of today's map.
+
+    They were `base expm(S)`, S the skew matrix with the lower triangle that is stored. The frame becomes the base of
+    torch's Householder map, which minus the identity, the coordinates of a start, maps to it exactly. Momentum stays:
+    at that point both maps have the same derivative but for a factor of 2.
+    """
+    found = dict(model)
+    for name, coordinates in model.items():
+        place, _, leaf = name.rpartition(".original")
+        base = model.get(f"{place}.0.base")
+        is_frame = place.endswith(("parametrizations.frame_in", "parametrizations.frame_out")) and not leaf
+        if is_frame and base is not None and coordinates.shape == base.shape:
+            lower = coordinates.tril()
+            found[f"{place}.0.base"] = base @ torch.matrix_exp(lower - lower.mT)
+            found[name] = -torch.eye(len(base), dtype=coordinates.dtype)
+    return found
 
 
 class _Contents(BaseModel):

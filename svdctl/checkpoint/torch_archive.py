@@ -20,7 +20,7 @@ from svdctl.checkpoint.file_format import Container, container_of
 from svdctl.checkpoint.pickles import placeholder_classes, referenced_globals
 from svdctl.errors import CheckpointError, first_line
 
-FORMAT, VERSION = "svdctl.checkpoint", 2
+FORMAT, VERSION = "svdctl.checkpoint", 3
 """Format and version in svdctl's own checkpoints; the name never changes."""
 
 MAP_FROM = 64 * 2**20

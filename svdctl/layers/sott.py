@@ -11,11 +11,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
 
 from svdctl.errors import ShapeError
 from svdctl.layers.soc import SOC
-from svdctl.layers.stiefel import Method, mean_gradients, random_frame, retractions
+from svdctl.layers.stiefel import Method, mean_gradients, parametrize_frames_, random_frame, retractions
 from svdctl.layers.tt import FramesKind, PenaltyCount
 from svdctl.spectral.stacks import in_stacks
 
@@ -93,8 +92,7 @@ class SOTT(nn.Module):
         self.register_parameter("frame_out", None if whole else nn.Parameter(random_frame(out_channels, rank_out)))
         self.register_parameter("bias", nn.Parameter(torch.zeros(out_channels)) if bias else None)
         if frames == "parametrize" and self.has_frames:
-            parametrizations.orthogonal(self, "frame_in")
-            parametrizations.orthogonal(self, "frame_out")
+            parametrize_frames_(self)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.frame_in is None or self.frame_out is None:

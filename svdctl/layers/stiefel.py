@@ -23,7 +23,8 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from svdctl.spectral.stacks import in_stacks
 
@@ -151,3 +152,12 @@ def mean_gradients(optimizer: torch.optim.Optimizer | None, parameter: Tensor) -
     """Return the optimiser's running means of a parameter's gradient, which move with the parameter."""
     state = {} if optimizer is None else optimizer.state.get(parameter, {})
     return [state[key] for key in MEANS if state.get(key) is not None]
+
+
+def parametrize_frames_(layer: nn.Module) -> None:
+    """Give a layer's `frame_in` and `frame_out` torch's orthogonal parametrization, by products of reflections.
+
+    Of square matrices too, where torch takes `matrix_exp` by default, which waits for the host.
+    """
+    for name in ("frame_in", "frame_out"):
+        parametrizations.orthogonal(layer, name, orthogonal_map="householder")

@@ -8,10 +8,17 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
 
 from svdctl.errors import ShapeError
-from svdctl.layers.stiefel import QR_ROUNDINGS, Method, mean_gradients, positive_factor, random_frame, retractions
+from svdctl.layers.stiefel import (
+    QR_ROUNDINGS,
+    Method,
+    mean_gradients,
+    parametrize_frames_,
+    positive_factor,
+    random_frame,
+    retractions,
+)
 from svdctl.layers.stored_weight import computed_weight, why_not_as_stored
 from svdctl.layers.tt_fit import fitted_frames
 from svdctl.spectral.bounds import taps_norm
@@ -91,8 +98,7 @@ class TTConv2d(nn.Module):
         self.register_parameter("bias", nn.Parameter(torch.empty(out_channels)) if bias else None)
         self.reset_parameters()
         if frames == "parametrize" and not whole:
-            parametrizations.orthogonal(self, "frame_in")
-            parametrizations.orthogonal(self, "frame_out")
+            parametrize_frames_(self)
 
     @property
     def rank(self) -> tuple[int, int]:

@@ -86,7 +86,7 @@ def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 
 def test_the_strings_that_files_are_known_by_never_change(state: dict[str, Any]) -> None:
     assert FORMAT == "svdctl.checkpoint" == state["checkpoints"]["last.pt"]["format"]
-    assert (VERSION, state["checkpoints"]["last.pt"]["version"]) == (2, 1)
+    assert (VERSION, state["checkpoints"]["last.pt"]["version"]) == (3, 1)
 
 
 def test_a_stopped_run_goes_on_to_the_weights_of_one_that_was_not_stopped(

@@ -49,3 +49,35 @@ def test_a_state_that_is_not_there(tmp_path: Path) -> None:
     torch.save({"format": "svdctl.checkpoint", "version": 1, "metrics": {}}, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match=r"a\.pt has no weights under 'model'"):
         read_tensors(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_square_frames_of_formats_before_reflections_are_the_same_frames(
+    version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrainConfig(model=Wrn(depth=10, width=1), layer=TT(rank=16, frames=Parametrize()))
+
+    def as_before(layer: torch.nn.Module) -> None:
+        """Take torch's own choice of a map: `matrix_exp` of square frames."""
+        for name in ("frame_in", "frame_out"):
+            torch.nn.utils.parametrizations.orthogonal(layer, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("svdctl.layers.tt.parametrize_frames_", as_before)
+        before = build_model(config, 10).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, value in before.named_parameters():
+            if "parametrizations." in name:
+                # The diagonal holds signs.
+                value.add_(0.3 * torch.randn_like(value).tril(-1))
+    square = [name for name, value in before.named_parameters() if "original" in name and len(set(value.shape)) == 1]
+    assert square
+    write_checkpoint(
+        tmp_path / "now.pt", Checkpoint(config, tuple("0123456789"), (3, 32, 32), before.state_dict(), {}, {})
+    )
+    contents = torch.load(tmp_path / "now.pt", weights_only=True)
+    torch.save({**contents, "version": version}, tmp_path / "last.pt")
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(load(tmp_path)(images), before(images))
+    assert not torch.allclose(load(tmp_path / "now.pt")(images), before(images))

@@ -13,6 +13,7 @@ from svdctl.config.train_config import TrainConfig
 from svdctl.control.controller import Controller
 from svdctl.layers.minmax import MinMax
 from svdctl.layers.normalize import Normalize
+from svdctl.layers.ops.soc_ops import REFINE_EVERY
 from svdctl.layers.tt import TTConv2d
 from svdctl.models.build import build_model
 from svdctl.train import start as recipe
@@ -23,13 +24,25 @@ from tests.distributed.runs import write
 from tests.synchronisation import NoHostReads
 
 TT = {"kind": "tt", "rank": 6}
+KEPT = ("free", "penalty", "retract", "parametrize")
 KINDS: dict[str, dict[str, Any]] = {
     "divide-retract": {},
     "divide-qr": {"layer": {**TT, "frames": {"kind": "retract", "method": "qr"}}},
     "divide-penalty": {"layer": {**TT, "frames": {"kind": "penalty", "weight": 10}}},
     "divide-parametrize": {"layer": {**TT, "frames": {"kind": "parametrize"}}},
+    "divide-free": {"layer": {**TT, "frames": {"kind": "free"}}},
+    "divide-dense": {"layer": {"kind": "standard"}},
     "none-dense": {"layer": {"kind": "standard"}, "control": {"kind": "none"}},
+    **{
+        f"each-{frames}": {"layer": {**TT, "frames": {"kind": frames}}, "control": {"kind": "divide-each"}}
+        for frames in KEPT
+    },
 }
+ORTHOGONAL: dict[str, dict[str, Any]] = {
+    "soc": {"kind": "soc"},
+    **{f"sott-{frames}": {"kind": "sott", "rank": 4, "frames": {"kind": frames}} for frames in KEPT},
+}
+"""Layers of a LipConvNet, with a step at which norms of their skew kernels are refined."""
 HARDWARE: dict[str, dict[str, Any]] = {
     "float32": {},
     "bf16": {"precision": "bf16-mixed"},
@@ -60,11 +73,27 @@ def test_a_step_reads_nothing_back(tmp_path: Path, kind: str, hardware: str) -> 
     assert trainer.read(trainer.totals[EPOCH], 0)["loss"] > 0
 
 
+@pytest.mark.parametrize("kind", ORTHOGONAL)
+def test_a_step_of_orthogonal_layers_reads_nothing_back(tmp_path: Path, kind: str) -> None:
+    flags = {"preset": "lipconv-quickstart", "dataset": f"npz:{write(tmp_path / 'data.npz', 38)}", "batch_size": 16}
+    table = resolve({**flags, "set": ["model.in_channels=2"]}, LIPCONV).config.model_dump()
+    trainer = trainer_of(
+        TrainConfig.model_validate({**table, "layer": ORTHOGONAL[kind], "hardware": {"accelerator": "cpu"}})
+    )
+    batch = next(iter(trainer.batches.epoch(0)))
+    with NoHostReads():
+        trainer.train_step(batch)
+        trainer.controller.apply_(REFINE_EVERY)
+    assert trainer.controller.due(REFINE_EVERY) == ("norm estimates",)
+    assert trainer.controller.why_not_captured(REFINE_EVERY) is None
+
+
 def test_the_detector_detects() -> None:
     x = torch.eye(3)
     for waits in (
         lambda: float(x[0, 0]), lambda: x[x > 0], lambda: (x > 0).nonzero(), lambda: bool((x > 0).all()),
-        lambda: torch.linalg.eigvalsh(x), lambda: torch.linalg.matrix_norm(x, 2), lambda: torch.inverse(x),
+        lambda: torch.linalg.eigvalsh(x), lambda: torch.matrix_exp(x), lambda: torch.linalg.matrix_norm(x, 2),
+        lambda: torch.inverse(x),
     ):  # fmt: skip
         with pytest.raises(AssertionError, match="waits for the device"), NoHostReads():
             waits()
