@@ -4,6 +4,7 @@ A linear layer is the convolution with one tap, so that one mathematics serves a
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import TypeVar
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList, type_before_parametrizations
 
 from svdctl.errors import ShapeError
-from svdctl.layers.layer_ops import is_controllable, known_class, ops_of
+from svdctl.layers.layer_ops import LayerOps, is_controllable, known_class, ops_of
 from svdctl.layers.stored_weight import evaluation_mode, why_not_as_stored
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.parallel_map import parallel_map
@@ -33,7 +34,8 @@ def operator_of(layer: nn.Module) -> Convolution:
         ShapeError: a type of layer that is not known, one that need not compute with its weight as it is stored, or a
             parametrised weight that torch cannot make in its precision.
     """
-    return _read(layer, ops_of(layer).operator)
+    ops = ops_of(layer)
+    return _read(lambda layers: ops.operator(layers[0]), [layer])
 
 
 def exact_operator(layer: nn.Module) -> tuple[Convolution, float]:
@@ -42,25 +44,36 @@ def exact_operator(layer: nn.Module) -> tuple[Convolution, float]:
     Raises:
         ShapeError: as `operator_of`.
     """
-    return _read(layer, ops_of(layer).exact_operator)
+    return exact_operators([layer])[0]
 
 
 def exact_operators(layers: Sequence[nn.Module]) -> list[tuple[Convolution, float]]:
-    """Return `exact_operator` of each layer, on the CPU several layers at a time."""
-    if all(parameter.device.type == "cpu" for layer in layers for parameter in layer.parameters()):
-        return parallel_map(exact_operator, layers)
-    return [exact_operator(layer) for layer in layers]
+    """Return `exact_operator` of each layer, on a GPU those of one type together, on the CPU several in threads."""
+    by_type: dict[LayerOps, list[int]] = {}
+    for place, layer in enumerate(layers):
+        by_type.setdefault(ops_of(layer), []).append(place)
+    on_cpu = all(parameter.device.type == "cpu" for layer in layers for parameter in layer.parameters())
+    found: dict[int, tuple[Convolution, float]] = {}
+    for ops, places in by_type.items():
+        chosen = [layers[place] for place in places]
+        parts = [[layer] for layer in chosen] if on_cpu else [chosen]
+        read = parallel_map(partial(_read, ops.exact_operators), parts)
+        found |= dict(zip(places, (operator for part in read for operator in part), strict=True))
+    return [found[place] for place in range(len(layers))]
 
 
-def _read(layer: nn.Module, read: Callable[[nn.Module], T]) -> T:
-    reason = why_not_read(layer) if is_controllable(layer) else None
-    if reason is not None:
-        raise ShapeError(f"a layer of type {type(layer).__name__} cannot be read off its weight: {reason}")
+def _read(read: Callable[[Sequence[nn.Module]], T], layers: Sequence[nn.Module]) -> T:
+    for layer in layers:
+        reason = why_not_read(layer) if is_controllable(layer) else None
+        if reason is not None:
+            raise ShapeError(f"a layer of type {type(layer).__name__} cannot be read off its weight: {reason}")
     try:
-        with evaluation_mode(layer):
-            return read(layer)
+        with ExitStack() as stack:
+            for layer in layers:
+                stack.enter_context(evaluation_mode(layer))
+            return read(layers)
     except NotImplementedError as error:
-        kind = type_before_parametrizations(layer).__name__
+        kind = type_before_parametrizations(layers[0]).__name__
         raise ShapeError(
             f"torch cannot make the weight of this {kind} from its parametrization ({error}); convert the network with "
             ".float() first"

@@ -108,6 +108,10 @@ class LayerOps:
         """Return the operator for proofs, and how far its norm can be from that of the layer."""
         return self.operator(layer), 0.0
 
+    def exact_operators(self, layers: Sequence[Any]) -> "list[tuple[Convolution, float]]":
+        """Return `exact_operator` of each layer, of any class and shape."""
+        return [self.exact_operator(layer) for layer in layers]
+
     def factored_operators(self, layers: Sequence[Any]) -> "FactoredOperators":
         """Return estimates of the operators of layers of one shape: frames that are kept orthonormal are taken for it.
 

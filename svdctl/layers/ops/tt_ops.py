@@ -218,10 +218,13 @@ class TTOps(FramedOps):
         return _strided(layer, layer.small_kernel().to(torch.promote_types(layer.core.dtype, torch.float32)))
 
     def exact_operator(self, layer: Any) -> "tuple[Convolution, float]":
-        if not layer.has_frames:
-            return self.operator(layer), 0.0
-        kernel, error = layer.exact_kernel()
-        return _strided(layer, kernel), error
+        return self.exact_operators([layer])[0]
+
+    def exact_operators(self, layers: Sequence[Any]) -> "list[tuple[Convolution, float]]":
+        from svdctl.layers.tt_exact import exact_kernels
+
+        read = zip(layers, exact_kernels(layers), strict=True)
+        return [(_strided(layer, kernel), error) for layer, (kernel, error) in read]
 
     def factored_operators(self, layers: Sequence[Any]) -> "FactoredOperators":
         from dataclasses import replace
