@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from svdctl.control.actions import LayerGroups, clip_layers_, divide_exact_layer_, on_cpu, refuse_unwritable
+from svdctl.control.actions import LayerGroups, clip_layers_, divide_exact_layers_, on_cpu, refuse_unwritable
 from svdctl.control.shared_memory import restored_on_error
 from svdctl.distributed.scheduling import on_layers
 from svdctl.errors import ShapeError
@@ -175,7 +175,7 @@ def divide_(
     """
     chosen = _chosen(model, layers, linear)
     return _on_all(
-        lambda some: [divide_exact_layer_(layer, max_sigma) for layer in some],
+        lambda some: divide_exact_layers_(some, [max_sigma] * len(some)),
         _maximum(max_sigma),
         chosen,
         writes_operator=False,

@@ -20,7 +20,7 @@ from svdctl.layers.layer_operator import (
 from svdctl.layers.layer_ops import is_controllable, ops_of
 from svdctl.layers.norms import are_layers_bounded, is_layer_bounded, kernel_limit, layer_norm
 from svdctl.layers.padding import padding_factor
-from svdctl.spectral.bounds import Bracket, norm_bound, norm_bounds, taps_norm
+from svdctl.spectral.bounds import Bracket, norm_bounds, taps_norms
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.power_iteration import paper_clip, paper_sigma
 from svdctl.spectral.projection import CLIP_ROUNDS, SEAL_TOLERANCE, assigned_kernels, frobenius_norms, project_kernels
@@ -76,60 +76,97 @@ def _replace_(
     for places in alike.values():
         some = [layers[place] for place in places]
         ops_of(some[0]).write_(some, [after[place] for place in places], optimizer)
-    brackets = norm_bounds([conv for conv, _ in exact_operators(layers)], tolerance=SEAL_TOLERANCE)
-    factors = [scale_below_(*row)[0] for row in zip(layers, max_sigma, brackets, strict=True)]
+    read = exact_operators(layers)
+    brackets = norm_bounds([conv for conv, _ in read], tolerance=SEAL_TOLERANCE)
+    factors = [factor for factor, _ in _scale_below_(layers, max_sigma, read, brackets)]
     return frobenius_norms(
         [now.kernel.double() * factor - then.kernel for now, factor, then in zip(after, factors, before, strict=True)]
     )
 
 
-def divide_exact_layer_(layer: nn.Module, max_sigma: float) -> float:
-    """Scale by `min(1, max_sigma / bound)` until the bound is proved of the written weights; returns the factor."""
-    if is_layer_bounded(layer, max_sigma):
-        return 1.0
-    return scale_below_(layer, max_sigma, norm_bound(exact_operator(layer)[0]))[0]
+def divide_exact_layers_(layers: Sequence[nn.Module], max_sigma: Sequence[float]) -> list[float]:
+    """Scale each layer by `min(1, maximum / bound)` until the bound is proved of the written weights; return factors.
+
+    No two of the layers share memory.
+    """
+    factors = [1.0] * len(layers)
+    above = [place for place, bounded in enumerate(are_layers_bounded(layers, max_sigma)) if not bounded]
+    chosen, limits = [layers[place] for place in above], [max_sigma[place] for place in above]
+    read = exact_operators(chosen)
+    brackets = norm_bounds([conv for conv, _ in read])
+    for place, (factor, _) in zip(above, _scale_below_(chosen, limits, read, brackets), strict=True):
+        factors[place] = factor
+    return factors
 
 
-def measure_and_divide_layer_(layer: nn.Module, max_sigma: float) -> tuple[float, Bracket]:
-    """Do what `divide_exact_layer_` does, and return the factor and a sharp bracket of the layer's norm."""
-    conv, error = exact_operator(layer)
-    return scale_below_(layer, max_sigma, norm_bound(conv, at_most=kernel_limit(layer, max_sigma, error)))
+def measure_and_divide_layers_(layers: Sequence[nn.Module], max_sigma: Sequence[float]) -> list[tuple[float, Bracket]]:
+    """Do what `divide_exact_layers_` does, and return the factor and a sharp bracket of each layer's norm."""
+    read = exact_operators(layers)
+    limits = [
+        kernel_limit(layer, limit, error) for layer, limit, (_, error) in zip(layers, max_sigma, read, strict=True)
+    ]
+    return _scale_below_(layers, max_sigma, read, norm_bounds([conv for conv, _ in read], at_most=limits))
 
 
-def scale_below_(layer: nn.Module, max_sigma: float, kernel: Bracket) -> tuple[float, Bracket]:
-    """Scale by the bound until the layer is proved to be at most `max_sigma`.
+def _scale_below_(
+    layers: Sequence[nn.Module],
+    max_sigma: Sequence[float],
+    read: Sequence[tuple[Convolution, float]],
+    kernels: Sequence[Bracket],
+) -> list[tuple[float, Bracket]]:
+    """Scale each layer by its bound until it is proved to be at most its maximum.
 
     Args:
-        layer: what is scaled.
-        max_sigma: its maximum.
-        kernel: proved of the norm of its kernel.
+        layers: what is scaled; no two share memory.
+        max_sigma: the maximum of each.
+        read: what `exact_operators` gives of them.
+        kernels: proved of the norm of each kernel.
 
     Returns:
-        The factor, and a bracket of the layer's norm.
+        The factor, and a bracket of the layer's norm, of each.
     """
-    total, lower, upper = 1.0, kernel.lower, kernel.upper
-    conv, error = exact_operator(layer)
-    padding = padding_factor(layer)
-    ops = ops_of(layer)
-    unit = torch.finfo(ops.tensors(layer)[0].dtype).eps
-    while not (upper <= kernel_limit(layer, max_sigma, error) or layer_norm(upper, error, padding) <= max_sigma):
-        if not math.isfinite(upper):
-            raise ShapeError("the layer's norm is above 1.8e308, the largest number of float64; scale its weight first")
-        wanted = conv.kernel.double().clone()  # the layer's own memory may be behind it
-        # Rounding moves the scaled kernel by at most a unit of each entry; the next round checks what it did.
-        # The margin makes that round, and later brackets of this width, find nothing left to do.
-        room = layer_norm(upper * (1 + _MARGIN) + unit * taps_norm(conv.kernel), error, padding)
-        factor = max_sigma / room * (1 - 4 * unit)
-        with torch.no_grad():
-            ops.scale_([layer], [factor])
-        total *= factor
-        conv, error = exact_operator(layer)
-        moved = taps_norm(conv.kernel.double() - wanted * factor)
-        lower = lower * factor * (1 - _OUTWARD) - moved
-        upper = upper * factor * (1 + _OUTWARD) + moved
-    # What was scaled is within by less than the margin.
-    found = max_sigma if total != 1 else min(layer_norm(upper, error, padding), max_sigma)
-    return total, Bracket(max(lower - error, 0.0), found)
+    convs, errors = [conv for conv, _ in read], [error for _, error in read]
+    lower, upper = [kernel.lower for kernel in kernels], [kernel.upper for kernel in kernels]
+    padding = [padding_factor(layer) for layer in layers]
+    factors = [1.0] * len(layers)
+
+    def is_within(place: int) -> bool:
+        limit = kernel_limit(layers[place], max_sigma[place], errors[place])
+        found = layer_norm(upper[place], errors[place], padding[place])
+        return upper[place] <= limit or found <= max_sigma[place]
+
+    left = [place for place in range(len(layers)) if not is_within(place)]
+    while left:
+        wanted, steps = [], []
+        for place, taps in zip(left, taps_norms([convs[place].kernel for place in left]), strict=True):
+            if not math.isfinite(upper[place]):
+                raise ShapeError(
+                    "the layer's norm is above 1.8e308, the largest number of float64; scale its weight first"
+                )
+            ops = ops_of(layers[place])
+            unit = torch.finfo(ops.tensors(layers[place])[0].dtype).eps
+            # Rounding moves the scaled kernel by at most a unit of each entry; the next round checks what it did.
+            # The margin makes that round, and later brackets of this width, find nothing left to do.
+            room = layer_norm(upper[place] * (1 + _MARGIN) + unit * taps, errors[place], padding[place])
+            steps.append(max_sigma[place] / room * (1 - 4 * unit))
+            wanted.append(convs[place].kernel.double() * steps[-1])  # before: the layer's own memory may be behind it
+            with torch.no_grad():
+                ops.scale_([layers[place]], steps[-1:])
+        written = exact_operators([layers[place] for place in left])
+        moved = taps_norms([conv.kernel.double() - want for (conv, _), want in zip(written, wanted, strict=True)])
+        for place, (conv, error), step, apart in zip(left, written, steps, moved, strict=True):
+            convs[place], errors[place] = conv, error
+            factors[place] *= step
+            lower[place] = lower[place] * step * (1 - _OUTWARD) - apart
+            upper[place] = upper[place] * step * (1 + _OUTWARD) + apart
+        left = [place for place in left if not is_within(place)]
+    found = []
+    for place, factor in enumerate(factors):
+        # What was scaled is within by less than the margin.
+        norm = layer_norm(upper[place], errors[place], padding[place])
+        highest = max_sigma[place] if factor != 1 else min(norm, max_sigma[place])
+        found.append((factor, Bracket(max(lower[place] - errors[place], 0.0), highest)))
+    return found
 
 
 def paper_divide_layer_(layer: nn.Module, max_sigma: float, size: tuple[int, ...], generator: torch.Generator) -> None:
@@ -191,37 +228,54 @@ class LayerGroups:
             ):
                 orthonormalize_frames_(group)
             found |= {name: work([name])[0] for name in group}
-            self.seal_(first, sharp=False)
+        self.seal_([first for first in firsts if len(self.names[first]) > 1], sharp=False)
         return found
 
-    def seal_(self, first: str, *, sharp: bool) -> tuple[bool, dict[str, Bracket]]:
-        """Scale a group's layers until all are proved to be within their maxima.
+    def seal_(self, firsts: Sequence[str], *, sharp: bool) -> dict[str, tuple[bool, dict[str, Bracket]]]:
+        """Scale the layers of groups until all are proved to be within their maxima.
 
         Args:
-            first: which group.
+            firsts: which groups.
             sharp: find brackets as sharp as a measurement, instead of those from 0 to the maximum.
 
         Returns:
-            Whether any was changed, and a bracket of each layer's norm.
+            Of each group whether any layer was changed, and a bracket of each layer's norm.
 
         Raises:
             ShapeError: as `act_`.
         """
-        names = self.names[first]
+        found: dict[str, tuple[bool, dict[str, Bracket]]] = {}
+        left = list(firsts)
         for done in range(_MOST_ROUNDS):
-            factors, brackets = {}, {}
-            for name in names:
-                layer, max_sigma = self.layers[name], self.max_sigma[name]
-                if sharp:
-                    factors[name], brackets[name] = measure_and_divide_layer_(layer, max_sigma)
-                else:
-                    factors[name] = divide_exact_layer_(layer, max_sigma)
-                    brackets[name] = Bracket(0.0, max_sigma)
-            # A bracket that is shown is measured of the final weights: a run that goes on from them finds the same.
-            if (len(names) == 1 and not sharp) or set(factors.values()) == {1.0}:
-                return done > 0 or set(factors.values()) != {1.0}, brackets
+            results = self._scale_once_(left, sharp=sharp)
+            for first in left:
+                factors = {results[name][0] for name in self.names[first]}
+                # A bracket that is shown is measured of the final weights: a run that goes on from them finds the same.
+                if (len(self.names[first]) == 1 and not sharp) or factors == {1.0}:
+                    brackets = {name: results[name][1] for name in self.names[first]}
+                    found[first] = done > 0 or factors != {1.0}, brackets
+            left = [first for first in left if first not in found]
+            if not left:
+                return found
+        names = self.names[left[0]]
         limits = " and ".join(dict.fromkeys(f"{self.max_sigma[name]:g}" for name in names))
         raise ShapeError(f"layers {', '.join(names)} share parts of their weights, and are not brought to {limits}")
+
+    def _scale_once_(self, firsts: Sequence[str], *, sharp: bool) -> dict[str, tuple[float, Bracket]]:
+        """Scale each layer of groups within its maximum: the first ones of all groups together, then the second ones."""
+        found: dict[str, tuple[float, Bracket]] = {}
+        for turn in range(max((len(self.names[first]) for first in firsts), default=0)):
+            names = [self.names[first][turn] for first in firsts if turn < len(self.names[first])]
+            layers, limits = [self.layers[name] for name in names], [self.max_sigma[name] for name in names]
+            if sharp:
+                results = measure_and_divide_layers_(layers, limits)
+            else:
+                results = [
+                    (factor, Bracket(0.0, limit))
+                    for factor, limit in zip(divide_exact_layers_(layers, limits), limits, strict=True)
+                ]
+            found |= dict(zip(names, results, strict=True))
+        return found
 
 
 def orthonormalize_frames_(layers: Mapping[str, nn.Module]) -> None:

@@ -20,7 +20,7 @@ from svdctl.distributed.scheduling import LayerScheduler
 from svdctl.errors import UsageError
 from svdctl.layers.layer_operator import BatchNorm, batchnorm_gain
 from svdctl.layers.layer_ops import LayerOps, find_ops, is_controllable
-from svdctl.layers.norms import layer_norm_bound
+from svdctl.layers.norms import layer_norm_bounds
 from svdctl.registry import CONTROLS
 from svdctl.spectral.bounds import Bracket
 
@@ -341,11 +341,10 @@ class Controller:
         mine: dict[str, Bracket] = {}
 
         def seal(firsts: list[str]) -> dict[str, bool]:
-            changed = {}
-            for first in firsts:
-                changed[first], brackets = self._groups.seal_(first, sharp=sharp)
+            found = self._groups.seal_(firsts, sharp=sharp)
+            for _, brackets in found.values():
                 mine.update(brackets)
-            return changed
+            return {first: changed for first, (changed, _) in found.items()}
 
         self._seal.each(seal, lambda first: [self._groups.tensors[name][0] for name in self._groups.names[first]])
         found = {name: bracket for part in self._group.gathered(mine) for name, bracket in part.items()}
@@ -359,10 +358,10 @@ class Controller:
         """
 
         def brackets(names: list[str]) -> dict[str, Bracket]:
-            return {
-                name: proved.get(name) or layer_norm_bound(self.layers[name], allowed=self.allowed(name))
-                for name in names
-            }
+            unknown = [name for name in names if name not in proved]
+            layers, maxima = [self.layers[name] for name in unknown], [self.allowed(name) for name in unknown]
+            found = dict(zip(unknown, layer_norm_bounds(layers, allowed=maxima), strict=True))
+            return {name: proved[name] if name in proved else found[name] for name in names}
 
         rows = []
         for name, bracket in self._reading.collected(brackets).items():

@@ -22,6 +22,7 @@ class DivideExactControl(ControlMethod):
     writes_operator = False
 
     def step_(self, layers: Sequence[ControlledLayer], config: DivideExact, context: ControlContext) -> list[bool]:
-        from svdctl.control.actions import divide_exact_layer_
+        from svdctl.control.actions import divide_exact_layers_
 
-        return [divide_exact_layer_(layer.module, layer.max_sigma) != 1 for layer in layers]
+        modules, limits = [layer.module for layer in layers], [layer.max_sigma for layer in layers]
+        return [factor != 1 for factor in divide_exact_layers_(modules, limits)]

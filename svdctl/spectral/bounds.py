@@ -19,7 +19,16 @@ from svdctl.spectral.cholesky_proof import PointsBelow, all_provably_below, roun
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.exact_arithmetic import exact_arithmetic, float32_is_exact
 from svdctl.spectral.frequency_cells import FrequencyCells, cover
-from svdctl.spectral.gram import SECOND_ORDER, GramField, gram_fields, lebesgue, power_of_two, product_roundings
+from svdctl.spectral.gram import (
+    SECOND_ORDER,
+    GramField,
+    gram_fields,
+    lebesgue,
+    on_host,
+    power_of_two,
+    powers_of_two,
+    product_roundings,
+)
 from svdctl.spectral.joint_proofs import Proof, Step, run_together
 from svdctl.spectral.lower_bounds import coarse_lower_bounds, lower_bounds, quick_lower_bound, values_from_below
 from svdctl.spectral.parallel_map import parallel_map
@@ -357,13 +366,20 @@ def taps_norm(kernel: Tensor) -> float:
 
     Infinite above the largest number of float64; not a number of a kernel that is not finite.
     """
-    if kernel.numel() == 0:
-        return 0.0
-    wide = kernel.double()
-    largest = float(wide.abs().max())
-    if not math.isfinite(largest):
-        return math.nan
-    # No square over- or underflows.
-    scale = power_of_two(largest)
-    per_tap = (wide / scale).flatten(3).square().sum((1, 2)).sqrt().sum(-1)
-    return _rounded_up(float(per_tap.max()) * (1 + 1e-10), scale)
+    return taps_norms([kernel])[0]
+
+
+def taps_norms(kernels: Sequence[Tensor]) -> list[float]:
+    """Return `taps_norm` of each kernel, with one read of a device."""
+    numbers = []
+    for kernel in kernels:
+        wide = kernel.double()
+        largest = wide.abs().max() if wide.numel() else wide.new_zeros(())
+        # No square over- or underflows.
+        per_tap = (wide / powers_of_two(largest)).flatten(3).square().sum((1, 2)).sqrt().sum(-1)
+        numbers.append(torch.stack((largest, per_tap.max() if wide.numel() else largest)))
+    found = []
+    for largest, norm in (row.tolist() for row in on_host(numbers)):
+        inside = math.isfinite(largest)
+        found.append(_rounded_up(norm * (1 + 1e-10), power_of_two(largest)) if inside else math.nan)
+    return found

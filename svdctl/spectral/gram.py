@@ -167,9 +167,8 @@ def _samples_of(kernels: Tensor, product: torch.dtype) -> tuple[Tensor, Tensor]:
     layers, groups = kernels.shape[:2]
     largest = kernels.abs().flatten(1).amax(1)
     finite = kernels.isfinite().flatten(1).all(1)
-    # `power_of_two` of each, without a read. Exact, but for entries that become subnormal; the error bound covers them.
-    powers = torch.where(largest > 0, largest / (2 * torch.frexp(largest).mantissa), 1.0)
-    kernels = kernels / powers.reshape(-1, *[1] * (kernels.ndim - 1))
+    # Exact, but for entries that become subnormal; the error bound covers them.
+    kernels = kernels / powers_of_two(largest).reshape(-1, *[1] * (kernels.ndim - 1))
     taps = tuple(kernels.shape[4:])
     flat = kernels.flatten(0, 1)
     points = sample_points(taps)
@@ -208,6 +207,11 @@ def interpolation(frequencies: Tensor, taps: tuple[int, ...]) -> tuple[Tensor, T
 def power_of_two(value: float) -> float:
     """Return the largest power of two up to a positive number, 1 for 0."""
     return 2.0 ** (math.frexp(value)[1] - 1) if value > 0 else 1.0
+
+
+def powers_of_two(values: Tensor) -> Tensor:
+    """Return `power_of_two` of each value, exactly, without a read of the device."""
+    return torch.where(values > 0, values / (2 * torch.frexp(values).mantissa), 1.0)
 
 
 def complex_roundings(length: int) -> float:

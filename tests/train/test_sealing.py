@@ -100,14 +100,14 @@ def test_a_layer_is_proved_once_an_epoch(data: Path, monkeypatch: pytest.MonkeyP
     found: Counter[bytes] = Counter()
 
     def counted(function: Any) -> Any:
-        def call(convs: Convolution | list[Convolution], *arguments: Any, **options: Any) -> Any:
-            for conv in [convs] if isinstance(convs, Convolution) else convs:
+        def call(convs: list[Convolution], *arguments: Any, **options: Any) -> Any:
+            for conv in convs:
                 found[conv.kernel.numpy().tobytes()] += 1
             return function(convs, *arguments, **options)
 
         return call
 
-    for module, name in ((actions, "norm_bound"), (norms, "norm_bounds"), (norms, "are_bounded")):
+    for module, name in ((actions, "norm_bounds"), (norms, "norm_bounds"), (norms, "are_bounded")):
         monkeypatch.setattr(module, name, counted(getattr(module, name)))
     table = config(data, "evaluation.select=last").model_dump()
     result = recipe.run(TrainConfig.model_validate(table | {"certificate": None}), base="test", reporter=Recorder())
