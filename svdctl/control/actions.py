@@ -262,7 +262,7 @@ class LayerGroups:
         raise ShapeError(f"layers {', '.join(names)} share parts of their weights, and are not brought to {limits}")
 
     def _scale_once_(self, firsts: Sequence[str], *, sharp: bool) -> dict[str, tuple[float, Bracket]]:
-        """Scale each layer of groups within its maximum: the first ones of all groups together, then the second ones."""
+        """Scale each layer of groups within its maximum: first ones of all groups together, then second ones."""
         found: dict[str, tuple[float, Bracket]] = {}
         for turn in range(max((len(self.names[first]) for first in firsts), default=0)):
             names = [self.names[first][turn] for first in firsts if turn < len(self.names[first])]
