@@ -23,6 +23,7 @@ _QUICK_CANDIDATES = 3
 _STARTS = 24
 _AT_ONCE = 3
 _STEPS = (8, 8, 12)
+_ROUGH_STEPS = 8
 _FINE_POINTS = 4096
 _WINDOW = 9
 
@@ -88,6 +89,17 @@ def coarse_lower_bounds(fields: Sequence[GramField]) -> list[tuple[float, Tensor
     ]
     _, vectors = _chosen(again, best)
     return list(zip(_quotients(fields, matrices, vectors), seen, strict=True))
+
+
+def rough_lower_bounds(fields: Sequence[GramField]) -> list[tuple[float, Tensor]]:
+    """Return what `coarse_lower_bounds` does, mostly within 6 % of the norm, of few and small steps."""
+    found = _of_matrices([field.samples.flatten(0, 1).to(torch.complex64) for field in fields], None, _ROUGH_STEPS)
+    rough = []
+    for field, squares in zip(fields, on_host([values for values, _ in found]), strict=True):
+        values = squares.double().clamp_min(0).sqrt().unflatten(0, (-1, field.groups)).amax(1)
+        # Less than what float32 and the rounding of the samples can have added.
+        rough.append((math.sqrt(max(float(values.max()) ** 2 * (1 - 1e-4) - field.error(torch.float32), 0.0)), values))
+    return rough
 
 
 def coarse_lower_bound(field: GramField) -> tuple[float, Tensor]:

@@ -13,6 +13,7 @@ from svdctl.spectral.bounds import are_bounded, is_bounded, norm_bound, norm_bou
 from svdctl.spectral.cholesky_proof import PointsBelow, all_provably_below, provably_below
 from svdctl.spectral.gram import GramField, gram_fields
 from svdctl.spectral.joint_proofs import Step, run_together
+from svdctl.spectral.lower_bounds import rough_lower_bounds
 from svdctl.spectral.symbol import angles, half_grid, phases, symbol
 
 SHAPES = [
@@ -81,6 +82,20 @@ def test_each_has_its_own_tolerance_and_maximum(together: None) -> None:
     limits = [norm * factor for norm, factor in zip(norms, (1.001, 0.999, 1.3, 0.5), strict=True)]
     assert are_bounded(convs, limits) == [True, False, True, False]
     assert [is_bounded(conv, limit) for conv, limit in zip(convs, limits, strict=True)] == [True, False, True, False]
+
+
+def test_rough_lower_bounds_are_lower_and_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU begins with in place of the sharper bounds of a CPU."""
+    convs = [conv for conv in convolutions() if float(conv.kernel.abs().max()) > 0]
+    fields = gram_fields(convs, [torch.float64] * len(convs))
+    norms = [bracket.lower for bracket in norm_bounds(convs, tolerance=1e-5)]
+    for field, norm, (lower, samples) in zip(fields, norms, rough_lower_bounds(fields), strict=True):
+        assert 0.8 * norm <= lower * field.scale <= norm
+        assert float(samples.max()) * field.scale <= norm * (1 + 1e-5)
+    monkeypatch.setattr(bounds, "coarse_lower_bounds", rough_lower_bounds)
+    for factor in (1.3, 1.05, 1.005, 1.0001):
+        assert are_bounded(convs, [norm * factor for norm in norms]) == [True] * len(convs)
+        assert are_bounded(convs, [norm / factor * (1 - 1e-5) for norm in norms]) == [False] * len(convs)
 
 
 def test_none_is_none() -> None:
