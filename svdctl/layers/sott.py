@@ -103,7 +103,7 @@ class SOTT(nn.Module):
         return F.conv2d(y, self.frame_out[:, :, None, None], self.bias)
 
     def retract_(self, method: Method, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Replace both frames by their nearest frames (`polar`) or Q factors; see the note above. No host sync."""
+        """Replace both frames by their nearest frames (`polar`, with no host sync) or Q factors; see the note above."""
         retract_sott_layers_([self], method, optimizer)
 
     def extra_repr(self) -> str:

@@ -207,7 +207,9 @@ class TTConv2d(nn.Module):
         *,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Make both frames orthonormal; the rest moves into the core, so the operator stays. No host sync.
+        """Make both frames orthonormal; the rest moves into the core, so the operator stays.
+
+        By `polar` nothing waits for the host.
 
         Args:
             method: `polar` or `qr`.

@@ -10,6 +10,7 @@ from torch import nn
 from svdctl.config.optimizer_config import Sgd
 from svdctl.control.controller import Controller
 from svdctl.errors import ShapeError
+from svdctl.layers import stiefel
 from svdctl.layers.layer_operator import operator_of
 from svdctl.layers.sott import SOTT
 from svdctl.layers.stiefel import frame_error, polar, positive_factor, qr_positive
@@ -104,6 +105,28 @@ def test_retraction_in_half_precision_is_that_of_float32_rounded(kind: type, dty
         tolerance = 16 * torch.finfo(dtype).eps
         assert torch.allclose(narrow.float(), wide, rtol=tolerance, atol=tolerance), name
         assert torch.allclose(half.means[name].float(), single.means[name], rtol=tolerance, atol=tolerance), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_qr_by_products(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    near = qr_positive(torch.randn(3, 40, 12, dtype=dtype))[0] + 0.05 * torch.randn(3, 40, 12, dtype=dtype)
+    spread = torch.randn(3, 40, 12, dtype=dtype) * torch.logspace(-5, 0, 12).to(dtype)
+    twice = torch.randn(3, 40, 6, dtype=dtype).repeat(1, 1, 2)
+    cases = [near, near[0], spread, torch.cat((near, twice)), twice]
+    wanted = [qr_positive(case) for case in cases]
+    factorised = []
+    plain = torch.linalg.qr
+    monkeypatch.setattr(torch.linalg, "qr", lambda matrix: factorised.append(matrix) or plain(matrix))
+    monkeypatch.setattr(stiefel, "products_are_faster", lambda _: True)
+    for case, pair in zip(cases, wanted, strict=True):
+        found = qr_positive(case)
+        assert all(part.dtype == dtype for part in found)
+        for part, other in zip(found, pair, strict=True):
+            # Small columns are known to eps over their share; those without a direction of their own not at all.
+            assert torch.allclose(part, other, atol=1e5 * torch.finfo(dtype).eps)
+    # Where columns depend on each other it is Householder's.
+    assert [len(matrix) for matrix in factorised] == [6, 3]
 
 
 def test_factors_multiply_back_and_qr_is_positive() -> None:
