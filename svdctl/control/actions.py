@@ -20,7 +20,7 @@ from svdctl.layers.layer_operator import (
 from svdctl.layers.layer_ops import is_controllable, ops_of
 from svdctl.layers.norms import are_layers_bounded, is_layer_bounded, kernel_limit, layer_norm
 from svdctl.layers.padding import padding_factor
-from svdctl.spectral.bounds import Bracket, norm_bounds, taps_norms
+from svdctl.spectral.bounds import Bracket, are_bounded, norm_bounds, taps_norms
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.power_iteration import paper_clip, paper_sigma
 from svdctl.spectral.projection import CLIP_ROUNDS, SEAL_TOLERANCE, assigned_kernels, frobenius_norms, project_kernels
@@ -37,15 +37,19 @@ def clip_layers_(layers: Sequence[nn.Module], max_sigma: Sequence[float], optimi
 
     No two of the layers share memory. On a GPU layers of one shape are clipped at once, and all proved together.
     """
-    moved = [0.0] * len(layers)
-    above = [place for place, bounded in enumerate(are_layers_bounded(layers, max_sigma)) if not bounded]
-    chosen, limits = [layers[place] for place in above], [max_sigma[place] for place in above]
-    convs = [operator_of(layer) for layer in chosen]
-    inside = [kernel_limit(layer, limit) for layer, limit in zip(chosen, limits, strict=True)]
+    read = exact_operators(layers)
+    limits = [
+        kernel_limit(layer, limit, error) for layer, limit, (_, error) in zip(layers, max_sigma, read, strict=True)
+    ]
+    bounded = are_bounded([conv for conv, _ in read], limits)
+    above = [place for place, proved in enumerate(bounded) if not proved]
+    chosen = [layers[place] for place in above]
+    convs = [_as_stored(layers[place], read[place][0]) for place in above]
+    inside = [kernel_limit(layers[place], max_sigma[place]) for place in above]
     kernels = project_kernels(convs, inside, rounds=CLIP_ROUNDS)
-    for place, distance in zip(above, _replace_(chosen, convs, kernels, limits, optimizer), strict=True):
-        moved[place] = distance
-    return moved
+    distances = _replace_(chosen, convs, kernels, [max_sigma[place] for place in above], optimizer)
+    found = dict(zip(above, distances, strict=True))
+    return [found.get(place, 0.0) for place in range(len(layers))]
 
 
 def assign_layers_(layers: Sequence[nn.Module], values: Sequence[float], optimizer: Optimizer = None) -> list[float]:
@@ -53,9 +57,14 @@ def assign_layers_(layers: Sequence[nn.Module], values: Sequence[float], optimiz
 
     No two of the layers share memory. On a GPU layers of one shape are assigned at once, and all proved together.
     """
-    convs = [operator_of(layer) for layer in layers]
+    convs = [_as_stored(layer, conv) for layer, (conv, _) in zip(layers, exact_operators(layers), strict=True)]
     inside = [kernel_limit(layer, value) for layer, value in zip(layers, values, strict=True)]
     return _replace_(layers, convs, assigned_kernels(convs, inside), values, optimizer)
+
+
+def _as_stored(layer: nn.Module, conv: Convolution) -> Convolution:
+    """Return the layer's operator in the precision of its weights."""
+    return conv.with_kernel(conv.kernel.to(ops_of(layer).tensors(layer)[0].dtype))
 
 
 def _replace_(

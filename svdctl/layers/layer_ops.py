@@ -105,7 +105,10 @@ class LayerOps:
         raise ShapeError(f"a layer of type {type(layer).__name__} is no convolution or linear layer")
 
     def exact_operator(self, layer: Any) -> "tuple[Convolution, float]":
-        """Return the operator for proofs, and how far its norm can be from that of the layer."""
+        """Return the operator for proofs, and how far its norm can be from that of the layer.
+
+        Its kernel is that of `operator` up to rounding, so that `write_` can write one that was made of it.
+        """
         return self.operator(layer), 0.0
 
     def exact_operators(self, layers: Sequence[Any]) -> "list[tuple[Convolution, float]]":
