@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Self, cast
 
 import torch
@@ -39,10 +40,7 @@ class StreamedImages:
     def __getitem__(self, index: Tensor | slice | int | tuple[slice, ...]) -> Tensor:
         first, *others = index if isinstance(index, tuple) else (index,)
         rows = self.rows[first.cpu() if isinstance(first, Tensor) else first]
-        images = self.reader(rows.reshape(-1))
-        if self.device.type == "cuda":
-            images = images.pin_memory()  # from other memory a transfer waits for the device
-        images = images.to(self.device, non_blocking=True)
+        images = to_device(self.reader(rows.reshape(-1)), self.device)
         return (images if rows.ndim else images[0])[(slice(None), *others)]
 
     def part(self, index: Tensor) -> Self:
@@ -99,13 +97,25 @@ def first_channel(images: Any) -> Tensor:
 
 def read_ahead(images: Any, indices: Iterable[Tensor]) -> Iterator[Tensor]:
     """Yield the images of each index; of those that are streamed, the next ones are read in a thread meanwhile."""
-    if not isinstance(images, StreamedImages):
+    if isinstance(images, StreamedImages):
+        yield from made_ahead(partial(images.__getitem__, index) for index in indices)
+    else:
         yield from (images[index] for index in indices)
-        return
+
+
+def made_ahead(calls: Iterable[Callable[[], Tensor]]) -> Iterator[Tensor]:
+    """Yield what each call returns, in their order; while one is in use, the next is made in a thread."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         waiting: deque[Future[Tensor]] = deque()
-        for index in indices:
-            waiting.append(pool.submit(images.__getitem__, index))
+        for call in calls:
+            waiting.append(pool.submit(call))
             if len(waiting) > 1:
                 yield waiting.popleft().result()
         yield from (coming.result() for coming in waiting)
+
+
+def to_device(images: Tensor, device: torch.device) -> Tensor:
+    """Return images on a device; nothing waits for it."""
+    if device.type == "cuda" and images.device.type == "cpu":
+        images = images.pin_memory()  # from other memory a transfer waits for what the device has still to do
+    return images.to(device, non_blocking=True)

@@ -9,6 +9,11 @@ import torch
 
 from svdctl.errors import EvaluationError, is_out_of_memory
 
+LARGEST = 4096
+"""Images of one pass beyond which a GPU gains nothing."""
+_SHARE = 0.5
+"""Of the free memory, for one pass: what else is made of its images, and other programs, need some."""
+
 Result = TypeVar("Result")
 
 
@@ -46,6 +51,22 @@ class AutoBatchSize:
                 torch.cuda.empty_cache()
             if self.log is not None:
                 self.log(f"out of memory: going on with {self.size} images at a time")
+
+    def enlarge(self, work: Callable[[int], object], device: torch.device) -> None:
+        """Let `size` be what a CUDA device has memory for, judged from what `work` of a few images needs.
+
+        It is never less than before; elsewhere nothing is done.
+        """
+        if device.type != "cuda" or self.size >= LARGEST:
+            return
+        self.run(work)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        self.run(work)
+        each = max((torch.cuda.max_memory_allocated(device) - before) / self.size, 1.0)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        fitting = int(_SHARE * (torch.cuda.mem_get_info(device)[0] + unused) / each)
+        self.size = max(self.size, min(LARGEST, fitting))
 
     def parts(self, count: int, work: Callable[[slice], Result]) -> Iterator[tuple[slice, Result]]:
         """Yield consecutive parts of `count` images, and what `work` returns for each.

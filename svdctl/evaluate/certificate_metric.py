@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from svdctl.certificates import Certifier
+from svdctl.data.streamed_images import to_device
 from svdctl.errors import EvaluationError
+from svdctl.evaluate.auto_batch_size import AutoBatchSize
 from svdctl.evaluate.inference import Classifier, check_finite
 from svdctl.evaluate.metric import MeasurementContext
 
@@ -31,16 +33,21 @@ def measure(context: MeasurementContext, at: Sequence[float]) -> tuple[dict[str,
         raise EvaluationError("no finite Lipschitz constant is proved of this network, so nothing can be certified")
     device = certifier_device(classifier)
 
-    def some(part: slice) -> tuple[Tensor, Tensor]:
-        logits = certifier.logits(test.images[part].to(device).double() / 255)
-        check_finite(int((~logits.isfinite()).any(1).sum()), len(logits))
-        return certifier.radii(logits, test.labels[part].to(device)), logits.argmax(1)
+    def some(part: slice) -> tuple[Tensor, Tensor, Tensor]:
+        logits = certifier.logits(to_device(test.images[part], device).double() / 255)
+        broken = (~logits.isfinite()).any(1)
+        return certifier.radii(logits, to_device(test.labels[part], device)), logits.argmax(1), broken
 
-    found: list[tuple[Tensor, Tensor]] = []
-    for part, pair in classifier.halving.parts(len(test), some):
-        found.append(pair)
+    # Passes in float64 hold fewer images than others.
+    batches = AutoBatchSize(min(context.config.batch_size, classifier.halving.size), classifier.halving.log)
+    if len(test) >= batches.size:
+        batches.enlarge(lambda size: some(slice(size)), device)
+    found = []
+    for part, three in batches.parts(len(test), some):
+        found.append(three)
         tell(part.stop, len(test), "radii")
-    radii, predicted = (torch.cat(both).cpu() for both in zip(*found, strict=True))
+    radii, predicted, broken = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
+    check_finite(int(broken.sum()), len(test))
     classifier.model.to(classifier.device)
     # No two images of [0, 1] are farther apart than this.
     farthest = math.sqrt(test.images[0].numel())

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.data.batches import to_pixels
+from svdctl.data.streamed_images import to_device
 from svdctl.errors import CheckpointError, EvaluationError, ShapeError, UsageError
 from svdctl.evaluate.auto_batch_size import AutoBatchSize
 from svdctl.spectral.exact_arithmetic import exact_arithmetic
@@ -48,6 +49,7 @@ class Classifier:
         self.precision = config.precision
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
         self.halving = AutoBatchSize(config.batch_size, log)
+        self._sized = False
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -120,10 +122,13 @@ class Classifier:
         return total
 
     def _parts(self, images: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        if not self._sized and len(images) >= self.halving.size:
+            self.halving.enlarge(lambda size: self._some(images[:size]), self.device)
+            self._sized = True
         return self.halving.parts(len(images), lambda part: self._some(images[part]))
 
     def _some(self, images: Tensor) -> Tensor:
-        pixels = to_pixels(images.to(self.device, non_blocking=True)).contiguous(memory_format=torch.channels_last)
+        pixels = to_pixels(to_device(images, self.device)).contiguous(memory_format=torch.channels_last)
         return checked_outputs(self.model(pixels), len(images))
 
 

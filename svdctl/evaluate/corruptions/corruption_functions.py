@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from svdctl.config.corruption_names import CORRUPTIONS, SEVERITIES, corruption_name
+from svdctl.data.streamed_images import to_device
 from svdctl.errors import ShapeError, UsageError
 from svdctl.evaluate.corruptions import blur, colour, digital, noise, spatter, weather
 from svdctl.evaluate.corruptions.keyed_random import Draws, image_keys
@@ -25,9 +26,14 @@ SMALLEST = 8
 _CHUNK = 3 * 32 * 32 * 64
 """Values worked on at once: what fits in a processor's cache, and keeps any batch from filling the memory."""
 
+_GPU_CHUNK = 3 * 32 * 32 * 4096
+"""The same on a GPU: enough work for each kernel."""
 
-def corrupt(images: Tensor, name: str, severity: int, seed: int = 0) -> Tensor:
-    """Return images with one of CIFAR-C's corruptions, on the images' device.
+
+def corrupt(
+    images: Tensor, name: str, severity: int, seed: int = 0, *, device: torch.device | str | None = None
+) -> Tensor:
+    """Return images with one of CIFAR-C's corruptions, on the images' device or another one.
 
     The same image, corruption, severity and seed give the same pixels, in any batch, order and process: the random
     draws are keyed by a hash of the image's own pixels. (Equal images in a batch are therefore corrupted equally.)
@@ -40,6 +46,8 @@ def corrupt(images: Tensor, name: str, severity: int, seed: int = 0) -> Tensor:
         name: one of `CORRUPTIONS`.
         severity: 1 to 5.
         seed: any whole number.
+        device: where the images are corrupted, if not where they are. From the CPU to a GPU this waits for nothing that
+            the GPU has still to do, but for the few corruptions that read something back.
 
     Returns:
         uint8, of the shape of `images`.
@@ -64,16 +72,19 @@ def corrupt(images: Tensor, name: str, severity: int, seed: int = 0) -> Tensor:
             f"{images.dtype} {tuple(images.shape)}"
         )
     if images.shape[1] == 1:
-        return corrupt(images.expand(-1, 3, -1, -1), name, level, number)[:, :1].contiguous()
+        return corrupt(images.expand(-1, 3, -1, -1), name, level, number, device=device)[:, :1].contiguous()
     if min(images.shape[-2:]) < SMALLEST:
         raise ShapeError(
             f"images to corrupt must have at least {SMALLEST} x {SMALLEST} pixels, not {tuple(images.shape[-2:])}; "
             "enlarge them first"
         )
-    size = max(1, _CHUNK // images[:1].numel()) if len(images) else 1
-    parts = [
-        _FUNCTIONS[name](part, level, Draws(partial(image_keys, part, name, level, number)))
-        for part in images.contiguous().split(size)
-        if len(part)
-    ]
-    return torch.cat(parts).contiguous() if parts else images.clone()
+    there = images.device if device is None else torch.device(device)
+    if not len(images):
+        return images.to(there, copy=True)
+    size = max(1, (_CHUNK if there.type == "cpu" else _GPU_CHUNK) // images[:1].numel())
+
+    def some(part: Tensor) -> Tensor:
+        draws = Draws(partial(image_keys, part, name, level, number, there))
+        return _FUNCTIONS[name](to_device(part, there), level, draws)
+
+    return torch.cat([some(part) for part in images.contiguous().split(size)]).contiguous()

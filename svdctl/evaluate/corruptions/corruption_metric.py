@@ -16,7 +16,8 @@ from torch import Tensor
 from svdctl.config.corruption_names import CLEAN, GENERAL_NOTE, NOTES, SEVERITIES, list_name, named_lists
 from svdctl.data.batches import derived_seed
 from svdctl.data.data_source import place_of, source_of
-from svdctl.data.streamed_images import rows_of
+from svdctl.data.streamed_images import made_ahead, rows_of, to_device
+from svdctl.evaluate.auto_batch_size import LARGEST
 from svdctl.evaluate.corruptions.corruption_functions import corrupt
 from svdctl.evaluate.corruptions.published_files import CifarC, find_or_fetch, open_cifar_c
 from svdctl.evaluate.inference import Classifier, check_finite, subset
@@ -50,8 +51,8 @@ def _published(files: CifarC, name: str, severity: int, index: Tensor) -> Tensor
     return torch.from_numpy(np.array(part)).permute(0, 3, 1, 2)
 
 
-def _drawn(test: Tensor, seed: int, name: str, severity: int, index: Tensor) -> Tensor:
-    return corrupt(test[index.to(test.device)], name, severity, seed)
+def _drawn(test: Tensor, device: torch.device, seed: int, name: str, severity: int, index: Tensor) -> Tensor:
+    return corrupt(test[index], name, severity, seed, device=device)
 
 
 def open_source(context: MeasurementContext, settings: CorruptionSettings) -> Source:
@@ -66,7 +67,7 @@ def open_source(context: MeasurementContext, settings: CorruptionSettings) -> So
     if source.published_corruptions is None and settings.root is None:
         notes = [GENERAL_NOTE, *(f"{name}: {NOTES[name]}" for name in names if NOTES[name])]
         identity = {"source": "drawn", "seed": seed}
-        return Source(partial(_drawn, test.images.to(context.classifier.device), seed), identity, identity, notes)
+        return Source(partial(_drawn, test.images, context.classifier.device, seed), identity, identity, notes)
     if source.published_corruptions is not None:
         folder = find_or_fetch(
             source.published_corruptions,
@@ -160,8 +161,17 @@ def measure(
 
 def _correct(classifier: Classifier, source: Source, name: str, severity: int, index: Tensor, labels: Tensor) -> Tensor:
     """Return how many of the corrupted images get their label, and how many get logits that are not finite: `(2,)`."""
-    parts = zip(index.split(CHUNK), labels.split(CHUNK), strict=True)
-    return torch.stack([classifier.correct(source.images(name, severity, part), own) for part, own in parts]).sum(0)
+    cuda = classifier.device.type == "cuda"
+    size = max(CHUNK, LARGEST) if cuda else CHUNK
+
+    def images(part: Tensor) -> Tensor:
+        return to_device(source.images(name, severity, part), classifier.device)
+
+    calls = (partial(images, part) for part in index.split(size))
+    # While a GPU works on some, the next ones are read, or drawn there; a CPU has no core to spare.
+    made = made_ahead(calls) if cuda else (call() for call in calls)
+    pairs = zip(made, labels.split(size), strict=True)
+    return torch.stack([classifier.correct(some, own) for some, own in pairs]).sum(0)
 
 
 def summary(correct: Mapping[str, int], names: list[str], severities: tuple[int, ...], count: int) -> dict[str, Any]:
