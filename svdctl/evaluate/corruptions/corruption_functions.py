@@ -1,7 +1,6 @@
 """All corruptions by name."""
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -31,7 +30,7 @@ _GPU_CHUNK = 3 * 32 * 32 * 4096
 
 
 def corrupt(
-    images: Tensor, name: str, severity: int, seed: int = 0, *, device: torch.device | str | None = None
+    images: Tensor, name: str, severity: int, seed: int = 0, device: torch.device | str | None = None
 ) -> Tensor:
     """Return images with one of CIFAR-C's corruptions, on the images' device or another one.
 
@@ -72,7 +71,7 @@ def corrupt(
             f"{images.dtype} {tuple(images.shape)}"
         )
     if images.shape[1] == 1:
-        return corrupt(images.expand(-1, 3, -1, -1), name, level, number, device=device)[:, :1].contiguous()
+        return corrupt(images.expand(-1, 3, -1, -1), name, level, number, device)[:, :1].contiguous()
     if min(images.shape[-2:]) < SMALLEST:
         raise ShapeError(
             f"images to corrupt must have at least {SMALLEST} x {SMALLEST} pixels, not {tuple(images.shape[-2:])}; "
@@ -84,7 +83,8 @@ def corrupt(
     size = max(1, (_CHUNK if there.type == "cpu" else _GPU_CHUNK) // images[:1].numel())
 
     def some(part: Tensor) -> Tensor:
-        draws = Draws(partial(image_keys, part, name, level, number, there))
+        # Hashes are made of the images where they are.
+        draws = Draws(lambda: to_device(image_keys(part, name, level, number), there))
         return _FUNCTIONS[name](to_device(part, there), level, draws)
 
     return torch.cat([some(part) for part in images.contiguous().split(size)]).contiguous()

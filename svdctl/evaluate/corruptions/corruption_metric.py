@@ -52,7 +52,7 @@ def _published(files: CifarC, name: str, severity: int, index: Tensor) -> Tensor
 
 
 def _drawn(test: Tensor, device: torch.device, seed: int, name: str, severity: int, index: Tensor) -> Tensor:
-    return corrupt(test[index], name, severity, seed, device=device)
+    return corrupt(test[index], name, severity, seed, device)
 
 
 def open_source(context: MeasurementContext, settings: CorruptionSettings) -> Source:

@@ -13,20 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from svdctl.data.streamed_images import to_device
-
 _GAMMA = 0x9E3779B97F4A7C15 - 2**64
 _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
 """As signed numbers of 64 bits, which is what torch has."""
 
 
-def image_keys(images: Tensor, name: str, severity: int, seed: int, device: torch.device) -> Tensor:
-    """Return keys `(N,)` int64 of images `(N, C, H, W)` uint8, on a device; hashes are made on the CPU."""
+def image_keys(images: Tensor, name: str, severity: int, seed: int) -> Tensor:
+    """Return keys `(N,)` int64 of images `(N, C, H, W)` uint8, on the images' device."""
     purpose = hashlib.blake2b(repr((name, severity, seed)).encode(), digest_size=16).digest()
     array = images.cpu().contiguous().numpy()
     keys = [hashlib.blake2b(image.data, digest_size=8, key=purpose).digest() for image in array]
-    return to_device(torch.from_numpy(np.frombuffer(b"".join(keys), dtype="<i8").copy()), device)
+    return torch.from_numpy(np.frombuffer(b"".join(keys), dtype="<i8").copy()).to(images.device)
 
 
 class Draws:
