@@ -102,7 +102,12 @@ def test_the_detector_detects() -> None:
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(
-    ("kind", "hardware"), [*((kind, name) for name in HARDWARE for kind in KINDS), ("divide-parametrize", "compile")]
+    ("kind", "hardware"),
+    # By QR, a GPU's retraction reads whether its way by products has held.
+    [
+        *((kind, name) for name in HARDWARE for kind in KINDS if kind != "divide-qr"),
+        ("divide-parametrize", "compile"),
+    ],
 )
 def test_a_step_on_cuda_does_not_wait_for_the_host(tmp_path: Path, kind: str, hardware: str) -> None:
     more = HARDWARE.get(hardware, {"compile": True, "precision": "bf16-mixed"})
