@@ -59,7 +59,7 @@ class Retraction(NamedTuple):
 
 
 @functools.cache
-def _scalings(dtype: torch.dtype) -> tuple[float, ...]:
+def newton_schulz_scalings(dtype: torch.dtype) -> tuple[float, ...]:
     """Return the factor of each Newton-Schulz step; see the note above."""
     factors, least = [], SMALLEST
     while 1 - least * least > torch.finfo(dtype).eps:
@@ -76,7 +76,7 @@ def polar_retraction(matrices: Tensor) -> Retraction:
     # Of a matrix of zeros the sum is 0.
     shrink = torch.linalg.vector_norm(gram, 1, dim=-1).amax(-1).clamp_min(tiny).rsqrt()[:, None, None]
     root = gram * shrink.square()
-    first, *others = _scalings(gram.dtype)
+    first, *others = newton_schulz_scalings(gram.dtype)
     inverse = torch.add(1.5 * first * identity, root, alpha=-0.5 * first**3)
     root = torch.bmm(root, inverse)
     for factor in others:
