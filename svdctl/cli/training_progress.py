@@ -39,11 +39,12 @@ def evaluation_line(metrics: Mapping[str, float]) -> str:
         certified = f"  at {metrics['epsilon']:g}/255 {metrics['val_certified_acc']:.2%}  L {metrics['lipschitz']:.5g}"
         if "frame_deviation" in metrics:
             certified += f"  frames {metrics['frame_deviation']:.1e}"
+    proofs = f", proofs {metrics['proof_time']:.1f} s" if "proof_time" in metrics else ""
     return (
         f"epoch {metrics['epoch']:3.0f}/{metrics['epochs']:.0f}  loss {_known(metrics['loss'], '.4f')}  "
         f"acc {_known(metrics['acc'], '.2%')}  "
         f"held-out loss {metrics['val_loss']:.4f}  acc {metrics['val_acc']:.2%}{certified}  "
-        f"{_known(metrics['train_time'], '.1f')} s (control {_known(metrics['clipping_time'], '.1f')} s)"
+        f"{_known(metrics['train_time'], '.1f')} s (control {_known(metrics['clipping_time'], '.1f')} s{proofs})"
     )
 
 

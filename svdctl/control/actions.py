@@ -240,7 +240,7 @@ class LayerGroups:
         self.seal_([first for first in firsts if len(self.names[first]) > 1], sharp=False)
         return found
 
-    def seal_(self, firsts: Sequence[str], *, sharp: bool) -> dict[str, tuple[bool, dict[str, Bracket]]]:
+    def seal_(self, firsts: Sequence[str], *, sharp: bool) -> dict[str, tuple[float, dict[str, Bracket]]]:
         """Scale the layers of groups until all are proved to be within their maxima.
 
         Args:
@@ -248,21 +248,24 @@ class LayerGroups:
             sharp: find brackets as sharp as a measurement, instead of those from 0 to the maximum.
 
         Returns:
-            Of each group whether any layer was changed, and a bracket of each layer's norm.
+            Of each group the smallest factor that scaled a layer, 1 where none was changed, and a bracket of each
+            layer's norm.
 
         Raises:
             ShapeError: as `act_`.
         """
-        found: dict[str, tuple[bool, dict[str, Bracket]]] = {}
+        found: dict[str, tuple[float, dict[str, Bracket]]] = {}
+        smallest = dict.fromkeys(firsts, 1.0)
         left = list(firsts)
-        for done in range(_MOST_ROUNDS):
+        for _ in range(_MOST_ROUNDS):
             results = self._scale_once_(left, sharp=sharp)
             for first in left:
                 factors = {results[name][0] for name in self.names[first]}
+                smallest[first] = min(smallest[first], *factors)
                 # A bracket that is shown is measured of the final weights: a run that goes on from them finds the same.
                 if (len(self.names[first]) == 1 and not sharp) or factors == {1.0}:
                     brackets = {name: results[name][1] for name in self.names[first]}
-                    found[first] = done > 0 or factors != {1.0}, brackets
+                    found[first] = smallest[first], brackets
             left = [first for first in left if first not in found]
             if not left:
                 return found

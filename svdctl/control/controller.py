@@ -142,6 +142,10 @@ class Controller:
         """Steps of the optimiser so far."""
         self.control_seconds = 0.0
         """Seconds that control has taken, what keeps layers in their form left out."""
+        self.proof_seconds = 0.0
+        """Seconds that `prove` has taken."""
+        self.smallest_factor = 1.0
+        """By which the last proof or seal scaled a layer; 1: none was above its maximum."""
         self._method: ControlMethod = CONTROLS.get(config.kind)
         self._known = {name: (ops, layer) for name, layer in model.named_modules() if (ops := find_ops(layer))}
         self._by_type: dict[LayerOps, list[nn.Module]] = {}
@@ -336,18 +340,51 @@ class Controller:
         """
         if self.batchnorm is not None:
             self._limit_norms()
+        return self._scaled_within(sharp=sharp)
+
+    @torch.no_grad()
+    def prove(self) -> dict[str, Bracket]:
+        """Prove every controlled layer to be at most its maximum, all together; one found above is scaled there.
+
+        Unlike `seal` it leaves BatchNorm alone. It waits for the device, and belongs between two steps.
+
+        Returns:
+            What was proved, by layer, from 0 to the maximum; nothing under the paper's procedure.
+
+        Raises:
+            ShapeError: weights that are not finite.
+        """
+        began = time.perf_counter()
+        found = self._scaled_within(sharp=False)
+        self.proof_seconds += time.perf_counter() - began
+        return found
+
+    def is_proof_due(self, step: int) -> bool:
+        """Return whether `prove` is due after this step; never for `auto`, which a run replaces when it starts."""
+        if not self._controlled or not self._method.seals(self.config):
+            return False
+        every = self.config.prove_every_steps
+        return isinstance(every, int) and every > 0 and step % every == 0
+
+    def _scaled_within(self, *, sharp: bool) -> dict[str, Bracket]:
+        """Scale controlled layers until all are proved to be within their maxima; return what was proved."""
+        self.smallest_factor = 1.0
         if not self._controlled or not self._method.seals(self.config):
             return {}
         mine: dict[str, Bracket] = {}
+        factors = [1.0]
 
         def seal(firsts: list[str]) -> dict[str, bool]:
             found = self._groups.seal_(firsts, sharp=sharp)
-            for _, brackets in found.values():
+            for factor, brackets in found.values():
                 mine.update(brackets)
-            return {first: changed for first, (changed, _) in found.items()}
+                factors.append(factor)
+            return {first: factor != 1 for first, (factor, _) in found.items()}
 
         self._seal.each(seal, lambda first: [self._groups.tensors[name][0] for name in self._groups.names[first]])
-        found = {name: bracket for part in self._group.gathered(mine) for name, bracket in part.items()}
+        gathered = self._group.gathered((min(factors), mine))
+        self.smallest_factor = min(factor for factor, _ in gathered)
+        found = {name: bracket for _, part in gathered for name, bracket in part.items()}
         return {name: found[name] for name in self._controlled}
 
     def report(self, proved: Mapping[str, Bracket] = MappingProxyType({})) -> list[LayerReport]:

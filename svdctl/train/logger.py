@@ -28,7 +28,7 @@ class LogWriter(Protocol):
     """An open log of one run."""
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Add a line: `kind` (`step` or `epoch`), `step`, `epoch` and figures, None where one is not known."""
+        """Add a line: `kind` (`step`, `proof` or `epoch`), `step`, `epoch` and figures, None where one is not known."""
 
     def close(self) -> None:
         """Flush and close; also called when the run failed."""
@@ -74,7 +74,7 @@ def register_logger(logger: L) -> L:
     ...     kind: Literal["printing"] = "printing"
     >>> class Printed:
     ...     def write(self, line):
-    ...         print(line["step"], line["loss"])
+    ...         print(line["step"], line.get("loss"))
     ...     def close(self):
     ...         pass
     >>> @svdctl.register_logger

@@ -72,6 +72,8 @@ class Loop:
             if last:
                 break
             due = config.checkpoint.every_steps is not None and step % config.checkpoint.every_steps == 0
+            if trainer.controller.is_proof_due(step) and not (due or (trainer.at_epoch_end and any(self._ends(epoch)))):
+                self._prove(epoch)
             if due or stops:
                 trainer.read(trainer.totals[EPOCH], epoch)  # nothing that is not finite is saved
                 self._note_time()
@@ -80,6 +82,24 @@ class Loop:
             if stops:
                 return False
         return True
+
+    def _ends(self, epoch: int) -> tuple[bool, bool]:
+        """Return whether the network is evaluated, and whether it is saved, after the last step of an epoch."""
+        config, last = self.trainer.config, self.trainer.counters.step >= self.trainer.total_steps
+        return (
+            last or (epoch + 1) % config.evaluation.every_epochs == 0,
+            last or (epoch + 1) % config.checkpoint.every_epochs == 0,
+        )
+
+    def _prove(self, epoch: int) -> None:
+        """Prove all layers to be within their maxima, and log a line with the bounds."""
+        trainer = self.trainer
+        trainer.read(trainer.totals[EPOCH], epoch)  # nothing that is not finite is proved; the device has caught up
+        proved = trainer.prove()
+        # Of the largest bound over its maximum, as it was found: what is above 1 was scaled.
+        found = 1 / trainer.controller.smallest_factor
+        bounds = {f"bound/{name}": bracket.upper for name, bracket in proved.items()}
+        self._record("proof", {"epoch": epoch + 1, "found": found, **bounds})
 
     def _note_time(self) -> None:
         """Add the time since the last call to that of the epoch."""
@@ -98,9 +118,9 @@ class Loop:
         trainer.check_frames()
         self._note_time()
         metrics.update(train_time=trainer.train_time, clipping_time=trainer.control_time)
-        last = trainer.counters.step >= trainer.total_steps
-        evaluated = last or (epoch + 1) % config.evaluation.every_epochs == 0
-        saved = last or (epoch + 1) % config.checkpoint.every_epochs == 0
+        if trainer.proof_time:
+            metrics["proof_time"] = trainer.proof_time
+        evaluated, saved = self._ends(epoch)
         if evaluated:
             trainer.seal()
             began = time.perf_counter()
@@ -122,7 +142,7 @@ class Loop:
             self.save("last")
 
     def _record(self, kind: str, metrics: Mapping[str, float]) -> None:
-        """Log a line about a `step` or an `epoch`; checkpoints hold those about epochs, and digests of the others."""
+        """Log a line about a `step`, `proof` or `epoch`; checkpoints hold those about epochs, digests of the others."""
         trainer = self.trainer
         line = make_line(kind, trainer.counters.step, metrics)
         if kind == "epoch":
@@ -131,7 +151,7 @@ class Loop:
             trainer.step_digests.append(line_digest(line))
         if self.log is not None:
             self.log.write(line)
-        trainer.counters.step_lines += kind == "step"
+        trainer.counters.step_lines += kind != "epoch"
 
     def _is_best(self, metrics: Mapping[str, float]) -> bool:
         """Return whether this network beats all before it, and count it if so; certified accuracy goes before plain."""

@@ -76,7 +76,7 @@ def draw(
     curves, spectrum, certified = (folder / f"{name}.png" for name in ("curves", "spectrum", "certified"))
     config, controller = trainer.config, trainer.controller
     held_out = "validation part" if config.evaluation.select == "validation" else "test set"
-    steps = [line for line in read_log(folder / "metrics.jsonl") if line["kind"] == "step"]
+    steps = [line for line in read_log(folder / "metrics.jsonl") if line["kind"] != "epoch"]
     plot_curves([*steps, *trainer.epochs], curves, held_out=held_out, loss_name=config.loss.kind)
     after = spectra(trainer.model, sizes)
     allowed = {name: controller.allowed(name) if name in controller.layers else None for name in after}
@@ -98,15 +98,20 @@ def _figure(width: float, height: float) -> "Figure":
 def plot_curves(
     records: Sequence[Mapping[str, Any]], path: Path, *, held_out: str, loss_name: str = CROSS_ENTROPY
 ) -> None:
-    """Draw loss (cross-entropy on held-out data), penalty, where there is one, and accuracy by epoch, a panel each."""
+    """Draw loss (cross-entropy on held-out data), penalty, accuracy by epoch, and proofs by step, a panel each.
+
+    Penalty and proofs are drawn where there are any.
+    """
     # What is not known, None, is a gap in a curve.
     records = [{name: math.nan if value is None else value for name, value in record.items()} for record in records]
     epochs = [record for record in records if record["kind"] == "epoch"]
     evaluated = [record for record in epochs if {"val_acc", "val_loss"} <= record.keys()]
     steps = [record for record in records if record["kind"] == "step"]
     has_penalty = any(record["orthogonal_loss"] > 0 for record in epochs)
-    figure = _figure(4.2 * (3 if has_penalty else 2), 3.4)
-    panels = list(figure.subplots(1, 3 if has_penalty else 2))
+    proofs = [record for record in records if record["kind"] == "proof"]
+    count = 2 + has_penalty + bool(proofs)
+    figure = _figure(4.2 * count, 3.4)
+    panels = list(figure.subplots(1, count))
     loss = panels.pop(0)
     of = f", {CROSS_ENTROPY}" if loss_name != CROSS_ENTROPY else ""
     loss.plot([r["step"] for r in steps], [r["loss"] for r in steps], color="0.75", lw=1, label="training, by step")
@@ -128,6 +133,12 @@ def plot_curves(
         accuracy.plot([r["step"] for r in certified], values, marker=".", label=label)
     accuracy.set(title="accuracy, %", xlabel="step", ylim=(None, 100.5))
     accuracy.legend(frameon=False)
+    if proofs:
+        proof = panels.pop(0)
+        proof.plot([r["step"] for r in proofs], [r["found"] for r in proofs], marker=".", label="found")
+        proof.axhline(1, color="tab:red", ls="--", lw=1, label="allowed, and proved after scaling")
+        proof.set(title="largest proved bound / maximum", xlabel="step")
+        proof.legend(frameon=False)
     write_picture(figure, path)
 
 

@@ -4,6 +4,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from svdctl.config.control_config import PROVE_EVERY_STEPS_ON_CUDA
 from svdctl.config.migrate import migrate_configuration
 from svdctl.config.train_config import CROSS_ENTROPY, TrainConfig
 from svdctl.data.data_source import source_of
@@ -27,7 +28,8 @@ WITHOUT_EFFECT = (
 def run_hash(config: TrainConfig) -> str:
     """Return twelve hexadecimal digits, equal for configurations of equal results.
 
-    Names, places, logs and kinds of devices are left out. `checkpoint.every_epochs` is left out too when every epoch is
+    Names, places, logs and kinds of devices are left out, and what `control.prove_every_steps = "auto"` becomes on any
+    of these. `checkpoint.every_epochs` is left out too when every epoch is
     evaluated: an evaluation seals the bounds already, so that writing a checkpoint after it changes nothing.
     """
     return json_digest(_deciding(config))[:12]
@@ -60,6 +62,8 @@ def _deciding(config: TrainConfig) -> dict[str, Any]:
         section, _, key = path.rpartition(".")
         (table[section] if section else table).pop(key, None)
     table["hardware"].update(devices=1, num_nodes=1)
+    if table["control"].get("prove_every_steps") in ("auto", 0, PROVE_EVERY_STEPS_ON_CUDA):
+        del table["control"]["prove_every_steps"]
     if table["loss"] == {"kind": CROSS_ENTROPY}:
         del table["loss"]  # runs were named by their hashes before there were others
     return table

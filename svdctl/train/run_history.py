@@ -28,7 +28,7 @@ class History:
     epochs: list[dict[str, Any]]
     """Lines of the log about the epochs that are finished."""
     steps: list[dict[str, Any]]
-    """Lines of the log about steps up to the checkpoint's."""
+    """Lines of the log about steps, and proofs after them, up to the checkpoint's."""
     left_out: int
     """Lines of the log that are damaged, foreign, or contradicted by another about the same step."""
 
@@ -48,7 +48,8 @@ def read_history(checkpoint: Checkpoint, folder: Path) -> History:
     step = int(training["counters"]["step"])
     lines, left_out = scan_log(folder / "metrics.jsonl")
     lines = [line for line in lines if line["step"] <= step]
-    about_steps, about_epochs = ([line for line in lines if line["kind"] == kind] for kind in ("step", "epoch"))
+    about_steps = [line for line in lines if line["kind"] in ("step", "proof")]
+    about_epochs = [line for line in lines if line["kind"] == "epoch"]
     steps = _unambiguous(about_steps, training.get("step_digests"))
     logged = _unambiguous(about_epochs, None)
     left_out += len(about_steps) - len(steps)
@@ -62,12 +63,12 @@ def read_history(checkpoint: Checkpoint, folder: Path) -> History:
 
 
 def _unambiguous(lines: Sequence[dict[str, Any]], digests: Sequence[str] | None) -> list[dict[str, Any]]:
-    """Return one line a step: those with the checkpoint's digests; without digests, those that no other contradicts."""
-    found: dict[int, list[dict[str, Any]]] = {}
+    """Return one line a kind and step: with the checkpoint's digests; without any, one that no other contradicts."""
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
     known = None if digests is None else frozenset(digests)
     for line in lines:
         if known is None or line_digest(line) in known:
-            found.setdefault(line["step"], []).append(line)
+            found.setdefault((line["kind"], line["step"]), []).append(line)
     return [first for first, *others in found.values() if all(other == first for other in others)]
 
 

@@ -87,6 +87,8 @@ def _control_line(config: TrainConfig) -> str:
         parts = [f"{control.kind} convolutions to {control.max_sigma:g} every {control.every_steps} steps"]
         if control.linear_max is not None:
             parts.append(f"linear layers to {control.linear_max:g}")
+        if control.prove_every_steps not in ("auto", 0) and control.procedure == "certified":
+            parts.append(f"proved every {control.prove_every_steps} steps")
         parts.append("sealed by proof" if control.procedure == "certified" else "paper's procedure, no seal")
     if config.batchnorm is not None:
         parts.append(f"BatchNorm to {config.batchnorm.max_gain:g}")

@@ -14,6 +14,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
+from svdctl.config.control_config import PROVE_EVERY_STEPS_ON_CUDA
 from svdctl.config.run_config import Hardware
 from svdctl.config.train_config import TrainConfig
 from svdctl.data.batches import derived_seed
@@ -69,6 +70,15 @@ def launch(config: TrainConfig) -> Fabric:
             ) from error
         raise
     return fabric
+
+
+def with_proofs(config: TrainConfig, device: torch.device) -> TrainConfig:
+    """Return the configuration with a number in place of `control.prove_every_steps = "auto"`."""
+    control = config.control
+    if control.kind == "none" or control.prove_every_steps != "auto":
+        return config
+    every = PROVE_EVERY_STEPS_ON_CUDA if device.type == "cuda" else 0
+    return config.model_copy(update={"control": control.model_copy(update={"prove_every_steps": every})})
 
 
 @contextmanager

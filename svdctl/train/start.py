@@ -17,7 +17,7 @@ from svdctl.train.run import TrainingRun
 from svdctl.train.run_hash import config_in, differing
 from svdctl.train.run_history import History, read_history
 from svdctl.train.run_plan import SELECTION, plan
-from svdctl.train.setup import Parts, launch, load_parts
+from svdctl.train.setup import Parts, launch, load_parts, with_proofs
 from svdctl.train.trainer import Counters
 from svdctl.utils.atomic_write import write_atomically
 from svdctl.utils.progress import Reporter
@@ -42,6 +42,7 @@ def run(
         TrainingError: for a loss that is not finite; what was saved stays.
     """
     fabric = launch(config)
+    config = with_proofs(config, fabric.device)
     folder: Path | None = None
     with end_together(fabric, lambda: _after_loss(folder, to_resume)):
         with fabric.rank_zero_first(local=True):  # data may have to be downloaded

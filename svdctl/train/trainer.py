@@ -50,7 +50,7 @@ class Counters:
     unknown_data_until: int = 0
     """Step up to which it is not known on which data it was trained; 0: all is known."""
     step_lines: int = 0
-    """Lines about steps that the log was given."""
+    """Lines about steps and proofs that the log was given."""
     departures: int = 0
     """How often the run went on with other data, or from an earlier checkpoint than its last one."""
 
@@ -110,7 +110,7 @@ class Trainer:
         self.epochs: list[dict[str, Any]] = []
         """The lines of the log about the epochs so far."""
         self.step_digests: list[str] = []
-        """`line_digest` of each line about steps that the log was given."""
+        """`line_digest` of each line about steps and proofs that the log was given."""
         self._computed: dict[str, tuple[list[int], Any]] = {}
         """What was computed of the weights since the last step, with the counters of their changes."""
         # Added to step by step, so that they do not depend on when they are read.
@@ -139,6 +139,8 @@ class Trainer:
         """Seconds of the epoch's steps."""
         self.control_time = 0.0
         """Seconds of control among them."""
+        self.proof_time = 0.0
+        """Seconds of proofs among them."""
 
     def train_step(self, batch: Batch) -> None:
         """Make one step, and add (loss, penalty, correct, images, steps that were not finite) to `totals`.
@@ -190,6 +192,13 @@ class Trainer:
                 ]
             )
             self.totals += added
+
+    def prove(self) -> dict[str, Bracket]:
+        """Prove all layers to be within their maxima, in all processes; returns what was proved, by layer."""
+        before = self.controller.proof_seconds
+        found = self.controller.prove()
+        self.proof_time += self.controller.proof_seconds - before
+        return found
 
     def seal(self) -> dict[str, Bracket]:
         """Make the bounds hold by proof, in all processes; returns what was proved, once for a state, by layer.
@@ -318,6 +327,7 @@ class Trainer:
                 "totals": self.group.summed_(totals).cpu(),
                 "train_time": self.train_time,
                 "clipping_time": self.control_time,
+                "proof_time": self.proof_time,
             },
             "epochs": [dict(line) for line in self.epochs],
             "step_digests": [*self.step_digests],
@@ -356,3 +366,4 @@ class Trainer:
         self.totals.copy_(totals[rank])
         self.train_time = float(state["epoch"]["train_time"])
         self.control_time = float(state["epoch"]["clipping_time"])
+        self.proof_time = float(state["epoch"].get("proof_time", 0.0))  # older versions had none

@@ -47,7 +47,10 @@ def test_every_flag_of_the_papers_command_sets_its_field(recipe: Mock) -> None: 
             "kind": "tt", "rank": 12, "rank_scale": None, "compress_first": True, "init": None,
             "frames": {"kind": "penalty", "weight": 3, "count": "paper"},
         },
-        "control": {"kind": "clip", "max_sigma": 1.5, "every_steps": 5, "linear_max": None, "procedure": "certified"},
+        "control": {
+            "kind": "clip", "max_sigma": 1.5, "every_steps": 5, "prove_every_steps": "auto", "linear_max": None,
+            "procedure": "certified",
+        },
         "batchnorm": None,
         "certificate": {"epsilon": 72, "radii": [36, 72, 108, 255]},
         "optimizer": {"kind": "sgd", "lr": 0.2, "momentum": 0.8, "nesterov": False, "weight_decay": 1e-3},

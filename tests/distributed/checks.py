@@ -92,8 +92,12 @@ def controllers(group: Group) -> None:
             for _ in range(3):
                 with NoHostReads() if isinstance(control, Divide) else nullcontext():
                     controller.step()
+            with torch.no_grad():
+                model[2].weight.mul_(2)
+            proved = controller.prove(), controller.smallest_factor
+            assert controller.smallest_factor < 1
             controller.seal()
-            made.append((model.state_dict(), controller.report(), controller.state_dict()["vectors"]))
+            made.append((model.state_dict(), (controller.report(), proved), controller.state_dict()["vectors"]))
         (alone, reported, vectors), (shared, together, kept) = made
         assert all(torch.equal(shared[name], value) for name, value in alone.items()), control
         assert together == reported

@@ -26,7 +26,7 @@ from svdctl.train import start as recipe
 from svdctl.train.metrics_log import read_log
 from tests.train.test_runs import Recorder
 
-TIMES = ("train_time", "clipping_time", "val_time", "seconds")
+TIMES = ("train_time", "clipping_time", "proof_time", "val_time", "seconds")
 STEPS = 3
 """Steps of an epoch."""
 
