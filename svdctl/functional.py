@@ -18,6 +18,7 @@ from svdctl.layers.norms import layer_norm_bound
 from svdctl.spectral import bounds, values
 from svdctl.spectral.bounds import Bracket
 from svdctl.spectral.convolution import Convolution
+from svdctl.spectral.exact_arithmetic import exact_products
 
 Layer = nn.Module | Tensor | Convolution
 
@@ -34,6 +35,7 @@ def convolution_of(
     return operator_of(layer)
 
 
+@exact_products()
 def singular_values(
     layer: Layer,
     input_size: int | Sequence[int] = 1,
@@ -70,6 +72,7 @@ def singular_values(
     return values.singular_values(conv, size, accuracy=accuracy)
 
 
+@exact_products()
 def spectral_norm_bound(
     layer: Layer,
     *,
@@ -107,6 +110,7 @@ def spectral_norm_bound(
 
 
 @torch.no_grad()
+@exact_products()
 def clip_(
     model: nn.Module, *, max_sigma: float, layers: str | Sequence[str] = "*", linear: bool = False
 ) -> dict[str, float]:
@@ -150,6 +154,7 @@ def clip_(
 
 
 @torch.no_grad()
+@exact_products()
 def divide_(
     model: nn.Module, *, max_sigma: float, layers: str | Sequence[str] = "*", linear: bool = False
 ) -> dict[str, float]:

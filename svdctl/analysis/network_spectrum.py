@@ -22,6 +22,7 @@ from svdctl.layers.padding import Convolutional, padding_factor
 from svdctl.layers.shapes import Calls, observed_calls
 from svdctl.layers.stiefel import frame_error
 from svdctl.spectral.bounds import Bracket, norm_bound
+from svdctl.spectral.exact_arithmetic import exact_products
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -166,12 +167,13 @@ def spectrum(
         ) from error
     rows = []
     chosen = {key: module for key, module in chosen.items() if not _is_pixels(module, calls.get(key))}
-    proved = _bounds_together(chosen, calls, tolerance, at_most)
-    for done, (key, module) in enumerate(chosen.items()):
-        if tell is not None:
-            tell(done, len(chosen), key)
-        how = tolerance, accuracy, zero_padded, at_most, proved.get(key)
-        rows.append(_observed_row(key, module, calls.get(key), *how))
+    with exact_products():
+        proved = _bounds_together(chosen, calls, tolerance, at_most)
+        for done, (key, module) in enumerate(chosen.items()):
+            if tell is not None:
+                tell(done, len(chosen), key)
+            how = tolerance, accuracy, zero_padded, at_most, proved.get(key)
+            rows.append(_observed_row(key, module, calls.get(key), *how))
     only = None, "only some layers were asked for"
     lipschitz, why = _lipschitz(model, input_shape, tolerance) if layers == "*" else only
     return NetworkSpectrum(name, tuple(rows), lipschitz, why)

@@ -23,6 +23,7 @@ from svdctl.layers.layer_ops import LayerOps, find_ops, is_controllable
 from svdctl.layers.norms import layer_norm_bounds
 from svdctl.registry import CONTROLS
 from svdctl.spectral.bounds import Bracket
+from svdctl.spectral.exact_arithmetic import exact_products
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Controller:
     """Keeps the singular values of a network's layers at most `max_sigma` while it trains.
 
     Call `step` after each step of the optimiser, add `penalty` to the loss if the network has layers with one, and call
-    `seal` before an evaluation or a checkpoint: then the maximum is proved of every controlled layer.
+    `seal` before an evaluation or a checkpoint: then the maximum is proved of every controlled layer. All of these
+    compute in the weights' own precision, whatever TF32, autocast and the like are set to.
 
     Args:
         model: the network; its layers are found once.
@@ -126,6 +128,7 @@ class Controller:
         made._start(model, optimizer, config, batchnorm, sizes or {}, seed, group or Group(), layers)
         return made
 
+    @exact_products()
     def _start(
         self,
         model: nn.Module,
@@ -197,6 +200,7 @@ class Controller:
         """Return what a user should know before training."""
         return self._method.notices(list(self._controlled.values()), self.config)
 
+    @exact_products()
     def penalty(self) -> Tensor | None:
         """Return the term that the layers add to the loss (0-d), as for frames kept by a penalty; None: there is none.
 
@@ -221,6 +225,7 @@ class Controller:
         self.apply_(self.steps)
 
     @torch.no_grad()
+    @exact_products()
     def apply_(self, step: int) -> None:
         """Do what is due after the optimiser's step of this number, counted from 1; `step` calls it.
 
@@ -237,6 +242,7 @@ class Controller:
         self.control_(step)
 
     @torch.no_grad()
+    @exact_products()
     def control_(self, step: int) -> None:
         """Limit BatchNorm and apply the control, as far as due at this step."""
         began = time.perf_counter()
@@ -326,6 +332,7 @@ class Controller:
         actions.limit_batchnorms_(list(self.norms.values()), self.batchnorm.max_gain)
 
     @torch.no_grad()
+    @exact_products()
     def seal(self, *, sharp: bool = True) -> dict[str, Bracket]:
         """Make the maximum of every controlled layer hold by proof, before an evaluation or a checkpoint.
 
@@ -387,6 +394,7 @@ class Controller:
         found = {name: bracket for _, part in gathered for name, bracket in part.items()}
         return {name: found[name] for name in self._controlled}
 
+    @exact_products()
     def report(self, proved: Mapping[str, Bracket] = MappingProxyType({})) -> list[LayerReport]:
         """Return largest value, proved bound and allowed maximum of every convolution, linear layer and BatchNorm.
 

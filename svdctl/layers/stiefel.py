@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from svdctl.spectral.exact_arithmetic import exact_products
 from svdctl.spectral.faster_device import products_are_faster
 from svdctl.spectral.stacks import in_stacks
 
@@ -167,6 +168,7 @@ def gram_defect(frame: Tensor) -> Tensor:
     return torch.baddbmm(identity, frame.mT, frame, beta=-1)
 
 
+@exact_products()
 def frame_error(frame: Tensor) -> Tensor:
     """Return the spectral norm of `U^T U - I`: 0 for a frame (0-d); of half precision, in float32."""
     wide = frame.detach().to(torch.promote_types(frame.dtype, torch.float32))

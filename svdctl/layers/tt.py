@@ -22,6 +22,7 @@ from svdctl.layers.stiefel import (
 from svdctl.layers.stored_weight import computed_weight, why_not_as_stored
 from svdctl.layers.tt_fit import fitted_frames
 from svdctl.spectral.bounds import taps_norm
+from svdctl.spectral.exact_arithmetic import exact_products
 from svdctl.spectral.stacks import in_stacks
 
 PenaltyCount = Literal["paper", "entries"]
@@ -221,6 +222,7 @@ class TTConv2d(nn.Module):
 
     @classmethod
     @torch.no_grad()
+    @exact_products()
     def from_conv2d(
         cls, conv: nn.Conv2d, rank: int | tuple[int, int], *, frames: FramesKind = "retract"
     ) -> tuple["TTConv2d", float]:
@@ -268,6 +270,7 @@ class TTConv2d(nn.Module):
         return layer, float(error)
 
     @torch.no_grad()
+    @exact_products()
     def to_conv2d(self) -> nn.Conv2d:
         """Return the same operator as an ordinary convolution."""
         geometry = (self.kernel_size, self.stride, self.padding, self.dilation)
@@ -286,6 +289,7 @@ class TTConv2d(nn.Module):
 
 
 @torch.no_grad()
+@exact_products()
 def set_small_kernels_(
     layers: Sequence[TTConv2d], kernels: Sequence[Tensor], optimizer: torch.optim.Optimizer | None = None
 ) -> None:
@@ -300,6 +304,7 @@ def set_small_kernels_(
 
 
 @torch.no_grad()
+@exact_products()
 def retract_tt_layers_(
     layers: Sequence[TTConv2d],
     method: Method,

@@ -34,13 +34,28 @@ _write_fp32: Callable[[str, str, str], object] | None = getattr(torch._C, "_set_
 
 
 @contextmanager
+def exact_products() -> Iterator[None]:
+    """Compute products in each tensor's own precision: without TF32, bfloat16 products, reduced sums and autocast.
+
+    It is what reading, controlling and retracting layers asks for, and cheap enough for every training step. Proofs
+    ask for `exact_arithmetic`. Settings of the process are made by the first that enters, in whatever thread, and given
+    back by the last that leaves; autocast is turned off in each thread that enters.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_SWITCHES)
+        for device in _DEVICES:
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+@contextmanager
 def exact_arithmetic(
     default_dtype: torch.dtype = torch.float64, *, direct_convolutions: bool = False
 ) -> Iterator[None]:
     """Compute with IEEE arithmetic in each tensor's own precision, whatever the caller's settings are.
 
-    Settings of the process are made by the first that enters, in whatever thread, and given back by the last that
-    leaves; those of a thread (autocast, subnormal numbers) are made in each thread that enters.
+    Settings are made and given back as by `exact_products`; subnormal numbers are a setting of each thread, too.
 
     Args:
         default_dtype: torch's default dtype inside.
@@ -48,12 +63,9 @@ def exact_arithmetic(
             whose error is larger. In float64 it never does.
     """
     with ExitStack() as stack:
-        stack.enter_context(_SWITCHES)
+        stack.enter_context(exact_products())
         if direct_convolutions:
             stack.enter_context(_CUDNN)
-        for device in _DEVICES:
-            if torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(_subnormal_numbers())
         stack.enter_context(default_dtype_of(default_dtype))
         yield
