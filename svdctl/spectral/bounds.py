@@ -52,7 +52,8 @@ _CENTRES_EVALUATED = 4  # centres at which the norm is computed, in each pass ov
 _THRESHOLD_EXPONENT = 0.9  # (bound / lower bound) to this power is bound / threshold for the smallest initial cells
 _CLEARLY_ABOVE = 1e-3  # a lower bound this far above the maximum decides at once, whatever its rounding
 _FEW_CELLS = 0.25  # share of the cells, examined in float32, that is worth examining again in float64
-_MAX_FLOAT32_ERROR = 0.8  # share of the margin: float64 is used when float32's rounding error is larger
+_LARGE_ROUNDING = 0.1  # share of the margin: a better lower bound is worth its time when float32 takes this much
+_MAX_FLOAT32_ERROR = 0.5  # share of the margin: float64 is used when float32's rounding error is larger
 _SMALL_FLOAT32_ERROR = 0.15  # share of the margin: float64 would hardly drop more cells
 _SHARP = 1e-3  # bounds less than this above the lower bound need the largest values to all digits
 _BYTES_TOGETHER = 1 << 31  # of Gram matrices that are kept of layers whose bounds are refined together
@@ -176,7 +177,8 @@ def _bracket(conv: Convolution, tolerance: float, at_most: float | None) -> Proo
     more = field.quotient_rounding(field.frobenius * (lebesgue(field.taps) - 1))
     coarse, samples = yield Step(coarse_lower_bounds, field)
     lower = coarse
-    if tolerance < _COARSE_TOLERANCE:
+    rounding = _float32_rounding(field, coarse)
+    if tolerance < _COARSE_TOLERANCE or _LARGE_ROUNDING * tolerance * (2 + tolerance) < rounding < math.inf:
         lower = max(coarse, (yield Step(lower_bounds, field)))
     proved = False
     while True:
@@ -261,8 +263,11 @@ def _branch_and_bound(
             field = yield from _exact(field, conv)
         # A matrix has no margin: its one cell is a single frequency.
         single = margin > 0 and float32_is_exact(field.device)
-        float32_error = rounding_shift(field, level, torch.float32) / margin if single else math.inf
-        precision = torch.float32 if float32_error <= _MAX_FLOAT32_ERROR else torch.float64
+        shift = rounding_shift(field, level, torch.float32)
+        float32_error = shift / margin if single else math.inf
+        # Either it leaves few cells, or all that are below the lower bound can be dropped.
+        suffices = float32_error <= _MAX_FLOAT32_ERROR or (single and shift < level**2 - lower**2)
+        precision = torch.float32 if suffices else torch.float64
         examined = len(cells.centres)
         below = yield Step(all_provably_below, PointsBelow(field, cells.centres, level, precision))
         cells = cells.keep(~below)
@@ -299,8 +304,8 @@ def _initial_cells(field: GramField, samples: Tensor, lower: float, target: floa
     share = 1.0
     if len(field.taps) > 2:
         share, ratio = ratio**-0.4, ratio**0.6
-    # Leave a part of it to the rounding of the products and the factorisation, at the precision that will be used.
-    rounding = 2 * rounding_shift(field, lower, field.product) / lower**2
+    # Leave a part of it to float32's rounding, unless float64, at twice the cost of a cell, then takes less time.
+    rounding = _float32_rounding(field, lower)
     if rounding < 0.5 * (ratio**2 - 1):
         ratio /= math.sqrt(1 + rounding)
     finest = math.acos(ratio**-_THRESHOLD_EXPONENT)
@@ -318,6 +323,13 @@ def _initial_cells(field: GramField, samples: Tensor, lower: float, target: floa
         if cost_here < cost:
             cost, best = cost_here, radius
     return cover(field.taps, best, share)
+
+
+def _float32_rounding(field: GramField, value: float) -> float:
+    """Return the share of a squared norm by which float32 factorisations may err; infinite where none are used."""
+    if not field.taps or value == 0.0 or not float32_is_exact(field.device):
+        return math.inf
+    return rounding_shift(field, value, torch.float32) / value**2
 
 
 def _largest(questions: Sequence[tuple[GramField, Tensor]]) -> list[float]:
