@@ -61,7 +61,7 @@ def test_a_killed_process_leaves_a_checkpoint_that_any_number_of_processes_finis
     lost = start([script, "lose", data, str(tmp_path), "2", "clip-retract"])
     _, errors = lost.communicate(timeout=100)
     assert lost.returncode == 1
-    assert re.search(r"process 1 of 2 was lost.*go on from what was saved with svdctl train --resume ", errors)
+    assert re.search(r"process 1 of 2 was lost.*go on from what was saved with resume ", errors)
     finish(undisturbed, 100)
     folder = next(tmp_path.glob("clip-retract-*-*"))
     assert read_checkpoint(folder).training["counters"]["step"] == 8
