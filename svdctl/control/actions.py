@@ -17,7 +17,7 @@ from svdctl.layers.layer_operator import (
     operator_of,
     why_not_writable,
 )
-from svdctl.layers.layer_ops import is_controllable, ops_of
+from svdctl.layers.layer_ops import is_controllable, layers_alike, ops_of
 from svdctl.layers.norms import are_layers_bounded, is_layer_bounded, kernel_limit, layer_norm
 from svdctl.layers.padding import padding_factor
 from svdctl.spectral.bounds import Bracket, are_bounded, norm_bounds, taps_norms
@@ -78,11 +78,7 @@ def _replace_(
     # The layers' own memory may be behind them.
     before = [conv.with_kernel(conv.kernel.to(torch.float64, copy=True)) for conv in before]
     after = [conv.from_polyphase(kernel) for conv, kernel in zip(before, kernels, strict=True)]
-    alike: dict[tuple[object, ...], list[int]] = {}
-    for place, layer in enumerate(layers):
-        shapes = tuple(parameter.shape for parameter in layer.parameters())
-        alike.setdefault((ops_of(layer), type(layer), shapes), []).append(place)
-    for places in alike.values():
+    for places in layers_alike(layers):
         some = [layers[place] for place in places]
         ops_of(some[0]).write_(some, [after[place] for place in places], optimizer)
     read = exact_operators(layers)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from svdctl.config.base import Config
 from svdctl.config.control_config import ControlConfig
 from svdctl.control.control_method import ControlContext, ControlledLayer, ControlMethod, register_control
+from svdctl.layers.layer_ops import layers_alike
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +47,7 @@ class DivideControl(ControlMethod):
             return
         from svdctl.spectral.power_iteration import KernelPower
 
-        for rows in _alike(layers):
+        for rows in layers_alike([layer.module for layer in layers]):
             group = [layers[row] for row in rows]
             for key, operators, _ in self.followed(group):
                 power = KernelPower(operators)
@@ -64,7 +65,7 @@ class DivideControl(ControlMethod):
         # Norms of one maximum are compared with it at once.
         places: dict[float, list[tuple[int, int]]] = {}
         norms: dict[float, list[Tensor]] = {}
-        for rows in _alike(layers):
+        for rows in layers_alike([layer.module for layer in layers]):
             group = [layers[row] for row in rows]
             for part, (key, operators, max_sigma) in enumerate(self.followed(group)):
                 kept = [layer.state[key] for layer in group]
@@ -86,14 +87,3 @@ class DivideControl(ControlMethod):
             assert layer.input_size is not None
             paper_divide_layer_(layer.module, layer.max_sigma, layer.input_size, context.generator)
         return [True] * len(layers)
-
-
-def _alike(layers: Sequence[ControlledLayer]) -> list[list[int]]:
-    """Return the numbers of layers of one type, shape and maximum together."""
-    found: dict[tuple[object, ...], list[int]] = {}
-    for row, layer in enumerate(layers):
-        shapes = tuple((parameter.shape, parameter.dtype) for parameter in layer.module.parameters())
-        stride, dilation = layer.ops.stride(layer.module), getattr(layer.module, "dilation", None)
-        key = (layer.ops, type(layer.module), shapes, stride, dilation, layer.max_sigma)
-        found.setdefault(key, []).append(row)
-    return list(found.values())

@@ -315,6 +315,18 @@ def ops_of(layer: "nn.Module") -> LayerOps:
     return ops
 
 
+def layers_alike(layers: "Sequence[nn.Module]") -> list[list[int]]:
+    """Return the places of layers of one type and geometry together, in the order of the first ones."""
+    found: dict[tuple[object, ...], list[int]] = {}
+    for place, layer in enumerate(layers):
+        ops = ops_of(layer)
+        shapes = tuple((parameter.shape, parameter.dtype) for parameter in layer.parameters())
+        geometry = (ops.stride(layer), getattr(layer, "dilation", None), getattr(layer, "groups", 1))
+        key = (ops, type(layer), shapes, geometry)
+        found.setdefault(key, []).append(place)
+    return list(found.values())
+
+
 def is_controllable(layer: "nn.Module") -> bool:
     """Return whether a layer has singular values that can be read and written."""
     ops = find_ops(layer)

@@ -274,3 +274,17 @@ def test_control_follows_weights_on_every_kind_of_frames() -> None:
                 value.add_(step.tril(-1) if "original" in name else step)
         controller.step()
     assert all(0.45 < row.largest < 0.55 for row in controller.report())
+
+
+@pytest.mark.parametrize("method", ["divide", "divide-exact", "clip", "assign"])
+def test_layers_whose_weights_have_one_shape_but_other_groups_are_controlled_apart(method: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 8, 3, groups=2))
+    assert net[0].weight.shape == net[1].weight.shape
+    controller = Controller(net, method=method, max_sigma=0.2, every_steps=1)
+    for _ in range(3):
+        controller.step()
+    assert all(bracket.upper <= 0.2 for bracket in controller.seal().values())
+    for layer in net:
+        layer.bias = None
+        assert float(dense_values(layer.double(), (layer.in_channels, 8, 8)).max()) <= 0.2

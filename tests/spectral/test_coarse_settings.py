@@ -19,6 +19,7 @@ from svdctl.spectral.bounds import is_bounded
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.exact_arithmetic import exact_arithmetic, exact_products
 from tests.dense import dense_values
+from tests.spectral.test_extremes import matmul_precision
 
 MATMUL = torch.backends.cuda.matmul
 
@@ -35,20 +36,10 @@ def changed(owner: Any, **values: Any) -> Iterator[None]:
             setattr(owner, name, value)
 
 
-@contextmanager
-def precision(name: str) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(name)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
 SETTINGS: dict[str, Callable[[str], AbstractContextManager[object]]] = {
     "autocast": lambda device: torch.autocast(device, torch.bfloat16),
     "autocast to float16": lambda device: torch.autocast(device, torch.float16),
-    "medium": lambda _: precision("medium"),
+    "medium": lambda _: matmul_precision("medium"),
     "matmul in TF32": lambda _: changed(MATMUL, allow_tf32=True),
     "cuDNN in TF32": lambda _: changed(torch.backends.cudnn, allow_tf32=True),
     "reduced sums": lambda _: changed(
