@@ -8,6 +8,7 @@ cells"); one Cholesky factorisation decides about a cell's centre, its rounding 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
@@ -15,10 +16,11 @@ from torch import Tensor
 
 from svdctl.errors import ShapeError
 from svdctl.spectral.batched import eigenvalues_of
-from svdctl.spectral.cholesky_proof import PointsBelow, all_provably_below, rounding_shift
+from svdctl.spectral.cholesky_proof import PointsBelow, all_provably_below, negated_weights, rounding_shift
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.exact_arithmetic import exact_arithmetic, float32_is_exact
-from svdctl.spectral.frequency_cells import FrequencyCells, cover
+from svdctl.spectral.faster_device import launches_dominate
+from svdctl.spectral.frequency_cells import CELL_AXES, FrequencyCells, cover
 from svdctl.spectral.gram import (
     SECOND_ORDER,
     GramField,
@@ -49,6 +51,7 @@ TOLERANCE = 0.005
 _TOLERANCE_OVER_MARGIN = 50  # of `scale_to_bound`: its result ends below the maximum by tolerance / 50
 _COARSE_TOLERANCE = 0.009  # bounds less than this above the lower bound need a better lower bound first
 _CENTRES_EVALUATED = 4  # centres at which the norm is computed, in each pass over the cells
+_CENTRES_EVALUATED_AT_FIRST = 16  # in the passes of a GPU with no lower bound
 _THRESHOLD_EXPONENT = 0.9  # (bound / lower bound) to this power is bound / threshold for the smallest initial cells
 _CLEARLY_ABOVE = 1e-3  # a lower bound this far above the maximum decides at once, whatever its rounding
 _FEW_CELLS = 0.25  # share of the cells, examined in float32, that is worth examining again in float64
@@ -56,6 +59,9 @@ _LARGE_ROUNDING = 0.1  # share of the margin: a better lower bound is worth its 
 _MAX_FLOAT32_ERROR = 0.5  # share of the margin: float64 is used when float32's rounding error is larger
 _SMALL_FLOAT32_ERROR = 0.15  # share of the margin: float64 would hardly drop more cells
 _SHARP = 1e-3  # bounds less than this above the lower bound need the largest values to all digits
+_FIRST_SHARE = 0.965  # of the cells by which a GPU proves a maximum: a norm 4 % below is proved by one round of them
+_MOST_HALVINGS = 2  # of those cells before a better lower bound is sought
+_MOST_KEPT_WEIGHTS = 1 << 20
 _BYTES_TOGETHER = 1 << 31  # of Gram matrices that are kept of layers whose bounds are refined together
 
 T = TypeVar("T")
@@ -141,7 +147,11 @@ def _proved(proof: Callable[[int], Proof[T]], convs: Sequence[Convolution]) -> l
     for place in sorted(range(len(convs)), key=lambda place: -costs[place]):
         conv = convs[place]
         parts = batches.setdefault(conv.kernel.device, [])
-        if conv.kernel.device.type == "cpu" or not parts or _bytes(convs, [*parts[-1], place]) > _BYTES_TOGETHER:
+        if (
+            not launches_dominate(conv.kernel.device)
+            or not parts
+            or _bytes(convs, [*parts[-1], place]) > _BYTES_TOGETHER
+        ):
             parts.append([])
         parts[-1].append(place)
     for device, parts in batches.items():
@@ -149,7 +159,7 @@ def _proved(proof: Callable[[int], Proof[T]], convs: Sequence[Convolution]) -> l
         def run(places: list[int]) -> list[T]:
             return run_together([proof(place) for place in places])
 
-        done = parallel_map(run, parts) if device.type == "cpu" else map(run, parts)
+        done = map(run, parts) if launches_dominate(device) else parallel_map(run, parts)
         for places, results in zip(parts, done, strict=True):
             found |= dict(zip(places, results, strict=True))
     return [found[place] for place in range(len(convs))]
@@ -175,32 +185,42 @@ def _bracket(conv: Convolution, tolerance: float, at_most: float | None) -> Proo
 
     # Between its samples a Gram matrix can be larger than at any of them, and its quotient round more.
     more = field.quotient_rounding(field.frobenius * (lebesgue(field.taps) - 1))
-    coarse, samples = yield Step(coarse_lower_bounds, field)
+    few_steps = launches_dominate(field.device)
+    coarse, samples = yield Step(rough_lower_bounds if few_steps else coarse_lower_bounds, field)
     lower = coarse
     rounding = _float32_rounding(field, coarse)
-    if tolerance < _COARSE_TOLERANCE or _LARGE_ROUNDING * tolerance * (2 + tolerance) < rounding < math.inf:
+    if (
+        few_steps
+        or tolerance < _COARSE_TOLERANCE
+        or _LARGE_ROUNDING * tolerance * (2 + tolerance) < rounding < math.inf
+    ):
         lower = max(coarse, (yield Step(lower_bounds, field)))
     proved = False
     while True:
         reached = _rounded_down(math.sqrt(max(lower**2 - more, 0.0)), field.scale)
         if at_most is not None and reached <= at_most < target(lower) * field.scale:
             bound = at_most / field.scale
-            if bound >= field.above or (yield from _is_below(field, conv, samples, coarse, bound)):
+
+            def first(known: float, bound: float = bound) -> FrequencyCells:
+                return _initial_cells(field, samples, known, bound)
+
+            known = lower if few_steps else coarse
+            if bound >= field.above or (yield from _is_below(field, conv, first, known, bound)):
                 return Bracket(reached, at_most)
             at_most = None
         if proved:
             return Bracket(reached, _rounded_up(target(lower), field.scale))
         known = lower
-        lower, proved = yield from _branch_and_bound(field, conv, samples, lower, target)
+        cells = _initial_cells(field, samples, lower, target(lower))
+        lower, proved = yield from _branch_and_bound(field, conv, cells, lower, target)
         if not proved and lower <= known:
             raise ShapeError(f"no bound within {tolerance:g} of the norm can be proved in float64; ask for a wider one")
 
 
 def _is_at_most(conv: Convolution, max_sigma: float) -> Proof[bool]:
     """Prove a maximum, as `is_bounded` returns it."""
-    # On a GPU the time goes into the number of steps, not into the work of each.
-    on_cpu = conv.kernel.device.type == "cpu"
-    if on_cpu and quick_lower_bound(conv) > max_sigma * (1 + _CLEARLY_ABOVE):
+    few_steps = launches_dominate(conv.kernel.device)
+    if not few_steps and quick_lower_bound(conv) > max_sigma * (1 + _CLEARLY_ABOVE):
         return False
     field = yield Step(_fields, (conv, _product(conv, 0.05)))
     if field.is_zero:
@@ -208,8 +228,57 @@ def _is_at_most(conv: Convolution, max_sigma: float) -> Proof[bool]:
     bound = max_sigma / field.scale
     if bound >= field.above:
         return True
-    lower, samples = yield Step(coarse_lower_bounds if on_cpu else rough_lower_bounds, field)
-    return (yield from _is_below(field, conv, samples, lower, bound))
+    # Of more axes the first ones are put on a grid, which has to be chosen by a lower bound.
+    if few_steps and len(field.taps) <= CELL_AXES:
+        return (yield from _is_below_by_cells(field, conv, bound))
+    lower, samples = yield Step(rough_lower_bounds if few_steps else coarse_lower_bounds, field)
+    return (yield from _is_below(field, conv, lambda known: _initial_cells(field, samples, known, bound), lower, bound))
+
+
+def _is_below_by_cells(field: GramField, conv: Convolution, bound: float) -> Proof[bool]:
+    """Prove that the norm is at most `bound`, with no lower bound to begin with: mostly one round of Cholesky steps."""
+    if bound <= 0:
+        return False
+    cells = _first_cells(field.taps)
+    first = len(cells.centres)
+    weights = _first_weights(field.taps, field.device)
+    lower = 0.0
+    for _ in range(_MOST_HALVINGS + 1):
+        level = bound * cells.share * (1 - _CENTRES)
+        below = yield Step(all_provably_below, PointsBelow(field, cells.centres, level, torch.float64, weights))
+        cells, weights = cells.keep(~below), None
+        if len(cells.centres) == 0:
+            return True
+        few = _few_of(cells.centres, _CENTRES_EVALUATED_AT_FIRST)
+        lower = max(lower, (yield Step(values_from_below, (field, few))))
+        if lower > bound or cells.radius == 0.0:
+            return False
+        cells = cells.halved()
+        if len(cells.centres) > first:
+            break
+    return (yield from _is_below(field, conv, lambda _: cells, lower, bound))
+
+
+@lru_cache(maxsize=16)
+def _first_cells(taps: tuple[int, ...]) -> FrequencyCells:
+    """Return the cells by which a GPU proves a maximum."""
+    return cover(taps, math.acos(_FIRST_SHARE))
+
+
+def _first_weights(taps: tuple[int, ...], device: torch.device) -> Tensor | None:
+    """Return the weights of `PointsBelow` at the centres of `_first_cells`; None where they are too many to be kept."""
+    if len(_first_cells(taps).centres) * math.prod(2 * k - 1 for k in taps) > _MOST_KEPT_WEIGHTS:
+        return None
+    return _kept_weights(taps, device)
+
+
+@lru_cache(maxsize=16)
+def _kept_weights(taps: tuple[int, ...], device: torch.device) -> Tensor:
+    return negated_weights(_first_cells(taps).centres, taps).to(device)
+
+
+def _few_of(centres: Tensor, count: int) -> Tensor:
+    return centres[:: math.ceil(len(centres) / count)]
 
 
 def _rounded_up(value: float, scale: float) -> float:
@@ -224,13 +293,23 @@ def _rounded_down(value: float, scale: float) -> float:
     return product if product / scale == value else max(math.nextafter(product, 0.0), 0.0)
 
 
-def _is_below(field: GramField, conv: Convolution, samples: Tensor, lower: float, bound: float) -> Proof[bool]:
-    """Prove that the norm, at least `lower`, is at most `bound`; returns whether it is proved."""
+def _is_below(
+    field: GramField, conv: Convolution, first: Callable[[float], FrequencyCells], lower: float, bound: float
+) -> Proof[bool]:
+    """Prove that the norm is at most `bound`; returns whether it is proved.
+
+    Args:
+        field: of the convolution.
+        conv: the convolution.
+        first: cells that hold a maximiser of any norm above the bound, given a lower bound of the norm.
+        lower: a proved lower bound of the norm.
+        bound: what is to be proved.
+    """
     if lower <= bound < lower * (1 + _COARSE_TOLERANCE):
         field = yield from _exact(field, conv)
         lower = yield Step(lower_bounds, field)
     while lower * (1 + _FINEST) <= bound:
-        found, proved = yield from _branch_and_bound(field, conv, samples, lower, lambda _: bound)
+        found, proved = yield from _branch_and_bound(field, conv, first(lower), lower, lambda _: bound)
         if proved:
             return True
         if found <= lower * (1 + _FINEST):
@@ -240,21 +319,20 @@ def _is_below(field: GramField, conv: Convolution, samples: Tensor, lower: float
 
 
 def _branch_and_bound(
-    field: GramField, conv: Convolution, samples: Tensor, lower: float, target: Callable[[float], float]
+    field: GramField, conv: Convolution, cells: FrequencyCells, lower: float, target: Callable[[float], float]
 ) -> Proof[tuple[float, bool]]:
     """Drop cells until the norm is proved to be at most `target(lower)`, or is found to be above it.
 
     Args:
         field: of the convolution; made anew in float64 where its products are too coarse.
         conv: the convolution.
-        samples: lower bounds of the norm at the field's sample frequencies.
+        cells: they hold a maximiser of any norm above `target(lower)`.
         lower: a proved lower bound; it rises on the way.
         target: what is to be proved once the lower bound is this.
 
     Returns:
         The lower bound, and whether the proof was completed.
     """
-    cells = _initial_cells(field, samples, lower, target(lower))
     while True:
         bound = target(lower)
         level = bound * cells.share * (1 - _CENTRES)
@@ -275,7 +353,7 @@ def _branch_and_bound(
             return lower, True
         if level > lower * (1 - 1e-9):
             # The norm may be above the lower bound: compute it at a few of the centres.
-            few = cells.centres[:: math.ceil(len(cells.centres) / _CENTRES_EVALUATED)]
+            few = _few_of(cells.centres, _CENTRES_EVALUATED)
             found = yield Step(_largest if bound < lower * (1 + _SHARP) else values_from_below, (field, few))
             risen = found > lower * (1 + 1e-9)
             lower = max(lower, found)
@@ -293,7 +371,8 @@ def _branch_and_bound(
             cells = cells.keep(~below)
             if len(cells.centres) == 0:
                 return lower, True
-        if 1 - math.cos(cells.radius) < min(_FINEST, (bound / lower - 1) / 16):
+        seen = 1 - math.cos(cells.radius)
+        if seen < _FINEST and 16 * seen * lower < bound - lower:
             return lower, False
         cells = cells.halved()
 

@@ -17,18 +17,27 @@ from svdctl.spectral.gram import SECOND_ORDER, GramField, complex_roundings, int
 _OTHER_ROUNDINGS = 8  # operations of a factorisation beside the products of an entry
 # For speed: memory of the matrices that are factorised in one call; what fits a CPU's cache, or keeps a GPU busy.
 _BYTES_AT_ONCE = {"cpu": 1 << 24}
-_BYTES_ON_DEVICE = 1 << 29
+_BYTES_ON_DEVICE = 1 << 30
 _FEWEST = 12  # all samples are read for each batch, so that some matrices at least should come of it
 
 
 @dataclass(frozen=True, eq=False)
 class PointsBelow:
-    """The question at which frequencies `(P, d)` the norm of a field is below a level."""
+    """The question at which frequencies `(P, d)` the norm of a field is below a level.
+
+    Args:
+        field: of a convolution.
+        points: the frequencies.
+        level: the level.
+        dtype: precision of the factorisations.
+        weights: `negated_weights` at the points, of this precision and on the field's device, where they are at hand.
+    """
 
     field: GramField
     points: Tensor
     level: float
     dtype: torch.dtype
+    weights: Tensor | None = None
 
 
 def provably_below(field: GramField, points: Tensor, level: float, dtype: torch.dtype) -> Tensor:
@@ -102,17 +111,24 @@ def _batches(questions: Sequence[PointsBelow], capacity: int) -> Iterator[list[t
 
 
 def _weights(questions: Sequence[PointsBelow]) -> list[Tensor]:
-    """Return the weights of the samples at each question's points, negated, on its device: `(P, 2 samples)`."""
+    """Return `negated_weights` at each question's points, of its precision and on its device."""
     alike: dict[tuple[int, ...], list[int]] = {}
-    for place, question in enumerate(questions):
-        alike.setdefault(question.field.taps, []).append(place)
     found: dict[int, Tensor] = {}
+    for place, question in enumerate(questions):
+        if question.weights is None:
+            alike.setdefault(question.field.taps, []).append(place)
+        else:
+            found[place] = question.weights
     for taps, places in alike.items():
         few = [questions[place].points for place in places]
-        weights = -torch.cat(interpolation(torch.cat(few), taps), 1)
-        weights = weights.to(questions[0].dtype).to(questions[0].field.device)
+        weights = negated_weights(torch.cat(few), taps).to(questions[0].dtype).to(questions[0].field.device)
         found |= dict(zip(places, weights.split([len(points) for points in few]), strict=True))
     return [found[place] for place in range(len(questions))]
+
+
+def negated_weights(points: Tensor, taps: tuple[int, ...]) -> Tensor:
+    """Return the weights of the samples at frequencies `(P, d)`, negated: `(P, 2 samples)`, float64 on the host."""
+    return -torch.cat(interpolation(points, taps), 1)
 
 
 def _are_definite(negated: Tensor, square: Tensor, each: Tensor, for_all: Tensor) -> Tensor:

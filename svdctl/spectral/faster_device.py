@@ -33,6 +33,11 @@ def device_for_values(
     return device if device.type == "cpu" or side >= least else torch.device("cpu")
 
 
+def launches_dominate(device: torch.device) -> bool:
+    """Return whether the number of operations and reads tells the time of proofs, not the work in them: off the CPU."""
+    return device.type != "cpu"
+
+
 def products_are_faster(device: torch.device) -> bool:
     """Return whether some thirty products of matrices take less time than one eigendecomposition of each.
 

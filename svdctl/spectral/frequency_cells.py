@@ -18,7 +18,7 @@ from svdctl.spectral.symbol import angles, grid_product, unique_up_to_sign
 # For soundness below pi / 2; docs/theory.md, "Constants". Wider cells save little.
 _WIDEST = 0.75
 # For soundness: cells tile one axis or two.
-_CELL_AXES = 2
+CELL_AXES = 2
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class FrequencyCells:
     def halved(self) -> "FrequencyCells":
         """Return the same cells, each cut into cells of half the radius."""
         half = self.radius / 2
-        inner = self.half_widths[-_CELL_AXES:]
+        inner = self.half_widths[-CELL_AXES:]
         steps = torch.zeros(2 * len(inner), self.centres.shape[1], dtype=torch.float64)
         for axis, width in enumerate(inner):
             steps[2 * axis : 2 * axis + 2, axis - len(inner)] = torch.tensor([-half, half]) / width
@@ -65,7 +65,7 @@ def cover(taps: tuple[int, ...], radius: float, lead: float = 1.0) -> FrequencyC
         lead: share of the supremum that the grid of the leading axes, if there are any, must see.
     """
     half_widths = tuple((k - 1) / 2 for k in taps)
-    leading, inner = half_widths[:-_CELL_AXES], half_widths[-_CELL_AXES:]
+    leading, inner = half_widths[:-CELL_AXES], half_widths[-CELL_AXES:]
     if not inner:
         return FrequencyCells(torch.zeros(1, 0, dtype=torch.float64), 0.0, 1.0, half_widths)
     step = math.acos(lead ** (1 / len(leading))) if leading else 0.0
@@ -77,7 +77,7 @@ def cover(taps: tuple[int, ...], radius: float, lead: float = 1.0) -> FrequencyC
     # In units of half a step: squares on a corner have their centres where the sum of both is even.
     sizes = (*outer_sizes, *(n if len(inner) == 1 else 2 * n for n in counts))
     index = grid_product([torch.arange(n) for n in sizes]).long()
-    if len(inner) == _CELL_AXES:
-        index = index[index[:, -_CELL_AXES:].sum(1) % 2 == 0]
+    if len(inner) == CELL_AXES:
+        index = index[index[:, -CELL_AXES:].sum(1) % 2 == 0]
     index, _ = unique_up_to_sign(index, sizes)
     return FrequencyCells(angles(index, sizes), sum(widths) / len(widths), seen, half_widths)

@@ -184,14 +184,15 @@ def _samples_of(kernels: Tensor, product: torch.dtype) -> tuple[Tensor, Tensor]:
 def on_host(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Return tensors on the host, in float64 where they come from a device, after one read of each device."""
     found = list(tensors)
-    by_device: dict[torch.device, list[int]] = {}
+    by_device: dict[torch.device, dict[torch.dtype, list[int]]] = {}
     for place, tensor in enumerate(tensors):
         if tensor.device.type != "cpu":
-            by_device.setdefault(tensor.device, []).append(place)
-    for places in by_device.values():
-        flat = torch.cat([tensors[place].double().flatten() for place in places]).cpu()
-        parts = flat.split([tensors[place].numel() for place in places])
-        for place, part in zip(places, parts, strict=True):
+            by_device.setdefault(tensor.device, {}).setdefault(tensor.dtype, []).append(place)
+    for by_dtype in by_device.values():
+        joined = [torch.cat([tensors[place].flatten() for place in places]).double() for places in by_dtype.values()]
+        flat = (joined[0] if len(joined) == 1 else torch.cat(joined)).cpu()
+        order = [place for places in by_dtype.values() for place in places]
+        for place, part in zip(order, flat.split([tensors[place].numel() for place in order]), strict=True):
             found[place] = part.reshape(tensors[place].shape)
     return found
 

@@ -1,0 +1,149 @@
+"""Proofs in the few steps that a GPU takes, run on the CPU: against dense matrices in float64."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from svdctl.layers.norms import are_layers_bounded, layer_norm_bounds
+from svdctl.layers.tt import TTConv2d
+from svdctl.spectral import Convolution, bounds, cholesky_proof, frequency_cells, lower_bounds
+from svdctl.spectral.bounds import are_bounded, norm_bounds
+from svdctl.spectral.symbol import angles, grid_product, half_grid, phases, symbol
+from tests.dispatched_operations import DispatchedOperations
+
+SHAPES = [
+    ((12, 8, 3, 3), {}),
+    ((12, 8, 3, 3), {}),
+    ((8, 12, 3, 3), {"stride": 2}),
+    ((12, 4, 3, 3), {"groups": 3}),
+    ((6, 5, 5, 5), {"stride": 3}),
+    ((8, 8, 4, 3), {"dilation": 2}),
+    ((9, 14, 1, 1), {}),
+    ((9, 14, 1, 1), {"stride": 2}),
+    ((10, 7, 1), {}),
+    ((7, 6, 7), {}),
+    ((1, 1, 3, 3), {}),
+    ((4, 3, 2, 3, 2), {}),
+]
+
+
+@pytest.fixture(autouse=True)
+def device_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Choose all ways by the kind of a device as on a GPU."""
+    monkeypatch.setattr(bounds, "launches_dominate", lambda _: True)
+    for module in (bounds, lower_bounds):
+        monkeypatch.setattr(module, "float32_is_exact", lambda _: False)
+
+
+def norm_of(conv: Convolution) -> float:
+    """Return the norm: dense SVDs on a fine grid of frequencies, and on ever finer ones around the largest value."""
+    kernel = conv.polyphase().double()
+    taps = tuple(kernel.shape[3:])
+    sizes = tuple(1 if k == 1 else {1: 256, 2: 32, 3: 16}[len(taps)] for k in taps)
+
+    def values(points: torch.Tensor) -> torch.Tensor:
+        found = torch.linalg.matrix_norm(symbol(kernel, phases(points, taps, kernel)), 2)
+        return found.reshape(len(points), -1).amax(1)
+
+    points = angles(half_grid(sizes)[0], sizes)
+    grid = values(points)
+    best = 0.0
+    for start in points[grid.argsort(descending=True)[:4]]:
+        centre, width = start, 2 * math.pi / max(sizes)
+        for _ in range(18):
+            steps = torch.linspace(-width, width, 5, dtype=torch.float64)
+            near = centre + grid_product([steps if n > 1 else steps[2:3] for n in sizes])
+            here = values(near)
+            centre, width = near[here.argmax()], width / 2
+            best = max(best, float(here.max()))
+    return best
+
+
+def convolutions() -> list[Convolution]:
+    torch.manual_seed(0)
+    found = []
+    for place, (shape, how) in enumerate(SHAPES):
+        found.append(Convolution.make(torch.randn(shape) * 10.0 ** (3 * place - 12), **how))
+    # Values that are nearly equal at all frequencies, and a maximum between the first samples.
+    flat = torch.zeros(6, 6, 3, 3)
+    flat[:, :, 1, 1] = torch.linalg.qr(torch.randn(6, 6))[0]
+    found.append(Convolution.make(flat + 0.01 * torch.randn(6, 6, 3, 3)))
+    found.append(Convolution.make(torch.tensor([[[1.0, -0.7, 0.31, -1.0]]])))
+    return found
+
+
+@pytest.fixture(scope="module")
+def norms() -> list[float]:
+    return [norm_of(conv) for conv in convolutions()]
+
+
+@pytest.mark.parametrize("share", [1.5, 1.05, 1.01, 1e-3, 1e-5, -1e-5, -1e-3, -0.02, -0.5])
+def test_a_maximum_is_proved_above_the_norm_alone(share: float, norms: list[float]) -> None:
+    convs = convolutions()
+    factor = share if share > 1 else 1 + share
+    assert are_bounded(convs, [factor * norm for norm in norms]) == [factor > 1] * len(convs)
+
+
+def test_each_layer_is_held_against_its_own_maximum(norms: list[float]) -> None:
+    convs = convolutions()
+    above = [place % 3 == 0 for place in range(len(convs))]
+    limits = [norm * (0.999 if high else 1.001) for norm, high in zip(norms, above, strict=True)]
+    assert are_bounded(convs, limits) == [not high for high in above]
+
+
+@pytest.mark.parametrize("tolerance", [0.05, 0.005, 1e-4])
+def test_brackets_hold_the_norm(tolerance: float, norms: list[float]) -> None:
+    convs = convolutions()
+    for norm, bracket in zip(norms, norm_bounds(convs, tolerance=tolerance), strict=True):
+        assert bracket.lower <= norm * (1 + 1e-12)
+        assert norm * (1 - 1e-12) <= bracket.upper <= bracket.lower * (1 + 1.001 * tolerance)
+    maxima = [norm * 1.003 for norm in norms]
+    found = norm_bounds(convs, tolerance=0.01, at_most=maxima)
+    assert [bracket.upper for bracket in found] == maxima
+
+
+def test_zero_kernels_and_odd_maxima() -> None:
+    zero = Convolution.make(torch.zeros(3, 4, 3, 3))
+    conv = Convolution.make(torch.randn(3, 4, 3, 3))
+    limits = [0.0, 1e-300, -1.0, math.inf, 0.0, -1.0, math.inf]
+    expected = [True, True, False, True, False, False, True]
+    assert are_bounded([zero, zero, zero, zero, conv, conv, conv], limits) == expected
+    assert norm_bounds([zero])[0].upper == 0
+
+
+def test_many_taps_keep_no_weights(monkeypatch: pytest.MonkeyPatch, norms: list[float]) -> None:
+    convs = convolutions()
+    monkeypatch.setattr(bounds, "_MOST_KEPT_WEIGHTS", 100)
+    monkeypatch.setattr(bounds, "_kept_weights", None)
+    convs, few = convs[:6], norms[:6]
+    assert are_bounded(convs, [norm * 1.05 for norm in few]) == [True] * 6
+
+
+def test_the_first_cells_and_their_weights_are_made_once(monkeypatch: pytest.MonkeyPatch, norms: list[float]) -> None:
+    chosen = [place for place, conv in enumerate(convolutions()) if conv.axes < 3]
+    convs, limits = [convolutions()[place] for place in chosen], [1.05 * norms[place] for place in chosen]
+    assert all(are_bounded(convs, limits))
+    for module, name in ((bounds, "cover"), (frequency_cells, "cover"), (cholesky_proof, "interpolation")):
+        monkeypatch.setattr(module, name, None)
+    assert all(are_bounded(convs, limits))
+
+
+def test_a_maximum_of_a_network_takes_few_operations() -> None:
+    """Launches are what a GPU's time goes into."""
+    torch.manual_seed(0)
+    widths = [(3, 16), *[(16, 16)] * 4, (16, 32), *[(32, 32)] * 3, (32, 64), *[(64, 64)] * 3]
+    layers = [nn.Conv2d(i, o, 3, stride=1 + (o == 2 * i)) for i, o in widths] + [nn.Linear(64, 10)]
+    maxima = [1.05 * bracket.upper for bracket in layer_norm_bounds(layers)]
+    with DispatchedOperations() as counted:
+        assert are_layers_bounded(layers, maxima) == [True] * len(layers)
+    assert counted.total <= 900
+
+
+def test_a_maximum_of_a_tt_network_is_proved() -> None:
+    torch.manual_seed(0)
+    layers = [TTConv2d(i, o, 3, rank=12, frames="free") for i, o in ((8, 16), (16, 16), (16, 24), (24, 24))]
+    brackets = layer_norm_bounds(layers, tolerance=1e-5)
+    assert are_layers_bounded(layers, [1.0001 * bracket.upper for bracket in brackets]) == [True] * 4
+    assert are_layers_bounded(layers, [0.9999 * bracket.lower for bracket in brackets]) == [False] * 4
