@@ -34,6 +34,35 @@ class CheckpointError(SvdctlError):
     exit_code = 2
 
 
+class FileError(SvdctlError):
+    """A file that svdctl cannot use: `<path> <reason>; <advice>`."""
+
+    exit_code = 2
+
+    def __init__(self, path: str, reason: str, advice: str) -> None:
+        super().__init__(path, reason, advice)
+        self.path, self.reason, self.advice = path, reason, advice
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.reason}; {self.advice}"
+
+
+class UnusableFileError(FileError, OSError):
+    """A file that cannot be opened or made: a folder, FIFO, device, socket or link, or one without the right to it."""
+
+    def __init__(self, path: str, reason: str, advice: str, number: int | None = None) -> None:
+        super().__init__(path, reason, advice)
+        self.filename, self.strerror, self.errno = path, reason, number
+
+
+class MissingFileError(UnusableFileError, FileNotFoundError):
+    """A file that is not there."""
+
+
+class MalformedFileError(FileError, ValueError):
+    """A file whose contents are not what its format says, or larger or deeper than svdctl reads."""
+
+
 class ShapeError(SvdctlError, ValueError):
     """A layer, kernel or input whose shape or settings the mathematics does not cover."""
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable
 
 from svdctl.config.presets import resource
 from svdctl.errors import UsageError, nearest
+from svdctl.utils.files import read_text
 
 GENERAL_NOTE = (
     "constants are those of CIFAR-C for 32 x 32 images; lengths in pixels scale with the shorter side over 32, shares, "
@@ -108,7 +109,7 @@ def expand_corruptions(words: Iterable[str]) -> tuple[str, ...]:
 
 def read_corruption_list() -> tuple[str, ...]:
     """Return the corruptions that `corruptions.txt` lists, one a line; `natural` stands for the clean images."""
-    lines = resource("corruptions.txt").read_text(encoding="utf-8").splitlines()
+    lines = read_text(resource("corruptions.txt")).splitlines()
     return tuple(line for line in lines if line and not line.startswith("#"))
 
 

@@ -1,10 +1,10 @@
 """A nested table of configuration values that flags change one field at a time."""
 
-import tomllib
 from collections.abc import Iterable
 from typing import Any
 
-from svdctl.errors import UsageError
+from svdctl.errors import MalformedFileError, UsageError
+from svdctl.utils.files import parse_toml
 
 
 class Overrides:
@@ -72,8 +72,8 @@ class Overrides:
             self.drop(path)
             return
         try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except (ValueError, RecursionError):  # no TOML, or numbers and nestings without end
+            value = parse_toml(f"value = {text}", assignment)["value"]
+        except MalformedFileError:  # no TOML, or numbers and nestings without end
             value = text
         if path.endswith(".kind"):
             self.switch(path.removesuffix(".kind"), value)

@@ -2,7 +2,6 @@
 
 import os
 import re
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,9 @@ import tomli_w
 
 from svdctl.config.migrate import migrate_configuration
 from svdctl.config.train_config import TrainConfig
-from svdctl.errors import UsageError, nearest
+from svdctl.errors import FileError, UsageError, nearest
 from svdctl.plugins import plugin_name
+from svdctl.utils import files
 
 
 def resource(name: str) -> Path:
@@ -40,8 +40,8 @@ def list_presets(*, lipconv: bool | None = None) -> dict[str, str]:
 
 def described_files(folder: Path) -> dict[str, str]:
     """Return name and one-line description (the first line) of every TOML file in a folder that ships with svdctl."""
-    files = sorted(folder.glob("*.toml"), key=lambda path: path.stem)
-    return {path.stem: path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip() for path in files}
+    found = sorted(folder.glob("*.toml"), key=lambda path: path.stem)
+    return {path.stem: files.read_text(path).splitlines()[0].removeprefix("#").strip() for path in found}
 
 
 def read_toml(path: Path, where: str, what: str = "file") -> dict[str, Any]:
@@ -52,12 +52,9 @@ def read_toml(path: Path, where: str, what: str = "file") -> dict[str, Any]:
     """
     try:
         # pathlib raises for users who do not exist.
-        return tomllib.loads(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UsageError(f"{where}: the {what} cannot be read ({reason}); check its path") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where}: the {what} is no TOML ({error}); mend it there") from error
+        return files.read_toml(os.path.expanduser(path))
+    except FileError as error:
+        raise UsageError(f"{where}: the {what} {error.reason}; {error.advice}") from error
 
 
 def read_preset(name: str) -> dict[str, Any]:

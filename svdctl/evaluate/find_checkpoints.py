@@ -8,7 +8,8 @@ from pathlib import Path
 
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.config.presets import run_name
-from svdctl.errors import CheckpointError, SvdctlError
+from svdctl.errors import CheckpointError, FileError, SvdctlError
+from svdctl.utils.files import read_text
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 RESULTS = "eval-"
@@ -89,8 +90,8 @@ def _plain_name(name: str) -> str:
 
 def _holds_results_of(folder: Path, weights: str) -> bool:
     try:
-        return weights in (folder / "results.json").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        return weights in read_text(folder / "results.json")
+    except FileError:
         return False
 
 

@@ -7,12 +7,14 @@ whose figures cannot be right, is measured again.
 """
 
 import csv
+import io
 import json
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from pydantic import Field, NonNegativeFloat, model_validator
 
@@ -20,6 +22,7 @@ from svdctl.errors import EvaluationError
 from svdctl.registry import METRICS
 from svdctl.utils.atomic_write import write_atomically
 from svdctl.utils.content_hash import content_digest, json_digest
+from svdctl.utils.files import open_regular, read_bytes, read_text
 from svdctl.utils.lock import held_folder
 from svdctl.utils.measurement_cache import Measurement, MeasurementCache, fault_of, foreign
 from svdctl.utils.network_probe import Probe
@@ -107,7 +110,7 @@ class ResultStore:
         self.notices: list[str] = [] if self._cache.belongs_elsewhere else list(self._cache.notices)
         if self._cache.damaged:
             aside = self.path.with_suffix(".damaged.json")
-            write_atomically(aside, self.path.read_bytes())
+            write_atomically(aside, partial(copy_into, file=self.path))
             self.notices.append(f"{self.path.name} as it was found is kept as {aside}")
         if self._cache.belongs_elsewhere:
             self.notices.append(f"{folder} holds results of other weights (now {weights[:12]}): starting anew")
@@ -158,7 +161,7 @@ class ResultStore:
         path = self._details(record)
         if not path.is_file():
             return f"{path} is missing"
-        if record.details_sha256 not in (None, content_digest(path.read_bytes())):
+        if record.details_sha256 not in (None, content_digest(read_bytes(path))):
             return f"{path} fails its checksum"
         try:
             contradicts = METRICS.get(record.metric).fault_of_rows(record.results, read_rows(path))
@@ -241,14 +244,19 @@ def copy_files(files: Sequence[Path], folder: Path, name: str) -> list[Path]:
     folder.expanduser().mkdir(parents=True, exist_ok=True)
     copies = [folder.expanduser() / f"{name}{file.suffix}" for file in files]
     for file, copy in zip(files, copies, strict=True):
-        write_atomically(copy, file.read_bytes())
+        write_atomically(copy, partial(copy_into, file=file))
     return copies
+
+
+def copy_into(copy: BinaryIO, file: Path) -> None:
+    """Copy the contents of a file into one that is open."""
+    with open_regular(file) as source:
+        shutil.copyfileobj(source, copy)
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     """Return rows of `write_rows`."""
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    return list(csv.DictReader(io.StringIO(read_text(path), newline="")))
 
 
 def held(folder: Path, part: str = "") -> AbstractContextManager[None]:

@@ -18,10 +18,11 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from svdctl.config.train_config import TrainConfig
-from svdctl.errors import CheckpointError, UsageError
+from svdctl.errors import CheckpointError, FileError, UsageError
 from svdctl.evaluate.table_evaluation import Evaluate
 from svdctl.train.run_hash import config_in, run_hash
 from svdctl.utils.atomic_write import write_atomically
+from svdctl.utils.files import read_json
 from svdctl.utils.lock import held
 
 
@@ -119,8 +120,8 @@ class RunStore:
     def read_status(self, key: str) -> dict[str, Any]:
         """Return how far a run is; empty when nothing is known."""
         try:
-            found = json.loads((self._private / f"{key}.json").read_text())
-        except (OSError, ValueError, RecursionError):
+            found = read_json(self._private / f"{key}.json")
+        except FileError:
             return {}
         return found if isinstance(found, dict) else {}
 

@@ -8,6 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from svdctl.errors import MalformedFileError
+from svdctl.utils.files import open_regular, parse_json
+
+LINE_LIMIT = 2**20
+"""Bytes of a line; what is longer counts as several, all of them damaged."""
+
 _NEEDED = {"step": {"epoch", "loss", "orthogonal_loss", "acc", "lr"}}
 _NEEDED["proof"] = {"epoch", "found"}
 _NEEDED["epoch"] = _NEEDED["step"] | {"epochs", "train_time", "clipping_time"}
@@ -38,20 +44,21 @@ def scan_log(path: Path) -> tuple[list[dict[str, Any]], int]:
     Others are damaged or foreign: cut off by a kill, without a figure that their kind has, with a value that is no
     finite number. What is no file has no lines.
     """
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, IsADirectoryError):
+    if not path.is_file():
         return [], 0
-    found = []
-    texts = [line for line in text.split("\n") if line.strip()]
-    for line in texts:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):  # ValueError: no JSON, or a number of thousands of digits
-            continue
-        if is_line(record):
-            found.append(record)
-    return found, len(texts) - len(found)
+    found, count = [], 0
+    with open_regular(path) as file:
+        for line in iter(lambda: file.readline(LINE_LIMIT), b""):
+            if not line.strip():
+                continue
+            count += 1
+            try:
+                record = parse_json(line.decode("utf-8", errors="replace"), str(path))
+            except MalformedFileError:
+                continue
+            if is_line(record):
+                found.append(record)
+    return found, count - len(found)
 
 
 def line_digest(line: Mapping[str, Any]) -> str:

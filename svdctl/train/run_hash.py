@@ -1,6 +1,5 @@
 """When two configurations are one run: equal once everything that cannot change its results is left out."""
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,9 @@ from svdctl.config.control_config import PROVE_EVERY_STEPS_ON_CUDA
 from svdctl.config.migrate import migrate_configuration
 from svdctl.config.train_config import CROSS_ENTROPY, TrainConfig
 from svdctl.data.data_source import source_of
+from svdctl.errors import FileError
 from svdctl.utils.content_hash import json_digest
+from svdctl.utils.files import read_toml
 
 # Precision stays. Numbers of devices and nodes change the order of sums alone.
 WITHOUT_EFFECT = (
@@ -44,9 +45,9 @@ def differing(first: TrainConfig, second: TrainConfig) -> list[str]:
 def config_in(folder: Path) -> TrainConfig | None:
     """Read `config.toml` of a run folder; None where there is none that can be read, or where it is empty."""
     try:
-        table = migrate_configuration(tomllib.loads((folder / "config.toml").read_text(encoding="utf-8")))
+        table = migrate_configuration(read_toml(folder / "config.toml"))
         return TrainConfig.model_validate(table) if table else None
-    except (OSError, ValueError, RecursionError):  # of TOML, of the configuration, of numbers without end
+    except (FileError, ValueError):  # of the file, of the configuration
         return None
 
 

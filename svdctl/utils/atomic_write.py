@@ -1,17 +1,27 @@
 """Files written whole or not at all."""
 
+import fcntl
 import os
+import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
+
+from svdctl.utils.files import create_new, open_regular
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+_PART = re.compile(r"\..*\.\d+\.part", re.DOTALL)
+"""Names of what is being written."""
+
+
 def write_atomically(path: Path, contents: str | bytes | Callable[[BinaryIO], object]) -> None:
     """Write beside `path`, flush to the disk, then rename: a reader sees the old file or the new one.
+
+    A link in its place is replaced and never followed.
 
     Args:
         path: the file; its folder exists.
@@ -24,16 +34,21 @@ def write_atomically(path: Path, contents: str | bytes | Callable[[BinaryIO], ob
     if isinstance(contents, str):
         contents = contents.encode("utf-8", errors="backslashreplace")
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # What is there is of a killed process of this number, or planted.
+    beside.unlink(missing_ok=True)
     try:
         with error_names(path):
-            with beside.open("wb") as file:
+            with create_new(beside) as file:
+                # Held until it has its name or the process ends: `remove_unfinished` leaves it alone.
+                with suppress(OSError):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if isinstance(contents, bytes):
                     file.write(contents)
                 else:
                     contents(file)
                 file.flush()
                 os.fsync(file.fileno())
-            beside.replace(path)
+                beside.replace(path)
             _sync_folder(path.parent)
     finally:
         beside.unlink(missing_ok=True)
@@ -49,9 +64,14 @@ def write_picture(figure: "Figure", path: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed processes left half written in a folder that no other process writes to."""
+    """Remove what killed processes left half written in a folder; what another process is writing there stays."""
     for left in folder.glob(".*.part"):
-        left.unlink()
+        if _PART.fullmatch(left.name) is None or left.is_symlink() or not left.is_file():
+            continue
+        # It may have got its name meanwhile, or the file system may know no locks.
+        with suppress(OSError), open_regular(left) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
 
 
 @contextmanager

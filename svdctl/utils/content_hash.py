@@ -6,6 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from svdctl.utils.files import open_regular
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -59,5 +61,5 @@ def file_digest(path: Path) -> str:
 
 @cache
 def _read(path: Path, size: int, changed: int) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

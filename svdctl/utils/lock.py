@@ -1,12 +1,12 @@
 """Files and folders held by one process at a time."""
 
 import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from svdctl.errors import SvdctlError
+from svdctl.utils.files import open_to_lock
 
 
 @contextmanager
@@ -16,18 +16,15 @@ def held(file: Path, *, wait: bool = False) -> Iterator[bool]:
     The lock goes with the process that holds it, however that ends; the file stays.
 
     Raises:
-        OSError: it cannot be opened or is a link, or the file system knows no locks.
+        OSError: it cannot be opened, is a link or no regular file, or the file system knows no locks.
     """
-    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    try:
+    with open_to_lock(file) as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
             return
         yield True
-    finally:
-        os.close(handle)
 
 
 @contextmanager

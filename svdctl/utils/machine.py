@@ -2,8 +2,9 @@
 
 import os
 import platform
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from svdctl.utils.files import read_text
 
 if TYPE_CHECKING:
     import torch
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 def processor() -> str:
     """Return the model of the CPU, else its architecture."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_text("/proc/cpuinfo", errors="replace").splitlines()
     except OSError:
         lines = []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

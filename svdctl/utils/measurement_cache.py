@@ -19,9 +19,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from svdctl.errors import EvaluationError, SvdctlError, first_line
+from svdctl.errors import EvaluationError, FileError, SvdctlError, first_line
 from svdctl.utils.atomic_write import write_atomically
 from svdctl.utils.content_hash import content_digest, json_digest
+from svdctl.utils.files import read_json
 from svdctl.utils.network_probe import Probe, read_probes
 
 FORMAT, VERSION = "svdctl.measurements", 2
@@ -253,6 +254,8 @@ def _matches(found: object, about: Mapping[str, Any], record: Mapping[str, Any])
 
 def fault_of(error: Exception) -> str:
     """Return the first fault that a model found, or the first line of another error, in a few words."""
+    if isinstance(error, FileError):
+        return error.reason
     if not isinstance(error, ValidationError):
         return first_line(error, 150)
     fault = error.errors()[0]
@@ -262,11 +265,8 @@ def fault_of(error: Exception) -> str:
 
 
 def _read_json(path: Path) -> Any:
-    def refuse(name: str) -> Any:
-        raise ValueError(f"{name} is no number of JSON")
-
     # A byte that is damaged spoils the record that it stands in, not the file.
-    return json.loads(path.read_bytes().decode("utf-8", errors="replace"), parse_constant=refuse)
+    return read_json(path, errors="replace")
 
 
 def foreign(path: Path) -> EvaluationError:

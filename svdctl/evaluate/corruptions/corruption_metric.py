@@ -24,6 +24,7 @@ from svdctl.evaluate.inference import Classifier, check_finite, subset
 from svdctl.evaluate.metric import MeasurementContext, Unfinished
 from svdctl.evaluate.metrics.cifar_c import CorruptionSettings
 from svdctl.utils.content_hash import content_digest, file_digest, json_digest
+from svdctl.utils.files import open_regular
 from svdctl.utils.measurement_cache import Measurement, MeasurementCache
 
 CHUNK = 1000
@@ -99,7 +100,7 @@ def _ends_of(folder: Path, names: list[str]) -> str:
     for name in sorted(names):
         path = folder / f"{name}.npy"
         size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             parts += [f"{name} {size}", file.read(1 << 16)]
             file.seek(max(0, size - (1 << 16)))
             parts.append(file.read())

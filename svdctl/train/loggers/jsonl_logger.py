@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from io import TextIOWrapper
 from typing import Any, Literal
 
 from svdctl.config.base import Config
@@ -9,6 +10,7 @@ from svdctl.errors import TrainingError
 from svdctl.train.logger import Logger, LogWriter, RunInfo, register_logger
 from svdctl.train.metrics_log import line_text
 from svdctl.utils.atomic_write import error_names, write_atomically
+from svdctl.utils.files import open_to_append
 
 
 class JsonlConfig(Config):
@@ -34,7 +36,7 @@ class _JsonlWriter:
         self._path = run.folder / "metrics.jsonl"
         if run.lines is not None:
             write_atomically(self._path, "".join(map(line_text, run.lines)))
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file = TextIOWrapper(open_to_append(self._path), encoding="utf-8")
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append a line.
