@@ -109,7 +109,7 @@ def test_files_are_made_appended_to_and_read(tmp_path: Path) -> None:
         assert os.get_blocking(file.fileno())
     (tmp_path / "link").symlink_to(path)  # read, not written
     assert files.read_bytes(tmp_path / "link") == path.read_bytes()
-    with pytest.raises(MissingFileError, match=r"b cannot be read \(no such file):
+    with pytest.raises(MissingFileError, match=r"b cannot be read \(no such file"):
         files.read_bytes(tmp_path / "b")
     with pytest.raises(MalformedFileError, match="has more than 4 bytes"):
         files.read_bytes(path, limit=4)
