@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from svdctl.errors import ShapeError
-from svdctl.layers.stored_weight import have_same_bits
+from svdctl.layers.stored_weight import have_same_bits, same_bits
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...))
 _NAMED = (torch.dtype, torch.device, torch.layout, torch.memory_format, slice, range, types.CodeType)
@@ -36,6 +36,26 @@ _READ = (
     *(nn.Module, Sequence, Mapping, Set, types.FunctionType, types.MethodType),
     *(partial, property, staticmethod, classmethod, *_RECORDS),
 )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two contents, compared; whether tensors on a CUDA device are the same is not read yet."""
+
+    unlike: str | None
+    """A path that is known to differ."""
+    same: dict[str, Tensor]
+    """By paths of tensors, `()` bool on their device."""
+
+    def difference(self) -> str | None:
+        """Return the path of something that is not the same in both, a tensor if there is one; None if all is."""
+        if self.same:
+            flags = list(self.same.values())
+            read = torch.stack([flag.to(flags[0].device) for flag in flags]).tolist()
+            for path, same in zip(self.same, read, strict=True):
+                if not same:
+                    return path
+        return self.unlike
 
 
 @dataclass
@@ -66,24 +86,35 @@ class Contents:
         return self
 
     def difference(self, other: "Contents", but: frozenset[str] = frozenset()) -> str | None:
-        """Return the path of something that is not the same in both; None if all is.
+        """Return the path of something that is not the same in both; None if all is. See `compared`."""
+        return self.compared(other, but).difference()
+
+    def compared(self, other: "Contents", but: frozenset[str] = frozenset()) -> Comparison:
+        """Compare with the contents of the same object, earlier or later; no CUDA device is waited for.
 
         Args:
-            other: of the same object, earlier or later.
+            other: its contents.
             but: paths that are left out, with all beneath them.
         """
+        flags: dict[str, Tensor] = {}
         for mine, others in ((self.tensors, other.tensors), (self.values, other.values)):
             for path in sorted(mine.keys() | others.keys()):
                 if any(path == left or path.startswith((f"{left}.", f"{left}[")) for left in but):
                     continue
-                if path not in mine or path not in others or not _same(mine[path], others[path]):
-                    return path
-        return None
+                if path not in mine or path not in others:
+                    return Comparison(path, flags)
+                first, second = mine[path], others[path]
+                same = same_bits(first, second) if isinstance(first, Tensor) else bool(first == second)
+                if isinstance(same, Tensor):
+                    flags[path] = same
+                elif not same:
+                    return Comparison(path, flags)
+        return Comparison(None, flags)
 
     def changed_values(self, other: "Contents") -> str | None:
         """Return the path of a tensor or number that differs in an object meant to be a copy; None if none does."""
         for path, tensor in self.tensors.items():
-            if path in other.tensors and not _same(tensor, other.tensors[path]):
+            if path in other.tensors and not have_same_bits(tensor, other.tensors[path]):
                 return path
         for path, value in self.values.items():
             found = other.values.get(path)
@@ -289,7 +320,3 @@ def _is_library(owner: Any) -> bool:
 
 def _is_library_name(module: str) -> bool:
     return module.partition(".")[0] in _LIBRARIES
-
-
-def _same(first: Any, second: Any) -> bool:
-    return have_same_bits(first, second) if isinstance(first, Tensor) else bool(first == second)

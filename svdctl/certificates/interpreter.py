@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 
 # These fill the table of rules.
 from svdctl.certificates import ops_linear, ops_pointwise, ops_shape_pool  # noqa: F401
-from svdctl.certificates.contents import Contents
+from svdctl.certificates.contents import Comparison, Contents
 from svdctl.certificates.error_bounds import Affine, Arithmetic, ValueBounds, outward
 from svdctl.certificates.op_rules import apply
 from svdctl.certificates.traced_tensor import Contribution, FailureRecorder, Traced, Tracer
@@ -176,12 +176,21 @@ class Trace:
 
     def require_unchanged(self, network: nn.Module) -> None:
         """Raise a ShapeError if anything that the network computes with is not what it was."""
-        changed = self.contents.difference(_contents_of(network), self.passing)
-        if changed is not None:
-            raise ShapeError(
-                f"{changed!r} of the network is not what it was when the bound was proved: it was changed from "
-                "outside, or the network changes it while it runs; a bound holds for a network that stays as it is"
-            )
+        require_same(self.compared(network))
+
+    def compared(self, network: nn.Module) -> Comparison:
+        """Compare what the network computes with now with what it was, for `require_same`."""
+        return self.contents.compared(_contents_of(network), self.passing)
+
+
+def require_same(comparison: Comparison) -> None:
+    """Raise a ShapeError if a network is not what it was when it was proved."""
+    changed = comparison.difference()
+    if changed is not None:
+        raise ShapeError(
+            f"{changed!r} of the network is not what it was when the bound was proved: it was changed from "
+            "outside, or the network changes it while it runs; a bound holds for a network that stays as it is"
+        )
 
 
 @torch.no_grad()

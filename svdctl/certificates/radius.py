@@ -7,21 +7,23 @@ docs/theory.md, "Certified radius", has the proof.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from svdctl.certificates.error_bounds import INWARD, ValueBounds, outward
-from svdctl.certificates.interpreter import differ_by_at_most, prove
+from svdctl.certificates.interpreter import differ_by_at_most, prove, require_same
 from svdctl.certificates.lipschitz import LipschitzBound, device_of
 from svdctl.errors import DataError, ShapeError
 from svdctl.spectral.exact_arithmetic import exact_arithmetic
 from svdctl.spectral.rounding import norm_above, times, times_power, to_unit_size
 
 RADII = (36 / 255, 72 / 255, 108 / 255, 255 / 255)
+_DEPENDENT = "the network's logits of one image depend on the others of its batch; it has no certificates"
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,9 @@ class Certifier:
         # Constants that the network makes in its forward pass are of the default dtype.
         self._default_dtype = torch.get_default_dtype()
         grey = torch.full((1, *input_shape), 0.5, dtype=dtype, device=device_of(model))
-        with torch.inference_mode(False), torch.no_grad(), self._arithmetic():
+        self._unread: list[Callable[[], None]] | None = None
+        """What `checks_at_the_end` leaves for the end; None: nothing is left."""
+        with self._arithmetic():
             self.network, result = prove(model, grey, tolerance=tolerance)
             if result.output.ndim != 2 or result.output.shape[1] < 2:
                 shape = tuple(result.output.shape)
@@ -120,33 +124,71 @@ class Certifier:
             generator = torch.Generator().manual_seed(2)
             for count in (3, 9):
                 images = torch.rand((count, *input_shape), generator=generator, dtype=torch.float64).to(grey)
-                self._batch_logits(images, range(count))
+                _, check = self._batch_logits(images, range(count))
+                check()
             self.pairwise = pairwise_constants(result.bounds, result.output.shape[1]).to(grey.device)
 
-    def _arithmetic(self) -> AbstractContextManager[None]:
-        return exact_arithmetic(self._default_dtype, direct_convolutions=self.dtype == torch.float32)
+    @contextmanager
+    def _arithmetic(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for setting in (torch.inference_mode(False), torch.no_grad()):
+                stack.enter_context(setting)
+            direct = self.dtype == torch.float32
+            stack.enter_context(exact_arithmetic(self._default_dtype, direct_convolutions=direct))
+            yield
 
-    def _batch_logits(self, images: Tensor, places: Iterable[int]) -> Tensor:
-        """Return the logits of a batch, at these places compared with those of the image alone.
+    @contextmanager
+    def checks_at_the_end(self) -> Iterator[None]:
+        """Let `logits` in the body compare as always, but read what it found when the body ends.
+
+        So that no batch waits for a CUDA device. Logits of the body are good once it has ended without an error.
 
         Raises:
-            ShapeError: the other images take part in them.
+            ShapeError: what `logits` would have raised.
+        """
+        self._unread = []
+        try:
+            yield
+            with self._arithmetic():
+                for check in self._unread:
+                    check()
+        except BaseException:
+            self._sizes.clear()  # not all of them were compared
+            raise
+        finally:
+            self._unread = None
+
+    def _later(self, check: Callable[[], None]) -> None:
+        """Make a check, or leave it for the end of `checks_at_the_end`."""
+        if self._unread is None:
+            check()
+        else:
+            self._unread.append(check)
+
+    def _batch_logits(self, images: Tensor, places: Iterable[int]) -> tuple[Tensor, Callable[[], None]]:
+        """Return the logits of a batch, and what compares those at these places with those of the image alone.
+
+        Raises:
+            ShapeError: at once or by the comparison: the other images take part in them.
         """
         # The whole batch last, so that hooks which keep activations keep those of the batch.
         alone = [(place, self.network(images[place : place + 1].to(self.dtype, copy=True))) for place in places]
         # A copy: the network may write into its input.
         logits: Tensor = self.network(images.to(self.dtype, copy=True))
-        for place, single in alone:
+        if alone and len(logits) != len(images):
+            raise ShapeError(_DEPENDENT)
+        pairs = [(logits[place : place + 1].clone(), single) for place, single in alone]
+        return logits, partial(self._require_independent, pairs)
+
+    def _require_independent(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+        for among_others, single in pairs:
             size = norm_above(single)
             # Where the proved rounding is far too large, a size that rounding does not reach in practice.
             allowed = min(
                 2 * self.rounding(self.half_diagonal) + 1e-12 * size, math.sqrt(torch.finfo(self.dtype).eps) * size
             )
-            if len(logits) != len(images) or not differ_by_at_most(logits[place : place + 1], single, allowed):
-                raise ShapeError(
-                    "the network's logits of one image depend on the others of its batch; it has no certificates"
-                )
-        return logits
+            if not differ_by_at_most(among_others, single, allowed):
+                raise ShapeError(_DEPENDENT)
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
@@ -162,13 +204,14 @@ class Certifier:
                 f"the certificates are for real images of shape {self._input_shape}, not {tuple(images.shape[1:])} "
                 f"({images.dtype})"
             )
-        with torch.inference_mode(False), torch.no_grad(), self._arithmetic():
-            self._proved.require_unchanged(self.network)
+        with self._arithmetic():
+            self._later(partial(require_same, self._proved.compared(self.network)))
             count = len(images)
             places = {0, count // 2, count - 1} if count and count not in self._sizes else set()
-            logits = self._batch_logits(images, sorted(places))
+            logits, check = self._batch_logits(images, sorted(places))
+            self._later(check)
             self._sizes.add(count)
-            self._proved.require_unchanged(self.network)
+            self._later(partial(require_same, self._proved.compared(self.network)))
         return logits
 
     @torch.no_grad()

@@ -27,6 +27,8 @@ class AutoBatchSize:
 
     size: int
     log: Callable[[str], None] | None = None
+    judged: bool = False
+    """Whether `size` was chosen by the memory that a part has needed."""
 
     def run(self, work: Callable[[int], Result]) -> Result:
         """Return `work(size)`, begun anew with half the size whenever memory runs out.
@@ -52,24 +54,13 @@ class AutoBatchSize:
             if self.log is not None:
                 self.log(f"out of memory: going on with {self.size} images at a time")
 
-    def enlarge(self, work: Callable[[int], object], device: torch.device) -> None:
-        """Let `size` be what a CUDA device has memory for, judged from what `work` of a few images needs.
-
-        It is never less than before; elsewhere nothing is done.
-        """
-        if device.type != "cuda" or self.size >= LARGEST:
-            return
-        self.run(work)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        self.run(work)
-        each = max((torch.cuda.max_memory_allocated(device) - before) / self.size, 1.0)
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        fitting = int(_SHARE * (torch.cuda.mem_get_info(device)[0] + unused) / each)
-        self.size = max(self.size, min(LARGEST, fitting))
-
-    def parts(self, count: int, work: Callable[[slice], Result]) -> Iterator[tuple[slice, Result]]:
+    def parts(
+        self, count: int, work: Callable[[slice], Result], device: torch.device
+    ) -> Iterator[tuple[slice, Result]]:
         """Yield consecutive parts of `count` images, and what `work` returns for each.
+
+        On a CUDA device the memory that the first whole part needs says how large the others are, and those of later
+        calls: never smaller than `size` was, and as large as half of the free memory holds.
 
         Raises:
             EvaluationError: memory is too small for a single image.
@@ -81,6 +72,21 @@ class AutoBatchSize:
                 part = slice(start, min(start + size, count))
                 return part, work(part)
 
+            judged = not self.judged and device.type == "cuda" and done + self.size < count
+            before = self._memory_in_use(device) if judged else 0
             part, found = self.run(attempt)
+            if judged:
+                self._enlarge(torch.cuda.max_memory_allocated(device) - before, part.stop - part.start, device)
             yield part, found
             done = part.stop
+
+    def _memory_in_use(self, device: torch.device) -> int:
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+
+    def _enlarge(self, needed: int, images: int, device: torch.device) -> None:
+        """Let `size` be what a CUDA device has memory for, where a pass over some images needed so many bytes."""
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        fitting = int(_SHARE * (torch.cuda.mem_get_info(device)[0] + unused) / max(needed / images, 1.0))
+        self.size = max(self.size, min(LARGEST, fitting))
+        self.judged = True

@@ -40,12 +40,11 @@ def measure(context: MeasurementContext, at: Sequence[float]) -> tuple[dict[str,
 
     # Passes in float64 hold fewer images than others.
     batches = AutoBatchSize(min(context.config.batch_size, classifier.halving.size), classifier.halving.log)
-    if len(test) >= batches.size:
-        batches.enlarge(lambda size: some(slice(size)), device)
     found = []
-    for part, three in batches.parts(len(test), some):
-        found.append(three)
-        tell(part.stop, len(test), "radii")
+    with certifier.checks_at_the_end():
+        for part, three in batches.parts(len(test), some, device):
+            found.append(three)
+            tell(part.stop, len(test), "radii")
     radii, predicted, broken = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
     check_finite(int(broken.sum()), len(test))
     classifier.model.to(classifier.device)

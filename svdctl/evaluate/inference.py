@@ -49,7 +49,6 @@ class Classifier:
         self.precision = config.precision
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
         self.halving = AutoBatchSize(config.batch_size, log)
-        self._sized = False
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -122,10 +121,7 @@ class Classifier:
         return total
 
     def _parts(self, images: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        if not self._sized and len(images) >= self.halving.size:
-            self.halving.enlarge(lambda size: self._some(images[:size]), self.device)
-            self._sized = True
-        return self.halving.parts(len(images), lambda part: self._some(images[part]))
+        return self.halving.parts(len(images), lambda part: self._some(images[part]), self.device)
 
     def _some(self, images: Tensor) -> Tensor:
         pixels = to_pixels(to_device(images, self.device)).contiguous(memory_format=torch.channels_last)

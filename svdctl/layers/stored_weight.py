@@ -15,6 +15,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 from svdctl.errors import ShapeError
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_ASYNCHRONOUS = {"cuda"}
+"""Kinds of devices on which reading a result waits for all work before it."""
 _DESCRIPTORS = (property, staticmethod, classmethod)
 _PASS = ("forward", "_conv_forward", "__call__", "_call_impl", "_wrapped_call_impl", "__getattribute__")
 # What a subclass may define anew: it is no part of what the layer computes.
@@ -76,6 +78,11 @@ def named_tensors(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def have_same_bits(first: Tensor, second: Tensor) -> bool:
     """Return whether two tensors are of one type, shape and place, and the same bit for bit."""
+    return bool(same_bits(first, second))
+
+
+def same_bits(first: Tensor, second: Tensor) -> bool | Tensor:
+    """Return what `have_same_bits` does; for tensors on a CUDA device a tensor `()` there: nothing waits for it."""
     kinds = ((tensor.dtype, tensor.shape, tensor.layout, tensor.device) for tensor in (first, second))
     if next(kinds) != next(kinds):
         return False
@@ -84,7 +91,8 @@ def have_same_bits(first: Tensor, second: Tensor) -> bool:
     if first.is_complex():
         first, second = torch.view_as_real(first.resolve_conj()), torch.view_as_real(second.resolve_conj())
     bits = _BITS[first.element_size()]
-    return torch.equal(first.detach().view(bits), second.detach().view(bits))
+    first, second = first.detach().view(bits), second.detach().view(bits)
+    return (first == second).all() if first.device.type in _ASYNCHRONOUS else torch.equal(first, second)
 
 
 def why_not_as_stored(layer: nn.Module, kind: type) -> str | None:

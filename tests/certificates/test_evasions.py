@@ -19,6 +19,8 @@ from torch.nn.utils import parametrize
 import svdctl
 from svdctl.certificates import Certifier, lipschitz_bound
 from svdctl.errors import ShapeError
+from svdctl.layers import stored_weight
+from tests.synchronisation import NoHostReads
 
 
 class Runs(nn.Module):
@@ -252,6 +254,37 @@ class TestBatches:
         certifier.logits(torch.rand(20, 6))
         with pytest.raises(ShapeError, match="others of its batch"):
             certifier.logits(torch.rand(21, 6))
+        with pytest.raises(ShapeError, match="others of its batch"), certifier.checks_at_the_end():
+            certifier.logits(torch.rand(22, 6))
+        # A size whose comparison failed, or was never read, does not count as compared.
+        with pytest.raises(ShapeError, match="others of its batch"):
+            certifier.logits(torch.rand(22, 6))
+
+    def test_comparisons_of_many_batches_are_read_at_the_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 4))
+        certifier = Certifier(network, (3, 5, 5))
+        images = [torch.rand(count, 3, 5, 5) for count in (4, 4, 2)]
+        wanted = [certifier.logits(some) for some in images]
+        monkeypatch.setattr(stored_weight, "_ASYNCHRONOUS", {"cpu"})
+        certifier._sizes.clear()
+        with certifier.checks_at_the_end():
+            with NoHostReads():
+                found = [certifier.logits(some) for some in images]
+            assert len(certifier._unread or ()) == 9
+        assert all(torch.equal(some, other) for some, other in zip(found, wanted, strict=True))
+        weight = next(certifier.network.parameters())
+
+        def change_for_one_batch() -> None:
+            with certifier.checks_at_the_end():
+                weight.add_(1)
+                certifier.logits(images[0])
+                weight.sub_(1)
+
+        with pytest.raises(ShapeError, match="was proved"):
+            change_for_one_batch()
+        weight.add_(1)
+        with pytest.raises(ShapeError, match="was proved"):
+            certifier.logits(images[0])
 
 
 class OwnDict(dict[str, float]):

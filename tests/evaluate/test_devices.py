@@ -113,16 +113,23 @@ def test_a_device_may_be_named_for_corruptions() -> None:
 def test_sizes_of_passes_come_from_memory(free: int, wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pass needs 200 bytes an image beside 5,000 that are there."""
     cuda = torch.cuda
-    asked: list[int] = []
+    asked: list[slice] = []
     monkeypatch.setattr(cuda, "reset_peak_memory_stats", lambda device: None)
     monkeypatch.setattr(cuda, "memory_allocated", lambda device: 5_000)
     monkeypatch.setattr(cuda, "memory_reserved", lambda device: 5_000)
     monkeypatch.setattr(cuda, "max_memory_allocated", lambda device: 5_000 + 200 * 250)
     monkeypatch.setattr(cuda, "mem_get_info", lambda device: (free, 10**9))
     size = AutoBatchSize(250)
-    size.enlarge(asked.append, torch.device("cuda"))
+    parts = size.parts(10_000, asked.append, torch.device("cuda"))
+    assert next(parts)[0] == slice(0, 250)
     assert size.size == wanted
-    assert set(asked) == {250}
+    next(parts)
+    # Nothing is computed only to see how much memory it needs.
+    assert asked == [slice(0, 250), slice(250, 250 + wanted)]
+    for count in (250, 10):
+        few = AutoBatchSize(250)
+        assert len(list(few.parts(count, asked.append, torch.device("cuda")))) == 1
+        assert few.size == 250
     alone = AutoBatchSize(250)
-    alone.enlarge(asked.append, torch.device("cpu"))
+    assert len(list(alone.parts(1_000, asked.append, torch.device("cpu")))) == 4
     assert alone.size == 250

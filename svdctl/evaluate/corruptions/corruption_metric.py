@@ -1,6 +1,7 @@
 """Accuracy on corrupted test sets: published files for CIFAR, svdctl's own corruptions for every other data set."""
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from torch import Tensor
 from svdctl.config.corruption_names import CLEAN, GENERAL_NOTE, NOTES, SEVERITIES, list_name, named_lists
 from svdctl.data.batches import derived_seed
 from svdctl.data.data_source import place_of, source_of
-from svdctl.data.streamed_images import made_ahead, rows_of, to_device
+from svdctl.data.streamed_images import made_ahead, to_device
 from svdctl.evaluate.auto_batch_size import LARGEST
 from svdctl.evaluate.corruptions.corruption_functions import corrupt
 from svdctl.evaluate.corruptions.published_files import CifarC, find_or_fetch, open_cifar_c
@@ -141,38 +142,55 @@ def measure(
     if kept.kept:
         context.notice(f"going on: {len(kept.kept)} of {total} counts of corrupted images are kept")
 
-    def correct(name: str, severity: int, count: Callable[[], Tensor]) -> int:
-        def work() -> Count:
-            right, broken = count().tolist()
-            check_finite(broken, len(index))
-            return Count(name=name, severity=severity, correct=right, of=len(index))
+    wanted = [(CLEAN, 0), *((name, severity) for name in names for severity in settings.severities)]
+    missing = [(name, severity) for name, severity in wanted if f"{name} {severity}" not in kept.kept]
 
-        return kept.once(f"{name} {severity}", work).correct
+    def images(name: str, severity: int, part: Tensor) -> Tensor:
+        found = test.images[part] if name == CLEAN else source.images(name, severity, part)
+        return to_device(found, classifier.device)
 
-    done = {CLEAN: correct(CLEAN, 0, lambda: classifier.correct(rows_of(test.images, index), labels))}
-    for name in names:
-        for severity in settings.severities:
-            context.progress(len(done), total, f"{name}, severity {severity}")
-            count = partial(_correct, classifier, source, name, severity, index, labels)
-            done[f"{name} {severity}"] = correct(name, severity, count)
+    def tell(name: str, severity: int) -> None:
+        if name != CLEAN:
+            context.progress(wanted.index((name, severity)), total, f"{name}, severity {severity}")
+
+    def keep(name: str, severity: int, count: Tensor) -> None:
+        right, broken = count.tolist()
+        check_finite(broken, len(index))
+        kept.put(Count(name=name, severity=severity, correct=right, of=len(index)))
+
+    # A GPU has the images of the next count to classify while one is read and written to the file.
+    behind, begun = int(classifier.device.type == "cuda"), deque[tuple[str, int, Tensor]]()
+    for pair, count in zip(missing, _counts(classifier, images, missing, index, labels, tell), strict=True):
+        begun.append((*pair, count))
+        if len(begun) > behind:
+            keep(*begun.popleft())
+    for unread in begun:
+        keep(*unread)
     context.progress(total, total, "done")
+    done = {key: kept.kept[key].record.correct for key in (f"{name} {severity}" for name, severity in wanted)}
+    done[CLEAN] = done.pop(f"{CLEAN} 0")
     found = summary(done, names, settings.severities, len(index))
     return {**found, "source": source.identity["source"], "notes": source.notes}
 
 
-def _correct(classifier: Classifier, source: Source, name: str, severity: int, index: Tensor, labels: Tensor) -> Tensor:
-    """Return how many of the corrupted images get their label, and how many get logits that are not finite: `(2,)`."""
+def _counts(
+    classifier: Classifier,
+    images: Callable[[str, int, Tensor], Tensor],
+    wanted: Sequence[tuple[str, int]],
+    index: Tensor,
+    labels: Tensor,
+    tell: Callable[[str, int], None],
+) -> Iterator[Tensor]:
+    """Yield for each corruption and severity what `Classifier.correct` counts of its images: `(2,)`, on the device."""
     cuda = classifier.device.type == "cuda"
     size = max(CHUNK, LARGEST) if cuda else CHUNK
-
-    def images(part: Tensor) -> Tensor:
-        return to_device(source.images(name, severity, part), classifier.device)
-
-    calls = (partial(images, part) for part in index.split(size))
+    parts, own = index.split(size), to_device(labels, classifier.device).split(size)
+    calls = (partial(images, *pair, part) for pair in wanted for part in parts)
     # While a GPU works on some, the next ones are read, or drawn there; a CPU has no core to spare.
     made = made_ahead(calls) if cuda else (call() for call in calls)
-    pairs = zip(made, labels.split(size), strict=True)
-    return torch.stack([classifier.correct(some, own) for some, own in pairs]).sum(0)
+    for pair in wanted:
+        tell(*pair)
+        yield torch.stack([classifier.correct(next(made), right) for right in own]).sum(0)
 
 
 def summary(correct: Mapping[str, int], names: list[str], severities: tuple[int, ...], count: int) -> dict[str, Any]:
