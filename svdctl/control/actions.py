@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -177,12 +177,25 @@ def _scale_below_(
 def paper_divide_layer_(layer: nn.Module, max_sigma: float, size: tuple[int, ...], generator: torch.Generator) -> None:
     """Divide as the paper does, by two power steps from a new random vector, some 15 % too low; nothing is proved."""
     ops = ops_of(layer)
-    sigma = paper_sigma(ops.operator(layer), size, generator)
+    conv = ops.operator(layer)
+    sigma = paper_sigma(conv, size, generator, padding=_zeros_beside(layer, conv))
     ops.scale_([layer], [shrink(sigma, max_sigma)])
 
 
+def _zeros_beside(layer: nn.Module, conv: Convolution) -> tuple[int, ...]:
+    """Return how many entries a layer pads on both sides of each axis, whatever it pads them with."""
+    padding: Any = getattr(layer, "padding", 0)
+    if isinstance(padding, str):
+        reach = tuple(d * (k - 1) for d, k in zip(conv.dilation, conv.taps, strict=True))
+        return tuple(r // 2 if padding == "same" else 0 for r in reach)
+    return (padding,) * conv.axes if isinstance(padding, int) else tuple(padding)
+
+
 def paper_clip_layer_(layer: nn.Module, max_sigma: float, size: tuple[int, ...], optimizer: Optimizer = None) -> None:
-    """Clip as the paper does, once on the grid of the layer's input, or of its kernel if larger; nothing is proved."""
+    """Clip as the paper does, once on the grid of the layer's input over its strides; nothing is proved.
+
+    A grid smaller than the kernel is enlarged to hold it.
+    """
     ops_of(layer).write_([layer], [paper_clip(operator_of(layer), max_sigma, size)], optimizer)
 
 

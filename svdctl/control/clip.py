@@ -30,20 +30,29 @@ class ClipControl(ControlMethod):
         if config.procedure != "paper":
             return []
         from svdctl.layers.layer_operator import operator_of
-        from svdctl.spectral.power_iteration import clip_grid
+        from svdctl.spectral.power_iteration import clip_grid, input_grid
 
-        enlarged = []
+        enlarged, strided = [], []
         for layer in layers:
             assert layer.input_size is not None
-            grid = clip_grid(operator_of(layer.module), layer.input_size)
-            if grid != layer.input_size:
+            conv = operator_of(layer.module)
+            grid = clip_grid(conv, layer.input_size)
+            if grid != input_grid(conv, layer.input_size):
                 enlarged.append(f"{layer.name} (input {_by(layer.input_size)}, grid {_by(grid)})")
-        if not enlarged:
-            return []
-        return [
-            "the paper's clip works on the grid of a layer's input; where that is smaller than the kernel, it is "
-            f"computed on the smallest grid that holds the kernel: {', '.join(enlarged)}"
-        ]
+            if max(conv.stride) > 1 and layer.ops.core_operator(layer.module) is not None:
+                strided.append(layer.name)
+        found = []
+        if strided:
+            found.append(
+                "the paper's code clips strided TT layers as if strides belonged to outputs, another operator; "
+                f"here the layer's own is clipped, to another kernel than there: {', '.join(strided)}"
+            )
+        if enlarged:
+            found.append(
+                "the paper's clip works on the grid of a layer's input over its strides; where that is smaller than "
+                f"the kernel, it is computed on the smallest grid that holds the kernel: {', '.join(enlarged)}"
+            )
+        return found
 
     def step_(self, layers: Sequence[ControlledLayer], config: Clip, context: ControlContext) -> list[bool]:
         from svdctl.control.actions import clip_layers_, paper_clip_layer_

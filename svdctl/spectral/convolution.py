@@ -86,13 +86,15 @@ class Convolution:
         """Return the same convolution with another kernel `(G, O, I, *k)`."""
         return replace(self, kernel=kernel)
 
-    def _reduced_stride(self) -> tuple[int, ...]:
+    @property
+    def reduced_stride(self) -> tuple[int, ...]:
+        """Return the stride of the convolution of equal norm that has no dilation."""
         return tuple(s // math.gcd(s, d) for s, d in zip(self.stride, self.dilation, strict=True))
 
     def polyphase(self) -> Tensor:
         """Return the stride-1 kernel `(G, O, I * prod(s), *k')` of equal norm, its taps past the support zero."""
         kernel = self.kernel
-        for axis, step in enumerate(self._reduced_stride()):
+        for axis, step in enumerate(self.reduced_stride):
             if step == 1:
                 continue
             kernel = kernel.movedim(3 + axis, -1)
@@ -104,7 +106,7 @@ class Convolution:
     def polyphase_shape(self) -> tuple[int, ...]:
         """Return the shape of `polyphase`."""
         groups, out, channels, *taps = self.kernel.shape
-        steps = self._reduced_stride()
+        steps = self.reduced_stride
         return groups, out, channels * math.prod(steps), *(-(-k // s) for k, s in zip(taps, steps, strict=True))
 
     def support(self) -> Tensor:
@@ -113,7 +115,7 @@ class Convolution:
 
     def from_polyphase(self, kernel: Tensor) -> Self:
         """Return the convolution whose polyphase kernel is `kernel`, taps past the support dropped."""
-        for axis, (step, taps) in reversed(list(enumerate(zip(self._reduced_stride(), self.taps, strict=True)))):
+        for axis, (step, taps) in reversed(list(enumerate(zip(self.reduced_stride, self.taps, strict=True)))):
             if step == 1:
                 continue
             kernel = kernel.movedim(3 + axis, -1).unflatten(2, (-1, step)).movedim(3, -1).flatten(-2)

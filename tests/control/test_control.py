@@ -205,7 +205,9 @@ def test_paper_clip_leaves_kernels_larger_than_their_input_that_are_within_the_l
     assert float((kernel_of(layer) - before).norm() / before.norm()) < 1e-6
     sizes = [" x ".join(map(str, axes)) for axes in (size, grid)]
     notices = "".join(controller.notices())
-    assert notices.endswith(f"0 (input {sizes[0]}, grid {sizes[1]})") if size != grid else not notices
+    # A grid of half the input's sides does not hold the strided kernel either.
+    enlarged = size != grid or name == "tt strided"
+    assert notices.endswith(f"0 (input {sizes[0]}, grid {sizes[1]})") if enlarged else not notices
 
 
 @pytest.mark.parametrize("name", ["conv1d", "conv2d", "grouped", "depthwise", "conv3d", "tt", "tt parametrized"])
