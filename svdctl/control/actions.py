@@ -17,7 +17,7 @@ from svdctl.layers.layer_operator import (
     operator_of,
     why_not_writable,
 )
-from svdctl.layers.layer_ops import is_controllable, layers_alike, ops_of
+from svdctl.layers.layer_ops import is_controllable, layers_of_types, ops_of
 from svdctl.layers.norms import are_layers_bounded, is_layer_bounded, kernel_limit, layer_norm
 from svdctl.layers.padding import padding_factor
 from svdctl.spectral.bounds import Bracket, are_bounded, norm_bounds, taps_norms
@@ -75,18 +75,24 @@ def _replace_(
     optimizer: Optimizer,
 ) -> list[float]:
     """Write polyphase kernels, then scale until the bounds are proved of the written weights; return the distances."""
+    if not layers:
+        return []
     # The layers' own memory may be behind them.
     before = [conv.with_kernel(conv.kernel.to(torch.float64, copy=True)) for conv in before]
     after = [conv.from_polyphase(kernel) for conv, kernel in zip(before, kernels, strict=True)]
-    for places in layers_alike(layers):
-        some = [layers[place] for place in places]
-        ops_of(some[0]).write_(some, [after[place] for place in places], optimizer)
+    for ops, places in layers_of_types(layers):
+        ops.write_([layers[place] for place in places], [after[place] for place in places], optimizer)
     read = exact_operators(layers)
     brackets = norm_bounds([conv for conv, _ in read], tolerance=SEAL_TOLERANCE)
     factors = [factor for factor, _ in _scale_below_(layers, max_sigma, read, brackets)]
-    return frobenius_norms(
-        [now.kernel.double() * factor - then.kernel for now, factor, then in zip(after, factors, before, strict=True)]
-    )
+    return frobenius_norms(_apart([conv.kernel for conv in after], factors, [conv.kernel for conv in before]))
+
+
+def _apart(kernels: Sequence[Tensor], factors: Sequence[float], others: Sequence[Tensor]) -> list[Tensor]:
+    """Return `kernel * factor - other` of each, in float64."""
+    scaled = torch._foreach_mul([kernel.double() for kernel in kernels], list(factors))
+    torch._foreach_sub_(scaled, [other.double() for other in others])
+    return list(scaled)
 
 
 def divide_exact_layers_(layers: Sequence[nn.Module], max_sigma: Sequence[float]) -> list[float]:
@@ -142,23 +148,25 @@ def _scale_below_(
 
     left = [place for place in range(len(layers)) if not is_within(place)]
     while left:
-        wanted, steps = [], []
+        steps = []
         for place, taps in zip(left, taps_norms([convs[place].kernel for place in left]), strict=True):
             if not math.isfinite(upper[place]):
                 raise ShapeError(
                     "the layer's norm is above 1.8e308, the largest number of float64; scale its weight first"
                 )
-            ops = ops_of(layers[place])
-            unit = torch.finfo(ops.tensors(layers[place])[0].dtype).eps
+            unit = torch.finfo(ops_of(layers[place]).tensors(layers[place])[0].dtype).eps
             # Rounding moves the scaled kernel by at most a unit of each entry; the next round checks what it did.
             # The margin makes that round, and later brackets of this width, find nothing left to do.
             room = layer_norm(upper[place] * (1 + _MARGIN) + unit * taps, errors[place], padding[place])
             steps.append(max_sigma[place] / room * (1 - 4 * unit))
-            wanted.append(convs[place].kernel.double() * steps[-1])  # before: the layer's own memory may be behind it
-            with torch.no_grad():
-                ops.scale_([layers[place]], steps[-1:])
-        written = exact_operators([layers[place] for place in left])
-        moved = taps_norms([conv.kernel.double() - want for (conv, _), want in zip(written, wanted, strict=True)])
+        chosen = [layers[place] for place in left]
+        # Before: the layers' own memory may be behind them.
+        wanted = torch._foreach_mul([convs[place].kernel.double() for place in left], steps)
+        with torch.no_grad():
+            for ops, places in layers_of_types(chosen):
+                ops.scale_([chosen[place] for place in places], [steps[place] for place in places])
+        written = exact_operators(chosen)
+        moved = taps_norms(_apart([conv.kernel for conv, _ in written], [1.0] * len(left), wanted))
         for place, (conv, error), step, apart in zip(left, written, steps, moved, strict=True):
             convs[place], errors[place] = conv, error
             factors[place] *= step

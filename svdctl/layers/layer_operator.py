@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList, type_before_parametrizations
 
 from svdctl.errors import ShapeError
-from svdctl.layers.layer_ops import LayerOps, is_controllable, known_class, ops_of
+from svdctl.layers.layer_ops import is_controllable, known_class, layers_of_types, ops_of
 from svdctl.layers.stored_weight import evaluation_mode, why_not_as_stored
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.parallel_map import parallel_map
@@ -49,12 +49,9 @@ def exact_operator(layer: nn.Module) -> tuple[Convolution, float]:
 
 def exact_operators(layers: Sequence[nn.Module]) -> list[tuple[Convolution, float]]:
     """Return `exact_operator` of each layer, on a GPU those of one type together, on the CPU several in threads."""
-    by_type: dict[LayerOps, list[int]] = {}
-    for place, layer in enumerate(layers):
-        by_type.setdefault(ops_of(layer), []).append(place)
     on_cpu = all(parameter.device.type == "cpu" for layer in layers for parameter in layer.parameters())
     found: dict[int, tuple[Convolution, float]] = {}
-    for ops, places in by_type.items():
+    for ops, places in layers_of_types(layers):
         chosen = [layers[place] for place in places]
         parts = [[layer] for layer in chosen] if on_cpu else [chosen]
         read = parallel_map(partial(_read, ops.exact_operators), parts)

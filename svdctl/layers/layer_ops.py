@@ -34,8 +34,8 @@ class LayerOps:
     """How layers of some classes are read, written and kept in shape.
 
     Only `kind`, `modules` and `operator` are needed, or `gain` of a layer that is no convolution (`can_control` False).
-    An object has no state: one of them serves all networks. A method that takes `layers` is given layers of one class
-    and of one shape; those about a step of a training are given all layers of a network that the object knows.
+    An object has no state: one of them serves all networks. A method that takes `layers` is given any of those that
+    the object knows, but for `factored_operators`, which is given layers of one class and of one shape.
 
     >>> import torch
     >>> class Halving(torch.nn.Conv2d):
@@ -143,13 +143,20 @@ class LayerOps:
 
     def scale_(self, layers: Sequence[Any], factors: "Sequence[Tensor | float]") -> None:
         """Multiply each layer's operator by a number or 0-d tensor, in place; biases stay. Called without gradients."""
-        for layer, factor in zip(layers, factors, strict=True):
-            weight = self.tensors(layer)[0]
+        import torch
+
+        numbers: dict[int, float] = {}
+        weights = [self.tensors(layer)[0] for layer in layers]
+        for place, factor in enumerate(factors):
             if isinstance(factor, float | int):
-                # A small factor on large weights would be no number of their own precision.
-                weight.copy_(weight.double() * factor)
+                numbers[place] = factor
             else:
-                weight.mul_(factor)
+                weights[place].mul_(factor)
+        if numbers:
+            chosen = [weights[place] for place in numbers]
+            # A small factor on large weights would be no number of their own precision.
+            wide = torch._foreach_mul([weight.double() for weight in chosen], list(numbers.values()))
+            torch._foreach_copy_(chosen, wide)
 
     def gain(self, layer: Any, *, tolerance: float | None = None) -> "Gain | None":
         """Return the layer's proved `svdctl.certificates.Gain`; None: certificates look into its forward pass.
@@ -325,6 +332,14 @@ def layers_alike(layers: "Sequence[nn.Module]") -> list[list[int]]:
         key = (ops, type(layer), shapes, geometry)
         found.setdefault(key, []).append(place)
     return list(found.values())
+
+
+def layers_of_types(layers: "Sequence[nn.Module]") -> list[tuple[LayerOps, list[int]]]:
+    """Return what is known of each type of layer, and the places of its layers, in the order of the first ones."""
+    found: dict[LayerOps, list[int]] = {}
+    for place, layer in enumerate(layers):
+        found.setdefault(ops_of(layer), []).append(place)
+    return list(found.items())
 
 
 def is_controllable(layer: "nn.Module") -> bool:

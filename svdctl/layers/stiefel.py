@@ -28,7 +28,8 @@ from torch.nn.utils import parametrizations
 
 from svdctl.spectral.exact_arithmetic import exact_products
 from svdctl.spectral.faster_device import products_are_faster
-from svdctl.spectral.stacks import in_stacks
+from svdctl.spectral.gram import on_host
+from svdctl.spectral.stacks import stacked
 
 QR_ROUNDINGS = 16
 """For soundness: of a column of `m r` entries, by which R of a QR factorisation errs; docs/theory.md, "Constants"."""
@@ -89,13 +90,16 @@ def polar_retraction(matrices: Tensor) -> Retraction:
     return Retraction(frames, root / shrink, inverse * (defect <= MAX_DEFECT)[:, None, None], defect)
 
 
-def qr_retraction(matrices: Tensor) -> Retraction:
-    """Return Q, R and the inverse of R of a stack of matrices `(L, n, r)`, n >= r."""
-    frames, factor = qr_positive(matrices)
-    # The factor is small and a core is wide: its inverse is faster than solving for each column.
-    inverse, info = torch.linalg.inv_ex(factor)
-    inverse = torch.where((info == 0)[:, None, None], inverse, torch.zeros_like(inverse))
-    return Retraction(frames, factor, inverse, torch.linalg.vector_norm(gram_defect(frames), dim=(-2, -1)))
+def qr_retractions(stacks: Sequence[Tensor]) -> list[Retraction]:
+    """Return Q, R and the inverse of R of stacks of matrices `(L, n, r)`, n >= r; a GPU is read once for all."""
+    found = []
+    for frames, factor in qrs_positive(stacks):
+        # The factor is small and a core is wide: its inverse is faster than solving for each column.
+        inverse, info = torch.linalg.inv_ex(factor)
+        inverse = torch.where((info == 0)[:, None, None], inverse, 0.0)
+        defect = torch.linalg.vector_norm(gram_defect(frames), dim=(-2, -1))
+        found.append(Retraction(frames, factor, inverse, defect))
+    return found
 
 
 def polar(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,22 +112,36 @@ def qr_positive(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Return `(Q, R)` with `matrix = Q R` and the diagonal of R positive, which makes it unique and continuous.
 
     Args:
-        matrix: `(*, n, r)`, n >= r; with one leading axis, a GPU takes all of the stack at once, and is read once.
+        matrix: `(*, n, r)`, n >= r; with one leading axis, a GPU takes all of the stack at once.
     """
-    if products_are_faster(matrix.device):
-        found = _qr_by_products(matrix)
-        if found is not None:
-            return found
-    q, r = torch.linalg.qr(matrix)
-    signs = _signs(r)
-    return q * signs[..., None, :], r * signs[..., :, None]
+    return qrs_positive([matrix])[0]
 
 
-def _qr_by_products(matrix: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Return `qr_positive` by two rounds of `R = Cholesky factor of U^T U`; None where columns are nearly dependent.
+def qrs_positive(matrices: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Return `qr_positive` of each matrix or stack; a GPU factorises their Gram matrices, and is read once for all."""
+    by_products = {
+        place: _qr_by_products(matrix) for place, matrix in enumerate(matrices) if products_are_faster(matrix.device)
+    }
+    defects = dict(zip(by_products, on_host([defect for *_, defect in by_products.values()]), strict=True))
+    found = []
+    for place, matrix in enumerate(matrices):
+        # No number where a factorisation failed.
+        if place in defects and float(defects[place]) <= _ORTHONORMAL:
+            q, r, _ = by_products[place]
+        else:
+            q, r = torch.linalg.qr(matrix)
+            signs = _signs(r)
+            q, r = q * signs[..., None, :], r * signs[..., :, None]
+        found.append((q, r))
+    return found
+
+
+def _qr_by_products(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `qr_positive` by two rounds of `R = Cholesky factor of U^T U`, and the defect of Q (0-d).
 
     In float64 the first round leaves a defect of some eps times the squared condition number, the second one of eps
-    (Yamamoto et al., Roundoff error analysis of the CholeskyQR2 algorithm, 2015).
+    (Yamamoto et al., Roundoff error analysis of the CholeskyQR2 algorithm, 2015). Where columns are nearly dependent
+    the defect is large or no number.
     """
     frames, total = matrix.double(), None
     for _ in range(2):
@@ -131,10 +149,8 @@ def _qr_by_products(matrix: Tensor) -> tuple[Tensor, Tensor] | None:
         frames = torch.linalg.solve_triangular(factor, frames, upper=True, left=False)
         total = factor if total is None else factor @ total
     assert total is not None
-    # No number where a factorisation failed.
-    if bool(torch.linalg.vector_norm(gram_defect(frames)) <= _ORTHONORMAL):
-        return frames.to(matrix.dtype), total.to(matrix.dtype)
-    return None
+    defect = torch.linalg.vector_norm(gram_defect(frames))
+    return frames.to(matrix.dtype), total.to(matrix.dtype), defect
 
 
 def positive_factor(matrix: Tensor) -> Tensor:
@@ -155,9 +171,14 @@ def retractions(frames: Sequence[Tensor], method: Method, *, dtype: torch.dtype 
         method: `polar` or `qr`.
         dtype: in which it is computed; the matrices' own, and float32 of half precision, if not given.
     """
-    work = polar_retraction if method == "polar" else qr_retraction
-    wide = [frame.detach().to(dtype or torch.promote_types(frame.dtype, torch.float32)) for frame in frames]
-    return [Retraction(*parts) for parts in in_stacks(work, wide)]
+    alike = stacked([frame.detach() for frame in frames])
+    wide = [stack.to(dtype or torch.promote_types(stack.dtype, torch.float32)) for _, (stack,) in alike]
+    done = [polar_retraction(stack) for stack in wide] if method == "polar" else qr_retractions(wide)
+    found: dict[int, Retraction] = {}
+    for (places, _), retraction in zip(alike, done, strict=True):
+        each = zip(*(part.unbind() for part in retraction), strict=True)
+        found |= dict(zip(places, (Retraction(*parts) for parts in each), strict=True))
+    return [found[place] for place in range(len(frames))]
 
 
 def gram_defect(frame: Tensor) -> Tensor:

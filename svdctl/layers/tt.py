@@ -13,6 +13,7 @@ from svdctl.errors import ShapeError
 from svdctl.layers.stiefel import (
     QR_ROUNDINGS,
     Method,
+    Retraction,
     mean_gradients,
     parametrize_frames_,
     positive_factor,
@@ -293,14 +294,18 @@ class TTConv2d(nn.Module):
 def set_small_kernels_(
     layers: Sequence[TTConv2d], kernels: Sequence[Tensor], optimizer: torch.optim.Optimizer | None = None
 ) -> None:
-    """Do what `TTConv2d.set_small_kernel` does for all layers at once."""
-    retract_tt_layers_(layers, "qr", optimizer, dtype=torch.float64)
+    """Do what `TTConv2d.set_small_kernel` does for all layers at once, frames of one shape in stacks."""
+    _orthonormalize_(layers, "qr", optimizer, dtype=torch.float64, keep_cores=False)
+    cores: list[Tensor] = []
+    sources: list[Tensor] = []
     for layer, kernel in zip(layers, kernels, strict=True):
         if layer.frames_kind == "parametrize" and layer.frame_in is not None and layer.frame_out is not None:
             # These frames cannot be written and are orthonormal to rounding: Q = U R^-1 with R near the identity.
             r_in, r_out = (positive_factor(frame.detach()) for frame in (layer.frame_in, layer.frame_out))
             kernel = torch.einsum("bc,cdhw,ad->bahw", torch.linalg.inv(r_out), kernel, torch.linalg.inv(r_in))
-        layer.core.copy_(kernel)
+        cores.append(layer.core)
+        sources.append(kernel)
+    torch._foreach_copy_(cores, sources)
 
 
 @torch.no_grad()
@@ -317,20 +322,34 @@ def retract_tt_layers_(
     Returns:
         The largest defect `||U^T U - I||_F` of the frames (0-d); None without frames that can be written.
     """
+    found = _orthonormalize_(layers, method, optimizer, dtype=dtype)
+    return torch.stack([kept.defect for kept in found]).max().float() if found else None
+
+
+def _orthonormalize_(
+    layers: Sequence[TTConv2d],
+    method: Method,
+    optimizer: torch.optim.Optimizer | None,
+    *,
+    dtype: torch.dtype | None,
+    keep_cores: bool = True,
+) -> list[Retraction]:
+    """Make frames orthonormal, and return how each was changed; a core that is written next need not be moved."""
     framed = [
         (layer.core, layer.frame_out, layer.frame_in)
         for layer in layers
         if layer.frames_kind != "parametrize" and layer.frame_in is not None and layer.frame_out is not None
     ]
     if not framed:
-        return None
+        return []
     frames = [frame for _, *pair in framed for frame in pair]
     found = retractions(frames, method, dtype=dtype)
     # Each tensor with the matrices that move it; for means of gradients see the note of stiefel.py.
     moved: list[tuple[Tensor, Tensor, Tensor]] = []
     turned: list[tuple[Tensor, Tensor]] = []
     for (core, *pair), out, into in zip(framed, found[::2], found[1::2], strict=True):
-        moved.append((core, out.factor, into.factor))
+        if keep_cores:
+            moved.append((core, out.factor, into.factor))
         moved += [(mean, out.inverse.mT, into.inverse.mT) for mean in mean_gradients(optimizer, core)]
         for frame, kept in zip(pair, (out, into), strict=True):
             turned += [(mean, kept.factor.mT) for mean in mean_gradients(optimizer, frame)]
@@ -342,7 +361,7 @@ def retract_tt_layers_(
             targets += columns[0]
             sources += [result for (result,) in in_stacks(work, wide, *columns[1:])]
     torch._foreach_copy_(targets, sources)
-    return torch.stack([kept.defect for kept in found]).max().float()
+    return found
 
 
 def _between(cores: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor]:

@@ -40,6 +40,7 @@ from svdctl.spectral.lower_bounds import (
     values_from_below,
 )
 from svdctl.spectral.parallel_map import parallel_map
+from svdctl.spectral.stacks import in_stacks
 
 # For soundness; docs/theory.md, "Constants".
 _CENTRES = 1e-11  # rounding of the cells' centres and radius
@@ -469,16 +470,21 @@ def taps_norm(kernel: Tensor) -> float:
 
 
 def taps_norms(kernels: Sequence[Tensor]) -> list[float]:
-    """Return `taps_norm` of each kernel, with one read of a device."""
-    numbers = []
-    for kernel in kernels:
-        wide = kernel.double()
-        largest = wide.abs().max() if wide.numel() else wide.new_zeros(())
-        # No square over- or underflows.
-        per_tap = (wide / powers_of_two(largest)).flatten(3).square().sum((1, 2)).sqrt().sum(-1)
-        numbers.append(torch.stack((largest, per_tap.max() if wide.numel() else largest)))
+    """Return `taps_norm` of each kernel, those of one shape computed together, with one read of a device."""
+    numbers = in_stacks(_taps_norms, kernels)
     found = []
-    for largest, norm in (row.tolist() for row in on_host(numbers)):
+    for largest, norm in (row.tolist() for row in on_host([row for (row,) in numbers])):
         inside = math.isfinite(largest)
         found.append(_rounded_up(norm * (1 + 1e-10), power_of_two(largest)) if inside else math.nan)
     return found
+
+
+def _taps_norms(kernels: Tensor) -> tuple[Tensor]:
+    """Return the largest entry of kernels `(L, G, O, I, *k)`, and `taps_norm` over its power of two, `(L, 2)`."""
+    if kernels[0].numel() == 0:
+        return (kernels.new_zeros(len(kernels), 2, dtype=torch.float64),)
+    wide = kernels.double().flatten(4)
+    largest = wide.abs().amax((1, 2, 3, 4))
+    # No square over- or underflows.
+    scaled = wide / powers_of_two(largest)[:, None, None, None, None]
+    return (torch.stack((largest, scaled.square().sum((2, 3)).sqrt().sum(-1).amax(-1)), 1),)

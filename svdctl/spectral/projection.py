@@ -7,9 +7,9 @@ frequency. See docs/theory.md, "Clip, assign, divide, seal".
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +19,10 @@ from svdctl.spectral.bounds import is_bounded, scale_to_bound
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.exact_arithmetic import exact_arithmetic
 from svdctl.spectral.faster_device import products_are_faster
+from svdctl.spectral.gram import on_host
 from svdctl.spectral.lower_bounds import quick_lower_bound
 from svdctl.spectral.matrix_sign import clip_by_products, norm_limits
+from svdctl.spectral.stacks import in_stacks
 from svdctl.spectral.symbol import angles, gram, grid_product, kernel_from_symbol, phases, symbol, unique_up_to_sign
 
 # Tolerance of the proved bound by which a projected kernel is scaled; half of it moves the kernel 0.5 % less far and
@@ -59,43 +61,74 @@ def clip_kernel(
 
 
 def project_kernels(convs: Sequence[Convolution], max_sigma: Sequence[float], *, rounds: int) -> list[Tensor]:
-    """Return `project_kernel` of each convolution, each with its own maximum; on a GPU those of one shape at once."""
-    return _on_stacks(lambda conv, limits: project_kernel(conv, limits, rounds=rounds), convs, max_sigma)
+    """Return `project_kernel` of each convolution, each with its own maximum; on a GPU those of one shape at once.
+
+    A GPU is read once, before the first stack is projected.
+    """
+    stacks = _stacks(convs, max_sigma)
+    read = on_host([_largest_value(stack.conv, stack.numbers) for stack in stacks])
+    return _unstacked(
+        [
+            (stack, project_kernel(stack.conv, stack.numbers, rounds=rounds, largest=float(largest)))
+            for stack, largest in zip(stacks, read, strict=True)
+        ]
+    )
 
 
 def assigned_kernels(convs: Sequence[Convolution], values: Sequence[float]) -> list[Tensor]:
     """Return `assigned_kernel` of each convolution, each with its own value; on a GPU those of one shape at once."""
-    return _on_stacks(assigned_kernel, convs, values)
+    stacks = _stacks(convs, values)
+    return _unstacked([(stack, assigned_kernel(stack.conv, stack.numbers)) for stack in stacks])
 
 
-def _on_stacks(
-    work: Callable[[Convolution, Sequence[float]], Tensor], convs: Sequence[Convolution], numbers: Sequence[float]
-) -> list[Tensor]:
-    """Return what `work` makes of each convolution and its number, given stacks of them as groups of one convolution.
+class _Stack(NamedTuple):
+    """Convolutions of one shape as groups of one."""
+
+    places: list[int]
+    """Of each among those that were given."""
+    conv: Convolution
+    numbers: list[float]
+    """One for each group."""
+
+
+def _stacks(convs: Sequence[Convolution], numbers: Sequence[float]) -> list[_Stack]:
+    """Return stacks of convolutions, each with its number.
 
     Where factorisations are faster than products a stack is one convolution: threads work on several layers.
     """
-    stacks: dict[tuple[Any, ...], list[int]] = {}
+    places_alike: dict[tuple[Any, ...], list[int]] = {}
     for place, conv in enumerate(convs):
         kernel = conv.kernel
         alike = (kernel.shape, kernel.dtype, kernel.device, conv.stride, conv.dilation)
-        stacks.setdefault((*alike, None if products_are_faster(kernel.device) else place), []).append(place)
-    found: dict[int, Tensor] = {}
-    for places in stacks.values():
+        places_alike.setdefault((*alike, None if products_are_faster(kernel.device) else place), []).append(place)
+    found = []
+    for places in places_alike.values():
         groups, rows, columns, *taps = convs[places[0]].kernel.shape
         symbols = math.prod(2 * k for k in taps) * groups * rows * columns * convs[places[0]].kernel.itemsize
         size = max(1, _STACK_BYTES // symbols)
         for part in (places[at : at + size] for at in range(0, len(places), size)):
-            stack = convs[part[0]].with_kernel(torch.cat([convs[place].kernel for place in part]))
-            kernels = work(stack, [numbers[place] for place in part for _ in range(groups)])
-            found |= dict(zip(part, kernels.split(groups), strict=True))
-    return [found[place] for place in range(len(convs))]
+            conv = convs[part[0]].with_kernel(torch.cat([convs[place].kernel for place in part]))
+            found.append(_Stack(part, conv, [numbers[place] for place in part for _ in range(groups)]))
+    return found
+
+
+def _unstacked(results: Sequence[tuple[_Stack, Tensor]]) -> list[Tensor]:
+    """Return the kernel of each convolution from those of stacks."""
+    found: dict[int, Tensor] = {}
+    for stack, kernels in results:
+        found |= dict(zip(stack.places, kernels.split(len(kernels) // len(stack.places)), strict=True))
+    return [found[place] for place in range(len(found))]
 
 
 @torch.no_grad()
 @exact_arithmetic()
 def project_kernel(
-    conv: Convolution, max_sigma: float | Sequence[float], *, rounds: int, oversampling: float = 1.0
+    conv: Convolution,
+    max_sigma: float | Sequence[float],
+    *,
+    rounds: int,
+    oversampling: float = 1.0,
+    largest: float | None = None,
 ) -> Tensor:
     """Return a polyphase kernel near the projection; values between grid points may exceed `max_sigma`.
 
@@ -103,16 +136,14 @@ def project_kernel(
         conv: the convolution; its groups are projected each on its own.
         max_sigma: the largest singular value allowed, or one for each group.
         rounds, oversampling: as of `clip_kernel`.
+        largest: `_largest_value` of these, where it is known.
     """
+    if largest is None:
+        largest = float(_largest_value(conv, max_sigma, oversampling))
     limits = _for_groups(max_sigma, conv)
     # In units where the maximum is 1, and squares can be held.
     wide = conv.polyphase().double() / limits
     by_products = products_are_faster(wide.device)
-    largest = (
-        _largest_limit(wide, conv.support(), oversampling)
-        if by_products
-        else quick_lower_bound(conv.with_kernel(conv.kernel / limits.to(conv.kernel.dtype)))
-    )
     # A Gram matrix has squares, and none below its rounding: values far above the maximum come down in steps.
     levels = [1.0]
     while largest > _WIDEST_STEP * levels[-1]:
@@ -137,13 +168,23 @@ def _for_groups(numbers: float | Sequence[float], conv: Convolution) -> Tensor:
     return values.reshape(-1, *(1,) * (conv.kernel.ndim - 1)).to(conv.kernel.device)
 
 
-def _largest_limit(wide: Tensor, support: Tensor, oversampling: float) -> float:
-    """Return the largest `norm_limits` on the grid of a polyphase kernel: the one number that is read of a stack."""
+@torch.no_grad()
+@exact_arithmetic()
+def _largest_value(conv: Convolution, max_sigma: float | Sequence[float], oversampling: float = 1.0) -> Tensor:
+    """Return about the largest singular value over its maximum (0-d), the one number that is read of a stack.
+
+    By products it is the largest `norm_limits` on the grid.
+    """
+    limits = _for_groups(max_sigma, conv)
+    if not products_are_faster(conv.kernel.device):
+        found = quick_lower_bound(conv.with_kernel(conv.kernel / limits.to(conv.kernel.dtype)))
+        return torch.tensor(found, dtype=torch.float64)
+    wide = conv.polyphase().double() / limits
     # At most the number of taps, so that no power overflows.
     peak = wide.abs().amax().clamp_min(torch.finfo(torch.float64).tiny) * math.sqrt(wide.shape[1] * wide.shape[2])
     narrow = (wide / peak).float()
-    matrices = _Fourier(narrow, support, oversampling).forward(narrow)
-    return float(norm_limits(matrices).amax().double() * peak)
+    matrices = _Fourier(narrow, conv.support(), oversampling).forward(narrow)
+    return norm_limits(matrices).amax().double() * peak
 
 
 def _nearest(fourier: "_Fourier", kernel: Tensor, widest: float | None, rounds: int) -> Tensor:
@@ -189,12 +230,17 @@ def frobenius_norms(tensors: Sequence[Tensor]) -> list[float]:
     Args:
         tensors: all on one device.
     """
-    norms = []
-    for tensor in tensors:
-        wide = tensor.double()
-        largest = wide.abs().amax().clamp_min(torch.finfo(torch.float64).tiny) if wide.numel() else 1.0
-        norms.append((wide / largest).norm() * largest)
-    return torch.stack(norms).tolist() if norms else []
+    norms = in_stacks(_frobenius_norms, tensors)
+    return torch.stack([norm for (norm,) in norms]).tolist() if norms else []
+
+
+def _frobenius_norms(tensors: Tensor) -> tuple[Tensor]:
+    """Return the norms of a stack `(L, ...)`, `(L,)`, float64."""
+    wide = tensors.double().flatten(1)
+    if wide.shape[1] == 0:
+        return (wide.new_zeros(len(wide)),)
+    largest = wide.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    return ((wide / largest).norm(dim=1) * largest[:, 0],)
 
 
 class _Fourier:

@@ -102,8 +102,13 @@ def test_clip_and_assign_of_a_whole_network_as_on_a_gpu(
     for module in (batched, projection):
         monkeypatch.setattr(module, "products_are_faster", lambda _: True)
     monkeypatch.setattr(actions, "on_cpu", lambda _: False)
+    reads: list[int] = []
+    on_host = projection.on_host
+    monkeypatch.setattr(projection, "on_host", lambda values: reads.append(len(values)) or on_host(values))
     together = controlled()
     assert len(worked_on) <= found // 2 + 1
+    # What is read of the stacks is read at once, of layers that share memory apart.
+    assert reads[:1] == ([len(worked_on)] if control.kind == "clip" else [])
     for one, other in zip(alone, together, strict=True):
         assert is_layer_bounded(other, 0.7)
         kernels = [ops_of(layer).operator(layer).kernel for layer in (one, other)]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from svdctl.layers import stiefel
 from svdctl.layers.stiefel import MAX_DEFECT, SMALLEST, Retraction, newton_schulz_scalings, retractions
 
 
@@ -77,3 +78,23 @@ def test_stacks_change_nothing(method: str) -> None:
         (alone,) = retractions([frame], method)
         for name in Retraction._fields:
             torch.testing.assert_close(getattr(found, name), getattr(alone, name), rtol=1e-12, atol=1e-12)
+
+
+def test_frames_of_all_shapes_are_factorised_by_products_with_one_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = [moved(rows, columns, torch.ones(columns).double()) for rows, columns in ((9, 4), (7, 4), (9, 4), (8, 8))]
+    # Columns of the last one are the same: it is left to Householder's factorisation.
+    frames.append(moved(6, 2, torch.ones(2).double()).repeat(1, 2))
+    wanted = retractions(frames, "qr")
+    reads: list[int] = []
+    factorised: list[tuple[int, ...]] = []
+    on_host, qr = stiefel.on_host, torch.linalg.qr
+    monkeypatch.setattr(stiefel, "on_host", lambda defects: reads.append(len(defects)) or on_host(defects))
+    monkeypatch.setattr(torch.linalg, "qr", lambda stack: factorised.append(tuple(stack.shape)) or qr(stack))
+    monkeypatch.setattr(stiefel, "products_are_faster", lambda _: True)
+    found = retractions(frames, "qr")
+    assert reads == [4]
+    assert factorised == [(1, 6, 4)]
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one.frame, other.frame, rtol=0, atol=1e-12)
+        torch.testing.assert_close(one.factor, other.factor, rtol=0, atol=1e-12)
+        assert float(one.defect) < 1e-11
