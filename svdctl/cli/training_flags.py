@@ -228,6 +228,11 @@ def _lr_min(merge: Merge, name: str, value: float) -> None:
         raise UsageError("--lr-min is where cyclic rates start; add --lr-schedule cyclic, or leave it out")
 
 
+def _kept_epochs(merge: Merge, name: str, value: int) -> None:
+    merge.put(name, value)
+    merge.to.put("checkpoint.keep", True)
+
+
 def _folder(merge: Merge, name: str, value: str) -> None:
     if merge.given.get("out_dir", value) != value:
         raise UsageError("--out-dir and --checkpoints-path name the same folder; give one of them")
@@ -340,7 +345,12 @@ FLAGS: Flags = {
         of=WRN,
     ),
     "seed": Flag("seed"),
-    "save_chp_every": Flag("checkpoint.every_epochs", of=WRN),
+    "save_chp_every": Flag(
+        "checkpoint.every_epochs",
+        text="Epochs between two checkpoints that are kept, as epoch-<n>.pt. last.pt is written after every epoch.",
+        rule=_kept_epochs,
+        of=WRN,
+    ),
     "checkpoints_path": Flag(text="The same as --out-dir.", type=str, rule=_folder, of=WRN),
     "collect_sing_vals": Flag("log.singular_values", of=WRN),
     "multiply_by": Flag(text="Accepted; has no effect.", type=float, rule=_without_effect, of=WRN),

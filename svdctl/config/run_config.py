@@ -38,14 +38,15 @@ class Certificate(Config):
 
 
 class Checkpointing(Config):
-    """When the state is written."""
+    """When the state is written, besides `last.pt` after every epoch and every ten minutes within one."""
 
     every_epochs: PositiveInt = 1
-    """Epochs between two writes of `last.pt`; the last epoch is always written."""
+    """Epochs between two checkpoints whose sealed weights the run goes on with, and which `keep`
+    keeps; the last epoch always has one. `last.pt` is written after every epoch whatever this is."""
     every_steps: PositiveInt | None = None
-    """Steps between two further writes of `last.pt`; absent: none within an epoch."""
+    """Steps between two further such checkpoints; absent: none within an epoch."""
     keep: bool = False
-    """Keep each periodic checkpoint as `epoch-<n>.pt` too."""
+    """Keep those of epochs as `epoch-<n>.pt` too."""
 
 
 class Log(Config):

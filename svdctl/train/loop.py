@@ -17,6 +17,8 @@ from svdctl.utils.progress import Reporter
 
 SYNC_EVERY = 0.5
 """Seconds between two reads of the totals, each of which waits for the device."""
+SAVE_EVERY = 600.0
+"""Seconds within an epoch after which `last.pt` is written whatever the schedule is."""
 
 
 @dataclass
@@ -28,16 +30,18 @@ class Loop:
     log: RunLog | None
     """None in processes other than the first."""
     save: Callable[[str], None]
-    """Seals and writes; gets `last`, `best`, `steps` or `interrupted`."""
+    """Seals and writes; gets `last`, `best`, `steps`, `interrupted` or `besides`."""
     stop: threading.Event
     _clock: float = 0.0
+    _written: float = 0.0
+    """When `last.pt` was written last, or the training began."""
 
     def run(self) -> bool:
         """Train to the end; return whether it was reached, False when the run was stopped and saved."""
         trainer = self.trainer
         self.reporter.begin("training")
         trainer.model.train()
-        self._clock = time.perf_counter()
+        self._clock = self._written = time.perf_counter()
         if not trainer.counters.epoch_finished and trainer.at_epoch_end:
             self._finish_epoch()  # it was saved after its last step, and not gone on with
         while trainer.counters.step < trainer.total_steps:
@@ -68,23 +72,24 @@ class Loop:
                     self._record("step", {k: metrics[k] for k in ("epoch", "loss", "orthogonal_loss", "acc", "lr")})
                     trainer.totals[SINCE_RECORD].zero_()
                     trainer.check_frames()
-            stops = syncs.stops(step, synced, self.stop.is_set())
+            overdue = time.perf_counter() - self._written > SAVE_EVERY
+            stops, overdue = syncs.agreed(step, synced, self.stop.is_set(), overdue)
             if last:
                 break
             due = config.checkpoint.every_steps is not None and step % config.checkpoint.every_steps == 0
             if trainer.controller.is_proof_due(step) and not (due or (trainer.at_epoch_end and any(self._ends(epoch)))):
                 self._prove(epoch)
-            if due or stops:
+            if due or stops or (overdue and not trainer.at_epoch_end):
                 trainer.read(trainer.totals[EPOCH], epoch)  # nothing that is not finite is saved
                 self._note_time()
                 # A stop at a step that is saved anyway must leave what an undisturbed run leaves.
-                self.save("steps" if due else "interrupted")
+                self._save("steps" if due else "interrupted" if stops else "besides")
             if stops:
                 return False
         return True
 
     def _ends(self, epoch: int) -> tuple[bool, bool]:
-        """Return whether the network is evaluated, and whether it is saved, after the last step of an epoch."""
+        """Return whether the network is evaluated, and sealed to be saved, after the last step of an epoch."""
         config, last = self.trainer.config, self.trainer.counters.step >= self.trainer.total_steps
         return (
             last or (epoch + 1) % config.evaluation.every_epochs == 0,
@@ -138,8 +143,12 @@ class Loop:
         trainer.start_epoch()
         if best:
             self.save("best")
-        if saved:
-            self.save("last")
+        self._save("last" if saved else "besides")
+
+    def _save(self, kind: str) -> None:
+        """Write `last.pt`, and count the time to the next such write from now."""
+        self.save(kind)
+        self._written = time.perf_counter()
 
     def _record(self, kind: str, metrics: Mapping[str, float]) -> None:
         """Log a line about a `step`, `proof` or `epoch`; checkpoints hold those about epochs, digests of the others."""
@@ -181,21 +190,25 @@ class _SyncSchedule:
             return time.perf_counter() - self._when > SYNC_EVERY
         return step >= self._next
 
-    def stops(self, step: int, synced: bool, requested: bool) -> bool:
-        """Return whether a stop was requested of any process; one of several finds out at the next read alone."""
+    def agreed(self, step: int, synced: bool, stop: bool, save: bool) -> tuple[bool, bool]:
+        """Return whether a stop was requested of any process, and whether the first one wants to save.
+
+        Several processes find out at the next read alone.
+        """
         if synced:
             now = time.perf_counter()
             rate = (step - self._last) / max(now - self._when, 1e-9)
             self._last, self._when = step, now
         if self._group.alone:
-            return requested
+            return stop, save
         if not synced:
-            return False
-        ahead = max(1, int(rate * SYNC_EVERY)) if self._group.rank == 0 else 0
-        both = torch.tensor([requested, ahead], dtype=torch.float64, device=self._group.device)
-        stop, ahead = map(int, self._group.summed_(both).tolist())
+            return False, False
+        first = self._group.rank == 0
+        ahead = max(1, int(rate * SYNC_EVERY)) if first else 0
+        told = torch.tensor([stop, save and first, ahead], dtype=torch.float64, device=self._group.device)
+        stops, saves, ahead = map(int, self._group.summed_(told).tolist())
         self._next = step + ahead
-        return stop > 0
+        return stops > 0, saves > 0
 
 
 def _certified(trainer: Trainer, held_out: Accuracy) -> dict[str, float]:

@@ -165,12 +165,13 @@ class TrainingRun:
         )
 
     def _save(self, kind: str) -> None:
-        """Write a checkpoint of the sealed network: `last`, `steps`, `interrupted` to `last.pt`, `best` to `best.pt`.
+        """Write a checkpoint of the sealed network: `best` to `best.pt`, all other kinds to `last.pt`.
 
-        Nothing is written that was not proved here, or since the last step, in an evaluation.
+        Nothing is written that was not proved here, or since the last step, in an evaluation. After `besides` the run
+        goes on with the weights as they were before.
         """
         raw: dict[str, Tensor] = {}
-        if kind == "interrupted":
+        if kind in ("interrupted", "besides"):
             # This seal is not on the run's schedule: what it changes is kept aside, so that resuming is exact.
             raw = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.trainer.seal()
@@ -198,4 +199,8 @@ class TrainingRun:
                 # First: once last.pt is there, this epoch is not gone through again.
                 write_checkpoint(self.folder / f"epoch-{self.trainer.epoch + 1}.pt", checkpoint)
             write_checkpoint(self.folder / ("best.pt" if kind == "best" else "last.pt"), checkpoint)
+        if kind == "besides":
+            with torch.no_grad():
+                for name, value in unsealed.items():
+                    sealed[name].copy_(value)
         self.fabric.barrier()
