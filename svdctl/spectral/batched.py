@@ -1,7 +1,7 @@
 """Factorisations of many small matrices at once, in the way that is fastest on their device.
 
 LAPACK takes a batch one matrix after the other. On a CPU the batch is therefore shared out over threads that work on
-one matrix each; on a GPU the batched kernels take it whole. Each matrix is factorised on its own either way, so that
+one matrix each; on a GPU batched operations take it whole. Each matrix is factorised on its own either way, so that
 the result does not depend on the number of threads.
 """
 
@@ -11,10 +11,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from svdctl.spectral.faster_device import products_are_faster
+from svdctl.spectral.faster_device import bisection_is_faster, products_are_faster
 from svdctl.spectral.matrix_sign import polar_by_products
 from svdctl.spectral.parallel_map import parallel_map
 from svdctl.spectral.symbol import gram
+from svdctl.spectral.tridiagonal import eigenvalues_by_bisection
 
 # For speed.
 _SMALLEST_SHARE = 4
@@ -33,7 +34,9 @@ def parallel_batched(function: Callable[..., Tensor], matrices: Tensor, *more: T
 
 
 def eigenvalues_of(matrices: Tensor) -> Tensor:
-    """Return the eigenvalues `(B, n)` of Hermitian matrices, ascending."""
+    """Return the eigenvalues `(B, n)` of Hermitian matrices, ascending; many on a device all at once."""
+    if bisection_is_faster(len(matrices), matrices.device):
+        return eigenvalues_by_bisection(matrices)
     return parallel_batched(torch.linalg.eigvalsh, matrices)
 
 

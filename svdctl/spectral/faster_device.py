@@ -7,18 +7,30 @@ from typing import Literal
 
 import torch
 
-# The least side of matrices from which a GPU finds their values in less time than the host, by the host's threads, the
-# last one for any more. Milliseconds for one of many complex matrices in float64, of 160 and of 320 rows:
+# The least side of matrices from which a GPU's own routine, which takes them one by one, finds their values in less
+# time than the host, by the host's threads, the last one for any more. Milliseconds for one of many complex matrices
+# in float64, of 160 and of 320 rows:
 #   eigenvalues on an H200: 1.46 and 3.2; on the host, 16 threads: 0.64 and 8.1; 1 thread: 2.0 and 12.3.
 #   singular values by SVD on an H200 (float32): 6.2 and 17; on the host, 1 thread: 3.0 and 20.9.
 _FROM_SIDE = {
     "eigenvalues": {1: 128, 2: 192, 3: 224},
     "svd": {1: 288, 2: 320, 3: 352},
 }
+# The least number of entries of all matrices together from which a GPU finds the eigenvalues of all of them at once
+# (`spectral/tridiagonal.py`) in less time than the host, by the host's threads. Estimated: some 0.15 ms for each row of
+# one matrix, whatever their number, of launches (24 ms at 160 rows, 47 ms at 320), against the host's times above.
+_FROM_ENTRIES = {1: 300_000, 2: 600_000, 3: 1_000_000}
+# The least number of matrices from which that takes less time than the GPU's own routine: both grow with the side.
+_FROM_COUNT = 16
 
 
 def device_for_values(
-    side: int, device: torch.device, *, by: Literal["eigenvalues", "svd"] = "eigenvalues", threads: int | None = None
+    side: int,
+    device: torch.device,
+    *,
+    by: Literal["eigenvalues", "svd"] = "eigenvalues",
+    count: int = 1,
+    threads: int | None = None,
 ) -> torch.device:
     """Return where the values of many matrices are found in the least time: their own device, or the host.
 
@@ -26,11 +38,23 @@ def device_for_values(
         side: the smaller one of the matrices.
         device: where they are.
         by: eigenvalues of their Gram matrices, or an SVD.
+        count: how many matrices are computed at once, at least.
         threads: of the host; those that torch may use, if not given.
     """
-    table = _FROM_SIDE[by]
-    least = table[min(threads or torch.get_num_threads(), max(table))]
-    return device if device.type == "cpu" or side >= least else torch.device("cpu")
+
+    def least(table: dict[int, int]) -> int:
+        return table[min(threads or torch.get_num_threads(), max(table))]
+
+    many = by == "eigenvalues" and bisection_is_faster(count, device) and count * side**2 >= least(_FROM_ENTRIES)
+    return device if device.type == "cpu" or many or side >= least(_FROM_SIDE[by]) else torch.device("cpu")
+
+
+def bisection_is_faster(count: int, device: torch.device) -> bool:
+    """Return whether the eigenvalues of so many matrices take less time at once than by the device's own routine.
+
+    On a CPU (complex matrices of 32 to 320 rows, one thread) never: three times as long and more.
+    """
+    return device.type not in ("cpu", "meta") and count >= _FROM_COUNT
 
 
 def launches_dominate(device: torch.device) -> bool:

@@ -104,7 +104,7 @@ def test_memory_budget_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     conv = Convolution.make(torch.randn(6, 5, 3, 3))
     found = singular_values(conv, (9, 7))
-    monkeypatch.setattr(values, "_MEMORY_BUDGET", 1)
+    monkeypatch.setattr(values, "_BYTES_AT_ONCE", {"cpu": 1})
     assert torch.allclose(singular_values(conv, (9, 7)), found, atol=1e-5)
 
 
