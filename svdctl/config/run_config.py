@@ -76,8 +76,8 @@ class Hardware(Config):
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
     """Format of numbers."""
     compile: bool = False
-    """Compile the network with torch.compile: some 20 s, after which steps of plain convolutions take a quarter less time
-    as CUDA graphs; what it gains is not measured for TT, SOC and SOTT layers."""
+    """Compile the network with torch.compile: some 20 s, after which steps of plain convolutions take a quarter less
+    time as CUDA graphs; what it gains is not measured for TT, SOC and SOTT layers."""
     capture: Literal["auto", "off"] = "auto"
     """Record training steps on a CUDA device as CUDA graphs and replay them, which takes the time of Python and of
     kernel launches away. `auto`: where a step reads nothing back; `off`: never."""
