@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad as pad_with_zeros
 
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.exact_arithmetic import float32_is_exact
+from svdctl.spectral.faster_device import launches_dominate
 from svdctl.spectral.gram import GramField, interpolation, on_host, sample_points
 from svdctl.spectral.symbol import angles, gram, grid_product, half_grid, phases, symbol
 
@@ -26,6 +28,7 @@ _STEPS = (8, 8, 12)
 _ROUGH_STEPS = 8
 _FINE_POINTS = 4096
 _WINDOW = 9
+_BYTES_OF_ZEROS = 1 << 26
 
 
 def lower_bounds(fields: Sequence[GramField]) -> list[float]:
@@ -36,7 +39,9 @@ def lower_bounds(fields: Sequence[GramField]) -> list[float]:
         groups.append(torch.arange(field.groups).repeat(len(few)))
         points.append(few.repeat_interleave(field.groups, 0))
     # The search need not be exact: its result is checked in float64.
-    precisions = [torch.float32 if field.side > 32 else torch.float64 for field in fields]
+    precisions = [
+        torch.float32 if field.side > 32 or launches_dominate(field.device) else torch.float64 for field in fields
+    ]
     starts: list[Tensor] | None = None
     spacings = [math.pi] * len(fields)
     for steps in _STEPS:
@@ -157,45 +162,102 @@ def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> t
         start: vectors `(B, n)`.
         steps: products.
     """
-    basis = [_unit(start)]
-    images = []
-    for _ in range(min(steps, start.shape[-1])):
-        images.append(product(basis[-1]))
-        span = torch.stack(basis, -1)
-        residual = images[-1]
-        for _twice in range(2):
-            residual = residual - (span @ (span.mH @ residual[..., None]))[..., 0]
+    steps = min(steps, start.shape[-1])
+    info = torch.finfo(start.dtype)
+    basis = torch.empty(len(start), steps, start.shape[-1], dtype=start.dtype, device=start.device)
+    torch.mul(start, _norms(start).clamp_min(info.tiny).reciprocal(), out=basis[:, 0])
+    diagonal, beside = [], []
+    for step in range(steps):
+        image = product(basis[:, step])
+        span = basis[:, : step + 1]
+        shares = _shares(span, image)
+        diagonal.append(shares[:, -1].real)
+        if step + 1 == steps:
+            break
+        # Twice: one pass leaves what rounding adds.
+        residual = torch.baddbmm(image[..., None], span.mT, shares, alpha=-1)[..., 0]
+        residual = torch.baddbmm(residual[..., None], span.mT, _shares(span, residual), alpha=-1)[..., 0]
+        length = _norms(residual)
         # Where the space is exhausted, rounding alone is left: no direction of it, or values would be made up.
-        least = torch.finfo(residual.dtype).eps ** 0.5 * images[-1].norm(dim=-1, keepdim=True)
-        basis.append(torch.where(residual.norm(dim=-1, keepdim=True) > least, _unit(residual), 0))
-    span, image = torch.stack(basis[:-1], -1), torch.stack(images, -1)
-    values, coordinates = torch.linalg.eigh(span.mH @ image)
-    return values[:, -1], _unit((span @ coordinates[..., -1:])[..., 0])
+        is_new = length > info.eps**0.5 * _norms(image)
+        torch.mul(residual, torch.where(is_new, length.reciprocal(), 0.0), out=basis[:, step + 1])
+        beside.append(torch.where(is_new, length, 0.0))
+    projected = torch.diag_embed(torch.cat(diagonal, -1))
+    if beside:
+        projected = projected + torch.diag_embed(torch.cat(beside, -1), offset=-1)
+    values, coordinates = torch.linalg.eigh(projected)  # reads what is below the diagonal alone
+    found = torch.bmm(basis.mT, coordinates[..., -1:].to(basis.dtype))[..., 0]
+    return values[:, -1], _unit(found)
+
+
+def _shares(span: Tensor, vectors: Tensor) -> Tensor:
+    """Return the coordinates `(B, k, 1)` of vectors `(B, n)` along orthonormal ones `(B, k, n)`."""
+    if launches_dominate(vectors.device):
+        return torch.bmm(span.conj(), vectors[..., None])
+    # On a view of the conjugate a CPU copies all of it.
+    return torch.bmm(span, vectors[..., None].conj()).conj()
+
+
+def _norms(vectors: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
 
 
 def _of_matrices(blocks: Sequence[Tensor], starts: Sequence[Tensor] | None, steps: int) -> list[tuple[Tensor, Tensor]]:
     """Return `lanczos` of blocks of Hermitian matrices `(B, n, n)`, those of one side and precision together.
+
+    On a GPU smaller matrices join larger ones, with zeros around them, as far as that costs little memory.
 
     Args:
         blocks: the matrices.
         starts: vectors `(B, n)` for each block; None: seeded random ones.
         steps: products.
     """
-    alike: dict[tuple[Any, ...], list[int]] = {}
+    alike: dict[tuple[torch.device, torch.dtype], dict[int, list[int]]] = {}
     for place, block in enumerate(blocks):
-        alike.setdefault((block.shape[-1], block.dtype, block.device), []).append(place)
+        alike.setdefault((block.device, block.dtype), {}).setdefault(block.shape[-1], []).append(place)
     found: dict[int, tuple[Tensor, Tensor]] = {}
-    for (side, dtype, device), places in alike.items():
-        matrices = _joined([blocks[place] for place in places])
-        if starts is None:
-            noise = torch.randn(side, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-            start = torch.view_as_complex(noise).to(device, dtype).expand(len(matrices), -1)
-        else:
-            start = _joined([starts[place] for place in places])
-        values, vectors = lanczos(partial(_times, matrices), start, steps)
-        counts = [len(blocks[place]) for place in places]
-        found |= dict(zip(places, zip(values.split(counts), vectors.split(counts), strict=True), strict=True))
+    for (device, dtype), by_side in alike.items():
+        counts = {side: sum(len(blocks[place]) for place in places) for side, places in by_side.items()}
+        for sides in _joined_sides(counts, dtype.itemsize if launches_dominate(device) else None):
+            matrices, begin = [], []
+            for side in sides:
+                pad = max(sides) - side
+                joined = _joined([blocks[place] for place in by_side[side]])
+                matrices.append(pad_with_zeros(joined, (0, pad, 0, pad)) if pad else joined)
+                if starts is None:
+                    noise = torch.randn(side, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+                    start = torch.view_as_complex(noise).to(device, dtype).expand(len(joined), -1)
+                else:
+                    start = _joined([starts[place] for place in by_side[side]])
+                begin.append(pad_with_zeros(start, (0, pad)) if pad else start)
+            values, vectors = lanczos(partial(_times, _joined(matrices)), _joined(begin), steps)
+            places = [place for side in sides for place in by_side[side]]
+            parts = [len(blocks[place]) for place in places]
+            for place, value, vector in zip(places, values.split(parts), vectors.split(parts), strict=True):
+                found[place] = value, vector[:, : blocks[place].shape[-1]]
     return [found[place] for place in range(len(blocks))]
+
+
+def _joined_sides(counts: dict[int, int], itemsize: int | None) -> list[list[int]]:
+    """Return the sides of matrices in groups, each in descending order.
+
+    Args:
+        counts: of the matrices of each side.
+        itemsize: of their numbers; None: each side is a group.
+    """
+    groups: list[list[int]] = []
+    room = 0
+    for side in sorted(counts, reverse=True):
+        added = (
+            counts[side] * (groups[-1][0] ** 2 - side**2) * itemsize if groups and itemsize is not None else math.inf
+        )
+        if added <= room:
+            groups[-1].append(side)
+            room -= int(added)
+        else:
+            groups.append([side])
+            room = _BYTES_OF_ZEROS
+    return groups
 
 
 def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
@@ -217,7 +279,7 @@ def _chosen(found: Sequence[tuple[Tensor, Tensor]], orders: Sequence[Tensor]) ->
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    return vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
+    return vectors / _norms(vectors).clamp_min(torch.finfo(vectors.dtype).tiny)
 
 
 def _pick(field: GramField, points: Tensor, groups: Tensor, dtype: torch.dtype) -> Tensor:

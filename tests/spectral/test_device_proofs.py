@@ -32,8 +32,8 @@ SHAPES = [
 @pytest.fixture(autouse=True)
 def device_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Choose all ways by the kind of a device as on a GPU."""
-    monkeypatch.setattr(bounds, "launches_dominate", lambda _: True)
     for module in (bounds, lower_bounds):
+        monkeypatch.setattr(module, "launches_dominate", lambda _: True)
         monkeypatch.setattr(module, "float32_is_exact", lambda _: False)
 
 
@@ -147,3 +147,28 @@ def test_a_maximum_of_a_tt_network_is_proved() -> None:
     brackets = layer_norm_bounds(layers, tolerance=1e-5)
     assert are_layers_bounded(layers, [1.0001 * bracket.upper for bracket in brackets]) == [True] * 4
     assert are_layers_bounded(layers, [0.9999 * bracket.lower for bracket in brackets]) == [False] * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+@pytest.mark.parametrize("room", [0, 1 << 12, 1 << 26])
+def test_lanczos_of_joined_matrices_is_that_of_each(
+    dtype: torch.dtype, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the space is exhausted: of small sides, and of matrices of low rank."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(lower_bounds, "_BYTES_OF_ZEROS", room)
+    blocks = []
+    for side, rank, count in ((20, 20, 3), (7, 7, 2), (20, 2, 1), (1, 1, 4), (12, 1, 2), (5, 0, 2)):
+        parts = torch.randn(count, side, rank, dtype=torch.complex128)
+        blocks.append((parts @ parts.mH).to(dtype))
+    for steps in (3, 24):
+        for block, (values, vectors) in zip(blocks, lower_bounds._of_matrices(blocks, None, steps), strict=True):
+            largest = torch.linalg.eigvalsh(block.to(torch.complex128))[:, -1]
+            digits = 1e-5 if dtype == torch.complex64 else 1e-12
+            assert (values <= largest * (1 + digits) + 1e-30).all()
+            assert vectors.shape == block.shape[:2]
+            wide = vectors.to(torch.complex128)
+            quotients = (wide.conj() * (block.to(wide.dtype) @ wide[..., None])[..., 0]).sum(-1).real
+            assert torch.allclose(quotients, values.double(), rtol=digits, atol=1e-30)
+            if steps == 24:
+                assert torch.allclose(values.double(), largest, rtol=digits, atol=1e-30)
