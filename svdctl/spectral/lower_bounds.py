@@ -8,7 +8,6 @@ Constants are for speed; docs/theory.md, "Lower bounds", has the rounding.
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import Any
 
 import torch
 from torch import Tensor
