@@ -3,6 +3,7 @@
 import math
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -100,8 +101,26 @@ class LayerSpectrum:
         return float((self.values.double() / self.largest).square().sum())
 
 
-def with_values(row: LayerSpectrum, conv: Convolution, size: tuple[int, ...] | None, accuracy: str) -> LayerSpectrum:
+def circular_size(conv: Convolution, size: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the least size from this one on that the stride divides."""
+    return tuple(math.ceil(n / s) * s for n, s in zip(size, conv.stride, strict=True))
+
+
+def with_values(
+    row: LayerSpectrum,
+    conv: Convolution,
+    size: tuple[int, ...] | None,
+    accuracy: Literal["full", "fast"],
+    values: Tensor | None = None,
+) -> LayerSpectrum:
     """Return the row with the values of a convolution; an input that the stride does not divide is filled up.
+
+    Args:
+        row: without values.
+        conv: the convolution.
+        size: of its input.
+        accuracy: see `singular_values`.
+        values: on `circular_size`, where they are known.
 
     Raises:
         ShapeError: a kernel that is not finite.
@@ -111,17 +130,17 @@ def with_values(row: LayerSpectrum, conv: Convolution, size: tuple[int, ...] | N
     notes = [row.note] if row.note else []
     if any(n < (k - 1) * d + 1 for n, k, d in zip(size, conv.taps, conv.dilation, strict=True)):
         notes.append("the input is smaller than the kernel")
-    full = tuple(math.ceil(n / s) * s for n, s in zip(size, conv.stride, strict=True))
+    full = circular_size(conv, size)
     if full != size:
         notes.append(f"values on {'x'.join(map(str, full))}, which the stride divides")
-    values = singular_values(conv, full, accuracy="fast" if accuracy == "fast" else "full").cpu()
-    return replace(row, values=values, input_size=size, note="; ".join(notes))
+    values = singular_values(conv, full, accuracy=accuracy) if values is None else values
+    return replace(row, values=values.cpu(), input_size=size, note="; ".join(notes))
 
 
-def as_it_runs(module: nn.Module, size: tuple[int, ...], bound: Bracket | None) -> Bracket | None:
-    """Return a proved bracket of a layer's norm with its own padding on one input size."""
+def norm_as_it_runs(module: nn.Module, size: tuple[int, ...]) -> Tensor | None:
+    """Return a lower bound of a layer's norm with its own padding on one input size, not read; None if it has none."""
     channels = getattr(module, "in_channels", None)
-    if bound is None or not isinstance(channels, int):
+    if not isinstance(channels, int):
         return None
     precisions = {dtype: deepcopy(module).to(dtype).eval().requires_grad_(False) for dtype in _PRECISIONS}
     for layer in precisions.values():
@@ -134,7 +153,27 @@ def as_it_runs(module: nn.Module, size: tuple[int, ...], bound: Bracket | None) 
     def linear(x: Tensor) -> Tensor:
         return precisions[x.dtype](x) - offsets[x.dtype]
 
-    lower = padded_norm(linear, (channels, *size), like=zero)
+    return padded_norm(linear, (channels, *size), like=zero)
+
+
+def as_it_runs(
+    module: nn.Module, size: tuple[int, ...], bound: Bracket | None, lower: float | None = None
+) -> Bracket | None:
+    """Return a proved bracket of a layer's norm with its own padding on one input size.
+
+    Args:
+        module: the layer.
+        size: of its input.
+        bound: of its norm on every size.
+        lower: `norm_as_it_runs`, where it is known.
+    """
+    if bound is None:
+        return None
+    if lower is None:
+        reached = norm_as_it_runs(module, size)
+        if reached is None:
+            return None
+        lower = float(reached)
     if lower > bound.upper * 1.001:
         raise ShapeError(f"it gains {lower:.6g} as it runs, more than its kernel can; it does something else with it")
     return Bracket(min(lower, bound.upper), bound.upper)

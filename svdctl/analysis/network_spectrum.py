@@ -5,24 +5,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from svdctl.analysis.exponential_spectrum import exponential_row
-from svdctl.analysis.layer_spectrum import LayerSpectrum, as_it_runs, with_values
+from svdctl.analysis.layer_spectrum import LayerSpectrum, as_it_runs, circular_size, norm_as_it_runs, with_values
 from svdctl.errors import ShapeError, SvdctlError, first_line
 from svdctl.layers.layer_bounds import layer_gain
 from svdctl.layers.layer_operator import operator_of, why_not_read
-from svdctl.layers.layer_ops import LayerOps, NormalizationOps, find_ops, is_controllable
+from svdctl.layers.layer_ops import LayerOps, NormalizationOps, find_ops, is_controllable, ops_of
 from svdctl.layers.norms import layer_norm_bound, layer_norm_bounds
 from svdctl.layers.padding import Convolutional, padding_factor
 from svdctl.layers.shapes import Calls, observed_calls
 from svdctl.layers.stiefel import frame_error
 from svdctl.spectral.bounds import Bracket, norm_bound
+from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.exact_arithmetic import exact_products
+from svdctl.spectral.faster_device import few_batches_are_faster
+from svdctl.spectral.gram import on_host
+from svdctl.spectral.values import all_singular_values
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -108,6 +112,25 @@ class NetworkSpectrum:
         return figure
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What `spectrum` is asked for."""
+
+    tolerance: float
+    accuracy: Literal["full", "fast"]
+    zero_padded: bool
+    at_most: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What is known of a layer before its row is made, since it was computed together with other layers'."""
+
+    bound: Bracket | None
+    values: Tensor | None
+    norm_as_it_runs: float | None
+
+
 @torch.no_grad()
 def spectrum(
     model: nn.Module,
@@ -166,14 +189,18 @@ def spectrum(
             f"the network does not take an input of shape {input_shape} ({first_line(error)}){hint}"
         ) from error
     rows = []
+    asked = _Asked(tolerance, "fast" if accuracy == "fast" else "full", zero_padded, at_most)
     chosen = {key: module for key, module in chosen.items() if not _is_pixels(module, calls.get(key))}
     with exact_products():
         proved = _bounds_together(chosen, calls, tolerance, at_most)
+        values = _values_together(chosen, calls, asked.accuracy)
+        bounded = {key: chosen[key] for key in proved}
+        lowers = _norms_together(bounded, calls) if zero_padded else {}
         for done, (key, module) in enumerate(chosen.items()):
             if tell is not None:
                 tell(done, len(chosen), key)
-            how = tolerance, accuracy, zero_padded, at_most, proved.get(key)
-            rows.append(_observed_row(key, module, calls.get(key), *how))
+            found = _Found(proved.get(key), values.get(key), lowers.get(key))
+            rows.append(_observed_row(key, module, calls.get(key), asked, found))
     only = None, "only some layers were asked for"
     lipschitz, why = _lipschitz(model, input_shape, tolerance) if layers == "*" else only
     return NetworkSpectrum(name, tuple(rows), lipschitz, why)
@@ -229,7 +256,7 @@ def _lipschitz(model: nn.Module, input_shape: tuple[int, ...], tolerance: float)
         return None, str(error)
 
 
-def _observed_row(name: str, module: nn.Module, call: Calls | None, *how: Any) -> LayerSpectrum:
+def _observed_row(name: str, module: nn.Module, call: Calls | None, asked: _Asked, found: _Found) -> LayerSpectrum:
     """Return the row of a layer, with the assumptions and notes that follow from its observed calls."""
     kind, ops = type_before_parametrizations(module).__name__, find_ops(module)
     if ops is not None and not ops.has_spectrum:
@@ -239,7 +266,7 @@ def _observed_row(name: str, module: nn.Module, call: Calls | None, *how: Any) -
     if ops is None:
         return replace(unknown, note=f"layers of type {kind} have no spectrum known here")
     try:
-        row = _row(unknown, module, ops, [] if call is None else call.sizes, *how)
+        row = _row(unknown, module, ops, [] if call is None else call.sizes, asked, found)
     except ShapeError as error:
         return replace(unknown, note=str(error))
     if call is None or row.bound is None:
@@ -263,11 +290,8 @@ def _row(
     module: nn.Module,
     ops: LayerOps,
     sizes: Sequence[tuple[int, ...]],
-    tolerance: float,
-    accuracy: str,
-    zero_padded: bool,
-    at_most: float | None,
-    proved: Bracket | None,
+    asked: _Asked,
+    found: _Found,
 ) -> LayerSpectrum:
     """Return the row of a layer on the spatial sizes of its inputs.
 
@@ -289,7 +313,7 @@ def _row(
             return exponential_row(row, module, *generator, size)
         return replace(row, bound=Bracket(0.0, layer_gain(module).value), input_size=size)
     conv = operator_of(module)
-    bound = proved or _bound(module, sizes, tolerance, at_most)
+    bound = found.bound or _bound(module, sizes, asked.tolerance, asked.at_most)
     row = replace(
         row,
         bound=bound,
@@ -298,11 +322,63 @@ def _row(
         frame_error=max((float(frame_error(frame)) for frame in ops.frames(module)), default=None),
         note="not reached when the network runs" if size is None else "",
     )
-    # A transposed convolution is the adjoint of a convolution whose input is its output.
-    seen = tuple(n * s for n, s in zip(size, conv.stride, strict=True)) if size and ops.is_adjoint else size
-    row = with_values(row, conv, seen, accuracy)
-    padded = as_it_runs(module, size, bound) if zero_padded and size is not None and not ops.is_linear else None
+    row = with_values(row, conv, None if size is None else _seen(ops, conv, size), asked.accuracy, found.values)
+    padded = None
+    if asked.zero_padded and size is not None and not ops.is_linear:
+        padded = as_it_runs(module, size, bound, found.norm_as_it_runs)
     return replace(row, input_size=size, zero_padded=padded)
+
+
+def _seen(ops: LayerOps, conv: Convolution, size: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the input size of a layer's operator on one of the layer's."""
+    # A transposed convolution is the adjoint of a convolution whose input is its output.
+    return tuple(n * s for n, s in zip(size, conv.stride, strict=True)) if size and ops.is_adjoint else size
+
+
+def _called_together(
+    modules: Mapping[str, nn.Module], calls: Mapping[str, Calls]
+) -> Iterator[tuple[str, nn.Module, LayerOps, tuple[int, ...]]]:
+    """Yield the layers of devices, where few large batches are the fastest, that are operators and were called.
+
+    Each comes with its name and the last size that it was called on.
+    """
+    for name, module in modules.items():
+        if name not in calls or not calls[name].sizes or not _is_operator(module) or not is_controllable(module):
+            continue
+        ops, tensor = ops_of(module), next(module.parameters(), None)
+        if tensor is not None and few_batches_are_faster(tensor.device):
+            yield name, module, ops, calls[name].sizes[-1]
+
+
+def _values_together(
+    modules: Mapping[str, nn.Module], calls: Mapping[str, Calls], accuracy: Literal["full", "fast"]
+) -> dict[str, Tensor]:
+    """Return the singular values of layers that are computed together; none if one of them has none.
+
+    The row of each then says of its own why.
+    """
+    try:
+        convs, sizes = {}, []
+        for name, module, ops, size in _called_together(modules, calls):
+            convs[name] = operator_of(module)
+            sizes.append(circular_size(convs[name], _seen(ops, convs[name], size)))
+        found = all_singular_values(list(convs.values()), sizes, accuracy=accuracy)
+    except ShapeError:
+        return {}
+    return dict(zip(convs, found, strict=True))
+
+
+def _norms_together(modules: Mapping[str, nn.Module], calls: Mapping[str, Calls]) -> dict[str, float]:
+    """Return `norm_as_it_runs` of layers that are computed together, after one read of the device."""
+    found = {}
+    for name, module, ops, size in _called_together(modules, calls):
+        try:
+            norm = None if ops.is_linear else norm_as_it_runs(module, size)
+        except ShapeError:
+            continue  # its row says why
+        if norm is not None:
+            found[name] = norm
+    return {name: float(norm) for name, norm in zip(found, on_host(list(found.values())), strict=True)}
 
 
 def _bounds_together(

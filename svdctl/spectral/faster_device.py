@@ -62,6 +62,14 @@ def launches_dominate(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
+def few_batches_are_faster(device: torch.device) -> bool:
+    """Return whether few large batches, of many layers, are the fastest: each operation costs time whatever its size.
+
+    On a CPU small pieces stay in its cache.
+    """
+    return device.type != "cpu"
+
+
 def products_are_faster(device: torch.device) -> bool:
     """Return whether some thirty products of matrices take less time than one eigendecomposition of each.
 

@@ -15,8 +15,8 @@ from svdctl.spectral.lower_bounds import lanczos
 Operator = Callable[[Tensor], Tensor]
 
 
-def padded_norm(operator: Operator, input_shape: tuple[int, ...], *, like: Tensor, steps: int = 16) -> float:
-    """Return a lower bound, close to it, of the norm of a linear operator.
+def padded_norm(operator: Operator, input_shape: tuple[int, ...], *, like: Tensor, steps: int = 16) -> Tensor:
+    """Return a lower bound, close to it, of the norm of a linear operator: a number in float64, which is not read.
 
     Args:
         operator: maps `(1, *input_shape)` linearly, without bias, in the precision of its argument.
@@ -37,7 +37,6 @@ def padded_norm(operator: Operator, input_shape: tuple[int, ...], *, like: Tenso
 
     best = lanczos(normal, start.flatten(1), steps)[1].reshape(start.shape).double()
     with torch.no_grad():
-        # Of an operator that is zero there is no best vector.
-        value = float(operator(best).norm() / best.norm()) if bool(best.any()) else 0.0
-    # Rounding of one forward pass in float64, generously.
-    return value * (1 - 1e-10)
+        reached, size = operator(best).norm(), best.norm()
+        # Of an operator that is zero there is no best vector. Rounding of one pass in float64, generously.
+        return torch.where(size > 0, reached / size, 0.0) * (1 - 1e-10)

@@ -12,7 +12,7 @@ from svdctl.errors import ShapeError
 from svdctl.spectral.batched import eigenvalues_of, parallel_batched
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.exact_arithmetic import exact_arithmetic, float32_is_exact
-from svdctl.spectral.faster_device import device_for_values
+from svdctl.spectral.faster_device import device_for_values, few_batches_are_faster
 from svdctl.spectral.gram import GramField, gram_fields, on_host
 from svdctl.spectral.symbol import angles, grid_product, half_grid, phases, symbol
 
@@ -204,7 +204,7 @@ def _values_by_gram(
             continue
         for part in _parts(place, conv, input_size, field, max(1, most // field.groups)):
             size = len(part.counts) * field.groups
-            if batch and (held + size > most or not _are_joined(device)):
+            if batch and (held + size > most or not few_batches_are_faster(device)):
                 compute()
                 held = 0
             batch.append(part)
@@ -212,11 +212,6 @@ def _values_by_gram(
     if batch:
         compute()
     return [torch.cat(pieces) for pieces in found]
-
-
-def _are_joined(device: torch.device) -> bool:
-    """Return whether few large batches are the fastest, since each operation costs time of its own; not on a CPU."""
-    return device.type != "cpu"
 
 
 def _parts(place: int, conv: Convolution, input_size: tuple[int, ...], field: GramField, most: int) -> Iterator[_Part]:
@@ -227,7 +222,7 @@ def _parts(place: int, conv: Convolution, input_size: tuple[int, ...], field: Gr
     kept = [axis for axis, taps in enumerate(undilated(conv).polyphase_shape[3:]) if taps > 1]
     frequencies = angles(index, sizes)[:, kept]
     # The frequencies that are their own mirror image have real Gram matrices, which is half the work for each.
-    chosen = (counts > 0,) if _are_joined(field.device) else (counts == 1, counts == 2)
+    chosen = (counts > 0,) if few_batches_are_faster(field.device) else (counts == 1, counts == 2)
     for mask in chosen:
         is_real = len(chosen) == 2 and mask is chosen[0]
         for some, repeats in zip(frequencies[mask].split(most), counts[mask].split(most), strict=True):

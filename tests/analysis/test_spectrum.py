@@ -1,10 +1,13 @@
 """Spectra of modules and networks against the dense matrix."""
 
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import svdctl
+from svdctl.analysis import network_spectrum
 from svdctl.analysis.spectrum_table import layer_records, to_csv
 from svdctl.errors import ShapeError
 from svdctl.layers.tt import TTConv2d
@@ -231,3 +234,44 @@ def test_weights_that_are_not_called_or_used_elsewhere_are_an_assumption() -> No
     assert found["a"].assumption == ""
     assert "not reached" in found["b"].assumption
     assert "matmul" in found["c"].assumption
+
+
+def test_layers_that_are_computed_together_have_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(6, 6, 3, stride=2, padding=1, bias=False),
+        nn.ConvTranspose2d(6, 4, 2, stride=2),
+        TTConv2d(4, 6, 3, rank=3, padding=1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 4),
+    )
+    alone = svdctl.spectrum(net, (3, 9, 9))
+    asked = []
+
+    def counted(*args: Any, **options: Any) -> list[Tensor]:
+        asked.append(len(args[0]))
+        return values.all_singular_values(*args, **options)
+
+    monkeypatch.setattr(network_spectrum, "few_batches_are_faster", lambda device: True)
+    monkeypatch.setattr(network_spectrum, "all_singular_values", counted)
+    together = svdctl.spectrum(net, (3, 9, 9))
+    assert asked == [5]
+    assert len(together) == len(alone) == 5
+    for one, other in zip(together, alone, strict=True):
+        assert (one.name, one.note, one.input_size, one.bound) == (
+            other.name,
+            other.note,
+            other.input_size,
+            other.bound,
+        )
+        assert one.zero_padded == other.zero_padded
+        torch.testing.assert_close(one.values, other.values)
+    with torch.no_grad():
+        net[2].weight[0, 0, 0, 0] = torch.nan
+    broken = svdctl.spectrum(net, (3, 9, 9))
+    assert broken["2"].bound is None
+    assert "not finite" in broken["2"].note
+    assert torch.equal(broken["0"].values, alone["0"].values)

@@ -104,7 +104,7 @@ def test_the_values_of_many_layers_together_are_those_of_each(
         batches.append(len(matrices))
         return eigenvalues_by_bisection(matrices)
 
-    monkeypatch.setattr(values, "_are_joined", lambda device: True)
+    monkeypatch.setattr(values, "few_batches_are_faster", lambda device: True)
     monkeypatch.setattr(values, "_BYTES_AT_ONCE", {"cpu": at_once})
     monkeypatch.setattr(values, "eigenvalues_of", eigenvalues)
     found = values.all_singular_values(*zip(*LAYERS, strict=True), accuracy=accuracy)
