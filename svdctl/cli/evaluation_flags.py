@@ -147,5 +147,6 @@ EVALUATION: Flags = {
     "batch_size": Flag("batch_size", DEVICES),
     "accelerator": Flag("accelerator", DEVICES),
     "precision": Flag("precision", DEVICES),
+    "capture": Flag("capture", DEVICES),
     "debug": DEBUG,
 }

@@ -85,6 +85,9 @@ class EvaluateConfig(Config):
     """Kind of device."""
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
     """Format of numbers."""
+    capture: Literal["auto", "off"] = "auto"
+    """Record passes of networks under attack on a CUDA device as CUDA graphs and replay them. `auto`: those that are
+    made often and read nothing back; `off`: never."""
     out_dir: Path | None = None
     """Folder for all results, in folders that end in the hash of the weights; absent: eval-<its name>/ beside each
     checkpoint, and report.md in the folder given."""

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Hashable
+from typing import TypeVar
 
 import torch
 
@@ -11,6 +12,8 @@ from svdctl.data.batches import Batch
 WARM_UP = 3
 """Eager steps of each kind before it is recorded: they make the optimiser's state, and cuDNN and the compiler choose
 their kernels."""
+
+Result = TypeVar("Result")
 
 
 def why_not_captured(hardware: Hardware, device: torch.device, processes: int) -> str | None:
@@ -24,6 +27,23 @@ def why_not_captured(hardware: Hardware, device: torch.device, processes: int) -
     if hardware.precision == "16-mixed":
         return "16-mixed reads the scale of the loss in every step; bf16-mixed does not"
     return None
+
+
+def waits_for_host(work: Callable[[], Result]) -> tuple[Result, str | None]:
+    """Return what `work` returns, and the line of code at which it waited for a CUDA device; None: it did not."""
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            result = work()
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+    waits = [warning for warning in caught if "synchronizing CUDA operation" in str(warning.message)]
+    for warning in caught:
+        if warning not in waits and "Synchronization debug mode" not in str(warning.message):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return result, f"{waits[0].filename}:{waits[0].lineno}" if waits else None
 
 
 class CapturedSteps:
@@ -80,20 +100,9 @@ class CapturedSteps:
         if not last:
             self._step(batch)
             return
-        mode = torch.cuda.get_sync_debug_mode()
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")
-            try:
-                self._step(batch)
-            finally:
-                torch.cuda.set_sync_debug_mode(mode)
-        waits = [warning for warning in caught if "synchronizing CUDA operation" in str(warning.message)]
-        for warning in caught:
-            if warning not in waits and "Synchronization debug mode" not in str(warning.message):
-                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-        if waits:
-            self._refuse(kind, f"it waits for the device ({waits[0].filename}:{waits[0].lineno})")
+        _, where = waits_for_host(lambda: self._step(batch))
+        if where is not None:
+            self._refuse(kind, f"it waits for the device ({where})")
 
     def _record(self, batch: Batch, kind: Hashable) -> None:
         """Record a step and replay it for this batch; recording itself computes nothing."""

@@ -128,10 +128,14 @@ def attack_batches(
     state: AttackState,
     *,
     log: Log | None = None,
+    capture: bool = True,
 ) -> Iterator[FinishedBatch]:
     """Attack what still stands, yielding after every batch; `state` then is whole and can be saved.
 
     Arguments and errors are those of `begin`, on whose state this goes on, and further:
+
+    Args:
+        capture: whether passes on a CUDA device may be recorded as CUDA graphs and replayed.
 
     Raises:
         UsageError: the state is of other images.
@@ -140,7 +144,9 @@ def attack_batches(
     check_images(images, labels)
     if len(state) != len(images):
         raise UsageError(f"the state is of {len(state)} images, and there are {len(images)}; begin anew")
-    network = AttackedNetwork(model, settings.protocol, images.device)
+    # The version `rand` is for networks that are random.
+    capture = capture and settings.attacks != "rand"
+    network = AttackedNetwork(model, settings.protocol, images.device, capture=capture)
     halving = AutoBatchSize(state.at_once, log)
     while not state.finished:
         # In this attack's batches are the images that it has broken, too.

@@ -55,7 +55,8 @@ def run(context: MeasurementContext, work: Assignment, kept: MeasurementCache[At
 
     hook = classifier.model.register_forward_hook(count)
     try:
-        for batch in attack_batches(classifier.model, images, labels, settings, state, log=say):
+        capture = context.config.capture == "auto"
+        for batch in attack_batches(classifier.model, images, labels, settings, state, log=say, capture=capture):
             progress.nearest[batch.index[batch.broken]] = _closer(classifier, images, labels, batch, settings)
             kept.put(progress)
             show()

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from svdctl.errors import UsageError
 from svdctl.evaluate.attack_settings import Protocol
+from svdctl.evaluate.captured_network import CapturedNetwork
 from svdctl.evaluate.inference import checked_outputs
 from svdctl.layers.normalize import Normalize
 
@@ -22,12 +23,13 @@ class AttackedNetwork:
         model: takes pixels in [0, 1].
         protocol: `paper` splits the network's first module, `model.normalize`, off: what is attacked is the rest.
         device: where the model has neither parameters nor buffers to tell.
+        capture: whether passes may be recorded as CUDA graphs, inside of `frozen`.
 
     Raises:
         UsageError: `paper`, and the network does not begin with `Normalize`.
     """
 
-    def __init__(self, model: nn.Module, protocol: Protocol, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, protocol: Protocol, device: torch.device, *, capture: bool = False) -> None:
         self.model = model
         tensors = [*model.parameters(), *model.buffers()]
         floating = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
@@ -36,6 +38,7 @@ class AttackedNetwork:
         self.at_once: int | None = None
         """Images in one forward pass; None for all that are given."""
         self._normalize, self._rest = (nn.Identity(), model) if protocol == "pixels" else _split(model)
+        self._captured = CapturedNetwork(self._rest) if capture else None
 
     @property
     def unit_roundoff(self) -> float:
@@ -54,7 +57,9 @@ class AttackedNetwork:
     def __call__(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
         if self.at_once is None or len(x) <= self.at_once:
-            return self._logits(x)
+            return checked_outputs((self._captured or self._rest)(x), len(x))
+        if self._captured is not None:
+            self._captured.forget()  # memory is short
         parts = x.split(self.at_once)
         if torch.is_grad_enabled() and x.requires_grad:
             # Without recomputation the graph would keep the activations of all parts, and nothing would be saved.
@@ -70,15 +75,19 @@ class AttackedNetwork:
 
         Parametrised weights are computed once, as the parameters behind them do not change in the body.
         """
-        training = {module: module.training for module in self.model.modules()}
+        # Under `paper` the rest is a module of its own.
+        training = {module: module.training for whole in (self.model, self._rest) for module in whole.modules()}
         wanting = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         devices = [self.device] if self.device.type == "cuda" else []
         parametrised = any(parametrize.is_parametrized(module) for module in training)
         self.model.eval()
+        self._rest.eval()
         for parameter in wanting:
             parameter.requires_grad_(False)
         try:
             with torch.random.fork_rng(devices=devices), parametrize.cached() if parametrised else nullcontext():
+                if self._captured is not None:
+                    self._captured.refresh()
                 yield
         finally:
             for parameter in wanting:
