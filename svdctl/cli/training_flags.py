@@ -22,7 +22,7 @@ from svdctl.cli.options import (
     listed,
     spelled,
 )  # fmt: skip
-from svdctl.cli.paper_flags import CLIPPING, CLIPPING_WORDS, LAYERS, paper_defaults
+from svdctl.cli.paper_flags import CLIPPING, CLIPPING_WORDS, LAYERS, PEAK_MOMENTUM, paper_defaults
 from svdctl.config.configuration import with_kinds
 from svdctl.config.presets import list_presets, read_preset, run_name
 from svdctl.config.train_config import TrainConfig
@@ -215,6 +215,7 @@ def _nesterov(merge: Merge, name: str, value: bool) -> None:
 def _schedule(merge: Merge, name: str, value: str) -> None:
     if value == "cyclic":
         merge.to.switch("schedule", "cyclic")
+        merge.to.put("schedule.peak_momentum", PEAK_MOMENTUM)
     elif value != "multistep":
         raise UsageError(f"--lr-schedule {value}: not one of multistep and cyclic")
     elif merge.to.kind("schedule") != "steps":
@@ -332,11 +333,12 @@ FLAGS: Flags = {
     "lr_schedule": Flag("schedule.kind", text="multistep or cyclic.", rule=_schedule, of=LIP),
     "lr_min": Flag("schedule.lr_min", rule=_lr_min, of=LIP),
     "lr_max": Flag("optimizer.lr", text="Learning rate, or its maximum (0.1).", of=LIP),
-    "weight_decay": Flag("optimizer.weight_decay", text="Weight decay (5e-4; SOTT: 0).", of=LIP),
+    "weight_decay": Flag("optimizer.weight_decay", text="Weight decay (5e-4 of SOC, else 0).", of=LIP),
     "momentum": Flag("optimizer.momentum", of=LIP),
     "epsilon": Flag("certificate.epsilon", of=LIP),
     "epochs": Flag("epochs"),
     "batch_size": Flag("batch_size"),
+    "init": Flag("init"),
     "conv_init": Flag("layer.init", of=WRN),
     "gouk_transforms": Flag(
         text="Symmetric padding; mean and std 0.5.",

@@ -43,17 +43,30 @@ class Adam(Config):
 Optimizer = Annotated[Sgd | Adam, Field(discriminator="kind")]
 
 
-class Constant(Config):
-    """The learning rate stays."""
+class ScheduleConfig(Config):
+    """Base of the schedules; `kind` is a literal of each."""
 
-    kind: Literal["constant"] = "constant"
+    @property
+    def cycles_momentum(self) -> bool:
+        """Return whether the momentum changes from step to step."""
+        return False
 
     def lr_factor(self, step: int, steps: int, lr: float) -> float:
         """Return the factor on the learning rate `lr` at a step, counted from 0, of `steps` in all."""
         return 1.0
 
+    def momentum(self, step: int, steps: int, momentum: float) -> float:
+        """Return the momentum at a step, counted from 0, of `steps` in all, of an optimiser with this momentum."""
+        return momentum
 
-class Steps(Config):
+
+class Constant(ScheduleConfig):
+    """The learning rate stays."""
+
+    kind: Literal["constant"] = "constant"
+
+
+class Steps(ScheduleConfig):
     """The learning rate is multiplied by `factor` at each share of all steps."""
 
     kind: Literal["steps"] = "steps"
@@ -67,11 +80,10 @@ class Steps(Config):
         return self
 
     def lr_factor(self, step: int, steps: int, lr: float) -> float:
-        """Return the factor on the learning rate `lr` at a step, counted from 0, of `steps` in all."""
         return self.factor ** sum(step >= share * steps for share in self.at)
 
 
-class Cosine(Config):
+class Cosine(ScheduleConfig):
     """Half a cosine from the full learning rate to nothing."""
 
     kind: Literal["cosine"] = "cosine"
@@ -79,14 +91,13 @@ class Cosine(Config):
     """Share of all steps in which the rate rises linearly first."""
 
     def lr_factor(self, step: int, steps: int, lr: float) -> float:
-        """Return the factor on the learning rate `lr` at a step, counted from 0, of `steps` in all."""
         warm = self.warmup * steps
         if step < warm:
             return (step + 1) / (warm + 1)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1.0, steps - warm))))
 
 
-class Cyclic(Config):
+class Cyclic(ScheduleConfig):
     """The learning rate rises from `lr_min` to the optimiser's and falls back, over and over."""
 
     kind: Literal["cyclic"] = "cyclic"
@@ -96,14 +107,28 @@ class Cyclic(Config):
     """Share of all steps in which it rises."""
     down: Share = 3 / 20
     """Share of all steps in which it falls."""
+    peak_momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Momentum (Adam: the first beta) where the rate is highest; it is the optimiser's where the rate is lowest, and
+    falls and rises between them. Absent: it stays."""
+
+    @property
+    def cycles_momentum(self) -> bool:
+        return self.peak_momentum is not None
 
     def lr_factor(self, step: int, steps: int, lr: float) -> float:
-        """Return the factor on the learning rate `lr` at a step, counted from 0, of `steps` in all."""
+        lowest = self.lr_min / lr
+        return lowest + (1 - lowest) * self._height(step, steps)
+
+    def momentum(self, step: int, steps: int, momentum: float) -> float:
+        if self.peak_momentum is None:
+            return momentum
+        return momentum - (momentum - self.peak_momentum) * self._height(step, steps)
+
+    def _height(self, step: int, steps: int) -> float:
+        """Return where the rate stands between its lowest (0) and its highest value (1)."""
         up, down = self.up * steps, self.down * steps
         place = step % (up + down)
-        height = place / up if place < up else (up + down - place) / down
-        lowest = self.lr_min / lr
-        return lowest + (1 - lowest) * height
+        return place / up if place < up else (up + down - place) / down
 
 
 Schedule = Annotated[Constant | Steps | Cosine | Cyclic, Field(discriminator="kind")]

@@ -1,7 +1,7 @@
 """The whole configuration of one training run."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -45,6 +45,8 @@ class TrainConfig(Config):
     data: Data = Field(default_factory=lambda: DATA.get("digits").config())
     augment: Augment = Augment()
     normalize: Normalization = Normalization()
+    init: Literal["svdctl", "paper"] = "svdctl"
+    """How weights start: in svdctl's own way, or as in the paper's public code (docs/differences.md)."""
     model: Model = Field(default_factory=lambda: ARCHITECTURES.get("wrn").config())
     layer: Layer = Field(default_factory=lambda: LAYERS.get("standard").config())
     control: Control = Field(default_factory=lambda: CONTROLS.get("none").config())

@@ -81,6 +81,9 @@ class LayerOps:
         """
         raise NotImplementedError  # of layers that no configuration names
 
+    def start_as_paper_(self, layer: Any) -> None:
+        """Draw the weights that the paper's public code starts in another way; called without gradients."""
+
     def compresses_first(self, config: Any) -> bool:
         """Return whether a network's first convolution is of this type too."""
         return True

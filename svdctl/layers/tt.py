@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -120,6 +120,32 @@ class TTConv2d(nn.Module):
             self.frame_out.copy_(random_frame(self.out_channels, rank_out))
         if self.bias is not None:
             self.bias.zero_()
+
+    @torch.no_grad()
+    def start_as_paper_(
+        self, start: Callable[[Tensor], object] = nn.init.orthogonal_, *, with_frames: bool = False
+    ) -> None:
+        """Draw the core as the paper's public code does: by a function of torch on its layout `(r_in, kh, kw, r_out)`.
+
+        Args:
+            start: the function, as `torch.nn.init.orthogonal_`.
+            with_frames: draw the frames `(I, r_in)` and `(r_out, O)` too. Those that are retracted are made orthonormal
+                again, the rest moved into the core; parametrised ones stay.
+        """
+        if self.core.is_meta:
+            return
+        (rank_in, rank_out), like = self.rank, self.core.detach()
+        core = like.new_empty(rank_in, *self.kernel_size, rank_out)
+        start(core)
+        self.core.copy_(core.permute(3, 0, 1, 2))
+        if not with_frames or self.frames_kind == "parametrize" or self.frame_in is None or self.frame_out is None:
+            return
+        start(self.frame_in)
+        frame_out = like.new_empty(rank_out, self.out_channels)
+        start(frame_out)
+        self.frame_out.copy_(frame_out.T)
+        if self.frames_kind == "retract":
+            self.retract_("qr", dtype=torch.float64)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.frame_in is None or self.frame_out is None:

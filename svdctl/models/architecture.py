@@ -62,6 +62,12 @@ class Architecture:
         )
         return network
 
+    def start_as_paper_(self, model: "nn.Module") -> None:
+        """Draw the weights, besides those of compressed layers, that the paper's public code starts in another way.
+
+        Called without gradients.
+        """
+
     def name(self, config: Any) -> str:
         """Return the name of the network in the literature."""
         return self.kind

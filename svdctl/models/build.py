@@ -6,6 +6,7 @@ from torch import nn
 from svdctl.config.optimizer_config import Optimizer
 from svdctl.config.train_config import TrainConfig
 from svdctl.data.batches import derived_seed
+from svdctl.layers.layer_ops import find_ops
 from svdctl.layers.normalize import Normalize
 from svdctl.layers.ops.tt_ops import Free, RankedConfig
 from svdctl.layers.tt import TTConv2d
@@ -28,20 +29,33 @@ def build_model(config: TrainConfig, classes: int) -> nn.Module:
             stem=convs[0] if ops.compresses_first(config.layer) else plain,
             normalize=Normalize(config.normalize.mean, config.normalize.std),
         )
+        as_paper = config.init == "paper"
+        if as_paper:
+            with torch.no_grad():
+                for module in model.modules():
+                    if (found := find_ops(module)) is not None:
+                        found.start_as_paper_(module)
+                architecture.start_as_paper_(model)
         if getattr(config.layer, "init", None) is not None:
-            _initialize_kernels(model, config.layer.init)
+            _initialize_kernels(model, config.layer.init, as_paper=as_paper)
     return model
 
 
 @torch.no_grad()
-def _initialize_kernels(model: nn.Module, init: str) -> None:
-    """Draw all kernels, and the cores of TT layers, from the distribution `torch.nn.init.<init>_`."""
+def _initialize_kernels(model: nn.Module, init: str, *, as_paper: bool) -> None:
+    """Draw all kernels, and the cores of TT layers, from the distribution `torch.nn.init.<init>_`.
+
+    As in the paper's public code, in its layout of the core, the frames of TT layers too.
+    """
     start = getattr(nn.init, f"{init}_")
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             start(module.weight)
         elif isinstance(module, TTConv2d):
-            start(module.core)
+            if as_paper:
+                module.start_as_paper_(start, with_frames=True)
+            else:
+                start(module.core)
 
 
 def build_optimizer(config: Optimizer, model: nn.Module) -> torch.optim.Optimizer:

@@ -62,6 +62,13 @@ class LipConvArchitecture(Architecture):
         classes, convs, normalize = (parts[name] for name in ("classes", "convs", "normalize"))
         return LipConvNet(config.block_size, classes, in_channels=config.in_channels, conv=convs, normalize=normalize)
 
+    def start_as_paper_(self, model: "nn.Module") -> None:
+        from torch import nn
+
+        for name, layer in model.named_modules():
+            if isinstance(layer, nn.Conv2d) and name != "final_conv":
+                nn.init.xavier_uniform_(layer.weight)
+
     def name(self, config: LipConv) -> str:
         narrow = "" if config.in_channels == 32 else f" of width {config.in_channels}"
         return f"LipConvNet-{5 * config.block_size}{narrow}"

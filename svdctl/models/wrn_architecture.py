@@ -1,11 +1,15 @@
 """Wide residual networks as an architecture."""
 
-from typing import Annotated, Literal, Self
+import math
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from svdctl.config.model_config import ModelConfig
 from svdctl.models.architecture import Architecture, register_architecture
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class Wrn(ModelConfig):
@@ -30,6 +34,11 @@ class WrnArchitecture(Architecture):
     kind = "wrn"
     config = Wrn
     network = "svdctl.models.wrn:WideResNet"
+
+    def start_as_paper_(self, model: "nn.Module") -> None:
+        last: Any = model.get_submodule("fc")
+        limit = 1 / math.sqrt(last.in_features)
+        last.bias.uniform_(-limit, limit)
 
     def name(self, config: Wrn) -> str:
         return f"WRN-{config.depth}-{config.width}"

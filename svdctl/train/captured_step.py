@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import torch
 
+from svdctl.config.optimizer_config import ScheduleConfig
 from svdctl.config.run_config import Hardware
 from svdctl.data.batches import Batch
 
@@ -16,7 +17,9 @@ their kernels."""
 Result = TypeVar("Result")
 
 
-def why_not_captured(hardware: Hardware, device: torch.device, processes: int) -> str | None:
+def why_not_captured(
+    hardware: Hardware, device: torch.device, processes: int, schedule: ScheduleConfig | None = None
+) -> str | None:
     """Return why no step of a run on a device is captured; None: those that read nothing back are."""
     if hardware.capture == "off":
         return "`hardware.capture` is off"
@@ -26,6 +29,8 @@ def why_not_captured(hardware: Hardware, device: torch.device, processes: int) -
         return "messages between processes are not captured"
     if hardware.precision == "16-mixed":
         return "16-mixed reads the scale of the loss in every step; bf16-mixed does not"
+    if schedule is not None and schedule.cycles_momentum:
+        return "the schedule cycles the momentum, which torch's optimisers take as a number and a graph would keep"
     return None
 
 

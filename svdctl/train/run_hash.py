@@ -65,6 +65,9 @@ def _deciding(config: TrainConfig) -> dict[str, Any]:
     table["hardware"].update(devices=1, num_nodes=1)
     if table["control"].get("prove_every_steps") in ("auto", 0, PROVE_EVERY_STEPS_ON_CUDA):
         del table["control"]["prove_every_steps"]
+    # Runs were named by their hashes before there were others.
     if table["loss"] == {"kind": CROSS_ENTROPY}:
-        del table["loss"]  # runs were named by their hashes before there were others
+        del table["loss"]
+    if table["init"] == "svdctl":
+        del table["init"]
     return table

@@ -46,7 +46,7 @@ def _device_line(config: TrainConfig) -> str:
         kind = "cpu" if found is None else found.type
     parts = [kind, f"precision {hardware.precision}"]
     processes = 1 if hardware.devices == 1 and hardware.num_nodes == 1 else 2
-    reason = why_not_captured(hardware, torch.device(kind), processes)
+    reason = why_not_captured(hardware, torch.device(kind), processes, config.schedule)
     if hardware.compile:
         parts.append(f"compiled ({_expected_of_compiling(config, is_captured=reason is None)})")
     control, method = config.control, CONTROLS.get(config.control.kind)

@@ -95,7 +95,7 @@ class Trainer:
         self._scheduled_steps = self.config.epochs * self.batches.steps_per_epoch
         self.total_steps = min(self._scheduled_steps, self.config.max_steps or self._scheduled_steps)
         self._captured: CapturedSteps | None = None
-        if why_not_captured(self.config.hardware, device, self.fabric.world_size) is None:
+        if why_not_captured(self.config.hardware, device, self.fabric.world_size, self.config.schedule) is None:
             self._captured = CapturedSteps(self._step_on_device, device, self.notice)
             for group in self.optimizer.param_groups:
                 # A graph reads the rate of each step from where it lies.
@@ -125,12 +125,23 @@ class Trainer:
         lr = self.config.optimizer.lr
         return lr * self.config.schedule.lr_factor(self.counters.step, self._scheduled_steps, lr)
 
+    @property
+    def momentum(self) -> float:
+        """Return the momentum of the next step; of Adam the first of its betas."""
+        defaults = self.optimizer.defaults
+        momentum: float = defaults["betas"][0] if "betas" in defaults else defaults["momentum"]
+        return self.config.schedule.momentum(self.counters.step, self._scheduled_steps, momentum)
+
     def _set_rate(self) -> None:
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(self.rate)
             else:
                 group["lr"] = self.rate
+            if "betas" in group:
+                group["betas"] = (self.momentum, group["betas"][1])
+            else:
+                group["momentum"] = self.momentum
 
     def start_epoch(self) -> None:
         """Set the sums over an epoch's steps to zero."""

@@ -51,11 +51,13 @@ def test_the_papers_defaults() -> None:
     assert (found.model.block_size, found.model.in_channels, found.layer) == (4, 32, Standard())
     assert (found.epochs, found.batch_size, found.seed, found.certificate.epsilon) == (200, 128, 3407, 36)
     sgd = found.optimizer
-    assert (sgd.lr, sgd.momentum, sgd.nesterov, sgd.weight_decay) == (0.1, 0.9, False, 5e-4)
+    assert (sgd.lr, sgd.momentum, sgd.nesterov, sgd.weight_decay) == (0.1, 0.9, False, 0)
     assert found.schedule == Steps(at=(0.5, 0.75), factor=0.1)
     assert found.normalize.std == (0.2507,) * 3
     assert config(conv_type="skew").optimizer.weight_decay == 5e-4
     assert config(**SOTT).optimizer.weight_decay == 0
+    assert config(conv_type="tt", dec_rank="8").optimizer.weight_decay == 0
+    assert (found.init, config(lr_schedule="cyclic").init) == ("paper", "svdctl")
     assert config(**SOTT, weight_decay=1e-3).optimizer.weight_decay == 1e-3
 
 
@@ -64,17 +66,26 @@ def test_the_papers_defaults() -> None:
     [
         ({"conv_type": "skew"}, Soc()),
         ({"conv_type": "soc"}, Soc()),
-        (SOTT, Sott(rank=128, frames=Penalty(weight=1))),
-        ({**SOTT, "orthogonal_k": 5e3}, Sott(rank=128, frames=Penalty(weight=5e3))),
-        ({**SOTT, "frames": "retract"}, Sott(rank=128, frames=Retract())),
-        ({**SOTT, "frames": "parametrize"}, Sott(rank=128, frames=Parametrize())),
-        ({**SOTT, "frames": "free"}, Sott(rank=128, frames=Free())),
-        ({**SOTT, "dec_rank": "1, 2,3,4,5 ,6", "frames": "free"}, Sott(rank=(1, 2, 3, 4, 5, 6), frames=Free())),
-        ({**SOTT, "dec_rank": "[1, 2, 3, 4, 5, 6]", "frames": "free"}, Sott(rank=(1, 2, 3, 4, 5, 6), frames=Free())),
-        ({**SOTT, "set": ["layer.pointwise_scale=0.7"]}, Sott(rank=128, frames=Penalty(weight=1), pointwise_scale=0.7)),
+        (SOTT, Sott(rank=128, frames=Penalty(weight=1), pointwise_scale=0.7)),
+        ({**SOTT, "orthogonal_k": 5e3}, Sott(rank=128, frames=Penalty(weight=5e3), pointwise_scale=0.7)),
+        ({**SOTT, "frames": "retract"}, Sott(rank=128, frames=Retract(), pointwise_scale=0.7)),
+        ({**SOTT, "frames": "parametrize"}, Sott(rank=128, frames=Parametrize(), pointwise_scale=0.7)),
+        ({**SOTT, "frames": "free"}, Sott(rank=128, frames=Free(), pointwise_scale=0.7)),
+        (
+            {**SOTT, "dec_rank": "1, 2,3,4,5 ,6", "frames": "free"},
+            Sott(rank=(1, 2, 3, 4, 5, 6), frames=Free(), pointwise_scale=0.7),
+        ),
+        (
+            {**SOTT, "dec_rank": "[1, 2, 3, 4, 5, 6]", "frames": "free"},
+            Sott(rank=(1, 2, 3, 4, 5, 6), frames=Free(), pointwise_scale=0.7),
+        ),
+        ({**SOTT, "set": ["layer.pointwise_scale=1.0"]}, Sott(rank=128, frames=Penalty(weight=1), pointwise_scale=1)),
         ({"conv_type": "tt", "dec_rank": "64"}, TT(rank=64, frames=Penalty(weight=1))),
-        ({"preset": "lipconv5-sott128", "frames": "retract"}, Sott(rank=128, frames=Retract())),
-        ({"preset": "lipconv5-sott128", "dec_rank": "9"}, Sott(rank=9, frames=Penalty(weight=5e3))),
+        ({"preset": "lipconv5-sott128", "frames": "retract"}, Sott(rank=128, frames=Retract(), pointwise_scale=0.7)),
+        (
+            {"preset": "lipconv5-sott128", "dec_rank": "9"},
+            Sott(rank=9, frames=Penalty(weight=5e3), pointwise_scale=0.7),
+        ),
         ({"preset": "lipconv5-soc", **SOTT}, Sott(rank=128)),
         ({"preset": "lipconv5-sott128", "conv_type": "skew"}, Soc()),
     ],
@@ -141,7 +152,7 @@ def test_other_networks_refuse_what_is_lipconvnets(set_: list[str], words: str) 
 
 def test_cyclic_rates() -> None:
     schedule = config(lr_schedule="cyclic", lr_min=0.02, lr_max=0.2).schedule
-    assert schedule == Cyclic(lr_min=0.02)
+    assert schedule == Cyclic(lr_min=0.02, peak_momentum=0.8)
     rates = [0.2 * schedule.lr_factor(step, 400, 0.2) for step in range(400)]
     for cycle in range(5):
         start = 80 * cycle

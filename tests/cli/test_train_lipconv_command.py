@@ -41,6 +41,7 @@ def test_every_flag_of_the_papers_command_sets_its_field(recipe: Mock) -> None: 
         "max_steps": None,
         "batch_size": 64,
         "out_dir": "o",
+        "init": "paper",
         "data": {"kind": "cifar100", "root": "d"},
         "model": {"kind": "lipconv", "block_size": 2, "in_channels": 16, "checkpoint_activations": False},
         "layer": {
@@ -54,7 +55,7 @@ def test_every_flag_of_the_papers_command_sets_its_field(recipe: Mock) -> None: 
         "batchnorm": None,
         "certificate": {"epsilon": 72, "radii": [36, 72, 108, 255]},
         "optimizer": {"kind": "sgd", "lr": 0.2, "momentum": 0.8, "nesterov": False, "weight_decay": 1e-3},
-        "schedule": {"kind": "cyclic", "lr_min": 0.01, "up": 0.05, "down": 0.15},
+        "schedule": {"kind": "cyclic", "lr_min": 0.01, "up": 0.05, "down": 0.15, "peak_momentum": 0.8},
         "loss": {"kind": "cross-entropy"},
         "checkpoint": {"every_epochs": 10, "every_steps": None, "keep": False},
         "plugins": [],

@@ -47,6 +47,11 @@ class SocOps(LayerOps):
 
         return make
 
+    def start_as_paper_(self, layer: Any) -> None:
+        if layer.bias is not None:
+            limit = 1 / math.sqrt(layer.out_channels)
+            layer.bias.uniform_(-limit, limit)
+
     def text(self, config: Soc) -> str:
         return "SOC convolutions"
 

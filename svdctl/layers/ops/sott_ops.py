@@ -60,6 +60,9 @@ class SottOps(FramedOps):
 
         return make
 
+    def start_as_paper_(self, layer: Any) -> None:
+        SocOps().start_as_paper_(layer)
+
     def uncompressed(self, config: Sott) -> str:
         return "soc"
 

@@ -1,5 +1,6 @@
 """Tensor-train convolutions."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -199,6 +200,13 @@ class TTOps(FramedOps):
             return layer
 
         return make
+
+    def start_as_paper_(self, layer: Any) -> None:
+        layer.start_as_paper_()
+        if layer.bias is not None:
+            # Of torch's fan-in of the core in that code's layout (r_in, kh, kw, r_out).
+            limit = 1 / math.sqrt(math.prod(layer.kernel_size) * layer.rank[1])
+            layer.bias.uniform_(-limit, limit)
 
     def compresses_first(self, config: TT) -> bool:
         return config.compress_first
