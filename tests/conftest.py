@@ -2,7 +2,9 @@
 
 import os
 import signal
+from itertools import islice
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Hypothesis does not judge how fast the machine draws its examples.
@@ -16,3 +18,19 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # A shell starts what runs in the background with Ctrl-C ignored, and children inherit that: tests send it to theirs.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with a long test in each of several worker processes, so that none is left alone with them at the end.
+
+    `--dist load` gives each process a quarter of its share of the tests at first, in their order.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    long = [item for item in items if item.get_closest_marker("long") is not None]
+    if workers == 1 or not long:
+        return
+    others = iter([item for item in items if item.get_closest_marker("long") is None])
+    at_first = max(len(items) // workers // 4, 2)
+    ordered = [item for first in long for item in (first, *islice(others, at_first - 1))]
+    items[:] = [*ordered, *others]

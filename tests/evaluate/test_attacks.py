@@ -438,11 +438,12 @@ def test_settings_refuse_what_cannot_be() -> None:
 
 
 @pytest.mark.cuda
+@pytest.mark.long
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("norm", ["L2", "Linf"])
 def test_cuda_agrees_with_the_cpu(norm: str) -> None:
-    model, images, _, labels = victim(10, 16)
-    settings = AttackSettings(norm=norm, eps={"L2": 0.3, "Linf": 0.02}[norm], attacks=("apgd-ce", "fab-t"))
+    model, images, _, labels = victim(3, 16)
+    settings = AttackSettings(norm=norm, eps={"L2": 0.15, "Linf": 0.01}[norm], attacks=("apgd-ce", "fab-t"))
     wanted, _ = run(model, images, labels, settings)
     state, _ = run(model.cuda(), images, labels, settings)
     assert (state.broken_by == wanted.broken_by).double().mean() > 0.9

@@ -64,6 +64,7 @@ def test_corrupted_images_on_cuda(tmp_path: Path, precision: str) -> None:
 
 
 @pytest.mark.cuda
+@pytest.mark.long
 @needs_cuda
 def test_certificates_on_cuda(tmp_path: Path) -> None:
     found, _ = measured(tmp_path / "cuda", "cuda", "certified")

@@ -208,7 +208,7 @@ def test_steps_and_seals_compute_in_the_weights_precision(device: str, setting: 
         generator = torch.Generator().manual_seed(1)
         with inside():
             controller = svdctl.Controller(net, method=method, max_sigma=0.5, every_steps=1)
-            for _ in range(3):
+            for _ in range(2):
                 with torch.no_grad():
                     for parameter in net.parameters():
                         parameter.add_(torch.randn(parameter.shape, generator=generator).to(device), alpha=0.01)
