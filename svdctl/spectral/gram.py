@@ -14,7 +14,7 @@ from torch import Tensor
 
 from svdctl.errors import ShapeError
 from svdctl.spectral.convolution import Convolution
-from svdctl.spectral.symbol import angles, gram, half_grid, phases, symbol
+from svdctl.spectral.symbol import angles, gram, half_grid, phases
 
 # For soundness; docs/theory.md, "Constants".
 UNIT64 = 2.0**-53
@@ -58,16 +58,16 @@ class GramField:
         self.device = kernel.device
         self.product = product
         self.sample_points = sample_points(self.taps)
-        self._parts: dict[torch.dtype, Tensor] = {}
 
-    def _take(self, samples: Tensor, numbers: list[float]) -> None:
+    def _take(self, batch: "_Batch", place: int, numbers: list[float]) -> None:
         """Keep what `_sample` found."""
-        finite, largest, trace, per_tap, self.frobenius = numbers
-        if not finite:
+        largest, trace, per_tap, self.frobenius = numbers
+        if not math.isfinite(largest):
             raise ShapeError("the kernel holds values that are not finite; its norm has no bound")
         self.is_zero = largest == 0.0
         self.scale = power_of_two(largest)
-        self.samples = samples
+        self.samples = batch.samples[:, place]
+        self._batch, self._place = batch, place
         self.above = per_tap * (1 + 1e-10)
         unit = torch.finfo(self.product).eps / 2
         rounded = unit if self.product != torch.float64 else 0.0
@@ -100,19 +100,34 @@ class GramField:
         The real parts of the samples stand where a complex number has its real part, the imaginary ones below where it
         has its imaginary part, zeros elsewhere: one product gives complex numbers as they lie in memory.
         """
-        if dtype not in self._parts:
-            count = len(self.sample_points)
-            parts = torch.zeros(2, count, *self.samples.shape[1:], 2, dtype=dtype, device=self.device)
-            parts[0, ..., 0] = self.samples.real
-            parts[1, ..., 1] = self.samples.imag
-            self._parts[dtype] = parts.reshape(2 * count, -1)
-        return self._parts[dtype]
+        return self._batch.parts(dtype)[:, :, self._place].flatten(2).flatten(0, 1)
 
     def chunk(self, dtype: torch.dtype) -> int:
         """Return how many frequencies to compute at once."""
         each = 6 * dtype.itemsize * self.groups * self.side**2
         # All samples are read for each chunk, so that a few at least should come of it.
         return max(1, _CHUNK_BYTES // each, min(_WORTH_READING, 8 * _CHUNK_BYTES // each))
+
+
+class _Batch:
+    """Samples of several fields of one shape.
+
+    Args:
+        samples: `(samples, L, G, n, n)`.
+    """
+
+    def __init__(self, samples: Tensor) -> None:
+        self.samples = samples
+        self._parts: dict[torch.dtype, Tensor] = {}
+
+    def parts(self, dtype: torch.dtype) -> Tensor:
+        """Return `GramField.parts` of all fields, `(2, samples, L, G, n, n, 2)`, made when first asked for."""
+        if dtype not in self._parts:
+            parts = torch.zeros(2, *self.samples.shape, 2, dtype=dtype, device=self.samples.device)
+            parts[0, ..., 0] = self.samples.real
+            parts[1, ..., 1] = self.samples.imag
+            self._parts[dtype] = parts
+        return self._parts[dtype]
 
 
 def gram_fields(convs: Sequence[Convolution], products: Sequence[torch.dtype]) -> list[GramField]:
@@ -131,8 +146,8 @@ def gram_fields(convs: Sequence[Convolution], products: Sequence[torch.dtype]) -
 
 
 def _normal_form(conv: Convolution) -> Tensor:
-    """Return the polyphase kernel in float64 without its axes of one tap."""
-    kernel = conv.polyphase().double()
+    """Return the polyphase kernel without its axes of one tap."""
+    kernel = conv.polyphase()
     return kernel.reshape(*kernel.shape[:3], *(k for k in kernel.shape[3:] if k > 1))
 
 
@@ -140,16 +155,19 @@ def _sample(fields: Sequence[GramField], kernels: Sequence[Tensor]) -> None:
     """Compute the samples and the error bounds of fields from their normal forms."""
     alike: dict[tuple[object, ...], list[int]] = {}
     for place, (field, kernel) in enumerate(zip(fields, kernels, strict=True)):
-        alike.setdefault((kernel.shape, field.device, field.product), []).append(place)
-    samples: dict[int, Tensor] = {}
+        alike.setdefault((kernel.shape, kernel.dtype, field.device, field.product), []).append(place)
+    batches: dict[int, tuple[_Batch, int]] = {}
     numbers: dict[int, Tensor] = {}
     for places in alike.values():
-        found, row = _samples_of(torch.stack([kernels[place] for place in places]), fields[places[0]].product)
-        samples |= dict(zip(places, found.unbind(1), strict=True))
-        numbers |= dict(zip(places, row.unbind(), strict=True))
+        chosen = [kernels[place] for place in places]
+        stack = chosen[0][None] if len(places) == 1 else torch.stack(chosen)
+        samples, rows = _samples_of(stack.double(), fields[places[0]].product)
+        batch = _Batch(samples)
+        batches |= {place: (batch, turn) for turn, place in enumerate(places)}
+        numbers |= dict(zip(places, rows.unbind(), strict=True))
     read = on_host([numbers[place] for place in range(len(fields))])
     for place, field in enumerate(fields):
-        field._take(samples[place], read[place].tolist())
+        field._take(*batches[place], read[place].tolist())
 
 
 def _samples_of(kernels: Tensor, product: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -160,25 +178,35 @@ def _samples_of(kernels: Tensor, product: torch.dtype) -> tuple[Tensor, Tensor]:
         product: precision of the products.
 
     Returns:
-        Matrices `(samples, L, G, n, n)` of the kernels over their powers of two; for each kernel `(L, 5)` whether it is
-        finite, its largest entry, and of the scaled one the largest trace, the sum of the taps' Frobenius norms, and
-        the largest Frobenius norm of a sample.
+        Matrices `(samples, L, G, n, n)` of the kernels over their powers of two; for each kernel `(L, 4)` its largest
+        entry, not finite if any is not, and of the scaled one the largest trace, the sum of the taps' Frobenius norms,
+        and the largest Frobenius norm of a sample.
     """
     layers, groups = kernels.shape[:2]
     largest = kernels.abs().flatten(1).amax(1)
-    finite = kernels.isfinite().flatten(1).all(1)
     # Exact, but for entries that become subnormal; the error bound covers them.
     kernels = kernels / powers_of_two(largest).reshape(-1, *[1] * (kernels.ndim - 1))
     taps = tuple(kernels.shape[4:])
     flat = kernels.flatten(0, 1)
     points = sample_points(taps)
-    symbols = symbol(flat, phases(points, taps, flat))
+    phase = _sample_phases(taps, flat.device)
+    # Two real products: half the work of one complex product with a real kernel.
+    values = (phase @ flat.reshape(-1, math.prod(taps)).T).unflatten(0, (2, len(points)))
+    symbols = torch.complex(*values).reshape(-1, *flat.shape[1:3])
     grams = gram(symbols.to(product.to_complex()), _block(product)).unflatten(0, (len(points), layers, groups))
     trace = grams.diagonal(dim1=-2, dim2=-1).real.double().sum(-1).amax((0, 2))
-    per_tap = flat.reshape(*flat.shape[:3], -1).square().sum((1, 2)).sqrt().sum(-1).unflatten(0, (layers, groups))
+    per_tap = torch.linalg.vector_norm(flat.flatten(3), dim=(1, 2)).sum(-1) if taps else flat.flatten(1).norm(dim=1)
+    per_tap = per_tap.unflatten(0, (layers, groups))
     entries = torch.view_as_real(grams).flatten(3)
     frobenius = torch.linalg.vector_norm(entries, dim=3, dtype=torch.float64).amax((0, 2))
-    return grams, torch.stack((finite.double(), largest, trace, per_tap.amax(1), frobenius), 1)
+    return grams, torch.stack((largest, trace, per_tap.amax(1), frobenius), 1)
+
+
+@lru_cache(maxsize=64)
+def _sample_phases(taps: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return the real and below them the imaginary parts of the phases at the sample points, `(2 samples, prod(k))`."""
+    found = phases(sample_points(taps), taps, torch.empty(0, dtype=torch.float64))
+    return torch.cat((found.real, found.imag)).to(device)
 
 
 def on_host(tensors: Sequence[Tensor]) -> list[Tensor]:
