@@ -60,8 +60,8 @@ def exact_kernels(layers: Sequence[TTConv2d]) -> list[tuple[Tensor, float]]:
     kernels = in_stacks(_small_kernels, cores, [factor for factor, _ in left], [factor for factor, _ in right])
     read = on_host([numbers for _, numbers in [*factors, *kernels]])
     for turn, place in enumerate(framed):
-        pair = [(frames[side], read[side].tolist()) for side in (2 * turn, 2 * turn + 1)]
-        error = _error(*pair, *read[len(factors) + turn].tolist())
+        out, into = ((frames[side], read[side].tolist()) for side in (2 * turn, 2 * turn + 1))
+        error = _error(out, into, *read[len(factors) + turn].tolist())
         found[place] = (kernels[turn][0], error) if math.isfinite(error) else layers[place].exact_kernel()
     return [found[place] for place in range(len(layers))]
 
