@@ -5,6 +5,7 @@ moving average, and the last state before the best one, because that is the netw
 picks another. What is left out, another set of weights or the state of an optimiser, is listed by name.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -12,7 +13,8 @@ from difflib import get_close_matches
 import torch
 from torch import Tensor
 
-from svdctl.checkpoint.pickles import NumpyArray, NumpyNumber
+from svdctl.checkpoint.pickled_calls import NumpyArray
+from svdctl.checkpoint.pickles import CONVERT, ObjectRecord
 from svdctl.checkpoint.tensors import holds_weights, words_of
 from svdctl.errors import CheckpointError
 
@@ -60,9 +62,10 @@ _OF_FIGURES = {
 """Words that the whole name of a figure of training is made of, as `best_val_acc` is and `loss_scale` is not."""
 _COMPONENTS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 """Parts of names that torch's and lightning-fabric's wrappers add; no network calls a module so."""
+_MODULE = "module."
+_OF_MODULE = re.compile(r"(module\.)*")
 ANOTHER_SET = "another set of weights"
 MAX_DEPTH = 32
-MAX_ENTRIES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -94,12 +97,12 @@ def unwrap(contents: object, where: str, key: str | None = None) -> Unwrapped:
     """Return the state dict within `contents`.
 
     Args:
-        contents: what the file holds.
+        contents: what the file holds; `check_nesting` has seen it.
         where: the file, for messages.
         key: dotted path of the wanted part, through dicts and then through the names of a flat state dict.
 
     Raises:
-        CheckpointError: no tensors, nothing under `key`, two tensors of one name, or endless nesting.
+        CheckpointError: no tensors, nothing under `key`, two tensors of one name, or far too deep.
     """
     holders = _holders(contents)
     at, path, prefix = contents, list[str](), ""
@@ -127,7 +130,7 @@ def unwrap(contents: object, where: str, key: str | None = None) -> Unwrapped:
         entries = {name.removeprefix(prefix): value for name, value in entries.items() if name.startswith(prefix)}
         steps.append(f"names that begin with {prefix!r}, without it")
     if not any(isinstance(value, Tensor) for value in entries.values()):
-        raise CheckpointError(f"{where} holds no weights, only {_listed(contents)}; give the file of the network")
+        raise CheckpointError(f"{where} {_nothing(contents)}")
     entries, removed = _without_wrappers(entries, where)
     steps += [f"{part!r} removed from names" for part in removed]
     return Unwrapped(entries, tuple(steps), others, tuple(left_out))
@@ -169,7 +172,9 @@ def _parts(value: object) -> Iterator[tuple[str, object]]:
 
 
 def _name(name: object) -> str:
-    return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+    text = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+    # A file may hold halves of characters, which no name that is hashed or printed can have.
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def _flatten(
@@ -180,19 +185,14 @@ def _flatten(
     States of training go to `left_out`, their names below `path`.
     """
     waiting: list[tuple[str, object, int]] = [("", contents, 0)]
-    entries = 0
     while waiting:
         name, value, depth = waiting.pop()
         if depth and (isinstance(value, Tensor) or not _has_tensors(value, holders)):
             yield name, value
             continue
         below = list(_parts(value))
-        entries += len(below)
-        if depth > MAX_DEPTH or entries > MAX_ENTRIES:
-            raise CheckpointError(
-                f"{where} nests its contents without end or lists more than {MAX_ENTRIES:,} things; "
-                "save the state dict alone"
-            )
+        if depth > MAX_DEPTH:
+            raise CheckpointError(f"{where} nests its weights more than {MAX_DEPTH} deep; save the state dict alone")
         for part, inner in reversed(below):
             full = f"{name}.{part}" if name else part
             state = _state_of_training(part, inner) if _has_tensors(inner, holders) else None
@@ -274,6 +274,8 @@ def _leaves(
         if not isinstance(value, Mapping | list | tuple):
             yield path, value
             continue
+        if isinstance(value, ObjectRecord) and not value:
+            yield path, value
         if _is_of_numpy(value):
             path = (*path, _OF_NUMPY)
         for name, inner in _parts(value):
@@ -298,9 +300,9 @@ def may_hold_weights(part: object, name: str = "") -> bool:
 
 
 def _may_be_weight(path: tuple[str, ...], value: object) -> bool:
-    if isinstance(value, NumpyArray):
-        return _OF_NUMPY not in path
-    if not isinstance(value, Tensor) or not holds_weights(value):
+    if isinstance(value, ObjectRecord):
+        return any(holds_weights(tensor) for tensor in value.tensors())
+    if not isinstance(value, Tensor) or not holds_weights(value) or _OF_NUMPY in path:
         return False
     is_rng = value.dtype == torch.uint8 and value.ndim == 1 and value.numel() in _RNG_STATES
     return not (is_rng and any(_RNG_WORDS.intersection(words_of(word)) for word in path))
@@ -310,8 +312,11 @@ def holds_numbers(value: object) -> bool:
     """Return whether an entry of a state dict that is no tensor may be a weight: all but texts, and one integer."""
     leaves = [leaf for _, leaf in _leaves(value)]
     whole = [leaf for leaf in leaves if isinstance(leaf, int) and not isinstance(leaf, bool)]
-    others = float | complex | bytes | bytearray | NumpyArray | NumpyNumber
-    return len(whole) > 1 or any(isinstance(leaf, others) and leaf != b"" for leaf in leaves)
+    others = float | complex | bytes | bytearray | NumpyArray
+    return len(whole) > 1 or any(
+        (isinstance(leaf, others) and leaf != b"") or (isinstance(leaf, ObjectRecord) and any(leaf.tensors()))
+        for leaf in leaves
+    )
 
 
 def _clashing(entries: Iterator[tuple[str, object]], where: str) -> dict[str, object]:
@@ -355,14 +360,26 @@ def _without_wrappers(entries: dict[str, object], where: str) -> tuple[dict[str,
         raise CheckpointError(f"{where} has two tensors of one name once wrappers are taken off; save the model alone")
     counter = cleaned.get("n_averaged")
     is_counted = isinstance(counter, Tensor) and not holds_weights(counter)
-    while (named := [name for name in cleaned if not (is_counted and name == "n_averaged")]) and all(
-        name.startswith("module.") for name in named
-    ):
-        removed["module."] = None
-        cleaned = {name.removeprefix("module."): cleaned[name] for name in named}
+    named = [name for name in cleaned if not (is_counted and name == "n_averaged")]
+    times = min((_OF_MODULE.match(name).end() // len(_MODULE) for name in named), default=0)  # type: ignore[union-attr]
+    if times:
+        removed[_MODULE] = None
+        cleaned = {name[times * len(_MODULE) :]: cleaned[name] for name in named}
     return cleaned, list(removed)
 
 
-def _listed(contents: object) -> str:
+def _nothing(contents: object) -> str:
+    """Return what a file without weights holds, and what to do."""
+    record = next(
+        (value for _, value in _leaves(contents) if isinstance(value, ObjectRecord) and any(value.tensors())), None
+    )
+    if record is not None:
+        return f"holds its weights in an object of the class {record.name[:80]}, not in a dict; {CONVERT}"
     names = [repr(name[:40]) for name, _ in _parts(contents)]
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "") if names else "nothing"
+    if not names:
+        return "holds nothing; give the file of the network, as torch.save(model.state_dict(), 'weights.pt') writes it"
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return (
+        f"holds no weights, only {', '.join(names[:6])}{more}; give the file of the network, as "
+        "torch.save(model.state_dict(), 'weights.pt') writes it"
+    )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from svdctl.errors import CheckpointError
+from svdctl.utils.files import open_regular
 
 Container = Literal["zip", "legacy", "safetensors"]
 LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
@@ -56,12 +57,11 @@ def container_of(path: Path) -> Container:
         CheckpointError: empty, unreadable or foreign; the sentence names the kind of file where it is known.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(512)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({_why(error)}); check its permissions and disk") from error
-    if not size:
+    if not head:
         raise CheckpointError(f"{path} is empty, as if its writing had been cut off; use another copy")
     if head.startswith(b"PK\x03\x04"):
         return "zip"

@@ -1,143 +1,469 @@
-"""Pickles read without executing them: the classes and functions that they refer to, and how deep they nest.
+"""Pickles read without executing them: an interpreter of the operations that torch.save writes.
 
-torch's restricted unpickler runs after this. Refused here is what that unpickler accepts although no file of weights
-needs it: calls that allocate memory of any size, and tuples nested so deep that hashing one overflows the C stack and
-ends the process.
+Nothing that a file names is imported or called. What tensors need is computed by `pickled_calls.py`; every other class
+or function becomes an `ObjectRecord` of what it was given. Each result is charged to the file's `WorkLimit` before it
+is made, keys of dicts are compared only where that is cheap, and containers are counted as often as they are reached.
 """
 
 import mmap
-import pickletools
-import re
 import struct
-from collections.abc import Iterable
-from typing import IO, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from svdctl.errors import CheckpointError
+from svdctl.checkpoint.work_limit import WorkLimit
+from svdctl.errors import CheckpointError, is_out_of_memory
 
-MAX_OPERATIONS = 5_000_000
-"""One operation creates at most some 200 bytes of Python objects: 1 GB at worst, 200,000 tensors with an optimiser."""
-MAX_DEPTH = 1_000
-_CONVERT = (
+MAX_DEPTH = 100
+"""Levels of dicts, lists and tuples; what reads them recursively (Python's hash of a tuple is not even guarded) stops
+far above."""
+MAX_NAME = 1_000
+"""Characters in the name of a part that holds tensors, and of a class."""
+MAX_NUMBER_KEYS = 5_000
+"""Keys whose hashes a file can choose, so that each is compared with all others: tuples of numbers, very large ones."""
+_MAX_KEY = 100
+"""Parts of a key that is a tuple, counted as often as they are reached."""
+_OBJECT, _SMALL = 100, 16
+"""Bytes charged for an operation: those of a Python object and its place, and those of a place alone."""
+_NODE = 64
+"""Bytes charged for each part that whoever follows the contents meets."""
+_ELSE = 20
+"""Characters that a number or tuple in a name is counted as."""
+_NEWEST_PROTOCOL = 5
+CONVERT = (
     "in the process that made it, torch.save(model.state_dict(), 'weights.pt') writes a file that needs no execution"
 )
-_PLAIN = frozenset({
-    "_codecs.encode", "builtins.complex", "builtins.set", "collections.Counter", "collections.OrderedDict",
-    "torch.Size", "torch.Tensor", "torch.device", "torch.nn.parameter.Parameter", "torch.serialization._get_layout",
-    "torch._tensor._rebuild_from_type_v2",
-}) | {
-    f"torch._utils._rebuild_{what}"
-    for what in ("meta_tensor_no_storage", "parameter", "parameter_with_state", "qtensor", "sparse_tensor", "tensor",
-                 "tensor_v2", "tensor_v3")
-}  # fmt: skip
-_STORAGE = re.compile(r"torch\.(cuda\.)?(storage\.)?[A-Za-z0-9]*Storage")
-_BESIDE_WEIGHTS = re.compile(
-    r"argparse\.Namespace|types\.SimpleNamespace|datetime\.\w+|pathlib\.(_local\.)?\w*Path|torch\.torch_version\.TorchVersion"
-    r"|numpy\.(dtype|ndarray|_?core\.multiarray\.(scalar|_reconstruct))"
-)
+_ACTING = frozenset({
+    "os", "posix", "nt", "sys", "subprocess", "shutil", "socket", "runpy", "importlib", "ctypes", "pty", "commands",
+    "code", "codeop", "pdb", "bdb", "webbrowser", "pickle", "_pickle", "cPickle", "marshal", "shelve", "urllib", "http",
+    "ftplib", "smtplib", "pip", "requests",
+})  # fmt: skip
+_ACTING_FUNCTIONS = {
+    f"builtins.{name}"
+    for name in ("eval", "exec", "execfile", "compile", "open", "file", "__import__", "input", "breakpoint", "apply")
+} | {"torch.load", "torch.serialization.load", "torch.hub.load", "torch.jit.load", "numpy.load"}
+"""Modules and functions that no description of weights needs. They would be harmless records as any other name; a file
+that asks for one was made to do harm, and is refused."""
 
 
-class Described:
-    """Stands where a file describes an object of another library; the description is dropped, nothing is built."""
+class ObjectRecord(dict[object, object]):
+    """An object of a class that svdctl does not know, as the file describes it; nothing of it is built.
 
-    def __init__(self, *description: object) -> None:
-        """Take whatever the object would have been made from."""
-
-    def __setstate__(self, state: object) -> None:
-        """Take whatever the object would have held."""
-
-
-class NumpyArray(Described):
-    """Stands where a file describes a numpy array, whose numbers may be weights."""
-
-
-class NumpyNumber(Described):
-    """Stands where a file describes a number of numpy's."""
-
-
-def referenced_globals(stream: IO[bytes] | mmap.mmap, where: str) -> set[str]:
-    """Return full names of all classes and functions that one pickle refers to; the stream is left after it.
-
-    Raises:
-        CheckpointError: malformed, or larger or deeper than any state of a network.
+    Its entries are those that the file put into it, as into a dict or list.
     """
-    names: set[str] = set()
-    depths: list[int | None] = []
-    memo: dict[int, int] = {}
-    try:
-        for count, (operation, argument, _) in enumerate(pickletools.genops(cast(IO[bytes], stream))):
-            if count > MAX_OPERATIONS:
-                raise CheckpointError(
-                    f"{where} lists more than {MAX_OPERATIONS:,} things beside its numbers; {_CONVERT}"
-                )
-            if operation.name == "GLOBAL":
-                module, _, name = str(argument).partition(" ")
-                names.add(f"{'builtins' if module == '__builtin__' else module}.{name}")
-            elif operation.name in ("INST", "OBJ", "NEWOBJ_EX", "STACK_GLOBAL"):
-                raise CheckpointError(
-                    f"{where} cannot be loaded safely: it was pickled in a way that torch.save does not use; {_CONVERT}"
-                )
-            _follow(operation.name, argument, depths, memo)
-            if depths and (depths[-1] or 0) > MAX_DEPTH:
-                raise CheckpointError(f"{where} nests tuples more than {MAX_DEPTH:,} deep; {_CONVERT}")
-    except (ValueError, IndexError, KeyError, OverflowError, struct.error) as error:
-        raise CheckpointError(
-            f"{where} is damaged: its table of contents breaks off or makes no sense; use another copy"
-        ) from error
-    return names
+
+    __slots__ = ("name", "parts")
+
+    def __init__(self, name: str, parts: Iterable[object] = ()) -> None:
+        super().__init__()
+        self.name = name
+        self.parts = list(parts)
+        """What it was made from, and the states that it was given."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __ne__(self, other: object) -> bool:
+        return self is not other
+
+    def __repr__(self) -> str:
+        return f"<{self.name[:80]}>"
+
+    def __reduce__(self) -> tuple[type["ObjectRecord"], tuple[str, list[object]]]:
+        return ObjectRecord, (self.name, self.parts)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield the tensors somewhere in it."""
+        waiting: list[object] = [self]
+        seen = {id(self)}
+        while waiting:
+            value = waiting.pop()
+            if isinstance(value, Tensor):
+                yield value
+                continue
+            inner: list[object] = []
+            if isinstance(value, ObjectRecord):
+                inner += value.parts
+            if isinstance(value, Mapping):
+                inner += value.values()
+            elif isinstance(value, list | tuple):
+                inner += value
+            for part in inner:
+                if isinstance(part, Tensor | Mapping | list | tuple) and id(part) not in seen:
+                    seen.add(id(part))
+                    waiting.append(part)
 
 
-def _follow(name: str, argument: object, depths: list[int | None], memo: dict[int, int]) -> None:
-    """Follow one operation on a stack that holds nothing but depths of nested tuples, None for a mark."""
-    if name == "MARK":
-        depths.append(None)
-    elif name in ("BINGET", "LONG_BINGET", "GET"):
-        assert isinstance(argument, int)
-        depths.append(memo[argument])
-    elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
-        assert isinstance(argument, int)
-        memo[argument] = depths[-1] or 0
-    else:
-        marked, takes, gives = _EFFECTS[name]
-        taken: list[int] = []
-        if marked:
-            while (depth := depths.pop()) is not None:
-                taken.append(depth)
-        taken += [depths.pop() or 0 for _ in range(takes)]
-        deepest = 1 + max(taken, default=0) if name.startswith("TUPLE") else 0
-        depths.extend([deepest] * gives)
+class Reference(ObjectRecord):
+    """A class or function that a file names."""
 
 
-def _effect(operation: pickletools.OpcodeInfo) -> tuple[bool, int, int]:
-    """Return whether an operation takes everything down to a mark, how many more things it takes, how many it gives."""
-    below = [item.name for item in operation.stack_before]
-    marked = "mark" in below
-    return marked, below.index("mark") if marked else len(below), len(operation.stack_after)
+class IncompleteRecord(ObjectRecord):
+    """A record that the file's next operation turns into something else."""
+
+    __slots__ = ("places",)
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.places: list[int] = []
+        """Where the file remembers it."""
+
+    def finished(self, state: object, limit: WorkLimit) -> object:
+        """Return what it becomes with its state."""
+        raise NotImplementedError  # each kind of them has its own
 
 
-_EFFECTS = {operation.name: _effect(operation) for operation in pickletools.opcodes}
+Call = Callable[[tuple[Any, ...], "Unpickler"], object]
+"""From arguments to what is made of them."""
 
 
-def placeholder_classes(names: Iterable[str], where: str) -> list[tuple[type[Described], str]]:
-    """Return pairs for `torch.serialization.safe_globals`, so that plain objects beside the weights hinder nothing.
+class Unpickler:
+    """Read one pickle after another from the bytes of a file.
 
-    Raises:
-        CheckpointError: for a name that would have to be executed.
+    Args:
+        data: they begin with a pickle, or one begins at `at`.
+        limit: of the file.
+        called: from a function or class and its arguments to what the call gives.
+        storage: from the description of a storage of numbers to it.
     """
-    others = sorted(name for name in names if not _is_plain(name))
-    for name in others:
-        if not _BESIDE_WEIGHTS.fullmatch(name):
+
+    def __init__(
+        self,
+        data: bytes | bytearray | mmap.mmap,
+        limit: WorkLimit,
+        called: Callable[[ObjectRecord, tuple[Any, ...], "Unpickler"], object],
+        storage: Callable[[tuple[Any, ...]], object],
+    ) -> None:
+        self.at, self.limit = 0, limit
+        self._data, self._size, self._called, self._storage = data, len(data), called, storage
+        self._names: dict[str, object] = {}
+        self._number_keys = 0
+
+    def load(self) -> object:
+        """Return what the pickle at `at` describes; `at` is behind it afterwards.
+
+        Raises:
+            CheckpointError: malformed, or it asks for what svdctl does not do.
+            MemoryError, RuntimeError: memory ran out (`is_out_of_memory`).
+        """
+        self._stack: list[Any] = []
+        self._marks: list[list[Any]] = []
+        self._memo: dict[int, Any] = {}
+        try:
+            return self._run()
+        except CheckpointError:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            # Operations on something that is not there or of another type, and whatever torch says of such numbers.
             raise CheckpointError(
-                f"{where} cannot be loaded safely: it asks for {name[:80]!r} to be run, and svdctl runs nothing out of "
-                f"a file; {_CONVERT}"
+                f"{self.limit.where} is damaged: its table of contents breaks off or makes no sense; use another copy"
+            ) from error
+
+    def _run(self) -> object:
+        while self.at < self._size:
+            code = self._data[self.at]
+            self.at += 1
+            if code == _STOP:
+                return self._stack.pop()
+            operation = _OPERATIONS.get(code)
+            if operation is None:
+                raise CheckpointError(
+                    f"{self.limit.where} cannot be loaded safely: it was pickled in a way that torch.save does not "
+                    f"use; {CONVERT}"
+                )
+            operation(self)
+        raise ValueError("it breaks off")
+
+    def call(self, function: object, arguments: object) -> object:
+        """Return what the call of a function or class gives; nothing is called."""
+        if not isinstance(function, ObjectRecord) or not isinstance(arguments, tuple):
+            raise TypeError("no function")
+        return self._called(function, arguments, self)
+
+    def put(self, container: dict[Any, Any], key: object, value: object) -> None:
+        """Set an entry."""
+        self.check_key(key)
+        self.limit.spend(_OBJECT)
+        container[key] = value
+
+    def check_key(self, key: object) -> None:
+        """Refuse a key whose hash or comparison is more work than it has bytes.
+
+        Raises:
+            CheckpointError: a tuple of many parts, or one of very many keys whose hashes a file can choose.
+        """
+        kind = type(key)
+        if (
+            kind is str
+            or kind is bytes
+            or key is None
+            or kind is bool
+            or isinstance(key, ObjectRecord | Tensor | torch.dtype)
+        ):
+            return
+        if kind is float or (isinstance(key, int) and -(2**60) < key < 2**60):
+            return
+        waiting, count, characters, has_number = [key], 0, 0, False
+        while waiting:
+            part = waiting.pop()
+            count += 1
+            if isinstance(part, tuple):
+                waiting += part[: _MAX_KEY + 1]
+            elif isinstance(part, str | bytes):
+                characters += len(part)
+            elif not isinstance(part, ObjectRecord | Tensor | torch.dtype | None):
+                has_number = True
+            if count + len(waiting) > _MAX_KEY or characters > MAX_NAME:
+                raise CheckpointError(f"{self.limit.where} uses a tuple of very many parts as a name; {CONVERT}")
+        self._number_keys += has_number
+        if self._number_keys > MAX_NUMBER_KEYS:
+            raise CheckpointError(
+                f"{self.limit.where} has more than {MAX_NUMBER_KEYS:,} tuples of numbers as names; {CONVERT}"
             )
-    kinds = {"_reconstruct": NumpyArray, "scalar": NumpyNumber}
-    return [(kinds.get(name.rpartition(".")[2], Described), name) for name in others]
+
+    # The operations. `self._stack` is what the pickle's own machine has on its stack above the last mark.
+
+    def _take(self, count: int) -> bytes:
+        taken = bytes(self._data[self.at : self.at + count])
+        if len(taken) != count:
+            raise ValueError("it breaks off")
+        self.at += count
+        return taken
+
+    def _number(self, form: str, size: int) -> Any:
+        return struct.unpack(form, self._take(size))[0]
+
+    def _push(self, value: object, cost: int = _OBJECT) -> None:
+        self.limit.spend(cost)
+        self._stack.append(value)
+
+    def _text(self, size: int) -> None:
+        self.limit.spend(5 * size)
+        self._push(str(self._take(size), "utf-8", "surrogatepass"))
+
+    def _mark(self) -> None:
+        self.limit.spend(_OBJECT)
+        self._marks.append(self._stack)
+        self._stack = []
+
+    def _above_mark(self) -> list[Any]:
+        above, self._stack = self._stack, self._marks.pop()
+        return above
+
+    def _global(self) -> None:
+        parts = []
+        for _ in range(2):
+            end = self._data.find(b"\n", self.at, self.at + MAX_NAME)
+            if end < 0:
+                raise ValueError("a name without end")
+            parts.append(bytes(self._data[self.at : end]).decode())
+            self.at = end + 1
+        module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(parts[0], parts[0])
+        name = f"{module}.{parts[1]}"
+        if name not in self._names:
+            if module.partition(".")[0] in _ACTING or name in _ACTING_FUNCTIONS:
+                raise CheckpointError(
+                    f"{self.limit.where} cannot be loaded safely: it asks for {name[:80]!r} to be run, and svdctl runs "
+                    f"nothing out of a file; {CONVERT}"
+                )
+            # Not by `getattr`, for which torch imports modules.
+            found = vars(torch).get(parts[1]) if module == "torch" else None
+            self._names[name] = found if isinstance(found, torch.dtype) else Reference(name)
+            self.limit.spend(_OBJECT + len(name))
+        self._push(self._names[name])
+
+    def _reduce(self) -> None:
+        arguments = self._stack.pop()
+        self.limit.spend(_OBJECT)
+        self._stack[-1] = self.call(self._stack[-1], arguments)
+
+    def _build(self) -> None:
+        state, made = self._stack.pop(), self._stack[-1]
+        self.limit.spend(_SMALL)
+        if isinstance(made, IncompleteRecord):
+            self._stack[-1] = made.finished(state, self.limit)
+            for place in made.places:
+                self._memo[place] = self._stack[-1]
+        elif isinstance(made, ObjectRecord):
+            made.parts.append(state)
+        elif not isinstance(made, Tensor | dict):
+            raise TypeError("it has no state")
+        # The state of a dict or parameter, `_metadata` and hooks, is dropped.
+
+    def _append(self, items: list[Any]) -> None:
+        container = self._stack[-1]
+        self.limit.spend(_SMALL * (1 + len(items)))
+        if type(container) is list:
+            container.extend(items)
+        elif isinstance(container, ObjectRecord):
+            for item in items:
+                self.put(container, len(container), item)
+        else:
+            raise TypeError("no list")
+
+    def _add(self) -> None:
+        items = self._above_mark()
+        for item in items:
+            self.limit.spend(_OBJECT)
+            self.check_key(item)
+        self._stack[-1].update(items) if type(self._stack[-1]) is set else self._append(items)
+
+    def _set(self, items: list[Any]) -> None:
+        container = self._stack[-1]
+        if not isinstance(container, dict) or len(items) % 2:
+            raise TypeError("no dict")
+        for place in range(0, len(items), 2):
+            self.put(container, items[place], items[place + 1])
+
+    def _tuple(self, count: int) -> None:
+        if len(self._stack) < count:
+            raise IndexError
+        items = self._stack[len(self._stack) - count :]
+        del self._stack[len(self._stack) - count :]
+        self._push(tuple(items))
+
+    def _marked_tuple(self) -> None:
+        items = self._above_mark()
+        self._push(tuple(items), _OBJECT + 8 * len(items))
+
+    def _remember(self, place: int) -> None:
+        self.limit.spend(_OBJECT)
+        made = self._memo[place] = self._stack[-1]
+        if isinstance(made, IncompleteRecord):
+            made.places.append(place)
+
+    def _persistent(self) -> None:
+        described = self._stack.pop()
+        if not isinstance(described, tuple):
+            raise TypeError("no storage")
+        self._push(self._storage(described))
+
+    def _two(self) -> list[Any]:
+        value = self._stack.pop()
+        return [self._stack.pop(), value]
 
 
-def _is_plain(name: str) -> bool:
-    if name in _PLAIN or _STORAGE.fullmatch(name):
-        return True
-    module, _, last = name.rpartition(".")
-    return module == "torch" and isinstance(getattr(torch, last, None), torch.dtype | torch.qscheme)
+_STOP = ord(".")
+_OPERATIONS: dict[int, Callable[[Unpickler], None]] = {
+    ord(code): operation
+    for code, operation in {
+        "\x80": lambda of: _check_protocol(of._number("B", 1)),
+        "N": lambda of: of._push(None, _SMALL),
+        "\x88": lambda of: of._push(True, _SMALL),
+        "\x89": lambda of: of._push(False, _SMALL),
+        "K": lambda of: of._push(of._number("B", 1), _SMALL),
+        "M": lambda of: of._push(of._number("<H", 2), 2 * _SMALL),
+        "J": lambda of: of._push(of._number("<i", 4), 2 * _SMALL),
+        "\x8a": lambda of: of._push(int.from_bytes(of._take(of._number("B", 1)), "little", signed=True), 4 * _SMALL),
+        "G": lambda of: of._push(of._number(">d", 8), 2 * _SMALL),
+        "X": lambda of: of._text(of._number("<I", 4)),
+        "U": lambda of: of._text(of._number("B", 1)),
+        ")": lambda of: of._push((), _SMALL),
+        "]": lambda of: of._push([]),
+        "}": lambda of: of._push({}),
+        "\x8f": lambda of: of._push(set(), 2 * _OBJECT),
+        "(": Unpickler._mark,
+        "t": Unpickler._marked_tuple,
+        "\x85": lambda of: of._tuple(1),
+        "\x86": lambda of: of._tuple(2),
+        "\x87": lambda of: of._tuple(3),
+        "a": lambda of: of._append([of._stack.pop()]),
+        "e": lambda of: of._append(of._above_mark()),
+        "\x90": Unpickler._add,
+        "s": lambda of: of._set(of._two()),
+        "u": lambda of: of._set(of._above_mark()),
+        "q": lambda of: of._remember(of._number("B", 1)),
+        "r": lambda of: of._remember(of._number("<I", 4)),
+        "h": lambda of: of._push(of._memo[of._number("B", 1)], _SMALL),
+        "j": lambda of: of._push(of._memo[of._number("<I", 4)], _SMALL),
+        "c": Unpickler._global,
+        "R": Unpickler._reduce,
+        "\x81": Unpickler._reduce,
+        "b": Unpickler._build,
+        "Q": Unpickler._persistent,
+    }.items()
+}
+"""What torch's own restricted unpickler accepts, by its byte."""
+
+
+def _check_protocol(protocol: int) -> None:
+    if protocol > _NEWEST_PROTOCOL:
+        raise ValueError("of a protocol that does not exist")
+
+
+def check_nesting(contents: object, limit: WorkLimit) -> None:
+    """Charge what whoever follows all containers meets: each part as often as it is reached, with its full name.
+
+    Afterwards a reader may follow dicts, lists and tuples recursively. Records are not looked into.
+
+    Raises:
+        CheckpointError: a container within itself or below very many others, far too many parts, a very long name.
+    """
+    found: dict[int, _Measure] = {}
+    begun: set[int] = set()
+    waiting: list[tuple[object, bool]] = [(contents, False)]
+    while waiting:
+        value, is_last = waiting.pop()
+        if is_last:
+            begun.discard(id(value))
+            found[id(value)] = _measure(value, found, limit.where)
+        elif id(value) in begun:
+            raise CheckpointError(f"{limit.where} nests its contents without end; save the state dict alone")
+        elif id(value) not in found and isinstance(value, dict | list | tuple):
+            begun.add(id(value))
+            waiting.append((value, True))
+            inner = value.values() if isinstance(value, dict) else value
+            waiting += ((part, False) for part in inner if isinstance(part, dict | list | tuple))
+    whole = found.get(id(contents))
+    if whole is not None:
+        cost = _NODE * whole.parts + 2 * whole.characters
+        if cost > limit.left:
+            raise CheckpointError(
+                f"{limit.where} lists its contents again and again, as if without end; save the state dict alone"
+            )
+        limit.spend(cost)
+
+
+@dataclass(slots=True)
+class _Measure:
+    """What one container holds, shared parts as often as they are reached."""
+
+    depth: int = 0
+    parts: int = 0
+    tensors: int = 0
+    characters: int = 0
+    """In the full names of its tensors."""
+
+
+def _measure(value: object, found: Mapping[int, _Measure], where: str) -> _Measure:
+    total = _Measure()
+    named = value.items() if isinstance(value, dict) else (("", part) for part in value)  # type: ignore[attr-defined]
+    for name, part in named:
+        total.parts += 1
+        tensors = 1 if isinstance(part, Tensor) else 0
+        if isinstance(part, dict | list | tuple):
+            inner = found[id(part)]
+            total.depth = max(total.depth, inner.depth)
+            total.parts += inner.parts
+            total.characters += inner.characters
+            tensors = inner.tensors
+        if tensors:
+            length = len(name) if isinstance(name, str | bytes) else _ELSE
+            if length > MAX_NAME:
+                raise CheckpointError(
+                    f"{where} has a name of {length:,} characters above its tensors; save the state dict alone"
+                )
+            total.tensors += tensors
+            total.characters += tensors * length
+    total.depth += 1
+    if total.depth > MAX_DEPTH:
+        raise CheckpointError(f"{where} nests its contents more than {MAX_DEPTH} deep; save the state dict alone")
+    return total

@@ -1,38 +1,37 @@
-"""Files of torch.save, old and new: checked for damage and for what they ask, then loaded by torch, nothing executed.
+"""Files of torch.save, old and new, read as torch reads them and without torch's reader: nothing in them is executed.
 
 New files are zip archives with a checksum for each member, which torch writes and does not read. Files of torch < 1.6
 are pickles followed by bare numbers: a cut is noticed, a changed number is not.
 """
 
-import io
 import mmap
-import pickle
-import warnings
-import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from svdctl.checkpoint.file_format import Container, container_of
-from svdctl.checkpoint.pickles import placeholder_classes, referenced_globals
-from svdctl.errors import CheckpointError, first_line
+from svdctl.checkpoint.pickled_calls import Storage, called, storage_type
+from svdctl.checkpoint.pickles import ObjectRecord, Unpickler, check_nesting
+from svdctl.checkpoint.work_limit import WorkLimit
+from svdctl.checkpoint.zip_archive import Member, check_checksums, check_members, directory
+from svdctl.errors import CheckpointError, first_line, is_out_of_memory
+from svdctl.utils.files import open_regular
 
 FORMAT, VERSION = "svdctl.checkpoint", 3
 """Format and version in svdctl's own checkpoints; the name never changes."""
 
 MAP_FROM = 64 * 2**20
-"""Files from this size on are mapped into memory, so that only what is looked at is read."""
+"""Files from this size on are mapped into memory, so that only what is looked at stays there."""
 _LEGACY_PICKLES = 5
-_END_OF_ARCHIVE = 22
-_FOLDER = 0x10
-_NO_MEMORY = "{} claims more memory than this machine has free; use a larger one, or another copy if the file is small"
 
 
 def read_torch(path: Path, container: Container | None = None) -> object:
     """Return what torch.save was given, tensors on the CPU. A large file's tensors are views of the file.
+
+    Objects of classes other than Python's own and torch's tensors are records of what the file says of them.
 
     Raises:
         CheckpointError: foreign, damaged, or only readable by executing what it says.
@@ -40,18 +39,17 @@ def read_torch(path: Path, container: Container | None = None) -> object:
     container = container or container_of(path)
     if container == "safetensors":
         raise CheckpointError(f"{path} is a safetensors file, not a file that torch.save wrote; give the other one")
-    names = _names_in_zip(path) if container == "zip" else _names_in_legacy(path)
-    replaced = placeholder_classes(names, str(path))
-    mapped = container == "zip" and path.stat().st_size >= MAP_FROM
-    with _as_sentences(path), warnings.catch_warnings(), torch.serialization.safe_globals(list(replaced)):
-        warnings.simplefilter("ignore")
-        if mapped:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        with path.open("rb") as file:
-            contents = torch.load(file, map_location="cpu", weights_only=True)
-            # Bytes left over mean that a tensor got none: torch leaves its memory as it was.
-            if container == "legacy" and file.tell() != path.stat().st_size:
-                raise CheckpointError(f"{path} is damaged: its parts do not add up to its size; use another copy")
+    data = _bytes_of(path, mapped_from=MAP_FROM if container == "zip" else 1)
+    limit = WorkLimit(len(data), str(path))
+    try:
+        contents = _read_zip(data, limit) if container == "zip" else _read_legacy(data, limit)
+    except CheckpointError:
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise _no_memory(path) from error
+        raise
+    check_nesting(contents, limit)
     return contents
 
 
@@ -65,102 +63,150 @@ def is_checkpoint(contents: Mapping[Any, object], path: Path) -> bool:
     if contents.get("format") != FORMAT:
         return False
     if isinstance(version, int) and version > VERSION:
-        raise CheckpointError(f"{path} has format {version}, newer than this svdctl knows ({VERSION}); upgrade svdctl")
+        raise CheckpointError(
+            f"{path} has format {min(version, 10**9)}, newer than this svdctl knows ({VERSION}); upgrade svdctl"
+        )
     return True
 
 
-@contextmanager
-def _as_sentences(path: Path) -> Iterator[None]:
+def _no_memory(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path} claims more memory than this machine has free; use a larger one, or another copy if the file is small"
+    )
+
+
+def _bytes_of(path: Path, mapped_from: int) -> bytearray | mmap.mmap:
+    """Return the bytes of a file in memory of its own, mapped privately where it is of that size or larger."""
     try:
-        yield
-    except CheckpointError:
-        raise
-    except MemoryError as error:
-        raise CheckpointError(_NO_MEMORY.format(path)) from error
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} cannot be loaded safely ({_first_line(error)}); write it anew by "
-            "torch.save(model.state_dict(), 'weights.pt')"
-        ) from error
-    except Exception as error:
-        # torch reports damage by a dozen types of exception, assertions among them, and lack of memory by RuntimeError.
-        if "allocate memory" in str(error) or "mmap" in str(error):
-            raise CheckpointError(_NO_MEMORY.format(path)) from error
-        raise CheckpointError(
-            f"{path} is damaged or cannot be loaded safely ({_first_line(error)}); use another copy"
-        ) from error
+        with open_regular(path) as file:
+            size = file.seek(0, 2)
+            if size >= mapped_from:
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            file.seek(0)
+            return bytearray(file.read())
+    except (MemoryError, OSError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise _no_memory(path) from error
+        raise CheckpointError(f"{path} cannot be read ({first_line(error)}); check its permissions and disk") from error
 
 
-def _first_line(error: Exception) -> str:
-    return first_line(error, 150).removesuffix(".")
+def _numbers(data: bytearray | mmap.mmap, at: int, size: int) -> torch.Tensor:
+    """Return `uint8 (size,)`, a view of the bytes."""
+    return (
+        torch.frombuffer(data, dtype=torch.uint8, offset=at, count=size) if size else torch.empty(0, dtype=torch.uint8)
+    )
 
 
-def _names_in_zip(path: Path) -> set[str]:
-    """Check the archive's structure and checksums; then return the names that its pickle refers to."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            _check_structure(path, members)
-            root = members[0].filename.partition("/")[0]
-            _check_kind(path, root, {member.filename for member in members})
-            # torch can leave the checksums out (set_crc32_options); then they are all zero.
-            checked = any(member.CRC for member in members)
-            damaged = archive.testzip() if checked else None
-            if damaged is not None:
-                raise CheckpointError(f"{path} is damaged: {damaged} fails its checksum; use another copy")
-            contents_info = archive.getinfo(f"{root}/data.pkl")
-            if not checked:
-                contents_info.CRC = None  # type: ignore[assignment]  # zipfile's own way of saying: do not compare
-            contents = archive.read(contents_info)
-    # All that zipfile raises of a damaged archive; none is swallowed, each becomes a sentence.
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is damaged or cut short ({_first_line(error)}); use another copy") from error
-    return referenced_globals(io.BytesIO(contents), str(path))
+def _read_zip(data: bytearray | mmap.mmap, limit: WorkLimit) -> object:
+    where = limit.where
+    listed, start = directory(data, where)
+    root = listed[0].name.partition("/")[0] if listed else ""
+    _check_kind(where, root, {member.name for member in listed})
+    members = check_members(data, listed, start, where)
+    if any(not name.startswith(f"{root}/") for name in members):
+        raise CheckpointError(f"{where} is damaged: its archive holds more than one folder; use another copy")
+    check_checksums(data, members, where)
+    order = members.get(f"{root}/byteorder")
+    other_order = b"big" if sys.byteorder == "little" else b"little"
+    is_swapped = order is not None and data[order.start : order.start + order.size] == other_order
+    storages: dict[str, Storage] = {}
+
+    def storage(described: tuple[Any, ...]) -> Storage:
+        kind, reference, key, _, count = described
+        if kind != "storage" or not isinstance(key, str):
+            raise ValueError("no storage")
+        if key not in storages:
+            storages[key] = _stored(data, members[f"{root}/data/{key}"], storage_type(reference), count, is_swapped)
+        return Storage(storages[key].numbers, storage_type(reference))
+
+    contents = members[f"{root}/data.pkl"]
+    pickle = bytes(data[contents.start : contents.start + contents.size])
+    return Unpickler(pickle, limit, called, storage).load()
 
 
-def _check_structure(path: Path, members: list[zipfile.ZipInfo]) -> None:
-    """Refuse all but what torch writes: bare members side by side, so that nothing unfolds beyond the file's size.
-
-    The directory has to end the file and the first member to begin it: then torch's reader, written in another
-    language, sees the same members.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        file.seek(max(0, size - _END_OF_ARCHIVE))
-        ends = file.read().startswith(b"PK\x05\x06")
-    begins = bool(members) and min(member.header_offset for member in members) == 0
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise CheckpointError(f"{path} is a compressed archive, which torch.save never writes; unpack it first")
-    faults = {
-        "bytes stand before or after its archive": not (begins and ends),
-        "two members of its archive have one name": len({member.filename for member in members}) != len(members),
-        # torch's reader takes a member so marked for a folder, and leaves the memory meant for its numbers as it was.
-        "a member of its archive is marked as a folder": any(
-            member.external_attr & _FOLDER or member.is_dir() for member in members
-        ),
-        "its members claim more bytes than it has": any(member.file_size != member.compress_size for member in members)
-        or sum(member.file_size for member in members) > size,
-    }
-    for what, is_there in faults.items():
-        if is_there:
-            raise CheckpointError(f"{path} is damaged: {what}; use another copy")
+def _stored(data: bytearray | mmap.mmap, member: Member, dtype: torch.dtype, count: int, is_swapped: bool) -> Storage:
+    """Return the numbers of one member, of a mapped file as a view."""
+    if count * dtype.itemsize != member.size:
+        raise ValueError("a storage of another size")
+    numbers = _numbers(data, member.start, member.size)
+    if not isinstance(data, mmap.mmap):
+        numbers = numbers.clone()
+    found = numbers.untyped_storage()
+    if is_swapped:
+        found.byteswap(dtype)
+    return Storage(found, dtype)
 
 
-def _check_kind(path: Path, root: str, names: set[str]) -> None:
+def _check_kind(where: str, root: str, names: set[str]) -> None:
     if f"{root}/constants.pkl" in names or any(name.startswith(f"{root}/code/") for name in names):
         raise CheckpointError(
-            f"{path} is a TorchScript program, which svdctl does not run; where it came from, "
+            f"{where} is a TorchScript program, which svdctl does not run; where it came from, "
             "torch.save(torch.jit.load(path).state_dict(), 'weights.pt') writes its weights"
+        )
+    if _EXPORTED & {name.removeprefix(f"{root}/") for name in names}:
+        raise CheckpointError(
+            f"{where} is a program of torch.export, which svdctl does not run; where it came from, "
+            "torch.save(torch.export.load(path).state_dict, 'weights.pt') writes its weights"
         )
     if f"{root}/data.pkl" not in names:
         kind = "an archive of numpy arrays" if any(name.endswith(".npy") for name in names) else "another zip archive"
-        raise CheckpointError(f"{path} is {kind}, not a file that torch.save wrote; check which file was meant")
+        raise CheckpointError(f"{where} is {kind}, not a file that torch.save wrote; check which file was meant")
 
 
-def _names_in_legacy(path: Path) -> set[str]:
-    names: set[str] = set()
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        # Not the file itself, which would set aside as many bytes as a damaged length says before it reads.
-        for _ in range(_LEGACY_PICKLES):
-            names |= referenced_globals(mapped, str(path))
-    return names
+_EXPORTED = {"archive_format", "models/model.json", "serialized_exported_program.json"}
+"""Members of `.pt2` files, at their top or in a folder, by their age."""
+
+
+def _read_legacy(data: bytearray | mmap.mmap, limit: WorkLimit) -> object:
+    """Return the contents of a file of torch < 1.6: five pickles, the fifth a list of storages, then their numbers."""
+    storages: dict[str, Storage] = {}
+    claimed = 0
+
+    def storage(described: tuple[Any, ...]) -> object:
+        nonlocal claimed
+        kind, reference, *rest = described
+        if kind == "module":
+            return ObjectRecord("torch.nn.Module source")
+        key, _, count, *view = rest
+        dtype = storage_type(reference)
+        if kind != "storage" or not isinstance(key, str) or type(count) is not int or count < 0:
+            raise ValueError("no storage")
+        if key not in storages:
+            claimed += count * dtype.itemsize
+            if claimed > len(data):
+                raise ValueError("storages larger than the file")
+            storages[key] = Storage(torch.UntypedStorage(count * dtype.itemsize), dtype)
+        numbers = storages[key].numbers
+        if view and view[0] is not None:
+            _, first, length = view[0]
+            numbers = _part(numbers, first * dtype.itemsize, length * dtype.itemsize)
+        return Storage(numbers, dtype)
+
+    reader = Unpickler(data, limit, called, storage)
+    contents, keys = [reader.load() for _ in range(_LEGACY_PICKLES)][-2:]
+    at = reader.at
+    damaged = CheckpointError(f"{limit.where} is damaged: its parts do not add up to its size; use another copy")
+    if not isinstance(keys, list) or len(keys) != len(storages) or set(map(_text, keys)) != storages.keys():
+        raise damaged
+    for key in keys:
+        stored = storages[_text(key)]
+        size = stored.numbers.nbytes()
+        if int.from_bytes(data[at : at + 8], "little") * stored.dtype.itemsize != size or at + 8 + size > len(data):
+            raise damaged
+        torch.empty(0, dtype=torch.uint8).set_(stored.numbers).copy_(_numbers(data, at + 8, size))
+        at += 8 + size
+    # Bytes left over mean that a tensor got none.
+    if at != len(data):
+        raise damaged
+    return contents
+
+
+def _text(key: object) -> str:
+    return key if isinstance(key, str) else ""
+
+
+def _part(numbers: torch.UntypedStorage, start: int, size: int) -> torch.UntypedStorage:
+    if start < 0 or size < 0 or start + size > numbers.nbytes():
+        raise ValueError("outside of its storage")
+    part: torch.UntypedStorage = numbers[start : start + size]
+    return part

@@ -14,14 +14,18 @@ from svdctl.checkpoint import tensors as stored
 from svdctl.checkpoint.extract_state_dict import ANOTHER_SET, LeftOut, holds_numbers, may_hold_weights, unwrap
 from svdctl.checkpoint.file_format import container_of, resolve
 from svdctl.checkpoint.paper_checkpoints import architecture_of
-from svdctl.checkpoint.pickles import Described, NumpyArray, NumpyNumber
+from svdctl.checkpoint.pickled_calls import NumpyArray, Storage, unread
+from svdctl.checkpoint.pickles import CONVERT, ObjectRecord, check_nesting
 from svdctl.checkpoint.stored_layer import NOTHING
 from svdctl.checkpoint.torch_archive import is_checkpoint, read_torch
+from svdctl.checkpoint.work_limit import WorkLimit
 from svdctl.errors import CheckpointError, first_line
 
 Format = Literal["svdctl", "paper", "state dict", "safetensors"]
 _OTHER_ORDERS = ("mlx", "flax", "jax", "keras", "tensorflow", "tf")
 """Formats in the metadata of safetensors whose kernels are not stored `(O, I, *k)`."""
+_WITHOUT_TYPE = ("F4", "F6_E2M3", "F6_E3M2", "F8_E8M0")
+"""Types of numbers in safetensors that are smaller than a byte or scales alone."""
 _SCALARS = str | int | float | bool | None
 
 
@@ -73,11 +77,16 @@ def read_tensors(path: str | os.PathLike[str], *, key: str | None = None) -> Wei
         raise CheckpointError(f"{path} holds one tensor and no names; save model.state_dict() instead")
     if not isinstance(contents, Mapping):
         raise CheckpointError(
-            f"{path} holds a {type(contents).__name__}, not a dict of weights; save model.state_dict() instead"
+            f"{path} holds {_kind_of(contents)}, not a dict of weights; save model.state_dict() instead"
         )
+    if isinstance(contents, ObjectRecord) and not contents:
+        raise CheckpointError(f"{path} holds {_kind_of(contents)}, not a dict of weights; {CONVERT}")
     extra = extra or _scalars(contents)
     ours = is_checkpoint(contents, path)
     unwrapped = unwrap(contents, str(path), "model" if ours and key is None else key)
+    size = path.stat().st_size
+    # Before any of them is copied.
+    stored.check_sizes({n: t for n, t in unwrapped.entries.items() if isinstance(t, Tensor)}, size, str(path))
     tensors: dict[str, Tensor] = {}
     others: dict[str, str] = {}
     unread: set[str] = set()
@@ -89,10 +98,14 @@ def read_tensors(path: str | os.PathLike[str], *, key: str | None = None) -> Wei
             others[name] = found
             if isinstance(value, Tensor) or holds_numbers(value):
                 unread.add(name)
+    if not tensors:
+        name = next(name for name in others if name in unread)
+        raise CheckpointError(
+            f"{path} holds no numbers that svdctl reads: {name!r} is {others[name]}; save the tensors as plain ones"
+        )
     steps = [*unwrapped.steps]
     if container == "safetensors" and (order := str(extra.get("format")).lower()) in _OTHER_ORDERS:
         steps += _reorder(tensors, others, unread, order)
-    stored.check_sizes(tensors, path.stat().st_size, str(path))
     kind: Format = "paper" if architecture_of(tensors) is not None else "state dict"
     return WeightFile(
         path=path,
@@ -130,10 +143,12 @@ def _foreign(contents: Mapping[object, object]) -> tuple[LeftOut, ...]:
 
 
 def _kind_of(value: object) -> str:
-    if isinstance(value, Described):
-        numpy = isinstance(value, NumpyArray | NumpyNumber)
-        kind = "array" if isinstance(value, NumpyArray) else "number"
-        return f"a numpy {kind}" if numpy else "an object of another library"
+    if isinstance(value, NumpyArray):
+        return "a numpy array"
+    if isinstance(value, ObjectRecord):
+        return f"an object of the class {value.name[:80]}"
+    if isinstance(value, Storage):
+        return "a storage"
     if value is None or (isinstance(value, Mapping | list | tuple | str | bytes) and not value):
         return NOTHING
     return f"a {type(value).__name__}"
@@ -142,7 +157,8 @@ def _kind_of(value: object) -> str:
 def _read_safetensors(path: Path) -> tuple[object, dict[str, Any]]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            contents = {name: _tensor(file, name) for name in file.keys()}  # noqa: SIM118
+            extra = dict(file.metadata() or {})
     except MemoryError as error:
         raise CheckpointError(f"{path} needs more memory than there is; use a larger machine") from error
     except Exception as error:
@@ -150,6 +166,16 @@ def _read_safetensors(path: Path) -> tuple[object, dict[str, Any]]:
         raise CheckpointError(
             f"{path} is damaged or no safetensors file ({first_line(error, 150)}); use another copy"
         ) from error
+    check_nesting(contents, WorkLimit(path.stat().st_size, str(path)))
+    return contents, extra
+
+
+def _tensor(file: Any, name: str) -> Tensor:
+    """Return a tensor of a file of safetensors; one of numbers that torch has no type for is not read."""
+    part = file.get_slice(name)
+    if part.get_dtype() in _WITHOUT_TYPE:
+        return unread(f"numbers of type {part.get_dtype()}, which torch does not compute with", part.get_shape())
+    return file.get_tensor(name)
 
 
 def _scalars(contents: Mapping[object, object]) -> dict[str, Any]:
