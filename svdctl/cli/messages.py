@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import typer
 
 from svdctl.errors import EndedElsewhere, SvdctlError, UsageError, is_out_of_memory
-from svdctl.utils.printable import printable
+from svdctl.utils.printable import print_line, printable
 
 # Typer exports this one of its parser's errors; they share its base.
 ParserError: type[BaseException] = typer.BadParameter.__bases__[0]
@@ -22,7 +22,7 @@ def report(error: BaseException, flags: Mapping[str, str], *, debug: bool) -> in
         traceback.print_exception(error)
     sentences, code = explain(error)
     for sentence in sentences:
-        print(f"svdctl: {printable(with_flags(sentence, flags))}", file=sys.stderr)
+        print_line(f"svdctl: {printable(with_flags(sentence, flags))}", sys.stderr)
     return code
 
 

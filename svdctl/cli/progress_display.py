@@ -4,10 +4,10 @@ import sys
 import time
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from svdctl.cli.messages import with_flags
-from svdctl.utils.printable import printable
+from svdctl.utils.printable import encodable, print_line, printable
 from svdctl.utils.progress import Reporter
 
 
@@ -30,7 +30,8 @@ class ProgressDisplay(Reporter):
         live: bool | None = None,
     ) -> None:
         self._stream, self._form, self._flags = stream, form, flags
-        self.live = getattr(sys, stream).isatty() if live is None else live
+        shown_on: TextIO | None = getattr(sys, stream)
+        self.live = shown_on is not None and shown_on.isatty() if live is None else live
         self._bar: Any = None
         self._work: object = ""
         self._last = time.monotonic()
@@ -41,16 +42,16 @@ class ProgressDisplay(Reporter):
 
     def say(self, text: str) -> None:
         if self.live:
-            self.console.print(printable(text), markup=False, soft_wrap=True)
+            self.console.print(encodable(printable(text), self.console.file), markup=False, soft_wrap=True)
         else:
-            print(printable(text), file=getattr(sys, self._stream), flush=True)
+            print_line(printable(text), getattr(sys, self._stream))
 
     def notice(self, text: str) -> None:
         text = f"note: {with_flags(text, self._flags)}"
         if self._stream == "stderr":
             self.say(text)
         else:
-            print(printable(text), file=sys.stderr, flush=True)
+            print_line(printable(text), sys.stderr)
 
     def begin(self, work: object) -> None:
         self.close()

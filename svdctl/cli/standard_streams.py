@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TextIO
 
 from svdctl.errors import OutputError
+from svdctl.utils.printable import printable
 
 OnFailure = Literal["note", "ignore", "raise"]
 """What the first failed write causes: a note on stderr, nothing, or an `OutputError`."""
@@ -27,6 +28,8 @@ class Output:
         self._stream, self._on_failure = stream, on_failure
         self.error: OutputError | None = None
         """The error that every later use raises again, as some libraries that print catch the first."""
+        self.buffer = None
+        """None: Typer would write UTF-8 into the stream's own where the encoding is ASCII."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -51,6 +54,9 @@ class Output:
 
     def _redirect(self, error: OSError) -> None:
         """Redirect the stream, and what it has buffered, to the null device; report the error."""
+        cause = (error.strerror or type(error).__name__).lower()
+        if (path := _path_of(self._stream)) is not None:
+            cause += f" ({path})"
         nothing = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         try:
             os.dup2(nothing.fileno(), self._stream.fileno())
@@ -58,11 +64,19 @@ class Output:
             self._stream = nothing
         else:
             nothing.close()
-        cause = (error.strerror or type(error).__name__).lower()
         if self._on_failure == "raise":
             self.error = OutputError(f"stdout: {cause}; what was to be printed is not all there")
         elif self._on_failure == "note":
             print(f"note: stdout: {cause}; svdctl goes on without it", file=sys.stderr, flush=True)
+
+
+def _path_of(stream: TextIO) -> str | None:
+    """Return the file that a stream writes to; None: a pipe or socket, or the system does not tell."""
+    try:
+        path = os.readlink(f"/proc/self/fd/{stream.fileno()}")
+    except OSError:
+        return None
+    return printable(path) if path.startswith("/") else None
 
 
 def guard_output(*, lasting: bool) -> None:

@@ -25,6 +25,7 @@ import torch.distributed as dist
 from lightning_fabric import Fabric
 
 from svdctl.errors import EndedElsewhere, SvdctlError, TrainingError
+from svdctl.utils.printable import print_line, printable
 
 GRACE = 12.0
 """Seconds that a process has to end by itself, once another one has died."""
@@ -170,8 +171,8 @@ class FailureDetector:
             # The interpreter's exit handlers may wait in a collective operation too.
             time.sleep(GRACE)
         elif is_first and cause:
-            show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
-            print(f"{show_cursor}svdctl: {cause}", file=sys.stderr, flush=True)
+            show_cursor = "\x1b[?25h" if sys.stderr is not None and sys.stderr.isatty() else ""
+            print_line(f"{show_cursor}svdctl: {printable(cause)}", sys.stderr)
         for child in self.children:
             child.kill()
         os._exit(self._exit_code)

@@ -1,6 +1,8 @@
 """Standard output that cannot be written: a pipe without a reader, a full disk, a full pipe, a closed number."""
 
+import io
 import os
+import pty
 import socket
 import subprocess
 import sys
@@ -12,6 +14,9 @@ import pytest
 import torch
 
 from svdctl.checkpoint.checkpoint_file import read_checkpoint
+from svdctl.cli.messages import report
+from svdctl.cli.progress_display import ProgressDisplay
+from svdctl.errors import UsageError
 from tests.train.test_resume import write_data
 
 TINY = [
@@ -101,10 +106,65 @@ def test_a_failure_keeps_its_exit_code_without_any_output(tmp_path: Path) -> Non
         assert svdctl("train", "--resume", "none", stdout=number, stderr=number, cwd=tmp_path).returncode == 2
 
 
-def test_a_name_that_the_output_has_no_sign_for_is_escaped(tmp_path: Path) -> None:
+LOCALES = {
+    "latin-1": {"PYTHONIOENCODING": "latin-1"},
+    "ascii": {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"},
+    "strict ascii": {"PYTHONIOENCODING": "ascii:strict", "LC_ALL": "POSIX"},
+}
+
+
+@pytest.mark.parametrize("locale", [pytest.param("latin-1", marks=pytest.mark.slow), "ascii", "strict ascii"])
+def test_a_name_that_the_output_has_no_sign_for_is_escaped(tmp_path: Path, locale: str) -> None:
     torch.save({"weight": torch.eye(3)}, tmp_path / "wж.pt")
+    file = "wж.pt" if locale != "strict ascii" else "noж.pt"
     found = subprocess.run(
-        [sys.executable, "-m", "svdctl", "inspect-spectrum", "wж.pt"], capture_output=True, text=True, cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "latin-1"}, check=True,
+        [sys.executable, "-m", "svdctl", "inspect-spectrum", file], capture_output=True, cwd=tmp_path, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **LOCALES[locale]},
     )  # fmt: skip
-    assert "w\\u0436.pt" in found.stdout
+    shown = found.stdout if file == "wж.pt" else found.stderr
+    assert f"{file[:-4]}\\u0436.pt".encode() in shown
+    assert shown.isascii()
+    assert found.returncode == (0 if file == "wж.pt" else 2)
+
+
+def test_a_training_on_an_ascii_terminal_draws_its_bar_and_ends(tmp_path: Path) -> None:
+    """A live bar, and a folder whose name has no sign there."""
+    write_data(tmp_path / "data.npz", 12)
+    mine, theirs = pty.openpty()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TERM": "xterm", **LOCALES["strict ascii"]}
+    command = [sys.executable, "-m", "svdctl", *TINY, "--out-dir", "rж"]
+    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, cwd=tmp_path, env=environment)
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # Linux's way to tell the end of a terminal
+        while part := os.read(mine, 65536):
+            shown += part
+    os.close(mine)
+    assert process.wait(60) == 0, shown
+    assert shown.isascii()
+    assert b"1/1" in shown
+    assert b"r\\u0436/tiny" in shown
+
+
+def test_the_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with broken("full disk") as number:
+        printing = svdctl("train", "--print-config", stdout=number, cwd=tmp_path)
+        said = "svdctl: stdout: no space left on device (/dev/full); what was to be printed is not all there\n"
+        assert (printing.returncode, printing.stderr) == (1, said)
+
+
+def test_a_display_of_a_program_without_streams_and_with_ascii_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the library is called by a program of another one, which guards nothing."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    for name in ("stdout", "stderr"):
+        for shown in (None, stream):
+            monkeypatch.setattr(sys, name, shown)
+            display = ProgressDisplay(name)
+            display.begin("w\u00f6rk")
+            display.say("\u0436")
+            display.notice("\u0436")
+            display.close()
+    report(UsageError("\u0436"), {}, debug=False)
+    assert stream.buffer.getvalue().decode().splitlines() == [
+        "\\u0436", "\\u0436", "note: \\u0436", "svdctl: \\u0436"
+    ]  # fmt: skip
