@@ -229,6 +229,15 @@ class LayerOps:
         """
         return None
 
+    def before_compiling_(self, layers: Sequence[Any], sizes: Sequence[tuple[int, ...]], *, batch: int) -> None:
+        """Choose what `forward` else chooses by the shape of its input, so that a compiler finds it chosen.
+
+        Args:
+            layers: all of the network, of any class and shape.
+            sizes: spatial size of each layer's input.
+            batch: number of images.
+        """
+
     def due(self, layers: Sequence[Any], step: int) -> tuple[str, ...] | None:
         """Return names of what `after_optimizer_step_` does at this step and not at every one.
 

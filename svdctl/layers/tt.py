@@ -60,6 +60,8 @@ class TTConv2d(nn.Module):
     penalty_weight: float = 1e5
     """Weight of the penalty on frames in the loss."""
     penalty_count: PenaltyCount = "paper"
+    contraction: tuple[bool, bool] | None = None
+    """Whether `forward` applies (frame_in, frame_out) on their own; None: chosen at each call by the input's shape."""
 
     def __init__(
         self,
@@ -151,7 +153,7 @@ class TTConv2d(nn.Module):
         if self.frame_in is None or self.frame_out is None:
             return F.conv2d(x, self.core, self.bias, self.stride, self.padding, self.dilation)
         core: Tensor = self.core
-        apart_in, apart_out = self._cheapest(x.shape)
+        apart_in, apart_out = self._cheapest(x.shape) if self.contraction is None else self.contraction
         if apart_in:
             x = F.conv2d(x, self.frame_in.T[:, :, None, None])
         else:
@@ -167,6 +169,10 @@ class TTConv2d(nn.Module):
         if self.frame_in is None or self.frame_out is None:
             return self.core
         return torch.einsum("ob,bahw,ia->oihw", self.frame_out, self.core, self.frame_in)
+
+    def choose_contraction_(self, shape: tuple[int, ...]) -> None:
+        """Have all calls of `forward` do what is fastest for an input of this shape, `(*, I, H, W)`."""
+        self.contraction = self._cheapest(torch.Size(shape))
 
     def _cheapest(self, shape: torch.Size) -> tuple[bool, bool]:
         """Return whether to apply (frame_in, frame_out) on their own, not contracted into the core: the faster."""

@@ -1,6 +1,7 @@
 """A network in training: its steps, its state, and how good it is; the same on a CPU, one GPU or many."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -17,7 +18,8 @@ from svdctl.data.batches import Batch, Batches
 from svdctl.data.images import ImageData
 from svdctl.distributed.group import Group
 from svdctl.errors import ShapeError, TrainingError
-from svdctl.layers.layer_ops import find_ops
+from svdctl.layers.layer_ops import find_ops, layers_of_types
+from svdctl.layers.shapes import input_sizes
 from svdctl.layers.stiefel import MAX_DEFECT, frame_error
 from svdctl.models.build import build_optimizer
 from svdctl.registry import LOSSES
@@ -104,7 +106,7 @@ class Trainer:
                     # Adam refuses to be recorded otherwise; its fused kernel is the same.
                     group["capturable"] = True
             self.optimizer._warned_capturable_if_run_uncaptured = True  # nor eager steps a warning
-        runnable: Any = torch.compile(self.model) if self.config.hardware.compile else self.model
+        runnable: Any = self._compiled() if self.config.hardware.compile else self.model
         self.runnable, self.stepper = self.fabric.setup(runnable, self.optimizer)
         self._loss: Loss = LOSSES.get(self.config.loss.kind)
         self.epochs: list[dict[str, Any]] = []
@@ -118,6 +120,16 @@ class Trainer:
         """Of (loss, penalty, correct, images, steps that were not finite): of the epoch, and since the last record."""
         self._set_rate()
         self.start_epoch()
+
+    def _compiled(self) -> Any:
+        """Return the network, compiled when it is first run; what depends on shapes is chosen before."""
+        sizes = input_sizes(self.model, self.train_data.image_shape)
+        layers = [self.model.get_submodule(name) for name in sizes]
+        images = math.ceil(self.config.batch_size / self.fabric.world_size)
+        for ops, places in layers_of_types(layers):
+            found = [list(sizes.values())[place] for place in places]
+            ops.before_compiling_([layers[place] for place in places], found, batch=images)
+        return torch.compile(self.model)
 
     @property
     def rate(self) -> float:

@@ -149,6 +149,31 @@ def test_the_forward_pass_is_one_graph(name: str) -> None:
     assert (found.graph_break_count, found.graph_count) == (0, 1), found.break_reasons
 
 
+def test_a_compiler_finds_the_contraction_of_tt_layers_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make(write(tmp_path / "data.npz", 38), "divide-retract", accelerator="cpu")
+    chosen: dict[str, tuple[bool, bool]] = {}
+    plain = TTConv2d._cheapest
+    model = trainer_of(config).model
+    names = {layer: name for name, layer in model.named_modules()}
+    with monkeypatch.context() as patch:
+        patch.setattr(TTConv2d, "_cheapest", lambda self, shape: chosen.setdefault(names[self], plain(self, shape)))
+        model(torch.zeros(16, 3, 32, 32))
+    compiling = config.model_copy(update={"hardware": config.hardware.model_copy(update={"compile": True})})
+    trainer = trainer_of(compiling)
+    found = {name: layer.contraction for name, layer in trainer.model.named_modules() if isinstance(layer, TTConv2d)}
+    assert {name: found[name] for name in chosen} == chosen
+    assert len(set(chosen.values())) > 1
+
+    def refused(self: TTConv2d, shape: torch.Size) -> tuple[bool, bool]:
+        raise AssertionError("chosen again")
+
+    monkeypatch.setattr(TTConv2d, "_cheapest", refused)
+    torch._dynamo.reset()
+    # Of another number of images, as the last ones of an epoch, too.
+    follow = torch.compile(trainer.model, backend="eager", fullgraph=True)
+    assert [follow(torch.zeros(images, 3, 32, 32)).shape for images in (16, 3)] == [(16, 3), (3, 3)]
+
+
 @pytest.mark.slow
 def test_a_compiled_run_ends_with_the_weights_of_a_plain_one(tmp_path: Path) -> None:
     data = write(tmp_path / "data.npz", 38)

@@ -274,6 +274,10 @@ class TTOps(FramedOps):
 
         return retract_tt_layers_(layers, method, optimizer)
 
+    def before_compiling_(self, layers: Sequence[Any], sizes: Sequence[tuple[int, ...]], *, batch: int) -> None:
+        for layer, size in zip(layers, sizes, strict=True):
+            layer.choose_contraction_((batch, layer.in_channels, *size))
+
     def gain(self, layer: Any, *, tolerance: float | None = None) -> "Gain":
         from svdctl.layers.tt_bounds import tt_gain
 
