@@ -35,6 +35,7 @@ from svdctl.spectral.joint_proofs import Proof, Step, run_together
 from svdctl.spectral.lower_bounds import (
     coarse_lower_bounds,
     lower_bounds,
+    lower_bounds_and_values,
     quick_lower_bound,
     rough_lower_bounds,
     values_from_below,
@@ -187,14 +188,11 @@ def _bracket(conv: Convolution, tolerance: float, at_most: float | None) -> Proo
     # Between its samples a Gram matrix can be larger than at any of them, and its quotient round more.
     more = field.quotient_rounding(field.frobenius * (lebesgue(field.taps) - 1))
     few_steps = launches_dominate(field.device)
-    coarse, samples = yield Step(rough_lower_bounds if few_steps else coarse_lower_bounds, field)
+    coarse, samples = yield Step(lower_bounds_and_values if few_steps else coarse_lower_bounds, field)
     lower = coarse
     rounding = _float32_rounding(field, coarse)
-    if (
-        few_steps
-        or tolerance < _COARSE_TOLERANCE
-        or _LARGE_ROUNDING * tolerance * (2 + tolerance) < rounding < math.inf
-    ):
+    is_coarse = tolerance < _COARSE_TOLERANCE or _LARGE_ROUNDING * tolerance * (2 + tolerance) < rounding < math.inf
+    if is_coarse and not few_steps:
         lower = max(coarse, (yield Step(lower_bounds, field)))
     proved = False
     while True:
@@ -205,8 +203,7 @@ def _bracket(conv: Convolution, tolerance: float, at_most: float | None) -> Proo
             def first(known: float, bound: float = bound) -> FrequencyCells:
                 return _initial_cells(field, samples, known, bound)
 
-            known = lower if few_steps else coarse
-            if bound >= field.above or (yield from _is_below(field, conv, first, known, bound)):
+            if bound >= field.above or (yield from _is_below(field, conv, first, coarse, bound)):
                 return Bracket(reached, at_most)
             at_most = None
         if proved:

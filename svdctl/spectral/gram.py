@@ -91,8 +91,25 @@ class GramField:
 
     def matrices(self, frequencies: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
         """Return Gram matrices `(F, G, n, n)` at frequencies `(F, d)` in radians, complex of precision `dtype`."""
-        values = torch.cat(interpolation(frequencies, self.taps), 1).to(self.device, dtype) @ self.parts(dtype)
-        return torch.view_as_complex(values.reshape(len(frequencies), self.groups, self.side, self.side, 2))
+        return self.weighted(torch.cat(interpolation(frequencies, self.taps), 1).to(self.device, dtype), dtype)
+
+    def weighted(self, weights: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return `matrices` at the frequencies of weights `(F, 2 samples)`, both of `interpolation` side by side."""
+        values = weights @ self.parts(dtype)
+        return torch.view_as_complex(values.reshape(len(weights), self.groups, self.side, self.side, 2))
+
+    @property
+    def batch_key(self) -> tuple[int, ...]:
+        """Return what fields whose samples were computed in one stack have in common."""
+        return (id(self._batch),)
+
+    @staticmethod
+    def samples_of(fields: "Sequence[GramField]") -> Tensor:
+        """Return `samples` of fields of one stack, `(samples, fields, G, n, n)`."""
+        samples, places = fields[0]._batch.samples, [field._place for field in fields]
+        if places == list(range(samples.shape[1])):
+            return samples
+        return torch.stack([samples[:, place] for place in places], 1)
 
     def parts(self, dtype: torch.dtype) -> Tensor:
         """Return what the weights of `interpolation`, side by side, multiply, `(2 samples, G * n * n * 2)`.

@@ -8,6 +8,7 @@ Constants are for speed; docs/theory.md, "Lower bounds", has the rounding.
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -32,6 +33,11 @@ _BYTES_OF_ZEROS = 1 << 26
 
 def lower_bounds(fields: Sequence[GramField]) -> list[float]:
     """Return a proved lower bound of each field's norm, rounding included, close to it."""
+    return [lower for lower, _ in lower_bounds_and_values(fields)]
+
+
+def lower_bounds_and_values(fields: Sequence[GramField]) -> list[tuple[float, Tensor]]:
+    """Return `lower_bounds`, and values from below at some of each field's samples, on the host."""
     points, groups = [], []
     for field in fields:
         few = field.sample_points[:: math.ceil(len(field.sample_points) / _STARTS)]
@@ -44,18 +50,25 @@ def lower_bounds(fields: Sequence[GramField]) -> list[float]:
     starts: list[Tensor] | None = None
     spacings = [math.pi] * len(fields)
     for steps in _STEPS:
-        matrices = [_pick(*each) for each in zip(fields, points, groups, precisions, strict=True)]
-        found = _of_matrices(matrices, starts, steps)
-        orders = [values.argsort(descending=True)[:_CANDIDATES] for values in on_host([values for values, _ in found])]
+        found = _of_matrices(_pick(fields, points, groups, precisions), starts, steps)
+        squares = on_host([values for values, _ in found])
+        if starts is None:
+            seen = [_values_of(square, field) for field, square in zip(fields, squares, strict=True)]
+        orders = [values.argsort(descending=True)[:_CANDIDATES] for values in squares]
         points = [grid[order] for grid, order in zip(points, orders, strict=True)]
         groups = [group[order] for group, order in zip(groups, orders, strict=True)]
         values, starts = _chosen(found, orders)
         points, spacings = _climb(fields, points, groups, starts, values, spacings)
-    matrices = [_pick(field, w[:2], g[:2], torch.float64) for field, w, g in zip(fields, points, groups, strict=True)]
+    matrices = _pick(fields, [w[:2] for w in points], [g[:2] for g in groups], [torch.float64] * len(fields))
     assert starts is not None
     starts = [start[:2].to(block.dtype) for start, block in zip(starts, matrices, strict=True)]
     vectors = [vectors for _, vectors in _of_matrices(matrices, starts, 2 * _STEPS[-1])]
-    return _quotients(fields, matrices, vectors)
+    return list(zip(_quotients(fields, matrices, vectors), seen, strict=True))
+
+
+def _values_of(squares: Tensor, field: GramField) -> Tensor:
+    """Return the largest of the groups' values at each frequency, of squares `(F G,)` on the host."""
+    return squares.double().clamp_min(0).sqrt().unflatten(0, (-1, field.groups)).amax(1)
 
 
 def lower_bound(field: GramField) -> float:
@@ -71,10 +84,7 @@ def coarse_lower_bounds(fields: Sequence[GramField]) -> list[tuple[float, Tensor
     """
     found = _of_matrices([field.samples.flatten(0, 1).to(torch.complex64) for field in fields], None, 12)
     squares = on_host([values for values, _ in found])
-    seen = [
-        square.clamp_min(0).sqrt().unflatten(0, (-1, field.groups)).amax(1).double()
-        for field, square in zip(fields, squares, strict=True)
-    ]
+    seen = [_values_of(square, field) for field, square in zip(fields, squares, strict=True)]
     orders = [square.argsort(descending=True)[:_QUICK_CANDIDATES] for square in squares]
     groups = [torch.arange(field.groups).repeat(len(field.samples)) for field in fields]
     groups = [group[order] for group, order in zip(groups, orders, strict=True)]
@@ -84,13 +94,11 @@ def coarse_lower_bounds(fields: Sequence[GramField]) -> list[tuple[float, Tensor
     ]
     values, vectors = _chosen(found, orders)
     points, _ = _climb(fields, points, groups, vectors, values, [math.pi] * len(fields))
-    matrices = [_pick(field, w, g, torch.float32) for field, w, g in zip(fields, points, groups, strict=True)]
-    again = _of_matrices(matrices, vectors, 12)
+    again = _of_matrices(_pick(fields, points, groups, [torch.float32] * len(fields)), vectors, 12)
     best = [values.argmax()[None] for values in on_host([values for values, _ in again])]
-    matrices = [
-        _pick(field, w[place], g[place], torch.float64)
-        for field, w, g, place in zip(fields, points, groups, best, strict=True)
-    ]
+    points = [w[place] for w, place in zip(points, best, strict=True)]
+    groups = [g[place] for g, place in zip(groups, best, strict=True)]
+    matrices = _pick(fields, points, groups, [torch.float64] * len(fields))
     _, vectors = _chosen(again, best)
     return list(zip(_quotients(fields, matrices, vectors), seen, strict=True))
 
@@ -100,7 +108,7 @@ def rough_lower_bounds(fields: Sequence[GramField]) -> list[tuple[float, Tensor]
     found = _of_matrices([field.samples.flatten(0, 1).to(torch.complex64) for field in fields], None, _ROUGH_STEPS)
     rough = []
     for field, squares in zip(fields, on_host([values for values, _ in found]), strict=True):
-        values = squares.double().clamp_min(0).sqrt().unflatten(0, (-1, field.groups)).amax(1)
+        values = _values_of(squares, field)
         # Less than what float32 and the rounding of the samples can have added.
         rough.append((math.sqrt(max(float(values.max()) ** 2 * (1 - 1e-4) - field.error(torch.float32), 0.0)), values))
     return rough
@@ -114,10 +122,8 @@ def coarse_lower_bound(field: GramField) -> tuple[float, Tensor]:
 def values_from_below(questions: Sequence[tuple[GramField, Tensor]]) -> list[float]:
     """Return a proved lower bound of the largest value of each field at its frequencies `(P, d)`, mostly to 1e-3."""
     fields = [field for field, _ in questions]
-    matrices = [
-        torch.cat([field.matrices(part) for part in few.split(field.chunk(torch.float64))]).flatten(0, 1)
-        for field, few in questions
-    ]
+    parts = _matrices(fields, [points for _, points in questions], [torch.float64] * len(fields))
+    matrices = [part.flatten(0, 1) for part in parts]
     vectors = [vectors for _, vectors in _of_matrices(matrices, None, 2 * _STEPS[-1])]
     return _quotients(fields, matrices, vectors)
 
@@ -140,15 +146,19 @@ def quick_lower_bound(conv: Convolution) -> float:
 
 def _quotients(fields: Sequence[GramField], matrices: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[float]:
     """Return the square roots of the largest Rayleigh quotients of Gram matrices, in float64, rounded down."""
-    largest = []
-    for block, start in zip(matrices, vectors, strict=True):
-        column = start.to(block.dtype)[..., None]
-        quotient = (column.mH @ block @ column).real.flatten() / column.abs().square().sum((-2, -1))
-        # 0 / 0 where a group is all zero: its vector is, too, and 0 is a bound.
-        largest.append(quotient.nan_to_num(0.0).amax())
+    wide = [start.to(block.dtype) for block, start in zip(matrices, vectors, strict=True)]
+    found: dict[int, Tensor] = {}
+    for places in _alike([(block.shape[-1], block.device) for block in matrices]):
+        block, column = _joined([matrices[place] for place in places]), _joined([wide[place] for place in places])
+        image = (block @ column[..., None])[..., 0]
+        quotient = (column.conj() * image).sum(-1).real / column.abs().square().sum(-1)
+        counts = [len(wide[place]) for place in places]
+        found |= dict(zip(places, quotient.split(counts), strict=True))
+    # 0 / 0 where a group is all zero: its vector is, too, and 0 is a bound.
+    largest = [row.nan_to_num(0.0).amax() for row in on_host([found[place] for place in range(len(fields))])]
     squares = [
         float(square) - field.error(torch.float64) - field.quotient_rounding(field.frobenius)
-        for field, square in zip(fields, on_host(largest), strict=True)
+        for field, square in zip(fields, largest, strict=True)
     ]
     return [math.sqrt(max(square, 0.0)) * (1 - 2.0**-50) for square in squares]
 
@@ -269,22 +279,54 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 def _chosen(found: Sequence[tuple[Tensor, Tensor]], orders: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Return chosen values, and the vectors that belong to them."""
-    values, vectors = [], []
-    for (value, vector), order in zip(found, orders, strict=True):
-        here = order.to(value.device)
-        values.append(value[here])
-        vectors.append(vector[here])
-    return values, vectors
+    values: dict[int, Tensor] = {}
+    vectors: dict[int, Tensor] = {}
+    for places in _alike([(vector.shape[-1], vector.dtype, vector.device) for _, vector in found]):
+        begins = [0, *accumulate(len(found[place][0]) for place in places)]
+        rows = torch.cat([orders[place] + begin for place, begin in zip(places, begins, strict=False)])
+        rows = rows.to(found[places[0]][0].device)
+        counts = [len(orders[place]) for place in places]
+        for kept, turn in ((values, 0), (vectors, 1)):
+            joined = _joined([found[place][turn] for place in places])[rows]
+            kept |= dict(zip(places, joined.split(counts), strict=True))
+    return [values[place] for place in range(len(found))], [vectors[place] for place in range(len(found))]
+
+
+def _alike(keys: Sequence[object]) -> list[list[int]]:
+    """Return the places of equal keys."""
+    alike: dict[object, list[int]] = {}
+    for place, key in enumerate(keys):
+        alike.setdefault(key, []).append(place)
+    return list(alike.values())
 
 
 def _unit(vectors: Tensor) -> Tensor:
     return vectors / _norms(vectors).clamp_min(torch.finfo(vectors.dtype).tiny)
 
 
-def _pick(field: GramField, points: Tensor, groups: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return Gram matrices `(B, n, n)`, of one group at each point."""
-    matrices = torch.cat([field.matrices(part, dtype) for part in points.split(field.chunk(dtype))])
-    return matrices[:, 0] if field.groups == 1 else matrices[torch.arange(len(points)), groups.to(matrices.device)]
+def _pick(
+    fields: Sequence[GramField], points: Sequence[Tensor], groups: Sequence[Tensor], dtypes: Sequence[torch.dtype]
+) -> list[Tensor]:
+    """Return Gram matrices `(B, n, n)` of each field, of one group at each of its points."""
+    found = _matrices(fields, points, dtypes)
+    return [
+        part[:, 0] if field.groups == 1 else part[torch.arange(len(part)), group.to(part.device)]
+        for field, part, group in zip(fields, found, groups, strict=True)
+    ]
+
+
+def _matrices(fields: Sequence[GramField], points: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
+    """Return Gram matrices `(P, G, n, n)` of each field at its points `(P, d)`, in its precision."""
+    found: dict[int, Tensor] = {}
+    for places in _alike([(fields[place].taps, dtypes[place], fields[place].device) for place in range(len(fields))]):
+        first = fields[places[0]]
+        weights = torch.cat(interpolation(torch.cat([points[place] for place in places]), first.taps), 1)
+        weights = weights.to(first.device, dtypes[places[0]])
+        counts = [len(points[place]) for place in places]
+        for place, share in zip(places, weights.split(counts), strict=True):
+            field, dtype = fields[place], dtypes[place]
+            found[place] = _joined([field.weighted(part, dtype) for part in share.split(field.chunk(dtype))])
+    return [found[place] for place in range(len(fields))]
 
 
 def _climb(
@@ -305,30 +347,34 @@ def _climb(
         values: of the quotients at these frequencies, `(B,)`.
         spacings: distances of the points of the grids that were searched before.
     """
-    forms = [_quadratic_forms(*each) for each in zip(fields, groups, vectors, strict=True)]
+    forms = _quadratic_forms(fields, groups, vectors)
     read = on_host([*forms, *values])
-    found, finer = [], []
-    searched = zip(fields, points, spacings, read[: len(fields)], read[len(fields) :], strict=True)
-    for field, old, spacing, form, value in searched:
-        axes = old.shape[1]
-        if axes == 0:
-            found.append(old)
-            finer.append(spacing)
+    found: dict[int, Tensor] = {}
+    finer = list(spacings)
+    for places in _alike([(field.taps, spacing) for field, spacing in zip(fields, spacings, strict=True)]):
+        taps, spacing = fields[places[0]].taps, spacings[places[0]]
+        if not taps:
+            found |= {place: points[place] for place in places}
             continue
-        here, mirrored = form.unbind(1)
+        old = torch.cat([points[place] for place in places])
+        here, mirrored = torch.cat([read[place] for place in places]).unbind(1)
+        value = torch.cat([read[len(fields) + place] for place in places])
         if spacing == math.pi:
-            offsets, even, odd, distance = _first_grid(field.taps)
+            offsets, even, odd, distance = _first_grid(taps)
             grid = offsets.expand(len(old), *offsets.shape)
         else:
             steps = torch.linspace(-spacing, spacing, _WINDOW, dtype=torch.float64)
-            grid = old[:, None, :] + grid_product([steps] * axes)
-            even, odd = (w.reshape(len(old), -1, w.shape[-1]) for w in interpolation(grid.flatten(0, 1), field.taps))
+            grid = old[:, None, :] + grid_product([steps] * len(taps))
+            even, odd = (w.reshape(len(old), -1, w.shape[-1]) for w in interpolation(grid.flatten(0, 1), taps))
             distance = 2 * spacing / (_WINDOW - 1)
         polynomial = (even @ (here + mirrored)[..., None] + odd @ (here - mirrored)[..., None])[..., 0] / 2
-        largest, place = polynomial.max(1)
-        finer.append(distance)
-        found.append(torch.where((largest > value)[:, None], grid[torch.arange(len(old)), place], old))
-    return found, finer
+        largest, place_of_it = polynomial.max(1)
+        best = torch.where((largest > value)[:, None], grid[torch.arange(len(old)), place_of_it], old)
+        counts = [len(points[place]) for place in places]
+        found |= dict(zip(places, best.split(counts), strict=True))
+        for place in places:
+            finer[place] = distance
+    return [found[place] for place in range(len(fields))], finer
 
 
 @lru_cache(maxsize=16)
@@ -340,12 +386,29 @@ def _first_grid(taps: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, float]:
     return points, *interpolation(points, taps), 2 * math.pi / size
 
 
-def _quadratic_forms(field: GramField, groups: Tensor, vectors: Tensor) -> Tensor:
-    """Return `v^H G_j v` and `v^H conj(G_j) v` of vectors `(B, n)`, `(B, 2, samples)`."""
+def _quadratic_forms(fields: Sequence[GramField], groups: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
+    """Return `v^H G_j v` and `v^H conj(G_j) v` of each field's vectors `(B, n)`, `(B, 2, samples)`."""
+    found: dict[int, Tensor] = {}
+    for places in _alike([(*field.batch_key, len(part)) for field, part in zip(fields, vectors, strict=True)]):
+        first = fields[places[0]]
+        if first.groups > 1:
+            found |= {place: _forms_of_groups(fields[place], groups[place], vectors[place]) for place in places}
+            continue
+        columns = torch.stack([vectors[place] for place in places]).to(first.samples.dtype)
+        columns = torch.cat((columns, columns.conj()), 1).mT.contiguous()
+        samples = GramField.samples_of([fields[place] for place in places])[:, :, 0]
+        forms = (columns.conj() * (samples @ columns)).sum(-2).real.double()
+        forms = forms.unflatten(2, (2, -1)).permute(1, 3, 2, 0)
+        found |= dict(zip(places, forms.unbind(), strict=True))
+    return [found[place] for place in range(len(fields))]
+
+
+def _forms_of_groups(field: GramField, groups: Tensor, vectors: Tensor) -> Tensor:
+    """Return `_quadratic_forms` of a field with several groups, each vector in its own."""
     forms = torch.zeros(len(vectors), 2, len(field.samples), dtype=torch.float64, device=vectors.device)
     for group in groups.unique().tolist():
         chosen = torch.nonzero(groups == group).flatten()
-        here = slice(None) if field.groups == 1 else chosen.to(vectors.device)
+        here = chosen.to(vectors.device)
         columns = vectors[here].to(field.samples.dtype)
         columns = torch.cat((columns, columns.conj())).T.contiguous()
         form = (columns.conj() * (field.samples[:, group] @ columns)).sum(-2).real.to(forms.dtype)
