@@ -151,6 +151,10 @@ class Tracer:
         self.gains[key].append((contents.kept(), gain))
         return gain
 
+    def keep_gain(self, key: Any, owner: Any, gain: Gain) -> None:
+        """Let `cached_gain` return a gain that is already known of `owner` as it is."""
+        self.gains.setdefault(key, []).append((Contents.of(owner).kept(), gain))
+
     def traced(
         self,
         value: Tensor,

@@ -5,14 +5,15 @@ docs/theory.md, "Rounding of a pass", has the proofs. Tolerances are for speed.
 
 import math
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from svdctl.errors import ShapeError
 from svdctl.layers.layer_ops import LayerOps, find_ops, known_class, ops_of
-from svdctl.layers.stored_weight import forwards_as, tensor_of_own_class
-from svdctl.spectral.bounds import norm_bound
+from svdctl.layers.stored_weight import forwards_as, have_same_bits, tensor_of_own_class
+from svdctl.spectral.bounds import norm_bound, norm_bounds
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.rounding import gamma, times
 
@@ -108,7 +109,63 @@ def norm_above_of(conv: Convolution, tolerance: float | None) -> float:
         tolerance = FINEST
     elif tolerance is None:
         tolerance = _TIGHT if min(conv.polyphase().shape[1:3]) <= _WIDE else _AFFORDABLE
-    return times(norm_bound(conv, tolerance=tolerance).upper)
+    norms = _norms_of_gain.get()
+    return times(norm_bound(conv, tolerance=tolerance).upper) if norms is None else norms.above(conv, tolerance)
+
+
+class _NormsOfGain:
+    """The norms that the gain of one layer is made of: noted when it is computed first, given when it is again."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Convolution, float]] = []
+        self.known: list[float] | None = None
+        self._given = 0
+
+    def above(self, conv: Convolution, tolerance: float) -> float:
+        if self.known is None:
+            # A copy: the layer's own memory, or a gain's scratch, may hold something else by then.
+            self.asked.append((conv.with_kernel(conv.kernel.clone()), tolerance))
+            return 1.0
+        place, self._given = self._given, self._given + 1
+        if place < len(self.asked) and _is_same(self.asked[place], (conv, tolerance)):
+            return times(self.known[place])
+        return times(norm_bound(conv, tolerance=tolerance).upper)
+
+
+_norms_of_gain: ContextVar[_NormsOfGain | None] = ContextVar("norms of a gain", default=None)
+
+
+def _is_same(first: tuple[Convolution, float], second: tuple[Convolution, float]) -> bool:
+    """Return whether both ask for one norm: of equal kernels, to the bit, by one tolerance."""
+    (one, one_tolerance), (other, other_tolerance) = first, second
+    alike = (one.stride, one.dilation, one_tolerance) == (other.stride, other.dilation, other_tolerance)
+    return alike and have_same_bits(one.kernel, other.kernel)
+
+
+def layer_gains(layers: Sequence[nn.Module], *, tolerance: float | None = None) -> list[Gain]:
+    """Return `layer_gain` of each layer, their norms proved together: gains are computed twice, norms once.
+
+    Raises:
+        ShapeError: as `layer_gain`, of any of them.
+    """
+    norms = [_NormsOfGain() for _ in layers]
+
+    def gains() -> list[Gain]:
+        found = []
+        for layer, own in zip(layers, norms, strict=True):
+            token = _norms_of_gain.set(own)
+            try:
+                found.append(layer_gain(layer, tolerance=tolerance))
+            finally:
+                _norms_of_gain.reset(token)
+        return found
+
+    gains()
+    asked = [question for own in norms for question in own.asked]
+    brackets = iter(norm_bounds([conv for conv, _ in asked], tolerance=[tolerance for _, tolerance in asked]))
+    for own in norms:
+        own.known = [next(brackets).upper for _ in own.asked]
+    return gains()
 
 
 def linear_gain(conv: Convolution, bias: Tensor | None, tolerance: float | None) -> Gain:
