@@ -123,9 +123,16 @@ class CapturedNetwork:
             return self._recorded(x, kind)
         # The last one is the one that was used last.
         self._recordings[kind] = recording = self._recordings.pop(kind)
-        if torch.is_grad_enabled() and x.requires_grad:
-            return self._hooked(lambda given: _Replay.apply(given, self, recording), x)
-        return self._hooked(lambda given: self.replay(recording, given), x)
+        plain = self.module.forward
+
+        def forward(given: Tensor) -> Tensor:
+            if given is not x and self._kind(given) != kind:  # a hook has made another input
+                return plain(given)
+            if torch.is_grad_enabled() and given.requires_grad:
+                return _Replay.apply(given, self, recording)
+            return self.replay(recording, given)
+
+        return self._hooked(forward, x)
 
     def replay(self, recording: Recording, x: Tensor) -> Tensor:
         """Return a copy of the outputs of a recording."""

@@ -161,6 +161,18 @@ def test_hooks_on_the_network_run_and_those_inside_of_it_stop_replays() -> None:
     assert recorder.replays == replays + 1
 
 
+def test_a_hook_may_make_another_input() -> None:
+    captured = CapturedNetwork(module := network(), recorder := FakeRecorder())
+    warm(captured)
+    x = inputs()
+    with module.register_forward_pre_hook(lambda _module, given: (given[0][:1],)):
+        assert torch.equal(captured(x), module(x))
+    assert recorder.replays == 0
+    with module.register_forward_pre_hook(lambda _module, given: (given[0] / 2,)):
+        assert torch.equal(captured(x), module(x))
+    assert recorder.replays == 1
+
+
 def test_what_is_not_the_plain_case_runs_eagerly() -> None:
     module, recorder = network(), FakeRecorder()
     captured = CapturedNetwork(module, recorder)

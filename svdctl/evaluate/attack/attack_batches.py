@@ -178,7 +178,7 @@ def _attack(
     attack = state.attacks[state.attack]
     candidates = perturb(network, x, labels, settings, state)
     # No claim of the attack is taken over: this pass alone says which images are broken.
-    predictions = network(candidates).max(1).indices
+    predictions = network.eagerly(candidates).max(1).indices
     broken = predictions != labels
     adversarial = candidates[broken].detach()
     found = distances(x[broken], adversarial, settings.norm)
@@ -186,7 +186,7 @@ def _attack(
         # Under `paper` clean images lie outside of [0, 1], and the attacks' clamp carries them farther than eps.
         verify_perturbation(adversarial, found, settings.norm, settings.eps, attack)
     if settings.attacks != "rand":
-        verify_predictions(network, adversarial, labels[broken], attack, max(TIE, 8 * network.unit_roundoff))
+        verify_predictions(network.eagerly, adversarial, labels[broken], attack, max(TIE, 8 * network.unit_roundoff))
     return broken, adversarial, predictions[broken], found
 
 

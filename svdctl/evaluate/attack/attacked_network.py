@@ -1,7 +1,7 @@
 """A network as attacks see it: in evaluation mode, parameters frozen, its caller's state given back afterwards."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -55,9 +55,16 @@ class AttackedNetwork:
         return self._normalize(pixels.div_(255) if images.dtype == torch.uint8 else pixels)
 
     def __call__(self, x: Tensor) -> Tensor:
+        return self._passes(x, self._captured or self._rest)
+
+    def eagerly(self, x: Tensor) -> Tensor:
+        """Return the same without replays, for what judges an attack."""
+        return self._passes(x, self._rest)
+
+    def _passes(self, x: Tensor, forward: Callable[[Tensor], Tensor]) -> Tensor:
         x = x.to(self.dtype)
         if self.at_once is None or len(x) <= self.at_once:
-            return checked_outputs((self._captured or self._rest)(x), len(x))
+            return checked_outputs(forward(x), len(x))
         if self._captured is not None:
             self._captured.forget()  # memory is short
         parts = x.split(self.at_once)
