@@ -18,7 +18,7 @@ from svdctl.layers.layer_operator import (
     why_not_writable,
 )
 from svdctl.layers.layer_ops import is_controllable, layers_of_types, ops_of
-from svdctl.layers.norms import are_layers_bounded, is_layer_bounded, kernel_limit, layer_norm
+from svdctl.layers.norms import is_layer_bounded, kernel_limit, layer_norm
 from svdctl.layers.padding import padding_factor
 from svdctl.spectral.bounds import Bracket, are_bounded, norm_bounds, taps_norms
 from svdctl.spectral.convolution import Convolution
@@ -101,9 +101,14 @@ def divide_exact_layers_(layers: Sequence[nn.Module], max_sigma: Sequence[float]
     No two of the layers share memory.
     """
     factors = [1.0] * len(layers)
-    above = [place for place, bounded in enumerate(are_layers_bounded(layers, max_sigma)) if not bounded]
+    operators = exact_operators(layers)
+    inside = [
+        kernel_limit(layer, limit, error) for layer, limit, (_, error) in zip(layers, max_sigma, operators, strict=True)
+    ]
+    bounded = are_bounded([conv for conv, _ in operators], inside)
+    above = [place for place, proved in enumerate(bounded) if not proved]
     chosen, limits = [layers[place] for place in above], [max_sigma[place] for place in above]
-    read = exact_operators(chosen)
+    read = [operators[place] for place in above]
     brackets = norm_bounds([conv for conv, _ in read])
     for place, (factor, _) in zip(above, _scale_below_(chosen, limits, read, brackets), strict=True):
         factors[place] = factor

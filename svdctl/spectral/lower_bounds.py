@@ -397,7 +397,9 @@ def _quadratic_forms(fields: Sequence[GramField], groups: Sequence[Tensor], vect
         columns = torch.stack([vectors[place] for place in places]).to(first.samples.dtype)
         columns = torch.cat((columns, columns.conj()), 1).mT.contiguous()
         samples = GramField.samples_of([fields[place] for place in places])[:, :, 0]
-        forms = (columns.conj() * (samples @ columns)).sum(-2).real.double()
+        # One product of all samples with the vectors of a single field, not one for each sample.
+        images = (samples[:, 0] @ columns[0])[:, None] if len(places) == 1 else samples @ columns
+        forms = (columns.conj() * images).sum(-2).real.double()
         forms = forms.unflatten(2, (2, -1)).permute(1, 3, 2, 0)
         found |= dict(zip(places, forms.unbind(), strict=True))
     return [found[place] for place in range(len(fields))]
