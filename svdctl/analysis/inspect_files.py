@@ -276,7 +276,7 @@ def _draw(found: list[NetworkSpectrum], config: InspectConfig) -> None:
         raise UsageError("`plot`: no convolution has singular values without a size of its input; add `input_size`")
     if not config.plot.parent.is_dir():
         raise UsageError(f"`plot = {config.plot}`: there is no folder {config.plot.parent}; make it first")
-    plot_networks(found, max_sigma=config.max_sigma).savefig(config.plot)
+    plot_networks(found, max_sigma=config.max_sigma).write(config.plot)
 
 
 def _limit(row: LayerSpectrum, config: InspectConfig) -> float | None:

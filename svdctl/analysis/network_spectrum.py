@@ -29,7 +29,7 @@ from svdctl.spectral.gram import on_host
 from svdctl.spectral.values import all_singular_values
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from svdctl.utils.matplotlib_defaults import Figure
 
 TOLERANCE = 0.02
 
@@ -108,7 +108,7 @@ class NetworkSpectrum:
 
         figure = plot_networks([self], max_sigma=max_sigma)
         if path is not None:
-            figure.savefig(path)
+            figure.write(Path(path))
         return figure
 
 

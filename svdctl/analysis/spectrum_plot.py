@@ -2,12 +2,17 @@
 
 import io
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from svdctl.analysis.layer_spectrum import LayerSpectrum
 from svdctl.analysis.network_spectrum import NetworkSpectrum
+from svdctl.errors import UsageError
+from svdctl.utils.atomic_write import write_atomically
+from svdctl.utils.escapes import figure_text
+from svdctl.utils.matplotlib_defaults import Figure, with_defaults
 
 _POINTS = 300
 
@@ -17,10 +22,25 @@ class Picture(Figure):
 
     def _repr_png_(self) -> bytes:
         out = io.BytesIO()
-        self.savefig(out, format="png")
+        with with_defaults():
+            self.savefig(out, format="png")
         return out.getvalue()
 
+    def write(self, path: Path) -> None:
+        """Write it whole or not at all, in the format that the ending of `path` tells.
 
+        Raises:
+            OSError: it cannot be written; it names `path`.
+            UsageError: matplotlib knows no such format.
+        """
+        form = path.suffix.removeprefix(".").lower()
+        if form not in self.canvas.get_supported_filetypes():
+            raise UsageError(f"`plot = {path}`: no picture format has this ending; name a .png, .pdf or .svg")
+        with with_defaults():
+            write_atomically(path, partial(self.savefig, format=form))
+
+
+@with_defaults()
 def plot_networks(networks: Sequence[NetworkSpectrum], *, max_sigma: float | None = None) -> Picture:
     """Draw a panel for each layer: values of all networks, their bounds as dashed lines, `max_sigma` as a red one."""
     names = list(dict.fromkeys(layer.name for network in networks for layer in network if layer.values is not None))
@@ -35,10 +55,10 @@ def plot_networks(networks: Sequence[NetworkSpectrum], *, max_sigma: float | Non
         for number, network in enumerate(networks):
             for layer in network:
                 if layer.name == name and layer.values is not None:
-                    _draw(panel, layer, f"C{number}", network.name)
+                    _draw(panel, layer, f"C{number}", figure_text(network.name))
         if max_sigma is not None:
             panel.axhline(max_sigma, color="tab:red", lw=1, label="allowed")
-        panel.set_title(name or "(top)", fontsize=5 if small else 8, pad=2)
+        panel.set_title(figure_text(name) or "(top)", fontsize=5 if small else 8, pad=2)
         panel.set_ylim(0, None)
         panel.tick_params(labelsize=4 if small else 6, pad=1, length=2)
     for panel in panels[len(names) :]:

@@ -12,6 +12,7 @@ from svdctl.config.train_config import TrainConfig
 from svdctl.errors import FileError, UsageError, nearest
 from svdctl.plugins import plugin_name
 from svdctl.utils import files
+from svdctl.utils.escapes import toml_signs
 
 
 def resource(name: str) -> Path:
@@ -86,4 +87,4 @@ def run_name(text: str) -> str:
 
 def to_toml(config: TrainConfig) -> str:
     """Return a configuration as TOML, fields that are None left out; read back it gives an equal configuration."""
-    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+    return toml_signs(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from svdctl.errors import DataError, first_line
+from svdctl.utils.files import create_new, open_regular, open_to_append
 
 CHUNK = 1 << 20
 MAX_MEMBERS = 1000
@@ -71,7 +72,9 @@ def _go_on(archive: Archive, part: Path, tell: Tell | None) -> None:
     with urllib.request.urlopen(request, timeout=60) as answer:
         # A server that knows no ranges sends the whole from its start, with status 200.
         resumed = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-        with part.open("ab" if resumed else "wb") as file:
+        if not resumed:
+            part.unlink(missing_ok=True)
+        with open_to_append(part) as file:
             done = have if resumed else 0
             while chunk := answer.read(min(CHUNK, archive.size + 1 - done)):
                 file.write(chunk)
@@ -83,7 +86,7 @@ def _go_on(archive: Archive, part: Path, tell: Tell | None) -> None:
 
 
 def _length(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+    return path.lstat().st_size if path.is_file() and not path.is_symlink() else 0
 
 
 def check(archive: Archive, path: Path, *, tell: Tell | None = None) -> None:
@@ -95,7 +98,7 @@ def check(archive: Archive, path: Path, *, tell: Tell | None = None) -> None:
     size = path.stat().st_size
     if tell is not None:
         tell(f"checking {archive.name}", 0, archive.size)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         md5 = hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
     if (size, md5) == (archive.size, archive.md5):
         return
@@ -121,13 +124,13 @@ def unpack(path: Path, folder: Path, *, limit: int) -> None:
     """
     folder.mkdir(parents=True)
     try:
-        with tarfile.open(path, "r:") as tar:
+        with open_regular(path) as opened, tarfile.open(fileobj=opened, mode="r:") as tar:
             for name, member in _checked(tar, path, limit).items():
                 target = folder / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 source = tar.extractfile(member)
                 assert source is not None
-                with source, target.open("xb") as file:
+                with source, create_new(target) as file:
                     shutil.copyfileobj(source, file, CHUNK)
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)

@@ -29,7 +29,7 @@ class Folder(DataConfig):
 
 @register_data
 class FolderSource(DataSource):
-    """Images of any format that Pillow reads."""
+    """Images in PNG, JPEG, PPM, BMP, TIFF, WebP and GIF."""
 
     kind = "folder"
     config = Folder

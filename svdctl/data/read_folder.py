@@ -1,5 +1,7 @@
 """Images out of folders: which folders are parts and classes, and how files become 8-bit RGB."""
 
+import os
+import warnings
 from itertools import combinations
 from pathlib import Path
 
@@ -10,7 +12,8 @@ from PIL import Image
 from svdctl.data.images import ImageData
 from svdctl.data.split import stratified_split
 from svdctl.data.train_test import TrainTest
-from svdctl.errors import DataError, first_line
+from svdctl.errors import DataError, FileError, first_line
+from svdctl.utils.files import open_regular
 
 
 def read_folder(path: Path, size: int, *, resize: bool) -> TrainTest:
@@ -113,6 +116,12 @@ def _images(path: Path) -> list[Path]:
     return [entry for entry in _entries(path) if entry.suffix.lower() in _SUFFIXES and entry.is_file()]
 
 
+_FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+_LONGEST = 64
+"""How many times as long as the other a side may be; scaled to the wanted size, the picture is as many squares."""
+_LARGE = 2**24
+"""Pixels that any picture may have; one of more has at least a byte for every ten."""
+_PIXELS_A_BYTE = 10
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
 
 
@@ -142,25 +151,48 @@ def _images_below(path: Path, size: int, resize: bool) -> ImageData:
 
 def _read_image(file: Path, size: int, resize: bool) -> np.ndarray:
     try:
-        with Image.open(file) as opened:
+        # Some of Pillow's other formats start programs; its warning about sizes is for what `_check_size` judges.
+        with warnings.catch_warnings(), open_regular(file) as source:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = Image.open(source, formats=_FORMATS)
+            _check_size(opened, file, size, resize, os.fstat(source.fileno()).st_size)
             image = _rgb(opened, file)
     except DataError:
         raise
     except Exception as error:
         # Pillow's decoders report damage, and pictures of absurd size, by half a dozen types.
-        raise DataError(f"{file} cannot be read as an image ({first_line(error)}); repair or remove it") from error
+        reason = error.reason if isinstance(error, FileError) else first_line(error)
+        raise DataError(f"{file} cannot be read as an image ({reason}); repair or remove it") from error
     if image.size != (size, size):
-        if not resize:
-            raise DataError(
-                f"{file} is {image.width} x {image.height}, not {size} x {size}; "
-                "set the size with `data.size = N`, or let svdctl scale and crop with `data.resize = true`"
-            )
         scale = size / min(image.size)
         scaled = (max(size, round(image.width * scale)), max(size, round(image.height * scale)))
         image = image.resize(scaled, Image.Resampling.BILINEAR)
         left, top = (image.width - size) // 2, (image.height - size) // 2
         image = image.crop((left, top, left + size, top + size))
     return np.asarray(image)
+
+
+def _check_size(image: Image.Image, file: Path, size: int, resize: bool, length: int) -> None:
+    """Judge a picture by its header, before memory is taken for it.
+
+    Raises:
+        DataError: another size than is wanted, or far more pixels than the wanted size and the file account for.
+    """
+    width, height = image.size
+    if (width, height) != (size, size) and not resize:
+        raise DataError(
+            f"{file} is {width} x {height}, not {size} x {size}; "
+            "set the size with `data.size = N`, or let svdctl scale and crop with `data.resize = true`"
+        )
+    if max(width, height) > _LONGEST * min(width, height):
+        raise DataError(
+            f"{file} is {width} x {height}, one side more than {_LONGEST} times the other; crop or remove it"
+        )
+    if width * height > max(_LARGE, (_LONGEST * size) ** 2) and width * height > _PIXELS_A_BYTE * length:
+        raise DataError(
+            f"{file} is {width} x {height}, far more than a photograph of {length:,} bytes has; scale it down or "
+            "remove it"
+        )
 
 
 def _rgb(image: Image.Image, file: Path) -> Image.Image:

@@ -1,22 +1,27 @@
 """Images and labels out of an `.npz` file, looked at before they are read: no file runs code or fills the memory."""
 
-import math
+import os
+import struct
 import zipfile
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
-from numpy.lib import format as npy
 
 from svdctl.data.images import ImageData
+from svdctl.data.npy_header import check_size, read_npy_header
 from svdctl.data.train_test import TrainTest
-from svdctl.errors import DataError, first_line
+from svdctl.errors import DataError, UnusableFileError, first_line
+from svdctl.utils.files import open_regular
 
 SMALL = 64 * 2**20
 """Bytes up to which an array may be packed as tightly as it likes."""
 _DENSEST = 200
 """How many bytes one byte of a file may unpack to beyond that: photographs reach 2, bombs 1,000."""
-_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+MOST_MEMBERS = 1000
+CHUNK = 2**24
+"""Bytes that are read at a time."""
 
 
 def read_npz(path: Path) -> TrainTest:
@@ -33,6 +38,8 @@ def read_npz(path: Path) -> TrainTest:
         raise
     except FileNotFoundError as error:
         raise DataError(f"there is no file {path}; give `data.path` an existing .npz") from error
+    except UnusableFileError as error:
+        raise DataError(f"{path} {error.reason}; give `data.path` an .npz file") from error
     except MemoryError as error:
         raise DataError(f"{path} needs more memory than there is; use a larger machine or fewer images") from error
     except Exception as error:
@@ -48,38 +55,113 @@ def read_npz(path: Path) -> TrainTest:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    with zipfile.ZipFile(path) as archive:
-        members = {name.removesuffix(".npy"): archive.getinfo(name) for name in archive.namelist()}
-        names = [f"{kind}_{part}" for part in ("train", "test") for kind in "xy"]
-        if missing := [name for name in names if name not in members]:
-            raise DataError(f"{path} has no array {', '.join(missing)}; it needs {', '.join(names)}")
-        validation = [name for name in ("x_val", "y_val") if name in members]
-        if len(validation) == 1:
-            raise DataError(f"{path} has one of x_val and y_val; it needs both or none of them")
-        names += validation
-        for name in names:
-            _check(archive, members[name], path, name)
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in names}
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        _require_one_directory(file, size)
+        with zipfile.ZipFile(file) as archive:
+            members = _members(archive, path)
+            names = [f"{kind}_{part}" for part in ("train", "test") for kind in "xy"]
+            if missing := [name for name in names if name not in members]:
+                raise DataError(f"{path} has no array {', '.join(missing)}; it needs {', '.join(names)}")
+            validation = [name for name in ("x_val", "y_val") if name in members]
+            if len(validation) == 1:
+                raise DataError(f"{path} has one of x_val and y_val; it needs both or none of them")
+            names += validation
+            for name in names:
+                _check(archive, members[name], path, name, size)
+            return {name: _read(archive, members[name], name) for name in names}
 
 
-def _check(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, name: str) -> None:
-    with archive.open(member) as file:
-        version = npy.read_magic(file)
-        if version not in _HEADERS:
-            raise ValueError(f"{name} is of version {version} of numpy's format")
-        shape, _, dtype = _HEADERS[version](file)
-        there = member.file_size - file.tell()
-    if dtype.hasobject:
-        raise ValueError(f"{name} holds Python objects, which svdctl does not load")
-    size = math.prod(shape) * dtype.itemsize
-    if size != there:
-        raise ValueError(f"{name} claims {size:,} bytes, and the file has {there:,} of it")
-    if size > SMALL and size > _DENSEST * member.compress_size:
+_END, _END_SIZE = b"PK\5\6", 22
+_LOCATOR, _LOCATOR_SIZE = b"PK\6\7", 20
+_END64, _END64_SIZE = b"PK\6\6", 56
+
+
+def _require_one_directory(file: IO[bytes], size: int) -> None:
+    """Refuse an archive that programs could read in two ways, or whose directory is far too long for a few arrays.
+
+    Raises:
+        ValueError: it does not end as numpy writes it: the directory, what it needs beyond 4 GB, its end.
+    """
+    tail = _END_SIZE + _LOCATOR_SIZE + _END64_SIZE
+    start = max(0, size - tail)
+    file.seek(start)
+    last = file.read(tail)
+    file.seek(0)
+    end = last[-_END_SIZE:]
+    if len(end) < _END_SIZE or end[:4] != _END or end[-2:] != b"\0\0":
+        raise ValueError("it does not end as an archive of numpy does")
+    entries, length, offset = struct.unpack("<HLL", end[10:20])
+    before = size - _END_SIZE
+    locator = last[-_END_SIZE - _LOCATOR_SIZE : -_END_SIZE]
+    if locator[:4] == _LOCATOR:
+        before -= _LOCATOR_SIZE + _END64_SIZE
+        record = last[-tail : -_END_SIZE - _LOCATOR_SIZE]
+        if before < 0 or record[:4] != _END64 or struct.unpack("<Q", locator[8:16]) != (before,):
+            raise ValueError("its directory can be read in two ways")
+        entries, length, offset = struct.unpack("<QQQ", record[32:56])
+    if offset + length != before:
+        raise ValueError("its directory is not where it is said to be")
+    if entries > MOST_MEMBERS or length > MOST_MEMBERS * 1000:
+        raise ValueError(f"it has more than {MOST_MEMBERS} members")
+
+
+def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
+    """Return the members by the names of their arrays.
+
+    Raises:
+        DataError: two of them have one name, so that it matters who reads them.
+    """
+    found: dict[str, zipfile.ZipInfo] = {}
+    for member in archive.infolist():
+        name = member.filename.removesuffix(".npy")
+        if name in found:
+            raise DataError(f"{path} has the array {name!r:.60} twice; write it anew with numpy.savez")
+        found[name] = member
+    return found
+
+
+def _check(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, name: str, size: int) -> None:
+    """Check a member by what the directory and its header say of it.
+
+    Raises:
+        ValueError, DataError: it does not hold together, or unfolds to far more than there is of it.
+    """
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{name} is packed in a way that numpy does not use")
+    if member.compress_size > size or (member.compress_type == zipfile.ZIP_STORED) * member.file_size > size:
+        raise ValueError(f"{name} claims more bytes than the file has")
+    if member.file_size > SMALL and member.file_size > _DENSEST * member.compress_size:
         raise DataError(
-            f"{path} is not loaded: its array {name} unpacks from {member.compress_size:,} bytes to {size:,}; if it is "
-            "really meant, write it with numpy.savez, uncompressed"
+            f"{path} is not loaded: its array {name} unpacks from {member.compress_size:,} bytes to "
+            f"{member.file_size:,}; if it is really meant, write it with numpy.savez, uncompressed"
         )
+    with archive.open(member) as file:
+        dtype, shape, _ = read_npy_header(file, name)
+        check_size(dtype, shape, member.file_size - file.tell(), name)
+
+
+def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> np.ndarray:
+    """Return the array of the very member that was checked.
+
+    Raises:
+        ValueError, zipfile.BadZipFile: it is cut short, or its checksum is wrong.
+    """
+    with archive.open(member) as file:
+        dtype, shape, fortran_order = read_npy_header(file, name)
+        array = np.empty(check_size(dtype, shape, member.file_size - file.tell(), name), np.uint8)
+        view, done = array.data, 0
+        while done < len(array):
+            chunk = file.read(min(CHUNK, len(array) - done))
+            if not chunk:
+                raise ValueError(f"{name} is cut short")
+            view[done : done + len(chunk)] = chunk
+            done += len(chunk)
+        # The checksum is compared when the end is read.
+        if file.read(1):
+            raise ValueError(f"{name} is longer than it says")
+    found = array.view(dtype)
+    return found.reshape(shape[::-1]).T if fortran_order else found.reshape(shape)
 
 
 def _classes(labels: dict[str, torch.Tensor], path: Path) -> int:

@@ -4,16 +4,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
-
 from svdctl.config.corruption_names import BENCHMARK
 from svdctl.utils.atomic_write import write_picture
+from svdctl.utils.escapes import figure_text
+from svdctl.utils.matplotlib_defaults import Axes, Figure, PercentFormatter, with_defaults
 
 ACCURACY, GAP, CLEAN, EMPIRICAL = "#3b6ea5", "#d9822b", "0.35", "#b3392f"
 
 
+@with_defaults()
 def plot_reliability(results: Mapping[str, Any], title: str, path: Path) -> None:
     """Draw accuracy against confidence by bins, the gap to the diagonal in colour; below, where predictions lie."""
     bins = results["bins"]
@@ -42,10 +41,11 @@ def plot_reliability(results: Mapping[str, Any], title: str, path: Path) -> None
     below.bar(centres, [count / total for count in counts], width * 0.92, color="0.6")
     below.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     below.set(xlabel="confidence", ylabel="predictions")
-    figure.suptitle(f"{title}: {sum(counts):,} test images", fontsize=10)
+    figure.suptitle(f"{figure_text(title)}: {sum(counts):,} test images", fontsize=10)
     write_picture(figure, path)
 
 
+@with_defaults()
 def plot_corruptions(results: Mapping[str, Any], title: str, path: Path) -> None:
     """Draw bars by corruption, mean over severities first, then one panel for each severity on the same scale."""
     table: Mapping[str, Mapping[str, float]] = results["accuracy"]
@@ -71,7 +71,7 @@ def plot_corruptions(results: Mapping[str, Any], title: str, path: Path) -> None
         panel.set_title(f"severity {severity}: {results['mean_by_severity'][severity]:.1%}", fontsize=9)
     how = "published files" if results["source"] == "published" else "corruptions drawn by svdctl"
     figure.suptitle(
-        f"{title}: accuracy on {results['count']:,} corrupted test images ({how}); dashed: clean, "
+        f"{figure_text(title)}: accuracy on {results['count']:,} corrupted test images ({how}); dashed: clean, "
         f"{results['clean']:.1%}; italic: not in the benchmark",
         fontsize=10,
     )
@@ -94,6 +94,7 @@ def _bars(panel: Axes, names: Sequence[str], values: Sequence[float], clean: flo
                        ha="right" if inside else "left", color="white" if inside else "black")  # fmt: skip
 
 
+@with_defaults()
 def plot_certified(
     radii: Sequence[float],
     marks: Sequence[float],
@@ -143,7 +144,7 @@ def plot_certified(
     panel.set(xlabel="l2 radius, pixels in [0, 1]", ylabel="accuracy", xlim=(0, 1.06 * end), ylim=(0, 1.0))
     panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     panel.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8)
-    panel.set_title(title, fontsize=10)
+    panel.set_title(figure_text(title), fontsize=10)
     write_picture(figure, path)
 
 

@@ -4,17 +4,16 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-
 from svdctl.reproduce.table_files import known_columns
 from svdctl.reproduce.table_results import Results
 from svdctl.utils.atomic_write import write_picture
+from svdctl.utils.escapes import one_line
+from svdctl.utils.matplotlib_defaults import Figure, with_defaults
 
 COLORS = ("#4878a8", "#e08a3c", "#5a9e6f", "#b85c5c", "#8b75b0", "#8c7364")
 
 
-@rc_context({"text.parse_math": False, "font.size": 7})
+@with_defaults({"text.parse_math": False, "font.size": 7})
 def plot_bars(results: Results, path: Path) -> None:
     """Plot means with their spread, the paper's numbers as diamonds; empty cells stay empty."""
     columns, rows = results.plan.columns, results.rows
@@ -25,7 +24,7 @@ def plot_bars(results: Results, path: Path) -> None:
     places = list(range(len(rows)))[::-1]
     groups = list(dict.fromkeys(row.row.group for row in rows))
     colors = [COLORS[groups.index(row.row.group) % len(COLORS)] for row in rows]
-    labels = [row.shown + (f" [{', '.join(map(str, row.notes))}]" if row.notes else "") for row in rows]
+    labels = [one_line(row.shown) + (f" [{', '.join(map(str, row.notes))}]" if row.notes else "") for row in rows]
     diamonds = []
     for panel, column in zip(panels, columns, strict=False):
         look, cells = known_columns()[column], [row.figures[column] for row in rows]
@@ -58,4 +57,4 @@ def plot_bars(results: Results, path: Path) -> None:
 
 def _wrapped(lines: Sequence[str], width: float) -> str:
     """Return the lines, each broken to about this many letters."""
-    return "\n".join(textwrap.fill(line, int(width)) for line in lines)
+    return "\n".join(textwrap.fill(one_line(line), int(width)) for line in lines)

@@ -5,13 +5,18 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
-
 from svdctl.reproduce.speed import Point, SpeedResults
 from svdctl.utils.atomic_write import write_picture
+from svdctl.utils.escapes import figure_text
+from svdctl.utils.matplotlib_defaults import (
+    Axes,
+    Figure,
+    FixedLocator,
+    NullFormatter,
+    NullLocator,
+    ScalarFormatter,
+    with_defaults,
+)
 
 AXES: dict[str, tuple[str, Callable[[Point], str]]] = {
     "width": ("channels", lambda point: f"input {point.size}, rank {point.rank / point.x:.0%} of the width"),
@@ -21,7 +26,7 @@ AXES: dict[str, tuple[str, Callable[[Point], str]]] = {
 """What grows along an axis, and what stays."""
 
 
-@rc_context({"font.size": 7, "axes.titlesize": 8, "axes.labelsize": 8})
+@with_defaults({"font.size": 7, "axes.titlesize": 8, "axes.labelsize": 8})
 def plot_speed(results: SpeedResults, path: Path) -> None:
     """Plot growth with width, rank and input size; the whole network's ratios, measured beside modelled."""
     figure = Figure(figsize=(12.5, 6.4), layout="constrained")
@@ -34,7 +39,7 @@ def plot_speed(results: SpeedResults, path: Path) -> None:
         _ratios(row[3], [point for point in results.points if point.axis == "network" and point.work == work])
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    figure.suptitle(f"{results.title}\n{results.machine}", fontsize=9)
+    figure.suptitle(f"{figure_text(results.title)}\n{figure_text(results.machine)}", fontsize=9)
     write_picture(figure, path)
 
 

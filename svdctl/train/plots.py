@@ -1,9 +1,10 @@
 """Pictures of a run: its curves, its spectra before and after, and its certificates."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +17,12 @@ from svdctl.train.metrics_log import read_log
 from svdctl.train.trainer import Trainer
 from svdctl.train.validation import Accuracy
 from svdctl.utils.atomic_write import write_picture
+from svdctl.utils.escapes import figure_text
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from svdctl.utils.matplotlib_defaults import Figure
 
+P = ParamSpec("P")
 GRID = 8
 
 
@@ -90,11 +93,25 @@ def draw(
 
 
 def _figure(width: float, height: float) -> "Figure":
-    from matplotlib.figure import Figure  # a second to import
+    from svdctl.utils.matplotlib_defaults import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def _drawn(plot: Callable[P, None]) -> Callable[P, None]:
+    """Return a function that draws with matplotlib's defaults, and imports it only then: that takes a second."""
+
+    @wraps(plot)
+    def drawn(*arguments: P.args, **named: P.kwargs) -> None:
+        from svdctl.utils.matplotlib_defaults import with_defaults
+
+        with with_defaults():
+            plot(*arguments, **named)
+
+    return drawn
+
+
+@_drawn
 def plot_curves(
     records: Sequence[Mapping[str, Any]], path: Path, *, held_out: str, loss_name: str = CROSS_ENTROPY
 ) -> None:
@@ -117,7 +134,7 @@ def plot_curves(
     loss.plot([r["step"] for r in steps], [r["loss"] for r in steps], color="0.75", lw=1, label="training, by step")
     loss.plot([r["step"] for r in epochs], [r["loss"] for r in epochs], marker=".", label="training")
     loss.plot([r["step"] for r in evaluated], [r["val_loss"] for r in evaluated], marker=".", label=f"{held_out}{of}")
-    loss.set(title=loss_name, xlabel="step", ylim=(0, None))
+    loss.set(title=figure_text(loss_name), xlabel="step", ylim=(0, None))
     loss.legend(frameon=False)
     if has_penalty:
         penalty = panels.pop(0)
@@ -142,6 +159,7 @@ def plot_curves(
     write_picture(figure, path)
 
 
+@_drawn
 def plot_spectra(
     before: Mapping[str, Tensor],
     after: Mapping[str, Tensor],
@@ -171,7 +189,7 @@ def plot_spectra(
         limit = allowed[name]
         if limit is not None:
             panel.axhline(limit, color="tab:red", ls="--", lw=1, label="allowed")
-        panel.set_title(f"{name}, skew" if name in skew else name, fontsize=8)
+        panel.set_title(figure_text(f"{name}, skew" if name in skew else name), fontsize=8)
         panel.set_ylim(0, None)
         panel.tick_params(labelsize=7)
     for panel in panels[len(names) :]:
@@ -187,6 +205,7 @@ def plot_spectra(
     write_picture(figure, path)
 
 
+@_drawn
 def plot_certified(curves: Mapping[str, tuple[Tensor, Tensor]], marks: Sequence[float], path: Path) -> None:
     """Draw certified accuracy against the l2 radius, a curve for each network.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from svdctl.utils.files import create_new, open_regular
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from svdctl.utils.matplotlib_defaults import Figure
 
 
 _PART = re.compile(r"\..*\.\d+\.part", re.DOTALL)
@@ -60,7 +60,10 @@ def write_picture(figure: "Figure", path: Path) -> None:
     Raises:
         OSError: it cannot be written; it names `path`.
     """
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130))
+    from svdctl.utils.matplotlib_defaults import with_defaults  # a second to import
+
+    with with_defaults():
+        write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130))
 
 
 def remove_unfinished(folder: Path) -> None:

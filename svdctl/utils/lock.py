@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from svdctl.errors import SvdctlError
+from svdctl.errors import SvdctlError, UnusableFileError
 from svdctl.utils.files import open_to_lock
 
 
@@ -48,6 +48,8 @@ def held_folder(folder: Path, error: type[SvdctlError], *, work: str, instead: s
     with ExitStack() as stack:
         try:
             mine = stack.enter_context(held(folder / f".lock{part and '-'}{part}"))
+        except UnusableFileError as fault:
+            raise error(str(fault)) from fault
         except OSError as fault:
             raise error(
                 f"nothing can be written in {folder} ({(fault.strerror or str(fault)).lower()}); make it writable, or "

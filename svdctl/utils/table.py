@@ -7,47 +7,15 @@ import csv
 import io
 import json
 import math
-import re
-import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any, Literal
 
+from svdctl.utils import escapes
+from svdctl.utils.escapes import html_text, markdown_line, one_line, tex
 from svdctl.utils.printable import printable
 
 FAILED = "Failed; tried again by the next call:"
-TEX_ESCAPES = {
-    "\\": r"\textbackslash{}",
-    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "<": r"$<$",
-    ">": r"$>$",
-    # After the end of a line, TeX takes a bracket for an option.
-    "[": "{[}",
-    "]": "{]}",
-    "≤": r"$\le$",
-    "≥": r"$\ge$",
-    "≈": r"$\approx$",
-    "×": r"$\times$",
-    "·": r"$\cdot$",
-    "∞": r"$\infty$",
-    "→": r"$\to$",
-    "−": r"$-$",
-    "–": "--",
-    "—": "---",
-    "…": r"\dots{}",
-    "’": "'",
-    "“": "``",
-    "”": "''",
-    "°": r"$^\circ$",
-    "²": r"$^2$",
-    "³": r"$^3$",
-}
-GREEK_CAPITALS = ("GAMMA", "DELTA", "THETA", "LAMDA", "XI", "PI", "SIGMA", "UPSILON", "PHI", "PSI", "OMEGA")
-"""Those that do not look like Latin ones."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +86,13 @@ class Table:
     @property
     def numbered_notes(self) -> list[str]:
         """Return the footnotes; before those that cells refer to stand their numbers."""
+        return [number + text for number, text in self.notes_by_number]
+
+    @property
+    def notes_by_number(self) -> list[tuple[str, str]]:
+        """Return the footnotes with their numbers, as `[1] `; empty where no cell refers to them."""
         referred = {number for row in self.rows for cell in row for number in cell.notes}
-        return [f"[{number}] {text}" if number in referred else text for number, text in enumerate(self.notes, 1)]
+        return [(f"[{number}] " * (number in referred), text) for number, text in enumerate(self.notes, 1)]
 
     def starts_group(self, row: int) -> bool:
         """Return whether a rule stands above this row."""
@@ -129,7 +102,7 @@ class Table:
 def terminal(table: Table, *, rule: bool = True) -> str:
     """Return lines for a terminal, columns padded to one width, without a final line feed; `rule`: below the header."""
     lines = [table.headers, *([_bracketed(cell) for cell in row] for row in table.shown_rows)]
-    lines = [[printable(text).replace("\n", " ") for text in line] for line in lines]
+    lines = [[printable(text.replace("\n", " ")) for text in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = [
         "  ".join(
@@ -140,42 +113,37 @@ def terminal(table: Table, *, rule: bool = True) -> str:
     ]
     if rule:
         padded.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(printable(line) for line in _with_texts(table, padded))
+    return "\n".join(_with_texts(table, padded, one_line))
 
 
 def markdown(table: Table) -> str:
     """Return a Markdown table with its title, caption and notes; it ends with a line feed."""
     lines = [
-        f"| {' | '.join(map(_markdown, table.headers))} |",
+        f"| {' | '.join(map(escapes.markdown, table.headers))} |",
         f"|{''.join('---:|' if right else '---|' for right in table.rights)}",
     ]
-    lines += [f"| {' | '.join(_markdown(_bracketed(cell)) for cell in row)} |" for row in table.shown_rows]
-    return "\n".join(_with_texts(table, lines)) + "\n"
+    lines += [f"| {' | '.join(_bracketed(cell, escapes.markdown) for cell in row)} |" for row in table.shown_rows]
+    return "\n".join(_with_texts(table, lines, markdown_line)) + "\n"
 
 
-def _bracketed(cell: Cell) -> str:
-    return f"{cell.shown} [{', '.join(map(str, cell.notes))}]" if cell.notes else cell.shown
+def _bracketed(cell: Cell, escaped: Callable[[str], str] = str) -> str:
+    return f"{escaped(cell.shown)} [{', '.join(map(str, cell.notes))}]" if cell.notes else escaped(cell.shown)
 
 
-def _with_texts(table: Table, lines: list[str]) -> list[str]:
-    """Return the lines of a table between its title and caption, and its notes."""
-    before = [line for text in (f"# {table.title}" * bool(table.title), table.caption) if text for line in (text, "")]
-    notes = ["", *(f"- {text}" for text in table.numbered_notes)] if table.notes else []
-    failed = ["", FAILED, "", *(f"- {text}" for text in table.failures)] if table.failures else []
+def _with_texts(table: Table, lines: list[str], escaped: Callable[[str], str]) -> list[str]:
+    """Return the lines of a table between its title and caption, and its notes, each text escaped."""
+    before = [f"# {escaped(table.title)}", ""] if table.title else []
+    before += [escaped(table.caption), ""] if table.caption else []
+    notes = ["", *(f"- {number}{escaped(text)}" for number, text in table.notes_by_number)] if table.notes else []
+    failed = ["", FAILED, "", *(f"- {escaped(text)}" for text in table.failures)] if table.failures else []
     return [*before, *lines, *notes, *failed]
-
-
-def _markdown(text: str) -> str:
-    """Return text that stays in its cell and is no HTML."""
-    text = " ".join(text.replace("\\", "\\\\").replace("|", "\\|").splitlines())
-    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
 
 
 def latex(table: Table) -> str:
     """Return a whole LaTeX document with booktabs; the table environment in it can be copied into another."""
     caption = ". ".join(tex(text) for text in (table.title, table.caption) if text)
     lines = [
-        "% " + printable(table.title).replace("\n", " "),
+        "% " + one_line(table.title),
         r"\documentclass{article}",
         r"\usepackage[margin=15mm]{geometry}",
         r"\usepackage[T1]{fontenc}",
@@ -204,29 +172,11 @@ def _tex_cell(cell: Cell) -> str:
     return tex(cell.shown) + (rf"\textsuperscript{{{','.join(map(str, cell.notes))}}}" if cell.notes else "")
 
 
-def tex(text: str) -> str:
-    """Return text with TeX's special characters escaped; signs that pdflatex's T1 fonts lack as symbols or codes."""
-    return "".join(map(_tex_sign, text))
-
-
-def _tex_sign(sign: str) -> str:
-    if sign in TEX_ESCAPES:
-        return TEX_ESCAPES[sign]
-    if sign.isascii():
-        return sign if sign.isprintable() else " "
-    name = unicodedata.name(sign, "")
-    match = re.fullmatch(r"GREEK (SMALL|CAPITAL) LETTER ([A-Z]+)", name)
-    if match and (match[1] == "SMALL" or match[2] in GREEK_CAPITALS):
-        letter = match[2].replace("LAMDA", "LAMBDA").lower()
-        return rf"$\{letter if match[1] == 'SMALL' else letter.capitalize()}$" if letter != "omicron" else "o"
-    return sign if name.startswith("LATIN ") and ord(sign) < 0x180 else rf"\texttt{{U+{ord(sign):04X}}}"
-
-
 def html(table: Table) -> str:
     """Return a `<table>` element with its caption, and its notes as a list; for notebooks."""
     head = [text for text in (table.title, table.caption) if text]
-    lines = ["<table>", *(f"<caption>{escape('. '.join(head))}</caption>" for _ in head[:1])]
-    lines.append(f"<tr>{''.join(f'<th>{escape(text)}</th>' for text in table.headers)}</tr>")
+    lines = ["<table>", *(f"<caption>{html_text('. '.join(head))}</caption>" for _ in head[:1])]
+    lines.append(f"<tr>{''.join(f'<th>{html_text(text)}</th>' for text in table.headers)}</tr>")
     for number, row in enumerate(table.shown_rows):
         style = ' style="border-top: 1px solid"' if table.starts_group(number) else ""
         cells = (_html_cell(cell, right) for cell, right in zip(row, table.rights, strict=True))
@@ -234,13 +184,13 @@ def html(table: Table) -> str:
     lines.append("</table>")
     notes = [*table.numbered_notes, *(f"Failed: {line}." for line in table.failures)]
     if notes:
-        lines.append(f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in notes)}</ul>")
+        lines.append(f"<ul>{''.join(f'<li>{html_text(text)}</li>' for text in notes)}</ul>")
     return "\n".join(lines) + "\n"
 
 
 def _html_cell(cell: Cell, right: bool) -> str:
     notes = f"<sup>{', '.join(map(str, cell.notes))}</sup>" if cell.notes else ""
-    return f'<td style="text-align: {"right" if right else "left"}">{escape(cell.shown)}{notes}</td>'
+    return f'<td style="text-align: {"right" if right else "left"}">{html_text(cell.shown)}{notes}</td>'
 
 
 def records(table: Table) -> list[dict[str, Any]]:
@@ -270,16 +220,20 @@ def csv_text(rows: Sequence[Mapping[str, Any]], header: Sequence[str] = ()) -> s
     writer = csv.DictWriter(file, names, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow(
-            {name: "x".join(map(str, value)) if isinstance(value, list) else value for name, value in row.items()}
-        )
+        writer.writerow({name: _csv_value(value) for name, value in row.items()})
     return file.getvalue()
 
 
+def _csv_value(value: Any) -> Any:
+    if isinstance(value, list):
+        value = "x".join(map(str, value))
+    return escapes.csv_cell(value) if isinstance(value, str) else value
+
+
 def json_text(contents: Mapping[str, Any]) -> str:
-    """Return JSON with a final line feed, signs beyond ASCII as they are.
+    """Return JSON with a final line feed, printable signs beyond ASCII as they are.
 
     Raises:
         ValueError: a number is not finite, which JSON cannot hold.
     """
-    return json.dumps(contents, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return escapes.json_signs(json.dumps(contents, indent=2, ensure_ascii=False, allow_nan=False)) + "\n"

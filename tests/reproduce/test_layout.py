@@ -17,7 +17,7 @@ from svdctl.reproduce.run_store import Outcome
 from svdctl.reproduce.table_files import Request
 from svdctl.reproduce.table_results import Results, assemble, write_table
 from svdctl.utils import table as formats
-from svdctl.utils.table import tex
+from svdctl.utils.escapes import tex
 
 
 def markdown(found: Results) -> str:

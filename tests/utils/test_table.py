@@ -7,7 +7,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from svdctl.utils.table import Cell, Column, Table, csv_text, html, json_text, latex, markdown, records, terminal, tex
+from svdctl.utils.escapes import tex
+from svdctl.utils.table import Cell, Column, Table, csv_text, html, json_text, latex, markdown, records, terminal
 
 ODD = "a|b\\|c <script>alert(1)</script> & 5 % _x_ \x1b[31m"
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from svdctl.config.corruption_names import BENCHMARK, CORRUPTIONS, SEVERITIES
 from svdctl.errors import UsageError
 from svdctl.evaluate.corruptions.corruption_functions import corrupt
+from svdctl.utils.atomic_write import write_atomically
 
 TILE = 72
 """Least size of a shown image in pixels; smaller ones are enlarged by a whole factor, pixel by pixel."""
@@ -51,14 +52,16 @@ def contact_sheet(path: Path | str, images: Tensor | None = None, seed: int = 0)
                 tile = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
                 tile = tile.resize((width * factor, height * factor), Image.Resampling.NEAREST)
                 sheet.paste(tile, (label + column * cell + position * (width * factor + gap), top))
+    Image.init()
+    form = Image.registered_extensions().get(path.suffix.lower())
+    if form is None:
+        raise UsageError(f"{path}: no picture format has this ending; name a .png")
     try:
-        sheet.save(path)
+        write_atomically(path, lambda file: sheet.save(file, form))
     except OSError as error:
         raise UsageError(
             f"{path}: the picture cannot be written ({error.strerror or error}); name a .png in a folder that exists"
         ) from error
-    except ValueError as error:
-        raise UsageError(f"{path}: no picture format has this ending; name a .png") from error
     return path
 
 

@@ -4,16 +4,20 @@ A `.npy` for each corruption: uint8 `(5 n, H, W, 3)`, the five severities one af
 Published are n = 10,000 images of 32 x 32. Arrays are memory-mapped: only the images in use are in memory.
 """
 
+import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from svdctl.data.download import Archive, Tell, check, fetch, unpack
-from svdctl.errors import DataError, first_line
+from svdctl.data.npy_header import check_size, read_npy_header
+from svdctl.errors import DataError, UnusableFileError, first_line
+from svdctl.utils.files import open_regular
 from svdctl.utils.lock import held
 
 SEVERITIES = 5
@@ -99,11 +103,18 @@ def open_cifar_c(folder: Path, labels: npt.NDArray[np.int64], image_shape: tuple
 
 
 def _mapped(path: Path) -> npt.NDArray[np.uint8]:
+    advice = "`settings.cifar-c.root` is the folder of the published .npy files"
     try:
-        return np.lib.format.open_memmap(path, mode="r")
+        with open_regular(path) as file:
+            dtype, shape, fortran_order = read_npy_header(file, "the array")
+            if check_size(dtype, shape, os.fstat(file.fileno()).st_size - file.tell(), "the array") == 0:
+                return np.empty(shape, dtype)
+            order: Literal["F", "C"] = "F" if fortran_order else "C"
+            return np.memmap(file, dtype, "r", file.tell(), shape, order)
     except FileNotFoundError as error:
-        sentence = f"there is no file {path}; `settings.cifar-c.root` is the folder of the published .npy files"
-        raise DataError(sentence) from error
+        raise DataError(f"there is no file {path}; {advice}") from error
+    except UnusableFileError as error:
+        raise DataError(f"{path} {error.reason}; {advice}") from error
     except (ValueError, EOFError, OSError) as error:
         raise DataError(
             f"{path} is damaged or cut short ({first_line(error, 150)}); get the published file again"

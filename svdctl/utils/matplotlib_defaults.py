@@ -1,0 +1,63 @@
+"""matplotlib with the settings that it ships with: no file in the current folder and no variable changes a picture.
+
+A `matplotlibrc` can have TeX typeset every text, and with it run what its preamble says.
+"""
+
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+
+@contextmanager
+def _in_its_folder() -> Iterator[None]:
+    """Make the folder of matplotlib's defaults the current one: when imported, it reads its settings from there."""
+    found = importlib.util.find_spec("matplotlib")
+    assert found is not None
+    assert found.origin is not None
+    here = os.open(".", os.O_PATH)
+    try:
+        os.chdir(Path(found.origin).parent / "mpl-data")
+        yield
+    finally:
+        os.fchdir(here)
+        os.close(here)
+
+
+with _in_its_folder():
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import (
+        FixedLocator,
+        NullFormatter,
+        NullLocator,
+        PercentFormatter,
+        ScalarFormatter,
+    )
+
+__all__ = [
+    "Axes",
+    "Figure",
+    "FixedLocator",
+    "NullFormatter",
+    "NullLocator",
+    "PercentFormatter",
+    "ScalarFormatter",
+    "with_defaults",
+]
+
+
+@contextmanager
+def with_defaults(settings: Mapping[str, Any] = MappingProxyType({})) -> Iterator[None]:
+    """Draw and write with matplotlib's defaults, whatever the process has set, and never with TeX.
+
+    Args:
+        settings: others than the defaults, by name.
+    """
+    defaults: dict[Any, Any] = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
+    with matplotlib.rc_context(defaults | dict(settings) | {"text.usetex": False}):
+        yield
