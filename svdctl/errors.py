@@ -73,12 +73,18 @@ class TrainingError(SvdctlError):
     """A run that had begun and could not go on: a loss that is not finite, a full disk, a lost folder."""
 
 
+class UnusableFolderError(TrainingError):
+    """A run folder that another process holds, that cannot be written or that is a link; nothing was begun."""
+
+    exit_code = 2
+
+
 class EvaluationError(SvdctlError):
     """An evaluation that cannot go on, or whose figures contradict each other and must not be used."""
 
 
 class Interrupted(SvdctlError):  # noqa: N818 - it is no error
-    """A run stopped by the user after it saved its state."""
+    """Work stopped by the user; the message says what is saved of it."""
 
     exit_code = 130
 

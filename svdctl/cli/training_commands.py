@@ -106,9 +106,7 @@ def _reporter(command: Command) -> "Iterator[TrainingDisplay]":
         yield reporter
     except KeyboardInterrupt as error:
         # Typer would end the process without a word.
-        raise Interrupted(
-            f"interrupted; what the run had saved is intact (svdctl {command.name} --resume RUN)"
-        ) from error
+        raise Interrupted("interrupted; nothing was begun") from error
     finally:
         reporter.close()
 

@@ -1,7 +1,7 @@
 """Loggers: where the figures of a training go while it runs; a user's own are registered as those of svdctl are."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,8 @@ class RunInfo:
     """The whole configuration as a nested table of JSON's types."""
     lines: Sequence[Mapping[str, Any]] | None = None
     """Of a run that is resumed: its lines so far, without those of steps that are made again."""
+    notice: Callable[[str], None] = lambda text: None
+    """Is given sentences that the user should read."""
 
 
 class LogWriter(Protocol):
@@ -117,7 +119,7 @@ class RunLog:
         """Add a line of `svdctl.train.metrics_log.make_line` to each log.
 
         Raises:
-            TrainingError: a logger failed, or `metrics.jsonl` was removed.
+            TrainingError: a logger failed, or the run folder was removed.
             OSError: a file cannot be written, as on a full disk.
         """
         for kind, writer in self._writers:

@@ -16,7 +16,7 @@ from svdctl.config.train_config import TrainConfig
 from svdctl.control.controller import Controller
 from svdctl.data.batches import derived_seed
 from svdctl.distributed.group import Group
-from svdctl.errors import CheckpointError, TrainingError
+from svdctl.errors import CheckpointError, UnusableFolderError
 from svdctl.layers.batchnorm import share_statistics_
 from svdctl.layers.shapes import input_sizes
 from svdctl.models.build import build_model
@@ -67,13 +67,13 @@ class TrainingRun:
             needs_best: fail, and do not go on, when the network that was picked is lost.
 
         Raises:
-            TrainingError: another process trains in the folder, or did since the checkpoint was read.
+            UnusableFolderError: another process trains in the folder, or did since the checkpoint was read.
             CheckpointError: the checkpoint's state does not fit; `best.pt` is lost, where it is needed.
         """
         first = self.fabric.is_global_zero
         with locked(self.folder) if first else nullcontext():
             if first and not is_current():
-                raise TrainingError(f"another process went on in {self.folder} meanwhile; run the command again")
+                raise UnusableFolderError(f"another process went on in {self.folder} meanwhile; run the command again")
             return self._train(history, needs_best)
 
     def _train(self, history: History | None, needs_best: bool) -> TrainResult:
@@ -113,7 +113,9 @@ class TrainingRun:
             log = None
             if self.fabric.is_global_zero:
                 lines = None if history is None else history.lines
-                log = RunLog(RunInfo(self.folder, config.model_dump(mode="json"), lines), config.log)
+                log = RunLog(
+                    RunInfo(self.folder, config.model_dump(mode="json"), lines, self.reporter.notice), config.log
+                )
                 opened.callback(log.close)
             opened.enter_context(chosen_kernels(config.hardware, self.fabric.device))
             stop = opened.enter_context(stop_on_signal())

@@ -1,6 +1,7 @@
 """One controlled training from a configuration to a run folder; `svdctl train` and `svdctl train-lipconv` call it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from svdctl.config.train_config import TrainConfig
 from svdctl.data.batches import steps_per_epoch
 from svdctl.data.data_source import source_of
 from svdctl.distributed.failure_detector import end_together
-from svdctl.errors import CheckpointError, UsageError
+from svdctl.errors import CheckpointError, Interrupted, UsageError
 from svdctl.train.result import TrainResult
 from svdctl.train.run import TrainingRun
 from svdctl.train.run_hash import config_in, differing
@@ -41,22 +42,23 @@ def run(
         UsageError, DataError: before anything is written.
         TrainingError: for a loss that is not finite; what was saved stays.
     """
-    fabric = launch(config)
-    config = with_proofs(config, fabric.device)
     folder: Path | None = None
-    with end_together(fabric, lambda: _after_loss(folder, to_resume)):
-        with fabric.rank_zero_first(local=True):  # data may have to be downloaded
-            parts = load_parts(config)
-        lines = plan(config, base)
-        folder = fabric.broadcast(create_run_folder(config.out_dir, config.name) if fabric.is_global_zero else None)
-        assert folder is not None
-        lines[-1] = f"run      {folder}, {SELECTION[config.evaluation.select]}"
-        if fabric.is_global_zero:
-            for line in lines:
-                reporter.say(line)
-            write_atomically(folder / "config.toml", to_toml(config))
-            write_environment(folder, str(fabric.device), config.seed)
-        return TrainingRun(config, parts, fabric, folder, reporter).execute(None)
+    with _interrupted(lambda: _after_loss(folder, to_resume)):
+        fabric = launch(config)
+        config = with_proofs(config, fabric.device)
+        with end_together(fabric, lambda: _after_loss(folder, to_resume)):
+            with fabric.rank_zero_first(local=True):  # data may have to be downloaded
+                parts = load_parts(config)
+            lines = plan(config, base)
+            folder = fabric.broadcast(create_run_folder(config.out_dir, config.name) if fabric.is_global_zero else None)
+            assert folder is not None
+            lines[-1] = f"run      {folder}, {SELECTION[config.evaluation.select]}"
+            if fabric.is_global_zero:
+                for line in lines:
+                    reporter.say(line)
+                write_atomically(folder / "config.toml", to_toml(config))
+                write_environment(folder, str(fabric.device), config.seed)
+            return TrainingRun(config, parts, fabric, folder, reporter).execute(None)
 
 
 def resume(
@@ -97,7 +99,7 @@ def resume(
     if refused is not None and (why := refused(config)) is not None:
         raise CheckpointError(f"{path} {why}")
     if not checkpoint.training:
-        raise CheckpointError(f"{path} holds no state of training; resume from {folder / 'last.pt'}")
+        raise CheckpointError(f"{path} holds no state of training; {_instead(folder, file)}")
     if (beside := config_in(folder)) is not None and (others := differing(config, beside)):
         raise CheckpointError(
             f"{file} is of another run than {folder / 'config.toml'} (other {', '.join(others)}), and a run cannot "
@@ -113,29 +115,29 @@ def resume(
         for section, fields in changes.items():
             table[section].update(fields)
         config = TrainConfig.model_validate(table)
-    fabric = launch(config)
-    with end_together(fabric, lambda: _after_loss(folder, to_resume)):
-        with fabric.rank_zero_first(local=True):  # data may have to be downloaded
-            parts = load_parts(config)
-        with checkpoint_error_on_mismatch(path):
-            history = read_history(checkpoint, folder)
-        notice, changed, judged_anew = _compared(history, parts, path, allow_changed_data)
-        with checkpoint_error_on_mismatch(path):
-            picked = int(history.training["counters"]["best_step"]) if judged_anew else 0
-            history = _going_on(history, file, changed, judged_anew)
-        if picked:
-            notice = (
-                f"{notice}; the network that was picked in step {picked} was judged by the others and does not count"
-            )
-        if fabric.is_global_zero:
-            step = int(checkpoint.metrics.get("step", 0))
-            reporter.say(f"resume   {folder} after step {step}")
-            for line in plan(config, str(folder / "config.toml"))[1:-1]:
-                reporter.say(line)
-            if notice is not None:
-                reporter.notice(notice)
-        run = TrainingRun(config, parts, fabric, folder, reporter)
-        return run.execute(history, is_current=lambda: _stamp(file) == stamp, needs_best=needs_best)
+    with _interrupted(lambda: _after_loss(folder, to_resume)):
+        fabric = launch(config)
+        with end_together(fabric, lambda: _after_loss(folder, to_resume)):
+            with fabric.rank_zero_first(local=True):  # data may have to be downloaded
+                parts = load_parts(config)
+            with checkpoint_error_on_mismatch(path):
+                history = read_history(checkpoint, folder)
+            notice, changed, judged_anew = _compared(history, parts, path, allow_changed_data)
+            with checkpoint_error_on_mismatch(path):
+                picked = int(history.training["counters"]["best_step"]) if judged_anew else 0
+                history = _going_on(history, file, changed, judged_anew)
+            if picked:
+                lost = f"the network that was picked in step {picked} was judged by the others and does not count"
+                notice = f"{notice}; {lost}"
+            if fabric.is_global_zero:
+                step = int(checkpoint.metrics.get("step", 0))
+                reporter.say(f"resume   {folder} after step {step}")
+                for line in plan(config, str(folder / "config.toml"))[1:-1]:
+                    reporter.say(line)
+                if notice is not None:
+                    reporter.notice(notice)
+            run = TrainingRun(config, parts, fabric, folder, reporter)
+            return run.execute(history, is_current=lambda: _stamp(file) == stamp, needs_best=needs_best)
 
 
 def _going_on(history: History, file: Path, changed: str | None, judged_anew: bool) -> History:
@@ -236,6 +238,25 @@ def _newest_epoch(folder: Path) -> Path | None:
         if _counters(file):
             return file
     return None
+
+
+def _instead(folder: Path, file: Path) -> str:
+    """Return what to do where a file holds a network and no state of training, as `best.pt` does."""
+    last = folder / "last.pt"
+    if file.name != last.name and _counters(last):
+        return f"resume from {last}"
+    if (kept := _newest_epoch(folder)) is not None:
+        return f"resume from {kept}, the newest that holds one"
+    return f"restore {last} from a copy, or train anew: no file of this run holds one"
+
+
+@contextmanager
+def _interrupted(advice: Callable[[], str]) -> Iterator[None]:
+    """Turn Ctrl-C into a sentence that says what is saved."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted(f"interrupted; {advice()}") from error
 
 
 def _after_loss(folder: Path | None, to_resume: Callable[[Path], str]) -> str:

@@ -5,11 +5,13 @@ import resource
 import shutil
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from svdctl.checkpoint.checkpoint_file import read_checkpoint
+from svdctl.train.metrics_log import read_log
 from tests.faults.small import (
     Command,
     Ended,
@@ -159,7 +161,7 @@ def test_a_folder_that_may_not_be_written(begun: Path, tmp_path: Path) -> None:
             ended = resume(tmp_path, run, _obey_modes).end()
     finally:
         run.chmod(0o755)
-    assert ended.code == 1
+    assert ended.code == 2
     assert f"nothing can be written in {run} (permission denied)" in ended.sentence
     shutil.copytree(run, tmp_path / "copy")
     stopped = Command(["train", "--resume", tmp_path / "copy"], tmp_path / "log")
@@ -222,6 +224,40 @@ def test_a_lost_log_is_no_lost_run(begun: Path, tmp_path: Path) -> None:
         assert command.end().code == 130
         ends.append(read_checkpoint(run).metrics["step"])
         assert ends[-1] >= 20
+
+
+def test_a_log_that_is_removed_while_the_run_trains(tmp_path: Path) -> None:
+    """The run goes on and saves, in a new log, and says so; what is lost of the log is told on resuming."""
+    command = train(tmp_path, make(tmp_path, "checkpoint.every_steps=3", epochs=12))
+    command.wait_for(run_folder(tmp_path))
+    run = only_run(tmp_path)
+    (run / "metrics.jsonl").unlink()
+    ended = command.end()
+    assert ended.code == 0
+    (note,) = ended.err.strip().splitlines()
+    assert f"note: {run / 'metrics.jsonl'} was removed while the run trained; the run goes on" in note
+    assert read_checkpoint(run).metrics["step"] == 48
+    logged = [line["step"] for line in read_log(run / "metrics.jsonl") if line["kind"] == "step"]
+    assert logged == list(range(logged[0], 49))
+    assert f"from step {logged[0]} on" in note
+    again = resume(tmp_path, run).end()
+    assert again.code == 0
+    assert f"lacks {logged[0] - 1} of 48 lines about steps" in again.err
+    assert sum(line["kind"] == "epoch" for line in read_log(run / "metrics.jsonl")) == 12
+
+
+def test_a_folder_that_takes_the_place_of_the_log(tmp_path: Path) -> None:
+    command = train(tmp_path, make(tmp_path, "checkpoint.every_steps=3", epochs=4000))
+    command.wait_for(run_folder(tmp_path))
+    log = only_run(tmp_path) / "metrics.jsonl"
+    while not log.is_dir():
+        with suppress(OSError):  # the run may have made a new file
+            log.unlink()
+        with suppress(OSError):
+            log.mkdir()
+    ended = command.end(30)
+    assert ended.code == 1
+    assert f"{log} is a folder" in ended.err
 
 
 def test_the_disk_is_full_and_then_is_not(begun: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_a_link_for_a_run_folder(run: Path, tmp_path: Path) -> None:
     with unchanged(run / "last.pt", run / "metrics.jsonl"):
         for path in (link, link / "last.pt"):
             ended = resume(tmp_path, path).end()
-            assert ended.code == 1
+            assert ended.code == 2
             assert f"{link} is a link to {run}" in ended.sentence
 
 
@@ -44,7 +44,7 @@ def test_a_link_within_a_run_folder(run: Path, tmp_path: Path, name: str) -> Non
     (copy / name).symlink_to(target)
     with unchanged(target):
         ended = resume(tmp_path, copy).end()
-    assert ended.code == 1
+    assert ended.code == 2
     assert f"{copy / name} is a link to {target}" in ended.sentence
 
 
@@ -84,7 +84,7 @@ def test_two_commands_in_one_folder(tmp_path: Path) -> None:
     seconds = [resume(tmp_path, run), resume(tmp_path, run / "last.pt"), resume(tmp_path, run)]
     for second in seconds:
         ended = second.end()
-        assert ended.code == 1
+        assert ended.code == 2
         assert f"another process trains in {run}" in ended.sentence
     assert first.running
     first.signal(9)

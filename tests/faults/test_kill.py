@@ -3,13 +3,17 @@
 import random
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from svdctl.checkpoint.checkpoint_file import read_checkpoint
+from svdctl.checkpoint.checkpoint_file import read_checkpoint, write_checkpoint
+from svdctl.errors import CheckpointError
+from svdctl.train import start as recipe
 from svdctl.train.metrics_log import read_log
+from svdctl.utils.progress import Reporter
 from tests.faults.small import Command, assert_equal, halves, make, only_run, resume, run_folder, state, train
 
 SETS = ("checkpoint.every_steps=3", "optimizer.lr=0.02")
@@ -101,3 +105,25 @@ def test_before_the_first_checkpoint(tmp_path: Path) -> None:
     ended = resume(tmp_path, run).end()
     assert ended.code == 2
     assert "there is no checkpoint" in ended.sentence
+
+
+def test_the_advice_for_a_file_without_a_state_of_training_is_never_that_file(tmp_path: Path) -> None:
+    """`best.pt` copied over `last.pt`, with and without an epoch that was kept."""
+    assert train(tmp_path, make(tmp_path, "checkpoint.keep=true", epochs=1)).end().code == 0
+    run = only_run(tmp_path)
+    whole = read_checkpoint(run)
+    write_checkpoint(run / "best.pt", replace(whole, training={}))
+
+    def told(path: Path) -> str:
+        with pytest.raises(CheckpointError, match="holds no state of training") as error:
+            recipe.resume(path, reporter=Reporter())
+        return str(error.value).partition("; ")[2]
+
+    assert told(run / "best.pt") == f"resume from {run / 'last.pt'}"
+    (run / "last.pt").write_bytes((run / "best.pt").read_bytes())
+    for path in (run, run / "last.pt", run / "best.pt"):
+        assert told(path) == f"resume from {run / 'epoch-1.pt'}, the newest that holds one"
+    (run / "epoch-1.pt").unlink()
+    for path in (run, run / "best.pt"):
+        said = f"restore {run / 'last.pt'} from a copy, or train anew: no file of this run holds one"
+        assert told(path) == said

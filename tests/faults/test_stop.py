@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,13 @@ from svdctl.checkpoint.checkpoint_file import read_checkpoint
 from svdctl.cli.reproduce_progress import SweepDisplay
 from svdctl.config.presets import to_toml
 from svdctl.config.train_config import TrainConfig
+from svdctl.errors import Interrupted
 from svdctl.reproduce.run_store import RunStore
+from svdctl.train import start as recipe
 from svdctl.train.metrics_log import read_log
+from svdctl.train.run import TrainingRun
 from svdctl.train.run_hash import run_hash
+from svdctl.utils.progress import Reporter
 from svdctl.utils.run_dir import create_run_folder
 from tests.faults.small import Command, assert_equal, make, only_run, resume, run_folder, state, train
 
@@ -95,6 +100,33 @@ def test_a_run_whose_signal_came_in_its_last_step_is_finished(tmp_path: Path) ->
     if (run / "last.pt").exists() and read_checkpoint(run).metrics["step"] == 32:
         assert resume(tmp_path, run).end().code == 0
         assert (run / "spectrum.png").exists()
+
+
+def test_what_is_said_to_be_saved_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while data are loaded, before the first step, and after a checkpoint."""
+    config = make(tmp_path, epochs=1)
+
+    def interrupted(*given: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    for module, name, saved in (
+        (recipe, "load_parts", False),
+        (TrainingRun, "execute", False),
+        (recipe, "load_parts", True),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(module, name, interrupted)
+            begin = partial(recipe.resume, only_run(tmp_path)) if saved else partial(recipe.run, config, base="")
+            with pytest.raises(Interrupted) as told:
+                begin(reporter=Reporter())
+        if saved:
+            assert str(told.value) == f"interrupted; go on from what was saved with resume {only_run(tmp_path)}"
+        else:
+            assert str(told.value) == "interrupted; nothing had been saved yet, run the command again"
+            shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+            if name == "execute":
+                assert train(tmp_path, config).end().code == 0
+    assert told.value.exit_code == 130
 
 
 # Clocks.

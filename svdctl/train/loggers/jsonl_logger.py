@@ -6,7 +6,7 @@ from io import TextIOWrapper
 from typing import Any, Literal
 
 from svdctl.config.base import Config
-from svdctl.errors import TrainingError
+from svdctl.errors import TrainingError, UnusableFileError
 from svdctl.train.logger import Logger, LogWriter, RunInfo, register_logger
 from svdctl.train.metrics_log import line_text
 from svdctl.utils.atomic_write import error_names, write_atomically
@@ -34,25 +34,44 @@ class JsonlLogger(Logger):
 class _JsonlWriter:
     def __init__(self, run: RunInfo) -> None:
         self._path = run.folder / "metrics.jsonl"
+        self._notice = run.notice
         if run.lines is not None:
             write_atomically(self._path, "".join(map(line_text, run.lines)))
-        self._file = TextIOWrapper(open_to_append(self._path), encoding="utf-8")
+        self._file = self._open()
+
+    def _open(self) -> TextIOWrapper:
+        return TextIOWrapper(open_to_append(self._path), encoding="utf-8")
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append a line.
+        """Append a line; where the file was removed, to a new one.
 
         Raises:
-            TrainingError: the file was removed, as with its folder.
+            TrainingError: the run folder was removed, or a link, folder or device has taken the file's place.
             OSError: it cannot be written, as on a full disk.
         """
         if os.fstat(self._file.fileno()).st_nlink == 0:
-            raise TrainingError(
-                f"{self._path} was removed while the run trained in its folder; stopped at step {line['step']}, what "
-                f"is left in {self._path.parent} is kept"
-            )
+            self._begin_anew(line["step"])
         with error_names(self._path):
             self._file.write(line_text(line))
             self._file.flush()
+
+    def _begin_anew(self, step: int) -> None:
+        """Open a new file in the place of one that was removed, and say so."""
+        if not self._path.parent.is_dir():
+            raise TrainingError(
+                f"{self._path} was removed with its folder while the run trained in it; stopped at step {step}"
+            )
+        self._file.close()
+        try:
+            self._file = self._open()
+        except UnusableFileError as error:
+            raise TrainingError(
+                f"{error}; the log was removed while the run trained, stopped at step {step}"
+            ) from error
+        self._notice(
+            f"{self._path} was removed while the run trained; the run goes on and saves as before, with a new log from "
+            f"step {step} on. The lines before are lost but for those about epochs, which are in the checkpoints"
+        )
 
     def close(self) -> None:
         """Flush and close."""
