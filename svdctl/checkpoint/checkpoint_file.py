@@ -1,6 +1,7 @@
 """Checkpoints: written whole or not at all, checked on reading, describing themselves, never executing anything."""
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from torch import Tensor, nn
 
+from svdctl.checkpoint.pickled_calls import UnreadTensor
+from svdctl.checkpoint.pickles import tensors_in
+from svdctl.checkpoint.tensors import check_sizes
 from svdctl.checkpoint.torch_archive import FORMAT, VERSION, is_checkpoint, read_torch
 from svdctl.config.migrate import migrate_configuration, migrate_metrics
 from svdctl.config.train_config import TrainConfig
@@ -21,6 +25,10 @@ from svdctl.models.architecture import architecture_of
 from svdctl.models.build import build_model, count_on_meta
 from svdctl.plugins import missing_plugins
 from svdctl.utils.atomic_write import write_atomically
+
+MAX_IMAGE = 2**20
+"""Numbers in an image that a network of any size may be for, 3 x 591 x 591; for larger ones it has as many weights. The
+analysis of a layer takes time and memory in proportion to them, and a few bytes in a file can name any size."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +104,18 @@ def read_checkpoint(path: Path) -> Checkpoint:
                 f"them add {' '.join(f'`plugin = {name}`' for name in missing)}, or import them first in Python"
             ) from error
         fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"])) or "its configuration"
+        where = " ".join(".".join(map(str, fault["loc"])).split()) or "its configuration"
         raise CheckpointError(
-            f"{path} is no sound checkpoint ({where[:100]}: {fault['msg'][:100]}); use another one"
+            f"{path} is no sound checkpoint ({where[:100]}: {first_line(ValueError(fault['msg']), 100)}); "
+            "use another one"
         ) from error
+    held = {f"tensor {place} of the training": tensor for place, tensor in enumerate(tensors_in(found.training))}
+    check_sizes({**held, **found.model}, path.stat().st_size, str(path))
+    if math.prod(found.image_shape) > max(MAX_IMAGE, sum(value.numel() for value in found.model.values())):
+        raise CheckpointError(
+            f"{path} is no sound checkpoint (image_shape: images of {' x '.join(map(str, found.image_shape))[:40]} for "
+            "so few weights); use another one"
+        )
     if not _is_plausible(config, len(found.classes), found.model):
         raise CheckpointError(f"{path}: its weights do not fit the configuration beside them; use another one")
     return Checkpoint(config, found.classes, found.image_shape, found.model, found.training, found.metrics, found.data)
@@ -163,6 +179,8 @@ class _Contents(BaseModel):
 def _is_plausible(config: TrainConfig, classes: int, model: Mapping[str, Tensor]) -> bool:
     """Return whether a network of this configuration is as large as the weights: a few bytes may ask for any size."""
     if architecture_of(config.model).smallest(config.model) > len(model):
+        return False
+    if any(isinstance(value, UnreadTensor) for value in model.values()):
         return False
     try:
         parameters = count_on_meta(config, classes)

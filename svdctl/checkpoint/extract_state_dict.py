@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from svdctl.checkpoint.pickled_calls import NumpyArray
-from svdctl.checkpoint.pickles import CONVERT, ObjectRecord
+from svdctl.checkpoint.pickles import CONVERT, ObjectRecord, tensors_in
 from svdctl.checkpoint.tensors import holds_weights, words_of
 from svdctl.errors import CheckpointError
 
@@ -171,8 +171,12 @@ def _parts(value: object) -> Iterator[tuple[str, object]]:
             yield str(place), part
 
 
+def _line(name: object) -> str:
+    return " ".join(str(name).split())
+
+
 def _name(name: object) -> str:
-    text = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+    text = name if isinstance(name, str) else name.decode(errors="replace") if isinstance(name, bytes) else _line(name)
     # A file may hold halves of characters, which no name that is hashed or printed can have.
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
@@ -301,7 +305,7 @@ def may_hold_weights(part: object, name: str = "") -> bool:
 
 def _may_be_weight(path: tuple[str, ...], value: object) -> bool:
     if isinstance(value, ObjectRecord):
-        return any(holds_weights(tensor) for tensor in value.tensors())
+        return any(holds_weights(tensor) for tensor in tensors_in(value))
     if not isinstance(value, Tensor) or not holds_weights(value) or _OF_NUMPY in path:
         return False
     is_rng = value.dtype == torch.uint8 and value.ndim == 1 and value.numel() in _RNG_STATES
@@ -313,10 +317,11 @@ def holds_numbers(value: object) -> bool:
     leaves = [leaf for _, leaf in _leaves(value)]
     whole = [leaf for leaf in leaves if isinstance(leaf, int) and not isinstance(leaf, bool)]
     others = float | complex | bytes | bytearray | NumpyArray
-    return len(whole) > 1 or any(
-        (isinstance(leaf, others) and leaf != b"") or (isinstance(leaf, ObjectRecord) and any(leaf.tensors()))
-        for leaf in leaves
-    )
+    return len(whole) > 1 or any((isinstance(leaf, others) and leaf != b"") or _wraps_tensors(leaf) for leaf in leaves)
+
+
+def _wraps_tensors(value: object) -> bool:
+    return isinstance(value, ObjectRecord) and next(tensors_in(value), None) is not None
 
 
 def _clashing(entries: Iterator[tuple[str, object]], where: str) -> dict[str, object]:
@@ -370,10 +375,8 @@ def _without_wrappers(entries: dict[str, object], where: str) -> tuple[dict[str,
 
 def _nothing(contents: object) -> str:
     """Return what a file without weights holds, and what to do."""
-    record = next(
-        (value for _, value in _leaves(contents) if isinstance(value, ObjectRecord) and any(value.tensors())), None
-    )
-    if record is not None:
+    record = next((value for _, value in _leaves(contents) if _wraps_tensors(value)), None)
+    if isinstance(record, ObjectRecord):
         return f"holds its weights in an object of the class {record.name[:80]}, not in a dict; {CONVERT}"
     names = [repr(name[:40]) for name, _ in _parts(contents)]
     if not names:

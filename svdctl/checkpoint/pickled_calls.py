@@ -284,6 +284,7 @@ def _numpy_type(arguments: tuple[Any, ...], of: Unpickler) -> NumpyType:
 _CALLS: dict[str, Call] = {
     "_codecs.encode": _encoded,
     "builtins.bytearray": _bytearray,
+    "builtins.bytes": lambda arguments, of: b"" if not arguments else ObjectRecord("builtins.bytes", arguments),
     "builtins.complex": _complex,
     "builtins.set": _set,
     "collections.Counter": _counter,

@@ -78,27 +78,6 @@ class ObjectRecord(dict[object, object]):
     def __reduce__(self) -> tuple[type["ObjectRecord"], tuple[str, list[object]]]:
         return ObjectRecord, (self.name, self.parts)
 
-    def tensors(self) -> Iterator[Tensor]:
-        """Yield the tensors somewhere in it."""
-        waiting: list[object] = [self]
-        seen = {id(self)}
-        while waiting:
-            value = waiting.pop()
-            if isinstance(value, Tensor):
-                yield value
-                continue
-            inner: list[object] = []
-            if isinstance(value, ObjectRecord):
-                inner += value.parts
-            if isinstance(value, Mapping):
-                inner += value.values()
-            elif isinstance(value, list | tuple):
-                inner += value
-            for part in inner:
-                if isinstance(part, Tensor | Mapping | list | tuple) and id(part) not in seen:
-                    seen.add(id(part))
-                    waiting.append(part)
-
 
 class Reference(ObjectRecord):
     """A class or function that a file names."""
@@ -117,6 +96,25 @@ class IncompleteRecord(ObjectRecord):
     def finished(self, state: object, limit: WorkLimit) -> object:
         """Return what it becomes with its state."""
         raise NotImplementedError  # each kind of them has its own
+
+
+def tensors_in(contents: object) -> Iterator[Tensor]:
+    """Yield the tensors in dicts, lists, tuples and records, each once."""
+    waiting, seen = [contents], {id(contents)}
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor):
+            yield value
+            continue
+        inner = list(value.values()) if isinstance(value, Mapping) else []
+        if isinstance(value, ObjectRecord):
+            inner += value.parts
+        elif isinstance(value, list | tuple):
+            inner += value
+        for part in inner:
+            if isinstance(part, Tensor | Mapping | list | tuple) and id(part) not in seen:
+                seen.add(id(part))
+                waiting.append(part)
 
 
 Call = Callable[[tuple[Any, ...], "Unpickler"], object]
@@ -268,6 +266,8 @@ class Unpickler:
             self.at = end + 1
         module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(parts[0], parts[0])
         name = f"{module}.{parts[1]}"
+        if not name.isprintable():
+            raise ValueError("no name")
         if name not in self._names:
             if module.partition(".")[0] in _ACTING or name in _ACTING_FUNCTIONS:
                 raise CheckpointError(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from svdctl.checkpoint import checkpoint_file
 from svdctl.checkpoint.checkpoint_file import Checkpoint, load, write_checkpoint
 from svdctl.checkpoint.stored_layers import stored_layers
 from svdctl.checkpoint.weight_file import read_tensors
@@ -81,3 +82,38 @@ def test_square_frames_of_formats_before_reflections_are_the_same_frames(
     images = torch.rand(2, 3, 32, 32)
     assert torch.equal(load(tmp_path)(images), before(images))
     assert not torch.allclose(load(tmp_path / "now.pt")(images), before(images))
+
+
+def _small(path: Path, change: dict[str, object]) -> None:
+    config = TrainConfig(model=Wrn(depth=10, width=1))
+    state = build_model(config, 10).state_dict()
+    write_checkpoint(path, Checkpoint(config, tuple("0123456789"), (3, 32, 32), state, {}, {}))
+    contents = torch.load(path, weights_only=True)
+    if "model" in change:
+        change = {**change, "model": {**contents["model"], **change["model"]}}  # type: ignore[dict-item]
+    torch.save({**contents, **change}, path)
+
+
+CLASSES = 2_000_000
+MANY = {"classes": ["a"] * CLASSES}
+HEAD = {"fc.weight": torch.zeros(1).expand(CLASSES, 64), "fc.bias": torch.zeros(1).expand(CLASSES)}
+LARGE: dict[str, tuple[dict[str, object], str]] = {
+    "images of 2,048 x 2,048": ({"image_shape": [3, 2_048, 2_048]}, "images of 3 x 2048 x 2048 for so few weights"),
+    "images of a terabyte": ({"image_shape": [3, 10**6, 10**6]}, "for so few weights"),
+    "two million classes": (MANY, "do not fit the configuration"),
+    "two million classes and weights without memory": ({**MANY, "model": HEAD}, "'fc.weight' claims"),
+    "weights without memory beside them": ({**MANY, "model": {"x": HEAD["fc.weight"]}}, "'x' claims"),
+    "a state of training without memory": ({"training": {"a": [HEAD["fc.weight"]]}}, "of the training' claims"),
+    "weights without numbers": ({"model": {"fc.weight": torch.empty(10, 64, device="meta")}}, "do not fit"),
+}  # fmt: skip
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("change", "told"), LARGE.values(), ids=LARGE)
+def test_a_network_far_larger_than_the_file_is_not_built(
+    change: dict[str, object], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _small(tmp_path / "last.pt", change)
+    monkeypatch.setattr(checkpoint_file, "build_model", lambda *_: pytest.fail("built"))
+    with pytest.raises(CheckpointError, match=told):
+        load(tmp_path)

@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 
 from svdctl.checkpoint import work_limit
+from svdctl.checkpoint.torch_archive import read_torch
 from svdctl.checkpoint.weight_file import read_tensors
 from svdctl.errors import CheckpointError
 from tests.checkpoint.files import TRACE, Evil, legacy_with, rewrite_zip, save_legacy, state_dict, with_pickle
@@ -201,6 +202,12 @@ def test_places_that_are_no_files(tmp_path: Path) -> None:
     assert "link to nothing" in refused(tmp_path / "link.pt")
     os.mkfifo(tmp_path / "pipe.pt")
     assert "no ordinary file" in refused(tmp_path / "pipe.pt")
+    for device in ("/dev/zero", "/dev/null"):
+        assert "no ordinary file" in refused(Path(device))
+    for name in ("pipe.pt", "run.pt"):
+        (tmp_path / "run.pt").mkdir(exist_ok=True)
+        with pytest.raises(CheckpointError, match=name):
+            read_torch(tmp_path / name)
     with pytest.raises(CheckpointError, match="cannot be opened"):
         read_tensors(str(tmp_path / "a\0b"))
     with pytest.raises(CheckpointError, match="cannot be opened"):

@@ -26,7 +26,7 @@ from svdctl.data.npz import Npz
 from svdctl.errors import DataError
 from svdctl.evaluate.attack.attack_progress import Assignment, kept_progress
 from svdctl.evaluate.attack_settings import AttackSettings
-from tests.checkpoint.files import TRACE, Evil, save_legacy
+from tests.checkpoint.files import TRACE, Evil, save_legacy, with_pickle
 from tests.faults.small import Command, make, only_run, train, write_data
 from tests.train.cifar_files import write_cifar
 
@@ -82,6 +82,16 @@ def test_nor_what_a_kept_state_of_an_attack_says(tmp_path: Path, monkeypatch: py
         assert not kept_progress(tmp_path / "attack.pt", work, said.append).kept
         assert "cannot be loaded safely" in said[0]
     assert not (tmp_path / TRACE).exists()
+
+
+def test_a_kept_state_of_an_attack_that_nests_without_end(tmp_path: Path) -> None:
+    """Read as every other file of torch.save: a deep tuple ends no process."""
+    work = Assignment(AttackSettings(), torch.arange(4), torch.zeros(4, dtype=torch.int64), "bound")
+    for contents in (b")" + b"\x85" * 200_000, b"}" + b")" + b"\x85" * 200_000 + b"Ns"):
+        with_pickle(tmp_path / "attack.pt", b"\x80\x02" + contents + b".")
+        said: list[str] = []
+        assert not kept_progress(tmp_path / "attack.pt", work, said.append).kept
+        assert "attack.pt" in said[0]
 
 
 def test_names_that_a_terminal_would_obey(tmp_path: Path) -> None:
