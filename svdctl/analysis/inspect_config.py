@@ -19,6 +19,8 @@ class InspectConfig(Config):
     """`(H, W)` or `(C, H, W)`, or one number for all spatial axes."""
     layers: tuple[str, ...] = ("*",)
     """Patterns of layer names."""
+    gouk_transforms: bool = False
+    """A checkpoint of the paper's code was trained with mean and std 0.5, which its file does not tell."""
     key: str | None = None
     """Which set of weights of a file that has several."""
     tolerance: Annotated[float, Field(ge=1e-6, le=1)] = 0.02

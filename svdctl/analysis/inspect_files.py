@@ -19,6 +19,7 @@ from svdctl.analysis.network_spectrum import NetworkSpectrum, spectrum
 from svdctl.analysis.spectrum_table import told_by_shape
 from svdctl.checkpoint.checkpoint_file import load
 from svdctl.checkpoint.model_factory import load_model
+from svdctl.checkpoint.paper_checkpoints import PAPER_IMAGE_SHAPE, open_paper_network
 from svdctl.checkpoint.stored_layer import StoredLayer, least_norm
 from svdctl.checkpoint.stored_layers import stored_layers
 from svdctl.checkpoint.stored_skew import SERIES_TERMS
@@ -60,19 +61,22 @@ def run(config: InspectConfig, *, tell: Tell | None = None) -> list[NetworkSpect
 def _inspect(path: Path, config: InspectConfig, tell: Tell | None) -> NetworkSpectrum:
     """Return the spectrum of the network, or of the weights alone, in one file."""
     weights = read_tensors(path, key=config.key)
-    model, shape = None, None
+    model, shape, told = None, None, ""
     if config.model is not None:
         assert config.input_size is not None
         model, shape = load_model(config.model, weights), _image(config.input_size)
     elif weights.format == "svdctl" and config.key is None:
         model, shape = load(path), _image(config.input_size or tuple(weights.extra["image_shape"]))
+    elif weights.format == "paper":
+        opened = open_paper_network(weights.tensors, where=str(path), gouk_transforms=config.gouk_transforms)
+        model, shape, told = opened.model, _image(config.input_size or PAPER_IMAGE_SHAPE), f" ({opened.told})"
     if model is None or shape is None:
         found = _weights_spectrum(path, weights, config, tell)
     else:
         found = spectrum(
             model,
             shape,
-            name=str(path),
+            name=f"{path}{told}",
             layers=config.layers if config.layers != ("*",) else "*",
             tolerance=config.tolerance,
             accuracy=config.accuracy,

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,10 +14,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from torch import Tensor, nn
 
+from svdctl.checkpoint.paper_checkpoints import open_paper_network
 from svdctl.checkpoint.pickled_calls import UnreadTensor
 from svdctl.checkpoint.pickles import tensors_in
 from svdctl.checkpoint.tensors import check_sizes
 from svdctl.checkpoint.torch_archive import FORMAT, VERSION, is_checkpoint, read_torch
+from svdctl.checkpoint.weight_file import read_tensors
 from svdctl.config.migrate import migrate_configuration, migrate_metrics
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import CheckpointError, TrainingError, first_line
@@ -82,11 +84,20 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: missing, damaged, foreign, or of a newer format.
     """
+    return _checkpoint_of(*_opened(path))
+
+
+def _opened(path: Path) -> tuple[Path, object]:
+    """Return the file of a checkpoint, which is `last.pt` of a run folder, and what is in it."""
     if path.is_dir():
         path = path / "last.pt"
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}; give a run folder or one of its .pt files")
-    contents = read_torch(path)
+    return path, read_torch(path)
+
+
+def _checkpoint_of(path: Path, contents: object) -> Checkpoint:
+    """Return the checkpoint in a file with these contents, checked."""
     if not isinstance(contents, dict) or not is_checkpoint(contents, path):
         raise CheckpointError(f"{path} is not a checkpoint of svdctl; give a .pt file that a training wrote")
     try:
@@ -189,10 +200,23 @@ def _is_plausible(config: TrainConfig, classes: int, model: Mapping[str, Tensor]
     return parameters <= sum(value.numel() for value in model.values())
 
 
-def load(path: str | os.PathLike[str]) -> nn.Module:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    gouk_transforms: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> nn.Module:
     """Return the trained network of a checkpoint or run folder, in evaluation mode on the CPU; nothing else is needed.
 
-    It takes pixels in [0, 1] of shape `(N, 3, H, W)` and returns logits `(N, classes)`.
+    It takes pixels in [0, 1] of shape `(N, 3, H, W)` and returns logits `(N, classes)`. Checkpoints of the paper's
+    public code are read too: names and shapes of their tensors tell the network, and the network tells the
+    normalisation with which that code trains it, unless one is given.
+
+    Args:
+        path: of a file or run folder.
+        gouk_transforms: a checkpoint of the paper's code was trained with mean and std 0.5, which no file tells.
+        mean, std: another normalisation of such a checkpoint, one number for all channels or one for each.
 
     Raises:
         CheckpointError: missing, damaged, foreign, or of a newer format.
@@ -202,7 +226,14 @@ def load(path: str | os.PathLike[str]) -> nn.Module:
     >>> model(torch.rand(1, 3, 32, 32)).shape
     torch.Size([1, 10])
     """
-    checkpoint = read_checkpoint(Path(path))
+    file, contents = _opened(Path(path))
+    if isinstance(contents, dict) and not is_checkpoint(contents, file):
+        weights = read_tensors(file)
+        if weights.format == "paper":
+            return open_paper_network(
+                weights.tensors, where=str(file), gouk_transforms=gouk_transforms, mean=mean, std=std
+            ).model
+    checkpoint = _checkpoint_of(file, contents)
     model = build_model(checkpoint.config, len(checkpoint.classes))
     with checkpoint_error_on_mismatch(path):
         model.load_state_dict(checkpoint.model)

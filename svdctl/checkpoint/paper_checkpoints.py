@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from svdctl.checkpoint.paper_layers import fit_layers
 from svdctl.checkpoint.paper_normalization import HALF, LIPCONV_NORMALIZE, NORMALIZE
-from svdctl.errors import CheckpointError
+from svdctl.errors import CheckpointError, UsageError
 from svdctl.layers.normalize import Normalize
 from svdctl.models.lipconvnet import LipConvNet
 from svdctl.models.vgg import GROUPS, Vgg19
@@ -63,6 +63,62 @@ def normalization(architecture: PaperArchitecture, *, gouk_transforms: bool = Fa
     if architecture.family == "vgg19" or gouk_transforms:
         return dict(HALF)
     return dict(NORMALIZE[architecture.dataset or "cifar10"])
+
+
+PAPER_IMAGE_SHAPE = (3, 32, 32)
+"""Of the images of that code, whatever their number of classes: those of CIFAR."""
+
+
+@dataclass(frozen=True)
+class PaperNetwork:
+    """A network of the public code, for pixels in [0, 1], and what was found out about it."""
+
+    model: nn.Module
+    architecture: PaperArchitecture
+    normalize: dict[str, Sequence[float]]
+    """Its `mean` and `std`, by channel."""
+
+    @property
+    def told(self) -> str:
+        """Return what is taken for granted of the file, in words."""
+        how = ", ".join(f"{key} {tuple(value)}" for key, value in self.normalize.items())
+        found = self.architecture
+        return (
+            f"a checkpoint of the paper's code, {found.name}, {found.classes} classes; pixels are normalised by {how}"
+        )
+
+
+def open_paper_network(
+    tensors: Mapping[str, Tensor],
+    *,
+    where: str,
+    gouk_transforms: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    architecture: str | None = None,
+    rank: int | None = None,
+) -> PaperNetwork:
+    """Return the network of a file of the public code with the normalisation that the code trained it with.
+
+    Args:
+        tensors, where, architecture, rank: as of `paper_network`.
+        gouk_transforms: it was trained with mean and std 0.5, which its file does not tell.
+        mean, std: another normalisation, one number for all channels or one for each.
+
+    Raises:
+        CheckpointError: as `paper_network`.
+        UsageError: one of `mean` and `std` without the other.
+    """
+    if (mean is None) != (std is None):
+        raise UsageError("`mean` and `std` belong together; give both or neither")
+    found = architecture_of(tensors)
+    normalize: dict[str, Sequence[float]] = {"mean": mean or (0.0,), "std": std or (1.0,)}
+    if found is not None and (mean is None or std is None):
+        normalize = normalization(found, gouk_transforms=gouk_transforms)
+    normalize = {key: [*value] * (3 // len(value)) for key, value in normalize.items()}
+    model = paper_network(tensors, where=where, **normalize, architecture=architecture, rank=rank)
+    assert found is not None  # any other file is refused by now
+    return PaperNetwork(model, found, normalize)
 
 
 def paper_network(

@@ -19,6 +19,7 @@ INSPECT: Flags = {
     "input_size": Flag(
         "input_size", text="32, 32x32 or 3x224x224; of bare weights, the size seen by every layer.", type=str
     ),
+    "gouk_transforms": Flag("gouk_transforms"),
     "layer": Flag("layers", text="Pattern of layer names, as 'layer3.*'. Repeatable."),
     "all": Flag("every"),
     "top": Flag("top"),

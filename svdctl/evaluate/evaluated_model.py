@@ -10,7 +10,7 @@ from torch import nn
 
 from svdctl.checkpoint.checkpoint_file import Checkpoint, read_checkpoint
 from svdctl.checkpoint.model_factory import load_model
-from svdctl.checkpoint.paper_checkpoints import architecture_of, normalization, paper_network
+from svdctl.checkpoint.paper_checkpoints import PAPER_IMAGE_SHAPE, open_paper_network
 from svdctl.checkpoint.tensors import digest
 from svdctl.checkpoint.weight_file import WeightFile, read_tensors
 from svdctl.config.base import Config
@@ -134,26 +134,21 @@ def _differing(section: Config) -> dict[str, Any]:
 
 
 def _paper(weights: WeightFile, config: EvaluateConfig) -> EvaluatedModel:
-    found = architecture_of(weights.tensors)
-    assert found is not None
     source = config.network
-    normalize = normalization(found, gouk_transforms=source.gouk_transforms)
-    if source.mean is not None and source.std is not None:
-        normalize = {key: value * (3 // len(value)) for key, value in (("mean", source.mean), ("std", source.std))}
-    model = paper_network(
+    opened = open_paper_network(
         weights.tensors,
         where=str(weights.path),
-        mean=normalize["mean"],
-        std=normalize["std"],
+        gouk_transforms=source.gouk_transforms,
+        mean=source.mean,
+        std=source.std,
         architecture=source.architecture,
         rank=source.rank,
     )
+    found, model = opened.architecture, opened.model
     data = None if found.dataset is None else DATA.get(found.dataset).config()
-    network = {"kind": "paper", "name": found.name, **{key: list(value) for key, value in normalize.items()}}
-    how = ", ".join(f"{key} {tuple(value)}" for key, value in normalize.items())
-    notice = f"a checkpoint of the paper's code, {found.name}, {found.classes} classes; pixels are normalised by {how}"
-    # Their images are those of CIFAR whatever their number of classes.
-    return EvaluatedModel(model.eval(), identity(model, network), network, data, None, (3, 32, 32), None, (notice,))
+    network = {"kind": "paper", "name": found.name, **{key: list(value) for key, value in opened.normalize.items()}}
+    notices = (opened.told,)
+    return EvaluatedModel(model, identity(model, network), network, data, None, PAPER_IMAGE_SHAPE, None, notices)
 
 
 def _foreign(spec: str, weights: WeightFile, config: EvaluateConfig) -> EvaluatedModel:

@@ -1,15 +1,20 @@
 """Checkpoints of the paper's public code: the same logits from svdctl's own networks."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import svdctl
+from svdctl.analysis import inspect_files
+from svdctl.analysis.inspect_config import InspectConfig
+from svdctl.analysis.network_spectrum import spectrum
 from svdctl.checkpoint.paper_checkpoints import architecture_of, normalization, paper_network
 from svdctl.checkpoint.stored_layers import stored_layers
 from svdctl.checkpoint.weight_file import read_tensors
-from svdctl.errors import CheckpointError
+from svdctl.errors import CheckpointError, UsageError
 from svdctl.layers.soc import SOC
 from svdctl.layers.sott import SOTT
 from svdctl.layers.tt import TTConv2d
@@ -172,3 +177,48 @@ def test_every_layer_of_a_tt_file_is_analysed() -> None:
     layers = stored_layers(dict(public.state_dict()))
     assert not [layer.reason for layer in layers if layer.reason]
     assert {layer.kind for layer in layers} == {"tt", "batchnorm", "linear"}
+
+
+@pytest.mark.parametrize("kind", ["wrn", "vgg", "lipconv"])
+def test_the_library_and_the_spectrum_know_network_sizes_and_normalisation(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    if kind == "wrn":
+        public: nn.Module = PublicWrn(10, 1, 100)
+        public_tt(public, 8)
+        mean, std = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+    elif kind == "vgg":
+        public = PublicVgg(10)
+        mean, std = (0.5,) * 3, (0.5,) * 3
+    else:
+        public = PublicLipConv(1, 10, 4, rank=6)
+        mean, std = (0.4914, 0.4822, 0.4465), (0.2507,) * 3
+    path = save(settle(public), tmp_path / f"{kind}.pth")
+    pixels = torch.rand(2, 3, 32, 32)
+
+    def assert_same(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        shift, scale = (torch.tensor(values)[:, None, None] for values in (mean, std))
+        with torch.no_grad():
+            wanted, logits = public((pixels - shift) / scale), model(pixels)
+        torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+
+    model = svdctl.load(path)
+    assert not model.training
+    assert_same(model, mean, std)
+    assert_same(svdctl.load(path, mean=MEAN, std=STD), MEAN, STD)
+    with pytest.raises(UsageError, match="belong together"):
+        svdctl.load(path, mean=MEAN)
+    if kind == "wrn":
+        assert_same(svdctl.load(path, gouk_transforms=True), (0.5,) * 3, (0.5,) * 3)
+    chosen = "features.43" if kind == "vgg" else "*"
+    [found] = inspect_files.run(InspectConfig(files=(path,), layers=(chosen,)))
+    assert "a checkpoint of the paper's code" in found.name
+    rows = {row.name: row for row in found}
+    expected = {row.name: row for row in spectrum(model, (3, 32, 32), layers=chosen)}
+    assert {name: rows[name].bound for name in expected} == {name: row.bound for name, row in expected.items()}
+    assert rows.keys() - expected.keys() <= {"loss", "optimizer_state_dict"}
+    name, size, stride = {
+        "wrn": ("layer3.0.conv1", (16, 16), (2, 2)),
+        "vgg": ("features.43", (2, 2), (1, 1)),
+        "lipconv": ("layer3.0.conv", None, None),
+    }[kind]
+    assert size is None or (rows[name].input_size, rows[name].stride) == (size, stride)
