@@ -182,6 +182,18 @@ def _wide(extra: bytes | bytearray, *fields: tuple[int, int, str]) -> list[int]:
         extra: the header's extra fields.
         fields: number, what it is when it is full, and the form of its place in the ZIP64 field.
     """
+    held = _zip64(extra)
+    full = [form for number, limit, form in fields if number == limit]
+    if held is None:
+        if full:
+            raise ValueError("a member of its archive has no size")
+        return [number for number, _, _ in fields]
+    wide = iter(struct.unpack(f"<{''.join(full)}", held))
+    return [next(wide) if number == limit else number for number, limit, _ in fields]
+
+
+def _zip64(extra: bytes | bytearray) -> bytes | bytearray | None:
+    """Return the contents of the ZIP64 field; None: there is none."""
     held: bytes | bytearray | None = None
     at = 0
     while at < len(extra):
@@ -193,13 +205,7 @@ def _wide(extra: bytes | bytearray, *fields: tuple[int, int, str]) -> list[int]:
                 raise ValueError("a member of its archive has two sizes")
             held = extra[at + 4 : at + 4 + size]
         at += 4 + size
-    full = [form for number, limit, form in fields if number == limit]
-    if held is None:
-        if full:
-            raise ValueError("a member of its archive has no size")
-        return [number for number, _, _ in fields]
-    wide = iter(struct.unpack(f"<{''.join(full)}", held))
-    return [next(wide) if number == limit else number for number, limit, _ in fields]
+    return held
 
 
 def _with_start(data: bytearray | mmap.mmap, member: Member, end: int) -> Member:
@@ -235,16 +241,20 @@ def _with_start(data: bytearray | mmap.mmap, member: Member, end: int) -> Member
 
 
 def _sizes_beside(extra: bytes | bytearray, member: Member) -> tuple[int, int]:
-    """Return the sizes of a header whose contents are described behind them: 0, or those of a large member.
+    """Return packed and full size of a header whose contents are described behind them: 0, or those of a large member.
 
-    torch's writer leaves the header's own fields at 0 and writes a ZIP64 field all the same, for sizes and place.
+    torch's writer leaves the header's own fields at 0 and writes a ZIP64 field all the same: the size of a large member
+    and 0, and the place of one that stands behind 4 GiB.
     """
+    held = _zip64(extra)
+    numbers = [] if held is None else list(struct.unpack(f"<{len(held) // 8}Q", held))
     is_large = max(member.size, member.packed) >= _FULL_32
-    large = [member.size, member.packed] if is_large else []
-    large += [member.at] if member.at >= _FULL_32 else []
-    field = struct.pack(f"<2H{len(large)}Q", _ZIP64, 8 * len(large), *large)
-    _wide(extra.removeprefix(field) if large else extra)
-    return (member.packed, member.size) if is_large else (0, 0)
+    if member.at >= _FULL_32 and numbers and numbers.pop() != member.at:
+        raise ValueError(f"{member.name} does not stand where its directory says")
+    if len(numbers) not in (0, 2 * is_large):
+        raise ValueError(f"{member.name} has another header than its directory says")
+    size, packed = numbers or (0, 0)
+    return packed, size
 
 
 def _descriptors(wanted: tuple[int, int, int]) -> list[bytes]:

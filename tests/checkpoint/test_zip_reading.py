@@ -130,6 +130,50 @@ def test_sound_archives_of_other_writers_are_read(path: Path, tmp_path: Path) ->
         assert read_tensors(tmp_path / "b.pt").digest == wanted
 
 
+def write_large(path: Path, members: dict[str, bytes | int]) -> None:
+    """An archive as torch writes it, without checksums; a number stands for zeros, not on the disk."""
+    directory = b""
+    with path.open("wb") as file:
+        for name, contents in members.items():
+            at, size = file.tell(), contents if isinstance(contents, int) else len(contents)
+            is_large, is_late = size >= 2**32 - 1, at >= 2**32 - 1
+            places = [at] * is_late
+            local = struct.pack(f"<{len([size, 0] * is_large + places)}Q", *[size, 0] * is_large, *places)
+            wide = struct.pack(f"<{len([size, size] * is_large + places)}Q", *[size, size] * is_large, *places)
+            extras = [struct.pack("<2H", 1, len(field)) + field if field else b"" for field in (local, wide)]
+            padding = b"FB\x03\x00ZZZ"
+            lengths = len(name), len(extras[0] + padding)
+            file.write(LOCAL + struct.pack("<5H3L2H", 0, 0x808, 0, 0, 0, 0, 0, 0, *lengths) + name.encode())
+            file.write(extras[0] + padding)
+            file.write(contents) if isinstance(contents, bytes) else file.seek(size, 1)
+            file.write(DESCRIPTOR + struct.pack("<LQQ" if is_large or is_late else "<LLL", 0, size, size))
+            held = [min(number, 2**32 - 1) for number in (size, size, at)]
+            fields = (0, 0, 0x808, 0, 0, 0, 0, *held[:2], len(name), len(extras[1]), 0, 0, 0, 0, held[2])
+            directory += ENTRY + struct.pack("<6H3L5H2L", *fields) + name.encode() + extras[1]
+        at, count = file.tell(), len(members)
+        file.write(directory)
+        file.write(b"PK\x06\x06" + struct.pack("<Q2H2L4Q", 44, 0, 0, 0, 0, count, count, len(directory), at))
+        file.write(b"PK\x06\x07" + struct.pack("<LQL", 0, at + len(directory), 1))
+        file.write(b"PK\x05\x06" + struct.pack("<4H2LH", 0, 0, count, count, len(directory), min(at, 2**32 - 1), 0))
+
+
+def test_files_of_more_than_4_gib_are_read(path: Path, tmp_path: Path) -> None:
+    count = 2**32 + 5
+    torch.save({"a": torch.zeros(7, dtype=torch.uint8), "b": torch.arange(3.0)}, path)
+    with zipfile.ZipFile(path) as archive:
+        contents = archive.read("a/data.pkl").replace(b"K\x07", b"\x8a\x05" + count.to_bytes(5, "little"))
+    members = {"b/data.pkl": contents, "b/data/0": count, "b/data/1": struct.pack("<3f", 0, 1, 2), "b/version": b"3"}
+    write_large(tmp_path / "b.pt", members)
+    found = read_tensors(tmp_path / "b.pt").tensors
+    assert found["a"].shape == (count,)
+    assert found["b"].tolist() == [0, 1, 2]
+    whole = tmp_path / "b.pt"
+    with whole.open("r+b") as file:
+        file.seek(30 + len("b/data.pkl") + 7 + len(contents) + 16 + 30 + len("b/data/0") + 4)
+        file.write(b"\x06")
+    assert "another header" in refused(whole)
+
+
 def test_numbers_in_the_other_order_of_bytes_are_read(path: Path) -> None:
     """As a machine of the other kind writes them; float32 alone, whose numbers have four bytes."""
     torch.save({"w": torch.arange(3.0)}, path)
