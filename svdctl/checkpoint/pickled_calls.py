@@ -48,6 +48,8 @@ class UnreadTensor(Tensor):
 
     what: str
     """What it is, in words."""
+    is_foreign: bool = False
+    """Whether it is of a class that is not torch's own."""
 
 
 class NumpyArray(IncompleteRecord):
@@ -175,9 +177,11 @@ def _meta(arguments: tuple[Any, ...], of: Unpickler) -> Tensor:
     return unread("a shape without numbers", size, dtype)
 
 
-def _unknown(name: str, of: Unpickler, shape: Sequence[int] = ()) -> Tensor:
+def _unknown(name: str, of: Unpickler, shape: Sequence[int] = ()) -> UnreadTensor:
     of.limit.spend(2 * _TENSOR)
-    return unread(f"a tensor of the class {name[:80]}, which only its own library reads", shape)
+    found = unread(f"a tensor of the class {name[:80]}, which only its own library reads", shape)
+    found.is_foreign = True
+    return found
 
 
 def _subclass(arguments: tuple[Any, ...], of: Unpickler) -> object:

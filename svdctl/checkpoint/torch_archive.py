@@ -60,7 +60,8 @@ def is_checkpoint(contents: Mapping[Any, object], path: Path) -> bool:
         CheckpointError: they are of a newer format.
     """
     version = contents.get("version")
-    if contents.get("format") != FORMAT:
+    kind = contents.get("format")
+    if not isinstance(kind, str) or kind != FORMAT:
         return False
     if isinstance(version, int) and version > VERSION:
         raise CheckpointError(

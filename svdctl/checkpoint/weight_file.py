@@ -14,7 +14,7 @@ from svdctl.checkpoint import tensors as stored
 from svdctl.checkpoint.extract_state_dict import ANOTHER_SET, LeftOut, holds_numbers, may_hold_weights, unwrap
 from svdctl.checkpoint.file_format import container_of, resolve
 from svdctl.checkpoint.paper_checkpoints import architecture_of
-from svdctl.checkpoint.pickled_calls import NumpyArray, Storage, unread
+from svdctl.checkpoint.pickled_calls import NumpyArray, Storage, UnreadTensor, unread
 from svdctl.checkpoint.pickles import CONVERT, ObjectRecord, check_nesting
 from svdctl.checkpoint.stored_layer import NOTHING
 from svdctl.checkpoint.torch_archive import is_checkpoint, read_torch
@@ -98,10 +98,13 @@ def read_tensors(path: str | os.PathLike[str], *, key: str | None = None) -> Wei
             others[name] = found
             if isinstance(value, Tensor) or holds_numbers(value):
                 unread.add(name)
-    if not tensors:
-        name = next(name for name in others if name in unread)
+    foreign = [
+        name for name, value in unwrapped.entries.items() if isinstance(value, UnreadTensor) and value.is_foreign
+    ]
+    if foreign and not tensors:
         raise CheckpointError(
-            f"{path} holds no numbers that svdctl reads: {name!r} is {others[name]}; save the tensors as plain ones"
+            f"{path} holds no numbers that svdctl reads: {foreign[0]!r} is {others[foreign[0]]}; "
+            "save the tensors as plain ones"
         )
     steps = [*unwrapped.steps]
     if container == "safetensors" and (order := str(extra.get("format")).lower()) in _OTHER_ORDERS:
