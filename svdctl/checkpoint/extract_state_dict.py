@@ -373,12 +373,16 @@ def _without_wrappers(entries: dict[str, object], where: str) -> tuple[dict[str,
     return cleaned, list(removed)
 
 
+def _is_empty(part: object) -> bool:
+    return isinstance(part, Mapping | list | tuple) and not part and not isinstance(part, ObjectRecord)
+
+
 def _nothing(contents: object) -> str:
     """Return what a file without weights holds, and what to do."""
     record = next((value for _, value in _leaves(contents) if _wraps_tensors(value)), None)
     if isinstance(record, ObjectRecord):
         return f"holds its weights in an object of the class {record.name[:80]}, not in a dict; {CONVERT}"
-    names = [repr(name[:40]) for name, _ in _parts(contents)]
+    names = [f"{name[:40]!r}{' (empty)' if _is_empty(part) else ''}" for name, part in _parts(contents)]
     if not names:
         return "holds nothing; give the file of the network, as torch.save(model.state_dict(), 'weights.pt') writes it"
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""

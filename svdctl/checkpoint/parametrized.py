@@ -1,16 +1,18 @@
-"""Weights that torch stores in parts: weight_norm and spectral_norm, as hooks (old) and as parametrizations (new).
+"""Weights that are stored in parts: weight_norm, spectral_norm, orthogonal and pruning, in torch's forms old and new.
 
 What is made of the parts is told by their names alone: another rule with the same names, or one more that follows and
 stores nothing, leaves no trace in a file. So a weight made here is an assumption, and is called so.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-ASSUMED = "torch's {} gives its weight and nothing changes it afterwards"
+ASSUMED = "{} gives its weight and nothing changes it afterwards"
+_NOT_ORTHONORMAL = 1e-3
+"""Largest entry of `B^T B - I` of the base of torch's orthogonal parametrization, in half precision too."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,21 @@ class Effective:
     @property
     def assumption(self) -> str:
         """Return what the value rests on; empty for a tensor that is stored as it is."""
-        axis = ", along the axis that its vectors fit best" if self.rule == "spectral_norm" else ""
-        return ASSUMED.format(self.rule + axis) if self.rule else ""
+        return ASSUMED.format(_SAID.get(self.rule, f"torch's {self.rule}")) if self.rule else ""
+
+    @property
+    def may_be_orthonormal(self) -> bool:
+        """Return whether a map to orthonormal matrices may give the value: none of the other rules does."""
+        return self.rule in (orthogonal.__name__, _OTHER, _UNTOLD)
+
+
+_SAID = {
+    "spectral_norm": "torch's spectral_norm, along the axis that its vectors fit best,",
+    "orthogonal": "torch's orthogonal, whose matrices are orthonormal by each of its maps,",
+    "iterated_spectral_norm": "the spectral norm of SAGAN's public code, with the vectors that are stored (it iterates "
+    "once more at each pass, by which the weight can only shrink),",
+}
+"""Rules in words, where they are not torch's functions of their names."""
 
 
 def weight_norm(length: Tensor, direction: Tensor) -> Tensor | None:
@@ -64,6 +79,55 @@ def spectral_norm(original: Tensor, u: Tensor, v: Tensor | None = None) -> Tenso
     return min(found, key=lambda pair: pair[0])[1] if found else None
 
 
+def iterated_spectral_norm(original: Tensor, u: Tensor, v: Tensor) -> Tensor | None:
+    """Return `W / (u^T W v)`, the rows of W the first axis: the weight of the pass that stored u and v.
+
+    Later passes of the code that calls its parts so (`weight_bar`, of SAGAN's and others' public code) replace v by the
+    unit vector along `W^T u`, then u by that along `W v`. As `||W v'|| >= u^T W v' >= u^T W v`, they divide by at
+    least as much.
+    """
+    matrix = original.flatten(1) if original.ndim > 1 else original[:, None]
+    if matrix.shape != (u.numel(), v.numel()):
+        return None
+    return original / torch.dot(u.flatten(), matrix @ v.flatten())
+
+
+def pruning(original: Tensor, mask: Tensor) -> Tensor | None:
+    """Return the product with a mask of the same shape."""
+    return original * mask if mask.shape == original.shape else None
+
+
+def orthogonal(original: Tensor, base: Tensor | None = None) -> Tensor | None:
+    """Return the matrices of torch's orthogonal parametrization, as far as the file tells its map.
+
+    Without a base they are those of the Householder map, told by what it alone stores: a diagonal of 1 and -1, which
+    gets no gradient. With a base, every map gives `base @ Q` with some orthonormal Q; one matrix has the singular
+    values of `base @ Q` for Cayley's, whichever it was.
+    """
+    if original.ndim < 2:
+        return None
+    is_wide = original.shape[-2] < original.shape[-1]
+    stored = original.mT if is_wide else original
+    signs = stored.diagonal(dim1=-2, dim2=-1)
+    if not bool((signs.abs() == 1).all()):
+        return None
+    below = stored.tril(-1)
+    if base is None:
+        factors = 2 / (1 + below.square().sum(-2))
+        found = torch.linalg.householder_product(below, factors) * signs.unsqueeze(-2)
+    else:
+        height, width = stored.shape[-2:]
+        if stored.ndim > 2 or base.shape != (height, height):
+            return None
+        identity = torch.eye(height, dtype=stored.dtype)
+        if float((base.mT @ base - identity).abs().max()) > _NOT_ORTHONORMAL:
+            return None
+        half = torch.nn.functional.pad(below, (0, height - width)) / 2
+        skew = half - half.mT
+        found = base @ torch.linalg.solve_ex(identity - skew, identity + skew)[0][:, :width]
+    return found.mT if is_wide else found
+
+
 _NEW = "parametrizations.{0}."
 _RULES: tuple[tuple[Callable[..., Tensor | None], tuple[str, ...]], ...] = (
     (weight_norm, (_NEW + "original0", _NEW + "original1")),
@@ -71,6 +135,10 @@ _RULES: tuple[tuple[Callable[..., Tensor | None], tuple[str, ...]], ...] = (
     (spectral_norm, ("{0}_orig", "{0}_u", "{0}_v")),
     (spectral_norm, ("{0}_orig", "{0}_u")),
     (weight_norm, ("{0}_g", "{0}_v")),
+    (iterated_spectral_norm, ("{0}_bar", "{0}_u", "{0}_v")),
+    (pruning, ("{0}_orig", "{0}_mask")),
+    (orthogonal, (_NEW + "original", _NEW + "0.base")),
+    (orthogonal, (_NEW + "original",)),
 )
 """Functions, called as torch calls its own, and the names of the parts of the tensor {0}."""
 
@@ -83,9 +151,20 @@ def effective(stored: Mapping[str, Tensor], name: str = "weight") -> Effective |
     for rule, pattern in _RULES:
         parts = tuple(part.format(name) for part in pattern)
         if set(parametrized) <= set(parts) <= stored.keys():
-            tensors = [stored[part] for part in parts]
-            known = all(tensor.is_floating_point() and tensor.numel() for tensor in tensors)
-            value = rule(*(tensor.double() for tensor in tensors)) if known else None
-            return Effective(value, parts, rule.__name__)
-    other = "a parametrization that is not weight_norm or spectral_norm"
-    return Effective(None, tuple(parametrized), other) if parametrized else None
+            value = _made(rule, [stored[part] for part in parts])
+            if value is not None or rule is not orthogonal:
+                return Effective(value, parts, rule.__name__)
+            return Effective(None, parts, _UNTOLD if len(parts) > 1 else _OTHER)
+    return Effective(None, tuple(parametrized), _OTHER) if parametrized else None
+
+
+_OTHER = "a parametrization that is not weight_norm, spectral_norm or orthogonal by Householder's map"
+_UNTOLD = "a parametrization such as torch's orthogonal, whose map (matrix_exp, cayley, householder) no file tells,"
+
+
+def _made(rule: Callable[..., Tensor | None], parts: Sequence[Tensor]) -> Tensor | None:
+    """Return what a rule makes of its parts in float64; None of parts that are empty, or of other types."""
+    first, *rest = parts
+    is_mask = rule is pruning and not rest[0].is_complex()
+    known = first.is_floating_point() and (is_mask or all(part.is_floating_point() for part in rest))
+    return rule(*(part.double() for part in parts)) if known and all(part.numel() for part in parts) else None

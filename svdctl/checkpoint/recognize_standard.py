@@ -76,7 +76,7 @@ def plain_weight(module: str, leaves: Leaves) -> StoredLayer | None:
         return replace(without(layer, "an embedding is looked up, not multiplied"), kind="embedding")
     if "bias" not in leaves and any(_NORM.fullmatch(word) for word in words_of(module)):
         return without(layer, "a norm layer by its name, whose norm depends on the input")
-    layer = replace(layer, by_shape="bias" not in leaves)
+    layer = replace(layer, by_shape=not leaves.keys() & {"bias", "bias_orig"})
     told = f"a weight with {weight.ndim} axes{norm}"
     product = None if found.rule else scaled(weight, leaves)
     if isinstance(product, str):

@@ -79,7 +79,7 @@ def framed(module: str, leaves: Leaves) -> StoredLayer | None:
     if form.kind == "tt" and is_papers:
         kernel = kernel.permute(3, 0, 1, 2)
     # Orthonormal by construction, whatever their coordinates say; only the widths are needed of them.
-    by_construction = any(frame is not None and frame.value is None for frame in found)
+    by_construction = any(frame is not None and frame.may_be_orthonormal for frame in found)
     if by_construction:
         frames = [leaves.get(f"parametrizations.{name}.original") for name in form.frames]
     else:
@@ -156,7 +156,7 @@ def _largest_frame_error(frames: Sequence[Tensor]) -> float | None:
 
 def _frames_assumption(frames: Sequence[Effective | None]) -> str:
     """Return the assumption that frames stored in parts rest on."""
-    if any(frame is not None and frame.value is None for frame in frames):
+    if any(frame is not None and frame.may_be_orthonormal for frame in frames):
         return "torch's orthogonal parametrization makes its frames orthonormal, and nothing changes them afterwards"
     return next((frame.assumption for frame in frames if frame is not None and frame.rule), "")
 

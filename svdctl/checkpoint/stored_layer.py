@@ -104,8 +104,10 @@ def layer_of(module: str, leaves: Leaves, used: tuple[str, ...], kind: Kind, tol
 
 
 def _is_beside(leaf: str, tensor: Tensor) -> bool:
-    """Return whether it is a bias or a counter, which change no norm."""
-    return (leaf == "bias" and tensor.ndim == 1) or (leaf == "num_batches_tracked" and not holds_weights(tensor))
+    """Return whether it is a bias, pruned or not, or a counter, which change no norm."""
+    return (leaf in ("bias", "bias_orig", "bias_mask") and tensor.ndim == 1) or (
+        leaf == "num_batches_tracked" and not holds_weights(tensor)
+    )
 
 
 def without(layer: StoredLayer, reason: str) -> StoredLayer:

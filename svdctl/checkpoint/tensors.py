@@ -14,11 +14,16 @@ SMALL = 16 * 2**20
 _SHARING = 64
 """How many times the file's own size the tensors of one network may come to, layers sharing numbers being counted."""
 
+_NO_ARITHMETIC = re.compile(r"torch\.(bits\w+|float4\w+|u?int[1-7])")
+"""Types of packed numbers, which torch stores and does not even convert."""
+
 
 def plain(value: Tensor) -> Tensor | str:
     """Return the tensor detached and of the plain class, or why it has no numbers to look at."""
     if isinstance(value, UnreadTensor):
         return value.what
+    if _NO_ARITHMETIC.fullmatch(str(value.dtype)):
+        return f"a tensor of codes ({str(value.dtype).removeprefix('torch.')}), which torch does not decode"
     return value.detach().as_subclass(Tensor).resolve_conj().resolve_neg()
 
 

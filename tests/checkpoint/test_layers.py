@@ -110,10 +110,99 @@ def test_weight_norm_over_another_axis_or_all() -> None:
             )
 
 
+class Symmetric(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.triu() + weight.triu(1).mT
+
+
 def test_a_parametrization_that_cannot_be_undone_is_listed() -> None:
-    layer = only(nn.utils.parametrizations.orthogonal(nn.Linear(3, 5)))
+    for module in (
+        nn.utils.parametrize.register_parametrization(nn.Linear(4, 4), "weight", Symmetric()),
+        nn.utils.parametrizations.orthogonal(nn.Linear(4, 4), orthogonal_map="cayley", use_trivialization=False),
+    ):
+        layer = only(module)
+        assert layer.make is None
+        assert "parametrization" in layer.reason
+
+
+def moved(module: nn.Module) -> nn.Module:
+    """After steps of gradient descent on a loss that turns the weight."""
+    target = torch.randn_like(module.weight)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    for _ in range(5):
+        optimizer.zero_grad()
+        (module.weight * target).sum().backward()
+        optimizer.step()
+    return module
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_based"), [("matrix_exp", True), ("cayley", True), ("householder", True), ("householder", False)]
+)
+@pytest.mark.parametrize(("inputs", "outputs"), [(4, 4), (3, 7), (7, 3)])
+def test_orthogonal_matrices_have_their_values(inputs: int, outputs: int, kind: str, is_based: bool) -> None:
+    torch.manual_seed(0)
+    orthogonal = nn.utils.parametrizations.orthogonal
+    module = moved(orthogonal(nn.Linear(inputs, outputs), orthogonal_map=kind, use_trivialization=is_based))
+    layer = only(module)
+    assert "orthogonal" in layer.assumption
+    torch.testing.assert_close(
+        torch.linalg.svdvals(kernel(layer)[:, :, 0]), torch.linalg.svdvals(module.weight.double()), rtol=1e-5, atol=1e-5
+    )
+    if not is_based:
+        torch.testing.assert_close(kernel(layer)[:, :, 0], module.weight.double(), rtol=1e-5, atol=1e-5)
+
+
+def test_orthogonal_kernels_need_their_map() -> None:
+    torch.manual_seed(0)
+    orthogonal = nn.utils.parametrizations.orthogonal
+    module = moved(orthogonal(nn.Conv2d(3, 5, 3), orthogonal_map="householder", use_trivialization=False))
+    torch.testing.assert_close(kernel(only(module)), module.weight.double(), rtol=1e-5, atol=1e-5)
+    layer = only(orthogonal(nn.Conv2d(3, 5, 3)))
     assert layer.make is None
-    assert "parametrization" in layer.reason
+    assert "map (matrix_exp, cayley, householder)" in layer.reason
+
+
+def test_a_base_that_is_not_orthonormal_is_refused() -> None:
+    tensors = dict(nn.utils.parametrizations.orthogonal(nn.Linear(4, 4)).state_dict())
+    tensors["parametrizations.weight.0.base"] = tensors["parametrizations.weight.0.base"] * 2
+    assert only(tensors).make is None
+
+
+def test_pruned_layers_are_the_product_with_their_mask() -> None:
+    torch.manual_seed(0)
+    for module in (nn.Conv2d(3, 5, 3), nn.Linear(4, 6)):
+        nn.utils.prune.l1_unstructured(module, "weight", amount=0.4)
+        nn.utils.prune.random_unstructured(module, "bias", amount=0.4)
+        layer = only(module)
+        weight = module.weight.detach().double()
+        assert torch.equal(kernel(layer), weight if weight.ndim > 2 else weight[:, :, None])
+        assert "pruning" in layer.assumption
+        tensors = dict(module.state_dict())
+        assert torch.equal(kernel(only(tensors | {"weight_mask": tensors["weight_mask"].bool()})), kernel(layer))
+    assert stored_layers(tensors | {"weight_u": torch.ones(6)})[0].make is None
+    assert stored_layers(tensors | {"weight_mask": torch.ones(2)})[0].make is None
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 3, 3), (4, 4, 3, 3), (6, 4)])
+def test_spectral_norm_of_weight_bar(shape: tuple[int, ...]) -> None:
+    """The code that calls its parts so iterates once more before each pass: its weight is at most that of the file."""
+    torch.manual_seed(0)
+    bar = torch.randn(shape)
+    matrix = bar.flatten(1)
+    u, v = (nn.functional.normalize(torch.rand(size), dim=0) for size in matrix.shape)
+    sigmas = []
+    for _ in range(2):
+        v = nn.functional.normalize(matrix.T @ u, dim=0)
+        u = nn.functional.normalize(matrix @ v, dim=0)
+        sigmas.append(float(u @ matrix @ v))
+        if len(sigmas) == 1:
+            stored = {"weight_bar": bar, "weight_u": u, "weight_v": v, "bias": torch.zeros(shape[0])}
+    layer = only(stored)
+    wanted = bar.double() / sigmas[0]
+    torch.testing.assert_close(kernel(layer), wanted if wanted.ndim > 2 else wanted[:, :, None], rtol=EPS32, atol=1e-7)
+    assert sigmas[1] >= sigmas[0]
+    assert "weight can only shrink" in layer.assumption
 
 
 def test_batchnorm_as_factors() -> None:
@@ -287,7 +376,8 @@ def test_nothing_is_dropped_and_every_reason_is_told() -> None:
 
 LEAVES = (
     *("weight", "bias", "core", "frame_in", "frame_out", "K1", "K2", "K3", "correction", "u1", "v1", "running_var"),
-    *("weight_g", "weight_v", "weight_u", "weight_orig", "in_proj_weight", "mean", "std", "random_conv_filter", "x"),
+    *("weight_g", "weight_v", "weight_u", "weight_orig", "weight_mask", "weight_bar"),
+    *("in_proj_weight", "mean", "std", "random_conv_filter", "x"),
     *(f"parametrizations.weight.{part}" for part in ("original", "original0", "original1", "0._u", "0._v", "0.base")),
     *("parametrizations.frame_in.original", "parametrizations.frame_out.original", "parametrizations"),
 )

@@ -208,6 +208,16 @@ def test_what_is_no_ordinary_tensor_is_told_and_kept_apart(tmp_path: Path) -> No
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["float4_e2m1fn_x2", "bits8", "bits4x2"])
+def test_tensors_that_torch_does_not_decode_are_kept_apart(name: str, tmp_path: Path) -> None:
+    codes = torch.zeros(4, 4, dtype=torch.uint8).view(getattr(torch, name))
+    torch.save(state_dict() | {"6.weight": codes}, tmp_path / "a.pt")
+    found = read_tensors(tmp_path / "a.pt")
+    assert_same(found.tensors, state_dict())
+    assert name in found.others["6.weight"]
+    assert found.unread == {"6.weight"}
+
+
 def test_a_checkpoint_of_an_older_torch_by_its_members(tmp_path: Path) -> None:
     """Versions before 2.1 wrote fewer members."""
     torch.save(state_dict(), tmp_path / "a.pt")

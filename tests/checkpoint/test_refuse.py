@@ -195,6 +195,18 @@ def test_a_file_of_the_optimiser_alone_says_what_it_holds(tmp_path: Path) -> Non
     assert "only 'epoch', 'optimizer_state_dict'" in refused(tmp_path / "opt.pth")
 
 
+@pytest.mark.parametrize(
+    ("contents", "told"),
+    [
+        ({}, "holds nothing; give the file of the network"),
+        ({"state_dict": {}, "epoch": 3}, "holds no weights, only 'state_dict' (empty), 'epoch'; give the file"),
+    ],
+)
+def test_what_is_empty_is_said_to_be(contents: Any, told: str, tmp_path: Path) -> None:
+    torch.save(contents, tmp_path / "a.pt")
+    assert told in refused(tmp_path / "a.pt")
+
+
 def test_places_that_are_no_files(tmp_path: Path) -> None:
     assert "does not exist" in refused(tmp_path / "none.pt")
     assert "folder without last.pt" in refused(tmp_path)

@@ -125,7 +125,12 @@ NOT_PROVED: dict[str, tuple[dict[str, Any], str]] = {
     "a factor of its own": (state(SOC(4, 4)), "x"),
     "a factor of its core": (state(SOTT(6, 6, rank=4)), "x"),
     "a gain": ({"x.weight": kernel(4, 4, 3, 3), "x.gain": torch.ones(4, 1, 1, 1)}, "x"),
-    "pruning": ({"x.weight_orig": kernel(4, 4), "x.weight_mask": torch.ones(4, 4)}, "x.weight_orig"),
+    "pruning": ({"x.weight_orig": kernel(4, 4), "x.weight_mask": torch.ones(4, 4)}, "x"),
+    "a mask of another shape": ({"x.weight_orig": kernel(4, 4), "x.weight_mask": torch.ones(4)}, "x"),
+    "weight_bar": (
+        {"x.weight_bar": kernel(4, 4), "x.weight_u": torch.ones(4) / 2, "x.weight_v": torch.ones(4) / 2}, "x",
+    ),
+    "4 bits": ({"x.weight": torch.zeros(4, 4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)}, "x.weight"),
     "an adapter": (
         {"x.base_layer.weight": kernel(4, 4), "x.lora_A.default.weight": kernel(2, 4),
          "x.lora_B.default.weight": kernel(4, 2)}, "x.base_layer",
