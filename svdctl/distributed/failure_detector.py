@@ -5,6 +5,9 @@ heartbeat is needed and a busy process is never mistaken for a dead one; TCP's k
 A process that waits in a collective operation, which NCCL lets wait for many minutes, is ended by a background thread
 that reads a connection.
 
+A process that is stopped (SIGSTOP, a debugger) keeps its connection. Nothing is done about it until a stop of the run
+is requested: then each process must answer the others, from a thread that computations do not block.
+
 Rank 0 prints the cause; rank 1 does when rank 0 is the process that died.
 """
 
@@ -13,7 +16,6 @@ import os
 import secrets
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,15 +24,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning_fabric import Fabric
 
+from svdctl.distributed.start_watch import WatchedFabric
 from svdctl.errors import EndedElsewhere, SvdctlError, TrainingError
-from svdctl.utils.printable import print_line, printable
+from svdctl.utils.signals import end_process, requests_noticed
 
 GRACE = 12.0
 """Seconds that a process has to end by itself, once another one has died."""
 _DETECTION_SECONDS = 4.0
 """Seconds to wait, after a collective operation has failed, for the news that another process has died."""
+ANSWER_SECONDS = 15
+"""Seconds that a process may leave others without an answer after a stop was requested."""
 _TIMEOUT = 60.0
 """Seconds to wait for a connection between processes, and for the child processes to end after a sound run."""
 
@@ -59,7 +63,12 @@ class FailureDetector:
         """Why the run ends early; None: no failure is known; empty: another process prints the cause."""
         self._failure_known, self._is_ending = threading.Event(), threading.Event()
         self._lock, self._one_ends = threading.Lock(), threading.Lock()
-        self._exit_code = 1
+        self._exit_code, self._grace = 1, GRACE
+        self._sending = threading.Lock()
+        self._finished: set[int] = set()
+        """Ranks that have ended well."""
+        self._silent: dict[int, int] | None = None
+        """By rank: how many questions in a row are without an answer; None: nobody is asked."""
         self._peers = self._connect(broadcast)
         self._watchers = [
             threading.Thread(target=self._watch, args=peer, name="failure detector", daemon=True)
@@ -71,6 +80,8 @@ class FailureDetector:
     def _connect(self, broadcast: Callable[[Any], Any]) -> dict[int, socket.socket]:
         """Return connected sockets by rank: to all other processes in rank 0, to rank 0 in the others."""
         peers: dict[int, socket.socket] = {}
+        if self.world == 1:
+            return peers
         if self.rank == 0:
             families = {found[0] for found in socket.getaddrinfo(os.environ["MASTER_ADDR"], None)}
             family = socket.AF_INET if socket.AF_INET in families else socket.AF_INET6
@@ -103,6 +114,45 @@ class FailureDetector:
         for watcher in self._watchers:
             watcher.join()
 
+    def require_answers(self) -> None:
+        """End the run when another process does not answer for `ANSWER_SECONDS`: called when a stop was requested."""
+        with self._lock:
+            if self._silent is not None:
+                return
+            self._silent = dict.fromkeys(self._peers, 0)
+        if self.rank != 0:
+            # It has the connections to all others.
+            self._send_all({"stop": True})
+        threading.Thread(target=self._ask, name="questions", daemon=True).start()
+
+    def _ask(self) -> None:
+        """Ask all connected processes once a second; end the run when one is silent for too long."""
+        silent = self._silent
+        assert silent is not None
+        while not self._is_ending.is_set():
+            self._send_all({"ask": True})
+            # Rounds and not a clock: this process may itself be stopped for a while.
+            time.sleep(1)
+            for rank in silent:
+                silent[rank] = 0 if rank in self._finished else silent[rank] + 1
+                if silent[rank] > ANSWER_SECONDS:
+                    with self._one_ends:
+                        self._end_now(
+                            f"process {rank} of {self.world} has not answered for {ANSWER_SECONDS} s, stopped or "
+                            f"frozen, while the run was to stop; the run has ended without it: {self.advice()}",
+                            1,
+                        )
+
+    def end_at_once(self) -> None:
+        """End this process and those that it started after a second request to stop."""
+        self._end_now(f"interrupted at once by a second signal; {self.advice()}", 130)
+
+    def _end_now(self, cause: str, code: int) -> None:
+        self._send_all({"end": "failed"})
+        for child in self.children:
+            child.kill()
+        end_process(cause, code)
+
     def report_failure(self, error: BaseException) -> BaseException:
         """Send an error of this process to the others, unless the death of another process caused it.
 
@@ -120,6 +170,8 @@ class FailureDetector:
                 # The first process to fail: its message is the one that is printed.
                 self.cause = ""
         self._exit_code = getattr(error, "exit_code", 1)
+        if isinstance(error, KeyboardInterrupt):
+            self._grace = 1.0
         self._is_ending.set()
         if known is not None and (may_be_collective or not isinstance(error, SvdctlError)):
             return TrainingError(known) if known else EndedElsewhere(1)
@@ -132,13 +184,24 @@ class FailureDetector:
     def _send_all(self, message: dict[str, Any]) -> None:
         """Send a message to all connected processes; those that are gone are skipped."""
         for peer in self._peers.values():
-            with suppress(OSError):
-                _send(peer, message)
+            self._send(peer, message)
+
+    def _send(self, peer: socket.socket, message: dict[str, Any]) -> None:
+        with self._sending, suppress(OSError):
+            _send(peer, message)
 
     def _watch(self, rank: int, peer: socket.socket) -> None:
         """Read a connection until the process at its end has finished, or has died or failed."""
-        message = _read_line(peer)
-        if message.get("end") != "done":
+        while (message := _read_line(peer)) and "end" not in message:
+            if "ask" in message:
+                self._send(peer, {"answer": True})
+            elif "stop" in message:
+                self.require_answers()
+            elif self._silent is not None:
+                self._silent[rank] = 0
+        if message.get("end") == "done":
+            self._finished.add(rank)
+        else:
             with self._one_ends:  # never given back: the process ends in it
                 self._end_process(rank, message)
 
@@ -169,13 +232,11 @@ class FailureDetector:
             self._send_all({"end": "failed"})
         if self._is_ending.wait(GRACE):
             # The interpreter's exit handlers may wait in a collective operation too.
-            time.sleep(GRACE)
-        elif is_first and cause:
-            show_cursor = "\x1b[?25h" if sys.stderr is not None and sys.stderr.isatty() else ""
-            print_line(f"{show_cursor}svdctl: {printable(cause)}", sys.stderr)
+            time.sleep(self._grace)
+            cause = ""
         for child in self.children:
             child.kill()
-        os._exit(self._exit_code)
+        end_process(cause if is_first else "", self._exit_code)
 
 
 def _send(peer: socket.socket, message: dict[str, Any]) -> None:
@@ -199,30 +260,39 @@ def _read_line(peer: socket.socket) -> dict[str, Any]:
 
 
 @contextmanager
-def end_together(fabric: Fabric, advice: Callable[[], str]) -> Iterator[None]:
+def end_together(fabric: WatchedFabric, advice: Callable[[], str]) -> Iterator[FailureDetector]:
     """Run the body in all processes; when one of them dies or fails, end the others and print the cause once.
 
     Args:
         fabric: the processes, launched.
         advice: returns what the user should do next; the last words of the error message.
 
+    Yields:
+        What tells the processes of a request to stop.
+
     Raises:
         TrainingError: another process has died; raised in the process that prints the cause.
         EndedElsewhere: another process has died or failed; raised in all other processes.
     """
-    if fabric.world_size == 1:
-        yield
-        return
-    started = getattr(fabric.strategy.launcher, "procs", [])
-    children = list(started)
-    # Lightning watches this list, and would kill this process before the cause is printed: leave it nothing to watch.
-    started.clear()
-    detector = FailureDetector(fabric.global_rank, fabric.world_size, children, fabric.broadcast, advice)
+    watch = fabric.start_watch
+    children = [] if watch is None else watch.children
     try:
-        yield
+        detector = FailureDetector(fabric.global_rank, fabric.world_size, children, fabric.broadcast, advice)
+    except BaseException as error:
+        if watch is not None:
+            watch.fail(error)
+        raise
+    if watch is not None:
+        watch.stop()
+    if fabric.world_size == 1:
+        yield detector
+        return
+    try:
+        with requests_noticed(detector.require_answers, detector.end_at_once):
+            yield detector
     except BaseException as error:
         ending = detector.report_failure(error)
-        _wait_for_children(children, GRACE / 2)
+        _wait_for_children(children, 1 if isinstance(error, KeyboardInterrupt) else GRACE / 2)
         if ending is error:
             raise
         raise ending from error

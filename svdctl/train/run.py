@@ -15,6 +15,7 @@ from svdctl.checkpoint.tensors import digest
 from svdctl.config.train_config import TrainConfig
 from svdctl.control.controller import Controller
 from svdctl.data.batches import derived_seed
+from svdctl.distributed.failure_detector import FailureDetector
 from svdctl.distributed.group import Group
 from svdctl.errors import CheckpointError, UnusableFolderError
 from svdctl.layers.batchnorm import share_statistics_
@@ -41,11 +42,21 @@ class TrainingRun:
         fabric: the processes, launched.
         folder: the run folder, which exists.
         reporter: shows the run.
+        detector: learns of requests to stop.
     """
 
-    def __init__(self, config: TrainConfig, parts: Parts, fabric: Fabric, folder: Path, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        parts: Parts,
+        fabric: Fabric,
+        folder: Path,
+        reporter: Reporter,
+        detector: FailureDetector | None = None,
+    ) -> None:
         self.config, self.parts, self.fabric = config, parts, fabric
         self.folder = folder
+        self._stopping = () if detector is None else (detector.require_answers, detector.end_at_once)
         self.reporter = reporter if fabric.is_global_zero else Reporter()
         self.model = build_model(config, len(parts.train.classes))
         if fabric.world_size > 1:
@@ -118,7 +129,7 @@ class TrainingRun:
                 )
                 opened.callback(log.close)
             opened.enter_context(chosen_kernels(config.hardware, self.fabric.device))
-            stop = opened.enter_context(stop_on_signal())
+            stop = opened.enter_context(stop_on_signal(*self._stopping))
             completed = Loop(self.trainer, self.reporter, log, self._save, stop).run()
         if completed:
             result = finished(self.trainer, self.parts, self.folder, before, self.sizes)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
@@ -22,6 +21,7 @@ from svdctl.data.data_source import load as load_data
 from svdctl.data.fingerprint import fingerprint
 from svdctl.data.images import ImageData
 from svdctl.data.split import stratified_split
+from svdctl.distributed.start_watch import WatchedFabric
 from svdctl.errors import UsageError
 from svdctl.models.architecture import architecture_of
 
@@ -33,7 +33,7 @@ _KEEP_BUFFERS: dict[str, Any] = {
 }
 
 
-def launch(config: TrainConfig) -> Fabric:
+def launch(config: TrainConfig) -> WatchedFabric:
     """Return the processes of a run, started.
 
     Raises:
@@ -44,7 +44,7 @@ def launch(config: TrainConfig) -> Fabric:
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # who has joined is no news
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # of 1x1 kernels, where all do
     try:
-        fabric = Fabric(
+        fabric = WatchedFabric(
             accelerator=hardware.accelerator,
             devices=devices,
             num_nodes=hardware.num_nodes,

@@ -46,7 +46,7 @@ def run(
     with _interrupted(lambda: _after_loss(folder, to_resume)):
         fabric = launch(config)
         config = with_proofs(config, fabric.device)
-        with end_together(fabric, lambda: _after_loss(folder, to_resume)):
+        with end_together(fabric, lambda: _after_loss(folder, to_resume)) as detector:
             with fabric.rank_zero_first(local=True):  # data may have to be downloaded
                 parts = load_parts(config)
             lines = plan(config, base)
@@ -58,7 +58,7 @@ def run(
                     reporter.say(line)
                 write_atomically(folder / "config.toml", to_toml(config))
                 write_environment(folder, str(fabric.device), config.seed)
-            return TrainingRun(config, parts, fabric, folder, reporter).execute(None)
+            return TrainingRun(config, parts, fabric, folder, reporter, detector).execute(None)
 
 
 def resume(
@@ -117,7 +117,7 @@ def resume(
         config = TrainConfig.model_validate(table)
     with _interrupted(lambda: _after_loss(folder, to_resume)):
         fabric = launch(config)
-        with end_together(fabric, lambda: _after_loss(folder, to_resume)):
+        with end_together(fabric, lambda: _after_loss(folder, to_resume)) as detector:
             with fabric.rank_zero_first(local=True):  # data may have to be downloaded
                 parts = load_parts(config)
             with checkpoint_error_on_mismatch(path):
@@ -136,7 +136,7 @@ def resume(
                     reporter.say(line)
                 if notice is not None:
                     reporter.notice(notice)
-            run = TrainingRun(config, parts, fabric, folder, reporter)
+            run = TrainingRun(config, parts, fabric, folder, reporter, detector)
             return run.execute(history, is_current=lambda: _stamp(file) == stamp, needs_best=needs_best)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from svdctl.checkpoint.checkpoint_file import read_checkpoint
+from svdctl.distributed.failure_detector import ANSWER_SECONDS
 from svdctl.train.metrics_log import read_log
 from tests.distributed.runs import write
 from tests.distributed.start import HERE, finish, free_ports, own_words, start
@@ -26,15 +27,37 @@ ENDS = {
     "second breaks": (1, ["KeyError: 'surprise'; .*", "process 1 of 2 failed, as it says above; .*"]),
     "second interrupted": (1, ["process 1 of 2: interrupted"]),
     "fine, the first takes longer": (0, []),
-}
+    "second killed, starting": (1, ["process 1 of 2 was killed by signal 9 while the processes started; nothing .*"]),
+    "second fails, starting": (1, ["the second has no data", "process 1 of 2 ended with exit code 2 while .*"]),
+    "first killed, starting": (-signal.SIGKILL, ["process 0 of 2 was lost, .* while the processes started; .*"]),
+    "first terminated, starting": (-signal.SIGTERM, ["process 0 of 2 was lost, .* while the processes started; .*"]),
+    "first killed, second joins": (-signal.SIGKILL, ["process 0 of 2 was lost, .* while the processes started; .*"]),
+    "second stopped, first told": (1, ["process 1 of 2 has not answered for 3 s, .*: this is the advice"]),
+    "second stopped, first told twice": (130, ["interrupted at once by a second signal; this is the advice"]),
+    "second stopped, first told by Ctrl-C": (1, ["process 1 of 2 has not answered for 3 s, .*: this is the advice"]),
+    "first stopped, second told": (
+        1, ["process 0 of 2 has not answered for 3 s, .*: this is the advice", "process 1 of 2 failed, as it says .*"],
+    ),
+    "first stopped, second told twice": (
+        1, ["interrupted at once by a second signal; this is the advice", "process 1 of 2 failed, as it says above; .*"]
+    ),
+}  # fmt: skip
 
 
 QUICK = ["second killed, first busy", "second fails", "both fail"]
-OTHERS = [how for how in ENDS if how not in QUICK]
+STARTING = [how for how in ENDS if "start" in how or "join" in how]
+STOPPED = [how for how in ENDS if "stopped" in how]
+OTHERS = [how for how in ENDS if how not in (*QUICK, *STARTING, *STOPPED)]
+SLOW = [OTHERS[:3], OTHERS[3:], STARTING[:3], STARTING[3:], STOPPED[:3], STOPPED[3:]]
 
 
 @pytest.mark.parametrize(
-    "ends", [QUICK, *(pytest.param(some, marks=pytest.mark.slow) for some in (OTHERS[:3], OTHERS[3:]))]
+    "ends",
+    [
+        QUICK,
+        ["second killed, starting", "second stopped, first told twice"],
+        *(pytest.param(some, marks=pytest.mark.slow) for some in SLOW),
+    ],
 )
 def test_every_end_is_the_end_of_both_and_said_once(ends: list[str]) -> None:
     # At the same time: most of it is waiting.
@@ -136,6 +159,28 @@ def test_a_signal_to_any_process_stops_all_and_saves_the_same_step(tmp_path: Pat
     assert errors == ""
     assert f"svdctl train --resume {folder}" in output
     assert "interrupted after step" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_partner_that_is_stopped_holds_up_no_request_to_stop(tmp_path: Path, times: int) -> None:
+    """Told once, the run ends within the partner's limit; told twice, at once. What was saved goes on."""
+    process = command(tmp_path)
+    folder = wait_for(tmp_path, 120)
+    os.kill(child_of(process), signal.SIGSTOP)
+    time.sleep(1)
+    began = time.monotonic()
+    for _ in range(times):
+        os.kill(process.pid, signal.SIGTERM)
+        time.sleep(0.2)
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - began < (ANSWER_SECONDS + 6 if times == 1 else 4)
+    assert process.returncode == (1 if times == 1 else 130)
+    (sentence,) = errors.strip().splitlines()
+    told = "process 1 of 2 has not answered" if times == 1 else "interrupted at once by a second signal"
+    assert sentence.startswith(f"svdctl: {told}")
+    assert sentence.endswith(f"go on from what was saved with svdctl train --resume {folder}")
+    assert read_checkpoint(folder)
 
 
 @pytest.mark.slow
