@@ -60,6 +60,15 @@ class Cifar10Source(DataSource):
         train, test = (ImageData(image, label, classes) for image, label in zip(images, labels, strict=True))
         return TrainTest(train, test).checked(f"{self.kind} under {root}")
 
+    def would_download(self, config: Cifar10 | Cifar100) -> bool:
+        from torchvision import datasets
+        from torchvision.datasets.utils import check_integrity
+
+        dataset = getattr(datasets, self.kind.upper())
+        folder = config.root.expanduser() / dataset.base_folder
+        sums = {**dict(dataset.train_list), **dict(dataset.test_list), dataset.meta["filename"]: dataset.meta["md5"]}
+        return not all(check_integrity(str(folder / name), md5) for name, md5 in sums.items())
+
     def classes(self, config: DataConfig) -> int:
         return self.number
 

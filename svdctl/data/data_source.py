@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from svdctl.config.data_config import DataConfig
-from svdctl.errors import UsageError
+from svdctl.errors import DataError, UsageError
 from svdctl.registry import DATA
 
 if TYPE_CHECKING:
     from svdctl.data.train_test import TrainTest
 
+DEFAULT_PLACE = Path("data")
 S = TypeVar("S", bound="DataSource | type[DataSource]")
 
 
@@ -38,6 +39,10 @@ class DataSource(ABC):
         Raises:
             DataError: files that are missing, damaged or unusable.
         """
+
+    def would_download(self, config: Any) -> bool:
+        """Return whether `load` does not find all files where the configuration says, and would fetch them to there."""
+        return False
 
     def classes(self, config: Any) -> int | None:
         """Return the number of classes as far as it is known before loading."""
@@ -119,9 +124,22 @@ def source_of(config: DataConfig) -> DataSource:
     return found
 
 
-def load(config: DataConfig) -> "TrainTest":
-    """Return the images that a configuration describes; every fault of files or contents is a `DataError`."""
+def load(config: DataConfig, *, download: bool = True) -> "TrainTest":
+    """Return the images that a configuration describes.
+
+    Args:
+        config: the data.
+        download: whether files that are absent may be downloaded to where it says.
+
+    Raises:
+        DataError: for every fault of files or contents.
+    """
     source = source_of(config)
+    if not download and source.would_download(config):
+        raise DataError(
+            f"{source.kind} is not complete under {place_of(config)}, where a file says that it is, and a file alone "
+            "downloads nothing; name its folder with `data.root`"
+        )
     return source.load(config).checked(source.describe(config))
 
 
@@ -132,7 +150,7 @@ def describe(config: DataConfig) -> str:
 
 def place_of(config: DataConfig) -> Path:
     """Return the folder of the files of data that have one, else the default folder of data."""
-    return Path(getattr(config, source_of(config).place or "", "data"))
+    return Path(getattr(config, source_of(config).place or "", DEFAULT_PLACE))
 
 
 def at_place(config: DataConfig, place: Path | None) -> DataConfig:

@@ -49,6 +49,12 @@ def discover(config: EvaluateConfig) -> Discovery:
             found = list(_below(path, config.which, faults)) if path.is_dir() else [path] * path.exists()
         except OSError as error:
             text = f"{path} cannot be read ({error.strerror}); check its rights"
+        if config.out_dir is None and path.is_symlink() and path.is_dir():
+            text = (
+                f"{path} is a link to {path.readlink()}, and results would be written there; give the folder itself, "
+                "or `out_dir`"
+            )
+            found = []
         if text is None and not path.exists():
             text = f"there is no checkpoint or folder {path}; give files, run folders or folders above them"
         elif not found and text is None and len(faults) == before:

@@ -10,13 +10,14 @@ from typing import Any
 from svdctl.evaluate.measure_checkpoint import Evaluation, Failure
 from svdctl.evaluate.results import OTHER_DATA, OTHER_DATA_MARK, Record
 from svdctl.registry import METRICS
-from svdctl.utils.atomic_write import write_atomically
+from svdctl.utils.atomic_write import remove_unfinished, write_atomically
 from svdctl.utils.table import Cell, Column, Table, markdown
 
 
 def write_report(folder: Path, evaluations: Sequence[Evaluation], failures: Sequence[Failure]) -> Path:
     """Write the comparison of what this call measured or found measured."""
     folder.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(folder)
     path = folder / "report.md"
     records = [record for evaluation in evaluations for record in evaluation.records.values()]
     failed = [f"- {failure.place}: {failure.error}" for failure in failures]

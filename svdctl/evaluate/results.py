@@ -9,18 +9,19 @@ whose figures cannot be right, is measured again.
 import csv
 import io
 import json
+import re
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-from pydantic import Field, NonNegativeFloat, model_validator
+from pydantic import Field, NonNegativeFloat, field_validator, model_validator
 
 from svdctl.errors import EvaluationError
 from svdctl.registry import METRICS
-from svdctl.utils.atomic_write import write_atomically
+from svdctl.utils.atomic_write import remove_unfinished, write_atomically
 from svdctl.utils.content_hash import content_digest, json_digest
 from svdctl.utils.files import open_regular, read_bytes, read_text
 from svdctl.utils.lock import held_folder
@@ -56,6 +57,13 @@ class Record(Measurement):
     """How this call came by it: empty, measured now; else `kept`, or `kept, no checksum`."""
     other_data: bool = Field(default=False, exclude=True)
     """Whether the test images may be among those that the network was trained on."""
+
+    @field_validator("details")
+    @classmethod
+    def _details_are_below_the_folder(cls, details: str | None) -> str | None:
+        if details is not None and re.fullmatch(rf"{DETAILS}/[^/\0]*\.csv", details) is None:
+            raise ValueError(f"is no file in {DETAILS}/")
+        return details
 
     @model_validator(mode="after")
     def _figures_can_be_right(self) -> Self:
@@ -159,6 +167,8 @@ class ResultStore:
         if record.details is None:
             return None
         path = self._details(record)
+        if path.is_symlink() or path.parent.is_symlink():
+            return f"{path} is reached through a link"
         if not path.is_file():
             return f"{path} is missing"
         if record.details_sha256 not in (None, content_digest(read_bytes(path))):
@@ -212,8 +222,7 @@ class ResultStore:
 
     def _details(self, record: Record) -> Path:
         assert record.details is not None
-        # A record without a checksum could name any path.
-        return self.folder / DETAILS / Path(record.details).name
+        return self.folder / record.details
 
     def _old_contents(self, contents: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Return what a file of the version without checksums belongs to, and its records in today's form."""
@@ -242,6 +251,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
 def copy_files(files: Sequence[Path], folder: Path, name: str) -> list[Path]:
     """Write files a second time, into a folder that is made when absent, under one name; return the copies."""
     folder.expanduser().mkdir(parents=True, exist_ok=True)
+    remove_unfinished(folder.expanduser())
     copies = [folder.expanduser() / f"{name}{file.suffix}" for file in files]
     for file, copy in zip(files, copies, strict=True):
         write_atomically(copy, partial(copy_into, file=file))
@@ -259,11 +269,17 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(read_text(path), newline="")))
 
 
-def held(folder: Path, part: str = "") -> AbstractContextManager[None]:
+@contextmanager
+def held(folder: Path, part: str = "") -> Iterator[None]:
     """Hold a folder of results (or one part of it), made when absent: a second process that wants it is refused.
+
+    What killed processes left half written in it is removed.
 
     Raises:
         EvaluationError: another process evaluates there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    return held_folder(folder, EvaluationError, work="evaluates", instead="give another `out_dir`", part=part)
+    with held_folder(folder, EvaluationError, work="evaluates", instead="give another `out_dir`", part=part):
+        for place in (folder, *(inner for inner in folder.iterdir() if inner.is_dir())):
+            remove_unfinished(place)
+        yield

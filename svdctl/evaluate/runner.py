@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from svdctl.config.data_config import Data
 from svdctl.config.evaluate_config import EvaluateConfig
-from svdctl.data.data_source import describe, load, same_data
+from svdctl.data.data_source import DEFAULT_PLACE, describe, load, place_of, same_data
 from svdctl.errors import CheckpointError, SvdctlError, UsageError, first_line
 from svdctl.evaluate.evaluated_model import open_evaluated_model
 from svdctl.evaluate.evaluation_data import EvaluationData, data_of
@@ -92,12 +92,17 @@ def _one(
         raise UsageError(f"{found.path} does not say which data it belongs to; add `data.kind`")
     if (key := data.model_dump_json()) not in loaded:
         loaded.clear()
-        loaded[key] = EvaluationData(data, load(data))
+        loaded[key] = EvaluationData(data, load(data, download=_may_download(config, data)))
     dataset = loaded[key]
     if evaluated.image_shape is None:
         dataset = _fitting(dataset, evaluated.model, config)
     evaluated.check(dataset.test, describe(dataset.data))
     return evaluate(found, evaluated, dataset, config, reporter)
+
+
+def _may_download(config: EvaluateConfig, data: Data) -> bool:
+    """Return whether the place of the data is one that this call names, or the default one, and no file alone."""
+    return config.data is not None or config.dataset_root is not None or place_of(data) == DEFAULT_PLACE
 
 
 def _fitting(dataset: EvaluationData, model: nn.Module, config: EvaluateConfig) -> EvaluationData:

@@ -21,7 +21,7 @@ from svdctl.config.train_config import TrainConfig
 from svdctl.errors import CheckpointError, FileError, UsageError
 from svdctl.evaluate.table_evaluation import Evaluate
 from svdctl.train.run_hash import config_in, run_hash
-from svdctl.utils.atomic_write import write_atomically
+from svdctl.utils.atomic_write import remove_unfinished, write_atomically
 from svdctl.utils.files import read_json
 from svdctl.utils.lock import held
 
@@ -100,6 +100,7 @@ class RunStore:
         try:
             for folder in (self._private, self.out_dir.expanduser() / "tables"):
                 folder.mkdir(parents=True, exist_ok=True)
+                remove_unfinished(folder)
         except OSError as error:
             raise UsageError(
                 f"{self.out_dir} cannot be made or written ({(error.strerror or str(error)).lower()}); "

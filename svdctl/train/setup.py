@@ -112,14 +112,18 @@ class Parts:
     """Of the parts as they were loaded, by name."""
 
 
-def load_parts(config: TrainConfig) -> Parts:
+def load_parts(config: TrainConfig, *, download: bool = True) -> Parts:
     """Return the data of a run.
+
+    Args:
+        config: of the run.
+        download: whether data that are absent may be downloaded.
 
     Raises:
         DataError: missing or broken data.
         UsageError: data that the network cannot take.
     """
-    data = load_data(config.data)
+    data = load_data(config.data, download=download)
     images = data.train
     if faults := architecture_of(config.model).faults(
         config.model, image_shape=images.image_shape, classes=len(images.classes), layer=config.layer

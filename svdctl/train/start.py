@@ -14,6 +14,7 @@ from svdctl.data.data_source import source_of
 from svdctl.distributed.failure_detector import end_together
 from svdctl.errors import CheckpointError, Interrupted, UsageError
 from svdctl.train.result import TrainResult
+from svdctl.train.resumed_requests import without_online_logs
 from svdctl.train.run import TrainingRun
 from svdctl.train.run_hash import config_in, differing
 from svdctl.train.run_history import History, read_history
@@ -77,6 +78,7 @@ def resume(
         path: the run folder, or the checkpoint in it.
         reporter: shows the run.
         changes: fields to override, by section: what has no effect on the results, as devices, log and `data.root`.
+            Only with `data.root` may data be downloaded, only with `log.wandb` does a log go online.
         refused: returns why a run with this configuration is not to go on, None if it is.
         allow_changed_data: go on though the data are not those that the run was trained on so far.
         needs_best: fail where the network that was picked is lost; else a sentence says so, and the last one counts.
@@ -115,11 +117,12 @@ def resume(
         for section, fields in changes.items():
             table[section].update(fields)
         config = TrainConfig.model_validate(table)
+    config, requests = without_online_logs(config, changes or {})
     with _interrupted(lambda: _after_loss(folder, to_resume)):
         fabric = launch(config)
         with end_together(fabric, lambda: _after_loss(folder, to_resume)) as detector:
             with fabric.rank_zero_first(local=True):  # data may have to be downloaded
-                parts = load_parts(config)
+                parts = load_parts(config, download="data" in (changes or {}))
             with checkpoint_error_on_mismatch(path):
                 history = read_history(checkpoint, folder)
             notice, changed, judged_anew = _compared(history, parts, path, allow_changed_data)
@@ -134,8 +137,8 @@ def resume(
                 reporter.say(f"resume   {folder} after step {step}")
                 for line in plan(config, str(folder / "config.toml"))[1:-1]:
                     reporter.say(line)
-                if notice is not None:
-                    reporter.notice(notice)
+                for text in (*requests, *filter(None, [notice])):
+                    reporter.notice(text)
             run = TrainingRun(config, parts, fabric, folder, reporter, detector)
             return run.execute(history, is_current=lambda: _stamp(file) == stamp, needs_best=needs_best)
 

@@ -22,6 +22,8 @@ TOML_LIMIT = 2**20
 """Bytes of TOML; configurations have some thousand."""
 DEPTH_LIMIT = 100
 """Levels that JSON and TOML may nest, and parts that a key of TOML may have."""
+KEY_LIMIT = 500
+"""Signs of a key of JSON and TOML: sentences repeat keys."""
 _KINDS = {
     stat.S_IFDIR: "is a folder, and a file belongs here",
     stat.S_IFIFO: "is a FIFO, and only regular files are read and written",
@@ -250,6 +252,8 @@ def _require_plain(value: Any, name: str, *, finite: bool) -> None:
         inner: list[Any] = []
         for one in level:
             if isinstance(one, Mapping):
+                if max(map(len, one), default=0) > KEY_LIMIT:
+                    raise MalformedFileError(name, f"has a key of more than {KEY_LIMIT} signs", _MEND)
                 inner += [*one, *one.values()]
             elif isinstance(one, list):
                 inner += one
