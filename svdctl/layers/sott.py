@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from svdctl.errors import ShapeError
 from svdctl.layers.soc import SOC
-from svdctl.layers.stiefel import Method, mean_gradients, parametrize_frames_, random_frame, retractions
+from svdctl.layers.stiefel import Method, mean_gradients, parametrize_frames_, random_frame, retractions, tangent_parts
 from svdctl.layers.tt import FramesKind, PenaltyCount
 from svdctl.spectral.stacks import in_stacks
 
@@ -134,12 +134,6 @@ def retract_sott_layers_(
         means, bases = zip(*rows, strict=True)
         wide = [mean.to(base.dtype) for mean, base in rows]
         targets += means
-        sources += [result for (result,) in in_stacks(_tangent, wide, bases)]
+        sources += [result for (result,) in in_stacks(lambda *stacks: (tangent_parts(*stacks),), wide, bases)]
     torch._foreach_copy_(targets, sources)
     return torch.stack([kept.defect for kept in found]).max().float()
-
-
-def _tangent(means: Tensor, frames: Tensor) -> tuple[Tensor]:
-    """Return `m - U sym(U^T m)`, of stacks `(L, n, r)`."""
-    inner = torch.bmm(frames.mT, means)
-    return (torch.baddbmm(means, frames, inner + inner.mT, alpha=-0.5),)

@@ -3,7 +3,9 @@
 Note, momentum. Retracting a frame U = Q P moves P into the core: the operator stays, its coordinates change. A gradient
 is a covector, so with W = U C the chain rule gives `dW/dQ`-coordinates `m_U P^T` and core coordinates `P^-T m_C`. An
 optimiser's running mean of gradients is carried along by the same maps; left behind, it would point elsewhere, and
-with the sign flips of a plain QR it would point backwards. Adam's second moments have no such map and stay.
+with the sign flips of a plain QR it would point backwards. Of `m_U P^T` only the part tangent to the frames is kept;
+the rest, `U S` with S symmetric, would leave the frames and be moved into the core, whose own mean holds it (20
+epochs of CIFAR-10, one seed: 92.2 % without it, 90.6 % with it). Adam's second moments have no such map and stay.
 
 Note, polar factors by products. For `X = Q P` with `P = (X^T X)^1/2`, the coupled Newton-Schulz iteration `T = (3 a I
 - a^3 Z Y) / 2`, `Y <- Y T`, `Z <- T Z` from `Y = X^T X / s`, `Z = I` has Y tend to `P / sqrt(s)` and Z, the product of
@@ -179,6 +181,12 @@ def retractions(frames: Sequence[Tensor], method: Method, *, dtype: torch.dtype 
         each = zip(*(part.unbind() for part in retraction), strict=True)
         found |= dict(zip(places, (Retraction(*parts) for parts in each), strict=True))
     return [found[place] for place in range(len(frames))]
+
+
+def tangent_parts(means: Tensor, frames: Tensor) -> Tensor:
+    """Return `m - U sym(U^T m)` of stacks `(L, n, r)`: what of mean gradients can move frames along frames."""
+    inner = torch.bmm(frames.mT, means)
+    return torch.baddbmm(means, frames, inner + inner.mT, alpha=-0.5)
 
 
 def gram_defect(frame: Tensor) -> Tensor:

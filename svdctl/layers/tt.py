@@ -19,6 +19,7 @@ from svdctl.layers.stiefel import (
     positive_factor,
     random_frame,
     retractions,
+    tangent_parts,
 )
 from svdctl.layers.stored_weight import computed_weight, why_not_as_stored
 from svdctl.layers.tt_fit import fitted_frames
@@ -378,13 +379,13 @@ def _orthonormalize_(
     found = retractions(frames, method, dtype=dtype)
     # Each tensor with the matrices that move it; for means of gradients see the note of stiefel.py.
     moved: list[tuple[Tensor, Tensor, Tensor]] = []
-    turned: list[tuple[Tensor, Tensor]] = []
+    turned: list[tuple[Tensor, Tensor, Tensor]] = []
     for (core, *pair), out, into in zip(framed, found[::2], found[1::2], strict=True):
         if keep_cores:
             moved.append((core, out.factor, into.factor))
         moved += [(mean, out.inverse.mT, into.inverse.mT) for mean in mean_gradients(optimizer, core)]
         for frame, kept in zip(pair, (out, into), strict=True):
-            turned += [(mean, kept.factor.mT) for mean in mean_gradients(optimizer, frame)]
+            turned += [(mean, kept.factor.mT, kept.frame) for mean in mean_gradients(optimizer, frame)]
     targets, sources = list(frames), [kept.frame for kept in found]
     for rows, work in ((moved, _between), (turned, _behind)):
         if rows:
@@ -403,8 +404,9 @@ def _between(cores: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor]:
     return (whole.unflatten(3, cores.shape[3:]),)
 
 
-def _behind(frames: Tensor, factors: Tensor) -> tuple[Tensor]:
-    return (torch.bmm(frames, factors),)
+def _behind(means: Tensor, factors: Tensor, frames: Tensor) -> tuple[Tensor]:
+    """Return the tangent parts of `means factors` of stacks `(L, n, r)`, `(L, r, r)` and `(L, n, r)`."""
+    return (tangent_parts(torch.bmm(means, factors), frames),)
 
 
 def _pair(value: Any) -> tuple[int, int]:
