@@ -29,7 +29,7 @@ _STORED = {
     "QUInt2x4": torch.uint8,
 }  # fmt: skip
 """Types of numbers in torch's storages, codes of quantised ones as integers."""
-_STORAGE = re.compile(r"torch\.(cuda\.)?(storage\.)?([A-Za-z0-9]*)Storage")
+_STORAGE = re.compile(r"torch\.(cuda\.)?(storage\.)?_?([A-Za-z0-9]*)Storage")
 _TENSOR_NAME = re.compile(r"(?i).*(tensor|parameter)|params4bit|int8params|_?re(build|construct)_\w+")
 """Last words in names of tensors' classes and of functions that make tensors."""
 _PLACED_WHOLE = ("Replicate", "Shard", "_StridedShard")

@@ -101,7 +101,7 @@ def check_checksums(data: bytearray | mmap.mmap, members: dict[str, Member], whe
             for at in range(member.start, member.start + member.size, _AT_ONCE):
                 crc = zlib.crc32(view[at : min(at + _AT_ONCE, member.start + member.size)], crc)
             if crc != member.crc:
-                raise _damaged(where, f"{member.name} fails its checksum")
+                raise _damaged(where, f"{member.name!r} fails its checksum")
 
 
 def _damaged(where: str, why: str) -> CheckpointError:
@@ -218,11 +218,11 @@ def _with_start(data: bytearray | mmap.mmap, member: Member, end: int) -> Member
     """
     at = member.at
     if data[at : at + 4] != _LOCAL:
-        raise ValueError(f"{member.name} does not stand where its directory says")
+        raise ValueError(f"{member.name!r} does not stand where its directory says")
     _, flags, method, _, _, crc, packed, size, name, extra = struct.unpack("<5H3L2H", data[at + 4 : at + _LOCAL_SIZE])
     at += _LOCAL_SIZE
     if _name(data[at : at + name], flags) != member.name or (flags, method) != (member.flags, member.method):
-        raise ValueError(f"{member.name} has another header than its directory says")
+        raise ValueError(f"{member.name!r} has another header than its directory says")
     fields = data[at + name : at + name + extra]
     start = at + name + extra
     behind = end - start - member.size
@@ -234,9 +234,9 @@ def _with_start(data: bytearray | mmap.mmap, member: Member, end: int) -> Member
         told = (crc, packed, size)
     wanted = (member.crc, member.packed, member.size)
     if told != wanted and not (is_later and all(one in (0, other) for one, other in zip(told, wanted, strict=True))):
-        raise ValueError(f"{member.name} has another header than its directory says")
+        raise ValueError(f"{member.name!r} has another header than its directory says")
     if behind and not (is_later and data[end - behind : end] in _descriptors(wanted)):
-        raise ValueError(f"{member.name} is not as long as its directory says")
+        raise ValueError(f"{member.name!r} is not as long as its directory says")
     return Member(**{**vars(member), "start": start})
 
 
@@ -250,9 +250,9 @@ def _sizes_beside(extra: bytes | bytearray, member: Member) -> tuple[int, int]:
     numbers = [] if held is None else list(struct.unpack(f"<{len(held) // 8}Q", held))
     is_large = max(member.size, member.packed) >= _FULL_32
     if member.at >= _FULL_32 and numbers and numbers.pop() != member.at:
-        raise ValueError(f"{member.name} does not stand where its directory says")
+        raise ValueError(f"{member.name!r} does not stand where its directory says")
     if len(numbers) not in (0, 2 * is_large):
-        raise ValueError(f"{member.name} has another header than its directory says")
+        raise ValueError(f"{member.name!r} has another header than its directory says")
     size, packed = numbers or (0, 0)
     return packed, size
 

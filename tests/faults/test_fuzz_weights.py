@@ -250,7 +250,7 @@ def fuzz_safetensors(folder: Path) -> Callable[[random.Random], bytes]:
             kind = draw.randrange(7)
             if kind == 0 and "dtype" in entry:
                 entry["dtype"] = draw.choice(types)
-            elif kind == 1 and entry.get("shape"):
+            elif kind == 1 and isinstance(entry.get("shape"), list) and entry["shape"]:
                 entry["shape"][draw.randrange(len(entry["shape"]))] = draw.choice([*NUMBERS, -1, 1.5, None, "a"])
             elif kind == 2 and "shape" in entry:
                 entry["shape"] = draw.choice([[], [0], [1] * 100, [2**32, 2**32], "a", None, [[1]]])
