@@ -66,7 +66,7 @@ def _inspect(path: Path, config: InspectConfig, tell: Tell | None) -> NetworkSpe
         assert config.input_size is not None
         model, shape = load_model(config.model, weights), _image(config.input_size)
     elif weights.format == "svdctl" and config.key is None:
-        model, shape = load(path), _image(config.input_size or tuple(weights.extra["image_shape"]))
+        model, shape = load(weights.path), _image(config.input_size or tuple(weights.extra["image_shape"]))
     elif weights.format == "paper":
         opened = open_paper_network(weights.tensors, where=str(path), gouk_transforms=config.gouk_transforms)
         model, shape, told = opened.model, _image(config.input_size or PAPER_IMAGE_SHAPE), f" ({opened.told})"

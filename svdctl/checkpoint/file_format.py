@@ -1,4 +1,4 @@
-"""The format of a file, by its first bytes and never by its name."""
+"""The format of a file, by its first bytes; names tell only which file of a folder is meant."""
 
 import os
 import stat
@@ -8,7 +8,13 @@ from typing import Literal
 from svdctl.errors import CheckpointError
 from svdctl.utils.files import open_regular
 
-Container = Literal["zip", "legacy", "safetensors"]
+Container = Literal["zip", "legacy", "safetensors", "index"]
+INDEX = ".index.json"
+"""End of the names of files that list shards."""
+_WEIGHTS = (
+    "model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin",
+)  # fmt: skip
+"""Weights in folders of Hugging Face's libraries; the first that is there counts, as it does for them."""
 LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """A pickle of the number that torch wrote first, before its files became zip archives (torch < 1.6)."""
 MAX_SAFETENSORS_HEADER = 100_000_000
@@ -25,19 +31,27 @@ _FOREIGN = (
 )
 
 
+def weights_of(folder: Path) -> Path | None:
+    """Return the file that holds the weights of a folder, or that lists them; None where its name is not known."""
+    names = ("last.pt", *(f"{name}{end}" for name in _WEIGHTS for end in ("", INDEX)))
+    return next((folder / name for name in names if (folder / name).exists()), None)
+
+
 def resolve(path: Path) -> Path:
-    """Return the file meant: itself, or `last.pt` of a run folder.
+    """Return the file meant: itself, or that of the folder's weights.
 
     Raises:
         CheckpointError: missing, unreadable, or no ordinary file.
     """
     try:
         if path.is_dir():
-            if not (path / "last.pt").exists():
+            found = weights_of(path)
+            if found is None:
                 raise CheckpointError(
-                    f"{path} is a folder without last.pt; give a run folder or a file that holds weights"
+                    f"{path} is a folder without last.pt, and without {_WEIGHTS[0]} or {_WEIGHTS[1]} or an index of "
+                    "them; give a run folder or a file that holds weights"
                 )
-            path = path / "last.pt"
+            path = found
         mode = path.stat().st_mode
     except FileNotFoundError as error:
         hint = "is a link to nothing" if path.is_symlink() else "does not exist"
@@ -70,6 +84,8 @@ def container_of(path: Path) -> Container:
     length = int.from_bytes(head[:8], "little")
     if head[8:9] == b"{" and 2 <= length <= MAX_SAFETENSORS_HEADER:
         return "safetensors"
+    if head.lstrip()[:1] == b"{" and path.name.endswith(INDEX):
+        return "index"
     raise CheckpointError(f"{path} is {_foreign(head)}")
 
 

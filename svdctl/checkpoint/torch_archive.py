@@ -37,8 +37,9 @@ def read_torch(path: Path, container: Container | None = None) -> object:
         CheckpointError: foreign, damaged, or only readable by executing what it says.
     """
     container = container or container_of(path)
-    if container == "safetensors":
-        raise CheckpointError(f"{path} is a safetensors file, not a file that torch.save wrote; give the other one")
+    if container not in ("zip", "legacy"):
+        kind = "a safetensors file" if container == "safetensors" else "an index of shards"
+        raise CheckpointError(f"{path} is {kind}, not a file that torch.save wrote; give the other one")
     data = _bytes_of(path, mapped_from=MAP_FROM if container == "zip" else 1)
     limit = WorkLimit(len(data), str(path))
     try:

@@ -7,25 +7,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors
 from torch import Tensor
 
 from svdctl.checkpoint import tensors as stored
 from svdctl.checkpoint.extract_state_dict import ANOTHER_SET, LeftOut, holds_numbers, may_hold_weights, unwrap
 from svdctl.checkpoint.file_format import container_of, resolve
 from svdctl.checkpoint.paper_checkpoints import architecture_of
-from svdctl.checkpoint.pickled_calls import NumpyArray, Storage, UnreadTensor, unread
-from svdctl.checkpoint.pickles import CONVERT, ObjectRecord, check_nesting
+from svdctl.checkpoint.pickled_calls import NumpyArray, Storage, UnreadTensor
+from svdctl.checkpoint.pickles import CONVERT, ObjectRecord
+from svdctl.checkpoint.safetensors_file import read_safetensors
+from svdctl.checkpoint.sharded_weights import read_index
 from svdctl.checkpoint.stored_layer import NOTHING
 from svdctl.checkpoint.torch_archive import is_checkpoint, read_torch
-from svdctl.checkpoint.work_limit import WorkLimit
-from svdctl.errors import CheckpointError, first_line
+from svdctl.errors import CheckpointError
 
 Format = Literal["svdctl", "paper", "state dict", "safetensors"]
 _OTHER_ORDERS = ("mlx", "flax", "jax", "keras", "tensorflow", "tf")
 """Formats in the metadata of safetensors whose kernels are not stored `(O, I, *k)`."""
-_WITHOUT_TYPE = ("F4", "F6_E2M3", "F6_E3M2", "F8_E8M0")
-"""Types of numbers in safetensors that are smaller than a byte or scales alone."""
 _SCALARS = str | int | float | bool | None
 
 
@@ -57,22 +55,21 @@ class WeightFile:
 
 
 def read_tensors(path: str | os.PathLike[str], *, key: str | None = None) -> WeightFile:
-    """Return the weights in a file or run folder (its `last.pt`).
+    """Return the weights in a file, run folder (its `last.pt`) or folder of Hugging Face's libraries.
 
-    Read are svdctl's checkpoints, state dicts and whole training checkpoints of torch.save of any age, safetensors, and
-    the checkpoints of the paper's public code. Of several sets of weights the trained one goes before its moving
-    average and the last before the best; `alternatives` lists the rest.
+    Read are svdctl's checkpoints, state dicts and whole training checkpoints of torch.save of any age, safetensors,
+    shards of either by their index, and the checkpoints of the paper's public code. Of several sets of weights the
+    trained one goes before its moving average and the last before the best; `alternatives` lists the rest.
 
     Args:
-        path: file or run folder.
+        path: file or folder.
         key: dotted path of the wanted set, as `"ema"` or `"state_dict.encoder"`.
 
     Raises:
         CheckpointError: missing, foreign, damaged, without weights, or only readable by executing what it says.
     """
     path = resolve(Path(path))
-    container = container_of(path)
-    contents, extra = _read_safetensors(path) if container == "safetensors" else (read_torch(path, container), {})
+    contents, extra, size, is_safetensors = _read(path)
     if isinstance(contents, Tensor):
         raise CheckpointError(f"{path} holds one tensor and no names; save model.state_dict() instead")
     if not isinstance(contents, Mapping):
@@ -84,7 +81,6 @@ def read_tensors(path: str | os.PathLike[str], *, key: str | None = None) -> Wei
     extra = extra or _scalars(contents)
     ours = is_checkpoint(contents, path)
     unwrapped = unwrap(contents, str(path), "model" if ours and key is None else key)
-    size = path.stat().st_size
     # Before any of them is copied.
     stored.check_sizes({n: t for n, t in unwrapped.entries.items() if isinstance(t, Tensor)}, size, str(path))
     tensors: dict[str, Tensor] = {}
@@ -107,12 +103,12 @@ def read_tensors(path: str | os.PathLike[str], *, key: str | None = None) -> Wei
             "save the tensors as plain ones"
         )
     steps = [*unwrapped.steps]
-    if container == "safetensors" and (order := str(extra.get("format")).lower()) in _OTHER_ORDERS:
+    if is_safetensors and (order := str(extra.get("format")).lower()) in _OTHER_ORDERS:
         steps += _reorder(tensors, others, unread, order)
     kind: Format = "paper" if architecture_of(tensors) is not None else "state dict"
     return WeightFile(
         path=path,
-        format="svdctl" if ours else "safetensors" if container == "safetensors" else kind,
+        format="svdctl" if ours else "safetensors" if is_safetensors else kind,
         tensors=tensors,
         others=others,
         unread=frozenset(unread),
@@ -157,28 +153,16 @@ def _kind_of(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
-def _read_safetensors(path: Path) -> tuple[object, dict[str, Any]]:
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            contents = {name: _tensor(file, name) for name in file.keys()}  # noqa: SIM118
-            extra = dict(file.metadata() or {})
-    except MemoryError as error:
-        raise CheckpointError(f"{path} needs more memory than there is; use a larger machine") from error
-    except Exception as error:
-        # The library reports damage by its own type and by several of Python's.
-        raise CheckpointError(
-            f"{path} is damaged or no safetensors file ({first_line(error, 150)}); use another copy"
-        ) from error
-    check_nesting(contents, WorkLimit(path.stat().st_size, str(path)))
-    return contents, extra
-
-
-def _tensor(file: Any, name: str) -> Tensor:
-    """Return a tensor of a file of safetensors; one of numbers that torch has no type for is not read."""
-    part = file.get_slice(name)
-    if part.get_dtype() in _WITHOUT_TYPE:
-        return unread(f"numbers of type {part.get_dtype()}, which torch does not compute with", part.get_shape())
-    return file.get_tensor(name)
+def _read(path: Path) -> tuple[object, dict[str, Any], int, bool]:
+    """Return what a file or the shards of an index hold, metadata, bytes, and whether it is safetensors."""
+    container = container_of(path)
+    if container == "index":
+        contents, extra, size = read_index(path)
+        return contents, extra, size, bool(extra) or ".safetensors" in path.name
+    size = path.stat().st_size
+    if container == "safetensors":
+        return *read_safetensors(path), size, True
+    return read_torch(path, container), {}, size, False
 
 
 def _scalars(contents: Mapping[object, object]) -> dict[str, Any]:

@@ -36,7 +36,11 @@ INSPECT: Flags = {
 }
 
 
-@with_options(INSPECT, InspectConfig, ("files", "Checkpoints, state dicts, safetensors, or run folders."))
+@with_options(
+    INSPECT,
+    InspectConfig,
+    ("files", "Checkpoints, state dicts, safetensors, run folders or folders of shards."),
+)
 def inspect_spectrum(flags: dict[str, Any]) -> None:
     """Singular values, proved bounds and condition of every layer of any checkpoint; nothing in a file is executed.
 

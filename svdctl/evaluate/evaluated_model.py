@@ -76,7 +76,7 @@ def open_evaluated_model(path: Path, config: EvaluateConfig) -> EvaluatedModel:
     if source.model is not None:
         return _foreign(source.model, weights, config)
     if weights.format == "svdctl":
-        return _own(path, config)
+        return _own(weights.path, config)
     if weights.format == "paper":
         return _paper(weights, config)
     raise UsageError(

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from svdctl.checkpoint.file_format import INDEX, weights_of
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.config.presets import run_name
 from svdctl.errors import CheckpointError, FileError, SvdctlError
@@ -117,6 +118,10 @@ def _below(folder: Path, which: str, faults: list[tuple[str, SvdctlError]]) -> I
                     (str(path), CheckpointError(f"{folder} has no {path.name}; it has: {other or 'nothing'}"))
                 )
         return
+    indexed = weights_of(folder)
+    if indexed is not None and indexed.name.endswith(INDEX):
+        yield indexed
+        files = []
     yield from files
     for name in names:
         inner = folder / name
