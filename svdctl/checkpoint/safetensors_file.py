@@ -41,4 +41,4 @@ def _tensor(file: Any, name: str) -> Tensor:
     part = file.get_slice(name)
     if part.get_dtype() in _WITHOUT_TYPE:
         return unread(f"numbers of type {part.get_dtype()}, which torch does not compute with", part.get_shape())
-    return file.get_tensor(name)  # type: ignore[no-any-return]
+    return file.get_tensor(name)
