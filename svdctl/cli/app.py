@@ -1,7 +1,9 @@
 """The entry point: arguments to a command, exceptions to sentences."""
 
+import os
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -80,9 +82,22 @@ def on_one_line(arguments: list[str]) -> list[str]:
     return arguments
 
 
+def keep_folder_from_children() -> None:
+    """Keep modules of the current folder, as anybody's torch.py, out of the processes that this one starts.
+
+    Those are the processes of `--devices`, of `--jobs`, of Ray and of torch's compiler.
+    """
+    home = str(Path(__file__).parents[2])
+    if not sys.flags.safe_path and sys.path[0] == home:
+        # A checkout that is run where it lies is found by that folder alone.
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
+    os.environ["PYTHONSAFEPATH"] = "1"
+
+
 def main() -> None:
     """Run the command line; the process ends with its exit code."""
     arguments = normalised(sys.argv[1:])
+    keep_folder_from_children()
     try:
         guard_output(lasting=bool(arguments) and arguments[0] in LASTING and PRINTING.isdisjoint(arguments))
         if arguments and arguments[0] in SEVERAL:

@@ -182,7 +182,9 @@ class OnRay(Executor):
         try:
             if colon and port.isdigit():  # where nothing listens, Ray itself would wait for minutes
                 socket.create_connection((host, int(port)), timeout=10).close()
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            # Ray's own processes import no module of the folder that they are started in.
+            safe = {"env_vars": {"PYTHONSAFEPATH": "1"}}
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env=safe)
         except (ConnectionError, ValueError, RuntimeError, OSError, OverflowError) as error:
             raise UsageError(
                 f"`address = {address}`: no Ray cluster answers there ({first_line(error, 150)}); start one with `ray "
