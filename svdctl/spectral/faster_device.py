@@ -17,11 +17,15 @@ _FROM_SIDE = {
     "svd": {1: 288, 2: 320, 3: 352},
 }
 # The least number of entries of all matrices together from which a GPU finds the eigenvalues of all of them at once
-# (`spectral/tridiagonal.py`) in less time than the host, by the host's threads. Estimated: some 0.15 ms for each row of
-# one matrix, whatever their number, of launches (24 ms at 160 rows, 47 ms at 320), against the host's times above.
-_FROM_ENTRIES = {1: 300_000, 2: 600_000, 3: 1_000_000}
+# (`spectral/tridiagonal.py`) in less time than the host, by the host's threads, the last one for any more. On an H200
+# that takes 47 ms for 4,000 matrices of 64 rows, 136 for 2,000 of 160, 115 for 130 and 254 for 2,700 of 192, 165 for
+# 520 of 320, 374 for 136 of 640: some 0.56 ms for each row of one matrix, whatever their number, and little more. One
+# matrix takes the host, 16 threads, 0.03, 0.26, 0.33, 1.1 and 8.3 ms; 1 thread 0.2, 1.7, 3.2, 8.3.
+_FROM_ENTRIES = dict(
+    enumerate((1_300_000, 2_500_000, 3_500_000, 5_000_000, 6_000_000, 7_000_000, 8_500_000, 10_000_000), 1)
+)
 # The least number of matrices from which that takes less time than the GPU's own routine: both grow with the side.
-_FROM_COUNT = 16
+_FROM_COUNT = 64
 
 
 def device_for_values(

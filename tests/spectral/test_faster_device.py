@@ -37,7 +37,9 @@ def test_the_faster_device(side: int, threads: int, by: str, wanted: torch.devic
     [
         (160, 2000, 16, CUDA),
         (64, 4000, 16, CUDA),
-        (192, 130, 16, CUDA),
+        (192, 2700, 16, CUDA),
+        (192, 130, 16, CPU),
+        (192, 130, 1, CUDA),
         (160, 20, 16, CPU),
         (16, 500, 1, CPU),
         (64, 15, 1, CPU),
