@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import resource
 import sys
 from collections.abc import Iterable
 
@@ -111,6 +112,11 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
+    if isinstance(error, SystemError):
+        # Where memory runs out, Python itself can lose the MemoryError.
+        return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+    if isinstance(error, ImportError):
+        return "failed to map segment" in str(error)  # a shared library, within a small address space
     # On a CPU torch knows no type of its own for it; the last is how oneDNN puts it.
     said = ("can't allocate memory", "bad_alloc", "could not create a primitive")
     return isinstance(error, RuntimeError) and any(words in str(error) for words in said)

@@ -17,6 +17,7 @@ from svdctl.cli.training_commands import training_command
 from svdctl.cli.training_flags import LIPCONV, TRAIN
 from svdctl.cli.variadic import spread
 from svdctl.errors import UsageError
+from svdctl.utils.address_space import require_address_space
 
 app = typer.Typer(
     name="svdctl",
@@ -99,7 +100,10 @@ def main() -> None:
     arguments = normalised(sys.argv[1:])
     keep_folder_from_children()
     try:
-        guard_output(lasting=bool(arguments) and arguments[0] in LASTING and PRINTING.isdisjoint(arguments))
+        works = bool(arguments) and arguments[0] in FLAGS and PRINTING.isdisjoint(arguments)
+        guard_output(lasting=works and arguments[0] in LASTING)
+        if works:
+            require_address_space()
         if arguments and arguments[0] in SEVERAL:
             arguments = spread(arguments, SEVERAL[arguments[0]]())
         code = app(on_one_line(arguments) or ["--help"], prog_name="svdctl", standalone_mode=False)

@@ -4,6 +4,10 @@ Attacks and evaluations, which halve their batches: `tests/evaluate/test_attacks
 `tests/checkpoint/test_refuse.py`.
 """
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,6 +72,45 @@ def test_a_training_that_does_not_fit(tmp_path: Path) -> None:
     assert not list(only_run(tmp_path).glob("*.pt")) if (tmp_path / "runs").exists() else True
 
 
+def within(limit: int, *arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    """`svdctl ARGUMENTS` in an address space of this many bytes from its start on, as after `ulimit -v`."""
+    prepared = f"ulimit -v {limit // 1024}; exec {sys.executable} -m svdctl {' '.join(arguments)}"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = ["sh", "-c", prepared]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120, check=False)
+
+
+def test_too_little_address_space_for_torch_is_a_sentence_with_what_is_needed(tmp_path: Path) -> None:
+    found = within(400 * MEGABYTE, "inspect-spectrum", "w.pt", cwd=tmp_path)
+    assert found.returncode == 2
+    (sentence,) = found.stderr.splitlines()
+    needed = re.fullmatch(
+        r"svdctl: torch needs about (\d+\.\d) GB of address space here, and the limit is 0\.4 GB; raise it .*", sentence
+    )
+    assert needed is not None
+    assert 0.7 < float(needed[1]) < 20
+    # What needs no torch works.
+    assert within(400 * MEGABYTE, "train", "--print-config", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.slow
+def test_at_every_limit_of_the_address_space_it_works_or_says_why_not(tmp_path: Path) -> None:
+    torch.save({"weight": torch.eye(3)}, tmp_path / "w.pt")
+    codes = []
+    for limit in (*range(200, 5000, 600), 20_000):
+        found = within(limit * MEGABYTE, "inspect-spectrum", "w.pt", cwd=tmp_path)
+        codes.append(found.returncode)
+        if found.returncode != 0:
+            (sentence,) = found.stderr.splitlines()
+            assert re.match("svdctl: (torch needs about .* of address space|out of memory; )", sentence), (
+                limit,
+                sentence,
+            )
+    assert codes[0] == 2
+    assert codes[-1] == 0
+    assert codes == sorted(codes, reverse=True)
+
+
 @pytest.mark.parametrize(
     ("error", "is_one"),
     [
@@ -78,6 +121,8 @@ def test_a_training_that_does_not_fit(tmp_path: Path) -> None:
         (RuntimeError("shapes do not match"), False),
         (OSError(28, "No space left on device"), False),
         (ValueError("can't allocate memory"), False),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), True),
+        (ImportError("cannot import name x"), False),
     ],
 )
 def test_what_counts_as_lack_of_memory(error: Exception, is_one: bool) -> None:
