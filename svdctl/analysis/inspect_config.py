@@ -15,6 +15,8 @@ class InspectConfig(Config):
     files: Annotated[tuple[Path, ...], Field(min_length=1)]
     model: str | None = None
     """`torchvision:NAME` or `package.module:factory`; absent: an svdctl checkpoint's own network, or the bare file."""
+    lenient: bool = False
+    """Fill the network with what fits of the file, and name the rest."""
     input_size: tuple[PositiveInt, ...] | None = None
     """`(H, W)` or `(C, H, W)`, or one number for all spatial axes."""
     layers: tuple[str, ...] = ("*",)
@@ -56,6 +58,8 @@ class InspectConfig(Config):
             raise ValueError("`every` and `top` exclude each other; give one of them")
         if self.excepted and not self.has_gate:
             raise ValueError("`excepted` names layers that a gate lets pass; add `max_sigma` or `batchnorm_max`")
+        if self.lenient and self.model is None:
+            raise ValueError("`lenient` is for weights of the network of `model`; add it, or leave `lenient` out")
         if self.model is not None and (self.input_size is None or len(self.input_size) < 2):
             raise ValueError("`model` needs the shape of an input: add `input_size = CxHxW`, as 3x224x224")
         return self

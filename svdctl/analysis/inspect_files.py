@@ -18,7 +18,7 @@ from svdctl.analysis.layer_spectrum import LayerSpectrum, with_values
 from svdctl.analysis.network_spectrum import NetworkSpectrum, spectrum
 from svdctl.analysis.spectrum_table import told_by_shape
 from svdctl.checkpoint.checkpoint_file import load
-from svdctl.checkpoint.model_factory import load_model
+from svdctl.checkpoint.model_factory import Misfit, load_model, load_model_leniently
 from svdctl.checkpoint.paper_checkpoints import PAPER_IMAGE_SHAPE, open_paper_network
 from svdctl.checkpoint.stored_layer import StoredLayer, least_norm
 from svdctl.checkpoint.stored_layers import stored_layers
@@ -61,10 +61,15 @@ def run(config: InspectConfig, *, tell: Tell | None = None) -> list[NetworkSpect
 def _inspect(path: Path, config: InspectConfig, tell: Tell | None) -> NetworkSpectrum:
     """Return the spectrum of the network, or of the weights alone, in one file."""
     weights = read_tensors(path, key=config.key)
-    model, shape, told = None, None, ""
+    model, shape, told, misfit = None, None, "", Misfit((), ())
     if config.model is not None:
         assert config.input_size is not None
-        model, shape = load_model(config.model, weights), _image(config.input_size)
+        shape = _image(config.input_size)
+        if config.lenient:
+            model, misfit = load_model_leniently(config.model, weights)
+            told = f" ({misfit.told})" if misfit.told else ""
+        else:
+            model = load_model(config.model, weights)
     elif weights.format == "svdctl" and config.key is None:
         model, shape = load(weights.path), _image(config.input_size or tuple(weights.extra["image_shape"]))
     elif weights.format == "paper":
@@ -84,8 +89,27 @@ def _inspect(path: Path, config: InspectConfig, tell: Tell | None) -> NetworkSpe
             tell=tell,
         )
         found = replace(found, layers=(*found.layers, *_unaccounted_rows(model, found, config)))
+        found = _with_misfit(found, misfit, weights, config)
     rows = *found.layers, *_rows_of_left_out_parts(weights, config, has_network=model is not None)
     return replace(found, layers=tuple(replace(row, gate=_verdict(row, config)) for row in rows))
+
+
+def _with_misfit(found: NetworkSpectrum, misfit: Misfit, weights: WeightFile, config: InspectConfig) -> NetworkSpectrum:
+    """Return the spectrum with a row for each tensor that was left out; layers that are not filled are not proved."""
+    rows = []
+    for row in found:
+        own = [name for name in misfit.unfilled if name.startswith(f"{row.name}.") or name == row.name or not row.name]
+        what = f"{', '.join(own[:3])} may be anything: the file does not fill it"
+        rows.append(replace(row, assumption="; ".join(filter(None, (row.assumption, what)))) if own else row)
+    for name in misfit.left_out:
+        if _matches(name, config.layers):
+            why = "the network has no tensor of its name and shape; `lenient` left it out"
+            has_weights = holds_weights(weights.tensors[name])
+            rows.append(LayerSpectrum(name, "left out", (), note=why, has_weights=has_weights))
+    if misfit.unfilled:
+        note = f"the file does not fill {misfit.unfilled[0]}"
+        found = replace(found, lipschitz=None, lipschitz_note=note)
+    return replace(found, layers=tuple(rows))
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

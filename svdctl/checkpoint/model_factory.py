@@ -1,20 +1,23 @@
 """Networks that svdctl did not make: built by the user's own code or torchvision's, and filled from any file.
 
 A factory of the user's is imported and called; a file of weights never is. `load_into` is strict: every tensor finds
-its place, or one sentence says which does not and why.
+its place, or one sentence says which does not and why. `load_model_leniently` takes what fits and names the rest.
 """
 
 import importlib
 import inspect
+import re
 import sys
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from svdctl.checkpoint.tensors import holds_weights
 from svdctl.checkpoint.weight_file import WeightFile
 from svdctl.errors import CheckpointError, UsageError, first_line
 from svdctl.layers.normalize import Normalize
@@ -23,6 +26,12 @@ from svdctl.plugins import import_file
 _SPEC = (
     "`model` is torchvision:NAME (torchvision:resnet18), package.module:factory (mypkg.nets:build) or ./file.py:factory"
 )
+
+_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
+_MAX_PREFIXES = 8
+"""Prefixes of a name that are tried on all tensors; a name may have hundreds."""
+_SHOWN = 20
+"""Names that a sentence lists."""
 
 
 def make_model(spec: str, *, weights: WeightFile | None = None) -> nn.Module:
@@ -54,7 +63,68 @@ def load_model(
 
     With a normalisation the network takes pixels in [0, 1]; `NetworkSource` checks its numbers.
     """
-    model = load_into(make_model(spec, weights=weights), weights)
+    return _normalized(load_into(make_model(spec, weights=weights), weights), mean, std)
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """Tensors of a file and of a network that have no counterpart of their name and shape on the other side."""
+
+    left_out: tuple[str, ...]
+    """Those of the file."""
+    unfilled: tuple[str, ...]
+    """Those of the network, whose numbers are the ones that it was made with."""
+
+    @property
+    def told(self) -> str:
+        """Return both in words; empty when all fitted."""
+        parts = (("left out of the file", self.left_out), ("not filled, at random", self.unfilled))
+        return "; ".join(f"{what}: {_listed(names)}" for what, names in parts if names)
+
+
+def load_model_leniently(
+    spec: str,
+    weights: WeightFile,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> tuple[nn.Module, Misfit]:
+    """Return what `load_model` returns, filled with the tensors that fit by name and shape, and what did not fit.
+
+    Raises:
+        CheckpointError: no weight fits.
+    """
+    model = make_model(spec, weights=weights)
+    expected = model.state_dict()
+    given = max(_bridges(weights.tensors, expected), key=lambda bridged: len(_fitting(bridged, expected)))
+    fitting = _fitting(given, expected)
+    if not any(holds_weights(tensor) for tensor in fitting.values()):
+        raise CheckpointError(f"{weights.path} has no tensor of the network's names and shapes; check `model`")
+    model.load_state_dict(fitting, strict=False)
+    # Names of the file, in the order in which each bridge has them.
+    left_out = tuple(own for own, name in zip(weights.tensors, given, strict=True) if name not in fitting)
+    unfilled = tuple(name for name in expected if name in _needed(expected) and name not in fitting)
+    return _normalized(model, mean, std), Misfit(left_out, unfilled)
+
+
+def _fitting(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in given.items() if name in expected and value.shape == expected[name].shape}
+
+
+def _bridges(given: dict[str, Tensor], expected: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Yield the tensors with their names, and with the shorter prefixes of either side taken off or put before all."""
+    given = _renamed(given, expected)
+    yield given
+    for prefix in _prefixes(given)[-_MAX_PREFIXES:]:
+        shorter = {name.removeprefix(prefix): tensor for name, tensor in given.items()}
+        if len(shorter) == len(given):
+            yield shorter
+    for prefix in _prefixes(expected)[-_MAX_PREFIXES:]:
+        yield {prefix + name: tensor for name, tensor in given.items()}
+
+
+def _normalized(model: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None) -> nn.Module:
+    """Return the network for evaluation, with both numbers behind a normalisation of pixels."""
     if mean is not None and std is not None:
         model = nn.Sequential(OrderedDict(normalize=Normalize(mean, std), model=model))
     return model.eval()
@@ -140,7 +210,10 @@ def load_into(model: nn.Module, weights: WeightFile) -> nn.Module:
     given = _bridged(weights.tensors, expected)
     fault = _fault(expected, given, weights)
     if fault is not None:
-        raise CheckpointError(f"{weights.path} does not fit the network: {fault}")
+        bridged = (_fitting(tensors, expected).values() for tensors in _bridges(weights.tensors, expected))
+        fits = any(holds_weights(tensor) for fitting in bridged for tensor in fitting)
+        hint = "; `lenient` takes what fits and names the rest" if fits else ""
+        raise CheckpointError(f"{weights.path} does not fit the network: {fault}{hint}")
     try:
         model.load_state_dict(given)
     except (RuntimeError, TypeError, ValueError) as error:
@@ -151,6 +224,7 @@ def load_into(model: nn.Module, weights: WeightFile) -> nn.Module:
 
 def _bridged(given: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     needed = _needed(expected)
+    given = _renamed(given, expected)
     if needed <= given.keys():
         return given
     one = next(iter(needed), "")
@@ -166,6 +240,14 @@ def _bridged(given: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[s
         if needed <= longer.keys():
             return longer
     return given
+
+
+def _renamed(given: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors with today's names of torchvision's DenseNet, where they have those of before 0.3 (norm.1)."""
+    if not any(name.endswith("denselayer1.norm1.weight") for name in expected):
+        return given
+    renamed = {_OLD_DENSENET.sub(r"\1\2", name): tensor for name, tensor in given.items()}
+    return renamed if len(renamed) == len(given) else given
 
 
 def _needed(expected: Mapping[str, Tensor]) -> set[str]:
@@ -206,6 +288,10 @@ def _fault(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], weights:
     if classes is not None:
         return f"{shapes}; the file probably has {classes} classes: make the network with as many"
     return f"{shapes}; check the widths of `model`{hint}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _more(names: Sequence[str]) -> str:

@@ -111,6 +111,7 @@ EVALUATION: Flags = {
     "set": SET,
     "plugin": PLUGIN,
     "model": Flag("network.model", NETWORK, rule=_model),
+    "lenient": Flag("network.lenient", NETWORK),
     "mean": Flag("network.mean", NETWORK, rule=_channels),
     "std": Flag("network.std", NETWORK, rule=_channels),
     "key": Flag("network.key", NETWORK),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 INSPECT: Flags = {
     "model": Flag("model", text="The network of the weights: torchvision:NAME or package.module:factory."),
+    "lenient": Flag("lenient", text="With --model: take what fits of the file, and name what does not.", type=bool),
     "input_size": Flag(
         "input_size", text="32, 32x32 or 3x224x224; of bare weights, the size seen by every layer.", type=str
     ),

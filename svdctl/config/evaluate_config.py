@@ -23,6 +23,8 @@ class NetworkSource(Config):
 
     model: str | None = None
     """Network of the weights, module:factory or torchvision:NAME."""
+    lenient: bool = False
+    """Leave out what the network of `model` has no place for, as further heads, and name it."""
     mean: PerChannel | None = None
     """Means that the network's input is normalised by, in [0, 1]."""
     std: Annotated[tuple[PositiveFloat, ...], Field(min_length=1, max_length=3)] | None = None

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from svdctl.checkpoint.checkpoint_file import Checkpoint, read_checkpoint
-from svdctl.checkpoint.model_factory import load_model
+from svdctl.checkpoint.model_factory import Misfit, load_model, load_model_leniently
 from svdctl.checkpoint.paper_checkpoints import PAPER_IMAGE_SHAPE, open_paper_network
 from svdctl.checkpoint.tensors import digest
 from svdctl.checkpoint.weight_file import WeightFile, read_tensors
@@ -153,11 +153,20 @@ def _paper(weights: WeightFile, config: EvaluateConfig) -> EvaluatedModel:
 
 def _foreign(spec: str, weights: WeightFile, config: EvaluateConfig) -> EvaluatedModel:
     source = config.network
-    model = load_model(spec, weights, mean=source.mean, std=source.std)
+    misfit = Misfit((), ())
+    if source.lenient:
+        model, misfit = load_model_leniently(spec, weights, mean=source.mean, std=source.std)
+        if misfit.unfilled:
+            raise CheckpointError(
+                f"{weights.path} does not fill {misfit.unfilled[0]!r} of {spec}, and a network with random numbers "
+                "is not evaluated; check `network.model`"
+            )
+    else:
+        model = load_model(spec, weights, mean=source.mean, std=source.std)
     network = {"kind": spec, "mean": source.mean, "std": source.std}
     given = "is given pixels in [0, 1] as they are"
     text = f"{spec} {given}; give `network.mean` and `network.std` if it was trained on others"
-    notices = (text,) if source.mean is None else ()
+    notices = tuple(filter(None, (text if source.mean is None else "", misfit.told)))
     return EvaluatedModel(model, identity(model, network), network, None, None, None, None, notices)
 
 

@@ -1,5 +1,6 @@
 """Networks that svdctl did not make, and files that do or do not fit them."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -8,10 +9,13 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from svdctl.checkpoint.model_factory import load_into, load_model, make_model
+from svdctl.analysis.inspect_config import InspectConfig
+from svdctl.analysis.inspect_files import run
+from svdctl.checkpoint.model_factory import load_into, load_model, load_model_leniently, make_model
 from svdctl.checkpoint.weight_file import WeightFile, read_tensors
-from svdctl.config.evaluate_config import NetworkSource
+from svdctl.config.evaluate_config import EvaluateConfig, NetworkSource
 from svdctl.errors import CheckpointError, UsageError
+from svdctl.evaluate.evaluated_model import open_evaluated_model
 from tests.checkpoint.files import small_network, state_dict
 
 
@@ -145,3 +149,58 @@ def test_another_set_in_the_file_is_pointed_to(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"`key` takes another part \(ema\)"):
         load_into(small_network(), read_tensors(tmp_path / "w.pt"))
     load_into(small_network(), read_tensors(tmp_path / "w.pt", key="ema"))
+
+
+def test_old_names_of_densenet_are_bridged(tmp_path: Path) -> None:
+    wanted = make_model("torchvision:densenet121").state_dict()
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12]\.)", r"\1.\2", name): value for name, value in wanted.items()}
+    assert old.keys() != wanted.keys()
+    loaded = load_model("torchvision:densenet121", weights_of(old, tmp_path)).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in wanted.items())
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_leniently_what_fits_is_taken_and_the_rest_named(prefix: str, module: str, tmp_path: Path) -> None:
+    tensors = {
+        "0.weight": torch.ones(3, 2), "0.bias": torch.ones(3), "1.weight": torch.ones(9, 3), "1.bias": torch.ones(4),
+        "head.weight": torch.ones(2, 2),
+    }  # fmt: skip
+    weights = weights_of({prefix + name: tensor for name, tensor in tensors.items()}, tmp_path)
+    with pytest.raises(CheckpointError, match=r"does not fit the network.*`lenient` takes what fits"):
+        load_model(f"{module}:build", weights)
+    model, misfit = load_model_leniently(f"{module}:build", weights)
+    assert misfit.left_out == (f"{prefix}1.weight", f"{prefix}head.weight")
+    assert misfit.unfilled == ("1.weight",)
+    assert f"{prefix}head.weight" in misfit.told
+    assert "not filled, at random: 1.weight" in misfit.told
+    state = model.state_dict()
+    assert all(torch.equal(state[name], tensors[name]) for name in ("0.weight", "0.bias", "1.bias"))
+
+
+def test_leniently_something_must_fit(module: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no tensor of the network's names and shapes"):
+        load_model_leniently(f"{module}:build", weights_of({"a.b": torch.ones(2)}, tmp_path))
+
+
+def test_a_gate_proves_nothing_of_what_does_not_fit(module: str, tmp_path: Path) -> None:
+    tensors = {"0.weight": torch.eye(3, 2), "0.bias": torch.ones(3), "head.weight": torch.ones(2, 2)}
+    torch.save(tensors, tmp_path / "w.pt")
+    config = InspectConfig(
+        files=(tmp_path / "w.pt",), model=f"{module}:build", lenient=True, input_size=(1, 1, 2), max_sigma=1e3
+    )
+    (found,) = run(config)
+    assert {row.name: row.gate for row in found} == {"0": "proved", "1": "not proved", "head.weight": "not proved"}
+    assert "does not fill" in found["1"].assumption
+    assert found.lipschitz is None
+    assert "head.weight" in found.name
+    assert "1.weight" in found.name
+
+
+def test_evaluation_leaves_out_heads_and_takes_no_random_numbers(module: str, tmp_path: Path) -> None:
+    network = make_model(f"{module}:build").state_dict()
+    torch.save(network | {"head.weight": torch.ones(2, 2)}, tmp_path / "w.pt")
+    config = EvaluateConfig(network=NetworkSource(model=f"{module}:build", lenient=True))
+    assert "left out of the file: head.weight" in open_evaluated_model(tmp_path / "w.pt", config).notices
+    torch.save({"0.weight": torch.ones(3, 2)}, tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match="random numbers"):
+        open_evaluated_model(tmp_path / "w.pt", config)
