@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 # These fill the table of rules.
-from svdctl.certificates import ops_linear, ops_pointwise, ops_shape_pool  # noqa: F401
+from svdctl.certificates import ops_linear, ops_pointwise, ops_reduce, ops_shape_pool  # noqa: F401
 from svdctl.certificates.contents import Comparison, Contents
 from svdctl.certificates.error_bounds import Affine, Arithmetic, ValueBounds, outward
 from svdctl.certificates.op_rules import apply

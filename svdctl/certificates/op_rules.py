@@ -27,7 +27,8 @@ Local = Callable[[Affine, Arithmetic], Affine]
 NAMESPACES = (torch, Tensor, F, torch._C._nn)
 ALIASES = {
     "input": "x", "self": "x", "tensor": "x", "mat2": "other", "axis": "dim", "keepdims": "keepdim",
-    "train": "training", "min_val": "min", "max_val": "max",
+    "train": "training", "min_val": "min", "max_val": "max", "vec": "other", "batch1": "mat1", "batch2": "other",
+    "mat": "mat1",
 }  # fmt: skip
 """Other names that torch has for one argument."""
 
@@ -42,7 +43,7 @@ def is_constant(value: Any) -> bool:
     if isinstance(value, Tensor):
         plain = type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided and not value.is_quantized
         return plain and not value.is_complex() and not value.is_meta
-    return value is None or (isinstance(value, Real) and not math.isnan(value))
+    return value is None or (isinstance(value, Real) and bool(value == value))
 
 
 def is_number(value: Any) -> bool:
@@ -99,8 +100,15 @@ def is_of_kind(value: Any, kind: Any) -> bool:
 
 
 def number(value: Any) -> float:
-    """Return a real number, or a tensor that holds one, in float64."""
-    return float(value.detach().double()) if isinstance(value, Tensor) else float(value)
+    """Return a real number, or a tensor that holds one, in float64.
+
+    Raises:
+        ShapeError: an integer beyond float64.
+    """
+    try:
+        return float(value.detach().double()) if isinstance(value, Tensor) else float(value)
+    except OverflowError:
+        raise ShapeError(f"a number of {len(str(abs(value)))} digits is too large for float64") from None
 
 
 @dataclass
@@ -177,7 +185,9 @@ class Call:
 
     def constant(self, value: Any) -> Tensor:
         """Return a number or tensor that does not depend on the image, as float64."""
-        return value.detach().double() if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
+        return (
+            value.detach().double() if isinstance(value, Tensor) else torch.tensor(number(value), dtype=torch.float64)
+        )
 
     def rounding(self, constants: Sequence[Any], arithmetic: Arithmetic) -> float:
         """Return the largest error of any entry of these constants when it is rounded to an arithmetic."""

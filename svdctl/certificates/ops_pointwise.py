@@ -1,16 +1,19 @@
 """Functions of each entry: their largest slope, and a bound on the error of their evaluation.
 
 Slopes that are no round numbers are the derivative at its stationary point, rounded up: constants for soundness, which
-the tests prove on a grid; docs/theory.md, "Whole networks". Errors presume that exp, log1p, tanh and erf err by at most
-8 unit roundoffs, relatively: the libraries in use promise 1 to 4.
+the tests prove on a grid; docs/theory.md, "Whole networks". Errors presume that exp, log, log1p, tanh, atan, asinh and
+erf err by at most 8 unit roundoffs, relatively: the libraries in use promise 1 to 4.
 """
 
 import math
 from collections.abc import Callable
 from typing import Literal
 
+import torch
+import torch.nn.functional as F
+
 from svdctl.certificates.error_bounds import Affine, Arithmetic
-from svdctl.certificates.op_rules import Call, Constant, Image, Number, Setting, rule
+from svdctl.certificates.op_rules import Call, Constant, Image, Like, Number, Setting, rule
 from svdctl.certificates.traced_tensor import Traced
 
 GELU = 1.1289042
@@ -23,7 +26,7 @@ SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 
 FIXED: tuple[tuple[str, float, float, float], ...] = (
     ("relu relu6 abs absolute neg negative", 1.0, 0.0, 0.0),
-    ("tanh tanhshrink sin softsign", 1.0, 24.0, 0.0),
+    ("tanh tanhshrink sin softsign atan arctan asinh arcsinh", 1.0, 24.0, 0.0),
     ("cos logsigmoid", 1.0, 24.0, 1.0),
     ("erf", 2 / math.sqrt(math.pi) * (1 + 2.0**-50), 16.0, 0.0),
     ("sigmoid", 0.25, 16.0, 1.0),
@@ -52,6 +55,18 @@ for _names, *_numbers in FIXED:
 def _between(call: Call, x: Image, min: Constant = None, max: Constant = None) -> Traced:
     # Bounds that are tensors may have more entries than x: each entry of x is then compared with several.
     return call.elementwise(1.0, levels=(min, max))
+
+
+@rule("threshold", spaces=[torch, F, torch._C._nn])
+def _threshold(call: Call, x: Image, threshold: Number, value: Number) -> Traced:
+    if threshold != value:
+        raise call.unknown("with a value that is not its threshold, where it jumps")
+    return call.elementwise(1.0, levels=(value,))
+
+
+@rule("exp exp2 expm1 square reciprocal log log2 log10 log1p sqrt rsqrt pow rpow tan cumprod prod logcumsumexp")
+def _steep(call: Call, x: Like, *rest: Like, **more: Like) -> Traced:
+    raise call.unknown("(its slope has no bound without one of its values, which certificates do not carry)")
 
 
 @rule("leaky_relu")

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -16,10 +17,26 @@ from svdctl.certificates.traced_tensor import Traced
 @rule(
     "flatten unflatten reshape view ravel squeeze unsqueeze permute transpose swapaxes swapdims movedim moveaxis t T "
     "mT flip roll rot90 getitem narrow select index_select chunk split split_with_sizes tensor_split unbind "
-    "expand broadcast_to repeat repeat_interleave tile unfold pixel_shuffle pixel_unshuffle channel_shuffle"
+    "expand broadcast_to repeat repeat_interleave tile unfold pixel_shuffle pixel_unshuffle channel_shuffle "
+    "gather take take_along_dim masked_select diagonal diag tril triu"
 )
 def _copies(call: Call, x: Image, *rest: Setting, **more: Setting) -> Any:
-    return call.non_negative(1, "copies")
+    results = call.non_negative(1, "copies")
+    for result in (results,) if isinstance(results, Traced) else results:
+        if _share_memory(result, x):
+            result.origin = call.tracer.origin(x).of_views([result.value], "entry")
+    return results
+
+
+@rule("masked_fill")
+def _masked_fill(call: Call, x: Image, mask: Setting, value: Number) -> Traced:
+    return call.elementwise(1.0, levels=(value,))
+
+
+@rule("fold", spaces=[F])
+def _fold(call: Call, x: Image, output_size: Setting, kernel_size: Setting, *rest: Setting, **more: Setting) -> Any:
+    taps = kernel_size**2 if isinstance(kernel_size, int) else math.prod(kernel_size)
+    return call.non_negative(taps, "overlap")
 
 
 @rule("view_as reshape_as expand_as")
@@ -32,7 +49,18 @@ def _same(call: Call, x: Image, *rest: Setting, **more: Setting) -> Traced:
     result = call.unary(x, call.run(), 1.0, None, "copies")
     assert result.bounds is not None
     result.bounds = replace(result.bounds, readout=call.tracer.bounds(x).readout)
+    if _share_memory(result, x):
+        result.origin = call.tracer.origin(x)
     return result
+
+
+def _share_memory(first: Traced, second: Traced) -> bool:
+    return first.value.untyped_storage().data_ptr() == second.value.untyped_storage().data_ptr()
+
+
+@rule("data", spaces=[Tensor])
+def _data(call: Call, x: Image) -> Traced:
+    return _same(call, x)
 
 
 @rule("type_as to")
@@ -57,20 +85,6 @@ def _pad(call: Call, x: Image, pad: Setting, mode: Setting = "constant", value: 
         return Affine(math.sqrt(output.numel()) * call.rounding([value], arithmetic))
 
     return call.unary(x, output, 1.0, edge, "padding")
-
-
-@rule("interpolate")
-def _interpolate(
-    call: Call,
-    x: Image,
-    size: Setting = None,
-    scale_factor: Setting = None,
-    mode: Literal["nearest", "nearest-exact"] = "nearest",
-    align_corners: Literal[None] = None,
-    recompute_scale_factor: Setting = None,
-    antialias: Literal[False] = False,
-) -> Any:
-    return call.non_negative(1, "copies")
 
 
 @rule("mean sum")
@@ -98,7 +112,7 @@ def _average_pooling(
 
 @rule("adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d")
 def _adaptive_average_pooling(call: Call, x: Image, output_size: Setting) -> Any:
-    axes = _axes(call, x.value, call.run())
+    axes = axes_of(call, x.value, call.run())
     return call.non_negative(math.prod(-(-size // cells) + 1 for size, cells in axes), "pooling")
 
 
@@ -115,34 +129,37 @@ def _max_pooling(
 ) -> Traced:
     """Bound a maximum: its squared change is at most the sum of squares over its window; entries lie in `overlap`."""
     output = call.run()
+    overlap = window_overlap(axes_of(call, x.value, output), kernel_size, stride or kernel_size, padding, dilation)
+    return call.unary(x, output, math.sqrt(overlap), None, "pooling")
+
+
+def window_overlap(
+    axes: Sequence[tuple[int, int]], kernel: Any, stride: Any, padding: Any = 0, dilation: Any = 1
+) -> int:
+    """Return the largest number of windows that an entry lies in; `axes` as in `axes_of`."""
     overlap = 1
-    for axis, (size, cells) in enumerate(_axes(call, x.value, output)):
+    for axis, (size, cells) in enumerate(axes):
         k, s, p, d = (
             value if isinstance(value, int) else value[axis % len(value)]
-            for value in (kernel_size, stride or kernel_size, padding, dilation)
+            for value in (kernel, stride, padding, dilation)
         )
         windows = Counter(cell * s - p + tap * d for cell in range(cells) for tap in range(k))
         overlap *= max(windows[place] for place in range(size))
-    return call.unary(x, output, math.sqrt(overlap), None, "pooling")
+    return overlap
 
 
 @rule("adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d", spaces=[F])
 def _adaptive_max_pooling(call: Call, x: Image, output_size: Setting, return_indices: Literal[False] = False) -> Traced:
     output = call.run()
     overlap = 1
-    for size, cells in _axes(call, x.value, output):
+    for size, cells in axes_of(call, x.value, output):
         starts = range(cells)
         windows = Counter(at for c in starts for at in range(c * size // cells, -(-(c + 1) * size // cells)))
         overlap *= max(windows.values(), default=0)
     return call.unary(x, output, math.sqrt(overlap), None, "pooling")
 
 
-@rule("amax amin")
-def _extremes(call: Call, x: Image, dim: Setting = (), keepdim: Setting = False) -> Traced:
-    return call.unary(x, call.run(), 1.0, None, "pooling")
-
-
-def _axes(call: Call, before: Tensor, after: Tensor) -> list[tuple[int, int]]:
+def axes_of(call: Call, before: Tensor, after: Tensor) -> list[tuple[int, int]]:
     """Return (size, pooled size) of each spatial axis; the function's name ends in their number."""
     axes = int(call.name[-2])
     return list(zip(before.shape[-axes:], after.shape[-axes:], strict=True))
@@ -154,8 +171,9 @@ def _axes(call: Call, before: Tensor, after: Tensor) -> list[tuple[int, int]]:
     "requires_grad is_leaf itemsize zeros_like ones_like new_zeros new_ones"
 )
 def _shape(call: Call, x: Image, *rest: Setting, **more: Setting) -> Any:
-    """Return what does not depend on the image's numbers, as a constant."""
-    return call.run()
+    """Return what does not depend on the image's numbers, as a constant; also of what has no bounds."""
+    args = (x.value if value is x else value for value in call.args)
+    return call.func(*args, **{key: x.value if value is x else value for key, value in call.kwargs.items()})
 
 
 @rule("new_full")

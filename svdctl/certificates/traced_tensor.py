@@ -7,7 +7,7 @@ device: whatever slips past the table in C++ gets no numbers, and fails.
 
 import math
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -41,17 +41,73 @@ class Contribution:
     """Constant of the output with respect to the image."""
 
 
+@dataclass(frozen=True)
+class Origin:
+    """That the entries of a value are entries of an earlier one, or the largest or smallest of some of them."""
+
+    root: Tensor
+    """Numbers of the earlier value; held, so that its memory stays its own."""
+    bounds: ValueBounds
+    """Of the earlier value."""
+    views: tuple[Tensor, ...]
+    """Views of `root`; each entry of the value is picked among the entries at its place in these."""
+    picks: str
+    """`entry` of one view, `largest` or `smallest` of several."""
+
+    def of_views(self, views: Sequence[Tensor], picks: str) -> "Origin | None":
+        """Return the origin of entries picked from views of a value with this origin; None if it has entries picked."""
+        return replace(self, views=tuple(views), picks=picks) if self.picks == "entry" else None
+
+    @property
+    def key(self) -> Any:
+        """Return what is the same for picks from the same entries."""
+        return sorted((view.storage_offset(), tuple(view.shape), view.stride()) for view in self.views)
+
+    def counts(self) -> Tensor:
+        """Return how often each element of the memory of `root` is among the views."""
+        storage = self.root.untyped_storage()
+        elements = torch.arange(storage.nbytes() // self.root.element_size())
+        places = [
+            elements.as_strided(view.shape, view.stride(), view.storage_offset()).flatten() for view in self.views
+        ]
+        return torch.bincount(torch.cat(places), minlength=len(elements))
+
+    @staticmethod
+    def joint_gain(origins: Sequence["Origin"]) -> float:
+        """Return the constant of all these values together with respect to their root, which is the same.
+
+        The squared change of a value is at most that of the entries it is picked from; a largest and a smallest entry
+        of the same two or more are two of the sorted ones, so these entries count once. docs/theory.md, "Whole
+        networks".
+        """
+        counts, left = [], list(origins)
+        while left:
+            first = left.pop()
+            opposite = {"largest": "smallest", "smallest": "largest"}.get(first.picks)
+            other = next((one for one in left if one.picks == opposite and one.key == first.key), None)
+            if other is not None and len(first.views) > 1:
+                left = [one for one in left if one is not other]
+            counts.append(first.counts())
+        total = torch.stack(counts).sum(0)
+        most = int(total.max()) if total.numel() else 0
+        return math.sqrt(most) * (1 + 2.0**-50) if most > 1 else float(most)
+
+
 class Traced(Tensor):
     """A tensor with bounds; made by a `Tracer`."""
 
     value: Tensor
     bounds: ValueBounds | None
     tracer: "Tracer"
+    origin: Origin | None
+    why_lost: str
+    """Why it has no bounds, where it has none."""
 
     @classmethod
-    def make(cls, tracer: "Tracer", value: Tensor, bounds: ValueBounds) -> Self:
+    def make(cls, tracer: "Tracer", value: Tensor, bounds: ValueBounds | None) -> Self:
         made = torch.Tensor._make_subclass(cls, torch.empty(value.shape, dtype=value.dtype, device="meta"))
-        made.value, made.bounds, made.tracer = value, bounds, tracer
+        made.value, made.bounds, made.tracer, made.origin = value, bounds, tracer, None
+        made.why_lost = "uses a view of a tensor that was changed in place; clone it before"
         tracer.live.append(weakref.ref(made))
         return made
 
@@ -183,8 +239,18 @@ class Tracer:
     def bounds(self, tensor: Traced) -> ValueBounds:
         """Return the bounds of a tensor that is still what it was."""
         if tensor.bounds is None:
-            raise ShapeError(f"{self.where} uses a view of a tensor that was changed in place; clone it before")
+            raise ShapeError(f"{self.where} {tensor.why_lost}")
         return tensor.bounds
+
+    def origin(self, tensor: Traced) -> Origin:
+        """Return of what a tensor's entries are entries: of itself, if nothing else is known."""
+        return tensor.origin or Origin(tensor.value, self.bounds(tensor), (tensor.value,), "entry")
+
+    def places(self, function: str, places: Tensor) -> Traced:
+        """Return places of entries that a function picked: they have no bounds, since they jump."""
+        made = Traced.make(self, places, None)
+        made.why_lost = f"computes with the places that {function} returns, which jump as the image changes"
+        return made
 
     def replace(self, tensor: Traced, new: Traced) -> Traced:
         """Give `tensor` the value and bounds of `new`: an operation in place. Views that share its memory go stale."""
@@ -193,7 +259,7 @@ class Tracer:
         for other in alive:
             if other is not tensor and other is not new and other.value.untyped_storage().data_ptr() == pointer:
                 other.bounds = None
-        tensor.value, tensor.bounds = new.value, new.bounds
+        tensor.value, tensor.bounds, tensor.origin = new.value, new.bounds, new.origin
         self.live = [weakref.ref(other) for other in alive]
         return tensor
 

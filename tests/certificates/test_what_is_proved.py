@@ -191,7 +191,7 @@ REFUSED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "conv": lambda _, x: F.conv1d(x[None], x[None]),
     "index": lambda _, x: x[:, x[0] > 0],
     "repeats": lambda _, x: x.repeat_interleave(x[0].long()),
-    "where": lambda _, x: torch.where(torch.ones(6) > 0, x, 5 * x),
+    "where": lambda _, x: torch.where(x > 0, x, 5 * x),
     "a rounding mode": lambda _, x: torch.div(x, 0.1, rounding_mode="floor"),
     "a dtype": lambda _, x: x.mean(1, dtype=torch.float64),
     "another dtype": lambda _, x: x.view(torch.int32),
@@ -199,7 +199,6 @@ REFUSED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "complex": lambda _, x: (x * (1 + 10j)).abs(),
     "a parameter of it": lambda _, x: nn.Parameter(x) * 10,
     "a plain tensor of it": lambda _, x: x.as_subclass(Tensor) * 10,
-    "its numbers": lambda _, x: x + 9 * x.data,
     "a lazy layer": lambda _, x: nn.LazyLinear(5)(x),
     "an error of its own": lambda _, x: x * [][0],
 }
