@@ -5,7 +5,7 @@ docs/theory.md, "Cholesky factorisation", has the proofs. Questions about many l
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ _OTHER_ROUNDINGS = 8  # operations of a factorisation beside the products of an 
 # For speed: memory of the matrices that are factorised in one call; what fits a CPU's cache, or keeps a GPU busy.
 _BYTES_AT_ONCE = {"cpu": 1 << 24}
 _BYTES_ON_DEVICE = 1 << 30
+_WEIGHTS_AT_ONCE = 1 << 22
 _FEWEST = 12  # all samples are read for each batch, so that some matrices at least should come of it
 
 
@@ -47,6 +48,9 @@ def provably_below(field: GramField, points: Tensor, level: float, dtype: torch.
 
 def all_provably_below(questions: Sequence[PointsBelow]) -> list[Tensor]:
     """Return `provably_below` of each question; matrices of one side are factorised together, with one read."""
+    most = min(max(1, _WEIGHTS_AT_ONCE // (2 * len(question.field.sample_points))) for question in questions)
+    if any(len(question.points) > most and question.weights is None for question in questions):
+        return [_below_in_parts(question, most) for question in questions]
     alike: dict[tuple[object, ...], list[int]] = {}
     for place, question in enumerate(questions):
         alike.setdefault((question.field.side, question.dtype, question.field.device), []).append(place)
@@ -58,6 +62,14 @@ def all_provably_below(questions: Sequence[PointsBelow]) -> list[Tensor]:
         mask.bool().unflatten(0, (-1, question.field.groups)).all(-1)
         for mask, question in zip(read, questions, strict=True)
     ]
+
+
+def _below_in_parts(question: PointsBelow, most: int) -> Tensor:
+    """Return the answer to a question of more points than `most`, whose weights would not fit in memory."""
+    if question.weights is not None:
+        return all_provably_below([question])[0]
+    parts = question.points.split(most)
+    return torch.cat([all_provably_below([replace(question, points=part)])[0] for part in parts])
 
 
 def _below(questions: Sequence[PointsBelow]) -> list[Tensor]:

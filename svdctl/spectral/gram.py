@@ -19,7 +19,7 @@ from svdctl.spectral.symbol import angles, gram, half_grid, phases
 # For soundness; docs/theory.md, "Constants".
 UNIT64 = 2.0**-53
 SECOND_ORDER = 1.1
-_WEIGHT_ROUNDINGS = 60
+_WEIGHT_ROUNDINGS = 100
 _QUOTIENT_ROUNDINGS = 8
 # For speed.
 _BLOCK = 32  # length of inner products in float32: a shorter one rounds less, and takes more time
@@ -309,8 +309,13 @@ def _samples(taps: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 
 def _dirichlet(gap: Tensor, taps: tuple[int, ...]) -> Tensor:
+    """Return `prod_a sin(n_a g_a / 2) / (n_a sin(g_a / 2))`, `n = 2 taps - 1`, of gaps `(..., d)`, float64."""
     result = torch.ones(gap.shape[:-1], dtype=torch.float64)
     for axis, k in enumerate(taps):
-        waves = torch.arange(1, k, dtype=torch.float64)
-        result = result * (1 + 2 * torch.cos(gap[..., axis, None] * waves).sum(-1)) / (2 * k - 1)
+        points = 2 * k - 1
+        turns = gap[..., axis] / (2 * math.pi)
+        # Half the gap to the nearest multiple of 2 pi: rounding is then small against the denominator.
+        half = torch.sub(gap[..., axis], turns.round_(), alpha=2 * math.pi).div_(2)
+        ratio = torch.sin(half * points).div_(torch.sin(half).mul_(points))
+        result *= ratio.masked_fill_(half == 0, 1.0)
     return result

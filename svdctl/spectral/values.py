@@ -98,7 +98,12 @@ def _require_fitting(conv: Convolution, input_size: tuple[int, ...]) -> None:
 
 
 def _side(conv: Convolution) -> int:
-    """Return the smaller side of the matrix at one output frequency."""
+    """Return the smaller side of the matrix at one output frequency, of the reduced stride."""
+    return min(conv.polyphase_shape[1:3])
+
+
+def _full_side(conv: Convolution) -> int:
+    """Return how many singular values the layer has by its shape at one output frequency."""
     return min(conv.kernel.shape[1], conv.kernel.shape[2] * math.prod(conv.stride))
 
 
@@ -181,7 +186,7 @@ def _values_by_gram(
     device = convs[0].kernel.device
     single = accuracy == "fast" and (float32_is_exact(device) or convs[0].kernel.dtype == torch.float32)
     dtype = torch.float32 if single else torch.float64
-    fields = gram_fields([undilated(conv) for conv in convs], [torch.float64] * len(convs))
+    fields = gram_fields(convs, [torch.float64] * len(convs))
     point = 8 * dtype.itemsize * fields[0].side ** 2
     most = _bytes_at_once(device) // point
     found: list[list[Tensor]] = [[] for _ in convs]
@@ -198,9 +203,14 @@ def _values_by_gram(
 
     held = 0
     for place, (conv, input_size, field) in enumerate(zip(convs, input_sizes, fields, strict=True)):
+        frequencies = math.prod(_output_size(conv, input_size)) * field.groups
+        # Inputs that a stride with dilation reads twice, or not at all, can leave more outputs than inputs.
+        missing = frequencies * (_full_side(conv) - field.side)
         if field.is_zero:
-            size = math.prod(_output_size(conv, input_size)) * field.groups * field.side
-            found[place].append(torch.zeros(size, dtype=torch.float64, device=device))
+            missing = frequencies * _full_side(conv)
+        if missing:
+            found[place].append(torch.zeros(missing, dtype=torch.float64, device=device))
+        if field.is_zero:
             continue
         for part in _parts(place, conv, input_size, field, max(1, most // field.groups)):
             size = len(part.counts) * field.groups
@@ -215,26 +225,25 @@ def _values_by_gram(
 
 
 def _parts(place: int, conv: Convolution, input_size: tuple[int, ...], field: GramField, most: int) -> Iterator[_Part]:
-    """Yield all frequencies of a layer, at most so many in a part."""
-    sizes = _output_size(conv, input_size)
+    """Yield all frequencies of a layer, at most so many in a part.
+
+    A dilation, less what it has in common with the stride, multiplies each frequency (docs/theory.md, "Dilation"): along
+    an axis of N frequencies it leaves every g-th, g its greatest common divisor with N, each g times.
+    """
+    repeated = [
+        math.gcd(dilation // math.gcd(dilation, stride), size)
+        for dilation, stride, size in zip(conv.dilation, conv.stride, _output_size(conv, input_size), strict=True)
+    ]
+    sizes = tuple(size // g for size, g in zip(_output_size(conv, input_size), repeated, strict=True))
     index, counts = half_grid(sizes)
     # One tap along an axis: no frequency there.
-    kept = [axis for axis, taps in enumerate(undilated(conv).polyphase_shape[3:]) if taps > 1]
+    kept = [axis for axis, taps in enumerate(conv.polyphase_shape[3:]) if taps > 1]
     frequencies = angles(index, sizes)[:, kept]
     # The frequencies that are their own mirror image have real Gram matrices, which is half the work for each.
     chosen = (counts > 0,) if few_batches_are_faster(field.device) else (counts == 1, counts == 2)
     for mask in chosen:
         is_real = len(chosen) == 2 and mask is chosen[0]
-        for some, repeats in zip(frequencies[mask].split(most), counts[mask].split(most), strict=True):
+        repeats = counts[mask] * math.prod(repeated)
+        for some, times in zip(frequencies[mask].split(most), repeats.split(most), strict=True):
             if len(some):
-                yield _Part(place, field, some, repeats, is_real)
-
-
-def undilated(conv: Convolution) -> Convolution:
-    """Return the same convolution without dilation, its kernel filled up with zeros; itself where there is none."""
-    if max(conv.dilation) == 1:
-        return conv
-    taps = [(k - 1) * d + 1 for k, d in zip(conv.taps, conv.dilation, strict=True)]
-    kernel = conv.kernel.new_zeros(*conv.kernel.shape[:3], *taps)
-    kernel[(slice(None),) * 3 + tuple(slice(None, None, d) for d in conv.dilation)] = conv.kernel
-    return Convolution(kernel, conv.stride, (1,) * conv.axes, conv.transposed)
+                yield _Part(place, field, some, times, is_real)

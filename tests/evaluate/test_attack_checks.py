@@ -1,11 +1,15 @@
 """Networks that cheat attacks are named, honest ones are not; false adversarial images are refused."""
 
+from typing import Literal
+
 import pytest
 import torch
+from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
 from svdctl.errors import EvaluationError
 from svdctl.evaluate.attack.attack_batches import begin
+from svdctl.evaluate.attack.attack_plan import plan
 from svdctl.evaluate.attack.attack_state import summary
 from svdctl.evaluate.attack.attacked_network import AttackedNetwork
 from svdctl.evaluate.attack.checks import suspicions
@@ -164,3 +168,22 @@ def test_a_network_that_looks_at_the_rest_of_the_batch_is_refused() -> None:
     assert 0 < broken < 6
     with pytest.raises(EvaluationError, match=f"{broken} of {broken} .* function of the image alone"):
         run(Crowd(model, images, labels), images, labels, settings)
+
+
+@pytest.mark.parametrize("norm", ["L1", "L2"])
+def test_square_is_left_out_where_its_tiles_do_not_fit(norm: Literal["L1", "L2"]) -> None:
+    """What the plan says of each pair of sides is what pyautoattack does on images of these sides."""
+    settings = AttackSettings(norm=norm, eps=0.5, attacks=("square", "apgd-ce"))
+    for height, width in [(n, n) for n in range(1, 41)] + [(32, 36), (36, 32), (10, 33), (28, 3), (64, 12), (7, 4)]:
+        attacks, left_out = plan(settings, 10, (1, height, width))
+        square = SquareAttack(lambda x: x.flatten(1)[:, :1].expand(-1, 3) * torch.tensor([1.0, 0.0, 0.0]), norm=norm)
+        square.n_queries, square.eps, square.seed, square.device = 0, 0.5, 0, torch.device("cpu")
+        x = torch.full((1, 1, height, width), 0.5)
+        square.init_hyperparam(x)
+        try:
+            square.attack_single_run(x, torch.zeros(1, dtype=torch.long))
+            runs = True
+        except (RuntimeError, ZeroDivisionError):
+            runs = False
+        assert ("square" in attacks) == runs, (height, width)
+        assert bool(left_out) != runs
