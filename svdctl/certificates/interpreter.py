@@ -8,6 +8,7 @@ looked into; everything else is followed function by function.
 import copy
 import itertools
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ from svdctl.errors import ShapeError
 from svdctl.layers.layer_bounds import forward_of, layer_gain, layer_gains
 from svdctl.layers.layer_ops import LayerOps, find_ops, is_controllable, known_class
 from svdctl.layers.padding import Convolutional, is_cyclic
-from svdctl.layers.stored_weight import forwards_as, tensor_of_own_class
+from svdctl.layers.stored_weight import forwards_as, made_by, tensor_of_own_class
 from svdctl.spectral.faster_device import few_batches_are_faster
 from svdctl.spectral.rounding import norm_above
 
@@ -44,7 +45,7 @@ def freeze_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
         if tensor.is_complex():
             raise ShapeError(f"{name} is complex ({tensor.dtype}); only networks of real numbers can be followed")
     try:
-        copied = copy.deepcopy(model)
+        copied = copy.deepcopy(model, _copies_made_first(model))
     except Exception as error:  # whatever the network's own classes raise
         raise ShapeError(
             f"the network cannot be copied ({error}); run it once under torch.no_grad(), then try again"
@@ -71,6 +72,7 @@ def freeze_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
             )
         if parametrize.is_parametrized(module):
             _make_plain(module)
+        _take_hooks_away(module)
     for name, module in list(copied.named_modules()):
         frozen = _frozen(module)
         if frozen is not None and not name:
@@ -78,6 +80,55 @@ def freeze_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
         if frozen is not None:
             copied.set_submodule(name, frozen)
     return copied
+
+
+def _without_compilation(model: nn.Module) -> nn.Module:
+    """Return the module that `torch.compile` wrapped, if it did; what it computes is compared later."""
+    while type(model).__name__ == "OptimizedModule" and type(model).__module__ == "torch._dynamo.eval_frame":
+        if _has_hooks(model):
+            raise ShapeError("a compiled network with forward hooks cannot be followed; remove them first")
+        model = model._orig_mod  # type: ignore[assignment]
+    return model
+
+
+def _copies_made_first(model: nn.Module) -> dict[int, Any]:
+    """Return copies, by identity, of what `copy.deepcopy` cannot copy: tensors that hooks compute, compiled modules."""
+    made: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in _made_by_hooks(model).values()}
+    for module in model.modules():
+        inner = _without_compilation(module)
+        if inner is not module:
+            made[id(module)] = copy.deepcopy(inner, made)
+    return made
+
+
+def _made_by_hooks(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors that older hooks of torch.nn.utils (pruning, weight_norm) compute before each pass."""
+    found = {}
+    for path, module in model.named_modules():
+        for hook in module._forward_pre_hooks.values():
+            name = made_by(hook)
+            tensor = None if name is None else vars(module).get(name)
+            if isinstance(tensor, Tensor):
+                found[f"{path}.{name}" if path else str(name)] = tensor
+    return found
+
+
+def _take_hooks_away(module: nn.Module) -> None:
+    """Put constants in place of what older hooks of torch.nn.utils compute before each pass, as the last one does."""
+    for key, hook in list(module._forward_pre_hooks.items()):
+        name = made_by(hook)
+        if name is None:
+            continue
+        del module._forward_pre_hooks[key]
+        hook(module, ())
+        value = getattr(module, name).detach().clone()
+        if [made_by(other) for other in module._forward_pre_hooks.values()].count(name):
+            continue
+        vars(module).pop(name, None)
+        for part in ("g", "v", "orig", "mask", "u"):
+            module._parameters.pop(f"{name}_{part}", None)
+            module._buffers.pop(f"{name}_{part}", None)
+        module.register_parameter(name, nn.Parameter(value, requires_grad=False))
 
 
 def _refuse_shared(model: nn.Module, copied: nn.Module) -> None:
@@ -95,7 +146,7 @@ def _require_converted(model: nn.Module, copied: nn.Module, dtype: torch.dtype) 
     """Raise a ShapeError if the copy's weights are neither the caller's nor these in another precision."""
     converted = dict((*copied.named_parameters(), *copied.named_buffers()))
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        found = converted.get(name)
+        found = converted.get(name, converted.get(name.replace("_orig_mod.", "")))
         if tensor.is_floating_point() and tensor.layout == torch.strided:
             values = (tensor.to(dtype).double(), tensor.double())
             if found is None or not any(_equal(found.double(), value) for value in values):
@@ -270,9 +321,10 @@ def prove(model: nn.Module, centre: Tensor, *, tolerance: float | None = None) -
         ShapeError: what `interpret` refuses, or a copy that does not compute what the caller's network computes in
             evaluation mode and its own precision.
     """
+    model = _without_compilation(model)
     network = freeze_copy(model, centre.dtype)
     trace = interpret(network, centre, tolerance=tolerance)
-    with _in_evaluation_mode(model):
+    with _in_evaluation_mode(model), _without_compiling():
         _require_as_given(model, network, trace, centre)
     return network, trace
 
@@ -309,11 +361,21 @@ def _require_as_given(model: nn.Module, network: nn.Module, trace: Trace, centre
                 f"evaluation mode and {dtype}: its code copies, converts or looks at its tensors in a way of its own, "
                 "or rounds too coarsely; convert it first, by .float() or .double(), and leave such code out"
             )
-    changed = before.difference(_contents_of(model), trace.passing)
+    changed = before.difference(_contents_of(model), trace.passing | frozenset(_made_by_hooks(model)))
     if changed is not None:
         raise ShapeError(
             f"the network changes {changed!r} while it runs; a bound holds for a network that stays as it is"
         )
+
+
+@contextmanager
+def _without_compiling() -> Iterator[None]:
+    """Let compiled networks run as they were written, where anything was compiled."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def tensors_of(model: nn.Module) -> Iterator[Tensor]:

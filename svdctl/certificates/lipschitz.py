@@ -1,6 +1,7 @@
 """Bounds for whole networks: how far an output can move with the image, and how far from it rounding can lead."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from svdctl.certificates.interpreter import prove, tensors_of
 from svdctl.certificates.traced_tensor import Contribution
+from svdctl.errors import ShapeError
 from svdctl.spectral.exact_arithmetic import exact_arithmetic
 
 
@@ -47,6 +49,20 @@ def own_dtype(model: nn.Module) -> torch.dtype:
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors_of(model)) else torch.float32
 
 
+def _zero_image(model: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype | None) -> torch.Tensor:
+    """Return the image that a pass is made around, by default of the network's own precision.
+
+    Raises:
+        ShapeError: for what is no network, or no shape.
+    """
+    if not isinstance(model, nn.Module):
+        raise ShapeError(f"a bound is proved of a torch.nn.Module, not of a {type(model).__name__}")
+    sizes = tuple(input_shape) if isinstance(input_shape, Sequence) else (input_shape,)
+    if not isinstance(input_shape, Sequence) or not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise ShapeError(f"the shape of an image is made of positive numbers, as (3, 32, 32), not {input_shape!r}")
+    return torch.zeros(1, *sizes, dtype=dtype or own_dtype(model), device=device_of(model))
+
+
 def lipschitz_bound(
     model: nn.Module, input_shape: tuple[int, ...], *, tolerance: float | None = None
 ) -> LipschitzBound:
@@ -58,6 +74,8 @@ def lipschitz_bound(
     weights as they are (parametrised ones in the model's precision); `rounding_bound` has the rest. A network that
     gives another output when it is run again, with gradients or without, or that changes while it runs, is refused; so
     is one that catches the trace's refusals, and one whose frozen copy gives other outputs than it gives itself.
+    Weights that pruning, weight_norm and spectral_norm of torch.nn.utils compute in a hook are taken as computed, and
+    networks that torch.compile wrapped as they were written.
 
     Presumed is that the network is a function of its image and of its modules, attributes, closures and globals. Its
     code may be made to do something else by what the tests see nothing of: by the type of its input or the inference
@@ -73,7 +91,7 @@ def lipschitz_bound(
 
     Raises:
         ShapeError: an operation or an argument without a rule, complex tensors, weights that are not finite, BatchNorm
-            without running statistics, a network that does not compute the same each time.
+            without running statistics, a network that does not compute the same each time; no module, or no shape.
 
     >>> import torch
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(32, 2))
@@ -83,7 +101,7 @@ def lipschitz_bound(
     True
     """
     with torch.inference_mode(False), exact_arithmetic(torch.get_default_dtype()):
-        centre = torch.zeros(1, *input_shape, dtype=own_dtype(model), device=device_of(model))
+        centre = _zero_image(model, input_shape, None)
         _, result = prove(model, centre, tolerance=tolerance)
     return LipschitzBound(result.bounds.lipschitz, result.contributions)
 
@@ -112,7 +130,7 @@ def rounding_bound(
         input_norm: Euclidean norm over all pixels; at most `sqrt(C H W)` for images in [0, 1].
         tolerance: as in `lipschitz_bound`.
     """
-    centre = torch.zeros(1, *input_shape, dtype=dtype, device=device_of(model))
+    centre = _zero_image(model, input_shape, dtype)
     with (
         torch.inference_mode(False),
         exact_arithmetic(torch.get_default_dtype(), direct_convolutions=dtype == torch.float32),
