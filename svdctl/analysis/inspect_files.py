@@ -29,6 +29,7 @@ from svdctl.errors import CheckpointError, ShapeError, UsageError
 from svdctl.layers.normalize import Normalize
 from svdctl.spectral.bounds import Bracket, is_bounded, norm_bound
 from svdctl.spectral.convolution import Convolution
+from svdctl.utils.escapes import one_line
 
 _NO_NETWORK = (
     "the file holds no network; its strides, groups and input sizes are not known, nor its padding: bounds are for "
@@ -330,11 +331,11 @@ def faults(found: list[NetworkSpectrum], config: InspectConfig) -> list[str]:
     for name, row in ((network.name, row) for network in found for row in network):
         limit = _limit(row, config)
         if row.gate == "not proved":
-            lines.append(f"{name}: not proved: {row.title}, {row.why_not_proved}")
+            lines.append(f"{one_line(name)}: not proved: {one_line(row.title)}, {row.why_not_proved}")
         elif row.gate == "above" and row.bound is not None and limit is not None:
             sure = row.bound.lower > limit
             what = f"reaches {row.bound.lower:.6g}" if sure else f"may reach {row.bound.upper:.6g}"
-            lines.append(f"{name}: {row.title} {what}, above {limit:g}")
+            lines.append(f"{one_line(name)}: {one_line(row.title)} {what}, above {limit:g}")
     return lines
 
 
@@ -352,6 +353,10 @@ def summary(found: list[NetworkSpectrum], config: InspectConfig) -> str:
     held = [f"{limit:g} ({key})" for key, limit in limits.items() if limit]
     proved = sum(row.gate == "proved" for _, row in rows)
     lines = [f"{proved} of {sum(bool(row.gate) for _, row in rows)} layers proved to be at most {' and '.join(held)}"]
-    lines += [f"{network.name}: {told}" for network in found if (told := told_by_shape(network))]
-    lines += [f"excepted: {name}: {row.title}, {row.why_not_proved}" for name, row in rows if row.gate == "excepted"]
+    lines += [f"{one_line(network.name)}: {told}" for network in found if (told := told_by_shape(network))]
+    lines += [
+        f"excepted: {one_line(name)}: {one_line(row.title)}, {row.why_not_proved}"
+        for name, row in rows
+        if row.gate == "excepted"
+    ]
     return "\n".join(lines)

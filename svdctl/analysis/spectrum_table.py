@@ -6,6 +6,7 @@ from typing import Any
 
 from svdctl.analysis.layer_spectrum import LayerSpectrum
 from svdctl.analysis.network_spectrum import NetworkSpectrum
+from svdctl.utils.escapes import one_line
 from svdctl.utils.table import Cell, Column, Table, csv_text, json_text, records
 
 SCHEMA = 1
@@ -70,7 +71,7 @@ def _cell(key: str, value: Any) -> Cell:
     if isinstance(value, tuple):
         return Cell((" x " if key == "shape" else "x").join(map(str, value)), list(value))
     if isinstance(value, str):
-        return Cell(value or ("(top)" if key == "name" else ""), value)
+        return Cell(one_line(value) or ("(top)" if key == "name" else ""), value)
     if isinstance(value, bool):
         return Cell(str(value), value)
     return Cell(f"{value:,}" if isinstance(value, int) else number(value), value)
@@ -115,7 +116,7 @@ def to_csv(networks: Sequence[NetworkSpectrum], *, top: int | None = None, every
 def text_table(network: NetworkSpectrum, *, top: int | None = None, every: bool = False) -> str:
     """Return the whole network for a terminal: layers, what could not be analysed, totals."""
     analysed = [layer for layer in network if layer.is_analysed]
-    lines = [network.name] if network.name else []
+    lines = [one_line(network.name)] if network.name else []
     lines += [*HEADER, "-" * WIDTH]
     for layer in analysed:
         lines += _rows(layer)
@@ -126,11 +127,11 @@ def text_table(network: NetworkSpectrum, *, top: int | None = None, every: bool 
         lines += ["", "not analysed"]
         for layer in left:
             kernel = f"{layer.kind} {_cells(layer)['shape'].text}".rstrip()
-            lines.append(f"  {layer.title}, {kernel}: {layer.note}")
+            lines.append(f"  {one_line(layer.title)}, {kernel}: {layer.note}")
     excepted = [layer for layer in network if layer.gate == "excepted"]
     if excepted:
         lines += ["", "not proved, and excepted by `excepted`"]
-        lines += [f"  {layer.title}: {layer.why_not_proved}" for layer in excepted]
+        lines += [f"  {one_line(layer.title)}: {layer.why_not_proved}" for layer in excepted]
     return "\n".join([*lines, "", *_totals(network, analysed), *LEGEND])
 
 
@@ -158,7 +159,7 @@ def _rows(layer: LayerSpectrum) -> list[str]:
 
 def told_by_shape(network: NetworkSpectrum) -> str:
     """Return a sentence that names the layers taken for matrices and kernels by name and shape; empty when none is."""
-    names = [layer.title for layer in network if layer.by_shape]
+    names = [one_line(layer.title) for layer in network if layer.by_shape]
     if not names:
         return ""
     listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -8,6 +8,7 @@ from svdctl.cli.evaluation_flags import EVALUATION
 from svdctl.cli.messages import explain, with_flags
 from svdctl.cli.options import flags_by_key
 from svdctl.cli.progress_display import ProgressDisplay
+from svdctl.utils.escapes import one_line
 from svdctl.utils.printable import printable
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class EvaluationDisplay(ProgressDisplay):
 
 def failure_line(failure: "Failure") -> str:
     """Return where, which metric, and why in a sentence."""
-    return f"{failure.place}: {'; '.join(reasons(failure))}"
+    return f"{one_line(failure.place)}: {'; '.join(reasons(failure))}"
 
 
 def reasons(failure: "Failure") -> list[str]:
@@ -58,15 +59,15 @@ def result_table(result: "EvaluationResult") -> str:
     measured = [evaluation for evaluation in result.evaluations if evaluation.records]
     lines = ["", terminal(comparison(measured), rule=False)]
     notes = [
-        f"{evaluation.found.name}, {metric}: {text}"
+        f"{one_line(evaluation.found.name)}, {metric}: {one_line(text)}"
         for evaluation in measured
         for metric, record in evaluation.records.items()
         for text in METRICS.get(metric).remarks(record)
     ]
     lines += ["", *notes] if notes else []
-    lines += ["", "files", *(f"  {evaluation.found.results}/" for evaluation in measured)]
+    lines += ["", "files", *(f"  {one_line(evaluation.found.results)}/" for evaluation in measured)]
     if result.report is not None:
-        lines.append(f"  {result.report}")
+        lines.append(f"  {one_line(result.report)}")
     return printable(with_flags("\n".join(lines), flags_by_key(EVALUATION)))
 
 

@@ -10,6 +10,8 @@ from svdctl.cli.options import Flag, Flags, Merge, flags_by_key, with_options
 from svdctl.cli.progress_display import ProgressDisplay
 from svdctl.cli.training_flags import PLUGIN
 from svdctl.errors import LimitExceeded, UsageError
+from svdctl.utils.escapes import one_line
+from svdctl.utils.printable import printable
 
 if TYPE_CHECKING:
     from svdctl.analysis.network_spectrum import NetworkSpectrum
@@ -61,9 +63,9 @@ def inspect_spectrum(flags: dict[str, Any]) -> None:
         display.close()
     typer.echo(_rendered(found, config), nl=config.format == "table")
     if config.plot is not None:
-        typer.echo(f"drawn: {config.plot}", err=True)
+        typer.echo(f"drawn: {one_line(config.plot)}", err=True)
     if config.has_gate:
-        typer.echo(with_flags(recipe.summary(found, config), flags_by_key(INSPECT)), err=True)
+        typer.echo(printable(with_flags(recipe.summary(found, config), flags_by_key(INSPECT))), err=True)
         faults = recipe.faults(found, config)
         if faults:
             raise LimitExceeded("\nsvdctl: ".join(faults))
@@ -86,4 +88,4 @@ def _rendered(found: "list[NetworkSpectrum]", config: InspectConfig) -> str:
     if config.format == "csv":
         return to_csv(found, top=config.top, every=config.every)
     table = "\n\n".join(text_table(network, top=config.top, every=config.every) for network in found)
-    return with_flags(table, flags_by_key(INSPECT))
+    return printable(with_flags(table, flags_by_key(INSPECT)))

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 
 import typer
 
-from svdctl.errors import EndedElsewhere, SvdctlError, UsageError, is_out_of_memory
+from svdctl.errors import EndedElsewhere, EvaluationError, LimitExceeded, SvdctlError, UsageError, is_out_of_memory
+from svdctl.utils.escapes import one_line
 from svdctl.utils.printable import print_line, printable
 
 # Typer exports this one of its parser's errors; they share its base.
@@ -56,9 +57,11 @@ def with_flags(text: str, flags: Mapping[str, str]) -> str:
 def explain(error: BaseException) -> tuple[tuple[str, ...], int]:
     """Return what to say about an exception, and the exit code; the order of the cases matters."""
     if isinstance(error, UsageError):
-        return error.faults, error.exit_code
+        return tuple(map(one_line, error.faults)), error.exit_code
     if isinstance(error, SvdctlError):
-        return (str(error),), error.exit_code
+        # Of these each line is one of its own, its names escaped.
+        is_list = isinstance(error, EvaluationError | LimitExceeded)
+        return (str(error) if is_list else one_line(error),), error.exit_code
     if isinstance(error, ParserError):
         return (f"{parser_sentence(error)} (--help shows all)",), 2
     if isinstance(error, KeyboardInterrupt | typer.Abort):
@@ -75,7 +78,7 @@ def explain(error: BaseException) -> tuple[tuple[str, ...], int]:
             "training, some --layer or a smaller --input-size of an analysis",
         ), 1
     if isinstance(error, OSError):
-        return (os_sentence(error),), 1
+        return (one_line(os_sentence(error)),), 1
     text = " ".join(str(error).split())[:300]
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return (f"{what}; svdctl did not expect this: run again with --debug to see where it happened",), 1

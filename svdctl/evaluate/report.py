@@ -6,12 +6,15 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from svdctl.evaluate.measure_checkpoint import Evaluation, Failure
 from svdctl.evaluate.results import OTHER_DATA, OTHER_DATA_MARK, Record
 from svdctl.registry import METRICS
 from svdctl.utils.atomic_write import remove_unfinished, write_atomically
-from svdctl.utils.table import Cell, Column, Table, markdown
+from svdctl.utils.escapes import markdown, one_line
+from svdctl.utils.table import Cell, Column, Table
+from svdctl.utils.table import markdown as markdown_table
 
 
 def write_report(folder: Path, evaluations: Sequence[Evaluation], failures: Sequence[Failure]) -> Path:
@@ -20,14 +23,14 @@ def write_report(folder: Path, evaluations: Sequence[Evaluation], failures: Sequ
     remove_unfinished(folder)
     path = folder / "report.md"
     records = [record for evaluation in evaluations for record in evaluation.records.values()]
-    failed = [f"- {failure.place}: {failure.error}" for failure in failures]
+    failed = [f"- {markdown(f'{failure.place}: {failure.error}')}" for failure in failures]
     lines = [
         "# Evaluation",
         "",
-        f"svdctl {version('svdctl')}, {time.strftime('%Y-%m-%d %H:%M')}. Data: {evaluations[0].data}, test part, "
-        f"{records[0].protocol['data']['count']:,} images.",
+        f"svdctl {version('svdctl')}, {time.strftime('%Y-%m-%d %H:%M')}. Data: {markdown(evaluations[0].data)}, "
+        f"test part, {records[0].protocol['data']['count']:,} images.",
         "",
-        markdown(comparison(evaluations)),
+        markdown_table(comparison(evaluations)),
         *_kept(records),
         *(["## What failed", "", *failed, ""] if failed else []),
         "## Protocols",
@@ -60,7 +63,7 @@ def _protocols(records: Sequence[Record]) -> str:
         text = METRICS.get(record.metric).protocol_text(record)
         seen.setdefault(record.metric, {}).setdefault(text, None)
     rows = [[Cell(_title(metric)), Cell(text)] for metric, texts in seen.items() for text in texts]
-    return markdown(Table([Column("metric", "metric", "left"), Column("protocol", "protocol", "left")], rows))
+    return markdown_table(Table([Column("metric", "metric", "left"), Column("protocol", "protocol", "left")], rows))
 
 
 def _notes(evaluations: Sequence[Evaluation]) -> Iterator[str]:
@@ -69,22 +72,23 @@ def _notes(evaluations: Sequence[Evaluation]) -> Iterator[str]:
         records = [e.records[metric.kind] for e in evaluations if metric.kind in e.records]
         notes = dict.fromkeys(note for record in records for note in metric.notes(record))
         if notes:
-            yield from (f"{_title(metric.kind)}:", "", *(f"- {note}" for note in notes), "")
+            yield from (f"{_title(metric.kind)}:", "", *(f"- {markdown(note)}" for note in notes), "")
 
 
 def _details(evaluation: Evaluation, folder: Path) -> Iterator[str]:
     results = evaluation.found.results
-    yield from (f"## {evaluation.found.name}", "")
+    yield from (f"## {markdown(evaluation.found.name)}", "")
     path = evaluation.found.path
     figures = _link(results / "results.json", folder)
-    yield f"`{path}`, weights `{evaluation.model.weights[:12]}`. All figures: [results.json]({figures})."
+    place = one_line(path).replace("`", " ")
+    yield f"`{place}`, weights `{evaluation.model.weights[:12]}`. All figures: [results.json]({figures})."
     yield ""
     for metric, record in evaluation.records.items():
         own = METRICS.get(metric)
-        yield f"- **{_title(metric)}**: {own.summary(record)}{record.mark}. {_how(record)}"
-        yield from (f"  - {line}" for line in own.remarks(record))
+        yield f"- **{_title(metric)}**: {markdown(own.summary(record))}{record.mark}. {_how(record)}"
+        yield from (f"  - {markdown(line)}" for line in own.remarks(record))
     if evaluation.order is not None:
-        yield f"- {evaluation.order.text}"
+        yield f"- {markdown(evaluation.order.text)}"
     yield ""
     owned = (results / name for metric in METRICS.variants() for name in metric.owned_files if name.endswith(".png"))
     for picture in (picture for picture in owned if picture in evaluation.files):
@@ -121,4 +125,4 @@ def _title(kind: str) -> str:
 
 
 def _link(path: Path, folder: Path) -> str:
-    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix().replace(" ", "%20")
+    return quote(Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix(), errors="replace")
