@@ -224,7 +224,8 @@ class Unpickler:
         self._number_keys += has_number
         if self._number_keys > MAX_NUMBER_KEYS:
             raise CheckpointError(
-                f"{self.limit.where} has more than {MAX_NUMBER_KEYS:,} tuples of numbers as names; {CONVERT}"
+                f"{self.limit.where} has more than {MAX_NUMBER_KEYS:,} tuples of numbers, or large ones, as names; "
+                f"{CONVERT}"
             )
 
     # The operations. `self._stack` is what the pickle's own machine has on its stack above the last mark.

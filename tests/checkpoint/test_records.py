@@ -232,5 +232,5 @@ def test_the_advice_for_torchscript_and_exported_programs_is_right(
 def test_files_that_hold_nothing_say_so(tmp_path: Path) -> None:
     for contents in ({}, {"a": {}}):
         torch.save(contents, tmp_path / "a.pt")
-        with pytest.raises(CheckpointError, match=r"a\.pt holds no(thing;| weights, only 'a';)"):
+        with pytest.raises(CheckpointError, match=r"a\.pt holds no(thing;| weights, only 'a' \(empty\);)"):
             read_tensors(tmp_path / "a.pt")
