@@ -8,9 +8,11 @@ from typing import Literal
 from svdctl.errors import CheckpointError
 from svdctl.utils.files import open_regular
 
-Container = Literal["zip", "legacy", "safetensors", "index"]
+Container = Literal["zip", "legacy", "safetensors", "index", "distributed"]
 INDEX = ".index.json"
 """End of the names of files that list shards."""
+DISTRIBUTED = ".metadata"
+"""File of torch.distributed.checkpoint that says what lies where in a folder."""
 _WEIGHTS = (
     "model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin",
 )  # fmt: skip
@@ -33,7 +35,7 @@ _FOREIGN = (
 
 def weights_of(folder: Path) -> Path | None:
     """Return the file that holds the weights of a folder, or that lists them; None where its name is not known."""
-    names = ("last.pt", *(f"{name}{end}" for name in _WEIGHTS for end in ("", INDEX)))
+    names = ("last.pt", *(f"{name}{end}" for name in _WEIGHTS for end in ("", INDEX)), DISTRIBUTED)
     return next((folder / name for name in names if (folder / name).exists()), None)
 
 
@@ -86,6 +88,8 @@ def container_of(path: Path) -> Container:
         return "safetensors"
     if head.lstrip()[:1] == b"{" and path.name.endswith(INDEX):
         return "index"
+    if head[:1] == b"\x80" and b"torch.distributed.checkpoint.metadata" in head:
+        return "distributed"
     raise CheckpointError(f"{path} is {_foreign(head)}")
 
 

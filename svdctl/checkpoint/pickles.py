@@ -265,8 +265,17 @@ class Unpickler:
                 raise ValueError("a name without end")
             parts.append(bytes(self._data[self.at : end]).decode())
             self.at = end + 1
-        module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(parts[0], parts[0])
-        name = f"{module}.{parts[1]}"
+        self._push_name(*parts)
+
+    def _named(self) -> None:
+        module, name = self._two()
+        if not isinstance(module, str) or not isinstance(name, str) or len(module) + len(name) > MAX_NAME:
+            raise TypeError("no name")
+        self._push_name(module, name)
+
+    def _push_name(self, given: str, attribute: str) -> None:
+        module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(given, given)
+        name = f"{module}.{attribute}"
         if not name.isprintable():
             raise ValueError("no name")
         if name not in self._names:
@@ -276,7 +285,7 @@ class Unpickler:
                     f"nothing out of a file; {CONVERT}"
                 )
             # Not by `getattr`, for which torch imports modules.
-            found = vars(torch).get(parts[1]) if module == "torch" else None
+            found = vars(torch).get(attribute) if module == "torch" else None
             self._names[name] = found if isinstance(found, torch.dtype) else Reference(name)
             self.limit.spend(_OBJECT + len(name))
         self._push(self._names[name])
@@ -386,13 +395,17 @@ _OPERATIONS: dict[int, Callable[[Unpickler], None]] = {
         "h": lambda of: of._push(of._memo[of._number("B", 1)], _SMALL),
         "j": lambda of: of._push(of._memo[of._number("<I", 4)], _SMALL),
         "c": Unpickler._global,
+        "\x93": Unpickler._named,
+        "\x94": lambda of: of._remember(len(of._memo)),
+        "\x95": lambda of: of._number("<Q", 8) and None,
+        "\x8c": lambda of: of._text(of._number("B", 1)),
         "R": Unpickler._reduce,
         "\x81": Unpickler._reduce,
         "b": Unpickler._build,
         "Q": Unpickler._persistent,
     }.items()
 }
-"""What torch's own restricted unpickler accepts, by its byte."""
+"""What torch's own restricted unpickler accepts, by its byte, and what protocol 4 adds for names and short texts."""
 
 
 def _check_protocol(protocol: int) -> None:

@@ -38,7 +38,8 @@ def read_torch(path: Path, container: Container | None = None) -> object:
     """
     container = container or container_of(path)
     if container not in ("zip", "legacy"):
-        kind = "a safetensors file" if container == "safetensors" else "an index of shards"
+        kinds = {"safetensors": "a safetensors file", "index": "an index of shards"}
+        kind = kinds.get(container, "the .metadata of a distributed checkpoint")
         raise CheckpointError(f"{path} is {kind}, not a file that torch.save wrote; give the other one")
     data = _bytes_of(path, mapped_from=MAP_FROM if container == "zip" else 1)
     limit = WorkLimit(len(data), str(path))
@@ -49,6 +50,18 @@ def read_torch(path: Path, container: Container | None = None) -> object:
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise _no_memory(path) from error
+        raise
+    check_nesting(contents, limit)
+    return contents
+
+
+def unpacked(data: bytearray, limit: WorkLimit) -> object:
+    """Return what torch.save was given, as `read_torch`, from the bytes of an archive that is a part of a file."""
+    try:
+        contents = _read_zip(data, limit)
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise _no_memory(Path(limit.where)) from error
         raise
     check_nesting(contents, limit)
     return contents

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from svdctl.checkpoint import tensors as stored
+from svdctl.checkpoint.distributed_checkpoint import read_distributed
 from svdctl.checkpoint.extract_state_dict import ANOTHER_SET, LeftOut, holds_numbers, may_hold_weights, unwrap
 from svdctl.checkpoint.file_format import container_of, resolve
 from svdctl.checkpoint.paper_checkpoints import architecture_of
@@ -55,7 +56,7 @@ class WeightFile:
 
 
 def read_tensors(path: str | os.PathLike[str], *, key: str | None = None) -> WeightFile:
-    """Return the weights in a file, run folder (its `last.pt`) or folder of Hugging Face's libraries.
+    """Return the weights in a file, run folder (its `last.pt`), or folder of Hugging Face's or `torch.distributed`'s.
 
     Read are svdctl's checkpoints, state dicts and whole training checkpoints of torch.save of any age, safetensors,
     shards of either by their index, and the checkpoints of the paper's public code. Of several sets of weights the
@@ -154,11 +155,14 @@ def _kind_of(value: object) -> str:
 
 
 def _read(path: Path) -> tuple[object, dict[str, Any], int, bool]:
-    """Return what a file or the shards of an index hold, metadata, bytes, and whether it is safetensors."""
+    """Return what a file or all files of a folder hold, metadata, bytes, and whether it is safetensors."""
     container = container_of(path)
     if container == "index":
         contents, extra, size = read_index(path)
         return contents, extra, size, bool(extra) or ".safetensors" in path.name
+    if container == "distributed":
+        saved, size = read_distributed(path)
+        return saved, {}, size, False
     size = path.stat().st_size
     if container == "safetensors":
         return *read_safetensors(path), size, True

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from svdctl.checkpoint.file_format import INDEX, weights_of
+from svdctl.checkpoint.file_format import DISTRIBUTED, INDEX, weights_of
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.config.presets import run_name
 from svdctl.errors import CheckpointError, FileError, SvdctlError
@@ -119,7 +119,7 @@ def _below(folder: Path, which: str, faults: list[tuple[str, SvdctlError]]) -> I
                 )
         return
     indexed = weights_of(folder)
-    if indexed is not None and indexed.name.endswith(INDEX):
+    if indexed is not None and indexed.name.endswith((INDEX, DISTRIBUTED)):
         yield indexed
         files = []
     yield from files

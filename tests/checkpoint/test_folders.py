@@ -1,14 +1,27 @@
 """Folders that hold one network in several files."""
 
+import io
 import json
+import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.distributed import checkpoint as distributed
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import WriteItemType
 
 from svdctl.analysis.inspect_config import InspectConfig
 from svdctl.analysis.inspect_files import run
@@ -17,7 +30,7 @@ from svdctl.checkpoint.weight_file import read_tensors
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.errors import CheckpointError
 from svdctl.evaluate.find_checkpoints import discover
-from tests.checkpoint.files import small_network, state_dict
+from tests.checkpoint.files import TRACE, Evil, small_network, state_dict
 
 Save = Callable[[dict[str, Tensor], Path], None]
 SAVES: dict[str, Save] = {
@@ -140,3 +153,106 @@ def test_shards_of_other_kinds_are_refused(tmp_path: Path) -> None:
     assert "no dict of weights" in refused(tmp_path)
     write_index(tmp_path, {"a": "model.safetensors.index.json"})
     assert "which is no file of weights" in refused(tmp_path)
+
+
+def write_distributed(folder: Path) -> dict[str, object]:
+    network = small_network()
+    optimizer = torch.optim.Adam(network.parameters())
+    network(torch.randn(2, 3, 5, 5)).sum().backward()
+    optimizer.step()
+    saved = {"model": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}
+    distributed.save(saved, checkpoint_id=folder)
+    return saved
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_distributed_checkpoint_is_the_dict_that_was_saved(tmp_path: Path) -> None:
+    saved = write_distributed(tmp_path / "net")
+    wanted = saved["model"]
+    assert isinstance(wanted, dict)
+    found = read_tensors(tmp_path / "net")
+    assert found.tensors.keys() == wanted.keys()
+    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in wanted.items())
+    assert found.extra["epoch"] == 3
+    assert [part.what for part in found.left_out if part.name == "optimizer"] == ["the state of an optimiser"]
+    rows = discover(EvaluateConfig(checkpoints=(tmp_path,))).checkpoints
+    assert [row.path for row in rows] == [tmp_path / "net" / ".metadata"]
+
+
+class InRows(distributed.DefaultSavePlanner):
+    """Writes each tensor of two axes and more in two parts, as two processes would."""
+
+    def create_local_plan(self):  # type: ignore[no-untyped-def]
+        plan = super().create_local_plan()
+        items = []
+        for item in plan.items:
+            size = None if item.tensor_data is None else item.tensor_data.size
+            if size is None or len(size) < 2:
+                items.append(item)
+                continue
+            for start, length in ((0, size[0] // 2), (size[0] // 2, size[0] - size[0] // 2)):
+                offsets = torch.Size([start, *(0,) * (len(size) - 1)])
+                chunk = ChunkStorageMetadata(offsets, torch.Size([length, *size[1:]]))
+                data = replace(item.tensor_data, chunk=chunk)
+                index = replace(item.index, offset=offsets, index=None)
+                items.append(replace(item, index=index, type=WriteItemType.SHARD, tensor_data=data))
+        return replace(plan, items=items)
+
+    def resolve_data(self, write_item):  # type: ignore[no-untyped-def]
+        if write_item.type is not WriteItemType.SHARD:
+            return super().resolve_data(write_item)
+        chunk = write_item.tensor_data.chunk
+        whole = self.lookup_object(replace(write_item.index, offset=None))
+        return whole[chunk.offsets[0] : chunk.offsets[0] + chunk.sizes[0]].clone()
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_parts_of_several_processes_are_joined(tmp_path: Path) -> None:
+    planner = InRows(flatten_state_dict=True, dedup_save_to_lowest_rank=False)
+    distributed.save(state_dict(), checkpoint_id=tmp_path, planner=planner)
+    found = read_tensors(tmp_path).tensors
+    assert all(torch.equal(found[name], tensor) for name, tensor in state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_damaged_distributed_checkpoints_are_refused(tmp_path: Path) -> None:
+    write_distributed(tmp_path)
+    whole = (tmp_path / ".metadata").read_bytes()
+    (tmp_path / ".metadata").write_bytes(whole.replace(b"storage_data", b"storage_dati"))
+    assert "dcp_to_torch" in refused(tmp_path)
+    (tmp_path / ".metadata").write_bytes(whole.replace(b"__0_0.distcp", b"../../b.disc"))
+    assert "no name of a file in its folder" in refused(tmp_path)
+    (tmp_path / ".metadata").write_bytes(whole[:-100])
+    assert "damaged" in refused(tmp_path)
+    (tmp_path / ".metadata").write_bytes(whole)
+    part = (tmp_path / "__0_0.distcp").read_bytes()
+    (tmp_path / "__0_0.distcp").write_bytes(part[:-5000])
+    refused(tmp_path)
+    (tmp_path / "__0_0.distcp").unlink()
+    assert "lists '__0_0.distcp', which is not in" in refused(tmp_path)
+
+
+def test_metadata_is_not_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    evil = pickle.dumps(Evil(), protocol=4)
+    (tmp_path / ".metadata").write_bytes(evil[:2] + b"\x8c\x25torch.distributed.checkpoint.metadata0" + evil[2:])
+    assert "cannot be loaded safely" in refused(tmp_path)
+    assert not (tmp_path / TRACE).exists()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_parts_that_claim_far_more_than_the_folder_has_are_refused(count: int, tmp_path: Path) -> None:
+    size, half = torch.Size([2**20, 2**12]), torch.Size([2**20 // count, 2**12])
+    properties = TensorProperties(torch.float32)
+    chunks = [ChunkStorageMetadata(torch.Size([at * half[0], 0]), half) for at in range(count)]
+    places, contents = {}, b""
+    for chunk in chunks:
+        buffer = io.BytesIO()
+        torch.save(torch.ones(1).expand(half), buffer)
+        index = MetadataIndex("a", chunk.offsets)
+        places[index] = _StorageInfo("__0_0.distcp", len(contents), len(buffer.getvalue()))
+        contents += buffer.getvalue()
+    metadata = Metadata({"a": TensorStorageMetadata(properties, size, chunks)}, None, places)
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(metadata))
+    (tmp_path / "__0_0.distcp").write_bytes(contents)
+    assert "claims" in refused(tmp_path)
