@@ -79,3 +79,27 @@ def test_the_papers_flag_keeps_checkpoints_besides() -> None:
     checkpoint = resolve(flags).config.checkpoint
     assert (checkpoint.every_epochs, checkpoint.keep) == (5, True)
     assert not resolve({"dataset": "digits", "architecture": "wrn10-1"}).config.checkpoint.keep
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_several_processes_the_first_ones_clock_decides(rank: int) -> None:
+    other = torch.zeros(3, dtype=torch.float64)
+
+    class TwoProcesses:
+        """What another process adds to a sum is `other`."""
+
+        alone, device = False, torch.device("cpu")
+
+        def __init__(self) -> None:
+            self.rank = rank
+
+        def summed_(self, values: torch.Tensor) -> torch.Tensor:
+            return values.add_(other)
+
+    schedule = loop._SyncSchedule(TwoProcesses(), 0)  # type: ignore[arg-type]
+    assert schedule.agreed(1, False, True, True) == (False, False)  # nothing is exchanged between two reads
+    assert schedule.agreed(2, True, False, True) == (False, rank == 0)
+    other[1] = 1.0
+    assert schedule.agreed(3, True, False, False) == (False, True)
+    other[0] = 1.0
+    assert schedule.agreed(4, True, False, False) == (True, True)
