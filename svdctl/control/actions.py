@@ -20,7 +20,7 @@ from svdctl.layers.layer_operator import (
 from svdctl.layers.layer_ops import is_controllable, layers_of_types, ops_of
 from svdctl.layers.norms import is_layer_bounded, kernel_limit, layer_norm
 from svdctl.layers.padding import padding_factor
-from svdctl.spectral.bounds import Bracket, are_bounded, norm_bounds, taps_norms
+from svdctl.spectral.bounds import Bracket, are_bounded, norm_bounds, taps_norms, upper_ends
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.power_iteration import paper_clip, paper_sigma
 from svdctl.spectral.projection import CLIP_ROUNDS, SEAL_TOLERANCE, assigned_kernels, frobenius_norms, project_kernels
@@ -105,11 +105,12 @@ def divide_exact_layers_(layers: Sequence[nn.Module], max_sigma: Sequence[float]
     inside = [
         kernel_limit(layer, limit, error) for layer, limit, (_, error) in zip(layers, max_sigma, operators, strict=True)
     ]
-    bounded = are_bounded([conv for conv, _ in operators], inside)
-    above = [place for place, proved in enumerate(bounded) if not proved]
+    uppers = upper_ends([conv for conv, _ in operators], inside)
+    above = [place for place, (upper, limit) in enumerate(zip(uppers, inside, strict=True)) if upper > limit]
     chosen, limits = [layers[place] for place in above], [max_sigma[place] for place in above]
     read = [operators[place] for place in above]
-    brackets = norm_bounds([conv for conv, _ in read])
+    # A lower end is not asked for.
+    brackets = [Bracket(0.0, uppers[place]) for place in above]
     for place, (factor, _) in zip(above, _scale_below_(chosen, limits, read, brackets), strict=True):
         factors[place] = factor
     return factors

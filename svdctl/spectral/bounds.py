@@ -34,6 +34,7 @@ from svdctl.spectral.gram import (
 from svdctl.spectral.joint_proofs import Proof, Step, run_together
 from svdctl.spectral.lower_bounds import (
     coarse_lower_bounds,
+    coarse_values_from_below,
     lower_bounds,
     lower_bounds_and_values,
     quick_lower_bound,
@@ -62,7 +63,8 @@ _MAX_FLOAT32_ERROR = 0.5  # share of the margin: float64 is used when float32's 
 _SMALL_FLOAT32_ERROR = 0.15  # share of the margin: float64 would hardly drop more cells
 _SHARP = 1e-3  # bounds less than this above the lower bound need the largest values to all digits
 _FIRST_SHARE = 0.965  # of the cells by which a GPU proves a maximum: a norm 4 % below is proved by one round of them
-_MOST_HALVINGS = 2  # of those cells before a better lower bound is sought
+_MOST_HALVINGS = 4  # of those cells before a better lower bound is sought
+_MOST_OF_BEFORE = 2  # cells left of halves, over those before: with more of them the norm may be above the bound
 _MOST_KEPT_WEIGHTS = 1 << 20
 _BYTES_TOGETHER = 1 << 31  # of Gram matrices that are kept of layers whose bounds are refined together
 
@@ -136,9 +138,31 @@ def are_bounded(convs: Sequence[Convolution], max_sigmas: Sequence[float]) -> li
     Raises:
         ShapeError: as `is_bounded`, of any of them.
     """
+    _require_numbers(max_sigmas)
+    return _proved(lambda place: _is_at_most(convs[place], max_sigmas[place]), convs)
+
+
+@torch.no_grad()
+@exact_arithmetic()
+def upper_ends(convs: Sequence[Convolution], at_least: Sequence[float]) -> list[float]:
+    """Return a proved upper end of each norm: `at_least` where `is_bounded` would prove it, else one of `TOLERANCE`.
+
+    A norm that is found to be above goes on from what was proved of it, as far as a device is concerned.
+
+    Args:
+        convs: any number.
+        at_least: of each.
+
+    Raises:
+        ShapeError: as `are_bounded`.
+    """
+    _require_numbers(at_least)
+    return _proved(lambda place: _upper_end(convs[place], at_least[place]), convs)
+
+
+def _require_numbers(max_sigmas: Sequence[float]) -> None:
     if any(math.isnan(max_sigma) for max_sigma in max_sigmas):
         raise ShapeError("a norm is held against a number, not against nan")
-    return _proved(lambda place: _is_at_most(convs[place], max_sigmas[place]), convs)
 
 
 def _proved(proof: Callable[[int], Proof[T]], convs: Sequence[Convolution]) -> list[T]:
@@ -226,35 +250,71 @@ def _is_at_most(conv: Convolution, max_sigma: float) -> Proof[bool]:
     bound = max_sigma / field.scale
     if bound >= field.above:
         return True
-    # Of more axes the first ones are put on a grid, which has to be chosen by a lower bound.
-    if few_steps and len(field.taps) <= CELL_AXES:
-        return (yield from _is_below_by_cells(field, conv, bound))
+    if few_steps and _has_first_cells(conv):
+        return (yield from _is_below_by_cells(field, conv, bound))[0]
     lower, samples = yield Step(rough_lower_bounds if few_steps else coarse_lower_bounds, field)
     return (yield from _is_below(field, conv, lambda known: _initial_cells(field, samples, known, bound), lower, bound))
 
 
-def _is_below_by_cells(field: GramField, conv: Convolution, bound: float) -> Proof[bool]:
-    """Prove that the norm is at most `bound`, with no lower bound to begin with: mostly one round of Cholesky steps."""
-    if bound <= 0:
-        return False
+def _upper_end(conv: Convolution, at_least: float) -> Proof[float]:
+    """Prove an upper end, as `upper_ends` returns it."""
+    if not launches_dominate(conv.kernel.device) or not _has_first_cells(conv):
+        proved = yield from _is_at_most(conv, at_least)
+        return at_least if proved else (yield from _bracket(conv, TOLERANCE, None)).upper
+    field = yield Step(_fields, (conv, _product(conv, TOLERANCE)))
+    if field.is_zero:
+        return max(at_least, 0.0)
+    bound = at_least / field.scale
+    if bound >= field.above:
+        return at_least
+    proved, lower, cells = yield from _is_below_by_cells(field, conv, bound)
+    if proved:
+        return at_least
+    if lower > max(bound, 0.0):
+        # The cells that were dropped hold no norm above the bound, and so none above a larger one.
+        lower, proved = yield from _branch_and_bound(field, conv, cells, lower, lambda known: known * (1 + TOLERANCE))
+        if proved:
+            return _rounded_up(lower * (1 + TOLERANCE), field.scale)
+    return (yield from _bracket(conv, TOLERANCE, None)).upper
+
+
+def _has_first_cells(conv: Convolution) -> bool:
+    """Return whether a proof on a device may begin without a lower bound."""
+    # Of more axes the first ones are put on a grid, which has to be chosen by a lower bound.
+    return sum(k > 1 for k in conv.polyphase_shape[3:]) <= CELL_AXES
+
+
+def _is_below_by_cells(field: GramField, conv: Convolution, bound: float) -> Proof[tuple[bool, float, FrequencyCells]]:
+    """Prove that the norm is at most `bound`, with no lower bound to begin with: mostly by rounds of Cholesky steps.
+
+    Returns:
+        Whether it is proved, a lower bound of the norm, and cells that hold a maximiser of any norm above the bound.
+    """
     cells = _first_cells(field.taps)
+    if bound <= 0:
+        return False, 0.0, cells
     first = len(cells.centres)
     weights = _first_weights(field.taps, field.device)
-    lower = 0.0
-    for _ in range(_MOST_HALVINGS + 1):
+    lower, before = 0.0, first
+    for turn in range(_MOST_HALVINGS + 1):
         level = bound * cells.share * (1 - _CENTRES)
         below = yield Step(all_provably_below, PointsBelow(field, cells.centres, level, torch.float64, weights))
         cells, weights = cells.keep(~below), None
-        if len(cells.centres) == 0:
-            return True
-        few = _few_of(cells.centres, _CENTRES_EVALUATED_AT_FIRST)
-        lower = max(lower, (yield Step(values_from_below, (field, few))))
-        if lower > bound or cells.radius == 0.0:
-            return False
-        cells = cells.halved()
-        if len(cells.centres) > first:
+        count = len(cells.centres)
+        if count == 0:
+            return True, lower, cells
+        finer = cells.halved()
+        # Around a norm below the bound the cells that are left become fewer or not many more.
+        ends = turn == _MOST_HALVINGS or cells.radius == 0.0 or len(finer.centres) > first
+        if ends or (turn > 0 and count > _MOST_OF_BEFORE * before):
+            few = _few_of(cells.centres, _CENTRES_EVALUATED_AT_FIRST)
+            lower = max(lower, (yield Step(coarse_values_from_below, (field, few))))
+            if lower > bound or cells.radius == 0.0:
+                return False, lower, cells
+        cells, before = finer, count
+        if ends:
             break
-    return (yield from _is_below(field, conv, lambda _: cells, lower, bound))
+    return (yield from _is_below(field, conv, lambda _: cells, lower, bound)), lower, cells
 
 
 @lru_cache(maxsize=16)

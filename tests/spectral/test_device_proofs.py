@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from svdctl.errors import ShapeError
 from svdctl.layers.norms import are_layers_bounded, layer_norm_bounds
 from svdctl.layers.tt import TTConv2d
 from svdctl.spectral import Convolution, bounds, cholesky_proof, frequency_cells, lower_bounds
-from svdctl.spectral.bounds import are_bounded, norm_bounds
+from svdctl.spectral.bounds import are_bounded, norm_bounds, upper_ends
 from svdctl.spectral.symbol import angles, grid_product, half_grid, phases, symbol
 from tests.dispatched_operations import DispatchedOperations
 
@@ -102,6 +103,33 @@ def test_brackets_hold_the_norm(tolerance: float, norms: list[float]) -> None:
     maxima = [norm * 1.003 for norm in norms]
     found = norm_bounds(convs, tolerance=0.01, at_most=maxima)
     assert [bracket.upper for bracket in found] == maxima
+
+
+@pytest.mark.parametrize("share", [2.0, 1.05, 1.005, 1.0001, 1 - 1e-7, 1 - 1e-5, 0.999, 0.98, 0.5, 1e-3])
+def test_an_upper_end_is_the_maximum_or_near_the_norm(share: float, norms: list[float]) -> None:
+    convs = convolutions()
+    for norm, upper in zip(norms, upper_ends(convs, [share * norm for norm in norms]), strict=True):
+        assert upper >= norm * (1 - 1e-12)
+        assert upper == share * norm if share > 1 else upper <= norm * (1 + 1.001 * bounds.TOLERANCE)
+
+
+def test_upper_ends_of_zero_kernels_and_odd_maxima() -> None:
+    zero, conv = Convolution.make(torch.zeros(3, 4, 3, 3)), Convolution.make(torch.randn(3, 4, 3, 3))
+    (bracket,) = norm_bounds([conv])
+    found = upper_ends([zero, zero, conv, conv, conv], [0.0, -1.0, 0.0, -1.0, math.inf])
+    assert found == [0.0, 0.0, bracket.upper, bracket.upper, math.inf]
+    with pytest.raises(ShapeError, match="nan"):
+        upper_ends([conv], [math.nan])
+
+
+def test_a_norm_above_its_maximum_is_bounded_without_a_second_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    convs = [Convolution.make(torch.randn(8, 8, 3, 3)) for _ in range(3)]
+    exact = [bracket.upper for bracket in norm_bounds(convs, tolerance=1e-5)]
+    for name in ("lower_bounds", "lower_bounds_and_values"):
+        monkeypatch.setattr(bounds, name, lambda _: pytest.fail("the norm was searched for"))
+    found = upper_ends(convs, [norm / 1.02 for norm in exact])
+    assert all(norm * (1 - 2e-5) <= upper <= norm * 1.006 for norm, upper in zip(exact, found, strict=True))
 
 
 def test_zero_kernels_and_odd_maxima() -> None:
