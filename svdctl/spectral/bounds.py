@@ -24,8 +24,11 @@ from svdctl.spectral.frequency_cells import CELL_AXES, FrequencyCells, cover
 from svdctl.spectral.gram import (
     SECOND_ORDER,
     GramField,
+    bounds_by_flatness,
     gram_fields,
     lebesgue,
+    looks_flat,
+    normal_form,
     on_host,
     power_of_two,
     powers_of_two,
@@ -37,17 +40,17 @@ from svdctl.spectral.lower_bounds import (
     coarse_values_from_below,
     lower_bounds,
     lower_bounds_and_values,
+    lower_bounds_near,
     quick_lower_bound,
     rough_lower_bounds,
     values_from_below,
 )
 from svdctl.spectral.parallel_map import parallel_map
+from svdctl.spectral.scalar_symbols import FINEST, ScalarSymbol, is_scalar, prove
 from svdctl.spectral.stacks import in_stacks
 
 # For soundness; docs/theory.md, "Constants".
 _CENTRES = 1e-11  # rounding of the cells' centres and radius
-# What float64 can tell apart.
-_FINEST = 1e-6
 # For speed. A cell of frequencies is proved to be below a bound by comparing its centre with a lower threshold. The
 # margin is the difference of the squares of the two; rounding errors of the comparison have to be less than it.
 TOLERANCE = 0.005
@@ -65,6 +68,8 @@ _SHARP = 1e-3  # bounds less than this above the lower bound need the largest va
 _FIRST_SHARE = 0.965  # of the cells by which a GPU proves a maximum: a norm 4 % below is proved by one round of them
 _MOST_HALVINGS = 4  # of those cells before a better lower bound is sought
 _MOST_OF_BEFORE = 2  # cells left of halves, over those before: with more of them the norm may be above the bound
+_FLAT = 0.01  # tolerance at which a spectrum counts as flat where a maximum is to be proved
+_SCALAR_TOLERANCE = 0.02  # of the grid by which a maximum of symbols that are vectors is proved
 _MOST_KEPT_WEIGHTS = 1 << 20
 _BYTES_TOGETHER = 1 << 31  # of Gram matrices that are kept of layers whose bounds are refined together
 
@@ -116,8 +121,8 @@ def norm_bounds(
     for each in tolerances:
         if not each < math.inf:
             raise ShapeError(f"a tolerance of {each} says nothing; ask for {TOLERANCE}, say")
-        if each < _FINEST:
-            raise ShapeError(f"a tolerance of {each} cannot be proved in float64; ask for {_FINEST} or more")
+        if each < FINEST:
+            raise ShapeError(f"a tolerance of {each} cannot be proved in float64; ask for {FINEST} or more")
     return _proved(lambda place: _bracket(convs[place], tolerances[place], limits[place]), convs)
 
 
@@ -202,6 +207,9 @@ def _bytes(convs: Sequence[Convolution], places: Sequence[int]) -> int:
 
 def _bracket(conv: Convolution, tolerance: float, at_most: float | None) -> Proof[Bracket]:
     """Prove a bracket, as `norm_bound` returns it."""
+    kernel = normal_form(conv)
+    if is_scalar(kernel):
+        return _scalar_bracket(ScalarSymbol(kernel), tolerance, at_most)
     field = yield Step(_fields, (conv, _product(conv, tolerance)))
     if field.is_zero:
         return Bracket(0.0, 0.0)
@@ -218,7 +226,8 @@ def _bracket(conv: Convolution, tolerance: float, at_most: float | None) -> Proo
     is_coarse = tolerance < _COARSE_TOLERANCE or _LARGE_ROUNDING * tolerance * (2 + tolerance) < rounding < math.inf
     if is_coarse and not few_steps:
         lower = max(coarse, (yield Step(lower_bounds, field)))
-    proved = False
+    # Cells would have to be as small as the tolerance wherever the spectrum is flat.
+    proved = looks_flat(field, tolerance) and (yield Step(bounds_by_flatness, field)) <= target(lower)
     while True:
         reached = _rounded_down(math.sqrt(max(lower**2 - more, 0.0)), field.scale)
         if at_most is not None and reached <= at_most < target(lower) * field.scale:
@@ -239,9 +248,36 @@ def _bracket(conv: Convolution, tolerance: float, at_most: float | None) -> Proo
             raise ShapeError(f"no bound within {tolerance:g} of the norm can be proved in float64; ask for a wider one")
 
 
+def _scalar_bracket(symbol: ScalarSymbol, tolerance: float, at_most: float | None) -> Bracket:
+    """Return `_bracket` of a kernel whose symbols are vectors."""
+    if symbol.is_zero:
+        return Bracket(0.0, 0.0)
+    lower, proved = prove(symbol, lambda known: known * (1 + tolerance), tolerance)
+    if not proved:
+        raise ShapeError(f"no bound within {tolerance:g} of the norm can be proved in float64; ask for a wider one")
+    reached, upper = _rounded_down(lower, symbol.scale), _rounded_up(lower * (1 + tolerance), symbol.scale)
+    if at_most is not None and reached <= at_most < upper and _is_scalar_below(symbol, at_most):
+        upper = at_most
+    return Bracket(reached, upper)
+
+
+def _is_scalar_below(symbol: ScalarSymbol, max_sigma: float) -> bool:
+    """Prove a maximum of a kernel whose symbols are vectors."""
+    if symbol.is_zero:
+        return max_sigma >= 0
+    bound = max_sigma / symbol.scale
+    return bound >= symbol.above or prove(symbol, lambda _: bound, _SCALAR_TOLERANCE)[1]
+
+
 def _is_at_most(conv: Convolution, max_sigma: float) -> Proof[bool]:
     """Prove a maximum, as `is_bounded` returns it."""
     few_steps = launches_dominate(conv.kernel.device)
+    # Nearly free, whatever the number of taps.
+    if (not few_steps or max_sigma == math.inf) and taps_norm(conv.kernel) <= max_sigma:
+        return True
+    kernel = normal_form(conv)
+    if is_scalar(kernel):
+        return _is_scalar_below(ScalarSymbol(kernel), max_sigma)
     if not few_steps and quick_lower_bound(conv) > max_sigma * (1 + _CLEARLY_ABOVE):
         return False
     field = yield Step(_fields, (conv, _product(conv, 0.05)))
@@ -249,6 +285,8 @@ def _is_at_most(conv: Convolution, max_sigma: float) -> Proof[bool]:
         return max_sigma >= 0
     bound = max_sigma / field.scale
     if bound >= field.above:
+        return True
+    if looks_flat(field, _FLAT) and (yield Step(bounds_by_flatness, field)) <= bound:
         return True
     if few_steps and _has_first_cells(conv):
         return (yield from _is_below_by_cells(field, conv, bound))[0]
@@ -366,11 +404,11 @@ def _is_below(
     if lower <= bound < lower * (1 + _COARSE_TOLERANCE):
         field = yield from _exact(field, conv)
         lower = yield Step(lower_bounds, field)
-    while lower * (1 + _FINEST) <= bound:
+    while lower * (1 + FINEST) <= bound:
         found, proved = yield from _branch_and_bound(field, conv, first(lower), lower, lambda _: bound)
         if proved:
             return True
-        if found <= lower * (1 + _FINEST):
+        if found <= lower * (1 + FINEST):
             return False
         lower = found
     return False
@@ -413,6 +451,9 @@ def _branch_and_bound(
             # The norm may be above the lower bound: compute it at a few of the centres.
             few = _few_of(cells.centres, _CENTRES_EVALUATED)
             found = yield Step(_largest if bound < lower * (1 + _SHARP) else values_from_below, (field, few))
+            if found > bound and target(found) > bound:
+                # The search for the lower bound missed this peak; here its top is found.
+                found = max(found, (yield Step(lower_bounds_near, (field, cells.centres))))
             risen = found > lower * (1 + 1e-9)
             lower = max(lower, found)
             if lower > bound and target(lower) == bound:
@@ -430,7 +471,7 @@ def _branch_and_bound(
             if len(cells.centres) == 0:
                 return lower, True
         seen = 1 - math.cos(cells.radius)
-        if seen < _FINEST and 16 * seen * lower < bound - lower:
+        if seen < FINEST and 16 * seen * lower < bound - lower:
             return lower, False
         cells = cells.halved()
 
@@ -450,10 +491,8 @@ def _initial_cells(field: GramField, samples: Tensor, lower: float, target: floa
     values = samples * (lower / max(float(samples.max()), torch.finfo(torch.float64).tiny))
     cost, best, radius = 1.0, finest, finest
     count = 1.0
-    for _ in range(4):
+    while 2 * radius <= 1:
         radius, count = 2 * radius, count / 2**shape
-        if radius > 1:
-            break
         # Those that fail are cut to half the radius, at the cost of starting there.
         failing = float((values > target * share * math.cos(radius)).double().mean())
         cost_here = count + failing * cost

@@ -45,7 +45,7 @@ class GramField:
     """Gram matrices `(samples, G, n, n)` at `sample_points`, of precision `product`."""
 
     def __init__(self, conv: Convolution, product: torch.dtype = torch.float64) -> None:
-        kernel = _normal_form(conv)
+        kernel = normal_form(conv)
         self._describe(kernel, product)
         _sample([self], [kernel])
 
@@ -65,6 +65,7 @@ class GramField:
         if not math.isfinite(largest):
             raise ShapeError("the kernel holds values that are not finite; its norm has no bound")
         self.is_zero = largest == 0.0
+        self.trace = trace
         self.scale = power_of_two(largest)
         self.samples = batch.samples[:, place]
         self._batch, self._place = batch, place
@@ -153,7 +154,7 @@ def gram_fields(convs: Sequence[Convolution], products: Sequence[torch.dtype]) -
     Raises:
         ShapeError: a kernel is not finite.
     """
-    kernels = [_normal_form(conv) for conv in convs]
+    kernels = [normal_form(conv) for conv in convs]
     fields = []
     for kernel, product in zip(kernels, products, strict=True):
         fields.append(GramField.__new__(GramField))
@@ -162,7 +163,28 @@ def gram_fields(convs: Sequence[Convolution], products: Sequence[torch.dtype]) -
     return fields
 
 
-def _normal_form(conv: Convolution) -> Tensor:
+def looks_flat(field: GramField, tolerance: float) -> bool:
+    """Return whether a spectrum may be so flat that `bounds_by_flatness` is within about a tolerance of the norm."""
+    # Cauchy and Schwarz: n F^2 = T^2 of a multiple of the identity.
+    return field.side * field.frobenius**2 <= field.trace**2 * (1 + 4 * tolerance**2 + 1e-6)
+
+
+def bounds_by_flatness(fields: Sequence[GramField]) -> list[float]:
+    """Return a proved bound of each field's norm, sharp where all its Gram matrices are nearly the same multiple of I."""
+    squares = []
+    for field in fields:
+        samples = field.samples.to(torch.complex128)
+        middle = samples.diagonal(dim1=-2, dim2=-1).real.mean((0, 2))
+        gap = samples - torch.diag_embed(middle[:, None].expand(-1, field.side))
+        spread = torch.linalg.vector_norm(gap.flatten(2), dim=2).amax(0) * (1 + (2 * field.side**2 + 16) * UNIT64)
+        squares.append((middle + lebesgue(field.taps) * spread).amax())
+    return [
+        math.sqrt(float(square) + field.error(torch.float64)) * (1 + 1e-12)
+        for field, square in zip(fields, on_host(squares), strict=True)
+    ]
+
+
+def normal_form(conv: Convolution) -> Tensor:
     """Return the polyphase kernel without its axes of one tap."""
     kernel = conv.polyphase()
     return kernel.reshape(*kernel.shape[:3], *(k for k in kernel.shape[3:] if k > 1))

@@ -38,9 +38,20 @@ def lower_bounds(fields: Sequence[GramField]) -> list[float]:
 
 def lower_bounds_and_values(fields: Sequence[GramField]) -> list[tuple[float, Tensor]]:
     """Return `lower_bounds`, and values from below at some of each field's samples, on the host."""
+    return _search(fields, [field.sample_points for field in fields])
+
+
+def lower_bounds_near(questions: Sequence[tuple[GramField, Tensor]]) -> list[float]:
+    """Return what `lower_bounds` does, of searches that begin at some of given frequencies `(P, d)`."""
+    fields, points = zip(*questions, strict=True)
+    return [lower for lower, _ in _search(fields, points)]
+
+
+def _search(fields: Sequence[GramField], begin: Sequence[Tensor]) -> list[tuple[float, Tensor]]:
+    """Return lower bounds of searches that begin at some of each field's frequencies `(P, d)`, and values there."""
     points, groups = [], []
-    for field in fields:
-        few = field.sample_points[:: math.ceil(len(field.sample_points) / _STARTS)]
+    for field, frequencies in zip(fields, begin, strict=True):
+        few = frequencies[:: math.ceil(len(frequencies) / _STARTS)]
         groups.append(torch.arange(field.groups).repeat(len(few)))
         points.append(few.repeat_interleave(field.groups, 0))
     # The search need not be exact: its result is checked in float64.

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 import svdctl
+from svdctl.errors import ShapeError
+from svdctl.spectral.bounds import is_bounded, norm_bound
 from svdctl.spectral.gram import UNIT64, interpolation, sample_points
 from svdctl.spectral.symbol import phases
 from tests.dense import dense_values
@@ -66,3 +68,98 @@ def test_values_of_dilated_layers(stride: int, dilation: int, size: int, channel
 
 def test_a_large_dilation_takes_no_more_memory_than_none() -> None:
     within("svdctl.singular_values(torch.randn(32, 32, 3, 3), 65, dilation=24)", seconds=60, gigabytes=1.5)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 1, 5), (4, 1, 3, 3), (1, 6, 4), (3, 1, 7, 2), (1, 1, 31, 31), (1, 2, 2, 3, 2), (1, 1, 1, 257), (5, 1, 1, 9)],
+)
+@pytest.mark.parametrize("tolerance", [0.1, 0.005, 1e-4, 1e-6])
+def test_brackets_of_symbols_that_are_vectors(shape: tuple[int, ...], tolerance: float) -> None:
+    """Brackets hold what a dense grid with local refinement finds, are as narrow as asked, and maxima agree with them."""
+    torch.manual_seed(sum(shape))
+    kernel = torch.randn(shape, **FLOAT64) * 2.0**-40
+    axes = tuple(range(2, kernel.ndim))
+    found = svdctl.spectral_norm_bound(kernel, tolerance=tolerance)
+    sizes = [max(64, 2 * k) if len(axes) > 2 else max(512, 4 * k) for k in shape[2:]]
+    values = torch.fft.fftn(kernel, s=sizes, dim=axes).abs().square().sum((0, 1)).sqrt()
+    share = math.prod(math.cos(math.pi * (k - 1) / 2 / n) for k, n in zip(shape[2:], sizes, strict=True))
+    largest = float(values.max())
+    assert largest <= found.upper * (1 + 1e-12) and found.lower * (1 - 1e-12) <= largest / share
+    assert found.lower < found.upper <= found.lower * (1 + tolerance) * (1 + 1e-15)
+    conv = svdctl.Convolution.make(kernel)
+    assert is_bounded(conv, found.upper * (1 + 2e-6))
+    assert not is_bounded(conv, min(largest, found.upper) * (1 - 1e-9))
+    assert norm_bound(conv, tolerance=0.1, at_most=found.upper * 1.001).upper <= found.upper * 1.001
+
+
+def test_scalar_groups_are_compared_with_one_another() -> None:
+    torch.manual_seed(0)
+    kernel = torch.randn(40, 1, 5, 5)
+    each = [svdctl.spectral_norm_bound(part[None], tolerance=1e-5) for part in kernel]
+    found = svdctl.spectral_norm_bound(kernel, groups=40, tolerance=1e-5)
+    assert max(part.lower for part in each) <= found.upper and found.lower <= max(part.upper for part in each)
+
+
+def test_scalar_extremes() -> None:
+    assert svdctl.spectral_norm_bound(torch.zeros(1, 1, 3)).upper == 0.0
+    tiny = svdctl.spectral_norm_bound(torch.full((1, 1, 2), 1e-310, **FLOAT64))
+    assert tiny.lower <= 2e-310 <= tiny.upper
+    huge = svdctl.spectral_norm_bound(torch.full((1, 1, 2), 1.7e308, **FLOAT64))
+    assert huge.upper == math.inf and math.isfinite(huge.lower)
+    with pytest.raises(ShapeError, match="not finite"):
+        svdctl.spectral_norm_bound(torch.tensor([[[1.0, math.nan]]]))
+    conv = svdctl.Convolution.make(torch.tensor([[[1.0, -1.0]]]))
+    assert is_bounded(conv, math.inf) and not is_bounded(conv, -1.0) and not is_bounded(conv, 0.0)
+    with pytest.raises(ShapeError, match="not finite"):
+        is_bounded(svdctl.Convolution.make(torch.tensor([[[1.0, math.inf]]])), math.inf)
+
+
+@pytest.mark.parametrize("taps", [(3,), (7, 7), (3, 2, 3)])
+@pytest.mark.parametrize("tolerance", [0.005, 1e-6])
+def test_flat_spectra_are_proved_at_once(taps: tuple[int, ...], tolerance: float) -> None:
+    """Orthonormal taps at different places: every singular value is 1 at every frequency."""
+    torch.manual_seed(0)
+    frame = torch.linalg.qr(torch.randn(6, 6, **FLOAT64))[0]
+    kernel = torch.zeros(6, 6, math.prod(taps), **FLOAT64)
+    for row in range(6):
+        kernel[row, :, row % kernel.shape[2]] = frame[row]
+    kernel = kernel.unflatten(2, taps)
+    found = svdctl.spectral_norm_bound(kernel, tolerance=tolerance)
+    # Rounding of the lower end, in float32 at wide tolerances, widens the bracket a little.
+    assert found.lower * (1 - 1e-12) <= 1 <= found.upper * (1 + 1e-12)
+    assert found.upper <= found.lower * (1 + tolerance) * (1 + tolerance / 50)
+    # A change that the samples hardly see must not go unnoticed.
+    bent = kernel.clone()
+    bent.view(-1)[0] += 0.01
+    moved = svdctl.spectral_norm_bound(bent, tolerance=0.005)
+    exact = float(torch.linalg.matrix_norm(symbol_on_grid(bent, 24), 2).max())
+    assert moved.lower * (1 - 1e-9) <= exact * 1.05 and exact <= moved.upper
+
+
+def symbol_on_grid(kernel: torch.Tensor, size: int) -> torch.Tensor:
+    axes = tuple(range(2, kernel.ndim))
+    return torch.fft.fftn(kernel, s=[size] * len(axes), dim=axes).flatten(2).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("code", "seconds", "gigabytes"),
+    [
+        ("svdctl.spectral_norm_bound(torch.randn(128, 1, 512))", 30, 1.5),
+        ("svdctl.spectral_norm_bound(torch.randn(128, 2, 300))", 60, 2),
+        ("svdctl.spectral_norm_bound(torch.randn(1, 1, 257))", 30, 1.5),
+        ("svdctl.spectral_norm_bound(torch.randn(1, 1, 15, 15), tolerance=1e-4)", 30, 1.5),
+        ("svdctl.spectral_norm_bound(torch.randn(2, 2, 15, 15))", 60, 2),
+        ("svdctl.spectral_norm_bound(torch.randn(64, 1, 31, 31), groups=64)", 60, 1.5),
+        ("w = torch.zeros(3, 1, 7, 7); w[:, 0, 3, 3] = 1; svdctl.spectral_norm_bound(w, tolerance=1e-6)", 30, 1.5),
+        (
+            "w = torch.zeros(3, 3, 7, 7); w[:, :, 3, 3] = torch.eye(3); svdctl.spectral_norm_bound(w, tolerance=1e-6)",
+            30,
+            2,
+        ),
+        ("assert svdctl.spectral.bounds.is_bounded(svdctl.Convolution.make(torch.randn(512, 512, 9, 9)), 1e308)", 30, 2),
+        ("svdctl.spectral_norm_bound(torch.randn(40, 40, 3, 3), tolerance=1e-5)", 120, 2),
+    ],
+)
+def test_time_and_memory_are_in_proportion(code: str, seconds: int, gigabytes: float) -> None:
+    within(f"import svdctl.spectral.bounds\n{code}", seconds=seconds, gigabytes=gigabytes)
