@@ -286,8 +286,11 @@ def _is_at_most(conv: Convolution, max_sigma: float) -> Proof[bool]:
     bound = max_sigma / field.scale
     if bound >= field.above:
         return True
-    if looks_flat(field, _FLAT) and (yield Step(bounds_by_flatness, field)) <= bound:
-        return True
+    if looks_flat(field, _FLAT):
+        # What float32 leaves of its sharpness would not do for maxima that are close.
+        field = yield from _exact(field, conv)
+        if (yield Step(bounds_by_flatness, field)) <= bound:
+            return True
     if few_steps and _has_first_cells(conv):
         return (yield from _is_below_by_cells(field, conv, bound))[0]
     lower, samples = yield Step(rough_lower_bounds if few_steps else coarse_lower_bounds, field)
