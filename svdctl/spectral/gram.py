@@ -170,7 +170,7 @@ def looks_flat(field: GramField, tolerance: float) -> bool:
 
 
 def bounds_by_flatness(fields: Sequence[GramField]) -> list[float]:
-    """Return a proved bound of each field's norm, sharp where all its Gram matrices are nearly the same multiple of I."""
+    """Return a proved bound of each norm, sharp where all Gram matrices of a field are nearly one multiple of I."""
     squares = []
     for field in fields:
         samples = field.samples.to(torch.complex128)
