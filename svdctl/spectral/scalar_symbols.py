@@ -55,7 +55,7 @@ class ScalarSymbol:
         """How far a computed value can be from the true one."""
 
     def on_grid(self, sizes: tuple[int, ...]) -> Tensor:
-        """Return the values `(G, *m)` at the frequencies `2 pi j / n` of a grid, `0 <= j <= n / 2` on the first axis."""
+        """Return the values `(G, *m)` at frequencies `2 pi j / n` of a grid, `0 <= j <= n / 2` on the first axis."""
         counts = (sizes[0] // 2 + 1, *sizes[1:])
         each = self._kernel.shape[1] * math.prod(counts)
         rows = max(1, _NUMBERS_AT_ONCE // (each // counts[0]))
