@@ -1,8 +1,8 @@
 """Norms of kernels whose symbols are rows or columns: their one singular value is a root of a sum of squares.
 
 Depthwise layers, and layers of one channel on either side, need no matrix. The value is computed on a full grid, axis
-by axis, and where it may be largest on finer and finer boxes. docs/theory.md, "Exclusion of cells" and "Scalar
-symbols", has the proofs. They presume `exact_arithmetic`.
+by axis, and where it may be largest on finer and finer boxes. docs/theory.md, "Exclusion of cells", has the
+proofs. They presume `exact_arithmetic`.
 """
 
 import math
@@ -80,15 +80,16 @@ class ScalarSymbol:
         """Return the values `(P,)` of groups `(P,)`, ascending, at frequencies `(P, d)`, both on the host."""
         positions = tap_positions(self.taps)
         flat = self._kernel.flatten(2)
-        found = []
+        found: list[Tensor] = []
         most = max(1, _NUMBERS_AT_ONCE // (4 * max(len(positions), flat.shape[1])))
+        begin = 0
         for group, count in zip(*(row.tolist() for row in groups.unique_consecutive(return_counts=True)), strict=True):
-            begin = sum(map(len, found))
             for some in points[begin : begin + count].split(most):
                 turn = some @ positions.T
                 phases = torch.cat((torch.cos(turn), torch.sin(turn))).to(flat.device)
                 parts = (phases @ flat[group].T).unflatten(0, (2, -1))
                 found.append(parts.square().sum((0, 2)).sqrt())
+            begin += count
         return torch.cat(found).cpu()
 
 

@@ -227,8 +227,8 @@ def _values_by_gram(
 def _parts(place: int, conv: Convolution, input_size: tuple[int, ...], field: GramField, most: int) -> Iterator[_Part]:
     """Yield all frequencies of a layer, at most so many in a part.
 
-    A dilation, less what it has in common with the stride, multiplies frequencies (docs/theory.md, "Dilation"): along
-    an axis of N frequencies it leaves every g-th, g its greatest common divisor with N, each g times.
+    A dilation, less what it has in common with the stride, multiplies frequencies (docs/theory.md, "The operator"):
+    along an axis of N frequencies it leaves every g-th, g its greatest common divisor with N, each g times.
     """
     repeated = [
         math.gcd(dilation // math.gcd(dilation, stride), size)
