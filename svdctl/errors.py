@@ -74,14 +74,22 @@ class TrainingError(SvdctlError):
     """A run that had begun and could not go on: a loss that is not finite, a full disk, a lost folder."""
 
 
-class UnusableFolderError(TrainingError):
-    """A run folder that another process holds, that cannot be written or that is a link; nothing was begun."""
+class UnusableFolderError(SvdctlError):
+    """A folder of a run or of results that cannot be written, or that is or holds a link; nothing was begun."""
 
     exit_code = 2
 
 
+class BusyFolderError(UnusableFolderError):
+    """A folder of a run or of results that another process holds."""
+
+
 class EvaluationError(SvdctlError):
     """An evaluation that cannot go on, or whose figures contradict each other and must not be used."""
+
+
+class EvaluationFailures(EvaluationError):  # noqa: N818 - they are several
+    """What a call could not measure, a line each, the names in it escaped."""
 
 
 class Interrupted(SvdctlError):  # noqa: N818 - it is no error

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from svdctl.cli.evaluation_flags import EVALUATION, resolve_evaluation
+from svdctl.cli.messages import print_notices
 from svdctl.cli.options import with_options
 from svdctl.cli.variadic import Takes
 from svdctl.config.evaluate_config import EvaluateConfig
-from svdctl.errors import EvaluationError, Interrupted
+from svdctl.errors import EvaluationFailures, Interrupted
 from svdctl.registry import METRICS
+from svdctl.utils.escapes import one_line
 
 if TYPE_CHECKING:
     from svdctl.evaluate.runner import EvaluationResult
@@ -46,12 +48,11 @@ def eval_robust(flags: dict[str, Any]) -> None:
     measured (the rest is), 2 wrong input, 130 interrupted.
     """
     resolved = resolve_evaluation(flags)
-    for notice in resolved.notices:
-        typer.echo(f"note: {notice}", err=True)
+    print_notices(resolved.notices)
     if "show_corruptions" in flags:
         from svdctl.evaluate.runner import show_corruptions
 
-        typer.echo(show_corruptions(resolved.config, Path(flags["show_corruptions"])))
+        typer.echo(one_line(show_corruptions(resolved.config, Path(flags["show_corruptions"]))))
     else:
         _evaluate(resolved.config, flags.get("format", "table"), debug=flags.get("debug", False))
 
@@ -86,4 +87,4 @@ def _end(result: "EvaluationResult") -> None:
     if len(result.failures) == 1 and not any(evaluation.records for evaluation in result.evaluations):
         raise result.failures[0].error
     lines = "".join(f"\n  {failure_line(failure)}" for failure in result.failures)
-    raise EvaluationError(f"{len(result.failures)} of what was asked could not be measured:{lines}")
+    raise EvaluationFailures(f"{len(result.failures)} of what was asked could not be measured:{lines}")

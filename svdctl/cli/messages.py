@@ -5,11 +5,11 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import typer
 
-from svdctl.errors import EndedElsewhere, EvaluationError, LimitExceeded, SvdctlError, UsageError, is_out_of_memory
+from svdctl.errors import EndedElsewhere, EvaluationFailures, LimitExceeded, SvdctlError, UsageError, is_out_of_memory
 from svdctl.utils.escapes import one_line
 from svdctl.utils.printable import print_line, printable
 
@@ -25,6 +25,12 @@ def report(error: BaseException, flags: Mapping[str, str], *, debug: bool) -> in
     for sentence in sentences:
         print_line(f"svdctl: {printable(with_flags(sentence, flags))}", sys.stderr)
     return code
+
+
+def print_notices(notices: Iterable[str]) -> None:
+    """Print what is said of flags before a command begins, a line each, on stderr."""
+    for notice in notices:
+        print_line(f"note: {one_line(notice)}", sys.stderr)
 
 
 def with_flags(text: str, flags: Mapping[str, str]) -> str:
@@ -60,7 +66,7 @@ def explain(error: BaseException) -> tuple[tuple[str, ...], int]:
         return tuple(map(one_line, error.faults)), error.exit_code
     if isinstance(error, SvdctlError):
         # Of these each line is one of its own, its names escaped.
-        is_list = isinstance(error, EvaluationError | LimitExceeded)
+        is_list = isinstance(error, EvaluationFailures | LimitExceeded)
         return (str(error) if is_list else one_line(error),), error.exit_code
     if isinstance(error, ParserError):
         return (f"{parser_sentence(error)} (--help shows all)",), 2

@@ -7,12 +7,13 @@ from types import MappingProxyType
 from typing import Any, Literal, TextIO
 
 from svdctl.cli.messages import with_flags
-from svdctl.utils.printable import encodable, print_line, printable
+from svdctl.utils.escapes import one_line
+from svdctl.utils.printable import encodable, print_line
 from svdctl.utils.progress import Reporter
 
 
 class ProgressDisplay(Reporter):
-    """What a command shows while it works; notices go to stderr.
+    """What a command shows while it works, a line each, names in it escaped; notices go to stderr.
 
     Args:
         stream: where it is shown; a bar stays on stdout and goes from stderr.
@@ -42,16 +43,16 @@ class ProgressDisplay(Reporter):
 
     def say(self, text: str) -> None:
         if self.live:
-            self.console.print(encodable(printable(text), self.console.file), markup=False, soft_wrap=True)
+            self.console.print(encodable(one_line(text), self.console.file), markup=False, soft_wrap=True)
         else:
-            print_line(printable(text), getattr(sys, self._stream))
+            print_line(one_line(text), getattr(sys, self._stream))
 
     def notice(self, text: str) -> None:
         text = f"note: {with_flags(text, self._flags)}"
         if self._stream == "stderr":
             self.say(text)
         else:
-            print_line(printable(text), sys.stderr)
+            print_line(one_line(text), sys.stderr)
 
     def begin(self, work: object) -> None:
         self.close()
@@ -67,7 +68,7 @@ class ProgressDisplay(Reporter):
 
     def advance(self, done: int, total: int, now: str | Mapping[str, float]) -> None:
         text = now if isinstance(now, str) else describe(now)
-        shown = {"amount": amount(done, total), "text": printable(text)}
+        shown = {"amount": amount(done, total), "text": one_line(text)}
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=total, **shown)
         elif time.monotonic() - self._last >= 10:

@@ -11,6 +11,7 @@ from svdctl.cli.training_commands import print_names
 from svdctl.cli.training_flags import DEBUG, PLUGIN, SET, command_of
 from svdctl.errors import Interrupted, UsageError
 from svdctl.reproduce.table_files import Request, list_tables
+from svdctl.utils.escapes import one_line
 from svdctl.utils.table import terminal
 
 if TYPE_CHECKING:
@@ -98,8 +99,8 @@ def _dry_run(request: Request) -> None:
     plan = make_plan(request)
     from svdctl.reproduce.estimate import dry_run
 
-    for line in dry_run(plan, command_line, lambda text: typer.echo(text, err=True)):
-        typer.echo(line)
+    for line in dry_run(plan, command_line, lambda text: typer.echo(one_line(text), err=True)):
+        typer.echo(one_line(line))
 
 
 def _reproduce(request: Request) -> None:
@@ -119,7 +120,7 @@ def _reproduce(request: Request) -> None:
         reporter.close()
     for found in result.tables:
         typer.echo(f"\n{terminal(found.table)}")
-    typer.echo("\n".join(["", "files", *(f"  {path}" for path in result.files)]))
+    typer.echo("\n".join(["", "files", *(f"  {one_line(path)}" for path in result.files)]))
     if result.failed:
         typer.echo(f"\n{len(result.failed)} failed; the same command tries them again")
         raise typer.Exit(1)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from svdctl.cli.progress_display import ProgressDisplay, duration
+from svdctl.utils.escapes import one_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -131,7 +132,8 @@ class SweepDisplay(ProgressDisplay):
         for row in shown:
             left = "" if row.left is None else duration(row.left)
             style = styles.get(row.state, "bold")
-            table.add_row(Text(row.name), Text(row.state, style=style), Text(row.detail), left)
+            name, state, detail = map(one_line, (row.name, row.state, row.detail))
+            table.add_row(Text(name), Text(state, style=style), Text(detail), left)
         folded = Counter(row.state for row in rows) - Counter(row.state for row in shown)
         if folded:
             table.add_row(Text("and " + ", ".join(f"{count} more {state}" for state, count in folded.items()), "dim"))

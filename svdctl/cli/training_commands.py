@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from svdctl.cli.messages import print_notices
 from svdctl.cli.options import with_options
 from svdctl.cli.training_flags import Command, resolve, resolve_resume
 from svdctl.config import presets
@@ -59,8 +60,7 @@ def start(command: Command, flags: dict[str, Any], *, print_config: bool, dry_ru
     """Train a new run, or show what it would be."""
     resolved = resolve(flags, command)
     if print_config:
-        for notice in resolved.notices:
-            typer.echo(f"note: {notice}", err=True)
+        print_notices(resolved.notices)
         typer.echo(presets.to_toml(resolved.config), nl=False)
         return
     # torch takes seconds to import: only now, when the flags are known to be right.

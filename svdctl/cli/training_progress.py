@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from svdctl.cli.progress_display import ProgressDisplay
 from svdctl.cli.training_flags import command_of
+from svdctl.utils.escapes import one_line
 
 if TYPE_CHECKING:
     from svdctl.train.result import CertifiedEpoch, TrainResult
@@ -80,12 +81,13 @@ def result_lines(result: "TrainResult") -> list[str]:
     controlled = [row for row in result.layers if row.allowed is not None]
     rows = controlled or result.layers
     if rows:
-        width = max(len(row.name) for row in rows)
+        names = [one_line(row.name) for row in rows]
+        width = max(map(len, names))
         lines += ["", f"{'layer':<{width}}  {'largest':>8}  {'bound':>8}  {'allowed':>8}  shape"]
         lines += [
-            f"{row.name:<{width}}  {row.largest:8.4f}  {row.bound:8.4f}  "
+            f"{name:<{width}}  {row.largest:8.4f}  {row.bound:8.4f}  "
             f"{'-' if row.allowed is None else format(row.allowed, '8.4g'):>8}  {row.kind} {row.shape}"
-            for row in rows
+            for name, row in zip(names, rows, strict=True)
         ]
         lines.append("largest: a singular value that is reached; bound: proved, at every input size")
     lines += ["", "files", *(f"  {path}" for path in result.files)]

@@ -72,7 +72,7 @@ def evaluate(
 
     Raises:
         CheckpointError: network and data do not belong together.
-        EvaluationError: another process evaluates the same checkpoint.
+        UnusableFolderError: another process evaluates the same checkpoint, or its results cannot be written.
         OSError: results cannot be written.
     """
     evaluation = Evaluation(found, evaluated, describe(dataset.data))

@@ -276,10 +276,11 @@ def held(folder: Path, part: str = "") -> Iterator[None]:
     What killed processes left half written in it is removed.
 
     Raises:
-        EvaluationError: another process evaluates there.
+        BusyFolderError: another process evaluates there.
+        UnusableFolderError: it cannot be written, or a link in it leads elsewhere.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with held_folder(folder, EvaluationError, work="evaluates", instead="give another `out_dir`", part=part):
+    with held_folder(folder, work="evaluates", instead="give another `out_dir`", part=part):
         for place in (folder, *(inner for inner in folder.iterdir() if inner.is_dir())):
             remove_unfinished(place)
         yield

@@ -10,7 +10,7 @@ from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.config.train_config import TrainConfig
 from svdctl.config.validation_errors import validated
 from svdctl.data.data_source import source_of
-from svdctl.errors import CheckpointError, Interrupted, SvdctlError, TrainingError, UsageError
+from svdctl.errors import BusyFolderError, CheckpointError, Interrupted, SvdctlError, UsageError
 from svdctl.evaluate import runner
 from svdctl.evaluate.measure_checkpoint import Failure
 from svdctl.registry import METRICS
@@ -115,7 +115,7 @@ def train_run(job: Job, status: StatusWriter) -> Path | Literal["busy", "interru
         try:
             with locked(folder):
                 pass
-        except TrainingError:
+        except BusyFolderError:
             return "busy"  # another command trains in it
         if (folder / "last.pt").is_file():
             status.update(folder=str(folder))

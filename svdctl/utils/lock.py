@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from svdctl.errors import SvdctlError, UnusableFileError
+from svdctl.errors import BusyFolderError, UnusableFileError, UnusableFolderError
 from svdctl.utils.files import open_to_lock
 
 
@@ -28,33 +28,35 @@ def held(file: Path, *, wait: bool = False) -> Iterator[bool]:
 
 
 @contextmanager
-def held_folder(folder: Path, error: type[SvdctlError], *, work: str, instead: str, part: str = "") -> Iterator[None]:
+def held_folder(folder: Path, *, work: str, instead: str, part: str = "") -> Iterator[None]:
     """Hold a folder, or one part of it; a process that cannot is refused with a sentence.
 
     Args:
         folder: it exists.
-        error: the class of the error.
         work: what a process does that holds it, as `trains`.
         instead: what to do where another process holds it.
         part: processes that hold different parts do not meet.
 
     Raises:
-        error: another process holds it, it cannot be written, or it is or holds a symbolic link.
+        BusyFolderError: another process holds it.
+        UnusableFolderError: it cannot be written, or it is or holds a symbolic link.
     """
     # Files that are written in place, as a log is, would change whatever a link points at.
     links = (path for path in (folder, *sorted(folder.iterdir())) if path.is_symlink())
     if link := next(links, None):
-        raise error(f"{link} is a link to {link.readlink()}; give the folder itself, with plain files in it")
+        raise UnusableFolderError(
+            f"{link} is a link to {link.readlink()}; give the folder itself, with plain files in it"
+        )
     with ExitStack() as stack:
         try:
             mine = stack.enter_context(held(folder / f".lock{part and '-'}{part}"))
         except UnusableFileError as fault:
-            raise error(str(fault)) from fault
+            raise UnusableFolderError(str(fault)) from fault
         except OSError as fault:
-            raise error(
+            raise UnusableFolderError(
                 f"nothing can be written in {folder} ({(fault.strerror or str(fault)).lower()}); make it writable, or "
                 "go on in a copy of it"
             ) from fault
         if not mine:
-            raise error(f"another process {work} in {folder}; wait for it, or {instead}")
+            raise BusyFolderError(f"another process {work} in {folder}; wait for it, or {instead}")
         yield

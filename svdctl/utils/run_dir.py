@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from svdctl.errors import UnusableFolderError, UsageError
+from svdctl.errors import UsageError
 from svdctl.utils.atomic_write import remove_unfinished, write_atomically
 from svdctl.utils.lock import held_folder
 from svdctl.utils.machine import processor
@@ -44,9 +44,10 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the run folder, and clear away what a killed process left half written in it.
 
     Raises:
-        UnusableFolderError: another process holds it, it cannot be written, or a link in it leads elsewhere.
+        BusyFolderError: another process holds it.
+        UnusableFolderError: it cannot be written, or a link in it leads elsewhere.
     """
-    with held_folder(folder, UnusableFolderError, work="trains", instead="stop it first"):
+    with held_folder(folder, work="trains", instead="stop it first"):
         remove_unfinished(folder)
         yield
 

@@ -268,7 +268,7 @@ def test_no_name_gives_the_terminal_a_code(live: bool, capsys: pytest.CaptureFix
     reporter, screen = EvaluationDisplay(live=live), io.StringIO()
     if live:
         reporter.console = Console(file=screen, width=110, highlight=False)
-    odd = "a\x1b[31m\x07[bold]b"
+    odd = "a\x1b[31m\x07\n[bold]b"
     reporter.say(f"1 checkpoint: {odd}")
     reporter.say(f"{odd}  ->  {odd}")
     reporter.begin("accuracy")
@@ -280,7 +280,7 @@ def test_no_name_gives_the_terminal_a_code(live: bool, capsys: pytest.CaptureFix
     shown = capsys.readouterr().err + screen.getvalue()
     assert "\x1b[31m" not in shown
     assert "\x07" not in shown
-    assert shown.count("a\\x1b[31m\\x07[bold]b") >= 6
+    assert shown.count("a\\x1b[31m\\x07\\n[bold]b") >= 6
 
 
 def test_a_line_of_progress_every_ten_seconds(capsys: pytest.CaptureFixture[str]) -> None:

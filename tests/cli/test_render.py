@@ -1,7 +1,7 @@
 """What a person sees: plain lines without escape codes, or the same lines under a live bar."""
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest.mock import Mock, patch
 
@@ -15,6 +15,7 @@ from svdctl.cli.training_progress import (
     evaluation_line,
     result_lines,
 )
+from tests.utils.test_escapes import NAMES, OBEYED
 
 STEP = {"epoch": 2, "epochs": 12, "loss": 0.25, "acc": 0.9375, "images_per_second": 1234.4, "seconds_left": 65.0}
 EPOCH = {**STEP, "val_loss": 0.3, "val_acc": 0.91, "train_time": 3.0, "clipping_time": 0.5}
@@ -120,6 +121,28 @@ def test_controlled_layers_are_shown_alone_and_all_without_control() -> None:
     free = "\n".join(result_lines(result(LAYERS[1])))
     assert "fc " in free
     assert "layer" not in "\n".join(result_lines(result()))
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_a_layer_has_one_line_and_gives_the_terminal_no_code(
+    live: bool, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lines(layer: str) -> list[str]:
+        reporter, screen = TrainingDisplay(live=live), io.StringIO()
+        if live:
+            reporter.console = Console(file=screen, width=300, highlight=False)
+        reporter.finish(result(replace(LAYERS[0], name=layer), replace(LAYERS[0], name="b" * 40)))
+        shown = capsys.readouterr()
+        return (shown.out + screen.getvalue()).split("\n")
+
+    found, expected = lines(name), lines("plain")
+    assert not any(OBEYED.search(line) for line in found)
+    assert len(found) == len(expected)
+    (row,) = (number for number, line in enumerate(expected) if line.startswith("plain"))
+    # Columns stay below one another: what is printed is as wide as what was measured.
+    assert len(found[row]) == len(expected[row])
+    assert found[row][40:] == expected[row][40:]
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (65, "1:05"), (3725, "1:02:05")])

@@ -249,6 +249,22 @@ def test_a_long_plan_fits_a_small_terminal(tmp_path: Path) -> None:
     assert "more waiting" in last
 
 
+def test_no_text_of_a_status_gives_the_terminal_a_code(tmp_path: Path) -> None:
+    plan = make_plan(Request(tables=("table-vgg",), out_dir=tmp_path))
+    store = RunStore(tmp_path)
+    store.prepare()
+    board, screen = SweepDisplay(live=True), io.StringIO()
+    board.console = Console(file=screen, width=400, height=60, highlight=False)
+    board.begin(plan)
+    store.write_status(plan.jobs()[0].key, state="evaluating", detail="a\x1b[31m\x9b1m\u202e\nb")
+    board.console.print(board.table())
+    board.close()
+    shown = screen.getvalue()
+    assert "evaluating" in shown
+    assert "a\\x1b[31m\\x9b1m\\u202e\\nb" in shown
+    assert "\x1b" not in shown
+
+
 def test_a_status_of_an_earlier_call_is_waiting(tmp_path: Path) -> None:
     plan = make_plan(Request(tables=("table2",), out_dir=tmp_path))
     store = RunStore(tmp_path)

@@ -160,7 +160,7 @@ def test_all_faults_come_together_before_the_recipe(recipe: Mock, capsys: pytest
         (CheckpointError("the file is cut short"), 2, "svdctl: the file is cut short\n"),
         (TrainingError("the loss was not finite"), 1, "svdctl: the loss was not finite\n"),
         (Interrupted("stopped"), 130, "svdctl: stopped\n"),
-        (KeyboardInterrupt(), 130, "--resume"),
+        (KeyboardInterrupt(), 130, "svdctl: interrupted; nothing was begun\n"),
         (FileNotFoundError(2, "No such file or directory", "x.npz"), 1, "svdctl: x.npz: no such file or directory;"),
         (PermissionError(13, "Permission denied", "runs"), 1, "--out-dir"),
         (OSError(28, "No space left on device", "runs/last.pt"), 1, "runs/last.pt: no space left on device; free"),

@@ -15,7 +15,7 @@ import torch
 
 import svdctl
 from svdctl.config.evaluate_config import EvaluateConfig
-from svdctl.errors import CheckpointError, DataError, EvaluationError, UsageError
+from svdctl.errors import BusyFolderError, CheckpointError, DataError, EvaluationError, UsageError
 from svdctl.evaluate import certificate_metric
 from svdctl.evaluate.attack import attack_metric
 from svdctl.evaluate.calibration import calibration
@@ -430,6 +430,7 @@ def test_another_process_is_not_disturbed(run: Path) -> None:
 
     with held(run / "eval-last"):
         (failure,) = evaluate(make(run, metrics=["accuracy"]), reporter=Recorder()).failures
+    assert isinstance(failure.error, BusyFolderError)
     assert "another process" in str(failure.error)
 
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from svdctl.errors import EvaluationError
+from svdctl.errors import BusyFolderError, EvaluationError
 from svdctl.evaluate.results import ResultStore, fingerprint, held
 from svdctl.registry import METRICS
 
@@ -116,7 +116,7 @@ def test_fingerprints_do_not_depend_on_the_order_of_keys() -> None:
 
 def test_a_folder_is_held_by_one_process_and_a_shard_by_one(tmp_path: Path) -> None:
     with held(tmp_path):
-        with pytest.raises(EvaluationError, match="another process"), held(tmp_path):
+        with pytest.raises(BusyFolderError, match="another process"), held(tmp_path):
             raise AssertionError("the lock was given twice")
         with held(tmp_path, "shard-1-of-2"), held(tmp_path, "shard-2-of-2"):
             pass

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from svdctl.errors import EvaluationError, TrainingError
+from svdctl.errors import UnusableFolderError
 from svdctl.evaluate.results import held
 from svdctl.train import start as recipe
 from svdctl.utils.progress import Reporter
 from svdctl.utils.run_dir import create_run_folder
-from tests.faults.small import make, only_run, resume, run_folder, train, unchanged
+from tests.faults.small import Command, make, only_run, resume, run_folder, train, unchanged
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_a_link_where_results_would_go(run: Path, tmp_path: Path) -> None:
         else:
             target.mkdir()
             folder.symlink_to(target)
-        with pytest.raises(EvaluationError, match="is a link to"), held(folder):
+        with pytest.raises(UnusableFolderError, match="is a link to"), held(folder):
             raise AssertionError("it was held")
     assert not list((tmp_path / "target0").iterdir())
 
@@ -97,6 +97,28 @@ def test_two_commands_in_one_folder(tmp_path: Path) -> None:
     assert third.end().code == 130
 
 
+def test_a_folder_of_results_that_is_held_or_a_link(run: Path, tmp_path: Path) -> None:
+    """Exit code 2: nothing was begun."""
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    arguments = ["eval-robust", copy, "--metrics", "accuracy"]
+    with held(copy / "eval-last"):
+        ended = Command(arguments, tmp_path / "log").end()
+    assert ended.code == 2
+    *_, sentence = ended.err.strip().splitlines()
+    assert (
+        f"svdctl: another process evaluates in {copy / 'eval-last'}; wait for it, or give another --out-dir" in sentence
+    )
+    assert not (copy / "eval-last/results.json").exists()
+    shutil.rmtree(copy / "eval-last")
+    (tmp_path / "target").mkdir()
+    (copy / "eval-last").symlink_to(tmp_path / "target")
+    ended = Command(arguments, tmp_path / "log").end()
+    assert ended.code == 2
+    assert f"{copy / 'eval-last'} is a link to {tmp_path / 'target'}" in ended.err
+    assert not list((tmp_path / "target").iterdir())
+
+
 def test_a_command_that_read_what_another_has_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between reading a checkpoint and holding its folder another command may come and go."""
     command = train(tmp_path, make(tmp_path, "checkpoint.every_steps=3", epochs=40))
@@ -106,14 +128,14 @@ def test_a_command_that_read_what_another_has_replaced(tmp_path: Path, monkeypat
     run = only_run(tmp_path)
     real = recipe.load_parts
 
-    def meanwhile(config: Any) -> Any:
+    def meanwhile(config: Any, **named: Any) -> Any:
         other = resume(tmp_path, run)
         before = (run / "last.pt").stat().st_ino
         other.wait_for(lambda: (run / "last.pt").stat().st_ino != before)
         other.signal(15)
         assert other.end().code == 130
-        return real(config)
+        return real(config, **named)
 
     monkeypatch.setattr(recipe, "load_parts", meanwhile)
-    with pytest.raises(TrainingError, match="went on in"):
+    with pytest.raises(UnusableFolderError, match="went on in"):
         recipe.resume(run, reporter=Reporter())

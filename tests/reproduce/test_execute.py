@@ -116,6 +116,16 @@ def test_what_another_process_holds_is_busy(job: Job, recipes: Mock) -> None:
     recipes.resume.assert_not_called()
 
 
+def test_a_run_folder_that_is_a_link_is_a_failure_and_waits_for_nobody(job: Job, recipes: Mock, tmp_path: Path) -> None:
+    folder = folder_with(job, checkpoint=False)
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    outcome = execute(job)
+    assert outcome.state == "failed"
+    assert f"{folder} is a link to" in str(outcome.reason)
+    recipes.run.assert_not_called()
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [(TrainingError("the loss was\nnot finite"), "the loss was not finite"), (ValueError("odd"), "ValueError: odd"),

@@ -59,6 +59,10 @@ def test_every_fault_is_told_at_once_and_a_missing_file_too(planned: Callable[..
     with pytest.raises(UsageError) as caught:
         read_paper_numbers(path, planned().tables)
     assert len(caught.value.faults) == 3
-    for place in (tmp_path / "none.toml", tmp_path):
-        with pytest.raises(UsageError, match="cannot be read"):
+    for place, words in (
+        (tmp_path / "none.toml", "cannot be read"),
+        (tmp_path, "is a folder, and a file belongs here"),
+    ):
+        with pytest.raises(UsageError, match=words) as caught:
             read_paper_numbers(place, planned().tables)
+        assert str(place) in str(caught.value)

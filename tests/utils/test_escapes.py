@@ -15,7 +15,7 @@ from torch import nn
 from svdctl.analysis.network_spectrum import spectrum
 from svdctl.analysis.spectrum_table import text_table, to_csv, to_json
 from svdctl.cli.messages import explain
-from svdctl.errors import CheckpointError, UsageError
+from svdctl.errors import CheckpointError, EvaluationError, UsageError
 from svdctl.utils import escapes
 from svdctl.utils.matplotlib_defaults import Figure, with_defaults
 from svdctl.utils.table import Cell, Column, Table, csv_text, html, json_text, latex, markdown, records, terminal
@@ -99,7 +99,8 @@ def test_no_name_of_a_layer_or_file_acts_on_the_terminal(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_messages_configurations_and_pictures(name: str) -> None:
-    for error in (CheckpointError(f"{name}: bad"), UsageError([f"{name}: bad"]), OSError(2, "gone", name)):
+    errors = CheckpointError(f"{name}: bad"), EvaluationError(f"{name}: bad"), UsageError([f"{name}: bad"])
+    for error in (*errors, OSError(2, "gone", name)):
         (sentence,), _ = explain(error)
         assert not OBEYED.search(sentence)
         assert "\n" not in sentence
