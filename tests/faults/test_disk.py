@@ -1,17 +1,21 @@
 """A disk that is full, a folder that may not be written, and a folder that vanishes: nothing saved before is lost."""
 
 import ctypes
+import re
 import resource
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from svdctl.checkpoint.checkpoint_file import read_checkpoint
+from svdctl.evaluate.results import read_rows
 from svdctl.train.metrics_log import read_log
+from tests.evaluate.small import write_data, write_linear
 from tests.faults.small import (
     Command,
     Ended,
@@ -275,3 +279,49 @@ def test_the_disk_is_full_and_then_is_not(begun: Path, tmp_path: Path) -> None:
     assert resume(tmp_path, run, limit, resource.RLIMIT_FSIZE, 30_000).end().code == 1
     assert resume(tmp_path, run).end().code == 0
     assert_equal(state(run), wanted)
+
+
+ATTACKED = ("autoattacks", "--attacks", "apgd-ce", "--examples", "40", "--eps", "1.2", "--batch-size", "20")
+
+
+def _evaluation(folder: Path, metric: Sequence[str], *prepare: Any) -> Ended:
+    arguments = ["eval-robust", folder / "linear.pth", "--dataset", f"npz:{folder / 'data.npz'}"]
+    arguments += ["--model", "tests.evaluate.small:build", "--metrics", *metric]
+    return Command(arguments, folder / "log", *prepare).end()
+
+
+@pytest.mark.parametrize(
+    ("metric", "file", "again"),
+    [
+        (ATTACKED, "unfinished/attack-*.pt", False),
+        (("certified",), "details/certified-*.csv", False),
+        (("certified",), "certified.csv", True),
+        (ATTACKED, "attacks.csv", True),
+    ],
+)
+def test_results_that_may_not_grow(metric: tuple[str, ...], file: str, again: bool, tmp_path: Path) -> None:
+    """The file is named and no half of it stays; once there is room, the same command makes it.
+
+    Args:
+        metric: the metric and its flags.
+        file: the one that becomes too large, in the folder of results.
+        again: whether the metric is measured before, and only the file made anew.
+    """
+    write_linear(tmp_path / "linear.pth", write_data(tmp_path / "data.npz", test=200))
+    results, size = tmp_path / "eval-linear", 2000
+    if again:
+        assert _evaluation(tmp_path, metric).code == 0
+        size = (results / file).stat().st_size - 1
+        (results / file).unlink()
+    ended = _evaluation(tmp_path, metric, limit, resource.RLIMIT_FSIZE, size)
+    assert ended.code == 1
+    *_, sentence = ended.err.strip().splitlines()
+    named = re.escape(str(results / file)).replace(r"\*", "[0-9a-f]*")
+    assert re.search(f"{named}: file too large; {FULL}", sentence)
+    assert "did not expect" not in ended.err
+    assert not list(results.glob(file))
+    assert not list(results.rglob("*.part"))
+    assert _evaluation(tmp_path, metric).code == 0
+    tables = list(results.rglob("*.csv"))
+    assert tables
+    assert all(read_rows(path) for path in tables)
