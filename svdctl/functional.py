@@ -13,7 +13,7 @@ from svdctl.control.shared_memory import restored_on_error
 from svdctl.distributed.scheduling import on_layers
 from svdctl.errors import ShapeError
 from svdctl.layers.layer_operator import operator_of
-from svdctl.layers.layer_ops import find_ops, is_controllable, ops_of
+from svdctl.layers.layer_ops import find_ops, is_controllable, ops_of, require_module
 from svdctl.layers.norms import layer_norm_bound
 from svdctl.spectral import bounds, values
 from svdctl.spectral.bounds import Bracket
@@ -218,10 +218,7 @@ def _on_all(
 
 def _chosen(model: nn.Module, layers: str | Sequence[str], linear: bool) -> dict[str, nn.Module]:
     """Return the layers that match the patterns, by name, once all of them are known to be writable."""
-    if not isinstance(model, nn.Module):
-        raise ShapeError(
-            f"a module is changed in place, not a {type(model).__name__}; give the network or layer itself"
-        )
+    require_module(model)
     patterns = (layers,) if isinstance(layers, str) else tuple(layers)
     found = {
         name: module

@@ -16,7 +16,7 @@ from svdctl.analysis.layer_spectrum import LayerSpectrum, as_it_runs, circular_s
 from svdctl.errors import ShapeError, SvdctlError, first_line
 from svdctl.layers.layer_bounds import layer_gain
 from svdctl.layers.layer_operator import operator_of, why_not_read
-from svdctl.layers.layer_ops import LayerOps, NormalizationOps, find_ops, is_controllable, ops_of
+from svdctl.layers.layer_ops import LayerOps, NormalizationOps, find_ops, is_controllable, ops_of, require_module
 from svdctl.layers.norms import layer_norm_bound, layer_norm_bounds
 from svdctl.layers.padding import Convolutional, padding_factor
 from svdctl.layers.shapes import Calls, observed_calls
@@ -170,6 +170,7 @@ def spectrum(
     >>> found["0"].largest <= found["0"].bound.upper
     True
     """
+    require_module(model)
     patterns = (layers,) if isinstance(layers, str) else tuple(layers)
     modules = dict(_with_rows(model))
     chosen = {key: module for key, module in modules.items() if any(fnmatchcase(key, p) for p in patterns)}
@@ -182,7 +183,7 @@ def spectrum(
         calls = observed_calls(model, input_shape, _is_read)
     except SvdctlError:
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
         coarse = isinstance(error, NotImplementedError) and any(p.dtype.itemsize < 4 for p in model.parameters())
         hint = "; convert it with .float() first" if coarse else ""
         raise ShapeError(

@@ -19,6 +19,7 @@ from svdctl.certificates.error_bounds import INWARD, ValueBounds, outward
 from svdctl.certificates.interpreter import differ_by_at_most, prove, require_same
 from svdctl.certificates.lipschitz import LipschitzBound, device_of
 from svdctl.errors import DataError, ShapeError
+from svdctl.layers.layer_ops import require_module
 from svdctl.spectral.exact_arithmetic import exact_arithmetic
 from svdctl.spectral.rounding import norm_above, times, times_power, to_unit_size
 
@@ -103,6 +104,7 @@ class Certifier:
         dtype: torch.dtype = torch.float64,
         tolerance: float | None = None,
     ) -> None:
+        require_module(model)
         if dtype not in (torch.float64, torch.float32):
             raise ShapeError(f"certificates are evaluated in float64 or float32, not {dtype}")
         self.dtype = dtype

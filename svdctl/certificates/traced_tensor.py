@@ -6,6 +6,7 @@ device: whatever slips past the table in C++ gets no numbers, and fails.
 """
 
 import math
+import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -176,6 +177,8 @@ class Tracer:
         error = failure
         if not isinstance(error, ShapeError):
             reason = (str(failure).strip() or type(failure).__name__).splitlines()[0]
+            if isinstance(failure, OverflowError) and re.search(r"\bint\b", reason):
+                reason = "it computes with a whole number of more than 64 bits; write it as a float, as 2.0**70"
             error = ShapeError(f"{self.where} fails on an image of shape {self.shape}: {reason}")
             error.__cause__ = failure
         self.refusal = self.refusal or error

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from svdctl.control.shared_memory import groups_by_memory
 from svdctl.errors import ShapeError
@@ -59,7 +60,11 @@ def assign_layers_(layers: Sequence[nn.Module], values: Sequence[float], optimiz
     """
     convs = [_as_stored(layer, conv) for layer, (conv, _) in zip(layers, exact_operators(layers), strict=True)]
     inside = [kernel_limit(layer, value) for layer, value in zip(layers, values, strict=True)]
-    return _replace_(layers, convs, assigned_kernels(convs, inside), values, optimizer)
+    try:
+        kernels = assigned_kernels(convs, inside)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # public, not declared
+        raise ShapeError("a kernel holds values that are not finite; it has no singular values") from error
+    return _replace_(layers, convs, kernels, values, optimizer)
 
 
 def _as_stored(layer: nn.Module, conv: Convolution) -> Convolution:
@@ -356,9 +361,15 @@ def _address(tensor: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
 
 
 def expected_cost(layer: nn.Module) -> float:
-    """Return the relative cost of an action on the layer: multiplications in matrix products at its frequencies."""
+    """Return the relative cost of an action on the layer: multiplications in matrix products at its frequencies.
+
+    Raises:
+        ShapeError: a layer without a weight, as a lazy one before its first forward pass.
+    """
     ops = ops_of(layer)
     weight = ops.tensors(layer)[0]
+    if weight is None or is_lazy(weight):
+        raise ShapeError(f"a {type(layer).__name__} has no weight yet; run the network once first, or give it one")
     out, into = (*weight.shape, 1, 1)[:2]
     points = math.prod(2 * k + 2 if k > 1 else 1 for k in weight.shape[2:])
     # A stride puts several shifted inputs side by side.

@@ -19,7 +19,7 @@ from svdctl.distributed.group import Group
 from svdctl.distributed.scheduling import LayerScheduler
 from svdctl.errors import UsageError
 from svdctl.layers.layer_operator import BatchNorm, batchnorm_gain
-from svdctl.layers.layer_ops import LayerOps, find_ops, is_controllable
+from svdctl.layers.layer_ops import LayerOps, find_ops, is_controllable, require_module
 from svdctl.layers.norms import layer_norm_bounds
 from svdctl.registry import CONTROLS
 from svdctl.spectral.bounds import Bracket
@@ -140,6 +140,7 @@ class Controller:
         group: Group,
         layers: str | Sequence[str],
     ) -> None:
+        require_module(model)
         self.optimizer, self.config, self.batchnorm = optimizer, config, batchnorm
         self.steps = 0
         """Steps of the optimiser so far."""

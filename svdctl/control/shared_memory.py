@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 
 def groups_by_memory(tensors: Mapping[str, Sequence[Tensor]]) -> list[list[str]]:
@@ -13,10 +14,17 @@ def groups_by_memory(tensors: Mapping[str, Sequence[Tensor]]) -> list[list[str]]
     Args:
         tensors: every tensor that is read or written with a layer, by the layer's name.
 
+    Tensors without memory of their own to look at (of lazy layers, sparse) share none.
+
     Returns:
         The groups, and the names in them, in the order of `tensors`; most have one name.
     """
-    spans = sorted((*_span(tensor), name) for name, parts in tensors.items() for tensor in parts if tensor.numel())
+    spans = sorted(
+        (*_span(tensor), name)
+        for name, parts in tensors.items()
+        for tensor in parts
+        if not is_lazy(tensor) and tensor.layout is torch.strided and tensor.numel()
+    )
     leader = {name: name for name in tensors}
 
     def find(name: str) -> str:

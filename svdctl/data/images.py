@@ -70,6 +70,9 @@ class ImageData:
             )
         if len(self) == 0:
             raise DataError(f"{where}: there are no images in it")
+        if min(self.image_shape) < 1:
+            _, height, width = self.image_shape
+            raise DataError(f"{where}: its images are {height} x {width} pixels; write them with at least one pixel")
         if len(self.classes) < 2:
             raise DataError(f"{where}: only one class ({self.classes[0]}); a classifier needs at least two")
         if int(self.labels.min()) < 0 or int(self.labels.max()) >= len(self.classes):

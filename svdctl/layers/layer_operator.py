@@ -94,6 +94,8 @@ def why_not_writable(layer: nn.Module) -> str | None:
             written = ops_of(layer).tensors(layer)
     except NotImplementedError:  # a parametrization that torch cannot compute in this precision
         written = []
+    if any(tensor is None for tensor in written):
+        return "it has no weight; give it one first"
     plain = {
         id(parameter)
         for part in layer.modules()
@@ -109,6 +111,11 @@ def why_not_writable(layer: nn.Module) -> str | None:
         return f"its weight is {written[0].dtype}, too coarse for a proof; convert the network with .float() first"
     if any(n > 1 and step == 0 for tensor in written for n, step in zip(tensor.shape, tensor.stride(), strict=True)):
         return "entries of its weight share their memory (it was expanded); make it plain with .clone() first"
+    if any(tensor.is_inference() for tensor in written) and not torch.is_inference_mode_enabled():
+        return (
+            "its weight was made under torch.inference_mode() and cannot be changed outside of it; give the layer a "
+            "clone, as nn.Parameter(weight.clone())"
+        )
     return None
 
 

@@ -308,6 +308,15 @@ def register_layer(ops: O) -> O:
     return ops
 
 
+def require_module(model: object) -> None:
+    """Raise a ShapeError if what was given as a network or layer is none, as a list of layers, or a class."""
+    import torch
+
+    if not isinstance(model, torch.nn.Module):
+        what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise ShapeError(f"a network or layer is a torch.nn.Module, not {what}; give the network or layer itself")
+
+
 def known_class(layer: "nn.Module") -> type | None:
     """Return the class of the layer, or the nearest one that it is derived from, that is registered; None: none is."""
     found = _registered(type(layer))

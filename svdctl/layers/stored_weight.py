@@ -103,6 +103,8 @@ def why_not_as_stored(layer: nn.Module, kind: type) -> str | None:
     """
     if not forwards_as(layer, kind):
         return f"its forward pass is not that of {kind.__name__}, so what it does with its weight is not known"
+    if issubclass(kind, nn.Linear | nn.modules.conv._ConvNd) and not hasattr(layer, "weight"):
+        return "it has no weight; give it one first"
     own = tensor_of_own_class(layer)
     if own is not None and any(map(is_lazy, layer.parameters())):
         return "its weights are not made before its first forward pass; run the network once first"

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from svdctl.errors import ShapeError
+from svdctl.layers.layer_ops import require_module
 from svdctl.layers.tt import FramesKind, TTConv2d
 
 
@@ -35,6 +36,7 @@ def tensorize_(
     >>> net[1].rank, 0 < errors["1"] < 1
     ((16, 16), True)
     """
+    require_module(model)
     patterns = (skip,) if isinstance(skip, str) else tuple(skip)
     found = {
         name: module

@@ -24,6 +24,7 @@ from svdctl.layers.stiefel import (
 from svdctl.layers.stored_weight import computed_weight, why_not_as_stored
 from svdctl.layers.tt_fit import fitted_frames
 from svdctl.spectral.bounds import taps_norm
+from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.exact_arithmetic import exact_products
 from svdctl.spectral.stacks import in_stacks
 
@@ -83,6 +84,8 @@ class TTConv2d(nn.Module):
             raise ShapeError(
                 f"a TT rank is at least 1, not {rank}; leave compression out instead (`layer.kind = standard`)"
             )
+        if min(in_channels, out_channels) < 1:
+            raise ShapeError(f"a TT layer has at least one channel on each side, not {in_channels} and {out_channels}")
         if frames not in get_args(FramesKind):
             raise ShapeError(f"frames are kept by one of {', '.join(get_args(FramesKind))}, not {frames!r}")
         self.in_channels, self.out_channels = in_channels, out_channels
@@ -281,8 +284,14 @@ class TTConv2d(nn.Module):
             )
         geometry = {name: _pair(getattr(conv, name)) for name in ("stride", "padding", "dilation")}
         size, bias = _pair(conv.kernel_size), conv.bias is not None
-        layer = cls(conv.in_channels, conv.out_channels, size, rank=rank, bias=bias, frames=frames, **geometry)
         stored = computed_weight(conv)
+        Convolution.make(stored)  # raises a ShapeError of a weight that has no values
+        if tuple(stored.shape) != (conv.out_channels, conv.in_channels, *size):
+            raise ShapeError(
+                f"its weight has shape {tuple(stored.shape)}, and {conv.in_channels} to {conv.out_channels} channels "
+                f"by a kernel of {size} need {(conv.out_channels, conv.in_channels, *size)}"
+            )
+        layer = cls(conv.in_channels, conv.out_channels, size, rank=rank, bias=bias, frames=frames, **geometry)
         kernel = stored.to(torch.promote_types(stored.dtype, torch.float32))
         layer.to(kernel.device, kernel.dtype)
         if layer.has_frames:

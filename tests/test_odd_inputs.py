@@ -1,0 +1,224 @@
+"""Plain calls with odd networks and data: what comes out is a result or a sentence, never torch's or Python's error."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import svdctl
+from svdctl.certificates.radius import Certifier
+from svdctl.cli.app import main
+from svdctl.control.controller import Controller
+from svdctl.data.images import ImageData
+from svdctl.data.read_npz import read_npz
+from svdctl.errors import DataError, ShapeError, SvdctlError
+from svdctl.layers.tt import TTConv2d
+from svdctl.registry import CONTROLS
+
+
+def with_weight(layer: nn.Module, weight: Tensor | None) -> nn.Module:
+    layer.register_parameter("weight", None if weight is None else nn.Parameter(weight))
+    return layer
+
+
+def conv_by(weight: Tensor | None) -> nn.Module:
+    return with_weight(nn.Conv2d(2, 2, 3, padding=1), weight)
+
+
+def made_for_inference(make: Callable[[], nn.Module]) -> nn.Module:
+    with torch.inference_mode():
+        return make()
+
+
+def without_weight() -> nn.Module:
+    layer = nn.Conv2d(2, 2, 3, padding=1)
+    del layer.weight
+    return layer
+
+
+def small_tt() -> nn.Module:
+    return TTConv2d(4, 4, 3, rank=2, padding=1)
+
+
+MODELS: dict[str, Callable[[], Any]] = {
+    "lazy convolution": lambda: nn.LazyConv2d(2, 3, padding=1),
+    "lazy transposed convolution": lambda: nn.LazyConvTranspose2d(2, 3),
+    "lazy linear": lambda: nn.LazyLinear(3),
+    "lazy beside others": lambda: nn.Sequential(nn.Conv2d(2, 2, 3), nn.Flatten(), nn.LazyLinear(3)),
+    "lazy norm": lambda: nn.Sequential(nn.Conv2d(2, 2, 3), nn.LazyBatchNorm2d()),
+    "expanded": lambda: conv_by(torch.randn(2, 1, 3, 3).expand(2, 2, 3, 3)),
+    "expanded linear": lambda: with_weight(nn.Linear(3, 3), torch.randn(1, 3).expand(3, 3)),
+    "overlapping": lambda: conv_by(torch.randn(200).as_strided((2, 2, 3, 3), (1, 1, 1, 1))),
+    "inference": lambda: made_for_inference(lambda: nn.Conv2d(2, 2, 3, padding=1)),
+    "inference linear": lambda: made_for_inference(lambda: nn.Linear(3, 3)),
+    "inference TT": lambda: made_for_inference(small_tt),
+    "meta": lambda: nn.Conv2d(2, 2, 3, padding=1, device="meta"),
+    "meta linear": lambda: nn.Linear(3, 3, device="meta"),
+    "meta TT": lambda: small_tt().to("meta"),
+    "meta network": lambda: nn.Sequential(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2)).to("meta"),
+    "no outputs": lambda: conv_by(torch.zeros(0, 2, 3, 3)),
+    "no inputs": lambda: conv_by(torch.zeros(2, 0, 3, 3)),
+    "no taps": lambda: conv_by(torch.zeros(2, 2, 0, 3)),
+    "made without inputs": lambda: nn.Conv2d(0, 2, 3),
+    "made without outputs": lambda: nn.Conv2d(2, 0, 3),
+    "made without taps": lambda: nn.Conv2d(2, 2, 0),
+    "linear without inputs": lambda: nn.Linear(0, 3),
+    "linear without outputs": lambda: nn.Linear(3, 0),
+    "1-D weight": lambda: with_weight(nn.Linear(3, 3), torch.ones(3)),
+    "1-D kernel": lambda: conv_by(torch.ones(3)),
+    "kernel of another axis count": lambda: conv_by(torch.randn(2, 2, 3)),
+    "kernel of other channels": lambda: conv_by(torch.randn(4, 2, 3, 3)),
+    "kernel None": lambda: conv_by(None),
+    "weight None": lambda: with_weight(nn.Linear(3, 3), None),
+    "deleted weight": without_weight,
+    "complex": lambda: nn.Conv2d(2, 2, 3, dtype=torch.complex64),
+    "sparse": lambda: with_weight(nn.Linear(3, 3), torch.eye(3).to_sparse()),
+    "not finite": lambda: conv_by(torch.full((2, 2, 3, 3), float("nan"))),
+    "requires grad": lambda: nn.Conv2d(2, 2, 3, padding=1),
+    "no layers": nn.Sequential,
+    "None": lambda: None,
+    "a list": lambda: [nn.Conv2d(2, 2, 3)],
+    "a class": lambda: nn.Conv2d,
+}
+
+
+def image_shape(model: Any) -> tuple[int, ...]:
+    layers = list(model.modules()) if isinstance(model, nn.Module) else []
+    if any(isinstance(layer, TTConv2d) for layer in layers):
+        return (4, 6, 6)
+    flat = not any(isinstance(layer, nn.modules.conv._ConvNd) for layer in layers)
+    return (3,) if flat else (2, 6, 6)
+
+
+def control(kind: str) -> Callable[[Any], None]:
+    def call(model: Any) -> None:
+        config = CONTROLS.get(kind).config(max_sigma=0.1, every_steps=1)
+        controller = Controller.from_config(model, None, config, None)
+        controller.step()
+        controller.seal()
+        controller.report()
+
+    return call
+
+
+WRITERS: dict[str, Callable[[Any], object]] = {
+    "clip_": lambda model: svdctl.clip_(model, max_sigma=0.1, linear=True),
+    "divide_": lambda model: svdctl.divide_(model, max_sigma=0.1, linear=True),
+} | {kind: control(kind) for kind in ("clip", "divide", "divide-each", "divide-exact", "assign")}
+READERS: dict[str, Callable[[Any], object]] = {
+    "spectral_norm_bound": svdctl.spectral_norm_bound,
+    "singular_values": lambda model: svdctl.singular_values(model, 6),
+    "spectrum": lambda model: svdctl.spectrum(model, image_shape(model)),
+    "lipschitz_bound": lambda model: svdctl.lipschitz_bound(model, image_shape(model)),
+    "Certifier": lambda model: Certifier(model, image_shape(model)),
+    "tensorize_": lambda model: svdctl.tensorize_(
+        nn.Sequential(model) if isinstance(model, nn.Module) else model, rank=2
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("function", WRITERS | READERS)
+@pytest.mark.parametrize("model", MODELS)
+@torch.no_grad()
+def test_a_result_or_a_sentence(model: str, function: str) -> None:
+    torch.manual_seed(0)
+    try:
+        (WRITERS | READERS)[function](MODELS[model]())
+    except SvdctlError as error:
+        assert len(str(error)) > 20
+
+
+@pytest.mark.parametrize("function", ["clip_", "divide_", "clip", "divide", "divide-each", "divide-exact", "assign"])
+def test_inference_tensors_are_written_inside_of_inference_mode_alone(function: str) -> None:
+    torch.manual_seed(0)
+    layer = MODELS["inference"]()
+    before = layer.weight.clone()
+    with pytest.raises(ShapeError, match=r"layer \(top\) cannot be changed: its weight was made under torch.inference"):
+        WRITERS[function](layer)
+    assert torch.equal(layer.weight, before)
+    with torch.inference_mode():
+        WRITERS[function](layer)
+    assert not torch.equal(layer.weight, before)
+
+
+def test_a_lazy_layer_beside_is_left_alone() -> None:
+    """Its memory is not there yet, so that nothing is shared with it."""
+    network = MODELS["lazy beside others"]()
+    assert list(svdctl.clip_(network, max_sigma=0.1)) == ["0"]
+    with pytest.raises(ShapeError, match="a LazyLinear has no weight yet; run the network once first"):
+        Controller(network, max_sigma=0.1)
+
+
+@pytest.mark.parametrize("model", ["None", "a list", "a class"])
+@pytest.mark.parametrize("function", ["clip_", "clip", "spectrum", "tensorize_", "Certifier", "lipschitz_bound"])
+def test_what_is_no_module_is_named(model: str, function: str) -> None:
+    with pytest.raises(ShapeError, match=r"torch\.nn\.Module, not "):
+        (WRITERS | READERS)[function](MODELS[model]())
+
+
+class Computes(nn.Module):
+    """A linear layer and a function."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.function = nn.Linear(3, 3), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.layer(x))
+
+
+@pytest.mark.parametrize(
+    "function", [lambda x: x * 2**70, lambda x: -(2**70) * x, lambda x: x + 2**70, lambda x: x.clamp(max=2**70)]
+)
+def test_whole_numbers_beyond_64_bits_are_refused_in_our_words(function: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(ShapeError, match="a whole number of more than 64 bits; write it as a float") as error:
+        svdctl.lipschitz_bound(Computes(function), (3,))
+    assert "convert" not in str(error.value)
+
+
+SHAPES = {
+    "no pixels, channels last": ((20, 0, 0, 3), "0 x 0 pixels"),
+    "no rows": ((20, 3, 0, 5), "0 x 5 pixels"),
+    "no columns, grey": ((20, 5, 0), "5 x 0 pixels"),
+    "no channels": ((20, 8, 8, 0), "images must be"),
+    "no images": ((0, 8, 8, 3), "there are no images"),
+}
+
+
+def write_npz(path: Path, shape: tuple[int, ...]) -> None:
+    images, labels = np.zeros(shape, np.uint8), np.arange(shape[0]) % 2
+    np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_images_without_pixels_are_refused(name: str, tmp_path: Path) -> None:
+    shape, words = SHAPES[name]
+    write_npz(tmp_path / "a.npz", shape)
+    with pytest.raises(DataError, match=words):
+        read_npz(tmp_path / "a.npz")
+
+
+def test_images_without_pixels_of_a_users_data_set_are_refused() -> None:
+    data = ImageData(torch.zeros(4, 3, 0, 5, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]), ("a", "b"))
+    with pytest.raises(DataError, match="mine: its images are 0 x 5 pixels"):
+        data.checked("mine")
+
+
+@pytest.mark.parametrize("command", ["train", "train-lipconv"])
+def test_no_run_folder_is_made_for_images_without_pixels(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_npz(tmp_path / "a.npz", (20, 0, 0, 3))
+    monkeypatch.chdir(tmp_path)
+    data = ["--set", "data.kind=npz", "--set", f"data.path={tmp_path / 'a.npz'}"]
+    monkeypatch.setattr("sys.argv", ["svdctl", command, *data, "--out-dir", str(tmp_path / "runs")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "its images are 0 x 0 pixels" in " ".join(capsys.readouterr().err.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
