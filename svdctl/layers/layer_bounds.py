@@ -19,6 +19,7 @@ from svdctl.spectral.rounding import gamma, times
 
 FINEST = 1e-6
 _TIGHT, _AFFORDABLE, _WIDE = 1e-3, 1e-2, 128
+_LARGE = 2e10  # operations of a matrix's Gram product
 
 
 @dataclass(frozen=True)
@@ -103,10 +104,16 @@ def summands(conv: Convolution) -> int:
     return max(conv.kernel.shape[1:3]) * math.prod(conv.taps)
 
 
+def gram_operations(conv: Convolution) -> int:
+    """Return the real operations of the Gram product at one frequency, `2 G m n^2`."""
+    groups, out, channels = conv.polyphase_shape[:3]
+    return 2 * groups * out * channels * min(out, channels)
+
+
 def norm_above_of(conv: Convolution, tolerance: float | None) -> float:
-    """Return at least the norm of a convolution; that of a matrix to the finest tolerance."""
+    """Return at least the norm of a convolution; that of a matrix to 1e-6, or where that takes long to 1e-3."""
     if math.prod(conv.taps) == 1:
-        tolerance = FINEST
+        tolerance = _TIGHT if gram_operations(conv) > _LARGE else FINEST
     elif tolerance is None:
         tolerance = _TIGHT if min(conv.polyphase().shape[1:3]) <= _WIDE else _AFFORDABLE
     norms = _norms_of_gain.get()

@@ -228,11 +228,15 @@ def _samples_of(kernels: Tensor, product: torch.dtype) -> tuple[Tensor, Tensor]:
     taps = tuple(kernels.shape[4:])
     flat = kernels.flatten(0, 1)
     points = sample_points(taps)
-    phase = _sample_phases(taps, flat.device)
-    # Two real products: half the work of one complex product with a real kernel.
-    values = (phase @ flat.reshape(-1, math.prod(taps)).T).unflatten(0, (2, len(points)))
-    symbols = torch.complex(*values).reshape(-1, *flat.shape[1:3])
-    grams = gram(symbols.to(product.to_complex()), _block(product)).unflatten(0, (len(points), layers, groups))
+    if taps:
+        phase = _sample_phases(taps, flat.device)
+        # Two real products: half the work of one complex product with a real kernel.
+        values = (phase @ flat.reshape(-1, math.prod(taps)).T).unflatten(0, (2, len(points)))
+        symbols = torch.complex(*values).reshape(-1, *flat.shape[1:3]).to(product.to_complex())
+    else:
+        # A matrix is its own symbol, which is real: a quarter of the work.
+        symbols = flat.to(product)
+    grams = gram(symbols, _block(product)).to(product.to_complex()).unflatten(0, (len(points), layers, groups))
     trace = grams.diagonal(dim1=-2, dim2=-1).real.double().sum(-1).amax((0, 2))
     per_tap = torch.linalg.vector_norm(flat.flatten(3), dim=(1, 2)).sum(-1) if taps else flat.flatten(1).norm(dim=1)
     per_tap = per_tap.unflatten(0, (layers, groups))
