@@ -4,8 +4,6 @@ Compared are the weights, the state of training, the counters, `best.pt`, every 
 but their times, and the figures at the end.
 """
 
-import builtins
-import io
 import json
 import os
 import shutil
@@ -23,6 +21,7 @@ from svdctl.cli.training_flags import LIPCONV, TRAIN, resolve
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import CheckpointError
 from svdctl.train import start as recipe
+from svdctl.train.loggers.jsonl_logger import _JsonlWriter as JsonlWriter
 from svdctl.train.metrics_log import read_log
 from tests.train.test_runs import Recorder
 
@@ -49,22 +48,19 @@ class Moments:
 
     @contextmanager
     def copied(self) -> Iterator[None]:
-        replace, opening = os.replace, io.open
+        replace, opening = os.replace, JsonlWriter._open
 
         def watched_replace(source: Any, target: Any) -> None:
             self.pass_by(Path(target).parent, f"before {Path(target).name}")
             replace(source, target)
             self.pass_by(Path(target).parent, f"after {Path(target).name}")
 
-        def watched_open(file: Any, *rest: Any, **named: Any) -> Any:
-            opened = opening(file, *rest, **named)
-            is_log = isinstance(file, str | Path) and Path(file).name == "metrics.jsonl"
-            return WatchedLog(opened, Path(file).parent, self) if is_log and opened.mode == "a" else opened
+        def watched_open(writer: JsonlWriter) -> Any:
+            return WatchedLog(opening(writer), writer._path.parent, self)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, "replace", watched_replace)
-            patch.setattr(io, "open", watched_open)
-            patch.setattr(builtins, "open", watched_open)
+            patch.setattr(JsonlWriter, "_open", watched_open)
             yield
 
 
