@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from svdctl.control.actions import LayerGroups, clip_layers_, divide_exact_layers_, on_cpu, refuse_unwritable
 from svdctl.control.shared_memory import restored_on_error
@@ -17,7 +18,7 @@ from svdctl.layers.layer_ops import find_ops, is_controllable, ops_of, require_m
 from svdctl.layers.norms import layer_norm_bound
 from svdctl.spectral import bounds, values
 from svdctl.spectral.bounds import Bracket
-from svdctl.spectral.convolution import Convolution
+from svdctl.spectral.convolution import Convolution, per_axis
 from svdctl.spectral.exact_arithmetic import exact_products
 
 Layer = nn.Module | Tensor | Convolution
@@ -30,6 +31,8 @@ def convolution_of(
     if isinstance(layer, Convolution):
         return layer
     if isinstance(layer, Tensor):
+        if is_lazy(layer):
+            raise ShapeError("a weight that is not made yet has no singular values; run the network once first")
         kernel = layer.detach()[:, :, None] if layer.ndim == 2 else layer.detach()
         return Convolution.make(kernel, stride=stride, dilation=dilation, groups=groups)
     return operator_of(layer)
@@ -65,7 +68,7 @@ def singular_values(
     tensor([2.0000, 1.4142, 1.4142, 0.0000])
     """
     conv = convolution_of(layer, stride=stride, dilation=dilation, groups=groups)
-    size = (input_size,) * conv.axes if isinstance(input_size, int) else tuple(input_size)
+    size = per_axis(input_size, conv.axes, "the size of the input needs")
     ops = find_ops(layer) if isinstance(layer, nn.Module) else None
     if ops is not None and ops.is_adjoint:
         size = tuple(n * s for n, s in zip(size, conv.stride, strict=True))

@@ -222,3 +222,33 @@ def test_no_run_folder_is_made_for_images_without_pixels(
     assert ended.value.code == 2
     assert "its images are 0 x 0 pixels" in " ".join(capsys.readouterr().err.split())
     assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+
+
+KERNEL = torch.ones(2, 2, 3, 3)
+REFUSED: dict[str, tuple[Callable[[], object], str]] = {
+    "a parameter not made": (lambda: svdctl.spectral_norm_bound(nn.UninitializedParameter()), "run the network once"),
+    "a size of 2.5": (lambda: svdctl.singular_values(KERNEL, 2.5), "size of the input needs 2 positive numbers"),
+    "no size": (lambda: svdctl.singular_values(KERNEL, None), "size of the input needs 2 positive numbers"),
+    "a size of 0": (lambda: svdctl.singular_values(KERNEL, (0, 6)), "size of the input needs 2 positive numbers"),
+    "three sizes": (
+        lambda: svdctl.singular_values(nn.ConvTranspose2d(2, 2, 3, stride=2), (6, 6, 6)),
+        "size of the input needs 2 positive numbers",
+    ),
+    "a stride of 0": (lambda: svdctl.spectral_norm_bound(KERNEL, stride=0), "stride and dilation need 2 positive"),
+    "a stride of 2.5": (lambda: svdctl.spectral_norm_bound(KERNEL, stride=2.5), "stride and dilation need 2 positive"),
+    "a dilation None": (lambda: svdctl.spectral_norm_bound(KERNEL, dilation=None), "stride and dilation need 2"),
+    "groups of a tuple": (lambda: svdctl.spectral_norm_bound(KERNEL, groups=(1, 1)), "do not divide into"),
+    "an image of 8": (lambda: Certifier(nn.Linear(3, 3), 8), "the shape of an image is made of positive numbers"),
+    "an image of no rows": (lambda: Certifier(nn.Flatten(), (3, 0, 8)), "the shape of an image is made of positive"),
+    "a rank of 2.5": (lambda: svdctl.TTConv2d(2, 2, 3, rank=2.5), "a TT rank is a whole number"),
+    "three ranks": (lambda: svdctl.TTConv2d(2, 2, 3, rank=(1, 2, 3)), "a TT rank is a whole number"),
+    "no channels": (lambda: svdctl.TTConv2d(0, 2, 3, rank=1), "at least one channel on each side"),
+    "MinMax of a number": (lambda: svdctl.MinMax()(torch.tensor(1.0)), r"MinMax takes \(N, C"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_odd_settings_are_refused(name: str) -> None:
+    call, words = REFUSED[name]
+    with pytest.raises(ShapeError, match=words):
+        call()

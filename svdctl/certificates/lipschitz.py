@@ -49,7 +49,7 @@ def own_dtype(model: nn.Module) -> torch.dtype:
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors_of(model)) else torch.float32
 
 
-def _zero_image(model: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype | None) -> torch.Tensor:
+def zero_image(model: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype | None) -> torch.Tensor:
     """Return the image that a pass is made around, by default of the network's own precision.
 
     Raises:
@@ -101,7 +101,7 @@ def lipschitz_bound(
     True
     """
     with torch.inference_mode(False), exact_arithmetic(torch.get_default_dtype()):
-        centre = _zero_image(model, input_shape, None)
+        centre = zero_image(model, input_shape, None)
         _, result = prove(model, centre, tolerance=tolerance)
     return LipschitzBound(result.bounds.lipschitz, result.contributions)
 
@@ -130,7 +130,7 @@ def rounding_bound(
         input_norm: Euclidean norm over all pixels; at most `sqrt(C H W)` for images in [0, 1].
         tolerance: as in `lipschitz_bound`.
     """
-    centre = _zero_image(model, input_shape, dtype)
+    centre = zero_image(model, input_shape, dtype)
     with (
         torch.inference_mode(False),
         exact_arithmetic(torch.get_default_dtype(), direct_convolutions=dtype == torch.float32),

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from svdctl.certificates.error_bounds import INWARD, ValueBounds, outward
 from svdctl.certificates.interpreter import differ_by_at_most, prove, require_same
-from svdctl.certificates.lipschitz import LipschitzBound, device_of
+from svdctl.certificates.lipschitz import LipschitzBound, zero_image
 from svdctl.errors import DataError, ShapeError
-from svdctl.layers.layer_ops import require_module
 from svdctl.spectral.exact_arithmetic import exact_arithmetic
 from svdctl.spectral.rounding import norm_above, times, times_power, to_unit_size
 
@@ -104,13 +103,12 @@ class Certifier:
         dtype: torch.dtype = torch.float64,
         tolerance: float | None = None,
     ) -> None:
-        require_module(model)
         if dtype not in (torch.float64, torch.float32):
             raise ShapeError(f"certificates are evaluated in float64 or float32, not {dtype}")
         self.dtype = dtype
         # Constants that the network makes in its forward pass are of the default dtype.
         self._default_dtype = torch.get_default_dtype()
-        grey = torch.full((1, *input_shape), 0.5, dtype=dtype, device=device_of(model))
+        grey = zero_image(model, input_shape, dtype) + 0.5
         self._unread: list[Callable[[], None]] | None = None
         """What `checks_at_the_end` leaves for the end; None: nothing is left."""
         with self._arithmetic():

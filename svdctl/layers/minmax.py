@@ -25,6 +25,8 @@ class MinMax(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.ndim < 2:
+            raise ShapeError(f"MinMax takes (N, C, ...), not a tensor of shape {tuple(x.shape)}")
         if x.shape[1] % 2:
             raise ShapeError(f"MinMax pairs channels, so their number is even, not {x.shape[1]}; change the width")
         # The compiler refuses functions that know forward-mode derivatives.

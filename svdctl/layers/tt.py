@@ -79,10 +79,11 @@ class TTConv2d(nn.Module):
         frames: FramesKind = "retract",
     ) -> None:
         super().__init__()
-        rank_in, rank_out = rank if isinstance(rank, tuple) else (rank, rank)
-        if min(rank_in, rank_out) < 1:
+        ranks = rank if isinstance(rank, tuple) else (rank, rank)
+        if len(ranks) != 2 or not all(hasattr(number, "__index__") and number >= 1 for number in ranks):
             raise ShapeError(
-                f"a TT rank is at least 1, not {rank}; leave compression out instead (`layer.kind = standard`)"
+                f"a TT rank is a whole number and at least 1, not {rank!r}; leave compression out instead "
+                "(`layer.kind = standard`)"
             )
         if min(in_channels, out_channels) < 1:
             raise ShapeError(f"a TT layer has at least one channel on each side, not {in_channels} and {out_channels}")
@@ -97,7 +98,7 @@ class TTConv2d(nn.Module):
                 f"padding {self.padding} at least 0"
             )
         self.frames_kind = frames
-        rank_in, rank_out = min(rank_in, in_channels), min(rank_out, out_channels)
+        rank_in, rank_out = min(int(ranks[0]), in_channels), min(int(ranks[1]), out_channels)
         whole = rank_in == in_channels and rank_out == out_channels
         self.has_frames = not whole
         self.core = nn.Parameter(torch.empty(rank_out, rank_in, *self.kernel_size))

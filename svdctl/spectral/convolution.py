@@ -5,6 +5,7 @@ dilations disappear. docs/theory.md, "The operator", has the proofs.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -60,8 +61,8 @@ class Convolution:
             raise ShapeError("weights on the meta device have no values yet; load them first")
         if kernel.numel() == 0:
             raise ShapeError(f"a kernel of shape {tuple(kernel.shape)} has no entries, and no singular values")
-        if groups < 1 or kernel.shape[0] % groups:
-            raise ShapeError(f"{kernel.shape[0]} channels do not divide into {groups} groups")
+        if not hasattr(groups, "__index__") or groups < 1 or kernel.shape[0] % groups:
+            raise ShapeError(f"{kernel.shape[0]} channels do not divide into {groups!r} groups")
         # A half-precision kernel is exact in float32, its singular values are not in its own precision.
         kernel = kernel.float() if kernel.itemsize < 4 else kernel
         grouped = kernel.reshape(groups, kernel.shape[0] // groups, *kernel.shape[1:])
@@ -123,9 +124,13 @@ class Convolution:
         return self.with_kernel(kernel.contiguous())
 
 
-def per_axis(value: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
-    """Return one number for each axis."""
-    values = (value,) * axes if isinstance(value, int) else tuple(value)
-    if len(values) != axes or min(values) < 1:
-        raise ShapeError(f"stride and dilation need {axes} positive numbers, not {values}")
+def per_axis(value: int | Iterable[int], axes: int, what: str = "stride and dilation need") -> tuple[int, ...]:
+    """Return one number for each axis.
+
+    Raises:
+        ShapeError: another count of them, or others than whole numbers from 1; `what` begins the sentence.
+    """
+    values = tuple(value) if isinstance(value, Iterable) else (value,) * axes
+    if len(values) != axes or not all(hasattr(number, "__index__") and number >= 1 for number in values):
+        raise ShapeError(f"{what} {axes} positive numbers, not {value!r}")
     return values
