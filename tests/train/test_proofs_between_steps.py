@@ -145,9 +145,9 @@ def test_hashes_are_those_from_before_there_were_proofs() -> None:
     known = {"wrn-cifar10-divide": "63ee43c665a3", "wrn-cifar100-clip": "4d2e56344540", "quickstart": "eed0a207a5f7"}
     for preset, wanted in known.items():
         for every, same in (("auto", True), (0, True), (100, True), (50, False)):
-            set_ = f"control.prove_every_steps={every}"
-            assert (run_hash(resolve({"preset": preset, "set": [set_]}).config) == wanted) == same
-        plain = resolve({"preset": preset}).config
+            sets = ["init=svdctl", f"control.prove_every_steps={every}"]
+            assert (run_hash(resolve({"preset": preset, "set": sets}).config) == wanted) == same
+        plain = resolve({"preset": preset, "set": ["init=svdctl"]}).config
         assert run_hash(plain) == wanted == run_hash(with_proofs(plain, torch.device("cuda")))
 
 
