@@ -18,6 +18,9 @@ from svdctl.data.read_npz import read_npz
 from svdctl.errors import DataError, ShapeError, SvdctlError
 from svdctl.layers.tt import TTConv2d
 from svdctl.registry import CONTROLS
+from svdctl.train import start
+from svdctl.utils.progress import Reporter
+from tests.faults.small import make, only_run
 
 
 def with_weight(layer: nn.Module, weight: Tensor | None) -> nn.Module:
@@ -252,3 +255,23 @@ def test_odd_settings_are_refused(name: str) -> None:
     call, words = REFUSED[name]
     with pytest.raises(ShapeError, match=words):
         call()
+
+
+@pytest.mark.parametrize("command", ["eval-robust", "train"])
+def test_a_checkpoint_whose_images_lost_their_pixels(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither results are begun nor is the run gone on with."""
+    monkeypatch.chdir(tmp_path)
+    start.run(make(tmp_path, max_steps=1), base="test", reporter=Reporter())
+    run = only_run(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    write_npz(tmp_path / "data.npz", (20, 0, 0, 3))
+    more = ["--metrics", "accuracy", "--out-dir", "found"] if command == "eval-robust" else []
+    flags = [str(run)] if command == "eval-robust" else ["--resume", str(run)]
+    monkeypatch.setattr("sys.argv", ["svdctl", command, *flags, *more])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "its images are 0 x 0 pixels" in " ".join(capsys.readouterr().err.split())
+    assert sorted(tmp_path.rglob("*")) == before
