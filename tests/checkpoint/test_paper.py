@@ -179,7 +179,7 @@ def test_every_layer_of_a_tt_file_is_analysed() -> None:
     assert {layer.kind for layer in layers} == {"tt", "batchnorm", "linear"}
 
 
-@pytest.mark.parametrize("kind", ["wrn", "vgg", "lipconv"])
+@pytest.mark.parametrize("kind", ["wrn", pytest.param("vgg", marks=pytest.mark.slow), "lipconv"])
 def test_the_library_and_the_spectrum_know_network_sizes_and_normalisation(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(3)
     if kind == "wrn":

@@ -50,8 +50,14 @@ def _run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("train", "--resume", "none"), ("train-lipconv", "--resume", "none"), ("inspect-spectrum", "none.pt"),
-        ("eval-robust", "none.pt"), ("reproduce", "none"),
+        ("inspect-spectrum", "none.pt"),
+        *(
+            pytest.param(arguments, marks=pytest.mark.slow)
+            for arguments in (
+                ("train", "--resume", "none"), ("train-lipconv", "--resume", "none"), ("eval-robust", "none.pt"),
+                ("reproduce", "none"),
+            )
+        ),
     ],
 )  # fmt: skip
 def test_no_command_imports_modules_of_the_current_folder(arguments: tuple[str, ...], hostile: Path) -> None:

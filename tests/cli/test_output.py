@@ -127,6 +127,7 @@ def test_a_name_that_the_output_has_no_sign_for_is_escaped(tmp_path: Path, local
     assert found.returncode == (0 if file == "wж.pt" else 2)
 
 
+@pytest.mark.slow
 def test_a_training_on_an_ascii_terminal_draws_its_bar_and_ends(tmp_path: Path) -> None:
     """A live bar, and a folder whose name has no sign there."""
     write_data(tmp_path / "data.npz", 12)

@@ -230,6 +230,7 @@ def test_a_lost_log_is_no_lost_run(begun: Path, tmp_path: Path) -> None:
         assert ends[-1] >= 20
 
 
+@pytest.mark.slow
 def test_a_log_that_is_removed_while_the_run_trains(tmp_path: Path) -> None:
     """The run goes on and saves, in a new log, and says so; what is lost of the log is told on resuming."""
     command = train(tmp_path, make(tmp_path, "checkpoint.every_steps=3", epochs=12))

@@ -38,7 +38,7 @@ def copies_of_last(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return found
 
 
-@pytest.mark.parametrize("command", ["train", "train-lipconv"])
+@pytest.mark.parametrize("command", ["train", pytest.param("train-lipconv", marks=pytest.mark.slow)])
 def test_a_rare_schedule_loses_no_epoch_and_saving_changes_nothing(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
