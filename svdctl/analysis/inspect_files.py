@@ -47,19 +47,23 @@ _DEPTH = 6
 Tell = Callable[[int, int, str], None]
 
 
-def run(config: InspectConfig, *, tell: Tell | None = None) -> list[NetworkSpectrum]:
+def run(
+    config: InspectConfig, *, tell: Tell | None = None, log: Callable[[str], None] | None = None
+) -> list[NetworkSpectrum]:
     """Return the spectrum of each file, and draw them to `config.plot`.
 
     Raises:
         CheckpointError, ShapeError, UsageError: a file, network, layer or input that cannot be read as asked.
     """
-    found = [_inspect(path, config, tell) for path in config.files]
+    found = [_inspect(path, config, tell, log) for path in config.files]
     if config.plot is not None:
         _draw(found, config)
     return found
 
 
-def _inspect(path: Path, config: InspectConfig, tell: Tell | None) -> NetworkSpectrum:
+def _inspect(
+    path: Path, config: InspectConfig, tell: Tell | None, log: Callable[[str], None] | None
+) -> NetworkSpectrum:
     """Return the spectrum of the network, or of the weights alone, in one file."""
     weights = read_tensors(path, key=config.key)
     model, shape, told, misfit = None, None, "", Misfit((), ())
@@ -88,6 +92,7 @@ def _inspect(path: Path, config: InspectConfig, tell: Tell | None) -> NetworkSpe
             accuracy=config.accuracy,
             at_most=config.max_sigma,
             tell=tell,
+            log=log,
         )
         found = replace(found, layers=(*found.layers, *_unaccounted_rows(model, found, config)))
         found = _with_misfit(found, misfit, weights, config)

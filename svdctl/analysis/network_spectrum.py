@@ -25,13 +25,16 @@ from svdctl.spectral.bounds import Bracket, norm_bound
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.exact_arithmetic import exact_products
 from svdctl.spectral.faster_device import few_batches_are_faster
-from svdctl.spectral.gram import on_host
-from svdctl.spectral.values import all_singular_values
+from svdctl.spectral.gram import on_host, operations_of_grams
+from svdctl.spectral.values import all_singular_values, operations_of_values
 
 if TYPE_CHECKING:
     from svdctl.utils.matplotlib_defaults import Figure
 
 TOLERANCE = 0.02
+_LONG = 60.0  # seconds from which `log` is told what to expect
+_OPERATIONS_PER_SECOND = 1.5e10  # of one CPU core, in float64
+_GRAMS = 2  # times that a Gram matrix is computed: for the layer's bound and for the network's
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +146,7 @@ def spectrum(
     zero_padded: bool = True,
     at_most: float | None = None,
     tell: Callable[[int, int, str], None] | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> NetworkSpectrum:
     """Return exact singular values and proved bounds of every convolution, linear layer and BatchNorm of a network.
 
@@ -157,7 +161,9 @@ def spectrum(
         accuracy: `full`, or `fast`: values to 1e-3 of the largest.
         zero_padded: bracket the norm of each layer with its own padding as well.
         at_most: a maximum that the bounds are also held against, exactly.
-        tell: called with (done, total, name) before each layer.
+        tell: called with (done, total, name) before each layer, before all with what all of them are bounded for, and
+            before the network's Lipschitz constant.
+        log: called with one sentence before the work, where it takes more than about a minute on a CPU.
 
     Raises:
         ShapeError: no layer matches, or the network does not take the input.
@@ -192,6 +198,13 @@ def spectrum(
     rows = []
     asked = _Asked(tolerance, "fast" if accuracy == "fast" else "full", zero_padded, at_most)
     chosen = {key: module for key, module in chosen.items() if not _is_pixels(module, calls.get(key))}
+    if log is not None and (seconds := _expected_seconds(chosen, calls)) > _LONG:
+        log(
+            f"the singular values and bounds of these layers take about {math.ceil(seconds / 60)} minutes of one CPU "
+            "core; `accuracy` = fast takes less, and `layers` leaves layers out"
+        )
+    if tell is not None:
+        tell(0, len(chosen), "bounds of all layers")
     with exact_products():
         proved = _bounds_together(chosen, calls, tolerance, at_most)
         values = _values_together(chosen, calls, asked.accuracy)
@@ -203,8 +216,25 @@ def spectrum(
             found = _Found(proved.get(key), values.get(key), lowers.get(key))
             rows.append(_observed_row(key, module, calls.get(key), asked, found))
     only = None, "only some layers were asked for"
+    if tell is not None and layers == "*":
+        tell(len(chosen), len(chosen), "Lipschitz constant")
     lipschitz, why = _lipschitz(model, input_shape, tolerance) if layers == "*" else only
     return NetworkSpectrum(name, tuple(rows), lipschitz, why)
+
+
+def _expected_seconds(modules: Mapping[str, nn.Module], calls: Mapping[str, Calls]) -> float:
+    """Return about how long one CPU core takes for the values and bounds of layers; 0 for those on other devices."""
+    operations = 0.0
+    for name, module in modules.items():
+        sizes = calls[name].sizes if name in calls else []
+        if not sizes or not _is_operator(module) or not is_controllable(module) or why_not_read(module) is not None:
+            continue
+        conv = operator_of(module)
+        if few_batches_are_faster(conv.kernel.device):
+            continue
+        operations += operations_of_values(conv, circular_size(conv, _seen(ops_of(module), conv, sizes[-1])))
+        operations += _GRAMS * operations_of_grams(conv)
+    return operations / _OPERATIONS_PER_SECOND
 
 
 def _is_operator(module: nn.Module) -> bool:

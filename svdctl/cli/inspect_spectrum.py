@@ -55,10 +55,10 @@ def inspect_spectrum(flags: dict[str, Any]) -> None:
     # torch takes seconds to import: only now, when the flags are known to be right.
     from svdctl.analysis import inspect_files as recipe
 
-    display = ProgressDisplay("stderr", "layer {done} of {total}: {text}")
+    display = ProgressDisplay("stderr", "layer {done} of {total}: {text}", flags_by_key(INSPECT))
     display.begin("spectra")
     try:
-        found = recipe.run(config, tell=display.advance)
+        found = recipe.run(config, tell=display.advance, log=display.notice)
     finally:
         display.close()
     typer.echo(_rendered(found, config), nl=config.format == "table")

@@ -15,6 +15,7 @@ from svdctl.layers.layer_ops import LayerOps, find_ops, known_class, ops_of
 from svdctl.layers.stored_weight import forwards_as, have_same_bits, tensor_of_own_class
 from svdctl.spectral.bounds import norm_bound, norm_bounds
 from svdctl.spectral.convolution import Convolution
+from svdctl.spectral.gram import operations_of_grams
 from svdctl.spectral.rounding import gamma, times
 
 FINEST = 1e-6
@@ -104,16 +105,10 @@ def summands(conv: Convolution) -> int:
     return max(conv.kernel.shape[1:3]) * math.prod(conv.taps)
 
 
-def gram_operations(conv: Convolution) -> int:
-    """Return the real operations of the Gram product at one frequency, `2 G m n^2`."""
-    groups, out, channels = conv.polyphase_shape[:3]
-    return 2 * groups * out * channels * min(out, channels)
-
-
 def norm_above_of(conv: Convolution, tolerance: float | None) -> float:
     """Return at least the norm of a convolution; that of a matrix to 1e-6, or where that takes long to 1e-3."""
     if math.prod(conv.taps) == 1:
-        tolerance = _TIGHT if gram_operations(conv) > _LARGE else FINEST
+        tolerance = _TIGHT if operations_of_grams(conv) > _LARGE else FINEST
     elif tolerance is None:
         tolerance = _TIGHT if min(conv.polyphase().shape[1:3]) <= _WIDE else _AFFORDABLE
     norms = _norms_of_gain.get()

@@ -163,6 +163,13 @@ def gram_fields(convs: Sequence[Convolution], products: Sequence[torch.dtype]) -
     return fields
 
 
+def operations_of_grams(conv: Convolution) -> int:
+    """Return the real operations of the products of all samples of a kernel `(G, O, I, *k)`, taken as whole ones."""
+    groups, out, channels, *taps = conv.polyphase_shape
+    samples = (math.prod(2 * k - 1 for k in taps) + 1) // 2
+    return 2 * (4 if samples > 1 else 1) * samples * groups * out * channels * min(out, channels)
+
+
 def looks_flat(field: GramField, tolerance: float) -> bool:
     """Return whether a spectrum may be so flat that `bounds_by_flatness` is within about a tolerance of the norm."""
     # Cauchy and Schwarz: n F^2 = T^2 of a multiple of the identity.

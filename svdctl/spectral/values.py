@@ -113,7 +113,20 @@ def _output_size(conv: Convolution, input_size: tuple[int, ...]) -> tuple[int, .
 
 def _count(conv: Convolution, input_size: tuple[int, ...]) -> int:
     """Return at least how many matrices have the layer's values, those of mirrored frequencies left out."""
-    return conv.kernel.shape[0] * (math.prod(_output_size(conv, input_size)) // 2 + 1)
+    return conv.kernel.shape[0] * (math.prod(_differing_size(conv, input_size)) // 2 + 1)
+
+
+def _differing_size(conv: Convolution, input_size: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the grid of output frequencies, of one point along axes with one tap, where all have the same values."""
+    taps = conv.polyphase_shape[3:]
+    return tuple(1 if k == 1 else n for n, k in zip(_output_size(conv, input_size), taps, strict=True))
+
+
+def operations_of_values(conv: Convolution, input_size: tuple[int, ...]) -> float:
+    """Return about how many real operations `singular_values` takes."""
+    # Eigenvalues alone; of complex matrices four times as many as of real ones.
+    each = 4 / 3 * _side(conv) ** 3 * (4 if max(conv.polyphase_shape[3:], default=1) > 1 else 1)
+    return each * _count(conv, input_size)
 
 
 def _bytes_at_once(device: torch.device) -> int:
@@ -123,12 +136,15 @@ def _bytes_at_once(device: torch.device) -> int:
 def _values_by_svd(conv: Convolution, input_size: tuple[int, ...]) -> Tensor:
     """Return singular values by SVD of the symbols, in any order, on the device where that is the fastest."""
     conv = conv.with_kernel(conv.kernel.to(device_for_values(_side(conv), conv.kernel.device, by="svd")))
-    index, counts = half_grid(_output_size(conv, input_size))
-    pieces = []
+    sizes = _differing_size(conv, input_size)
+    index, counts = half_grid(sizes)
+    same = math.prod(_output_size(conv, input_size)) // math.prod(sizes)
     # The frequencies that are their own mirror image have real symbols: half the work, and exactly real values.
-    for repeats in (1, 2):
-        if len(chosen := index[counts == repeats]):
-            pieces += [_values_at(conv, input_size, chosen, real=repeats == 1)] * repeats
+    pieces = [
+        _values_at(conv, input_size, chosen, real=repeats == 1).repeat(repeats * same)
+        for repeats in (1, 2)
+        if len(chosen := index[counts == repeats])
+    ]
     return torch.cat(pieces)
 
 
@@ -228,16 +244,20 @@ def _parts(place: int, conv: Convolution, input_size: tuple[int, ...], field: Gr
     """Yield all frequencies of a layer, at most so many in a part.
 
     A dilation, less what it has in common with the stride, multiplies frequencies (docs/theory.md, "The operator"):
-    along an axis of N frequencies it leaves every g-th, g its greatest common divisor with N, each g times.
+    along an axis of N frequencies it leaves every g-th, g its greatest common divisor with N, each g times. An axis of
+    one tap leaves one.
     """
+    taps = conv.polyphase_shape[3:]
     repeated = [
-        math.gcd(dilation // math.gcd(dilation, stride), size)
-        for dilation, stride, size in zip(conv.dilation, conv.stride, _output_size(conv, input_size), strict=True)
+        size if k == 1 else math.gcd(dilation // math.gcd(dilation, stride), size)
+        for dilation, stride, size, k in zip(
+            conv.dilation, conv.stride, _output_size(conv, input_size), taps, strict=True
+        )
     ]
     sizes = tuple(size // g for size, g in zip(_output_size(conv, input_size), repeated, strict=True))
     index, counts = half_grid(sizes)
     # One tap along an axis: no frequency there.
-    kept = [axis for axis, taps in enumerate(conv.polyphase_shape[3:]) if taps > 1]
+    kept = [axis for axis, k in enumerate(taps) if k > 1]
     frequencies = angles(index, sizes)[:, kept]
     # The frequencies that are their own mirror image have real Gram matrices, which is half the work for each.
     chosen = (counts > 0,) if few_batches_are_faster(field.device) else (counts == 1, counts == 2)

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from svdctl.analysis import network_spectrum
 from svdctl.cli.app import main
 
 
@@ -125,3 +126,21 @@ def test_two_thousand_layers_show_how_far_they_are(invoke, tmp_path: Path, monke
     told = [line for line in err.splitlines() if line.startswith("layer ")]
     assert len(told) > 100
     assert all(line.split(": ")[0].endswith(" of 2000") for line in told)
+
+
+def test_what_takes_long_is_told_with_the_flags_that_take_less(invoke, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(network_spectrum, "_OPERATIONS_PER_SECOND", 1.0)
+    path = tmp_path / "weights.pt"
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 1))
+    torch.save(network.state_dict(), path)
+    plugin = tmp_path / "large_network_factory.py"
+    plugin.write_text(
+        "from torch import nn\n"
+        "def build():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 1))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code, _, err = invoke(path, "--model", "large_network_factory:build", "--input-size", "3x16x16")
+    assert code == 0, err
+    assert "--accuracy" in err
+    assert "--layer" in err

@@ -1,0 +1,51 @@
+"""Spectra of large networks: what is told before and while they are computed, and how long real networks take."""
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+import svdctl
+from svdctl.analysis import network_spectrum
+
+
+def small_network() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 1))
+
+
+def test_each_layer_and_the_network_are_told_before_the_work() -> None:
+    told: list[tuple[int, int, str]] = []
+    svdctl.spectrum(small_network(), (3, 16, 16), tell=lambda *now: told.append(now))
+    assert told == [(0, 2, "bounds of all layers"), (0, 2, "0"), (1, 2, "2"), (2, 2, "Lipschitz constant")]
+
+
+def test_long_work_is_told_of_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    network = small_network()
+    svdctl.spectrum(network, (3, 16, 16), log=events.append)
+    assert events == []
+    monkeypatch.setattr(network_spectrum, "_OPERATIONS_PER_SECOND", 1.0)
+    svdctl.spectrum(network, (3, 16, 16), log=events.append, tell=lambda *now: events.append(now[2]))
+    assert "`accuracy` = fast" in events[0]
+    assert "minutes" in events[0]
+    assert events[1] == "bounds of all layers"
+    assert len([event for event in events if "minutes" in event]) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["alexnet", "vgg11_bn", "squeezenet1_1", "mobilenet_v2", "mobilenet_v3_small"])
+def test_networks_of_torchvision_take_minutes(name: str) -> None:
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    network = getattr(models, name)(weights=None).eval()
+    begun = time.process_time()
+    found = svdctl.spectrum(network, (3, 224, 224))
+    seconds = time.process_time() - begun
+    assert seconds < 600
+    for layer in found:
+        if layer.values is not None:
+            assert layer.bound is not None
+            assert layer.bound.lower <= layer.bound.upper
+            assert layer.largest is not None
+            assert layer.largest <= layer.bound.upper * (1 + 1e-6)
