@@ -19,7 +19,7 @@ from svdctl.data.download import Archive, fetch
 from svdctl.data.folder import Folder
 from svdctl.data.npz import Npz
 from svdctl.data.read_folder import _FORMATS
-from svdctl.errors import DataError, TrainingError, UnusableFileError
+from svdctl.errors import DataError, UnusableFileError, UnusableFolderError
 from svdctl.evaluate.corruptions import published_files
 from svdctl.utils.lock import held, held_folder
 from tests.evaluate.test_cifar_c import LABELS, SHAPE, write_cifar_c
@@ -242,8 +242,8 @@ def test_no_npz_no_labels_and_no_lock_is_read_from_what_is_no_file(kind: str, tm
     (tmp_path / "run").mkdir()
     (tmp_path / "c/labels.npy").rename(tmp_path / "run/.lock")
     with (
-        pytest.raises(TrainingError, match=r"\.lock is a ") as caught,
-        held_folder(tmp_path / "run", TrainingError, work="trains", instead="stop it"),
+        pytest.raises(UnusableFolderError, match=r"\.lock is a ") as caught,
+        held_folder(tmp_path / "run", work="trains", instead="stop it"),
     ):
         pass
     assert "make it writable" not in str(caught.value)

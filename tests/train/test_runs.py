@@ -22,7 +22,7 @@ from svdctl.cli.training_flags import resolve
 from svdctl.cli.training_progress import result_lines
 from svdctl.config.train_config import TrainConfig
 from svdctl.control.actions import is_layer_bounded
-from svdctl.errors import CheckpointError, DataError, TrainingError, UsageError
+from svdctl.errors import BusyFolderError, CheckpointError, DataError, TrainingError, UsageError
 from svdctl.layers.layer_operator import batchnorm_gain
 from svdctl.models.build import build_model
 from svdctl.train import start as recipe
@@ -275,7 +275,7 @@ def test_run_folders_never_meet_and_are_locked(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert len(set(made)) == 8
-    with locked(made[0]), pytest.raises(TrainingError, match="another process"), locked(made[0]):
+    with locked(made[0]), pytest.raises(BusyFolderError, match="another process"), locked(made[0]):
         raise AssertionError("the lock was given twice")
 
 
