@@ -104,8 +104,9 @@ def why_not_as_stored(layer: nn.Module, kind: type) -> str | None:
     if not forwards_as(layer, kind):
         return f"its forward pass is not that of {kind.__name__}, so what it does with its weight is not known"
     # Not by hasattr, which would compute a parametrised one, and move the vectors of a spectral_norm.
-    names = {*layer._parameters, *layer._buffers, *vars(layer), *dir(type(layer))}
-    if issubclass(kind, nn.Linear | nn.modules.conv._ConvNd) and "weight" not in names:
+    names = layer._parameters.keys() | layer._buffers.keys() | vars(layer).keys()
+    has_weight = "weight" in names or hasattr(type(layer), "weight")
+    if issubclass(kind, nn.Linear | nn.modules.conv._ConvNd) and not has_weight:
         return "it has no weight; give it one first"
     own = tensor_of_own_class(layer)
     if own is not None and any(map(is_lazy, layer.parameters())):
