@@ -91,6 +91,10 @@ class EvaluationError(SvdctlError):
 class EvaluationFailures(EvaluationError):  # noqa: N818 - they are several
     """What a call could not measure, a line each, the names in it escaped."""
 
+    def __init__(self, text: str, exit_code: int = 1) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+
 
 class Interrupted(SvdctlError):  # noqa: N818 - it is no error
     """Work stopped by the user; the message says what is saved of it."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from svdctl.cli.evaluation_flags import EVALUATION, resolve_evaluation
-from svdctl.cli.messages import print_notices
+from svdctl.cli.messages import explain, print_notices
 from svdctl.cli.options import with_options
 from svdctl.cli.variadic import Takes
 from svdctl.config.evaluate_config import EvaluateConfig
@@ -45,7 +45,7 @@ def eval_robust(flags: dict[str, Any]) -> None:
     """Accuracy, calibration, corruptions, attacks and certificates of checkpoints; nothing is measured twice.
 
     Ctrl-C or a kill loses at most one batch: the same command goes on. Exit code 0 fine, 1 something could not be
-    measured (the rest is), 2 wrong input, 130 interrupted.
+    measured (the rest is), 2 wrong input and nothing measured, 130 interrupted.
     """
     resolved = resolve_evaluation(flags)
     print_notices(resolved.notices)
@@ -79,12 +79,17 @@ def _evaluate(config: EvaluateConfig, form: str, *, debug: bool) -> None:
 
 
 def _end(result: "EvaluationResult") -> None:
-    """Raise what failed, with a list of all of it."""
+    """Raise what failed, with a list of all of it; its exit code is 2 where wrong input kept all from being measured."""
     from svdctl.cli.evaluation_progress import failure_line
 
     if not result.failures:
         return
-    if len(result.failures) == 1 and not any(evaluation.records for evaluation in result.evaluations):
+    # A shard of an attack has no record, and no failure either.
+    is_any_done = any(evaluation.records or not evaluation.failures for evaluation in result.evaluations)
+    if len(result.failures) == 1 and not is_any_done:
         raise result.failures[0].error
     lines = "".join(f"\n  {failure_line(failure)}" for failure in result.failures)
-    raise EvaluationFailures(f"{len(result.failures)} of what was asked could not be measured:{lines}")
+    is_wrong_input = not is_any_done and {explain(failure.error)[1] for failure in result.failures} == {2}
+    raise EvaluationFailures(
+        f"{len(result.failures)} of what was asked could not be measured:{lines}", exit_code=2 if is_wrong_input else 1
+    )

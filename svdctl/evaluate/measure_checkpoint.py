@@ -94,6 +94,8 @@ def evaluate(
         probe = _check_outputs(found, classifier, dataset, reporter)
         about = {"path": str(found.path), "name": found.name, "network": evaluated.network}
         store = ResultStore(found.results, evaluated.weights, about, probe)
+        # Only now: until here the checkpoint can be refused.
+        reporter.say(f"{found.name}  ->  {found.results}")
         for notice in store.notices:
             reporter.notice(notice)
         other_data = evaluated.other_data_until > 0 or leaks(dataset, evaluated.trained_on)

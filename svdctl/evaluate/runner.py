@@ -84,7 +84,6 @@ def _one(
 ) -> Evaluation:
     evaluated = open_evaluated_model(found.path, config)
     found = placed(found, config, evaluated.weights)
-    reporter.say(f"{found.name}  ->  {found.results}")
     for notice in evaluated.notices:
         reporter.notice(f"{found.name}: {notice}")
     data = data_of(config, evaluated.data)

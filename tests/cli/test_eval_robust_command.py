@@ -191,16 +191,39 @@ def test_faults_come_without_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_failures_end_with_a_list_and_exit_code_1(recipe: Mock, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe.run.return_value = Mock(
-        evaluations=(),
-        report=None,
-        failures=(
-            Failure("a/last", "cifar-c", DataError("fog.npy is missing; add it")),
-            Failure("b", None, CheckpointError("b is damaged; use another")),
-        ),
-    )
-    assert svdctl_exits("eval-robust", "x") == 1
+MISSING = Failure("a/last", "cifar-c", DataError("fog.npy is missing; add it"))
+DAMAGED = Failure("b", None, CheckpointError("b is damaged; use another"))
+FULL = Failure("c", None, OSError(28, "full"))
+MEASURED = Mock(records={"ece": None}, failures=[MISSING])
+ATTACKED = Mock(records={}, failures=[])
+"""A checkpoint of which a shard was attacked."""
+NOT_MEASURED = Mock(records={}, failures=[MISSING])
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "failures", "code"),
+    [
+        ((), (MISSING, DAMAGED), 2),
+        ((NOT_MEASURED,), (MISSING, DAMAGED), 2),
+        ((MEASURED,), (MISSING, DAMAGED), 1),
+        ((MEASURED,), (DAMAGED,), 1),
+        ((ATTACKED,), (DAMAGED,), 1),
+        ((), (MISSING, FULL), 1),
+        ((), (FULL,), 1),
+    ],
+)
+def test_exit_code_2_where_wrong_input_kept_all_from_being_measured_else_1(
+    recipe: Mock, evaluations: tuple[Mock, ...], failures: tuple[Failure, ...], code: int
+) -> None:
+    recipe.run.return_value = Mock(evaluations=evaluations, report=None, failures=failures)
+    # JSON, so that no table is made of these stand-ins.
+    with patch("svdctl.cli.evaluation_progress.result_json", return_value="{}"):
+        assert svdctl_exits("eval-robust", "x", "--format", "json") == code
+
+
+def test_failures_end_with_a_list(recipe: Mock, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe.run.return_value = Mock(evaluations=(), report=None, failures=(MISSING, DAMAGED))
+    assert svdctl_exits("eval-robust", "x") == 2
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.splitlines() == [

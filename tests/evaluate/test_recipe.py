@@ -337,6 +337,7 @@ def test_one_bad_checkpoint_does_not_stop_the_others(shared: Path, run: Path) ->
     recorder = Recorder()
     result = evaluate(make(runs, metrics=["accuracy"]), reporter=recorder)
     assert [evaluation.found.name for evaluation in result.evaluations] == ["a/last"]
+    assert [line for line in recorder.lines if "->" in line] == [f"a/last  ->  {run / 'eval-last'}"]
     assert {failure.where for failure in result.failures} == {"b/last", "page", "bare"}
     assert recorder.failures == list(result.failures)
     assert all("\n" not in str(failure.error) for failure in result.failures)
@@ -369,7 +370,9 @@ def test_mixed_data_sets_are_not_compared(shared: Path, run: Path) -> None:
 
 def test_a_network_of_other_classes_is_refused(shared: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(shared / "linear.pth", tmp_path))
-    result = evaluate(make(path, model=FACTORY, dataset=f"npz:{shared / 'other.npz'}"), reporter=Recorder())
+    recorder = Recorder()
+    result = evaluate(make(path, model=FACTORY, dataset=f"npz:{shared / 'other.npz'}"), reporter=recorder)
+    assert not any("->" in line for line in recorder.lines)
     (failure,) = result.failures
     assert isinstance(failure.error, CheckpointError)
     assert "tells 4 classes apart" in str(failure.error)
@@ -428,8 +431,10 @@ def test_results_that_cannot_be_written_are_a_failure(run: Path, tmp_path: Path)
 def test_another_process_is_not_disturbed(run: Path) -> None:
     from svdctl.evaluate.results import held
 
+    recorder = Recorder()
     with held(run / "eval-last"):
-        (failure,) = evaluate(make(run, metrics=["accuracy"]), reporter=Recorder()).failures
+        (failure,) = evaluate(make(run, metrics=["accuracy"]), reporter=recorder).failures
+    assert not any("->" in line for line in recorder.lines)
     assert isinstance(failure.error, BusyFolderError)
     assert "another process" in str(failure.error)
 
