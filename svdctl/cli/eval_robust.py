@@ -79,7 +79,7 @@ def _evaluate(config: EvaluateConfig, form: str, *, debug: bool) -> None:
 
 
 def _end(result: "EvaluationResult") -> None:
-    """Raise what failed, with a list of all of it; its exit code is 2 where wrong input kept all from being measured."""
+    """Raise what failed, with a list of all of it; exit code 2 where wrong input kept all from being measured."""
     from svdctl.cli.evaluation_progress import failure_line
 
     if not result.failures:
