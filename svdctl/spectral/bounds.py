@@ -58,12 +58,13 @@ _TOLERANCE_OVER_MARGIN = 50  # of `scale_to_bound`: its result ends below the ma
 _COARSE_TOLERANCE = 0.009  # bounds less than this above the lower bound need a better lower bound first
 _CENTRES_EVALUATED = 4  # centres at which the norm is computed, in each pass over the cells
 _CENTRES_EVALUATED_AT_FIRST = 16  # in the passes of a GPU with no lower bound
-_THRESHOLD_EXPONENT = 0.9  # (bound / lower bound) to this power is bound / threshold for the smallest initial cells
+_THRESHOLD_EXPONENT = 0.95  # (bound / lower bound) to this power is bound / threshold for the smallest initial cells
 _CLEARLY_ABOVE = 1e-3  # a lower bound this far above the maximum decides at once, whatever its rounding
 _FEW_CELLS = 0.25  # share of the cells, examined in float32, that is worth examining again in float64
 _LARGE_ROUNDING = 0.1  # share of the margin: a better lower bound is worth its time when float32 takes this much
 _MAX_FLOAT32_ERROR = 0.5  # share of the margin: float64 is used when float32's rounding error is larger
 _SMALL_FLOAT32_ERROR = 0.15  # share of the margin: float64 would hardly drop more cells
+_SMALL_SIDE = 128  # up to which a CPU finds all eigenvalues of a few matrices in less time than one by Lanczos steps
 _SHARP = 1e-3  # bounds less than this above the lower bound need the largest values to all digits
 _FIRST_SHARE = 0.965  # of the cells by which a GPU proves a maximum: a norm 4 % below is proved by one round of them
 _MOST_HALVINGS = 4  # of those cells before a better lower bound is sought
@@ -453,7 +454,9 @@ def _branch_and_bound(
         if level > lower * (1 - 1e-9):
             # The norm may be above the lower bound: compute it at a few of the centres.
             few = _few_of(cells.centres, _CENTRES_EVALUATED)
-            found = yield Step(_largest if bound < lower * (1 + _SHARP) else values_from_below, (field, few))
+            is_small = field.side <= _SMALL_SIDE and not launches_dominate(field.device)
+            sharp = is_small or bound < lower * (1 + _SHARP)
+            found = yield Step(_largest if sharp else values_from_below, (field, few))
             if found > bound and target(found) > bound:
                 # The search for the lower bound missed this peak; here its top is found.
                 found = max(found, (yield Step(lower_bounds_near, (field, cells.centres))))

@@ -17,10 +17,12 @@ from svdctl.spectral.gram import SECOND_ORDER, GramField, complex_roundings, int
 # For soundness; docs/theory.md, "Constants".
 _OTHER_ROUNDINGS = 8  # operations of a factorisation beside the products of an entry
 # For speed: memory of the matrices that are factorised in one call; what fits a CPU's cache, or keeps a GPU busy.
-_BYTES_AT_ONCE = {"cpu": 1 << 24}
+_BYTES_AT_ONCE = {"cpu": 1 << 22}
 _BYTES_ON_DEVICE = 1 << 30
 _WEIGHTS_AT_ONCE = 1 << 22
 _FEWEST = 12  # all samples are read for each batch, so that some matrices at least should come of it
+_BYTES_OF_FEWEST = {"cpu": 1 << 27}  # what these may take; on a device `_BYTES_OF_FEWEST_ON_DEVICE`
+_BYTES_OF_FEWEST_ON_DEVICE = 1 << 33
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +125,8 @@ def _capacity(side: int, dtype: torch.dtype, device: torch.device) -> int:
     """Return how many matrices to factorise at once."""
     each = 6 * dtype.itemsize * side**2
     limit = _BYTES_AT_ONCE.get(device.type, _BYTES_ON_DEVICE)
-    return max(1, limit // each, min(_FEWEST, 8 * limit // each))
+    of_fewest = _BYTES_OF_FEWEST.get(device.type, _BYTES_OF_FEWEST_ON_DEVICE)
+    return max(1, limit // each, min(_FEWEST, of_fewest // each))
 
 
 def _batches(questions: Sequence[PointsBelow], capacity: int) -> Iterator[list[tuple[int, int, int]]]:

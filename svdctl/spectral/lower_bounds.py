@@ -26,6 +26,7 @@ _STARTS = 24
 _AT_ONCE = 3
 _STEPS = (8, 8, 12)
 _ROUGH_STEPS = 8
+_COARSE_STEPS = 8
 _FINE_POINTS = 4096
 _WINDOW = 9
 _BYTES_OF_ZEROS = 1 << 26
@@ -93,7 +94,7 @@ def coarse_lower_bounds(fields: Sequence[GramField]) -> list[tuple[float, Tensor
     Returns:
         The bound of each field, and values from below at its samples, `(samples,)` on the host.
     """
-    found = _of_matrices([field.samples.flatten(0, 1).to(torch.complex64) for field in fields], None, 12)
+    found = _of_matrices([field.samples.flatten(0, 1).to(torch.complex64) for field in fields], None, _COARSE_STEPS)
     squares = on_host([values for values, _ in found])
     seen = [_values_of(square, field) for field, square in zip(fields, squares, strict=True)]
     orders = [square.argsort(descending=True)[:_QUICK_CANDIDATES] for square in squares]
@@ -105,7 +106,7 @@ def coarse_lower_bounds(fields: Sequence[GramField]) -> list[tuple[float, Tensor
     ]
     values, vectors = _chosen(found, orders)
     points, _ = _climb(fields, points, groups, vectors, values, [math.pi] * len(fields))
-    again = _of_matrices(_pick(fields, points, groups, [torch.float32] * len(fields)), vectors, 12)
+    again = _of_matrices(_pick(fields, points, groups, [torch.float32] * len(fields)), vectors, _COARSE_STEPS)
     best = [values.argmax()[None] for values in on_host([values for values, _ in again])]
     points = [w[place] for w, place in zip(points, best, strict=True)]
     groups = [g[place] for g, place in zip(groups, best, strict=True)]
