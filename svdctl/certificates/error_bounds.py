@@ -16,6 +16,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from svdctl.certificates.intervals import UNBOUNDED, Interval
 from svdctl.spectral.rounding import tiny_of
 
 OUTWARD = 1e-10
@@ -126,6 +127,8 @@ class ValueBounds:
     error: Affine
     """At least `|v^(x) - v(x)|`."""
     readout: AffineReadout | None = None
+    interval: Interval = UNBOUNDED
+    """Holds every entry of v(x) and of `v^(x)`, whatever image x is."""
 
     @property
     def magnitude(self) -> Affine:

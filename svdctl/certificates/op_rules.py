@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svdctl.certificates.error_bounds import Affine, AffineReadout, Arithmetic
+from svdctl.certificates.intervals import UNBOUNDED, Interval
 from svdctl.certificates.traced_tensor import Traced, Tracer, leaves
 from svdctl.errors import ShapeError
 from svdctl.spectral.rounding import gamma, norm_above, times
@@ -200,6 +201,23 @@ class Call:
                 largest = max(largest, float(errors.max())) if errors.numel() else largest
         return largest
 
+    def interval(self, value: Any) -> Interval:
+        """Return where the entries of a value lie, both exact and as computed; of None, anywhere."""
+        if value is None:
+            return UNBOUNDED
+        if isinstance(value, Traced):
+            found = self.tracer.bounds(value).interval
+        else:
+            exact = self.constant(value)
+            if not exact.numel():
+                return UNBOUNDED
+            ends = torch.stack((*exact.aminmax(), *exact.to(self.tracer.dtype).double().aminmax()))
+            found = Interval.of(*ends.tolist())
+            # Integers beyond 2^53 are rounded once more.
+            found = found if found.largest < 2.0**53 else found.widened(2.0**-52)
+        # Subnormal numbers may be taken for 0.
+        return found.hull(Interval(0.0, 0.0)) if 0 < found.smallest < self.tracer.arithmetic.tiny else found
+
     def unknown(self, why: str = "") -> ShapeError:
         """Return the error for a call without a rule."""
         call = f"{self.name} {why}".strip()
@@ -215,6 +233,7 @@ class Call:
         offset: float = 0.0,
         jump: float = 0.0,
         levels: Sequence[Any] = (),
+        interval: Interval = UNBOUNDED,
     ) -> Traced:
         """Return a function of each entry, off by `units * u * (|x| + offset) + jump` and the rounding of `levels`.
 
@@ -222,6 +241,7 @@ class Call:
             gain: its largest slope.
             units, offset, jump: of the error.
             levels: numbers or tensors that the output takes over, as a bound of `clamp` is.
+            interval: where its outputs lie, if known.
         """
         x, output = self.x, self.run()
         root = math.sqrt(output.numel())
@@ -233,7 +253,12 @@ class Call:
             constant = root * (relative * offset + jump + floor + self.rounding(levels, arithmetic))
             return size * (relative + (arithmetic.tiny if units else 0.0)) + Affine(constant)
 
-        return self.unary(x, output, gain, local, "activation")
+        return self.unary(x, output, gain, local, "activation", interval=interval)
+
+    def rounded(self, interval: Interval, units: float, lost: float = 0.0) -> Interval:
+        """Return where results lie that are off by `units * u` of themselves, underflow and `lost`; signs stay."""
+        arithmetic = self.tracer.arithmetic
+        return interval.widened(units * arithmetic.unit, 8 * arithmetic.tiny + lost)
 
     def broadcast_factor(self, operand: Any, output: Tensor) -> float:
         """Return by how much the norm of an operand grows when it is broadcast to the output's shape."""
@@ -241,7 +266,17 @@ class Call:
         size = value.numel() if isinstance(value, Tensor) else 1
         return 1.0 if size == output.numel() else math.sqrt(output.numel() / max(size, 1)) * (1 + 2.0**-50)
 
-    def unary(self, x: Traced, output: Tensor, gain: float, local: Local | None, kind: str, terms: int = 1) -> Traced:
+    def unary(
+        self,
+        x: Traced,
+        output: Tensor,
+        gain: float,
+        local: Local | None,
+        kind: str,
+        terms: int = 1,
+        *,
+        interval: Interval = UNBOUNDED,
+    ) -> Traced:
         """Return the output of a function of one input: its gain, and its own error for an input of some magnitude.
 
         Args:
@@ -249,6 +284,7 @@ class Call:
             local: the error that it adds; None where it is exact.
             kind: for the report.
             terms: how many entries of the input it sums at most.
+            interval: where its outputs lie, if known.
         """
         bounds = self.tracer.bounds(x)
         lipschitz = times(bounds.lipschitz, gain)
@@ -257,7 +293,7 @@ class Call:
         error = bounds.error * gain
         if local is not None:
             error += local(bounds.magnitude, self.tracer.arithmetic)
-        return self.tracer.traced(output, lipschitz, error, inner=bounds.magnitude * terms)
+        return self.tracer.traced(output, lipschitz, error, inner=bounds.magnitude * terms, interval=interval)
 
     def non_negative(self, terms: int, kind: str) -> Any:
         """Return a linear map with entries >= 0 and sums of at most `terms` numbers, its norm by Schur's test."""
@@ -265,18 +301,32 @@ class Call:
         outputs = self.run()
         bounds = self.tracer.bounds(x)
         results = []
-        for output, norm in zip(sequence(outputs), self._schur(x.value), strict=True):
+        for output, (norm, sums) in zip(sequence(outputs), self._schur(x.value), strict=True):
 
             def summing(size: Affine, arithmetic: Arithmetic, norm: float = norm) -> Affine:
                 return size * (gamma(terms + 2, arithmetic.unit) * norm) + Affine(arithmetic.tiny * x.value.numel())
 
-            results.append(self.unary(x, output, norm, summing if terms > 1 else None, kind, terms))
+            interval = self._of_sums(bounds.interval * sums, terms)
+            local = summing if terms > 1 else None
+            results.append(self.unary(x, output, norm, local, kind, terms, interval=interval))
         if not isinstance(outputs, Tensor):
             return tuple(results)
         if bounds.readout is not None and outputs.numel() <= x.value.numel():
             assert results[0].bounds is not None
             results[0].bounds = replace(results[0].bounds, readout=self._readout(bounds.readout, x.value))
         return results[0]
+
+    def _of_sums(self, interval: Interval, terms: int) -> Interval:
+        """Return where weighted sums of at most `terms` numbers lie as computed, given where the exact ones lie."""
+        if terms <= 1:
+            return interval
+        arithmetic = self.tracer.arithmetic
+        relative, lost = gamma(2 * terms + 4, arithmetic.unit), terms * arithmetic.tiny
+        if interval.lo >= 0 or interval.hi <= 0:
+            return interval.widened(relative, lost)
+        # Terms may have both signs: the error is a share of the sum of their absolute values.
+        error = relative * interval.largest + lost
+        return (interval + Interval(-error, error)).widened(2.0**-52)
 
     def _readout(self, before: AffineReadout, like: Tensor) -> AffineReadout:
         """Return the readout after this linear map."""
@@ -295,21 +345,22 @@ class Call:
 
         return AffineReadout.of(before.lipschitz, self.rerun, like.double(), rows)
 
-    def _schur(self, like: Tensor) -> list[float]:
-        """Return the norm of each output as a function of the first argument."""
+    def _schur(self, like: Tensor) -> list[tuple[float, Interval]]:
+        """Return the norm of each output as a function of the first argument, and where its sums of weights lie."""
         with torch.enable_grad():
             ones = torch.ones_like(like, dtype=torch.float64, requires_grad=True)
             outputs = sequence(self.rerun(ones))
-            norms = []
+            found = []
             for output in outputs:
                 if output.numel() == 0:
-                    norms.append(0.0)
+                    found.append((0.0, UNBOUNDED))
                     continue
                 (columns,) = torch.autograd.grad(output.sum(), ones, retain_graph=True)
-                norm = math.sqrt(float(output.detach().max()) * float(columns.max()))
+                least, most, column = torch.stack((*output.detach().aminmax(), columns.max())).tolist()
+                norm = math.sqrt(most * column)
                 # Sums of ones, and of equal weights, are exact up to roundings that vanish in the trace's own margin.
-                norms.append(1.0 if abs(norm - 1) < 1e-13 else norm)
-        return norms
+                found.append((1.0 if abs(norm - 1) < 1e-13 else norm, Interval(least, most)))
+        return found
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from svdctl.certificates.error_bounds import Affine, Arithmetic, ValueBounds
+from svdctl.certificates.intervals import UNBOUNDED, Interval
 from svdctl.certificates.op_rules import Call, Constant, Either, Image, Number, Setting, Several, rule
 from svdctl.certificates.traced_tensor import Origin, Traced
 from svdctl.layers.layer_bounds import Gain, absolute_norm, chain_rounding, linear_gain
@@ -18,10 +20,20 @@ from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.rounding import norm_above, times, tiny_of
 
 
-def _sum_of(call: Call, output: Tensor, operands: list[tuple[Any, float]], kind: str, rounded: float = 0.0) -> Traced:
-    """Return `sum of factor * operand`, operands traced or constant, stretched to the output's shape.
+def _sum_of(
+    call: Call,
+    output: Tensor,
+    operands: list[tuple[Any, float]],
+    kind: str,
+    rounded: float = 0.0,
+    interval: Interval = UNBOUNDED,
+) -> Traced:
+    """Return what moves by at most the sum of factor * operand, operands traced or constant, stretched to the output.
 
-    Each operand is rounded as if its factor were `rounded`, where that is more.
+    Args:
+        call, output, operands, kind: the call, its numbers, (operand, factor) each, its kind for the report.
+        rounded: each operand is rounded as if its factor were this, where that is more.
+        interval: where the output's entries lie, if known.
     """
     tracer = call.tracer
     lipschitz, largest, constants = 0.0, 0.0, 0.0
@@ -41,7 +53,7 @@ def _sum_of(call: Call, output: Tensor, operands: list[tuple[Any, float]], kind:
     for bounds, stretch, widest in parts:
         error += bounds.error * stretch + bounds.magnitude * (4 * unit * widest + tiny)
     _contribute(call, lipschitz, largest, kind)
-    return tracer.traced(output, lipschitz, error)
+    return tracer.traced(output, lipschitz, error, interval=interval)
 
 
 def _root_sum_square(
@@ -52,6 +64,7 @@ def _root_sum_square(
     kind: str,
     *,
     broadcast: bool,
+    interval: Interval,
     of: Origin | None = None,
     together: Sequence[tuple[ValueBounds, float]] = (),
 ) -> Traced:
@@ -60,6 +73,7 @@ def _root_sum_square(
     Args:
         call, output, operands, constants, kind: the call, its numbers, what it picks from, its kind for the report.
         broadcast: whether operands are broadcast to the output's shape.
+        interval: where the output's entries lie.
         of: where all operands come from, if known.
         together: earlier values that the operands come from, and the joint constant of these operands for each.
     """
@@ -77,7 +91,7 @@ def _root_sum_square(
     rounded = Affine(math.sqrt(output.numel()) * call.rounding(constants, tracer.arithmetic))
     error = Affine.root_sum_square([bounds.error * stretch for bounds, stretch in parts]) + rounded
     _contribute(call, lipschitz, largest, kind)
-    return tracer.traced(output, lipschitz, error)
+    return tracer.traced(output, lipschitz, error, interval=interval)
 
 
 def _root_sum(parts: Sequence[tuple[ValueBounds, float]]) -> float:
@@ -92,7 +106,12 @@ def _contribute(call: Call, lipschitz: float, largest: float, kind: str) -> None
 @rule("add radd sub subtract rsub")
 def _add(call: Call, x: Either, other: Either, *, alpha: Number = 1.0) -> Traced:
     first, second = (other, x) if call.name.endswith(("rsub", "rsub__")) else (x, other)
-    return _sum_of(call, call.run(), [(first, 1.0), (second, abs(alpha))], "sum")
+    added = call.interval(second) * call.interval(alpha if "sub" not in call.name else -alpha)
+    # The product with alpha is rounded before; a single sum has the sign of the exact one.
+    arithmetic = call.tracer.arithmetic
+    error = 0.0 if alpha == 1 else 4 * arithmetic.unit * added.largest + arithmetic.tiny
+    interval = call.rounded(call.interval(first) + (added + Interval(-error, error)), 4)
+    return _sum_of(call, call.run(), [(first, 1.0), (second, abs(alpha))], "sum", interval=interval)
 
 
 def _split(values: Sequence[Any]) -> tuple[list[Traced], list[Any]]:
@@ -117,27 +136,31 @@ def _maximum(call: Call, x: Either, other: Either) -> Traced:
 def maximum_of_two(call: Call, x: Any, other: Any) -> Traced:
     """Bound a maximum: `|max(a, b) - max(a', b')|^2 <= |a - a'|^2 + |b - b'|^2`, entry by entry."""
     traced, constants = _split([x, other])
-    output = call.run()
+    output, picks = call.run(), "largest" if "max" in call.name else "smallest"
+    first, second = call.interval(x), call.interval(other)
+    interval = first.maximum(second) if picks == "largest" else first.minimum(second)
     if len(traced) == 2 and x.value.shape == other.value.shape:
-        first, second = (call.tracer.origin(operand) for operand in traced)
-        if first.root is second.root and first.picks == second.picks == "entry":
-            picks = "largest" if "max" in call.name else "smallest"
-            origin = first.of_views((*first.views, *second.views), picks)
-            result = _root_sum_square(call, output, traced, constants, "maximum", broadcast=True, of=origin)
+        one, two = (call.tracer.origin(operand) for operand in traced)
+        if one.root is two.root and one.picks == two.picks == "entry":
+            origin = one.of_views((*one.views, *two.views), picks)
+            result = _root_sum_square(
+                call, output, traced, constants, "maximum", broadcast=True, interval=interval, of=origin
+            )
             result.origin = origin
             return result
-    return _root_sum_square(call, output, traced, constants, "maximum", broadcast=True)
+    return _root_sum_square(call, output, traced, constants, "maximum", broadcast=True, interval=interval)
 
 
 @rule("where", spaces=[torch])
 def _where(call: Call, condition: Setting, x: Either, other: Either) -> Traced:
     """Bound a choice that does not depend on the image."""
-    return _root_sum_square(call, call.run(), *_split([x, other]), "choice", broadcast=True)
+    interval = call.interval(x).hull(call.interval(other))
+    return _root_sum_square(call, call.run(), *_split([x, other]), "choice", broadcast=True, interval=interval)
 
 
 @rule("where", spaces=[Tensor])
 def _where_of_tensor(call: Call, x: Either, condition: Setting, other: Either) -> Traced:
-    return _root_sum_square(call, call.run(), *_split([x, other]), "choice", broadcast=True)
+    return _where(call, condition, x, other)
 
 
 @rule("cat concat concatenate stack hstack")
@@ -148,15 +171,21 @@ def _concatenate(call: Call, tensors: Several, dim: Setting = 0) -> Traced:
         origin = call.tracer.origin(tensor)
         groups.setdefault(id(origin.root), []).append(origin)
     parts = [(origins[0].bounds, Origin.joint_gain(origins)) for origins in groups.values()]
-    return _root_sum_square(call, call.run(), traced, constants, "concatenation", broadcast=False, together=parts)
+    interval = reduce(Interval.hull, (call.interval(tensor) for tensor in tensors))
+    return _root_sum_square(
+        call, call.run(), traced, constants, "concatenation", broadcast=False, interval=interval, together=parts
+    )
 
 
-def _scaled(call: Call, x: Traced, factor: float, underflows: Callable[[Arithmetic], float]) -> Traced:
+def _scaled(
+    call: Call, x: Traced, factor: float, underflows: Callable[[Arithmetic], float], interval: Interval
+) -> Traced:
     """Return a product with constants of at most `factor`.
 
     Args:
         call, x, factor: the call, the operand that depends on the image, the largest constant.
         underflows: what an entry of x may err by, relatively, since the constant is rounded to zero or nearly.
+        interval: where the constants lie.
     """
     output = call.run()
     stretch = call.broadcast_factor(x, output)
@@ -167,20 +196,39 @@ def _scaled(call: Call, x: Traced, factor: float, underflows: Callable[[Arithmet
         relative = 4 * factor * arithmetic.unit + stretch * underflows(arithmetic)
         return size * relative + Affine(arithmetic.tiny * output.numel())
 
-    return call.unary(x, output, factor, local, "scale")
+    return call.unary(x, output, factor, local, "scale", interval=call.rounded(call.interval(x) * interval, 8))
 
 
 @rule("mul multiply rmul")
 def _multiply(call: Call, x: Either, other: Either) -> Traced:
     traced, constants = _split([x, other])
     if len(traced) > 1:
-        raise call.unknown("of two values that both depend on the image (a product has no global constant)")
+        return _product(call, x, other)
     largest = float(call.constant(constants[0]).abs().max())
-    return _scaled(call, traced[0], largest, lambda arithmetic: arithmetic.tiny)
+    return _scaled(call, traced[0], largest, lambda arithmetic: arithmetic.tiny, call.interval(constants[0]))
+
+
+def _product(call: Call, x: Traced, other: Traced) -> Traced:
+    """Bound a product: `|a b - a' b'| <= |a| |b - b'| + |b'| |a - a'|`, entry by entry."""
+    first, second = call.interval(x), call.interval(other)
+    if not (first.is_bounded and second.is_bounded):
+        which = [
+            f"its {place} has {interval.description}"
+            for place, interval in (("first factor", first), ("second factor", second))
+            if not interval.is_bounded
+        ]
+        raise call.unknown(
+            f"of two values that both depend on the image (a product has a constant where both are bounded, and "
+            f"{' and '.join(which)}, which a clamp before it would give)"
+        )
+    interval = call.rounded(first * second, 4)
+    return _sum_of(call, call.run(), [(x, second.largest), (other, first.largest)], "product", interval=interval)
 
 
 @rule("div divide true_divide truediv")
-def _divide(call: Call, x: Image, other: Constant, *, rounding_mode: Literal[None] = None) -> Traced:
+def _divide(call: Call, x: Either, other: Either, *, rounding_mode: Literal[None] = None) -> Traced:
+    if isinstance(other, Traced):
+        return quotient(call, x, other)
     smallest = float(call.constant(other).abs().min())
     if smallest == 0:
         raise call.unknown("by zero")
@@ -188,7 +236,44 @@ def _divide(call: Call, x: Image, other: Constant, *, rounding_mode: Literal[Non
     def underflows(arithmetic: Arithmetic) -> float:
         return 0.0 if smallest >= arithmetic.tiny else math.inf
 
-    return _scaled(call, x, 1 / smallest, underflows)
+    return _scaled(call, x, 1 / smallest, underflows, inverse(call.interval(other)))
+
+
+def inverse(interval: Interval) -> Interval:
+    """Return where the reciprocals of entries lie that are not 0."""
+    return Interval.of(1 / interval.lo, 1 / interval.hi) if interval.smallest > 0 else UNBOUNDED
+
+
+def quotient(call: Call, x: Any, other: Traced) -> Traced:
+    """Bound a quotient as the product with `1 / b`, whose slope is at most `1 / min(b)^2`."""
+    first, second = call.interval(x), call.interval(other)
+    if second.smallest == 0:
+        raise call.unknown(
+            f"by a value that depends on the image and is not proved to stay away from 0 (it has {second.description}; "
+            "clamp(min=...) with a positive number before it, or a positive constant added to what is not negative, "
+            "would give one)"
+        )
+    if not first.is_bounded:
+        raise call.unknown(
+            f"of a value by another that depends on the image (what is divided has {first.description}, which a clamp "
+            "before it would give)"
+        )
+    slope = times(first.largest / second.smallest, 1 / second.smallest) * (1 + 2.0**-50)
+    unit, lost = call.tracer.arithmetic.unit, call.tracer.arithmetic.tiny * (1 + first.largest)
+    interval = call.rounded(first * inverse(second), 8, lost)
+    # Some devices multiply with 1 / b, which may underflow: as if a constant were rounded.
+    operands = [(x, 1 / second.smallest * (1 + 2.0**-50)), (other, slope), (lost / (4 * unit), 1.0)]
+    return _sum_of(call, call.run(), operands, "quotient", interval=interval)
+
+
+@rule("reciprocal")
+def _reciprocal(call: Call, x: Image) -> Traced:
+    return quotient(call, 1.0, x)
+
+
+@rule("rdiv rtruediv")
+def _divide_by(call: Call, x: Image, other: Constant) -> Traced:
+    return quotient(call, other, x)
 
 
 @rule("linear")

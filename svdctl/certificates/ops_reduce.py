@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from svdctl.certificates.error_bounds import Affine, Arithmetic
+from svdctl.certificates.intervals import Interval
 from svdctl.certificates.op_rules import Call, Either, Image, Like, Number, Setting, rule
 from svdctl.certificates.ops_linear import maximum_of_two
 from svdctl.certificates.ops_shape_pool import axes_of, window_overlap
@@ -33,13 +34,14 @@ def _max(call: Call, x: Either, other: Like = None, keepdim: Setting = False, *,
     axis = other if dim is None else dim
     output = call.run()
     if axis is None:
-        return call.unary(x, output, 1.0, None, "pooling")
+        return call.unary(x, output, 1.0, None, "pooling", interval=call.interval(x))
     return _with_places(call, output, _largest(call, output[0], int(axis)))
 
 
 def _largest(call: Call, output: Tensor, axis: int | None) -> Traced:
     """Return the largest or smallest entries along an axis, which differ by no more than any of the entries."""
-    x, result = call.x, call.unary(call.x, output, 1.0, None, "pooling")
+    x = call.x
+    result = call.unary(x, output, 1.0, None, "pooling", interval=call.interval(x))
     if axis is not None and x.value.ndim and 1 < x.value.shape[axis] <= _MOST_VIEWS:
         picks = "largest" if "max" in call.name else "smallest"
         result.origin = call.tracer.origin(x).of_views(x.value.unbind(axis), picks)
@@ -54,10 +56,10 @@ def _with_places(call: Call, output: Any, values: Traced) -> Any:
 @rule("sort msort kthvalue median nanmedian")
 def _sorted(call: Call, x: Image, *rest: Setting, **more: Setting) -> Any:
     """Bound order statistics: sorting moves no two lists apart, `|sort(a) - sort(b)| <= |a - b|`."""
-    output = call.run()
+    output, interval = call.run(), call.interval(x)
     if isinstance(output, Tensor):
-        return call.unary(x, output, 1.0, None, "pooling")
-    return _with_places(call, output, call.unary(x, output[0], 1.0, None, "pooling"))
+        return call.unary(x, output, 1.0, None, "pooling", interval=interval)
+    return _with_places(call, output, call.unary(x, output[0], 1.0, None, "pooling", interval=interval))
 
 
 @rule("topk")
@@ -98,7 +100,7 @@ def _log_softmax(call: Call, x: Image, dim: Setting = None, *rest: Setting, **mo
         constant = 2 * gamma(4 * count + 128, arithmetic.unit) + count * arithmetic.tiny
         return size * (16 * gain * arithmetic.unit) + Affine(constant * math.sqrt(output.numel()))
 
-    return call.unary(x, output, gain, local, "activation")
+    return call.unary(x, output, gain, local, "activation", interval=Interval(hi=0.0))
 
 
 def _norm_of_entries(call: Call, order: Any) -> Traced:
@@ -117,7 +119,8 @@ def _norm_of_entries(call: Call, order: Any) -> Traced:
         return size * (gamma(count + 8, arithmetic.unit) * gain) + Affine(lost)
 
     largest = math.sqrt(call.tracer.arithmetic.largest) if order == 2 else gain
-    return call.unary(x, output, gain, None if order == math.inf else local, "norm", math.ceil(largest))
+    local_or_exact = None if order == math.inf else local
+    return call.unary(x, output, gain, local_or_exact, "norm", math.ceil(largest), interval=Interval(lo=0.0))
 
 
 @rule("norm", spaces=[torch, Tensor])
@@ -145,6 +148,25 @@ def _linalg_norm(call: Call, x: Image, ord: Setting = None, dim: Setting = None,
     return _norm_of_entries(call, 2 if ord in (None, "fro") else ord)
 
 
+@rule("normalize", spaces=[F])
+def _normalized(call: Call, x: Image, p: Setting = 2.0, dim: Setting = 1, eps: Number = 1e-12) -> Traced:
+    """Bound `x / max(|x|, eps)`: the projection onto the ball of radius eps, over eps, so `1 / eps`."""
+    unit, tiny = call.tracer.arithmetic.unit, call.tracer.arithmetic.tiny
+    if p != 2 or not tiny < eps < math.inf or not isinstance(dim, int):
+        raise call.unknown("of an order that is not 2, of several axes or without a positive eps")
+    output = call.run()
+    count = x.value.shape[dim] if x.value.ndim else 1
+    # Squares that underflow are missing in the norm, which is at least eps.
+    relative = gamma(count + 16, unit) + 2 * math.sqrt((count + 1) * tiny) / eps
+
+    def local(_size: Affine, _arithmetic: Arithmetic) -> Affine:
+        return Affine(2 * relative * math.sqrt(x.value.numel() / max(count, 1)) + tiny * output.numel())
+
+    interval = Interval(-1.0, 1.0).widened(2 * relative)
+    largest = math.ceil(math.sqrt(call.tracer.arithmetic.largest))
+    return call.unary(x, output, 1 / eps * (1 + 2.0**-50), local, "normalization", largest, interval=interval)
+
+
 @rule("lp_pool1d lp_pool2d lp_pool3d", spaces=[F])
 def _power_pooling(
     call: Call,
@@ -168,4 +190,4 @@ def _power_pooling(
         return size * (gamma(count + 16, arithmetic.unit) * gain) + Affine(lost)
 
     largest = math.sqrt(call.tracer.arithmetic.largest) * math.sqrt(count)
-    return call.unary(x, output, gain, local, "pooling", math.ceil(largest))
+    return call.unary(x, output, gain, local, "pooling", math.ceil(largest), interval=Interval(lo=0.0))

@@ -30,7 +30,7 @@ def _copies(call: Call, x: Image, *rest: Setting, **more: Setting) -> Any:
 
 @rule("masked_fill")
 def _masked_fill(call: Call, x: Image, mask: Setting, value: Number) -> Traced:
-    return call.elementwise(1.0, levels=(value,))
+    return call.elementwise(1.0, levels=(value,), interval=call.interval(x).hull(call.interval(value)))
 
 
 @rule("fold", spaces=[F])
@@ -46,7 +46,7 @@ def _copies_as(call: Call, x: Image, other: Like) -> Any:
 
 @rule("detach contiguous clone cpu cuda float double")
 def _same(call: Call, x: Image, *rest: Setting, **more: Setting) -> Traced:
-    result = call.unary(x, call.run(), 1.0, None, "copies")
+    result = call.unary(x, call.run(), 1.0, None, "copies", interval=call.interval(x))
     assert result.bounds is not None
     result.bounds = replace(result.bounds, readout=call.tracer.bounds(x).readout)
     if _share_memory(result, x):
@@ -84,7 +84,7 @@ def _pad(call: Call, x: Image, pad: Setting, mode: Setting = "constant", value: 
     def edge(_size: Affine, arithmetic: Arithmetic) -> Affine:
         return Affine(math.sqrt(output.numel()) * call.rounding([value], arithmetic))
 
-    return call.unary(x, output, 1.0, edge, "padding")
+    return call.unary(x, output, 1.0, edge, "padding", interval=call.interval(x).hull(call.interval(value)))
 
 
 @rule("mean sum")
@@ -107,7 +107,9 @@ def _average_pooling(
         raise call.unknown("with a divisor below 0")
     axes = int(call.name[-2])
     sizes = [kernel_size] * axes if isinstance(kernel_size, int) else list(kernel_size)
-    return call.non_negative(min(math.prod(sizes * (axes // len(sizes))), x.value.numel()), "pooling")
+    terms = min(math.prod(sizes * (axes // len(sizes))), x.value.numel())
+    # A divisor rounds, even one single entry.
+    return call.non_negative(terms if divisor_override == 1 else max(terms, 2), "pooling")
 
 
 @rule("adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d")
@@ -130,7 +132,7 @@ def _max_pooling(
     """Bound a maximum: its squared change is at most the sum of squares over its window; entries lie in `overlap`."""
     output = call.run()
     overlap = window_overlap(axes_of(call, x.value, output), kernel_size, stride or kernel_size, padding, dilation)
-    return call.unary(x, output, math.sqrt(overlap), None, "pooling")
+    return call.unary(x, output, math.sqrt(overlap), None, "pooling", interval=call.interval(x))
 
 
 def window_overlap(
@@ -156,7 +158,7 @@ def _adaptive_max_pooling(call: Call, x: Image, output_size: Setting, return_ind
         starts = range(cells)
         windows = Counter(at for c in starts for at in range(c * size // cells, -(-(c + 1) * size // cells)))
         overlap *= max(windows.values(), default=0)
-    return call.unary(x, output, math.sqrt(overlap), None, "pooling")
+    return call.unary(x, output, math.sqrt(overlap), None, "pooling", interval=call.interval(x))
 
 
 def axes_of(call: Call, before: Tensor, after: Tensor) -> list[tuple[int, int]]:

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from svdctl.certificates.contents import Contents
 from svdctl.certificates.error_bounds import Affine, AffineReadout, Arithmetic, ValueBounds
+from svdctl.certificates.intervals import UNBOUNDED, Interval
 from svdctl.errors import ShapeError
 from svdctl.layers.layer_bounds import Gain, exact
 from svdctl.spectral.rounding import gamma, norm_above, times
@@ -100,6 +101,8 @@ class Traced(Tensor):
     value: Tensor
     bounds: ValueBounds | None
     tracer: "Tracer"
+    memory: torch.UntypedStorage
+    """Its own, without numbers; held, so that no other has its address."""
     origin: Origin | None
     why_lost: str
     """Why it has no bounds, where it has none."""
@@ -108,6 +111,8 @@ class Traced(Tensor):
     def make(cls, tracer: "Tracer", value: Tensor, bounds: ValueBounds | None) -> Self:
         made = torch.Tensor._make_subclass(cls, torch.empty(value.shape, dtype=value.dtype, device="meta"))
         made.value, made.bounds, made.tracer, made.origin = value, bounds, tracer, None
+        with torch._C.DisableTorchFunction():
+            made.memory = made.untyped_storage()
         made.why_lost = "uses a view of a tensor that was changed in place; clone it before"
         tracer.live.append(weakref.ref(made))
         return made
@@ -221,6 +226,7 @@ class Tracer:
         error: Affine,
         readout: AffineReadout | None = None,
         inner: Affine | None = None,
+        interval: Interval = UNBOUNDED,
     ) -> Traced:
         """Return a new traced tensor; `inner` is at least the magnitude of what was computed on the way to it."""
         if value.dtype != self.dtype:
@@ -230,7 +236,7 @@ class Tracer:
         centre = norm_above(value)
         if not (lipschitz < float("inf") and centre < float("inf")):
             raise ShapeError(f"{self.where} gives values or a gain that are not finite; the network has no bound")
-        bounds = ValueBounds(lipschitz, centre, error, readout)
+        bounds = ValueBounds(lipschitz, centre, error, readout, interval)
         self.largest = self.largest.maximum(bounds.magnitude).maximum(inner or Affine())
         return Traced.make(self, value, bounds)
 
@@ -243,6 +249,10 @@ class Tracer:
         """Return the bounds of a tensor that is still what it was."""
         if tensor.bounds is None:
             raise ShapeError(f"{self.where} {tensor.why_lost}")
+        with torch._C.DisableTorchFunction():
+            # `Tensor.set_` passes over the table.
+            if tensor.untyped_storage()._cdata != tensor.memory._cdata:
+                raise ShapeError(f"{self.where} uses a tensor that was given the memory of another; assign it instead")
         return tensor.bounds
 
     def origin(self, tensor: Traced) -> Origin:
