@@ -2,46 +2,25 @@
 
 import os
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from svdctl.cli import eval_robust, inspect_spectrum, reproduce
-from svdctl.cli.evaluation_flags import EVALUATION
+from svdctl.cli.command_table import COMMANDS, CommandGroup, load_command
 from svdctl.cli.messages import report, wants_debug
-from svdctl.cli.options import flags_by_key
 from svdctl.cli.standard_streams import flush_output, guard_output, settle_output
-from svdctl.cli.training_commands import training_command
-from svdctl.cli.training_flags import LIPCONV, TRAIN
 from svdctl.cli.variadic import spread
 from svdctl.errors import UsageError
 from svdctl.utils.address_space import require_address_space
 
 app = typer.Typer(
     name="svdctl",
+    cls=CommandGroup,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for training in (TRAIN, LIPCONV):
-    app.command(training.name)(training_command(training))
-app.command("reproduce")(reproduce.reproduce)
-app.command("eval-robust")(eval_robust.eval_robust)
-app.command("inspect-spectrum")(inspect_spectrum.inspect_spectrum)
-
-FLAGS = {
-    "train": TRAIN.words,
-    "train-lipconv": LIPCONV.words,
-    "reproduce": flags_by_key(reproduce.REQUEST),
-    "eval-robust": flags_by_key(EVALUATION),
-    "inspect-spectrum": flags_by_key(inspect_spectrum.INSPECT),
-}
-"""Flags of each command, by the key that each sets, for messages."""
-SEVERAL = {"reproduce": reproduce.takers, "eval-robust": eval_robust.takers}
-"""Commands with options that take several values."""
-
 
 LASTING = ("train", "train-lipconv", "reproduce", "eval-robust")
 """Commands whose work does not end with whoever reads their output."""
@@ -51,6 +30,8 @@ PRINTING = {"--print-config", "--list", "--list-presets", "--dry-run", "--help",
 
 def _version(value: bool) -> None:
     if value:
+        from importlib.metadata import version
+
         typer.echo(f"svdctl {version('svdctl')}")
         raise typer.Exit
 
@@ -98,17 +79,18 @@ def keep_folder_from_children() -> None:
 def main() -> None:
     """Run the command line; the process ends with its exit code."""
     arguments = normalised(sys.argv[1:])
+    command = arguments[0] if arguments and arguments[0] in COMMANDS else None
     keep_folder_from_children()
     try:
-        works = bool(arguments) and arguments[0] in FLAGS and PRINTING.isdisjoint(arguments)
-        guard_output(lasting=works and arguments[0] in LASTING)
+        works = command is not None and PRINTING.isdisjoint(arguments)
+        guard_output(lasting=works and command in LASTING)
         if works:
             require_address_space()
-        if arguments and arguments[0] in SEVERAL:
-            arguments = spread(arguments, SEVERAL[arguments[0]]())
+        if command is not None:
+            arguments = spread(arguments, load_command(command).takers)
         code = app(on_one_line(arguments) or ["--help"], prog_name="svdctl", standalone_mode=False)
         flush_output()
     except (Exception, KeyboardInterrupt, SystemExit) as error:
-        code = report(error, FLAGS.get(arguments[0] if arguments else "", {}), debug=wants_debug(arguments))
+        code = report(error, {} if command is None else load_command(command).words, debug=wants_debug(arguments))
         settle_output()
     sys.exit(code or 0)

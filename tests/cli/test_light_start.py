@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from svdctl.cli.app import main
+from svdctl.cli.command_table import COMMANDS, load_command
 
 HEAVY = ("torch", "torchvision", "lightning_fabric", "numpy", "matplotlib", "sklearn", "wandb")
 
@@ -27,6 +28,26 @@ def test_nothing_heavy_is_loaded(code: str) -> None:
     check = f"{code}\nimport sys\nfound = [m for m in {HEAVY} if m in sys.modules]\nassert not found, found"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_list_of_commands_imports_none_of_them() -> None:
+    code = (
+        "import sys; from svdctl.cli.app import main; sys.argv = ['svdctl', '--help']\n"
+        "try: main()\nexcept SystemExit as e: assert not e.code\n"
+        "found = [m for m in sys.modules if m.split('.')[0] in ('pydantic', 'tomllib', 'torch')]\n"
+        "assert not found, found\n"
+        "found = [m for m in sys.modules if m.startswith(('svdctl.config', 'svdctl.evaluate', 'svdctl.reproduce'))]\n"
+        "assert not found, found"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_has_the_first_paragraph_of_each_help(name: str) -> None:
+    paragraph, *_ = (load_command(name).run.__doc__ or "").strip().split("\n\n")
+    assert " ".join(paragraph.split()) == COMMANDS[name][0]
 
 
 def test_python_dash_m() -> None:
