@@ -70,7 +70,9 @@ def lipschitz_bound(
 
     The network is followed through its Python code on one image, so loops and shape checks are fine; whatever depends
     on the image's numbers, or has no rule, is an error that names the function and the module. Constants multiply along
-    a path, add up in sums, and their squares add up in concatenations. The bound is about real arithmetic with the
+    a path, add up in sums, and their squares add up in concatenations. Functions such as `exp`, `log` and powers, and
+    products and quotients of two values, have constants where the ranges of their inputs are known and bounded enough,
+    as after a clamp or a sigmoid. The bound is about real arithmetic with the
     weights as they are (parametrised ones in the model's precision); `rounding_bound` has the rest. A network that
     gives another output when it is run again, with gradients or without, or that changes while it runs, is refused; so
     is one that catches the trace's refusals, and one whose frozen copy gives other outputs than it gives itself.

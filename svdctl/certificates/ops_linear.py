@@ -259,10 +259,9 @@ def quotient(call: Call, x: Any, other: Traced) -> Traced:
             "before it would give)"
         )
     slope = times(first.largest / second.smallest, 1 / second.smallest) * (1 + 2.0**-50)
-    unit, lost = call.tracer.arithmetic.unit, call.tracer.arithmetic.tiny * (1 + first.largest)
-    interval = call.rounded(first * inverse(second), 8, lost)
-    # Some devices multiply with 1 / b, which may underflow: as if a constant were rounded.
-    operands = [(x, 1 / second.smallest * (1 + 2.0**-50)), (other, slope), (lost / (4 * unit), 1.0)]
+    # Some devices multiply with 1 / b, which does not underflow where b is far enough from overflow.
+    interval = call.rounded(first * inverse(second), 8)
+    operands = [(x, 1 / second.smallest * (1 + 2.0**-50)), (other, slope)]
     return _sum_of(call, call.run(), operands, "quotient", interval=interval)
 
 
