@@ -111,7 +111,11 @@ EVALUATION: Flags = {
     "set": SET,
     "plugin": PLUGIN,
     "model": Flag("network.model", NETWORK, rule=_model),
-    "lenient": Flag("network.lenient", NETWORK),
+    "lenient": Flag(
+        "network.lenient",
+        NETWORK,
+        "With --model: leave out what the network has no place for, as further heads, and name it.",
+    ),
     "mean": Flag("network.mean", NETWORK, rule=_channels),
     "std": Flag("network.std", NETWORK, rule=_channels),
     "key": Flag("network.key", NETWORK),

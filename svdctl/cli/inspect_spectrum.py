@@ -8,7 +8,7 @@ from svdctl.analysis.inspect_config import InspectConfig
 from svdctl.cli.messages import with_flags
 from svdctl.cli.options import Flag, Flags, Merge, flags_by_key, with_options
 from svdctl.cli.progress_display import ProgressDisplay
-from svdctl.cli.training_flags import PLUGIN
+from svdctl.cli.training_flags import DEBUG, PLUGIN
 from svdctl.errors import LimitExceeded, UsageError
 from svdctl.utils.escapes import one_line
 from svdctl.utils.printable import printable
@@ -16,26 +16,30 @@ from svdctl.utils.printable import printable
 if TYPE_CHECKING:
     from svdctl.analysis.network_spectrum import NetworkSpectrum
 
+NETWORK = "The network of the weights"
+SHOWN = "What is shown"
+GATE = "A gate"
+
 INSPECT: Flags = {
-    "model": Flag("model", text="The network of the weights: torchvision:NAME or package.module:factory."),
-    "lenient": Flag("lenient", text="With --model: take what fits of the file, and name what does not.", type=bool),
+    "model": Flag("model", NETWORK, "torchvision:NAME or package.module:factory, for weights not by svdctl."),
+    "lenient": Flag("lenient", NETWORK, "With --model: take what fits of the file, and name what does not.", bool),
     "input_size": Flag(
-        "input_size", text="32, 32x32 or 3x224x224; of bare weights, the size seen by every layer.", type=str
+        "input_size", NETWORK, "32, 32x32 or 3x224x224; of bare weights, the size seen by every layer.", str
     ),
-    "gouk_transforms": Flag("gouk_transforms"),
-    "layer": Flag("layers", text="Pattern of layer names, as 'layer3.*'. Repeatable."),
-    "all": Flag("every"),
-    "top": Flag("top"),
-    "format": Flag("format", text="table, json or csv, on stdout (table)."),
-    "plot": Flag("plot", text="Draw values against index, layer by layer, all files overlaid."),
-    "max": Flag("max_sigma", text="A gate: exit 1, naming the layers, unless all are proved to be at most this."),
-    "batchnorm_max": Flag("batchnorm_max", text="The same gate for BatchNorm, which --max leaves alone."),
-    "except": Flag("excepted", text="Pattern of layers that the gate lets pass though not proved. Repeatable."),
-    "tolerance": Flag("tolerance", text="Slack of the proved bounds (0.02)."),
-    "accuracy": Flag("accuracy", text="Of the singular values: full, or fast, to 1e-3 of the largest (full)."),
-    "key": Flag("key", text="Which set of weights of a file that has several, as ema."),
+    "gouk_transforms": Flag("gouk_transforms", NETWORK),
+    "key": Flag("key", NETWORK, "Which set of weights of a file that has several, as ema."),
+    "layer": Flag("layers", SHOWN, "Pattern of layer names, as 'layer3.*'. Repeatable."),
+    "all": Flag("every", SHOWN),
+    "top": Flag("top", SHOWN),
+    "format": Flag("format", SHOWN, "table, json or csv, on stdout (table)."),
+    "plot": Flag("plot", SHOWN, "Draw values against index, layer by layer, all files overlaid."),
+    "tolerance": Flag("tolerance", SHOWN, "Slack of the proved bounds (0.02)."),
+    "accuracy": Flag("accuracy", SHOWN, "Of the singular values: full, or fast, to 1e-3 of the largest (full)."),
+    "max": Flag("max_sigma", GATE, "Exit with 1, naming the layers, unless all are proved to be at most this."),
+    "batchnorm_max": Flag("batchnorm_max", GATE, "The same for BatchNorm, which --max leaves alone."),
+    "except": Flag("excepted", GATE, "Pattern of layers that the gate lets pass though not proved. Repeatable."),
     "plugin": PLUGIN,
-    "debug": Flag(text="Show tracebacks.", type=bool),
+    "debug": DEBUG,
 }
 
 

@@ -179,7 +179,9 @@ def with_options(
             for name, kind, default in parameters
         ]
         vars(command).update(__signature__=inspect.Signature(signature))
-        command.__doc__ = run.__doc__
+        # Of all but the first paragraph the parser would keep the line ends.
+        paragraphs = inspect.cleandoc(run.__doc__ or "").split("\n\n")
+        command.__doc__ = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
         return command
 
     return decorate

@@ -280,7 +280,9 @@ FLAGS: Flags = {
     "out_dir": Flag("out_dir", RUN),
     "name": Flag("name", RUN),
     "select": Flag("evaluation.select", RUN),
-    "max_steps": Flag("max_steps", RUN),
+    "max_steps": Flag(
+        "max_steps", RUN, "Stop after this many steps, wherever in an epoch; the schedule still spans --epochs."
+    ),
     "wandb": Flag("log.wandb", RUN),
     "checkpoint_activations": Flag("model.checkpoint_activations", RUN, of=LIP),
     "dataset": Flag("data.kind", text=f"{FORMS_OF_DATA}.", type=str, rule=_data),
@@ -292,7 +294,14 @@ FLAGS: Flags = {
     "new_layer": Flag("layer.kind", text="Convolutions: standard or tt.", words=LAYERS, of=WRN),
     "conv_type": Flag("layer.kind", text="Convolutions: standard, skew (SOC), tt or sott.", words=LAYERS, of=LIP),
     "dec_rank": Flag("layer.rank", text=RANKS, type=str, off=(-1, "-1"), rule=_rank, needs=_ranked),
-    "dec_scale": Flag("layer.rank_scale", off=(-1,), rule=_rank_scale, needs=_ranked, of=WRN),
+    "dec_scale": Flag(
+        "layer.rank_scale",
+        text="Ranks as a share of each layer's widths, instead of --dec-rank.",
+        off=(-1,),
+        rule=_rank_scale,
+        needs=_ranked,
+        of=WRN,
+    ),
     "no_compress_first": Flag(
         text="Leave the first convolution as it is.",
         type=bool,
@@ -338,7 +347,7 @@ FLAGS: Flags = {
     "epsilon": Flag("certificate.epsilon", of=LIP),
     "epochs": Flag("epochs"),
     "batch_size": Flag("batch_size"),
-    "init": Flag("init"),
+    "init": Flag("init", text="How weights start: svdctl, or paper: as in the paper's public code (svdctl's own)."),
     "conv_init": Flag("layer.init", of=WRN),
     "gouk_transforms": Flag(
         text="Symmetric padding; mean and std 0.5.",

@@ -11,6 +11,7 @@ from torch import nn
 
 from svdctl.analysis import network_spectrum
 from svdctl.cli.app import main
+from svdctl.cli.inspect_spectrum import GATE, NETWORK, SHOWN
 
 
 def call(capsys, monkeypatch, *arguments: object) -> tuple[int, str, str]:
@@ -144,3 +145,11 @@ def test_what_takes_long_is_told_with_the_flags_that_take_less(invoke, monkeypat
     assert code == 0, err
     assert "--accuracy" in err
     assert "--layer" in err
+
+
+def test_its_help_names_none_of_the_papers_flags(invoke, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    code, shown, _ = invoke("--help")
+    assert code == 0
+    assert "paper's code (a dash" not in shown  # that code has no such command
+    assert all(f"─ {panel} ─" in shown for panel in (NETWORK, SHOWN, GATE))
