@@ -306,7 +306,13 @@ def _draw(found: list[NetworkSpectrum], config: InspectConfig) -> None:
     from svdctl.analysis.spectrum_plot import plot_networks  # matplotlib takes a second to import
 
     assert config.plot is not None
-    if not any(layer.values is not None and len(layer.shape) > 2 for network in found for layer in network):
+    kernels = [layer for network in found for layer in network if len(layer.shape) > 2]
+    if not any(layer.values is not None for layer in kernels):
+        if not kernels:
+            raise UsageError(
+                "`plot`: no convolution is among these layers; matrices and gains are not drawn, only listed in the "
+                "table, so leave `plot` out"
+            )
         raise UsageError("`plot`: no convolution has singular values without a size of its input; add `input_size`")
     if not config.plot.parent.is_dir():
         raise UsageError(f"`plot = {config.plot}`: there is no folder {config.plot.parent}; make it first")

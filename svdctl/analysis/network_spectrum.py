@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizat
 from svdctl.analysis.exponential_spectrum import exponential_row
 from svdctl.analysis.layer_spectrum import LayerSpectrum, as_it_runs, circular_size, norm_as_it_runs, with_values
 from svdctl.errors import ShapeError, SvdctlError, first_line
-from svdctl.layers.layer_bounds import layer_gain
+from svdctl.layers.layer_bounds import FINEST, layer_gain, matrix_tolerance
 from svdctl.layers.layer_operator import operator_of, why_not_read
 from svdctl.layers.layer_ops import LayerOps, NormalizationOps, find_ops, is_controllable, ops_of, require_module
 from svdctl.layers.norms import layer_norm_bound, layer_norm_bounds
@@ -29,6 +29,7 @@ from svdctl.spectral.gram import on_host, operations_of_grams
 from svdctl.spectral.values import all_singular_values, operations_of_values
 
 if TYPE_CHECKING:
+    from svdctl.certificates.interpreter import ProvedLayer
     from svdctl.utils.matplotlib_defaults import Figure
 
 TOLERANCE = 0.02
@@ -207,6 +208,7 @@ def spectrum(
         tell(0, len(chosen), "bounds of all layers")
     with exact_products():
         proved = _bounds_together(chosen, calls, tolerance, at_most)
+        kept = _kept(chosen, proved) if layers == "*" else {}
         values = _values_together(chosen, calls, asked.accuracy)
         bounded = {key: chosen[key] for key in proved}
         lowers = _norms_together(bounded, calls) if zero_padded else {}
@@ -218,7 +220,7 @@ def spectrum(
     only = None, "only some layers were asked for"
     if tell is not None and layers == "*":
         tell(len(chosen), len(chosen), "Lipschitz constant")
-    lipschitz, why = _lipschitz(model, input_shape, tolerance) if layers == "*" else only
+    lipschitz, why = _lipschitz(model, input_shape, tolerance, kept) if layers == "*" else only
     return NetworkSpectrum(name, tuple(rows), lipschitz, why)
 
 
@@ -277,12 +279,21 @@ def _own_numbers(module: nn.Module) -> list[torch.Tensor]:
     return [tensor for tensor in tensors if tensor.is_floating_point() or tensor.is_complex()]
 
 
-def _lipschitz(model: nn.Module, input_shape: tuple[int, ...], tolerance: float) -> tuple[float | None, str]:
+def _kept(modules: Mapping[str, nn.Module], brackets: Mapping[str, Bracket]) -> "dict[str, ProvedLayer]":
+    """Return what is proved of layers, with what they hold now, for the network's Lipschitz constant."""
+    from svdctl.certificates.interpreter import ProvedLayer
+
+    return {name: ProvedLayer.of(modules[name], bracket.upper) for name, bracket in brackets.items()}
+
+
+def _lipschitz(
+    model: nn.Module, input_shape: tuple[int, ...], tolerance: float, proved: "Mapping[str, ProvedLayer]"
+) -> tuple[float | None, str]:
     """Return the network's proved Lipschitz constant and an empty text, or None and why there is none."""
-    from svdctl.certificates.lipschitz import lipschitz_bound
+    from svdctl.certificates.lipschitz import bound_of_proved_layers
 
     try:
-        return lipschitz_bound(model, input_shape, tolerance=tolerance).value, ""
+        return bound_of_proved_layers(model, input_shape, proved, tolerance=tolerance).value, ""
     except SvdctlError as error:
         return None, str(error)
 
@@ -427,10 +438,19 @@ def _bounds_together(
             and is_controllable(module)
             and not _is_unstrided(module, calls[name].sizes if name in calls else [])
         }
-        brackets = layer_norm_bounds(list(chosen.values()), tolerance=tolerance, allowed=[at_most] * len(chosen))
+        tolerances = [min(tolerance, _finest_for_little(module)) for module in chosen.values()]
+        brackets = layer_norm_bounds(list(chosen.values()), tolerance=tolerances, allowed=[at_most] * len(chosen))
     except ShapeError:
         return {}
     return dict(zip(chosen, brackets, strict=True))
+
+
+def _finest_for_little(module: nn.Module) -> float:
+    """Return the tolerance of a layer's bound that costs little: of a small matrix that of its gain, else infinity."""
+    out, channels, *taps = ops_of(module).shape(module)
+    operations = 2.0 * out * channels * min(out, channels)
+    tolerance = matrix_tolerance(operations)
+    return tolerance if math.prod(taps) == 1 and tolerance == FINEST else math.inf
 
 
 def _is_unstrided(module: nn.Module, sizes: Sequence[tuple[int, ...]]) -> bool:

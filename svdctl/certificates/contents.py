@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from svdctl.errors import ShapeError
-from svdctl.layers.stored_weight import have_same_bits, same_bits
+from svdctl.layers.stored_weight import read_flags, same_bits
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...))
 _NAMED = (torch.dtype, torch.device, torch.layout, torch.memory_format, slice, range, types.CodeType)
@@ -49,13 +49,8 @@ class Comparison:
 
     def difference(self) -> str | None:
         """Return the path of something that is not the same in both, a tensor if there is one; None if all is."""
-        if self.same:
-            flags = list(self.same.values())
-            read = torch.stack([flag.to(flags[0].device) for flag in flags]).tolist()
-            for path, same in zip(self.same, read, strict=True):
-                if not same:
-                    return path
-        return self.unlike
+        read = read_flags(list(self.same.values()))
+        return next((path for path, same in zip(self.same, read, strict=True) if not same), self.unlike)
 
 
 @dataclass
@@ -113,9 +108,11 @@ class Contents:
 
     def changed_values(self, other: "Contents") -> str | None:
         """Return the path of a tensor or number that differs in an object meant to be a copy; None if none does."""
-        for path, tensor in self.tensors.items():
-            if path in other.tensors and not have_same_bits(tensor, other.tensors[path]):
-                return path
+        paths = [path for path in self.tensors if path in other.tensors]
+        flags = read_flags([same_bits(self.tensors[path], other.tensors[path]) for path in paths])
+        changed = next((path for path, same in zip(paths, flags, strict=True) if not same), None)
+        if changed is not None:
+            return changed
         for path, value in self.values.items():
             found = other.values.get(path)
             if all(isinstance(pair, tuple) and isinstance(pair[0], type) for pair in (value, found)) and value != found:

@@ -9,7 +9,7 @@ import copy
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,7 +29,7 @@ from svdctl.errors import ShapeError
 from svdctl.layers.layer_bounds import forward_of, layer_gain, layer_gains
 from svdctl.layers.layer_ops import LayerOps, find_ops, is_controllable, known_class
 from svdctl.layers.padding import Convolutional, is_cyclic
-from svdctl.layers.stored_weight import forwards_as, made_by, tensor_of_own_class
+from svdctl.layers.stored_weight import forwards_as, made_by, read_flags, tensor_of_own_class
 from svdctl.spectral.faster_device import few_batches_are_faster
 from svdctl.spectral.rounding import norm_above
 
@@ -145,17 +145,36 @@ def _refuse_shared(model: nn.Module, copied: nn.Module) -> None:
 def _require_converted(model: nn.Module, copied: nn.Module, dtype: torch.dtype) -> None:
     """Raise a ShapeError if the copy's weights are neither the caller's nor these in another precision."""
     converted = dict((*copied.named_parameters(), *copied.named_buffers()))
+    names, flags = [], []
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         found = converted.get(name, converted.get(name.replace("_orig_mod.", "")))
         if tensor.is_floating_point() and tensor.layout == torch.strided:
-            values = (tensor.to(dtype).double(), tensor.double())
-            if found is None or not any(_equal(found.double(), value) for value in values):
-                raise ShapeError(f"conversion to {dtype} gives the network another {name}; remove its own to, _apply")
+            names.append(name)
+            flags.append(found is not None and _is_converted(tensor, found, dtype))
+    for name, same in zip(names, read_flags(flags), strict=True):
+        if not same:
+            raise ShapeError(f"conversion to {dtype} gives the network another {name}; remove its own to, _apply")
+
+
+def _is_converted(tensor: Tensor, found: Tensor, dtype: torch.dtype) -> bool | Tensor:
+    """Return whether `found` is a tensor as it is or in another precision, not read off its device."""
+    found = found.to(tensor.device)
+    if found.dtype == tensor.dtype == dtype:
+        return _are_equal(found, tensor)
+    wide = found.double()
+    return _are_equal(wide, tensor.to(dtype).double()) | _are_equal(wide, tensor.double())
+
+
+def _are_equal(first: Tensor, second: Tensor) -> bool | Tensor:
+    """Return whether all entries are equal, nan and nan too: `()` on their device, False of two shapes."""
+    if first.shape != second.shape:
+        return False
+    return ((first == second) | (first.isnan() & second.isnan())).all()
 
 
 def _equal(first: Tensor, second: Tensor) -> bool:
     """Return whether all entries are equal, nan and nan too."""
-    return first.shape == second.shape and bool(((first == second) | (first.isnan() & second.isnan())).all())
+    return bool(_are_equal(first, second))
 
 
 def _frozen(module: nn.Module) -> nn.Module | None:
@@ -208,6 +227,38 @@ def is_leaf(module: nn.Module) -> bool:
     return True
 
 
+@dataclass(frozen=True, eq=False)
+class ProvedLayer:
+    """A layer as it was when its norm was proved."""
+
+    contents: Contents
+    upper: float
+    """At least its norm at every input size, its padding counted."""
+
+    @classmethod
+    def of(cls, layer: nn.Module, upper: float) -> "ProvedLayer":
+        """Return what is proved of a layer; its tensors are copied."""
+        return cls(Contents.of(layer).kept(), upper)
+
+
+_MODE = frozenset({"training"})
+
+
+def _proved_norms(network: nn.Module, proved: Mapping[str, ProvedLayer]) -> dict[int, float]:
+    """Return what is proved of a frozen network's layers, by identity: of those that hold what they held, to the bit.
+
+    Nothing but the training mode may differ.
+    """
+    found, comparisons = [], []
+    for name, module in network.named_modules():
+        if name in proved:
+            found.append((id(module), proved[name].upper))
+            comparisons.append(proved[name].contents.compared(Contents.of(module), _MODE))
+    flags = iter(read_flags([flag for comparison in comparisons for flag in comparison.same.values()]))
+    same = [all(list(itertools.islice(flags, len(each.same)))) and each.unlike is None for each in comparisons]
+    return {module: upper for (module, upper), alike in zip(found, same, strict=True) if alike}
+
+
 @dataclass(frozen=True)
 class Trace:
     """Bounds of the output, and what led to them."""
@@ -246,20 +297,28 @@ def require_same(comparison: Comparison) -> None:
 
 
 @torch.no_grad()
-def interpret(network: nn.Module, centre: Tensor, *, tolerance: float | None = None) -> Trace:
+def interpret(
+    network: nn.Module,
+    centre: Tensor,
+    *,
+    tolerance: float | None = None,
+    proved: Mapping[str, ProvedLayer] | None = None,
+) -> Trace:
     """Run a frozen network around one image `(1, *shape)`; the bounds hold for all images, by their distance from it.
 
     Args:
         network: in evaluation mode, of the image's precision.
         centre: the image.
         tolerance: see `layer_gain`.
+        proved: what is proved of its layers already, by name; of those that have changed since it is not used.
 
     Raises:
         ShapeError: an operation without a rule, or a network that does not compute the same each time.
     """
     tracer = Tracer(apply, tolerance, Arithmetic(centre.dtype), shape=tuple(centre.shape[1:]))
+    norms = _proved_norms(network, proved or {})
     with _watched(network, tracer) as known:
-        _keep_gains(tracer, known)
+        _keep_gains(tracer, known, norms)
         output, bounds = _traced_pass(network, tracer, centre)
         farthest, contributions = tracer.largest.distance_below(tracer.arithmetic.largest), tuple(tracer.contributions)
         # Again away from the centre, where a difference that the centre hides (a factor on zeros, say) shows.
@@ -268,11 +327,11 @@ def interpret(network: nn.Module, centre: Tensor, *, tolerance: float | None = N
         other = centre + step * min(1.0, max(farthest, 0.0) / 2 / norm_above(step))
         again, same = _traced_pass(network, tracer, other)
     passing = frozenset(_contents_of(network).without_numbers)
-    proved = replace(bounds, lipschitz=outward(bounds.lipschitz), error=bounds.error * outward(1.0))
-    _require_close(_plain_pass(network, other), again, proved, norm_above(other - centre))
-    trace = Trace(proved, output, contributions, _contents_of(network).kept(), passing, farthest)
+    widened = replace(bounds, lipschitz=outward(bounds.lipschitz), error=bounds.error * outward(1.0))
+    _require_close(_plain_pass(network, other), again, widened, norm_above(other - centre))
+    trace = Trace(widened, output, contributions, _contents_of(network).kept(), passing, farthest)
     for grad in (False, True):
-        _require_close(_plain_pass(network, other, grad=grad), again, proved, norm_above(other - centre), or_none=grad)
+        _require_close(_plain_pass(network, other, grad=grad), again, widened, norm_above(other - centre), or_none=grad)
     _require_bound(network, centre, trace)
     trace.require_unchanged(network)
     if same.lipschitz != bounds.lipschitz:
@@ -314,8 +373,19 @@ def _require_bound(network: nn.Module, centre: Tensor, trace: Trace) -> None:
 
 
 @torch.no_grad()
-def prove(model: nn.Module, centre: Tensor, *, tolerance: float | None = None) -> tuple[nn.Module, Trace]:
+def prove(
+    model: nn.Module,
+    centre: Tensor,
+    *,
+    tolerance: float | None = None,
+    proved: Mapping[str, ProvedLayer] | None = None,
+) -> tuple[nn.Module, Trace]:
     """Return a frozen copy of the caller's network in the image's precision, and what is proved of both.
+
+    Args:
+        model: the caller's network.
+        centre: an image `(1, *shape)`.
+        tolerance, proved: see `interpret`.
 
     Raises:
         ShapeError: what `interpret` refuses, or a copy that does not compute what the caller's network computes in
@@ -323,7 +393,7 @@ def prove(model: nn.Module, centre: Tensor, *, tolerance: float | None = None) -
     """
     model = _without_compilation(model)
     network = freeze_copy(model, centre.dtype)
-    trace = interpret(network, centre, tolerance=tolerance)
+    trace = interpret(network, centre, tolerance=tolerance, proved=proved)
     with _in_evaluation_mode(model), _without_compiling():
         _require_as_given(model, network, trace, centre)
     return network, trace
@@ -403,8 +473,9 @@ def _in_evaluation_mode(model: nn.Module) -> Iterator[None]:
             for name, value in inside.items():
                 held[name].clear()
                 held[name].update(value) if isinstance(value, dict) else held[name].extend(value)
-        for tensor, values in tensors:
-            if tensor.shape != values.shape or not _equal(tensor.detach(), values):
+        same = read_flags([_are_equal(tensor.detach(), values) for tensor, values in tensors])
+        for (tensor, values), unchanged in zip(tensors, same, strict=True):
+            if not unchanged:
                 tensor.data = values
 
 
@@ -492,14 +563,22 @@ def _watched(network: nn.Module, tracer: Tracer) -> Iterator[list[nn.Module]]:
             vars(module).pop("forward", None)  # the network may have taken it away
 
 
-def _keep_gains(tracer: Tracer, layers: Sequence[nn.Module]) -> None:
-    """Compute the gains of layers before the pass, their norms together, where that saves time."""
+def _keep_gains(tracer: Tracer, layers: Sequence[nn.Module], proved: Mapping[int, float]) -> None:
+    """Compute the gains of layers before the pass, their norms together, where that saves time.
+
+    Args:
+        tracer: which keeps them.
+        layers: that the pass does not look into.
+        proved: at least the norms of some of them, by identity.
+    """
     chosen = [layer for layer in layers if is_controllable(layer)]
     on_cpu = all(not few_batches_are_faster(tensor.device) for layer in chosen for tensor in layer.parameters())
-    if len(chosen) < 2 or (on_cpu and torch.get_num_threads() == 1):
+    norms = [proved.get(id(layer)) for layer in chosen]
+    if norms == [None] * len(norms) and (len(chosen) < 2 or (on_cpu and torch.get_num_threads() == 1)):
         return
     try:
-        for layer, gain in zip(chosen, layer_gains(chosen, tolerance=tracer.tolerance), strict=True):
+        gains = layer_gains(chosen, tolerance=tracer.tolerance, proved=norms)
+        for layer, gain in zip(chosen, gains, strict=True):
             tracer.keep_gain(id(layer), layer, gain)
     except Exception:  # whatever a layer's own code raises: the pass comes to that layer, and says so of it
         tracer.gains.clear()

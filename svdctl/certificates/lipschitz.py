@@ -1,13 +1,13 @@
 """Bounds for whole networks: how far an output can move with the image, and how far from it rounding can lead."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from svdctl.certificates.interpreter import prove, tensors_of
+from svdctl.certificates.interpreter import ProvedLayer, prove, tensors_of
 from svdctl.certificates.traced_tensor import Contribution
 from svdctl.errors import ShapeError
 from svdctl.spectral.exact_arithmetic import exact_arithmetic
@@ -102,9 +102,23 @@ def lipschitz_bound(
     >>> parts[0] * parts[1] <= bound.value * 1.05
     True
     """
+    return bound_of_proved_layers(model, input_shape, {}, tolerance=tolerance)
+
+
+def bound_of_proved_layers(
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    proved: Mapping[str, ProvedLayer],
+    *,
+    tolerance: float | None = None,
+) -> LipschitzBound:
+    """Return `lipschitz_bound`, with norms of layers that are proved already, by name.
+
+    Each is used where the layer, as the network runs, holds what it held then, bit for bit.
+    """
     with torch.inference_mode(False), exact_arithmetic(torch.get_default_dtype()):
         centre = zero_image(model, input_shape, None)
-        _, result = prove(model, centre, tolerance=tolerance)
+        _, result = prove(model, centre, tolerance=tolerance, proved=proved)
     return LipschitzBound(result.bounds.lipschitz, result.contributions)
 
 

@@ -357,7 +357,8 @@ class Controller:
         Unlike `seal` it leaves BatchNorm alone. It waits for the device, and belongs between two steps.
 
         Returns:
-            What was proved, by layer, from 0 to the maximum; nothing under the paper's procedure.
+            What was proved, by layer: brackets from 0 to the maximum, which say nothing of how near to it the norm is;
+            nothing under the paper's procedure.
 
         Raises:
             ShapeError: weights that are not finite.

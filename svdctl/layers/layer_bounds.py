@@ -7,12 +7,13 @@ import math
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import islice
 
 from torch import Tensor, nn
 
 from svdctl.errors import ShapeError
 from svdctl.layers.layer_ops import LayerOps, find_ops, known_class, ops_of
-from svdctl.layers.stored_weight import forwards_as, have_same_bits, tensor_of_own_class
+from svdctl.layers.stored_weight import forwards_as, read_flags, same_bits, tensor_of_own_class
 from svdctl.spectral.bounds import norm_bound, norm_bounds
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.gram import operations_of_grams
@@ -105,22 +106,36 @@ def summands(conv: Convolution) -> int:
     return max(conv.kernel.shape[1:3]) * math.prod(conv.taps)
 
 
+def matrix_tolerance(operations: float) -> float:
+    """Return how far the norm of a matrix may be overestimated, relatively, given the operations of its Gram matrix."""
+    return _TIGHT if operations > _LARGE else FINEST
+
+
 def norm_above_of(conv: Convolution, tolerance: float | None) -> float:
     """Return at least the norm of a convolution; that of a matrix to 1e-6, or where that takes long to 1e-3."""
     if math.prod(conv.taps) == 1:
-        tolerance = _TIGHT if operations_of_grams(conv) > _LARGE else FINEST
+        tolerance = matrix_tolerance(operations_of_grams(conv))
     elif tolerance is None:
         tolerance = _TIGHT if min(conv.polyphase().shape[1:3]) <= _WIDE else _AFFORDABLE
     norms = _norms_of_gain.get()
     return times(norm_bound(conv, tolerance=tolerance).upper) if norms is None else norms.above(conv, tolerance)
 
 
+def proved_norm() -> float | None:
+    """Return at least the norm of the layer whose gain is computed, where `layer_gains` was given it; else None."""
+    norms = _norms_of_gain.get()
+    return None if norms is None else norms.proved
+
+
 class _NormsOfGain:
     """The norms that the gain of one layer is made of: noted when it is computed first, given when it is again."""
 
-    def __init__(self) -> None:
+    def __init__(self, proved: float | None) -> None:
+        self.proved = proved
         self.asked: list[tuple[Convolution, float]] = []
         self.known: list[float] | None = None
+        self.same: list[bool | Tensor] = []
+        """Whether each norm given was of what was asked for."""
         self._given = 0
 
     def above(self, conv: Convolution, tolerance: float) -> float:
@@ -129,7 +144,8 @@ class _NormsOfGain:
             self.asked.append((conv.with_kernel(conv.kernel.clone()), tolerance))
             return 1.0
         place, self._given = self._given, self._given + 1
-        if place < len(self.asked) and _is_same(self.asked[place], (conv, tolerance)):
+        if place < len(self.asked):
+            self.same.append(_is_same(self.asked[place], (conv, tolerance)))
             return times(self.known[place])
         return times(norm_bound(conv, tolerance=tolerance).upper)
 
@@ -137,42 +153,61 @@ class _NormsOfGain:
 _norms_of_gain: ContextVar[_NormsOfGain | None] = ContextVar("norms of a gain", default=None)
 
 
-def _is_same(first: tuple[Convolution, float], second: tuple[Convolution, float]) -> bool:
-    """Return whether both ask for one norm: of equal kernels, to the bit, by one tolerance."""
+def _is_same(first: tuple[Convolution, float], second: tuple[Convolution, float]) -> bool | Tensor:
+    """Return whether both ask for one norm: of equal kernels, to the bit, by one tolerance. See `same_bits`."""
     (one, one_tolerance), (other, other_tolerance) = first, second
     alike = (one.stride, one.dilation, one_tolerance) == (other.stride, other.dilation, other_tolerance)
-    return alike and have_same_bits(one.kernel, other.kernel)
+    return alike and same_bits(one.kernel, other.kernel)
 
 
-def layer_gains(layers: Sequence[nn.Module], *, tolerance: float | None = None) -> list[Gain]:
+def layer_gains(
+    layers: Sequence[nn.Module], *, tolerance: float | None = None, proved: Sequence[float | None] | None = None
+) -> list[Gain]:
     """Return `layer_gain` of each layer, their norms proved together: gains are computed twice, norms once.
+
+    Args:
+        layers: any number.
+        tolerance: of all.
+        proved: at least the norm of each layer at every input size, its padding counted, where it is known already.
 
     Raises:
         ShapeError: as `layer_gain`, of any of them.
     """
-    norms = [_NormsOfGain() for _ in layers]
+    norms = [_NormsOfGain(upper) for upper in ([None] * len(layers) if proved is None else proved)]
 
-    def gains() -> list[Gain]:
-        found = []
-        for layer, own in zip(layers, norms, strict=True):
-            token = _norms_of_gain.set(own)
-            try:
-                found.append(layer_gain(layer, tolerance=tolerance))
-            finally:
-                _norms_of_gain.reset(token)
-        return found
+    def gain(place: int) -> Gain:
+        token = _norms_of_gain.set(norms[place])
+        try:
+            return layer_gain(layers[place], tolerance=tolerance)
+        finally:
+            _norms_of_gain.reset(token)
 
-    gains()
-    asked = [question for own in norms for question in own.asked]
+    found = [gain(place) for place in range(len(layers))]
+    asking = [place for place, own in enumerate(norms) if own.asked]
+    asked = [question for place in asking for question in norms[place].asked]
     brackets = iter(norm_bounds([conv for conv, _ in asked], tolerance=[tolerance for _, tolerance in asked]))
-    for own in norms:
-        own.known = [next(brackets).upper for _ in own.asked]
-    return gains()
+    for place in asking:
+        norms[place].known = [next(brackets).upper for _ in norms[place].asked]
+        found[place] = gain(place)
+    flags = iter(read_flags([flag for place in asking for flag in norms[place].same]))
+    for place in asking:
+        # A gain that did not ask for the same again is computed by itself.
+        if not all(list(islice(flags, len(norms[place].same)))):
+            found[place] = layer_gain(layers[place], tolerance=tolerance)
+    return found
 
 
-def linear_gain(conv: Convolution, bias: Tensor | None, tolerance: float | None) -> Gain:
-    """Return the gain of a convolution, of its adjoint or (without spatial taps) of a matrix."""
-    absolute, terms, norm = absolute_norm(conv), summands(conv) + 1, norm_above_of(conv, tolerance)
+def linear_gain(conv: Convolution, bias: Tensor | None, tolerance: float | None, norm: float | None = None) -> Gain:
+    """Return the gain of a convolution, of its adjoint or (without spatial taps) of a matrix.
+
+    Args:
+        conv: the convolution.
+        bias: added at every position.
+        tolerance: see `norm_above_of`.
+        norm: at least its norm, where that is known.
+    """
+    absolute, terms = absolute_norm(conv), summands(conv) + 1
+    norm = norm_above_of(conv, tolerance) if norm is None else norm
     return Gain({"norm": norm}, lambda unit: gamma(terms, unit) * absolute, bias, terms, is_affine=True)
 
 

@@ -26,13 +26,16 @@ def layer_norm_bound(layer: nn.Module, *, tolerance: float = TOLERANCE, allowed:
 
 
 def layer_norm_bounds(
-    layers: Sequence[nn.Module], *, tolerance: float = TOLERANCE, allowed: Sequence[float | None] | None = None
+    layers: Sequence[nn.Module],
+    *,
+    tolerance: float | Sequence[float] = TOLERANCE,
+    allowed: Sequence[float | None] | None = None,
 ) -> list[Bracket]:
     """Return `layer_norm_bound` of each layer, all refined together.
 
     Args:
         layers: any number.
-        tolerance: of all.
+        tolerance: of all, or of each.
         allowed: of each.
 
     Raises:

@@ -2,7 +2,7 @@
 
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -93,6 +93,18 @@ def same_bits(first: Tensor, second: Tensor) -> bool | Tensor:
     bits = _BITS[first.element_size()]
     first, second = first.detach().view(bits), second.detach().view(bits)
     return (first == second).all() if first.device.type in _ASYNCHRONOUS else torch.equal(first, second)
+
+
+def read_flags(flags: Sequence[bool | Tensor]) -> list[bool]:
+    """Return the values of flags, `()` bool each where they are on a device, after one read of it."""
+    places = [place for place, flag in enumerate(flags) if isinstance(flag, Tensor)]
+    found = [flag if isinstance(flag, bool) else False for flag in flags]
+    if places:
+        tensors = [flag for flag in flags if isinstance(flag, Tensor)]
+        read = torch.stack([flag.to(tensors[0].device) for flag in tensors]).tolist()
+        for place, value in zip(places, read, strict=True):
+            found[place] = value
+    return found
 
 
 def why_not_as_stored(layer: nn.Module, kind: type) -> str | None:

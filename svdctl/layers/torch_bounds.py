@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from svdctl.errors import ShapeError
-from svdctl.layers.layer_bounds import Gain, linear_gain
+from svdctl.layers.layer_bounds import Gain, linear_gain, proved_norm
 from svdctl.layers.normalize import Normalize
 from svdctl.layers.padding import Convolutional, is_cyclic, padded_sides, padding_factor
 from svdctl.spectral.convolution import Convolution
@@ -16,6 +16,8 @@ from svdctl.spectral.rounding import gamma, tiny_of
 
 def convolution_gain(layer: Convolutional, conv: Convolution, tolerance: float | None) -> Gain:
     """Return the gain of torch's convolution with the operator `conv`, its padding counted."""
+    if layer.padding_mode == "zeros":
+        return linear_gain(conv, layer.bias, tolerance, proved_norm())
     gain = linear_gain(conv, layer.bias, tolerance)
     factor = padding_factor(layer)
     if layer.padding_mode == "circular" and is_cyclic(layer) and max(conv.stride) > 1:

@@ -11,6 +11,7 @@ from svdctl.layers.layer_bounds import (
     frame_convolution,
     linear_gain,
     norm_above_of,
+    proved_norm,
     summands,
 )
 from svdctl.layers.stiefel import QR_ROUNDINGS, qr_positive
@@ -20,18 +21,24 @@ from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.gram import UNIT64
 from svdctl.spectral.rounding import gamma, norm_above, times, times_power, to_unit_size
 
+# For speed: frames that are farther from orthonormal are bounded one by one.
+_LARGEST_DEFECT = 0.01
+
 
 def tt_gain(layer: TTConv2d, tolerance: float | None) -> Gain:
     """Return the gain of a TT layer."""
     core = Convolution.make(layer.core.detach().double(), stride=layer.stride, dilation=layer.dilation)
     if layer.frame_in is None or layer.frame_out is None:
-        return linear_gain(core, layer.bias, tolerance)
+        return linear_gain(core, layer.bias, tolerance, proved_norm())
     frame_in, frame_out = layer.frame_in.detach().double(), layer.frame_out.detach().double()
     parts = [frame_convolution(frame_in.T), core, frame_convolution(frame_out)]
-    stages = [linear_gain(part, None, tolerance) for part in parts]
+    together = proved_norm()
+    known = [None] * 3 if together is None else _norms_of_parts(frame_in, frame_out, together)
+    stages = [linear_gain(part, None, tolerance, norm) for part, norm in zip(parts, known, strict=True)]
     norms = [stage.factors["norm"] for stage in stages]
     core_norm, product = norms[1], times(*norms)
-    together = _norm_of_product(frame_in, core, frame_out, tolerance)
+    if together is None:
+        together = _norm_of_product(frame_in, core, frame_out, tolerance)
     frames = times(min(together, product), 1 / core_norm) * (1 + 2.0**-50) if core_norm else 0.0
     factors = {"norm": core_norm, "frames": frames}
     whole = core.with_kernel(torch.einsum("ob,bahw,ia->oihw", frame_out, core.weight, frame_in)[None])
@@ -46,6 +53,26 @@ def tt_gain(layer: TTConv2d, tolerance: float | None) -> Gain:
 
     enlarged = chain_enlargement(stages)
     return Gain(factors, rounding, layer.bias, summands(whole) + 1, is_affine=True, enlarged=enlarged)
+
+
+def _norms_of_parts(frame_in: Tensor, frame_out: Tensor, together: float) -> list[float | None]:
+    """Return at least the norms of the input frame, the core and the output frame, given that of all together.
+
+    Singular values of a frame are within `1 +- |U^T U - I|`, and the core is the product of all with the frames'
+    pseudo-inverses. None for each if frames are far from orthonormal.
+    """
+    defects = [_defect(frame) for frame in (frame_in, frame_out)]
+    if not max(defects) < _LARGEST_DEFECT:
+        return [None] * 3
+    above_in, above_out = (1 + defect for defect in defects)
+    return [above_in, times(together, *(1 / (1 - defect) for defect in defects)) * (1 + 2.0**-50), above_out]
+
+
+def _defect(frame: Tensor) -> float:
+    """Return at least `|U^T U - I|` of a frame `(m, r)` in float64, rounding included."""
+    size = norm_above(frame)
+    apart = norm_above(frame.mT @ frame - torch.eye(frame.shape[1], dtype=frame.dtype, device=frame.device))
+    return apart + 2 * gamma(frame.shape[0] + 2, UNIT64) * size**2
 
 
 def _norm_of_product(frame_in: Tensor, core: Convolution, frame_out: Tensor, tolerance: float | None) -> float:

@@ -97,7 +97,10 @@ class Loop:
         )
 
     def _prove(self, epoch: int) -> None:
-        """Prove all layers to be within their maxima, and log a line with the bounds."""
+        """Prove all layers to be within their maxima, and log a line with the bounds.
+
+        The bound of a layer that was proved to be at most its maximum, and no more, is that maximum.
+        """
         trainer = self.trainer
         trainer.read(trainer.totals[EPOCH], epoch)  # nothing that is not finite is proved; the device has caught up
         proved = trainer.prove()

@@ -6,9 +6,12 @@ from torch import nn
 
 import svdctl
 from svdctl.certificates import interpreter
+from svdctl.certificates.interpreter import ProvedLayer
+from svdctl.certificates.lipschitz import bound_of_proved_layers
 from svdctl.errors import ShapeError
 from svdctl.layers import layer_bounds
 from svdctl.layers.layer_bounds import layer_gain, layer_gains
+from svdctl.layers.norms import layer_norm_bound
 from svdctl.layers.tt import TTConv2d
 from svdctl.spectral import Bracket, Convolution
 
@@ -109,3 +112,54 @@ def test_weights_that_change_in_the_pass_are_not_given_the_gain_of_before(monkey
     _as_on_a_device(monkeypatch)
     with pytest.raises(ShapeError, match="stays as it is"):
         svdctl.lipschitz_bound(Doubling(), (1, 2, 2))
+
+
+def _proved(network: nn.Sequential) -> dict[str, ProvedLayer]:
+    controllable = nn.Conv2d | TTConv2d | nn.Linear
+    found = {name: layer for name, layer in network.named_children() if isinstance(layer, controllable)}
+    return {name: ProvedLayer.of(layer, layer_norm_bound(layer).upper) for name, layer in found.items()}
+
+
+def test_layers_that_are_proved_are_not_proved_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        *(nn.Conv2d(3, 6, 3, padding=1), TTConv2d(6, 8, 3, rank=4, padding=1), nn.ReLU(), nn.Flatten()),
+        nn.Linear(8 * 25, 3),
+    )
+    alone = svdctl.lipschitz_bound(network, (3, 5, 5)).value
+    known = _proved(network)
+    monkeypatch.setattr(layer_bounds, "norm_bound", lambda *_args, **_options: pytest.fail("a norm was proved again"))
+    asked: list[Convolution] = []
+    monkeypatch.setattr(layer_bounds, "norm_bounds", lambda convs, **_options: asked.extend(convs) or [])
+    found = bound_of_proved_layers(network.train(), (3, 5, 5), known).value
+    assert asked == []
+    assert found >= alone * (1 - 1e-2)
+    assert found <= alone * 1.02
+
+
+@pytest.mark.parametrize("name", ["0", "2", "4"])
+def test_a_layer_that_changed_since_it_was_proved_is_proved_again(name: str) -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), TTConv2d(6, 8, 3, rank=4), nn.Flatten(), nn.Linear(8 * 9, 3)
+    )
+    known = _proved(network)
+    with torch.no_grad():
+        next(network.get_submodule(name).parameters()).mul_(3)
+    alone = svdctl.lipschitz_bound(network, (3, 5, 5)).value
+    assert bound_of_proved_layers(network, (3, 5, 5), known).value == pytest.approx(alone, rel=0.02)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-3, 0.5])
+def test_a_known_norm_of_a_tt_layer_bounds_its_parts(spread: float) -> None:
+    torch.manual_seed(1)
+    layer = TTConv2d(12, 16, 3, rank=5, bias=False, frames="free").double()
+    with torch.no_grad():
+        for frame in (layer.frame_in, layer.frame_out):
+            assert frame is not None
+            frame.copy_(torch.linalg.qr(frame)[0] + spread * torch.randn_like(frame) / 4)
+    upper = layer_norm_bound(layer).upper
+    (gain,) = layer_gains([layer], proved=[upper])
+    core = nn.Conv2d(5, 5, 3, bias=False).double()
+    core.weight = nn.Parameter(layer.core.detach())
+    assert upper <= gain.value <= upper * (1 + 1e-12)
+    assert gain.factors["norm"] >= layer_norm_bound(core).lower

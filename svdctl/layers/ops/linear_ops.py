@@ -28,6 +28,6 @@ class LinearOps(LayerOps):
         return Convolution.make(weight[:, :, None])
 
     def gain(self, layer: Any, *, tolerance: float | None = None) -> "Gain":
-        from svdctl.layers.layer_bounds import linear_gain
+        from svdctl.layers.layer_bounds import linear_gain, proved_norm
 
-        return linear_gain(self.operator(layer), layer.bias, tolerance)
+        return linear_gain(self.operator(layer), layer.bias, tolerance, proved_norm())
