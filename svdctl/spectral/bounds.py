@@ -24,7 +24,6 @@ from svdctl.spectral.frequency_cells import CELL_AXES, FrequencyCells, cover
 from svdctl.spectral.gram import (
     SECOND_ORDER,
     GramField,
-    bounds_by_flatness,
     gram_fields,
     lebesgue,
     looks_flat,
@@ -33,6 +32,7 @@ from svdctl.spectral.gram import (
     power_of_two,
     powers_of_two,
     product_roundings,
+    ranges_by_flatness,
 )
 from svdctl.spectral.joint_proofs import Proof, Step, run_together
 from svdctl.spectral.lower_bounds import (
@@ -69,6 +69,8 @@ _SHARP = 1e-3  # bounds less than this above the lower bound need the largest va
 _FIRST_SHARE = 0.965  # of the cells by which a GPU proves a maximum: a norm 4 % below is proved by one round of them
 _MOST_HALVINGS = 4  # of those cells before a better lower bound is sought
 _MOST_OF_BEFORE = 2  # cells left of halves, over those before: with more of them the norm may be above the bound
+_NEARLY_FLAT = 0.05  # tolerance at which all squared values are bounded from below, so that cells may be wider
+_LEAST_LEAD = 0.75  # share of the norm that the grid of the leading axes sees at least
 _FLAT = 0.01  # tolerance at which a spectrum counts as flat where a maximum is to be proved
 _SCALAR_TOLERANCE = 0.02  # of the grid by which a maximum of symbols that are vectors is proved
 _MOST_KEPT_WEIGHTS = 1 << 20
@@ -228,23 +230,24 @@ def _bracket(conv: Convolution, tolerance: float, at_most: float | None) -> Proo
     if is_coarse and not few_steps:
         lower = max(coarse, (yield Step(lower_bounds, field)))
     # Cells would have to be as small as the tolerance wherever the spectrum is flat.
-    proved = looks_flat(field, tolerance) and (yield Step(bounds_by_flatness, field)) <= target(lower)
+    floor, above = yield from _range(field, max(tolerance, _NEARLY_FLAT))
+    proved = above <= target(lower)
     while True:
         reached = _rounded_down(math.sqrt(max(lower**2 - more, 0.0)), field.scale)
         if at_most is not None and reached <= at_most < target(lower) * field.scale:
             bound = at_most / field.scale
 
             def first(known: float, bound: float = bound) -> FrequencyCells:
-                return _initial_cells(field, samples, known, bound)
+                return _initial_cells(field, samples, known, bound, floor)
 
-            if bound >= field.above or (yield from _is_below(field, conv, first, coarse, bound)):
+            if bound >= field.above or (yield from _is_below(field, conv, first, coarse, bound, floor)):
                 return Bracket(reached, at_most)
             at_most = None
         if proved:
             return Bracket(reached, _rounded_up(target(lower), field.scale))
         known = lower
-        cells = _initial_cells(field, samples, lower, target(lower))
-        lower, proved = yield from _branch_and_bound(field, conv, cells, lower, target)
+        cells = _initial_cells(field, samples, lower, target(lower), floor)
+        lower, proved = yield from _branch_and_bound(field, conv, cells, lower, target, floor)
         if not proved and lower <= known:
             raise ShapeError(f"no bound within {tolerance:g} of the norm can be proved in float64; ask for a wider one")
 
@@ -290,12 +293,25 @@ def _is_at_most(conv: Convolution, max_sigma: float) -> Proof[bool]:
     if looks_flat(field, _FLAT):
         # What float32 leaves of its sharpness would not do for maxima that are close.
         field = yield from _exact(field, conv)
-        if (yield Step(bounds_by_flatness, field)) <= bound:
-            return True
+    floor, above = yield from _range(field, _NEARLY_FLAT)
+    if above <= bound:
+        return True
     if few_steps and _has_first_cells(conv):
-        return (yield from _is_below_by_cells(field, conv, bound))[0]
+        return (yield from _is_below_by_cells(field, conv, bound, floor))[0]
     lower, samples = yield Step(rough_lower_bounds if few_steps else coarse_lower_bounds, field)
-    return (yield from _is_below(field, conv, lambda known: _initial_cells(field, samples, known, bound), lower, bound))
+
+    def first(known: float) -> FrequencyCells:
+        return _initial_cells(field, samples, known, bound, floor)
+
+    return (yield from _is_below(field, conv, first, lower, bound, floor))
+
+
+def _range(field: GramField, tolerance: float) -> Proof[tuple[float, float]]:
+    """Return a proved lower bound of all squared values, and an upper one of the norm; 0 and infinite if not flat."""
+    if not looks_flat(field, tolerance):
+        return 0.0, math.inf
+    least, largest = yield Step(ranges_by_flatness, field)
+    return least, math.sqrt(largest) * (1 + 1e-12)
 
 
 def _upper_end(conv: Convolution, at_least: float) -> Proof[float]:
@@ -309,12 +325,17 @@ def _upper_end(conv: Convolution, at_least: float) -> Proof[float]:
     bound = at_least / field.scale
     if bound >= field.above:
         return at_least
-    proved, lower, cells = yield from _is_below_by_cells(field, conv, bound)
+    floor, above = yield from _range(field, _NEARLY_FLAT)
+    if above <= bound:
+        return at_least
+    proved, lower, cells = yield from _is_below_by_cells(field, conv, bound, floor)
     if proved:
         return at_least
     if lower > max(bound, 0.0):
         # The cells that were dropped hold no norm above the bound, and so none above a larger one.
-        lower, proved = yield from _branch_and_bound(field, conv, cells, lower, lambda known: known * (1 + TOLERANCE))
+        lower, proved = yield from _branch_and_bound(
+            field, conv, cells, lower, lambda known: known * (1 + TOLERANCE), floor
+        )
         if proved:
             return _rounded_up(lower * (1 + TOLERANCE), field.scale)
     return (yield from _bracket(conv, TOLERANCE, None)).upper
@@ -326,7 +347,9 @@ def _has_first_cells(conv: Convolution) -> bool:
     return sum(k > 1 for k in conv.polyphase_shape[3:]) <= CELL_AXES
 
 
-def _is_below_by_cells(field: GramField, conv: Convolution, bound: float) -> Proof[tuple[bool, float, FrequencyCells]]:
+def _is_below_by_cells(
+    field: GramField, conv: Convolution, bound: float, floor: float
+) -> Proof[tuple[bool, float, FrequencyCells]]:
     """Prove that the norm is at most `bound`, with no lower bound to begin with: mostly by rounds of Cholesky steps.
 
     Returns:
@@ -339,7 +362,7 @@ def _is_below_by_cells(field: GramField, conv: Convolution, bound: float) -> Pro
     weights = _first_weights(field.taps, field.device)
     lower, before = 0.0, first
     for turn in range(_MOST_HALVINGS + 1):
-        level = bound * cells.share * (1 - _CENTRES)
+        level = _level(bound, cells, floor)
         below = yield Step(all_provably_below, PointsBelow(field, cells.centres, level, torch.float64, weights))
         cells, weights = cells.keep(~below), None
         count = len(cells.centres)
@@ -356,7 +379,7 @@ def _is_below_by_cells(field: GramField, conv: Convolution, bound: float) -> Pro
         cells, before = finer, count
         if ends:
             break
-    return (yield from _is_below(field, conv, lambda _: cells, lower, bound)), lower, cells
+    return (yield from _is_below(field, conv, lambda _: cells, lower, bound, floor)), lower, cells
 
 
 @lru_cache(maxsize=16)
@@ -393,8 +416,25 @@ def _rounded_down(value: float, scale: float) -> float:
     return product if product / scale == value else max(math.nextafter(product, 0.0), 0.0)
 
 
+def _level(bound: float, cells: FrequencyCells, floor: float) -> float:
+    """Return the value below which a cell's centre shows that the cell has no maximiser of a norm above the bound.
+
+    Args:
+        bound: of the norm.
+        cells: of one radius.
+        floor: at most every eigenvalue of every Gram matrix; docs/theory.md, "Exclusion of cells".
+    """
+    square = cells.share**2
+    return math.sqrt(square * bound**2 + (1 - square) * floor) * (1 - _CENTRES)
+
+
 def _is_below(
-    field: GramField, conv: Convolution, first: Callable[[float], FrequencyCells], lower: float, bound: float
+    field: GramField,
+    conv: Convolution,
+    first: Callable[[float], FrequencyCells],
+    lower: float,
+    bound: float,
+    floor: float,
 ) -> Proof[bool]:
     """Prove that the norm is at most `bound`; returns whether it is proved.
 
@@ -404,12 +444,13 @@ def _is_below(
         first: cells that hold a maximiser of any norm above the bound, given a lower bound of the norm.
         lower: a proved lower bound of the norm.
         bound: what is to be proved.
+        floor: of `_level`.
     """
     if lower <= bound < lower * (1 + _COARSE_TOLERANCE):
         field = yield from _exact(field, conv)
         lower = yield Step(lower_bounds, field)
     while lower * (1 + FINEST) <= bound:
-        found, proved = yield from _branch_and_bound(field, conv, first(lower), lower, lambda _: bound)
+        found, proved = yield from _branch_and_bound(field, conv, first(lower), lower, lambda _: bound, floor)
         if proved:
             return True
         if found <= lower * (1 + FINEST):
@@ -419,7 +460,12 @@ def _is_below(
 
 
 def _branch_and_bound(
-    field: GramField, conv: Convolution, cells: FrequencyCells, lower: float, target: Callable[[float], float]
+    field: GramField,
+    conv: Convolution,
+    cells: FrequencyCells,
+    lower: float,
+    target: Callable[[float], float],
+    floor: float,
 ) -> Proof[tuple[float, bool]]:
     """Drop cells until the norm is proved to be at most `target(lower)`, or is found to be above it.
 
@@ -429,14 +475,15 @@ def _branch_and_bound(
         cells: they hold a maximiser of any norm above `target(lower)`.
         lower: a proved lower bound; it rises on the way.
         target: what is to be proved once the lower bound is this.
+        floor: of `_level`.
 
     Returns:
         The lower bound, and whether the proof was completed.
     """
     while True:
         bound = target(lower)
-        level = bound * cells.share * (1 - _CENTRES)
-        margin = (1 - cells.share**2) * level**2
+        level = _level(bound, cells, floor)
+        margin = (1 - cells.share**2) * (level**2 - floor)
         if field.product != torch.float64 and field.error(torch.float64) > 0.3 * margin:
             field = yield from _exact(field, conv)
         # A matrix has no margin: its one cell is a single frequency.
@@ -482,14 +529,16 @@ def _branch_and_bound(
         cells = cells.halved()
 
 
-def _initial_cells(field: GramField, samples: Tensor, lower: float, target: float) -> FrequencyCells:
+def _initial_cells(field: GramField, samples: Tensor, lower: float, target: float, floor: float) -> FrequencyCells:
     """Return the first cells; their radius is the one of least expected work, judged by the values at the samples."""
-    ratio = target / lower
+    # What is above the floor counts alone; rounding can have put the lower bound below it.
+    floor = min(floor, lower**2 * (1 - FINEST))
+    ratio = math.sqrt((target**2 - floor) / (lower**2 - floor))
     share = 1.0
     if len(field.taps) > 2:
-        share, ratio = ratio**-0.4, ratio**0.6
+        share, ratio = max(ratio**-0.4, _LEAST_LEAD), ratio**0.6
     # Leave a part of it to float32's rounding, unless float64, at twice the cost of a cell, then takes less time.
-    rounding = _float32_rounding(field, lower)
+    rounding = _float32_rounding(field, lower) * lower**2 / (lower**2 - floor)
     if rounding < 0.5 * (ratio**2 - 1):
         ratio /= math.sqrt(1 + rounding)
     finest = math.acos(ratio**-_THRESHOLD_EXPONENT)
@@ -500,7 +549,8 @@ def _initial_cells(field: GramField, samples: Tensor, lower: float, target: floa
     while 2 * radius <= 1:
         radius, count = 2 * radius, count / 2**shape
         # Those that fail are cut to half the radius, at the cost of starting there.
-        failing = float((values > target * share * math.cos(radius)).double().mean())
+        threshold = (target**2 - floor) * (share * math.cos(radius)) ** 2
+        failing = float((values**2 - floor > threshold).double().mean())
         cost_here = count + failing * cost
         if cost_here < cost:
             cost, best = cost_here, radius

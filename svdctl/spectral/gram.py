@@ -171,24 +171,42 @@ def operations_of_grams(conv: Convolution) -> int:
 
 
 def looks_flat(field: GramField, tolerance: float) -> bool:
-    """Return whether a spectrum may be so flat that `bounds_by_flatness` is within about a tolerance of the norm."""
+    """Return whether a spectrum may be so flat that `ranges_by_flatness` is within about a tolerance of the norm."""
     # Cauchy and Schwarz: n F^2 = T^2 of a multiple of the identity.
     return field.side * field.frobenius**2 <= field.trace**2 * (1 + 4 * tolerance**2 + 1e-6)
 
 
-def bounds_by_flatness(fields: Sequence[GramField]) -> list[float]:
-    """Return a proved bound of each norm, sharp where all Gram matrices of a field are nearly one multiple of I."""
-    squares = []
+def ranges_by_flatness(fields: Sequence[GramField]) -> list[tuple[float, float]]:
+    """Return proved bounds from below and above of all eigenvalues of all Gram matrices of each field.
+
+    They are close where all matrices of a field are nearly one multiple of I, and 0 at least.
+    """
+    middles, spreads = [], []
     for field in fields:
         samples = field.samples.to(torch.complex128)
-        middle = samples.diagonal(dim1=-2, dim2=-1).real.mean((0, 2))
-        gap = samples - torch.diag_embed(middle[:, None].expand(-1, field.side))
-        spread = torch.linalg.vector_norm(gap.flatten(2), dim=2).amax(0) * (1 + (2 * field.side**2 + 16) * UNIT64)
-        squares.append((middle + lebesgue(field.taps) * spread).amax())
-    return [
-        math.sqrt(float(square) + field.error(torch.float64)) * (1 + 1e-12)
-        for field, square in zip(fields, on_host(squares), strict=True)
-    ]
+        middle = samples.diagonal(dim1=-2, dim2=-1).real.mean()
+        gap = samples - torch.diag_embed(middle.expand(field.side))
+        middles.append(middle)
+        spreads.append(_norms_above(gap.flatten(0, 1)).amax())
+    read = on_host([torch.stack(pair) for pair in zip(middles, spreads, strict=True)])
+    ranges = []
+    for field, (middle, spread) in zip(fields, (pair.tolist() for pair in read), strict=True):
+        reach = (lebesgue(field.taps) * spread + field.error(torch.float64)) * (1 + 1e-12)
+        ranges.append((max((middle - reach) * (1 - 1e-12), 0.0), (middle + reach) * (1 + 1e-12)))
+    return ranges
+
+
+def _norms_above(matrices: Tensor) -> Tensor:
+    """Return at least the norm of each matrix `(B, n, n)`: `||(E^H E)^2||_F^(1/4)`, roundings added; no host sync."""
+    side = matrices.shape[-1]
+    rounding = SECOND_ORDER * complex_roundings(side + 2) * UNIT64
+    first = gram(matrices)
+    second = gram(first)
+    of_norms = 1 + (2 * side**2 + 16) * UNIT64
+    frobenius = [torch.linalg.vector_norm(each.flatten(1), dim=1) * of_norms for each in (matrices, first, second)]
+    square = (frobenius[2] + rounding * frobenius[1].square()).sqrt() + rounding * frobenius[0].square()
+    # Products of smaller entries underflow.
+    return square.sqrt().clamp_min(1e-60) * (1 + 1e-12)
 
 
 def normal_form(conv: Convolution) -> Tensor:
