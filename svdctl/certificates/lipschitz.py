@@ -72,12 +72,12 @@ def lipschitz_bound(
     on the image's numbers, or has no rule, is an error that names the function and the module. Constants multiply along
     a path, add up in sums, and their squares add up in concatenations. Functions such as `exp`, `log` and powers, and
     products and quotients of two values, have constants where the ranges of their inputs are known and bounded enough,
-    as after a clamp or a sigmoid. The bound is about real arithmetic with the
-    weights as they are (parametrised ones in the model's precision); `rounding_bound` has the rest. A network that
-    gives another output when it is run again, with gradients or without, or that changes while it runs, is refused; so
-    is one that catches the trace's refusals, and one whose frozen copy gives other outputs than it gives itself.
-    Weights that pruning, weight_norm and spectral_norm of torch.nn.utils compute in a hook are taken as computed, and
-    networks that torch.compile wrapped as they were written.
+    as after a clamp or a sigmoid. The bound is about real arithmetic with the weights as they are (parametrised ones in
+    the model's precision); `rounding_bound` has the rest. A network that gives another output when it is run again,
+    with gradients or without, or that changes while it runs, is refused; so is one that catches the trace's refusals,
+    and one whose frozen copy gives other outputs than it gives itself. Weights that pruning, weight_norm and
+    spectral_norm of torch.nn.utils compute in a hook are taken as computed, and networks that torch.compile wrapped as
+    they were written.
 
     Presumed is that the network is a function of its image and of its modules, attributes, closures and globals. Its
     code may be made to do something else by what the tests see nothing of: by the type of its input or the inference

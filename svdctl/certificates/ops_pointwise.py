@@ -307,7 +307,9 @@ def _softplus(call: Call, x: Image, beta: Number = 1.0, threshold: Number = 20.0
         raise call.unknown("with a beta that is not positive or a threshold below 10, where it jumps")
     # torch returns x itself past the threshold: a jump, which is no slope but an error.
     jump = math.log1p(math.exp(-threshold)) / beta
-    interval = call.rounded(call.interval(x).image(lambda x: _softplus_of(beta * x) / beta), 24, jump)
+    # The product with beta shifts the exponent by u |beta x|, which small values feel more than their size.
+    lost = jump + 24 * call.tracer.arithmetic.unit / beta
+    interval = call.rounded(call.interval(x).image(lambda x: _softplus_of(beta * x) / beta), 24, lost)
     return call.elementwise(1.0, units=24, offset=1 / beta, jump=jump, interval=interval)
 
 

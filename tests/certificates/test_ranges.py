@@ -157,6 +157,7 @@ RANGES: dict[str, tuple[Function, float, float]] = {
     ),
     "leaky": (lambda x: F.leaky_relu(x.clamp(-2, 3), 0.1), -0.2, 3),
     "leaky upwards": (lambda x: F.leaky_relu(x.clamp(-2, 3), -0.1), 0, 3),
+    "softplus far below": (lambda x: F.softplus(x.clamp(-250, 0), 0.3, 30.0), 0, math.log(2) / 0.3),
     "threshold": (lambda x: F.threshold(x, 0.3, 0.3), 0.3, INF),
     "normalize": (lambda x: F.normalize(x, eps=0.5), -1, 1),
     "norm": (lambda x: x.norm(dim=-1), 0, INF),
@@ -409,6 +410,13 @@ def memory_is_set(x: Tensor) -> Tensor:
     return bounded(x).set_(x).exp()
 
 
+def raised_in_place(x: Tensor) -> Tensor:
+    y = bounded(x)
+    view = y[:, 1:]
+    y **= 2
+    return view.exp()
+
+
 def added_in_place(x: Tensor) -> Tensor:
     y = bounded(x)
     y += x
@@ -428,6 +436,7 @@ WRITTEN = {
     an_output_is_given: UNKNOWN,
     copied_into: UNKNOWN,
     memory_is_set: "given the memory of another",
+    raised_in_place: STALE,
     added_in_place: "no proved bound",
 }
 
