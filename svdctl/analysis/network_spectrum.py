@@ -25,7 +25,7 @@ from svdctl.spectral.bounds import Bracket, norm_bound
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.exact_arithmetic import exact_products
 from svdctl.spectral.faster_device import few_batches_are_faster
-from svdctl.spectral.gram import on_host, operations_of_grams
+from svdctl.spectral.gram import kept_grams, on_host, operations_of_grams
 from svdctl.spectral.values import all_singular_values, operations_of_values
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def spectrum(
         )
     if tell is not None:
         tell(0, len(chosen), "bounds of all layers")
-    with exact_products():
+    with exact_products(), kept_grams():
         proved = _bounds_together(chosen, calls, tolerance, at_most)
         kept = _kept(chosen, proved) if layers == "*" else {}
         values = _values_together(chosen, calls, asked.accuracy)

@@ -5,8 +5,11 @@ equispaced points determine it; a 3x3 kernel needs 13 products of matrices. docs
 "Rounding of the Gram matrices", has the proofs. They presume `exact_arithmetic`.
 """
 
+import hashlib
 import math
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -27,6 +30,8 @@ _LEBESGUE_GRID = 128
 _MOST_TAPS_ON_A_GRID = 512
 _CHUNK_BYTES = 1 << 24
 _WORTH_READING = 12
+_KEPT_FROM = 256  # the smaller side of kernels whose products take much longer than to read all entries
+_KEPT_BYTES = 1 << 30
 
 
 class GramField:
@@ -225,13 +230,55 @@ def _sample(fields: Sequence[GramField], kernels: Sequence[Tensor]) -> None:
     for places in alike.values():
         chosen = [kernels[place] for place in places]
         stack = chosen[0][None] if len(places) == 1 else torch.stack(chosen)
-        samples, rows = _samples_of(stack.double(), fields[places[0]].product)
+        samples, rows = _kept_samples_of(stack, fields[places[0]].product)
         batch = _Batch(samples)
         batches |= {place: (batch, turn) for turn, place in enumerate(places)}
         numbers |= dict(zip(places, rows.unbind(), strict=True))
     read = on_host([numbers[place] for place in range(len(fields))])
     for place, field in enumerate(fields):
         field._take(*batches[place], read[place].tolist())
+
+
+@contextmanager
+def kept_grams() -> Iterator[None]:
+    """Compute the Gram matrices of each large kernel on a CPU once inside, in all threads: equal entries share them.
+
+    What is kept is told by the entries, not by the tensor, so that a kernel that is written meanwhile is computed anew.
+    """
+    with _kept_lock:
+        _kept_inside.append(None)
+    try:
+        yield
+    finally:
+        with _kept_lock:
+            _kept_inside.pop()
+            if not _kept_inside:
+                _kept.clear()
+
+
+_kept_lock = threading.Lock()
+_kept_inside: list[None] = []
+"""One entry for each `kept_grams` that has been entered and not left."""
+_kept: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
+
+
+def _kept_samples_of(kernels: Tensor, product: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return `_samples_of` kernels `(L, G, O, I, *k)` of any precision, kept where `kept_grams` says so."""
+    if not _kept_inside or kernels.device.type != "cpu" or min(kernels.shape[2:4]) < _KEPT_FROM:
+        return _samples_of(kernels.double(), product)
+    # Bit for bit: 0 and -0 may differ, equal entries of another precision do.
+    entries = hashlib.blake2b(kernels.detach().flatten().view(torch.uint8).numpy().data).digest()
+    key = (kernels.shape, kernels.dtype, product, entries)
+    with _kept_lock:
+        if key in _kept:
+            return _kept[key]
+    found = _samples_of(kernels.double(), product)
+    with _kept_lock:
+        if _kept_inside:
+            _kept[key] = found
+            while len(_kept) > 1 and sum(samples.nbytes for samples, _ in _kept.values()) > _KEPT_BYTES:
+                del _kept[next(iter(_kept))]
+    return found
 
 
 def _samples_of(kernels: Tensor, product: torch.dtype) -> tuple[Tensor, Tensor]:
