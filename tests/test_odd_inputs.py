@@ -43,6 +43,13 @@ def without_weight() -> nn.Module:
     return layer
 
 
+def freed(layer: nn.Module) -> nn.Module:
+    """A layer as FSDP leaves it between passes: with shapes, without memory."""
+    for parameter in layer.parameters():
+        parameter.untyped_storage().resize_(0)
+    return layer
+
+
 def small_tt() -> nn.Module:
     return TTConv2d(4, 4, 3, rank=2, padding=1)
 
@@ -81,6 +88,10 @@ MODELS: dict[str, Callable[[], Any]] = {
     "complex": lambda: nn.Conv2d(2, 2, 3, dtype=torch.complex64),
     "sparse": lambda: with_weight(nn.Linear(3, 3), torch.eye(3).to_sparse()),
     "not finite": lambda: conv_by(torch.full((2, 2, 3, 3), float("nan"))),
+    "freed": lambda: freed(nn.Conv2d(2, 2, 3, padding=1)),
+    "freed linear": lambda: freed(nn.Linear(3, 3)),
+    "freed TT": lambda: freed(small_tt()),
+    "freed norm": lambda: nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), freed(nn.BatchNorm2d(2))),
     "requires grad": lambda: nn.Conv2d(2, 2, 3, padding=1),
     "no layers": nn.Sequential,
     "None": lambda: None,
@@ -134,6 +145,57 @@ def test_a_result_or_a_sentence(model: str, function: str) -> None:
         (WRITERS | READERS)[function](MODELS[model]())
     except SvdctlError as error:
         assert len(str(error)) > 20
+
+
+@pytest.mark.parametrize("function", WRITERS | READERS)
+@pytest.mark.parametrize("model", ["freed", "freed linear", "freed TT"])
+def test_freed_weights_are_refused(model: str, function: str) -> None:
+    if (model, function) in (("freed linear", "tensorize_"), ("freed TT", "tensorize_")):
+        (WRITERS | READERS)[function](MODELS[model]())  # it has no convolution to replace
+        return
+    with pytest.raises(ShapeError, match="was freed .*gather the parameters first"):
+        (WRITERS | READERS)[function](MODELS[model]())
+
+
+def test_freed_kernels_are_refused() -> None:
+    kernel = torch.randn(2, 2, 3, 3)
+    part = kernel[1:]
+    kernel.untyped_storage().resize_(100)  # bytes: less than the second output needs
+    for function in (svdctl.spectral_norm_bound, svdctl.singular_values):
+        with pytest.raises(ShapeError, match="was freed"):
+            function(part)
+
+
+WRONG = ("x", b"a", None, [], {}, object, object(), np.ones((2, 2)), float("nan"), -1, 10**30, torch.ones(2))
+TYPES: dict[str, Callable[[Any], object]] = {
+    "spectral_norm_bound": svdctl.spectral_norm_bound,
+    "tolerance": lambda value: svdctl.spectral_norm_bound(torch.ones(1, 1, 2), tolerance=value),
+    "stride": lambda value: svdctl.spectral_norm_bound(torch.ones(1, 1, 2), stride=value),
+    "groups": lambda value: svdctl.spectral_norm_bound(torch.ones(1, 1, 2), groups=value),
+    "input_size": lambda value: svdctl.singular_values(torch.ones(1, 1, 2), value),
+    "sizes": lambda value: svdctl.singular_values(torch.ones(1, 1, 2, 2), (value, 8)),
+    "network": lambda value: svdctl.lipschitz_bound(value, (2, 6, 6)),
+    "input_shape": lambda value: svdctl.lipschitz_bound(nn.Linear(3, 3), value),
+    "input_shapes": lambda value: svdctl.lipschitz_bound(nn.Linear(3, 3), (value,)),
+    "shape of a spectrum": lambda value: svdctl.spectrum(nn.Linear(3, 3), value),
+    "clip_": lambda value: svdctl.clip_(value, max_sigma=1.0),
+    "max_sigma": lambda value: svdctl.clip_(nn.Conv2d(1, 1, 3), max_sigma=value),
+    "divide_": lambda value: svdctl.divide_(nn.Conv2d(1, 1, 3), max_sigma=value),
+    "rank": lambda value: svdctl.tensorize_(nn.Sequential(nn.Conv2d(4, 4, 3)), rank=value),
+    "load": svdctl.load,
+}
+
+
+@pytest.mark.parametrize("argument", TYPES)
+@pytest.mark.parametrize("value", WRONG, ids=lambda value: type(value).__name__)
+def test_values_of_wrong_types(value: Any, argument: str) -> None:
+    """What torch takes for a number is a number, too; anything else is refused in a sentence."""
+    try:
+        TYPES[argument](value)
+    except SvdctlError as error:
+        assert len(str(error)) > 20
+    except TypeError as error:
+        assert str(error).startswith("path is the name of a file")
 
 
 @pytest.mark.parametrize("function", ["clip_", "divide_", "clip", "divide", "divide-each", "divide-exact", "assign"])

@@ -29,7 +29,7 @@ from svdctl.errors import ShapeError
 from svdctl.layers.layer_bounds import forward_of, layer_gain, layer_gains
 from svdctl.layers.layer_ops import LayerOps, find_ops, is_controllable, known_class
 from svdctl.layers.padding import Convolutional, is_cyclic
-from svdctl.layers.stored_weight import forwards_as, made_by, read_flags, tensor_of_own_class
+from svdctl.layers.stored_weight import forwards_as, made_by, read_flags, require_memory, tensor_of_own_class
 from svdctl.spectral.faster_device import few_batches_are_faster
 from svdctl.spectral.rounding import norm_above
 
@@ -39,6 +39,7 @@ def freeze_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Return a copy in evaluation mode and `dtype`, computed weights (orthogonal frames, skew kernels) constant."""
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise ShapeError("the network holds TorchScript modules, which cannot be followed; give the Python modules")
+    require_memory(model)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor):
             raise ShapeError(f"{name} is not made before the first forward pass; run the network once first")

@@ -58,7 +58,7 @@ def zero_image(model: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtyp
     if not isinstance(model, nn.Module):
         raise ShapeError(f"a bound is proved of a torch.nn.Module, not of a {type(model).__name__}")
     sizes = tuple(input_shape) if isinstance(input_shape, Sequence) else (input_shape,)
-    if not isinstance(input_shape, Sequence) or not all(isinstance(size, int) and size > 0 for size in sizes):
+    if not isinstance(input_shape, Sequence) or not all(isinstance(size, int) and 0 < size < 2**31 for size in sizes):
         raise ShapeError(f"the shape of an image is made of positive numbers, as (3, 32, 32), not {input_shape!r}")
     return torch.zeros(1, *sizes, dtype=dtype or own_dtype(model), device=device_of(model))
 

@@ -226,6 +226,8 @@ def load(
     >>> model(torch.rand(1, 3, 32, 32)).shape
     torch.Size([1, 10])
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path is the name of a file or folder, as text or pathlib.Path, not a {type(path).__name__}")
     file, contents = _opened(Path(path))
     if isinstance(contents, dict) and not is_checkpoint(contents, file):
         weights = read_tensors(file)

@@ -144,7 +144,8 @@ def _detail(status: dict[str, Any]) -> str:
     if status["state"] == "evaluating":
         return str(status.get("detail", ""))
     forms = {"epoch": "epoch {epoch:.0f}/{epochs:.0f}", "loss": "loss {loss:.3f}", "val_acc": "held-out {val_acc:.1%}"}
-    return " ".join(form.format(**status) for name, form in forms.items() if name in status)
+    known = status.keys() if "epochs" in status else status.keys() - {"epoch"}
+    return " ".join(form.format(**status) for name, form in forms.items() if name in known)
 
 
 def _figures(job: "Job", outcome: "Outcome") -> str:

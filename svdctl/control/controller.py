@@ -20,6 +20,7 @@ from svdctl.distributed.scheduling import LayerScheduler
 from svdctl.errors import UsageError
 from svdctl.layers.layer_operator import BatchNorm, batchnorm_gain
 from svdctl.layers.layer_ops import LayerOps, find_ops, is_controllable, require_module
+from svdctl.layers.stored_weight import require_memory
 from svdctl.layers.norms import layer_norm_bounds
 from svdctl.registry import CONTROLS
 from svdctl.spectral.bounds import Bracket
@@ -141,6 +142,7 @@ class Controller:
         layers: str | Sequence[str],
     ) -> None:
         require_module(model)
+        require_memory(model)
         self.optimizer, self.config, self.batchnorm = optimizer, config, batchnorm
         self.steps = 0
         """Steps of the optimiser so far."""

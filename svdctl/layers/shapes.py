@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from svdctl.layers.layer_ops import find_ops, is_controllable
-from svdctl.layers.stored_weight import have_same_bits, made_by, named_tensors
+from svdctl.layers.stored_weight import have_same_bits, made_by, named_tensors, require_memory
 
 _FIELDS = (Tensor, int, float, str, tuple, type(None))
 """Types of attributes that may decide what a layer computes: its tensors, its geometry, its mode."""
@@ -81,6 +81,7 @@ def observed_calls(
         image_shape: one input without the batch axis, `(C, H, W)`.
         is_layer: which modules are looked at.
     """
+    require_memory(model)
     like = _like(model)
     # Between 0 and 1, as pixels are.
     image = torch.rand(1, *image_shape, generator=torch.Generator().manual_seed(0), device="cpu").to(**like)

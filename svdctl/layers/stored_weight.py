@@ -13,6 +13,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from svdctl.errors import ShapeError
+from svdctl.spectral.convolution import FREED, is_freed
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _ASYNCHRONOUS = {"cuda"}
@@ -76,6 +77,13 @@ def named_tensors(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield from ((name, value) for name, value in vars(module).items() if isinstance(value, Tensor))
 
 
+def require_memory(model: nn.Module) -> None:
+    """Raise a ShapeError if the memory of a parameter or buffer of a network was freed."""
+    for name, tensor in named_tensors(model):
+        if is_freed(tensor):
+            raise ShapeError(f"the memory of {name} {FREED}")
+
+
 def have_same_bits(first: Tensor, second: Tensor) -> bool:
     """Return whether two tensors are of one type, shape and place, and the same bit for bit."""
     return bool(same_bits(first, second))
@@ -127,6 +135,9 @@ def why_not_as_stored(layer: nn.Module, kind: type) -> str | None:
         return (
             f"what its forward pass does with its {own}, is up to that class of tensors; make it an ordinary one first"
         )
+    freed = next((name for name, tensor in named_tensors(layer) if is_freed(tensor)), None)
+    if freed is not None:
+        return f"the memory of its {freed} {FREED}"
     for part in layer.modules():
         if part.training and any(name in vars(part) or _differs(type(part), name) for name in ("train", "eval")):
             return (

@@ -24,7 +24,7 @@ from svdctl.layers.stiefel import (
 from svdctl.layers.stored_weight import computed_weight, why_not_as_stored
 from svdctl.layers.tt_fit import fitted_frames
 from svdctl.spectral.bounds import taps_norm
-from svdctl.spectral.convolution import Convolution
+from svdctl.spectral.convolution import Convolution, is_count
 from svdctl.spectral.exact_arithmetic import exact_products
 from svdctl.spectral.stacks import in_stacks
 
@@ -80,7 +80,7 @@ class TTConv2d(nn.Module):
     ) -> None:
         super().__init__()
         ranks = rank if isinstance(rank, tuple) else (rank, rank)
-        if len(ranks) != 2 or not all(hasattr(number, "__index__") and number >= 1 for number in ranks):
+        if len(ranks) != 2 or not all(map(is_count, ranks)):
             raise ShapeError(
                 f"a TT rank is a whole number and at least 1, not {rank!r}; leave compression out instead "
                 "(`layer.kind = standard`)"

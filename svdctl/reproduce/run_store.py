@@ -119,12 +119,13 @@ class RunStore:
             return held
 
     def read_status(self, key: str) -> dict[str, Any]:
-        """Return how far a run is; empty when nothing is known."""
+        """Return how far a run is, what no command writes left out; empty without a state and a time."""
         try:
             found = read_json(self._private / f"{key}.json")
         except FileError:
             return {}
-        return found if isinstance(found, dict) else {}
+        status = {name: value for name, value in found.items() if _is_status(name, value)} if type(found) is dict else {}
+        return status if {"state", "time"} <= status.keys() else {}
 
     def write_status(self, key: str, **status: Any) -> None:
         """Write how far a run is, for every command to read."""
@@ -176,6 +177,17 @@ class Outcome:
 
 JOB: TypeAdapter[Job] = TypeAdapter(Job)
 OUTCOME: TypeAdapter[Outcome] = TypeAdapter(Outcome)
+
+
+def _is_status(name: str, value: object) -> bool:
+    """Return whether an entry of a status file is of the kind that commands write."""
+    match name:
+        case "state" | "detail" | "notice" | "reason":
+            return isinstance(value, str)
+        case "passed_over":
+            return isinstance(value, list) and all(isinstance(reason, str) for reason in value)
+    # Numbers that are shown, or compared with the clock: no nan, nothing that is too large to print.
+    return isinstance(value, int | float) and abs(value) <= 1e12
 
 
 def _config_of(folder: Path) -> TrainConfig | None:

@@ -6,6 +6,7 @@ cells"); one Cholesky factorisation decides about a cell's centre, its rounding 
 """
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -119,9 +120,13 @@ def norm_bounds(
     Raises:
         ShapeError: as `norm_bound`, of any of them.
     """
-    tolerances = [tolerance] * len(convs) if isinstance(tolerance, int | float) else tolerance
+    tolerances = list(tolerance) if isinstance(tolerance, list | tuple) else [tolerance] * len(convs)
     limits = [None] * len(convs) if at_most is None else at_most
+    if len(tolerances) != len(convs):
+        raise ShapeError(f"a tolerance is one number, as {TOLERANCE}, or one for each kernel, not {tolerance!r}")
     for each in tolerances:
+        if not isinstance(each, numbers.Real):
+            raise ShapeError(f"a tolerance is a number, as {TOLERANCE}, not a {type(each).__name__}")
         if not each < math.inf:
             raise ShapeError(f"a tolerance of {each} says nothing; ask for {TOLERANCE}, say")
         if each < FINEST:

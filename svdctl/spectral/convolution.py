@@ -5,12 +5,13 @@ dilations disappear. docs/theory.md, "The operator", has the proofs.
 """
 
 import math
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from svdctl.errors import ShapeError
 
@@ -59,9 +60,11 @@ class Convolution:
             raise ShapeError(f"a kernel is a dense tensor, not {kernel.layout}; convert it by .to_dense()")
         if kernel.is_meta:
             raise ShapeError("weights on the meta device have no values yet; load them first")
+        if is_freed(kernel):
+            raise ShapeError(f"the memory of a kernel {FREED}")
         if kernel.numel() == 0:
             raise ShapeError(f"a kernel of shape {tuple(kernel.shape)} has no entries, and no singular values")
-        if not hasattr(groups, "__index__") or groups < 1 or kernel.shape[0] % groups:
+        if not is_count(groups) or kernel.shape[0] % groups:
             raise ShapeError(f"{kernel.shape[0]} channels do not divide into {groups!r} groups")
         # A half-precision kernel is exact in float32, its singular values are not in its own precision.
         kernel = kernel.float() if kernel.itemsize < 4 else kernel
@@ -124,6 +127,21 @@ class Convolution:
         return self.with_kernel(kernel.contiguous())
 
 
+FREED = (
+    "was freed (sharded training, as by FSDP, does so between passes); gather the parameters first, as by "
+    "FSDP.summon_full_params or unshard()"
+)
+"""What to say of a tensor that `is_freed`."""
+
+
+def is_freed(tensor: Tensor) -> bool:
+    """Return whether the storage of an ordinary tensor has fewer bytes than its entries take."""
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout is not torch.strided or tensor.is_meta:
+        return False
+    last = tensor.storage_offset() + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.numel() > 0 and tensor.untyped_storage().nbytes() < (last + 1) * tensor.itemsize
+
+
 def per_axis(value: int | Iterable[int], axes: int, what: str = "stride and dilation need") -> tuple[int, ...]:
     """Return one number for each axis.
 
@@ -131,6 +149,14 @@ def per_axis(value: int | Iterable[int], axes: int, what: str = "stride and dila
         ShapeError: another count of them, or others than whole numbers from 1; `what` begins the sentence.
     """
     values = tuple(value) if isinstance(value, Iterable) else (value,) * axes
-    if len(values) != axes or not all(hasattr(number, "__index__") and number >= 1 for number in values):
+    if len(values) != axes or not all(is_count(number) and number < 2**31 for number in values):
         raise ShapeError(f"{what} {axes} positive numbers, not {value!r}")
     return values
+
+
+def is_count(number: object) -> bool:
+    """Return whether something is a whole number from 1 on."""
+    try:
+        return operator.index(number) >= 1  # type: ignore[arg-type]
+    except TypeError:
+        return False

@@ -24,6 +24,8 @@ class RunInfo:
     """Of a run that is resumed: its lines so far, without those of steps that are made again."""
     notice: Callable[[str], None] = lambda text: None
     """Is given sentences that the user should read."""
+    request_save: Callable[[], None] = lambda: None
+    """Has `last.pt` written after the step at hand, or one soon after where several processes train."""
 
 
 class LogWriter(Protocol):

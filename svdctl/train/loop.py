@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -32,6 +32,8 @@ class Loop:
     save: Callable[[str], None]
     """Seals and writes; gets `last`, `best`, `steps`, `interrupted` or `besides`."""
     stop: threading.Event
+    save_soon: threading.Event = field(default_factory=threading.Event)
+    """Set when `last.pt` should be written whatever the schedule is; cleared when it is."""
     _clock: float = 0.0
     _written: float = 0.0
     """When `last.pt` was written last, or the training began."""
@@ -72,7 +74,7 @@ class Loop:
                     self._record("step", {k: metrics[k] for k in ("epoch", "loss", "orthogonal_loss", "acc", "lr")})
                     trainer.totals[SINCE_RECORD].zero_()
                     trainer.check_frames()
-            overdue = time.perf_counter() - self._written > SAVE_EVERY
+            overdue = time.perf_counter() - self._written > SAVE_EVERY or self.save_soon.is_set()
             stops, overdue = syncs.agreed(step, synced, self.stop.is_set(), overdue)
             if last:
                 break
@@ -152,6 +154,7 @@ class Loop:
         """Write `last.pt`, and count the time to the next such write from now."""
         self.save(kind)
         self._written = time.perf_counter()
+        self.save_soon.clear()
 
     def _record(self, kind: str, metrics: Mapping[str, float]) -> None:
         """Log a line about a `step`, `proof` or `epoch`; checkpoints hold those about epochs, digests of the others."""

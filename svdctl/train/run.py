@@ -1,5 +1,6 @@
 """One process's part in a training, from the model to the pictures."""
 
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
@@ -121,16 +122,15 @@ class TrainingRun:
             self._check_best(history.checkpoint, needs_best)
             self._report_lost_lines(history)
         with ExitStack() as opened:
-            log = None
+            log, save_soon = None, threading.Event()
             if self.fabric.is_global_zero:
                 lines = None if history is None else history.lines
-                log = RunLog(
-                    RunInfo(self.folder, config.model_dump(mode="json"), lines, self.reporter.notice), config.log
-                )
+                settings = config.model_dump(mode="json")
+                log = RunLog(RunInfo(self.folder, settings, lines, self.reporter.notice, save_soon.set), config.log)
                 opened.callback(log.close)
             opened.enter_context(chosen_kernels(config.hardware, self.fabric.device))
             stop = opened.enter_context(stop_on_signal(*self._stopping))
-            completed = Loop(self.trainer, self.reporter, log, self._save, stop).run()
+            completed = Loop(self.trainer, self.reporter, log, self._save, stop, save_soon).run()
         if completed:
             result = finished(self.trainer, self.parts, self.folder, before, self.sizes)
         else:

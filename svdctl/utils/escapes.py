@@ -57,9 +57,9 @@ def csv_cell(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """Return text within a line or cell of Markdown that is neither markup, link, picture nor HTML."""
+    """Return text within a line or cell of Markdown that is neither markup, mathematics, link, picture nor HTML."""
     text = " ".join(printable(text).splitlines())
-    text = re.sub(r"([\\|`\[\]])", r"\\\1", text)
+    text = re.sub(r"([\\|`$\[\]])", r"\\\1", text)
     # Emphasis: within words and at their ends a line opens none.
     text = re.sub(r"(?<!\w)_(?=\S)|\*", lambda sign: f"\\{sign[0]}", text)
     text = re.sub(r"~~", r"\\~\\~", text)

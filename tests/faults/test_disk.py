@@ -240,7 +240,7 @@ def test_a_log_that_is_removed_while_the_run_trains(tmp_path: Path) -> None:
     ended = command.end()
     assert ended.code == 0
     (note,) = ended.err.strip().splitlines()
-    assert f"note: {run / 'metrics.jsonl'} was removed while the run trained; the run goes on" in note
+    assert f"note: {run / 'metrics.jsonl'} was removed while the run trained; the run saves, and goes on" in note
     assert read_checkpoint(run).metrics["step"] == 48
     logged = [line["step"] for line in read_log(run / "metrics.jsonl") if line["kind"] == "step"]
     assert logged == list(range(logged[0], 49))

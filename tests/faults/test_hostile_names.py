@@ -81,7 +81,7 @@ def check_csv(text: str) -> None:
 def check_markdown(text: str) -> None:
     assert not OBEYED.search(text)
     outside = re.sub(r"(?<!\\)`[^`\n]*`", "", text)  # of code
-    assert not re.search(r"<[A-Za-z/!?]|(?<!\\)\]\(javascript|(?<!\\)`", outside)
+    assert not re.search(r"<[A-Za-z/!?]|(?<!\\)\]\(javascript|(?<!\\)[`$]", outside)
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
     assert tables
     for table in tables:

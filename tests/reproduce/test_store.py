@@ -1,14 +1,20 @@
 """What the disk says of runs: which folders are whose, finished by proof of the checkpoint, held by one process."""
 
+import io
+import json
+import math
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
+from rich.console import Console
 
+from svdctl.cli.reproduce_progress import SweepDisplay
 from svdctl.config.presets import to_toml
 from svdctl.errors import UsageError
 from svdctl.reproduce.execute import train_run
@@ -128,3 +134,31 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="another `out_dir`"):
         RunStore(tmp_path / "file" / "runs").prepare()
+
+
+ODD = (
+    None, True, -1, 1e300, 10**400, math.nan, math.inf, "training", "x", "", [], [1], ["a", None], {}, {"a": 1},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["time", "state", "epoch", "epochs", "loss", "val_acc", "seconds_left", "detail",
+                                  "passed_over"])  # fmt: skip
+def test_odd_values_in_a_status_file_are_left_out(name: str, tmp_path: Path) -> None:
+    """Progress is shown of whatever a status file holds, and nothing of it raises."""
+    store = RunStore(tmp_path)
+    store.prepare()
+    whole = {"state": "training", "time": 2e9, "epoch": 1, "epochs": 2, "loss": 0.5, "val_acc": 0.5, "passed_over": []}
+    job = SimpleNamespace(id="a", key="a", store=store, config=SimpleNamespace(name="a"))
+    display = SweepDisplay(live=False)
+    display.console = Console(file=io.StringIO())
+    display._jobs, display._began = {"a": job}, 1.0  # type: ignore[dict-item]
+    for value in ODD:
+        (tmp_path / ".reproduce/a.json").write_text(json.dumps({**whole, "seconds_left": 3, name: value}))
+        status = store.read_status("a")
+        assert all(status.get(key) in (value, None) or key != name for key in status)
+        assert status.get("time", 0) < 2e12
+        (row,) = display.states()
+        assert isinstance(row.state, str)
+        display.console.print(display.table())
+    (tmp_path / ".reproduce/a.json").write_text(json.dumps(whole))
+    assert store.read_status("a") == whole

@@ -12,6 +12,7 @@ from svdctl.checkpoint.checkpoint_file import read_checkpoint
 from svdctl.cli.training_flags import resolve
 from svdctl.train import loop
 from svdctl.train import start as recipe
+from svdctl.train.loggers.jsonl_logger import _JsonlWriter
 from tests.train.test_resume import assert_same, draw_nothing, make, tensors
 from tests.train.test_runs import Recorder
 
@@ -62,6 +63,25 @@ def test_a_rare_schedule_loses_no_epoch_and_saving_changes_nothing(
         assert read_checkpoint(found[2]).training["unsealed"]
     for folder in found:
         assert_same(recipe.resume(folder, reporter=Recorder()), whole, folder.name)
+
+
+def test_a_log_that_was_removed_has_the_run_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the step whose line finds it gone; the run ends with the weights of an undisturbed one."""
+    config = make(tmp_path, "train", *SELDOM)
+    whole = recipe.run(config, base="test", reporter=Recorder())
+    write = _JsonlWriter.write
+
+    def write_and_remove(self: Any, line: Any) -> None:
+        write(self, line)
+        if line["step"] == 4:
+            self._path.unlink()
+
+    monkeypatch.setattr(_JsonlWriter, "write", write_and_remove)
+    found = copies_of_last(tmp_path / "steps", monkeypatch)
+    ended = recipe.run(config, base="test", reporter=Recorder())
+    wanted, saved = (tensors(read_checkpoint(result.folder).model) for result in (whole, ended))
+    assert all(torch.equal(value, saved[name]) for name, value in wanted.items())
+    assert [int(read_checkpoint(folder).metrics["step"]) for folder in found] == [3, 5, 6, 9]
 
 
 def test_what_is_written_besides_is_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

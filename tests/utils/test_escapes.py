@@ -25,6 +25,7 @@ NAMES = (
     "back\rover", "\u2028a\u2029", "bell\x07\x08\x00", "=cmd|' /C calc'!A0", "+1+1", "-2+3+cmd", "@SUM(A1)", "\t=1",
     "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "&lt;b&gt;", "a|b", "[a](javascript:alert(1))",
     "![a](http://x/y.png)", "`code`", "*bold*", "__init__", "# heading", "\\input{/etc/passwd}", "$\\frac{1}$", "$x^",
+    "$$x$$", "$`x`$",
     "\\write18{id}", "a_b^c~d", "{", "50%", "\ud83d", "\U000e0041", "\ufeffa",
 )  # fmt: skip
 OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
@@ -44,7 +45,7 @@ def test_no_format_obeys_a_name(name: str) -> None:
     text = markdown(table)
     assert not OBEYED.search(text)
     assert len(text.splitlines()) == len(markdown(_table("a")).splitlines())
-    assert not re.search(r"<[A-Za-z/!?]|(?<!\\)\]\(|(?<!\\)`", text)
+    assert not re.search(r"<[A-Za-z/!?]|(?<!\\)\]\(|(?<!\\)[`$]", text)
     source = latex(table)
     assert not OBEYED.search(source)
     assert source.count("\\begin") == source.count("\\end") == 3

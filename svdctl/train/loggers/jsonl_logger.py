@@ -34,7 +34,7 @@ class JsonlLogger(Logger):
 class _JsonlWriter:
     def __init__(self, run: RunInfo) -> None:
         self._path = run.folder / "metrics.jsonl"
-        self._notice = run.notice
+        self._notice, self._request_save = run.notice, run.request_save
         if run.lines is not None:
             write_atomically(self._path, "".join(map(line_text, run.lines)))
         self._file = self._open()
@@ -43,7 +43,7 @@ class _JsonlWriter:
         return TextIOWrapper(open_to_append(self._path), encoding="utf-8")
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append a line; where the file was removed, to a new one.
+        """Append a line; where the file was removed, to a new one, and have the run saved.
 
         Raises:
             TrainingError: the run folder was removed, or a link, folder or device has taken the file's place.
@@ -68,9 +68,10 @@ class _JsonlWriter:
             raise TrainingError(
                 f"{error}; the log was removed while the run trained, stopped at step {step}"
             ) from error
+        self._request_save()
         self._notice(
-            f"{self._path} was removed while the run trained; the run goes on and saves as before, with a new log from "
-            f"step {step} on. The lines before are lost but for those about epochs, which are in the checkpoints"
+            f"{self._path} was removed while the run trained; the run saves, and goes on with a new log from step "
+            f"{step} on. The lines before are lost but for those about epochs, which are in the checkpoints"
         )
 
     def close(self) -> None:
