@@ -153,7 +153,7 @@ def test_freed_weights_are_refused(model: str, function: str) -> None:
     if (model, function) in (("freed linear", "tensorize_"), ("freed TT", "tensorize_")):
         (WRITERS | READERS)[function](MODELS[model]())  # it has no convolution to replace
         return
-    with pytest.raises(ShapeError, match="was freed .*gather the parameters first"):
+    with pytest.raises(ShapeError, match=r"was freed .*gather the parameters first"):
         (WRITERS | READERS)[function](MODELS[model]())
 
 
