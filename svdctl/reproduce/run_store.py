@@ -124,7 +124,9 @@ class RunStore:
             found = read_json(self._private / f"{key}.json")
         except FileError:
             return {}
-        status = {name: value for name, value in found.items() if _is_status(name, value)} if type(found) is dict else {}
+        if not isinstance(found, dict):
+            return {}
+        status = {name: value for name, value in found.items() if _is_status(name, value)}
         return status if {"state", "time"} <= status.keys() else {}
 
     def write_status(self, key: str, **status: Any) -> None:
