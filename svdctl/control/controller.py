@@ -20,8 +20,8 @@ from svdctl.distributed.scheduling import LayerScheduler
 from svdctl.errors import UsageError
 from svdctl.layers.layer_operator import BatchNorm, batchnorm_gain
 from svdctl.layers.layer_ops import LayerOps, find_ops, is_controllable, require_module
-from svdctl.layers.stored_weight import require_memory
 from svdctl.layers.norms import layer_norm_bounds
+from svdctl.layers.stored_weight import require_memory
 from svdctl.registry import CONTROLS
 from svdctl.spectral.bounds import Bracket
 from svdctl.spectral.exact_arithmetic import exact_products
