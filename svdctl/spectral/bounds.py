@@ -10,7 +10,7 @@ import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -120,7 +120,7 @@ def norm_bounds(
     Raises:
         ShapeError: as `norm_bound`, of any of them.
     """
-    tolerances = list(tolerance) if isinstance(tolerance, Sequence) else [tolerance] * len(convs)
+    tolerances: list[Any] = list(tolerance) if isinstance(tolerance, Sequence) else [tolerance] * len(convs)
     limits = [None] * len(convs) if at_most is None else at_most
     if len(tolerances) != len(convs):
         raise ShapeError(f"a tolerance is one number, as {TOLERANCE}, or one for each kernel, not {tolerance!r}")
