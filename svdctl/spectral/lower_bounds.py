@@ -24,7 +24,9 @@ _CANDIDATES = 6
 _QUICK_CANDIDATES = 3
 _STARTS = 24
 _AT_ONCE = 3
-_STEPS = (8, 8, 12)
+_STEPS = (8, 8, 8)
+_LAST_STEPS = 12  # in float64, from vectors that are nearly right
+_STEPS_FROM_RANDOM = 24
 _ROUGH_STEPS = 8
 _COARSE_STEPS = 8
 _FINE_POINTS = 4096
@@ -74,7 +76,7 @@ def _search(fields: Sequence[GramField], begin: Sequence[Tensor]) -> list[tuple[
     matrices = _pick(fields, [w[:2] for w in points], [g[:2] for g in groups], [torch.float64] * len(fields))
     assert starts is not None
     starts = [start[:2].to(block.dtype) for start, block in zip(starts, matrices, strict=True)]
-    vectors = [vectors for _, vectors in _of_matrices(matrices, starts, 2 * _STEPS[-1])]
+    vectors = [vectors for _, vectors in _of_matrices(matrices, starts, _LAST_STEPS)]
     return list(zip(_quotients(fields, matrices, vectors), seen, strict=True))
 
 
@@ -133,12 +135,12 @@ def coarse_lower_bound(field: GramField) -> tuple[float, Tensor]:
 
 def values_from_below(questions: Sequence[tuple[GramField, Tensor]]) -> list[float]:
     """Return a proved lower bound of the largest value of each field at its frequencies `(P, d)`, mostly to 1e-3."""
-    return _values_from_below(questions, torch.complex128, 2 * _STEPS[-1])
+    return _values_from_below(questions, torch.complex128, _STEPS_FROM_RANDOM)
 
 
 def coarse_values_from_below(questions: Sequence[tuple[GramField, Tensor]]) -> list[float]:
     """Return what `values_from_below` does, mostly to 1e-2, for half as many operations."""
-    return _values_from_below(questions, torch.complex64, _STEPS[-1])
+    return _values_from_below(questions, torch.complex64, _STEPS_FROM_RANDOM // 2)
 
 
 def _values_from_below(
