@@ -86,9 +86,10 @@ class Origin:
         while left:
             first = left.pop()
             opposite = {"largest": "smallest", "smallest": "largest"}.get(first.picks)
-            other = next((one for one in left if one.picks == opposite and one.key == first.key), None)
-            if other is not None and len(first.views) > 1:
-                left = [one for one in left if one is not other]
+            pairs = (place for place, one in enumerate(left) if one.picks == opposite and one.key == first.key)
+            place = next(pairs, None) if len(first.views) > 1 else None
+            if place is not None:
+                del left[place]  # this one alone: a value may stand here several times, as one and the same object
             counts.append(first.counts())
         total = torch.stack(counts).sum(0)
         most = int(total.max()) if total.numel() else 0

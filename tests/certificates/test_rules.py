@@ -34,6 +34,17 @@ def max_min_of_views(x: Tensor) -> Tensor:
     return torch.cat((grouped().max(2)[0], torch.min(grouped(), dim=2).values), 1)
 
 
+def picked(largest: int, smallest: int, join: Callable[..., Tensor], *, of_axis: bool = False) -> Any:
+    """One maximum and one minimum of the same entries, each so many times in one concatenation."""
+
+    def run(x: Tensor) -> Tensor:
+        m = x.amax(1) if of_axis else torch.maximum(x[:, :2], x[:, 2:])
+        n = x.amin(1) if of_axis else torch.minimum(x[:, :2], x[:, 2:])
+        return join([*[m] * largest, *[n] * smallest])
+
+    return run
+
+
 def group_sort(x: Tensor) -> Tensor:
     return x.view(1, 2, 2, 6).sort(dim=2, descending=True)[0].view(x.shape)
 
@@ -59,6 +70,16 @@ RULES: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...], float | None
     "largest and smallest of one": (lambda x: torch.cat((x[:, :1].amax(1), x[:, :1].amin(1)), 1), (4, 6), 2**0.5),
     "amax and amin": (lambda x: torch.cat((x.amax(1), x.amin([1])), 1), (4, 6), 1.0),
     "the same twice": (lambda x: torch.cat((torch.max(x, x), torch.min(x, x)), 1), (4, 6), 2**0.5),
+    "the same maximum twice and a minimum": (picked(2, 1, lambda parts: torch.cat(parts, 1)), (4, 6), 2**0.5),
+    "a maximum and the same minimum twice": (picked(1, 2, lambda parts: torch.cat(parts, 1)), (4, 6), 2**0.5),
+    "the same maximum and minimum twice": (picked(2, 2, lambda parts: torch.cat(parts, 1)), (4, 6), 2**0.5),
+    "the same maximum 9 times": (picked(9, 1, lambda parts: torch.cat(parts, 1)), (4, 6), 3.0),
+    "the same maximum 16 times": (picked(16, 1, lambda parts: torch.cat(parts, 1)), (4, 6), 4.0),
+    "the same minimum 9 times": (picked(1, 9, torch.concatenate), (4, 6), 3.0),
+    "the same maximum 9 times, stacked": (picked(9, 1, torch.stack), (4, 6), 3.0),
+    "the same maximum 9 times, hstacked": (picked(9, 1, torch.hstack), (4, 6), 3.0),
+    "the same amax 9 times": (picked(9, 1, torch.hstack, of_axis=True), (4, 6), 3.0),
+    "the same amin 4 times": (picked(1, 4, torch.stack, of_axis=True), (4, 6), 2.0),
     "halves joined": (lambda x: torch.cat(x.chunk(2, 1)[::-1], 1), (4, 6), 1.0),
     "halves and the whole": (lambda x: torch.cat((x[:, 2:], x), 1), (4, 6), 2**0.5),
     "rows expanded": (lambda x: torch.cat((x[:, :1].expand(1, 3, 6), x[:, 1:]), 1), (4, 6), 3**0.5),
@@ -278,3 +299,22 @@ def test_max_and_min_in_a_certifier() -> None:
     ]
     assert certifier.bound.value == pytest.approx(norms[0] * norms[1], rel=1e-5)
     assert certifier.logits(torch.rand(5, 6)).shape == (5, 3)
+
+
+def test_the_same_maximum_several_times_in_a_certifier() -> None:
+    """The bound and the radius hold though one value stands in a concatenation 9 times."""
+    join = picked(9, 1, lambda parts: torch.cat(parts, 1))
+    network = Runs(lambda net, x: net.last(join(net.first(x))), first=nn.Linear(4, 4), last=nn.Linear(20, 2))
+    with torch.no_grad():
+        network.first.weight.copy_(torch.eye(4))
+        network.first.bias.copy_(torch.tensor([0.2, 0.3, -0.2, -0.3]))
+        network.last.weight.copy_(torch.cat((torch.ones(1, 18), torch.zeros(1, 2)), 1) * torch.tensor([[1.0], [-1.0]]))
+        network.last.bias.copy_(torch.tensor([-9.0, 9.0]))
+    certifier, image = Certifier(network, (4,)), torch.full((1, 4), 0.5, dtype=torch.float64)
+    logits = certifier.logits(image)
+    label = logits.argmax(1)
+    radius = float(certifier.radii(logits, label))
+    # All of m equally large is the shortest way to a tie: 9 (m_1 + m_2) = 9.
+    step = torch.tensor([[-0.25, -0.25, 0.0, 0.0]], dtype=torch.float64)
+    assert abs(float(certifier.network(image + step).diff())) < 1e-6
+    assert 0.99 * float(step.norm()) <= radius <= float(step.norm())
