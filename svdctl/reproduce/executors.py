@@ -10,7 +10,7 @@ import subprocess
 import sys
 from abc import ABC, abstractmethod
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import chdir, suppress
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any
@@ -182,9 +182,11 @@ class OnRay(Executor):
         try:
             if colon and port.isdigit():  # where nothing listens, Ray itself would wait for minutes
                 socket.create_connection((host, int(port)), timeout=10).close()
-            # Ray's own processes import no module of the folder that they are started in.
+            # Ray's processes import no module of the folder that they are started in. Whatever folder is the current
+            # one, Ray adds to the places where its workers look for modules: let it be the one that holds svdctl.
             safe = {"env_vars": {"PYTHONSAFEPATH": "1"}}
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env=safe)
+            with chdir(Path(__file__).parents[2]):
+                ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env=safe)
         except (ConnectionError, ValueError, RuntimeError, OSError, OverflowError) as error:
             raise UsageError(
                 f"`address = {address}`: no Ray cluster answers there ({first_line(error, 150)}); start one with `ray "

@@ -38,9 +38,10 @@ def hostile(tmp_path: Path) -> Path:
 
 
 def _run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    places = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     done = subprocess.run(
         [sys.executable, "-m", "svdctl", *map(str, arguments)], cwd=folder, capture_output=True, text=True, check=False,
-        timeout=280, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        timeout=280, env={**os.environ, "PYTHONPATH": os.pathsep.join(places), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert not (folder.parent / "ran").exists(), done.stderr
     assert "the wrong module" not in done.stderr + done.stdout
@@ -82,3 +83,13 @@ def test_nor_do_the_processes_of_a_training_and_what_follows_it(hostile: Path, t
 def test_nor_do_the_workers_of_a_sweep(hostile: Path, tmp_path: Path, tiny: Path) -> None:
     done = _run(hostile, "reproduce", tiny, "--jobs", "2", "--out-dir", tmp_path / "runs", "--seeds", "1", "2")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_nor_do_the_workers_of_ray(hostile: Path, tmp_path: Path, tiny: Path) -> None:
+    """Ray adds the current folder to the places where its workers look for modules."""
+    pytest.importorskip("ray")
+    wanted = ("--scale", "smoke", "--rows", "none-full", "--seeds", "1")
+    done = _run(hostile, "reproduce", tiny, *wanted, "--engine", "ray", "--out-dir", "runs")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list((hostile / "runs").glob("*/last.pt"))
