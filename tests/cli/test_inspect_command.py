@@ -98,6 +98,7 @@ def test_a_users_network(invoke, tmp_path: Path, monkeypatch) -> None:
         (("{weights}", "--input-size", "a"), "--input-size"),
         (("{weights}", "--all", "--top", "3"), "exclude each other"),
         (("{weights}", "--plot", "{folder}/x.png"), "--input-size"),
+        (("{matrix}", "--plot", "{folder}/x.png"), "no convolution is among these layers"),
         (("{weights}", "--format", "xml"), "--format"),
         (("{weights}", "--model", "torchvision:resnet81", "--input-size", "3x32x32"), "resnet"),
         (("{empty}",), "empty"),
@@ -109,6 +110,8 @@ def test_bad_input_is_one_sentence(invoke, weights: Path, tmp_path: Path, argume
     places = {"weights": weights, "empty": tmp_path / "empty.pt", "folder": tmp_path, "vector": tmp_path / "v.pt"}
     places["empty"].touch()
     torch.save({"a": torch.zeros(3)}, places["vector"])
+    places["matrix"] = tmp_path / "m.pt"
+    torch.save({"fc.weight": torch.ones(2, 6)}, places["matrix"])
     code, out, err = invoke(*(part.format(**places) for part in arguments))
     assert code == 2
     assert words in err
