@@ -5,6 +5,7 @@ import io
 import json
 import re
 import struct
+import tomllib
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from tests.evaluate.small import CLASSES, SIDE, write_data
@@ -178,3 +180,27 @@ def test_eval_robust(tmp_path: Path) -> None:
     assert sum("FAILED" in line for line in err.splitlines()) == len(files)
     new = before | set((tmp_path / "log").rglob("*"))
     assert check_files(tmp_path, new) == {".png", ".csv", ".md", ".json", ""}
+
+
+@pytest.mark.slow
+def test_train(tmp_path: Path) -> None:
+    """Classes of a data set, and the folder that it is in and that of the runs, have hostile names."""
+    data = tmp_path / "\x9b31m<b>$x$"
+    for part in ("train", "test"):
+        for number, name in enumerate(NAMES):
+            folder = data / part / name.replace("/", "_")
+            folder.mkdir(parents=True)
+            for count in range(4):
+                Image.new("RGB", (SIDE, SIDE), (16 * number, 60 * count, 0)).save(folder / f"{count}.png")
+    given = ["train", "--dataset", f"folder:{data}", "--preset", "quickstart", "--epochs", 1, "--batch-size", 16]
+    sets = ("model.width=1", "layer.rank=6", f"data.size={SIDE}", "log.every_steps=1")
+    given += ["--out-dir", tmp_path / "\u202eruns", *(word for text in sets for word in ("--set", text))]
+    out, err = said(Command(given, tmp_path / "log"), 0)
+    assert "\\u202eruns" in out + err
+    (run,) = (tmp_path / "\u202eruns").iterdir()
+    for path in run.iterdir():
+        if path.suffix == ".png":
+            check_png(path.read_bytes())
+        elif path.suffix in (".toml", ".jsonl", ".json", ".md"):
+            assert not OBEYED.search(path.read_bytes().decode()), path
+    assert tomllib.loads((run / "config.toml").read_text())["data"]["path"] == str(data)
