@@ -204,3 +204,27 @@ def test_train(tmp_path: Path) -> None:
         elif path.suffix in (".toml", ".jsonl", ".json", ".md"):
             assert not OBEYED.search(path.read_bytes().decode()), path
     assert tomllib.loads((run / "config.toml").read_text())["data"]["path"] == str(data)
+
+
+@pytest.mark.slow
+def test_reproduce(tmp_path: Path) -> None:
+    """The title, the labels of rows and the folder of runs of a table have hostile names."""
+    labels = [name for name in NAMES if name.isprintable()]
+    rows = [f"[[rows]]\nname = {json.dumps(f'row-{n}')}\nlabel = {json.dumps(name)}\ngroup = \"none\"\n"
+            'preset = "wrn-cifar10"\n' for n, name in enumerate(labels)]  # fmt: skip
+    sets = ["data.kind=digits", "augment.flip=false", "model.depth=10", "model.width=1", "max_steps=1", "epochs=1"]
+    head = f'title = "$x$ <script>"\ncolumns = ["compression"]\nset = {json.dumps(sets)}\n'
+    (tmp_path / "tiny.toml").write_text(head + "".join(rows))
+    runs = tmp_path / "\u202eruns"
+    given = ["reproduce", tmp_path / "tiny.toml", "--columns", "static", "--out-dir", runs]
+    out, err = said(Command(given, tmp_path / "log"), 0)
+    assert "\\u202eruns" in out + err
+    written = [path for path in runs.rglob("*") if path.is_file()]
+    assert {".md", ".tex", ".json"} <= {path.suffix for path in written}
+    for path in written:
+        if path.suffix == ".png":
+            check_png(path.read_bytes())
+        else:
+            assert not OBEYED.search(path.read_bytes().decode()), path
+        if path.suffix == ".md":
+            check_markdown(path.read_bytes().decode())
