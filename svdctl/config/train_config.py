@@ -71,6 +71,11 @@ class TrainConfig(Config):
     def _mixes(self) -> list[str]:
         """Return what does not go together, a sentence each."""
         faults = []
+        devices = 1 if self.hardware.devices == "auto" else self.hardware.devices
+        if self.batch_size < (processes := devices * self.hardware.num_nodes):
+            faults.append(
+                f"a batch of {self.batch_size} leaves nothing for some of {processes} processes; change `batch_size`"
+            )
         architecture = ARCHITECTURES.get(self.model.kind)
         if self.layer.is_orthogonal:
             if not architecture.orthogonal:

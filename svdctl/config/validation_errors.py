@@ -4,6 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
+from itertools import islice
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -20,6 +21,8 @@ WANTED = {
     **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), SECTION),
 }
 """What to write instead, by pydantic's kind of fault."""
+MOST_FAULTS = 20
+"""Fields at fault that are told of; the others are counted."""
 C = TypeVar("C", bound=Config)
 
 
@@ -32,10 +35,11 @@ def validated(model: type[C], table: dict[str, Any]) -> tuple[C | None, list[str
 
 
 def sentences(error: ValidationError, model: type[Config], table: Mapping[str, Any]) -> list[str]:
-    """Return one sentence for each field at fault; several alternatives of one field make one sentence."""
+    """Return one sentence for each field at fault, the first ones; several alternatives of one field make one."""
     keys = {key for key, _ in schema_keys(model)}
     found: dict[str, list[str]] = {}
-    for fault in worth_reporting(error):
+    faults = worth_reporting(error)
+    for fault in faults[:MOST_FAULTS]:
         kind, place = fault["type"], fault["loc"]
         key = _key(place, kind, keys)
         message = _wanted(fault)
@@ -54,7 +58,8 @@ def sentences(error: ValidationError, model: type[Config], table: Mapping[str, A
             found[f"`{key}`: {_tags(fault)}"] = []
         elif message not in (messages := found.setdefault(f"{start}; ", [])):
             messages.append(message)
-    return [start + ", or ".join(messages) for start, messages in found.items()]
+    more = [f"{len(faults) - MOST_FAULTS:,} further faults are not told"] if len(faults) > MOST_FAULTS else []
+    return [start + ", or ".join(messages) for start, messages in found.items()] + more
 
 
 def of_a_file(faults: Iterable[str]) -> list[str]:
@@ -116,7 +121,8 @@ def _unknown(key: str, keys: set[str], model: type[Config], table: Mapping[str, 
         return
     by_kind = [name for name, field in model.model_fields.items() if sections_by_kind(field) is not None]
     of_variants = [path for path in keys if path.partition(".")[0] in by_kind]
-    moved = {f"{key}.{inner}": same for inner in _leaves(value) if (same := _same_end(inner, of_variants))}
+    below = islice(_leaves(value), MOST_FAULTS)
+    moved = {f"{key}.{inner}": same for inner in below if (same := _same_end(inner, of_variants))}
     for path, same in moved.items():
         yield f"{path}: there is no such key; did you mean {' or '.join(same)}?"
     if moved:

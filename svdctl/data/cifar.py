@@ -10,6 +10,9 @@ from svdctl.errors import DataError, first_line
 if TYPE_CHECKING:
     from svdctl.data.train_test import TrainTest
 
+_LARGEST = 2**28
+"""Bytes that any published file of CIFAR has at most; the archives have 170 million. Checksums read the whole."""
+
 
 class Cifar10(DataConfig):
     """CIFAR-10 through torchvision, downloaded when absent."""
@@ -46,6 +49,7 @@ class Cifar10Source(DataSource):
 
         root = config.root.expanduser()
         dataset = getattr(datasets, self.kind.upper())
+        self._check_sizes(root)
         try:
             parts = [dataset(root=str(root), train=train, download=True) for train in (True, False)]
         except (RuntimeError, OSError, EOFError) as error:
@@ -66,8 +70,23 @@ class Cifar10Source(DataSource):
 
         dataset = getattr(datasets, self.kind.upper())
         folder = config.root.expanduser() / dataset.base_folder
+        self._check_sizes(config.root.expanduser())
         sums = {**dict(dataset.train_list), **dict(dataset.test_list), dataset.meta["filename"]: dataset.meta["md5"]}
         return not all(check_integrity(str(folder / name), md5) for name, md5 in sums.items())
+
+    def _check_sizes(self, root: Path) -> None:
+        """Refuse files that are far larger than the published ones, before their checksums are computed.
+
+        Raises:
+            DataError: naming the file.
+        """
+        from torchvision import datasets
+
+        dataset = getattr(datasets, self.kind.upper())
+        names = [name for name, _ in (*dataset.train_list, *dataset.test_list)] + [dataset.meta["filename"]]
+        for file in (root / dataset.filename, *(root / dataset.base_folder / name for name in names)):
+            if file.is_file() and (size := file.stat().st_size) > _LARGEST:
+                raise DataError(f"{file} has {size:,} bytes, far more than the published one; remove it and run again")
 
     def classes(self, config: DataConfig) -> int:
         return self.number

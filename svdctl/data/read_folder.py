@@ -125,12 +125,35 @@ _PIXELS_A_BYTE = 10
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
 
 
-def _images_anywhere(path: Path, above: tuple[Path, ...] = ()) -> list[Path]:
-    """Return the images in a folder, then those of each folder in it; `above`: those around it, resolved."""
-    here = path.resolve()
-    if here in above:
-        raise DataError(f"{path} leads back to a folder that it lies in; remove the link")
-    return _images(path) + [file for folder in _folders(path) for file in _images_anywhere(folder, (*above, here))]
+_MOST_FOLDERS = 100_000
+"""Folders that a class may have in it."""
+
+
+def _images_anywhere(path: Path) -> list[Path]:
+    """Return the images in a folder, then those of each folder in it; one that several links lead to counts once.
+
+    Raises:
+        DataError: a link to a folder that it lies in, more folders than any data set has.
+    """
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    waiting: list[tuple[Path, tuple[tuple[int, int], ...]]] = [(path, ())]
+    while waiting:
+        folder, above = waiting.pop()
+        state = folder.stat()
+        here = (state.st_dev, state.st_ino)
+        if here in above:
+            raise DataError(f"{folder} leads back to a folder that it lies in; remove the link")
+        if here in seen:
+            continue
+        seen.add(here)
+        if len(seen) > _MOST_FOLDERS:
+            raise DataError(f"{path} holds more than {_MOST_FOLDERS:,} folders; give the folder of the images alone")
+        found += _images(folder)
+        # The system follows 40 links of one path, and says of more that there is no folder.
+        below = (inner.resolve() if inner.is_symlink() else inner for inner in reversed(_folders(folder)))
+        waiting += [(inner, (*above, here)) for inner in below]
+    return found
 
 
 def _images_below(path: Path, size: int, resize: bool) -> ImageData:

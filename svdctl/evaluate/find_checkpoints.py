@@ -103,30 +103,38 @@ def _holds_results_of(folder: Path, weights: str) -> bool:
 
 
 def _below(folder: Path, which: str, faults: list[tuple[str, SvdctlError]]) -> Iterator[Path]:
-    """Yield checkpoints in and below a folder, in the order of their names."""
-    names = sorted(os.listdir(folder))
+    """Yield checkpoints in and below a folder, in the order of their names; no folder is too deep."""
+    waiting = [folder]
+    while waiting:
+        here = waiting.pop()
+        names = sorted(os.listdir(here))
+        if is_run_folder(here):
+            yield from _of_run(here, names, which, faults)
+            continue
+        indexed = weights_of(here)
+        if indexed is not None and indexed.name.endswith((INDEX, DISTRIBUTED)):
+            yield indexed
+        else:
+            yield from _files(here, names)
+        inner = [here / name for name in names if not name.startswith((".", RESULTS, "wandb"))]
+        waiting += [path for path in reversed(inner) if path.is_dir() and not path.is_symlink()]
+
+
+def _files(folder: Path, names: list[str]) -> list[Path]:
+    """Return the files of a folder that are checkpoints by their names."""
     files = [folder / name for name in names if name.endswith(SUFFIXES) and not name.startswith(".")]
-    files = [path for path in files if path.is_file()]
-    if is_run_folder(folder):
-        wanted = files if which == "all" else [folder / f"{which}.pt"]
-        for path in wanted:
-            if path.is_file():
-                yield path
-            else:
-                other = ", ".join(file.stem for file in files)
-                faults.append(
-                    (str(path), CheckpointError(f"{folder} has no {path.name}; it has: {other or 'nothing'}"))
-                )
-        return
-    indexed = weights_of(folder)
-    if indexed is not None and indexed.name.endswith((INDEX, DISTRIBUTED)):
-        yield indexed
-        files = []
-    yield from files
-    for name in names:
-        inner = folder / name
-        if inner.is_dir() and not inner.is_symlink() and not name.startswith((".", RESULTS, "wandb")):
-            yield from _below(inner, which, faults)
+    return [path for path in files if path.is_file()]
+
+
+def _of_run(folder: Path, names: list[str], which: str, faults: list[tuple[str, SvdctlError]]) -> Iterator[Path]:
+    """Yield the checkpoints of a run folder that are wanted."""
+    files = _files(folder, names)
+    for path in files if which == "all" else [folder / f"{which}.pt"]:
+        if path.is_file():
+            yield path
+        else:
+            other = ", ".join(file.stem for file in files)
+            faults.append((str(path), CheckpointError(f"{folder} has no {path.name}; it has: {other or 'nothing'}")))
 
 
 def is_run_folder(folder: Path) -> bool:

@@ -8,6 +8,7 @@ from svdctl.models.architecture import architecture_of
 from svdctl.models.build import count_on_meta
 from svdctl.registry import CONTROLS, LAYERS
 from svdctl.train.captured_step import why_not_captured
+from svdctl.utils.run_dir import require_folder
 
 SELECTION = {
     "last": "the last epoch counts",
@@ -20,7 +21,11 @@ def plan(config: TrainConfig, base: str) -> list[str]:
     """Return what a run would do, without its data.
 
     A line each for base, model, data, control, training, device and run.
+
+    Raises:
+        UsageError: the place for runs is no folder.
     """
+    require_folder(config.out_dir)
     return [
         f"base     {base}",
         f"model    {_model_line(config)}",

@@ -187,7 +187,7 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def parse_json(text: str | bytes, name: str) -> Any:
-    """Return the value of a text in JSON: nested at most 100 levels, its numbers finite, its texts Unicode.
+    """Return the value of a text in JSON: nested at most 100 levels, numbers finite or of 64 bits, texts in Unicode.
 
     Args:
         text: whatever its source.
@@ -211,7 +211,7 @@ def parse_json(text: str | bytes, name: str) -> Any:
 
 
 def parse_toml(text: str, name: str) -> dict[str, Any]:
-    """Return the table of a text in TOML: nested at most 100 levels, its keys of at most 100 parts.
+    """Return the table of a text in TOML: nested at most 100 levels, keys of at most 100 parts, numbers of 64 bits.
 
     Raises:
         MalformedFileError: it is not.
@@ -243,7 +243,7 @@ def _require_plain(value: Any, name: str, *, finite: bool) -> None:
     """Refuse values that would fail later, where nobody knows the file any more.
 
     Raises:
-        MalformedFileError: nested too deep, a number beyond all floats, a text with half of a surrogate pair.
+        MalformedFileError: nested too deep, a number beyond all floats or 64 bits, half of a surrogate pair in a text.
     """
     level, depth = [value], 0
     while level:
@@ -261,4 +261,7 @@ def _require_plain(value: Any, name: str, *, finite: bool) -> None:
                 raise MalformedFileError(name, f"has a text that is no Unicode ({one[:40]!a})", _MEND)
             elif isinstance(one, float) and finite and not math.isfinite(one):
                 raise MalformedFileError(name, "has a number beyond all floats", _MEND)
+            elif isinstance(one, int) and not -(2**63) <= one < 2**64:
+                # Python writes no decimal number of thousands of digits, which hexadecimal ones can have.
+                raise MalformedFileError(name, "has a whole number of more than 64 bits", _MEND)
         level, depth = inner, depth + 1

@@ -20,16 +20,33 @@ from svdctl.utils.machine import processor
 PACKAGES = ("svdctl", "torch", "torchvision", "lightning-fabric", "numpy", "pydantic")
 
 
+def require_folder(parent: Path) -> None:
+    """Check that a folder is there or can be made, as far as its name tells.
+
+    Raises:
+        UsageError: a file is in its place or above it.
+    """
+    parent = parent.expanduser()
+    for place in (parent, *parent.parents):
+        if place.is_dir():
+            return
+        if place.exists():
+            raise UsageError(f"{place} is a file; give `out_dir` a folder")
+
+
 def create_run_folder(parent: Path, name: str) -> Path:
-    """Return a new folder `<name>-<time>` below `parent`; a number is added while the name is taken."""
+    """Return a new folder `<name>-<time>` below `parent`; a number is added while the name is taken.
+
+    Raises:
+        UsageError: it cannot be made.
+    """
+    require_folder(parent)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for number in range(1, 10_000):
         folder = parent.expanduser() / (f"{name}-{stamp}" if number == 1 else f"{name}-{stamp}-{number}")
         try:
             folder.mkdir(parents=True)
-        except FileExistsError as error:
-            if not parent.expanduser().is_dir():
-                raise UsageError(f"{parent} is a file; give `out_dir` a folder") from error
+        except FileExistsError:
             continue
         except OSError as error:
             raise UsageError(

@@ -1,6 +1,7 @@
 """Loading, splitting and augmenting, on files that the tests write in the published formats."""
 
 import hashlib
+import os
 import pickle
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from svdctl.config.data_config import Augment
 from svdctl.data.augment import augment, pad
 from svdctl.data.batches import Batches, evaluation_batches
 from svdctl.data.cifar import Cifar10
-from svdctl.data.data_source import load
+from svdctl.data.data_source import load, source_of
 from svdctl.data.digits import Digits
 from svdctl.data.folder import Folder
 from svdctl.data.images import ImageData
@@ -141,6 +142,17 @@ def test_cifar10_through_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/nothing")
     with pytest.raises(DataError, match=r"`data\.root`"):
         load(Cifar10(root=tmp_path))
+
+
+@pytest.mark.parametrize("place", ["cifar-10-python.tar.gz", "cifar-10-batches-py/data_batch_3"])
+def test_files_of_cifar_of_absurd_size_are_refused_before_they_are_read(place: str, tmp_path: Path) -> None:
+    write_cifar10(tmp_path)
+    (tmp_path / place).touch()
+    os.truncate(tmp_path / place, 10**12)
+    source = source_of(Cifar10(root=tmp_path))
+    for read in (source.load, source.would_download):
+        with pytest.raises(DataError, match=f"{place} has 1,000,000,000,000 bytes, far more"):
+            read(Cifar10(root=tmp_path))
 
 
 def write_folder(root: Path, sizes: tuple[int, int] = (16, 16), classes: int = 2) -> None:

@@ -1,6 +1,7 @@
 """Folders and arrays of the user's own: which files become which part and class, and with which pixels."""
 
 import struct
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from svdctl.cli.training_flags import resolve
+from svdctl.data import read_folder
 from svdctl.data.data_source import load
 from svdctl.data.folder import Folder
 from svdctl.data.images import ImageData
@@ -139,6 +141,35 @@ def test_links_are_followed_and_a_loop_of_them_is_refused(tmp_path: Path) -> Non
     (tmp_path / "a" / "loop").symlink_to(tmp_path)
     with pytest.raises(DataError, match="leads back to a folder"):
         load(Folder(path=tmp_path, size=SIZE))
+
+
+def test_a_folder_that_many_links_lead_to_counts_once(tmp_path: Path) -> None:
+    """Each of 60 folders has two links to the next one: 2^60 ways to the last."""
+    write(tmp_path, "a/", "b/", ".links/60/", ".links/30/")
+    for number in range(60):
+        (tmp_path / f".links/{number}").mkdir(exist_ok=True)
+        for name in "xy":
+            (tmp_path / f".links/{number}/{name}").symlink_to(f"../{number + 1}")
+    (tmp_path / "a/links").symlink_to(tmp_path / ".links/0")
+    found = load(Folder(path=tmp_path, size=SIZE))
+    assert sorted(levels(found.train) | levels(found.test)) == list(range(20))
+    assert len(found.train) + len(found.test) == 20
+
+
+def test_folders_are_as_deep_as_the_system_lets_them_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "a/", "b/")
+    monkeypatch.chdir(tmp_path / "a")
+    for _ in range(1_500):
+        Path("d").mkdir()
+        monkeypatch.chdir("d")
+    write(Path(), "e/")
+    monkeypatch.chdir(tmp_path)
+    found = load(Folder(path=Path(), size=SIZE))
+    assert len(found.train) + len(found.test) == 15
+    monkeypatch.setattr(read_folder, "_MOST_FOLDERS", 1_000)
+    with pytest.raises(DataError, match="a holds more than 1,000 folders"):
+        load(Folder(path=Path(), size=SIZE))
+    subprocess.run(["rm", "-r", "a"], check=True)
 
 
 @pytest.mark.parametrize("kind", ["folder", "npz"])

@@ -130,6 +130,14 @@ def test_the_users_own_file_is_not_removed(tmp_path: Path) -> None:
     assert path.exists()
 
 
+def test_a_file_of_another_size_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    path.touch()
+    os.truncate(path, 10**12)
+    with pytest.raises(DataError, match="not the published x"):
+        check(Archive("", "x.tar", "0" * 32, 4), path)
+
+
 def member(name: str, content: bytes = b"", **fields: object) -> tuple[tarfile.TarInfo, bytes]:
     info = tarfile.TarInfo(name)
     info.size = len(content)

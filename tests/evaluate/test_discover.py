@@ -1,5 +1,6 @@
 """Which files are checkpoints, what they are called, and where their results go."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,16 @@ def test_empty_and_missing_folders_are_sentences(tmp_path: Path) -> None:
     assert [str(error).partition(" ")[0] for _, error in found.faults] == ["there", "there"]
     assert "in or below" in str(found.faults[0][1])
     assert "no checkpoint or folder" in str(found.faults[1][1])
+
+
+def test_a_checkpoint_below_very_many_folders_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path / "a/b/z.pt", tmp_path / "a/c/d/y.pt", tmp_path / "a/x.pt")
+    assert [path.path.stem for path in find(tmp_path).checkpoints] == ["x", "z", "y"]
+    monkeypatch.chdir(tmp_path)
+    for _ in range(1_500):
+        Path("d").mkdir()
+        monkeypatch.chdir("d")
+    touch(Path("w.pt"))
+    monkeypatch.chdir(tmp_path)
+    assert [path.path.stem for path in find(Path("a"), Path("d")).checkpoints] == ["x", "z", "y", "w"]
+    subprocess.run(["rm", "-r", "d"], check=True)

@@ -1,10 +1,12 @@
 """What the plan of a training says of its device."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from svdctl.cli.training_flags import LIPCONV, TRAIN, resolve
+from svdctl.errors import UsageError
 from svdctl.train.run_plan import plan
 
 
@@ -31,3 +33,12 @@ def test_the_plan_says_what_compiling_is_known_to_gain(flags: dict[str, Any], wa
     assert unwanted not in compiled
     assert "compiling takes some 20 s" in compiled
     assert "compil" not in device_line(**flags)
+
+
+def test_a_place_for_runs_that_is_no_folder_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in ("/dev/null", tmp_path / "file", tmp_path / "file/below"):
+        with pytest.raises(UsageError, match="is a file; give `out_dir` a folder"):
+            device_line(out_dir=place)
+    assert device_line(out_dir=tmp_path / "new/below")
+    assert not (tmp_path / "new").exists()

@@ -122,6 +122,8 @@ JSON = {
     "nested tables": (b'{"a":' * 200_000, "nests deeper than 100 levels"),
     "nested, and whole": (b"[" * 101 + b"]" * 101, "nests deeper than 100 levels"),
     "digits": (b'{"a": ' + b"7" * 5000 + b"}", "a number has thousands of digits"),
+    "beyond 64 bits": (b'{"a": [18446744073709551616]}', "a whole number of more than 64 bits"),
+    "beyond 64 bits below 0": (b"-9223372036854775809", "a whole number of more than 64 bits"),
     "beyond floats": (b"[1e999]", "a number beyond all floats"),
     "NaN": (b'{"a": NaN}', "NaN is no number of JSON"),
     "half of a pair": (rb'{"a": "\ud800"}', r"a text that is no Unicode \('\\ud800'\)"),
@@ -132,6 +134,8 @@ JSON = {
     "cut short": (b'{"a": [1, ', "is no JSON that svdctl reads"),
 }
 TOML = {
+    "digits in hexadecimal": (b"a = 0x" + b"F" * 20_000, "a whole number of more than 64 bits"),
+    "digits in binary": (b"a = [{ b = 0b" + b"1" * 100_000 + b" }]", "a whole number of more than 64 bits"),
     "nested lists": (b"a = " + b"[" * 200_000, "nests deeper than 100 levels"),
     "nested tables": (b"a = " + b"{a = " * 5000, "nests deeper than 100 levels"),
     "a table of 5,000 levels": (b"[" + b"a." * 4999 + b"a]", "a key of more than 100 parts"),
