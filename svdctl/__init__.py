@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from svdctl.layers.soc import SOC as SOC
     from svdctl.layers.sott import SOTT as SOTT
     from svdctl.layers.tensorize import tensorize_ as tensorize_
+    from svdctl.layers.tensorize import untensorize_ as untensorize_
+    from svdctl.layers.tt import TTConv1d as TTConv1d
     from svdctl.layers.tt import TTConv2d as TTConv2d
+    from svdctl.layers.tt import TTConv3d as TTConv3d
     from svdctl.models.architecture import register_architecture as register_architecture
     from svdctl.spectral.convolution import Convolution as Convolution
     from svdctl.train.logger import register_logger as register_logger
@@ -43,7 +46,9 @@ _HOME = {
     "Controller": "svdctl.control.controller",
     "Convolution": "svdctl.spectral.convolution",
     "LayerOps": "svdctl.layers.layer_ops",
+    "TTConv1d": "svdctl.layers.tt",
     "TTConv2d": "svdctl.layers.tt",
+    "TTConv3d": "svdctl.layers.tt",
     "clip_": "svdctl.functional",
     "divide_": "svdctl.functional",
     "lipschitz_bound": "svdctl.certificates.lipschitz",
@@ -59,6 +64,7 @@ _HOME = {
     "spectral_norm_bound": "svdctl.functional",
     "spectrum": "svdctl.analysis.network_spectrum",
     "tensorize_": "svdctl.layers.tensorize",
+    "untensorize_": "svdctl.layers.tensorize",
 }
 __all__ = ["errors", "models", *_HOME]
 

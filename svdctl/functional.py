@@ -51,7 +51,7 @@ def singular_values(
     """Return all singular values of a layer with circular padding, exact, descending.
 
     Args:
-        layer: `Conv1d/2d/3d`, `ConvTranspose`, `Linear`, `TTConv2d`, or a kernel `(O, I/g, *k)` or matrix `(O, I)`.
+        layer: `Conv1d/2d/3d`, `ConvTranspose`, `Linear`, TT layers, or a kernel `(O, I/g, *k)` or matrix `(O, I)`.
         input_size: spatial size of the input; one number stands for all axes. Linear layers need none.
         stride, dilation, groups: of a kernel; a layer knows its own.
         accuracy: `full`, or `fast`: to 1e-3 of the largest.

@@ -131,7 +131,9 @@ from torch import nn
 
 net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
 uses = {
+    "TTConv1d": lambda made: made(4, 6, 3, rank=2),
     "TTConv2d": lambda made: made(4, 6, 3, rank=2),
+    "TTConv3d": lambda made: made(4, 6, 3, rank=2),
     "clip_": lambda call: call(net, max_sigma=0.5),
     "divide_": lambda call: call(net, max_sigma=0.5),
     "lipschitz_bound": lambda call: call(net, (3, 8, 8)),
@@ -139,6 +141,7 @@ uses = {
     "spectral_norm_bound": lambda call: call(net[0]),
     "spectrum": lambda call: call(net, (3, 8, 8)),
     "tensorize_": lambda call: call(nn.Sequential(nn.Conv2d(4, 4, 3)), rank=2),
+    "untensorize_": lambda call: call(nn.Sequential(svdctl.TTConv2d(4, 4, 3, rank=2))),
     "SOC": lambda made: made(2, 2, 3),
     "SOTT": lambda made: made(4, 4, 3, rank=2),
     "MinMax": lambda made: made()(torch.zeros(1, 2, 1)),

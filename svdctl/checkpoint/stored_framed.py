@@ -30,7 +30,7 @@ class _Form:
 
     kind: Kind
     kernel: str
-    """Its name; of TT: (r_out, r_in, kh, kw), in the paper's code (r_in, kh, kw, r_out); of others: (c, c, k, k)."""
+    """Its name; of TT: (r_out, r_in, *k), in the paper's code (r_in, kh, kw, r_out); of others: (c, c, k, k)."""
     told_by: str
     frames: tuple[str, ...] = ()
     """Names of the frames (I, r_in) and (O, r_out); the paper's code stores the latter transposed."""
@@ -39,11 +39,13 @@ class _Form:
     marker: str = ""
     """A further name that is there."""
     assumption: str = ""
+    ndims: tuple[int, ...] = (4,)
+    """Numbers of axes that the kernel may have."""
 
     def fits(self, module: str, leaves: Leaves) -> bool:
         """Return whether a module's tensors are stored so."""
         kernel = leaves.get(self.kernel)
-        if kernel is None or kernel.ndim != 4 or not kernel.is_floating_point():
+        if kernel is None or kernel.ndim not in self.ndims or not kernel.is_floating_point():
             return False
         return self.marker in ("", *leaves) and not (self.kernel == "core" and module.endswith("weight"))
 
@@ -55,7 +57,7 @@ _CORE_VECTORS = tuple(f"core.{name}" for name in OWN_VECTORS)
 _SOTT_NAMES = "the names core.kernel, frame_in, frame_out"
 _FILTER = "random_conv_filter"
 _FORMS = (
-    _Form("tt", "core", "the names core, frame_in, frame_out", _OWN_FRAMES),
+    _Form("tt", "core", "the names core, frame_in, frame_out", _OWN_FRAMES, ndims=(3, 4, 5)),
     _Form("soc", "kernel", "the names kernel and right1", (), OWN_VECTORS, "right1", _OWN),
     _Form("soc", _FILTER, f"the name {_FILTER} of the paper's code", (), PAPER_VECTORS, "", _PAPER),
     _Form("sott", "core.kernel", _SOTT_NAMES, _OWN_FRAMES, _CORE_VECTORS, "core.right1", _OWN),

@@ -21,7 +21,7 @@ _ASYNCHRONOUS = {"cuda"}
 _DESCRIPTORS = (property, staticmethod, classmethod)
 _PASS = ("forward", "_conv_forward", "__call__", "_call_impl", "_wrapped_call_impl", "__getattribute__")
 # What a subclass may define anew: it is no part of what the layer computes.
-_HARMLESS = {"__init__", "__doc__", "__module__", "__qualname__", "extra_repr", "reset_parameters", "from_conv2d"}
+_HARMLESS = {"__init__", "__doc__", "__module__", "__qualname__", "extra_repr", "reset_parameters", "from_conv"}
 
 
 def forwards_as(layer: nn.Module, kind: type) -> bool:

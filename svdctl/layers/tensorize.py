@@ -1,21 +1,28 @@
-"""Replace the convolutions of any network by TT layers of best fit."""
+"""Replace the convolutions of any network by TT layers of best fit, and TT layers by convolutions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import TypeVar
 
 from torch import nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from svdctl.errors import ShapeError
 from svdctl.layers.layer_ops import require_module
-from svdctl.layers.tt import FramesKind, TTConv2d
+from svdctl.layers.stored_weight import why_not_as_stored
+from svdctl.layers.tt import FramesKind, TTConv, TTConv1d, TTConv2d, TTConv3d
+
+T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
+TT_FORMS: tuple[type[TTConv], ...] = (TTConv1d, TTConv2d, TTConv3d)
 
 
 def tensorize_(
     model: nn.Module, *, rank: int, skip: str | Sequence[str] = (), frames: FramesKind = "retract"
 ) -> dict[str, float]:
-    """Replace every `Conv2d` of `model`, in place, by its best `TTConv2d` of this rank.
+    """Replace every `Conv1d`, `Conv2d` and `Conv3d` of `model`, in place, by its best TT layer of this rank.
 
-    Subclasses of it and convolutions whose weight is parametrised are left alone; a module that stands in several
+    Subclasses of them and convolutions whose weight is parametrised are left alone; a module that stands in several
     places is replaced by one layer in all of them.
 
     Args:
@@ -38,22 +45,90 @@ def tensorize_(
     """
     require_module(model)
     patterns = (skip,) if isinstance(skip, str) else tuple(skip)
+    forms: dict[type[nn.Module], type[TTConv]] = {form.ordinary: form for form in TT_FORMS}
     found = {
         name: module
         for name, module in model.named_modules(remove_duplicate=False)
-        if type(module) is nn.Conv2d and not any(fnmatchcase(name, pattern) for pattern in patterns)
+        if type(module) in forms and not any(fnmatchcase(name, pattern) for pattern in patterns)
     }
     if "" in found:
-        raise ShapeError("a bare convolution cannot be replaced in place; use TTConv2d.from_conv2d(conv, rank)")
-    fitted: dict[str, tuple[TTConv2d, float]] = {}
-    made: dict[nn.Module, tuple[TTConv2d, float]] = {}
-    for name, module in found.items():
-        try:
-            if module not in made:
-                made[module] = TTConv2d.from_conv2d(module, rank, frames=frames)
-            fitted[name] = made[module]
-        except ShapeError as error:
-            raise ShapeError(f"layer {name!r}: {error} (skip=[{name!r}])") from error
-    for name, (layer, _) in fitted.items():
-        model.set_submodule(name, layer)
+        form = forms[type(model)].__name__
+        raise ShapeError(f"a bare convolution cannot be replaced in place; use {form}.from_conv(conv, rank)")
+    fitted = made_once(
+        found,
+        lambda conv: forms[type(conv)].from_conv(conv, rank, frames=frames),
+        hint=lambda name: f" (skip=[{name!r}])",
+    )
+    replace_(model, {name: layer for name, (layer, _) in fitted.items()})
     return {name: error for name, (_, error) in fitted.items()}
+
+
+def untensorize_(model: nn.Module) -> list[str]:
+    """Replace every TT layer of `model`, in place, by torch's convolution with the same kernel.
+
+    A layer that stands in several places is replaced by one convolution in all of them; subclasses are left alone. The
+    operator stays, up to rounding. An optimiser of the model is to be made anew.
+
+    Args:
+        model: any module that contains TT layers; a bare one has no place to be replaced in.
+
+    Returns:
+        The names of the layers.
+
+    Raises:
+        ShapeError: for a bare TT layer, or one with hooks, before anything is replaced.
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(svdctl.TTConv2d(8, 8, 3, rank=4), torch.nn.ReLU())
+    >>> svdctl.untensorize_(net)
+    ['0']
+    >>> type(net[0]).__name__
+    'Conv2d'
+    """
+    require_module(model)
+    found = {
+        name: module
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, TTConv) and type_before_parametrizations(module) in TT_FORMS
+    }
+    if "" in found:
+        raise ShapeError("a bare TT layer cannot be replaced in place; use layer.to_conv()")
+    made = made_once(found, _ordinary)
+    replace_(model, made)
+    return list(made)
+
+
+def _ordinary(layer: TTConv) -> nn.Module:
+    reason = why_not_as_stored(layer, type_before_parametrizations(layer))
+    if reason is not None:
+        raise ShapeError(f"the TT layer cannot be converted: {reason}")
+    conv = layer.to_conv().train(layer.training)
+    conv.weight.requires_grad_(layer.core.requires_grad)
+    if layer.bias is not None and conv.bias is not None:
+        conv.bias.requires_grad_(layer.bias.requires_grad)
+    return conv
+
+
+def made_once(
+    found: Mapping[str, M], make: Callable[[M], T], *, hint: Callable[[str], str] = lambda _: ""
+) -> dict[str, T]:
+    """Return what is made of each module, by name: one thing of a module that has several names.
+
+    Raises:
+        ShapeError: one of `make`, with the name before it and the hint after it.
+    """
+    made: dict[M, T] = {}
+    for name, module in found.items():
+        if module in made:
+            continue
+        try:
+            made[module] = make(module)
+        except ShapeError as error:
+            raise ShapeError(f"layer {name!r}: {error}{hint(name)}") from error
+    return {name: made[module] for name, module in found.items()}
+
+
+def replace_(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    """Put modules into the places of a network that have these names."""
+    for name, layer in layers.items():
+        model.set_submodule(name, layer)

@@ -1,9 +1,9 @@
-"""The tensor-train convolution: a small core between two matrices with orthonormal columns, the frames."""
+"""Tensor-train convolutions: a small core between two matrices with orthonormal columns, the frames."""
 
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 import torch.nn.functional as F
@@ -34,8 +34,8 @@ Gram matrices."""
 FramesKind = Literal["free", "penalty", "retract", "parametrize"]
 
 
-class TTConv2d(nn.Module):
-    """Convolution with kernel `K[o, i] = sum_ab frame_out[o, b] core[b, a] frame_in[i, a]`.
+class TTConv(nn.Module):
+    """Convolution with kernel `K[o, i] = sum_ab frame_out[o, b] core[b, a] frame_in[i, a]`, on `axes` spatial axes.
 
     With orthonormal frames its non-zero singular values are those of the core (Senderovich et al. 2022, Theorem 1).
     When the rank reaches both widths the frames are absent and the core is the kernel.
@@ -43,17 +43,22 @@ class TTConv2d(nn.Module):
     Args:
         in_channels: I.
         out_channels: O.
-        kernel_size: one number, or (kh, kw).
+        kernel_size: one number, or one for each axis.
         rank: largest rank of both sides, or (rank_in, rank_out); cut to the widths.
-        stride, padding, dilation: as in `torch.nn.Conv2d`.
+        stride, padding, dilation: as in torch's convolution.
         bias: add a bias of shape `(O,)`.
         frames: how frames are kept; `parametrize` is built in here, the other ways are applied by the training loop.
 
-    >>> layer = svdctl.TTConv2d(64, 128, 3, rank=16, padding=1)
-    >>> len(svdctl.singular_values(layer, 8))  # 8 * 8 frequencies, 16 values each
-    1024
+    Raises:
+        ShapeError: what no such layer has.
     """
 
+    axes: ClassVar[int]
+    """Number of spatial axes."""
+    ordinary: ClassVar[type[nn.Conv1d | nn.Conv2d | nn.Conv3d]]
+    """Torch's convolution on as many axes."""
+    convolve: ClassVar[Callable[..., Tensor]]
+    """Torch's function on as many axes."""
     frame_in: Tensor | None
     frame_out: Tensor | None
     bias: Tensor | None
@@ -69,12 +74,12 @@ class TTConv2d(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int | tuple[int, int],
+        kernel_size: int | tuple[int, ...],
         *,
         rank: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] = 0,
-        dilation: int | tuple[int, int] = 1,
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] = 0,
+        dilation: int | tuple[int, ...] = 1,
         bias: bool = True,
         frames: FramesKind = "retract",
     ) -> None:
@@ -90,8 +95,8 @@ class TTConv2d(nn.Module):
         if frames not in get_args(FramesKind):
             raise ShapeError(f"frames are kept by one of {', '.join(get_args(FramesKind))}, not {frames!r}")
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.kernel_size = _pair(kernel_size)
-        self.stride, self.padding, self.dilation = _pair(stride), _pair(padding), _pair(dilation)
+        settings = (kernel_size, stride, padding, dilation)
+        self.kernel_size, self.stride, self.padding, self.dilation = (_each(given, self.axes) for given in settings)
         if min(*self.stride, *self.dilation, *self.kernel_size) < 1 or min(self.padding) < 0:
             raise ShapeError(
                 f"kernel {self.kernel_size}, stride {self.stride} and dilation {self.dilation} are at least 1, "
@@ -156,36 +161,40 @@ class TTConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.frame_in is None or self.frame_out is None:
-            return F.conv2d(x, self.core, self.bias, self.stride, self.padding, self.dilation)
+            return self.convolve(x, self.core, self.bias, self.stride, self.padding, self.dilation)
         core: Tensor = self.core
         apart_in, apart_out = self._cheapest(x.shape) if self.contraction is None else self.contraction
         if apart_in:
-            x = F.conv2d(x, self.frame_in.T[:, :, None, None])
+            x = self.convolve(x, self.pointwise(self.frame_in.T))
         else:
-            core = torch.einsum("bahw,ia->bihw", core, self.frame_in)
+            core = torch.einsum("ba...,ia->bi...", core, self.frame_in)
         if apart_out:
-            x = F.conv2d(x, core, None, self.stride, self.padding, self.dilation)
-            return F.conv2d(x, self.frame_out[:, :, None, None], self.bias)
-        core = torch.einsum("ob,bihw->oihw", self.frame_out, core)
-        return F.conv2d(x, core, self.bias, self.stride, self.padding, self.dilation)
+            x = self.convolve(x, core, None, self.stride, self.padding, self.dilation)
+            return self.convolve(x, self.pointwise(self.frame_out), self.bias)
+        core = torch.einsum("ob,bi...->oi...", self.frame_out, core)
+        return self.convolve(x, core, self.bias, self.stride, self.padding, self.dilation)
+
+    def pointwise(self, frame: Tensor) -> Tensor:
+        """Return a matrix `(O, I)` as a kernel of one tap."""
+        return frame[(..., *(None,) * self.axes)]
 
     def contracted(self) -> Tensor:
-        """Return the kernel `(O, I, kh, kw)`."""
+        """Return the kernel `(O, I, *k)`."""
         if self.frame_in is None or self.frame_out is None:
             return self.core
-        return torch.einsum("ob,bahw,ia->oihw", self.frame_out, self.core, self.frame_in)
+        return torch.einsum("ob,ba...,ia->oi...", self.frame_out, self.core, self.frame_in)
 
     def choose_contraction_(self, shape: tuple[int, ...]) -> None:
-        """Have all calls of `forward` do what is fastest for an input of this shape, `(*, I, H, W)`."""
+        """Have all calls of `forward` do what is fastest for an input of this shape, `(*, I, *size)`."""
         self.contraction = self._cheapest(torch.Size(shape))
 
     def _cheapest(self, shape: torch.Size) -> tuple[bool, bool]:
         """Return whether to apply (frame_in, frame_out) on their own, not contracted into the core: the faster."""
-        batch, height, width = math.prod(shape[:-3]), *shape[-2:]
         taps = math.prod(self.kernel_size)
         rank_in, rank_out = self.rank
-        inputs = batch * height * width
-        outputs = batch * (height // self.stride[0]) * (width // self.stride[1])
+        inputs = outputs = math.prod(shape[: -1 - self.axes])
+        for length, step in zip(shape[-self.axes :], self.stride, strict=True):
+            inputs, outputs = inputs * length, outputs * (length // step)
 
         def work(apart: tuple[bool, bool]) -> int:
             side_in = rank_in if apart[0] else self.in_channels
@@ -202,7 +211,7 @@ class TTConv2d(nn.Module):
 
     @torch.no_grad()
     def small_kernel(self, *, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Return a kernel `(r_out, r_in, kh, kw)` with the layer's non-zero singular values, orthonormal frames or not.
+        """Return a kernel `(r_out, r_in, *k)` with the layer's non-zero singular values, orthonormal frames or not.
 
         The frames' QR factors are moved into it; with orthonormal frames it is the core, up to signs. Without frames it
         is the core as it is.
@@ -213,7 +222,7 @@ class TTConv2d(nn.Module):
         if self.frame_in is None or self.frame_out is None:
             return self.core.detach()
         r_in, r_out = (positive_factor(frame.detach().to(dtype)) for frame in (self.frame_in, self.frame_out))
-        return torch.einsum("cb,bahw,da->cdhw", r_out, self.core.detach().to(dtype), r_in)
+        return torch.einsum("cb,ba...,da->cd...", r_out, self.core.detach().to(dtype), r_in)
 
     @torch.no_grad()
     def exact_kernel(self) -> tuple[Tensor, float]:
@@ -261,14 +270,20 @@ class TTConv2d(nn.Module):
     @classmethod
     @torch.no_grad()
     @exact_products()
-    def from_conv2d(
-        cls, conv: nn.Conv2d, rank: int | tuple[int, int], *, frames: FramesKind = "retract"
-    ) -> tuple["TTConv2d", float]:
+    def from_conv(
+        cls, conv: nn.Module, rank: int | tuple[int, int], *, frames: FramesKind = "retract"
+    ) -> tuple[Self, float]:
         """Return the layer of this rank nearest to a trained convolution, and its relative error in Frobenius norm.
 
         Of half precision it is computed in float32; the error is that of the layer as it is stored.
+
+        Raises:
+            ShapeError: a convolution on another number of axes, one that need not compute with its weight, or one that
+                no such layer can be: grouped, or padded otherwise than with zeros by a number.
         """
-        reason = why_not_as_stored(conv, nn.Conv2d)
+        if not isinstance(conv, cls.ordinary):
+            raise ShapeError(f"a {cls.__name__} is made of a {cls.ordinary.__name__}, not of a {type(conv).__name__}")
+        reason = why_not_as_stored(conv, cls.ordinary)
         if reason is not None:
             raise ShapeError(f"the convolution cannot be converted: {reason}")
         if conv.groups != 1:
@@ -283,8 +298,8 @@ class TTConv2d(nn.Module):
             raise ShapeError(
                 "torch's orthogonal parametrization has no half precision; convert the layer with .float(), or retract"
             )
-        geometry = {name: _pair(getattr(conv, name)) for name in ("stride", "padding", "dilation")}
-        size, bias = _pair(conv.kernel_size), conv.bias is not None
+        geometry = {name: _each(getattr(conv, name), cls.axes) for name in ("stride", "padding", "dilation")}
+        size, bias = _each(conv.kernel_size, cls.axes), conv.bias is not None
         stored = computed_weight(conv)
         Convolution.make(stored)  # raises a ShapeError of a weight that has no values
         if tuple(stored.shape) != (conv.out_channels, conv.in_channels, *size):
@@ -303,22 +318,23 @@ class TTConv2d(nn.Module):
                 layer.frame_in, layer.frame_out = nn.Parameter(frame_in), nn.Parameter(frame_out)
             # A parametrised frame may come back as another basis of the same span: take the core for what it is.
             actual_in, actual_out = layer.frame_in, layer.frame_out
-            layer.core.copy_(torch.einsum("oihw,ob,ia->bahw", kernel, actual_out, actual_in))
+            layer.core.copy_(torch.einsum("oi...,ob,ia->ba...", kernel, actual_out, actual_in))
         else:
             layer.core.copy_(kernel)
         if conv.bias is not None and layer.bias is not None:
             layer.bias.copy_(conv.bias)
-        layer.to(stored.dtype).requires_grad_(conv.weight.requires_grad)
+        layer.to(stored.dtype).requires_grad_(conv.weight.requires_grad).train(conv.training)
         rounded = copy.deepcopy(layer).to(kernel.dtype).contracted()
         error = (rounded - kernel).norm() / kernel.norm().clamp_min(torch.finfo(kernel.dtype).tiny)
         return layer, float(error)
 
     @torch.no_grad()
     @exact_products()
-    def to_conv2d(self) -> nn.Conv2d:
-        """Return the same operator as an ordinary convolution."""
-        geometry = (self.kernel_size, self.stride, self.padding, self.dilation)
-        conv = nn.Conv2d(self.in_channels, self.out_channels, *geometry, bias=self.bias is not None)
+    def to_conv(self) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
+        """Return the same operator as torch's convolution on as many axes."""
+        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
+        settings: dict[str, Any] = {name: getattr(self, name) for name in names}
+        conv = self.ordinary(**settings, bias=self.bias is not None)
         conv.to(self.core.device, self.core.dtype)
         conv.weight.copy_(self.contracted())
         if self.bias is not None and conv.bias is not None:
@@ -332,20 +348,72 @@ class TTConv2d(nn.Module):
         )
 
 
+class TTConv1d(TTConv):
+    """Tensor-train convolution of `(N, I, L)`; the arguments are those of `TTConv2d`.
+
+    >>> layer = svdctl.TTConv1d(64, 128, 5, rank=16, padding=2)
+    >>> len(svdctl.singular_values(layer, 8))  # 8 frequencies, 16 values each
+    128
+    """
+
+    axes = 1
+    ordinary = nn.Conv1d
+    convolve = staticmethod(F.conv1d)
+
+
+class TTConv2d(TTConv):
+    """Tensor-train convolution of `(N, I, H, W)`, with kernel `sum_ab frame_out[o, b] core[b, a] frame_in[i, a]`.
+
+    With orthonormal frames its non-zero singular values are those of the core (Senderovich et al. 2022, Theorem 1).
+    When the rank reaches both widths the frames are absent and the core is the kernel.
+
+    Args:
+        in_channels: I.
+        out_channels: O.
+        kernel_size: one number, or (kh, kw).
+        rank: largest rank of both sides, or (rank_in, rank_out); cut to the widths.
+        stride, padding, dilation: as in `torch.nn.Conv2d`.
+        bias: add a bias of shape `(O,)`.
+        frames: how frames are kept; `parametrize` is built in here, the other ways are applied by the training loop.
+
+    >>> layer = svdctl.TTConv2d(64, 128, 3, rank=16, padding=1)
+    >>> len(svdctl.singular_values(layer, 8))  # 8 * 8 frequencies, 16 values each
+    1024
+    """
+
+    axes = 2
+    ordinary = nn.Conv2d
+    convolve = staticmethod(F.conv2d)
+
+
+class TTConv3d(TTConv):
+    """Tensor-train convolution of `(N, I, D, H, W)`; the arguments are those of `TTConv2d`.
+
+    >>> layer = svdctl.TTConv3d(64, 128, 3, rank=16, padding=1)
+    >>> len(svdctl.singular_values(layer, 4))  # 4 * 4 * 4 frequencies, 16 values each
+    1024
+    """
+
+    axes = 3
+    ordinary = nn.Conv3d
+    convolve = staticmethod(F.conv3d)
+
+
 @torch.no_grad()
 @exact_products()
 def set_small_kernels_(
-    layers: Sequence[TTConv2d], kernels: Sequence[Tensor], optimizer: torch.optim.Optimizer | None = None
+    layers: Sequence[TTConv], kernels: Sequence[Tensor], optimizer: torch.optim.Optimizer | None = None
 ) -> None:
-    """Do what `TTConv2d.set_small_kernel` does for all layers at once, frames of one shape in stacks."""
+    """Do what `set_small_kernel` does for all layers at once, frames of one shape in stacks."""
     _orthonormalize_(layers, "qr", optimizer, dtype=torch.float64, keep_cores=False)
     cores: list[Tensor] = []
     sources: list[Tensor] = []
     for layer, kernel in zip(layers, kernels, strict=True):
         if layer.frames_kind == "parametrize" and layer.frame_in is not None and layer.frame_out is not None:
             # These frames cannot be written and are orthonormal to rounding: Q = U R^-1 with R near the identity.
-            r_in, r_out = (positive_factor(frame.detach()) for frame in (layer.frame_in, layer.frame_out))
-            kernel = torch.einsum("bc,cdhw,ad->bahw", torch.linalg.inv(r_out), kernel, torch.linalg.inv(r_in))
+            frames = (frame.detach().to(kernel.dtype) for frame in (layer.frame_in, layer.frame_out))
+            r_in, r_out = map(positive_factor, frames)
+            kernel = torch.einsum("bc,cd...,ad->ba...", torch.linalg.inv(r_out), kernel, torch.linalg.inv(r_in))
         cores.append(layer.core)
         sources.append(kernel)
     torch._foreach_copy_(cores, sources)
@@ -354,13 +422,13 @@ def set_small_kernels_(
 @torch.no_grad()
 @exact_products()
 def retract_tt_layers_(
-    layers: Sequence[TTConv2d],
+    layers: Sequence[TTConv],
     method: Method,
     optimizer: torch.optim.Optimizer | None = None,
     *,
     dtype: torch.dtype | None = None,
 ) -> Tensor | None:
-    """Do what `TTConv2d.retract_` does for all layers at once, frames and cores of one shape in stacks.
+    """Do what `retract_` does for all layers at once, frames and cores of one shape in stacks.
 
     Returns:
         The largest defect `||U^T U - I||_F` of the frames (0-d); None without frames that can be written.
@@ -370,7 +438,7 @@ def retract_tt_layers_(
 
 
 def _orthonormalize_(
-    layers: Sequence[TTConv2d],
+    layers: Sequence[TTConv],
     method: Method,
     optimizer: torch.optim.Optimizer | None,
     *,
@@ -408,7 +476,7 @@ def _orthonormalize_(
 
 
 def _between(cores: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor]:
-    """Return `sum_ba left[c, b] core[b, a] right[d, a]` of stacks `(L, b, a, kh, kw)`, `(L, c, b)` and `(L, d, a)`."""
+    """Return `sum_ba left[c, b] core[b, a] right[d, a]` of stacks `(L, b, a, *k)`, `(L, c, b)` and `(L, d, a)`."""
     half = torch.bmm(left, cores.flatten(2)).unflatten(2, (cores.shape[2], -1)).transpose(1, 2)
     whole = torch.bmm(right, half.flatten(2)).unflatten(2, (left.shape[1], -1)).transpose(1, 2)
     return (whole.unflatten(3, cores.shape[3:]),)
@@ -419,8 +487,8 @@ def _behind(means: Tensor, factors: Tensor, frames: Tensor) -> tuple[Tensor]:
     return (tangent_parts(torch.bmm(means, factors), frames),)
 
 
-def _pair(value: Any) -> tuple[int, int]:
-    if isinstance(value, int):
-        return value, value
-    first, second = value
-    return int(first), int(second)
+def _each(value: Any, axes: int) -> tuple[int, ...]:
+    numbers = (value,) * axes if isinstance(value, int) else tuple(int(number) for number in value)
+    if len(numbers) != axes:
+        raise ShapeError(f"a TT layer takes one number or one for each of its {axes} axes, not {value!r}")
+    return numbers

@@ -15,7 +15,7 @@ from svdctl.layers.layer_bounds import (
     summands,
 )
 from svdctl.layers.stiefel import QR_ROUNDINGS, qr_positive
-from svdctl.layers.tt import TTConv2d
+from svdctl.layers.tt import TTConv
 from svdctl.spectral.bounds import taps_norm
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.gram import UNIT64
@@ -25,7 +25,7 @@ from svdctl.spectral.rounding import gamma, norm_above, times, times_power, to_u
 _LARGEST_DEFECT = 0.01
 
 
-def tt_gain(layer: TTConv2d, tolerance: float | None) -> Gain:
+def tt_gain(layer: TTConv, tolerance: float | None) -> Gain:
     """Return the gain of a TT layer."""
     core = Convolution.make(layer.core.detach().double(), stride=layer.stride, dilation=layer.dilation)
     if layer.frame_in is None or layer.frame_out is None:
@@ -41,7 +41,7 @@ def tt_gain(layer: TTConv2d, tolerance: float | None) -> Gain:
         together = _norm_of_product(frame_in, core, frame_out, tolerance)
     frames = times(min(together, product), 1 / core_norm) * (1 + 2.0**-50) if core_norm else 0.0
     factors = {"norm": core_norm, "frames": frames}
-    whole = core.with_kernel(torch.einsum("ob,bahw,ia->oihw", frame_out, core.weight, frame_in)[None])
+    whole = core.with_kernel(torch.einsum("ob,ba...,ia->oi...", frame_out, core.weight, frame_in)[None])
     absolute, absolutes = absolute_norm(whole), times(*(absolute_norm(part) for part in parts))
     inner = sum(layer.rank) + 4
 
@@ -82,14 +82,14 @@ def _norm_of_product(frame_in: Tensor, core: Convolution, frame_out: Tensor, tol
 
 
 def joint_kernel(frame_in: Tensor, core: Tensor, frame_out: Tensor) -> tuple[Tensor, float, int]:
-    """Return a kernel `(r_out, r_in, kh, kw)`, how far its norm may be from the layer's, and the exponent of a factor.
+    """Return a kernel `(r_out, r_in, *k)`, how far its norm may be from the layer's, and the exponent of a factor.
 
     The factor is a power of two, on both. All parts are of unit size, so that nothing over- or underflows that the
     result does not.
     """
     (unit_in, e_in), (unit_core, e_core), (unit_out, e_out) = map(to_unit_size, (frame_in, core, frame_out))
     r_in, r_out = qr_positive(unit_in)[1], qr_positive(unit_out)[1]
-    joint = torch.einsum("cb,bahw,da->cdhw", r_out, unit_core, r_in)
+    joint = torch.einsum("cb,ba...,da->cd...", r_out, unit_core, r_in)
     # docs/theory.md, "Tensor-train layers".
     slack = gamma(QR_ROUNDINGS * max(frame_in.numel(), frame_out.numel()), UNIT64)
     sizes = norm_above(unit_in) * norm_above(unit_out) * taps_norm(unit_core[None])

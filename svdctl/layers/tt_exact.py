@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from svdctl.layers.tt import TTConv2d
+from svdctl.layers.tt import TTConv
 from svdctl.spectral.exact_arithmetic import exact_arithmetic
 from svdctl.spectral.gram import UNIT64, on_host
 from svdctl.spectral.stacks import in_stacks
@@ -40,8 +40,8 @@ def _share(frame: Tensor, numbers: list[float]) -> float:
 
 @torch.no_grad()
 @exact_arithmetic()
-def exact_kernels(layers: Sequence[TTConv2d]) -> list[tuple[Tensor, float]]:
-    """Return `TTConv2d.exact_kernel` of each layer, those of one shape computed together, with one read of a device.
+def exact_kernels(layers: Sequence[TTConv]) -> list[tuple[Tensor, float]]:
+    """Return `TTConv.exact_kernel` of each layer, those of one shape computed together, with one read of a device.
 
     Of frames that are far from orthonormal it is that of the layer itself.
     """
@@ -89,10 +89,10 @@ def _error(
 
 
 def _small_kernels(cores: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Return kernels `(L, r_out, r_in, kh, kw)` in float64, and of these and of the cores `_taps_norms`, `(L, 4)`.
+    """Return kernels `(L, r_out, r_in, *k)` in float64, and of these and of the cores `_taps_norms`, `(L, 4)`.
 
     Args:
-        cores: `(L, r_out, r_in, kh, kw)`.
+        cores: `(L, r_out, r_in, *k)`.
         left: R of the output frames, `(L, r_out, r_out)`.
         right: R of the input frames, `(L, r_in, r_in)`.
     """

@@ -9,7 +9,7 @@ from svdctl.data.batches import derived_seed
 from svdctl.layers.layer_ops import find_ops
 from svdctl.layers.normalize import Normalize
 from svdctl.layers.ops.tt_ops import Free, RankedConfig
-from svdctl.layers.tt import TTConv2d
+from svdctl.layers.tt import TTConv
 from svdctl.models.architecture import architecture_of
 from svdctl.registry import LAYERS
 
@@ -51,7 +51,7 @@ def _initialize_kernels(model: nn.Module, init: str, *, as_paper: bool) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             start(module.weight)
-        elif isinstance(module, TTConv2d):
+        elif isinstance(module, TTConv):
             if as_paper:
                 module.start_as_paper_(start, with_frames=True)
             else:

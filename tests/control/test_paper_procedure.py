@@ -49,7 +49,7 @@ def test_a_clip_of_a_tt_layer_is_that_of_its_dense_kernel() -> None:
     torch.manual_seed(0)
     layer = TTConv2d(6, 8, 3, rank=(4, 5), stride=2, padding=1, bias=False, frames="free").double()
     layer.core.data.mul_(3)
-    dense = layer.to_conv2d()
+    dense = layer.to_conv()
     for one in (layer, dense):
         paper_clip_layer_(one, 0.7, (SIDE, SIDE))
     torch.testing.assert_close(layer.contracted(), dense.weight, rtol=1e-10, atol=1e-12)

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from svdctl.layers.normalize import Normalize
 from svdctl.layers.soc import SOC
 from svdctl.layers.sott import SOTT
-from svdctl.layers.tt import TTConv2d
+from svdctl.layers.tt import TTConv1d, TTConv2d, TTConv3d
 from svdctl.models.lipconvnet import LipConvNet
 
 
@@ -31,6 +31,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "sott, parametrised": (partial(SOTT, 8, 6, rank=3, frames="parametrize"), (2, 8, 4, 4)),
     "tt": (partial(TTConv2d, 8, 6, 3, rank=3, padding=1), (2, 8, 8, 8)),
     "tt, parametrised": (partial(TTConv2d, 8, 6, 3, rank=3, padding=1, frames="parametrize"), (2, 8, 8, 8)),
+    "tt, one axis": (partial(TTConv1d, 8, 6, 3, rank=3, padding=1), (2, 8, 8)),
+    "tt, three axes": (partial(TTConv3d, 8, 6, 3, rank=3, padding=1), (2, 8, 4, 4, 4)),
     "lipconvnet": (partial(lipconvnet, False), (2, 3, 32, 32)),
     "lipconvnet, recomputed": (partial(lipconvnet, True), (2, 3, 32, 32)),
 }

@@ -37,7 +37,7 @@ def test_both_ways_and_to_conv2d_agree(case: dict, frames: str) -> None:
     x = torch.randn(2, 5, 9, 8, dtype=torch.float64)
     want = F.conv2d(x, layer.contracted(), layer.bias, layer.stride, layer.padding, layer.dilation)
     assert torch.allclose(layer(x), want, atol=1e-12)
-    assert torch.allclose(layer.to_conv2d()(x), want, atol=1e-12)
+    assert torch.allclose(layer.to_conv()(x), want, atol=1e-12)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -47,7 +47,7 @@ def test_small_kernel_has_the_layers_singular_values_with_bad_frames(case: dict)
     if layer.has_frames:
         layer.frame_in.data += 0.3 * torch.randn_like(layer.frame_in)
         layer.frame_out.data += 0.3 * torch.randn_like(layer.frame_out)
-    whole = norm_bound(operator_of(layer.to_conv2d()))
+    whole = norm_bound(operator_of(layer.to_conv()))
     small = norm_bound(operator_of(layer))
     assert small.lower == pytest.approx(whole.lower, rel=1e-2)
     assert dense_values(layer, (5, 7, 7))[0] <= small.upper
@@ -150,12 +150,12 @@ def test_factors_multiply_back_and_qr_is_positive() -> None:
 def test_best_fit_is_exact_at_full_rank_and_reports_its_error() -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(6, 8, 3, padding=1)
-    exact, error = TTConv2d.from_conv2d(conv, 8)
+    exact, error = TTConv2d.from_conv(conv, 8)
     assert error == 0
     assert torch.equal(exact.contracted(), conv.weight)
-    errors = [TTConv2d.from_conv2d(conv, rank)[1] for rank in (1, 2, 4, 6)]
+    errors = [TTConv2d.from_conv(conv, rank)[1] for rank in (1, 2, 4, 6)]
     assert errors == sorted(errors, reverse=True)
-    layer, error = TTConv2d.from_conv2d(conv, 4, frames="parametrize")
+    layer, error = TTConv2d.from_conv(conv, 4, frames="parametrize")
     distance = (layer.contracted() - conv.weight).norm() / conv.weight.norm()
     assert float(distance) == pytest.approx(error)
     assert 0 < error < 1
@@ -167,8 +167,8 @@ def test_best_fit_of_half_precision_is_that_of_its_numbers_but_for_rounding(dtyp
     torch.manual_seed(0)
     conv = nn.Conv2d(6, 8, 3, padding=1).to(dtype)
     wide = copy.deepcopy(conv).double()
-    layer, error = TTConv2d.from_conv2d(conv, rank)
-    best = TTConv2d.from_conv2d(wide, rank)[1]
+    layer, error = TTConv2d.from_conv(conv, rank)
+    best = TTConv2d.from_conv(wide, rank)[1]
     assert {value.dtype for value in layer.state_dict().values()} == {dtype}
     stored = copy.deepcopy(layer).double().contracted()
     assert error == pytest.approx(float((stored - wide.weight).norm() / wide.weight.norm()), rel=1e-4, abs=1e-12)
@@ -179,7 +179,7 @@ def test_best_fit_of_half_precision_is_that_of_its_numbers_but_for_rounding(dtyp
     dense = F.conv2d(x.double(), stored, wide.bias, padding=1)
     assert float((layer(x).double() - dense).norm() / dense.norm()) < 8 * torch.finfo(dtype).eps
     with pytest.raises(ShapeError, match=r"no half precision; convert the layer with \.float\(\)"):
-        TTConv2d.from_conv2d(conv, rank, frames="parametrize")
+        TTConv2d.from_conv(conv, rank, frames="parametrize")
 
 
 def test_tensorize_replaces_all_but_what_is_skipped_and_refuses_groups() -> None:

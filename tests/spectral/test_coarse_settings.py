@@ -176,7 +176,7 @@ def network(device: str, frames: Any = "retract") -> nn.Sequential:
 
 def dense_norm(layer: Any) -> float:
     """Return the largest singular value of a layer on a 5 x 5 input, as a float64 matrix."""
-    conv = layer.to_conv2d() if isinstance(layer, svdctl.TTConv2d) else layer
+    conv = layer.to_conv() if isinstance(layer, svdctl.TTConv2d) else layer
     channels = conv.weight.shape[1]
     same = nn.Conv2d(channels, conv.weight.shape[0], conv.kernel_size, bias=False, dtype=torch.float64)
     with torch.no_grad():
@@ -284,12 +284,12 @@ def test_conversions_to_tt_form_and_back_keep_float32(device: str, setting: str)
     torch.manual_seed(0)
     conv = nn.Conv2d(12, 16, 3).to(device)
     with coarse(setting, device):
-        layer, error = svdctl.TTConv2d.from_conv2d(conv, (12, 15))
-        back = layer.to_conv2d()
+        layer, error = svdctl.TTConv2d.from_conv(conv, (12, 15))
+        back = layer.to_conv()
         left_over = float(frame_error(layer.frame_out))
-    again = svdctl.TTConv2d.from_conv2d(conv, (12, 15))
+    again = svdctl.TTConv2d.from_conv(conv, (12, 15))
     assert error == pytest.approx(again[1], rel=1e-4)
-    assert torch.allclose(back.weight, again[0].to_conv2d().weight, atol=1e-5)
+    assert torch.allclose(back.weight, again[0].to_conv().weight, atol=1e-5)
     assert left_over < 1e-5
 
 

@@ -180,11 +180,11 @@ def rank_of(config: RankedConfig, group: int) -> int | None:
 
 @register_layer
 class TTOps(FramedOps):
-    """`TTConv2d`."""
+    """`TTConv1d`, `TTConv2d`, `TTConv3d`."""
 
     kind = "tt"
     config = TT
-    modules = ("svdctl.layers.tt:TTConv2d",)
+    modules = tuple(f"svdctl.layers.tt:TTConv{axes}d" for axes in (1, 2, 3))
 
     def factory(self, config: TT, *, group: int, model: Config) -> "ConvFactory":
         from svdctl.layers.tt import TTConv2d
