@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from lightning_fabric import Fabric
 from torch import Tensor
+
+if TYPE_CHECKING:
+    # It takes torchmetrics, torchvision and matplotlib with it, several seconds that a library must not take.
+    from lightning_fabric import Fabric
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Group:
     """Where messages lie: NCCL sends from GPUs only."""
 
     @classmethod
-    def of(cls, fabric: Fabric) -> "Group":
+    def of(cls, fabric: "Fabric") -> "Group":
         """Return the processes that were launched."""
         return cls(fabric.global_rank, fabric.world_size, fabric.device)
 
