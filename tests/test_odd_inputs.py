@@ -63,6 +63,9 @@ MODELS: dict[str, Callable[[], Any]] = {
     "expanded": lambda: conv_by(torch.randn(2, 1, 3, 3).expand(2, 2, 3, 3)),
     "expanded linear": lambda: with_weight(nn.Linear(3, 3), torch.randn(1, 3).expand(3, 3)),
     "overlapping": lambda: conv_by(torch.randn(200).as_strided((2, 2, 3, 3), (1, 1, 1, 1))),
+    "overlapping linear": lambda: with_weight(nn.Linear(10, 10), torch.randn(200).as_strided((10, 10), (1, 1))),
+    "negative": lambda: conv_by(torch._neg_view(torch.randn(2, 2, 3, 3))),
+    "negative linear": lambda: with_weight(nn.Linear(3, 3), torch._neg_view(torch.randn(3, 3))),
     "inference": lambda: made_for_inference(lambda: nn.Conv2d(2, 2, 3, padding=1)),
     "inference linear": lambda: made_for_inference(lambda: nn.Linear(3, 3)),
     "inference TT": lambda: made_for_inference(small_tt),
@@ -101,6 +104,8 @@ MODELS: dict[str, Callable[[], Any]] = {
 
 
 def image_shape(model: Any) -> tuple[int, ...]:
+    if isinstance(model, nn.Linear) and model.in_features > 0:
+        return (model.in_features,)
     layers = list(model.modules()) if isinstance(model, nn.Module) else []
     if any(isinstance(layer, TTConv2d) for layer in layers):
         return (4, 6, 6)
@@ -164,6 +169,93 @@ def test_freed_kernels_are_refused() -> None:
     for function in (svdctl.spectral_norm_bound, svdctl.singular_values):
         with pytest.raises(ShapeError, match="was freed"):
             function(part)
+
+
+@pytest.mark.parametrize(
+    ("model", "function"),
+    [
+        *((model, function) for model in ("expanded", "overlapping") for function in WRITERS),
+        *(
+            (model, function)
+            for model in ("expanded linear", "overlapping linear")
+            for function in ("clip_", "divide_")
+        ),
+    ],
+)
+def test_weights_that_overlap_themselves_are_not_written(model: str, function: str) -> None:
+    torch.manual_seed(0)
+    layer = MODELS[model]()
+    before = layer.weight.clone()
+    with pytest.raises(ShapeError, match="share their memory"):
+        WRITERS[function](layer)
+    assert torch.equal(layer.weight, before)
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        torch.randn(4, 3).T,
+        torch.randn(3, 8)[:, ::2],
+        torch.randn(3, 1, 4)[:, 0],
+        torch.randn(30).as_strided((3, 4), (8, 2)),
+    ],
+)
+def test_views_that_do_not_overlap_are_written(weight: Tensor) -> None:
+    layer = with_weight(nn.Linear(4, 3), weight)
+    svdctl.clip_(layer, max_sigma=0.1, linear=True)
+    assert 0.09 < float(torch.linalg.matrix_norm(layer.weight.detach().double(), 2)) <= 0.1
+
+
+@pytest.mark.parametrize("function", WRITERS)
+def test_negated_weights_are_not_written(function: str) -> None:
+    with pytest.raises(ShapeError, match="resolve_neg"):
+        WRITERS[function](MODELS["negative"]())
+
+
+def test_negated_weights_are_read_as_they_are() -> None:
+    """torch has the sign in a flag of the tensor; its memory holds the opposite numbers."""
+    layer = MODELS["negative linear"]()
+    norm = float(torch.linalg.matrix_norm(layer.weight.detach().double(), 2))
+    assert norm <= svdctl.lipschitz_bound(nn.Sequential(layer), (3,)).value <= norm * 1.001
+    assert norm <= svdctl.spectral_norm_bound(layer).upper <= norm * 1.01
+
+
+def test_a_default_device_without_values() -> None:
+    """Weights that have values are read and written though new tensors of the caller have none."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    wanted = svdctl.lipschitz_bound(network, (2, 6, 6)).value, svdctl.singular_values(network[0], 6)
+    with torch.device("meta"):
+        found = svdctl.lipschitz_bound(network, (2, 6, 6)).value, svdctl.singular_values(network[0], 6)
+        svdctl.spectral_norm_bound(network[0])
+        svdctl.clip_(network, max_sigma=0.1)
+        svdctl.divide_(network, max_sigma=0.05)
+        assert torch.zeros(1).is_meta
+    assert found[0] == wanted[0]
+    assert torch.equal(found[1], wanted[1])
+    assert svdctl.spectral_norm_bound(network[0]).upper <= 0.05
+
+
+@pytest.mark.parametrize("function", [svdctl.spectral_norm_bound, lambda kernel: svdctl.singular_values(kernel, 6)])
+@pytest.mark.parametrize("transform", [torch.func.vmap, torch.func.grad])
+def test_kernels_inside_of_a_transform(transform: Any, function: Callable[[Tensor], Any]) -> None:
+    with pytest.raises(ShapeError, match=r"torch\.func"):
+        transform(function)(torch.randn(2, 2, 2, 3, 3))
+
+
+KERNELS: dict[str, Callable[[], object]] = {
+    "complex": lambda: svdctl.Convolution(torch.ones(1, 2, 2, 3, dtype=torch.complex64), (1,), (1,)),
+    "whole numbers": lambda: svdctl.Convolution(torch.ones(1, 2, 2, 3, dtype=torch.int64), (1,), (1,)),
+    "half precision": lambda: svdctl.Convolution(torch.ones(1, 2, 2, 3, dtype=torch.float16), (1,), (1,)),
+    "two strides for one axis": lambda: svdctl.Convolution(torch.ones(1, 2, 2, 3), (1, 1), (1,)),
+    "no groups": lambda: svdctl.Convolution(torch.ones(2, 2), (1,), (1,)),
+}
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_convolution_is_checked_however_it_is_made(kernel: str) -> None:
+    with pytest.raises(ShapeError, match=r"\.float\(\)|Convolution\.make"):
+        KERNELS[kernel]()
 
 
 WRONG = ("x", b"a", None, [], {}, object, object(), np.ones((2, 2)), float("nan"), -1, 10**30, torch.ones(2))

@@ -74,7 +74,9 @@ class Affine:
 
     def maximum(self, other: Self) -> "Affine":
         """Return at least both."""
-        return Affine(max(self.constant, other.constant), max(self.slope, other.slope))
+        pairs = ((self.constant, other.constant), (self.slope, other.slope))
+        # Python's `max` passes over what is not a number.
+        return Affine(*(math.inf if math.isnan(mine + others) else max(mine, others) for mine, others in pairs))
 
     def distance_below(self, limit: float) -> float:
         """Return the distance up to which this is at most `limit`; below 0 if it is larger everywhere."""

@@ -49,7 +49,7 @@ def is_constant(value: Any) -> bool:
 
 def is_number(value: Any) -> bool:
     """Return whether a value is None or one real number that does not depend on the image."""
-    return is_constant(value) and (not isinstance(value, Tensor) or value.numel() == 1)
+    return is_constant(value) and (not isinstance(value, Tensor) or (value.numel() == 1 and bool(value == value)))
 
 
 def is_real(value: Any) -> bool:
@@ -189,6 +189,18 @@ class Call:
         return (
             value.detach().double() if isinstance(value, Tensor) else torch.tensor(number(value), dtype=torch.float64)
         )
+
+    def largest(self, value: Any) -> float:
+        """Return the largest absolute value of the entries of a constant.
+
+        Raises:
+            ShapeError: it is not finite. Python's `max` would pass over one that is not a number.
+        """
+        exact = self.constant(value)
+        found = float(exact.abs().max()) if exact.numel() else 0.0
+        if not found < math.inf:
+            raise self.unknown("with a constant that is not finite")
+        return found
 
     def rounding(self, constants: Sequence[Any], arithmetic: Arithmetic) -> float:
         """Return the largest error of any entry of these constants when it is rounded to an arithmetic."""

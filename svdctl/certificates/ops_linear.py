@@ -124,7 +124,7 @@ def _split(values: Sequence[Any]) -> tuple[list[Traced], list[Any]]:
 def _interpolate_between(call: Call, x: Either, end: Either, weight: Constant) -> Traced:
     """Bound `(1 - w) x + w end`, which torch computes from the nearer end: errors of both have the larger factor."""
     weights = call.constant(weight)
-    near, far = (float(part.abs().max()) for part in (1 - weights, weights))
+    near, far = (call.largest(part) for part in (1 - weights, weights))
     return _sum_of(call, call.run(), [(x, near), (end, far)], "sum", rounded=2 * max(near, far))
 
 
@@ -204,7 +204,7 @@ def _multiply(call: Call, x: Either, other: Either) -> Traced:
     traced, constants = _split([x, other])
     if len(traced) > 1:
         return _product(call, x, other)
-    largest = float(call.constant(constants[0]).abs().max())
+    largest = call.largest(constants[0])
     return _scaled(call, traced[0], largest, lambda arithmetic: arithmetic.tiny, call.interval(constants[0]))
 
 

@@ -271,14 +271,14 @@ def _unbounded(call: Call, x: Like, *rest: Like, **more: Like) -> Traced:
 
 @rule("leaky_relu")
 def _leaky_relu(call: Call, x: Image, negative_slope: Number = 0.01) -> Traced:
-    slope = abs(negative_slope)
+    slope = call.largest(negative_slope)
     interval = call.interval(x).image(lambda x: x if x > 0 else negative_slope * x, 0.0)
     return call.elementwise(max(1.0, slope), units=2 * slope, interval=call.rounded(interval, 4))
 
 
 @rule("prelu")
 def _prelu(call: Call, x: Image, weight: Constant) -> Traced:
-    slope = float(call.constant(weight).abs().max())
+    slope = call.largest(weight)
     return call.elementwise(max(1.0, slope), units=2 * slope)
 
 
@@ -290,7 +290,8 @@ def _gelu(call: Call, x: Image, *, approximate: Literal["none", "tanh"] = "none"
 @rule("elu")
 def _elu(call: Call, x: Image, alpha: Number = 1.0) -> Traced:
     interval = call.rounded(call.interval(x).image(lambda x: _elu_of(x, 1.0, alpha), 0.0), 16)
-    return call.elementwise(max(1.0, abs(alpha)), units=16 * max(1.0, abs(alpha)), interval=interval)
+    slope = max(1.0, call.largest(alpha))
+    return call.elementwise(slope, units=16 * slope, interval=interval)
 
 
 @rule("celu")

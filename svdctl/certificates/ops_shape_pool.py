@@ -169,13 +169,19 @@ def axes_of(call: Call, before: Tensor, after: Tensor) -> list[tuple[int, int]]:
 
 @rule(
     "size dim ndimension numel nelement stride is_contiguous is_floating_point is_complex element_size get_device "
-    "storage_offset len repr shape dtype device ndim layout is_cuda is_cpu is_mkldnn is_sparse is_quantized is_meta "
+    "storage_offset len shape dtype device ndim layout is_cuda is_cpu is_mkldnn is_sparse is_quantized is_meta "
     "requires_grad is_leaf itemsize zeros_like ones_like new_zeros new_ones"
 )
 def _shape(call: Call, x: Image, *rest: Setting, **more: Setting) -> Any:
     """Return what does not depend on the image's numbers, as a constant; also of what has no bounds."""
     args = (x.value if value is x else value for value in call.args)
     return call.func(*args, **{key: x.value if value is x else value for key, value in call.kwargs.items()})
+
+
+@rule("repr")
+def _text(call: Call, x: Image, **more: Setting) -> str:
+    """Return a text without numbers, which control flow could follow."""
+    return f"tensor(..., size={tuple(x.value.shape)}, dtype={x.value.dtype})"
 
 
 @rule("new_full")

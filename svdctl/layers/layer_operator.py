@@ -109,14 +109,30 @@ def why_not_writable(layer: nn.Module) -> str | None:
         )
     if written[0].dtype not in (torch.float32, torch.float64):
         return f"its weight is {written[0].dtype}, too coarse for a proof; convert the network with .float() first"
-    if any(n > 1 and step == 0 for tensor in written for n, step in zip(tensor.shape, tensor.stride(), strict=True)):
-        return "entries of its weight share their memory (it was expanded); make it plain with .clone() first"
+    if any(map(_may_overlap, written)):
+        return (
+            "entries of its weight share their memory (it was expanded, or is another view that overlaps itself); make "
+            "it plain with .clone() first"
+        )
+    if any(tensor.is_neg() for tensor in written):
+        return "its weight is the negative of another tensor's memory; make it plain with .resolve_neg() first"
     if any(tensor.is_inference() for tensor in written) and not torch.is_inference_mode_enabled():
         return (
             "its weight was made under torch.inference_mode() and cannot be changed outside of it; give the layer a "
             "clone, as nn.Parameter(weight.clone())"
         )
     return None
+
+
+def _may_overlap(tensor: Tensor) -> bool:
+    """Return whether two entries may lie at one address: False only where each axis steps over all shorter ones."""
+    reach = 0
+    for step, size in sorted((step, size) for size, step in zip(tensor.shape, tensor.stride(), strict=True)):
+        if size > 1:
+            if step <= reach:
+                return True
+            reach += (size - 1) * step
+    return False
 
 
 def batchnorm_gain(layer: BatchNorm, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -99,7 +99,7 @@ def same_bits(first: Tensor, second: Tensor) -> bool | Tensor:
     if first.is_complex():
         first, second = torch.view_as_real(first.resolve_conj()), torch.view_as_real(second.resolve_conj())
     bits = _BITS[first.element_size()]
-    first, second = first.detach().view(bits), second.detach().view(bits)
+    first, second = (tensor.detach().resolve_neg().view(bits) for tensor in (first, second))
     return (first == second).all() if first.device.type in _ASYNCHRONOUS else torch.equal(first, second)
 
 

@@ -62,7 +62,7 @@ def _norms_of_parts(frame_in: Tensor, frame_out: Tensor, together: float) -> lis
     pseudo-inverses. None for each if frames are far from orthonormal.
     """
     defects = [_defect(frame) for frame in (frame_in, frame_out)]
-    if not max(defects) < _LARGEST_DEFECT:
+    if not all(defect < _LARGEST_DEFECT for defect in defects):
         return [None] * 3
     above_in, above_out = (1 + defect for defect in defects)
     return [above_in, times(together, *(1 / (1 - defect) for defect in defects)) * (1 + 2.0**-50), above_out]

@@ -36,6 +36,16 @@ class Convolution:
     dilation: tuple[int, ...]
     transposed: bool = False
 
+    def __post_init__(self) -> None:
+        axes, dtype = self.kernel.ndim - 3, self.kernel.dtype
+        if axes < 1 or len(self.stride) != axes or len(self.dilation) != axes:
+            raise ShapeError(
+                f"a kernel (G, O, I, *k) of shape {tuple(self.kernel.shape)}, stride {self.stride} and dilation "
+                f"{self.dilation} are of no convolution; Convolution.make takes a kernel in torch's layout"
+            )
+        if not dtype.is_floating_point or dtype.itemsize < 4:
+            raise ShapeError(f"a kernel holds real numbers in float32 or float64, not {dtype}; convert it by .float()")
+
     @classmethod
     def make(
         cls,
@@ -60,6 +70,11 @@ class Convolution:
             raise ShapeError(f"a kernel is a dense tensor, not {kernel.layout}; convert it by .to_dense()")
         if kernel.is_meta:
             raise ShapeError("weights on the meta device have no values yet; load them first")
+        if torch._C._functorch.is_functorch_wrapped_tensor(kernel):
+            raise ShapeError(
+                "a kernel inside torch.func (vmap, grad, ...) has no numbers that could be read; call this outside, on "
+                "each kernel"
+            )
         if is_freed(kernel):
             raise ShapeError(f"the memory of a kernel {FREED}")
         if kernel.numel() == 0:

@@ -39,13 +39,16 @@ def exact_products() -> Iterator[None]:
 
     It is what reading, controlling and retracting layers asks for, and cheap enough for every training step. Proofs
     ask for `exact_arithmetic`. Settings of the process are made by the first that enters, in whatever thread, and given
-    back by the last that leaves; autocast is turned off in each thread that enters.
+    back by the last that leaves; autocast is turned off in each thread that enters. Where the meta device, which has no
+    numbers, is the default one, the CPU takes its place.
     """
     with ExitStack() as stack:
         stack.enter_context(_SWITCHES)
         for device in _DEVICES:
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
+        if torch.get_default_device().type == "meta":
+            stack.enter_context(torch.device("cpu"))
         yield
 
 

@@ -424,3 +424,41 @@ def test_a_forward_pass_that_is_taken_away_again_is_followed() -> None:
     row = svdctl.spectrum(net, (2, 6, 6))["conv"]
     assert row.bound is None
     assert "forward" in row.note
+
+
+def test_the_text_of_a_tensor_has_none_of_its_numbers() -> None:
+    """So that a network may print what it computes, and cannot follow it."""
+    seen = []
+
+    def run(_: Any, x: Tensor) -> Tensor:
+        seen.append((repr(x), str(x)))
+        return x * 100 if repr(x) != repr(x * 0.5) else x
+
+    x = torch.ones(1, 6)
+    assert torch.equal(Runs(run)(x), 100 * x)
+    seen.clear()
+    with pytest.raises(ShapeError):
+        lipschitz_bound(Runs(run), (6,))
+    texts = {text for pair in seen for text in pair if "..." in text}
+    assert texts == {"tensor(..., size=(1, 6), dtype=torch.float32)"}
+
+
+NAN = torch.tensor(float("nan"))
+SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
+    "prelu": lambda x: nn.functional.prelu(x, NAN),
+    "prelu of channels": lambda x: nn.functional.prelu(x, torch.tensor([0.1, float("nan"), 0.1, 0.1, 0.1, 0.1])),
+    "prelu by an infinite slope": lambda x: nn.functional.prelu(x, NAN.nan_to_num(float("inf"))),
+    "leaky_relu": lambda x: nn.functional.leaky_relu(x, NAN),
+    "elu": lambda x: nn.functional.elu(x, NAN),
+    "celu": lambda x: nn.functional.celu(x, NAN),
+    "softplus": lambda x: nn.functional.softplus(x, NAN),
+    "softplus beyond no threshold": lambda x: nn.functional.softplus(x, 1, NAN),
+    "lerp": lambda x: x.lerp(x, NAN),
+}
+
+
+@pytest.mark.parametrize("name", SLOPES)
+def test_slopes_that_are_no_numbers_are_refused(name: str) -> None:
+    """Images so far on the positive side that the slope of the negative one takes no part in any output."""
+    with pytest.raises(ShapeError, match=r"not finite|no Lipschitz bound is known|no bound"):
+        lipschitz_bound(Runs(lambda _, x: SLOPES[name](x + 1e9)), (6,))
