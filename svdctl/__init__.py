@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from svdctl.layers.tt import TTConv2d as TTConv2d
     from svdctl.layers.tt import TTConv3d as TTConv3d
     from svdctl.models.architecture import register_architecture as register_architecture
+    from svdctl.orthogonalize import orthogonalize_ as orthogonalize_
     from svdctl.spectral.convolution import Convolution as Convolution
     from svdctl.train.logger import register_logger as register_logger
     from svdctl.train.loss import register_loss as register_loss
@@ -53,6 +54,7 @@ _HOME = {
     "divide_": "svdctl.functional",
     "lipschitz_bound": "svdctl.certificates.lipschitz",
     "load": "svdctl.checkpoint.checkpoint_file",
+    "orthogonalize_": "svdctl.orthogonalize",
     "register_architecture": "svdctl.models.architecture",
     "register_data": "svdctl.data.data_source",
     "register_logger": "svdctl.train.logger",

@@ -142,6 +142,7 @@ uses = {
     "spectrum": lambda call: call(net, (3, 8, 8)),
     "tensorize_": lambda call: call(nn.Sequential(nn.Conv2d(4, 4, 3)), rank=2),
     "untensorize_": lambda call: call(nn.Sequential(svdctl.TTConv2d(4, 4, 3, rank=2))),
+    "orthogonalize_": lambda call: call(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1))),
     "SOC": lambda made: made(2, 2, 3),
     "SOTT": lambda made: made(4, 4, 3, rank=2),
     "MinMax": lambda made: made()(torch.zeros(1, 2, 1)),
