@@ -123,7 +123,9 @@ def clip_(
     groups, for inputs of any size; no input size is asked for. Kernels keep their support: values above `max_sigma` go
     down to it, the others stay close to where they were (the nearest such kernel, by alternating projections).
     Layers that are within the bound are not touched, nor are biases, BatchNorm and activations. TT layers keep their
-    rank and their frames stay orthonormal. Works on the weights' own device; on the CPU several layers at a time.
+    rank and their frames stay orthonormal. float16 and bfloat16 weights are clipped in float32, to half a unit of
+    rounding below `max_sigma`, and proved as they are stored. Works on the weights' own device; on the CPU several
+    layers at a time.
 
     Args:
         model: any module, or a single layer.
@@ -135,8 +137,8 @@ def clip_(
         How far each layer moved (Frobenius norm of its kernel's change); 0 for those that were within the bound.
 
     Raises:
-        ShapeError: no layer matches, a kernel is not finite, or a weight cannot be written: parametrised, pruned, of
-            half precision, or in a layer with a forward pass of its own. Nothing is changed then.
+        ShapeError: no layer matches, a kernel is not finite, or a weight cannot be written: parametrised, pruned,
+            quantised, complex, sharded, or in a layer with a forward pass of its own. Nothing is changed then.
 
     Source:
         Sedghi, Gupta and Long, "The Singular Values of Convolutional Layers" (ICLR 2019), without the loss of the bound

@@ -25,10 +25,12 @@ from svdctl.spectral.bounds import Bracket, are_bounded, norm_bounds, taps_norms
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.power_iteration import paper_clip, paper_sigma
 from svdctl.spectral.projection import CLIP_ROUNDS, SEAL_TOLERANCE, assigned_kernels, frobenius_norms, project_kernels
+from svdctl.spectral.stacks import multiply_
 
 Optimizer = torch.optim.Optimizer | None
 _MARGIN = 1e-4
 _OUTWARD = 1e-12  # of a product of float64 numbers, and of the differences whose norm is added to it
+_CLOSEST = 1e-5  # below a maximum: what proves the maximum again cannot tell norms within 1e-6 of it
 _MOST_ROUNDS = 20
 T = TypeVar("T")
 
@@ -46,7 +48,7 @@ def clip_layers_(layers: Sequence[nn.Module], max_sigma: Sequence[float], optimi
     above = [place for place, proved in enumerate(bounded) if not proved]
     chosen = [layers[place] for place in above]
     convs = [_as_stored(layers[place], read[place][0]) for place in above]
-    inside = [kernel_limit(layers[place], max_sigma[place]) for place in above]
+    inside = [_room_for_rounding(layers[place], max_sigma[place]) for place in above]
     kernels = project_kernels(convs, inside, rounds=CLIP_ROUNDS)
     distances = _replace_(chosen, convs, kernels, [max_sigma[place] for place in above], optimizer)
     found = dict(zip(above, distances, strict=True))
@@ -59,7 +61,7 @@ def assign_layers_(layers: Sequence[nn.Module], values: Sequence[float], optimiz
     No two of the layers share memory. On a GPU layers of one shape are assigned at once, and all proved together.
     """
     convs = [_as_stored(layer, conv) for layer, (conv, _) in zip(layers, exact_operators(layers), strict=True)]
-    inside = [kernel_limit(layer, value) for layer, value in zip(layers, values, strict=True)]
+    inside = [_room_for_rounding(layer, value) for layer, value in zip(layers, values, strict=True)]
     try:
         kernels = assigned_kernels(convs, inside)
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # public, not declared
@@ -68,8 +70,22 @@ def assign_layers_(layers: Sequence[nn.Module], values: Sequence[float], optimiz
 
 
 def _as_stored(layer: nn.Module, conv: Convolution) -> Convolution:
-    """Return the layer's operator in the precision of its weights."""
-    return conv.with_kernel(conv.kernel.to(ops_of(layer).tensors(layer)[0].dtype))
+    """Return the layer's operator in the precision of its weights, of float16 and bfloat16 in float32."""
+    stored = ops_of(layer).tensors(layer)[0].dtype
+    return conv.with_kernel(conv.kernel.to(torch.promote_types(stored, torch.float32)))
+
+
+def coarse_unit(weight: Tensor) -> float:
+    """Return the spacing of float16 or bfloat16 numbers above 1 if a weight holds such, 0 if it holds finer ones.
+
+    Half of it is the largest relative change by rounding, and the least factor off 1 that changes every entry.
+    """
+    return torch.finfo(weight.dtype).eps if weight.itemsize < 4 else 0.0
+
+
+def _room_for_rounding(layer: nn.Module, max_sigma: float) -> float:
+    """Return what the norm of a kernel may be that is rounded to a layer's weights next."""
+    return kernel_limit(layer, max_sigma) * (1 - coarse_unit(ops_of(layer).tensors(layer)[0]) / 2)
 
 
 def _replace_(
@@ -88,7 +104,12 @@ def _replace_(
     for ops, places in layers_of_types(layers):
         ops.write_([layers[place] for place in places], [after[place] for place in places], optimizer)
     read = exact_operators(layers)
-    brackets = norm_bounds([conv for conv, _ in read], tolerance=SEAL_TOLERANCE)
+    # Rounding to half precision has its room, and often nothing is above.
+    limits = [
+        kernel_limit(layer, limit, error) if coarse_unit(ops_of(layer).tensors(layer)[0]) else None
+        for layer, limit, (_, error) in zip(layers, max_sigma, read, strict=True)
+    ]
+    brackets = norm_bounds([conv for conv, _ in read], tolerance=SEAL_TOLERANCE, at_most=limits)
     factors = [factor for factor, _ in _scale_below_(layers, max_sigma, read, brackets)]
     return frobenius_norms(_apart([conv.kernel for conv in after], factors, [conv.kernel for conv in before]))
 
@@ -150,6 +171,8 @@ def _scale_below_(
     convs, errors = [conv for conv, _ in read], [error for _, error in read]
     lower, upper = [kernel.lower for kernel in kernels], [kernel.upper for kernel in kernels]
     padding = [padding_factor(layer) for layer in layers]
+    stored = [ops_of(layer).tensors(layer)[0] for layer in layers]
+    coarse = [coarse_unit(weight) for weight in stored]
     factors = [1.0] * len(layers)
 
     def is_within(place: int) -> bool:
@@ -158,18 +181,31 @@ def _scale_below_(
         return upper[place] <= limit or found <= max_sigma[place]
 
     left = [place for place in range(len(layers)) if not is_within(place)]
+    rounds = 0
     while left:
+        if rounds == _MOST_ROUNDS:
+            place = left[0]
+            raise ShapeError(
+                f"a weight of {stored[place].dtype} is too coarse to be brought to {max_sigma[place]:g}: it was scaled "
+                f"{rounds} times, and rounding kept its norm above; convert the network with .float() first"
+            )
         steps = []
         for place, taps in zip(left, taps_norms([convs[place].kernel for place in left]), strict=True):
             if not math.isfinite(upper[place]):
                 raise ShapeError(
                     "the layer's norm is above 1.8e308, the largest number of float64; scale its weight first"
                 )
-            unit = torch.finfo(ops_of(layers[place]).tensors(layers[place])[0].dtype).eps
             # Rounding moves the scaled kernel by at most a unit of each entry; the next round checks what it did.
             # The margin makes that round, and later brackets of this width, find nothing left to do.
-            room = layer_norm(upper[place] * (1 + _MARGIN) + unit * taps, errors[place], padding[place])
-            steps.append(max_sigma[place] / room * (1 - 4 * unit))
+            # Of half precision a unit of each entry is a tenth of the norm, and what it truly does is far less: half a
+            # unit is left for it, and more in each round that was not enough or changed nothing.
+            unit = torch.finfo(stored[place].dtype).eps
+            moved = 0.0 if coarse[place] else unit * taps
+            room = layer_norm(upper[place] * (1 + _MARGIN) + moved, errors[place], padding[place])
+            step = max_sigma[place] / room * (1 - (coarse[place] / 2 or 4 * unit))
+            if coarse[place] and rounds:
+                step = min(step, 1 - min(coarse[place] * 2 ** (rounds - 1), 0.5))
+            steps.append(step)
         chosen = [layers[place] for place in left]
         # Before: the layers' own memory may be behind them.
         wanted = torch._foreach_mul([convs[place].kernel.double() for place in left], steps)
@@ -177,13 +213,18 @@ def _scale_below_(
             for ops, places in layers_of_types(chosen):
                 ops.scale_([chosen[place] for place in places], [steps[place] for place in places])
         written = exact_operators(chosen)
-        moved = taps_norms(_apart([conv.kernel for conv, _ in written], [1.0] * len(left), wanted))
-        for place, (conv, error), step, apart in zip(left, written, steps, moved, strict=True):
+        moved_by = taps_norms(_apart([conv.kernel for conv, _ in written], [1.0] * len(left), wanted))
+        for place, (conv, error), step, apart in zip(left, written, steps, moved_by, strict=True):
             convs[place], errors[place] = conv, error
             factors[place] *= step
             lower[place] = lower[place] * step * (1 - _OUTWARD) - apart
             upper[place] = upper[place] * step * (1 + _OUTWARD) + apart
+        again = [place for place in left if coarse[place]]
+        limits = [kernel_limit(layers[place], max_sigma[place], errors[place]) * (1 - _CLOSEST) for place in again]
+        for place, bracket in zip(again, norm_bounds([convs[place] for place in again], at_most=limits), strict=True):
+            lower[place], upper[place] = bracket.lower, bracket.upper
         left = [place for place in left if not is_within(place)]
+        rounds += 1
     found = []
     for place, factor in enumerate(factors):
         # What was scaled is within by less than the margin.
@@ -198,7 +239,7 @@ def paper_divide_layer_(layer: nn.Module, max_sigma: float, size: tuple[int, ...
     ops = ops_of(layer)
     conv = ops.operator(layer)
     sigma = paper_sigma(conv, size, generator, padding=_zeros_beside(layer, conv))
-    ops.scale_([layer], [shrink(sigma, max_sigma)])
+    ops.scale_([layer], [shrink(sigma, max_sigma, coarse_unit(ops.tensors(layer)[0]))])
 
 
 def _zeros_beside(layer: nn.Module, conv: Convolution) -> tuple[int, ...]:
@@ -222,8 +263,10 @@ def paper_clip_layer_(layer: nn.Module, max_sigma: float, size: tuple[int, ...],
 def limit_batchnorms_(layers: Sequence[BatchNorm], max_sigma: float) -> None:
     """Scale each gamma so that `max |gamma / sqrt(running_var + eps)| <= max_sigma`; no host synchronisation."""
     affine = [layer for layer in layers if layer.weight is not None]
-    if affine:
-        torch._foreach_mul_([layer.weight for layer in affine], shrink(batchnorm_gains(affine), max_sigma).unbind())
+    for unit in dict.fromkeys(coarse_unit(layer.weight) for layer in affine):
+        alike = [layer for layer in affine if coarse_unit(layer.weight) == unit]
+        factors = shrink(batchnorm_gains(alike), max_sigma, unit)
+        multiply_([layer.weight for layer in alike], factors.unbind())
 
 
 class LayerGroups:
@@ -382,7 +425,13 @@ def on_cpu(layers: Iterable[nn.Module]) -> bool:
     return all(ops_of(layer).tensors(layer)[0].device.type == "cpu" for layer in layers)
 
 
-def shrink(sigma: Tensor, max_sigma: float) -> Tensor:
-    """Return `min(1, max_sigma / sigma)`, a little less when below 1: rounding must not exceed `max_sigma`."""
-    inside = max_sigma * (1 - 8 * torch.finfo(sigma.dtype).eps)
+def shrink(sigma: Tensor, max_sigma: float, unit: float = 0.0) -> Tensor:
+    """Return `min(1, max_sigma / sigma)`, a little less when below 1: rounding must not exceed `max_sigma`.
+
+    Args:
+        sigma: norms.
+        max_sigma: their maximum.
+        unit: `coarse_unit` of what is multiplied.
+    """
+    inside = max_sigma * (1 - 8 * torch.finfo(sigma.dtype).eps) * (1 - unit / 2)
     return torch.where(sigma > max_sigma, inside / sigma, torch.ones_like(sigma))

@@ -60,23 +60,24 @@ class DivideControl(ControlMethod):
     ) -> "list[list[Tensor]]":
         import torch
 
-        from svdctl.control.actions import shrink
+        from svdctl.control.actions import coarse_unit, shrink
 
         # Norms of one maximum are compared with it at once.
-        places: dict[float, list[tuple[int, int]]] = {}
-        norms: dict[float, list[Tensor]] = {}
+        places: dict[tuple[float, float], list[tuple[int, int]]] = {}
+        norms: dict[tuple[float, float], list[Tensor]] = {}
         for rows in layers_alike([layer.module for layer in layers]):
             group = [layers[row] for row in rows]
+            unit = coarse_unit(group[0].ops.tensors(group[0].module)[0])
             for part, (key, operators, max_sigma) in enumerate(self.followed(group)):
                 kept = [layer.state[key] for layer in group]
                 found, vectors = group[0].memory[key].step(operators, torch.stack(kept))
                 torch._foreach_copy_(kept, vectors.unbind())
-                places.setdefault(max_sigma, []).extend((row, part) for row in rows)
-                norms.setdefault(max_sigma, []).append(found)
+                places.setdefault((max_sigma, unit), []).extend((row, part) for row in rows)
+                norms.setdefault((max_sigma, unit), []).append(found)
         factors = {
             place: factor
-            for max_sigma, found_norms in norms.items()
-            for place, factor in zip(places[max_sigma], shrink(torch.cat(found_norms), max_sigma).unbind(), strict=True)
+            for limit, found_norms in norms.items()
+            for place, factor in zip(places[limit], shrink(torch.cat(found_norms), *limit).unbind(), strict=True)
         }
         return [[factors[place] for place in sorted(factors) if place[0] == row] for row in range(len(layers))]
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from svdctl.distributed.group import Group
 from svdctl.spectral.parallel_map import parallel_map
+from svdctl.spectral.stacks import multiply_
 
 T = TypeVar("T")
 
@@ -108,7 +109,7 @@ class LayerScheduler:
             own = {name: list(row) for name, row in zip(self.costs, self.group.summed_(table), strict=True)}
         pairs = [pair for name in self.costs for pair in zip(tensors(name), own[name], strict=False)]
         if pairs:
-            torch._foreach_mul_([tensor for tensor, _ in pairs], [factor.to(tensor.dtype) for tensor, factor in pairs])
+            multiply_([tensor for tensor, _ in pairs], [factor for _, factor in pairs])
 
     def collected(self, work: Callable[[list[str]], Mapping[str, T]]) -> dict[str, T]:
         """Return what the work gives for each layer, small things, in every process; see `on_layers`."""

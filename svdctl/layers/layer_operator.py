@@ -107,8 +107,8 @@ def why_not_writable(layer: nn.Module) -> str | None:
             "its weight is computed anew from others (a parametrization, a hook or pruning); make it plain first, as "
             "with torch.nn.utils.parametrize.remove_parametrizations"
         )
-    if written[0].dtype not in (torch.float32, torch.float64):
-        return f"its weight is {written[0].dtype}, too coarse for a proof; convert the network with .float() first"
+    if written[0].dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        return f"its weight is {written[0].dtype}, which is not controlled; convert the network with .float() first"
     if any(map(_may_overlap, written)):
         return (
             "entries of its weight share their memory (it was expanded, or is another view that overlaps itself); make "

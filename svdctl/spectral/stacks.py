@@ -36,5 +36,21 @@ def in_stacks(work: Callable[..., tuple[Tensor, ...]], *columns: Sequence[Tensor
     return [found[row] for row in range(len(found))]
 
 
+@torch.no_grad()
+def multiply_(tensors: Sequence[Tensor], factors: Sequence[Tensor]) -> None:
+    """Multiply each tensor by a number (0-d), in place, those of half precision in float32 and rounded once."""
+    fine = [place for place, tensor in enumerate(tensors) if tensor.itemsize >= 4]
+    coarse = [place for place, tensor in enumerate(tensors) if tensor.itemsize < 4]
+    if fine:
+        torch._foreach_mul_(
+            [tensors[place] for place in fine], [factors[place].to(tensors[place].dtype) for place in fine]
+        )
+    if coarse:
+        chosen = [tensors[place] for place in coarse]
+        # The factor itself would be rounded, to 1 where it is near.
+        wide = torch._foreach_mul([tensor.float() for tensor in chosen], [factors[place].float() for place in coarse])
+        torch._foreach_copy_(chosen, wide)
+
+
 def _stack(tensors: list[Tensor]) -> Tensor:
     return tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
