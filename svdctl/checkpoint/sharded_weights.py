@@ -7,6 +7,7 @@ from typing import Any
 from svdctl.checkpoint.file_format import container_of
 from svdctl.checkpoint.safetensors_file import read_safetensors
 from svdctl.checkpoint.torch_archive import read_torch
+from svdctl.checkpoint.work_limit import WorkLimit
 from svdctl.errors import CheckpointError
 from svdctl.utils.files import read_json
 
@@ -23,23 +24,26 @@ def read_index(path: Path) -> tuple[dict[str, object], dict[str, Any], int]:
         raise CheckpointError(f"{path} is no index of weights: it has no `weight_map` from names to files")
     contents: dict[str, object] = {}
     extra: dict[str, Any] = {}
-    size = 0
-    for name in dict.fromkeys(placed.values()):
-        shard = inside(path.parent, name, f"{path} lists")
+    shards = [inside(path.parent, name, f"{path} lists") for name in dict.fromkeys(placed.values())]
+    states = [shard.stat() for shard in shards]
+    size = sum({(state.st_dev, state.st_ino): state.st_size for state in states}.values())
+    limit = WorkLimit(size, str(path))  # of all shards together
+    for number, shard in enumerate(shards):
         container = container_of(shard)
         if container not in ("safetensors", "zip", "legacy"):
-            raise CheckpointError(f"{path} lists {name!r}, which is no file of weights; use another copy")
-        held, about = read_safetensors(shard) if container == "safetensors" else (read_torch(shard, container), {})
+            raise CheckpointError(f"{path} lists {shard.name!r}, which is no file of weights; use another copy")
+        limit.where = str(shard)
+        is_safetensors = container == "safetensors"
+        held, about = read_safetensors(shard, limit) if is_safetensors else (read_torch(shard, container, limit), {})
         if not isinstance(held, Mapping):
             raise CheckpointError(f"{shard} holds no dict of weights, as a shard does; use another copy")
         twice = next((part for part in held if part in contents), None)
         if twice is not None:
             raise CheckpointError(f"{path}: {str(twice)[:100]!r} is in two of its shards; use another copy")
-        if size and about.get("format") != extra.get("format"):
+        if number and about.get("format") != extra.get("format"):
             raise CheckpointError(f"{path}: its shards are of different formats; use another copy")
         contents |= held
         extra |= about
-        size += shard.stat().st_size
     missing = [part for part in placed if part not in contents]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

@@ -17,36 +17,45 @@ from svdctl.checkpoint.pickled_calls import Storage, called, storage_type
 from svdctl.checkpoint.pickles import ObjectRecord, Unpickler, check_nesting
 from svdctl.checkpoint.work_limit import WorkLimit
 from svdctl.checkpoint.zip_archive import Member, check_checksums, check_members, directory
-from svdctl.errors import CheckpointError, first_line, is_out_of_memory
+from svdctl.errors import CheckpointError, UnusableFileError, first_line, is_out_of_memory
 from svdctl.utils.files import open_regular
+from svdctl.utils.memory_copy import in_memory
 
 FORMAT, VERSION = "svdctl.checkpoint", 3
 """Format and version in svdctl's own checkpoints; the name never changes."""
 
-MAP_FROM = 64 * 2**20
-"""Files from this size on are mapped into memory, so that only what is looked at stays there."""
+VIEW_FROM = 64 * 2**20
+"""Tensors of files from this size on are views of the file's copy in memory; those of smaller ones do not hold it."""
 _LEGACY_PICKLES = 5
 
 
-def read_torch(path: Path, container: Container | None = None) -> object:
-    """Return what torch.save was given, tensors on the CPU. A large file's tensors are views of the file.
+def read_torch(path: Path, container: Container | None = None, limit: WorkLimit | None = None) -> object:
+    """Return what torch.save was given, tensors on the CPU, views of a copy of a large file in memory.
 
     Objects of classes other than Python's own and torch's tensors are records of what the file says of them.
 
+    Args:
+        path: the file.
+        container: how it is packed, where that is known.
+        limit: of all files that are read together; None: of this one.
+
     Raises:
-        CheckpointError: foreign, damaged, or only readable by executing what it says.
+        CheckpointError: foreign, damaged, changed while it is read, or only readable by executing what it says.
     """
     container = container or container_of(path)
     if container not in ("zip", "legacy"):
         kinds = {"safetensors": "a safetensors file", "index": "an index of shards"}
         kind = kinds.get(container, "the .metadata of a distributed checkpoint")
         raise CheckpointError(f"{path} is {kind}, not a file that torch.save wrote; give the other one")
-    data = _bytes_of(path, mapped_from=MAP_FROM if container == "zip" else 1)
-    limit = WorkLimit(len(data), str(path))
     try:
-        contents = _read_zip(data, limit) if container == "zip" else _read_legacy(data, limit)
+        with in_memory(path) as place:
+            data = _mapped(place, path)
+            limit = limit or WorkLimit(len(data), str(path))
+            contents = _read_zip(data, limit) if container == "zip" else _read_legacy(data, limit)
     except CheckpointError:
         raise
+    except UnusableFileError as error:
+        raise CheckpointError(str(error)) from error
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise _no_memory(path) from error
@@ -90,15 +99,11 @@ def _no_memory(path: Path) -> CheckpointError:
     )
 
 
-def _bytes_of(path: Path, mapped_from: int) -> bytearray | mmap.mmap:
-    """Return the bytes of a file in memory of its own, mapped privately where it is of that size or larger."""
+def _mapped(place: str, path: Path) -> mmap.mmap:
+    """Return the bytes of a file, mapped so that what is changed in them stays in memory; `path`: its name."""
     try:
-        with open_regular(path) as file:
-            size = file.seek(0, 2)
-            if size >= mapped_from:
-                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            file.seek(0)
-            return bytearray(file.read())
+        with open_regular(place) as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except (MemoryError, OSError, ValueError) as error:
         if is_out_of_memory(error):
             raise _no_memory(path) from error
@@ -140,11 +145,11 @@ def _read_zip(data: bytearray | mmap.mmap, limit: WorkLimit) -> object:
 
 
 def _stored(data: bytearray | mmap.mmap, member: Member, dtype: torch.dtype, count: int, is_swapped: bool) -> Storage:
-    """Return the numbers of one member, of a mapped file as a view."""
+    """Return the numbers of one member, of a large file as a view."""
     if count * dtype.itemsize != member.size:
         raise ValueError("a storage of another size")
     numbers = _numbers(data, member.start, member.size)
-    if not isinstance(data, mmap.mmap):
+    if len(data) < VIEW_FROM:
         numbers = numbers.clone()
     found = numbers.untyped_storage()
     if is_swapped:

@@ -1,4 +1,4 @@
-"""The one limit of what reading a file of weights may cost, in proportion to the file's size."""
+"""The one limit of what reading a file of weights, or all files of a folder, may cost, in proportion to their size."""
 
 from svdctl.errors import CheckpointError
 
@@ -11,11 +11,11 @@ enlarges itself, as a string that is encoded again and again, has no bound but t
 
 
 class WorkLimit:
-    """Count what one file asks for, before it is made.
+    """Count what one file, or several that are read together, asks for, before it is made.
 
     Args:
-        size: of the file, in bytes.
-        where: the file, for messages.
+        size: of all files, in bytes.
+        where: the file that is being read, for messages; of several, whoever reads them sets it.
     """
 
     def __init__(self, size: int, where: str) -> None:

@@ -3,7 +3,9 @@
 import io
 import json
 import pickle
+import re
 import shutil
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +32,7 @@ from svdctl.checkpoint.weight_file import read_tensors
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.errors import CheckpointError
 from svdctl.evaluate.find_checkpoints import discover
-from tests.checkpoint.files import TRACE, Evil, small_network, state_dict
+from tests.checkpoint.files import TRACE, Evil, small_network, state_dict, with_pickle
 
 Save = Callable[[dict[str, Tensor], Path], None]
 SAVES: dict[str, Save] = {
@@ -87,6 +89,19 @@ def test_eval_robust_takes_shards_for_one_checkpoint(tmp_path: Path) -> None:
     found = discover(EvaluateConfig(checkpoints=(tmp_path,)))
     assert [checkpoint.path for checkpoint in found.checkpoints] == [tmp_path / "net" / "model.safetensors.index.json"]
     assert not found.faults
+
+
+def test_shards_share_one_limit_of_work(tmp_path: Path) -> None:
+    """Each of them asks for half of what a file may ask for, and keeps it."""
+    text = b"X" + struct.pack("<I", 20_000) + b"a" * 20_000 + b"q\x01X\x06\0\0\0latin1q\x02"
+    encoded = b"c_codecs\nencode\nq\x03" + b"h\x03h\x01h\x02\x86R" * 700
+    for number in range(6):
+        with_pickle(tmp_path / f"{number}.bin", b"\x80\x02}X\2\0\0\0w%d](" % number + text + encoded + b"es.")
+    placed = {f"w{number}": f"{number}.bin" for number in range(6)}
+    write_index(tmp_path, dict(list(placed.items())[:1]), "pytorch_model.bin")
+    assert "holds no weights" in refused(tmp_path)
+    write_index(tmp_path, placed, "pytorch_model.bin")
+    assert re.search(r"[1-5]\.bin asks for far more memory or work", refused(tmp_path))
 
 
 def refused(path: Path) -> str:

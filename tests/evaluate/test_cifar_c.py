@@ -1,6 +1,7 @@
 """The published files of CIFAR-C: small ones of the same format, and every way in which they can be wrong."""
 
 import hashlib
+import os
 import tarfile
 from pathlib import Path
 
@@ -34,9 +35,23 @@ def test_severities_come_one_after_the_other_without_being_read(tmp_path: Path) 
     for place, name in enumerate(("fog", "snow")):
         for severity in range(1, 6):
             images = found.images(name, severity)
-            assert isinstance(images, np.memmap)
+            assert images.base is None  # these images alone
             assert images.shape == (COUNT, 32, 32, 3)
+            assert np.array_equal(found.images(name, severity, 1, 3), images[1:3])
             assert images[:, 0, 0, 0].tolist() == [100 * place + COUNT * (severity - 1) + i for i in range(COUNT)]
+
+
+def test_arrays_in_another_order_of_axes_and_files_that_get_shorter(tmp_path: Path) -> None:
+    found = open_cifar_c(write_cifar_c(tmp_path / "c"), LABELS, SHAPE)
+    images = found.images("fog", 2)
+    whole = np.load(tmp_path / "c/fog.npy")
+    np.save(tmp_path / "c/fog.npy", np.asfortranarray(whole))
+    assert np.array_equal(found.images("fog", 2), images)
+    os.truncate(tmp_path / "c/fog.npy", 1_000)
+    os.truncate(tmp_path / "c/snow.npy", 1_000)
+    for name in ("fog", "snow"):
+        with pytest.raises(DataError, match=f"{name}.npy is damaged or cut short"):
+            found.images(name, 2)
 
 
 def test_missing_files_are_named_together(tmp_path: Path) -> None:

@@ -189,7 +189,6 @@ ELSEWHERE = {
     "data/read_npz.py": "arrays",
     "distributed/failure_detector.py": "messages of svdctl's own processes",
     "evaluate/corruptions/digital.py": "a JPEG in memory that it has just written",
-    "evaluate/corruptions/published_files.py": "arrays",
     "evaluate/results.py": "JSON of figures that it has just made",
     "utils/matplotlib_defaults.py": "the current folder, to return to",
     "reproduce/worker.py": "a job of svdctl's own command",

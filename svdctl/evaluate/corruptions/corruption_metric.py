@@ -9,7 +9,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, Self
 
-import numpy as np
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
@@ -46,11 +45,9 @@ class Source:
 
 
 def _published(files: CifarC, name: str, severity: int, index: Tensor) -> Tensor:
-    array = files.images(name, severity)
-    first, last = int(index[0]), int(index[-1]) + 1
-    # A slice of the map where the images stand together, which is almost always.
-    part = array[first:last] if last - first == len(index) else array[index.numpy()]
-    return torch.from_numpy(np.array(part)).permute(0, 3, 1, 2)
+    first, end = int(index.min()), int(index.max()) + 1
+    part = torch.from_numpy(files.images(name, severity, first, end))
+    return part[index - first].permute(0, 3, 1, 2)
 
 
 def _drawn(test: Tensor, device: torch.device, seed: int, name: str, severity: int, index: Tensor) -> Tensor:

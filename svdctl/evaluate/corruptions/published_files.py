@@ -1,15 +1,17 @@
 """The published corrupted test sets CIFAR-10-C and CIFAR-100-C (Hendrycks and Dietterich 2019), read in place.
 
 A `.npy` for each corruption: uint8 `(5 n, H, W, 3)`, the five severities one after the other; `labels.npy` `(5 n,)`.
-Published are n = 10,000 images of 32 x 32. Arrays are memory-mapped: only the images in use are in memory.
+Published are n = 10,000 images of 32 x 32. Only the images in use are read. Files are
+not memory-mapped: a mapped file that somebody shortens ends the process.
 """
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -48,23 +50,30 @@ class CifarC:
     image_shape: tuple[int, int, int]
     """Channels, height and width."""
 
-    def images(self, name: str, severity: int) -> npt.NDArray[np.uint8]:
-        """Return the images of one corruption at a severity from 1 to 5: `(n, H, W, 3)`, a view of the file.
+    def images(self, name: str, severity: int, first: int = 0, end: int | None = None) -> npt.NDArray[np.uint8]:
+        """Return images of one corruption at a severity from 1 to 5, from `first` up to `end`: `(m, H, W, 3)`.
 
         Raises:
             DataError: a file that is missing, short, or of another format.
         """
-        path = self.folder / f"{name}.npy"
-        array = _mapped(path)
+        start, last = (severity - 1) * len(self.labels), len(self.labels) if end is None else end
+        images: npt.NDArray[np.uint8] = self._rows(name, start + first, start + last)
+        return images
+
+    def _rows(self, name: str, first: int, end: int) -> npt.NDArray[Any]:
+        """Return images of the file of a corruption, checked."""
         channels, height, width = self.image_shape
-        count = len(self.labels)
-        wanted = (SEVERITIES * count, height, width, channels)
-        if array.dtype != np.uint8 or array.shape != wanted:
-            raise DataError(
-                f"{path} holds {array.dtype} of shape {array.shape}, not uint8 of shape {wanted}: five severities of "
-                f"{count:,} test images; get the published file"
-            )
-        return array[(severity - 1) * count : severity * count]
+        wanted = (SEVERITIES * len(self.labels), height, width, channels)
+        path = self.folder / f"{name}.npy"
+
+        def check_format(dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+            if dtype != np.uint8 or shape != wanted:
+                raise DataError(
+                    f"{path} holds {dtype} of shape {shape}, not uint8 of shape {wanted}: five severities of "
+                    f"{len(self.labels):,} test images; get the published file"
+                )
+
+        return _read(path, first, end, check_format)
 
     def require(self, names: Iterable[str]) -> None:
         """Check that the files of these corruptions are there and of the right format.
@@ -79,7 +88,7 @@ class CifarC:
                 "leave those corruptions out with `settings.cifar-c.names`"
             )
         for name in names:
-            self.images(name, 1)
+            self._rows(name, 0, 0)
 
 
 def open_cifar_c(folder: Path, labels: npt.NDArray[np.int64], image_shape: tuple[int, int, int]) -> CifarC:
@@ -89,28 +98,41 @@ def open_cifar_c(folder: Path, labels: npt.NDArray[np.int64], image_shape: tuple
         DataError: `labels.npy` is missing, damaged, or belongs to another test set.
     """
     path = folder / "labels.npy"
-    found = _mapped(path)
-    fault = None
-    if found.ndim != 1 or found.dtype.kind not in "iu":
-        fault = f"holds {found.dtype} of shape {found.shape}, not one whole number an image"
-    elif len(found) != SEVERITIES * len(labels):
-        fault = f"has {len(found):,} labels, not {SEVERITIES} severities of the {len(labels):,} test images"
-    elif differ := int((found.reshape(SEVERITIES, -1) != labels).sum()):
-        fault = f"does not match the test set: {differ:,} of {len(found):,} labels differ"
-    if fault is not None:
-        raise DataError(f"{path} {fault}; give `settings.cifar-c.root` the folder that belongs to this data set")
+    advice = "give `settings.cifar-c.root` the folder that belongs to this data set"
+
+    def check_format(dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+        fault = None
+        if len(shape) != 1 or dtype.kind not in "iu":
+            fault = f"holds {dtype} of shape {shape}, not one whole number an image"
+        elif shape[0] != SEVERITIES * len(labels):
+            fault = f"has {shape[0]:,} labels, not {SEVERITIES} severities of the {len(labels):,} test images"
+        if fault is not None:
+            raise DataError(f"{path} {fault}; {advice}")
+
+    found = _read(path, 0, None, check_format)
+    if differ := int((found.reshape(SEVERITIES, -1) != labels).sum()):
+        raise DataError(f"{path} does not match the test set: {differ:,} of {len(found):,} labels differ; {advice}")
     return CifarC(folder, labels, image_shape)
 
 
-def _mapped(path: Path) -> npt.NDArray[np.uint8]:
+def _read(
+    path: Path, first: int, end: int | None, check_format: Callable[[np.dtype[Any], tuple[int, ...]], None]
+) -> npt.NDArray[Any]:
+    """Return rows of an array, from `first` up to `end`, once its type and shape are checked; nothing else is kept."""
     advice = "`settings.cifar-c.root` is the folder of the published .npy files"
     try:
         with open_regular(path) as file:
-            dtype, shape, fortran_order = read_npy_header(file, "the array")
-            if check_size(dtype, shape, os.fstat(file.fileno()).st_size - file.tell(), "the array") == 0:
-                return np.empty(shape, dtype)
-            order: Literal["F", "C"] = "F" if fortran_order else "C"
-            return np.memmap(file, dtype, "r", file.tell(), shape, order)
+            dtype, shape, is_fortran = read_npy_header(file, "the array")
+            check_size(dtype, shape, os.fstat(file.fileno()).st_size - file.tell(), "the array")
+            check_format(dtype, shape)
+            if is_fortran and len(shape) > 1:
+                whole = np.empty(shape, dtype, order="F")
+                _fill(whole.reshape(-1, order="F"), file)
+                return whole[first:end].copy()
+            rows = np.empty((len(range(shape[0])[first:end]), *shape[1:]), dtype)
+            file.seek(first * rows[:1].nbytes, os.SEEK_CUR)
+            _fill(rows.reshape(-1), file)
+            return rows
     except FileNotFoundError as error:
         raise DataError(f"there is no file {path}; {advice}") from error
     except UnusableFileError as error:
@@ -119,6 +141,12 @@ def _mapped(path: Path) -> npt.NDArray[np.uint8]:
         raise DataError(
             f"{path} is damaged or cut short ({first_line(error, 150)}); get the published file again"
         ) from error
+
+
+def _fill(numbers: npt.NDArray[Any], file: BufferedReader) -> None:
+    """Read as many numbers as there is place for, `numbers` being flat."""
+    if file.readinto(numbers.view(np.uint8).data) != numbers.nbytes:
+        raise EOFError("it ends early")
 
 
 def find_or_fetch(kind: str, root: Path, *, tell: Tell | None = None) -> Path:
