@@ -121,7 +121,9 @@ LAYERS: Registry[Any] = Registry(
     ],
 )
 """Of `svdctl.layers.layer_ops.LayerOps`."""
-LOGGERS: Registry[Any] = Registry("logger", [f"svdctl.train.loggers.{name}_logger" for name in ("jsonl", "wandb")])
+LOGGERS: Registry[Any] = Registry(
+    "logger", [f"svdctl.train.loggers.{name}_logger" for name in ("jsonl", "wandb", "tensorboard")]
+)
 """Of `svdctl.train.logger.Logger`."""
 LOSSES: Registry[Any] = Registry("loss", ["svdctl.train.losses.cross_entropy"])
 """Of `svdctl.train.loss.Loss`."""

@@ -27,7 +27,7 @@ from svdctl.config.configuration import with_kinds
 from svdctl.config.presets import list_presets, read_preset, run_name
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import UsageError, closest
-from svdctl.registry import DATA
+from svdctl.registry import DATA, LOGGERS
 
 
 @dataclass(frozen=True)
@@ -234,6 +234,16 @@ def _kept_epochs(merge: Merge, name: str, value: int) -> None:
     merge.to.put("checkpoint.keep", True)
 
 
+def _loggers(merge: Merge, name: str, value: list[str]) -> None:
+    there = list(merge.to.section("log").get("loggers", ()))
+    known = {table.get("kind") for table in there if isinstance(table, Mapping)}
+    for kind in dict.fromkeys(value):
+        LOGGERS.get(kind)
+        if kind not in known:
+            there.append({"kind": kind})
+    merge.put(name, there)
+
+
 def _folder(merge: Merge, name: str, value: str) -> None:
     if merge.given.get("out_dir", value) != value:
         raise UsageError("--out-dir and --checkpoints-path name the same folder; give one of them")
@@ -284,6 +294,13 @@ FLAGS: Flags = {
         "max_steps", RUN, "Stop after this many steps, wherever in an epoch; the schedule still spans --epochs."
     ),
     "wandb": Flag("log.wandb", RUN),
+    "log": Flag(
+        "log.loggers",
+        RUN,
+        "A further log: tensorboard, wandb, or a kind of your own; metrics.jsonl is always written. Repeatable.",
+        type=list[str],
+        rule=_loggers,
+    ),
     "checkpoint_activations": Flag("model.checkpoint_activations", RUN, of=LIP),
     "dataset": Flag("data.kind", text=f"{FORMS_OF_DATA}.", type=str, rule=_data),
     "dataset_root": Flag("data.root", rule=_root, of=WRN),

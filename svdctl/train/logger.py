@@ -5,12 +5,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from svdctl.config.base import Config
 from svdctl.config.run_config import Log
 from svdctl.errors import SvdctlError, TrainingError
 from svdctl.registry import LOGGERS
+
+if TYPE_CHECKING:
+    from svdctl.control.controller import LayerReport
 
 
 @dataclass(frozen=True)
@@ -26,16 +29,42 @@ class RunInfo:
     """Is given sentences that the user should read."""
     request_save: Callable[[], None] = lambda: None
     """Has `last.pt` written after the step at hand, or one soon after where several processes train."""
+    step: int = 0
+    """The step that it goes on after; lines about this step that are not among `lines` may come again."""
+
+
+@dataclass(frozen=True)
+class RunEnd:
+    """What a run that reached its last step leaves beside its lines."""
+
+    step: int
+    """Its last step."""
+    figures: Mapping[str, float]
+    """Those of the test set, as `test_acc`, and seconds in all."""
+    sentences: Sequence[str]
+    """The summary that the user reads."""
+    layers: Sequence["LayerReport"]
+    """Largest singular value, proved bound and maximum of each layer."""
+    pictures: Mapping[str, Path]
+    """PNG files by their names, as `curves`."""
 
 
 class LogWriter(Protocol):
-    """An open log of one run."""
+    """An open log of one run; it may have the method of `EndWriter` too."""
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Add a line: `kind` (`step`, `proof` or `epoch`), `step`, `epoch` and figures, None where one is not known."""
 
     def close(self) -> None:
         """Flush and close; also called when the run failed."""
+
+
+@runtime_checkable
+class EndWriter(Protocol):
+    """An open log that takes pictures and the summary."""
+
+    def finish(self, end: RunEnd) -> None:
+        """Add what a run leaves; called before `close` of a run that reached its last step, and of no other."""
 
 
 class Logger(ABC):
@@ -127,6 +156,17 @@ class RunLog:
         for kind, writer in self._writers:
             with _sentence(kind):
                 writer.write(line)
+
+    def finish(self, end: RunEnd) -> None:
+        """Add pictures and summary to each log that takes them.
+
+        Raises:
+            TrainingError, OSError: as `write`.
+        """
+        for kind, writer in self._writers:
+            if isinstance(writer, EndWriter):
+                with _sentence(kind):
+                    writer.finish(end)
 
     def close(self) -> None:
         """Close all of them, also when one fails."""

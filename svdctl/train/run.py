@@ -22,7 +22,7 @@ from svdctl.errors import CheckpointError, UnusableFolderError
 from svdctl.layers.batchnorm import share_statistics_
 from svdctl.layers.shapes import input_sizes
 from svdctl.models.build import build_model
-from svdctl.train.logger import RunInfo, RunLog
+from svdctl.train.logger import RunEnd, RunInfo, RunLog
 from svdctl.train.loop import Loop
 from svdctl.train.plots import spectra
 from svdctl.train.result import TrainResult, finished, interrupted
@@ -126,15 +126,22 @@ class TrainingRun:
             if self.fabric.is_global_zero:
                 lines = None if history is None else history.lines
                 settings = config.model_dump(mode="json")
-                log = RunLog(RunInfo(self.folder, settings, lines, self.reporter.notice, save_soon.set), config.log)
+                step, tell = self.trainer.counters.step, self.reporter.notice
+                log = RunLog(RunInfo(self.folder, settings, lines, tell, save_soon.set, step), config.log)
                 opened.callback(log.close)
-            opened.enter_context(chosen_kernels(config.hardware, self.fabric.device))
-            stop = opened.enter_context(stop_on_signal(*self._stopping))
-            completed = Loop(self.trainer, self.reporter, log, self._save, stop, save_soon).run()
-        if completed:
-            result = finished(self.trainer, self.parts, self.folder, before, self.sizes)
-        else:
-            result = interrupted(self.trainer, self.folder)
+            with (
+                chosen_kernels(config.hardware, self.fabric.device),
+                stop_on_signal(*self._stopping) as stop,
+            ):
+                completed = Loop(self.trainer, self.reporter, log, self._save, stop, save_soon).run()
+            if completed:
+                result = finished(self.trainer, self.parts, self.folder, before, self.sizes)
+                if log is not None:
+                    pictures = {file.stem: file for file in result.files if file.suffix == ".png"}
+                    step = self.trainer.counters.step
+                    log.finish(RunEnd(step, result.metrics, result.summary, result.layers, pictures))
+            else:
+                result = interrupted(self.trainer, self.folder)
         self.reporter.finish(result)
         return result
 

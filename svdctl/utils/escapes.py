@@ -81,6 +81,14 @@ def figure_text(text: str) -> str:
     return one_line(text).replace("$", r"\$")
 
 
+def metric_name(text: str) -> str:
+    """Return a part of a metric's name for TensorBoard, Weights & Biases and MLflow, which take it for a path too.
+
+    Letters and digits of ASCII, `_`, `-` and `.` stay; any other sign is its code, as `_x2f_` for a slash.
+    """
+    return re.sub(r"[^A-Za-z0-9_.-]", lambda sign: f"_x{ord(sign[0]):x}_", text)
+
+
 def json_signs(text: str) -> str:
     """Return JSON with what a terminal would obey as JSON's own escapes."""
     return "".join(sign if sign.isprintable() or sign == "\n" else json.dumps(sign)[1:-1] for sign in text)

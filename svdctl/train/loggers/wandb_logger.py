@@ -1,11 +1,14 @@
 """Weights & Biases, a service that draws curves; the package is needed only by runs that use it."""
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from svdctl.config.base import Config
 from svdctl.errors import TrainingError, UsageError
-from svdctl.train.logger import Logger, LogWriter, RunInfo, register_logger
+from svdctl.train.logger import Logger, LogWriter, RunEnd, RunInfo, register_logger
+from svdctl.train.loggers.tracking import named_figures, named_results
 
 
 class WandbConfig(Config):
@@ -25,7 +28,10 @@ class WandbLogger(Logger):
     config = WandbConfig
 
     def open(self, run: RunInfo, config: WandbConfig) -> LogWriter:
-        """Start a run of Weights & Biases that has the name of the run folder.
+        """Start a run of Weights & Biases that has the name of the run folder, or go on with that of a resumed run.
+
+        Online, figures of steps that are made again do not count; offline, each part is a folder of its own, with the
+        same id, and `wandb sync --append` joins them.
 
         Raises:
             UsageError: it refused to start.
@@ -33,6 +39,7 @@ class WandbLogger(Logger):
         """
         import wandb  # 0.8 s, and needed by few
 
+        known = None if run.lines is None else _id_of_run(run.folder)
         try:
             return _WandbWriter(
                 wandb.init(
@@ -41,6 +48,8 @@ class WandbLogger(Logger):
                     name=run.folder.name,
                     dir=str(run.folder),
                     mode=config.mode,
+                    id=known,
+                    resume=None if known is None or config.mode == "offline" else "allow",
                     config=dict(run.configuration),
                     settings=wandb.Settings(silent=True),
                 )
@@ -54,13 +63,29 @@ class WandbLogger(Logger):
             raise TrainingError(f"Weights & Biases cannot be reached ({error}); use `log.wandb = offline`") from error
 
 
+def _id_of_run(folder: Path) -> str | None:
+    """Return the id of the last run of Weights & Biases that was logged in a run folder."""
+    found = [re.fullmatch(r"(?:offline-)?run-(\d{8}_\d{6})-(\w{1,64})", path.name) for path in folder.glob("wandb/*")]
+    return max((match[1], match[2]) for match in found if match)[1] if any(found) else None
+
+
 class _WandbWriter:
     def __init__(self, run: Any) -> None:
         self._run = run
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Log the figures of a line at its step."""
-        self._run.log({key: value for key, value in line.items() if key not in ("kind", "step")}, step=line["step"])
+        self._run.log(named_figures(line), step=line["step"])
+
+    def finish(self, end: RunEnd) -> None:
+        """Log pictures and a table of the layers, and put final figures and sentences into the run's summary."""
+        import wandb
+
+        columns = ["layer", "kind", "largest singular value", "proved bound", "maximum"]
+        rows = [[row.name, row.kind, row.largest, row.bound, row.allowed] for row in end.layers]
+        shown: dict[str, Any] = {f"pictures/{name}": wandb.Image(str(path)) for name, path in end.pictures.items()}
+        self._run.log({**shown, "layers": wandb.Table(columns=columns, data=rows)}, step=end.step)
+        self._run.summary.update({**named_results(end), "text": "\n".join(end.sentences)})
 
     def close(self) -> None:
         """Finish the run."""
