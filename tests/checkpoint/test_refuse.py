@@ -70,6 +70,32 @@ def test_a_pickle_is_never_executed(
     assert "torch.save" in text
 
 
+ACTING = (
+    "os.system", "os.path.join", "posix.system", "nt.system", "sys.exit", "subprocess.Popen", "shutil.rmtree",
+    "socket.create_connection", "runpy.run_path", "importlib.import_module", "ctypes.CDLL", "pty.spawn", "pdb.run",
+    "webbrowser.open", "pickle.loads", "_pickle.loads", "marshal.loads", "urllib.request.urlopen",
+    "http.client.HTTPConnection", "requests.api.get", "pip.main", "builtins.eval", "builtins.exec", "builtins.open",
+    "builtins.compile", "builtins.__import__", "torch.load", "torch.hub.load", "numpy.load",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ACTING)
+def test_a_name_of_what_acts_is_refused_though_nothing_calls_it(name: str, tmp_path: Path) -> None:
+    """Of the system, the interpreter or the network; any other is a record beside the weights."""
+    path = tmp_path / "evil.pt"
+    torch.save(state_dict(), path)
+    with zipfile.ZipFile(path) as archive:
+        sound = archive.read("evil/data.pkl")
+    for asked, is_read in ((name, False), ("somebody.models.Head", True)):
+        module, _, last = asked.rpartition(".")
+        contents = sound[:-1] + b"X\x01\x00\x00\x00xc" + f"{module}\n{last}\n".encode() + b"s."
+        rewrite_zip(path, lambda members, made=contents: {**members, "evil/data.pkl": made})
+        if is_read:
+            assert read_tensors(path).tensors.keys() == state_dict().keys()
+        else:
+            assert f"cannot be loaded safely: it asks for {asked!r} to be run" in refused(path)
+
+
 def test_the_evil_object_would_leave_a_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     pickle.loads(pickled(Evil()))

@@ -17,6 +17,9 @@ from svdctl.checkpoint.checkpoint_file import read_checkpoint
 from svdctl.cli.messages import report
 from svdctl.cli.progress_display import ProgressDisplay
 from svdctl.errors import UsageError
+from tests.evaluate.small import write_data as write_labelled
+from tests.evaluate.small import write_linear
+from tests.reproduce.conftest import TINY as TABLE
 from tests.train.test_resume import write_data
 
 TINY = [
@@ -28,6 +31,7 @@ CAUSES = {
     "full disk": "no space left on device",
     "full pipe": "write could not complete without blocking",
     "reset": "connection reset by peer",
+    "no terminal": "input/output error",
 }
 
 
@@ -45,6 +49,9 @@ def broken(cause: str) -> Iterator[int]:
         theirs.close()
         listening.close()
         number = mine.detach()
+    elif cause == "no terminal":
+        reading, number = pty.openpty()
+        os.close(reading)
     else:
         reading, number = os.pipe()
         if cause == "no reader":
@@ -74,15 +81,22 @@ def svdctl(*arguments: str, stdout: int, stderr: int = subprocess.PIPE, cwd: Pat
     ("cause", "arguments"),
     [
         *((cause, ["train", "--print-config"]) for cause in CAUSES),
-        *(("full disk", command) for command in (["reproduce", "--list"], ["--help"], ["inspect-spectrum", "w.pt"])),
+        *(
+            ("full disk", command)
+            for command in (
+                ["reproduce", "--list"], ["--help"], ["inspect-spectrum", "w.pt"], ["train", "--dry-run"],
+                ["train-lipconv", "--dry-run"], ["reproduce", "table2", "--dry-run"],
+            )
+        ),
     ],
-)
+)  # fmt: skip
 def test_what_only_prints_fails_in_a_sentence(tmp_path: Path, cause: str, arguments: list[str]) -> None:
     torch.save({"weight": torch.ones(3, 3)}, tmp_path / "w.pt")
     with broken(cause) as number:
         found = svdctl(*arguments, stdout=number, cwd=tmp_path)
     assert found.returncode == 1
-    (line,) = found.stderr.splitlines()
+    *progress, line = found.stderr.splitlines()
+    assert not progress or arguments[0] == "reproduce"
     assert line.startswith("svdctl: stdout: ")
     assert CAUSES[cause] in line or (cause == "reset" and "broken pipe" in line)
 
@@ -99,6 +113,37 @@ def test_a_training_goes_on_without_its_output(tmp_path: Path, cause: str) -> No
     assert line.startswith("note: stdout: ")
     (folder,) = (tmp_path / "runs").iterdir()
     assert read_checkpoint(folder).metrics["step"] == 1
+
+
+WORK = {
+    "train-lipconv": [
+        "--preset", "lipconv-quickstart", "--max-steps", "1", "--batch-size", "8", "--set", "model.in_channels=2",
+        "--set", "layer.rank=2", "--dataset", "npz:data.npz",
+    ],
+    "eval-robust": [
+        "w.pth", "--dataset", "npz:data.npz", "--model", "tests.evaluate.small:build", "--metrics", "accuracy",
+    ],
+    "reproduce": ["tiny.toml", "--rows", "none-full", "--columns", "static"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "command", ["eval-robust", *(pytest.param(name, marks=pytest.mark.slow) for name in WORK if name != "eval-robust")]
+)
+def test_every_command_that_works_goes_on_without_its_output(tmp_path: Path, command: str) -> None:
+    if command == "eval-robust":
+        write_linear(tmp_path / "w.pth", write_labelled(tmp_path / "data.npz"))
+    elif command == "reproduce":
+        (tmp_path / "tiny.toml").write_text(TABLE)
+    else:
+        write_data(tmp_path / "data.npz", 32)
+    with broken("full disk") as number:
+        found = svdctl(command, *WORK[command], stdout=number, cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    (line,) = [line for line in found.stderr.splitlines() if "svdctl goes on without it" in line]
+    assert line == "note: stdout: no space left on device (/dev/full); svdctl goes on without it"
+    made = {"train-lipconv": "runs/*/last.pt", "eval-robust": "eval-w/results.json", "reproduce": "runs/tables/*.md"}
+    assert len(list(tmp_path.glob(made[command]))) == 1
 
 
 def test_a_failure_keeps_its_exit_code_without_any_output(tmp_path: Path) -> None:
