@@ -174,9 +174,10 @@ def _images_below(path: Path, size: int, resize: bool) -> ImageData:
 
 def _read_image(file: Path, size: int, resize: bool) -> np.ndarray:
     try:
-        # Some of Pillow's other formats start programs; its warning about sizes is for what `_check_size` judges.
+        # Some of Pillow's other formats start programs. Its warnings name no file: those about sizes are for what
+        # `_check_size` judges, those about damaged tags for what the picture does without.
         with warnings.catch_warnings(), open_regular(file) as source:
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")
             opened = Image.open(source, formats=_FORMATS)
             _check_size(opened, file, size, resize, os.fstat(source.fileno()).st_size)
             image = _rgb(opened, file)

@@ -1,10 +1,13 @@
 """Data and settings that were made to do harm: archives, pictures, links, what is no file, and a `matplotlibrc`."""
 
+import io
 import os
+import random
 import struct
 import subprocess
 import sys
 import tracemalloc
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -18,7 +21,7 @@ from svdctl.data.data_source import load
 from svdctl.data.download import Archive, fetch
 from svdctl.data.folder import Folder
 from svdctl.data.npz import Npz
-from svdctl.data.read_folder import _FORMATS
+from svdctl.data.read_folder import _FORMATS, _read_image
 from svdctl.errors import DataError, UnusableFileError, UnusableFolderError
 from svdctl.evaluate.corruptions import published_files
 from svdctl.utils.lock import held, held_folder
@@ -217,6 +220,39 @@ def test_pictures_of_every_format_that_is_named_are_read(tmp_path: Path) -> None
         for file in path.rglob("0.png"):
             image.save(file, form)
         assert len(load(Folder(path=path, size=32)).train) == 2
+
+
+def test_of_damaged_tiff_pictures_nothing_is_shown_but_plain_lines(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """libtiff prints lines of its own, which Pillow cannot switch off: nothing of a file that a terminal obeys."""
+    generator, drawn, wholes = np.random.default_rng(0), random.Random(0), []
+    image = Image.fromarray(generator.integers(0, 256, (40, 36, 3), dtype=np.uint8))
+    texts = {"description": "\x1b[31mred\x9b31m", "software": "\x1b]0;title\x07"}
+    for compression in ("raw", "tiff_lzw", "jpeg", "packbits", "tiff_adobe_deflate", "group4"):
+        contents = io.BytesIO()
+        (image.convert("1") if compression == "group4" else image).save(
+            contents, "TIFF", compression=compression, **texts
+        )
+        wholes.append(contents.getvalue())
+    refused = 0
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        for _ in range(300):
+            changed = bytearray(drawn.choice(wholes))
+            for _ in range(drawn.randint(1, 6)):
+                changed[drawn.randrange(len(changed))] = drawn.randrange(256)
+            (tmp_path / "a.tif").write_bytes(changed)
+            try:
+                _read_image(tmp_path / "a.tif", 32, resize=True)
+            except DataError as error:
+                refused += 1
+                assert str(error).startswith(f"{tmp_path / 'a.tif'} ")
+    assert refused > 50
+    assert not warned
+    shown = capfd.readouterr()
+    assert not shown.out
+    assert all(line.isascii() and line.isprintable() for line in shown.err.splitlines())
 
 
 # What is no file, and links.

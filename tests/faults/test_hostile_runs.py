@@ -16,6 +16,7 @@ from svdctl.data.data_source import load
 from svdctl.errors import DataError, SvdctlError
 from svdctl.evaluate.find_checkpoints import discover
 from svdctl.evaluate.results import ResultStore, held, write_rows
+from svdctl.evaluate.runner import run as evaluate
 from svdctl.registry import LOGGERS
 from svdctl.train import start as recipe
 from svdctl.utils.atomic_write import remove_unfinished, write_atomically
@@ -99,6 +100,32 @@ def test_nothing_is_downloaded_and_no_folder_made_because_a_file_says_so(
     with pytest.raises(SvdctlError):
         recipe.resume(run, reporter=Recorder(), changes={"data": {"root": tmp_path / "mine"}})
     assert asked
+
+
+def test_an_evaluation_downloads_nothing_because_a_file_says_so(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither to the place in the file nor elsewhere, unless the command names one."""
+    asked = []
+
+    def no_network(request: Any, *arguments: Any, **named: Any) -> None:
+        asked.append(request)
+        raise OSError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", no_network)
+    monkeypatch.chdir(tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    _asks(run, data={"kind": "cifar10", "root": str(elsewhere)})
+    (failure,) = evaluate(evaluation_of(run, metrics=["accuracy"]), reporter=Recorder()).failures
+    assert "a file alone downloads nothing; name its folder with `data.root`" in str(failure.error)
+    assert not asked
+    assert not elsewhere.exists()
+    assert not (tmp_path / "data").exists()
+    (failure,) = evaluate(
+        evaluation_of(run, metrics=["accuracy"], dataset_root=tmp_path / "mine"), reporter=Recorder()
+    ).failures
+    assert asked
+    assert not elsewhere.exists()
 
 
 def test_data_that_are_there_are_read_without_the_right_to_download(
