@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from svdctl.layers.tt import TTConv3d as TTConv3d
     from svdctl.models.architecture import register_architecture as register_architecture
     from svdctl.orthogonalize import orthogonalize_ as orthogonalize_
+    from svdctl.plain_network import to_plain as to_plain
     from svdctl.spectral.convolution import Convolution as Convolution
     from svdctl.train.logger import register_logger as register_logger
     from svdctl.train.loss import register_loss as register_loss
@@ -66,6 +67,7 @@ _HOME = {
     "spectral_norm_bound": "svdctl.functional",
     "spectrum": "svdctl.analysis.network_spectrum",
     "tensorize_": "svdctl.layers.tensorize",
+    "to_plain": "svdctl.plain_network",
     "untensorize_": "svdctl.layers.tensorize",
 }
 __all__ = ["errors", "models", *_HOME]

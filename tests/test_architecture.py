@@ -141,6 +141,7 @@ uses = {
     "spectral_norm_bound": lambda call: call(net[0]),
     "spectrum": lambda call: call(net, (3, 8, 8)),
     "tensorize_": lambda call: call(nn.Sequential(nn.Conv2d(4, 4, 3)), rank=2),
+    "to_plain": lambda call: call(net),
     "untensorize_": lambda call: call(nn.Sequential(svdctl.TTConv2d(4, 4, 3, rank=2))),
     "orthogonalize_": lambda call: call(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1))),
     "SOC": lambda made: made(2, 2, 3),

@@ -175,6 +175,17 @@ class LayerOps:
         """
         return None
 
+    def plain(self, layer: Any, size: tuple[int, ...] | None = None) -> "nn.Module | None":
+        """Return a module of torch's own that computes the same in evaluation mode, sharing no tensor with the layer.
+
+        `svdctl.to_plain` puts it in the layer's place; None: the layer itself. Called without gradients.
+
+        Args:
+            layer: in evaluation mode.
+            size: the spatial size of its input, if that is known.
+        """
+        return None
+
     def generator(self, layer: Any) -> "tuple[Convolution, int] | None":
         """Return the skew convolution that the layer exponentiates and the last power of its series; None: none."""
         return None

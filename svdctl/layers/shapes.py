@@ -38,7 +38,7 @@ def input_sizes(
 
     def record(name: str, layer: nn.Module) -> "torch.utils.hooks.RemovableHandle":
         def hook(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-            sizes[name] = _size(layer, inputs, named)
+            sizes[name] = spatial_size(layer, inputs, named)
 
         return layer.register_forward_pre_hook(hook, with_kwargs=True)
 
@@ -100,7 +100,7 @@ def observed_calls(
 
             def enter(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
                 uses.running.append(name)
-                size = _size(layer, inputs, named)
+                size = spatial_size(layer, inputs, named)
                 call.sizes = [*(other for other in call.sizes if other != size), size]
                 call.fault = call.fault or _changed(before[name], _contents(layer, ours))
                 first = next((value for value in (*inputs, *named.values()) if isinstance(value, Tensor)), None)
@@ -245,7 +245,13 @@ def _agrees(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], ou
     return float((seen - wanted).norm()) <= 8 * eps * (float(wanted.norm()) + given * weights)
 
 
-def _size(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[int, ...]:
+def spatial_size(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[int, ...]:
+    """Return the spatial size of what a layer is given, `(1,)` of a linear one.
+
+    Args:
+        layer: any.
+        inputs, named: what it is called with.
+    """
     ops = find_ops(layer)
     if ops is not None and ops.is_linear:
         return (1,)

@@ -332,14 +332,7 @@ class TTConv(nn.Module):
     @exact_products()
     def to_conv(self) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
         """Return the same operator as torch's convolution on as many axes."""
-        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
-        settings: dict[str, Any] = {name: getattr(self, name) for name in names}
-        conv = self.ordinary(**settings, bias=self.bias is not None)
-        conv.to(self.core.device, self.core.dtype)
-        conv.weight.copy_(self.contracted())
-        if self.bias is not None and conv.bias is not None:
-            conv.bias.copy_(self.bias)
-        return conv
+        return ordinary_conv(self.ordinary, self.contracted(), self.bias, self.stride, self.padding, self.dilation)
 
     def extra_repr(self) -> str:
         return (
@@ -397,6 +390,25 @@ class TTConv3d(TTConv):
     axes = 3
     ordinary = nn.Conv3d
     convolve = staticmethod(F.conv3d)
+
+
+def ordinary_conv(
+    kind: type[nn.Conv1d | nn.Conv2d | nn.Conv3d], kernel: Tensor, bias: Tensor | None, *geometry: tuple[int, ...]
+) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
+    """Return torch's convolution by copies of a kernel `(O, I, *k)` and a bias; no random number is drawn.
+
+    Args:
+        kind: its class.
+        kernel, bias: what it computes with.
+        geometry: its stride, padding and dilation, as far as they are not torch's defaults.
+    """
+    outputs, inputs, *taps = kernel.shape
+    make: Callable[..., nn.Conv1d | nn.Conv2d | nn.Conv3d] = kind
+    conv = make(inputs, outputs, tuple(taps), *geometry, bias=bias is not None, device="meta")
+    conv.weight = nn.Parameter(kernel.detach().clone(memory_format=torch.contiguous_format))
+    if bias is not None:
+        conv.bias = nn.Parameter(bias.detach().clone())
+    return conv
 
 
 @torch.no_grad()

@@ -69,7 +69,8 @@ class LipConvNet(nn.Module):
         self.final_conv = makers[-1](channels, classes, 1, stride=1, padding=0, bias=True)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        for fault in misfits(self.in_channels, sides=pixels.shape[-2:]):
+        # A tracer of torch.fx gives no tensor, but what stands for one and has no sizes.
+        for fault in misfits(self.in_channels, sides=pixels.shape[-2:]) if isinstance(pixels, Tensor) else ():
             raise ShapeError(fault)
         x = self.normalize(pixels)
         for stage in range(1, STAGES + 1):

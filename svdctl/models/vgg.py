@@ -46,7 +46,8 @@ class Vgg19(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        if min(pixels.shape[-2:]) < 32:
+        # A tracer of torch.fx gives no tensor, but what stands for one and has no sizes.
+        if isinstance(pixels, Tensor) and min(pixels.shape[-2:]) < 32:
             raise ShapeError(f"VGG-19 needs images of side 32 or more, not {tuple(pixels.shape[-2:])}")
         x = self.features(self.normalize(pixels))
         return self.classifier(F.adaptive_avg_pool2d(x, 1).flatten(1))

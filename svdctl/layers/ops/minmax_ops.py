@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 from svdctl.layers.layer_ops import LayerOps, register_layer
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from svdctl.layers.layer_bounds import Gain
 
 
@@ -16,6 +18,11 @@ class MinMaxOps(LayerOps):
     modules = ("svdctl.layers.minmax:MinMax",)
     can_control = False
     has_spectrum = False
+
+    def plain(self, layer: Any, size: tuple[int, ...] | None = None) -> "nn.Module":
+        from svdctl.layers.plain_layers import plain_minmax
+
+        return plain_minmax()
 
     def gain(self, layer: Any, *, tolerance: float | None = None) -> "Gain":
         from svdctl.layers.layer_bounds import Gain, exact

@@ -7,6 +7,8 @@ from svdctl.errors import ShapeError
 from svdctl.layers.layer_ops import NormalizationOps, register_layer
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from svdctl.layers.layer_bounds import Gain
 
 
@@ -34,6 +36,12 @@ class BatchNormOps(NormalizationOps):
     def shape(self, layer: Any) -> tuple[int, ...]:
         return (layer.num_features,)
 
+    def plain(self, layer: Any, size: tuple[int, ...] | None = None) -> "nn.Module | None":
+        from svdctl.layers.batchnorm import GlobalBatchNorm2d
+        from svdctl.layers.plain_layers import plain_batchnorm
+
+        return plain_batchnorm(layer) if isinstance(layer, GlobalBatchNorm2d) else None
+
     def gain(self, layer: Any, *, tolerance: float | None = None) -> "Gain":
         from svdctl.layers.torch_bounds import batchnorm
 
@@ -58,6 +66,11 @@ class NormalizeOps(NormalizationOps):
 
     def shape(self, layer: Any) -> tuple[int, ...]:
         return tuple(layer.std.shape)
+
+    def plain(self, layer: Any, size: tuple[int, ...] | None = None) -> "nn.Module":
+        from svdctl.layers.plain_layers import plain_normalize
+
+        return plain_normalize(layer)
 
     def gain(self, layer: Any, *, tolerance: float | None = None) -> "Gain":
         from svdctl.layers.torch_bounds import normalization_gain

@@ -68,6 +68,11 @@ class SocOps(LayerOps):
 
         return FixedSOC(layer)
 
+    def plain(self, layer: Any, size: tuple[int, ...] | None = None) -> "nn.Module":
+        from svdctl.layers.plain_layers import plain_soc
+
+        return plain_soc(layer)
+
     def cost(self, layer: Any, size: tuple[int, ...]) -> float:
         return float(math.prod(-(-length // layer.stride) for length in size)) * layer.width**3
 

@@ -75,6 +75,11 @@ class SottOps(FramedOps):
     def shape(self, layer: Any) -> tuple[int, ...]:
         return (layer.out_channels, layer.in_channels, layer.kernel_size, layer.kernel_size)
 
+    def plain(self, layer: Any, size: tuple[int, ...] | None = None) -> "nn.Module":
+        from svdctl.layers.plain_layers import plain_sott
+
+        return plain_sott(layer)
+
     def retract_(
         self, layers: Sequence[Any], method: "Method", optimizer: "torch.optim.Optimizer | None"
     ) -> "Tensor | None":

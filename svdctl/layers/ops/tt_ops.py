@@ -12,7 +12,7 @@ from svdctl.layers.layer_ops import LayerOps, register_layer
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from svdctl.layers.layer_bounds import Gain
     from svdctl.layers.layer_ops import ConvFactory
@@ -282,6 +282,11 @@ class TTOps(FramedOps):
         from svdctl.layers.tt_bounds import tt_gain
 
         return tt_gain(layer, tolerance)
+
+    def plain(self, layer: Any, size: tuple[int, ...] | None = None) -> "nn.Module":
+        from svdctl.layers.plain_layers import plain_tt
+
+        return plain_tt(layer, size)
 
     def shape(self, layer: Any) -> tuple[int, ...]:
         return (layer.out_channels, layer.in_channels, *layer.kernel_size)
