@@ -10,6 +10,7 @@ from svdctl import errors as errors
 from svdctl.registry import Registry
 
 if TYPE_CHECKING:
+    from svdctl import integrations as integrations
     from svdctl import models as models
     from svdctl.analysis.network_spectrum import spectrum as spectrum
     from svdctl.certificates.lipschitz import lipschitz_bound as lipschitz_bound
@@ -70,7 +71,7 @@ _HOME = {
     "to_plain": "svdctl.plain_network",
     "untensorize_": "svdctl.layers.tensorize",
 }
-__all__ = ["errors", "models", *_HOME]
+__all__ = ["errors", "integrations", "models", *_HOME]
 
 
 Registry.load_plugins = staticmethod(lambda: import_module("svdctl.plugins").load_installed())
@@ -79,8 +80,8 @@ Registry.load_plugins = staticmethod(lambda: import_module("svdctl.plugins").loa
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
-    if name == "models":
-        return import_module("svdctl.models")
+    if name in ("integrations", "models"):
+        return import_module(f"svdctl.{name}")
     if name == "__version__":
         from importlib.metadata import version
 

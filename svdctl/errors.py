@@ -23,6 +23,13 @@ class UsageError(SvdctlError):
         super().__init__("\n".join(self.faults))
 
 
+class MissingExtraError(UsageError, ImportError):
+    """An optional part of svdctl whose package is not installed."""
+
+    def __init__(self, package: str, wanted: str) -> None:
+        super().__init__(f"this needs {package}, not installed here; get it by pip install '{wanted}'")
+
+
 class DataError(SvdctlError):
     """Data that is missing, truncated, of another format, or unusable for the task."""
 
