@@ -167,10 +167,10 @@ def test_a_network_of_linear_layers_needs_linear_max(tmp_path: Path) -> None:
 def test_sharded_weights_are_refused(tmp_path: Path, plugin: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from accelerate.state import AcceleratorState
 
-    trainer = trainer_of(tmp_path, Network(), [control_of()])
+    trainer = trainer_of(tmp_path, Network(), [control := control_of()])
     monkeypatch.setattr(AcceleratorState, plugin, object(), raising=False)
     with pytest.raises(UsageError, match=name):
-        trainer.train()
+        control.on_train_begin(trainer.args, trainer.state, trainer.control, model=trainer.model, optimizer=None)
 
 
 def test_settings_that_there_are_not_are_refused_at_once() -> None:
