@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from svdctl.analysis.network_spectrum import spectrum as spectrum
     from svdctl.certificates.lipschitz import lipschitz_bound as lipschitz_bound
     from svdctl.checkpoint.checkpoint_file import load as load
+    from svdctl.checkpoint.library_file import save as save
     from svdctl.control.control_method import ControlMethod as ControlMethod
     from svdctl.control.control_method import register_control as register_control
     from svdctl.control.controller import Controller as Controller
@@ -64,6 +65,7 @@ _HOME = {
     "register_metric": "svdctl.evaluate.metric",
     "register_control": "svdctl.control.control_method",
     "register_layer": "svdctl.layers.layer_ops",
+    "save": "svdctl.checkpoint.library_file",
     "singular_values": "svdctl.functional",
     "spectral_norm_bound": "svdctl.functional",
     "spectrum": "svdctl.analysis.network_spectrum",

@@ -8,18 +8,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, overload
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from torch import Tensor, nn
 
+from svdctl.checkpoint.file_format import container_of
+from svdctl.checkpoint.library_file import M, describe, load_into_network
 from svdctl.checkpoint.paper_checkpoints import open_paper_network
 from svdctl.checkpoint.pickled_calls import UnreadTensor
 from svdctl.checkpoint.pickles import tensors_in
 from svdctl.checkpoint.tensors import check_sizes
 from svdctl.checkpoint.torch_archive import FORMAT, VERSION, is_checkpoint, read_torch
-from svdctl.checkpoint.weight_file import read_tensors
+from svdctl.checkpoint.weight_file import WeightFile, read_tensors
 from svdctl.config.migrate import migrate_configuration, migrate_metrics
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import CheckpointError, TrainingError, first_line
@@ -200,8 +202,20 @@ def _is_plausible(config: TrainConfig, classes: int, model: Mapping[str, Tensor]
     return parameters <= sum(value.numel() for value in model.values())
 
 
+@overload
 def load(
     path: str | os.PathLike[str],
+    model: None = None,
+    *,
+    gouk_transforms: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> nn.Module: ...
+@overload
+def load(path: str | os.PathLike[str], model: M) -> M: ...
+def load(
+    path: str | os.PathLike[str],
+    model: nn.Module | None = None,
     *,
     gouk_transforms: bool = False,
     mean: Sequence[float] | None = None,
@@ -209,17 +223,22 @@ def load(
 ) -> nn.Module:
     """Return the trained network of a checkpoint or run folder, in evaluation mode on the CPU; nothing else is needed.
 
-    It takes pixels in [0, 1] of shape `(N, 3, H, W)` and returns logits `(N, classes)`. Checkpoints of the paper's
-    public code are read too: names and shapes of their tensors tell the network, and the network tells the
-    normalisation with which that code trains it, unless one is given.
+    Only a file of `svdctl.save` needs `model`, a network of the class that was saved: svdctl's layers are put into the
+    places of its ordinary ones, then the weights; it is changed in place and stays where it is.
+
+    The network of a checkpoint takes pixels in [0, 1] of shape `(N, 3, H, W)` and returns logits `(N, classes)`.
+    Checkpoints of the paper's public code are read too: names and shapes of their tensors tell the network, and the
+    network tells the normalisation with which that code trains it, unless one is given.
 
     Args:
         path: of a file or run folder.
+        model: the network that a file of `svdctl.save` is put into.
         gouk_transforms: a checkpoint of the paper's code was trained with mean and std 0.5, which no file tells.
         mean, std: another normalisation of such a checkpoint, one number for all channels or one for each.
 
     Raises:
-        CheckpointError: missing, damaged, foreign, or of a newer format.
+        CheckpointError: missing, damaged, foreign, or of a newer format; or it does not fit `model`, of which then
+            nothing was changed.
 
     >>> import torch
     >>> model = svdctl.load("runs/quickstart")
@@ -228,18 +247,33 @@ def load(
     """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"path is the name of a file or folder, as text or pathlib.Path, not a {type(path).__name__}")
+    if model is not None:
+        return load_into_network(Path(path), model)
+    if Path(path).is_file() and container_of(Path(path)) == "safetensors":
+        _refuse_library(read_tensors(path))
     file, contents = _opened(Path(path))
     if isinstance(contents, dict) and not is_checkpoint(contents, file):
         weights = read_tensors(file)
+        _refuse_library(weights)
         if weights.format == "paper":
             return open_paper_network(
                 weights.tensors, where=str(file), gouk_transforms=gouk_transforms, mean=mean, std=std
             ).model
     checkpoint = _checkpoint_of(file, contents)
-    model = build_model(checkpoint.config, len(checkpoint.classes))
+    built = build_model(checkpoint.config, len(checkpoint.classes))
     with checkpoint_error_on_mismatch(path):
-        model.load_state_dict(checkpoint.model)
-    return model.eval()
+        built.load_state_dict(checkpoint.model)
+    return built.eval()
+
+
+def _refuse_library(weights: WeightFile) -> None:
+    """Raise the CheckpointError of a file of `svdctl.save` that is read without a network."""
+    found = describe(weights)
+    if found is not None:
+        net = found.network if found.network.isidentifier() else "Net"
+        raise CheckpointError(
+            f"{weights.path} was written by svdctl.save; give the network: svdctl.load(path, model={net}())"
+        )
 
 
 @contextmanager
