@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
@@ -31,13 +33,15 @@ _OPTIONS = inspect.signature(DistributedDataParallel).parameters
 _KEEP_BUFFERS: dict[str, Any] = {
     "forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS else "broadcast_buffers": False
 }
+_MOST_ON_CPU = 64
+"""Processes that may share the CPU of any machine; one of more cores may have as many as cores."""
 
 
 def launch(config: TrainConfig) -> WatchedFabric:
     """Return the processes of a run, started.
 
     Raises:
-        UsageError: a device that is not there, or a batch smaller than their number.
+        UsageError: a device that is not there, a batch smaller than their number, or what `_require_possible` refuses.
     """
     hardware = config.hardware
     devices = hardware.devices
@@ -56,6 +60,7 @@ def launch(config: TrainConfig) -> WatchedFabric:
             raise UsageError(
                 f"a batch of {config.batch_size} leaves nothing for some of {processes} processes; change `batch_size`"
             )
+        _require_possible(fabric, hardware)
         fabric.launch()
     except (RuntimeError, ValueError) as error:
         text = str(error).strip()
@@ -70,6 +75,27 @@ def launch(config: TrainConfig) -> WatchedFabric:
             ) from error
         raise
     return fabric
+
+
+def _require_possible(fabric: Fabric, hardware: Hardware) -> None:
+    """Refuse processes that would wait for others in vain, or be far too many for this machine.
+
+    Raises:
+        UsageError: what is missing.
+    """
+    started = getattr(fabric.strategy, "num_processes", 1)
+    if fabric.device.type == "cpu" and started > (most := max(_MOST_ON_CPU, os.cpu_count() or 1)):
+        raise UsageError(
+            f"`hardware.devices = {started}` would be as many processes on {os.cpu_count()} CPU cores; give at most "
+            f"{most}"
+        )
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    environment = getattr(fabric.strategy, "cluster_environment", None)
+    if hardware.num_nodes > 1 and missing and isinstance(environment, LightningEnvironment):
+        raise UsageError(
+            f"`hardware.num_nodes = {hardware.num_nodes}`: the nodes find each other by {' and '.join(missing)} in the "
+            "environment of the command on each of them, beside NODE_RANK; set them, or give 1"
+        )
 
 
 def with_proofs(config: TrainConfig, device: torch.device) -> TrainConfig:
