@@ -12,6 +12,7 @@ from svdctl.registry import Registry
 if TYPE_CHECKING:
     from svdctl import integrations as integrations
     from svdctl import models as models
+    from svdctl import parametrize as parametrize
     from svdctl.analysis.network_spectrum import spectrum as spectrum
     from svdctl.certificates.lipschitz import lipschitz_bound as lipschitz_bound
     from svdctl.checkpoint.checkpoint_file import load as load
@@ -73,7 +74,8 @@ _HOME = {
     "to_plain": "svdctl.plain_network",
     "untensorize_": "svdctl.layers.tensorize",
 }
-__all__ = ["errors", "integrations", "models", *_HOME]
+_MODULES = ("integrations", "models", "parametrize")
+__all__ = ["errors", *_MODULES, *_HOME]
 
 
 Registry.load_plugins = staticmethod(lambda: import_module("svdctl.plugins").load_installed())
@@ -82,7 +84,7 @@ Registry.load_plugins = staticmethod(lambda: import_module("svdctl.plugins").loa
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
-    if name in ("integrations", "models"):
+    if name in _MODULES:
         return import_module(f"svdctl.{name}")
     if name == "__version__":
         from importlib.metadata import version

@@ -27,6 +27,9 @@ from svdctl.checkpoint.tensors import holds_weights
 from svdctl.checkpoint.weight_file import WeightFile, read_tensors
 from svdctl.errors import CheckpointError, ShapeError, UsageError
 from svdctl.layers.normalize import Normalize
+from svdctl.layers.norms import layer_norm
+from svdctl.layers.padding import kernel_limit_of
+from svdctl.layers.spectral_norm import StoredNorm
 from svdctl.spectral.bounds import Bracket, is_bounded, norm_bound
 from svdctl.spectral.convolution import Convolution
 from svdctl.utils.escapes import one_line
@@ -254,6 +257,8 @@ def _stored_row(layer: StoredLayer, config: InspectConfig, *, pairs: bool) -> La
         if layer.make_generator is not None:
             size = _size_for(config.input_size, 2)
             return stored_exponential(row, layer.make_generator(), SERIES_TERMS, size, layer.frame_norms or ())
+        if layer.norm is not None:
+            return _normed_row(row, layer.norm, config)
         if layer.make is not None:
             return _operator_row(row, layer, layer.make(), config, pairs=pairs)
     except ShapeError as error:
@@ -289,6 +294,22 @@ def _operator_row(
         # The core of a TT layer is one group, so that its unfolding's norm is reached, as is its largest row.
         lower = min(lower, least_norm(conv.weight, pairs=pairs))
     row = replace(row, bound=Bracket(max(lower - layer.slack, 0.0), upper), note="; ".join(filter(None, notes)))
+    return with_values(row, conv, size, config.accuracy)
+
+
+def _normed_row(row: LayerSpectrum, norm: StoredNorm, config: InspectConfig) -> LayerSpectrum:
+    """Return the row of a stored layer with svdctl's spectral norm, of which stride, groups and padding are known."""
+    conv, factor = norm.conv, norm.padding_factor
+    limit = kernel_limit_of(norm.max_sigma, factor)
+    kernel = norm_bound(conv, tolerance=config.tolerance, at_most=limit)
+    upper = layer_norm(kernel.upper, 0.0, factor)
+    if kernel.upper <= limit:
+        upper = min(upper, norm.max_sigma)  # rounding alone would exceed it
+    if config.max_sigma is not None and config.max_sigma < upper:
+        gate = kernel_limit_of(config.max_sigma, factor)
+        upper = config.max_sigma if kernel.lower <= gate and is_bounded(conv, gate) else upper
+    size = (1,) if row.kind == "linear" else _size_for(config.input_size, conv.axes)
+    row = replace(row, bound=Bracket(kernel.lower, upper), stride=conv.stride)
     return with_values(row, conv, size, config.accuracy)
 
 

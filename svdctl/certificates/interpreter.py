@@ -28,6 +28,7 @@ from svdctl.certificates.traced_tensor import Contribution, FailureRecorder, Tra
 from svdctl.errors import ShapeError
 from svdctl.layers.layer_bounds import forward_of, layer_gain, layer_gains
 from svdctl.layers.layer_ops import LayerOps, find_ops, is_controllable, known_class
+from svdctl.layers.norms import compute_stated_weights, state_maximum, stated_maximum
 from svdctl.layers.padding import Convolutional, is_cyclic
 from svdctl.layers.stored_weight import forwards_as, made_by, read_flags, require_memory, tensor_of_own_class
 from svdctl.spectral.faster_device import few_batches_are_faster
@@ -45,6 +46,7 @@ def freeze_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
             raise ShapeError(f"{name} is not made before the first forward pass; run the network once first")
         if tensor.is_complex():
             raise ShapeError(f"{name} is complex ({tensor.dtype}); only networks of real numbers can be followed")
+    compute_stated_weights(model)  # a copy in another precision may prove another factor
     try:
         copied = copy.deepcopy(model, _copies_made_first(model))
     except Exception as error:  # whatever the network's own classes raise
@@ -206,11 +208,13 @@ def _make_plain(module: nn.Module) -> None:
     parametrizations = module.parametrizations
     assert isinstance(parametrizations, nn.ModuleDict)
     values = {name: getattr(module, name).detach().clone() for name in parametrizations}
+    maximum = stated_maximum(module)
     for name, value in values.items():
         if not torch.equal(value, getattr(module, name)):
             raise ShapeError(f"the parametrised {name} of a {type(module).__name__} is another at each reading")
     module.__class__ = parametrize.type_before_parametrizations(module)
     del module.parametrizations
+    state_maximum(module, maximum)
     for name, value in values.items():
         module.register_parameter(name, nn.Parameter(value, requires_grad=False))
 

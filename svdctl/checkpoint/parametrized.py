@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from svdctl.errors import ShapeError
+from svdctl.layers.spectral_norm import StoredNorm, stored_norm
+
 ASSUMED = "{} gives its weight and nothing changes it afterwards"
 _NOT_ORTHONORMAL = 1e-3
 """Largest entry of `B^T B - I` of the base of torch's orthogonal parametrization, in half precision too."""
@@ -90,6 +93,25 @@ def iterated_spectral_norm(original: Tensor, u: Tensor, v: Tensor) -> Tensor | N
     if matrix.shape != (u.numel(), v.numel()):
         return None
     return original / torch.dot(u.flatten(), matrix @ v.flatten())
+
+
+def operator_norm(stored: Mapping[str, Tensor], name: str = "weight") -> tuple[StoredNorm, tuple[str, ...]] | None:
+    """Return a weight with the spectral norm of svdctl and the names of its parts; None of other weights.
+
+    What svdctl stores beside it tells the rule and the geometry, so that nothing is assumed.
+    """
+    own = _NEW.format(name)
+    parts = tuple(part for part in stored if part.startswith(own))
+    named = {part.removeprefix(own): stored[part] for part in parts}
+    if set(named) - {"0.log_max_sigma"} != {"original", "0.vectors", "0.place", "0._extra_state"}:
+        return None
+    original, state = named["original"], named["0._extra_state"]
+    if state.dtype != torch.uint8 or not original.is_floating_point() or not bool(original.isfinite().all()):
+        return None
+    try:
+        return stored_norm(original, state, named.get("0.log_max_sigma")), parts
+    except ShapeError:
+        return None
 
 
 def pruning(original: Tensor, mask: Tensor) -> Tensor | None:

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from svdctl.checkpoint.parametrized import effective
+from svdctl.checkpoint.parametrized import effective, operator_norm
 from svdctl.checkpoint.quantized import scaled
 from svdctl.checkpoint.stored_layer import Kind, Leaves, StoredLayer, layer_of, wide, without
 from svdctl.checkpoint.tensors import words_of
@@ -49,6 +49,19 @@ def normalize(module: str, leaves: Leaves) -> StoredLayer | None:
     layer = layer_of(module, leaves, ("std", "mean"), "normalize", "the names mean and std")
     layer = replace(layer, assumption="pixels are normalised by its mean and std, and nothing else is done with them")
     return replace(layer, scale=1 / wide(leaves["std"]).flatten())
+
+
+def normed_weight(module: str, leaves: Leaves) -> StoredLayer | None:
+    """Return a layer whose weight has the spectral norm of svdctl, which tells its geometry and its maximum."""
+    found = operator_norm(leaves)
+    if found is None:
+        return None
+    norm, parts = found
+    weight = norm.weight
+    if weight.ndim not in _CONV:
+        return None
+    layer = layer_of(module, leaves, parts, _CONV[weight.ndim], "the spectral norm of svdctl")
+    return replace(layer, shape=tuple(weight.shape), make=lambda: norm.conv, norm=norm)
 
 
 def plain_weight(module: str, leaves: Leaves) -> StoredLayer | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from svdctl.checkpoint.tensors import holds_weights
+from svdctl.layers.spectral_norm import StoredNorm
 from svdctl.spectral.convolution import Convolution
 
 Kind = Literal[
@@ -68,6 +69,8 @@ class StoredLayer:
 
     It is made anew at each call, so that a large file is never held in memory as a whole.
     """
+    norm: StoredNorm | None = None
+    """The layer's spectral norm by svdctl, which tells stride, dilation, groups, padding and a maximum."""
     make_generator: Callable[[], Convolution] | None = None
     """Makes the skew convolution J of a SOC or SOTT layer, whose truncated exponential is the operator."""
 

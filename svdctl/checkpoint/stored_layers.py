@@ -22,6 +22,7 @@ _RECOGNISERS: tuple[Callable[[str, Leaves], StoredLayer | None], ...] = (
     framed,
     recognize_standard.batchnorm,
     recognize_standard.normalize,
+    recognize_standard.normed_weight,
     recognize_standard.plain_weight,
     recognize_standard.attention,
     recognize_standard.alone,

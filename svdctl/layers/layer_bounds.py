@@ -111,14 +111,26 @@ def matrix_tolerance(operations: float) -> float:
     return _TIGHT if operations > _LARGE else FINEST
 
 
-def norm_above_of(conv: Convolution, tolerance: float | None) -> float:
-    """Return at least the norm of a convolution; that of a matrix to 1e-6, or where that takes long to 1e-3."""
+def norm_above_of(conv: Convolution, tolerance: float | None, at_most: float | None = None) -> float:
+    """Return at least the norm of a convolution; that of a matrix to 1e-6, or where that takes long to 1e-3.
+
+    Args:
+        conv: the convolution.
+        tolerance: of kernels with several taps.
+        at_most: a maximum that is proved instead, where that is possible and sharper.
+    """
     if math.prod(conv.taps) == 1:
         tolerance = matrix_tolerance(operations_of_grams(conv))
     elif tolerance is None:
         tolerance = _TIGHT if min(conv.polyphase().shape[1:3]) <= _WIDE else _AFFORDABLE
     norms = _norms_of_gain.get()
-    return times(norm_bound(conv, tolerance=tolerance).upper) if norms is None else norms.above(conv, tolerance)
+    if norms is None:
+        return times(norm_bound(conv, tolerance=tolerance, at_most=at_most).upper)
+    return norms.above(conv, tolerance, at_most)
+
+
+_Question = tuple[Convolution, float, float | None]
+"""A convolution, and the tolerance and maximum by which its norm is asked for."""
 
 
 def proved_norm() -> float | None:
@@ -132,31 +144,31 @@ class _NormsOfGain:
 
     def __init__(self, proved: float | None) -> None:
         self.proved = proved
-        self.asked: list[tuple[Convolution, float]] = []
+        self.asked: list[_Question] = []
         self.known: list[float] | None = None
         self.same: list[bool | Tensor] = []
         """Whether each norm given was of what was asked for."""
         self._given = 0
 
-    def above(self, conv: Convolution, tolerance: float) -> float:
+    def above(self, conv: Convolution, tolerance: float, at_most: float | None) -> float:
         if self.known is None:
             # A copy: the layer's own memory, or a gain's scratch, may hold something else by then.
-            self.asked.append((conv.with_kernel(conv.kernel.clone()), tolerance))
+            self.asked.append((conv.with_kernel(conv.kernel.clone()), tolerance, at_most))
             return 1.0
         place, self._given = self._given, self._given + 1
         if place < len(self.asked):
-            self.same.append(_is_same(self.asked[place], (conv, tolerance)))
+            self.same.append(_is_same(self.asked[place], (conv, tolerance, at_most)))
             return times(self.known[place])
-        return times(norm_bound(conv, tolerance=tolerance).upper)
+        return times(norm_bound(conv, tolerance=tolerance, at_most=at_most).upper)
 
 
 _norms_of_gain: ContextVar[_NormsOfGain | None] = ContextVar("norms of a gain", default=None)
 
 
-def _is_same(first: tuple[Convolution, float], second: tuple[Convolution, float]) -> bool | Tensor:
-    """Return whether both ask for one norm: of equal kernels, to the bit, by one tolerance. See `same_bits`."""
-    (one, one_tolerance), (other, other_tolerance) = first, second
-    alike = (one.stride, one.dilation, one_tolerance) == (other.stride, other.dilation, other_tolerance)
+def _is_same(first: _Question, second: _Question) -> bool | Tensor:
+    """Return whether both ask for one norm: of equal kernels, to the bit, in one way. See `same_bits`."""
+    (one, *one_limits), (other, *other_limits) = first, second
+    alike = (one.stride, one.dilation, one_limits) == (other.stride, other.dilation, other_limits)
     return alike and same_bits(one.kernel, other.kernel)
 
 
@@ -185,7 +197,13 @@ def layer_gains(
     found = [gain(place) for place in range(len(layers))]
     asking = [place for place, own in enumerate(norms) if own.asked]
     asked = [question for place in asking for question in norms[place].asked]
-    brackets = iter(norm_bounds([conv for conv, _ in asked], tolerance=[tolerance for _, tolerance in asked]))
+    brackets = iter(
+        norm_bounds(
+            [conv for conv, _, _ in asked],
+            tolerance=[tolerance for _, tolerance, _ in asked],
+            at_most=[at_most for _, _, at_most in asked],
+        )
+    )
     for place in asking:
         norms[place].known = [next(brackets).upper for _ in norms[place].asked]
         found[place] = gain(place)
@@ -197,7 +215,13 @@ def layer_gains(
     return found
 
 
-def linear_gain(conv: Convolution, bias: Tensor | None, tolerance: float | None, norm: float | None = None) -> Gain:
+def linear_gain(
+    conv: Convolution,
+    bias: Tensor | None,
+    tolerance: float | None,
+    norm: float | None = None,
+    at_most: float | None = None,
+) -> Gain:
     """Return the gain of a convolution, of its adjoint or (without spatial taps) of a matrix.
 
     Args:
@@ -205,9 +229,10 @@ def linear_gain(conv: Convolution, bias: Tensor | None, tolerance: float | None,
         bias: added at every position.
         tolerance: see `norm_above_of`.
         norm: at least its norm, where that is known.
+        at_most: see `norm_above_of`.
     """
     absolute, terms = absolute_norm(conv), summands(conv) + 1
-    norm = norm_above_of(conv, tolerance) if norm is None else norm
+    norm = norm_above_of(conv, tolerance, at_most) if norm is None else norm
     return Gain({"norm": norm}, lambda unit: gamma(terms, unit) * absolute, bias, terms, is_affine=True)
 
 

@@ -2,11 +2,43 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from svdctl.layers.layer_operator import exact_operators
-from svdctl.layers.padding import padding_factor
+from svdctl.layers.padding import kernel_limit_of, padding_factor
+from svdctl.layers.spectral_norm import SpectralNorm
+from svdctl.layers.stored_weight import evaluation_mode
 from svdctl.spectral.bounds import TOLERANCE, Bracket, are_bounded, norm_bounds
+
+_STATED = "_stated_maximum"
+
+
+def stated_maximum(layer: nn.Module) -> float | None:
+    """Return the maximum that the layer's own parametrization says its norm has; None: it says nothing.
+
+    It is no proof: the weight may be another by now.
+    """
+    if not is_parametrized(layer, "weight"):
+        return vars(layer).get(_STATED)
+    last = layer.parametrizations.weight[-1]  # type: ignore[union-attr, index]
+    return last.maximum if isinstance(last, SpectralNorm) else None
+
+
+def state_maximum(layer: nn.Module, max_sigma: float | None) -> None:
+    """Let a layer state the maximum of a parametrization that has been taken away from it."""
+    if max_sigma is not None:
+        vars(layer)[_STATED] = max_sigma
+
+
+@torch.no_grad()
+def compute_stated_weights(model: nn.Module) -> None:
+    """Have each layer with a spectral norm prove the factor of its weight, which copies in other precisions keep."""
+    for layer in model.modules():
+        if is_parametrized(layer) and stated_maximum(layer) is not None:
+            with evaluation_mode(layer):
+                _ = layer.weight
 
 
 def layer_norm_bound(layer: nn.Module, *, tolerance: float = TOLERANCE, allowed: float | None = None) -> Bracket:
@@ -17,7 +49,8 @@ def layer_norm_bound(layer: nn.Module, *, tolerance: float = TOLERANCE, allowed:
     Args:
         layer: a convolution, linear or TT layer.
         tolerance: wanted `upper / lower - 1` of the norm of its kernel; padding that repeats pixels has a factor.
-        allowed: a maximum that is proved instead, where that is possible and sharper.
+        allowed: a maximum that is proved instead, where that is possible and sharper; absent, or above it, the one that
+            the layer's spectral norm states.
 
     Raises:
         ShapeError: a layer that is not known or need not compute with its weight as it is stored.
@@ -41,13 +74,37 @@ def layer_norm_bounds(
     Raises:
         ShapeError: as `layer_norm_bound`, of any of them.
     """
-    maxima = [None] * len(layers) if allowed is None else allowed
+    given = [None] * len(layers) if allowed is None else allowed
+    tolerances = [tolerance] * len(layers) if isinstance(tolerance, int | float) else tolerance
+    stated = [stated_maximum(layer) for layer in layers]
+    maxima = [min((m for m in pair if m is not None), default=None) for pair in zip(given, stated, strict=True)]
+    found = _norm_bounds(layers, tolerances, maxima)
+    # What is above a smaller maximum is still within its own.
+    again = [
+        place
+        for place, own in enumerate(stated)
+        if own is not None and own != maxima[place] and found[place].upper > own
+    ]
+    beyond = _norm_bounds(
+        [layers[place] for place in again],
+        [tolerances[place] for place in again],
+        [stated[place] for place in again],
+    )
+    for place, bracket in zip(again, beyond, strict=True):
+        found[place] = bracket
+    return found
+
+
+def _norm_bounds(
+    layers: Sequence[nn.Module], tolerances: Sequence[float], maxima: Sequence[float | None]
+) -> list[Bracket]:
+    """Return `layer_norm_bound` of each layer, its maximum proved instead where that is possible and sharper."""
     read = exact_operators(layers)
     limits = [
         None if maximum is None else kernel_limit(layer, maximum, error)
         for layer, maximum, (_, error) in zip(layers, maxima, read, strict=True)
     ]
-    kernels = norm_bounds([conv for conv, _ in read], tolerance=tolerance, at_most=limits)
+    kernels = norm_bounds([conv for conv, _ in read], tolerance=tolerances, at_most=limits)
     found = []
     for layer, (_, error), kernel, limit, maximum in zip(layers, read, kernels, limits, maxima, strict=True):
         upper = layer_norm(kernel.upper, error, padding_factor(layer))
@@ -74,10 +131,7 @@ def are_layers_bounded(layers: Sequence[nn.Module], max_sigmas: Sequence[float])
 
 def kernel_limit(layer: nn.Module, max_sigma: float, error: float = 0.0) -> float:
     """Return what the norm of a layer's kernel may be, so that the norm of the layer is at most `max_sigma`."""
-    factor = padding_factor(layer)
-    if factor == 1.0 and error == 0.0:
-        return max_sigma
-    return (max_sigma / factor - error) * (1 - 2.0**-50)
+    return kernel_limit_of(max_sigma, padding_factor(layer), error)
 
 
 def layer_norm(kernel_norm: float, error: float, factor: float) -> float:

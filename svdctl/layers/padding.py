@@ -38,6 +38,19 @@ def padding_factor(layer: nn.Module) -> float:
     return 1.0 if squares == 1 else math.sqrt(squares) * (1 + 2.0**-50)
 
 
+def kernel_limit_of(max_sigma: float, factor: float, error: float = 0.0) -> float:
+    """Return what the norm of a kernel may be, so that the layer's is at most `max_sigma`.
+
+    Args:
+        max_sigma: of the layer.
+        factor: of its padding.
+        error: of reading the kernel.
+    """
+    if factor == 1.0 and error == 0.0:
+        return max_sigma
+    return (max_sigma / factor - error) * (1 - 2.0**-50)
+
+
 def _repeats_of_one(padded: int, reach: int, stride: int, dilation: int) -> int:
     """Return the squared factor of replication along an axis of one input: outputs times blocks of the symbol."""
     outputs = -(-(1 + padded - reach) // stride)

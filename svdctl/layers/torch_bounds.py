@@ -9,6 +9,7 @@ from torch import Tensor
 from svdctl.errors import ShapeError
 from svdctl.layers.layer_bounds import Gain, linear_gain, proved_norm
 from svdctl.layers.normalize import Normalize
+from svdctl.layers.norms import kernel_limit, stated_maximum
 from svdctl.layers.padding import Convolutional, is_cyclic, padded_sides, padding_factor
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.rounding import gamma, tiny_of
@@ -16,9 +17,11 @@ from svdctl.spectral.rounding import gamma, tiny_of
 
 def convolution_gain(layer: Convolutional, conv: Convolution, tolerance: float | None) -> Gain:
     """Return the gain of torch's convolution with the operator `conv`, its padding counted."""
+    stated = stated_maximum(layer)
+    at_most = None if stated is None else kernel_limit(layer, stated)
     if layer.padding_mode == "zeros":
-        return linear_gain(conv, layer.bias, tolerance, proved_norm())
-    gain = linear_gain(conv, layer.bias, tolerance)
+        return linear_gain(conv, layer.bias, tolerance, proved_norm(), at_most)
+    gain = linear_gain(conv, layer.bias, tolerance, at_most=at_most)
     factor = padding_factor(layer)
     if layer.padding_mode == "circular" and is_cyclic(layer) and max(conv.stride) > 1:
         # For sizes that the stride does not divide: some outputs of the layer without stride, or of a padded signal.

@@ -57,7 +57,8 @@ class KernelPower:
         taps = tuple(kernel.shape[3:])
         sizes = tuple(1 if k == 1 else max(4, 2 * k) for k in taps)
         index, _ = half_grid(sizes)
-        phase = phases(angles(index, sizes), taps, kernel).T[:, None, :]
+        self.frequencies = angles(index, sizes)
+        phase = phases(self.frequencies, taps, kernel).T[:, None, :]
         self._phase, self._opposite = phase.contiguous(), phase.conj().resolve_conj().contiguous()
 
     def start(self, operators: FactoredOperators) -> Tensor:
@@ -72,6 +73,12 @@ class KernelPower:
     @torch.no_grad()
     def step(self, operators: FactoredOperators, vectors: Tensor, steps: int = 1) -> tuple[Tensor, Tensor]:
         """Return a lower bound of each layer's norm `(L,)`, and the vectors after some more power steps."""
+        lengths, kept = self.step_each(operators, vectors, steps)
+        return lengths.amax((1, 2)), kept
+
+    @torch.no_grad()
+    def step_each(self, operators: FactoredOperators, vectors: Tensor, steps: int = 1) -> tuple[Tensor, Tensor]:
+        """Return a lower bound of each symbol's norm `(L, G, F)`, and the vectors after some more power steps."""
         kernel = operators.conv.polyphase().detach()
         groups, out, channels = kernel.shape[:3]
         # Taps outermost: one real product with all of them and with all frequencies' vectors.
@@ -95,8 +102,7 @@ class KernelPower:
             # A vector that a layer of zeros swallows is kept: the layer may grow again.
             packed = torch.where(sizes > torch.finfo(sizes.dtype).tiny, backward / sizes, packed)
         kept = packed.unflatten(0, (operators.layers, -1)).permute(0, 3, 1, 2, 4).contiguous()
-        largest = lengths.unflatten(0, (operators.layers, -1)).amax((1, 2))
-        return largest, torch.view_as_complex(kept).view(vectors.shape)
+        return lengths.unflatten(0, (operators.layers, -1)), torch.view_as_complex(kept).view(vectors.shape)
 
 
 def _between_frames(gram: Tensor | None, packed: Tensor) -> Tensor:

@@ -29,5 +29,6 @@ class LinearOps(LayerOps):
 
     def gain(self, layer: Any, *, tolerance: float | None = None) -> "Gain":
         from svdctl.layers.layer_bounds import linear_gain, proved_norm
+        from svdctl.layers.norms import stated_maximum
 
-        return linear_gain(self.operator(layer), layer.bias, tolerance, proved_norm())
+        return linear_gain(self.operator(layer), layer.bias, tolerance, proved_norm(), stated_maximum(layer))

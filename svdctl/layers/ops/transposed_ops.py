@@ -20,5 +20,6 @@ class TransposedOps(StandardOps):
 
     def gain(self, layer: Any, *, tolerance: float | None = None) -> "Gain":
         from svdctl.layers.layer_bounds import linear_gain
+        from svdctl.layers.norms import stated_maximum
 
-        return linear_gain(self.operator(layer), layer.bias, tolerance)
+        return linear_gain(self.operator(layer), layer.bias, tolerance, at_most=stated_maximum(layer))

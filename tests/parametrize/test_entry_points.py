@@ -1,0 +1,99 @@
+"""Every entry point of svdctl proves a layer with a spectral norm to be at most its maximum, in either mode."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from typer.testing import CliRunner
+
+import svdctl
+from svdctl.checkpoint.stored_layers import stored_layers
+from svdctl.cli.app import app
+from svdctl.layers.norms import stated_maximum
+from svdctl.parametrize import spectral_norm
+from tests.parametrize.layers import LAYERS, layer
+
+MAXIMUM = 0.3
+
+
+def small_network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        spectral_norm(nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect"), max_sigma=MAXIMUM),
+        nn.ReLU(),
+        spectral_norm(nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=2), max_sigma=MAXIMUM),
+        nn.Flatten(),
+        spectral_norm(nn.Linear(128, 4), max_sigma=MAXIMUM),
+    )
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", LAYERS)
+def test_functions(name, training):
+    module = spectral_norm(layer(name), max_sigma=MAXIMUM).train(training)
+    shape = LAYERS[name][1]
+    assert stated_maximum(module) == MAXIMUM
+    assert svdctl.spectral_norm_bound(module).upper <= MAXIMUM
+    assert svdctl.lipschitz_bound(module, shape).value <= MAXIMUM
+    if len(shape) == 3 or len(shape) == 1:
+        size = shape[1:] or 1
+        if "reflect" not in name and "replicate" not in name:
+            assert float(svdctl.singular_values(module, size)[0]) <= MAXIMUM
+    assert module.training is training
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_networks(training):
+    model = small_network().train(training)
+    rows = svdctl.spectrum(model, (3, 8, 8))
+    assert [row.bound.upper <= MAXIMUM for row in rows] == [True] * 3
+    assert svdctl.lipschitz_bound(model, (3, 8, 8)).value <= MAXIMUM**3
+    plain = nn.Conv2d(3, 3, 3)
+    both = nn.ModuleDict({"controlled": plain, "normed": model})
+    controller = svdctl.Controller(both, method="clip", max_sigma=10.0, layers="controlled")
+    bounds = {row.name: row.bound for row in controller.report()}
+    assert all(bounds[f"normed.{place}"] <= MAXIMUM for place in (0, 2, 4))
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_files(tmp_path, suffix):
+    model = small_network()
+    for _ in range(2):
+        model(torch.randn(2, 3, 8, 8)).sum().backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.sub_(parameter.grad, alpha=0.01)
+    path = tmp_path / f"weights.{suffix}"
+    if suffix == "pt":
+        torch.save(model.state_dict(), path)
+    else:
+        save_file(model.state_dict(), path)
+    for layer_ in stored_layers(model.state_dict()):
+        own = model[int(layer_.name)].eval().weight.detach()
+        torch.testing.assert_close(layer_.norm.weight, own, rtol=1e-5, atol=1e-7)
+    for maximum, code in ((MAXIMUM, 0), (MAXIMUM * 0.99, 1)):
+        result = CliRunner().invoke(app, ["inspect-spectrum", str(path), "--max", str(maximum)])
+        assert result.exit_code == code, result.output
+    upper = math.inf
+    for row in svdctl.spectrum(model, (3, 8, 8)):
+        upper = min(upper, row.bound.upper)
+    assert upper <= MAXIMUM
+
+
+def test_other_weights_of_the_layers_in_half_precision_files(tmp_path):
+    model = small_network().bfloat16()
+    path = tmp_path / "weights.pt"
+    torch.save(model.state_dict(), path)
+    result = CliRunner().invoke(app, ["inspect-spectrum", str(path), "--max", str(MAXIMUM)])
+    assert result.exit_code == 0, result.output
+
+
+def test_broken_state_is_no_norm():
+    state = small_network().state_dict()
+    key = next(name for name in state if name.endswith("_extra_state"))
+    state[key] = torch.zeros(4, dtype=torch.uint8)
+    broken = next(layer_ for layer_ in stored_layers(state) if layer_.name == "0")
+    assert broken.norm is None
+    assert broken.reason

@@ -1,0 +1,76 @@
+"""Orthonormal matrices of linear layers and convolutions of one tap, against the dense operator."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from svdctl.errors import ShapeError
+from svdctl.parametrize import orthogonal, remove_parametrizations
+from tests.dense import dense_values
+
+LAYERS = {
+    "linear": (lambda: nn.Linear(8, 5), (8,)),
+    "tall": (lambda: nn.Linear(5, 8), (5,)),
+    "conv1d": (lambda: nn.Conv1d(6, 4, 1), (6, 3)),
+    "conv2d": (lambda: nn.Conv2d(4, 6, 1), (4, 3, 3)),
+    "conv3d": (lambda: nn.Conv3d(4, 4, 1), (4, 2, 2, 2)),
+    "groups": (lambda: nn.Conv2d(6, 9, 1, groups=3), (6, 2, 2)),
+    "transposed": (lambda: nn.ConvTranspose2d(6, 4, 1, groups=2), (6, 2, 2)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_singular_values_are_one(name):
+    make, shape = LAYERS[name]
+    torch.manual_seed(0)
+    module = orthogonal(make().double())
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        module(torch.randn(2, *shape, dtype=torch.float64)).square().sum().backward()
+        optimizer.step()
+    values = dense_values(module, shape)
+    count = min(values.numel(), int((values > 0.5).sum()))
+    torch.testing.assert_close(values[:count], torch.ones(count, dtype=torch.float64))
+    assert float(values[count:].abs().max() if count < len(values) else 0) < 1e-9
+    rank = min(module.weight.shape[0] // getattr(module, "groups", 1), module.weight.shape[1])
+    assert count == rank * getattr(module, "groups", 1) * int(torch.Size(shape[1:]).numel())
+
+
+def test_copies_state_and_removal():
+    torch.manual_seed(0)
+    module = orthogonal(nn.Conv2d(4, 6, 1))
+    copied = copy.deepcopy(module)
+    other = orthogonal(nn.Conv2d(4, 6, 1))
+    other.load_state_dict(module.state_dict())
+    assert torch.equal(other.weight, module.weight)
+    weight = module.weight.detach().clone()
+    assert torch.equal(remove_parametrizations(copied).weight, weight)
+    assert type(copied) is nn.Conv2d
+    assert torch.equal(module.weight, weight)
+
+
+def test_orthonormal_weight_stays():
+    torch.manual_seed(0)
+    weight = torch.linalg.qr(torch.randn(6, 4))[0].reshape(6, 4, 1, 1)
+    module = nn.Conv2d(4, 6, 1)
+    with torch.no_grad():
+        module.weight.copy_(weight)
+    torch.testing.assert_close(orthogonal(module).weight.detach(), weight)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: nn.Conv2d(3, 3, 3), "SOC"),
+        (lambda: nn.Linear(3, 3).half(), "float"),
+        (lambda: orthogonal(nn.Linear(3, 3)), "remove it first"),
+        (lambda: nn.ReLU(), "convolution or linear"),
+    ],
+)
+def test_refused(make, words):
+    module = make()
+    with pytest.raises(ShapeError, match=words):
+        orthogonal(module)
