@@ -1,9 +1,7 @@
 """Control of a whole network while it trains: which layer, which method, when, and in which process."""
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -15,9 +13,19 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from svdctl.config.control_config import BatchNormControl, ControlConfig
 from svdctl.control import actions
 from svdctl.control.control_method import ControlContext, ControlledLayer, ControlMethod
+from svdctl.control.control_report import LayerReport, Report
+from svdctl.control.layer_choice import (
+    Choices,
+    maxima_of,
+    own_maximum,
+    refuse_quantized,
+    refuse_sharded,
+    require_matches,
+    unwrapped,
+)
 from svdctl.distributed.group import Group
 from svdctl.distributed.scheduling import LayerScheduler
-from svdctl.errors import UsageError
+from svdctl.errors import ShapeError, UsageError
 from svdctl.layers.layer_operator import BatchNorm, batchnorm_gain
 from svdctl.layers.layer_ops import LayerOps, find_ops, is_controllable, require_module
 from svdctl.layers.norms import layer_norm_bounds
@@ -26,53 +34,70 @@ from svdctl.registry import CONTROLS
 from svdctl.spectral.bounds import Bracket
 from svdctl.spectral.exact_arithmetic import exact_products
 
-
-@dataclass(frozen=True)
-class LayerReport:
-    """The spectrum of one layer in a line."""
-
-    name: str
-    kind: str
-    shape: str
-    largest: float
-    """A value that is reached."""
-    bound: float
-    """A proved bound at every input size."""
-    allowed: float | None
+Known = Mapping[str, tuple[LayerOps, nn.Module]]
+"""Layers that can be controlled, by name, with what is known of their types."""
 
 
 class Controller:
-    """Keeps the singular values of a network's layers at most `max_sigma` while it trains.
+    """Keeps the singular values of a network's layers at most `max_sigma` while it trains, in a loop of one's own.
 
-    Call `step` after each step of the optimiser, add `penalty` to the loss if the network has layers with one, and call
-    `seal` before an evaluation or a checkpoint: then the maximum is proved of every controlled layer. All of these
-    compute in the weights' own precision, whatever TF32, autocast and the like are set to.
+    Call `step` once after each step of the optimiser, also where gradients of several passes are accumulated for it; a
+    step that GradScaler skipped does no harm. Add `penalty` to the loss: it is zero but for layers whose frames are
+    kept orthonormal by it. Call `seal` before an evaluation or a checkpoint: then the maximum is proved of every
+    controlled layer, and `report` shows it. All of these compute in the weights' own precision, whatever TF32, autocast
+    and the like are set to; float16 and bfloat16 weights are proved as they are stored.
+
+    Methods, and steps between two applications if `every_steps` is not given. Between two applications the optimiser
+    moves weights freely; `seal` is what proves, for each of them.
+
+    - `clip` (100): singular values above the maximum come down to it, the kernel moves as little as it can; proved.
+    - `assign` (100): all singular values become the maximum, or a little less; proved.
+    - `divide` (1): kernels are scaled by the maximum over an estimate of their norm, by one power step; not proved.
+    - `divide-each` (1): as `divide`, each factor of a TT layer on its own.
+    - `divide-exact` (1): kernels are scaled by the maximum over their proved bound.
+
+    TT layers with `frames="retract"` are retracted after each step, with the momentum of the optimiser carried along.
+    A layer under `svdctl.parametrize.spectral_norm` keeps itself: it is left alone, proved and reported. Wrappers are
+    taken off: torch.compile, DistributedDataParallel, DataParallel, AveragedModel.
+
+    Where a loop replays a CUDA graph of its step, call `step` after each replay, or capture `apply_(n)` with the step:
+    it is work of the device alone where `why_not_captured(n)` is None, and a graph of it may be replayed at every step
+    with the same `due(n)`.
 
     Args:
         model: the network; its layers are found once.
         optimizer: whose momentum is carried along where a method moves factors of a layer.
         method: `clip`, `divide`, `divide-exact`, `divide-each`, `assign`, or one given to `register_control`.
-        max_sigma: the largest singular value allowed for convolutions.
-        every_steps: steps between two applications; 100 for clip and assign and 1 for the others, if not given.
-        linear_max: the maximum for linear layers, which are left alone if it is not given.
+        max_sigma: the largest singular value allowed for convolutions; or a mapping from patterns of names, of which
+            the first that fits decides, for linear layers too, and layers that none fits are left alone.
+        every_steps: steps between two applications.
+        linear_max: the maximum for linear layers that no pattern of `max_sigma` fits; left out: they are left alone.
         batchnorm_max: the largest gain allowed for BatchNorm, which is left alone if it is not given.
-        layers: patterns of names of layers to control, as `layer3.*`.
+        layers: which convolutions and linear layers to control: patterns of their full names (`layer3.*`, `*conv1`),
+            types (`nn.Conv2d`), or predicates `(name, layer) -> bool`; several in a sequence: one of them is enough.
 
     Raises:
-        UsageError: a method that there is not, or a setting that it does not take.
-        ShapeError: a layer whose weight cannot be written, as one that is parametrised; see `svdctl.clip_`.
+        UsageError: a method that there is not, a setting that it does not take, or patterns that fit no layer.
+        ShapeError: a layer whose weight cannot be written: parametrised by others, pruned, quantised, complex, sharded
+            by FSDP, with a forward pass of its own, or with a spectral norm above the maximum. Nothing is changed then.
 
     >>> import torch
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.Flatten(), torch.nn.Linear(288, 10))
     >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    >>> controller = svdctl.Controller(net, optimizer, method="divide", max_sigma=0.5, linear_max=0.5)
-    >>> for _ in range(2):
-    ...     loss = net(torch.rand(4, 1, 8, 8)).square().mean()
+    >>> control = svdctl.Controller(net, optimizer, method="divide", max_sigma={"0": 0.5, "*": 1.0})
+    >>> for images, labels in [(torch.rand(4, 1, 8, 8), torch.arange(4))] * 3:
+    ...     optimizer.zero_grad()
+    ...     loss = torch.nn.functional.cross_entropy(net(images), labels) + control.penalty()
     ...     loss.backward()
     ...     optimizer.step()
-    ...     controller.step()
-    >>> all(bracket.upper <= 0.5 for bracket in controller.seal().values())
+    ...     control.step()
+    >>> all(bracket.upper <= 1.0 for bracket in control.seal().values())
     True
+    >>> [(row.name, row.kind, row.is_proved) for row in control.report()]  # print shows it as a table
+    [('0', 'Conv2d', True), ('2', 'Linear', True)]
+    >>> average = torch.optim.swa_utils.AveragedModel(net)
+    >>> list(control.seal(average))
+    ['0', '2']
     """
 
     def __init__(
@@ -81,20 +106,33 @@ class Controller:
         optimizer: torch.optim.Optimizer | None = None,
         *,
         method: str = "clip",
-        max_sigma: float,
+        max_sigma: float | Mapping[str, float],
         every_steps: int | None = None,
         linear_max: float | None = None,
         batchnorm_max: float | None = None,
-        layers: str | Sequence[str] = "*",
+        layers: Choices = "*",
     ) -> None:
-        given = {"kind": method, "max_sigma": max_sigma, "every_steps": every_steps, "linear_max": linear_max}
         try:
-            config = CONTROLS.get(method).config(**{name: value for name, value in given.items() if value is not None})
+            maxima = list(max_sigma.values()) if isinstance(max_sigma, Mapping) else [max_sigma]
+            if not maxima:
+                raise UsageError("max_sigma is a number, or at least one pattern with its number")
+            given = {"kind": method, "every_steps": every_steps, "linear_max": linear_max}
+            settings = {name: value for name, value in given.items() if value is not None}
+            kind = CONTROLS.get(method).config
+            # The largest stands in the configuration, each layer's own with the layer.
+            config = max((kind(max_sigma=value, **settings) for value in maxima), key=lambda made: made.max_sigma)
             batchnorm = None if batchnorm_max is None else BatchNormControl(max_gain=batchnorm_max)
         except ValidationError as error:
             faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
             raise UsageError(f"control {method!r}: {'; '.join(faults)}") from error
-        self._start(model, optimizer, config, batchnorm, {}, 0, Group(), layers)
+
+        def limits(known: Known) -> dict[str, float]:
+            refuse_quantized(unwrapped(model), layers, max_sigma, linear_max)
+            found = maxima_of(known, layers, max_sigma, linear_max)
+            require_matches(known, layers, max_sigma, found)
+            return found
+
+        self._start(model, optimizer, config, batchnorm, {}, 0, Group(), limits)
 
     @classmethod
     def from_config(
@@ -107,7 +145,7 @@ class Controller:
         sizes: Mapping[str, tuple[int, ...]] | None = None,
         seed: int = 0,
         group: Group | None = None,
-        layers: str | Sequence[str] = "*",
+        layers: Choices = "*",
     ) -> "Controller":
         """Return the controller of a configured training.
 
@@ -122,11 +160,15 @@ class Controller:
             sizes: input size of each layer by name; needed by the paper's procedures alone.
             seed: for the paper's random vectors.
             group: the processes; one, if not given.
-            layers: patterns of names of layers to control.
+            layers: patterns of names of layers to control, or other choices of the constructor.
         """
         made = cls.__new__(cls)
         config = CONTROLS.get("none").config() if control is None else control
-        made._start(model, optimizer, config, batchnorm, sizes or {}, seed, group or Group(), layers)
+
+        def limits(known: Known) -> dict[str, float]:
+            return {} if config.kind == "none" else maxima_of(known, layers, config.max_sigma, config.linear_max)
+
+        made._start(model, optimizer, config, batchnorm, sizes or {}, seed, group or Group(), limits)
         return made
 
     @exact_products()
@@ -139,9 +181,10 @@ class Controller:
         sizes: Mapping[str, tuple[int, ...]],
         seed: int,
         group: Group,
-        layers: str | Sequence[str],
+        limits: Callable[[Known], dict[str, float]],
     ) -> None:
         require_module(model)
+        self._model = model = unwrapped(model)
         require_memory(model)
         self.optimizer, self.config, self.batchnorm = optimizer, config, batchnorm
         self.steps = 0
@@ -165,16 +208,23 @@ class Controller:
         self.layers = {name: layer for name, (_, layer) in self._known.items() if is_controllable(layer)}
         self.norms = {name: layer for name, layer in model.named_modules() if isinstance(layer, BatchNorm)}
         self._generator = torch.Generator().manual_seed(seed)
-        patterns = (layers,) if isinstance(layers, str) else tuple(layers)
         self._controlled: dict[str, ControlledLayer] = {}
-        for name, layer in self.layers.items():
-            ops = self._known[name][0]
-            limit = None
-            if config.kind != "none" and any(fnmatchcase(name, pattern) for pattern in patterns):
-                limit = config.linear_max if ops.is_linear else config.max_sigma
-            if limit is not None:
+        self._kept: dict[str, float] = {}
+        """Maxima of layers that keep themselves within them, by svdctl's own spectral norm."""
+        for name, limit in limits({name: self._known[name] for name in self.layers}).items():
+            ops, layer = self._known[name]
+            own = own_maximum(layer)
+            if own is None:
                 self._controlled[name] = ControlledLayer(name, layer, ops, limit, sizes.get(name))
+            elif own <= limit:
+                self._kept[name] = limit
+            else:
+                raise ShapeError(
+                    f"layer {name or '(top)'} has a spectral norm with a maximum of {own:g}, above {limit:g}; give it "
+                    f"max_sigma={limit:g}, or leave it out with layers="
+                )
         controlled = list(self._controlled.values())
+        refuse_sharded(model, self._controlled)
         actions.refuse_unwritable(model, self.controlled())
         unknown = [layer.name for layer in controlled if layer.input_size is None]
         if unknown and self._method.needs_sizes(config):
@@ -190,6 +240,9 @@ class Controller:
         self._reading = LayerScheduler(costs, group, threads)
         self._factors = LayerScheduler({name: costs[name] for name in self._controlled}, group)
         self._group = group
+        with torch.no_grad():
+            self.has_penalty = any(ops.penalty(alike) for ops, alike in self._by_type.items())
+            """Whether `penalty` is more than zero's place."""
 
     def controlled(self) -> dict[str, nn.Module]:
         """Return the layers that have an allowed maximum."""
@@ -197,17 +250,18 @@ class Controller:
 
     def allowed(self, name: str) -> float | None:
         """Return the largest singular value allowed for a layer; None: any."""
-        return self._controlled[name].max_sigma if name in self._controlled else None
+        return self._controlled[name].max_sigma if name in self._controlled else self._kept.get(name)
 
     def notices(self) -> list[str]:
         """Return what a user should know before training."""
         return self._method.notices(list(self._controlled.values()), self.config)
 
     @exact_products()
-    def penalty(self) -> Tensor | None:
-        """Return the term that the layers add to the loss (0-d), as for frames kept by a penalty; None: there is none.
+    def penalty(self) -> Tensor:
+        """Return the term that the layers add to the loss (0-d), as for frames kept by a penalty; else zero.
 
-        It is the mean of the defects of all layers of one weight, times that weight.
+        It is the mean of the defects of all layers of one weight, times that weight. `has_penalty` says whether it is
+        more than a zero, which need not be added.
         """
         sums: dict[float, tuple[Tensor, int]] = {}
         for ops, alike in self._by_type.items():
@@ -215,11 +269,17 @@ class Controller:
                 before = sums.get(weight)
                 sums[weight] = (total, count) if before is None else (before[0] + total, before[1] + count)
         terms = [total * (weight / count) for weight, (total, count) in sums.items()]
-        return torch.stack(terms).sum() if len(terms) > 1 else next(iter(terms), None)
+        if not terms:
+            weights = next(self._model.parameters(), None)
+            return torch.zeros((), device=None if weights is None else weights.device)
+        return torch.stack(terms).sum() if len(terms) > 1 else terms[0]
 
     @torch.no_grad()
     def step(self) -> None:
         """Keep layers in their form, limit BatchNorm and apply the control, as far as due after the optimiser's step.
+
+        Call it once for each step of the optimiser, whatever number of passes it took; after one that GradScaler
+        skipped too, which it counts.
 
         Raises:
             ShapeError: weights that are not finite.
@@ -336,21 +396,44 @@ class Controller:
 
     @torch.no_grad()
     @exact_products()
-    def seal(self, *, sharp: bool = True) -> dict[str, Bracket]:
+    def seal(self, model: nn.Module | None = None, *, sharp: bool = True) -> dict[str, Bracket]:
         """Make the maximum of every controlled layer hold by proof, before an evaluation or a checkpoint.
 
         Args:
+            model: a copy of the network to seal instead, as an average of its weights (AveragedModel, or any of the
+                same structure); what this object keeps does not change.
             sharp: return brackets of 0.5 %, for two to three times the time; else those from 0 to the maximum.
 
         Returns:
             What was proved, by layer; nothing under the paper's procedure.
 
         Raises:
-            ShapeError: weights that are not finite.
+            ShapeError: weights that are not finite, or a layer with a spectral norm that has left its maximum.
+            UsageError: a copy without a layer of the network, or with one of another type or shape.
         """
+        if model is not None:
+            require_module(model)
+            if unwrapped(model) is not self._model:
+                return self._seal_copy(unwrapped(model), sharp=sharp)
         if self.batchnorm is not None:
             self._limit_norms()
         return self._scaled_within(sharp=sharp)
+
+    def _seal_copy(self, model: nn.Module, *, sharp: bool) -> dict[str, Bracket]:
+        """Do what `seal` does to a copy of the network."""
+        names = [*self._controlled, *self._kept]
+        layers = {name: _copy_of(self.layers[name], model, name) for name in names}
+        norms = [_copy_of(norm, model, name) for name, norm in self.norms.items() if self.batchnorm is not None]
+        actions.refuse_unwritable(model, {name: layers[name] for name in self._controlled})
+        if self.batchnorm is not None:
+            actions.limit_batchnorms_(norms, self.batchnorm.max_gain)
+        if not self._is_sealed():
+            return {}
+        maxima = {name: layer.max_sigma for name, layer in self._controlled.items()}
+        groups = actions.LayerGroups({name: layers[name] for name in maxima}, maxima)
+        threads = actions.on_cpu(layers[name] for name in maxima)
+        found, _ = self._sealed(groups, LayerScheduler(groups.costs, self._group, threads), sharp=sharp)
+        return found | _kept_brackets({name: layers[name] for name in self._kept}, self._kept, sharp=sharp)
 
     @torch.no_grad()
     def prove(self) -> dict[str, Bracket]:
@@ -372,35 +455,50 @@ class Controller:
 
     def is_proof_due(self, step: int) -> bool:
         """Return whether `prove` is due after this step; never for `auto`, which a run replaces when it starts."""
-        if not self._controlled or not self._method.seals(self.config):
+        if not self._is_sealed():
             return False
         every = self.config.prove_every_steps
         return isinstance(every, int) and every > 0 and step % every == 0
 
+    def _is_sealed(self) -> bool:
+        """Return whether there are layers whose maximum is proved."""
+        return bool(self._controlled or self._kept) and self._method.seals(self.config)
+
     def _scaled_within(self, *, sharp: bool) -> dict[str, Bracket]:
         """Scale controlled layers until all are proved to be within their maxima; return what was proved."""
         self.smallest_factor = 1.0
-        if not self._controlled or not self._method.seals(self.config):
+        if not self._is_sealed():
             return {}
+        found, self.smallest_factor = self._sealed(self._groups, self._seal, sharp=sharp)
+        return found | _kept_brackets({name: self.layers[name] for name in self._kept}, self._kept, sharp=sharp)
+
+    def _sealed(
+        self, groups: actions.LayerGroups, scheduler: LayerScheduler, *, sharp: bool
+    ) -> tuple[dict[str, Bracket], float]:
+        """Scale layers until all are proved to be within their maxima; what was proved, and the smallest factor."""
+        if not groups.layers:
+            return {}, 1.0
         mine: dict[str, Bracket] = {}
         factors = [1.0]
 
         def seal(firsts: list[str]) -> dict[str, bool]:
-            found = self._groups.seal_(firsts, sharp=sharp)
+            found = groups.seal_(firsts, sharp=sharp)
             for factor, brackets in found.values():
                 mine.update(brackets)
                 factors.append(factor)
             return {first: factor != 1 for first, (factor, _) in found.items()}
 
-        self._seal.each(seal, lambda first: [self._groups.tensors[name][0] for name in self._groups.names[first]])
+        scheduler.each(seal, lambda first: [groups.tensors[name][0] for name in groups.names[first]])
         gathered = self._group.gathered((min(factors), mine))
-        self.smallest_factor = min(factor for factor, _ in gathered)
         found = {name: bracket for _, part in gathered for name, bracket in part.items()}
-        return {name: found[name] for name in self._controlled}
+        return {name: found[name] for name in groups.layers}, min(factor for factor, _ in gathered)
 
     @exact_products()
-    def report(self, proved: Mapping[str, Bracket] = MappingProxyType({})) -> list[LayerReport]:
+    def report(self, proved: Mapping[str, Bracket] = MappingProxyType({})) -> Report:
         """Return largest value, proved bound and allowed maximum of every convolution, linear layer and BatchNorm.
+
+        It is a list of rows, and `print` shows it as a table. Weights stay as they are: where the last `seal` lies some
+        steps back, layers may be above their maximum, and are shown so.
 
         Args:
             proved: brackets that `seal` returned of these weights, so that they are not proved again.
@@ -412,7 +510,7 @@ class Controller:
             found = dict(zip(unknown, layer_norm_bounds(layers, allowed=maxima), strict=True))
             return {name: proved[name] if name in proved else found[name] for name in names}
 
-        rows = []
+        rows = Report()
         for name, bracket in self._reading.collected(brackets).items():
             ops, layer = self._known[name]
             kind, shape = type_before_parametrizations(layer).__name__, ops.shape_text(layer)
@@ -440,16 +538,59 @@ class Controller:
         return {**state, "step": self.steps, "generator": self._generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`."""
+        """Continue from `state_dict`, bit for bit where model and optimiser do.
+
+        Raises:
+            UsageError: a state of another network or method.
+        """
+        wanted = [(layer, key) for layer in self._controlled.values() for key in layer.state]
+        # What a newer version keeps beside it starts anew.
+        wanted = [(layer, key) for layer, key in wanted if key == "vectors" or key in state]
+        for layer, key in wanted:
+            stored = state[key].get(layer.name)
+            if stored is None or stored.shape != layer.state[key].shape:
+                raise UsageError(
+                    f"the state of the control has no {key} of this shape for layer {layer.name or '(top)'}: it is of "
+                    "another network, or of a controller with other layers or another method"
+                )
         self.steps = int(state["step"])
-        for name, layer in self._controlled.items():
-            for key, value in layer.state.items():
-                # What a newer version keeps beside it starts anew.
-                if key == "vectors" or key in state:
-                    value.copy_(state[key][name])
+        for layer, key in wanted:
+            layer.state[key].copy_(state[key][layer.name])
         retraction = state.get("retraction", {})
         if retraction and self.frame_residual is not None:
             self.frame_residual.copy_(retraction["residual"])
             if retraction["by_qr"]:
                 self.retract_by_qr()
         self._generator.set_state(state["generator"].cpu())
+
+
+def _copy_of(layer: Any, model: nn.Module, name: str) -> Any:
+    """Return the layer of a name in a copy of a network.
+
+    Raises:
+        UsageError: it is not there, or of another type or shape.
+    """
+    found = dict(model.named_modules()).get(name)
+    kinds = [type_before_parametrizations(one) if one is not None else None for one in (layer, found)]
+    shapes = [[tensor.shape for tensor in one.parameters()] if one is not None else None for one in (layer, found)]
+    if kinds[0] is not kinds[1] or shapes[0] != shapes[1]:
+        what = "no such layer" if found is None else "another type or shape there"
+        raise UsageError(f"a copy to seal has the layers of the network; of {name or '(top)'} it has {what}")
+    return found
+
+
+def _kept_brackets(layers: Mapping[str, nn.Module], maxima: Mapping[str, float], *, sharp: bool) -> dict[str, Bracket]:
+    """Return proved brackets of layers that keep themselves within their maxima; unless `sharp` from 0 to these.
+
+    Raises:
+        ShapeError: one is above, as after its own maximum was changed.
+    """
+    limits = [maxima[name] for name in layers]
+    found = dict(zip(layers, layer_norm_bounds(list(layers.values()), allowed=limits), strict=True))
+    for name, bracket in found.items():
+        if bracket.upper > maxima[name]:
+            raise ShapeError(
+                f"layer {name or '(top)'} has a spectral norm of its own, and is at {bracket.upper:g} above "
+                f"{maxima[name]:g}; lower its max_sigma"
+            )
+    return found if sharp else {name: Bracket(0.0, maxima[name]) for name in found}

@@ -3,18 +3,21 @@
 A linear layer is the convolution with one tap, so that one mathematics serves all.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from itertools import filterfalse
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import ParametrizationList, type_before_parametrizations
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, type_before_parametrizations
+from torch.nn.utils.prune import BasePruningMethod
 
 from svdctl.errors import ShapeError
 from svdctl.layers.layer_ops import is_controllable, known_class, layers_of_types, ops_of
-from svdctl.layers.stored_weight import evaluation_mode, why_not_as_stored
+from svdctl.layers.stored_weight import evaluation_mode, made_by, why_not_as_stored
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.parallel_map import parallel_map
 from svdctl.spectral.stacks import in_stacks
@@ -86,7 +89,7 @@ def why_not_read(layer: nn.Module) -> str | None:
 
 def why_not_writable(layer: nn.Module) -> str | None:
     """Return why a new kernel would not last in the layer, or not be what it computes with; None when it would."""
-    reason = why_not_read(layer)
+    reason = _who_makes_the_weight(layer) or why_not_read(layer)
     if reason is not None:
         return reason
     try:
@@ -104,8 +107,8 @@ def why_not_writable(layer: nn.Module) -> str | None:
     }
     if not written or any(id(tensor) not in plain for tensor in written):
         return (
-            "its weight is computed anew from others (a parametrization, a hook or pruning); make it plain first, as "
-            "with torch.nn.utils.parametrize.remove_parametrizations"
+            "its weight is computed anew from others, by a parametrization or a hook; make it plain first, as with "
+            "torch.nn.utils.parametrize.remove_parametrizations"
         )
     if written[0].dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         return f"its weight is {written[0].dtype}, which is not controlled; convert the network with .float() first"
@@ -120,6 +123,46 @@ def why_not_writable(layer: nn.Module) -> str | None:
         return (
             "its weight was made under torch.inference_mode() and cannot be changed outside of it; give the layer a "
             "clone, as nn.Parameter(weight.clone())"
+        )
+    return None
+
+
+def _who_makes_the_weight(layer: nn.Module) -> str | None:
+    """Return what else than the layer holds or makes its weight, by its name, and how to take it away; else None."""
+    if is_parametrized(layer, "weight"):
+        parts: Iterable[nn.Module] = layer.parametrizations.weight  # type: ignore[union-attr, assignment]
+        made = ", ".join(type(part).__name__ for part in parts)
+        return (
+            f"its weight is parametrised ({made}), and computed anew from others; make it plain first, as with "
+            "torch.nn.utils.parametrize.remove_parametrizations"
+        )
+    for hook in layer._forward_pre_hooks.values():
+        if made_by(hook) != "weight":
+            continue
+        name = type(hook).__name__
+        if isinstance(hook, BasePruningMethod):
+            return (
+                f"its weight is pruned ({name}), and computed anew before each pass; make that last first, by "
+                "torch.nn.utils.prune.remove"
+            )
+        return (
+            f"its weight is computed anew before each pass, by a hook ({name}); make it plain first, as with "
+            "torch.nn.utils.remove_weight_norm or remove_spectral_norm"
+        )
+    for weight in filterfalse(is_lazy, layer.parameters(recurse=False)):
+        if type(weight).__module__.startswith("torch.distributed."):
+            return (
+                f"its weight is sharded over processes ({type(weight).__name__}, as of FSDP2's fully_shard or tensor "
+                "parallelism); control a network that is not sharded, as under DDP"
+            )
+        if weight.is_complex():
+            return f"its weight is complex ({weight.dtype}), and only real ones are controlled"
+        if not weight.is_floating_point():
+            return f"its weight is quantised ({weight.dtype}); control the network before it is quantised"
+    if type(vars(layer).get("weight")) is Tensor:
+        return (
+            "its weight is no parameter but a view of other memory, as FSDP (FullyShardedDataParallel) leaves it; "
+            "control a network that is not sharded, as under DDP"
         )
     return None
 

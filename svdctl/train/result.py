@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from svdctl.config.train_config import TrainConfig
-from svdctl.control.controller import LayerReport
+from svdctl.control.control_report import LayerReport
 from svdctl.errors import CheckpointError
 from svdctl.train.plots import draw
 from svdctl.train.run_history import read_best, what_lacks

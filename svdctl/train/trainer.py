@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from svdctl.certificates import Certifier
 from svdctl.config.train_config import TrainConfig
-from svdctl.control.controller import Controller, LayerReport
+from svdctl.control.control_report import Report
+from svdctl.control.controller import Controller
 from svdctl.data.batches import Batch, Batches
 from svdctl.data.images import ImageData
 from svdctl.distributed.group import Group
@@ -196,7 +197,7 @@ class Trainer:
         share = (len(labels) if world == 1 else batches.count(step % batches.steps_per_epoch)) / world
         try:
             loss = self._loss.value(LossBatch(logits, labels, images, self.runnable), self.config.loss) / share
-            penalty = self.controller.penalty()
+            penalty = self.controller.penalty() if self.controller.has_penalty else None
             total = loss if penalty is None else loss + penalty
             self.fabric.backward(total)
             self.stepper.step()
@@ -231,7 +232,7 @@ class Trainer:
         sharp = self.config.log.singular_values or self.counters.step >= self.total_steps
         return self._of_this_state("seal", lambda: self.controller.seal(sharp=sharp))
 
-    def report(self) -> list[LayerReport]:
+    def report(self) -> Report:
         """Return largest value and bound of each layer, those of the seal and of the rest; called in all processes."""
         sealed = self.seal()
         return self._of_this_state("report", lambda: self.controller.report(sealed))

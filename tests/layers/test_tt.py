@@ -209,7 +209,7 @@ def test_penalty_by_hand() -> None:
     for layer.penalty_count, count in (("paper", 2 * 16), ("entries", 32)):
         assert float(Controller.from_config(layer, None, None, None).penalty()) == pytest.approx(5.0 * defect / count)
     whole = TTConv2d(3, 3, 3, rank=3, frames="penalty")
-    assert Controller.from_config(whole, None, None, None).penalty() is None
+    assert float(Controller.from_config(whole, None, None, None).penalty()) == 0
 
 
 def test_parametrized_frames_stay_frames_under_weight_decay() -> None:

@@ -1,0 +1,165 @@
+"""Which layers of a network are controlled: chosen by name, type or predicate, in the network without its wrappers."""
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
+
+from svdctl.errors import ShapeError, UsageError
+from svdctl.layers.layer_ops import LayerOps
+
+Choice = str | type[nn.Module] | Callable[[str, nn.Module], bool]
+Choices = Choice | Sequence[Choice]
+_WRAPPERS = {
+    "torch._dynamo.eval_frame:OptimizedModule": "_orig_mod",
+    "torch.nn.parallel.distributed:DistributedDataParallel": "module",
+    "torch.nn.parallel.data_parallel:DataParallel": "module",
+    "torch.optim.swa_utils:AveragedModel": "module",
+}
+"""Classes of modules that do what one inside them does, and the name of that one; none is imported for this."""
+_FSDP = "torch.distributed.fsdp.fully_sharded_data_parallel:FullyShardedDataParallel"
+_SHOWN = 8
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network inside of torch.compile, DDP, DataParallel and AveragedModel, in any order; else itself."""
+    inner = next((name for kind, name in _WRAPPERS.items() if _is_a(model, kind)), None)
+    return model if inner is None else unwrapped(getattr(model, inner))
+
+
+def _is_a(module: nn.Module, kind: str) -> bool:
+    """Return whether a module is of a class that is named as `package.module:Class`."""
+    home, _, name = kind.partition(":")
+    found = getattr(sys.modules.get(home), name, None)
+    return isinstance(found, type) and isinstance(module, found)
+
+
+def is_chosen(name: str, layer: nn.Module, choices: Choices) -> bool:
+    """Return whether a layer is among those that are asked for.
+
+    Args:
+        name: its full name, as `layer1.0.conv1`.
+        layer: the layer; one that is parametrised counts as of the type that it had before.
+        choices: a pattern of names (fnmatch), a type, a predicate `(name, layer) -> bool`, or several of these, of
+            which one is enough.
+
+    Raises:
+        UsageError: a choice of another type.
+    """
+    return any(_suits(name, layer, choice) for choice in _parts(choices))
+
+
+def _parts(choices: Choices) -> tuple[Choice, ...]:
+    return tuple(choices) if isinstance(choices, Sequence) and not isinstance(choices, str) else (choices,)
+
+
+def _suits(name: str, layer: nn.Module, choice: Any) -> bool:
+    if isinstance(choice, str):
+        return fnmatchcase(name, choice)
+    if isinstance(choice, type):
+        return issubclass(type_before_parametrizations(layer), choice)
+    if not callable(choice):
+        raise UsageError(
+            f"layers are chosen by patterns of names, types and predicates (name, layer) -> bool, not by {choice!r}"
+        )
+    return bool(choice(name, layer))
+
+
+def maxima_of(
+    known: Mapping[str, tuple[LayerOps, nn.Module]],
+    choices: Choices,
+    max_sigma: float | Mapping[str, float],
+    linear_max: float | None,
+) -> dict[str, float]:
+    """Return the largest singular value allowed for each layer that is controlled, by name.
+
+    Args:
+        known: layers that can be controlled, by their full names.
+        choices: as of `is_chosen`.
+        max_sigma: for convolutions; or by pattern, where the first one that fits a name, of a linear layer too, decides
+            and layers that none fits are left alone.
+        linear_max: for linear layers that no pattern of `max_sigma` fits; None: they are left alone.
+    """
+    found = {}
+    for name, (ops, layer) in known.items():
+        if not is_chosen(name, layer, choices):
+            continue
+        if isinstance(max_sigma, Mapping):
+            limit = next((value for pattern, value in max_sigma.items() if fnmatchcase(name, pattern)), None)
+        else:
+            limit = None if ops.is_linear else max_sigma
+        limit = linear_max if limit is None and ops.is_linear else limit
+        if limit is not None:
+            found[name] = limit
+    return found
+
+
+def require_matches(
+    known: Mapping[str, tuple[LayerOps, nn.Module]],
+    choices: Choices,
+    max_sigma: float | Mapping[str, float],
+    maxima: Mapping[str, float],
+) -> None:
+    """Raise a UsageError if a pattern fits no name, or nothing is controlled, with the names that there are."""
+    shown = ", ".join([name or "'' (the model itself)" for name in known][:_SHOWN])
+    more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
+    names = f"the layers are {shown}{more}" if known else "the network has no convolution or linear layer"
+    patterns = [choice for choice in _parts(choices) if isinstance(choice, str)]
+    patterns += list(max_sigma) if isinstance(max_sigma, Mapping) else []
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in known):
+            inner = next((name for name in known if fnmatchcase(name, f"*{pattern}")), None)
+            example = f"'*{pattern}' fits '{inner}'" if inner else "'*conv1' fits 'layer1.0.conv1', 'conv*' does not"
+            raise UsageError(
+                f"the pattern {pattern!r} fits no layer: it is held against full names ({example}); {names}"
+            )
+    if maxima:
+        return
+    if any(is_chosen(name, layer, choices) for name, (_, layer) in known.items()):
+        raise UsageError(
+            "only linear layers are chosen, and they have no maximum: give linear_max, or max_sigma by pattern"
+        )
+    raise UsageError(f"`layers` chooses none: {names}")
+
+
+def refuse_sharded(model: nn.Module, names: Iterable[str]) -> None:
+    """Raise a ShapeError if a layer that is to be controlled lies in FullyShardedDataParallel."""
+    for outer, module in model.named_modules():
+        if not _is_a(module, _FSDP):
+            continue
+        for name in names:
+            if not outer or name == outer or name.startswith(f"{outer}."):
+                raise ShapeError(
+                    f"layer {name or '(top)'} cannot be changed: FSDP (FullyShardedDataParallel) shards its weight; "
+                    "control a network that is not sharded, as under DDP, or leave it out with layers="
+                )
+
+
+def refuse_quantized(model: nn.Module, choices: Choices, max_sigma: object, linear_max: float | None) -> None:
+    """Raise a ShapeError if a quantised module of torch is chosen, which is no layer that svdctl knows."""
+    for name, module in model.named_modules():
+        if not type(module).__module__.startswith(("torch.ao.nn.", "torch.nn.quantized")):
+            continue
+        weight = module.weight() if callable(getattr(module, "weight", None)) else None
+        if weight is None or not is_chosen(name, module, choices):
+            continue
+        if isinstance(max_sigma, Mapping):
+            is_asked = any(fnmatchcase(name, pattern) for pattern in max_sigma)
+        else:
+            is_asked = weight.ndim > 2
+        if is_asked or (weight.ndim == 2 and linear_max is not None):
+            raise ShapeError(
+                f"layer {name or '(top)'} cannot be changed: its weight is quantised ({type(module).__name__} of "
+                "torch.ao); control the network before it is quantised, or leave it out with layers="
+            )
+
+
+def own_maximum(layer: nn.Module) -> float | None:
+    """Return the maximum of svdctl's own spectral norm of a layer, which keeps it; None: it has none."""
+    if not is_parametrized(layer, "weight"):
+        return None
+    last: Any = layer.parametrizations.weight[-1]  # type: ignore[union-attr, index]
+    return float(last.maximum) if type(last).__module__ == "svdctl.layers.spectral_norm" else None
