@@ -13,7 +13,7 @@ from svdctl.errors import SvdctlError, TrainingError
 from svdctl.registry import LOGGERS
 
 if TYPE_CHECKING:
-    from svdctl.control.controller import LayerReport
+    from svdctl.control.control_report import LayerReport
 
 
 @dataclass(frozen=True)
