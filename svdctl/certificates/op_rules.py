@@ -123,6 +123,8 @@ class Call:
     tracer: Tracer
     first: Any = None
     """The first argument."""
+    in_place: bool = False
+    """Whether it writes into its first argument: it runs on a copy of that."""
 
     def bind(self, signature: inspect.Signature) -> inspect.BoundArguments:
         """Return the arguments of a rule: by the names that it gives them, None replaced by its defaults.
@@ -162,7 +164,7 @@ class Call:
         """Return the same structure with the numbers in place of traced tensors."""
         if isinstance(value, Traced):
             self.tracer.bounds(value)
-            return value.value
+            return value.value.clone() if self.in_place and value is self.first else value.value
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             return value
         if isinstance(value, list | tuple):
@@ -177,7 +179,7 @@ class Call:
 
     def rerun(self, x: Tensor) -> Any:
         """Run the function on other numbers in place of `x`, in their precision."""
-        old = self.x
+        old, x = self.x, x.clone() if self.in_place else x
         args = tuple(x if value is old else value for value in self.args)
         kwargs = {key: x if value is old else value for key, value in self.kwargs.items()}
         if kwargs.get("dtype") is not None:
@@ -435,8 +437,8 @@ def apply(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
     for value in (*args, *kwargs.values()):
         if isinstance(value, Traced):
             tracer.bounds(value)
-    # On a copy: the original's numbers belong to other traced tensors too.
-    scratch = Traced.make(tracer, target.value.clone(), tracer.bounds(target))
+    # In place of the original, so that rules tell the operand from the result.
+    scratch, call.in_place = Traced.make(tracer, target.value, tracer.bounds(target)), True
     call.args = tuple(scratch if value is target else value for value in args)
     call.kwargs = {key: scratch if value is target else value for key, value in kwargs.items()}
     bound = call.bind(entry.signature)

@@ -258,7 +258,7 @@ def quotient(call: Call, x: Any, other: Traced) -> Traced:
             f"of a value by another that depends on the image (what is divided has {first.description}, which a clamp "
             "before it would give)"
         )
-    slope = times(first.largest / second.smallest, 1 / second.smallest) * (1 + 2.0**-50)
+    slope = times(first.largest, 1 / second.smallest, 1 / second.smallest) * (1 + 2.0**-50)
     # Some devices multiply with 1 / b, which does not underflow where b is far enough from overflow.
     interval = call.rounded(first * inverse(second), 8)
     operands = [(x, 1 / second.smallest * (1 + 2.0**-50)), (other, slope)]

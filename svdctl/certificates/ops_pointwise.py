@@ -6,6 +6,7 @@ erf err by at most 8 unit roundoffs, relatively: the libraries in use promise 1 
 """
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -144,12 +145,12 @@ def _on_range(call: Call, function: Steep, moved: Callable[[Interval], float] = 
     interval = call.interval(call.x)
     low, high = (abs(at_or(function.slope, end, math.inf)) for end in (interval.lo, interval.hi))
     needed = []
-    if interval.lo < function.least or low == math.inf:
+    if interval.lo < function.least or not low < math.inf:
         needed.append("a larger lower bound" if math.isfinite(interval.lo) else "a lower bound")
         if math.isfinite(function.least):
             pole = at_or(function.slope, function.least, math.inf) == math.inf
             needed[-1] += f" {'above' if pole else 'of at least'} {function.least:g}"
-    if high == math.inf:
+    if not high < math.inf:
         needed.append("a smaller upper bound" if math.isfinite(interval.hi) else "an upper bound")
     if needed:
         raise call.unknown(
@@ -162,8 +163,10 @@ def _on_range(call: Call, function: Steep, moved: Callable[[Interval], float] = 
             f"of values with {interval.description} (a setting that {arithmetic.dtype} rounds needs both bounds, "
             "which a clamp before it would give)"
         )
-    # Powers round their exponent, which moves them by at most 710 roundings: larger ones overflow.
-    gain, image = max(low, high) * (1 + 2.0**-40), interval.image(function.value, function.turn)
+    # Powers round their exponent, which moves them by at most 710 roundings: larger ones overflow. A slope that is no
+    # normal number may have lost its digits, or all of itself.
+    gain = max(low, high, sys.float_info.min) * (1 + 2.0**-40)
+    image = interval.image(function.value, function.turn)
     found = call.rounded(image, 16, jump)
     if image.is_bounded:
         jump += 16 * arithmetic.unit * image.largest + 8 * arithmetic.tiny

@@ -11,6 +11,7 @@ from svdctl.certificates import Certifier, lipschitz_bound, rounding_bound
 from svdctl.errors import ShapeError
 from svdctl.layers.normalize import Normalize
 from svdctl.layers.tt import TTConv2d
+from tests.certificates.test_what_is_proved import Runs
 
 SMALLEST = 5e-324
 
@@ -196,3 +197,17 @@ def test_radii_stay_where_nothing_overflows() -> None:
         farthest = torch.finfo(torch.float64).max / factor / factor
         assert bool((radii <= farthest).all())
         assert bool((radii > 0.7).all()) == (factor < 1e153)
+
+
+SLOPES_OF_NO_NUMBER: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+    # Slopes that float64 takes for 0, times factors that make numbers of them again.
+    "an exponential": (lambda x: (x.clamp(max=-720) - 30).exp() * 1e300 * 1e20, math.exp(320 * math.log(10) - 750)),
+    "a quotient": (lambda x: 1e-200 / x.clamp(1e200, 1e201) * 1e300 * 1e270, 1e-30),
+}
+
+
+@pytest.mark.parametrize("name", SLOPES_OF_NO_NUMBER)
+def test_slopes_that_underflow_are_no_zeros(name: str) -> None:
+    run, slope = SLOPES_OF_NO_NUMBER[name]
+    network = Runs(lambda _, x: run(x), weight=nn.Parameter(torch.zeros(1, dtype=torch.float64)))
+    assert lipschitz_bound(network, (4,)).value >= slope

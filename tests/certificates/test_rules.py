@@ -116,6 +116,12 @@ RULES: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...], float | None
     ),
     "where of the method": (lambda x: x.where(MASK, torch.tensor(1.0).to(x.dtype)), (4, 6), 1.0),
     "masked_fill": (lambda x: x.masked_fill(mask=MASK, value=0.1), (4, 6), 1.0),
+    "axes exchanged in place": (lambda x: (2 * x).transpose_(1, 2), (4, 6), 2.0),
+    "an axis dropped in place": (lambda x: (2 * x[:, :, None]).squeeze_(2), (4, 6), 2.0),
+    "an axis more in place": (lambda x: torch.cat(((2 * x).unsqueeze_(1), x[:, None]), 1), (4, 6), 5**0.5),
+    "a triangle in place": (lambda x: (2 * x).tril_(), (4, 6), 2.0),
+    "sums in place": (lambda x: x.clone().cumsum_(1), (1, 6), 1.0),
+    "added to itself in place": (lambda x: (lambda y: y.add_(y))(x * 1), (4, 6), 2.0),
     "masked_fill in place": (lambda x: (2 * x).masked_fill_(MASK, -3), (4, 6), 2.0),
     "bilinear": (lambda x: F.interpolate(x[None], scale_factor=2, mode="bilinear"), (20, 20), None),
     "bilinear to a size": (
