@@ -47,3 +47,10 @@ def test_python_from_3_11_on() -> None:
 
     versions = SpecifierSet(PROJECT["requires-python"])
     assert [minor for minor in range(8, 16) if f"3.{minor}.0" in versions] == [11, 12, 13, 14, 15]
+
+
+def test_the_tests_take_the_extras_that_users_have() -> None:
+    extras = PROJECT["optional-dependencies"]
+    assert {"lightning", "transformers", "onnx", "tensorboard", "docs", "peers"} <= set(extras)
+    taken = next(requirement for requirement in map(Requirement, extras["test"]) if requirement.name == "svdctl")
+    assert taken.extras == {"lightning", "transformers", "onnx", "tensorboard"}

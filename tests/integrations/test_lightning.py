@@ -1,9 +1,11 @@
 """The callback in trainings by both packages of Lightning."""
 
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +26,7 @@ class Package:
     def __init__(self, name: str) -> None:
         self.pl = pytest.importorskip(PACKAGES[name])
         self.callbacks = importlib.import_module(f"{PACKAGES[name]}.callbacks")
+        self.plugins = importlib.import_module(f"{PACKAGES[name]}.plugins")
         self.Control = getattr(svdctl.integrations, name).Control
 
     def module(self, network: nn.Module | None = None, *, momentum: float = 0.9, lr: float = 0.1) -> Any:
@@ -89,6 +92,8 @@ def test_the_fit_ends_with_a_proof(package: Package, tmp_path: Path) -> None:
     package.trainer(tmp_path, [control]).fit(module, batches())
     assert all(are_bounded(module.network))
     assert not control.controller.optimizer._optimizer_step_post_hooks
+    package.trainer(tmp_path, [control]).fit(module, batches())
+    assert control.controller.steps == 6
 
 
 def test_steps_of_a_manual_optimisation_count(package: Package, tmp_path: Path) -> None:
@@ -261,6 +266,103 @@ def test_the_penalty_reaches_gradients_once_per_step(package: Package, tmp_path:
     torch.testing.assert_close(penalised["network.0.frame_in"] - plain["network.0.frame_in"], layer.frame_in.grad)
 
 
+def test_steps_that_the_scaler_skips_do_not_count(package: Package, tmp_path: Path) -> None:
+    module = package.module()
+    step = module.training_step
+    module.training_step = lambda batch, batch_idx: step(batch, batch_idx) * (float("inf") if batch_idx == 1 else 1.0)
+    control = control_of(package)
+    scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+    precision = package.plugins.MixedPrecision("16-mixed", "cpu", scaler)
+    package.trainer(tmp_path, [control], plugins=[precision]).fit(module, batches(4))
+    assert control.controller.steps == 3
+    assert all(are_bounded(module.network))
+
+
+def test_gradients_that_the_optimiser_unscales_get_a_scaled_penalty(package: Package, tmp_path: Path) -> None:
+    layer = svdctl.TTConv2d(2, 4, 3, rank=2, frames="penalty")
+    with torch.no_grad():
+        layer.frame_in.mul_(1.5)
+    control = package.Control(max_sigma=100.0, seal=False)
+    trainer = package.trainer(tmp_path, [control])
+    trainer.fit(package.module(nn.Sequential(layer, nn.Flatten(), nn.Linear(64, 3))), batches(1))
+    optimizer = control.controller.optimizer
+    scaler = type("Scaler", (), {"get_scale": staticmethod(lambda: 8.0)})
+    scaled = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=scaler))
+
+    def gradient() -> Tensor:
+        layer.frame_in.grad = None
+        control.on_before_optimizer_step(scaled, trainer.lightning_module, optimizer)
+        return layer.frame_in.grad.clone()
+
+    unscaled = gradient()
+    optimizer._step_supports_amp_scaling = True
+    torch.testing.assert_close(gradient(), 8 * unscaled)
+
+
+def test_steps_of_a_tuning_callback_do_not_count(package: Package, tmp_path: Path) -> None:
+    module = package.module()
+    module.lr = 0.1
+    tuner = package.callbacks.LearningRateFinder(num_training_steps=5)
+    control = control_of(package)
+    package.trainer(tmp_path, [control, tuner]).fit(module, batches(4))
+    assert control.controller.steps == 4
+
+
+def test_a_state_that_is_loaded_within_a_fit_is_taken(package: Package, tmp_path: Path) -> None:
+    control = control_of(package)
+
+    class Back(package.pl.Callback):
+        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            control.load_state_dict({**control.state_dict(), "step": 10})
+
+    package.trainer(tmp_path, [control, Back()]).fit(package.module(), batches(4))
+    assert control.controller.steps == 14
+
+
+def test_a_fit_after_one_that_an_error_ended_counts_its_own_steps(package: Package, tmp_path: Path) -> None:
+    module = package.module()
+    optimizer = module.configure_optimizers()
+    module.configure_optimizers = lambda: optimizer
+
+    class HaltOnce(package.pl.Callback):
+        halted = False
+
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            if not self.halted:
+                self.halted = True
+                raise Halt
+
+    control, halt = control_of(package), HaltOnce()
+    with pytest.raises(Halt):
+        package.trainer(tmp_path, [control, halt]).fit(module, batches(4))
+    package.trainer(tmp_path, [control, halt]).fit(module, batches(4))
+    assert control.controller.steps == 4
+
+
+def test_a_best_checkpoint_that_is_gone_is_a_warning(package: Package, tmp_path: Path) -> None:
+    best = package.callbacks.ModelCheckpoint(tmp_path, monitor="loss")
+
+    class Lose(package.pl.Callback):
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            best.best_model_path = str(tmp_path / "gone.ckpt")
+
+    trainer = package.trainer(tmp_path, [control_of(package), Lose(), best], enable_checkpointing=True)
+    with pytest.warns(UserWarning, match=r"gone\.ckpt is not there"):
+        trainer.fit(package.module(), batches(), batches(1))
+    assert not (tmp_path / "best.pt").exists()
+
+
+def test_best_follows_a_checkpoint_that_keeps_its_name(package: Package, tmp_path: Path) -> None:
+    best = package.callbacks.ModelCheckpoint(tmp_path, monitor="step_of", mode="max", filename="best")
+    module = package.module()
+    module.validation_step = lambda batch, batch_idx: module.log("step_of", float(module.global_step))
+    control = control_of(package, max_sigma=100.0)
+    package.trainer(tmp_path, [control, best], enable_checkpointing=True, max_epochs=3).fit(
+        module, batches(2), batches(1)
+    )
+    assert torch.load(tmp_path / "best.pt", weights_only=True)["global_step"] == 6
+
+
 def test_settings_that_there_are_not_are_refused_at_once(package: Package) -> None:
     with pytest.raises(TypeError, match="maximum"):
         package.Control(max_sigma=1.0, maximum=2.0)
@@ -295,15 +397,10 @@ def test_two_processes_hold_the_same_weights(package: Package, tmp_path: Path) -
     script.write_text(DISTRIBUTED, encoding="utf-8")
     name = package.Control.__module__.rpartition(".")[2]
     root = Path(__file__).parents[2]
-    subprocess.run([sys.executable, script, name, tmp_path], cwd=root, env=_environment(root), check=True, timeout=240)
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, script, name, tmp_path], cwd=root, env=environment, check=True, timeout=240)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
     assert all(torch.equal(first[key], second[key]) for key in first)
     module = package.module()
     module.load_state_dict(torch.load(tmp_path / "best.pt", weights_only=True)["state_dict"])
     assert all(are_bounded(module.network))
-
-
-def _environment(root: Path) -> dict[str, str]:
-    import os
-
-    return {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
