@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -284,8 +285,11 @@ def checkpoint_error_on_mismatch(path: str | os.PathLike[str]) -> Iterator[None]
         CheckpointError: a part of the state is missing or of another shape.
     """
     try:
-        yield
-    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        with warnings.catch_warnings():
+            # Of a tensor in the place of a table, before the error.
+            warnings.filterwarnings("ignore", "Using a non-tuple sequence")
+            yield
+    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
             f"{path}: its state does not fit the configuration beside it ({type(error).__name__}: "
             f"{first_line(error, 100)}); use another one"

@@ -152,6 +152,9 @@ def test_a_sound_file_with_unsound_contents(run: Path, tmp_path: Path, change: d
 
 STATES = {
     "nothing of the optimiser": {"optimizer": {}},
+    "counters that are a tensor": {"counters": torch.zeros(3)},
+    "a counter beyond all floats": {"epoch": {"train_time": 10**400}},
+    "groups that are a tensor": {"optimizer": {"param_groups": torch.zeros(3)}},
     "counters that do not exist": {"counters": {"step": 1, "nonsense": 2}},
     "no vectors": {"controller": {}},
     "no schedule": {"schedule": None},
