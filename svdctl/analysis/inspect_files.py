@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from svdctl.analysis.exponential_spectrum import stored_exponential
 from svdctl.analysis.inspect_config import InspectConfig
 from svdctl.analysis.layer_spectrum import LayerSpectrum, with_values
-from svdctl.analysis.network_spectrum import NetworkSpectrum, spectrum
+from svdctl.analysis.network_spectrum import NetworkSpectrum, rows_of_layers, spectrum
 from svdctl.analysis.spectrum_table import told_by_shape
 from svdctl.checkpoint.checkpoint_file import load
-from svdctl.checkpoint.model_factory import Misfit, load_model, load_model_leniently
+from svdctl.checkpoint.library_file import Description, describe, layers_of, load_into_network
+from svdctl.checkpoint.model_factory import Misfit, load_model, load_model_leniently, make_model
 from svdctl.checkpoint.paper_checkpoints import PAPER_IMAGE_SHAPE, open_paper_network
 from svdctl.checkpoint.stored_layer import StoredLayer, least_norm
 from svdctl.checkpoint.stored_layers import stored_layers
@@ -26,6 +27,7 @@ from svdctl.checkpoint.stored_skew import SERIES_TERMS
 from svdctl.checkpoint.tensors import holds_weights
 from svdctl.checkpoint.weight_file import WeightFile, read_tensors
 from svdctl.errors import CheckpointError, ShapeError, UsageError
+from svdctl.layers.layer_ops import find_ops, ops_of
 from svdctl.layers.normalize import Normalize
 from svdctl.layers.norms import layer_norm
 from svdctl.layers.padding import kernel_limit_of
@@ -37,6 +39,10 @@ from svdctl.utils.escapes import one_line
 _NO_NETWORK = (
     "the file holds no network; its strides, groups and input sizes are not known, nor its padding: bounds are for "
     "zeros, and for circular padding by no more than the kernel reaches where the stride divides the input"
+)
+_NO_CALLS = (
+    "the file holds layers with their strides, groups and padding, and not how the network calls them: "
+    "`svdctl.load` puts it into the network, whose constant `svdctl.spectrum` gives"
 )
 _OWN = re.compile(
     r"(weight|bias)(_orig|_u|_v|_g|_mask)?|parametrizations\..*|running_(mean|var)|num_batches_tracked"
@@ -76,6 +82,8 @@ def _inspect(
         if config.lenient:
             model, misfit = load_model_leniently(config.model, weights)
             told = f" ({misfit.told})" if misfit.told else ""
+        elif describe(weights) is not None and config.key is None:
+            model = load_into_network(path, make_model(config.model))
         else:
             model = load_model(config.model, weights)
     elif weights.format == "svdctl" and config.key is None:
@@ -83,7 +91,10 @@ def _inspect(
     elif weights.format == "paper":
         opened = open_paper_network(weights.tensors, where=str(path), gouk_transforms=config.gouk_transforms)
         model, shape, told = opened.model, _image(config.input_size or PAPER_IMAGE_SHAPE), f" ({opened.told})"
-    if model is None or shape is None:
+    description = describe(weights) if config.key is None else None
+    if description is not None and model is None:
+        found = _described_spectrum(path, weights, description, config, tell)
+    elif model is None or shape is None:
         found = _weights_spectrum(path, weights, config, tell)
     else:
         found = spectrum(
@@ -242,6 +253,41 @@ def _weights_spectrum(path: Path, weights: WeightFile, config: InspectConfig, te
         rows.append(_stored_row(layer, config, pairs=pairs))
     told = f" ({weights.wrapping})" if weights.wrapping else ""
     return NetworkSpectrum(f"{path}{told}", tuple(rows), None, _NO_NETWORK)
+
+
+def _described_spectrum(
+    path: Path, weights: WeightFile, description: Description, config: InspectConfig, tell: Tell | None
+) -> NetworkSpectrum:
+    """Return the spectrum of the layers that a file of `svdctl.save` describes, and of the tensors beside them."""
+    described = {}
+    for name, layer in layers_of(weights, description).items():
+        ops = find_ops(layer)
+        own = [f"{name}.{leaf}" if name else leaf for leaf in layer.state_dict()]
+        is_again = bool(own) and all(leaf in description.shared for leaf in own)
+        if ops is not None and ops.has_spectrum and not is_again:
+            described[name] = layer
+    inside = tuple(f"{name}." for name in described if name)
+    others = {
+        name: tensor
+        for name, tensor in weights.tensors.items()
+        if "" not in described and not name.startswith(inside) and name not in description.shared
+    }
+    chosen = {name: layer for name, layer in described.items() if _matches(name, config.layers)}
+    beside = [layer for layer in stored_layers(others) if _matches(layer.name, config.layers)]
+    if not chosen and not beside:
+        raise ShapeError(
+            f"no layer of {path} matches {' or '.join(config.layers)}; there are {', '.join(described)[:300]}"
+        )
+    sizes: dict[str, tuple[int, ...] | None] = {}
+    for name, layer in chosen.items():
+        ops = ops_of(layer)
+        axes = len(ops.shape(layer)) - 2
+        sizes[name] = (1,) if ops.is_linear else None if axes < 1 else _size_for(config.input_size, axes)
+    found = rows_of_layers(
+        chosen, sizes, tolerance=config.tolerance, accuracy=config.accuracy, at_most=config.max_sigma, tell=tell
+    )
+    rows = *found, *(_stored_row(layer, config, pairs=False) for layer in beside)
+    return NetworkSpectrum(str(path), rows, None, _NO_CALLS)
 
 
 def _stored_row(layer: StoredLayer, config: InspectConfig, *, pairs: bool) -> LayerSpectrum:

@@ -224,6 +224,35 @@ def spectrum(
     return NetworkSpectrum(name, tuple(rows), lipschitz, why)
 
 
+@torch.no_grad()
+def rows_of_layers(
+    layers: Mapping[str, nn.Module],
+    sizes: Mapping[str, tuple[int, ...] | None],
+    *,
+    tolerance: float = TOLERANCE,
+    accuracy: Literal["full", "fast"] = "full",
+    at_most: float | None = None,
+    tell: Callable[[int, int, str], None] | None = None,
+) -> list[LayerSpectrum]:
+    """Return the rows of `spectrum` for layers without a network that calls them.
+
+    Args:
+        layers: by name.
+        sizes: of the input of each; None: it has a bound and no values.
+        tolerance, accuracy, at_most, tell: as in `spectrum`.
+    """
+    asked, rows = _Asked(tolerance, accuracy, False, at_most), []
+    with exact_products(), kept_grams():
+        for done, (name, module) in enumerate(layers.items()):
+            if tell is not None:
+                tell(done, len(layers), name)
+            size = sizes[name]
+            call = None if size is None else Calls(sizes=[size])
+            row = _observed_row(name, module, call, asked, _Found(None, None, None))
+            rows.append(replace(row, note="") if size is None and row.bound is not None else row)
+    return rows
+
+
 def _expected_seconds(modules: Mapping[str, nn.Module], calls: Mapping[str, Calls]) -> float:
     """Return about how long one CPU core takes for the values and bounds of layers; 0 for those on other devices."""
     operations = 0.0

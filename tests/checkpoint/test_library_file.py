@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import svdctl
+from svdctl.analysis.inspect_config import InspectConfig
+from svdctl.analysis.inspect_files import run as inspect_files
 from svdctl.checkpoint.library_file import read_description
+from svdctl.checkpoint.weight_file import read_tensors
 from svdctl.errors import CheckpointError, UsageError
 
 SUFFIXES = ("pt", "safetensors")
@@ -303,3 +306,26 @@ def test_a_layer_that_the_network_has_not_is_not_made_from_a_name(tmp_path: Path
     path = changed(tmp_path / "net.pt", lambda table: table["layers"].update({"forward": entry, "a\x1b[31m": entry}))
     with pytest.raises(CheckpointError, match="no layer 'forward'"):
         svdctl.load(path, Net())
+
+
+# The command.
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_inspect_spectrum_reads_layers_with_their_geometry(suffix: str, tmp_path: Path) -> None:
+    net = in_use(sott())
+    net.stem = net.again = svdctl.TTConv2d(3, 8, 3, rank=2, padding=1, stride=2)  # type: ignore[assignment]
+    path = tmp_path / f"net.{suffix}"
+    svdctl.save(net, path)
+    assert read_tensors(path).tensors
+    (found,) = inspect_files(InspectConfig(files=(path,), input_size=(8, 8)))
+    rows = {row.name: row for row in found}
+    assert [row.name for row in found if row.bound is not None] == ["stem", "norm", "body.0", "body.1", "head"]
+    for name, layer in (("stem", net.stem), ("body.1", net.body[1]), ("head", net.head)):
+        bracket, upper = rows[name].bound, svdctl.spectral_norm_bound(layer).upper
+        assert bracket is not None
+        assert bracket.upper == pytest.approx(upper, rel=0.02)
+        assert rows[name].assumption == ""
+    assert rows["stem"].kind == "TTConv2d"
+    assert rows["stem"].values is not None
+    assert torch.allclose(rows["stem"].values, svdctl.singular_values(net.stem, 8), rtol=1e-4)
