@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 from torch.utils._pytree import tree_leaves
 
@@ -51,9 +52,9 @@ def to_plain(model: nn.Module, example: Tensor | tuple[Any, ...] | None = None) 
     {'torch'}
     """
     require_module(model)
-    while "_orig_mod" in model._modules:  # what torch.compile wrapped
-        model = model.get_submodule("_orig_mod")
     require_memory(model)
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        raise ShapeError("weights are not made before the first forward pass; run the network once first")
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             raise ShapeError(
@@ -71,7 +72,11 @@ def to_plain(model: nn.Module, example: Tensor | tuple[Any, ...] | None = None) 
     plain.requires_grad_(False)
     report = {
         "error": None if example is None else _relative_error(outputs, plain(*inputs)),
-        "layers": {name: errors.get(layer) for name, layer in layers.items() if made[layer] is not None},
+        "layers": {
+            name.replace("_orig_mod.", ""): errors.get(layer)
+            for name, layer in layers.items()
+            if made[layer] is not None
+        },
     }
     vars(plain).setdefault("meta", {})["svdctl"] = report
     if isinstance(plain, fx.GraphModule):
@@ -106,7 +111,7 @@ def _observed(
         if plain is not None:
             errors[layer] = max(errors.get(layer, 0.0), _relative_error(output, plain.eval()(*given, **named)))
 
-    with ExitStack() as stack:
+    with torch.compiler.set_stance("force_eager"), ExitStack() as stack:
         for layer in dict.fromkeys(layers.values()):
             handle = layer.register_forward_hook(compare, with_kwargs=True)
             stack.callback(handle.remove)
@@ -118,6 +123,9 @@ def _copied(model: nn.Module, made: dict[nn.Module, nn.Module | None]) -> nn.Mod
     """Return a copy with the layers replaced and the weights that are made from others as they are now."""
     memo: dict[int, Any] = {id(layer): plain for layer, plain in made.items() if plain is not None}
     try:
+        for module in reversed(list(model.modules())):
+            if "_orig_mod" in module._modules:  # by torch.compile
+                memo[id(module)] = copy.deepcopy(module.get_submodule("_orig_mod"), memo)
         copied: nn.Module = copy.deepcopy(model, memo)
     except Exception as error:  # whatever the network's own classes raise
         raise ShapeError(

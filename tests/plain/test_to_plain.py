@@ -310,8 +310,20 @@ def test_layers_of_torch_have_no_other_form() -> None:
         assert ops_of(layer).plain(layer) is None
 
 
-def test_a_compiled_network_is_that_which_was_compiled() -> None:
-    network = nn.Sequential(SOC(4, 4))
-    plain = svdctl.to_plain(torch.compile(network))
+@pytest.mark.parametrize("inner", [True, False])
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_compiled_networks_are_those_which_were_compiled(inner: bool, wrapped: bool) -> None:
+    part = nn.Sequential(SOC(4, 4))
+    network = nn.Sequential(torch.compile(part, backend="eager") if inner else part, svdctl.MinMax())
     x = torch.rand(1, 4, 4, 4)
-    torch.testing.assert_close(plain(x), network.eval()(x))
+    plain = svdctl.to_plain(torch.compile(network, backend="eager") if wrapped else network, x)
+    assert isinstance(plain, fx.GraphModule)
+    assert_no_svdctl(plain)
+    assert list(plain.meta["svdctl"]["layers"]) == ["0.0", "1"]
+    torch.testing.assert_close(plain(x), svdctl.MinMax()(part.eval()(x)))
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_networks_that_were_never_run_are_refused() -> None:
+    with pytest.raises(ShapeError, match="run the network once first"):
+        svdctl.to_plain(nn.Sequential(SOC(4, 4), nn.LazyConv2d(4, 3)))
