@@ -17,7 +17,7 @@ for method in ("clip", "assign", "divide", "divide-exact", "divide-each"):
     str(control.report())
 svdctl.singular_values(net[0], 8)
 svdctl.clip_(net, max_sigma=0.4)
-torch.nn.utils.parametrizations.spectral_norm(net[2])
+svdctl.parametrize.spectral_norm(net[2], max_sigma=0.3)
 net.eval()(torch.randn(1, 3, 8, 8))
 svdctl.spectral_norm_bound(net[2])
 print(*sorted({name.partition(".")[0] for name in sys.modules}))

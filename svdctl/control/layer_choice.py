@@ -10,6 +10,7 @@ from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizat
 
 from svdctl.errors import ShapeError, UsageError
 from svdctl.layers.layer_ops import LayerOps
+from svdctl.layers.norms import stated_maximum
 
 Choice = str | type[nn.Module] | Callable[[str, nn.Module], bool]
 Choices = Choice | Sequence[Choice]
@@ -159,7 +160,4 @@ def refuse_quantized(model: nn.Module, choices: Choices, max_sigma: object, line
 
 def own_maximum(layer: nn.Module) -> float | None:
     """Return the maximum of svdctl's own spectral norm of a layer, which keeps it; None: it has none."""
-    if not is_parametrized(layer, "weight"):
-        return None
-    last: Any = layer.parametrizations.weight[-1]  # type: ignore[union-attr, index]
-    return float(last.maximum) if type(last).__module__ == "svdctl.layers.spectral_norm" else None
+    return stated_maximum(layer) if is_parametrized(layer, "weight") else None

@@ -12,7 +12,6 @@ from torch.nn.utils import parametrizations, prune
 
 import svdctl
 from svdctl.control.controller import Controller
-from svdctl.control.layer_choice import own_maximum
 from svdctl.errors import ShapeError, UsageError
 from tests.dense import dense_values
 
@@ -190,12 +189,10 @@ def test_copies_that_are_none_are_sentences() -> None:
         control.seal(parametrised)
 
 
-def sharded(net: nn.Module) -> nn.Module:
-    return torch.distributed.fsdp.FullyShardedDataParallel(net, device_id=torch.device("cpu"))
+def sharded(net: nn.Module, *, keep: bool = False) -> nn.Module:
+    from torch.distributed.fsdp import FullyShardedDataParallel
 
-
-def sharded_keeping_parameters(net: nn.Module) -> nn.Module:
-    return torch.distributed.fsdp.FullyShardedDataParallel(net, device_id=torch.device("cpu"), use_orig_params=True)
+    return FullyShardedDataParallel(net, device_id=torch.device("cpu"), use_orig_params=keep)
 
 
 class Scaled(nn.Conv2d):
@@ -251,7 +248,7 @@ REFUSED: dict[str, tuple[Callable[[Any], nn.Module], str]] = {
     "complex": (with_conv1(nn.Conv2d(3, 8, 3, dtype=torch.complex64)), r"conv1 .* complex \(torch.complex64\)"),
     "own forward": (with_conv1(Scaled(3, 8, 3)), "conv1 .* its forward pass is not that of Conv2d"),
     "FSDP": (sharded, r"conv1 .* FSDP \(FullyShardedDataParallel\)"),
-    "FSDP of parameters": (sharded_keeping_parameters, r"conv1 .* FSDP \(FullyShardedDataParallel\)"),
+    "FSDP of parameters": (lambda net: sharded(net, keep=True), r"conv1 .* FSDP \(FullyShardedDataParallel\)"),
     "inside FSDP": (lambda net: sharded(net).module, r"conv1 .* FSDP \(FullyShardedDataParallel\)"),
     "FSDP2": (sharded_by_fsdp2, r"conv1 .* sharded over processes \(DTensor, as of FSDP2"),
 }
@@ -271,26 +268,10 @@ def test_what_cannot_be_controlled_is_refused_by_name(name: str, process_group: 
         assert Controller(model, max_sigma=0.1, layers="layer1*").controlled()
 
 
-class Stand(nn.Module):
-    """Stands for svdctl's spectral norm: weight times maximum over a proved bound."""
-
-    def __init__(self, maximum: float) -> None:
-        super().__init__()
-        self.maximum = maximum
-
-    def forward(self, weight: Tensor) -> Tensor:
-        bound = svdctl.spectral_norm_bound(weight).upper
-        return weight * min(1.0, self.maximum / bound * (1 - 1e-4))
-
-
-Stand.__module__ = "svdctl.layers.spectral_norm"
-
-
 @pytest.mark.parametrize("maximum", [0.3, 0.4, 0.5])
 def test_layers_under_svdctls_own_spectral_norm_are_kept_proved_and_reported(maximum: float) -> None:
     net = network()
-    nn.utils.parametrize.register_parametrization(net.conv1, "weight", Stand(maximum))
-    assert own_maximum(net.conv1) == maximum
+    svdctl.parametrize.spectral_norm(net.conv1, max_sigma=maximum)
     if maximum > 0.4:
         with pytest.raises(ShapeError, match=r"layer conv1 has a spectral norm with a maximum of 0.5, above 0.4"):
             Controller(net, max_sigma=0.4)
@@ -305,7 +286,7 @@ def test_layers_under_svdctls_own_spectral_norm_are_kept_proved_and_reported(max
     assert (row.allowed, row.is_proved) == (0.4, True)
     assert torch.equal(net.conv1.parametrizations.weight.original, stored)
     assert set(control.seal(copy.deepcopy(net))) == CONVS
-    net.conv1.parametrizations.weight[0].maximum = 0.6
+    net.conv1.parametrizations.weight[0].max_sigma = 0.6
     with pytest.raises(ShapeError, match=r"conv1 has a spectral norm of its own, and is at 0\.59"):
         control.seal()
 

@@ -10,7 +10,7 @@ import pytest
 
 from svdctl.cli.training_flags import resolve
 from svdctl.config.run_config import Log
-from svdctl.control.controller import LayerReport
+from svdctl.control.control_report import LayerReport
 from svdctl.errors import SvdctlError, UsageError
 from svdctl.train import start as recipe
 from svdctl.train.logger import RunEnd, RunInfo, RunLog
