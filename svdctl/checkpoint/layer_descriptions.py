@@ -15,11 +15,14 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrizations import _Orthogonal
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
+from svdctl import parametrize
 from svdctl.errors import ShapeError, first_line
 from svdctl.layers.minmax import MinMax
 from svdctl.layers.normalize import Normalize
+from svdctl.layers.orthogonal_weight import OrthogonalWeight
 from svdctl.layers.soc import SOC
 from svdctl.layers.sott import SOTT
+from svdctl.layers.spectral_norm import SpectralNorm
 from svdctl.layers.tt import TTConv1d, TTConv2d, TTConv3d
 
 Arguments = dict[str, Any]
@@ -113,10 +116,26 @@ def _register_orthogonal(module: nn.Module, name: str, given: Arguments) -> None
     )
 
 
+def _read_norm(part: Any) -> Arguments:
+    return {"max_sigma": "learnable" if part.max_sigma is None else part.max_sigma, "mode": part.mode}
+
+
+def _register_norm(module: nn.Module, name: str, given: Arguments) -> None:
+    if given.keys() != {"max_sigma", "mode"}:
+        raise ShapeError(f"arguments of a spectral norm are not {given!r}"[:200])
+    parametrize.spectral_norm(module, name, max_sigma=given["max_sigma"], mode=given["mode"])
+
+
+def _register_one_tap(module: nn.Module, name: str, given: Arguments) -> None:
+    parametrize.orthogonal(module, name)
+
+
 PARAMETRIZATION_KINDS = {
     "orthogonal": ParametrizationKind(_Orthogonal, _read_orthogonal, _register_orthogonal),
+    "orthogonal_one_tap": ParametrizationKind(OrthogonalWeight, lambda part: {}, _register_one_tap),
+    "spectral_norm": ParametrizationKind(SpectralNorm, _read_norm, _register_norm),
 }
-"""Parametrizations that a file may name: torch's `orthogonal`."""
+"""Parametrizations that a file may name: torch's `orthogonal`, and those of `svdctl.parametrize`."""
 
 
 def describe_layers(model: nn.Module) -> dict[str, dict[str, Any]]:
@@ -180,14 +199,32 @@ def made_on_meta(kind: str, arguments: Arguments, tensors: Mapping[str, Tensor])
         prefix, _, leaf = name.rpartition(".")
         parts = f"{prefix}.parametrizations.{leaf}." if prefix else f"parametrizations.{leaf}."
         stored = tensors.get(name, tensors.get(f"{parts}original"))
-        if stored is None or stored.shape != wanted.shape:
+        fits = stored is not None and (stored.shape if name in tensors else stored.numel()) == (
+            wanted.shape if name in tensors else wanted.numel()
+        )
+        if stored is None or not fits:
             there = "is not there" if stored is None else f"is {_size(stored.shape)}"
             raise ShapeError(f"a {kind} has {name} of {_size(wanted.shape)}, which {there}")
-        base = tensors.get(f"{parts}0.base")
-        longest = max(wanted.shape, default=0)
-        if is_made_by_torch and leaf.startswith("frame_") and (base is None or base.shape != (longest, longest)):
-            raise ShapeError(f"a {kind} with parametrised frames has a base of {name}, which is not there")
+        if is_made_by_torch and leaf.startswith("frame_"):
+            require_base(tensors, parts)
     return layer
+
+
+def require_base(tensors: Mapping[str, Tensor], parts: str, place: int = 0) -> None:
+    """Refuse a tensor with torch's orthogonal parametrization whose base, a square matrix, is not stored.
+
+    Args:
+        tensors: by name.
+        parts: the names of the tensor's parts begin so.
+        place: of the parametrization in its chain.
+
+    Raises:
+        ShapeError: it is not there.
+    """
+    original, base = tensors.get(f"{parts}original"), tensors.get(f"{parts}{place}.base")
+    side = 0 if original is None else max(original.shape, default=0)
+    if base is None or base.shape[-2:] != (side, side):
+        raise ShapeError(f"an orthogonal parametrization has a base, and {parts[:100]}{place}.base is none")
 
 
 def made_layer(kind: str, arguments: Arguments) -> nn.Module:

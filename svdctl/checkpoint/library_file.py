@@ -22,6 +22,7 @@ from svdctl.checkpoint.layer_descriptions import (
     made_layer,
     made_on_meta,
     parametrization_name,
+    require_base,
 )
 from svdctl.checkpoint.weight_file import WeightFile, read_tensors
 from svdctl.errors import CheckpointError, ShapeError, SvdctlError, UsageError, first_line
@@ -271,6 +272,15 @@ def check_layers(path: Path, description: Description, tensors: Mapping[str, Ten
             made_on_meta(entry["class"], entry["arguments"], inside[name])
         except ShapeError as error:
             raise CheckpointError(f"{path} is damaged: layer {name[:100]!r}: {error}; use another copy") from error
+    for name, chains in description.parametrizations.items():
+        for tensor, chain in chains.items():
+            parts = f"{name}.parametrizations.{tensor}." if name else f"parametrizations.{tensor}."
+            for place, entry in enumerate(chain):
+                if entry["class"] == "orthogonal" and entry["arguments"].get("use_trivialization") is True:
+                    try:
+                        require_base(tensors, parts, place)
+                    except ShapeError as error:
+                        raise CheckpointError(f"{path} is damaged: {error}; use another copy") from error
 
 
 def _by_module(tensors: Mapping[str, Tensor], names: Mapping[str, object]) -> dict[str, dict[str, Tensor]]:
