@@ -1,8 +1,8 @@
 """Control singular values in timm's training script, here its main steps on random images. CPU, seconds.
 
-In timm's own `train.py` add the two lines (1) after `optimizer = create_optimizer_v2(...)`, and (2) after the loop over
-epochs. The control acts after each step of the optimiser, so that accumulation, its NativeScaler and the average of the
-weights (`--model-ema`) need no other change.
+In timm's own `train.py` add the lines (1) after `optimizer = create_optimizer_v2(...)`, and the lines (2) after the
+loop over epochs. The control acts after each step of the optimiser, so that accumulation, its NativeScaler and the
+average of the weights (`--model-ema`) need no other change.
 """
 
 import timm
@@ -30,9 +30,10 @@ def train(name: str = "test_resnet", steps: int = 20) -> tuple[torch.nn.Module, 
         optimizer.step()
         average.update(model, step)
     control.seal()  # (2)
+    control.seal(average.module)  # (2)
     return average.module, control
 
 
 if __name__ == "__main__":
     _, controller = train()
-    print(*controller.report(), sep="\n")
+    print(controller.report())

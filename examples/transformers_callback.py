@@ -32,7 +32,7 @@ def main() -> None:
         )  # fmt: skip
         Trainer(network, arguments, train_dataset=examples, callbacks=[control]).train()
     # The maxima were proved when the training ended: `trainer.save_model()` would write these weights.
-    print(*control.controller.report(), sep="\n")
+    print(control.controller.report())
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from copy import deepcopy
+from inspect import signature
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +12,6 @@ from torch import nn
 
 from svdctl.control.controller import Controller
 from svdctl.errors import UsageError
-from svdctl.integrations.start_controller import check_settings, start_controller
 
 _OF_TRAINING = (
     *("callbacks", "optimizer_states", "lr_schedulers", "loops"),
@@ -29,7 +29,7 @@ class LightningHooks:
     """The package's writer of files, local and remote."""
 
     def __init__(self, *, module: str = "", seal: bool = True, best: bool = True, **settings: Any) -> None:
-        check_settings(settings)
+        signature(Controller).bind(None, None, **settings)  # a TypeError now, not when training begins
         self.module, self.settings = module, settings
         self.seal, self.best = seal, best
         self.controller: Controller | None = None
@@ -69,7 +69,7 @@ class LightningHooks:
                     "max_sigma= by patterns"
                 )
         optimizer = _optimizer_of(trainer.optimizers, own, self.module)
-        self.controller = start_controller(network, optimizer, self.settings)
+        self.controller = Controller(network, optimizer, **self.settings)
         if self._loaded:
             self.controller.load_state_dict(self._loaded)
         # Once after each step that is made: neither accumulation nor a step that GradScaler skips counts, and the step
@@ -85,7 +85,7 @@ class LightningHooks:
             return
         with torch.enable_grad():
             penalty = self.controller.penalty()
-        if penalty is None or not penalty.requires_grad:
+        if not penalty.requires_grad:
             return
         # Gradients are averaged over processes and unscaled here, but where the optimiser itself unscales them.
         scaler = getattr(trainer.precision_plugin, "scaler", None)
@@ -143,7 +143,7 @@ class LightningHooks:
         self._copy.to(pl_module.device)
         self._copy.load_state_dict(checkpoint["state_dict"], strict=pl_module.strict_loading)
         for control in self._controls(trainer):
-            start_controller(self._copy.get_submodule(control.module), None, control.settings).seal(sharp=False)
+            control._controller.seal(self._copy.get_submodule(control.module), sharp=False)
         self._copy.cpu()
         contents = {key: value for key, value in checkpoint.items() if key not in _OF_TRAINING}
         contents["state_dict"] = self._copy.state_dict()

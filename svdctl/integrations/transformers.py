@@ -1,6 +1,7 @@
 """Control of singular values as a callback of `transformers.Trainer`."""
 
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,6 @@ import torch
 
 from svdctl.control.controller import Controller
 from svdctl.errors import MissingExtraError, UsageError
-from svdctl.integrations.start_controller import check_settings, start_controller
 from svdctl.utils.atomic_write import write_atomically
 
 try:
@@ -46,7 +46,7 @@ class Control(TrainerCallback):  # type: ignore[misc]  # the package may be miss
     """
 
     def __init__(self, *, seal: bool = True, **settings: Any) -> None:
-        check_settings(settings)
+        signature(Controller).bind(None, None, **settings)  # a TypeError now, not when training begins
         self.seal, self.settings = seal, settings
         self.controller: Controller | None = None
 
@@ -57,7 +57,7 @@ class Control(TrainerCallback):  # type: ignore[misc]  # the package may be miss
                     f"{name} gives each process parts of the weights, which have no singular values of their own; use "
                     "one process or DDP"
                 )
-        self.controller = start_controller(model, optimizer, self.settings)
+        self.controller = Controller(model, optimizer, **self.settings)
         self.controller.steps = state.global_step
         kept = _file_of_state(args, state)
         if state.global_step > 0 and kept.is_file():
@@ -67,7 +67,7 @@ class Control(TrainerCallback):  # type: ignore[misc]  # the package may be miss
         self, args: Any, state: Any, control: Any, *, optimizer: Any = None, **others: Any
     ) -> None:
         penalty = self._controller.penalty()
-        if penalty is None or not penalty.requires_grad:
+        if not penalty.requires_grad:
             return
         scaler = getattr(optimizer, "scaler", None)
         if scaler is not None and not args.max_grad_norm:

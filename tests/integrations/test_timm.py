@@ -22,4 +22,6 @@ def test_the_recipe_controls_a_network_of_timm() -> None:
     assert len(control.controlled()) > 10
     for name, layer in control.controlled().items():
         assert is_layer_bounded(layer, control.allowed(name))
-    assert type(average).__name__ == "ResNet"
+        averaged = average.get_submodule(name)
+        assert averaged is not layer
+        assert is_layer_bounded(averaged, control.allowed(name))
