@@ -303,6 +303,14 @@ def test_inference_tensors_are_written_inside_of_inference_mode_alone(function: 
     assert not torch.equal(layer.weight, before)
 
 
+def test_spectra_in_inference_mode_are_those_outside() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"), small_tt())
+    wanted = str(svdctl.spectrum(network, (2, 6, 6)))
+    with torch.inference_mode():
+        assert str(svdctl.spectrum(network, (2, 6, 6))) == wanted
+
+
 def test_a_lazy_layer_beside_is_left_alone() -> None:
     """Its memory is not there yet, so that nothing is shared with it."""
     network = MODELS["lazy beside others"]()

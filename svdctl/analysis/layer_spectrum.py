@@ -137,6 +137,9 @@ def with_values(
     return replace(row, values=values.cpu(), input_size=size, note="; ".join(notes))
 
 
+# Derivatives, which torch has of nothing that is made in the inference mode.
+@torch.inference_mode(False)
+@torch.no_grad()
 def norm_as_it_runs(module: nn.Module, size: tuple[int, ...]) -> Tensor | None:
     """Return a lower bound of a layer's norm with its own padding on one input size, not read; None if it has none."""
     channels = getattr(module, "in_channels", None)
