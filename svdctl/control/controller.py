@@ -1,5 +1,6 @@
 """Control of a whole network while it trains: which layer, which method, when, and in which process."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -242,7 +243,7 @@ class Controller:
         self._group = group
         with torch.no_grad():
             self.has_penalty = any(ops.penalty(alike) for ops, alike in self._by_type.items())
-            """Whether `penalty` is more than zero's place."""
+            """Whether a layer adds a term to the loss; else `penalty` is a zero that need not be added."""
 
     def controlled(self) -> dict[str, nn.Module]:
         """Return the layers that have an allowed maximum."""
@@ -260,8 +261,7 @@ class Controller:
     def penalty(self) -> Tensor:
         """Return the term that the layers add to the loss (0-d), as for frames kept by a penalty; else zero.
 
-        It is the mean of the defects of all layers of one weight, times that weight. `has_penalty` says whether it is
-        more than a zero, which need not be added.
+        It is the mean of the defects of all layers of one weight, times that weight; `has_penalty` says whether any is.
         """
         sums: dict[float, tuple[Tensor, int]] = {}
         for ops, alike in self._by_type.items():
@@ -498,7 +498,8 @@ class Controller:
         """Return largest value, proved bound and allowed maximum of every convolution, linear layer and BatchNorm.
 
         It is a list of rows, and `print` shows it as a table. Weights stay as they are: where the last `seal` lies some
-        steps back, layers may be above their maximum, and are shown so.
+        steps back, layers may be above their maximum, and are shown so. A layer that is left alone and cannot be read
+        has the bound `inf`.
 
         Args:
             proved: brackets that `seal` returned of these weights, so that they are not proved again.
@@ -506,8 +507,11 @@ class Controller:
 
         def brackets(names: list[str]) -> dict[str, Bracket]:
             unknown = [name for name in names if name not in proved]
-            layers, maxima = [self.layers[name] for name in unknown], [self.allowed(name) for name in unknown]
-            found = dict(zip(unknown, layer_norm_bounds(layers, allowed=maxima), strict=True))
+            try:
+                found = self._bounds(unknown)
+            except ShapeError:
+                # One that is left alone may be of a kind whose weight does not tell what it computes.
+                found = {name: self._bounds_if_left_alone(name) for name in unknown}
             return {name: proved[name] if name in proved else found[name] for name in names}
 
         rows = Report()
@@ -520,6 +524,20 @@ class Controller:
             gain = float(batchnorm_gain(norm))
             rows.append(LayerReport(name, type(norm).__name__, str(norm.num_features), gain, gain, limit))
         return rows
+
+    def _bounds(self, names: list[str]) -> dict[str, Bracket]:
+        """Return a bracket of the norm of each layer."""
+        layers, maxima = [self.layers[name] for name in names], [self.allowed(name) for name in names]
+        return dict(zip(names, layer_norm_bounds(layers, allowed=maxima), strict=True))
+
+    def _bounds_if_left_alone(self, name: str) -> Bracket:
+        """Return a bracket of the norm of a layer; from 0 to infinity where it has no maximum and cannot be read."""
+        try:
+            return self._bounds([name])[name]
+        except ShapeError:
+            if self.allowed(name) is not None:
+                raise
+            return Bracket(0.0, math.inf)
 
     def state_dict(self) -> dict[str, Any]:
         """Return steps, the method's state of each layer by its key, the frames' defect, and that of the generator."""

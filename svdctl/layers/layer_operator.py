@@ -23,7 +23,7 @@ from svdctl.spectral.parallel_map import parallel_map
 from svdctl.spectral.stacks import in_stacks
 
 T = TypeVar("T")
-BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
 
 def operator_of(layer: nn.Module) -> Convolution:

@@ -265,7 +265,10 @@ def test_what_cannot_be_controlled_is_refused_by_name(name: str, process_group: 
     assert "\n" not in str(caught.value)
     assert all(torch.equal(*pair) for pair in zip(model.parameters(), before, strict=True))
     if "FSDP" not in name:  # whose names have those of its wrappers inside
-        assert Controller(model, max_sigma=0.1, layers="layer1*").controlled()
+        rows = {row.name: row for row in Controller(model, max_sigma=0.1, layers="layer1*").report()}
+        assert rows["layer1.0.conv1"].allowed == 0.1
+        if name in ("own forward", "complex", "integers"):
+            assert (rows["conv1"].largest, rows["conv1"].bound, rows["conv1"].is_proved) == (0, torch.inf, None)
 
 
 @pytest.mark.parametrize("maximum", [0.3, 0.4, 0.5])
@@ -378,6 +381,14 @@ def test_a_step_that_the_scaler_skipped_does_no_harm(method: str) -> None:
     assert scaler.get_scale() == 2.0**8
     assert control.steps == 6
     assert all(bracket.upper <= 0.4 for bracket in control.seal().values())
+
+
+def test_batchnorm_over_processes_is_limited_too() -> None:
+    net = nn.SyncBatchNorm.convert_sync_batchnorm(network())
+    assert isinstance(net.layer1[0].bn1, nn.SyncBatchNorm)
+    control = Controller(net, max_sigma=1.0, batchnorm_max=0.5)
+    control.step()
+    assert [row.largest <= 0.5 for row in control.report() if row.kind == "SyncBatchNorm"] == [True, True]
 
 
 def test_a_state_of_another_network_is_a_sentence() -> None:
