@@ -151,6 +151,29 @@ def test_a_failure_keeps_its_exit_code_without_any_output(tmp_path: Path) -> Non
         assert svdctl("train", "--resume", "none", stdout=number, stderr=number, cwd=tmp_path).returncode == 2
 
 
+@pytest.mark.parametrize(
+    ("closed", "prints", "fails"),
+    [
+        (">&-", (1, "svdctl: stdout is closed; what was to be printed is nowhere\n"), (2, "svdctl: there is no")),
+        ("2>&-", (0, ""), (2, "")),
+        (">&- 2>&-", (1, ""), (2, "")),
+        ("<&-", (0, ""), (2, "svdctl: there is no")),
+    ],
+)
+def test_streams_that_the_shell_has_closed(
+    closed: str, prints: tuple[int, str], fails: tuple[int, str], tmp_path: Path
+) -> None:
+    for arguments, (code, words) in (("--print-config", prints), ("--resume none", fails)):
+        done = subprocess.run(
+            f"exec {sys.executable} -m svdctl train {arguments} {closed}", shell=True, capture_output=True, text=True,
+            timeout=120, check=False, cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )  # fmt: skip
+        assert done.returncode == code, done.stderr
+        assert done.stderr.startswith(words)
+        assert bool(done.stderr) == bool(words)
+        assert bool(done.stdout) == (code == 0)
+
+
 LOCALES = {
     "latin-1": {"PYTHONIOENCODING": "latin-1"},
     "ascii": {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"},
