@@ -15,6 +15,10 @@ QUICK = ["clip-retract", "divide-penalty", "clip-parametrize", "lipconv-sott"]
 SCRIPT = str(HERE / "runs.py")
 
 
+CLOSE = 1e-7
+"""Sums in another order differ by 1e-16, which twenty steps of training on batches of three and eight make 5e-9 of."""
+
+
 def deviation(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
     """The largest relative distance of a tensor."""
     assert list(weights) == list(expected)
@@ -34,12 +38,12 @@ def compare(folder: Path, kinds: list[str], devices: int) -> None:
     for kind in kinds:
         alone = torch.load(folder / f"{kind}-1.0.pt")
         shared = [torch.load(folder / f"{kind}-{devices}.{rank}.pt") for rank in range(devices)]
-        assert deviation(shared[0], alone) < 1e-9, kind
+        assert deviation(shared[0], alone) < CLOSE, kind
         for other in shared[1:]:
             assert all(torch.equal(shared[0][name], other[name]) for name in alone), kind
         # Names, shapes and dtypes of what is saved are those of one process too.
         saved, single = (read_checkpoint(folder / f"{kind}-{number}") for number in (devices, 1))
-        assert deviation(saved.model, single.model) < 1e-9
+        assert deviation(saved.model, single.model) < CLOSE
         kept, expected = (made.training["controller"]["vectors"] for made in (saved, single))
         assert list(kept) == list(expected)
         assert all(torch.allclose(kept[name], value, rtol=0, atol=1e-6) for name, value in expected.items())
