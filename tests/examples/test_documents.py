@@ -1,0 +1,26 @@
+"""The guide to the library runs from its first block to its last, and every example is run by `.ci/run`."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_guide_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs/library.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 5
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "docs/library.md", "exec"), names)  # noqa: S102  # our own text
+    assert "Conv2d" in capsys.readouterr().out
+
+
+def test_every_example_is_run() -> None:
+    commands = (ROOT / ".ci/run").read_text()
+    examples = sorted(file.name for file in (ROOT / "examples").glob("*.py"))
+    assert len(examples) >= 6
+    for name in examples:
+        assert f'"$venv/bin/python" examples/{name}\n' in commands, name
