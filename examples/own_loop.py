@@ -21,9 +21,9 @@ model = nn.Sequential(
     nn.Flatten(),
     nn.Linear(64 * 4 * 4, 10),
 )
-optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
 control = svdctl.Controller(
-    model, optimizer, method="clip", max_sigma=1.0, every_steps=20, linear_max=4.0, batchnorm_max=10.0
+    model, optimizer, method="clip", max_sigma=2.0, every_steps=20, linear_max=4.0, batchnorm_max=10.0
 )
 
 for epoch in range(3):
@@ -41,4 +41,4 @@ for epoch in range(3):
     print(f"epoch {epoch + 1}: accuracy {accuracy:.1%}")
 
 print(control.report())
-assert all(svdctl.spectral_norm_bound(model[place], tolerance=1e-3).upper <= 1.001 for place in (0, 3))
+assert all(svdctl.spectral_norm_bound(model[place], tolerance=1e-3).upper <= 2.001 for place in (0, 3))
