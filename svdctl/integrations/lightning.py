@@ -27,7 +27,7 @@ class Control(LightningHooks, Callback):  # type: ignore[misc]  # the package ma
         module: the part of the LightningModule to control, as `"generator"`; all of it, if not given. Where several
             optimisers step different parts, each part has a Control of its own.
         seal: prove the maxima of the module when the fit has ended, too.
-        best: write `best.pt`.
+        best: write `best.pt`; of several such callbacks the first one says so, and the copy is sealed by all of them.
         settings: those of `svdctl.Controller`, as max_sigma, method, every_steps, linear_max, batchnorm_max and layers.
 
     Raises:

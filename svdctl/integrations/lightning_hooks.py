@@ -75,7 +75,8 @@ class LightningHooks:
         # Once after each step that is made: neither accumulation nor a step that GradScaler skips counts, and the step
         # of a manual optimisation does. It precedes all callbacks, so that averages are of controlled weights.
         self._handle = optimizer.register_step_post_hook(lambda *_: self._controller.step())
-        if self.best and trainer.is_global_zero and self is self._controls(trainer)[0]:
+        is_first = self is self._controls(trainer)[0]
+        if self.best and is_first and trainer.is_global_zero and trainer.checkpoint_callback is not None:
             # Now, while no tensor of a step is in the module, which could not be copied.
             self._copy = deepcopy(pl_module).cpu()
 

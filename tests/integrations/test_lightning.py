@@ -117,8 +117,10 @@ class Halt(Exception):  # noqa: N818 - it is no error
     """The end of a training in the middle of an epoch."""
 
 
-@pytest.mark.parametrize("method", ["divide", "clip"])
-def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(package: Package, tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize(("method", "tensorised"), [("divide", False), ("clip", False), ("divide", True)])
+def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(
+    package: Package, tmp_path: Path, method: str, tensorised: bool
+) -> None:
     class HaltAt(package.pl.Callback):
         def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
             if trainer.global_step == 4:
@@ -127,7 +129,9 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(package: Packag
 
     def fitted(callbacks: list[Any], **settings: Any) -> Any:
         control = control_of(package, method=method, every_steps=3 if method == "clip" else 1, seal=False)
-        module = package.module()
+        torch.manual_seed(2)
+        tt = nn.Sequential(svdctl.TTConv2d(2, 4, 3, rank=2), nn.Flatten(), nn.Linear(64, 3)) if tensorised else None
+        module = package.module(tt)
         # Lightning begins with the first batch again in the middle of an epoch, so that all are to be the same.
         package.trainer(tmp_path, [control, *callbacks], max_epochs=2).fit(module, batches(alike=True), **settings)
         assert control.controller.steps == 12
@@ -349,6 +353,14 @@ def test_a_best_checkpoint_that_is_gone_is_a_warning(package: Package, tmp_path:
     trainer = package.trainer(tmp_path, [control_of(package), Lose(), best], enable_checkpointing=True)
     with pytest.warns(UserWarning, match=r"gone\.ckpt is not there"):
         trainer.fit(package.module(), batches(), batches(1))
+    assert not (tmp_path / "best.pt").exists()
+
+
+def test_best_is_not_written_where_it_is_not_wanted(package: Package, tmp_path: Path) -> None:
+    best = package.callbacks.ModelCheckpoint(tmp_path, monitor="loss")
+    trainer = package.trainer(tmp_path, [control_of(package, best=False), best], enable_checkpointing=True)
+    trainer.fit(package.module(), batches(), batches(1))
+    assert Path(best.best_model_path).exists()
     assert not (tmp_path / "best.pt").exists()
 
 
