@@ -122,7 +122,7 @@ LAYERS: Registry[Any] = Registry(
 )
 """Of `svdctl.layers.layer_ops.LayerOps`."""
 LOGGERS: Registry[Any] = Registry(
-    "logger", [f"svdctl.train.loggers.{name}_logger" for name in ("jsonl", "wandb", "tensorboard")]
+    "logger", [f"svdctl.train.loggers.{name}_logger" for name in ("jsonl", "wandb", "tensorboard", "mlflow")]
 )
 """Of `svdctl.train.logger.Logger`."""
 LOSSES: Registry[Any] = Registry("loss", ["svdctl.train.losses.cross_entropy"])

@@ -297,7 +297,7 @@ FLAGS: Flags = {
     "log": Flag(
         "log.loggers",
         RUN,
-        "A further log: tensorboard, wandb, or a kind of your own; metrics.jsonl is always written. Repeatable.",
+        "A further log: tensorboard, mlflow, wandb, or one of your own; metrics.jsonl is always written. Repeatable.",
         type=list[str],
         rule=_loggers,
     ),

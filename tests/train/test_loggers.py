@@ -1,6 +1,8 @@
 """What programs that draw curves are given: names, steps, pictures and the summary, and none of it twice."""
 
 import json
+import os
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -130,8 +132,11 @@ def test_event_files_that_were_removed_are_written_anew_from_the_log(tmp_path: P
 
 def test_without_the_package_a_sentence_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "mlflow.tracking", None)
     with pytest.raises(UsageError, match=r"pip install 'svdctl\[tensorboard\]'$"):
         opened(tmp_path, "tensorboard")
+    with pytest.raises(UsageError, match=r"pip install mlflow-skinny$"):
+        opened(tmp_path, "mlflow")
 
 
 def test_a_link_in_the_place_of_the_folder_is_not_followed(tmp_path: Path) -> None:
@@ -152,6 +157,54 @@ def test_metrics_jsonl_is_the_same_beside_other_logs(tmp_path: Path) -> None:
     log.finish(RunEnd(3, {"test_acc": 1.0}, ["done"], [], {}))
     log.close()
     assert (tmp_path / "metrics.jsonl").read_text() == "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def mlflow_runs(folder: Path) -> tuple[Any, list[Any]]:
+    pytest.importorskip("mlflow")
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=(folder / "mlflow").as_uri())
+    (experiment,) = (one for one in client.search_experiments() if one.name == "svdctl")
+    return client, list(client.search_runs([experiment.experiment_id]))
+
+
+def test_a_resumed_run_leaves_curves_pictures_and_summary_in_mlflow_and_no_step_twice(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.setattr("socket.socket.connect", None)  # nobody is told
+    config = make(data, 'log.loggers=[{kind="mlflow"}]', epochs=3)
+    folder = recipe.run(config, base="test", reporter=Recorder(interrupt_after=6)).folder
+    assert "MLFLOW_ALLOW_FILE_STORE" not in os.environ
+    recipe.resume(folder, reporter=Recorder())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    client, (run,) = mlflow_runs(folder)
+    assert (run.info.status, run.info.run_name) == ("FINISHED", folder.name)
+    lines = read_log(folder / "metrics.jsonl")
+    for kind, tag in (("step", "train/loss_step"), ("epoch", "train/loss_epoch")):
+        logged = [(line["step"], line["loss"]) for line in lines if line["kind"] == kind]
+        assert [(one.step, one.value) for one in client.get_metric_history(run.info.run_id, tag)] == logged
+    assert run.data.metrics.keys() >= {"test/acc", "val/acc"}
+    assert run.data.params["control.kind"] == "divide"
+    pictures = client.list_artifacts(run.info.run_id, "pictures")
+    assert [Path(one.path).name for one in pictures] == ["curves.png", "spectrum.png"]
+    assert run.info.artifact_uri.startswith(folder.as_uri())
+    assert not Path("mlruns").exists()
+
+
+def test_a_store_of_mlflow_that_was_there_is_not_gone_on_with(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    (tmp_path / "mlflow" / "0").mkdir(parents=True)
+    (tmp_path / "mlflow" / "0" / "meta.yaml").write_text("artifact_location: file:///elsewhere")
+    (tmp_path / "elsewhere").mkdir()
+    opened(tmp_path, "mlflow", lines=[{**STEP, "bound/a b/../c": 1.0}], step=3).close()
+    assert not any("elsewhere" in file.read_text() for file in (tmp_path / "mlflow").rglob("meta.yaml"))
+    assert list((tmp_path / "mlflow").rglob("a_x20_b_x2f_.._x2f_c"))
+    shutil.rmtree(tmp_path / "mlflow")
+    (tmp_path / "mlflow").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SvdctlError, match="move it away"):
+        opened(tmp_path, "mlflow", lines=[], step=3)
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 class _Run:
