@@ -1,26 +1,43 @@
-"""Bounds of a convolution's norm: svdctl beside what else can be installed, on time and on tightness.
+"""Norms of convolutions, bounded and kept in training: svdctl beside what else can be installed.
 
-    pip install orthogonium            # optional: its rows are left out without it
-    python benchmarks/peers.py [--repeats 5] [--threads 2]
+    pip install orthogonium deel-torchlip      # optional: their rows are left out without them
+    python benchmarks/peers.py [--part bounds|training] [--repeats 5] [--threads 2] [--steps 200]
 
-The truth is the norm of the zero-padded convolution over every input size, bracketed to 1e-4 in float64. A bound is
-tight when bound / truth is near 1; below 1 it is no bound. Every round times all methods once, in turn.
+Bounds: on time and on tightness. The truth is the norm of the zero-padded convolution over every input size, bracketed
+to 1e-4 in float64. A bound is tight when bound / truth is near 1; below 1 it is no bound. Every round times all methods
+once, in turn.
+
+Training: one layer under a constraint of 1 learns another one of norm 3 by SGD with momentum, from the same weights and
+on the same batches for each method. What counts is the true norm of the weight in evaluation mode at the end, 1 where
+the constraint is that of the operator, the loss, and the time of a step over that of the plain layer. Every step times
+all methods once, in turn.
 """
 
 import argparse
+import copy
 import math
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from svdctl import parametrize
 from svdctl.layers.layer_operator import operator_of
-from svdctl.spectral import is_bounded, norm_bound
+from svdctl.spectral import Convolution, is_bounded, norm_bound
 from svdctl.utils.machine import machine
 
+try:
+    from deel import torchlip
+except ImportError:
+    torchlip = None
+try:
+    from orthogonium.layers.conv.AOC import AdaptiveOrthoConv2d
+except ImportError:
+    AdaptiveOrthoConv2d = None
 try:
     from orthogonium.layers.conv.singular_values import get_conv_sv
 except ImportError:
@@ -80,14 +97,114 @@ def methods(layer: nn.Conv2d) -> dict[str, Callable[[], float]]:
     return rows
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Trained:
+    """What a training of one layer came to."""
+
+    norm: float
+    """True norm of the operator, a lower end within 1e-4."""
+    loss: float
+    milliseconds: float
+    ratio: float
+    """Median of the times of a step over those of the plain layer's step of the same number."""
+
+
+def constrained(plain: nn.Module) -> dict[str, nn.Module]:
+    """Name to a layer of that shape under a constraint of 1, from the same weights where the method takes them."""
+    rows: dict[str, nn.Module] = {
+        "plain, no constraint": plain,
+        "svdctl.parametrize.spectral_norm": parametrize.spectral_norm(copy.deepcopy(plain)),
+        "torch spectral_norm": spectral_norm(copy.deepcopy(plain)),
+    }
+    if isinstance(plain, nn.Linear):
+        rows["svdctl.parametrize.orthogonal"] = parametrize.orthogonal(copy.deepcopy(plain))
+        if torchlip is not None:
+            rows["deel-torchlip SpectralLinear"] = torchlip.SpectralLinear(plain.in_features, plain.out_features)
+        return rows
+    assert isinstance(plain, nn.Conv2d)
+    shape = plain.in_channels, plain.out_channels, plain.kernel_size
+    settings = {"stride": plain.stride, "padding": plain.padding, "padding_mode": "zeros"}
+    if torchlip is not None:
+        rows["deel-torchlip SpectralConv2d"] = torchlip.SpectralConv2d(*shape, **settings)
+    if AdaptiveOrthoConv2d is not None:
+        rows["orthogonium AdaptiveOrthoConv2d"] = AdaptiveOrthoConv2d(*shape, **settings)
+    return rows
+
+
+def trained_layers(make: Callable[[], nn.Module], input_shape: tuple[int, ...], *, steps: int) -> dict[str, Trained]:
+    """Return what each method comes to on one layer."""
+    torch.manual_seed(0)
+    teacher = make().requires_grad_(False)
+    teacher.weight.mul_(3 / norm_bound(operator_of(teacher)).upper)
+    plain = make()
+    layers = constrained(plain)
+    optimizers = {
+        name: torch.optim.SGD(layer.parameters(), lr=0.02, momentum=0.9, foreach=False)
+        for name, layer in layers.items()
+    }
+    times: dict[str, list[float]] = {name: [] for name in layers}
+    losses: dict[str, float] = {}
+    for _ in range(steps):
+        x = torch.randn(16, *input_shape)
+        wanted = teacher(x)
+        for name, layer in layers.items():
+            began = time.perf_counter()
+            loss = (layer(x) - wanted).square().mean()
+            optimizers[name].zero_grad()
+            loss.backward()
+            optimizers[name].step()
+            times[name].append(time.perf_counter() - began)
+            losses[name] = float(loss.detach())
+    found = {}
+    for name, layer in layers.items():
+        weight = layer.eval().weight.detach().double()
+        kernel = weight[:, :, None] if weight.ndim == 2 else weight
+        conv = Convolution.make(kernel, stride=plain.stride if isinstance(plain, nn.Conv2d) else 1)
+        # The first steps prepare what later ones reuse.
+        pairs = list(zip(times[name], times["plain, no constraint"], strict=True))[min(10, steps // 2) :]
+        found[name] = Trained(
+            norm_bound(conv, tolerance=1e-4).lower,
+            losses[name],
+            1e3 * statistics.median(own for own, _ in pairs),
+            statistics.median(own / other for own, other in pairs),
+        )
+    return found
+
+
+TRAINED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "Conv2d 32 to 32, 3 x 3, on 16 x 16": (lambda: nn.Conv2d(32, 32, 3, padding=1), (32, 16, 16)),
+    "Conv2d 32 to 64, 3 x 3, stride 2": (lambda: nn.Conv2d(32, 64, 3, stride=2, padding=1), (32, 16, 16)),
+    "Linear 256 to 128": (lambda: nn.Linear(256, 128), (256,)),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--part", choices=("bounds", "training"))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=200)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(f"{machine()}, n = {options.repeats}, medians\n")  # fmt: skip
+    print(f"{machine()}\n")  # fmt: skip
+    if options.part != "training":
+        bounds(options)
+    if options.part != "bounds":
+        training(options)
+
+
+def training(options: argparse.Namespace) -> None:
+    print(f"n = {options.steps} steps, medians of their times\n")
+    print("| layer | method | norm at the end | loss | ms a step | over the plain layer's |\n|---|---|---|---|---|---|")
+    for layer, (make, shape) in TRAINED.items():
+        for method, row in trained_layers(make, shape, steps=options.steps).items():
+            figures = f"{row.norm:.4f} | {row.loss:.4f} | {row.milliseconds:.2f} | {row.ratio:.2f}"
+            print(f"| {layer} | {method} | {figures} |", flush=True)
+
+
+@torch.no_grad()
+def bounds(options: argparse.Namespace) -> None:
+    print(f"n = {options.repeats}, medians\n")
     layers = {
         "random, 64 channels": random_layer(64),
         "random, 160 channels": random_layer(160),
