@@ -9,8 +9,8 @@ once, in turn.
 
 Training: one layer under a constraint of 1 learns another one of norm 3 by SGD with momentum, from the same weights and
 on the same batches for each method. What counts is the true norm of the weight in evaluation mode at the end, 1 where
-the constraint is that of the operator, the loss, and the time of a step over that of the plain layer. Every step times
-all methods once, in turn.
+the constraint is that of the operator, the loss, and the processor's time of a step over that of the plain layer. Every
+step times all methods once, in turn.
 """
 
 import argparse
@@ -148,12 +148,12 @@ def trained_layers(make: Callable[[], nn.Module], input_shape: tuple[int, ...], 
         x = torch.randn(16, *input_shape)
         wanted = teacher(x)
         for name, layer in layers.items():
-            began = time.perf_counter()
+            began = time.process_time()
             loss = (layer(x) - wanted).square().mean()
             optimizers[name].zero_grad()
             loss.backward()
             optimizers[name].step()
-            times[name].append(time.perf_counter() - began)
+            times[name].append(time.process_time() - began)
             losses[name] = float(loss.detach())
     found = {}
     for name, layer in layers.items():
@@ -194,7 +194,7 @@ def main() -> None:
 
 
 def training(options: argparse.Namespace) -> None:
-    print(f"n = {options.steps} steps, medians of their times\n")
+    print(f"n = {options.steps} steps, medians of the processor's time\n")
     print("| layer | method | norm at the end | loss | ms a step | over the plain layer's |\n|---|---|---|---|---|---|")
     for layer, (make, shape) in TRAINED.items():
         for method, row in trained_layers(make, shape, steps=options.steps).items():

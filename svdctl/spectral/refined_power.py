@@ -76,7 +76,9 @@ class RefinedPower:
         chosen = torch.cat([self._group(place, groups)[None], group])
         points = torch.cat([kept[None], on_grid.index_select(0, frequency * groups + group)])
         places = torch.cat([place[None, :-1], self._grid.index_select(0, frequency)])
-        values, points, places = self._climbed(matrices.index_select(0, chosen), points, places)
+        if groups > 1:
+            matrices = matrices.index_select(0, chosen)
+        values, points, places = self._climbed(matrices, points, places)
         winner = values.argmax()[None]
         place = torch.cat([places.index_select(0, winner)[0], chosen.index_select(0, winner).to(places)])
         return torch.cat([on_grid, points.index_select(0, winner)]), place
@@ -85,23 +87,24 @@ class RefinedPower:
         """Return values `(P,)`, unit vectors `(P, I, 2)` and frequencies `(P, d)` after searches and power steps.
 
         Args:
-            matrices: of each point, taps outermost, `(P, T O, I)`.
+            matrices: of each point or of all, taps outermost, `(P, T O, I)` or `(1, T O, I)`.
             points, places: where they start.
         """
         phase = self._phases(places)
         for _ in range(_ROUNDS):
             images = self._images(matrices, points)
-            left = (images * phase[:, :, None]).sum(1)
-            coefficients = (images * left.conj()[:, None]).sum(2)  # (P, T), of the polynomial, but for |left|
-            places = torch.zeros_like(places)
-            for frequencies, fine in (self._fine, self._near):
-                highest = (coefficients @ fine).abs().argmax(1)
-                places = places + frequencies.index_select(0, highest)
-                coefficients = coefficients * fine.T.index_select(0, highest)
-            phase = self._phases(places)
             forward = (images * phase[:, :, None]).sum(1)
+            if len(self._fine[0]) > 1:
+                coefficients = (images * forward.conj()[:, None]).sum(2)  # (P, T), of the polynomial, but for |forward|
+                places = torch.zeros_like(places)
+                for frequencies, fine in (self._fine, self._near):
+                    highest = (coefficients @ fine).abs().argmax(1)
+                    places = places + frequencies.index_select(0, highest)
+                    coefficients = coefficients * fine.T.index_select(0, highest)
+                phase = self._phases(places)
+                forward = (images * phase[:, :, None]).sum(1)
             spread = torch.view_as_real(forward[:, None] * phase.conj()[:, :, None]).flatten(1, 2)
-            back = torch.bmm(matrices.mT, spread)
+            back = _products(matrices.mT, spread)
             size = torch.linalg.vector_norm(back, dim=(1, 2), keepdim=True)
             points = torch.where(size > torch.finfo(size.dtype).tiny, back / size, points)
         values = (self._images(matrices, points) * phase[:, :, None]).sum(1)
@@ -133,7 +136,7 @@ class RefinedPower:
 
     def _images(self, matrices: Tensor, points: Tensor) -> Tensor:
         """Return the image `(P, T, O)`, complex, of each point by each tap."""
-        found = torch.bmm(matrices, points).unflatten(1, (self._positions.shape[0], -1))
+        found = _products(matrices, points).unflatten(1, (self._positions.shape[0], -1))
         return torch.view_as_complex(found.contiguous())
 
     def _phases(self, places: Tensor) -> Tensor:
@@ -148,6 +151,14 @@ class RefinedPower:
         sizes = torch.linalg.vector_norm(vectors, dim=(1, 2), keepdim=True)
         usable = sizes.isfinite() & (sizes > math.sqrt(torch.finfo(sizes.dtype).tiny))
         return torch.where(usable, vectors / sizes, self._seeds)
+
+
+def _products(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """Return the products `(P, m, 2)` of matrices, one for each or one for all, with vectors `(P, n, 2)`."""
+    if len(matrices) == len(vectors):
+        return torch.bmm(matrices, vectors)
+    beside = vectors.transpose(0, 1).flatten(1)
+    return (matrices[0] @ beside).unflatten(1, (-1, 2)).transpose(0, 1)
 
 
 def _generator() -> torch.Generator:
