@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from svdctl.errors import ShapeError
@@ -14,6 +13,7 @@ from svdctl.layers.layer_ops import is_controllable, require_module
 from svdctl.layers.soc import SOC
 from svdctl.layers.stored_weight import require_memory, why_not_as_stored
 from svdctl.layers.tensorize import made_once, replace_
+from svdctl.parametrize import orthogonal
 
 
 class Orthogonalized(NamedTuple):
@@ -84,7 +84,7 @@ def orthogonalize_(model: nn.Module, layers: str | Sequence[str] | None = None) 
     replace_(model, made_once(convolutions, _soc))
     for module in dict.fromkeys(chosen.values()):
         if isinstance(module, nn.Linear):
-            parametrizations.orthogonal(module, orthogonal_map="householder")
+            orthogonal(module)
     kinds = {name: "SOC" if name in convolutions else "orthogonal" for name in chosen}
     return Orthogonalized(kinds, skipped)
 

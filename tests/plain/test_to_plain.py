@@ -298,6 +298,27 @@ def test_shared_layers_and_parametrised_weights(dtype: torch.dtype) -> None:
     assert not torch.equal(plain.linear.weight, copy.deepcopy(network).eval().linear.weight)
 
 
+def test_parametrizations_of_svdctl_become_the_weights_of_evaluation_mode() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        svdctl.parametrize.spectral_norm(nn.Conv2d(3, 8, 3, padding=1), max_sigma=0.5),
+        svdctl.parametrize.spectral_norm(nn.Conv2d(8, 8, 3, padding_mode="reflect", padding=1), max_sigma="learnable"),
+        *(svdctl.parametrize.orthogonal(nn.Conv2d(8, 8, 1)), nn.Flatten()),
+        svdctl.parametrize.spectral_norm(nn.Linear(128, 4), mode="normalize"),
+    )
+    x = torch.rand(2, 3, 4, 4)
+    network(x)
+    plain = svdctl.to_plain(network, x)
+    assert_no_svdctl(plain)
+    assert plain.meta["svdctl"]["error"] < 1e-6
+    assert {type(module) for module in plain.children()} == {nn.Conv2d, nn.Flatten, nn.Linear}
+    assert svdctl.spectral_norm_bound(plain.get_submodule("0")).upper <= 0.5 * 1.006
+    network(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    torch.testing.assert_close(plain(x), svdctl.to_plain(network)(x))
+    assert pickle.loads(pickle.dumps(plain)).meta == plain.meta
+
+
 def test_no_random_number_is_drawn() -> None:
     network = Branching()
     state = torch.get_rng_state()
