@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 import svdctl
 from svdctl.config.control_config import BatchNormControl
+from svdctl.control import actions
 from svdctl.control.actions import is_layer_bounded
 from svdctl.control.clip import Clip
 from svdctl.control.controller import Controller
 from svdctl.errors import ShapeError
 from svdctl.layers.layer_operator import batchnorm_gain
 from svdctl.layers.layer_ops import LayerOps
+from svdctl.spectral import batched, projection
 from svdctl.spectral.stacks import multiply_
 from tests.control.test_control import CONTROLS, LAYERS, make
 from tests.dense import dense_values
@@ -69,6 +71,23 @@ def test_a_second_call_changes_nothing(change: Callable[..., dict[str, float]], 
     assert are_same(net, before)
     shapes = ((16, 7, 7), (24, 8, 8), (40,))
     assert all(0.3 < largest(layer, shape) <= 0.5 for layer, shape in zip(net, shapes, strict=True))
+
+
+@pytest.mark.parametrize("control", [CONTROLS[0], CONTROLS[2], CONTROLS[4]], ids=lambda control: control.kind)
+@pytest.mark.parametrize("dtype", HALF)
+def test_whole_networks_as_on_a_gpu(control: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (batched, projection):
+        monkeypatch.setattr(module, "products_are_faster", lambda _: True)
+    monkeypatch.setattr(actions, "on_cpu", lambda _: False)
+    # Frames that are retracted are rounded anew at each step.
+    net = nn.ModuleList(make(name, dtype) for name in KINDS if name != "tt kept" for _ in range(2))
+    controller = Controller.from_config(net, None, control, None)
+    controller.step()
+    assert all(is_layer_bounded(layer, 0.7) for layer in net)
+    assert all(row.largest > 0.685 for row in controller.report())
+    before = weights(net)
+    controller.seal()
+    assert are_same(net, before)
 
 
 @pytest.mark.parametrize("dtype", HALF)
