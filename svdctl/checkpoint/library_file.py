@@ -52,7 +52,7 @@ class Description:
     shared: Mapping[str, str]
     """Names of tensors that are the same as another one's; in safetensors only the other is written."""
     control: Mapping[str, Any] | None
-    """The configuration of the control that the network was trained under."""
+    """Settings of the control that the network was trained under, of its limit on BatchNorm, and maxima by layer."""
     config: Any
     """What the user gave."""
 
@@ -120,6 +120,7 @@ def _settings(control: "Controller") -> dict[str, Any]:
     batchnorm = control.batchnorm
     return {
         "control": control.config.model_dump(mode="json"),
+        "maxima": {name: maximum for name in control.layers if (maximum := control.allowed(name)) is not None},
         "batchnorm": None if batchnorm is None else batchnorm.model_dump(mode="json"),
     }
 

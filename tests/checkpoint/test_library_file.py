@@ -163,13 +163,15 @@ def test_tied_and_partial_tensors_are_written_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_configuration_and_control_are_kept(suffix: str, tmp_path: Path) -> None:
     net = Net()
-    control = svdctl.Controller(net, method="clip", max_sigma=2.0, batchnorm_max=4.0)
+    maxima = {"stem": 2.0, "body.*": 1.5}
+    control = svdctl.Controller(net, method="clip", max_sigma=maxima, batchnorm_max=4.0, layers=["stem", "body.*"])
     svdctl.save(net, tmp_path / f"net.{suffix}", config={"epochs": [1, 2]}, control=control)
     told = read_description(tmp_path / f"net.{suffix}")
     assert told.network == "Net"
     assert told.config == {"epochs": [1, 2]}
     assert told.control is not None
     assert told.control["control"]["max_sigma"] == 2.0
+    assert told.control["maxima"] == {"stem": 2.0, "body.0": 1.5, "body.1": 1.5}
     assert told.control["batchnorm"]["max_gain"] == 4.0
 
 
