@@ -63,9 +63,9 @@ def test_each_name_is_typed_throughout(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # some write files
     if getattr(svdctl, name) is load:
         save_untrained(tmp_path / "runs" / "quickstart")
-        monkeypatch.chdir(tmp_path)
     thing = getattr(svdctl, name)
     tests = [
         test
