@@ -30,8 +30,8 @@ class WandbLogger(Logger):
     def open(self, run: RunInfo, config: WandbConfig) -> LogWriter:
         """Start a run of Weights & Biases that has the name of the run folder, or go on with that of a resumed run.
 
-        Online, Weights & Biases passes over figures of steps that it has. Offline, each part is a folder of its own with
-        the same id, where steps that are made again stand twice; `wandb sync` sends them in the order of their starts.
+        Online, Weights & Biases passes over figures of steps that it has. Offline, each part is a folder with
+        the same id, where steps made again stand twice; `wandb sync` sends them in the order of their starts.
 
         Raises:
             UsageError: it refused to start.
