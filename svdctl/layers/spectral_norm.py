@@ -8,6 +8,8 @@ they are. docs/theory.md, "Norms during training", has the statements about eith
 import itertools
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 from weakref import WeakValueDictionary
 
@@ -239,6 +241,24 @@ def _scaled(weight: Tensor, factor: Tensor) -> Tensor:
     return (weight.to(factor.dtype) * factor).to(weight.dtype)
 
 
+@contextmanager
+def _with_conjugates() -> Iterator[None]:
+    """Have conjugates and negatives that are views count, which torch ignores in operators under some compilers.
+
+    The first call of a compiled function, and each under inference mode, runs custom operators with the dispatch keys
+    excluded that resolve such views: `(x.conj() * 1)` is `x` there.
+    """
+    keys = (torch._C.DispatchKey.Conjugate, torch._C.DispatchKey.Negative)
+    if not any(map(torch._C._dispatch_tls_is_dispatch_key_excluded, keys)):
+        yield
+        return
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    for key in keys:
+        excluded = excluded.remove(key)
+    with torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded):
+        yield
+
+
 def _norm_direction(
     weight: Tensor,
     vectors: Tensor,
@@ -255,7 +275,7 @@ def _norm_direction(
     optimiser's step are of one function. Nothing waits for the device.
     """
     kept = Memory.of(memory)
-    with torch.no_grad(), exact_products():
+    with torch.no_grad(), exact_products(), _with_conjugates():
         conv = convolution(weight, groups, stride, dilation)
         power = kept.power(conv)
         own_vectors, own_place = vectors.to(conv.kernel), place.to(conv.kernel)
@@ -303,7 +323,8 @@ def _proved(
     key = (maximum, is_divided, padding_factor, groups, tuple(stride), tuple(dilation))
     if kept.proved is None or kept.proved[1] != key or not _is_weight(kept.proved[0], weight):
         conv = convolution(weight, groups, stride, dilation)
-        factor = _proved_factor(weight, conv, kernel_limit_of(maximum, padding_factor), is_divided=is_divided)
+        with _with_conjugates():
+            factor = _proved_factor(weight, conv, kernel_limit_of(maximum, padding_factor), is_divided=is_divided)
         kept.proved = weight.clone(), key, torch.tensor(factor, dtype=conv.kernel.dtype, device=weight.device)
     return kept.proved[2].to(torch.promote_types(weight.dtype, torch.float32), copy=True)
 

@@ -66,18 +66,17 @@ def test_compiled(mode, backend):
     torch._dynamo.reset()
     model = network().train(mode == "train")
     plain = copy.deepcopy(model)
-    # A proof is the same only where its search was; the two may differ within its tolerance.
-    close = {"rtol": 2e-3, "atol": 1e-3} if mode != "train" else {}
     compiled = torch.compile(model, backend=backend, fullgraph=True)
     if mode == "inference":
+        # Conjugate views are ignored in operators here unless they see to it.
         with torch.inference_mode():
-            torch.testing.assert_close(compiled(IMAGES), plain(IMAGES), **close)
+            torch.testing.assert_close(compiled(IMAGES), plain(IMAGES))
         return
     for _ in range(2):
         compiled(IMAGES).square().sum().backward()
         plain(IMAGES).square().sum().backward()
         for mine, theirs in zip(model.parameters(), plain.parameters(), strict=True):
-            torch.testing.assert_close(mine.grad, theirs.grad, **close)
+            torch.testing.assert_close(mine.grad, theirs.grad)
             with torch.no_grad():
                 theirs.copy_(mine.sub_(mine.grad, alpha=0.1))
             mine.grad = theirs.grad = None
