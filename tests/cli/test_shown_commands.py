@@ -14,6 +14,8 @@ SHOWN = re.compile(
     r"(?:^|`|exec |(?<=\w )|-m )svdctl ((?:train|train-lipconv|eval-robust|reproduce|inspect-spectrum)\b[^`\n|]*)", re.M
 )
 OTHERS = {
+    "--logdir",
+    "--model-ema",
     *("--nnodes", "--node-rank", "--nproc-per-node", "--master-addr", "--master-port"),  # torchrun
     *("--nodes", "--ntasks-per-node", "--signal"),  # SLURM
     "--check",  # ruff
