@@ -118,7 +118,9 @@ def _why_not(module: nn.Module, owners: dict[int, list[str]]) -> str | None:
         return "its weight is on the meta device and has no values yet; load them first"
     if len(owners[id(weight)]) > 1:
         return f"{' and '.join(map(repr, owners[id(weight)]))} share its weight; give each one of its own"
-    return _geometry(module) if isinstance(module, nn.Conv2d) else None
+    if isinstance(module, nn.Conv2d):
+        return _geometry(module)
+    return None if bool(weight.isfinite().all()) else "its weight holds values that are not finite"
 
 
 def _geometry(conv: nn.Conv2d) -> str | None:

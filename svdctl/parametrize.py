@@ -91,8 +91,8 @@ def orthogonal(module: M, name: str = "weight") -> M:
         The module.
 
     Raises:
-        ShapeError: another type of module, a kernel of several taps, a weight that is parametrized, or one of half
-            precision, in which torch has no such decomposition.
+        ShapeError: another type of module, a kernel of several taps, or a weight that is parametrized, not finite,
+            complex or of half precision, in which torch has no such decomposition.
 
     Note:
         `torch.nn.utils.parametrizations.orthogonal` works on the last two axes, which of a convolution are those of
@@ -110,8 +110,10 @@ def orthogonal(module: M, name: str = "weight") -> M:
     if math.prod(weight.shape[2:]) != 1:
         size = " x ".join(map(str, weight.shape[2:]))
         raise ShapeError(f"a kernel of {size} taps is no matrix; orthogonal is for one tap, svdctl.SOC for more")
-    if weight.dtype.itemsize < 4:
-        raise ShapeError(f"torch has no QR decomposition in {weight.dtype}; convert the layer with .float() first")
+    if weight.dtype not in (torch.float32, torch.float64):
+        raise ShapeError(f"an orthonormal weight is float32 or float64, not {weight.dtype}; convert it with .float()")
+    if not weight.is_meta:
+        _make_full_rank_(weight, getattr(module, "groups", 1))
     if ops_of(module).is_linear:
         parametrizations.orthogonal(module, name, orthogonal_map="householder")
         _copy_with_own_class(module)
@@ -172,6 +174,24 @@ def _require_maximum(max_sigma: Any) -> None:
     is_number = isinstance(max_sigma, numbers.Real) and not isinstance(max_sigma, bool)
     if max_sigma != "learnable" and not (is_number and 1e-30 <= max_sigma <= 1e30):
         raise ShapeError(f"max_sigma is a number from 1e-30 to 1e30, or 'learnable', not {max_sigma!r}")
+
+
+@torch.no_grad()
+def _make_full_rank_(weight: Tensor, groups: int) -> None:
+    """Replace a weight by its factor Q where the factor R has a zero on its diagonal, as of a weight of zeros.
+
+    There torch's parametrization keeps columns of zeros.
+
+    Raises:
+        ShapeError: values that are not finite.
+    """
+    if not bool(weight.isfinite().all()):
+        raise ShapeError("the weight holds values that are not finite; it has no QR decomposition")
+    matrices = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1])
+    is_wide = matrices.shape[1] < matrices.shape[2]
+    q, r = torch.linalg.qr(matrices.mT if is_wide else matrices)
+    if bool((r.diagonal(dim1=1, dim2=2) == 0).any()):
+        weight.copy_((q.mT if is_wide else q).reshape(weight.shape))
 
 
 def _parametrizations(module: nn.Module) -> nn.ModuleList:

@@ -191,4 +191,4 @@ def _relative_error(wanted: Any, found: Any) -> float:
     ]
     apart = math.hypot(*(float((one - other).norm()) for one, other in pairs))
     size = math.hypot(*(float(one.norm()) for one, _ in pairs))
-    return apart / size if apart else 0.0
+    return (apart / size if size else math.inf) if apart else 0.0

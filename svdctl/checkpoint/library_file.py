@@ -130,6 +130,7 @@ def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     found: dict[str, Tensor] = {}
     shared: dict[str, str] = {}
     first: dict[object, str] = {}
+    storages: set[int] = set()
     for name, value in model.state_dict().items():
         if (fault := _why_not_written(value)) is not None:
             raise CheckpointError(f"{name!r} of the network is {fault}, and svdctl.save writes ordinary tensors alone")
@@ -140,8 +141,11 @@ def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
             continue
         first[place] = name
         kept = value.detach().cpu().contiguous()
-        # Of a part of a larger tensor torch would write the whole.
-        found[name] = kept.clone() if kept.untyped_storage().nbytes() > kept.nbytes else kept
+        # Of a part of a larger tensor torch would write the whole; safetensors writes no two views of one memory.
+        is_part = kept.untyped_storage().nbytes() > kept.nbytes
+        found[name] = kept.clone() if is_part or kept.untyped_storage().data_ptr() in storages else kept
+        if kept.numel():
+            storages.add(found[name].untyped_storage().data_ptr())
     return found, shared
 
 

@@ -114,23 +114,27 @@ class Controller:
         layers: Choices = "*",
     ) -> None:
         try:
-            maxima = list(max_sigma.values()) if isinstance(max_sigma, Mapping) else [max_sigma]
-            if not maxima:
-                raise UsageError("max_sigma is a number, or at least one pattern with its number")
+            given_maxima = max_sigma if isinstance(max_sigma, Mapping) else {"*": max_sigma}
+            if not given_maxima or not all(isinstance(pattern, str) for pattern in given_maxima):
+                raise UsageError("max_sigma is a number, or at least one pattern of names with its number")
             given = {"kind": method, "every_steps": every_steps, "linear_max": linear_max}
             settings = {name: value for name, value in given.items() if value is not None}
             kind = CONTROLS.get(method).config
+            configs = {pattern: kind(max_sigma=value, **settings) for pattern, value in given_maxima.items()}
             # The largest stands in the configuration, each layer's own with the layer.
-            config = max((kind(max_sigma=value, **settings) for value in maxima), key=lambda made: made.max_sigma)
+            config = max(configs.values(), key=lambda made: made.max_sigma)
             batchnorm = None if batchnorm_max is None else BatchNormControl(max_gain=batchnorm_max)
         except ValidationError as error:
             faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
             raise UsageError(f"control {method!r}: {'; '.join(faults)}") from error
 
+        by_pattern = {pattern: made.max_sigma for pattern, made in configs.items()}
+        checked = by_pattern if isinstance(max_sigma, Mapping) else config.max_sigma
+
         def limits(known: Known) -> dict[str, float]:
-            refuse_quantized(unwrapped(model), layers, max_sigma, linear_max)
-            found = maxima_of(known, layers, max_sigma, linear_max)
-            require_matches(known, layers, max_sigma, found)
+            refuse_quantized(unwrapped(model), layers, checked, config.linear_max)
+            found = maxima_of(known, layers, checked, config.linear_max)
+            require_matches(known, layers, checked, found)
             return found
 
         self._start(model, optimizer, config, batchnorm, {}, 0, Group(), limits)
@@ -422,8 +426,9 @@ class Controller:
     def _seal_copy(self, model: nn.Module, *, sharp: bool) -> dict[str, Bracket]:
         """Do what `seal` does to a copy of the network."""
         names = [*self._controlled, *self._kept]
-        layers = {name: _copy_of(self.layers[name], model, name) for name in names}
-        norms = [_copy_of(norm, model, name) for name, norm in self.norms.items() if self.batchnorm is not None]
+        modules = dict(model.named_modules())
+        layers = {name: _copy_of(self.layers[name], modules, name) for name in names}
+        norms = [_copy_of(norm, modules, name) for name, norm in self.norms.items() if self.batchnorm is not None]
         actions.refuse_unwritable(model, {name: layers[name] for name in self._controlled})
         if self.batchnorm is not None:
             actions.limit_batchnorms_(norms, self.batchnorm.max_gain)
@@ -436,6 +441,7 @@ class Controller:
         return found | _kept_brackets({name: layers[name] for name in self._kept}, self._kept, sharp=sharp)
 
     @torch.no_grad()
+    @exact_products()
     def prove(self) -> dict[str, Bracket]:
         """Prove every controlled layer to be at most its maximum, all together; one found above is scaled there.
 
@@ -559,8 +565,10 @@ class Controller:
         """Continue from `state_dict`, bit for bit where model and optimiser do.
 
         Raises:
-            UsageError: a state of another network or method.
+            UsageError: a state of another network or method, or of something else.
         """
+        if not {"vectors", "step", "generator"} <= state.keys():
+            raise UsageError("the state is not one of Controller.state_dict")
         wanted = [(layer, key) for layer in self._controlled.values() for key in layer.state]
         # What a newer version keeps beside it starts anew.
         wanted = [(layer, key) for layer, key in wanted if key == "vectors" or key in state]
@@ -582,13 +590,13 @@ class Controller:
         self._generator.set_state(state["generator"].cpu())
 
 
-def _copy_of(layer: Any, model: nn.Module, name: str) -> Any:
-    """Return the layer of a name in a copy of a network.
+def _copy_of(layer: Any, modules: Mapping[str, nn.Module], name: str) -> Any:
+    """Return the layer of a name among the modules of a copy of a network.
 
     Raises:
         UsageError: it is not there, or of another type or shape.
     """
-    found = dict(model.named_modules()).get(name)
+    found = modules.get(name)
     kinds = [type_before_parametrizations(one) if one is not None else None for one in (layer, found)]
     shapes = [[tensor.shape for tensor in one.parameters()] if one is not None else None for one in (layer, found)]
     if kinds[0] is not kinds[1] or shapes[0] != shapes[1]:

@@ -184,7 +184,7 @@ def constants(state: Tensor) -> dict[str, Any]:
     """
     try:
         told = json.loads(bytes(state.tolist()))
-        return {
+        found: dict[str, Any] = {
             "max_sigma": None if told["max_sigma"] is None else float(told["max_sigma"]),
             "mode": {"limit": "limit", "normalize": "normalize"}[told["mode"]],
             "padding_factor": float(told["padding_factor"]),
@@ -192,8 +192,11 @@ def constants(state: Tensor) -> dict[str, Any]:
             "stride": [int(step) for step in told["stride"]],
             "dilation": [int(step) for step in told["dilation"]],
         }
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise ShapeError(f"the state of a spectral norm is not one that svdctl stored: {error}") from error
+    if found["max_sigma"] is not None and not 0 < found["max_sigma"] < math.inf:
+        raise ShapeError(f"the state of a spectral norm has {found['max_sigma']} as its maximum, which is none")
+    return found
 
 
 class StoredNorm(NamedTuple):

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, Self, get_args
 
@@ -500,7 +501,7 @@ def _behind(means: Tensor, factors: Tensor, frames: Tensor) -> tuple[Tensor]:
 
 
 def _each(value: Any, axes: int) -> tuple[int, ...]:
-    numbers = (value,) * axes if isinstance(value, int) else tuple(int(number) for number in value)
-    if len(numbers) != axes:
-        raise ShapeError(f"a TT layer takes one number or one for each of its {axes} axes, not {value!r}")
-    return numbers
+    given = tuple(value) if isinstance(value, tuple | list) else (value,) * axes
+    if len(given) != axes or not all(isinstance(number, numbers.Integral) for number in given):
+        raise ShapeError(f"a TT layer takes one whole number or one for each of its {axes} axes, not {value!r}")
+    return tuple(map(int, given))

@@ -145,6 +145,15 @@ def test_types_stay_those_of_the_given_network(tmp_path: Path) -> None:
     assert {value.dtype for value in svdctl.load(tmp_path / "net.pt", Net().double()).parameters()} == {torch.float64}
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_views_of_one_memory_in_two_shapes_are_written(suffix: str, tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.Conv2d(3, 4, 1))
+    net[1].weight = nn.Parameter(net[0].weight.detach().view(4, 3, 1, 1))
+    svdctl.save(net, tmp_path / f"net.{suffix}")
+    given = svdctl.load(tmp_path / f"net.{suffix}", nn.Sequential(nn.Linear(3, 4), nn.Conv2d(3, 4, 1)))
+    assert all(torch.equal(given.state_dict()[name], tensor) for name, tensor in net.state_dict().items())
+
+
 def test_tied_and_partial_tensors_are_written_once(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
     net[1].weight = net[0].weight

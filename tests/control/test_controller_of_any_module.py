@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -101,6 +102,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "linear layers alone": ({"layers": nn.Linear}, "only linear layers are chosen.* give linear_max"),
     "a number": ({"layers": 3}, "chosen by patterns of names, types and predicates .* not by 3"),
     "an empty mapping": ({"max_sigma": {}}, "at least one pattern"),
+    "a mapping of numbers": ({"max_sigma": {0: 1.0}}, "one pattern of names"),
     "a maximum of a pattern": ({"max_sigma": {"conv1": 1.0, "fc": -1.0}}, "max_sigma: Input should be greater than 0"),
 }  # fmt: skip
 
@@ -111,6 +113,14 @@ def test_choices_of_nothing_are_sentences(name: str) -> None:
     with pytest.raises(UsageError, match=words) as caught:
         Controller(network(), **{"max_sigma": 1.0, **given})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["0.5", torch.tensor(0.5), np.float32(0.5)])
+def test_maxima_are_python_numbers_whatever_is_given(value: Any) -> None:
+    for given in (value, {"conv1": value}):
+        control = Controller(network(), max_sigma=given, linear_max=value)
+        assert [type(control.allowed(name)) for name in ("conv1", "fc")] == [float, float]
+        assert control.seal()["conv1"].upper <= 0.5
 
 
 def test_a_network_without_layers_is_a_sentence() -> None:
@@ -397,6 +407,8 @@ def test_a_state_of_another_network_is_a_sentence() -> None:
     other = Controller(nn.Sequential(nn.Conv2d(3, 4, 3)), method="divide", max_sigma=1.0)
     with pytest.raises(UsageError, match="no vectors of this shape for layer 0: it is of another network"):
         other.load_state_dict(state)
+    with pytest.raises(UsageError, match="the state is not one of"):
+        other.load_state_dict({})
     assert other.steps == 0
 
 

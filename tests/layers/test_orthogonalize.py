@@ -87,6 +87,11 @@ def hooked() -> nn.Module:
     return layer
 
 
+def filled(layer: nn.Linear, value: float) -> nn.Module:
+    nn.init.constant_(layer.weight, value)
+    return layer
+
+
 def pruned() -> nn.Module:
     layer = nn.Linear(4, 4)
     prune.l1_unstructured(layer, "weight", 1)
@@ -118,6 +123,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         r"its weight is torch.bfloat16, .*with .float\(\)",
     ),
     "half conv": (lambda: nn.Conv2d(4, 4, 3, padding=1).half(), r"its weight is torch.float16, .*\.float\(\) first"),
+    "not finite": (lambda: filled(nn.Linear(4, 4), float("nan")), "its weight holds values that are not finite"),
     "meta": (lambda: nn.Linear(4, 4, device="meta"), "on the meta device"),
 }
 

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -182,5 +183,9 @@ def test_what_cannot_be_put_back_is_refused_before_anything_is_replaced() -> Non
 def test_wrong_geometry_is_refused() -> None:
     with pytest.raises(ShapeError, match="one for each of its 3 axes"):
         svdctl.TTConv3d(4, 4, (3, 3), rank=2)
+    for value in ("same", 1.5, (1.5, 1), None):
+        with pytest.raises(ShapeError, match="whole number or one for each of its 2 axes"):
+            svdctl.TTConv2d(4, 4, 3, rank=2, padding=value)
+    assert svdctl.TTConv2d(4, 4, np.int64(3), rank=2, padding=[1, 2]).padding == (1, 2)
     with pytest.raises(ShapeError, match="a TTConv1d is made of a Conv1d, not of a Conv2d"):
         svdctl.TTConv1d.from_conv(nn.Conv2d(2, 2, 3), 1)

@@ -90,10 +90,14 @@ def test_other_weights_of_the_layers_in_half_precision_files(tmp_path):
     assert result.exit_code == 0, result.output
 
 
-def test_broken_state_is_no_norm():
+@pytest.mark.parametrize("maximum", [None, "NaN", "Infinity", "-1.0", "0.0"])
+def test_broken_state_is_no_norm(maximum):
     state = small_network().state_dict()
     key = next(name for name in state if name.endswith("_extra_state"))
-    state[key] = torch.zeros(4, dtype=torch.uint8)
+    text = bytes(state[key].tolist()).decode()
+    broken_text = "\0" if maximum is None else text.replace(f'"max_sigma": {MAXIMUM}', f'"max_sigma": {maximum}')
+    assert broken_text != text
+    state[key] = torch.tensor(list(broken_text.encode()), dtype=torch.uint8)
     broken = next(layer_ for layer_ in stored_layers(state) if layer_.name == "0")
     assert broken.norm is None
     assert broken.reason

@@ -1,6 +1,7 @@
 """Orthonormal matrices of linear layers and convolutions of one tap, against the dense operator."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -61,12 +62,30 @@ def test_orthonormal_weight_stays():
     torch.testing.assert_close(orthogonal(module).weight.detach(), weight)
 
 
+def _filled(module, value):
+    nn.init.constant_(module.weight, value)
+    return module
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_weight_of_zeros_or_rank_one_becomes_orthonormal(name, value):
+    make, shape = LAYERS[name]
+    module = orthogonal(_filled(make().double(), value))
+    values = dense_values(module, shape)
+    rank = min(module.weight.shape[0] // getattr(module, "groups", 1), module.weight.shape[1])
+    count = rank * getattr(module, "groups", 1) * int(torch.Size(shape[1:]).numel())
+    torch.testing.assert_close(values[:count], torch.ones(count, dtype=torch.float64))
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
         (lambda: nn.Conv2d(3, 3, 3), "SOC"),
         (lambda: nn.Linear(3, 3).half(), "float"),
         (lambda: orthogonal(nn.Linear(3, 3)), "remove it first"),
+        (lambda: nn.Linear(3, 3, dtype=torch.complex64), "not torch.complex64"),
+        (lambda: _filled(nn.Linear(3, 3), math.nan), "not finite"),
         (lambda: nn.ReLU(), "convolution or linear"),
     ],
 )

@@ -151,6 +151,11 @@ def test_networks_of_svdctl_become_graphs(name: str) -> None:
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
+class FirstHalfRelu(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.chunk(2, 1)[0].relu()
+
+
 def test_errors_are_those_of_outputs_and_of_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MinMaxOps, "plain", lambda self, layer, size=None: nn.Identity())
     network = nn.Sequential(svdctl.MinMax(), nn.ReLU(), SOC(4, 4, 1, bias=False), svdctl.MinMax()).double().eval()
@@ -161,6 +166,13 @@ def test_errors_are_those_of_outputs_and_of_layers(monkeypatch: pytest.MonkeyPat
     assert found["layers"]["3"] == pytest.approx(float(((last - inner).norm() / last.norm()).detach()))
     assert found["layers"]["2"] < 1e-14
     assert found["error"] == pytest.approx(float(((last - network[2](x.relu())).norm() / last.norm()).detach()))
+
+
+def test_the_error_of_outputs_that_are_zero_is_infinite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MinMaxOps, "plain", lambda self, layer, size=None: nn.ReflectionPad2d(0))
+    x = torch.cat([torch.ones(1, 2, 2, 2), -torch.ones(1, 2, 2, 2)], 1)
+    found = svdctl.to_plain(nn.Sequential(svdctl.MinMax(), FirstHalfRelu()), x).meta["svdctl"]
+    assert found["error"] == float("inf")
 
 
 def test_reports_stay_through_copies_and_pickles() -> None:

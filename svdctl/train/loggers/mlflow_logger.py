@@ -9,9 +9,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from svdctl.config.base import Config
-from svdctl.errors import UnusableFileError, UsageError
+from svdctl.errors import UsageError
 from svdctl.train.logger import Logger, LogWriter, RunEnd, RunInfo, register_logger
-from svdctl.train.loggers.tracking import flat_configuration, named_figures, named_results, summary_text
+from svdctl.train.loggers.tracking import flat_configuration, named_figures, named_results, require_folder, summary_text
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -73,8 +73,7 @@ class MlflowLogger(Logger):
                 "the logger mlflow needs a package that is not there; run pip install mlflow-skinny"
             ) from error
         folder = run.folder / FOLDER
-        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-            raise UnusableFileError(str(folder), "is no folder, and the store of MLflow belongs there", "move it away")
+        require_folder(folder, "the store of MLflow belongs")
         if folder.is_dir():
             # A store says itself where pictures are written: what somebody else may have made is not gone on with.
             shutil.rmtree(folder)

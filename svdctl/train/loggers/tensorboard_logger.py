@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from svdctl.config.base import Config
-from svdctl.errors import UnusableFileError, UsageError
+from svdctl.errors import UsageError
 from svdctl.train.logger import Logger, LogWriter, RunEnd, RunInfo, register_logger
 from svdctl.train.loggers.tracking import (
     configuration_text,
     flat_configuration,
     named_figures,
     named_results,
+    require_folder,
     summary_text,
 )
 from svdctl.utils.files import open_regular
@@ -49,8 +50,7 @@ class TensorboardLogger(Logger):
                 "the logger tensorboard needs a package that is not there; run pip install 'svdctl[tensorboard]'"
             ) from error
         folder = run.folder / FOLDER
-        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-            raise UnusableFileError(str(folder), "is no folder, and the event files belong there", "move it away")
+        require_folder(folder, "the event files belong")
         # Events of the step itself may come again, as of an epoch that was not finished: all of them are written anew.
         first = run.step if folder.is_dir() else 0
         writer = _TensorboardWriter(SummaryWriter(str(folder), purge_step=first), run)

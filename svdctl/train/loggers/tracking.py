@@ -2,13 +2,26 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from svdctl.errors import UnusableFileError
 from svdctl.train.logger import RunEnd
 from svdctl.utils.escapes import markdown, markdown_line, metric_name
 
 _OF_NETWORK = ("lipschitz", "frame_deviation")
 _NO_FIGURES = ("kind", "step", "epochs")
+
+
+def require_folder(folder: Path, what: str) -> None:
+    """Raise an UnusableFileError where a link, or no folder, has the place of a logger's folder.
+
+    Args:
+        folder: of the logger, in the run folder; it need not exist.
+        what: belongs there, for the message.
+    """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UnusableFileError(str(folder), f"is no folder, and {what} there", "move it away")
 
 
 def named_figures(line: Mapping[str, Any]) -> dict[str, float]:

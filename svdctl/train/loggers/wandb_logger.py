@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from svdctl.config.base import Config
-from svdctl.errors import TrainingError, UsageError
+from svdctl.errors import TrainingError, UsageError, first_line
 from svdctl.train.logger import Logger, LogWriter, RunEnd, RunInfo, register_logger
 from svdctl.train.loggers.tracking import named_figures, named_results
 
@@ -56,7 +56,7 @@ class WandbLogger(Logger):
             )
         except wandb.errors.UsageError as error:
             raise UsageError(
-                f"Weights & Biases refused to start ({str(error).splitlines()[0]}); run `wandb login`, or use "
+                f"Weights & Biases refused to start ({first_line(error)}); run `wandb login`, or use "
                 "`log.wandb = offline`"
             ) from error
         except wandb.errors.CommError as error:
