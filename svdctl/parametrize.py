@@ -112,8 +112,9 @@ def orthogonal(module: M, name: str = "weight") -> M:
         raise ShapeError(f"a kernel of {size} taps is no matrix; orthogonal is for one tap, svdctl.SOC for more")
     if weight.dtype not in (torch.float32, torch.float64):
         raise ShapeError(f"an orthonormal weight is float32 or float64, not {weight.dtype}; convert it with .float()")
-    if not weight.is_meta:
-        _make_full_rank_(weight, getattr(module, "groups", 1))
+    if weight.is_meta:
+        raise ShapeError("weights on the meta device have no values yet; load them first")
+    _make_full_rank_(weight, getattr(module, "groups", 1))
     if ops_of(module).is_linear:
         parametrizations.orthogonal(module, name, orthogonal_map="householder")
         _copy_with_own_class(module)
@@ -168,6 +169,11 @@ def _require_layer(module: Any, name: str) -> None:
     reason = why_not_read(module)
     if reason is not None:
         raise ShapeError(f"the {type(module).__name__} cannot be parametrized: {reason}")
+    if name not in module._parameters and not is_parametrized(module, name):
+        raise ShapeError(
+            f"the {name} is computed from others before each pass (pruning, or the older functions of torch.nn.utils); "
+            "make it plain first, as by torch.nn.utils.remove_spectral_norm"
+        )
 
 
 def _require_maximum(max_sigma: Any) -> None:

@@ -185,7 +185,7 @@ def _pickle_with_meta(plain: fx.GraphModule) -> None:
 def _relative_error(wanted: Any, found: Any) -> float:
     """Return `|wanted - found| / |wanted|` in l2 over all tensors of two results."""
     pairs = [
-        (one.double(), other.double())
+        tuple(each.to(torch.promote_types(each.dtype, torch.float64)) for each in (one, other))
         for one, other in zip(tree_leaves(wanted), tree_leaves(found), strict=True)
         if isinstance(one, Tensor)
     ]

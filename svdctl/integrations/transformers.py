@@ -28,9 +28,12 @@ class Control(TrainerCallback):  # type: ignore[misc]  # the package may be miss
     (`Controller.penalty`) is added to the gradients before the step, after they were clipped. Several processes do the
     same work, each for itself.
 
-    Checkpoints hold the training weights as they are, with the controller's state beside them in `svdctl.pt`. When the
-    training has ended, and the best model is loaded if the arguments ask for it, the maxima are proved of it: what
-    `trainer.save_model()` writes then is within them.
+    Checkpoints hold the training weights as they are, with the controller's state beside them in `svdctl.pt`. A resumed
+    training reads it in the arguments' `output_dir`, where the trainer writes; from a checkpoint moved elsewhere it
+    goes on without it.
+
+    When the training has ended, and the best model is loaded if the arguments ask for it, the maxima are proved of it:
+    what `trainer.save_model()` writes then is within them.
 
     Args:
         seal: prove the maxima when the training has ended.

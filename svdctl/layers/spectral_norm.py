@@ -192,7 +192,7 @@ def constants(state: Tensor) -> dict[str, Any]:
             "stride": [int(step) for step in told["stride"]],
             "dilation": [int(step) for step in told["dilation"]],
         }
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
+    except (AttributeError, ValueError, TypeError, KeyError, OverflowError) as error:
         raise ShapeError(f"the state of a spectral norm is not one that svdctl stored: {error}") from error
     if found["max_sigma"] is not None and not 0 < found["max_sigma"] < math.inf:
         raise ShapeError(f"the state of a spectral norm has {found['max_sigma']} as its maximum, which is none")

@@ -86,9 +86,12 @@ def test_a_weight_of_zeros_or_rank_one_becomes_orthonormal(name, value):
         (lambda: orthogonal(nn.Linear(3, 3)), "remove it first"),
         (lambda: nn.Linear(3, 3, dtype=torch.complex64), "not torch.complex64"),
         (lambda: _filled(nn.Linear(3, 3), math.nan), "not finite"),
+        (lambda: nn.Linear(3, 3, device="meta"), "meta device"),
+        (lambda: nn.utils.spectral_norm(nn.Linear(3, 3)), "computed from others"),
         (lambda: nn.ReLU(), "convolution or linear"),
     ],
 )
+@pytest.mark.filterwarnings("ignore")
 def test_refused(make, words):
     module = make()
     with pytest.raises(ShapeError, match=words):

@@ -151,6 +151,11 @@ def test_networks_of_svdctl_become_graphs(name: str) -> None:
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
+class Imaginary(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 1j
+
+
 class FirstHalfRelu(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.chunk(2, 1)[0].relu()
@@ -173,6 +178,13 @@ def test_the_error_of_outputs_that_are_zero_is_infinite(monkeypatch: pytest.Monk
     x = torch.cat([torch.ones(1, 2, 2, 2), -torch.ones(1, 2, 2, 2)], 1)
     found = svdctl.to_plain(nn.Sequential(svdctl.MinMax(), FirstHalfRelu()), x).meta["svdctl"]
     assert found["error"] == float("inf")
+
+
+def test_imaginary_parts_count_as_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MinMaxOps, "plain", lambda self, layer, size=None: nn.ReLU())
+    x = -torch.rand(2, 4, dtype=torch.float64)
+    found = svdctl.to_plain(nn.Sequential(svdctl.MinMax(), Imaginary()), x).meta["svdctl"]
+    assert found["error"] == pytest.approx(1.0)
 
 
 def test_reports_stay_through_copies_and_pickles() -> None:
