@@ -1,5 +1,7 @@
 """A network with a proved Lipschitz constant: its convolutions become orthogonal, its answers certified."""
 
+from collections import OrderedDict
+
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
@@ -10,16 +12,17 @@ torch.manual_seed(0)
 digits = load_digits()
 images, labels = torch.tensor(digits.images / 16, dtype=torch.float32)[:, None], torch.tensor(digits.target)
 
-model = nn.Sequential(
-    nn.Conv2d(1, 32, 3, padding=1),
-    svdctl.MinMax(),
-    nn.Conv2d(32, 64, 3, stride=2, padding=1),
-    svdctl.MinMax(),
-    nn.Flatten(),
-    nn.Linear(64 * 4 * 4, 10),
+layers = OrderedDict(
+    conv1=nn.Conv2d(1, 32, 3, padding=1),
+    act1=svdctl.MinMax(),
+    conv2=nn.Conv2d(32, 64, 3, stride=2, padding=1),
+    act2=svdctl.MinMax(),
+    flatten=nn.Flatten(),
+    head=nn.Linear(64 * 4 * 4, 10),
 )
-made = svdctl.orthogonalize_(model)
-print("replaced:", made.replaced)
+model = nn.Sequential(layers)
+print("replaced:", svdctl.orthogonalize_(model, layers="conv*").replaced)  # an error if one of them could not be
+print("replaced:", svdctl.orthogonalize_(model).replaced)  # what is left, where it can be
 
 optimizer = torch.optim.Adam(model.parameters(), lr=0.01)  # made after the layers were replaced
 for _ in range(3):

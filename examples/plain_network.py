@@ -26,6 +26,8 @@ for name, error in svdctl.tensorize_(model, rank=16, skip="0").items():
 images = torch.rand(4, 3, 16, 16)
 plain = svdctl.to_plain(model, images)
 print("error of the logits:", plain.meta["svdctl"]["error"])
+untensorized = [type(model[int(place)]) for place in svdctl.untensorize_(model)]  # or ordinary layers in their places
+assert untensorized == [nn.Conv2d]
 assert not any(type(module).__module__.startswith("svdctl") for module in plain.modules())
 
 if all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime"))):

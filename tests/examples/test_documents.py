@@ -18,9 +18,13 @@ def test_the_guide_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Conv2d" in capsys.readouterr().out
 
 
+def test_the_readme_leads_to_the_guide() -> None:
+    assert "](docs/library.md)" in (ROOT / "README.md").read_text()
+
+
 def test_every_example_is_run() -> None:
     commands = (ROOT / ".ci/run").read_text()
     examples = sorted(file.name for file in (ROOT / "examples").glob("*.py"))
-    assert len(examples) >= 6
+    assert len(examples) >= 7
     for name in examples:
         assert f'"$venv/bin/python" examples/{name}\n' in commands, name
