@@ -365,9 +365,10 @@ def _proved_factor(weight: Tensor, conv: Convolution, limit: float, *, is_divide
     return limit / (upper * (1 + margin) + coarse / 2 * taps_norm(conv.kernel)) * (1 - 4 * unit)
 
 
+# What `Memory` keeps is Python's, which a replayed CUDA graph does not run.
 _TAGS = tuple(tag for name in ("cudagraph_unsafe",) if (tag := getattr(torch.Tag, name, None)) is not None)
 _direction_op = torch.library.custom_op(
-    "svdctl::norm_direction", _norm_direction, mutates_args=("vectors", "place"), device_types=None
+    "svdctl::norm_direction", _norm_direction, mutates_args=("vectors", "place"), tags=_TAGS
 )
 _factor_op = torch.library.custom_op("svdctl::proved_factor", _proved, mutates_args=(), tags=_TAGS)
 
