@@ -35,7 +35,7 @@ def spectral_norm(
 
     In training mode sigma is estimated from below by power steps, one for each new weight, and the weight is
     differentiable; in evaluation mode the bound is proved of the weight as it is rounded, once for each weight, and
-    lies at most 0.5 % above the norm (1e-4 of matrices). The vectors are buffers. Works with `state_dict`,
+    lies at most 0.52 % above the norm (1e-4 of matrices). The vectors are buffers. Works with `state_dict`,
     `torch.compile`, `copy.deepcopy`, DistributedDataParallel, float16 and bfloat16.
 
     Args:

@@ -1,9 +1,14 @@
 """What processes tell each other, and how they share work: three real ones."""
 
+import queue
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
 
+from svdctl.distributed.failure_detector import FailureDetector
 from svdctl.distributed.group import Group
 from svdctl.distributed.scheduling import LayerScheduler
 from svdctl.errors import ShapeError
@@ -15,6 +20,30 @@ def test_messages_shared_control_and_batch_statistics() -> None:
     started = [start([str(HERE / "checks.py")], **variables) for variables in members(3)]
     for process in started:
         finish(process, 100)
+
+
+def test_connections_find_a_machine_that_is_gone_in_fifteen_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the system's settings of them; no machine is cut off here."""
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    told: queue.Queue[object] = queue.Queue()
+
+    def told_by_first(value: object) -> object:
+        if value is None:
+            return told.get(timeout=30)
+        told.put(value)
+        return value
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda rank: FailureDetector(rank, 2, [], told_by_first, str), range(2))
+    for connection in (first._peers[1], second._peers[0]):
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        idle, interval, count = (
+            connection.getsockopt(socket.IPPROTO_TCP, option)
+            for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        )
+        assert idle + interval * count <= 15
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(FailureDetector.finish, (first, second)))
 
 
 def test_every_layer_has_one_owner_and_none_has_much_more_to_do_than_another() -> None:

@@ -27,6 +27,7 @@ class Package:
         self.pl = pytest.importorskip(PACKAGES[name])
         self.callbacks = importlib.import_module(f"{PACKAGES[name]}.callbacks")
         self.plugins = importlib.import_module(f"{PACKAGES[name]}.plugins")
+        self.strategies = importlib.import_module(f"{PACKAGES[name]}.strategies")
         self.Control = getattr(svdctl.integrations, name).Control
 
     def module(self, network: nn.Module | None = None, *, momentum: float = 0.9, lr: float = 0.1) -> Any:
@@ -373,6 +374,14 @@ def test_best_follows_a_checkpoint_that_keeps_its_name(package: Package, tmp_pat
         module, batches(2), batches(1)
     )
     assert torch.load(tmp_path / "best.pt", weights_only=True)["global_step"] == 6
+
+
+@pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"])
+def test_sharded_weights_are_refused(package: Package, name: str) -> None:
+    strategy = getattr(package.strategies, name)
+    trainer = SimpleNamespace(strategy=strategy.__new__(strategy))
+    with pytest.raises(UsageError, match=f"{name} gives each process parts of the weights"):
+        package.Control(max_sigma=1.0).on_fit_start(trainer, None)
 
 
 def test_settings_that_there_are_not_are_refused_at_once(package: Package) -> None:

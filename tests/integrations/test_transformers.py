@@ -1,5 +1,6 @@
 """The callback in trainings by the Trainer of transformers."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,38 @@ def test_gradients_that_are_still_scaled_get_a_scaled_penalty(tmp_path: Path) ->
     torch.testing.assert_close(gradient(0.0), 8 * gradient(1.0))
 
 
+def test_a_step_that_the_scaler_skips_does_no_harm(tmp_path: Path) -> None:
+    """It counts, and the control acts on weights that did not move."""
+    network, control = Network(), control_of(method="divide", seal=False)
+    control_after: list[Tensor] = []
+
+    class Watch(transformers.TrainerCallback):
+        def on_pre_optimizer_step(self, *_: Any, model: Any, **others: Any) -> None:
+            if control.controller.steps == 3:
+                model.first.weight.grad.fill_(torch.inf)
+
+        def on_optimizer_step(self, *_: Any, model: Any, **others: Any) -> None:
+            control_after.append(model.first.weight.detach().clone())
+
+    class SkippingSGD(torch.optim.SGD):
+        """What GradScaler makes of a step whose gradients are not finite."""
+
+        def step(self, closure: Any = None) -> Any:
+            found = [parameter.grad for group in self.param_groups for parameter in group["params"]]
+            return super().step(closure) if all(bool(grad.isfinite().all()) for grad in found) else None
+
+    trainer = trainer_of(tmp_path, network, [control, Watch()])
+    trainer.optimizer = SkippingSGD(network.parameters(), lr=0.1)
+    trainer.train()
+    assert control.controller.steps == 6
+    assert all(bool(weight.isfinite().all()) for weight in control_after)
+    moved = [float((after - before).norm() / before.norm()) for before, after in pairwise(control_after)]
+    # The third of these is the step that is skipped; the estimate of the norm moved on by one power step alone.
+    assert moved[2] < 1e-2 < min(moved[:2] + moved[3:]), moved
+    control.controller.seal()
+    assert are_bounded(network) == [True, True]
+
+
 def test_a_network_of_linear_layers_needs_linear_max(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="linear_max"):
         trainer_of(
@@ -163,7 +196,9 @@ def test_a_network_of_linear_layers_needs_linear_max(tmp_path: Path) -> None:
         ).train()
 
 
-@pytest.mark.parametrize(("plugin", "name"), [("deepspeed_plugin", "DeepSpeed"), ("fsdp_plugin", "FSDP")])
+@pytest.mark.parametrize(
+    ("plugin", "name"), [("deepspeed_plugin", "DeepSpeed"), ("fsdp_plugin", "FSDP"), ("megatron_lm_plugin", "Megatron")]
+)
 def test_sharded_weights_are_refused(tmp_path: Path, plugin: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from accelerate.state import AcceleratorState
 

@@ -1,6 +1,7 @@
 """The spectral norm of every kind of layer against the dense operator, in training and in evaluation mode."""
 
 import copy
+import importlib
 
 import pytest
 import torch
@@ -14,7 +15,13 @@ from tests.dense import dense_values
 from tests.parametrize.layers import LAYERS, layer
 from tests.synchronisation import NoHostReads
 
-FACTORS = {"conv2d reflect": 2, "conv2d replicate": 2}
+FACTORS = {
+    "conv2d reflect": 2,
+    "conv2d replicate": 2,
+    "conv1d reflect": 2**0.5,
+    "conv2d reflect stride": 3,
+    "conv3d replicate": 8**0.5,
+}
 """Of the proved bound of paddings that repeat pixels."""
 
 
@@ -52,6 +59,9 @@ def test_norm_of_dense_operator(name):
     assert largest >= 0.3 / FACTORS.get(name, 1) * (1 - lost)
     bound = svdctl.spectral_norm_bound(module)
     assert bound.upper <= 0.3 <= bound.lower * 1.01 * FACTORS.get(name, 1)
+    is_matrix = exact.weight.ndim == 2 or exact.weight[0, 0].numel() == 1
+    sharp = svdctl.spectral_norm_bound(exact, tolerance=1e-5)
+    assert sharp.upper >= 0.3 / (1.0001 if is_matrix else 1.0052)
     assert before.upper > 0.3
 
 
@@ -157,6 +167,25 @@ def test_learnable_maximum():
         norm_module(limited).log_max_sigma.add_(1.0)
     limited.weight.sum().backward()
     assert norm_module(limited).log_max_sigma.grad is not None
+
+
+def test_evaluation_passes_of_one_weight_take_one_proof(monkeypatch):
+    module_of_norm = importlib.import_module("svdctl.layers.spectral_norm")
+    proved, proofs = module_of_norm._proved_factor, []
+    monkeypatch.setattr(
+        module_of_norm, "_proved_factor", lambda *args, **named: proofs.append(1) or proved(*args, **named)
+    )
+    module = spectral_norm(layer("conv2d"), max_sigma=0.3).eval()
+    for _ in range(5):
+        with torch.no_grad():
+            module(torch.ones(1, *LAYERS["conv2d"][1]))
+    assert len(proofs) == 1
+    with torch.no_grad():
+        parameter(module)[0, 0, 0, 0] += 1
+    for _ in range(5):
+        with torch.no_grad():
+            module(torch.ones(1, *LAYERS["conv2d"][1]))
+    assert len(proofs) == 2
 
 
 def test_written_weight_is_proved_anew():
