@@ -389,6 +389,12 @@ def test_no_run_folder_is_made_for_images_without_pixels(
     assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
 
 
+def _nan_network() -> nn.Module:
+    network = nn.Sequential(nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3))
+    nn.init.constant_(network[1].weight, float("nan"))  # type: ignore[arg-type]
+    return network
+
+
 KERNEL = torch.ones(2, 2, 3, 3)
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "a parameter not made": (lambda: svdctl.spectral_norm_bound(nn.UninitializedParameter()), "run the network once"),
@@ -408,6 +414,40 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "a rank of 2.5": (lambda: svdctl.TTConv2d(2, 2, 3, rank=2.5), "a TT rank is a whole number"),
     "three ranks": (lambda: svdctl.TTConv2d(2, 2, 3, rank=(1, 2, 3)), "a TT rank is a whole number"),
     "no channels": (lambda: svdctl.TTConv2d(0, 2, 3, rank=1), "at least one channel on each side"),
+    "a NaN kernel": (lambda: svdctl.tensorize_(_nan_network(), rank=1), "layer '1': its weight holds .* not finite"),
+    "how to skip it": (lambda: svdctl.tensorize_(_nan_network(), rank=1), "leave this layer as it is, give skip='1'"),
+    "skip of 2": (lambda: svdctl.tensorize_(_nan_network(), rank=1, skip=2), "skip is a pattern of module names"),
+    "skip of [2]": (lambda: svdctl.tensorize_(_nan_network(), rank=1, skip=[2]), "skip is a pattern of module names"),
+    "a rank of no layer": (lambda: svdctl.tensorize_(_nan_network(), rank=0), "^a TT rank .* not 0$"),
+    "other frames": (lambda: svdctl.tensorize_(_nan_network(), rank=1, frames="tight"), "^frames are kept by one of"),
+    "a weight of the penalty": (
+        lambda: svdctl.tensorize_(_nan_network(), rank=1, frames="penalty", penalty_weight="much"),
+        "penalty_weight is a number from 0 on, not 'much'",
+    ),
+    "same padding of a stride": (
+        lambda: svdctl.TTConv2d(2, 2, 3, rank=1, padding="same", stride=2),
+        "padding='same' of a TT layer needs stride 1",
+    ),
+    "same padding of an even kernel": (
+        lambda: svdctl.TTConv2d(2, 2, (3, 2), rank=1, padding="same"),
+        "as many zeros on both sides",
+    ),
+    "another padding": (lambda: svdctl.TTConv2d(2, 2, 3, rank=1, padding="full"), "'same' or 'valid', not 'full'"),
+    "SOC of letters": (lambda: svdctl.SOC("a", 3), "not in_channels='a', out_channels=3"),
+    "SOC of two sizes": (lambda: svdctl.SOC(3, 3, (3, 5)), r"square, its size one odd number, not \(3, 5\)"),
+    "SOC of a size in words": (lambda: svdctl.SOC(3, 3, "3"), "square, its size one odd number, not '3'"),
+    "SOC of uneven sides": (
+        lambda: svdctl.SOC(3, 3, stride=2)(torch.zeros(1, 3, 7, 8)),
+        "stride 2 takes images whose sides are divisible by 2, not 7x8",
+    ),
+    "a spectrum's accuracy": (
+        lambda: svdctl.spectrum(nn.Linear(3, 3), (3,), accuracy="zz"),
+        "accuracy is full or fast, not 'zz'",
+    ),
+    "a spectrum's layers": (
+        lambda: svdctl.spectrum(nn.Linear(3, 3), (3,), layers=3),
+        "layers is a pattern of module names, .* not 3",
+    ),
     "MinMax of a number": (lambda: svdctl.MinMax()(torch.tensor(1.0)), r"MinMax takes \(N, C"),
 }
 

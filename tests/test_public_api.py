@@ -250,6 +250,7 @@ def test_tensorize_keeps_what_is_shared_and_frozen() -> None:
 
 def test_the_names_are_found_by_completion() -> None:
     assert set(svdctl.__all__) <= set(dir(svdctl))
+    assert {name for name in dir(svdctl) if not name.startswith("__")} == set(svdctl.__all__)
     assert svdctl.__version__
 
 

@@ -16,7 +16,15 @@ from svdctl.analysis.layer_spectrum import LayerSpectrum, as_it_runs, circular_s
 from svdctl.errors import ShapeError, SvdctlError, first_line
 from svdctl.layers.layer_bounds import FINEST, layer_gain, matrix_tolerance
 from svdctl.layers.layer_operator import operator_of, why_not_read
-from svdctl.layers.layer_ops import LayerOps, NormalizationOps, find_ops, is_controllable, ops_of, require_module
+from svdctl.layers.layer_ops import (
+    LayerOps,
+    NormalizationOps,
+    find_ops,
+    is_controllable,
+    name_patterns,
+    ops_of,
+    require_module,
+)
 from svdctl.layers.norms import layer_norm_bound, layer_norm_bounds
 from svdctl.layers.padding import Convolutional, padding_factor
 from svdctl.layers.shapes import Calls, observed_calls
@@ -167,7 +175,7 @@ def spectrum(
         log: called with one sentence before the work, where it takes more than about a minute on a CPU.
 
     Raises:
-        ShapeError: no layer matches, or the network does not take the input.
+        ShapeError: no layer matches, the network does not take the input, or an argument is none.
 
     >>> import torch
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3))
@@ -178,7 +186,9 @@ def spectrum(
     True
     """
     require_module(model)
-    patterns = (layers,) if isinstance(layers, str) else tuple(layers)
+    if accuracy not in ("full", "fast"):
+        raise ShapeError(f"accuracy is full or fast, not {accuracy!r}")
+    patterns = name_patterns(layers, "layers")
     modules = dict(_with_rows(model))
     chosen = {key: module for key, module in modules.items() if any(fnmatchcase(key, p) for p in patterns)}
     if not any(_is_operator(module) for module in chosen.values()):

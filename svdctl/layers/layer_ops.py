@@ -6,7 +6,7 @@ asks for the class of a layer.
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from svdctl.config.base import Config
@@ -326,6 +326,18 @@ def require_module(model: object) -> None:
     if not isinstance(model, torch.nn.Module):
         what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
         raise ShapeError(f"a network or layer is a torch.nn.Module, not {what}; give the network or layer itself")
+
+
+def name_patterns(given: object, argument: str) -> tuple[str, ...]:
+    """Return patterns of module names that were given as one or as several.
+
+    Raises:
+        ShapeError: they are no texts; it names the argument.
+    """
+    patterns = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else None
+    if patterns is None or not all(isinstance(pattern, str) for pattern in patterns):
+        raise ShapeError(f"{argument} is a pattern of module names, as 'layer4.*', or a list of them, not {given!r}")
+    return patterns
 
 
 def known_class(layer: "nn.Module") -> type | None:

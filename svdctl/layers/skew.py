@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from svdctl.errors import ShapeError
+
 
 def skew_part(kernel: Tensor) -> Tensor:
     """Return `(M - flip-transpose M) / 2` of kernels `(c, c, k, k)`."""
@@ -25,8 +27,17 @@ def unfoldings(kernel: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def space_to_depth(x: Tensor, stride: int) -> Tensor:
-    """Bring `(N, C, H, W)` to `(N, C s^2, H / s, W / s)`, as `pixel_unshuffle`, which forgets to do so for N = 0."""
+    """Bring `(N, C, H, W)` to `(N, C s^2, H / s, W / s)`, as `pixel_unshuffle`, which forgets to do so for N = 0.
+
+    Raises:
+        ShapeError: sides that the stride does not divide.
+    """
     count, channels, height, width = x.shape
+    if height % stride or width % stride:
+        raise ShapeError(
+            f"a skew orthogonal layer of stride {stride} takes images whose sides are divisible by {stride}, not "
+            f"{height}x{width}; pad or crop them"
+        )
     parts = x.reshape(count, channels, height // stride, stride, width // stride, stride)
     return parts.permute(0, 1, 3, 5, 2, 4).reshape(count, channels * stride**2, height // stride, width // stride)
 

@@ -11,6 +11,7 @@ from svdctl.errors import ShapeError
 from svdctl.layers.normalized_skew import normalized_skew
 from svdctl.layers.recomputed_series import recomputed_series
 from svdctl.layers.skew import exponential_matrix, exponential_series, power_step, skew_part, space_to_depth, unfoldings
+from svdctl.spectral.convolution import is_count
 
 _WARM_UP = 50
 
@@ -30,7 +31,7 @@ class SOC(nn.Module):
     Args:
         in_channels: I.
         out_channels: O.
-        kernel_size: odd.
+        kernel_size: odd; of a square, both sides may be given.
         stride: 1 or more.
         bias: add a bias `(O,)`.
         train_terms: last power of the series in training mode.
@@ -39,7 +40,7 @@ class SOC(nn.Module):
         checkpoint_activations: compute the powers again in the backward pass instead of keeping them.
 
     Raises:
-        ShapeError: an even kernel, or no channel, stride or term.
+        ShapeError: an even kernel, or no channel, stride or term; of a call, sides that the stride does not divide.
 
     >>> import torch
     >>> layer = svdctl.SOC(4, 8, 3, stride=2).eval()
@@ -58,7 +59,7 @@ class SOC(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int = 3,
+        kernel_size: int | tuple[int, int] = 3,
         *,
         stride: int = 1,
         bias: bool = True,
@@ -68,12 +69,21 @@ class SOC(nn.Module):
         checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
+        counts = (in_channels, out_channels, stride, train_terms, eval_terms)
+        if not all(map(is_count, counts)):
+            raise ShapeError(
+                "a SOC layer needs whole numbers of at least one channel, a stride and a term of its series, not "
+                f"in_channels={in_channels!r}, out_channels={out_channels!r}, stride={stride!r}, "
+                f"train_terms={train_terms!r}, eval_terms={eval_terms!r}"
+            )
+        if isinstance(kernel_size, tuple | list) and len(kernel_size) == 2 and kernel_size[0] == kernel_size[1]:
+            kernel_size = kernel_size[0]
+        if not is_count(kernel_size) or isinstance(kernel_size, tuple):
+            raise ShapeError(f"the kernel of a SOC layer is square, its size one odd number, not {kernel_size!r}")
         if kernel_size % 2 == 0:
             raise ShapeError(
                 f"a SOC kernel has an odd size, or it could not be skew; use 1, 3, 5, ..., not {kernel_size}"
             )
-        if min(in_channels, out_channels, stride, train_terms, eval_terms) < 1:
-            raise ShapeError("a SOC layer needs at least one channel, a stride and a term of its series")
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride = kernel_size, stride
         self.train_terms, self.eval_terms = train_terms, eval_terms

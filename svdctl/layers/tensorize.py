@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from math import inf
 from typing import TypeVar
 
 from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from svdctl.errors import ShapeError
-from svdctl.layers.layer_ops import require_module
+from svdctl.layers.layer_ops import name_patterns, require_module
 from svdctl.layers.stored_weight import why_not_as_stored
-from svdctl.layers.tt import FramesKind, TTConv, TTConv1d, TTConv2d, TTConv3d
+from svdctl.layers.tt import FramesKind, TTConv, TTConv1d, TTConv2d, TTConv3d, rank_pair, require_frames_kind
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
@@ -18,7 +19,12 @@ TT_FORMS: tuple[type[TTConv], ...] = (TTConv1d, TTConv2d, TTConv3d)
 
 
 def tensorize_(
-    model: nn.Module, *, rank: int, skip: str | Sequence[str] = (), frames: FramesKind = "retract"
+    model: nn.Module,
+    *,
+    rank: int,
+    skip: str | Sequence[str] = (),
+    frames: FramesKind = "retract",
+    penalty_weight: float = TTConv.penalty_weight,
 ) -> dict[str, float]:
     """Replace every `Conv1d`, `Conv2d` and `Conv3d` of `model`, in place, by its best TT layer of this rank.
 
@@ -30,12 +36,16 @@ def tensorize_(
         rank: largest rank of both sides.
         skip: patterns of module names to leave alone, as `conv1` or `layer4.*`.
         frames: how the frames are to be kept in further training.
+        penalty_weight: of `frames="penalty"`, the weight of `svdctl.Controller.penalty` in the loss. 1e5 is the
+            paper's, for its own loss and learning rates; SGD diverges by it at larger ones, as 0.05. `retract` needs
+            none.
 
     Returns:
         The relative error of each replaced layer, by name.
 
     Raises:
-        ShapeError: for a grouped convolution that no pattern skips, before anything is replaced.
+        ShapeError: for a convolution that has no TT layer and that no pattern skips, as a grouped one or one with
+            weights that are not finite, and for arguments that are none; before anything is replaced.
 
     >>> import torch
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 3), torch.nn.Conv2d(64, 64, 3))
@@ -44,7 +54,11 @@ def tensorize_(
     ((16, 16), True)
     """
     require_module(model)
-    patterns = (skip,) if isinstance(skip, str) else tuple(skip)
+    patterns = name_patterns(skip, "skip")
+    rank_pair(rank)
+    require_frames_kind(frames)
+    if isinstance(penalty_weight, bool) or not isinstance(penalty_weight, int | float) or not 0 <= penalty_weight < inf:
+        raise ShapeError(f"penalty_weight is a number from 0 on, not {penalty_weight!r}")
     forms: dict[type[nn.Module], type[TTConv]] = {form.ordinary: form for form in TT_FORMS}
     found = {
         name: module
@@ -57,8 +71,10 @@ def tensorize_(
     fitted = made_once(
         found,
         lambda conv: forms[type(conv)].from_conv(conv, rank, frames=frames),
-        hint=lambda name: f" (skip=[{name!r}])",
+        hint=lambda name: f"; to leave this layer as it is, give skip={name!r}",
     )
+    for layer, _ in fitted.values():
+        layer.penalty_weight = float(penalty_weight)
     replace_(model, {name: layer for name, (layer, _) in fitted.items()})
     return {name: error for name, (_, error) in fitted.items()}
 

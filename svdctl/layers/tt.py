@@ -46,7 +46,7 @@ class TTConv(nn.Module):
         out_channels: O.
         kernel_size: one number, or one for each axis.
         rank: largest rank of both sides, or (rank_in, rank_out); cut to the widths.
-        stride, padding, dilation: as in torch's convolution.
+        stride, padding, dilation: as in torch's convolution; `padding="same"` is stored as the number that it is.
         bias: add a bias of shape `(O,)`.
         frames: how frames are kept; `parametrize` is built in here, the other ways are applied by the training loop.
 
@@ -66,7 +66,9 @@ class TTConv(nn.Module):
     retraction: Method = "polar"
     """Retraction that keeps the frames on the Stiefel manifold."""
     penalty_weight: float = 1e5
-    """Weight of the penalty on frames in the loss."""
+    """Weight of the penalty on the frames' distance from orthonormal ones, which `svdctl.Controller.penalty` adds to
+    the loss, with `frames="penalty"`. 1e5 is the paper's, for its loss and learning rates; at larger ones it diverges.
+    """
     penalty_count: PenaltyCount = "paper"
     contraction: tuple[bool, bool] | None = None
     """Whether `forward` applies (frame_in, frame_out) on their own; None: chosen at each call by the input's shape."""
@@ -79,32 +81,27 @@ class TTConv(nn.Module):
         *,
         rank: int | tuple[int, int],
         stride: int | tuple[int, ...] = 1,
-        padding: int | tuple[int, ...] = 0,
+        padding: int | tuple[int, ...] | str = 0,
         dilation: int | tuple[int, ...] = 1,
         bias: bool = True,
         frames: FramesKind = "retract",
     ) -> None:
         super().__init__()
-        ranks = rank if isinstance(rank, tuple) else (rank, rank)
-        if len(ranks) != 2 or not all(map(is_count, ranks)):
-            raise ShapeError(
-                f"a TT rank is a whole number and at least 1, not {rank!r}; leave compression out instead "
-                "(`layer.kind = standard`)"
-            )
+        ranks = rank_pair(rank)
         if min(in_channels, out_channels) < 1:
             raise ShapeError(f"a TT layer has at least one channel on each side, not {in_channels} and {out_channels}")
-        if frames not in get_args(FramesKind):
-            raise ShapeError(f"frames are kept by one of {', '.join(get_args(FramesKind))}, not {frames!r}")
+        require_frames_kind(frames)
         self.in_channels, self.out_channels = in_channels, out_channels
-        settings = (kernel_size, stride, padding, dilation)
-        self.kernel_size, self.stride, self.padding, self.dilation = (_each(given, self.axes) for given in settings)
+        settings = (kernel_size, stride, dilation)
+        self.kernel_size, self.stride, self.dilation = (_each(given, self.axes) for given in settings)
+        self.padding = self._widths(padding) if isinstance(padding, str) else _each(padding, self.axes)
         if min(*self.stride, *self.dilation, *self.kernel_size) < 1 or min(self.padding) < 0:
             raise ShapeError(
                 f"kernel {self.kernel_size}, stride {self.stride} and dilation {self.dilation} are at least 1, "
                 f"padding {self.padding} at least 0"
             )
         self.frames_kind = frames
-        rank_in, rank_out = min(int(ranks[0]), in_channels), min(int(ranks[1]), out_channels)
+        rank_in, rank_out = min(ranks[0], in_channels), min(ranks[1], out_channels)
         whole = rank_in == in_channels and rank_out == out_channels
         self.has_frames = not whole
         self.core = nn.Parameter(torch.empty(rank_out, rank_in, *self.kernel_size))
@@ -114,6 +111,20 @@ class TTConv(nn.Module):
         self.reset_parameters()
         if frames == "parametrize" and not whole:
             parametrize_frames_(self)
+
+    def _widths(self, padding: str) -> tuple[int, ...]:
+        """Return the zeros on each side of each axis that torch's word for them means."""
+        if padding == "valid":
+            return (0,) * self.axes
+        if padding != "same":
+            raise ShapeError(f"padding is a number for each axis, 'same' or 'valid', not {padding!r}")
+        totals = [step * (taps - 1) for step, taps in zip(self.dilation, self.kernel_size, strict=True)]
+        if set(self.stride) != {1} or any(total % 2 for total in totals):
+            raise ShapeError(
+                f"padding='same' of a TT layer needs stride 1 and as many zeros on both sides, not stride "
+                f"{self.stride} with a kernel of {self.kernel_size}; give the padding as numbers"
+            )
+        return tuple(total // 2 for total in totals)
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -303,6 +314,8 @@ class TTConv(nn.Module):
         size, bias = _each(conv.kernel_size, cls.axes), conv.bias is not None
         stored = computed_weight(conv)
         Convolution.make(stored)  # raises a ShapeError of a weight that has no values
+        if not bool(stored.isfinite().all()):
+            raise ShapeError("its weight holds numbers that are not finite, and no TT layer is nearest to it")
         if tuple(stored.shape) != (conv.out_channels, conv.in_channels, *size):
             raise ShapeError(
                 f"its weight has shape {tuple(stored.shape)}, and {conv.in_channels} to {conv.out_channels} channels "
@@ -366,9 +379,11 @@ class TTConv2d(TTConv):
         out_channels: O.
         kernel_size: one number, or (kh, kw).
         rank: largest rank of both sides, or (rank_in, rank_out); cut to the widths.
-        stride, padding, dilation: as in `torch.nn.Conv2d`.
+        stride, padding, dilation: as in `torch.nn.Conv2d`; `padding="same"` is stored as the number that it is.
         bias: add a bias of shape `(O,)`.
         frames: how frames are kept; `parametrize` is built in here, the other ways are applied by the training loop.
+            Of `penalty` the attribute `penalty_weight` is the weight in the loss: 1e5, the paper's for its own loss and
+            learning rates. SGD diverges by it at larger rates, as 0.05; lower it then, or take `retract`.
 
     >>> layer = svdctl.TTConv2d(64, 128, 3, rank=16, padding=1)
     >>> len(svdctl.singular_values(layer, 8))  # 8 * 8 frequencies, 16 values each
@@ -498,6 +513,24 @@ def _between(cores: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor]:
 def _behind(means: Tensor, factors: Tensor, frames: Tensor) -> tuple[Tensor]:
     """Return the tangent parts of `means factors` of stacks `(L, n, r)`, `(L, r, r)` and `(L, n, r)`."""
     return (tangent_parts(torch.bmm(means, factors), frames),)
+
+
+def rank_pair(rank: int | tuple[int, int]) -> tuple[int, int]:
+    """Return (rank_in, rank_out).
+
+    Raises:
+        ShapeError: they are not whole numbers from 1 on.
+    """
+    ranks = rank if isinstance(rank, tuple) else (rank, rank)
+    if len(ranks) != 2 or not all(map(is_count, ranks)):
+        raise ShapeError(f"a TT rank is a whole number and at least 1, not {rank!r}")
+    return int(ranks[0]), int(ranks[1])
+
+
+def require_frames_kind(frames: object) -> None:
+    """Raise a ShapeError if this is no way to keep frames."""
+    if frames not in get_args(FramesKind):
+        raise ShapeError(f"frames are kept by one of {', '.join(get_args(FramesKind))}, not {frames!r}")
 
 
 def _each(value: Any, axes: int) -> tuple[int, ...]:

@@ -231,3 +231,9 @@ def test_faults() -> None:
         SOC(3, 3, 2)
     with pytest.raises(ShapeError, match="at least 1"):
         SOTT(3, 3, rank=0)
+
+
+def test_both_sides_of_a_square_kernel() -> None:
+    layer = SOC(3, 3, (3, 3))
+    assert layer.kernel_size == 3
+    assert layer.kernel.shape == (3, 3, 3, 3)

@@ -1,6 +1,7 @@
 """TT layers against their dense kernels."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -223,3 +224,26 @@ def test_parametrized_frames_stay_frames_under_weight_decay() -> None:
         optimizer.step()
     assert frame_error(layer.frame_in) < 1e-5
     assert frame_error(layer.frame_out) < 1e-5
+
+
+@pytest.mark.parametrize(("kernel", "dilation", "padding"), [(3, 1, "same"), ((5, 3), (1, 2), "same"), (3, 2, "valid")])
+def test_padding_by_word_is_that_of_torch(kernel: Any, dilation: Any, padding: str) -> None:
+    torch.manual_seed(0)
+    layer = TTConv2d(3, 4, kernel, rank=2, dilation=dilation, padding=padding).double()
+    conv = nn.Conv2d(3, 4, kernel, dilation=dilation, padding=padding).double()
+    conv.weight.data, conv.bias.data = layer.contracted().detach(), layer.bias.detach()
+    x = torch.randn(2, 3, 9, 11, dtype=torch.float64)
+    assert torch.allclose(layer(x), conv(x), atol=1e-12)
+    assert layer(x).shape == conv(x).shape
+
+
+def test_weight_of_the_penalty_of_tensorized_layers() -> None:
+    net = nn.Sequential(nn.Conv2d(4, 4, 3))
+    tensorize_(net, rank=2, frames="penalty", penalty_weight=3.0)
+    with torch.no_grad():
+        net[0].frame_in.mul_(2)
+    control = Controller(net, torch.optim.SGD(net.parameters(), 0.1), max_sigma=10.0)
+    first = control.penalty()
+    net[0].penalty_weight = 6.0
+    assert float(first) > 0
+    assert float(control.penalty()) == pytest.approx(2 * float(first))
