@@ -2,7 +2,6 @@
 
 import numbers
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from svdctl.control.actions import LayerGroups, clip_layers_, divide_exact_layers_, on_cpu, refuse_unwritable
+from svdctl.control.layer_choice import Choices, checked_choices, is_chosen, keeps_itself, kept_brackets
 from svdctl.control.shared_memory import restored_on_error
 from svdctl.distributed.scheduling import on_layers
 from svdctl.errors import ShapeError
@@ -114,31 +114,31 @@ def spectral_norm_bound(
 
 @torch.no_grad()
 @exact_products()
-def clip_(
-    model: nn.Module, *, max_sigma: float, layers: str | Sequence[str] = "*", linear: bool = False
-) -> dict[str, float]:
+def clip_(model: nn.Module, *, max_sigma: float, layers: Choices = "*", linear: bool = False) -> dict[str, float]:
     """Bring all singular values of a network's convolutions down to `max_sigma`, in place, the bound proved afterwards.
 
     The bound is the one of `spectral_norm_bound`, on the convolution by the kernel with its stride, dilation and
     groups, for inputs of any size; no input size is asked for. Kernels keep their support: values above `max_sigma` go
     down to it, the others stay close to where they were (the nearest such kernel, by alternating projections).
-    Layers that are within the bound are not touched, nor are biases, BatchNorm and activations. TT layers keep their
-    rank and their frames stay orthonormal. float16 and bfloat16 weights are clipped in float32, to half a unit of
-    rounding below `max_sigma`, and proved as they are stored. Works on the weights' own device; on the CPU several
-    layers at a time.
+    Layers that are within the bound are not touched, nor are biases, BatchNorm and activations; layers under
+    `svdctl.parametrize.spectral_norm` keep themselves, and are proved with the others. TT layers keep their rank and
+    their frames stay orthonormal. float16 and bfloat16 weights are clipped in float32, to half a unit of rounding below
+    `max_sigma`, and proved as they are stored. Works on the weights' own device; on the CPU several layers at a time.
 
     Args:
         model: any module, or a single layer.
         max_sigma: the largest singular value allowed.
-        layers: patterns of names, as `layer3.*`.
+        layers: which ones: patterns of names (`layer3.*`), types (`nn.Conv2d`), or predicates `(name, layer) -> bool`;
+            several in a sequence: one of them is enough.
         linear: clip linear layers too.
 
     Returns:
         How far each layer moved (Frobenius norm of its kernel's change); 0 for those that were within the bound.
 
     Raises:
-        ShapeError: no layer matches, a kernel is not finite, or a weight cannot be written: parametrised, pruned,
-            quantised, complex, sharded, or in a layer with a forward pass of its own. Nothing is changed then.
+        ShapeError: no layer matches, a kernel is not finite, or a weight cannot be written: parametrised by others,
+            pruned, quantised, complex, sharded, in a layer with a forward pass of its own, or with a spectral norm
+            above `max_sigma`. Nothing is changed then.
 
     Source:
         Sedghi, Gupta and Long, "The Singular Values of Convolutional Layers" (ICLR 2019), without the loss of the bound
@@ -152,23 +152,21 @@ def clip_(
     >>> all(svdctl.spectral_norm_bound(net[index]).upper <= 0.5 for index in (0, 2))
     True
     """
-    chosen = _chosen(model, layers, linear)
-    return _on_all(
-        lambda some: clip_layers_(some, [max_sigma] * len(some)), _maximum(max_sigma), chosen, writes_operator=True
-    )
+    limit = _maximum(max_sigma)
+    written, kept = _chosen(model, layers, linear, limit)
+    moved = _on_all(lambda some: clip_layers_(some, [limit] * len(some)), limit, written, writes_operator=True)
+    return {name: 0.0 if is_kept else moved[name] for name, is_kept in kept.items()}
 
 
 @torch.no_grad()
 @exact_products()
-def divide_(
-    model: nn.Module, *, max_sigma: float, layers: str | Sequence[str] = "*", linear: bool = False
-) -> dict[str, float]:
+def divide_(model: nn.Module, *, max_sigma: float, layers: Choices = "*", linear: bool = False) -> dict[str, float]:
     """Scale each convolution of a network by `min(1, max_sigma / norm)`, in place, the bound proved afterwards.
 
     Args:
         model: any module, or a single layer.
         max_sigma: the largest singular value allowed; the bound is the one of `clip_`.
-        layers: patterns of names, as `layer3.*`.
+        layers: as of `clip_`.
         linear: divide linear layers too.
 
     Returns:
@@ -183,13 +181,12 @@ def divide_(
     >>> {name: round(factor, 2) for name, factor in svdctl.divide_(conv, max_sigma=1.0).items()}
     {'': 0.25}
     """
-    chosen = _chosen(model, layers, linear)
-    return _on_all(
-        lambda some: divide_exact_layers_(some, [max_sigma] * len(some)),
-        _maximum(max_sigma),
-        chosen,
-        writes_operator=False,
+    limit = _maximum(max_sigma)
+    written, kept = _chosen(model, layers, linear, limit)
+    factors = _on_all(
+        lambda some: divide_exact_layers_(some, [limit] * len(some)), limit, written, writes_operator=False
     )
+    return {name: 1.0 if is_kept else factors[name] for name, is_kept in kept.items()}
 
 
 def _maximum(value: Any) -> float:
@@ -221,21 +218,30 @@ def _on_all(
     return {name: found[name] for name in layers}
 
 
-def _chosen(model: nn.Module, layers: str | Sequence[str], linear: bool) -> dict[str, nn.Module]:
-    """Return the layers that match the patterns, by name, once all of them are known to be writable."""
+def _chosen(
+    model: nn.Module, layers: Choices, linear: bool, max_sigma: float
+) -> tuple[dict[str, nn.Module], dict[str, bool]]:
+    """Return the chosen layers that are to be written, by name, and of all chosen ones whether they keep themselves.
+
+    The former are known to be writable, the latter proved to be within the maximum.
+    """
     require_module(model)
-    patterns = (layers,) if isinstance(layers, str) else tuple(layers)
+    choices = checked_choices(layers)
     found = {
         name: module
         for name, module in model.named_modules()
         if is_controllable(module)
         and (linear or module is model or not ops_of(module).is_linear)
-        and any(fnmatchcase(name, pattern) for pattern in patterns)
+        and is_chosen(name, module, choices)
     }
     if not found:
         what = "convolution or linear layer" if linear else "convolution"
-        raise ShapeError(
-            f"the pattern {' or '.join(patterns)} matches nothing: no {what} of the network has such a name"
-        )
-    refuse_unwritable(model, found)
-    return found
+        if choices and all(isinstance(choice, str) for choice in choices):
+            patterns = " or ".join(map(str, choices))
+            raise ShapeError(f"the pattern {patterns} matches nothing: no {what} of the network has such a name")
+        raise ShapeError(f"`layers` chooses no {what} of the network")
+    kept = {name: keeps_itself(name, layer, max_sigma) for name, layer in found.items()}
+    written = {name: layer for name, layer in found.items() if not kept[name]}
+    refuse_unwritable(model, written)
+    kept_brackets({name: found[name] for name in found if kept[name]}, dict.fromkeys(found, max_sigma), sharp=False)
+    return written, kept

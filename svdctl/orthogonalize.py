@@ -1,6 +1,5 @@
 """Make the layers of any network orthogonal: SOC in place of convolutions, linear layers parametrised."""
 
-from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -8,12 +7,16 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from svdctl.control.layer_choice import Choices, checked_choices, is_chosen
 from svdctl.errors import ShapeError
 from svdctl.layers.layer_ops import is_controllable, require_module
+from svdctl.layers.orthogonal_weight import is_orthogonal_by_parametrization
 from svdctl.layers.soc import SOC
 from svdctl.layers.stored_weight import require_memory, why_not_as_stored
 from svdctl.layers.tensorize import made_once, replace_
 from svdctl.parametrize import orthogonal
+
+_ALREADY = "it is orthogonal already"
 
 
 class Orthogonalized(NamedTuple):
@@ -25,7 +28,7 @@ class Orthogonalized(NamedTuple):
     """Name of each other convolution or linear layer, to the reason why it stayed."""
 
 
-def orthogonalize_(model: nn.Module, layers: str | Sequence[str] | None = None) -> Orthogonalized:
+def orthogonalize_(model: nn.Module, layers: Choices | None = None) -> Orthogonalized:
     """Make convolutions and linear layers of a network orthogonal, in place, before it is trained.
 
     A `Conv2d` becomes a `SOC` layer where it has an odd square kernel, zero padding that keeps the size ("same"),
@@ -40,15 +43,16 @@ def orthogonalize_(model: nn.Module, layers: str | Sequence[str] | None = None) 
 
     Args:
         model: any network.
-        layers: a pattern of layers' names, as `conv*`, or several. Absent: all where it is possible.
+        layers: patterns of layers' names, as `conv*`, types (`nn.Linear`), or predicates `(name, layer) -> bool`;
+            several in a sequence: one of them is enough. Absent: all where it is possible.
 
     Returns:
         What was replaced, and what was skipped for which reason.
 
     Raises:
-        ShapeError: with `layers`, for a convolution or linear layer that one of them names and that cannot be made
-            orthogonal, and for a pattern that names none; without it, for a network that is a bare convolution. Nothing
-            is changed then.
+        ShapeError: with `layers`, for a convolution or linear layer that one of them chooses and that neither is
+            orthogonal nor can be made so, and for a pattern that names none, or types and predicates that choose none;
+            without it, for a network that is a bare convolution. Nothing is changed then.
 
     >>> import torch
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3, padding=1), torch.nn.Conv2d(8, 8, 4), torch.nn.Linear(9, 8))
@@ -60,22 +64,24 @@ def orthogonalize_(model: nn.Module, layers: str | Sequence[str] | None = None) 
     """
     require_module(model)
     require_memory(model)
-    patterns = None if layers is None else (layers,) if isinstance(layers, str) else tuple(layers)
+    choices = None if layers is None else checked_choices(layers)
     candidates = {
         name: module for name, module in model.named_modules(remove_duplicate=False) if is_controllable(module)
     }
     named = set(candidates.values())
-    if patterns is not None:
-        named = {layer for name, layer in candidates.items() if any(fnmatchcase(name, each) for each in patterns)}
-    for pattern in patterns or ():
-        if not any(fnmatchcase(name, pattern) for name in candidates):
+    if choices is not None:
+        named = {layer for name, layer in candidates.items() if is_chosen(name, layer, choices)}
+    for pattern in choices or ():
+        if isinstance(pattern, str) and not any(fnmatchcase(name, pattern) for name in candidates):
             raise ShapeError(f"no convolution or linear layer has a name like {pattern!r}")
+    if choices and not named:
+        raise ShapeError("`layers` chooses no convolution or linear layer of the network")
     found = {name: module for name, module in candidates.items() if module in named}
     owners = _owners(model)
     reasons = {name: _why_not(module, owners) for name, module in found.items()}
     skipped = {name: reason for name, reason in reasons.items() if reason is not None}
     for name, reason in skipped.items():
-        if patterns is not None:
+        if choices is not None and reason != _ALREADY:
             raise ShapeError(f"layer {name!r} cannot be made orthogonal: {reason}")
     chosen = {name: module for name, module in found.items() if name not in skipped}
     convolutions = {name: module for name, module in chosen.items() if isinstance(module, nn.Conv2d)}
@@ -103,8 +109,13 @@ def _why_not(module: nn.Module, owners: dict[int, list[str]]) -> str | None:
     """Return why a convolution or linear layer is not made orthogonal; None: it can be."""
     if type(module) not in (nn.Conv2d, nn.Linear):
         kind, known = type(module), type_before_parametrizations(module)
+        if is_orthogonal_by_parametrization(module):
+            return _ALREADY
         if known is not kind:
-            return f"its weight is parametrised already (a {known.__name__}); remove the parametrization first"
+            return (
+                f"its weight is parametrised already (a {known.__name__}); remove the parametrization first, by "
+                "svdctl.parametrize.remove_parametrizations"
+            )
         return f"it is a {kind.__name__}, and only a Conv2d or Linear itself is made orthogonal"
     reason = why_not_as_stored(module, type(module))
     if reason is not None:

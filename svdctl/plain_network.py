@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 from torch.utils._pytree import tree_leaves
 
+from svdctl.control.layer_choice import unwrapped
 from svdctl.errors import ShapeError
 from svdctl.layers.layer_ops import LayerOps, known_class, ops_of, require_module
 from svdctl.layers.shapes import spatial_size
@@ -25,7 +26,8 @@ def to_plain(model: nn.Module, example: Tensor | tuple[Any, ...] | None = None) 
 
     TT layers become one convolution, or the three of their factors, whichever multiplies less; SOC and SOTT layers the
     chain of their series; MinMax and the normalisation of pixels plain operations; parametrised weights plain weights.
-    The network is traced by `torch.fx`. One that cannot be is copied with its layers replaced, if no other module in it
+    Wrappers are taken off: torch.compile, DistributedDataParallel, DataParallel, AveragedModel, timm's ModelEma. The
+    network is traced by `torch.fx`. One that cannot be is copied with its layers replaced, if no other module in it
     is svdctl's. What is returned needs no svdctl, not to be unpickled either, and can be exported by
     `torch.onnx.export(..., dynamo=True)`. Its parameters need no gradients, and share no memory with the network's.
 
@@ -51,24 +53,26 @@ def to_plain(model: nn.Module, example: Tensor | tuple[Any, ...] | None = None) 
     >>> {type(module).__module__.partition(".")[0] for module in plain.modules()}
     {'torch'}
     """
-    require_module(model)
-    require_memory(model)
-    if any(is_lazy(parameter) for parameter in model.parameters()):
+    network = unwrapped(model)
+    require_module(network)
+    require_memory(network)
+    if any(is_lazy(parameter) for parameter in network.parameters()):
         raise ShapeError("weights are not made before the first forward pass; run the network once first")
-    for name, module in model.named_modules():
+    outermost = model if isinstance(model, nn.Module) else network  # timm's first ModelEma is no module
+    for name, module in outermost.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             raise ShapeError(
                 f"{name or 'the network'} ({type(module).__name__}) has forward hooks, which may change what it "
                 "computes; remove them first (those of torch.nn.utils too, as by remove_weight_norm)"
             )
     inputs = example if isinstance(example, tuple) else (example,)
-    layers = _replaceable(model)
-    with evaluation_mode(model):
-        outputs, made, errors = (None, {}, {}) if example is None else _observed(model, inputs, layers)
+    layers = _replaceable(network)
+    with evaluation_mode(network):
+        outputs, made, errors = (None, {}, {}) if example is None else _observed(network, inputs, layers)
         for layer in layers.values():
             if layer not in made:
                 made[layer] = ops_of(layer).plain(layer)
-        plain = _traced(_copied(model, made))
+        plain = _traced(_copied(network, made))
     plain.requires_grad_(False)
     report = {
         "error": None if example is None else _relative_error(outputs, plain(*inputs)),

@@ -17,11 +17,13 @@ from svdctl.control.control_method import ControlContext, ControlledLayer, Contr
 from svdctl.control.control_report import LayerReport, Report
 from svdctl.control.layer_choice import (
     Choices,
+    keeps_itself,
+    kept_brackets,
     maxima_of,
-    own_maximum,
     refuse_quantized,
     refuse_sharded,
     require_matches,
+    single_choices,
     unwrapped,
 )
 from svdctl.distributed.group import Group
@@ -59,7 +61,7 @@ class Controller:
 
     TT layers with `frames="retract"` are retracted after each step, with the momentum of the optimiser carried along.
     A layer under `svdctl.parametrize.spectral_norm` keeps itself: it is left alone, proved and reported. Wrappers are
-    taken off: torch.compile, DistributedDataParallel, DataParallel, AveragedModel.
+    taken off: torch.compile, DistributedDataParallel, DataParallel, AveragedModel, timm's ModelEma.
 
     Where a loop replays a CUDA graph of its step, call `step` after each replay, or capture `apply_(n)` with the step:
     it is work of the device alone where `why_not_captured(n)` is None, and a graph of it may be replayed at every step
@@ -113,6 +115,7 @@ class Controller:
         batchnorm_max: float | None = None,
         layers: Choices = "*",
     ) -> None:
+        chosen = single_choices(layers)
         try:
             given_maxima = max_sigma if isinstance(max_sigma, Mapping) else {"*": max_sigma}
             if not given_maxima or not all(isinstance(pattern, str) for pattern in given_maxima):
@@ -132,9 +135,9 @@ class Controller:
         checked = by_pattern if isinstance(max_sigma, Mapping) else config.max_sigma
 
         def limits(known: Known) -> dict[str, float]:
-            refuse_quantized(unwrapped(model), layers, checked, config.linear_max)
-            found = maxima_of(known, layers, checked, config.linear_max)
-            require_matches(known, layers, checked, found)
+            refuse_quantized(unwrapped(model), chosen, checked, config.linear_max)
+            found = maxima_of(known, chosen, checked, config.linear_max)
+            require_matches(known, chosen, checked, found)
             return found
 
         self._start(model, optimizer, config, batchnorm, {}, 0, Group(), limits)
@@ -218,16 +221,10 @@ class Controller:
         """Maxima of layers that keep themselves within them, by svdctl's own spectral norm."""
         for name, limit in limits({name: self._known[name] for name in self.layers}).items():
             ops, layer = self._known[name]
-            own = own_maximum(layer)
-            if own is None:
-                self._controlled[name] = ControlledLayer(name, layer, ops, limit, sizes.get(name))
-            elif own <= limit:
+            if keeps_itself(name, layer, limit):
                 self._kept[name] = limit
             else:
-                raise ShapeError(
-                    f"layer {name or '(top)'} has a spectral norm with a maximum of {own:g}, above {limit:g}; give it "
-                    f"max_sigma={limit:g}, or leave it out with layers="
-                )
+                self._controlled[name] = ControlledLayer(name, layer, ops, limit, sizes.get(name))
         controlled = list(self._controlled.values())
         refuse_sharded(model, self._controlled)
         actions.refuse_unwritable(model, self.controlled())
@@ -404,8 +401,8 @@ class Controller:
         """Make the maximum of every controlled layer hold by proof, before an evaluation or a checkpoint.
 
         Args:
-            model: a copy of the network to seal instead, as an average of its weights (AveragedModel, or any of the
-                same structure); what this object keeps does not change.
+            model: a copy of the network to seal instead, as an average of its weights (AveragedModel, timm's ModelEma,
+                or any of the same structure); what this object keeps does not change.
             sharp: return brackets of 0.5 %, for two to three times the time; else those from 0 to the maximum.
 
         Returns:
@@ -416,9 +413,10 @@ class Controller:
             UsageError: a copy without a layer of the network, or with one of another type or shape.
         """
         if model is not None:
-            require_module(model)
-            if unwrapped(model) is not self._model:
-                return self._seal_copy(unwrapped(model), sharp=sharp)
+            network = unwrapped(model)
+            require_module(network)
+            if network is not self._model:
+                return self._seal_copy(network, sharp=sharp)
         if self.batchnorm is not None:
             self._limit_norms()
         return self._scaled_within(sharp=sharp)
@@ -438,7 +436,7 @@ class Controller:
         groups = actions.LayerGroups({name: layers[name] for name in maxima}, maxima)
         threads = actions.on_cpu(layers[name] for name in maxima)
         found, _ = self._sealed(groups, LayerScheduler(groups.costs, self._group, threads), sharp=sharp)
-        return found | _kept_brackets({name: layers[name] for name in self._kept}, self._kept, sharp=sharp)
+        return found | kept_brackets({name: layers[name] for name in self._kept}, self._kept, sharp=sharp)
 
     @torch.no_grad()
     @exact_products()
@@ -476,7 +474,7 @@ class Controller:
         if not self._is_sealed():
             return {}
         found, self.smallest_factor = self._sealed(self._groups, self._seal, sharp=sharp)
-        return found | _kept_brackets({name: self.layers[name] for name in self._kept}, self._kept, sharp=sharp)
+        return found | kept_brackets({name: self.layers[name] for name in self._kept}, self._kept, sharp=sharp)
 
     def _sealed(
         self, groups: actions.LayerGroups, scheduler: LayerScheduler, *, sharp: bool
@@ -603,20 +601,3 @@ def _copy_of(layer: Any, modules: Mapping[str, nn.Module], name: str) -> Any:
         what = "no such layer" if found is None else "another type or shape there"
         raise UsageError(f"a copy to seal has the layers of the network; of {name or '(top)'} it has {what}")
     return found
-
-
-def _kept_brackets(layers: Mapping[str, nn.Module], maxima: Mapping[str, float], *, sharp: bool) -> dict[str, Bracket]:
-    """Return proved brackets of layers that keep themselves within their maxima; unless `sharp` from 0 to these.
-
-    Raises:
-        ShapeError: one is above, as after its own maximum was changed.
-    """
-    limits = [maxima[name] for name in layers]
-    found = dict(zip(layers, layer_norm_bounds(list(layers.values()), allowed=limits), strict=True))
-    for name, bracket in found.items():
-        if bracket.upper > maxima[name]:
-            raise ShapeError(
-                f"layer {name or '(top)'} has a spectral norm of its own, and is at {bracket.upper:g} above "
-                f"{maxima[name]:g}; lower its max_sigma"
-            )
-    return found if sharp else {name: Bracket(0.0, maxima[name]) for name in found}

@@ -10,7 +10,8 @@ from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizat
 
 from svdctl.errors import ShapeError, UsageError
 from svdctl.layers.layer_ops import LayerOps
-from svdctl.layers.norms import stated_maximum
+from svdctl.layers.norms import layer_norm_bounds, stated_maximum
+from svdctl.spectral.bounds import Bracket
 
 Choice = str | type[nn.Module] | Callable[[str, nn.Module], bool]
 Choices = Choice | Sequence[Choice]
@@ -19,19 +20,22 @@ _WRAPPERS = {
     "torch.nn.parallel.distributed:DistributedDataParallel": "module",
     "torch.nn.parallel.data_parallel:DataParallel": "module",
     "torch.optim.swa_utils:AveragedModel": "module",
+    "timm.utils.model_ema:ModelEma": "ema",
+    "timm.utils.model_ema:ModelEmaV2": "module",
+    "timm.utils.model_ema:ModelEmaV3": "module",
 }
-"""Classes of modules that do what one inside them does, and the name of that one; none is imported for this."""
+"""Classes that hold a network, of which theirs is the result, and the name of it; none is imported for this."""
 _FSDP = "torch.distributed.fsdp.fully_sharded_data_parallel:FullyShardedDataParallel"
 _SHOWN = 8
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the network inside of torch.compile, DDP, DataParallel and AveragedModel, in any order; else itself."""
+    """Return the network inside of torch.compile, DDP, DataParallel and averages of torch and timm; else itself."""
     inner = next((name for kind, name in _WRAPPERS.items() if _is_a(model, kind)), None)
     return model if inner is None else unwrapped(getattr(model, inner))
 
 
-def _is_a(module: nn.Module, kind: str) -> bool:
+def _is_a(module: object, kind: str) -> bool:
     """Return whether a module is of a class that is named as `package.module:Class`."""
     home, _, name = kind.partition(":")
     found = getattr(sys.modules.get(home), name, None)
@@ -50,22 +54,42 @@ def is_chosen(name: str, layer: nn.Module, choices: Choices) -> bool:
     Raises:
         UsageError: a choice of another type.
     """
-    return any(_suits(name, layer, choice) for choice in _parts(choices))
+    return any(_suits(name, layer, choice) for choice in single_choices(choices))
 
 
-def _parts(choices: Choices) -> tuple[Choice, ...]:
-    return tuple(choices) if isinstance(choices, Sequence) and not isinstance(choices, str) else (choices,)
+def single_choices(choices: Choices) -> tuple[Choice, ...]:
+    """Return the patterns, types and predicates that are given, one or several.
+
+    Raises:
+        UsageError: a choice of another type.
+    """
+    is_one = isinstance(choices, str) or callable(choices) or not isinstance(choices, Iterable)
+    found: tuple[Any, ...] = (choices,) if is_one else tuple(choices)  # type: ignore[arg-type]
+    for choice in found:
+        if not isinstance(choice, str) and not callable(choice):
+            raise UsageError(
+                f"layers are chosen by patterns of names, types and predicates (name, layer) -> bool, not by {choice!r}"
+            )
+    return found
 
 
-def _suits(name: str, layer: nn.Module, choice: Any) -> bool:
+def checked_choices(choices: Choices) -> tuple[Choice, ...]:
+    """Return `single_choices` for functions of single calls.
+
+    Raises:
+        ShapeError: a choice of another type.
+    """
+    try:
+        return single_choices(choices)
+    except UsageError as error:
+        raise ShapeError(str(error)) from error
+
+
+def _suits(name: str, layer: nn.Module, choice: Choice) -> bool:
     if isinstance(choice, str):
         return fnmatchcase(name, choice)
     if isinstance(choice, type):
         return issubclass(type_before_parametrizations(layer), choice)
-    if not callable(choice):
-        raise UsageError(
-            f"layers are chosen by patterns of names, types and predicates (name, layer) -> bool, not by {choice!r}"
-        )
     return bool(choice(name, layer))
 
 
@@ -108,7 +132,7 @@ def require_matches(
     shown = ", ".join([name or "'' (the model itself)" for name in known][:_SHOWN])
     more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
     names = f"the layers are {shown}{more}" if known else "the network has no convolution or linear layer"
-    patterns = [choice for choice in _parts(choices) if isinstance(choice, str)]
+    patterns = [choice for choice in single_choices(choices) if isinstance(choice, str)]
     patterns += list(max_sigma) if isinstance(max_sigma, Mapping) else []
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in known):
@@ -158,6 +182,33 @@ def refuse_quantized(model: nn.Module, choices: Choices, max_sigma: object, line
             )
 
 
-def own_maximum(layer: nn.Module) -> float | None:
-    """Return the maximum of svdctl's own spectral norm of a layer, which keeps it; None: it has none."""
-    return stated_maximum(layer) if is_parametrized(layer, "weight") else None
+def keeps_itself(name: str, layer: nn.Module, max_sigma: float) -> bool:
+    """Return whether a layer has svdctl's own spectral norm, which keeps it within the maximum.
+
+    Raises:
+        ShapeError: it has one with a maximum above.
+    """
+    own = stated_maximum(layer) if is_parametrized(layer, "weight") else None
+    if own is not None and not own <= max_sigma:
+        raise ShapeError(
+            f"layer {name or '(top)'} has a spectral norm with a maximum of {own:g}, above {max_sigma:g}; give it "
+            f"max_sigma={max_sigma:g}, or leave it out with layers="
+        )
+    return own is not None
+
+
+def kept_brackets(layers: Mapping[str, nn.Module], maxima: Mapping[str, float], *, sharp: bool) -> dict[str, Bracket]:
+    """Return proved brackets of layers that keep themselves within their maxima; unless `sharp` from 0 to these.
+
+    Raises:
+        ShapeError: one is above, as after its own maximum was changed.
+    """
+    limits = [maxima[name] for name in layers]
+    found = dict(zip(layers, layer_norm_bounds(list(layers.values()), allowed=limits), strict=True))
+    for name, bracket in found.items():
+        if not bracket.upper <= maxima[name]:
+            raise ShapeError(
+                f"layer {name or '(top)'} has a spectral norm of its own, and is at {bracket.upper:g} above "
+                f"{maxima[name]:g}; lower its max_sigma"
+            )
+    return found if sharp else {name: Bracket(0.0, maxima[name]) for name in found}

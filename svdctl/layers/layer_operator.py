@@ -108,7 +108,7 @@ def why_not_writable(layer: nn.Module) -> str | None:
     if not written or any(id(tensor) not in plain for tensor in written):
         return (
             "its weight is computed anew from others, by a parametrization or a hook; make it plain first, as with "
-            "torch.nn.utils.parametrize.remove_parametrizations"
+            "svdctl.parametrize.remove_parametrizations"
         )
     if written[0].dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         return f"its weight is {written[0].dtype}, which is not controlled; convert the network with .float() first"
@@ -134,7 +134,7 @@ def _who_makes_the_weight(layer: nn.Module) -> str | None:
         made = ", ".join(type(part).__name__ for part in parts)
         return (
             f"its weight is parametrised ({made}), and computed anew from others; make it plain first, as with "
-            "torch.nn.utils.parametrize.remove_parametrizations"
+            "svdctl.parametrize.remove_parametrizations"
         )
     for hook in layer._forward_pre_hooks.values():
         if made_by(hook) != "weight":

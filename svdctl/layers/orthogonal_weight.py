@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torch.nn.utils.parametrizations import _Orthogonal
+from torch.nn.utils.parametrize import is_parametrized
 
 
 class OrthogonalWeight(nn.Module):
@@ -34,3 +36,14 @@ class OrthogonalWeight(nn.Module):
         """Return what the map takes to the nearest such weight that a QR decomposition gives."""
         found: Tensor = self.map.right_inverse(weight.reshape(self.matrix_shape))
         return found.contiguous()
+
+
+def is_orthogonal_by_parametrization(layer: nn.Module) -> bool:
+    """Return whether a parametrization keeps the matrix of a linear layer or 1 x 1 convolution orthonormal.
+
+    torch's own keeps the last two axes of a weight so, which are the matrix of linear layers only.
+    """
+    if not is_parametrized(layer, "weight"):
+        return False
+    last = layer.parametrizations.weight[-1]  # type: ignore[union-attr, index]
+    return isinstance(last, OrthogonalWeight) or (isinstance(last, _Orthogonal) and isinstance(layer, nn.Linear))

@@ -153,6 +153,32 @@ def test_patterns_choose_layers_and_one_that_names_none_is_an_error() -> None:
     assert type(net[3]) is nn.Conv2d
 
 
+def test_types_and_predicates_choose_layers() -> None:
+    net = network()
+    assert list(svdctl.orthogonalize_(net, layers=nn.Linear).replaced) == ["7"]
+    assert list(svdctl.orthogonalize_(net, layers=lambda name, _: name == "3").replaced) == ["3"]
+    assert list(svdctl.orthogonalize_(net, layers=["4", nn.Conv2d]).replaced) == ["0", "1", "4"]
+    assert svdctl.orthogonalize_(network(), layers=[]).replaced == {}
+    with pytest.raises(ShapeError, match="`layers` chooses no convolution or linear layer of the network"):
+        svdctl.orthogonalize_(network(), layers=nn.Conv3d)
+    with pytest.raises(ShapeError, match=r"chosen by patterns of names, types and predicates .* not by 3$"):
+        svdctl.orthogonalize_(network(), layers=3)  # type: ignore[arg-type]
+
+
+def test_what_is_orthogonal_already_stays() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        svdctl.parametrize.orthogonal(nn.Conv2d(4, 4, 1)),
+        parametrizations.orthogonal(nn.Linear(4, 4)),
+        parametrizations.orthogonal(nn.Conv2d(4, 4, 1)),  # of the kernels' axes, not of the matrix
+        nn.Linear(4, 4),
+    )
+    assert svdctl.orthogonalize_(net, layers=["0", "1", "3"]).replaced == {"3": "orthogonal"}
+    skipped = svdctl.orthogonalize_(net).skipped
+    assert [name for name, reason in skipped.items() if reason == "it is orthogonal already"] == ["0", "1", "3"]
+    assert "remove the parametrization first, by svdctl.parametrize.remove_parametrizations" in skipped["2"]
+
+
 def test_a_weight_with_two_owners_stays() -> None:
     net = nn.ModuleDict({"embedding": nn.Embedding(5, 8), "head": nn.Linear(8, 5)})
     net["head"].weight = net["embedding"].weight

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import svdctl
 from svdctl.checkpoint.stored_layers import stored_layers
 from svdctl.cli.app import app
+from svdctl.errors import ShapeError
 from svdctl.layers.norms import stated_maximum
 from svdctl.parametrize import spectral_norm
 from tests.parametrize.layers import LAYERS, layer
@@ -55,6 +56,79 @@ def test_networks(training):
     controller = svdctl.Controller(both, method="clip", max_sigma=10.0, layers="controlled")
     bounds = {row.name: row.bound for row in controller.report()}
     assert all(bounds[f"normed.{place}"] <= MAXIMUM for place in (0, 2, 4))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("function", "unchanged"), [(svdctl.clip_, 0.0), (svdctl.divide_, 1.0)])
+def test_layers_that_keep_themselves_are_proved_and_left(function, unchanged, training):
+    torch.manual_seed(0)
+    model = nn.Sequential(small_network(), nn.Conv2d(3, 3, 3)).train(training)
+    nn.init.constant_(model[1].weight, 1.0)
+    weights = {name: tensor.clone() for name, tensor in model[0].state_dict().items()}
+    found = function(model, max_sigma=0.6, linear=True)
+    assert list(found) == ["0.0", "0.2", "0.4", "1"]
+    assert [found[name] for name in ("0.0", "0.2", "0.4")] == [unchanged] * 3
+    assert found["1"] != unchanged
+    assert svdctl.spectral_norm_bound(model[1]).upper <= 0.6
+    assert all(torch.equal(model[0].state_dict()[name], tensor) for name, tensor in weights.items())
+    assert function(model[0], max_sigma=MAXIMUM) == {"0": unchanged, "2": unchanged}
+    before = model[1].weight.detach().clone()
+    with pytest.raises(ShapeError, match=r"layer 0\.0 has a spectral norm with a maximum of 0\.3, above 0\.2"):
+        function(model, max_sigma=0.2)
+    assert torch.equal(model[1].weight, before)
+
+
+def test_layers_that_state_too_little_are_refused(monkeypatch):
+    model = small_network()
+    monkeypatch.setattr("svdctl.layers.spectral_norm.SpectralNorm.maximum", 0.01)
+    with pytest.raises(ShapeError, match=r"layer 0 has a spectral norm of its own, and is at 0\.\d+ above 0\.02"):
+        svdctl.clip_(model, max_sigma=0.02)
+
+
+CHOICES = {
+    "a type": (nn.Conv2d, ["0.0", "1"]),
+    "a predicate": (lambda name, layer: layer.out_channels == 5 and name != "2", ["0.0"]),
+    "several": ([nn.ConvTranspose2d, "1"], ["1", "2"]),
+    "a set": ({"0.*", "1"}, ["0.0", "1"]),
+}
+
+
+@pytest.mark.parametrize("function", [svdctl.clip_, svdctl.divide_])
+def test_layers_are_chosen_as_by_the_controller(function):
+    def network():
+        return nn.Sequential(nn.Sequential(nn.Conv2d(3, 5, 3)), nn.Conv2d(5, 4, 3), nn.ConvTranspose2d(4, 5, 3))
+
+    for choice, names in CHOICES.values():
+        assert list(function(network(), max_sigma=0.1, layers=choice)) == names
+        assert list(svdctl.Controller(network(), max_sigma=0.1, layers=choice).controlled()) == names
+    assert list(function(network(), max_sigma=0.1, layers=iter(["1"]))) == ["1"]
+    assert list(svdctl.Controller(network(), max_sigma=0.1, layers=iter(["1"])).controlled()) == ["1"]
+    for wrong in (3, None, ["*", 3]):
+        with pytest.raises(ShapeError, match=r"chosen by patterns of names, types and predicates .* not by (3|None)$"):
+            function(network(), max_sigma=0.1, layers=wrong)
+    for none in (nn.Conv3d, [], lambda name, layer: False):
+        with pytest.raises(ShapeError, match="`layers` chooses no convolution of the network"):
+            function(network(), max_sigma=0.1, layers=none)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: nn.utils.parametrizations.spectral_norm(nn.Conv2d(4, 4, 3)), "weight"),
+        (lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3)), "weight"),
+        (lambda: nn.utils.parametrizations.orthogonal(nn.Linear(4, 4)), "weight"),
+        (lambda: svdctl.TTConv2d(4, 4, 3, rank=2, frames="free"), "core"),
+    ],
+)
+def test_the_advice_for_parametrised_weights_can_be_followed(make, name, training):
+    layer_ = make().train(training)
+    if name == "core":
+        nn.utils.parametrize.register_parametrization(layer_, name, nn.Identity())
+    with pytest.raises(ShapeError, match=r"make it plain first, .* svdctl\.parametrize\.remove_parametrizations"):
+        svdctl.clip_(layer_, max_sigma=0.1, linear=True)
+    svdctl.clip_(svdctl.parametrize.remove_parametrizations(layer_, name), max_sigma=0.1, linear=True)
+    assert svdctl.spectral_norm_bound(layer_).upper <= 0.1
 
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
