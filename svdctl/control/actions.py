@@ -1,7 +1,8 @@
 """Clip, assign or divide the singular values of one layer, in place, on its own device and dtype."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -297,6 +298,12 @@ class LayerGroups:
         Raises:
             ShapeError: what lowers the norm of one raises that of another, again and again.
         """
+        with naming_what_is_not_finite({name: self.layers[name] for first in firsts for name in self.names[first]}):
+            return self._act_(firsts, work, writes_operator=writes_operator)
+
+    def _act_(
+        self, firsts: Sequence[str], work: Callable[[list[str]], Sequence[T]], *, writes_operator: bool
+    ) -> dict[str, T]:
         alone = [first for first in firsts if len(self.names[first]) == 1]
         found = dict(zip(alone, work(alone), strict=True)) if alone else {}
         for first in firsts:
@@ -350,15 +357,30 @@ class LayerGroups:
         for turn in range(max((len(self.names[first]) for first in firsts), default=0)):
             names = [self.names[first][turn] for first in firsts if turn < len(self.names[first])]
             layers, limits = [self.layers[name] for name in names], [self.max_sigma[name] for name in names]
-            if sharp:
-                results = measure_and_divide_layers_(layers, limits)
-            else:
-                results = [
-                    (factor, Bracket(0.0, limit))
-                    for factor, limit in zip(divide_exact_layers_(layers, limits), limits, strict=True)
-                ]
+            with naming_what_is_not_finite(dict(zip(names, layers, strict=True))):
+                if sharp:
+                    results = measure_and_divide_layers_(layers, limits)
+                else:
+                    results = [
+                        (factor, Bracket(0.0, limit))
+                        for factor, limit in zip(divide_exact_layers_(layers, limits), limits, strict=True)
+                    ]
             found |= dict(zip(names, results, strict=True))
         return found
+
+
+@contextmanager
+def naming_what_is_not_finite(layers: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Put the name of the first layer with weights that are not finite before a ShapeError about them."""
+    try:
+        yield
+    except ShapeError as error:
+        for name, layer in layers.items():
+            start = f"layer {name or '(top)'}: "
+            is_finite = all(bool(parameter.isfinite().all()) for parameter in layer.parameters())
+            if not is_finite and not str(error).startswith(start):
+                raise ShapeError(f"{start}{error}") from error
+        raise
 
 
 def orthonormalize_frames_(layers: Mapping[str, nn.Module]) -> None:

@@ -1,7 +1,10 @@
 """What is reached, proved and allowed of each layer, as a list whose text is a table."""
 
+from collections import Counter
 from dataclasses import dataclass
+from textwrap import wrap
 
+from svdctl.utils.printable import printable
 from svdctl.utils.table import Cell, Column, Table, terminal
 
 _WIDTH = 80
@@ -37,7 +40,10 @@ class LayerReport:
 
 
 class Report(list[LayerReport]):
-    """A row for each layer; `str` of it is a table of 80 columns, long names shortened."""
+    """A row for each layer; `str` of it is a table of 80 columns, which has the ends of long names.
+
+    Names whose ends are alike stand whole, in a line above their figures.
+    """
 
     def table(self) -> Table:
         """Return the table with whole names."""
@@ -50,8 +56,19 @@ class Report(list[LayerReport]):
             for place, column in enumerate(table.columns)
         ]
         left = max(_WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1), _NARROWEST)
-        rows = [[Cell(_shortened(name.text, left)), *rest] for name, *rest in table.rows]
-        return terminal(Table(table.columns, rows))
+        short = [_shortened(name.text, left) for name, *_ in table.rows]
+        alike = {name for name, count in Counter(short).items() if count > 1}
+        rows = [
+            [Cell("" if name in alike else name), *rest] for name, (_, *rest) in zip(short, table.rows, strict=True)
+        ]
+        header, rule, *lines = terminal(Table(table.columns, rows)).splitlines()
+        above = [
+            wrap(printable(row[0].text), _WIDTH) if name in alike else []
+            for name, row in zip(short, table.rows, strict=True)
+        ]
+        return "\n".join(
+            [header, rule, *(line for names, own in zip(above, lines, strict=True) for line in [*names, own])]
+        )
 
 
 def _cells(row: LayerReport) -> list[Cell]:
@@ -66,8 +83,5 @@ def _cells(row: LayerReport) -> list[Cell]:
 
 
 def _shortened(name: str, width: int) -> str:
-    """Return a name of at most so many characters: its start and its end, which tell layers apart."""
-    if len(name) <= width:
-        return name
-    start = (width - 1) // 3
-    return f"{name[:start]}…{name[len(name) - (width - 1 - start) :]}"
+    """Return a name of at most so many characters: its end, which tells layers apart."""
+    return name if len(name) <= width else f"…{name[len(name) - (width - 1) :]}"

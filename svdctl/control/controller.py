@@ -234,17 +234,58 @@ class Controller:
                 f"control {config.kind!r} needs the input sizes of layers; that of {unknown[0]} is missing"
             )
         self._method.start(controlled, config)
-        self._groups = actions.LayerGroups(self.controlled(), {layer.name: layer.max_sigma for layer in controlled})
-        costs = {name: actions.expected_cost(layer) for name, layer in self.layers.items()}
-        # One for each kind of work, whose times differ. State stays where it is made.
-        threads = actions.on_cpu(self.layers.values())
-        self._action, self._seal = (LayerScheduler(self._groups.costs, group, threads) for _ in range(2))
-        self._reading = LayerScheduler(costs, group, threads)
-        self._factors = LayerScheduler({name: costs[name] for name in self._controlled}, group)
         self._group = group
+        self._group_layers()
+        costs = {name: actions.expected_cost(layer) for name, layer in self.layers.items()}
+        self._reading = LayerScheduler(costs, group, actions.on_cpu(self.layers.values()))
+        # State stays where it is made.
+        self._factors = LayerScheduler({name: costs[name] for name in self._controlled}, group)
         with torch.no_grad():
             self.has_penalty = any(ops.penalty(alike) for ops, alike in self._by_type.items())
             """Whether a layer adds a term to the loss; else `penalty` is a zero that need not be added."""
+
+    def _group_layers(self) -> None:
+        """Find which controlled layers share memory, and which process works on them."""
+        maxima = {name: layer.max_sigma for name, layer in self._controlled.items()}
+        self._groups = actions.LayerGroups(self.controlled(), maxima)
+        threads = actions.on_cpu(self.layers.values())
+        # One for each kind of work, whose times differ.
+        self._action, self._seal = (LayerScheduler(self._groups.costs, self._group, threads) for _ in range(2))
+
+    def _require_same(self, layers: Mapping[str, nn.Module]) -> None:
+        """Raise a UsageError if a layer does not stand under its name any more; read tensors anew that were replaced.
+
+        Raises:
+            UsageError: a layer was replaced, or the weight of a controlled one by one of another shape.
+            ShapeError: the weight of a controlled one by what cannot be written.
+        """
+        for name, layer in layers.items():
+            try:
+                found = self._model.get_submodule(name)
+            except AttributeError:
+                found = None
+            if found is not layer:
+                raise UsageError(
+                    f"layer {name or '(top)'!r} was replaced since the Controller was made; make a new one"
+                )
+        before = self._groups.tensors
+        after = {name: layer.ops.tensors(layer.module) for name, layer in self._controlled.items()}
+        if all(list(map(id, after[name])) == list(map(id, before[name])) for name in after):
+            return
+        require_memory(self._model)
+        actions.refuse_unwritable(self._model, self.controlled())
+        for name, tensors in after.items():
+            if [tensor.shape for tensor in tensors] != [tensor.shape for tensor in before[name]]:
+                raise UsageError(
+                    f"the weight of layer {name or '(top)'!r} has another shape than when the Controller was made; "
+                    "make a new one"
+                )
+        self._group_layers()
+
+    def _limited(self) -> dict[str, nn.Module]:
+        """Return layers that have an allowed maximum, those that keep themselves and limited BatchNorm among them."""
+        kept = {name: self.layers[name] for name in self._kept}
+        return {**self.controlled(), **kept, **(self.norms if self.batchnorm is not None else {})}
 
     def controlled(self) -> dict[str, nn.Module]:
         """Return the layers that have an allowed maximum."""
@@ -349,7 +390,8 @@ class Controller:
     def _apply(self, context: ControlContext) -> None:
         method, config = self._method, self.config
         if method.in_order(config):
-            method.step_(list(self._controlled.values()), config, context)
+            with actions.naming_what_is_not_finite(self.controlled()):
+                method.step_(list(self._controlled.values()), config, context)
         elif method.has_factors(config):
             self._factors.scaled(
                 lambda names: self._factors_of([self._controlled[name] for name in names], context),
@@ -379,7 +421,8 @@ class Controller:
             changed = self._groups.act_(firsts, work, writes_operator=self._method.writes_operator)
         else:
             names = [name for first in firsts for name in self._groups.names[first]]
-            changed = dict(zip(names, work(names), strict=True))
+            with actions.naming_what_is_not_finite({name: self._controlled[name].module for name in names}):
+                changed = dict(zip(names, work(names), strict=True))
         return {
             first: len(self._groups.names[first]) > 1 or changed[first] or bool(self._controlled[first].state)
             for first in firsts
@@ -410,13 +453,15 @@ class Controller:
 
         Raises:
             ShapeError: weights that are not finite, or a layer with a spectral norm that has left its maximum.
-            UsageError: a copy without a layer of the network, or with one of another type or shape.
+            UsageError: a layer that was replaced since, or a copy without a layer of the network, or with one of
+                another type or shape.
         """
         if model is not None:
             network = unwrapped(model)
             require_module(network)
             if network is not self._model:
                 return self._seal_copy(network, sharp=sharp)
+        self._require_same(self._limited())
         if self.batchnorm is not None:
             self._limit_norms()
         return self._scaled_within(sharp=sharp)
@@ -451,8 +496,10 @@ class Controller:
 
         Raises:
             ShapeError: weights that are not finite.
+            UsageError: a layer that was replaced since.
         """
         began = time.perf_counter()
+        self._require_same({**self.controlled(), **{name: self.layers[name] for name in self._kept}})
         found = self._scaled_within(sharp=False)
         self.proof_seconds += time.perf_counter() - began
         return found
@@ -507,7 +554,12 @@ class Controller:
 
         Args:
             proved: brackets that `seal` returned of these weights, so that they are not proved again.
+
+        Raises:
+            ShapeError: weights of a controlled layer that are not finite.
+            UsageError: a layer that was replaced since the Controller was made.
         """
+        self._require_same({**self.layers, **self.norms})
 
         def brackets(names: list[str]) -> dict[str, Bracket]:
             unknown = [name for name in names if name not in proved]
@@ -532,7 +584,8 @@ class Controller:
     def _bounds(self, names: list[str]) -> dict[str, Bracket]:
         """Return a bracket of the norm of each layer."""
         layers, maxima = [self.layers[name] for name in names], [self.allowed(name) for name in names]
-        return dict(zip(names, layer_norm_bounds(layers, allowed=maxima), strict=True))
+        with actions.naming_what_is_not_finite(dict(zip(names, layers, strict=True))):
+            return dict(zip(names, layer_norm_bounds(layers, allowed=maxima), strict=True))
 
     def _bounds_if_left_alone(self, name: str) -> Bracket:
         """Return a bracket of the norm of a layer; from 0 to infinity where it has no maximum and cannot be read."""

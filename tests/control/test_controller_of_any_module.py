@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import svdctl
+from svdctl.control.control_report import LayerReport, Report
 from svdctl.control.controller import Controller
 from svdctl.errors import ShapeError, UsageError
 from tests.dense import dense_values
@@ -433,3 +434,85 @@ def test_a_report_is_a_list_and_a_table_of_80_columns() -> None:
     assert [row.is_proved for row in control.report()] == [True, True, None, True]
     assert "512x512x3x3 r192x192" in str(report)
     assert report.table().rows[0][0].text == "encoder_of_the_first_stage.bottleneck_projection_1"
+
+
+def replaced_layer(net: Any) -> None:
+    svdctl.tensorize_(net.layer1[0], rank=4)
+
+
+def replaced_batchnorm(net: Any) -> None:
+    net.layer1[0].bn1 = nn.BatchNorm2d(8)
+
+
+def deleted_layer(net: Any) -> None:
+    del net.layer1[1].conv2
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (replaced_layer, "'layer1.0.conv1'"),
+        (replaced_batchnorm, "'layer1.0.bn1'"),
+        (deleted_layer, "'layer1.1.conv2'"),
+    ],
+)
+def test_a_layer_that_was_replaced_is_a_sentence(change: Callable[[nn.Module], None], name: str) -> None:
+    net = network()
+    control = Controller(net, max_sigma=0.1, batchnorm_max=1.0)
+    control.seal()
+    change(net)
+    words = f"layer {name} was replaced since the Controller was made; make a new one"
+    for call in (control.seal, control.report, *([control.prove] if "bn" not in name else [])):
+        with pytest.raises(UsageError, match=words):
+            call()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_that_were_replaced_are_read_anew(method: str) -> None:
+    net = network()
+    control = Controller(net, method=method, max_sigma=0.3, every_steps=1)
+    control.step()
+    net.conv1.weight = nn.Parameter(4 * net.conv1.weight.detach())
+    # From now on one weight, which is to be scaled once.
+    net.layer1[1].conv1.weight = net.layer1[0].conv1.weight
+    assert control.report()[0].is_proved is False
+    assert control.seal()["conv1"].upper <= 0.3
+    assert float(dense_values(copy.deepcopy(net.conv1).double(), (3, 6, 6))[0]) <= 0.3
+    assert ["layer1.0.conv1", "layer1.1.conv1"] in list(control._groups.names.values())
+    net.layer1[0].conv1.weight = nn.Parameter(torch.full_like(net.layer1[0].conv1.weight, 9.0))
+    control.step()
+    assert control.report()[1].largest < 2  # of 648
+    net.conv1.weight = nn.Parameter(torch.ones(8, 3, 5, 5))
+    with pytest.raises(UsageError, match="the weight of layer 'conv1' has another shape than when"):
+        control.seal()
+    prune.l1_unstructured(net.layer1[0].conv1, "weight", 0.5)
+    with pytest.raises(ShapeError, match=r"layer layer1\.0\.conv1 cannot be changed: its weight is pruned"):
+        control.prove()
+
+
+@pytest.mark.parametrize("call", ["step", "seal", "prove", "report", "clip_", "divide_"])
+def test_weights_that_are_not_finite_are_named(call: str) -> None:
+    net = network()
+    control = Controller(net, max_sigma=0.3, every_steps=1)
+    net.layer1[1].conv1.weight.data[0, 0, 0, 0] = torch.nan
+    calls: dict[str, Callable[[], Any]] = {
+        "clip_": lambda: svdctl.clip_(net, max_sigma=0.3),
+        "divide_": lambda: svdctl.divide_(net, max_sigma=0.3),
+    }
+    with pytest.raises(ShapeError, match=r"^layer layer1\.1\.conv1: the kernel holds values that are not finite"):
+        calls.get(call, getattr(control, call, None))()
+
+
+def test_rows_of_a_report_are_told_apart_by_their_names() -> None:
+    shape = "2048x2048x3x3"
+    names = [f"resnet.encoder.stages.{stage}.layers.0.shortcut.normalization" for stage in range(5)]
+    rows = [LayerReport(name, "ConvTranspose2d", shape, 123.4567, 123.4567, 0.001234) for name in [*names, "fc"]]
+    lines = str(Report(rows)).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line for line in lines if line in names] == names
+    assert [line.split()[0] for line in (lines[3], lines[-1])] == ["ConvTranspose2d", "fc"]
+    assert len(lines) == 2 + 2 * 5 + 1
+    one = str(Report([rows[0], rows[-1]])).splitlines()
+    assert len(one) == 4
+    assert one[2].split()[0].endswith("lization")
+    assert len(str(Report([])).splitlines()) == 2
