@@ -33,13 +33,11 @@ def orthogonalize_(model: nn.Module, layers: Choices | None = None) -> Orthogona
 
     A `Conv2d` becomes a `SOC` layer where it has an odd square kernel, zero padding that keeps the size ("same"),
     stride 1 or 2, one group and no dilation. Its kernel is not kept: a new one is drawn. Its bias is. With stride 2 the
-    layer takes images of even sides only. The weight of a `Linear` becomes that of torch's `orthogonal`
-    parametrization by Householder reflections, which starts at the factor Q of its QR decomposition: rows or columns
-    are orthonormal, whichever are fewer.
+    layer takes images of even sides only. The weight of a `Linear` is parametrised by `svdctl.parametrize.orthogonal`,
+    from the factor Q of its QR decomposition: rows or columns are orthonormal, whichever are fewer.
 
     Device, type, mode and what needs no gradient stay as they are; a module that stands in several places is replaced
-    by one in all of them, whichever of its names is given. Make the optimiser afterwards, without weight decay for
-    parameters below `parametrizations`.
+    by one in all of them, whichever of its names is given. Make the optimiser afterwards.
 
     Args:
         model: any network.

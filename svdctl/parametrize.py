@@ -7,13 +7,12 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 from torch.nn.utils.parametrize import remove_parametrizations as remove_by_torch
 
 from svdctl.errors import ShapeError
 from svdctl.layers.layer_operator import operator_of, why_not_read
-from svdctl.layers.layer_ops import find_ops, ops_of, require_module
+from svdctl.layers.layer_ops import find_ops, require_module
 from svdctl.layers.norms import layer_norm_bound, stated_maximum
 from svdctl.layers.orthogonal_weight import OrthogonalWeight
 from svdctl.layers.padding import padding_factor
@@ -82,6 +81,9 @@ def spectral_norm(
 def orthogonal(module: M, name: str = "weight") -> M:
     """Keep the rows or columns of a matrix orthonormal: all its singular values are 1.
 
+    Whatever an optimiser makes of the parameter, with weight decay too, the weight stays orthonormal; so it does in
+    means of weights and after conversions, to the rounding of the weight's type.
+
     Args:
         module: `Linear`, or a convolution whose kernel has one tap; it is changed in place. A weight that is not
             orthonormal is replaced by the factor Q of its QR decomposition.
@@ -97,6 +99,7 @@ def orthogonal(module: M, name: str = "weight") -> M:
     Note:
         `torch.nn.utils.parametrizations.orthogonal` works on the last two axes, which of a convolution are those of
         the kernel: its 1 x 1 matrices become 1 or -1. Here it is the matrix of the channels, of each group by itself.
+        torch's Householder map reads signs from the parameter, which weight decay turns into zeros.
 
     >>> import torch
     >>> conv = svdctl.parametrize.orthogonal(torch.nn.Conv2d(8, 16, 1))
@@ -114,12 +117,9 @@ def orthogonal(module: M, name: str = "weight") -> M:
         raise ShapeError(f"an orthonormal weight is float32 or float64, not {weight.dtype}; convert it with .float()")
     if weight.is_meta:
         raise ShapeError("weights on the meta device have no values yet; load them first")
-    _make_full_rank_(weight, getattr(module, "groups", 1))
-    if ops_of(module).is_linear:
-        parametrizations.orthogonal(module, name, orthogonal_map="householder")
-        _copy_with_own_class(module)
-    else:
-        _register(module, name, OrthogonalWeight(weight.shape, module.groups))  # type: ignore[arg-type]
+    if not bool(weight.isfinite().all()):
+        raise ShapeError("the weight holds values that are not finite; it has no QR decomposition")
+    _register(module, name, OrthogonalWeight(weight.shape, getattr(module, "groups", 1)))
     return module
 
 
@@ -180,24 +180,6 @@ def _require_maximum(max_sigma: Any) -> None:
     is_number = isinstance(max_sigma, numbers.Real) and not isinstance(max_sigma, bool)
     if max_sigma != "learnable" and not (is_number and 1e-30 <= max_sigma <= 1e30):
         raise ShapeError(f"max_sigma is a number from 1e-30 to 1e30, or 'learnable', not {max_sigma!r}")
-
-
-@torch.no_grad()
-def _make_full_rank_(weight: Tensor, groups: int) -> None:
-    """Replace a weight by its factor Q where the factor R has a zero on its diagonal, as of a weight of zeros.
-
-    There torch's parametrization keeps columns of zeros.
-
-    Raises:
-        ShapeError: values that are not finite.
-    """
-    if not bool(weight.isfinite().all()):
-        raise ShapeError("the weight holds values that are not finite; it has no QR decomposition")
-    matrices = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1])
-    is_wide = matrices.shape[1] < matrices.shape[2]
-    q, r = torch.linalg.qr(matrices.mT if is_wide else matrices)
-    if bool((r.diagonal(dim1=1, dim2=2) == 0).any()):
-        weight.copy_((q.mT if is_wide else q).reshape(weight.shape))
 
 
 def _parametrizations(module: nn.Module) -> nn.ModuleList:

@@ -126,13 +126,13 @@ def _register_norm(module: nn.Module, name: str, given: Arguments) -> None:
     parametrize.spectral_norm(module, name, max_sigma=given["max_sigma"], mode=given["mode"])
 
 
-def _register_one_tap(module: nn.Module, name: str, given: Arguments) -> None:
+def _register_orthonormal(module: nn.Module, name: str, given: Arguments) -> None:
     parametrize.orthogonal(module, name)
 
 
 PARAMETRIZATION_KINDS = {
     "orthogonal": ParametrizationKind(_Orthogonal, _read_orthogonal, _register_orthogonal),
-    "orthogonal_one_tap": ParametrizationKind(OrthogonalWeight, lambda part: {}, _register_one_tap),
+    "orthonormal": ParametrizationKind(OrthogonalWeight, lambda part: {}, _register_orthonormal),
     "spectral_norm": ParametrizationKind(SpectralNorm, _read_norm, _register_norm),
 }
 """Parametrizations that a file may name: torch's `orthogonal`, and those of `svdctl.parametrize`."""

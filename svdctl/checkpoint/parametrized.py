@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from svdctl.errors import ShapeError
+from svdctl.layers.orthogonal_weight import orthonormal_weight
 from svdctl.layers.spectral_norm import StoredNorm, stored_norm
 
 ASSUMED = "{} gives its weight and nothing changes it afterwards"
@@ -36,12 +37,13 @@ class Effective:
     @property
     def may_be_orthonormal(self) -> bool:
         """Return whether a map to orthonormal matrices may give the value: none of the other rules does."""
-        return self.rule in (orthogonal.__name__, _OTHER, _UNTOLD)
+        return self.rule in (orthogonal.__name__, orthonormal.__name__, _OTHER, _UNTOLD)
 
 
 _SAID = {
     "spectral_norm": "torch's spectral_norm, along the axis that its vectors fit best,",
     "orthogonal": "torch's orthogonal, whose matrices are orthonormal by each of its maps,",
+    "orthonormal": "svdctl's orthogonal",
     "iterated_spectral_norm": "the spectral norm of SAGAN's public code, with the vectors that are stored (it iterates "
     "once more at each pass, by which the weight can only shrink),",
 }
@@ -150,6 +152,15 @@ def orthogonal(original: Tensor, base: Tensor | None = None) -> Tensor | None:
     return found.mT if is_wide else found
 
 
+def orthonormal(original: Tensor, signs: Tensor) -> Tensor | None:
+    """Return the weight of svdctl's orthogonal parametrization, matrices of one tap; None of other shapes."""
+    if original.ndim < 2 or signs.ndim != 2 or original[0, 0].numel() != 1 or original.shape[0] % len(signs):
+        return None
+    if signs.shape[1] != min(original.shape[0] // len(signs), original.shape[1]):
+        return None
+    return orthonormal_weight(original, signs)
+
+
 _NEW = "parametrizations.{0}."
 _RULES: tuple[tuple[Callable[..., Tensor | None], tuple[str, ...]], ...] = (
     (weight_norm, (_NEW + "original0", _NEW + "original1")),
@@ -159,6 +170,7 @@ _RULES: tuple[tuple[Callable[..., Tensor | None], tuple[str, ...]], ...] = (
     (weight_norm, ("{0}_g", "{0}_v")),
     (iterated_spectral_norm, ("{0}_bar", "{0}_u", "{0}_v")),
     (pruning, ("{0}_orig", "{0}_mask")),
+    (orthonormal, (_NEW + "original", _NEW + "0.signs")),
     (orthogonal, (_NEW + "original", _NEW + "0.base")),
     (orthogonal, (_NEW + "original",)),
 )
@@ -187,6 +199,6 @@ _UNTOLD = "a parametrization such as torch's orthogonal, whose map (matrix_exp, 
 def _made(rule: Callable[..., Tensor | None], parts: Sequence[Tensor]) -> Tensor | None:
     """Return what a rule makes of its parts in float64; None of parts that are empty, or of other types."""
     first, *rest = parts
-    is_mask = rule is pruning and not rest[0].is_complex()
+    is_mask = rule in (pruning, orthonormal) and not rest[0].is_complex()
     known = first.is_floating_point() and (is_mask or all(part.is_floating_point() for part in rest))
     return rule(*(part.double() for part in parts)) if known and all(part.numel() for part in parts) else None

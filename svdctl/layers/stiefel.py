@@ -26,7 +26,8 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils.parametrizations import _OrthMaps, _Orthogonal
+from torch.nn.utils.parametrize import register_parametrization
 
 from svdctl.spectral.exact_arithmetic import exact_products
 from svdctl.spectral.faster_device import products_are_faster
@@ -215,10 +216,24 @@ def mean_gradients(optimizer: torch.optim.Optimizer | None, parameter: Tensor) -
     return [state[key] for key in MEANS if state.get(key) is not None]
 
 
+class OrthogonalFrame(_Orthogonal):
+    """torch's orthogonal parametrization by products of reflections, with signs that are fixed.
+
+    torch reads them from the parameter's diagonal, where each is -1 and stays so without a gradient; weight decay would
+    turn them into zeros and so the frame.
+    """
+
+    def forward(self, matrix: Tensor) -> Tensor:
+        count = min(matrix.shape[-2:])
+        found: Tensor = super().forward(torch.diagonal_scatter(matrix, matrix.new_full((count,), -1.0)))
+        return found
+
+
 def parametrize_frames_(layer: nn.Module) -> None:
     """Give a layer's `frame_in` and `frame_out` torch's orthogonal parametrization, by products of reflections.
 
     Of square matrices too, where torch takes `matrix_exp` by default, which waits for the host.
     """
     for name in ("frame_in", "frame_out"):
-        parametrizations.orthogonal(layer, name, orthogonal_map="householder")
+        frame = OrthogonalFrame(getattr(layer, name), _OrthMaps.householder)
+        register_parametrization(layer, name, frame, unsafe=True)

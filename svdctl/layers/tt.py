@@ -384,6 +384,7 @@ class TTConv2d(TTConv):
         frames: how frames are kept; `parametrize` is built in here, the other ways are applied by the training loop.
             Of `penalty` the attribute `penalty_weight` is the weight in the loss: 1e5, the paper's for its own loss and
             learning rates. SGD diverges by it at larger rates, as 0.05; lower it then, or take `retract`.
+            Weight decay leaves those of `parametrize` orthonormal, and pulls them to those that they started from.
 
     >>> layer = svdctl.TTConv2d(64, 128, 3, rank=16, padding=1)
     >>> len(svdctl.singular_values(layer, 8))  # 8 * 8 frequencies, 16 values each

@@ -61,8 +61,7 @@ def _initialize_kernels(model: nn.Module, init: str, *, as_paper: bool) -> None:
 def build_optimizer(config: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
     """Return the optimiser over all parameters, as one fused kernel; those of parametrised frames have no weight decay.
 
-    Decay would pull the parameters of torch's `orthogonal` parametrization to an arbitrary point of the manifold, and
-    break its Householder map, which reads signs from a diagonal that must stay exactly 1.
+    Decay would pull the parameters of torch's `orthogonal` parametrization to an arbitrary point of the manifold.
     """
     coordinates = [value for name, value in model.named_parameters() if "parametrizations." in name]
     weights = [value for name, value in model.named_parameters() if "parametrizations." not in name]

@@ -1,6 +1,7 @@
 """TT layers against their dense kernels."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -213,10 +214,20 @@ def test_penalty_by_hand() -> None:
     assert float(Controller.from_config(whole, None, None, None).penalty()) == 0
 
 
-def test_parametrized_frames_stay_frames_under_weight_decay() -> None:
+@pytest.mark.parametrize(
+    "optimizer_of",
+    [
+        lambda layer: build_optimizer(Sgd(lr=0.05, weight_decay=0.1), layer),
+        lambda layer: torch.optim.AdamW(layer.parameters(), lr=0.01, weight_decay=0.1),
+    ],
+    ids=["svdctl", "of the user"],
+)
+def test_parametrized_frames_stay_frames_under_weight_decay(
+    optimizer_of: Callable[[TTConv2d], torch.optim.Optimizer],
+) -> None:
     torch.manual_seed(0)
     layer = TTConv2d(6, 40, 3, rank=4, frames="parametrize")
-    optimizer = build_optimizer(Sgd(lr=0.05, weight_decay=0.1), layer)
+    optimizer = optimizer_of(layer)
     x = torch.randn(4, 6, 5, 5)
     for _ in range(5):
         optimizer.zero_grad()
