@@ -17,7 +17,7 @@ _COLUMNS = (
     Column("allowed", "allowed"),
     Column("is_proved", "proved"),
 )
-_NARROWEST = 8  # of names
+_NARROWEST = 6  # of names
 
 
 @dataclass(frozen=True)

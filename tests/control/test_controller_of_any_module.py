@@ -1,7 +1,9 @@
 """`Controller` in loops of one's own: choices of layers, wrappers, copies, refusals, skipped steps, resumed loops."""
 
 import copy
+import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -122,6 +124,19 @@ def test_maxima_are_python_numbers_whatever_is_given(value: Any) -> None:
         control = Controller(network(), max_sigma=given, linear_max=value)
         assert [type(control.allowed(name)) for name in ("conv1", "fc")] == [float, float]
         assert control.seal()["conv1"].upper <= 0.5
+
+
+def test_intervals_that_are_not_given_are_those_of_the_table() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "library.md").read_text(encoding="utf-8")
+    table = document.split("| `method` | what a step of control does | `every_steps` if not given |")[1].split("\n\n")[
+        0
+    ]
+    rows = dict(re.findall(r"^\| `([a-z-]+)` \|.*\| (\d+) \|$", table, re.MULTILINE))
+    assert set(rows) == {"clip", "divide", "divide-exact", "divide-each", "assign"}
+    for method, steps in rows.items():
+        model = network()
+        control = Controller(model, torch.optim.SGD(model.parameters(), lr=0.1), method=method, max_sigma=1.0)
+        assert [step for step in range(1, 202) if control.due(step)] == list(range(int(steps), 202, int(steps)))
 
 
 def test_a_network_without_layers_is_a_sentence() -> None:
@@ -422,6 +437,7 @@ def test_a_report_is_a_list_and_a_table_of_80_columns() -> None:
             self.norm = nn.BatchNorm2d(8)
             self.fc = nn.Linear(8, 4)
 
+    torch.manual_seed(1)  # a bound of four digits below 1 is wide
     control = Controller(Deep(), max_sigma={"a": 0.5, "enc*": 1e-3}, batchnorm_max=1.0)
     report = control.report()
     assert isinstance(report, list)
