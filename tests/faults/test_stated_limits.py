@@ -87,7 +87,8 @@ COUNTS = [
     f"{len(refuse.EVIL)} forms of weights, {len(refuse.ACTING)} names",
     f"| {len(work.WORK)} kinds; many names of one tensor; {len(own.LARGE)} checkpoints",
     f"{len(zip_reading.CHANGES)} changes of headers, {len(zip_reading.NAMES) + 3} of names",
-    f"{len(records.things())} kinds of objects in {len(records.SAVES)} formats; {len(records.NUMBERS) + 3} of arrays",
+    f"{records.number_of_things()} kinds of objects in {len(records.SAVES)} formats; "
+    f"{len(records.NUMBERS) + 3} of arrays",
     f"{len(numbers.CASES)} controls and frames, in the middle",
     f"{2 * len(numbers.CASES)}; 6 | `test_numbers.py`",
     f"{len(numbers.CASES)} trainings; {2 * len(degenerate.KINDS) - 2} layers; 3 networks",

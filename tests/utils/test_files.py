@@ -181,6 +181,7 @@ def test_json_and_toml_that_are_read(tmp_path: Path) -> None:
 
 
 ELSEWHERE = {
+    "train/loggers/tensorboard_logger.py": "a picture that this run drew, opened by open_regular",
     "checkpoint/torch_archive.py": "weights: archives and pickles are checked before torch reads them",
     "checkpoint/checkpoint_file.py": "a text of JSON in a checkpoint",
     "cli/standard_streams.py": "opens the null device in the place of a closed stream",

@@ -81,7 +81,7 @@ class _TensorboardWriter:
 
         for name, path in end.pictures.items():
             with open_regular(path) as file:
-                pixels = np.asarray(Image.open(file).convert("RGB"))
+                pixels = np.asarray(Image.open(file, formats=["PNG"]).convert("RGB"))
             self._events.add_image(f"pictures/{name}", pixels, end.step, dataformats="HWC")
         self._events.add_text("summary", summary_text(end), end.step)
         results = named_results(end)
