@@ -65,7 +65,10 @@ class Control(TrainerCallback):  # type: ignore[misc]  # the package may be miss
         self.controller.steps = state.global_step
         kept = _file_of_state(args, state)
         if state.global_step > 0 and kept.is_file():
-            self.controller.load_state_dict(read_torch(kept))
+            told = read_torch(kept)
+            if not isinstance(told, dict):
+                raise UsageError(f"{kept} is not the state of a Controller; remove it, or resume another checkpoint")
+            self.controller.load_state_dict(told)
 
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, *, optimizer: Any = None, **others: Any
