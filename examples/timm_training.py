@@ -30,7 +30,7 @@ def train(name: str = "test_resnet", steps: int = 20) -> tuple[torch.nn.Module, 
         optimizer.step()
         average.update(model, step)
     control.seal()  # (2)
-    control.seal(average.module)  # (2)
+    control.seal(average)  # (2)
     return average.module, control
 
 

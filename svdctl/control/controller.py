@@ -191,8 +191,8 @@ class Controller:
         group: Group,
         limits: Callable[[Known], dict[str, float]],
     ) -> None:
-        require_module(model)
         self._model = model = unwrapped(model)
+        require_module(model)
         require_memory(model)
         self.optimizer, self.config, self.batchnorm = optimizer, config, batchnorm
         self.steps = 0

@@ -1,7 +1,7 @@
 """Which layers of a network are controlled: chosen by name, type or predicate, in the network without its wrappers."""
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -14,7 +14,7 @@ from svdctl.layers.norms import layer_norm_bounds, stated_maximum
 from svdctl.spectral.bounds import Bracket
 
 Choice = str | type[nn.Module] | Callable[[str, nn.Module], bool]
-Choices = Choice | Sequence[Choice]
+Choices = Choice | Iterable[Choice]
 _WRAPPERS = {
     "torch._dynamo.eval_frame:OptimizedModule": "_orig_mod",
     "torch.nn.parallel.distributed:DistributedDataParallel": "module",
@@ -63,8 +63,8 @@ def single_choices(choices: Choices) -> tuple[Choice, ...]:
     Raises:
         UsageError: a choice of another type.
     """
-    is_one = isinstance(choices, str) or callable(choices) or not isinstance(choices, Iterable)
-    found: tuple[Any, ...] = (choices,) if is_one else tuple(choices)  # type: ignore[arg-type]
+    is_several = isinstance(choices, Iterable) and not isinstance(choices, str) and not callable(choices)
+    found: tuple[Any, ...] = tuple(choices) if is_several else (choices,)  # type: ignore[arg-type]
     for choice in found:
         if not isinstance(choice, str) and not callable(choice):
             raise UsageError(

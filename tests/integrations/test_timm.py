@@ -1,10 +1,13 @@
 """The recipe for timm's training script."""
 
+import copy
 import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
 
+import svdctl
 from svdctl.layers.norms import is_layer_bounded
 
 timm = pytest.importorskip("timm")
@@ -25,3 +28,22 @@ def test_the_recipe_controls_a_network_of_timm() -> None:
         averaged = average.get_submodule(name)
         assert averaged is not layer
         assert is_layer_bounded(averaged, control.allowed(name))
+
+
+@pytest.mark.parametrize("name", ["ModelEma", "ModelEmaV2", "ModelEmaV3"])
+def test_averages_of_timm_are_sealed_and_made_plain(name: str) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), svdctl.TTConv2d(4, 4, 3, rank=2))
+    average = getattr(timm.utils, name)(model)
+    inner = average.ema if name == "ModelEma" else average.module
+    with torch.no_grad():
+        inner[0].weight.fill_(1.0)
+    control = svdctl.Controller(model, max_sigma=0.5)
+    assert list(control.seal(average)) == ["0", "2"]
+    assert all(is_layer_bounded(inner[place], 0.5) for place in (0, 2))
+    assert list(svdctl.Controller(average, max_sigma=0.5).controlled()) == ["0", "2"]
+    images = torch.rand(2, 3, 8, 8)
+    plain = svdctl.to_plain(average, images)
+    assert isinstance(plain, torch.fx.GraphModule)
+    assert list(plain.meta["svdctl"]["layers"]) == ["2"]
+    torch.testing.assert_close(plain(images), copy.deepcopy(inner).eval()(images))

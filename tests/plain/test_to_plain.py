@@ -5,8 +5,9 @@ import io
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -366,6 +367,37 @@ def test_compiled_networks_are_those_which_were_compiled(inner: bool, wrapped: b
     assert_no_svdctl(plain)
     assert list(plain.meta["svdctl"]["layers"]) == ["0.0", "1"]
     torch.testing.assert_close(plain(x), svdctl.MinMax()(part.eval()(x)))
+
+
+@pytest.fixture
+def process_group(tmp_path: Any) -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "AveragedModel": torch.optim.swa_utils.AveragedModel,
+    "DataParallel": nn.DataParallel,
+    "DDP": nn.parallel.DistributedDataParallel,
+}
+WRAPPERS["all"] = lambda net: WRAPPERS["DDP"](WRAPPERS["AveragedModel"](WRAPPERS["DataParallel"](net)))
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_wrapped_networks_become_graphs(wrapper: str, process_group: None) -> None:
+    model = WRAPPERS[wrapper](nn.Sequential(SOC(4, 4), svdctl.MinMax()))
+    x = torch.rand(1, 4, 4, 4)
+    plain = svdctl.to_plain(model, x)
+    assert isinstance(plain, fx.GraphModule)
+    assert_no_svdctl(plain)
+    assert list(plain.meta["svdctl"]["layers"]) == ["0", "1"]
+    assert model.training
+    with torch.no_grad():
+        torch.testing.assert_close(plain(x), model.eval()(x))
+    model.register_forward_hook(lambda *_: None)
+    with pytest.raises(ShapeError, match=r"the network \(\w+\) has forward hooks"):
+        svdctl.to_plain(model)
 
 
 @pytest.mark.filterwarnings("ignore:Lazy modules")
