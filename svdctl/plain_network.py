@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizat
 from torch.utils._pytree import tree_leaves
 
 from svdctl.control.layer_choice import unwrapped
-from svdctl.errors import ShapeError
+from svdctl.errors import ShapeError, SvdctlError, first_line, is_out_of_memory
 from svdctl.layers.layer_ops import LayerOps, known_class, ops_of, require_module
 from svdctl.layers.shapes import spatial_size
 from svdctl.layers.stored_weight import evaluation_mode, forwards_as, require_memory, tensor_of_own_class
@@ -42,8 +42,8 @@ def to_plain(model: nn.Module, example: Tensor | tuple[Any, ...] | None = None) 
         it is given there, by name. Without an example each error is None.
 
     Raises:
-        ShapeError: a module with forward hooks, weights that are not there, a network that cannot be copied, or one
-            that cannot be traced and holds another module of svdctl.
+        ShapeError: an example that the network does not take, a module with forward hooks, weights that are not there,
+            a network that cannot be copied, or one that cannot be traced and holds another module of svdctl.
 
     >>> import torch
     >>> net = torch.nn.Sequential(svdctl.SOC(4, 8, 3), svdctl.MinMax(), svdctl.TTConv2d(8, 8, 3, rank=2))
@@ -119,7 +119,19 @@ def _observed(
         for layer in dict.fromkeys(layers.values()):
             handle = layer.register_forward_hook(compare, with_kwargs=True)
             stack.callback(handle.remove)
-        outputs = model(*inputs)
+        try:
+            outputs = model(*inputs)
+        except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+            if isinstance(error, SvdctlError) or is_out_of_memory(error):
+                raise
+            given = ", ".join(
+                f"a tensor of shape {tuple(each.shape)}" if isinstance(each, Tensor) else f"a {type(each).__name__}"
+                for each in inputs
+            )
+            raise ShapeError(
+                f"the network does not take the example, {given} ({first_line(error)}); give an input tensor, or a "
+                "tuple of the network's inputs"
+            ) from error
     return outputs, made, errors
 
 

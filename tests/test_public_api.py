@@ -98,6 +98,10 @@ def test_a_picture_of_a_spectrum_needs_no_file_and_leaves_the_backend_alone(tmp_
     assert [panel.get_title() for panel in figure.axes] == ["0", "2"]
     assert figure._repr_png_().startswith(b"\x89PNG")
     found.plot(tmp_path / "spectrum.svg")
+    with pytest.raises(FileNotFoundError, match=r"none/x\.png cannot be written: .*none is no folder"):
+        found.plot(tmp_path / "none" / "x.png")
+    with pytest.raises(svdctl.errors.UsageError, match="path is the name of a file"):
+        found.plot(3)
     assert "<svg" in (tmp_path / "spectrum.svg").read_text()
     assert mpl.get_backend(auto_select=False) == before
 

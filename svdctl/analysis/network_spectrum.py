@@ -35,6 +35,7 @@ from svdctl.spectral.exact_arithmetic import exact_products
 from svdctl.spectral.faster_device import few_batches_are_faster
 from svdctl.spectral.gram import kept_grams, on_host, operations_of_grams
 from svdctl.spectral.values import all_singular_values, operations_of_values
+from svdctl.utils.files import file_path
 
 if TYPE_CHECKING:
     from svdctl.certificates.interpreter import ProvedLayer
@@ -115,12 +116,16 @@ class NetworkSpectrum:
 
         Returns:
             The figure, which a notebook shows.
+
+        Raises:
+            UsageError: a path that is none, or whose ending is no format of pictures.
+            OSError: it cannot be written there; it names `path`.
         """
         from svdctl.analysis.spectrum_plot import plot_networks
 
         figure = plot_networks([self], max_sigma=max_sigma)
         if path is not None:
-            figure.write(Path(path))
+            figure.write(file_path(path))
         return figure
 
 

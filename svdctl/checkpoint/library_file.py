@@ -28,7 +28,7 @@ from svdctl.checkpoint.weight_file import WeightFile, read_tensors
 from svdctl.errors import CheckpointError, ShapeError, SvdctlError, UsageError, first_line
 from svdctl.layers.layer_ops import require_module
 from svdctl.utils.atomic_write import write_atomically
-from svdctl.utils.files import parse_json
+from svdctl.utils.files import file_path, parse_json
 
 if TYPE_CHECKING:
     from svdctl.control.controller import Controller
@@ -73,9 +73,10 @@ def save(
         control: the control that it was trained under, whose settings are kept.
 
     Raises:
-        UsageError: another ending, or a `config` that JSON does not hold.
+        UsageError: another ending, a `config` that JSON does not hold, or a `path` or `control` that is none.
         CheckpointError: a state that is no ordinary tensor: sparse, quantised, sharded, on the meta device, an object.
-        OSError: it cannot be written, as on a full disk; a file that was there before stays as it is.
+        OSError: it cannot be written, as in a folder that is not there or on a full disk; a file that was there before
+            stays as it is.
 
     >>> import torch
     >>> net = torch.nn.Sequential(svdctl.TTConv2d(4, 8, 3, rank=2), torch.nn.ReLU())
@@ -85,7 +86,7 @@ def save(
     (2, 2)
     """
     require_module(model)
-    file = Path(path)
+    file = file_path(path)
     if file.suffix not in SUFFIXES:
         raise UsageError(f"{file} would be neither .pt nor .safetensors, which svdctl.save writes; end its name so")
     state, shared = _state(model)
@@ -117,6 +118,10 @@ def save(
 
 
 def _settings(control: "Controller") -> dict[str, Any]:
+    from svdctl.control.controller import Controller
+
+    if not isinstance(control, Controller):
+        raise UsageError(f"control is the svdctl.Controller of the training, not a {type(control).__name__}")
     batchnorm = control.batchnorm
     return {
         "control": control.config.model_dump(mode="json"),

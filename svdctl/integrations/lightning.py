@@ -32,7 +32,8 @@ class Control(LightningHooks, Callback):  # type: ignore[misc]  # the package ma
 
     Raises:
         TypeError: a setting that `Controller` does not have.
-        UsageError: when the fit begins: a strategy that shards weights, no layer to control, or several optimisers.
+        UsageError: when the fit begins: a strategy that shards weights, no part of the name `module`, no layer to
+            control, or several optimisers.
         ShapeError: then too: a layer whose weight cannot be written.
 
     The attribute `controller` is the `svdctl.Controller` of the latest fit, None before.

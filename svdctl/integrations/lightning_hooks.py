@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from svdctl.control.controller import Controller
-from svdctl.errors import UsageError
+from svdctl.errors import UsageError, nearest
 
 _OF_TRAINING = (
     *("callbacks", "optimizer_states", "lr_schedulers", "loops"),
@@ -30,6 +30,10 @@ class LightningHooks:
 
     def __init__(self, *, module: str = "", seal: bool = True, best: bool = True, **settings: Any) -> None:
         signature(Controller).bind(None, None, **settings)  # a TypeError now, not when training begins
+        if not isinstance(module, str):
+            raise UsageError(
+                f"module is the name of a part of the LightningModule, as 'generator', not a {type(module).__name__}"
+            )
         self.module, self.settings = module, settings
         self.seal, self.best = seal, best
         self.controller: Controller | None = None
@@ -60,10 +64,10 @@ class LightningHooks:
                 "values of their own; use one process or DDP"
             )
         others = [control for control in self._controls(trainer) if control is not self]
-        network = pl_module.get_submodule(self.module)
+        network = _part(pl_module, self.module)
         own = {id(parameter) for parameter in network.parameters()}
         for other in others:
-            if own & {id(parameter) for parameter in pl_module.get_submodule(other.module).parameters()}:
+            if own & {id(parameter) for parameter in _part(pl_module, other.module).parameters()}:
                 raise UsageError(
                     "two Control callbacks act on the same layers; give each a module= of its own, or one of them "
                     "max_sigma= by patterns"
@@ -150,6 +154,22 @@ class LightningHooks:
         contents["state_dict"] = self._copy.state_dict()
         self.checkpoint_io().save_checkpoint(contents, os.path.join(os.path.dirname(found[0]), "best.pt"))
         self._sealed = found
+
+
+def _part(pl_module: nn.Module, name: str) -> nn.Module:
+    """Return the part of a LightningModule that has this name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    parts = dict(pl_module.named_modules(remove_duplicate=False))
+    if name not in parts:
+        there = ", ".join(part for part in parts if part and part.count(".") <= name.count("."))[:300]
+        raise UsageError(
+            f"Control(module={name!r}): the LightningModule has no part of this name{nearest(name, parts)} "
+            f"(there are {there})"
+        )
+    return parts[name]
 
 
 def _best_checkpoint(trainer: Any) -> tuple[str, float] | None:

@@ -1,5 +1,6 @@
 """Files written whole or not at all."""
 
+import errno
 import fcntl
 import os
 import re
@@ -8,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from svdctl.errors import MissingFileError, UnusableFileError
 from svdctl.utils.files import create_new, open_regular
 
 if TYPE_CHECKING:
@@ -29,14 +31,18 @@ def write_atomically(path: Path, contents: str | bytes | Callable[[BinaryIO], ob
             open file, as `torch.save` does.
 
     Raises:
+        MissingFileError: its folder is not there.
         OSError: it cannot be written, as on a full disk; it names the file, and one that was there stays as it is.
     """
+    if not path.parent.is_dir():
+        reason = f"cannot be written: {path.parent} is no folder"
+        raise MissingFileError(str(path), reason, "make the folder first, or give another path", errno.ENOENT)
     if isinstance(contents, str):
         contents = contents.encode("utf-8", errors="backslashreplace")
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    # What is there is of a killed process of this number, or planted.
-    beside.unlink(missing_ok=True)
     try:
+        # What is there is of a killed process of this number, or planted.
+        beside.unlink(missing_ok=True)
         with error_names(path):
             with create_new(beside) as file:
                 # Held until it has its name or the process ends: `remove_unfinished` leaves it alone.
@@ -50,8 +56,13 @@ def write_atomically(path: Path, contents: str | bytes | Callable[[BinaryIO], ob
                 os.fsync(file.fileno())
                 beside.replace(path)
             _sync_folder(path.parent)
+    except OSError as error:
+        if error.filename != str(beside) or isinstance(error, UnusableFileError):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # by the name that was asked for
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # the error of the writing is the one to tell
+            beside.unlink(missing_ok=True)
 
 
 def write_picture(figure: "Figure", path: Path) -> None:

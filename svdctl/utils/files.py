@@ -12,9 +12,10 @@ import stat
 import tomllib
 from collections.abc import Mapping
 from io import BufferedRandom, BufferedReader, BufferedWriter
+from pathlib import Path
 from typing import Any
 
-from svdctl.errors import MalformedFileError, MissingFileError, UnusableFileError, first_line
+from svdctl.errors import MalformedFileError, MissingFileError, UnusableFileError, UsageError, first_line
 
 TEXT_LIMIT = 64 * 2**20
 """Bytes of a text or of JSON that are read."""
@@ -33,6 +34,17 @@ _KINDS = {
 }
 _MEND = "mend it, or check which file was meant"
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def file_path(given: object) -> Path:
+    """Return the path of a file that a user gave.
+
+    Raises:
+        UsageError: it is no path.
+    """
+    if not isinstance(given, str | os.PathLike):
+        raise UsageError(f"path is the name of a file, as text or pathlib.Path, not a {type(given).__name__}")
+    return Path(given)
 
 
 def open_regular(path: str | os.PathLike[str]) -> BufferedReader:

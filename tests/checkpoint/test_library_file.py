@@ -387,3 +387,20 @@ def test_inspect_spectrum_proves_the_maximum_of_a_spectral_norm(tmp_path: Path) 
     (found,) = inspect_files(InspectConfig(files=(tmp_path / "net.pt",), max_sigma=0.5))
     assert found["0"].bound is not None
     assert found["0"].bound.upper <= 0.5
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_folder_that_is_not_there_is_named(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / "none" / f"a.{suffix}"
+    with pytest.raises(FileNotFoundError, match=r"cannot be written: .*none is no folder; make the folder") as caught:
+        svdctl.save(nn.Linear(2, 2), path)
+    assert caught.value.filename == str(path)
+    assert ".part" not in str(caught.value)
+
+
+def test_what_is_no_path_or_control_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"path is the name of a file, .* not a int"):
+        svdctl.save(nn.Linear(2, 2), 3)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"control is the svdctl\.Controller of the training, not a int"):
+        svdctl.save(nn.Linear(2, 2), tmp_path / "a.pt", control=3)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())

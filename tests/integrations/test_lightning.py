@@ -425,3 +425,11 @@ def test_two_processes_hold_the_same_weights(package: Package, tmp_path: Path) -
     module = package.module()
     module.load_state_dict(torch.load(tmp_path / "best.pt", weights_only=True)["state_dict"])
     assert all(are_bounded(module.network))
+
+
+def test_a_part_that_there_is_not_is_refused_by_name(package: Package, tmp_path: Path) -> None:
+    control = package.Control(max_sigma=1.0, module="netwrk")
+    with pytest.raises(UsageError, match=r"module='netwrk'.* did you mean network\? \(there are network\)"):
+        package.trainer(tmp_path, [control]).fit(package.module(), batches())
+    with pytest.raises(UsageError, match="module is the name of a part of the LightningModule"):
+        package.Control(max_sigma=1.0, module=3)

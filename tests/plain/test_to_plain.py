@@ -404,3 +404,18 @@ def test_wrapped_networks_become_graphs(wrapper: str, process_group: None) -> No
 def test_networks_that_were_never_run_are_refused() -> None:
     with pytest.raises(ShapeError, match="run the network once first"):
         svdctl.to_plain(nn.Sequential(SOC(4, 4), nn.LazyConv2d(4, 3)))
+
+
+@pytest.mark.parametrize(
+    ("example", "words"),
+    [
+        (torch.zeros(1, 5, 8, 8), r"a tensor of shape \(1, 5, 8, 8\)"),
+        ([[0.0]], "a list"),
+        (torch.zeros(1, 4, 8, 8).numpy(), "a ndarray"),
+        ((torch.zeros(1, 4, 8, 8), 3), r"a tensor of shape \(1, 4, 8, 8\), a int"),
+    ],
+)
+def test_an_example_that_the_network_does_not_take(example: Any, words: str) -> None:
+    with pytest.raises(ShapeError, match=f"does not take the example, {words} .*; give an input tensor") as caught:
+        svdctl.to_plain(nn.Sequential(SOC(4, 4), TTConv2d(4, 4, 3, rank=2)), example)
+    assert len(str(caught.value)) < 400

@@ -66,3 +66,14 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / "last.pt").touch()
     remove_unfinished(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_errors_name_the_path_that_was_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        write_atomically(tmp_path / "a", "new")
+    assert caught.value.filename == str(tmp_path / "a")
+    assert ".part" not in str(caught.value)
+    with pytest.raises(OSError, match="too long") as long:
+        write_atomically(tmp_path / ("a" * 250), "new")
+    assert long.value.filename == str(tmp_path / ("a" * 250))
