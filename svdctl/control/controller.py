@@ -610,7 +610,12 @@ class Controller:
                 state.setdefault(key, {})[name] = value
         if self.frame_residual is not None:
             state["retraction"] = {"residual": self.frame_residual.clone(), "by_qr": torch.tensor(self.retracts_by_qr)}
-        return {**state, "step": self.steps, "generator": self._generator.get_state()}
+        made_by = {"method": self.config.kind, "layers": self._shapes()}
+        return {**state, "step": self.steps, "generator": self._generator.get_state(), "controller": made_by}
+
+    def _shapes(self) -> dict[str, list[list[int]]]:
+        """Return the shapes of what is written of each controlled layer."""
+        return {name: [list(tensor.shape) for tensor in parts] for name, parts in self._groups.tensors.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`, bit for bit where model and optimiser do.
@@ -618,18 +623,20 @@ class Controller:
         Raises:
             UsageError: a state of another network or method, or of something else.
         """
-        if not {"vectors", "step", "generator"} <= state.keys():
+        needed = {"vectors": Mapping, "step": int, "generator": Tensor}
+        if not isinstance(state, Mapping) or not all(isinstance(state.get(key), needed[key]) for key in needed):
             raise UsageError("the state is not one of Controller.state_dict")
         wanted = [(layer, key) for layer in self._controlled.values() for key in layer.state]
         # What a newer version keeps beside it starts anew.
         wanted = [(layer, key) for layer, key in wanted if key == "vectors" or key in state]
         for layer, key in wanted:
-            stored = state[key].get(layer.name)
-            if stored is None or stored.shape != layer.state[key].shape:
+            stored = state[key].get(layer.name) if isinstance(state[key], Mapping) else None
+            if not isinstance(stored, Tensor) or stored.shape != layer.state[key].shape:
                 raise UsageError(
                     f"the state of the control has no {key} of this shape for layer {layer.name or '(top)'}: it is of "
                     "another network, or of a controller with other layers or another method"
                 )
+        self._require_alike(state.get("controller"))
         self.steps = int(state["step"])
         for layer, key in wanted:
             layer.state[key].copy_(state[key][layer.name])
@@ -639,6 +646,28 @@ class Controller:
             if retraction["by_qr"]:
                 self.retract_by_qr()
         self._generator.set_state(state["generator"].cpu())
+
+    def _require_alike(self, made_by: Any) -> None:
+        """Raise a UsageError if a state was made by a controller with another method or other layers.
+
+        Args:
+            made_by: what `state_dict` says of it; None: nothing, as in states of older versions.
+        """
+        if made_by is None:
+            return
+        if made_by["method"] != self.config.kind:
+            raise UsageError(
+                f"the state of the control is of method {made_by['method']!r}, not of {self.config.kind!r}"
+            )
+        stored, own = made_by["layers"], self._shapes()
+        for name in [*own, *stored]:
+            if stored.get(name) == own.get(name):
+                continue
+            what = "of another shape" if name in own and name in stored else "not in it"
+            raise UsageError(
+                "the state of the control is of other layers: "
+                f"layer {name or '(top)'!r} is {what if name in own else 'not controlled here'}"
+            )
 
 
 def _copy_of(layer: Any, modules: Mapping[str, nn.Module], name: str) -> Any:

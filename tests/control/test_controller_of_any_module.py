@@ -532,3 +532,50 @@ def test_rows_of_a_report_are_told_apart_by_their_names() -> None:
     assert len(one) == 4
     assert one[2].split()[0].endswith("lization")
     assert len(str(Report([])).splitlines()) == 2
+
+
+def of_clip(net: nn.Module, **given: Any) -> Controller:
+    return Controller(net, **{"max_sigma": 0.4, **given})
+
+
+STATES: dict[str, tuple[Any, Any, str]] = {
+    # the state, who loads it, words
+    "nothing": (dict, of_clip, "the state is not one of Controller.state_dict"),
+    "a text": (lambda: "a", of_clip, "the state is not one of Controller.state_dict"),
+    "of an optimiser": (
+        lambda: torch.optim.SGD(network().parameters()).state_dict(), of_clip, "the state is not one of Controller",
+    ),
+    "another method": (
+        lambda: of_clip(network(), method="assign").state_dict(), of_clip, "is of method 'assign', not of 'clip'",
+    ),
+    "fewer layers": (
+        lambda: of_clip(network(), layers="conv1").state_dict(), of_clip, "layer 'layer1.0.conv1' is not in it",
+    ),
+    "more layers": (
+        lambda: of_clip(network(), linear_max=1.0).state_dict(), of_clip, "layer 'fc' is not controlled here",
+    ),
+    "another shape": (
+        lambda: of_clip(nn.Sequential(nn.Conv2d(3, 4, 3))).state_dict(),
+        lambda _: of_clip(nn.Sequential(nn.Conv2d(3, 4, 5))), "layer '0' is of another shape",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_states_of_other_controllers_are_sentences(name: str) -> None:
+    state, make, words = STATES[name]
+    control = make(network())
+    with pytest.raises(UsageError, match=words):
+        control.load_state_dict(state())
+    assert control.steps == 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_states_of_older_versions_are_loaded(method: str) -> None:
+    control = Controller(network(), method=method, max_sigma=0.4)
+    control.step()
+    state = {key: value for key, value in copy.deepcopy(control.state_dict()).items() if key != "controller"}
+    other = Controller(network(), method=method, max_sigma=0.4)
+    other.load_state_dict(state)
+    assert other.steps == 1
+    assert_same(other.state_dict(), control.state_dict())
