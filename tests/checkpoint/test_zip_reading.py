@@ -157,6 +157,7 @@ def write_large(path: Path, members: dict[str, bytes | int]) -> None:
         file.write(b"PK\x05\x06" + struct.pack("<4H2LH", 0, 0, count, count, len(directory), min(at, 2**32 - 1), 0))
 
 
+@pytest.mark.slow
 def test_files_of_more_than_4_gib_are_read(path: Path, tmp_path: Path) -> None:
     count = 2**32 + 5
     torch.save({"a": torch.zeros(7, dtype=torch.uint8), "b": torch.arange(3.0)}, path)

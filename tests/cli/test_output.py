@@ -82,7 +82,7 @@ def svdctl(*arguments: str, stdout: int, stderr: int = subprocess.PIPE, cwd: Pat
     [
         *((cause, ["train", "--print-config"]) for cause in CAUSES),
         *(
-            ("full disk", command)
+            pytest.param("full disk", command, marks=pytest.mark.slow)
             for command in (
                 ["reproduce", "--list"], ["--help"], ["inspect-spectrum", "w.pt"], ["train", "--dry-run"],
                 ["train-lipconv", "--dry-run"], ["reproduce", "table2", "--dry-run"],
@@ -155,9 +155,9 @@ def test_a_failure_keeps_its_exit_code_without_any_output(tmp_path: Path) -> Non
     ("closed", "prints", "fails"),
     [
         (">&-", (1, "svdctl: stdout is closed; what was to be printed is nowhere\n"), (2, "svdctl: there is no")),
-        ("2>&-", (0, ""), (2, "")),
+        pytest.param("2>&-", (0, ""), (2, ""), marks=pytest.mark.slow),
         (">&- 2>&-", (1, ""), (2, "")),
-        ("<&-", (0, ""), (2, "svdctl: there is no")),
+        pytest.param("<&-", (0, ""), (2, "svdctl: there is no"), marks=pytest.mark.slow),
     ],
 )
 def test_streams_that_the_shell_has_closed(

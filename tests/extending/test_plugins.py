@@ -57,6 +57,7 @@ def test_a_file_is_trained_with_evaluated_and_resumed_with_only_where_it_is_name
     assert "IMPORTED" in again.stderr
 
 
+@pytest.mark.slow
 def test_workers_of_reproduce_get_the_plugins(place: Path) -> None:
     sets = [word for word in SMALL if "=" in word]
     table = (

@@ -285,6 +285,7 @@ def test_no_npz_no_labels_and_no_lock_is_read_from_what_is_no_file(kind: str, tm
     assert "make it writable" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_device_as_npz_on_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "fifo").unlink(missing_ok=True)
     os.mkfifo(tmp_path / "fifo")

@@ -21,6 +21,7 @@ from svdctl.train.trainer import EPOCH, Trainer
 
 RAISED = {"retract": 0.2, "parametrize": 0.2, "penalty": 0.12}
 FRAMES = tuple(RAISED)
+EXACT = tuple(frames for frames in FRAMES if frames != "penalty")
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def pgd(
 
 
 @pytest.mark.parametrize("stage", [0, 1], ids=["trained", "one more epoch at a raised rate"])
-@pytest.mark.parametrize("frames", FRAMES)
+@pytest.mark.parametrize("frames", ["penalty", *(pytest.param(each, marks=pytest.mark.slow) for each in EXACT)])
 def test_no_certified_answer_flips_inside_its_radius(frames: str, stage: int) -> None:
     victim = victims(frames)[stage]
     certified = victim.proved.radii > 0
@@ -171,7 +172,7 @@ def test_autoattack_flips_none_either(attacks: tuple[str, ...]) -> None:
     assert flipped > 0.8 * tried
 
 
-@pytest.mark.parametrize("frames", ["retract", "penalty"])
+@pytest.mark.parametrize("frames", [pytest.param("retract", marks=pytest.mark.slow), "penalty"])
 def test_a_frame_scaled_behind_its_back_shows_in_the_constant(frames: str) -> None:
     victim = victims(frames)[0]
     model = build_model(config_of(frames), 10)

@@ -84,7 +84,9 @@ KINDS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", ["soc", "sott-retract", *(pytest.param(kind, marks=pytest.mark.slow) for kind in list(KINDS)[2:])]
+)
 def test_an_interrupted_run_ends_with_the_weights_of_an_undisturbed_one(
     kind: str, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
