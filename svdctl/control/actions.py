@@ -377,7 +377,12 @@ def naming_what_is_not_finite(layers: Mapping[str, nn.Module]) -> Iterator[None]
     except ShapeError as error:
         for name, layer in layers.items():
             start = f"layer {name or '(top)'}: "
-            is_finite = all(bool(parameter.isfinite().all()) for parameter in layer.parameters())
+            with_values = (
+                parameter
+                for parameter in layer.parameters()
+                if not (is_lazy(parameter) or parameter.is_meta or parameter.layout is not torch.strided)
+            )
+            is_finite = all(bool(parameter.isfinite().all()) for parameter in with_values)
             if not is_finite and not str(error).startswith(start):
                 raise ShapeError(f"{start}{error}") from error
         raise

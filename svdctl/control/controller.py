@@ -235,8 +235,8 @@ class Controller:
             )
         self._method.start(controlled, config)
         self._group = group
-        self._group_layers()
         costs = {name: actions.expected_cost(layer) for name, layer in self.layers.items()}
+        self._group_layers()
         self._reading = LayerScheduler(costs, group, actions.on_cpu(self.layers.values()))
         # State stays where it is made.
         self._factors = LayerScheduler({name: costs[name] for name in self._controlled}, group)
