@@ -414,6 +414,22 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "a rank of 2.5": (lambda: svdctl.TTConv2d(2, 2, 3, rank=2.5), "a TT rank is a whole number"),
     "three ranks": (lambda: svdctl.TTConv2d(2, 2, 3, rank=(1, 2, 3)), "a TT rank is a whole number"),
     "no channels": (lambda: svdctl.TTConv2d(0, 2, 3, rank=1), "at least one channel on each side"),
+    "an image itself": (
+        lambda: svdctl.lipschitz_bound(nn.Linear(3, 3), torch.zeros(1, 3, 8, 8)),  # type: ignore[arg-type]
+        r"as \(3, 32, 32\), not a Tensor of shape \(1, 3, 8, 8\)$",
+    ),
+    "an image itself, of a spectrum": (
+        lambda: svdctl.spectrum(nn.Linear(3, 3), np.zeros((3, 8, 8))),  # type: ignore[arg-type]
+        r"as \(3, 32, 32\), not a ndarray of shape \(3, 8, 8\)$",
+    ),
+    "an image as lists": (
+        lambda: svdctl.spectrum(nn.Linear(3, 3), torch.zeros(3, 80).tolist()),
+        r"not \[\[0\.0, [0., ]{70,80}\.\.\.$",
+    ),
+    "a tensor as a size": (
+        lambda: svdctl.singular_values(KERNEL, torch.zeros(9, 9)),  # type: ignore[arg-type]
+        r"2 positive numbers, not a Tensor of shape \(9, 9\)$",
+    ),
     "a NaN kernel": (lambda: svdctl.tensorize_(_nan_network(), rank=1), "layer '1': its weight holds .* not finite"),
     "how to skip it": (lambda: svdctl.tensorize_(_nan_network(), rank=1), "leave this layer as it is, give skip='1'"),
     "skip of 2": (lambda: svdctl.tensorize_(_nan_network(), rank=1, skip=2), "skip is a pattern of module names"),

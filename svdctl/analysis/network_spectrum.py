@@ -27,7 +27,7 @@ from svdctl.layers.layer_ops import (
 )
 from svdctl.layers.norms import layer_norm_bound, layer_norm_bounds
 from svdctl.layers.padding import Convolutional, padding_factor
-from svdctl.layers.shapes import Calls, observed_calls
+from svdctl.layers.shapes import Calls, image_sizes, observed_calls
 from svdctl.layers.stiefel import frame_error
 from svdctl.spectral.bounds import Bracket, norm_bound
 from svdctl.spectral.convolution import Convolution
@@ -36,6 +36,7 @@ from svdctl.spectral.faster_device import few_batches_are_faster
 from svdctl.spectral.gram import kept_grams, on_host, operations_of_grams
 from svdctl.spectral.values import all_singular_values, operations_of_values
 from svdctl.utils.files import file_path
+from svdctl.utils.printable import shown
 
 if TYPE_CHECKING:
     from svdctl.certificates.interpreter import ProvedLayer
@@ -192,7 +193,8 @@ def spectrum(
     """
     require_module(model)
     if accuracy not in ("full", "fast"):
-        raise ShapeError(f"accuracy is full or fast, not {accuracy!r}")
+        raise ShapeError(f"accuracy is full or fast, not {shown(accuracy)}")
+    input_shape = image_sizes(input_shape)
     patterns = name_patterns(layers, "layers")
     modules = dict(_with_rows(model))
     chosen = {key: module for key, module in modules.items() if any(fnmatchcase(key, p) for p in patterns)}

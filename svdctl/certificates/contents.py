@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import types
+import weakref
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextvars import ContextVar
@@ -215,6 +216,8 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
                 yield from ((f".{name}", vars(kind)[name]) for name in names)
     elif isinstance(value, types.ModuleType):
         return
+    elif isinstance(value, weakref.ReferenceType) and isinstance(value(), Tensor):
+        yield ".(referent)", value()  # recurrent layers have such; a copy's are to tensors of its own
     elif isinstance(value, types.BuiltinFunctionType):
         if not isinstance(value.__self__, types.ModuleType | type):
             yield ".(owner)", value.__self__

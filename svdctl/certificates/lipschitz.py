@@ -1,7 +1,7 @@
 """Bounds for whole networks: how far an output can move with the image, and how far from it rounding can lead."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 from svdctl.certificates.interpreter import ProvedLayer, prove, tensors_of
 from svdctl.certificates.traced_tensor import Contribution
 from svdctl.errors import ShapeError
+from svdctl.layers.shapes import image_sizes
 from svdctl.spectral.exact_arithmetic import exact_arithmetic
 
 
@@ -57,10 +58,7 @@ def zero_image(model: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtyp
     """
     if not isinstance(model, nn.Module):
         raise ShapeError(f"a bound is proved of a torch.nn.Module, not of a {type(model).__name__}")
-    sizes = tuple(input_shape) if isinstance(input_shape, Sequence) else (input_shape,)
-    if not isinstance(input_shape, Sequence) or not all(isinstance(size, int) and 0 < size < 2**31 for size in sizes):
-        raise ShapeError(f"the shape of an image is made of positive numbers, as (3, 32, 32), not {input_shape!r}")
-    return torch.zeros(1, *sizes, dtype=dtype or own_dtype(model), device=device_of(model))
+    return torch.zeros(1, *image_sizes(input_shape), dtype=dtype or own_dtype(model), device=device_of(model))
 
 
 def lipschitz_bound(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 from svdctl.config.base import Config
 from svdctl.errors import ShapeError
 from svdctl.registry import LAYERS
+from svdctl.utils.printable import shown
 
 if TYPE_CHECKING:
     import torch
@@ -336,7 +337,9 @@ def name_patterns(given: object, argument: str) -> tuple[str, ...]:
     """
     patterns = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else None
     if patterns is None or not all(isinstance(pattern, str) for pattern in patterns):
-        raise ShapeError(f"{argument} is a pattern of module names, as 'layer4.*', or a list of them, not {given!r}")
+        raise ShapeError(
+            f"{argument} is a pattern of module names, as 'layer4.*', or a list of them, not {shown(given)}"
+        )
     return patterns
 
 

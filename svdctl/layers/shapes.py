@@ -1,7 +1,8 @@
 """What each layer is given when a network runs once: sizes of inputs, and whether it does what its weights say."""
 
+import operator
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,8 +13,11 @@ from torch.nn.modules import module as torch_module
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
+from svdctl.errors import ShapeError
 from svdctl.layers.layer_ops import find_ops, is_controllable
 from svdctl.layers.stored_weight import have_same_bits, made_by, named_tensors, require_memory
+from svdctl.spectral.convolution import is_count
+from svdctl.utils.printable import shown
 
 _FIELDS = (Tensor, int, float, str, tuple, type(None))
 """Types of attributes that may decide what a layer computes: its tensors, its geometry, its mode."""
@@ -21,6 +25,17 @@ _READERS = ("item", "tolist", "numpy", "__array__", "__float__", "__int__", "__d
 """Methods that take the numbers of a tensor out of torch."""
 _LIKE = re.compile(r"new_(zeros|ones|empty|full|tensor)|(zeros|ones|empty|full|rand|randn)_like")
 """Functions that take no more of a tensor than its type, place and shape."""
+
+
+def image_sizes(input_shape: object) -> tuple[int, ...]:
+    """Return the shape of one input without the batch axis, as whole numbers.
+
+    Raises:
+        ShapeError: it is none.
+    """
+    if not isinstance(input_shape, Sequence) or not all(is_count(size) and size < 2**31 for size in input_shape):
+        raise ShapeError(f"the shape of an image is made of positive numbers, as (3, 32, 32), not {shown(input_shape)}")
+    return tuple(map(operator.index, input_shape))
 
 
 @torch.no_grad()

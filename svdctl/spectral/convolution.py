@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from svdctl.errors import ShapeError
+from svdctl.utils.printable import shown
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def per_axis(value: int | Iterable[int], axes: int, what: str = "stride and dila
     """
     values = tuple(value) if isinstance(value, Iterable) else (value,) * axes
     if len(values) != axes or not all(is_count(number) and number < 2**31 for number in values):
-        raise ShapeError(f"{what} {axes} positive numbers, not {value!r}")
+        raise ShapeError(f"{what} {axes} positive numbers, not {shown(value)}")
     return values
 
 

@@ -2,10 +2,22 @@
 
 from typing import IO
 
+_SHOWN = 80
+"""Signs of a wrong value that a sentence repeats."""
+
 
 def printable(text: str) -> str:
     """Return the text with every sign that is not printable, line feeds aside, written as its escape code."""
     return "".join(sign if sign.isprintable() or sign == "\n" else ascii(sign)[1:-1] for sign in text)
+
+
+def shown(value: object) -> str:
+    """Return a wrong value as a sentence shows it: a tensor or an array by its shape, anything else cut."""
+    shape = getattr(value, "shape", ())
+    if isinstance(shape, tuple) and shape and not isinstance(value, type):
+        return f"a {type(value).__name__} of shape {tuple(shape)}"
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def print_line(text: str, stream: IO[str] | None) -> None:

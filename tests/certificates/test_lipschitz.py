@@ -400,3 +400,11 @@ def test_the_report_can_be_read() -> None:
     text = str(lipschitz_bound(nn.Sequential(Normalize((0.5,) * 3, (0.2,) * 3), conv(3, 3)), SHAPE))
     assert "normalisation 5" in text
     assert "Conv2d" in text
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_have_no_rule_and_the_sentence_says_so(kind: type[nn.Module]) -> None:
+    with pytest.raises(
+        ShapeError, match=rf"no Lipschitz bound is known for torch\.\w+, called in .*\({kind.__name__}\)"
+    ):
+        svdctl.lipschitz_bound(nn.Sequential(nn.Linear(4, 4), kind(4, 5)), (3, 4))
