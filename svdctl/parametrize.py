@@ -172,7 +172,7 @@ def _require_layer(module: Any, name: str) -> None:
     if name not in module._parameters and not is_parametrized(module, name):
         raise ShapeError(
             f"the {name} is computed from others before each pass (pruning, or the older functions of torch.nn.utils); "
-            "make it plain first, as by torch.nn.utils.remove_spectral_norm"
+            "make it plain first, as by torch.nn.utils.prune.remove or remove_spectral_norm"
         )
 
 

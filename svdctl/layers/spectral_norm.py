@@ -27,7 +27,7 @@ from svdctl.utils.files import parse_json
 
 Mode = Literal["limit", "normalize"]
 _SMALLEST = 1e-12
-"""Norms below are not divided by: that of a weight of zeros, as in torch's spectral_norm."""
+"""Norms up to this are not divided by: the weight stays as it is, as of zeros."""
 _MATRIX_TOLERANCE = 5e-5
 _MARGIN = (
     1e-4  # below the maximum; what bounds the scaled kernel again cannot prove maxima closer than 1e-6 to the norm
@@ -35,6 +35,10 @@ _MARGIN = (
 _MATRIX_MARGIN = 2e-5
 _CLOSEST = 1e-5  # below the maximum, for proofs of kernels as they are stored in half precision
 _MOST_ROUNDS = 20
+
+
+_NO_CHECKSUM = "0" * 16
+"""Stands where no power step was made; as long as any checksum, so that states of one layer are of one size."""
 
 
 class Memory:
@@ -46,11 +50,13 @@ class Memory:
     _handles = itertools.count(1)
     _all: ClassVar["WeakValueDictionary[int, Memory]"] = WeakValueDictionary()
 
-    def __init__(self) -> None:
+    def __init__(self, checksum: str = _NO_CHECKSUM) -> None:
         self.handle = next(self._handles)
         self._all[self.handle] = self
         self.stepped: Tensor | None = None
-        """The weight of the last power step in training."""
+        """The weight of the last power step in training; None before the first one and after a state was loaded."""
+        self.stored_checksum = checksum
+        """Where `stepped` is None, that of the weight of the last power step before the state was stored."""
         self.proved: tuple[Tensor, tuple[object, ...], Tensor] | None = None
         """A weight, what else its factor depends on, and the factor."""
         self._powers: dict[tuple[object, ...], RefinedPower] = {}
@@ -60,6 +66,16 @@ class Memory:
         """Return the memory with a handle; a new one where its module is gone, as in an exported program."""
         return cls._all.get(handle) or cls()
 
+    def checksum(self) -> str:
+        """Return the checksum of the weight of the last power step; `_NO_CHECKSUM` where there was none."""
+        return self.stored_checksum if self.stepped is None else _checksum(self.stepped)
+
+    def is_stepped_for(self, weight: Tensor) -> bool | Tensor:
+        """Return whether the last power step was of this weight; on a CUDA device a tensor `()`, but after loading."""
+        if self.stepped is not None:
+            return same_bits(weight, self.stepped)
+        return self.stored_checksum != _NO_CHECKSUM and self.stored_checksum == _checksum(weight)
+
     def power(self, conv: Convolution) -> RefinedPower:
         """Return the power iteration for convolutions of this geometry."""
         key = (conv.polyphase_shape, conv.kernel.dtype, conv.kernel.device)
@@ -68,13 +84,13 @@ class Memory:
         return self._powers[key]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Memory":
-        copied = Memory()
+        copied = Memory(self.stored_checksum)
         copied.stepped = None if self.stepped is None else self.stepped.clone()
         copied.proved = self.proved  # never written in place
         return copied
 
-    def __reduce__(self) -> tuple[type[Self], tuple[()]]:
-        return type(self), ()
+    def __reduce__(self) -> tuple[type[Self], tuple[str]]:
+        return type(self), (self.checksum(),)
 
 
 class SpectralNorm(nn.Module):
@@ -140,21 +156,22 @@ class SpectralNorm(nn.Module):
         """Return the factor by the estimate of the norm (0-d), differentiable; in training the vectors move."""
         direction = torch.ops.svdctl.norm_direction(weight.detach(), self.vectors, self.place, self.training, *geometry)
         sigma = (direction * weight.to(direction.dtype)).sum() * self.padding_factor
-        highest = self.max_sigma if self.log_max_sigma is None else self.log_max_sigma.to(direction.dtype).exp()
-        ratio = highest / sigma.clamp_min(_SMALLEST)
-        return ratio if self.mode == "normalize" else torch.minimum(ratio, torch.ones_like(ratio))
+        highest: Any = self.max_sigma if self.log_max_sigma is None else self.log_max_sigma.to(direction.dtype).exp()
+        is_divided, one = sigma > _SMALLEST, torch.ones_like(sigma)
+        ratio = torch.where(is_divided, highest / torch.where(is_divided, sigma, one), one)
+        return ratio if self.mode == "normalize" else torch.minimum(ratio, one)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Return a copy: what is assigned is scaled as any weight."""
         return weight.clone()
 
     def get_extra_state(self) -> Tensor:
-        """Return what does not change, as bytes."""
-        told = json.dumps(self._constants())
+        """Return what does not change, and for which weight the vectors were stepped, as bytes."""
+        told = json.dumps({**self._constants(), "stepped": self.memory.checksum()})
         return torch.tensor(list(told.encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take over maximum and mode.
+        """Take over maximum and mode, and whether the next weight needs a power step.
 
         Raises:
             ShapeError: the state is of a layer with another geometry or padding.
@@ -166,6 +183,7 @@ class SpectralNorm(nn.Module):
         if (told["max_sigma"] is None) != (self.max_sigma is None):
             raise ShapeError("max_sigma is learnable in the layer or in what was stored of it, and not in the other")
         self.max_sigma, self.mode = told["max_sigma"], told["mode"]
+        self.memory.stepped, self.memory.stored_checksum = None, told["stepped"]
 
     def _constants(self) -> dict[str, Any]:
         names = ("max_sigma", "mode", "padding_factor", "groups", "stride", "dilation")
@@ -178,7 +196,7 @@ class SpectralNorm(nn.Module):
 
 
 def constants(state: Tensor) -> dict[str, Any]:
-    """Return what `_extra_state` stores: max_sigma (None: learnable), mode, padding_factor and geometry.
+    """Return what `_extra_state` stores: max_sigma (None: learnable), mode, padding_factor, geometry and a checksum.
 
     Raises:
         ShapeError: bytes of something else.
@@ -192,6 +210,7 @@ def constants(state: Tensor) -> dict[str, Any]:
             "groups": int(told["groups"]),
             "stride": [int(step) for step in told["stride"]],
             "dilation": [int(step) for step in told["dilation"]],
+            "stepped": str(told.get("stepped", _NO_CHECKSUM)),
         }
     except (MalformedFileError, AttributeError, ValueError, TypeError, KeyError, OverflowError) as error:
         raise ShapeError(f"the state of a spectral norm is not one that svdctl stored: {error}") from error
@@ -284,7 +303,7 @@ def _norm_direction(
         power = kept.power(conv)
         own_vectors, own_place = vectors.to(conv.kernel), place.to(conv.kernel)
         if is_training:
-            is_same: bool | Tensor = kept.stepped is not None and same_bits(weight, kept.stepped)
+            is_same = kept.is_stepped_for(weight)
             if is_same is not True:
                 moved_vectors, moved_place = power.step(conv, own_vectors, own_place)
                 if isinstance(is_same, Tensor):
@@ -295,6 +314,15 @@ def _norm_direction(
                 own_vectors, own_place = vectors.to(conv.kernel), place.to(conv.kernel)
             kept.stepped = _noted(weight, kept.stepped)
         return power.direction(conv, own_vectors, own_place).reshape(weight.shape).contiguous()
+
+
+@torch.no_grad()
+def _checksum(weight: Tensor) -> str:
+    """Return 16 hexadecimal digits that tell weights apart; a device is read once."""
+    plain = weight.contiguous().flatten()
+    bits = plain.view(torch.int16 if plain.element_size() == 2 else torch.int32).to(torch.int32)
+    factors = torch.arange(1, 2 * len(bits), 2, dtype=torch.int32, device=bits.device)
+    return f"{(int((bits * factors).sum()) + 1) % 2**64:016x}"
 
 
 def _noted(weight: Tensor, before: Tensor | None) -> Tensor:

@@ -1,6 +1,8 @@
 """The spectral norm in what torch does with modules: state, copies, compilation, processes, formats."""
 
 import copy
+import json
+import pickle
 
 import pytest
 import torch
@@ -54,6 +56,85 @@ def test_state_dict(tmp_path):
             assert torch.equal(mine, theirs)
 
 
+class Adversaries:
+    """A discriminator with spectral norms whose pass for the generator follows its own step."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.critic = nn.Sequential(
+            *(spectral_norm(nn.Conv2d(1, 16, 3, stride=2, padding=1), max_sigma=0.2), nn.LeakyReLU(0.2)),
+            *(spectral_norm(nn.Conv2d(16, 8, 3, padding=1), max_sigma="learnable"), nn.Flatten()),
+            spectral_norm(nn.Linear(128, 1), max_sigma=0.2),
+        )
+        self.maker = nn.Sequential(nn.Linear(8, 64), nn.Unflatten(1, (1, 8, 8)))
+        self.optimizers = [torch.optim.Adam(net.parameters(), lr=1e-2) for net in (self.critic, self.maker)]
+
+    def train(self, steps):
+        for step in steps:
+            drawn = torch.Generator().manual_seed(step)
+            real, seeds = torch.rand(4, 1, 8, 8, generator=drawn), torch.randn(4, 8, generator=drawn)
+            loss = (1 - self.critic(real)).relu().mean() + (1 + self.critic(self.maker(seeds).detach())).relu().mean()
+            self._step(0, loss)
+            self._step(1, -self.critic(self.maker(seeds)).mean())
+        return self
+
+    def _step(self, place, loss):
+        self.optimizers[place].zero_grad()
+        loss.backward()
+        self.optimizers[place].step()
+
+    def states(self):
+        return [part.state_dict() for part in (self.critic, self.maker, *self.optimizers)]
+
+    def load(self, states):
+        for part, state in zip((self.critic, self.maker, *self.optimizers), states, strict=True):
+            part.load_state_dict(copy.deepcopy(state))
+        return self
+
+
+def assert_same_states(first, second):
+    for mine, theirs in zip(first.critic.state_dict().values(), second.critic.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_a_resumed_loop_is_the_undisturbed_one_bit_for_bit(tmp_path):
+    undisturbed = Adversaries().train(range(8))
+    torch.save(Adversaries().train(range(4)).states(), tmp_path / "states.pt")
+    states = torch.load(tmp_path / "states.pt")
+    assert_same_states(Adversaries().load(states).train(range(4, 8)), undisturbed)
+    # A network that has made steps of its own before it takes the state over.
+    assert_same_states(Adversaries().train(range(2)).load(states).train(range(4, 8)), undisturbed)
+    # Stored again before any pass.
+    assert_same_states(Adversaries().load(Adversaries().load(states).states()).train(range(4, 8)), undisturbed)
+
+
+def test_a_pickled_norm_goes_on_as_the_norm():
+    model = Adversaries().train(range(3)).critic
+    state = model[0].parametrizations.weight[0]
+    again = pickle.loads(pickle.dumps(state))
+    weight = model[0].parametrizations.weight.original
+    assert torch.equal(again(weight), state(weight))
+    assert torch.equal(again.vectors, state.vectors)
+
+
+def test_states_have_one_size():
+    first, second = Adversaries(), Adversaries().train(range(2))
+    for mine, theirs in zip(first.critic.state_dict().values(), second.critic.state_dict().values(), strict=True):
+        assert mine.shape == theirs.shape
+
+
+def test_state_without_a_checksum():
+    """As stored by versions before it: a pass makes a step."""
+    model = network()
+    norm = model[0].parametrizations.weight[0]
+    told = json.loads(bytes(norm.get_extra_state().tolist()))
+    del told["stepped"]
+    norm.set_extra_state(torch.tensor(list(json.dumps(told).encode()), dtype=torch.uint8))
+    vectors = norm.vectors.clone()
+    model(IMAGES)
+    assert not torch.equal(norm.vectors, vectors)
+
+
 def test_state_of_another_layer():
     state = spectral_norm(nn.Conv2d(4, 4, 3, stride=2)).state_dict()
     with pytest.raises(svdctl.errors.ShapeError, match="stride"):
@@ -82,6 +163,27 @@ def test_compiled(mode, backend):
             mine.grad = theirs.grad = None
     for mine, theirs in zip(model.buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.slow
+def test_training_compiled_by_inductor():
+    torch._dynamo.reset()
+    plain, own = network(), network()
+    compiled = torch.compile(own)
+    for seed in range(10):
+        images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+        losses = []
+        for model, called in ((plain, plain), (own, compiled)):
+            loss = (called(images) - 1).square().mean()
+            loss.backward()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.sub_(parameter.grad, alpha=0.1)
+                    parameter.grad = None
+            losses.append(loss.detach())
+        torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-4)
+    for mine, theirs in zip(plain.parameters(), own.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -234,6 +234,20 @@ def test_zero_and_nan_weights():
     assert is_layer_bounded(module, 0.3)
 
 
+@pytest.mark.parametrize("mode", ["limit", "normalize"])
+@pytest.mark.parametrize("max_sigma", [0.3, 1e30, "learnable"])
+def test_gradient_at_a_weight_of_zeros(mode, max_sigma):
+    module = spectral_norm(layer("conv2d"), max_sigma=max_sigma, mode=mode)
+    with torch.no_grad():
+        parameter(module).zero_()
+    for training in (True, False):
+        module.train(training).zero_grad()
+        (module.weight * 3).sum().backward()
+        torch.testing.assert_close(parameter(module).grad, torch.full_like(module.weight, 3.0))
+        if max_sigma == "learnable":
+            assert float(norm_module(module).log_max_sigma.grad) == 0
+
+
 def test_training_pass_reads_nothing_from_the_device(monkeypatch):
     monkeypatch.setattr("svdctl.layers.stored_weight._ASYNCHRONOUS", {"cuda", "cpu"})
     module = spectral_norm(layer("conv2d groups"), max_sigma=0.3)
@@ -270,6 +284,7 @@ def test_removal():
         (lambda: nn.Conv2d(3, 3, 3), {"max_sigma": True}, "max_sigma"),
         (lambda: nn.Conv2d(3, 3, 3), {"mode": "never"}, "mode"),
         (lambda: spectral_norm(nn.Conv2d(3, 3, 3)), {}, "remove it first"),
+        (lambda: nn.utils.prune.l1_unstructured(nn.Conv2d(3, 3, 3), "weight", 0.5), {}, r"prune\.remove"),
     ],
 )
 def test_refused(make, settings, words):
