@@ -4,19 +4,23 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from svdctl.config.base import Config
 from svdctl.config.control_config import BatchNormControl, ControlConfig
+from svdctl.config.validation_errors import sentences
 from svdctl.control import actions
 from svdctl.control.control_method import ControlContext, ControlledLayer, ControlMethod
 from svdctl.control.control_report import LayerReport, Report
 from svdctl.control.layer_choice import (
     Choices,
+    Maxima,
+    choice_text,
     keeps_itself,
     kept_brackets,
     maxima_of,
@@ -28,7 +32,7 @@ from svdctl.control.layer_choice import (
 )
 from svdctl.distributed.group import Group
 from svdctl.distributed.scheduling import LayerScheduler
-from svdctl.errors import ShapeError, UsageError
+from svdctl.errors import ShapeError, UsageError, nearest
 from svdctl.layers.layer_operator import BatchNorm, batchnorm_gain
 from svdctl.layers.layer_ops import LayerOps, find_ops, is_controllable, require_module
 from svdctl.layers.norms import layer_norm_bounds
@@ -37,6 +41,7 @@ from svdctl.registry import CONTROLS
 from svdctl.spectral.bounds import Bracket
 from svdctl.spectral.exact_arithmetic import exact_products
 
+C = TypeVar("C", bound=Config)
 Known = Mapping[str, tuple[LayerOps, nn.Module]]
 """Layers that can be controlled, by name, with what is known of their types."""
 
@@ -71,8 +76,9 @@ class Controller:
         model: the network; its layers are found once.
         optimizer: whose momentum is carried along where a method moves factors of a layer.
         method: `clip`, `divide`, `divide-exact`, `divide-each`, `assign`, or one given to `register_control`.
-        max_sigma: the largest singular value allowed for convolutions; or a mapping from patterns of names, of which
-            the first that fits decides, for linear layers too, and layers that none fits are left alone.
+        max_sigma: the largest singular value allowed for convolutions; or a mapping from patterns of names, types or
+            predicates, of which the first that fits decides, for linear layers too, and layers that none fits are left
+            alone.
         every_steps: steps between two applications.
         linear_max: the maximum for linear layers that no pattern of `max_sigma` fits; left out: they are left alone.
         batchnorm_max: the largest gain allowed for BatchNorm, which is left alone if it is not given.
@@ -80,7 +86,8 @@ class Controller:
             types (`nn.Conv2d`), or predicates `(name, layer) -> bool`; several in a sequence: one of them is enough.
 
     Raises:
-        UsageError: a method that there is not, a setting that it does not take, or patterns that fit no layer.
+        UsageError: a method that there is not, a setting that it does not take, patterns that fit no layer, or an
+            optimiser that has none of the network's parameters.
         ShapeError: a layer whose weight cannot be written: parametrised by others, pruned, quantised, complex, sharded
             by FSDP, with a forward pass of its own, or with a spectral norm above the maximum. Nothing is changed then.
 
@@ -109,30 +116,37 @@ class Controller:
         optimizer: torch.optim.Optimizer | None = None,
         *,
         method: str = "clip",
-        max_sigma: float | Mapping[str, float],
+        max_sigma: Maxima,
         every_steps: int | None = None,
         linear_max: float | None = None,
         batchnorm_max: float | None = None,
         layers: Choices = "*",
     ) -> None:
         chosen = single_choices(layers)
-        try:
-            given_maxima = max_sigma if isinstance(max_sigma, Mapping) else {"*": max_sigma}
-            if not given_maxima or not all(isinstance(pattern, str) for pattern in given_maxima):
-                raise UsageError("max_sigma is a number, or at least one pattern of names with its number")
-            given = {"kind": method, "every_steps": every_steps, "linear_max": linear_max}
-            settings = {name: value for name, value in given.items() if value is not None}
-            kind = CONTROLS.get(method).config
-            configs = {pattern: kind(max_sigma=value, **settings) for pattern, value in given_maxima.items()}
-            # The largest stands in the configuration, each layer's own with the layer.
-            config = max(configs.values(), key=lambda made: made.max_sigma)
-            batchnorm = None if batchnorm_max is None else BatchNormControl(max_gain=batchnorm_max)
-        except ValidationError as error:
-            faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-            raise UsageError(f"control {method!r}: {'; '.join(faults)}") from error
+        given_maxima = max_sigma if isinstance(max_sigma, Mapping) else {"*": max_sigma}
+        if not given_maxima or not all(isinstance(choice, str) or callable(choice) for choice in given_maxima):
+            raise UsageError(
+                "max_sigma is a number, or at least one pattern of names, type or predicate with its number"
+            )
+        single_choices(given_maxima)
+        given = {"kind": method, "every_steps": every_steps, "linear_max": linear_max}
+        settings = {name: value for name, value in given.items() if value is not None}
+        kind = CONTROLS.get(method).config
+        unknown = [name for name in ("max_sigma", *settings) if name not in kind.model_fields]
+        if unknown:
+            raise UsageError(f"the control method {method!r} takes no {' or '.join(unknown)}")
+        configs = {}
+        for choice, value in given_maxima.items():
+            called = {"max_sigma": f"max_sigma[{choice_text(choice)}]"} if isinstance(max_sigma, Mapping) else {}
+            configs[choice] = _checked(kind, {**settings, "max_sigma": value}, called)
+        # The largest stands in the configuration, each layer's own with the layer.
+        config: ControlConfig = max(configs.values(), key=lambda made: made.max_sigma)
+        batchnorm = None
+        if batchnorm_max is not None:
+            batchnorm = _checked(BatchNormControl, {"max_gain": batchnorm_max}, {"max_gain": "batchnorm_max"})
 
-        by_pattern = {pattern: made.max_sigma for pattern, made in configs.items()}
-        checked = by_pattern if isinstance(max_sigma, Mapping) else config.max_sigma
+        by_choice = {choice: made.max_sigma for choice, made in configs.items()}
+        checked = by_choice if isinstance(max_sigma, Mapping) else config.max_sigma
 
         def limits(known: Known) -> dict[str, float]:
             refuse_quantized(unwrapped(model), chosen, checked, config.linear_max)
@@ -194,6 +208,7 @@ class Controller:
         self._model = model = unwrapped(model)
         require_module(model)
         require_memory(model)
+        _require_optimizer(optimizer, model)
         self.optimizer, self.config, self.batchnorm = optimizer, config, batchnorm
         self.steps = 0
         """Steps of the optimiser so far."""
@@ -292,7 +307,18 @@ class Controller:
         return {name: layer.module for name, layer in self._controlled.items()}
 
     def allowed(self, name: str) -> float | None:
-        """Return the largest singular value allowed for a layer; None: any."""
+        """Return the largest singular value allowed for a layer, or gain of BatchNorm; None: any.
+
+        Raises:
+            UsageError: no convolution, linear layer or BatchNorm has this name.
+        """
+        if name in self.norms:
+            return None if self.batchnorm is None else self.batchnorm.max_gain
+        if name not in self.layers:
+            names = [*self.layers, *self.norms]
+            raise UsageError(
+                f"no convolution, linear layer or BatchNorm has the name {name!r}{nearest(str(name), names)}"
+            )
         return self._controlled[name].max_sigma if name in self._controlled else self._kept.get(name)
 
     def notices(self) -> list[str]:
@@ -358,7 +384,13 @@ class Controller:
         self.control_seconds += time.perf_counter() - began
 
     def due(self, step: int) -> tuple[str, ...]:
-        """Return names of what `apply_` does at this step, but for what it does at every step."""
+        """Return names of what `apply_` does at this step, but for what it does at every step.
+
+        Raises:
+            UsageError: it is no whole number.
+        """
+        if not hasattr(step, "__index__"):
+            raise UsageError(f"a step is a whole number, counted from 1, not {step!r}")
         found = {"batchnorm"} if self._is_norm_due(step) else set()
         if self._is_control_due(step):
             found.add("control")
@@ -557,8 +589,10 @@ class Controller:
 
         Raises:
             ShapeError: weights of a controlled layer that are not finite.
-            UsageError: a layer that was replaced since the Controller was made.
+            UsageError: a layer that was replaced since the Controller was made, or `proved` is something else.
         """
+        if not isinstance(proved, Mapping) or not all(isinstance(bracket, Bracket) for bracket in proved.values()):
+            raise UsageError(f"report takes brackets by layer, as seal returns them, not {proved!r:.80}")
         self._require_same({**self.layers, **self.norms})
 
         def brackets(names: list[str]) -> dict[str, Bracket]:
@@ -668,6 +702,39 @@ class Controller:
                 "the state of the control is of other layers: "
                 f"layer {name or '(top)'!r} is {what if name in own else 'not controlled here'}"
             )
+
+
+def _checked(model: type[C], settings: dict[str, Any], called: Mapping[str, str]) -> C:
+    """Return a configuration of these settings, of which some are called otherwise by who gave them.
+
+    Raises:
+        UsageError: a setting of another type or out of its range, by the name that it was given by.
+    """
+    try:
+        return model(**settings)
+    except ValidationError as error:
+        faults = "; ".join(sentences(error, model, settings))
+        for name, given in called.items():
+            faults = faults.replace(f"`{name}`", f"`{given}`")
+        raise UsageError(faults) from error
+
+
+def _require_optimizer(optimizer: Any, model: nn.Module) -> None:
+    """Raise a UsageError if it is no optimiser, or one of another network; None is one that is set later."""
+    if optimizer is None:
+        return
+    groups = getattr(optimizer, "param_groups", None)
+    if not isinstance(groups, list):
+        raise UsageError(
+            "the optimizer of a Controller is one of torch, as torch.optim.SGD(model.parameters(), lr=0.1), or None, "
+            f"not {optimizer!r:.80}"
+        )
+    own = set(map(id, model.parameters()))
+    if not any(id(parameter) in own for group in groups for parameter in group["params"]):
+        raise UsageError(
+            "the optimizer has none of the network's parameters: it is of another network, or was made of other "
+            "parameters; give the one that trains this network, or None"
+        )
 
 
 def _copy_of(layer: Any, modules: Mapping[str, nn.Module], name: str) -> Any:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
+from inspect import signature
 from typing import Any
 
 from torch import nn
@@ -15,6 +16,8 @@ from svdctl.spectral.bounds import Bracket
 
 Choice = str | type[nn.Module] | Callable[[str, nn.Module], bool]
 Choices = Choice | Iterable[Choice]
+Maxima = float | Mapping[Any, float]
+"""One for all convolutions, or by `Choice`, of which the first that fits a layer decides."""
 _WRAPPERS = {
     "torch._dynamo.eval_frame:OptimizedModule": "_orig_mod",
     "torch.nn.parallel.distributed:DistributedDataParallel": "module",
@@ -70,7 +73,24 @@ def single_choices(choices: Choices) -> tuple[Choice, ...]:
             raise UsageError(
                 f"layers are chosen by patterns of names, types and predicates (name, layer) -> bool, not by {choice!r}"
             )
+        if callable(choice) and not isinstance(choice, type) and not _takes_name_and_layer(choice):
+            raise UsageError(
+                "a predicate that chooses layers takes two arguments, as `lambda name, layer: 'head' not in name`; "
+                f"{getattr(choice, '__name__', choice)} does not"
+            )
     return found
+
+
+def _takes_name_and_layer(predicate: Callable[..., Any]) -> bool:
+    try:
+        found = signature(predicate)
+    except ValueError:  # of some functions in C, which tell nothing
+        return True
+    try:
+        found.bind("name", None)
+    except TypeError:
+        return False
+    return True
 
 
 def checked_choices(choices: Choices) -> tuple[Choice, ...]:
@@ -93,10 +113,15 @@ def _suits(name: str, layer: nn.Module, choice: Choice) -> bool:
     return bool(choice(name, layer))
 
 
+def choice_text(choice: Choice) -> str:
+    """Return a pattern in quotes, or the name of a type or predicate."""
+    return repr(choice) if isinstance(choice, str) else str(getattr(choice, "__name__", choice))
+
+
 def maxima_of(
     known: Mapping[str, tuple[LayerOps, nn.Module]],
     choices: Choices,
-    max_sigma: float | Mapping[str, float],
+    max_sigma: Maxima,
     linear_max: float | None,
 ) -> dict[str, float]:
     """Return the largest singular value allowed for each layer that is controlled, by name.
@@ -104,8 +129,8 @@ def maxima_of(
     Args:
         known: layers that can be controlled, by their full names.
         choices: as of `is_chosen`.
-        max_sigma: for convolutions; or by pattern, where the first one that fits a name, of a linear layer too, decides
-            and layers that none fits are left alone.
+        max_sigma: for convolutions; or by pattern, type or predicate, where the first one that fits a layer, a linear
+            one too, decides and layers that none fits are left alone.
         linear_max: for linear layers that no pattern of `max_sigma` fits; None: they are left alone.
     """
     found = {}
@@ -113,7 +138,7 @@ def maxima_of(
         if not is_chosen(name, layer, choices):
             continue
         if isinstance(max_sigma, Mapping):
-            limit = next((value for pattern, value in max_sigma.items() if fnmatchcase(name, pattern)), None)
+            limit = next((value for choice, value in max_sigma.items() if _suits(name, layer, choice)), None)
         else:
             limit = None if ops.is_linear else max_sigma
         limit = linear_max if limit is None and ops.is_linear else limit
@@ -125,7 +150,7 @@ def maxima_of(
 def require_matches(
     known: Mapping[str, tuple[LayerOps, nn.Module]],
     choices: Choices,
-    max_sigma: float | Mapping[str, float],
+    max_sigma: Maxima,
     maxima: Mapping[str, float],
 ) -> None:
     """Raise a UsageError if a pattern fits no name, or nothing is controlled, with the names that there are."""
@@ -133,8 +158,11 @@ def require_matches(
     more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
     names = f"the layers are {shown}{more}" if known else "the network has no convolution or linear layer"
     patterns = [choice for choice in single_choices(choices) if isinstance(choice, str)]
-    patterns += list(max_sigma) if isinstance(max_sigma, Mapping) else []
-    for pattern in patterns:
+    keys = list(max_sigma) if isinstance(max_sigma, Mapping) else []
+    for choice in keys:
+        if not isinstance(choice, str) and not any(_suits(name, layer, choice) for name, (_, layer) in known.items()):
+            raise UsageError(f"{choice_text(choice)} of max_sigma fits no layer; {names}")
+    for pattern in [*patterns, *(choice for choice in keys if isinstance(choice, str))]:
         if not any(fnmatchcase(name, pattern) for name in known):
             inner = next((name for name in known if fnmatchcase(name, f"*{pattern}")), None)
             example = f"'*{pattern}' fits '{inner}'" if inner else "'*conv1' fits 'layer1.0.conv1', 'conv*' does not"
@@ -172,7 +200,7 @@ def refuse_quantized(model: nn.Module, choices: Choices, max_sigma: object, line
         if weight is None or not is_chosen(name, module, choices):
             continue
         if isinstance(max_sigma, Mapping):
-            is_asked = any(fnmatchcase(name, pattern) for pattern in max_sigma)
+            is_asked = any(_suits(name, module, choice) for choice in max_sigma)
         else:
             is_asked = weight.ndim > 2
         if is_asked or (weight.ndim == 2 and linear_max is not None):

@@ -68,6 +68,12 @@ CHOICES: dict[str, tuple[Any, float | Mapping[str, float], float | None, dict[st
     }),
     "a mapping, the first wins": ("*", {"*": 2.0, "conv1": 0.5}, 1.0, dict.fromkeys({*CONVS, "fc"}, 2.0)),
     "a mapping and linear_max": ("*", {"conv1": 0.5}, 1.0, {"conv1": 0.5, "fc": 1.0}),
+    "a mapping from types": ("*", {nn.Conv2d: 0.5, "*": 2.0}, None, {
+        **dict.fromkeys(PLAIN, 0.5), **dict.fromkeys(CONVS - PLAIN, 2.0), "fc": 2.0,
+    }),
+    "a mapping from predicates": ("*", {lambda name, layer: name[-1] == "2": 0.5}, 4.0, {
+        **dict.fromkeys(CONVS - PLAIN, 0.5), "fc": 4.0,
+    }),
     "a mapping of chosen types": (nn.Conv2d, {"layer1*": 0.5}, None, dict.fromkeys(PLAIN - {"conv1"}, 0.5)),
 }  # fmt: skip
 
@@ -106,7 +112,22 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a number": ({"layers": 3}, "chosen by patterns of names, types and predicates .* not by 3"),
     "an empty mapping": ({"max_sigma": {}}, "at least one pattern"),
     "a mapping of numbers": ({"max_sigma": {0: 1.0}}, "one pattern of names"),
-    "a maximum of a pattern": ({"max_sigma": {"conv1": 1.0, "fc": -1.0}}, "max_sigma: Input should be greater than 0"),
+    "a maximum of a pattern": (
+        {"max_sigma": {"conv1": 1.0, "fc": -1.0}},
+        r"^`max_sigma\['fc'\]`: -1.0 does not do; input should be greater than 0$",
+    ),
+    "a maximum": ({"max_sigma": "a"}, "^`max_sigma`: 'a' does not do; input should be a valid number"),
+    "a maximum of linear layers": ({"linear_max": "a"}, "^`linear_max`: 'a' does not do; input should be a valid"),
+    "a gain": ({"batchnorm_max": "a"}, "^`batchnorm_max`: 'a' does not do; input should be a valid number"),
+    "steps": ({"every_steps": 0}, "^`every_steps`: 0 does not do; input should be greater than 0"),
+    "a type of max_sigma": ({"max_sigma": {nn.Conv3d: 1.0}}, "Conv3d of max_sigma fits no layer; the layers are conv1"),
+    "a predicate of one argument": ({"layers": lambda n: True}, "takes two arguments, as `lambda name, layer: "),
+    "a predicate of one argument in max_sigma": ({"max_sigma": {lambda n: True: 1.0}}, "takes two arguments"),
+    "an optimiser by name": ({"optimizer": "sgd"}, "is one of torch, as torch.optim.SGD.* not 'sgd'"),
+    "a class of optimisers": ({"optimizer": torch.optim.SGD}, "is one of torch, as torch.optim.SGD.* not <class"),
+    "an optimiser of another network": (
+        {"optimizer": torch.optim.SGD(nn.Linear(2, 2).parameters())}, "has none of the network's parameters",
+    ),
 }  # fmt: skip
 
 
@@ -579,3 +600,14 @@ def test_states_of_older_versions_are_loaded(method: str) -> None:
     other.load_state_dict(state)
     assert other.steps == 1
     assert_same(other.state_dict(), control.state_dict())
+
+
+def test_arguments_of_methods_that_are_none_are_sentences() -> None:
+    control = Controller(network(), max_sigma=0.4, batchnorm_max=0.9)
+    with pytest.raises(UsageError, match="report takes brackets by layer, as seal returns them, not 'x'"):
+        control.report("x")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"has the name 'layer1\.0\.conv'; did you mean layer1\.0\.conv"):
+        control.allowed("layer1.0.conv")
+    with pytest.raises(UsageError, match="a step is a whole number, counted from 1, not 'a'"):
+        control.due("a")  # type: ignore[arg-type]
+    assert [control.allowed(name) for name in ("conv1", "fc", "layer1.0.bn1")] == [0.4, None, 0.9]
