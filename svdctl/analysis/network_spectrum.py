@@ -1,6 +1,7 @@
 """Compute the spectrum of a network: singular values and bounds layer by layer, and its Lipschitz constant."""
 
 import math
+import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -194,6 +195,10 @@ def spectrum(
     require_module(model)
     if accuracy not in ("full", "fast"):
         raise ShapeError(f"accuracy is full or fast, not {shown(accuracy)}")
+    numbers_given: dict[str, Any] = {"tolerance": tolerance, "at_most": 1.0 if at_most is None else at_most}
+    for argument, value in numbers_given.items():
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise ShapeError(f"{argument} is a number, not {shown(value)}")
     input_shape = image_sizes(input_shape)
     patterns = name_patterns(layers, "layers")
     modules = dict(_with_rows(model))

@@ -16,6 +16,7 @@ from svdctl.errors import ShapeError
 from svdctl.layers.soc import SOC
 from svdctl.layers.stiefel import Method, mean_gradients, parametrize_frames_, random_frame, retractions, tangent_parts
 from svdctl.layers.tt import FramesKind, PenaltyCount
+from svdctl.spectral.convolution import is_count
 from svdctl.spectral.stacks import in_stacks
 
 
@@ -56,7 +57,7 @@ class SOTT(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int = 3,
+        kernel_size: int | tuple[int, int] = 3,
         *,
         rank: int | tuple[int, int],
         stride: int = 1,
@@ -68,12 +69,19 @@ class SOTT(nn.Module):
         checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
-        rank_in, rank_out = rank if isinstance(rank, tuple) else (rank, rank)
-        if min(rank_in, rank_out) < 1:
-            raise ShapeError(f"a SOTT rank is at least 1, not {rank}; use SOC layers for no compression")
+        ranks = rank if isinstance(rank, tuple) else (rank, rank)
+        if len(ranks) != 2 or not all(map(is_count, ranks)):
+            raise ShapeError(
+                f"a SOTT rank is a whole number and at least 1, not {rank!r}; use SOC layers for no compression"
+            )
+        if not is_count(in_channels) or not is_count(out_channels):
+            raise ShapeError(
+                "a SOTT layer has a whole number of at least one channel on each side, not "
+                f"{in_channels!r} and {out_channels!r}"
+            )
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.kernel_size, self.stride, self.frames_kind = kernel_size, stride, frames
-        rank_in, rank_out = min(rank_in, in_channels), min(rank_out, out_channels)
+        self.stride, self.frames_kind = stride, frames
+        rank_in, rank_out = min(ranks[0], in_channels), min(ranks[1], out_channels)
         self.rank = (rank_in, rank_out)
         self.has_frames = (rank_in, rank_out) != (in_channels, out_channels)
         self.core = SOC(
@@ -87,6 +95,7 @@ class SOTT(nn.Module):
             scale=scale,
             checkpoint_activations=checkpoint_activations,
         )
+        self.kernel_size = self.core.kernel_size
         whole = not self.has_frames
         self.register_parameter("frame_in", None if whole else nn.Parameter(random_frame(in_channels, rank_in)))
         self.register_parameter("frame_out", None if whole else nn.Parameter(random_frame(out_channels, rank_out)))

@@ -88,8 +88,11 @@ class TTConv(nn.Module):
     ) -> None:
         super().__init__()
         ranks = rank_pair(rank)
-        if min(in_channels, out_channels) < 1:
-            raise ShapeError(f"a TT layer has at least one channel on each side, not {in_channels} and {out_channels}")
+        if not is_count(in_channels) or not is_count(out_channels):
+            raise ShapeError(
+                "a TT layer has a whole number of channels, at least one channel on each side, not "
+                f"{in_channels!r} and {out_channels!r}"
+            )
         require_frames_kind(frames)
         self.in_channels, self.out_channels = in_channels, out_channels
         settings = (kernel_size, stride, dilation)
@@ -300,7 +303,7 @@ class TTConv(nn.Module):
             raise ShapeError(f"the convolution cannot be converted: {reason}")
         if conv.groups != 1:
             raise ShapeError(
-                f"a convolution with {conv.groups} groups has no TT form here; skip it, or convert it to groups=1 first"
+                f"a convolution with {conv.groups} groups has no TT form here; convert it to groups=1 first"
             )
         if isinstance(conv.padding, str) or conv.padding_mode != "zeros":
             raise ShapeError(

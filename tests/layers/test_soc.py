@@ -237,3 +237,4 @@ def test_both_sides_of_a_square_kernel() -> None:
     layer = SOC(3, 3, (3, 3))
     assert layer.kernel_size == 3
     assert layer.kernel.shape == (3, 3, 3, 3)
+    assert SOTT(3, 3, (5, 5), rank=2).kernel_size == 5
