@@ -658,7 +658,13 @@ class Controller:
             UsageError: a state of another network or method, or of something else.
         """
         needed = {"vectors": Mapping, "step": int, "generator": Tensor}
-        if not isinstance(state, Mapping) or not all(isinstance(state.get(key), needed[key]) for key in needed):
+        made_by = state.get("controller") if isinstance(state, Mapping) else None
+        if (
+            not isinstance(state, Mapping)
+            or not all(isinstance(state.get(key), needed[key]) for key in needed)
+            or state["generator"].shape != self._generator.get_state().shape
+            or not (made_by is None or (isinstance(made_by, Mapping) and isinstance(made_by.get("layers"), Mapping)))
+        ):
             raise UsageError("the state is not one of Controller.state_dict")
         wanted = [(layer, key) for layer in self._controlled.values() for key in layer.state]
         # What a newer version keeps beside it starts anew.
@@ -670,7 +676,7 @@ class Controller:
                     f"the state of the control has no {key} of this shape for layer {layer.name or '(top)'}: it is of "
                     "another network, or of a controller with other layers or another method"
                 )
-        self._require_alike(state.get("controller"))
+        self._require_alike(made_by)
         self.steps = int(state["step"])
         for layer, key in wanted:
             layer.state[key].copy_(state[key][layer.name])
@@ -689,9 +695,9 @@ class Controller:
         """
         if made_by is None:
             return
-        if made_by["method"] != self.config.kind:
+        if made_by.get("method") != self.config.kind:
             raise UsageError(
-                f"the state of the control is of method {made_by['method']!r}, not of {self.config.kind!r}"
+                f"the state of the control is of method {made_by.get('method')!r}, not of {self.config.kind!r}"
             )
         stored, own = made_by["layers"], self._shapes()
         for name in [*own, *stored]:

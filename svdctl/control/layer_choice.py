@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
+from svdctl.control.actions import naming_what_is_not_finite
 from svdctl.errors import ShapeError, UsageError
 from svdctl.layers.layer_ops import LayerOps
 from svdctl.layers.norms import layer_norm_bounds, stated_maximum
@@ -232,7 +233,8 @@ def kept_brackets(layers: Mapping[str, nn.Module], maxima: Mapping[str, float], 
         ShapeError: one is above, as after its own maximum was changed.
     """
     limits = [maxima[name] for name in layers]
-    found = dict(zip(layers, layer_norm_bounds(list(layers.values()), allowed=limits), strict=True))
+    with naming_what_is_not_finite(layers):
+        found = dict(zip(layers, layer_norm_bounds(list(layers.values()), allowed=limits), strict=True))
     for name, bracket in found.items():
         if not bracket.upper <= maxima[name]:
             raise ShapeError(

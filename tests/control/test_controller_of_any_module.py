@@ -540,6 +540,15 @@ def test_weights_that_are_not_finite_are_named(call: str) -> None:
         calls.get(call, getattr(control, call, None))()
 
 
+def test_weights_under_a_spectral_norm_that_are_not_finite_are_named() -> None:
+    net = nn.Sequential(svdctl.parametrize.spectral_norm(nn.Conv2d(2, 2, 3), max_sigma=1.0))
+    control = Controller(net, max_sigma=1.0)
+    net[0].parametrizations.weight.original.data.fill_(torch.nan)
+    for call in (control.seal, control.prove, control.report):
+        with pytest.raises(ShapeError, match=r"^layer 0: the kernel holds values that are not finite"):
+            call()
+
+
 def test_rows_of_a_report_are_told_apart_by_their_names() -> None:
     shape = "2048x2048x3x3"
     names = [f"resnet.encoder.stages.{stage}.layers.0.shortcut.normalization" for stage in range(5)]
@@ -565,6 +574,12 @@ STATES: dict[str, tuple[Any, Any, str]] = {
     "a text": (lambda: "a", of_clip, "the state is not one of Controller.state_dict"),
     "of an optimiser": (
         lambda: torch.optim.SGD(network().parameters()).state_dict(), of_clip, "the state is not one of Controller",
+    ),
+    "of something else": (
+        lambda: {**of_clip(network()).state_dict(), "controller": 3}, of_clip, "the state is not one of Controller",
+    ),
+    "another generator": (
+        lambda: {**of_clip(network()).state_dict(), "generator": torch.zeros(3)}, of_clip, "the state is not one of",
     ),
     "another method": (
         lambda: of_clip(network(), method="assign").state_dict(), of_clip, "is of method 'assign', not of 'clip'",
