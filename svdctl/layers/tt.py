@@ -120,7 +120,10 @@ class TTConv(nn.Module):
         if padding == "valid":
             return (0,) * self.axes
         if padding != "same":
-            raise ShapeError(f"padding is a number for each axis, 'same' or 'valid', not {padding!r}")
+            raise ShapeError(
+                f"a TT layer takes one whole number or one for each of its {self.axes} axes as padding, or 'same' or "
+                f"'valid', not {padding!r}"
+            )
         totals = [step * (taps - 1) for step, taps in zip(self.dilation, self.kernel_size, strict=True)]
         if set(self.stride) != {1} or any(total % 2 for total in totals):
             raise ShapeError(

@@ -183,7 +183,7 @@ def test_what_cannot_be_put_back_is_refused_before_anything_is_replaced() -> Non
 def test_wrong_geometry_is_refused() -> None:
     with pytest.raises(ShapeError, match="one for each of its 3 axes"):
         svdctl.TTConv3d(4, 4, (3, 3), rank=2)
-    for value in ("same", 1.5, (1.5, 1), None):
+    for value in ("full", 1.5, (1.5, 1), None):
         with pytest.raises(ShapeError, match="whole number or one for each of its 2 axes"):
             svdctl.TTConv2d(4, 4, 3, rank=2, padding=value)
     assert svdctl.TTConv2d(4, 4, np.int64(3), rank=2, padding=[1, 2]).padding == (1, 2)
