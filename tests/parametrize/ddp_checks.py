@@ -1,5 +1,7 @@
 """Run in each of two processes: DistributedDataParallel leaves layers with a spectral norm with the same bits."""
 
+import os
+
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -33,4 +35,6 @@ if __name__ == "__main__":
     dist.init_process_group("gloo")
     for broadcast in (True, False):
         check(broadcast_buffers=broadcast)
+    dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # threads of torch that still run at the interpreter's end would abort the process
