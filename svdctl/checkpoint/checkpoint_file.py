@@ -25,7 +25,7 @@ from svdctl.checkpoint.torch_archive import FORMAT, VERSION, is_checkpoint, read
 from svdctl.checkpoint.weight_file import WeightFile, read_tensors
 from svdctl.config.migrate import migrate_configuration, migrate_metrics
 from svdctl.config.train_config import TrainConfig
-from svdctl.errors import CheckpointError, TrainingError, first_line
+from svdctl.errors import CheckpointError, TrainingError, UsageError, first_line
 from svdctl.models.architecture import architecture_of
 from svdctl.models.build import build_model, count_on_meta
 from svdctl.plugins import missing_plugins
@@ -289,7 +289,7 @@ def checkpoint_error_on_mismatch(path: str | os.PathLike[str]) -> Iterator[None]
             # Of a tensor in the place of a table, before the error.
             warnings.filterwarnings("ignore", "Using a non-tuple sequence")
             yield
-    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+    except (UsageError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
             f"{path}: its state does not fit the configuration beside it ({type(error).__name__}: "
             f"{first_line(error, 100)}); use another one"
