@@ -79,16 +79,22 @@ def test_it_does_when_the_command_says_so(run: Path) -> None:
     assert opened.call_args.args[1].mode == "online"
 
 
-def test_nothing_is_downloaded_and_no_folder_made_because_a_file_says_so(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = []
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is asked of the network, which is not there."""
+    requests: list[Any] = []
 
     def no_network(request: Any, *arguments: Any, **named: Any) -> None:
-        asked.append(request)
+        requests.append(request)
         raise OSError("no network")
 
     monkeypatch.setattr(urllib.request, "urlopen", no_network)
+    return requests
+
+
+def test_nothing_is_downloaded_and_no_folder_made_because_a_file_says_so(
+    run: Path, tmp_path: Path, asked: list[Any]
+) -> None:
     elsewhere = tmp_path / "elsewhere"
     _asks(run, data={"kind": "cifar10", "root": str(elsewhere)})
     before = sorted(run.iterdir())
@@ -103,16 +109,9 @@ def test_nothing_is_downloaded_and_no_folder_made_because_a_file_says_so(
 
 
 def test_an_evaluation_downloads_nothing_because_a_file_says_so(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, tmp_path: Path, asked: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither to the place in the file nor elsewhere, unless the command names one."""
-    asked = []
-
-    def no_network(request: Any, *arguments: Any, **named: Any) -> None:
-        asked.append(request)
-        raise OSError("no network")
-
-    monkeypatch.setattr(urllib.request, "urlopen", no_network)
     monkeypatch.chdir(tmp_path)
     elsewhere = tmp_path / "elsewhere"
     _asks(run, data={"kind": "cifar10", "root": str(elsewhere)})
