@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from svdctl.cli.messages import print_notices
-from svdctl.cli.options import with_options
-from svdctl.cli.training_flags import Command, resolve, resolve_resume
+from svdctl.cli.options import listed, spelled, with_options
+from svdctl.cli.training_flags import PAPER_BASIS, Command, resolve, resolve_resume
 from svdctl.config import presets
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import Interrupted, UsageError
@@ -26,10 +26,11 @@ def training_command(command: Command) -> Callable[..., None]:
     def run(flags: dict[str, Any]) -> None:
         dispatch(command, flags)
 
+    paper = listed(spelled(name) for name in PAPER_BASIS if name in command.flags)
     run.__doc__ = f"""Train a {command.trains}; alone, the quick start on embedded images.
 
-    The base that flags change is --preset; else, when a flag names data, network or layer, the paper's defaults; else
-    the {command.quickstart} preset.
+    The base that flags change is --preset; else, with {paper}, the paper's defaults; else the {command.quickstart} preset,
+    with the augmentation that belongs to the data. The first line that is printed names it.
     """
     return with_options(command.flags, TrainConfig)(run)
 

@@ -6,9 +6,12 @@ A flag changes one field of a base: a preset, the paper's defaults, or the quick
 import os
 import re
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from svdctl.checkpoint.paper_normalization import HALF
 from svdctl.cli.options import (
@@ -36,7 +39,7 @@ class Command:
 
     Attributes:
         trains: what it trains, in words.
-        quickstart: name of the preset that the options change when none of `BASIS` is given.
+        quickstart: name of the preset that the options change when neither `--preset` nor one of `PAPER_BASIS` is given.
         others: the networks that the other command trains, in words.
     """
 
@@ -389,8 +392,8 @@ FLAGS: Flags = {
     **{name: Flag(f"hardware.{name}", DEVICES) for name in HARDWARE},
 }
 """Options of both training commands, in the order in which they take effect."""
-BASIS = {"dataset", "data_dir", "architecture", "block_size", "in_channels", "new_layer", "conv_type"}
-"""Options that name data, network or layer: with one of them, flags change the defaults of the paper's code."""
+PAPER_BASIS = ("architecture", "new_layer", "conv_type")
+"""Options of the paper's code that name network or layer: with one of them, flags change that code's defaults."""
 TRAIN = Command(WRN, "network under singular-value control", "quickstart", "a LipConvNet")
 LIPCONV = Command(LIP, "LipConvNet whose answers are certified", "lipconv-quickstart", "networks other than LipConvNet")
 
@@ -412,7 +415,9 @@ def resolve(given: Mapping[str, Any], command: Command = TRAIN) -> Resolved[Trai
     merge.faults += faults
     if plugins := merge.load_plugins(table.get("plugins", ())):
         merge.to.put("plugins", list(plugins))
-    if "preset" not in given and given.keys() & BASIS:
+    if _is_quickstart(given) and (augmentation := _augmentation(merge)):
+        merge.to.put("augment", augmentation)
+    if "preset" not in given and given.keys() & {*PAPER_BASIS, "dataset", "model"}:
         merge.to.put("name", _name(command, merge))
     merge.apply()
     if not command.owns(merge.to.table):
@@ -466,16 +471,49 @@ def _base(command: Command, given: Mapping[str, Any], faults: list[str]) -> tupl
             # The other flags are judged as if the nearest preset was meant.
             near = closest(name.replace("_", "-"), list_presets())
             table = read_preset(near) if near else defaults
-        return (table if command.owns(table) else defaults), f"preset {name}"
-    if given.keys() & BASIS:
-        return defaults, "the paper's defaults (a flag names data, network or layer)"
-    return read_preset(command.quickstart), f"preset {command.quickstart} (no flag names data, network or layer)"
+        return (table if command.owns(table) else defaults), f"preset {name} (--preset names it)"
+    if _is_quickstart(given):
+        table = read_preset(command.quickstart)
+        if "model" not in given:
+            basis = listed(spelled(name) for name in ("preset", *PAPER_BASIS) if name in command.flags)
+            return table, f"preset {command.quickstart} (no {basis} is given)"
+        for section in ("model", "layer", "control", "batchnorm"):
+            table.pop(section, None)
+        why = "--model is given: layers stay as they are, without a control unless flags say so"
+        return table, f"optimiser and schedule of preset {command.quickstart} ({why})"
+    named = listed((spelled(name) for name in PAPER_BASIS if name in given), "and")
+    return defaults, f"the paper's defaults ({named} given)"
+
+
+def _is_quickstart(given: Mapping[str, Any]) -> bool:
+    """Return whether flags change the quick start: no preset is named, and nothing that the paper's code would build."""
+    return "preset" not in given and ("model" in given or not any(name in given for name in PAPER_BASIS))
+
+
+def _augmentation(merge: Merge) -> dict[str, Any] | None:
+    """Return the augmentation that belongs to the data of the flags; None where there are no such data."""
+    about_data = {name: value for name, value in merge.given.items() if merge.flags[name].key.startswith("data.")}
+    about_data["set"] = [text for text in merge.given.get("set", ()) if re.match(r"\s*data\b", text)]
+    # Flags about augmentation change what this returns: the data are known before these are applied.
+    ahead = Merge(merge.flags, about_data, deepcopy(merge.to.table))
+    ahead.apply()
+    source = DATA.find(str(ahead.to.kind("data")))
+    try:
+        config = None if source is None else source.config.model_validate(ahead.to.section("data"))
+    except ValidationError:
+        return None
+    augmentation: dict[str, Any] | None = None if config is None else source.augmentation(config).model_dump()
+    return augmentation
 
 
 def _name(command: Command, merge: Merge) -> str:
     """Return the name of a run that its flags alone make."""
     given = merge.given
-    if command is TRAIN:
+    if "model" in given:
+        net = str(given["model"]).rpartition(":")[2]
+    elif _is_quickstart(given):
+        net = command.quickstart
+    elif command is TRAIN:
         net = str(given.get("architecture", "wrn16-10"))
     else:
         kind, rank = given.get("conv_type", "standard"), str(given.get("dec_rank", ""))

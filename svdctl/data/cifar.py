@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from svdctl.config.data_config import DataConfig
+from svdctl.config.data_config import Augment, DataConfig
 from svdctl.data.data_source import DataSource, register_data
 from svdctl.errors import DataError, first_line
 
@@ -93,6 +93,9 @@ class Cifar10Source(DataSource):
 
     def image_shape(self, config: DataConfig) -> tuple[int, int, int]:
         return 3, 32, 32
+
+    def augmentation(self, config: DataConfig) -> Augment:
+        return Augment(flip=True, crop=4)
 
     def counts(self, config: DataConfig) -> tuple[int, int]:
         return 50_000, 10_000

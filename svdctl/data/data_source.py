@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from svdctl.config.data_config import DataConfig
+from svdctl.config.data_config import Augment, DataConfig
 from svdctl.errors import DataError, UsageError
 from svdctl.registry import DATA
 
@@ -56,6 +56,10 @@ class DataSource(ABC):
         """Return the numbers of training and test images as far as they are known before loading."""
         return None
 
+    def augmentation(self, config: Any) -> Augment:
+        """Return the random changes of training images that suit the data, where no preset or flag says otherwise."""
+        return Augment(flip=False, crop=0)
+
     def from_text(self, path: str) -> dict[str, Any]:
         """Return the section of a configuration that `KIND:PATH` means, `KIND` alone with an empty path.
 
@@ -95,7 +99,7 @@ def register_data(source: S) -> S:
 
     >>> from typing import Literal
     >>> import torch
-    >>> from svdctl.config.data_config import DataConfig
+    >>> from svdctl.config.data_config import Augment, DataConfig
     >>> from svdctl.data.data_source import DataSource, load
     >>> from svdctl.data.images import ImageData
     >>> from svdctl.data.train_test import TrainTest

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Literal
 
-from svdctl.config.data_config import DataConfig
+from svdctl.config.data_config import Augment, DataConfig
 from svdctl.data.data_source import DataSource, register_data
 
 if TYPE_CHECKING:
@@ -44,6 +44,9 @@ class DigitsSource(DataSource):
 
     def image_shape(self, config: Digits) -> tuple[int, int, int]:
         return 3, 32, 32
+
+    def augmentation(self, config: Digits) -> Augment:
+        return Augment(flip=False, crop=2)  # a mirrored digit is another one
 
     def counts(self, config: Digits) -> tuple[int, int]:
         return 1438, 359

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveInt
 
-from svdctl.config.data_config import DataConfig
+from svdctl.config.data_config import Augment, DataConfig
 from svdctl.data.data_source import DataSource, register_data
 
 if TYPE_CHECKING:
@@ -41,3 +41,6 @@ class FolderSource(DataSource):
 
     def image_shape(self, config: Folder) -> tuple[int, int, int]:
         return 3, config.size, config.size
+
+    def augmentation(self, config: Folder) -> Augment:
+        return Augment(flip=True, crop=config.size // 8)

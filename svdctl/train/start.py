@@ -48,9 +48,11 @@ def run(
         fabric = launch(config)
         config = with_proofs(config, fabric.device)
         with end_together(fabric, lambda: _after_loss(folder, to_resume)) as detector:
+            first, *lines = plan(config, base)
+            if fabric.is_global_zero:
+                reporter.say(first)  # ahead of what loading has to say
             with fabric.rank_zero_first(local=True):  # data may have to be downloaded
                 parts = load_parts(config)
-            lines = plan(config, base)
             folder = fabric.broadcast(create_run_folder(config.out_dir, config.name) if fabric.is_global_zero else None)
             assert folder is not None
             lines[-1] = f"run      {folder}, {SELECTION[config.evaluation.select]}"

@@ -19,10 +19,54 @@ def test_bases() -> None:
     assert "quickstart" in resolve({}).base
     assert resolve({"epochs": 3}).config.data.kind == "digits"
     assert "paper" in resolve({"new_layer": "standard"}).base
-    paper = resolve({"dataset": "cifar100"}).config
+    paper = resolve({"dataset": "cifar100", "architecture": "wrn16-10"}).config
     assert (paper.optimizer.lr, paper.epochs, paper.batch_size, paper.seed) == (0.01, 200, 128, 3407)
     assert paper.normalize.mean == (0.5071, 0.4867, 0.4408)
     assert paper.control.kind == "none"
+    assert paper.name == "wrn16-10-cifar100"
+
+
+@pytest.mark.parametrize(
+    ("flags", "base"),
+    [
+        ({}, "preset quickstart (no --preset, --architecture or --new-layer is given)"),
+        ({"dataset": "cifar10", "dataset_root": "x"}, "preset quickstart (no "),
+        ({"preset": "wrn-cifar10", "new_layer": "standard"}, "preset wrn-cifar10 (--preset names it)"),
+        ({"architecture": "vgg19"}, "the paper's defaults (--architecture given)"),
+        ({"new_layer": "standard", "dataset": "digits"}, "the paper's defaults (--new-layer given)"),
+        ({"new_layer": "standard", "architecture": "vgg19"},
+         "the paper's defaults (--architecture and --new-layer given)"),
+    ],
+)  # fmt: skip
+def test_the_base_says_why(flags: dict, base: str) -> None:
+    assert resolve(flags).base.startswith(base)
+
+
+@pytest.mark.parametrize(
+    ("flags", "augmented"),
+    [
+        ({}, (False, 2, "zero")),
+        ({"dataset": "digits"}, (False, 2, "zero")),
+        ({"dataset": "cifar10"}, (True, 4, "zero")),
+        ({"dataset": "cifar100", "gouk_transforms": True}, (True, 4, "symmetric")),
+        ({"dataset": "folder:x"}, (True, 4, "zero")),
+        ({"dataset": "folder:x", "set": ["data.size=64"]}, (True, 8, "zero")),
+        ({"set": ["data={kind='folder', path='x', size=224}"]}, (True, 28, "zero")),
+        ({"dataset": "folder:x", "set": ["data.size=64", "augment.crop=3"]}, (True, 3, "zero")),
+        ({"dataset": "npz:x"}, (False, 0, "zero")),
+        ({"preset": "quickstart", "dataset": "cifar10"}, (False, 2, "zero")),
+    ],
+)
+def test_the_quick_start_is_augmented_as_suits_the_data(flags: dict, augmented: tuple) -> None:
+    config = resolve(flags).config
+    assert (config.augment.flip, config.augment.crop, config.augment.pad) == augmented
+    assert (config.epochs, config.model.width, config.init) == (20, 2, "svdctl")
+
+
+def test_runs_on_other_data_are_named_after_them() -> None:
+    assert resolve({}).config.name == "quickstart"
+    assert resolve({"dataset": "folder:x"}).config.name == "quickstart-folder"
+    assert resolve({"dataset": "npz:x", "epochs": 1}).config.name == "quickstart-npz"
 
 
 def test_set_reaches_every_field_and_switches_kinds() -> None:
@@ -37,13 +81,13 @@ def test_set_reaches_every_field_and_switches_kinds() -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({"dataset": "cifar10", "dec_rank": 3}, "--new-layer tt"),
-        ({"dataset": "cifar10", "clip_to": 3}, "--clipping"),
-        ({"dataset": "cifar10", "clip_freq": 3}, "--clipping"),
-        ({"dataset": "cifar10", "bn_eps": 3}, "--lip-bn"),
-        ({"dataset": "cifar10", "clipping": "clip", "clip_linear_to": 3}, "--clip-linear"),
-        ({"dataset": "cifar10", "orthogonal_k": 3}, "--new-layer tt"),
-        ({"dataset": "cifar10", "clipping": "divide_each_by_largest"}, "--new-layer tt"),
+        ({"new_layer": "standard", "dec_rank": 3}, "--new-layer tt"),
+        ({"new_layer": "standard", "clip_to": 3}, "--clipping"),
+        ({"new_layer": "standard", "clip_freq": 3}, "--clipping"),
+        ({"new_layer": "standard", "bn_eps": 3}, "--lip-bn"),
+        ({"architecture": "wrn16-10", "clipping": "clip", "clip_linear_to": 3}, "--clip-linear"),
+        ({"new_layer": "standard", "orthogonal_k": 3}, "--new-layer tt"),
+        ({"new_layer": "standard", "clipping": "divide_each_by_largest"}, "--new-layer tt"),
         ({"new_layer": "tt", "dec_rank": 3, "dec_scale": 0.5}, "exclude each other"),
         ({"new_layer": "tt"}, "--dec-rank"),
         ({"new_layer": "tt", "dec_rank": 0}, "--dec-rank"),
@@ -66,7 +110,7 @@ def test_each_fault_is_a_sentence_with_the_way_out(flags: dict, words: str) -> N
 
 def test_all_faults_are_reported_together() -> None:
     with pytest.raises(UsageError) as caught:
-        resolve({"dataset": "cifar10", "dec_rank": 3, "clip_to": 2, "bn_eps": 3, "epochs": -1})
+        resolve({"new_layer": "standard", "dec_rank": 3, "clip_to": 2, "bn_eps": 3, "epochs": -1})
     assert len(caught.value.faults) == 4
 
 

@@ -31,23 +31,23 @@ def config(**flags: Any) -> TrainConfig:
         ({"epochs": 3}, True),
         ({"dec_rank": "8"}, True),
         ({"lr_max": 0.2, "frames": "penalty"}, True),
-        ({"dataset": "cifar10"}, False),
-        ({"data_dir": "x"}, False),
-        ({"block_size": 1}, False),
-        ({"in_channels": 8}, False),
+        ({"dataset": "cifar10"}, True),
+        ({"dataset": "cifar10", "data_dir": "x"}, True),
+        ({"block_size": 2}, True),
+        ({"in_channels": 16}, True),
         ({"conv_type": "skew"}, False),
+        ({"conv_type": "standard", "dataset": "digits"}, False),
     ],
 )
-def test_the_quick_start_is_the_base_when_no_flag_names_data_network_or_layer(
-    flags: dict[str, Any], quickstart: bool
-) -> None:
+def test_the_papers_defaults_are_the_base_when_a_flag_names_the_layer(flags: dict[str, Any], quickstart: bool) -> None:
     resolved = resolve(flags, LIPCONV)
-    assert ("quickstart" in resolved.base) == quickstart
-    assert (resolved.config.data.kind == "digits") == quickstart
+    why = "(no --preset or --conv-type is given)" if quickstart else "(--conv-type given)"
+    assert resolved.base == ("preset lipconv-quickstart " if quickstart else "the paper's defaults ") + why
+    assert resolved.config.epochs == flags.get("epochs", 15 if quickstart else 200)
 
 
 def test_the_papers_defaults() -> None:
-    found = config(dataset="cifar10")
+    found = config(dataset="cifar10", conv_type="standard")
     assert (found.model.block_size, found.model.in_channels, found.layer) == (4, 32, Standard())
     assert (found.epochs, found.batch_size, found.seed, found.certificate.epsilon) == (200, 128, 3407, 36)
     sgd = found.optimizer

@@ -87,8 +87,8 @@ def test_the_papers_defaults_follow_data_network_and_optimiser() -> None:
     assert wrn.normalize.std == (0.229, 0.224, 0.225)
     assert wrn.name == "wrn28-10-cifar10"
     assert wrn.augment.pad == "zero"
-    assert resolve({"dataset": "cifar10", "gouk_transforms": True}).config.augment.pad == "symmetric"
-    assert not resolve({"dataset": "digits"}).config.augment.flip
+    assert resolve({"architecture": "wrn16-10", "gouk_transforms": True}).config.augment.pad == "symmetric"
+    assert not resolve({"architecture": "wrn16-10", "dataset": "digits"}).config.augment.flip
 
 
 def test_notices_name_what_differs_from_the_papers_code() -> None:
@@ -127,10 +127,10 @@ def test_sentences(flags: dict[str, Any], sentence: str) -> None:
 def test_an_unknown_preset_hides_no_other_fault() -> None:
     faults = faults_of({"preset": "wrn-cifar10-divid", "epochs": 0, "dec_scale": 2.0, "set": ["oops"]})
     assert len(faults) == 4
-    assert len(faults_of({"dataset": "cifar10", "clipping": "divide-each", "epochs": 0})) == 2
+    assert len(faults_of({"new_layer": "standard", "clipping": "divide-each", "epochs": 0})) == 2
 
 
 def test_never_in_the_papers_spelling_is_no_control() -> None:
-    config = resolve({"dataset": "cifar10", "clip_freq": 0, "freq_bn": 0}).config
+    config = resolve({"architecture": "wrn16-10", "clip_freq": 0, "freq_bn": 0}).config
     assert config.control.kind == "none"
     assert config.batchnorm is None

@@ -100,7 +100,8 @@ def test_notes_go_to_stderr_and_leave_the_printed_configuration_clean(capsys: py
 
 def test_a_dry_run_prints_the_plan_alone(recipe: Mock, capsys: pytest.CaptureFixture[str]) -> None:
     assert svdctl_exits("train", "--preset", "wrn-cifar100-divide", "--dry-run") == 0
-    recipe.plan.assert_called_once_with(resolve({"preset": "wrn-cifar100-divide"}).config, "preset wrn-cifar100-divide")
+    config = resolve({"preset": "wrn-cifar100-divide"}).config
+    recipe.plan.assert_called_once_with(config, "preset wrn-cifar100-divide (--preset names it)")
     recipe.run.assert_not_called()
     assert capsys.readouterr().out == "base     X\nmodel    Y\n"
 
@@ -142,7 +143,7 @@ def test_an_interrupted_run_exits_130(recipe: Mock, action: str, command: str) -
 
 
 def test_all_faults_come_together_before_the_recipe(recipe: Mock, capsys: pytest.CaptureFixture[str]) -> None:
-    line = "--dataset cifar10 --dec-rank 3 --clip_to 2 --bn-eps 3 --epochs -1 --set modle.depth=3"
+    line = "--architecture wrn16-10 --dec-rank 3 --clip_to 2 --bn-eps 3 --epochs -1 --set modle.depth=3"
     assert svdctl_exits("train", *line.split()) == 2
     shown = capsys.readouterr()
     assert shown.out == ""

@@ -19,7 +19,7 @@ def test_alone_it_runs_its_quick_start(recipe: Mock) -> None:  # noqa: F811
     assert svdctl_exits("train-lipconv") == 0
     (config,), named = recipe.run.call_args
     assert config == resolved(preset="lipconv-quickstart")
-    assert named["base"] == "preset lipconv-quickstart (no flag names data, network or layer)"
+    assert named["base"] == "preset lipconv-quickstart (no --preset or --conv-type is given)"
 
 
 def test_every_flag_of_the_papers_command_sets_its_field(recipe: Mock) -> None:  # noqa: F811
