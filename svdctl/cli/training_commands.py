@@ -29,8 +29,8 @@ def training_command(command: Command) -> Callable[..., None]:
     paper = listed(spelled(name) for name in PAPER_BASIS if name in command.flags)
     run.__doc__ = f"""Train a {command.trains}; alone, the quick start on embedded images.
 
-    The base that flags change is --preset; else, with {paper}, the paper's defaults; else the {command.quickstart} preset,
-    with the augmentation that belongs to the data. The first line that is printed names it.
+    The base that flags change is --preset; else, with {paper}, the paper's defaults; else the {command.quickstart}
+    preset, with the augmentation that belongs to the data. The first line that is printed names it.
     """
     return with_options(command.flags, TrainConfig)(run)
 

@@ -39,7 +39,7 @@ class Command:
 
     Attributes:
         trains: what it trains, in words.
-        quickstart: name of the preset that the options change when neither `--preset` nor one of `PAPER_BASIS` is given.
+        quickstart: name of the preset that the options change without `--preset` and those of `PAPER_BASIS`.
         others: the networks that the other command trains, in words.
     """
 
@@ -486,7 +486,7 @@ def _base(command: Command, given: Mapping[str, Any], faults: list[str]) -> tupl
 
 
 def _is_quickstart(given: Mapping[str, Any]) -> bool:
-    """Return whether flags change the quick start: no preset is named, and nothing that the paper's code would build."""
+    """Return whether flags change the quick start: they name no preset, and no network or layer of the paper's code."""
     return "preset" not in given and ("model" in given or not any(name in given for name in PAPER_BASIS))
 
 
