@@ -491,18 +491,20 @@ def _is_quickstart(given: Mapping[str, Any]) -> bool:
 
 
 def _augmentation(merge: Merge) -> dict[str, Any] | None:
-    """Return the augmentation that belongs to the data of the flags; None where there are no such data."""
+    """Return the augmentation that belongs to the data of the flags; None where these are at fault."""
     about_data = {name: value for name, value in merge.given.items() if merge.flags[name].key.startswith("data.")}
     about_data["set"] = [text for text in merge.given.get("set", ()) if re.match(r"\s*data\b", text)]
     # Flags about augmentation change what this returns: the data are known before these are applied.
     ahead = Merge(merge.flags, about_data, deepcopy(merge.to.table))
     ahead.apply()
     source = DATA.find(str(ahead.to.kind("data")))
+    if source is None:
+        return None
     try:
-        config = None if source is None else source.config.model_validate(ahead.to.section("data"))
+        config = source.config.model_validate(ahead.to.section("data"))
     except ValidationError:
         return None
-    augmentation: dict[str, Any] | None = None if config is None else source.augmentation(config).model_dump()
+    augmentation: dict[str, Any] = source.augmentation(config).model_dump(exclude_none=True)
     return augmentation
 
 
