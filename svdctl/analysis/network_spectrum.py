@@ -139,6 +139,7 @@ class _Asked:
     accuracy: Literal["full", "fast"]
     zero_padded: bool
     at_most: float | None
+    bounds_only: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,6 +162,7 @@ def spectrum(
     accuracy: str = "full",
     zero_padded: bool = True,
     at_most: float | None = None,
+    bounds_only: bool = False,
     tell: Callable[[int, int, str], None] | None = None,
     log: Callable[[str], None] | None = None,
 ) -> NetworkSpectrum:
@@ -177,6 +179,8 @@ def spectrum(
         accuracy: `full`, or `fast`: values to 1e-3 of the largest.
         zero_padded: bracket the norm of each layer with its own padding as well.
         at_most: a maximum that the bounds are also held against, exactly.
+        bounds_only: prove the bound of each layer and nothing else, in a small part of the time: no singular values, no
+            norm with the layer's own padding, no Lipschitz constant of the network.
         tell: called with (done, total, name) before each layer, before all with what all of them are bounded for, and
             before the network's Lipschitz constant.
         log: called with one sentence before the work, where it takes more than about a minute on a CPU.
@@ -219,9 +223,11 @@ def spectrum(
             f"the network does not take an input of shape {input_shape} ({first_line(error)}){hint}"
         ) from error
     rows = []
-    asked = _Asked(tolerance, "fast" if accuracy == "fast" else "full", zero_padded, at_most)
+    asked = _Asked(
+        tolerance, "fast" if accuracy == "fast" else "full", zero_padded and not bounds_only, at_most, bounds_only
+    )
     chosen = {key: module for key, module in chosen.items() if not _is_pixels(module, calls.get(key))}
-    if log is not None and (seconds := _expected_seconds(chosen, calls)) > _LONG:
+    if log is not None and (seconds := _expected_seconds(chosen, calls, bounds_only)) > _LONG:
         log(
             f"the singular values and bounds of these layers take about {math.ceil(seconds / 60)} minutes of one CPU "
             "core; `accuracy` = fast takes less, and `layers` leaves layers out"
@@ -230,19 +236,21 @@ def spectrum(
         tell(0, len(chosen), "bounds of all layers")
     with exact_products(), kept_grams():
         proved = _bounds_together(chosen, calls, tolerance, at_most)
-        kept = _kept(chosen, proved) if layers == "*" else {}
-        values = _values_together(chosen, calls, asked.accuracy)
+        kept = _kept(chosen, proved) if layers == "*" and not bounds_only else {}
+        values = {} if bounds_only else _values_together(chosen, calls, asked.accuracy)
         bounded = {key: chosen[key] for key in proved}
-        lowers = _norms_together(bounded, calls) if zero_padded else {}
+        lowers = _norms_together(bounded, calls) if asked.zero_padded else {}
         for done, (key, module) in enumerate(chosen.items()):
             if tell is not None:
                 tell(done, len(chosen), key)
             found = _Found(proved.get(key), values.get(key), lowers.get(key))
             rows.append(_observed_row(key, module, calls.get(key), asked, found))
-    only = None, "only some layers were asked for"
-    if tell is not None and layers == "*":
+    if bounds_only or layers != "*":
+        why = "only the bounds of layers were asked for" if bounds_only else "only some layers were asked for"
+        return NetworkSpectrum(name, tuple(rows), None, why)
+    if tell is not None:
         tell(len(chosen), len(chosen), "Lipschitz constant")
-    lipschitz, why = _lipschitz(model, input_shape, tolerance, kept) if layers == "*" else only
+    lipschitz, why = _lipschitz(model, input_shape, tolerance, kept)
     return NetworkSpectrum(name, tuple(rows), lipschitz, why)
 
 
@@ -275,7 +283,7 @@ def rows_of_layers(
     return rows
 
 
-def _expected_seconds(modules: Mapping[str, nn.Module], calls: Mapping[str, Calls]) -> float:
+def _expected_seconds(modules: Mapping[str, nn.Module], calls: Mapping[str, Calls], bounds_only: bool = False) -> float:
     """Return about how long one CPU core takes for the values and bounds of layers; 0 for those on other devices."""
     operations = 0.0
     for name, module in modules.items():
@@ -285,7 +293,8 @@ def _expected_seconds(modules: Mapping[str, nn.Module], calls: Mapping[str, Call
         conv = operator_of(module)
         if few_batches_are_faster(conv.kernel.device):
             continue
-        operations += operations_of_values(conv, circular_size(conv, _seen(ops_of(module), conv, sizes[-1])))
+        if not bounds_only:
+            operations += operations_of_values(conv, circular_size(conv, _seen(ops_of(module), conv, sizes[-1])))
         operations += _GRAMS * operations_of_grams(conv)
     return operations / _OPERATIONS_PER_SECOND
 
@@ -415,7 +424,8 @@ def _row(
         frame_error=max((float(frame_error(frame)) for frame in ops.frames(module)), default=None),
         note="not reached when the network runs" if size is None else "",
     )
-    row = with_values(row, conv, None if size is None else _seen(ops, conv, size), asked.accuracy, found.values)
+    known = None if size is None or asked.bounds_only else _seen(ops, conv, size)
+    row = with_values(row, conv, known, asked.accuracy, found.values)
     padded = None
     if asked.zero_padded and size is not None and not ops.is_linear:
         padded = as_it_runs(module, size, bound, found.norm_as_it_runs)

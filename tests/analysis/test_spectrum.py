@@ -275,3 +275,20 @@ def test_layers_that_are_computed_together_have_the_same_rows(monkeypatch: pytes
     assert broken["2"].bound is None
     assert "not finite" in broken["2"].note
     assert torch.equal(broken["0"].values, alone["0"].values)
+
+
+@pytest.mark.parametrize("layers", ["*", "?"])
+def test_bounds_alone_are_those_of_the_whole_spectrum(layers: str) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3, groups=3), nn.PReLU())
+    whole = svdctl.spectrum(network, (3, 8, 8), layers=layers)
+    bounds = svdctl.spectrum(network, (3, 8, 8), layers=layers, bounds_only=True)
+    assert [(row.name, row.bound, row.stride, row.input_size, row.note) for row in bounds] == [
+        (row.name, row.bound, row.stride, row.input_size, row.note) for row in whole
+    ]
+    assert all(row.values is None and row.zero_padded is None for row in bounds)
+    assert bounds.lipschitz is None
+    assert bounds.lipschitz_note == "only the bounds of layers were asked for"
+    assert "only the bounds of layers were asked for" in repr(bounds)
+    truth = float(dense_values(network[0].double(), (3, 8, 8))[0])
+    assert 0 < truth <= bounds["0"].bound.upper
