@@ -20,6 +20,7 @@ from svdctl.plugins import load_plugins
 
 PAPER = "Flags of the paper's code (a dash or an underscore)"
 RUN = "Run"
+RECIPE = "Recipe"
 DEVICES = "Devices"
 C = TypeVar("C", bound=Config)
 

@@ -38,6 +38,6 @@ def paper_defaults(given: Mapping[str, Any], *, lipconv: bool) -> dict[str, Any]
         table["layer"]["pointwise_scale"] = POINTWISE_SCALE
     if lipconv and LAYERS.get(layer, layer) != "soc":
         table["optimizer"]["weight_decay"] = 0.0
-    if str(given.get("opt", "sgd")).lower() == "adam":
+    if adam is not None and str(given.get("opt", "sgd")).lower() == "adam":
         table["optimizer"] = adam
     return table

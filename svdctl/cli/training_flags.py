@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from svdctl.checkpoint.paper_normalization import HALF
 from svdctl.cli.options import (
     DEVICES,
+    RECIPE,
     RUN,
     Flag,
     Flags,
@@ -197,8 +198,8 @@ def _linear_max(merge: Merge, name: str, value: float) -> None:
 
 
 def _optimizer(merge: Merge, name: str, value: str) -> None:
-    if value.lower() not in ("sgd", "adam"):
-        raise UsageError(f"--opt {value}: not one of SGD and Adam")
+    if value.lower() not in ("sgd", "adam", "adamw"):
+        raise UsageError(f"--opt {value}: not one of SGD, Adam and AdamW")
     merge.put(name, value.lower())
 
 
@@ -209,7 +210,7 @@ def _weight_decay(merge: Merge, name: str, value: float) -> None:
 
 
 def _nesterov(merge: Merge, name: str, value: bool) -> None:
-    if merge.to.kind("optimizer") != "adam":
+    if merge.to.kind("optimizer") not in ("adam", "adamw"):
         merge.put(name, value)
     elif value:
         merge.notices.append("--nesterov has no effect with Adam")
@@ -219,10 +220,19 @@ def _schedule(merge: Merge, name: str, value: str) -> None:
     if value == "cyclic":
         merge.to.switch("schedule", "cyclic")
         merge.to.put("schedule.peak_momentum", PEAK_MOMENTUM)
-    elif value != "multistep":
-        raise UsageError(f"--lr-schedule {value}: not one of multistep and cyclic")
+    elif value in ("constant", "cosine"):
+        merge.to.switch("schedule", value)
+    elif value not in ("multistep", "steps"):
+        raise UsageError(f"{spelled(name)} {value}: not one of multistep and cyclic, nor cosine or constant")
     elif merge.to.kind("schedule") != "steps":
         merge.to.put("schedule", {"kind": "steps", "at": [0.5, 0.75], "factor": 0.1})
+
+
+def _warmup(merge: Merge, name: str, value: float) -> None:
+    if merge.to.kind("schedule") == "cosine":
+        merge.put(name, value)
+    elif value:
+        raise UsageError("--warmup belongs to the cosine schedule; add --lr-schedule cosine, or leave it out")
 
 
 def _lr_min(merge: Merge, name: str, value: float) -> None:
@@ -355,12 +365,20 @@ FLAGS: Flags = {
     ),
     "bn_eps": Flag("batchnorm.max_gain", needs=_batchnorm_limited, of=WRN),
     "freq_bn": Flag("batchnorm.every_steps", needs=_batchnorm_limited, of=WRN),
-    "opt": Flag("optimizer.kind", text="SGD or Adam.", rule=_optimizer, of=WRN),
+    "opt": Flag("optimizer.kind", text="SGD, Adam or AdamW.", rule=_optimizer),
     "init_lr": Flag("optimizer.lr", of=WRN),
     "weight_dec": Flag("optimizer.weight_decay", rule=_weight_decay, of=WRN),
     "nesterov": Flag("optimizer.nesterov", rule=_nesterov, negatable=True, of=WRN),
-    "lr_schedule": Flag("schedule.kind", text="multistep or cyclic.", rule=_schedule, of=LIP),
+    "lr_schedule": Flag(
+        "schedule.kind",
+        text="Learning rate: multistep (a tenth at 50 and 75 %), cyclic, cosine or constant.",
+        rule=_schedule,
+        spellings=("--schedule",),
+    ),
     "lr_min": Flag("schedule.lr_min", rule=_lr_min, of=LIP),
+    "warmup": Flag("schedule.warmup", RECIPE, rule=_warmup),
+    "clip_grad": Flag("optimizer.clip_norm", RECIPE),
+    "label_smoothing": Flag("loss.label_smoothing", RECIPE, type=float),
     "lr_max": Flag("optimizer.lr", text="Learning rate, or its maximum (0.1).", of=LIP),
     "weight_decay": Flag("optimizer.weight_decay", text="Weight decay (5e-4 of SOC, else 0).", of=LIP),
     "momentum": Flag("optimizer.momentum", of=LIP),

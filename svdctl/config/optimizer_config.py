@@ -10,7 +10,14 @@ from svdctl.config.base import Config
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
-class Sgd(Config):
+class OptimizerConfig(Config):
+    """Base of the optimisers; `kind` is a literal of each."""
+
+    clip_norm: PositiveFloat | None = None
+    """Largest l2 norm of the gradient of all parameters together, which is scaled down to it; absent: any."""
+
+
+class Sgd(OptimizerConfig):
     """Stochastic gradient descent with momentum."""
 
     kind: Literal["sgd"] = "sgd"
@@ -30,7 +37,7 @@ class Sgd(Config):
         return self
 
 
-class Adam(Config):
+class Adam(OptimizerConfig):
     """Adam, with weight decay as an L2 term of the loss."""
 
     kind: Literal["adam"] = "adam"
@@ -40,7 +47,17 @@ class Adam(Config):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
 
 
-Optimizer = Annotated[Sgd | Adam, Field(discriminator="kind")]
+class AdamW(OptimizerConfig):
+    """Adam with weight decay apart from the gradient (Loshchilov and Hutter 2019)."""
+
+    kind: Literal["adamw"] = "adamw"
+    lr: PositiveFloat = 1e-3
+    eps: PositiveFloat = 1e-8
+    amsgrad: bool = False
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+
+
+Optimizer = Annotated[Sgd | Adam | AdamW, Field(discriminator="kind")]
 
 
 class ScheduleConfig(Config):

@@ -68,8 +68,9 @@ def build_optimizer(config: Optimizer, model: nn.Module) -> torch.optim.Optimize
     groups: list[dict[str, object]] = [{"params": weights, "weight_decay": config.weight_decay}]
     if coordinates:
         groups.append({"params": coordinates, "weight_decay": 0.0})
-    settings = config.model_dump(exclude={"kind", "weight_decay"})
-    return {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[config.kind](groups, fused=True, **settings)
+    settings = config.model_dump(exclude={"kind", "weight_decay", "clip_norm"})
+    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    return kinds[config.kind](groups, fused=True, **settings)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -95,7 +95,7 @@ def run_bytes(config: TrainConfig) -> int:
     A checkpoint while its successor is written beside it, best.pt when there is one, those of the epochs when they are
     kept, pictures, logs and results.
     """
-    optimizer = {"sgd": 1, "adam": 2}[config.optimizer.kind] + bool(getattr(config.optimizer, "amsgrad", False))
+    optimizer = (1 if config.optimizer.kind == "sgd" else 2) + bool(getattr(config.optimizer, "amsgrad", False))
     copies = 2 * (1 + optimizer) + (config.evaluation.select != "last")
     if config.checkpoint.keep:
         copies += (1 + optimizer) * (config.epochs // config.checkpoint.every_epochs)

@@ -200,6 +200,7 @@ class Trainer:
             penalty = self.controller.penalty() if self.controller.has_penalty else None
             total = loss if penalty is None else loss + penalty
             self.fabric.backward(total)
+            self._clip_gradients()
             self.stepper.step()
         finally:
             self.stepper.zero_grad(set_to_none=True)
@@ -216,6 +217,17 @@ class Trainer:
                 ]
             )
             self.totals += added
+
+    def _clip_gradients(self) -> None:
+        """Scale the gradient of all parameters down to `optimizer.clip_norm`; nothing waits for the device."""
+        most = self.config.optimizer.clip_norm
+        if most is None:
+            return
+        # Not by Fabric, which does not unscale for fused optimisers; torch's scaler does.
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.model.parameters(), most)
 
     def prove(self) -> dict[str, Bracket]:
         """Prove all layers to be within their maxima, in all processes; returns what was proved, by layer."""

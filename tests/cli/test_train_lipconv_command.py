@@ -54,9 +54,11 @@ def test_every_flag_of_the_papers_command_sets_its_field(recipe: Mock) -> None: 
         },
         "batchnorm": None,
         "certificate": {"epsilon": 72, "radii": [36, 72, 108, 255]},
-        "optimizer": {"kind": "sgd", "lr": 0.2, "momentum": 0.8, "nesterov": False, "weight_decay": 1e-3},
+        "optimizer": {
+            "kind": "sgd", "lr": 0.2, "momentum": 0.8, "nesterov": False, "weight_decay": 1e-3, "clip_norm": None,
+        },
         "schedule": {"kind": "cyclic", "lr_min": 0.01, "up": 0.05, "down": 0.15, "peak_momentum": 0.8},
-        "loss": {"kind": "cross-entropy"},
+        "loss": {"kind": "cross-entropy", "label_smoothing": None},
         "checkpoint": {"every_epochs": 10, "every_steps": None, "keep": False},
         "plugins": [],
     }  # fmt: skip

@@ -1,6 +1,8 @@
 """Cross-entropy, the loss of every run that names no other."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
 
 from svdctl.config.base import Config
 from svdctl.train.loss import Loss, LossBatch, register_loss
@@ -13,11 +15,13 @@ class CrossEntropyConfig(Config):
     """Cross-entropy of the logits."""
 
     kind: Literal["cross-entropy"] = "cross-entropy"
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of each label that is spread evenly over all classes; absent: none."""
 
 
 @register_loss
 class CrossEntropy(Loss):
-    """`-log softmax(logits)` at the label."""
+    """`-log softmax(logits)` at the label, or its mean over a label that is spread over the classes."""
 
     kind = "cross-entropy"
     config = CrossEntropyConfig
@@ -26,4 +30,5 @@ class CrossEntropy(Loss):
         """Return its sum over the images."""
         import torch.nn.functional as F
 
-        return F.cross_entropy(batch.logits, batch.labels, reduction="sum")
+        smoothing = config.label_smoothing or 0.0
+        return F.cross_entropy(batch.logits, batch.labels, reduction="sum", label_smoothing=smoothing)
