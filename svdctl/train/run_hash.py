@@ -25,6 +25,14 @@ WITHOUT_EFFECT = (
     "checkpoint.keep",
 )
 
+NEWER: dict[str, Any] = {
+    "loss": {"kind": CROSS_ENTROPY},
+    "init": "svdctl",
+}
+"""Keys that configurations have got since runs were first named by hashes, with what older runs did.
+
+A key that is absent by default needs no entry."""
+
 
 def run_hash(config: TrainConfig) -> str:
     """Return twelve hexadecimal digits, equal for configurations of equal results.
@@ -65,9 +73,9 @@ def _deciding(config: TrainConfig) -> dict[str, Any]:
     table["hardware"].update(devices=1, num_nodes=1)
     if table["control"].get("prove_every_steps") in ("auto", 0, PROVE_EVERY_STEPS_ON_CUDA):
         del table["control"]["prove_every_steps"]
-    # Runs were named by their hashes before there were others.
-    if table["loss"] == {"kind": CROSS_ENTROPY}:
-        del table["loss"]
-    if table["init"] == "svdctl":
-        del table["init"]
+    for path, former in NEWER.items():
+        section, _, key = path.rpartition(".")
+        place = table.get(section, {}) if section else table
+        if place.get(key) == former:
+            del place[key]
     return table
