@@ -111,6 +111,17 @@ def _root(merge: Merge, name: str, value: str) -> None:
     merge.to.put("data.root", str(value))
 
 
+def _of_folder(merge: Merge, name: str, value: Any) -> None:
+    if merge.to.kind("data") != "folder":
+        raise UsageError(f"{spelled(name)} belongs to images in folders; add --dataset folder:PATH, or leave it out")
+    merge.put(name, value)
+
+
+def _image_size(merge: Merge, name: str, value: int) -> None:
+    _of_folder(merge, name, value)
+    merge.to.put("data.resize", True)
+
+
 def _architecture(merge: Merge, name: str, value: str) -> None:
     if match := re.fullmatch(r"wrn-?([0-9]{1,9})-([0-9]{1,9})", value):
         merge.to.switch("model", "wrn")
@@ -318,6 +329,8 @@ FLAGS: Flags = {
     "dataset": Flag("data.kind", text=f"{FORMS_OF_DATA}.", type=str, rule=_data),
     "dataset_root": Flag("data.root", rule=_root, of=WRN),
     "data_dir": Flag("data.root", rule=_root, spellings=("--dataset-root",), of=LIP),
+    "image_size": Flag("data.size", text="Side of images of a folder, scaled and cropped to it.", rule=_image_size),
+    "workers": Flag("data.workers", rule=_of_folder),
     "architecture": Flag(text="wrn16-10, any wrnDEPTH-WIDTH, or vgg19.", type=str, rule=_architecture, of=WRN),
     "block_size": Flag("model.block_size", of=LIP),
     "in_channels": Flag("model.in_channels", of=LIP),

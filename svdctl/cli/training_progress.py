@@ -22,7 +22,11 @@ class TrainingDisplay(ProgressDisplay):
     """
 
     def __init__(self, flags: Mapping[str, str] = MappingProxyType({}), *, live: bool | None = None) -> None:
-        super().__init__("stdout", "step {done}/{total}  {text}", flags, live=live)
+        super().__init__("stdout", flags=flags, live=live)
+
+    def begin(self, work: object) -> None:
+        self._form = "step {done}/{total}  {text}" if work == "training" else "{work}  {amount} {text}"
+        super().begin(work)
 
     def finish(self, result: object) -> None:
         if isinstance(result, Mapping):

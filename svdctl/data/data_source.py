@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from svdctl.config.data_config import Augment, DataConfig
 from svdctl.errors import DataError, UsageError
 from svdctl.registry import DATA
+from svdctl.utils.progress import Reporter
 
 if TYPE_CHECKING:
     from svdctl.data.train_test import TrainTest
@@ -24,6 +25,7 @@ class DataSource(ABC):
         place: the key of a folder that says where the files lie and not what they are; it may change on resume.
         attacked_by_default: test images that `eval-robust` attacks unless it is told otherwise; None: all.
         published_corruptions: the name under which corrupted test images are published; None: svdctl draws them.
+        without_effect: keys that change neither images nor labels, but how they are read.
     """
 
     kind: str
@@ -31,6 +33,7 @@ class DataSource(ABC):
     place: str | None = None
     attacked_by_default: int | None = None
     published_corruptions: str | None = None
+    without_effect: tuple[str, ...] = ()
 
     @abstractmethod
     def load(self, config: Any) -> "TrainTest":
@@ -39,6 +42,10 @@ class DataSource(ABC):
         Raises:
             DataError: files that are missing, damaged or unusable.
         """
+
+    def load_reporting(self, config: Any, reporter: Reporter) -> "TrainTest":
+        """Return the same as `load`; data that take long tell the reporter how far they are, and remarks."""
+        return self.load(config)
 
     def would_download(self, config: Any) -> bool:
         """Return whether `load` does not find all files where the configuration says, and would fetch them to there."""
@@ -128,12 +135,13 @@ def source_of(config: DataConfig) -> DataSource:
     return found
 
 
-def load(config: DataConfig, *, download: bool = True) -> "TrainTest":
+def load(config: DataConfig, *, download: bool = True, reporter: Reporter | None = None) -> "TrainTest":
     """Return the images that a configuration describes.
 
     Args:
         config: the data.
         download: whether files that are absent may be downloaded to where it says.
+        reporter: is told how far it is, and remarks; None: nobody is.
 
     Raises:
         DataError: for every fault of files or contents.
@@ -144,7 +152,7 @@ def load(config: DataConfig, *, download: bool = True) -> "TrainTest":
             f"{source.kind} is not complete under {place_of(config)}, where a file says that it is, and a file alone "
             "downloads nothing; name its folder with `data.root`"
         )
-    return source.load(config).checked(source.describe(config))
+    return source.load_reporting(config, reporter or Reporter()).checked(source.describe(config))
 
 
 def describe(config: DataConfig) -> str:
@@ -165,5 +173,5 @@ def at_place(config: DataConfig, place: Path | None) -> DataConfig:
 
 def same_data(config: DataConfig) -> str:
     """Return a text that is equal for configurations of one data set, wherever its files lie."""
-    place = source_of(config).place
-    return config.model_dump_json(exclude=set() if place is None else {place})
+    source = source_of(config)
+    return config.model_dump_json(exclude={*source.without_effect, *filter(None, [source.place])})

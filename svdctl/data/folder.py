@@ -7,6 +7,7 @@ from pydantic import PositiveInt
 
 from svdctl.config.data_config import Augment, DataConfig
 from svdctl.data.data_source import DataSource, register_data
+from svdctl.utils.progress import Reporter
 
 if TYPE_CHECKING:
     from svdctl.data.train_test import TrainTest
@@ -25,6 +26,10 @@ class Folder(DataConfig):
     """Side in pixels that every image must have, or is resized to when `resize` is on."""
     resize: bool = False
     """Scale and centre-crop images of another size; otherwise a different size is an error."""
+    channels: Literal[1] | None = None
+    """1: grey images keep their one channel, and images in colour are an error; absent: all have three."""
+    workers: PositiveInt | None = None
+    """Threads that read and decode images; absent: one for each core, at most 16."""
 
 
 @register_data
@@ -33,14 +38,20 @@ class FolderSource(DataSource):
 
     kind = "folder"
     config = Folder
+    without_effect = ("workers",)
 
     def load(self, config: Folder) -> "TrainTest":
+        return self.load_reporting(config, Reporter())
+
+    def load_reporting(self, config: Folder, reporter: Reporter) -> "TrainTest":
+        from svdctl.data.decode_image import ImageForm
         from svdctl.data.read_folder import read_folder
 
-        return read_folder(config.path, config.size, resize=config.resize)
+        form = ImageForm(config.size, config.resize, config.channels or 3)
+        return read_folder(config.path, form, workers=config.workers, reporter=reporter)
 
     def image_shape(self, config: Folder) -> tuple[int, int, int]:
-        return 3, config.size, config.size
+        return config.channels or 3, config.size, config.size
 
     def augmentation(self, config: Folder) -> Augment:
         return Augment(flip=True, crop=config.size // 8)

@@ -1,11 +1,12 @@
 """A part of a data set: uint8 images and their labels."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from svdctl.data.image_files import FileRows
 from svdctl.data.streamed_images import first_channel, rows_of
 from svdctl.errors import DataError
 
@@ -15,16 +16,19 @@ BLOCK = 1000
 
 @dataclass(frozen=True)
 class ImageData:
-    """Images `(N, 3, H, W)` uint8, labels `(N,)` int64, and the names of the classes.
+    """Images `(N, C, H, W)` uint8 with C = 3 or 1, labels `(N,)` int64, and the names of the classes.
 
     Images are a tensor in memory, or `svdctl.data.streamed_images.streamed_images`, which reads them when needed.
 
-    Grey images have three equal channels; `grey` gives them one, for networks that take no other.
+    Grey images have three equal channels, unless the data set is configured to have one; `grey` gives them one, for
+    networks that take no other.
     """
 
     images: Tensor
     labels: Tensor
     classes: tuple[str, ...]
+    files: FileRows | None = None
+    """Where the images come from; None: from no files, one each."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -37,11 +41,20 @@ class ImageData:
 
     def to(self, device: torch.device) -> Self:
         """Return the same data on `device`."""
-        return type(self)(self.images.to(device), self.labels.to(device), self.classes)
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def select(self, index: Tensor) -> Self:
         """Return the examples at `index`, in its order."""
-        return type(self)(rows_of(self.images, index), self.labels[index], self.classes)
+        files = None if self.files is None else self.files.part(index)
+        return replace(self, images=rows_of(self.images, index), labels=self.labels[index], files=files)
+
+    def span(self, start: int, stop: int) -> Self:
+        """Return the examples from `start` up to `stop`; those in memory are not copied."""
+        part = slice(start, stop)
+        index = torch.arange(start, stop)
+        images = self.images[part] if isinstance(self.images, Tensor) else rows_of(self.images, index)
+        files = None if self.files is None else self.files.part(index)
+        return replace(self, images=images, labels=self.labels[part], files=files)
 
     def grey(self, where: str) -> Self:
         """Return the same data with images `(N, 1, H, W)`; `where` names it in the error.
@@ -55,13 +68,13 @@ class ImageData:
                 f"{where}: the network takes images of one channel, and {coloured:,} of {len(self):,} "
                 "are in colour; convert them to grey, or use a network of three channels"
             )
-        return type(self)(first_channel(self.images), self.labels, self.classes)
+        return replace(self, images=first_channel(self.images))
 
     def checked(self, where: str) -> Self:
         """Return itself, after checking that it can be trained on; `where` names it in the error."""
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1] != 3:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1] not in (1, 3):
             raise DataError(
-                f"{where}: images must be uint8 of shape (N, 3, H, W), not {self.images.dtype} "
+                f"{where}: images must be uint8 of shape (N, 3, H, W) or (N, 1, H, W), not {self.images.dtype} "
                 f"{tuple(self.images.shape)}"
             )
         if len(self.images) != len(self.labels):

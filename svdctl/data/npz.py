@@ -15,6 +15,8 @@ class Npz(DataConfig):
 
     kind: Literal["npz"] = "npz"
     path: Path
+    channels: Literal[1] | None = None
+    """1: grey images keep their one channel, and images in colour are an error; absent: all have three."""
 
 
 @register_data
@@ -27,4 +29,5 @@ class NpzSource(DataSource):
     def load(self, config: Npz) -> "TrainTest":
         from svdctl.data.read_npz import read_npz
 
-        return read_npz(config.path)
+        data = read_npz(config.path)
+        return data.grey(str(config.path)) if config.channels == 1 else data

@@ -1,28 +1,41 @@
-"""Images out of folders: which folders are parts and classes, and how files become 8-bit RGB."""
+"""Images out of folders: in memory, decoded in threads and kept in the user's cache, or read when they are needed."""
 
 import os
-import warnings
-from itertools import combinations
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
+from torch import Tensor
 
+from svdctl.data.decode_image import ImageForm, UnusableImageError, read_image
+from svdctl.data.folder_layout import Layout, classes_in_folders
+from svdctl.data.image_cache import Decoded, ImageCache
+from svdctl.data.image_files import FileRows, ImageFiles
 from svdctl.data.images import ImageData
 from svdctl.data.split import stratified_split
 from svdctl.data.train_test import TrainTest
-from svdctl.errors import DataError, FileError, first_line
-from svdctl.utils.files import open_regular
+from svdctl.errors import DataError, first_line
+from svdctl.utils.progress import Reporter
+
+_BLOCK = 32
+"""Files that a thread takes at a time."""
+_MOST_WORKERS = 16
+_NAMED = 5
+"""Files that are named where more cannot be used."""
+T = TypeVar("T")
 
 
-def read_folder(path: Path, size: int, *, resize: bool) -> TrainTest:
+def read_folder(path: Path, form: ImageForm, *, workers: int | None, reporter: Reporter) -> TrainTest:
     """Return the images of a folder, one sub-folder a class.
 
     Args:
         path: the folder, with `train/`, `val/` and `test/` in it or with the classes alone.
-        size: side of the images in pixels.
-        resize: scale and crop images of another size; otherwise they are an error.
+        form: of the images.
+        workers: threads that decode; None: one for each core, at most 16.
+        reporter: is told how far it is.
 
     Raises:
         DataError: folders that are none, files that are no images.
@@ -30,204 +43,108 @@ def read_folder(path: Path, size: int, *, resize: bool) -> TrainTest:
     path = path.expanduser()
     if not path.is_dir():
         raise DataError(f"there is no folder {path}; give `data.path` the folder that holds the classes")
+    threads = workers or min(_MOST_WORKERS, _cores())
     try:
-        return _read_parts(path, size, resize).checked(str(path))
+        layout = classes_in_folders(path)
+        images = _resident(path, layout.files, form, threads, reporter)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({first_line(error)}); check its folders, links and rights") from error
-
-
-def _read_parts(path: Path, size: int, resize: bool) -> TrainTest:
-    parts = _divided(path)
-    if not parts:
-        _refuse_hidden_parts(path)
-        everything = _images_below(path, size, resize)
-    elif len(parts) == 1:
-        everything = _images_below(parts["train"], size, resize)
-    else:
-        read = {name: _images_below(folder, size, resize) for name, folder in parts.items()}
-        test = read.pop("test" if "test" in read else "val")
-        return TrainTest(read["train"], test, read.get("val"))
-    rest, part = stratified_split(everything.checked(str(path)), 0.2, seed=0)
-    return TrainTest(rest, part)
-
-
-_PARTS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
-
-
-def _divided(path: Path) -> dict[str, Path]:
-    """Return the folders `train`, `val` and `test` of a data set that is divided; none where all are classes."""
-    folders = _folders(path)
-    named = {folder: part for folder in folders for part, names in _PARTS.items() if folder.name.lower() in names}
-    others = [folder for folder in folders if folder not in named]
-    # A class may have such a name: then there are images in it and other classes beside it.
-    parts = {folder: part for folder, part in named.items() if not others or (_folders(folder) and not _images(folder))}
-    found = {part: folder for folder, part in parts.items()}
-    names = ", ".join(f"{folder.name}/" for folder in parts)
-    if len(found) < len(parts):
-        raise DataError(f"{path}: {names} name one part twice; keep one of them")
-    if found and "train" not in found:
-        raise DataError(f"{path} has {names} and no train/; put the images to train on into {path / 'train'}/<class>/")
-    if len(found) == 1 and others:
+    except MemoryError as error:
         raise DataError(
-            f"{path}: train/ holds folders, and beside it stands {others[0].name}/; move the classes into train/, and "
-            "what is no class elsewhere"
-        )
-    return found
+            f"{path}: {len(layout.files):,} images need more memory than there is; use a larger machine, fewer or "
+            "smaller images"
+        ) from error
+    return _parts(path, layout, images, form).checked(str(path))
 
 
-def _refuse_hidden_parts(path: Path) -> None:
-    """Refuse folders that would be classes by their place, and look like parts of the data by what is in them.
+def _cores() -> int:
+    """Return the cores that this process may use, as far as the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _parts(path: Path, layout: Layout, images: Tensor, form: ImageForm) -> TrainTest:
+    rows = FileRows(layout.files, torch.arange(len(layout.files)), f"{form.size} {form.resize} {form.channels}")
+    everything = ImageData(images, layout.labels, layout.classes, rows)
+    if "all" in layout.parts:
+        return TrainTest(*stratified_split(everything.checked(str(path)), 0.2, seed=0))
+    found, start = {}, 0
+    for part, count in layout.parts.items():
+        found[part] = everything.span(start, start + count)
+        start += count
+    test = found.pop("test" if "test" in found else "val")
+    return TrainTest(found["train"], test, found.get("val"))
+
+
+def _resident(path: Path, files: ImageFiles, form: ImageForm, threads: int, reporter: Reporter) -> Tensor:
+    cache = ImageCache(path, files, form, len(files))
+    decoded, damage = cache.read()
+    if damage is not None:
+        reporter.notice(damage)
+    if decoded is None:
+        images = np.empty((len(files), *form.shape), dtype=np.uint8)
+
+        def decode(row: int) -> bool:
+            images[row], scaled = read_image(files.path(row), form)
+            return scaled
+
+        decoded = Decoded(images, sum(_of_all(path, files, decode, threads, "decoding", reporter)))
+        if (why := cache.write(decoded)) is not None:
+            reporter.notice(why)
+    _announce(decoded, files, form, reporter)
+    return torch.from_numpy(decoded.images)
+
+
+def _announce(decoded: Decoded, files: ImageFiles, form: ImageForm, reporter: Reporter) -> None:
+    if decoded.scaled:
+        size = f"{form.size} x {form.size}"
+        reporter.notice(f"{decoded.scaled:,} of {len(files):,} images are scaled to {size} pixels")
+
+
+def _of_all(
+    path: Path, files: ImageFiles, work: Callable[[int], T], threads: int, name: str, reporter: Reporter
+) -> Iterable[T]:
+    """Return what `work` makes of each file, in no order; files that cannot be used are counted, and then refused.
 
     Raises:
-        DataError: two folders without images of their own share names of the folders in them.
+        DataError: how many of them cannot be used, and what is wrong with the first ones.
     """
-    inside: dict[str, set[str]] = {}
-    for folder in _folders(path):
-        inner = folder
-        # Archives often wrap a folder into another one: seg_train/seg_train/<class>/.
-        while len(below := _folders(inner)) == 1 and not _images(inner) and not below[0].is_symlink():
-            inner = below[0]
-        if not _images(inner):
-            inside[folder.name] = {entry.name for entry in below}
-    for (first, some), (second, others) in combinations(inside.items(), 2):
-        if len(shared := sorted(some & others)) > 1:
-            raise DataError(
-                f"{path}: {first}/ and {second}/ both hold the folders {', '.join(shared[:3])}, so they are hardly "
-                "classes; call the parts of a data set train/, val/ and test/, each with a folder a class, or put the "
-                "images of a class into its own folder"
-            )
+    found: list[T] = []
+    faults: list[tuple[int, UnusableImageError]] = []
 
+    def some(rows: range) -> int:
+        for row in rows:
+            try:
+                found.append(work(row))
+            except UnusableImageError as fault:
+                faults.append((row, fault))
+        return len(rows)
 
-def _entries(path: Path) -> list[Path]:
-    """Return what is meant as data in a folder: not what programs keep out of sight, as `.ipynb_checkpoints`."""
-    return sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
-
-
-def _folders(path: Path) -> list[Path]:
-    return [entry for entry in _entries(path) if entry.is_dir()]
-
-
-def _images(path: Path) -> list[Path]:
-    """Return the files in a folder, not below it, that are images by their names."""
-    return [entry for entry in _entries(path) if entry.suffix.lower() in _SUFFIXES and entry.is_file()]
-
-
-_FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
-_LONGEST = 64
-"""How many times as long as the other a side may be; scaled to the wanted size, the picture is as many squares."""
-_LARGE = 2**24
-"""Pixels that any picture may have; one of more has at least a byte for every ten."""
-_PIXELS_A_BYTE = 10
-_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
-
-
-_MOST_FOLDERS = 100_000
-"""Folders that a class may have in it."""
-
-
-def _images_anywhere(path: Path) -> list[Path]:
-    """Return the images in a folder, then those of each folder in it; one that several links lead to counts once.
-
-    Raises:
-        DataError: a link to a folder that it lies in, more folders than any data set has.
-    """
-    found: list[Path] = []
-    seen: set[tuple[int, int]] = set()
-    waiting: list[tuple[Path, tuple[tuple[int, int], ...]]] = [(path, ())]
-    while waiting:
-        folder, above = waiting.pop()
-        state = folder.stat()
-        here = (state.st_dev, state.st_ino)
-        if here in above:
-            raise DataError(f"{folder} leads back to a folder that it lies in; remove the link")
-        if here in seen:
-            continue
-        seen.add(here)
-        if len(seen) > _MOST_FOLDERS:
-            raise DataError(f"{path} holds more than {_MOST_FOLDERS:,} folders; give the folder of the images alone")
-        found += _images(folder)
-        # The system follows 40 links of one path, and says of more that there is no folder.
-        below = (inner.resolve() if inner.is_symlink() else inner for inner in reversed(_folders(folder)))
-        waiting += [(inner, (*above, here)) for inner in below]
-    return found
-
-
-def _images_below(path: Path, size: int, resize: bool) -> ImageData:
-    samples = {folder.name: _images_anywhere(folder) for folder in _folders(path)}
-    empty = [name for name, files in samples.items() if not files]
-    if empty or not samples:
-        what = f"there is no image in {', '.join(empty[:5])}" if empty else "there is no folder in it"
-        raise DataError(
-            f"{path}: {what}; expected one sub-folder a class, with images in each ({', '.join(sorted(_SUFFIXES))})"
-        )
-    labels = torch.tensor([label for label, files in enumerate(samples.values()) for _ in files], dtype=torch.int64)
-    # One array for all, filled image by image: no second copy of the data set.
-    images = np.empty((len(labels), size, size, 3), dtype=np.uint8)
-    for position, file in enumerate(file for files in samples.values() for file in files):
-        images[position] = _read_image(file, size, resize)
-    return ImageData(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels, tuple(samples))
-
-
-def _read_image(file: Path, size: int, resize: bool) -> np.ndarray:
+    count, done = len(files), 0
+    reporter.begin(name)
+    pool = ThreadPoolExecutor(max_workers=threads)
     try:
-        # Some of Pillow's other formats start programs. Its warnings name no file: those about sizes are for what
-        # `_check_size` judges, those about damaged tags for what the picture does without.
-        with warnings.catch_warnings(), open_regular(file) as source:
-            warnings.simplefilter("ignore")
-            opened = Image.open(source, formats=_FORMATS)
-            _check_size(opened, file, size, resize, os.fstat(source.fileno()).st_size)
-            image = _rgb(opened, file)
-    except DataError:
-        raise
-    except Exception as error:
-        # Pillow's decoders report damage, and pictures of absurd size, by half a dozen types.
-        reason = error.reason if isinstance(error, FileError) else first_line(error)
-        raise DataError(f"{file} cannot be read as an image ({reason}); repair or remove it") from error
-    if image.size != (size, size):
-        scale = size / min(image.size)
-        scaled = (max(size, round(image.width * scale)), max(size, round(image.height * scale)))
-        image = image.resize(scaled, Image.Resampling.BILINEAR)
-        left, top = (image.width - size) // 2, (image.height - size) // 2
-        image = image.crop((left, top, left + size, top + size))
-    return np.asarray(image)
+        blocks = [pool.submit(some, range(start, min(start + _BLOCK, count))) for start in range(0, count, _BLOCK)]
+        for block in as_completed(blocks):
+            done += block.result()
+            reporter.advance(done, count, "images")
+    finally:
+        pool.shutdown(cancel_futures=True)
+        reporter.close()
+    _refuse(path, count, [fault for _, fault in sorted(faults, key=lambda each: each[0])])
+    return found
 
 
-def _check_size(image: Image.Image, file: Path, size: int, resize: bool, length: int) -> None:
-    """Judge a picture by its header, before memory is taken for it.
+def _refuse(path: Path, count: int, faults: list[UnusableImageError]) -> None:
+    """Refuse files that cannot be used.
 
     Raises:
-        DataError: another size than is wanted, or far more pixels than the wanted size and the file account for.
+        DataError: there are such.
     """
-    width, height = image.size
-    if (width, height) != (size, size) and not resize:
-        raise DataError(
-            f"{file} is {width} x {height}, not {size} x {size}; "
-            "set the size with `data.size = N`, or let svdctl scale and crop with `data.resize = true`"
-        )
-    if max(width, height) > _LONGEST * min(width, height):
-        raise DataError(
-            f"{file} is {width} x {height}, one side more than {_LONGEST} times the other; crop or remove it"
-        )
-    if width * height > max(_LARGE, (_LONGEST * size) ** 2) and width * height > _PIXELS_A_BYTE * length:
-        raise DataError(
-            f"{file} is {width} x {height}, far more than a photograph of {length:,} bytes has; scale it down or "
-            "remove it"
-        )
-
-
-def _rgb(image: Image.Image, file: Path) -> Image.Image:
-    """Return three channels of 8 bits; of 16 bits all are scaled, where Pillow would cut grey ones off at 255."""
-    wide, tags = image.mode.startswith("I;16"), getattr(image, "tag_v2", {})
-    unsigned = image.format in ("PNG", "PPM") and (wide or image.mode == "I")
-    # TIFF has 12 bits too, which Pillow does not scale, and white as 0.
-    if unsigned or (wide and tuple(tags.get(258, ())) == (16,) and tags.get(262) == 1):
-        values = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
-    if wide or image.mode in ("I", "F"):
-        bits = "9 to 16 bits of which 65535 is not white, or 0 not black" if wide else "32 bits of unknown range"
-        raise DataError(f"{file} holds numbers of {bits}; convert it to 8 bits, or to all of 16")
-    return image.convert("RGB")
+    if not faults:
+        return
+    if len(faults) == 1:
+        raise faults[0]
+    named = "; ".join(f"{fault.file} {fault.reason}" for fault in faults[:_NAMED])
+    more = f"; and {len(faults) - _NAMED:,} more" if len(faults) > _NAMED else ""
+    advice = "; ".join(dict.fromkeys(fault.advice for fault in faults[:_NAMED]))
+    raise DataError(f"{path}: {len(faults):,} of {count:,} images cannot be used: {named}{more}; {advice}")

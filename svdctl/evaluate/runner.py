@@ -91,7 +91,7 @@ def _one(
         raise UsageError(f"{found.path} does not say which data it belongs to; add `data.kind`")
     if (key := data.model_dump_json()) not in loaded:
         loaded.clear()
-        loaded[key] = EvaluationData(data, load(data, download=_may_download(config, data)))
+        loaded[key] = EvaluationData(data, load(data, download=_may_download(config, data), reporter=reporter))
     dataset = loaded[key]
     if evaluated.image_shape is None:
         dataset = _fitting(dataset, evaluated.model, config)

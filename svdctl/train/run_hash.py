@@ -64,7 +64,7 @@ def _deciding(config: TrainConfig) -> dict[str, Any]:
     table: dict[str, Any] = config.model_dump(mode="json", exclude_none=True)
     dropped = [
         *WITHOUT_EFFECT,
-        f"data.{source_of(config.data).place}",
+        *(f"data.{key}" for key in (source_of(config.data).place, *source_of(config.data).without_effect)),
         *(["checkpoint.every_epochs"] if config.evaluation.every_epochs == 1 else []),
     ]
     for path in dropped:

@@ -26,6 +26,7 @@ from svdctl.data.split import stratified_split
 from svdctl.distributed.start_watch import WatchedFabric
 from svdctl.errors import UsageError
 from svdctl.models.architecture import architecture_of
+from svdctl.utils.progress import Reporter
 
 # Buffers need no broadcast: they come from sums over all processes, or from weights that are equal. The option is
 # called broadcast_buffers up to torch 2.11, a name that later ones deprecate.
@@ -138,18 +139,19 @@ class Parts:
     """Of the parts as they were loaded, by name."""
 
 
-def load_parts(config: TrainConfig, *, download: bool = True) -> Parts:
+def load_parts(config: TrainConfig, *, download: bool = True, reporter: Reporter | None = None) -> Parts:
     """Return the data of a run.
 
     Args:
         config: of the run.
         download: whether data that are absent may be downloaded.
+        reporter: is told how far the reading is.
 
     Raises:
         DataError: missing or broken data.
         UsageError: data that the network cannot take.
     """
-    data = load_data(config.data, download=download)
+    data = load_data(config.data, download=download, reporter=reporter)
     images = data.train
     if faults := architecture_of(config.model).faults(
         config.model, image_shape=images.image_shape, classes=len(images.classes), layer=config.layer

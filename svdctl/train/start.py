@@ -52,7 +52,7 @@ def run(
             if fabric.is_global_zero:
                 reporter.say(first)  # ahead of what loading has to say
             with fabric.rank_zero_first(local=True):  # data may have to be downloaded
-                parts = load_parts(config)
+                parts = load_parts(config, reporter=reporter if fabric.is_global_zero else None)
             folder = fabric.broadcast(create_run_folder(config.out_dir, config.name) if fabric.is_global_zero else None)
             assert folder is not None
             lines[-1] = f"run      {folder}, {SELECTION[config.evaluation.select]}"
@@ -124,7 +124,8 @@ def resume(
         fabric = launch(config)
         with end_together(fabric, lambda: _after_loss(folder, to_resume)) as detector:
             with fabric.rank_zero_first(local=True):  # data may have to be downloaded
-                parts = load_parts(config, download="data" in (changes or {}))
+                shown = reporter if fabric.is_global_zero else None
+                parts = load_parts(config, download="data" in (changes or {}), reporter=shown)
             with checkpoint_error_on_mismatch(path):
                 history = read_history(checkpoint, folder)
             notice, changed, judged_anew = _compared(history, parts, path, allow_changed_data)

@@ -170,7 +170,7 @@ def test_any_flags_give_a_configuration_or_faults(flags: dict[str, Any]) -> None
         ("`layer.rank`: 'x' does not do", "--dec-rank (layer.rank): 'x' does not do"),
         ("`layer.rank.5`: 0 does not do", "--dec-rank (layer.rank.5): 0 does not do"),
         ("add `layer.kind = tt`, or leave `out_dir` out", "add --new-layer tt, or leave --out-dir out"),
-        ("use `data.size = 64` or `hardware.channels_last`", "use --set data.size=64 or hardware.channels_last"),
+        ("use `data.resize = true` or `hardware.x`", "use --set data.resize=true or hardware.x"),
         ("start it with `ray start --head`", "start it with `ray start --head`"),
         ("it needs `model.kind = lipconv`", "it needs svdctl train-lipconv"),
     ],

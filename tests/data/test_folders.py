@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from svdctl.cli.training_flags import resolve
-from svdctl.data import read_folder
+from svdctl.data import folder_layout
 from svdctl.data.data_source import load
 from svdctl.data.folder import Folder
 from svdctl.data.images import ImageData
@@ -166,7 +166,7 @@ def test_folders_are_as_deep_as_the_system_lets_them_be(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     found = load(Folder(path=Path(), size=SIZE))
     assert len(found.train) + len(found.test) == 15
-    monkeypatch.setattr(read_folder, "_MOST_FOLDERS", 1_000)
+    monkeypatch.setattr(folder_layout, "MOST_FOLDERS", 1_000)
     with pytest.raises(DataError, match="a holds more than 1,000 folders"):
         load(Folder(path=Path(), size=SIZE))
     subprocess.run(["rm", "-r", "a"], check=True)

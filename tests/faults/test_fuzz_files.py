@@ -31,8 +31,8 @@ from PIL import Image
 
 from svdctl.config.presets import preset_folder, read_preset
 from svdctl.data.data_source import load
+from svdctl.data.decode_image import ImageForm, read_image
 from svdctl.data.npz import Npz
-from svdctl.data.read_folder import _read_image
 from svdctl.errors import SvdctlError
 from svdctl.evaluate.corruptions.published_files import open_cifar_c
 from svdctl.evaluate.results import ResultStore
@@ -243,7 +243,7 @@ def _tables() -> list[bytes]:
 
 
 def _read_picture(path: Path) -> None:
-    _read_image(path, 32, resize=True)
+    read_image(path, ImageForm(32, resize=True))
 
 
 KINDS = {

@@ -18,10 +18,10 @@ import pytest
 from PIL import Image
 
 from svdctl.data.data_source import load
+from svdctl.data.decode_image import _FORMATS, ImageForm, read_image
 from svdctl.data.download import Archive, fetch
 from svdctl.data.folder import Folder
 from svdctl.data.npz import Npz
-from svdctl.data.read_folder import _FORMATS, _read_image
 from svdctl.errors import DataError, UnusableFileError, UnusableFolderError
 from svdctl.evaluate.corruptions import published_files
 from svdctl.utils.lock import held, held_folder
@@ -244,7 +244,7 @@ def test_of_damaged_tiff_pictures_nothing_is_shown_but_plain_lines(
                 changed[drawn.randrange(len(changed))] = drawn.randrange(256)
             (tmp_path / "a.tif").write_bytes(changed)
             try:
-                _read_image(tmp_path / "a.tif", 32, resize=True)
+                read_image(tmp_path / "a.tif", ImageForm(32, resize=True))
             except DataError as error:
                 refused += 1
                 assert str(error).startswith(f"{tmp_path / 'a.tif'} ")

@@ -18,8 +18,8 @@ from svdctl.checkpoint.pickles import MAX_DEPTH, MAX_NAME, MAX_NUMBER_KEYS
 from svdctl.checkpoint.weight_file import read_tensors
 from svdctl.checkpoint.work_limit import FLOOR, PER_BYTE, WorkLimit
 from svdctl.config.validation_errors import MOST_FAULTS
-from svdctl.data import read_folder, read_npz
-from svdctl.data.read_folder import _check_size
+from svdctl.data import decode_image, folder_layout, read_npz
+from svdctl.data.decode_image import _check_size
 from svdctl.data.read_npz import _check
 from svdctl.distributed.failure_detector import ANSWER_SECONDS
 from svdctl.errors import CheckpointError, DataError, MalformedFileError
@@ -59,8 +59,8 @@ MIB = 2**20
         f"within one every {('ten', loop.SAVE_EVERY)[loop.SAVE_EVERY != 600]} minutes",
         f"JSON of at most {files.TEXT_LIMIT // MIB} MiB and TOML of at most {files.TOML_LIMIT // MIB} MiB",
         f"nested at most {files.DEPTH_LIMIT} levels, with keys of at most {files.KEY_LIMIT} signs",
-        f"at most {round(read_folder._LARGE / MIB)} million pixels (or ({read_folder._LONGEST} x `data.size`)^2)",
-        f"no side more than {read_folder._LONGEST} times the other",
+        f"at most {round(decode_image._LARGE / MIB)} million pixels (or ({decode_image._LONGEST} x `data.size`)^2)",
+        f"no side more than {decode_image._LONGEST} times the other",
         f"beyond {read_npz.SMALL // MIB} MiB unfold at most {read_npz._DENSEST} times",
         f"{FLOOR // MIB} MiB of objects, and {PER_BYTE} bytes more for each byte of the file",
         f"nest at most {MAX_DEPTH} deep, weights {WEIGHTS_DEPTH}, names have at most {MAX_NAME:,} characters",
@@ -68,7 +68,7 @@ MIB = 2**20
         f"at most {tensors._SHARING} times the file and {tensors.SMALL // MIB} MiB",
         f"none of the others for {ANSWER_SECONDS} s",
         f"the first {MOST_FAULTS} and how many more",
-        f"of at most {read_folder._MOST_FOLDERS:,}",
+        f"of at most {folder_layout.MOST_FOLDERS:,}",
     ],
 )
 def test_the_document_has_the_numbers_of_the_code(words: str) -> None:

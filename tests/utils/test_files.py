@@ -186,7 +186,7 @@ ELSEWHERE = {
     "checkpoint/checkpoint_file.py": "a text of JSON in a checkpoint",
     "cli/standard_streams.py": "opens the null device in the place of a closed stream",
     "data/download.py": "archives, whose checksums are compared",
-    "data/read_folder.py": "pictures",
+    "data/decode_image.py": "pictures",
     "data/read_npz.py": "arrays",
     "distributed/failure_detector.py": "messages of svdctl's own processes",
     "evaluate/corruptions/digital.py": "a JPEG in memory that it has just written",
