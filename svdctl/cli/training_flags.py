@@ -391,6 +391,8 @@ FLAGS: Flags = {
     "lr_min": Flag("schedule.lr_min", rule=_lr_min, of=LIP),
     "warmup": Flag("schedule.warmup", RECIPE, rule=_warmup),
     "clip_grad": Flag("optimizer.clip_norm", RECIPE),
+    "mixup": Flag("augment.mixup", RECIPE, "Mix each two images by shares drawn from Beta(a, a): the number a."),
+    "accumulate": Flag("accumulate", RECIPE),
     "label_smoothing": Flag("loss.label_smoothing", RECIPE, type=float),
     "lr_max": Flag("optimizer.lr", text="Learning rate, or its maximum (0.1).", of=LIP),
     "weight_decay": Flag("optimizer.weight_decay", text="Weight decay (5e-4 of SOC, else 0).", of=LIP),

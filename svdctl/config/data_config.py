@@ -30,6 +30,9 @@ class Augment(Config):
     """Pixels added on each side before a random crop back to the original size; 0 for no crop."""
     pad: Literal["zero", "symmetric"] = "zero"
     """What the added pixels hold."""
+    mixup: PositiveFloat | None = None
+    """a of Beta(a, a), from which the shares are drawn by which two images are mixed, and their losses (Zhang et al.
+    2018); one share for each batch. Absent: none are."""
 
 
 class Normalization(Config):

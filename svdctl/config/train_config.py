@@ -38,6 +38,8 @@ class TrainConfig(Config):
     """Stop after this many steps, wherever in an epoch; the schedule still spans `epochs`."""
     batch_size: PositiveInt = 128
     """Images of one step over all devices together."""
+    accumulate: PositiveInt | None = None
+    """Parts of each batch whose gradients are computed one after another, in the memory of one of them; absent: one."""
     out_dir: Path = Path("runs")
     """Parent of the run folder."""
     plugins: tuple[str, ...] = ()
@@ -75,6 +77,11 @@ class TrainConfig(Config):
         if self.batch_size < (processes := devices * self.hardware.num_nodes):
             faults.append(
                 f"a batch of {self.batch_size} leaves nothing for some of {processes} processes; change `batch_size`"
+            )
+        elif self.batch_size < processes * (self.accumulate or 1):
+            faults.append(
+                f"`accumulate = {self.accumulate}`: a batch of {self.batch_size} has fewer images than parts on "
+                f"{processes} process{'es' * (processes > 1)}; lower it, or raise `batch_size`"
             )
         architecture = ARCHITECTURES.get(self.model.kind)
         if self.layer.is_orthogonal:

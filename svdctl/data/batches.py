@@ -6,9 +6,11 @@ nothing to restore but the step's number.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,14 +42,45 @@ class Batch:
     """`(B, 3)` float32, uniform in [0, 1)."""
     labels: Tensor
     """`(B,)` int64."""
+    mix: Tensor | None = None
+    """Share of each image in its mixture with the next one (0-d float32); then each part has one image more, the
+    partner of its last one. None: images are not mixed."""
+    sizes: tuple[int, ...] = ()
+    """Images to train on in each part, whose gradients are computed one after another; none: all are one part."""
 
     def __len__(self) -> int:
-        return len(self.labels)
+        """Return the number of images to train on."""
+        return sum(self.sizes) if self.sizes else len(self.labels)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all tensors, by the field's name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def parts(self) -> "list[Batch]":
+        """Return the parts; they share the batch's memory."""
+        if len(self.sizes) < 2:
+            return [self]
+        lengths = [size + (self.mix is not None) for size in self.sizes]
+        split = [rows.split(lengths) for rows in (self.images, self.draws, self.labels)]
+        return [
+            Batch(images, draws, labels, self.mix, (size,))
+            for images, draws, labels, size in zip(*split, self.sizes, strict=True)
+        ]
+
+    @property
+    def own_labels(self) -> Tensor:
+        """Return the labels of the images to train on."""
+        return self.labels if self.mix is None else self.labels[:-1]
+
+    @property
+    def partner_labels(self) -> Tensor:
+        """Return the labels of what they are mixed with."""
+        return self.labels[1:]
 
 
 @dataclass(frozen=True)
 class Batches:
-    """Training batches of one process out of `world`."""
+    """Training batches of one process out of `world`, each in parts (`accumulate`)."""
 
     data: ImageData
     batch_size: int
@@ -55,6 +88,7 @@ class Batches:
     augmentation: Augment
     rank: int = 0
     world: int = 1
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         if self.batch_size < self.world:
@@ -69,10 +103,31 @@ class Batches:
         """Return the number of images of all processes in this step of an epoch."""
         return min(self.batch_size, len(self.data) - step * self.batch_size)
 
-    def _own(self, step: int) -> slice:
-        """Return the part of a step's images that is this process's."""
+    def _own(self, step: int) -> list[range]:
+        """Return the places in a step's batch that are this process's, for each part.
+
+        Parts are of the whole batch, so that layers that look at all images of a pass see the same ones whatever the
+        number of processes. A small last batch has fewer parts, and none of one image unless all are.
+        """
         count = self.count(step)
-        return slice(self.rank * count // self.world, (self.rank + 1) * count // self.world)
+        least = 2 if self.batch_size >= 2 * self.accumulate else 1
+        parts = max(1, min(math.ceil(count * self.accumulate / self.batch_size), count // least))
+        found = []
+        for part in range(parts):
+            first, size = part * count // parts, (part + 1) * count // parts - part * count // parts
+            found.append(range(first + self.rank * size // self.world, first + (self.rank + 1) * size // self.world))
+        return found
+
+    def _rows(self, values: Tensor, step: int) -> Tensor:
+        """Return the rows of this process out of those of a step's batch, with partners where images are mixed."""
+        taken = []
+        for places in self._own(step):
+            taken.append(values[places.start : places.stop])
+            if self.augmentation.mixup is not None:
+                # The order of an epoch is random, so that the next image is a random partner.
+                partner = places.stop % len(values)
+                taken.append(values[partner : partner + 1])
+        return taken[0] if len(taken) == 1 else torch.cat(taken)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of the steps `start, ...` of an epoch counted from 0; nothing waits for the device.
@@ -83,16 +138,30 @@ class Batches:
         shuffle = torch.Generator().manual_seed(derived_seed(self.seed, "order", number))
         order = torch.randperm(len(self.data), generator=shuffle).to(device)
         steps = range(start, self.steps_per_epoch)
-        parts = [order[step * self.batch_size :][: self.count(step)][self._own(step)] for step in steps]
-        for step, part, read in zip(steps, parts, read_ahead(self.data.images, parts), strict=True):
+        rows = [self._rows(order[step * self.batch_size :][: self.count(step)], step) for step in steps]
+        for step, part, read in zip(steps, rows, read_ahead(self.data.images, rows), strict=True):
             generator = torch.Generator().manual_seed(derived_seed(self.seed, "augment", number, step))
-            draws = torch.rand(self.count(step), 3, generator=generator)[self._own(step)]
-            yield Batch(read, draws.to(device, non_blocking=True), self.data.labels[part])
+            draws = self._rows(torch.rand(self.count(step), 3, generator=generator), step)
+            batch = Batch(read, draws.to(device, non_blocking=True), self.data.labels[part])
+            sizes = tuple(map(len, self._own(step)))
+            mix = self._mix(number, step)
+            if mix is not None or len(sizes) > 1:
+                batch = replace(batch, mix=None if mix is None else mix.to(device, non_blocking=True), sizes=sizes)
+            yield batch
+
+    def _mix(self, epoch: int, step: int) -> Tensor | None:
+        """Return the share of each image in its mixture (0-d), drawn from Beta(a, a); None: images are not mixed."""
+        strength = self.augmentation.mixup
+        if strength is None:
+            return None
+        generator = np.random.Generator(np.random.PCG64(derived_seed(self.seed, "mixup", epoch, step)))
+        return torch.tensor(generator.beta(strength, strength), dtype=torch.float32)
 
     def pixels(self, batch: Batch) -> Tensor:
-        """Return the augmented images of a batch, in [0, 1], `(B, C, H, W)`."""
+        """Return the augmented, and mixed, images of a batch or of a part, in [0, 1], `(B, C, H, W)`."""
         flip, crop, pad = self.augmentation.flip, self.augmentation.crop, self.augmentation.pad
-        return to_pixels(augment(batch.images, batch.draws, flip=flip, crop=crop, pad_mode=pad))
+        found = to_pixels(augment(batch.images, batch.draws, flip=flip, crop=crop, pad_mode=pad))
+        return found if batch.mix is None else torch.lerp(found[1:], found[:-1], batch.mix)
 
 
 def to_pixels(images: Tensor) -> Tensor:

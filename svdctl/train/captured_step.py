@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Callable, Hashable
-from typing import TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 
@@ -85,7 +86,7 @@ class CapturedSteps:
             kind: equal for steps that do the same work on other numbers.
             capture: whether a step of this kind may be recorded.
         """
-        kind = (kind, *batch.images.shape)
+        kind = (kind, batch.sizes, *(value.shape for value in batch.tensors().values()))
         caller = torch.cuda.current_stream()
         self._stream.wait_stream(caller)
         with torch.cuda.stream(self._stream):
@@ -112,7 +113,8 @@ class CapturedSteps:
     def _record(self, batch: Batch, kind: Hashable) -> None:
         """Record a step and replay it for this batch; recording itself computes nothing."""
         # Its own copies: the graph reads every later batch from where this one lies.
-        kept = Batch(batch.images.clone(), batch.draws.clone(), batch.labels.clone())
+        copies: dict[str, Any] = {name: value.clone() for name, value in batch.tensors().items()}
+        kept = replace(batch, **copies)
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
@@ -126,7 +128,7 @@ class CapturedSteps:
 
     def _replay(self, batch: Batch, kind: Hashable) -> None:
         graph, kept = self._graphs[kind]
-        torch._foreach_copy_([kept.images, kept.draws, kept.labels], [batch.images, batch.draws, batch.labels])
+        torch._foreach_copy_([*kept.tensors().values()], [*batch.tensors().values()])
         graph.replay()
 
     def _refuse(self, kind: Hashable, reason: str) -> None:

@@ -31,16 +31,28 @@ def plan(config: TrainConfig, base: str) -> list[str]:
         f"model    {_model_line(config)}",
         f"data     {_data_line(config)}",
         f"control  {_control_line(config)}",
-        f"training {config.epochs} epochs, batch {config.batch_size}, {config.optimizer.kind} "
-        f"lr {config.optimizer.lr:g}, schedule {config.schedule.kind}, seed {config.seed}"
-        + f", loss {config.loss.kind}"
-        * (config.loss.kind != CROSS_ENTROPY),
+        f"training {_training_line(config)}",
         f"device   {_device_line(config)}",
         f"run      {config.out_dir}/{config.name}-<time>, select: {config.evaluation.select}"
         + (
             " (the test set picks the best epoch, as in the paper's code)" if config.evaluation.select == "test" else ""
         ),
     ]
+
+
+def _training_line(config: TrainConfig) -> str:
+    optimizer = config.optimizer
+    parts = [f"{config.epochs} epochs", f"batch {config.batch_size}"]
+    if config.accumulate is not None:
+        parts[-1] += f" in {config.accumulate} parts"
+    parts += [f"{optimizer.kind} lr {optimizer.lr:g}", f"schedule {config.schedule.kind}", f"seed {config.seed}"]
+    if config.loss.kind != CROSS_ENTROPY:
+        parts.append(f"loss {config.loss.kind}")
+    elif config.loss.label_smoothing:
+        parts.append(f"labels smoothed by {config.loss.label_smoothing:g}")
+    if optimizer.clip_norm is not None:
+        parts.append(f"gradients clipped to {optimizer.clip_norm:g}")
+    return ", ".join(parts)
 
 
 def _device_line(config: TrainConfig) -> str:
@@ -93,6 +105,8 @@ def _parameters(config: TrainConfig) -> int:
 def _data_line(config: TrainConfig) -> str:
     augment = config.augment
     changes = ["flip"] * augment.flip + [f"{augment.pad}-padded crop {augment.crop}"] * (augment.crop > 0)
+    if augment.mixup is not None:
+        changes.append(f"mixup {augment.mixup:g}")
     return f"{describe(config.data).replace(':', ' ', 1)}, augmentation: {', '.join(changes) or 'none'}"
 
 

@@ -61,6 +61,11 @@ def launch(config: TrainConfig) -> WatchedFabric:
             raise UsageError(
                 f"a batch of {config.batch_size} leaves nothing for some of {processes} processes; change `batch_size`"
             )
+        if config.batch_size < processes * (config.accumulate or 1):
+            raise UsageError(
+                f"`accumulate = {config.accumulate}`: a batch of {config.batch_size} has fewer images than parts on "
+                f"{processes} processes; lower it, or raise `batch_size`"
+            )
         _require_possible(fabric, hardware)
         fabric.launch()
     except (RuntimeError, ValueError) as error:

@@ -3,7 +3,8 @@
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -88,6 +89,7 @@ class Trainer:
             self.config.augment,
             self.fabric.global_rank,
             self.fabric.world_size,
+            self.config.accumulate or 1,
         )
         channels_last = self.config.hardware.channels_last
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -126,7 +128,7 @@ class Trainer:
         """Return the network, compiled when it is first run; what depends on shapes is chosen before."""
         sizes = input_sizes(self.model, self.train_data.image_shape)
         layers = [self.model.get_submodule(name) for name in sizes]
-        images = math.ceil(self.config.batch_size / self.fabric.world_size)
+        images = math.ceil(self.config.batch_size / self.fabric.world_size / (self.config.accumulate or 1))
         for ops, places in layers_of_types(layers):
             found = [list(sizes.values())[place] for place in places]
             ops.before_compiling_([layers[place] for place in places], found, batch=images)
@@ -190,28 +192,59 @@ class Trainer:
 
     def _step_on_device(self, batch: Batch) -> None:
         """Do the work of the next step; what is counted on the host stays as it is, so that it can be captured."""
-        images, labels, step = self.batches.pixels(batch), batch.labels, self.counters.step
-        batches, world = self.batches, self.fabric.world_size
-        logits = self.runnable(images.contiguous(memory_format=self._layout))
+        batches, world, step = self.batches, self.fabric.world_size, self.counters.step
         # Gradients are averaged over processes, whose shares may differ: this average is the mean over all images.
-        share = (len(labels) if world == 1 else batches.count(step % batches.steps_per_epoch)) / world
+        share = (len(batch) if world == 1 else batches.count(step % batches.steps_per_epoch)) / world
+        *others, last = batch.parts()
         try:
-            loss = self._loss.value(LossBatch(logits, labels, images, self.runnable), self.config.loss) / share
-            penalty = self.controller.penalty() if self.controller.has_penalty else None
-            total = loss if penalty is None else loss + penalty
-            self.fabric.backward(total)
+            for part in others:
+                with self._without_messages():
+                    self._add_gradients(part, share)
+            self._add_gradients(last, share, penalized=len(batch))
             self._clip_gradients()
             self.stepper.step()
         finally:
             self.stepper.zero_grad(set_to_none=True)
         self.controller.apply_(step + 1)
+
+    def _without_messages(self) -> AbstractContextManager[None]:
+        """Return a context in which gradients are added up in each process on its own."""
+        if self.fabric.world_size == 1:
+            return nullcontext()
+        context: AbstractContextManager[None] = self.fabric.no_backward_sync(self.runnable)
+        return context
+
+    def _add_gradients(self, part: Batch, share: float, *, penalized: int | None = None) -> None:
+        """Add the gradients of a part of a batch, and what is counted of it to `totals`.
+
+        Args:
+            part: of the batch.
+            share: what its sum of losses is divided by.
+            penalized: images that the penalty counts for in `totals`; None: it is left to another part.
+        """
+        images, labels = self.batches.pixels(part), part.own_labels
+        logits = self.runnable(images.contiguous(memory_format=self._layout))
+        given = LossBatch(logits, labels, images, self.runnable)
+        loss = self._loss.value(given, self.config.loss)
+        if part.mix is not None:
+            loss = _mixed(
+                part.mix, loss, self._loss.value(replace(given, labels=part.partner_labels), self.config.loss)
+            )
+        loss = loss / share
+        penalty = self.controller.penalty() if penalized is not None and self.controller.has_penalty else None
+        total = loss if penalty is None else loss + penalty
+        self.fabric.backward(total)
         with torch.no_grad():
+            found = logits.argmax(1)
+            right = (found == labels).sum().to(loss.dtype)
+            if part.mix is not None:
+                right = _mixed(part.mix, right, (found == part.partner_labels).sum().to(loss.dtype))
             # Sums in float64 do not round counts, and losses no more than they are rounded already.
             added = torch.stack(
                 [
                     loss.detach() * share,
-                    torch.zeros_like(loss) if penalty is None else penalty.detach() * len(labels),
-                    (logits.argmax(1) == labels).sum().to(loss.dtype),
+                    torch.zeros_like(loss) if penalty is None else penalty.detach() * (penalized or 0),
+                    right,
                     torch.full_like(loss, len(labels)),
                     (~torch.isfinite(total.detach())).to(loss.dtype),
                 ]
@@ -403,3 +436,8 @@ class Trainer:
         self.train_time = float(state["epoch"]["train_time"])
         self.control_time = float(state["epoch"]["clipping_time"])
         self.proof_time = float(state["epoch"].get("proof_time", 0.0))  # older versions had none
+
+
+def _mixed(share: Tensor, own: Tensor, others: Tensor) -> Tensor:
+    """Return `share` of the one and the rest of the other (all 0-d)."""
+    return others + share * (own - others)

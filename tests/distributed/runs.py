@@ -49,6 +49,12 @@ KINDS: dict[str, dict[str, Any]] = {
         "optimizer": {"kind": "adam", "lr": 0.003},
     },
     "assign-dense": {"layer": {"kind": "standard"}, "control": {"kind": "assign", "max_sigma": 1, "every_steps": 5}},
+    "recipe": {
+        "layer": {**TT, "frames": {"kind": "retract"}}, "control": {"kind": "divide", "max_sigma": 1},
+        "optimizer": {"kind": "adamw", "lr": 0.003, "clip_norm": 1},
+        "loss": {"kind": "cross-entropy", "label_smoothing": 0.1},
+        "augment": {"flip": True, "crop": 2, "mixup": 0.4}, "accumulate": 2,
+    },
     "lipconv-sott": {"layer": {"kind": "sott", "rank": 4, "frames": {"kind": "retract"}}},
     "lipconv-soc": {"layer": {"kind": "soc"}},
 }  # fmt: skip

@@ -10,7 +10,7 @@ from svdctl.checkpoint.checkpoint_file import read_checkpoint
 from tests.distributed.runs import KINDS, make, write
 from tests.distributed.start import HERE, finish, start
 
-QUICK = ["clip-retract", "divide-penalty", "clip-parametrize", "lipconv-sott"]
+QUICK = ["clip-retract", "divide-penalty", "clip-parametrize", "recipe", "lipconv-sott"]
 SCRIPT = str(HERE / "runs.py")
 
 

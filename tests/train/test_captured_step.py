@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -98,6 +99,21 @@ def test_a_smaller_batch_and_a_step_that_may_not_be_captured_are_eager_between_r
     steps.run(batch(13), (), capture=True)
     assert device.eager[WARM_UP:] == [10, 11, 12]
     assert device.replayed == [WARM_UP, 13]
+
+
+def test_a_replay_gets_every_tensor_of_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch)
+    steps = CapturedSteps(device.step, CUDA, lambda text: None)
+    mixed = [replace(batch(number), mix=torch.tensor(number), sizes=(3,)) for number in (0.0, 1.0, 2.0, 3.0, 4.0)]
+    for one in mixed:
+        steps.run(one, "kind", capture=True)
+    ((_, kept),) = steps._graphs.values()
+    assert {name: float(value.flatten()[-1]) for name, value in kept.tensors().items()} == {
+        "images": 0.0, "draws": 4.0, "labels": 0.0, "mix": 4.0,
+    }  # fmt: skip
+    # The same shapes in other parts are another kind.
+    steps.run(replace(mixed[0], sizes=(2,)), "kind", capture=True)
+    assert len(device.eager) == WARM_UP + 1
 
 
 @pytest.mark.parametrize("how", ["waits", "fails"])

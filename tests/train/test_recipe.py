@@ -21,6 +21,7 @@ from svdctl.train.losses.cross_entropy import CrossEntropy, CrossEntropyConfig
 from svdctl.train.run_hash import run_hash
 from tests.dispatched_operations import DispatchedOperations
 from tests.synchronisation import NoHostReads
+from tests.train.small_network import tt_network
 from tests.train.test_captured_steps import training
 from tests.train.test_resume import assert_same, draw_nothing, make
 from tests.train.test_runs import Recorder
@@ -30,6 +31,7 @@ COSINE = ("schedule.kind=cosine", "schedule.warmup=0.3")
 RESUMED: dict[str, Sequence[str]] = {
     "adamw": (*ADAMW, *COSINE, "optimizer.clip_norm=0.5", "loss.label_smoothing=0.1"),
     "sgd": (*COSINE, "optimizer.clip_norm=0.5", "loss.label_smoothing=0.1"),
+    "mixed parts": ("augment.mixup=0.5", "accumulate=3"),
 }
 
 
@@ -84,7 +86,7 @@ def _step_in_float64(trainer: Any, batch: Any) -> None:
 
 def test_a_step_reads_nothing_back_and_makes_few_operations_more(tmp_path: Path) -> None:
     counts = {}
-    for name, sets in {"plain": (), "all": RESUMED["sgd"]}.items():
+    for name, sets in {"plain": (), "all": (*RESUMED["sgd"], "augment.mixup=0.5")}.items():
         with training(make(tmp_path, "train", "augment.flip=true", *sets)) as (trainer, _):
             first, second, *_ = trainer.batches.epoch(0)
             trainer.train_step(first)
@@ -96,7 +98,7 @@ def test_a_step_reads_nothing_back_and_makes_few_operations_more(tmp_path: Path)
             counts[name] = operations.total - lists, lists
             parameters = len(list(trainer.model.parameters()))
     (own, own_lists), (plain, plain_lists) = counts["all"], counts["plain"]
-    assert 0 < own - plain <= 25
+    assert 0 < own - plain <= 60
     # Norms and factors of all gradients, two kernels.
     assert own_lists - plain_lists == 2 * parameters
 
@@ -119,6 +121,37 @@ def test_in_half_precision_gradients_are_unscaled_before_they_are_clipped(tmp_pa
             trainer.train_step(batch)
     assert found
     assert max(found) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_gradients_of_parts_are_those_of_the_batch(tmp_path: Path) -> None:
+    """In a network whose layers look at each image on its own."""
+    found = {}
+    for parts in (1, 4):
+        sets = ("layer.frames.kind=penalty", "layer.frames.weight=3", "augment.mixup=0.5", f"accumulate={parts}")
+        with training(make(tmp_path, "train", *sets), tt_network("penalty").eval().double()) as (trainer, _):
+            trainer.model.eval()
+            for batch in trainer.batches.epoch(0):
+                trainer.train_step(batch)
+            found[parts] = [*trainer.model.parameters(), trainer.totals]
+    for whole, divided in zip(*found.values(), strict=True):
+        torch.testing.assert_close(divided, whole, rtol=1e-6, atol=1e-9)
+    with pytest.raises(UsageError, match="--accumulate 9: a batch of 8 has fewer images than parts on 1 process;"):
+        make(tmp_path, "train", "accumulate=9")
+
+
+def test_mixed_images_have_the_loss_of_both_labels(tmp_path: Path) -> None:
+    config = make(tmp_path, "train", "augment.mixup=0.5", "layer.kind=standard", "control.kind=none", "batchnorm=")
+    with training(config) as (trainer, _):
+        batch = next(trainer.batches.epoch(0))
+        logits = trainer.model(trainer.batches.pixels(batch))
+        share = float(batch.mix)
+        soft = share * F.one_hot(batch.own_labels, 3) + (1 - share) * F.one_hot(batch.partner_labels, 3)
+        wanted = -(soft * logits.log_softmax(1)).sum()
+        right = soft.gather(1, logits.argmax(1)[:, None]).sum()
+        trainer._step_on_device(batch)
+        loss, _, correct, count, _ = trainer.totals[0].tolist()
+    assert 0 < share < 1
+    assert (loss, correct, count) == pytest.approx((float(wanted.detach()), float(right), 8), rel=1e-5)
 
 
 def test_smoothed_labels_are_spread_over_the_classes() -> None:
