@@ -1,8 +1,8 @@
-"""The 19 corruptions written plainly, one 32 x 32 image at a time, with numpy, scipy and Pillow.
+"""The 19 corruptions written plainly, one image at a time, with numpy, scipy and Pillow.
 
-The yardstick of `benchmarks/corruptions.py` and an oracle of the tests: the definitions as CIFAR-C states them, without
-batches, rounding to fixed point or tables. Random numbers come from a numpy generator, so that only distributions can
-be compared where there are any.
+The yardstick of `benchmarks/corruptions.py` and an oracle of the tests: the definitions as CIFAR-C, Tiny-ImageNet-C and
+ImageNet-C state them for images of 32, 64 and 224 pixels, without batches, rounding to fixed point or tables. Random
+numbers come from a numpy generator, so that only distributions can be compared where there are any.
 """
 
 import io
@@ -14,6 +14,12 @@ from scipy import ndimage
 STRUCTURE = np.ones((3, 3))
 
 
+def strength(image, severity, at_32, at_64, at_224):
+    """The numbers for a severity, of the data set whose images are nearest in size."""
+    side = min(image.shape[:2])
+    return (at_32 if side < 46 else at_64 if side < 120 else at_224)[severity - 1]
+
+
 def stored(image):
     """From [0, 1] to bytes, rounded down as the published generator stores them."""
     return np.floor(np.clip(image, 0, 1) * 255 + 1e-3).astype(np.uint8)
@@ -21,17 +27,22 @@ def stored(image):
 
 def gaussian_noise(image, severity, rng):
     x = image / 255
-    return stored(x + rng.normal(scale=(0.04, 0.06, 0.08, 0.09, 0.10)[severity - 1], size=x.shape))
+    scale = strength(
+        image, severity, (0.04, 0.06, 0.08, 0.09, 0.10), (0.04, 0.08, 0.12, 0.15, 0.18), (0.08, 0.12, 0.18, 0.26, 0.38)
+    )
+    return stored(x + rng.normal(scale=scale, size=x.shape))
 
 
 def shot_noise(image, severity, rng):
-    photons = (500, 250, 100, 75, 50)[severity - 1]
+    photons = strength(image, severity, (500, 250, 100, 75, 50), (250, 100, 50, 30, 15), (60, 25, 12, 5, 3))
     return stored(rng.poisson(image / 255 * photons) / photons)
 
 
 def impulse_noise(image, severity, rng):
     chance = rng.random(image.shape)
-    share = (0.01, 0.02, 0.03, 0.05, 0.07)[severity - 1]
+    share = strength(
+        image, severity, (0.01, 0.02, 0.03, 0.05, 0.07), (0.01, 0.02, 0.05, 0.08, 0.14), (0.03, 0.06, 0.09, 0.17, 0.27)
+    )
     out = image.copy()
     out[chance < share] = 0
     out[chance < share / 2] = 255
@@ -40,7 +51,10 @@ def impulse_noise(image, severity, rng):
 
 def speckle_noise(image, severity, rng):
     x = image / 255
-    return stored(x + x * rng.normal(scale=(0.06, 0.1, 0.12, 0.16, 0.2)[severity - 1], size=x.shape))
+    scale = strength(
+        image, severity, (0.06, 0.1, 0.12, 0.16, 0.2), (0.15, 0.2, 0.25, 0.3, 0.35), (0.15, 0.2, 0.35, 0.45, 0.6)
+    )
+    return stored(x + x * rng.normal(scale=scale, size=x.shape))
 
 
 def smoothed(x, sigma, mode="nearest", truncate=4.0):
@@ -48,26 +62,39 @@ def smoothed(x, sigma, mode="nearest", truncate=4.0):
 
 
 def gaussian_blur(image, severity, rng):
-    return stored(smoothed(image / 255, (0.4, 0.6, 0.7, 0.8, 1.0)[severity - 1]))
+    sigma = strength(image, severity, (0.4, 0.6, 0.7, 0.8, 1.0), (0.5, 0.75, 1.0, 1.25, 1.5), (1, 2, 3, 4, 6))
+    return stored(smoothed(image / 255, sigma))
 
 
 def glass_blur(image, severity, rng):
-    sigma, rounds = ((0.05, 1), (0.25, 1), (0.4, 1), (0.25, 2), (0.4, 2))[severity - 1]
+    sigma, reach, rounds = strength(
+        image,
+        severity,
+        ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)),
+        ((0.1, 1, 1), (0.5, 1, 1), (0.6, 1, 2), (0.7, 2, 1), (0.9, 2, 2)),
+        ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)),
+    )
     x = stored(smoothed(image / 255, sigma))
     height, width = x.shape[:2]
     for _ in range(rounds):
-        for row in range(height - 1, 1, -1):
-            for column in range(width - 1, 1, -1):
-                right, down = rng.integers(-1, 1, 2)
+        for row in range(height - reach, reach, -1):
+            for column in range(width - reach, reach, -1):
+                right, down = rng.integers(-reach, reach, 2)
                 x[row, column] = x[row + down, column + right]
     return stored(smoothed(x / 255, sigma))
 
 
 def defocus_blur(image, severity, rng):
-    radius, alias_sigma = ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1.0, 0.2), (1.5, 0.1))[severity - 1]
-    at = np.arange(-8, 9)
+    radius, alias_sigma = strength(
+        image,
+        severity,
+        ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1.0, 0.2), (1.5, 0.1)),
+        ((0.5, 0.6), (1, 0.1), (1.5, 0.1), (2.5, 0.01), (3, 0.1)),
+        ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)),
+    )
+    at = np.arange(-12, 13)
     disk = (at[:, None] ** 2 + at**2 <= radius**2).astype(float)
-    kernel = ndimage.gaussian_filter(disk / disk.sum(), alias_sigma, radius=1)
+    kernel = ndimage.gaussian_filter(disk / disk.sum(), alias_sigma, radius=1 if radius <= 8 else 2)
     return stored(ndimage.correlate(image / 255, kernel[..., None], mode="mirror"))
 
 
@@ -87,7 +114,13 @@ def along_line(x, angle, radius, sigma):
 
 
 def motion_blur(image, severity, rng):
-    radius, sigma = ((6, 1.0), (6, 1.5), (6, 2.0), (8, 2.0), (9, 2.5))[severity - 1]
+    radius, sigma = strength(
+        image,
+        severity,
+        ((6, 1.0), (6, 1.5), (6, 2.0), (8, 2.0), (9, 2.5)),
+        ((10, 1), (10, 1.5), (10, 2), (10, 2.5), (12, 3)),
+        ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)),
+    )
     return along_line(image, np.deg2rad(rng.uniform(-45, 45)), radius, sigma).astype(np.uint8)
 
 
@@ -103,15 +136,25 @@ def central_zoom(x, zoom):
 
 def zoom_blur(image, severity, rng):
     x = image / 255
-    zooms = np.arange(1, (1.06, 1.11, 1.16, 1.21, 1.26)[severity - 1], 0.01)
+    small = ((1.06, 0.01), (1.11, 0.01), (1.16, 0.01), (1.21, 0.01), (1.26, 0.01))
+    large = ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03))
+    zooms = np.arange(1, *strength(image, severity, small, small, large))
     return stored((x + sum(central_zoom(x, zoom) for zoom in zooms)) / (len(zooms) + 1))
 
 
 def snow(image, severity, rng):
-    mean, std, zoom, threshold, radius, sigma, mix = (
-        (0.1, 0.2, 1.0, 0.6, 8, 3, 0.95), (0.1, 0.2, 1.0, 0.5, 10, 4, 0.9), (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
-        (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85), (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
-    )[severity - 1]  # fmt: skip
+    small = (
+        (0.1, 0.2, 1.0, 0.6, 8, 3), (0.1, 0.2, 1.0, 0.5, 10, 4), (0.15, 0.3, 1.75, 0.55, 10, 4),
+        (0.25, 0.3, 2.25, 0.6, 12, 6), (0.3, 0.3, 1.25, 0.65, 14, 12),
+    )  # fmt: skip
+    large = (
+        (0.1, 0.3, 3, 0.5, 10, 4), (0.2, 0.3, 2, 0.5, 12, 4), (0.55, 0.3, 4, 0.9, 12, 8),
+        (0.55, 0.3, 4.5, 0.85, 12, 8), (0.55, 0.3, 2.5, 0.85, 12, 12),
+    )  # fmt: skip
+    mean, std, zoom, threshold, radius, sigma = strength(image, severity, small, small, large)
+    mix = strength(
+        image, severity, (0.95, 0.9, 0.9, 0.85, 0.8), (0.8, 0.8, 0.7, 0.65, 0.6), (0.8, 0.7, 0.7, 0.65, 0.55)
+    )
     x = image / 255
     layer = central_zoom(rng.normal(mean, std, x.shape[:2])[..., None], zoom)
     layer[layer < threshold] = 0
@@ -142,16 +185,30 @@ def plasma(size, decay, rng):
 
 
 def fog(image, severity, rng):
-    strength, decay = ((0.2, 3.0), (0.5, 3.0), (0.75, 2.5), (1.0, 2.0), (1.5, 1.75))[severity - 1]
+    amount, decay = strength(
+        image,
+        severity,
+        ((0.2, 3.0), (0.5, 3.0), (0.75, 2.5), (1.0, 2.0), (1.5, 1.75)),
+        ((0.4, 3), (0.7, 3), (1, 2.5), (1.5, 2), (2, 1.75)),
+        ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)),
+    )
     x = image / 255
     brightest = x.max()
-    x = x + strength * plasma(len(image), decay, rng)[..., None]
-    return stored(x * brightest / (brightest + strength))
+    height, width = image.shape[:2]
+    size = 2 ** int(np.ceil(np.log2(max(height, width))))
+    x = x + amount * plasma(size, decay, rng)[:height, :width, None]
+    return stored(x * brightest / (brightest + amount))
 
 
 def frost(image, severity, rng, plates=None):
     """`plates`: textures (K, P, P, 3) in grey levels; without any, random ones."""
-    image_weight, frost_weight = ((1.0, 0.2), (1.0, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45))[severity - 1]
+    image_weight, frost_weight = strength(
+        image,
+        severity,
+        ((1.0, 0.2), (1.0, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)),
+        ((1, 0.3), (0.9, 0.4), (0.8, 0.45), (0.75, 0.5), (0.7, 0.55)),
+        ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75)),
+    )
     plates = rng.random((5, 128, 128, 3)) * 255 if plates is None else plates
     plate = plates[rng.integers(len(plates))]
     top, left = rng.integers(0, len(plate) - len(image) + 1, 2)
@@ -186,11 +243,19 @@ def from_hsv(hue, saturation, value):
 
 def brightness(image, severity, rng):
     hue, saturation, value = to_hsv(image / 255)
-    return stored(from_hsv(hue, saturation, np.clip(value + (0.05, 0.1, 0.15, 0.2, 0.3)[severity - 1], 0, 1)))
+    large = (0.1, 0.2, 0.3, 0.4, 0.5)
+    added = strength(image, severity, (0.05, 0.1, 0.15, 0.2, 0.3), large, large)
+    return stored(from_hsv(hue, saturation, np.clip(value + added, 0, 1)))
 
 
 def saturate(image, severity, rng):
-    factor, offset = ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2))[severity - 1]
+    factor, offset = strength(
+        image,
+        severity,
+        ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2)),
+        ((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (30, 0.2)),
+        ((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (20, 0.2)),
+    )
     hue, saturation, value = to_hsv(image / 255)
     return stored(from_hsv(hue, np.clip(saturation * factor + offset, 0, 1), value))
 
@@ -198,17 +263,21 @@ def saturate(image, severity, rng):
 def contrast(image, severity, rng):
     x = image / 255
     mean = x.mean((0, 1), keepdims=True)
-    return stored((x - mean) * (0.75, 0.5, 0.4, 0.3, 0.15)[severity - 1] + mean)
+    large = (0.4, 0.3, 0.2, 0.1, 0.05)
+    return stored((x - mean) * strength(image, severity, (0.75, 0.5, 0.4, 0.3, 0.15), large, large) + mean)
 
 
 def jpeg_compression(image, severity, rng):
     file = io.BytesIO()
-    Image.fromarray(image).save(file, "JPEG", quality=(80, 65, 58, 50, 40)[severity - 1])
+    quality = strength(image, severity, (80, 65, 58, 50, 40), (65, 58, 50, 40, 25), (25, 18, 15, 10, 7))
+    Image.fromarray(image).save(file, "JPEG", quality=quality)
     return np.asarray(Image.open(file))
 
 
 def pixelate(image, severity, rng):
-    share = (0.95, 0.9, 0.85, 0.75, 0.65)[severity - 1]
+    share = strength(
+        image, severity, (0.95, 0.9, 0.85, 0.75, 0.65), (0.9, 0.8, 0.7, 0.6, 0.5), (0.6, 0.5, 0.4, 0.3, 0.25)
+    )
     height, width = image.shape[:2]
     small = Image.fromarray(image).resize((int(width * share), int(height * share)), Image.Resampling.BOX)
     return np.asarray(small.resize((width, height), Image.Resampling.BOX))
@@ -220,11 +289,17 @@ def sampled(x, rows, columns, mode):
 
 
 def elastic_transform(image, severity, rng):
-    shift, smoothing, jitter = (
-        (0.0, 0.0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)
-    )[severity - 1]  # fmt: skip
+    shift, smoothing, jitter = strength(
+        image,
+        severity,
+        ((0.0, 0.0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
+        ((0.0, 0.0, 0.08), (0.05, 0.3, 0.06), (0.1, 0.08, 0.06), (0.1, 0.03, 0.03), (0.16, 0.03, 0.02)),
+        ((2, 0.7, 0.1), (2, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02), (0.12, 0.01, 0.02)),
+    )
     x = image / 255
     size = len(image)
+    # Of images of 224 pixels the published generator takes 244 for the side.
+    shift, smoothing, jitter = (number * (244 / 224 if size >= 120 else 1) for number in (shift, smoothing, jitter))
     centre, leg = np.array([size // 2, size // 2]), size // 3
     before = centre + leg * np.array([[1, 1], [1, -1], [-1, -1]])
     after = before + rng.uniform(-jitter * size, jitter * size, (3, 2))
@@ -261,10 +336,19 @@ def canny(image, low, high):
 
 
 def spatter(image, severity, rng):
-    mean, std, sigma, threshold, factor, water = (
+    at_32 = (
         (0.62, 0.1, 0.7, 0.7, 0.5, True), (0.65, 0.1, 0.8, 0.7, 0.5, True), (0.65, 0.3, 1.0, 0.69, 0.5, True),
         (0.65, 0.1, 0.7, 0.69, 0.6, False), (0.65, 0.1, 0.5, 0.68, 0.6, False),
-    )[severity - 1]  # fmt: skip
+    )  # fmt: skip
+    at_64 = (
+        (0.62, 0.1, 0.7, 0.7, 0.6, True), (0.65, 0.1, 0.8, 0.7, 0.6, True), (0.65, 0.3, 1, 0.69, 0.6, True),
+        (0.65, 0.1, 0.7, 0.68, 0.6, False), (0.65, 0.1, 0.5, 0.67, 0.6, False),
+    )  # fmt: skip
+    at_224 = (
+        (0.65, 0.3, 4, 0.69, 0.6, True), (0.65, 0.3, 3, 0.68, 0.6, True), (0.65, 0.3, 2, 0.68, 0.5, True),
+        (0.65, 0.3, 1, 0.65, 1.5, False), (0.67, 0.4, 1, 0.65, 1.5, False),
+    )  # fmt: skip
+    mean, std, sigma, threshold, factor, water = strength(image, severity, at_32, at_64, at_224)
     x = image / 255
     liquid = smoothed(rng.normal(mean, std, x.shape[:2]), sigma)
     if not water:

@@ -95,6 +95,10 @@ class EvaluationError(SvdctlError):
     """An evaluation that cannot go on, or whose figures contradict each other and must not be used."""
 
 
+class UnprovedError(EvaluationError):
+    """Certificates that were asked for of a network of which no Lipschitz constant is proved."""
+
+
 class EvaluationFailures(EvaluationError):  # noqa: N818 - they are several
     """What a call could not measure, a line each, the names in it escaped."""
 

@@ -9,13 +9,6 @@ from svdctl.config.presets import resource
 from svdctl.errors import UsageError, nearest
 from svdctl.utils.files import read_text
 
-GENERAL_NOTE = (
-    "constants are those of CIFAR-C for 32 x 32 images; lengths in pixels scale with the shorter side over 32, shares, "
-    "qualities, 3 x 3 stencils and noise of single pixels stay; noise that is smoothed is drawn stronger at larger "
-    "sizes, so that the smoothed field varies as much as at 32; the random draws are svdctl's own, so pixels differ "
-    "from the published files"
-)
-
 NOTES = {
     "gaussian_noise": "",
     "shot_noise": "",
@@ -54,6 +47,16 @@ CLEAN = "natural"
 """Stands in a list of corruptions for the images as they are."""
 
 SEVERITIES = (1, 2, 3, 4, 5)
+
+
+def general_note(generator: str, side: int) -> str:
+    """Return what holds for all corruptions with the constants of a published generator, of images of `side` pixels."""
+    return (
+        f"constants are those of {generator} for {side} x {side} images, the nearest of three published sizes; lengths "
+        f"in pixels scale with the shorter side over {side}, shares, qualities, 3 x 3 stencils and noise of single "
+        "pixels stay; noise that is smoothed is drawn stronger at larger sizes, so that the smoothed field varies as "
+        f"much as at {side}; the random draws are svdctl's own, so pixels differ from the published files"
+    )
 
 
 def named_lists() -> dict[str, tuple[str, ...]]:

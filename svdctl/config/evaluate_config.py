@@ -79,8 +79,9 @@ class EvaluateConfig(Config):
     network: NetworkSource = NetworkSource()
     settings: Settings = Field(default_factory=dict)
     """Of metrics, by their kinds; absent: their defaults."""
-    batch_size: PositiveInt = 250
-    """Images at once, halved when memory runs out. AutoAttack's random draws depend on it."""
+    batch_size: PositiveInt | None = None
+    """Images at once, halved when memory runs out (250; fewer of images above 64 x 64, 20 of 224 x 224). AutoAttack's
+    random draws depend on it."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 3407
     """Seed of attacks, subsets and corruptions."""
     accelerator: Literal["auto", "cpu", "cuda", "gpu", "mps"] = "auto"

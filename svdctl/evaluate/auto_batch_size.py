@@ -1,20 +1,54 @@
-"""Going on with fewer images at once when memory runs out."""
+"""How many images go through a network at once: by their size, and fewer when memory runs out."""
 
 import gc
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
+from svdctl.data.streamed_images import StreamedImages, read_ahead
 from svdctl.errors import EvaluationError, is_out_of_memory
 
+MOST = 250
+"""Images of one pass where nothing else is asked for."""
+_PIXELS = 2**20
+"""Pixels of one pass, for what a network makes of an image grows with them: 250 images of 64 x 64, 20 of 224 x 224."""
+_BLOCK = 2**25
+"""Bytes of images that are read, or corrupted, at a time."""
 LARGEST = 4096
 """Images of one pass beyond which a GPU gains nothing."""
 _SHARE = 0.5
 """Of the free memory, for one pass: what else is made of its images, and other programs, need some."""
 
 Result = TypeVar("Result")
+
+
+def batch_size_for(image_shape: Sequence[int], most: int = MOST) -> int:
+    """Return how many images `(C, H, W)` go through a network at once, at most `most`: fewer of large images."""
+    height, width = image_shape[-2:]
+    return max(1, min(most, _PIXELS // max(height * width, 1)))
+
+
+def block_size_for(image_shape: Sequence[int], most: int = LARGEST) -> int:
+    """Return how many uint8 images `(C, H, W)` are held in memory at a time, at most `most`."""
+    return max(1, min(most, _BLOCK // max(math.prod(image_shape), 1)))
+
+
+def blocks_in_memory(images: Any) -> Iterator[tuple[int, Tensor]]:
+    """Yield tensors of consecutive images `(N, C, H, W)`, and how many came before.
+
+    All at once where they are in memory; of those that are streamed, the next block is read in a thread meanwhile.
+    """
+    if isinstance(images, StreamedImages):
+        size = block_size_for(images.shape[1:])
+        starts = range(0, len(images), size)
+        index = torch.arange(len(images)).split(size)
+        yield from zip(starts, read_ahead(images, index), strict=True)
+    else:
+        yield 0, images
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor
 
 from svdctl.certificates import Certifier
 from svdctl.data.streamed_images import to_device
-from svdctl.errors import EvaluationError
-from svdctl.evaluate.auto_batch_size import AutoBatchSize
+from svdctl.errors import ShapeError, UnprovedError
+from svdctl.evaluate.auto_batch_size import MOST, AutoBatchSize, batch_size_for, blocks_in_memory
 from svdctl.evaluate.inference import Classifier, check_finite
 from svdctl.evaluate.metric import MeasurementContext
 
@@ -24,30 +25,32 @@ def measure(context: MeasurementContext, at: Sequence[float]) -> tuple[dict[str,
     """Return certified accuracy at some radii, in 255ths of a pixel's range, and a row for each test image.
 
     Raises:
-        ShapeError: the network has an operation for which nothing is proved.
+        UnprovedError: nothing is proved of the network.
     """
     classifier, test, tell = context.classifier, context.data.test, context.progress
     tell(0, len(test), "Lipschitz constant")
     certifier = _certifier(context)
     if not math.isfinite(certifier.bound.value):
-        raise EvaluationError("no finite Lipschitz constant is proved of this network, so nothing can be certified")
+        raise UnprovedError("no finite Lipschitz constant is proved of this network, so nothing can be certified")
     device = certifier_device(classifier)
 
-    def some(part: slice) -> tuple[Tensor, Tensor, Tensor]:
-        logits = certifier.logits(to_device(test.images[part], device).double() / 255)
+    def some(images: Tensor, labels: Tensor, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+        logits = certifier.logits(to_device(images[part], device).double() / 255)
         broken = (~logits.isfinite()).any(1)
-        return certifier.radii(logits, to_device(test.labels[part], device)), logits.argmax(1), broken
+        return certifier.radii(logits, to_device(labels[part], device)), logits.argmax(1), broken
 
     # Passes in float64 hold fewer images than others.
-    batches = AutoBatchSize(min(context.config.batch_size, classifier.halving.size), classifier.halving.log)
+    most = min(context.config.batch_size or MOST, classifier.halving.size)
+    batches = AutoBatchSize(batch_size_for(test.image_shape, most), classifier.halving.log)
     found = []
     with certifier.checks_at_the_end():
-        for part, three in batches.parts(len(test), some, device):
-            found.append(three)
-            tell(part.stop, len(test), "radii")
+        for before, block in blocks_in_memory(test.images):
+            work = partial(some, block, test.labels[before : before + len(block)])
+            for part, three in batches.parts(len(block), work, device):
+                found.append(three)
+                tell(before + part.stop, len(test), "radii")
     radii, predicted, broken = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
     check_finite(int(broken.sum()), len(test))
-    classifier.model.to(classifier.device)
     # No two images of [0, 1] are farther apart than this.
     farthest = math.sqrt(test.images[0].numel())
     return _results(radii.clamp_max(farthest), predicted, test.labels, certifier, at)
@@ -60,17 +63,21 @@ def certifier_device(classifier: Classifier) -> torch.device:
 
 def _certifier(context: MeasurementContext) -> Certifier:
     classifier = context.classifier
-    return Certifier(classifier.model.to(certifier_device(classifier)), context.data.test.image_shape)
+    try:
+        return Certifier(classifier.model.to(certifier_device(classifier)), context.data.test.image_shape)
+    except ShapeError as error:
+        raise UnprovedError(f"nothing is certified of this network: {error}") from error
+    finally:
+        classifier.model.to(classifier.device)
 
 
 def fault_of_proof(context: MeasurementContext, stored: float) -> str | None:
     """Prove the Lipschitz constant again; return what contradicts the stored one, None if nothing does.
 
     Raises:
-        ShapeError: nothing is proved of the network.
+        UnprovedError: nothing is proved of the network.
     """
     proved = _certifier(context).bound.value
-    context.classifier.model.to(context.classifier.device)
     if math.isclose(stored, proved, rel_tol=SAME_PROOF):
         return None
     return f"the certificates were made with L = {stored:.6g}, and {proved:.6g} is proved of these weights"

@@ -16,6 +16,7 @@ from svdctl.data.fingerprint import fingerprint
 from svdctl.data.images import BLOCK, ImageData
 from svdctl.data.split import stratified_split
 from svdctl.data.train_test import TrainTest
+from svdctl.evaluate.auto_batch_size import block_size_for
 from svdctl.utils.content_hash import content_digest
 
 
@@ -55,8 +56,9 @@ class EvaluationData:
     def sha256(self) -> str:
         """Return the hash of the test images and labels; states of attacks are bound to it."""
         tensors = (self.test.images, self.test.labels)
+        block = block_size_for(self.test.image_shape, BLOCK)
         # In blocks, of which those that are streamed are read one at a time; the hash is that of the whole.
-        return content_digest(*(p for t in tensors for p in (repr((tuple(t.shape), t.dtype)), *t.split(BLOCK))))
+        return content_digest(*(p for t in tensors for p in (repr((tuple(t.shape), t.dtype)), *t.split(block))))
 
 
 @dataclass(frozen=True)

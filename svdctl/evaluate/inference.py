@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.data.batches import to_pixels
 from svdctl.data.streamed_images import to_device
 from svdctl.errors import CheckpointError, EvaluationError, ShapeError, UsageError
-from svdctl.evaluate.auto_batch_size import AutoBatchSize
+from svdctl.evaluate.auto_batch_size import MOST, AutoBatchSize, blocks_in_memory
 from svdctl.spectral.exact_arithmetic import exact_arithmetic
 from svdctl.utils.network_probe import same_answers
 
@@ -48,7 +49,7 @@ class Classifier:
         self.device = choose_device(config.accelerator)
         self.precision = config.precision
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
-        self.halving = AutoBatchSize(config.batch_size, log)
+        self.halving = AutoBatchSize(config.batch_size or MOST, log)
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -121,9 +122,12 @@ class Classifier:
         return total
 
     def _parts(self, images: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        return self.halving.parts(len(images), lambda part: self._some(images[part]), self.device)
+        for before, block in blocks_in_memory(images):
+            parts = self.halving.parts(len(block), partial(self._part, block), self.device)
+            yield from ((slice(before + part.start, before + part.stop), found) for part, found in parts)
 
-    def _some(self, images: Tensor) -> Tensor:
+    def _part(self, block: Tensor, part: slice) -> Tensor:
+        images = block[part]
         pixels = to_pixels(to_device(images, self.device)).contiguous(memory_format=torch.channels_last)
         return checked_outputs(self.model(pixels), len(images))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.data.data_source import describe
 from svdctl.errors import CheckpointError
+from svdctl.evaluate.auto_batch_size import batch_size_for
 from svdctl.evaluate.calibration import warning_of
 from svdctl.evaluate.evaluated_model import EvaluatedModel
 from svdctl.evaluate.evaluation_data import EvaluationData, leaks
@@ -57,6 +58,8 @@ class Evaluation:
     records: dict[str, Record] = field(default_factory=dict)
     order: Order | None = None
     """Figures of several metrics on the same images, where they can be compared."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """By metric, a sentence for each that gives no figures."""
     failures: list[Failure] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
 
@@ -88,6 +91,8 @@ def evaluate(
             evaluation.failures.append(failure)
             reporter.finish(failure)
 
+    # Random draws of attacks depend on it, so it follows from the images, and from no device.
+    config = config.model_copy(update={"batch_size": config.batch_size or batch_size_for(dataset.test.image_shape)})
     part = "" if config.shard is None else f"shard-{config.shard.index}-of-{config.shard.count}"
     with held(found.results, part):
         classifier = Classifier(evaluated.model, config, reporter.notice)
@@ -108,9 +113,11 @@ def evaluate(
             reporter.begin(kind)
             with caught(kind):
                 record = _record(METRICS.get(kind), context, store)
-                if not isinstance(record, str):
+                if isinstance(record, str):
+                    evaluation.left_out[kind] = text = record
+                else:
                     records[kind] = record.model_copy(update={"other_data": other_data})
-                text = record if isinstance(record, str) else METRICS.get(kind).summary(record)
+                    text = METRICS.get(kind).summary(record)
                 reporter.finish(FinishedMetric(kind, text, records[kind].marks if kind in records else ""))
         with suppress(OSError):  # it is not there, or holds unfinished work
             store.unfinished.rmdir()

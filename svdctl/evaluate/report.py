@@ -87,6 +87,7 @@ def _details(evaluation: Evaluation, folder: Path) -> Iterator[str]:
         own = METRICS.get(metric)
         yield f"- **{_title(metric)}**: {markdown(own.summary(record))}{record.mark}. {_how(record)}"
         yield from (f"  - {markdown(line)}" for line in own.remarks(record))
+    yield from (f"- **{_title(metric)}**: {markdown(text)}." for metric, text in evaluation.left_out.items())
     if evaluation.order is not None:
         yield f"- {markdown(evaluation.order.text)}"
     yield ""

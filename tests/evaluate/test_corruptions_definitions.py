@@ -11,11 +11,12 @@ from scipy import ndimage, stats
 from benchmarks.corruptions_reference import REFERENCE, canny, to_hsv
 from svdctl.config.corruption_names import CORRUPTIONS, SEVERITIES
 from svdctl.evaluate.corruptions import canny as edge
-from svdctl.evaluate.corruptions.blur import along_line, disk_sums
+from svdctl.evaluate.corruptions.blur import along_line, disk_sums, first_sources
 from svdctl.evaluate.corruptions.corruption_functions import corrupt
 from svdctl.evaluate.corruptions.filters import gaussian_filter, resize_matrix
 from svdctl.evaluate.corruptions.frost import plates
 from svdctl.evaluate.corruptions.keyed_random import Draws
+from svdctl.evaluate.corruptions.published_constants import GENERATORS, generator_of
 from svdctl.evaluate.corruptions.spatter import equalized
 from svdctl.evaluate.corruptions.weather import plasma
 from tests.evaluate.pictures import flat, photographs
@@ -37,9 +38,14 @@ def rows_last(images: torch.Tensor) -> np.ndarray:
     return images.permute(0, 2, 3, 1).contiguous().numpy()
 
 
+PUBLISHED = [pytest.param(32, 24, id="CIFAR-C"), pytest.param(64, 12, id="Tiny-ImageNet-C")]
+LARGE = pytest.param(224, 3, id="ImageNet-C")
+
+
+@pytest.mark.parametrize(("side", "count"), [*PUBLISHED, LARGE])
 @pytest.mark.parametrize("name", FIXED)
-def test_fixed_ones_are_the_references_pixels(name: str) -> None:
-    images = photographs(24)
+def test_fixed_ones_are_the_references_pixels(name: str, side: int, count: int) -> None:
+    images = photographs(count, side, side)
     for severity in SEVERITIES:
         found = rows_last(corrupt(images, name, severity, 0)).astype(int)
         want = np.stack([REFERENCE[name](image, severity, None) for image in rows_last(images)]).astype(int)
@@ -47,7 +53,7 @@ def test_fixed_ones_are_the_references_pixels(name: str) -> None:
         assert np.mean(found != want) < 2e-3
 
 
-@pytest.mark.parametrize("size", [(28, 28), (64, 64), (33, 50), (96, 40)], ids=str)
+@pytest.mark.parametrize("size", [(28, 28), (64, 64), (33, 50), (96, 40), (130, 220)], ids=str)
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturate", "pixelate", "zoom_blur", "jpeg_compression"])
 def test_what_has_no_length_is_the_references_at_any_size(name: str, size: tuple[int, int]) -> None:
     images = photographs(4, *size)
@@ -57,13 +63,16 @@ def test_what_has_no_length_is_the_references_at_any_size(name: str, size: tuple
         assert np.abs(found - want).max() <= 1
 
 
+@pytest.mark.parametrize(
+    ("side", "count"), [(32, 60), (64, 40), pytest.param(224, 16, marks=pytest.mark.slow)], ids=str
+)
 @pytest.mark.parametrize("name", sorted(set(CORRUPTIONS) - set(FIXED)))
-def test_random_ones_change_as_much_as_the_reference(name: str) -> None:
-    images = photographs(60)
-    drawn = plates(32, 32).permute(0, 2, 3, 1).numpy()
+def test_random_ones_change_as_much_as_the_reference(name: str, side: int, count: int) -> None:
+    images = photographs(count, side, side)
+    drawn = plates(side, side).permute(0, 2, 3, 1).numpy()
     extra = {"plates": drawn} if name == "frost" else {}
-    # The reference's loops over pixels take 10 ms an image.
-    part = 12 if name == "glass_blur" else len(images)
+    # The reference's loops over pixels take 10 ms an image of 32 pixels.
+    part = {32: 12, 64: 6, 224: 2}[side] if name == "glass_blur" else len(images)
     rng = np.random.default_rng(5)
     for severity in SEVERITIES:
         found = rows_last(corrupt(images[:part], name, severity, 0)).astype(float)
@@ -120,10 +129,11 @@ def impulse(height: int, width: int) -> torch.Tensor:
     return image
 
 
-@pytest.mark.parametrize("size", [28, 32, 64, 96])
-def test_spread_of_gaussian_blur(size: int) -> None:
-    for severity, sigma in enumerate((0.4, 0.6, 0.7, 0.8, 1.0), start=1):
-        sigma *= size / 32
+@pytest.mark.parametrize(("size", "base"), [(28, 32), (32, 32), (64, 64), (96, 64), (224, 224)])
+def test_spread_of_gaussian_blur(size: int, base: int) -> None:
+    sigmas = {32: (0.4, 0.6, 0.7, 0.8, 1.0), 64: (0.5, 0.75, 1.0, 1.25, 1.5), 224: (1, 2, 3, 4, 6)}[base]
+    for severity, sigma in enumerate(sigmas, start=1):
+        sigma *= size / base
         answer = gaussian_filter(impulse(size, size).double(), sigma)[0, 0] / 255
         assert abs(answer.sum().item() - 1) < 1e-9
         at = torch.arange(size) - size // 2
@@ -148,18 +158,22 @@ def test_disks(radius: float) -> None:
     assert np.array_equal(sums.numpy(), want)
 
 
-@pytest.mark.parametrize("size", [28, 32, 64, 96])
-def test_defocus_spreads_light_with_the_size(size: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "base", "radii"),
+    [(28, 32, (1.0, 1.5)), (32, 32, (1.0, 1.5)), (64, 64, (2.5, 3)), (96, 64, (2.5, 3)), (224, 224, (8, 10))],
+)
+def test_defocus_spreads_light_with_the_size(size: int, base: int, radii: tuple[float, float]) -> None:
     at = torch.arange(size) - size // 2
-    for severity, radius in ((4, 1.0), (5, 1.5)):
+    for severity, radius in zip((4, 5), radii, strict=True):
         # A bright patch, since single points fall below one level at large sizes.
         image = torch.zeros(1, 3, size, size, dtype=torch.uint8)
         image[..., at.abs() <= 2, :] = 255
         answer = corrupt(image, "defocus_blur", severity, 0)[0, 0].double().mean(1) / 255
-        assert answer.sum().item() == pytest.approx(5, abs=0.05)
+        # Half a level is lost at each of some `2 radius` pixels.
+        assert answer.sum().item() == pytest.approx(5, abs=max(0.05, radius / 100))
         # Variances add up: the patch's own is 2; a disk's along one axis is a quarter of its radius squared.
         spread = (answer * at**2).sum().item() / 5 - 2
-        assert spread == pytest.approx((radius * size / 32) ** 2 / 4, rel=0.45, abs=0.25)
+        assert spread == pytest.approx((radius * size / base) ** 2 / 4, rel=0.45, abs=0.25)
 
 
 @pytest.mark.parametrize(
@@ -215,8 +229,9 @@ def test_glass_takes_neighbours_above_and_to_the_left(severity: int) -> None:
 
 @pytest.mark.parametrize("severity", SEVERITIES)
 def test_jpeg_is_pillows(severity: int) -> None:
-    quality = (80, 65, 58, 50, 40)[severity - 1]
-    for size in ((32, 32), (45, 71)):
+    qualities = {(32, 32): (80, 65, 58, 50, 40), (45, 71): (80, 65, 58, 50, 40), (224, 300): (25, 18, 15, 10, 7)}
+    for size, by_severity in qualities.items():
+        quality = by_severity[severity - 1]
         images = photographs(3, *size)
         for image, found in zip(
             rows_last(images), rows_last(corrupt(images, "jpeg_compression", severity, 0)), strict=True
@@ -356,7 +371,7 @@ def test_elastic_moves_by_the_published_amounts() -> None:
     ramp = (torch.arange(64) * 4 % 256).byte().expand(1, 3, 64, 64)
     column = torch.arange(64.0)
     inner = (slice(20, 44), slice(20, 44))
-    for severity, jitter in ((1, 0.08), (5, 0.03)):
+    for severity, jitter in ((1, 0.08), (5, 0.02)):
         moves = []
         for seed in range(60):
             found = corrupt(ramp, "elastic_transform", severity, seed)[0, 0].double() / 4
@@ -370,6 +385,33 @@ def test_elastic_moves_by_the_published_amounts() -> None:
         if severity == 1:
             assert alone < 0.2
         else:
-            # Uniform in +-1, smoothed at 32 x 32 by sigma 0.96, times 3.2 pixels; twice as much at 64 x 64.
-            smooth = 1 / (2 * np.pi**0.5 * 0.96)
-            assert alone == pytest.approx(2 * 3.2 / 3**0.5 * smooth * 1.5**0.5, rel=0.2)
+            # Uniform in +-1, smoothed by sigma 0.03 times 64, times 0.16 times 64 pixels.
+            smooth = 1 / (2 * np.pi**0.5 * 1.92)
+            assert alone == pytest.approx(10.24 / 3**0.5 * smooth * 1.5**0.5, rel=0.2)
+
+
+@pytest.mark.parametrize("reach", [1, 2, 4])
+def test_glass_copies_one_pixel_after_another(reach: int) -> None:
+    rng = np.random.default_rng(reach)
+    height, width = 40, 53
+    down, right = rng.integers(-reach, reach, (2, height, width))
+    want = np.arange(height * width).reshape(height, width)
+    source = want.copy()
+    for row in range(height - reach, reach, -1):
+        for column in range(width - reach, reach, -1):
+            there = row + down[row, column], column + right[row, column]
+            want[row, column] = want[there]
+            source[row, column] = there[0] * width + there[1]
+    found = first_sources(torch.from_numpy(source).reshape(1, -1))
+    assert np.array_equal(found[0].numpy(), want.ravel())
+
+
+def test_each_size_has_the_constants_of_the_nearest_generator() -> None:
+    sizes = {8: "CIFAR-C", 32: "CIFAR-C", 45: "CIFAR-C", 46: "Tiny-ImageNet-C", 64: "Tiny-ImageNet-C"}
+    sizes |= {119: "Tiny-ImageNet-C", 120: "ImageNet-C", 224: "ImageNet-C", 512: "ImageNet-C"}
+    for side, name in sizes.items():
+        assert generator_of(side, side).name == generator_of(2 * side, side).name == name
+    for generator in GENERATORS:
+        assert generator_of(generator.side, generator.side) is generator
+        assert list(generator.constants) == list(CORRUPTIONS)
+        assert {len(by_severity) for by_severity in generator.constants.values()} == {5}

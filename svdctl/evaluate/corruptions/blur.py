@@ -13,6 +13,7 @@ from scipy import sparse
 from torch import Tensor
 
 from svdctl.evaluate.corruptions.filters import (
+    constant,
     gaussian_filter,
     gaussian_taps,
     on_grid,
@@ -24,25 +25,28 @@ from svdctl.evaluate.corruptions.filters import (
 )
 from svdctl.evaluate.corruptions.keyed_random import Draws
 
+_DOUBLINGS = 6
+_SMALL_DISK = 8
 _FINE = 2.0**40
 """One matrix alone on pixels of 8 bits leaves room for weights this fine in exact float64 sums."""
 
 
 def gaussian_blur(images: Tensor, severity: int, draws: Draws) -> Tensor:
     """Apply a Gaussian filter; its sigma scales with the size."""
-    sigma = (0.4, 0.6, 0.7, 0.8, 1.0)[severity - 1] * scale(images)
+    sigma = constant(images, "gaussian_blur", severity) * scale(images)
     return to_bytes(gaussian_filter(images, sigma))
 
 
 def glass_blur(images: Tensor, severity: int, draws: Draws) -> Tensor:
     """Apply a Gaussian filter, replace every inner pixel by a random neighbour once or twice, filter again.
 
-    Neighbours lie up to one pixel (times the size's scale) above and to the left, as far as one less below and to the
-    right: at 32 x 32 a pixel takes its own colour or that of the one above, to the left, or both.
+    Neighbours lie up to a reach above and to the left, as far as one less below and to the right: with a reach of one
+    pixel, a pixel takes its own colour or that of the one above, to the left, or both. Pixels are replaced one after
+    another from the last to the first, so that one which lies after the pixel gives the colour that it has taken.
     """
-    sigma, rounds = ((0.05, 1), (0.25, 1), (0.4, 1), (0.25, 2), (0.4, 2))[severity - 1]
+    sigma, reach, rounds = constant(images, "glass_blur", severity)
     sigma *= scale(images)
-    reach = max(1, round(scale(images)))
+    reach = max(1, round(reach * scale(images)))
     blurred = to_bytes(gaussian_filter(images, sigma))
     height, width = images.shape[-2:]
     row = torch.arange(reach + 1, height - reach + 1, device=images.device)
@@ -50,19 +54,39 @@ def glass_blur(images: Tensor, severity: int, draws: Draws) -> Tensor:
     for _ in range(rounds):
         # Two draws for each pixel, uniform among the 2 * reach shifts.
         shift = ((draws.bits(2, len(row), len(column), width=16) * (2 * reach)) >> 16) - reach
-        source = (row[:, None] + shift[:, 0]) * width + column + shift[:, 1]
-        taken = blurred.flatten(2).gather(2, source.flatten(1)[:, None].expand(-1, 3, -1))
-        inner = (slice(None), slice(None), slice(reach + 1, height - reach + 1), slice(reach + 1, width - reach + 1))
-        blurred[inner] = taken.view(-1, 3, len(row), len(column))
+        source = torch.arange(height * width, device=images.device).view(height, width).repeat(len(images), 1, 1)
+        inner = (slice(None), slice(reach + 1, height - reach + 1), slice(reach + 1, width - reach + 1))
+        source[inner] += shift[:, 0] * width + shift[:, 1]
+        copied = source.flatten(1) if reach == 1 else first_sources(source.flatten(1))
+        taken = copied[:, None].expand(-1, images.shape[1], -1)
+        blurred = blurred.flatten(2).gather(2, taken).view(images.shape)
     return to_bytes(gaussian_filter(blurred, sigma))
+
+
+def first_sources(source: Tensor) -> Tensor:
+    """Return the pixels `(N, P)` whose colours are taken, where those that follow the pixel have taken theirs before.
+
+    Args:
+        source: `(N, P)` int64, the number of the pixel that each one copies.
+    """
+    number = torch.arange(source.shape[1], device=source.device)
+    followed = source > number
+    # Of a chain of copies, what doubles at each round. A chain of more than 64 has a chance below 1e-20.
+    for _ in range(_DOUBLINGS):
+        source, followed = (
+            torch.where(followed, source.gather(1, source), source),
+            followed & followed.gather(1, source),
+        )
+    return source
 
 
 def defocus_blur(images: Tensor, severity: int, draws: Draws) -> Tensor:
     """Blur with a disk, its edge smoothed by a small Gaussian."""
-    radius, alias_sigma = ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1.0, 0.2), (1.5, 0.1))[severity - 1]
+    radius, alias_sigma = constant(images, "defocus_blur", severity)
     factor = scale(images)
     sums, count = disk_sums(images, radius * factor)
-    reach = max(1, round(factor))
+    # The published generator smoothes small disks by 3 x 3 taps, others by 5 x 5.
+    reach = max(1, round((1 if radius <= _SMALL_DISK else 2) * factor))
     taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / (alias_sigma * factor)) ** 2)
     rows, columns = (on_grid(tap_matrix(size, taps / taps.sum(), "reflect")) for size in images.shape[-2:])
     return to_bytes(separable(sums, rows, columns) / count)
@@ -91,19 +115,19 @@ def disk_sums(images: Tensor, radius: float) -> tuple[Tensor, int]:
 
 
 def zoom_blur(images: Tensor, severity: int, draws: Draws) -> Tensor:
-    """Return the mean of the image and of its central zooms from 1 in steps of 0.01."""
+    """Return the mean of the image and of its central zooms from 1 in equal steps."""
     height, width = images.shape[-2:]
-    matrix = _zooms(height, width, (1.06, 1.11, 1.16, 1.21, 1.26)[severity - 1]).to(images.device)
+    matrix = _zooms(height, width, *constant(images, "zoom_blur", severity)).to(images.device)
     # Pixels first: each weight then multiplies one contiguous row, the same pixel of all images.
     pixels = images.reshape(-1, height * width).T.contiguous().double()
     return to_bytes((matrix @ pixels).T.view(images.shape))
 
 
 @lru_cache(maxsize=32)
-def _zooms(height: int, width: int, end: float) -> Tensor:
+def _zooms(height: int, width: int, end: float, step: float) -> Tensor:
     """Return the map of flat images `(H W, H W)`, sparse; no product of one matrix for each axis."""
-    # The generator's expression: by rounding it includes the end at 1.06 and 1.11.
-    zooms = np.arange(1, end, 0.01).tolist()
+    # The generators' expression: by rounding it includes some ends, as 1.06 and 1.11.
+    zooms = np.arange(1, end, step).tolist()
     share = 1 / (len(zooms) + 1)
     total = sparse.csr_array(sparse.eye_array(height * width) * share)
     for zoom in zooms:
@@ -126,7 +150,7 @@ def _central_zoom(size: int, zoom: float) -> sparse.csr_array:
 
 def motion_blur(images: Tensor, severity: int, draws: Draws) -> Tensor:
     """Blur with a one-sided half-Gaussian along a line within 45 degrees of the horizontal."""
-    radius, sigma = ((6, 1.0), (6, 1.5), (6, 2.0), (8, 2.0), (9, 2.5))[severity - 1]
+    radius, sigma = constant(images, "motion_blur", severity)
     angles = draws.uniform(1)[:, 0] * (math.pi / 4)
     return along_line(images, angles, radius * scale(images), sigma * scale(images)).to(torch.uint8)
 

@@ -6,13 +6,13 @@ Every function takes images `(N, 3, H, W)` uint8, a severity from 1 to 5 and the
 import torch
 from torch import Tensor
 
-from svdctl.evaluate.corruptions.filters import to_bytes
+from svdctl.evaluate.corruptions.filters import constant, to_bytes
 from svdctl.evaluate.corruptions.keyed_random import Draws
 
 
 def brightness(images: Tensor, severity: int, draws: Draws) -> Tensor:
     """Add a constant to HSV's value, the largest channel; hue and saturation stay."""
-    added = 255 * (0.05, 0.1, 0.15, 0.2, 0.3)[severity - 1]
+    added = 255 * constant(images, "brightness", severity)
     value = images.amax(1, keepdim=True).float()
     brighter = (value + added).clamp_(max=255)
     # Equal hue and saturation mean equal ratios of the channels; black has none and turns grey.
@@ -21,7 +21,7 @@ def brightness(images: Tensor, severity: int, draws: Draws) -> Tensor:
 
 def contrast(images: Tensor, severity: int, draws: Draws) -> Tensor:
     """Multiply distances to the mean of the channel by a factor below 1."""
-    factor = (0.75, 0.5, 0.4, 0.3, 0.15)[severity - 1]
+    factor = constant(images, "contrast", severity)
     height, width = images.shape[-2:]
     # Sums of whole numbers are exact, so the mean does not depend on their order.
     mean = images.sum((2, 3), keepdim=True).double() / (height * width)
@@ -30,7 +30,7 @@ def contrast(images: Tensor, severity: int, draws: Draws) -> Tensor:
 
 def saturate(images: Tensor, severity: int, draws: Draws) -> Tensor:
     """Map HSV's saturation to factor * saturation + offset; a grey pixel that gains some turns red, whose hue is 0."""
-    factor, offset = ((0.3, 0.0), (0.1, 0.0), (1.5, 0.0), (2.0, 0.1), (2.5, 0.2))[severity - 1]
+    factor, offset = constant(images, "saturate", severity)
     value = images.amax(1, keepdim=True).float()
     below = value - images
     spread = below.amax(1, keepdim=True)

@@ -32,12 +32,13 @@ _GPU_CHUNK = 3 * 32 * 32 * 4096
 def corrupt(
     images: Tensor, name: str, severity: int, seed: int = 0, device: torch.device | str | None = None
 ) -> Tensor:
-    """Return images with one of CIFAR-C's corruptions, on the images' device or another one.
+    """Return images with one of the corruptions of CIFAR-C and ImageNet-C, on the images' device or another one.
 
     The same image, corruption, severity and seed give the same pixels, in any batch, order and process: the random
     draws are keyed by a hash of the image's own pixels. (Equal images in a batch are therefore corrupted equally.)
-    Constants are CIFAR-C's; lengths in pixels scale with the shorter side over 32. `NOTES` says what differs from
-    the published files.
+    Constants are those of the published generator for the nearest size (`published_constants`): CIFAR-C's up to 45
+    pixels of the shorter side, Tiny-ImageNet-C's up to 119, ImageNet-C's above; lengths in pixels scale with the
+    shorter side over 32, 64 or 224. `NOTES` says what differs from the published files.
 
     Args:
         images: `(N, 3, H, W)` uint8, sides of at least 8 pixels. Of grey images `(N, 1, H, W)` three equal channels

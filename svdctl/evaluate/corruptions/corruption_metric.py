@@ -13,12 +13,13 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
-from svdctl.config.corruption_names import CLEAN, GENERAL_NOTE, NOTES, SEVERITIES, list_name, named_lists
+from svdctl.config.corruption_names import CLEAN, NOTES, SEVERITIES, general_note, list_name, named_lists
 from svdctl.data.batches import derived_seed
 from svdctl.data.data_source import place_of, source_of
 from svdctl.data.streamed_images import made_ahead, to_device
-from svdctl.evaluate.auto_batch_size import LARGEST
+from svdctl.evaluate.auto_batch_size import LARGEST, block_size_for
 from svdctl.evaluate.corruptions.corruption_functions import corrupt
+from svdctl.evaluate.corruptions.published_constants import GENERATORS, generator_of
 from svdctl.evaluate.corruptions.published_files import CifarC, find_or_fetch, open_cifar_c
 from svdctl.evaluate.inference import Classifier, check_finite, subset
 from svdctl.evaluate.metric import MeasurementContext, Unfinished
@@ -28,7 +29,7 @@ from svdctl.utils.files import open_regular
 from svdctl.utils.measurement_cache import Measurement, MeasurementCache
 
 CHUNK = 1000
-"""Images that are drawn, or copied from a file, at a time."""
+"""Images that are drawn, or copied from a file, at a time; fewer of large ones."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,12 @@ def open_source(context: MeasurementContext, settings: CorruptionSettings) -> So
     data, test, seed = context.data.data, context.data.test, context.config.seed
     source = source_of(data)
     if source.published_corruptions is None and settings.root is None:
-        notes = [GENERAL_NOTE, *(f"{name}: {NOTES[name]}" for name in names if NOTES[name])]
-        identity = {"source": "drawn", "seed": seed}
+        generator = generator_of(*test.image_shape[1:])
+        general = general_note(generator.name, generator.side)
+        notes = [general, *(f"{name}: {NOTES[name]}" for name in names if NOTES[name])]
+        identity: dict[str, Any] = {"source": "drawn", "seed": seed}
+        if generator is not GENERATORS[0]:  # those of CIFAR-C are what a protocol without this key has
+            identity["constants"] = generator.name
         return Source(partial(_drawn, test.images, context.classifier.device, seed), identity, identity, notes)
     if source.published_corruptions is not None:
         folder = find_or_fetch(
@@ -157,7 +162,9 @@ def measure(
 
     # A GPU has the images of the next count to classify while one is read and written to the file.
     behind, begun = int(classifier.device.type == "cuda"), deque[tuple[str, int, Tensor]]()
-    for pair, count in zip(missing, _counts(classifier, images, missing, index, labels, tell), strict=True):
+    for pair, count in zip(
+        missing, _counts(classifier, images, missing, index, labels, test.image_shape, tell), strict=True
+    ):
         begun.append((*pair, count))
         if len(begun) > behind:
             keep(*begun.popleft())
@@ -167,7 +174,8 @@ def measure(
     done = {key: kept.kept[key].record.correct for key in (f"{name} {severity}" for name, severity in wanted)}
     done[CLEAN] = done.pop(f"{CLEAN} 0")
     found = summary(done, names, settings.severities, len(index))
-    return {**found, "source": source.identity["source"], "notes": source.notes}
+    constants = {"constants": source.identity["constants"]} if "constants" in source.identity else {}
+    return {**found, "source": source.identity["source"], **constants, "notes": source.notes}
 
 
 def _counts(
@@ -176,11 +184,12 @@ def _counts(
     wanted: Sequence[tuple[str, int]],
     index: Tensor,
     labels: Tensor,
+    image_shape: tuple[int, int, int],
     tell: Callable[[str, int], None],
 ) -> Iterator[Tensor]:
     """Yield for each corruption and severity what `Classifier.correct` counts of its images: `(2,)`, on the device."""
     cuda = classifier.device.type == "cuda"
-    size = max(CHUNK, LARGEST) if cuda else CHUNK
+    size = block_size_for(image_shape, LARGEST if cuda else CHUNK)
     parts, own = index.split(size), to_device(labels, classifier.device).split(size)
     calls = (partial(images, *pair, part) for pair in wanted for part in parts)
     # While a GPU works on some, the next ones are read, or drawn there; a CPU has no core to spare.

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from svdctl.evaluate.corruptions.filters import Array, field_gain, gaussian_filter, to_bytes
+from svdctl.evaluate.corruptions.filters import Array, base_side, constant, field_gain, gaussian_filter, to_bytes
 from svdctl.evaluate.corruptions.keyed_random import Draws
 
 
 def pixelate(images: Tensor, severity: int, draws: Draws) -> Tensor:
     """Shrink to this share of the size and enlarge again, with Pillow's BOX filter, bit for bit."""
-    share = (0.95, 0.9, 0.85, 0.75, 0.65)[severity - 1]
+    share = constant(images, "pixelate", severity)
     height, width = images.shape[-2:]
     small = _resized(images, int(height * share), int(width * share))
     return _resized(small, height, width).to(torch.uint8)
@@ -47,7 +47,7 @@ def box_matrix(size: int, new_size: int) -> Array:
 
 def jpeg_compression(images: Tensor, severity: int, draws: Draws) -> Tensor:
     """Encode with Pillow at this quality, and decode."""
-    quality = (80, 65, 58, 50, 40)[severity - 1]
+    quality = constant(images, "jpeg_compression", severity)
     arrays = images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
     decoded = np.empty_like(arrays)
     for image, result in zip(arrays, decoded, strict=True):
@@ -60,18 +60,16 @@ def jpeg_compression(images: Tensor, severity: int, draws: Draws) -> Tensor:
 def elastic_transform(images: Tensor, severity: int, draws: Draws) -> Tensor:
     """Apply a random affine map, then shifts that vary smoothly over the image; linear between pixels.
 
-    The smoothed shifts have the spread, relative to the size, that they have at 32 x 32.
+    The smoothed shifts have the spread, relative to the size, that they have at the generator's size.
     """
-    shift, smoothing, jitter = (
-        (0.0, 0.0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)
-    )[severity - 1]  # fmt: skip
+    shift, smoothing, jitter = constant(images, "elastic_transform", severity)
     height, width = images.shape[-2:]
     side = min(height, width)
     y, x = (torch.arange(size, device=images.device, dtype=torch.float64) for size in (height, width))
     rows, columns = _affine(y[:, None], x[None], side, draws.uniform(3, 2) * (jitter * side))
     warped = _read(images.double(), rows, columns, align_corners=True)
     if shift:
-        strength = shift * side * field_gain(smoothing * 32, smoothing * side, truncate=3)
+        strength = shift * side * field_gain(smoothing * base_side(images), smoothing * side, truncate=3)
         moved = gaussian_filter(draws.uniform(2, height, width), smoothing * side, "symmetric", truncate=3) * strength
         warped = _read(warped, y[:, None] + moved[:, 1], x[None] + moved[:, 0], align_corners=False)
     return to_bytes(warped)

@@ -15,6 +15,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor
 
+from svdctl.evaluate.corruptions.published_constants import PublishedGenerator, generator_of
+
 Array = NDArray[np.float64]
 Edge = Literal["edge", "symmetric", "reflect"]
 """What lies outside, in the words of `numpy.pad`: the edge pixel (aaa|abcd), the image reflected about the edge
@@ -31,9 +33,24 @@ def to_bytes(grey: Tensor) -> Tensor:
     return (grey + 2.0**-10).clamp_(0, 255).to(torch.uint8)
 
 
+def _generator(images: Tensor) -> PublishedGenerator:
+    height, width = images.shape[-2:]
+    return generator_of(height, width)
+
+
+def constant(images: Tensor, name: str, severity: int) -> Any:
+    """Return the number or numbers of a corruption at a severity, of the generator that the images' size belongs to."""
+    return _generator(images).constants[name][severity - 1]
+
+
+def base_side(images: Tensor) -> int:
+    """Return the side of images of the generator that the images' size belongs to: 32, 64 or 224."""
+    return _generator(images).side
+
+
 def scale(images: Tensor) -> float:
-    """Return the factor from lengths at 32 x 32 to those at the images' size: the shorter side over 32."""
-    return min(images.shape[-2:]) / 32
+    """Return the factor from the generator's lengths to those at the images' size: the shorter side over its side."""
+    return min(images.shape[-2:]) / base_side(images)
 
 
 def gaussian_taps(sigma: float, truncate: float = 4.0) -> Array:

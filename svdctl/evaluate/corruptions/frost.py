@@ -1,7 +1,8 @@
 """Plates of ice crystals, drawn once for each image size: what the frost corruption takes instead of photographs.
 
 Crystals are ferns as they grow on a cold window: a bent stem, branches at 60 degrees on both sides, twigs on these.
-All lengths are in pixels of a 32 x 32 image and scale with the size.
+All lengths are in pixels of a 32 x 32 image; they scale with the size, and with the factor by which the published
+generator of that size scales its photographs, so that crystals have the size in an image that those have.
 """
 
 import math
@@ -14,6 +15,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from svdctl.evaluate.corruptions.keyed_random import Draws
+from svdctl.evaluate.corruptions.published_constants import GENERATORS, generator_of
 
 PLATES = 5
 """Different plates, as many as the published generator has photographs to choose from."""
@@ -24,16 +26,22 @@ SPREAD = 4
 Array = NDArray[np.float64]
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)
 def plates(height: int, width: int) -> Tensor:
     """Return all plates `(5, 3, P, P)` float32 of grey levels for images of this size; P is 4 times the longer side."""
     return torch.stack([_plate(number, height, width) for number in range(PLATES)])
 
 
+def _unit(height: int, width: int) -> float:
+    """Return how many pixels of an image of this size are one of a 32 x 32 image."""
+    own, first = generator_of(height, width), GENERATORS[0]
+    return own.frost_zoom / first.frost_zoom * min(height, width) / own.side
+
+
 def _plate(number: int, height: int, width: int) -> Tensor:
     draws = Draws(torch.tensor([number]))
     side = SPREAD * max(height, width)
-    unit = min(height, width) / 32
+    unit = _unit(height, width)
     density = _crystals(draws, side, unit)
     # Thin breath of ice between the crystals, thicker in some places than in others.
     breath = gaussian_filter(_uniform(draws, side, side), 7 * unit, mode="wrap")

@@ -9,27 +9,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from svdctl.evaluate.corruptions.filters import to_bytes
+from svdctl.evaluate.corruptions.filters import constant, to_bytes
 from svdctl.evaluate.corruptions.keyed_random import Draws, normal_table
 
 
 def gaussian_noise(images: Tensor, severity: int, draws: Draws) -> Tensor:
     """Return `x + N(0, sigma)`."""
-    sigma = (0.04, 0.06, 0.08, 0.09, 0.10)[severity - 1]
+    sigma = constant(images, "gaussian_noise", severity)
     table = (255 * sigma * normal_table()).float().to(images.device)
     return to_bytes(images + draws.lookup(table, *images.shape[1:]))
 
 
 def speckle_noise(images: Tensor, severity: int, draws: Draws) -> Tensor:
     """Return `x + x N(0, sigma)`."""
-    sigma = (0.06, 0.1, 0.12, 0.16, 0.2)[severity - 1]
+    sigma = constant(images, "speckle_noise", severity)
     table = (1 + sigma * normal_table()).float().to(images.device)
     return to_bytes(images * draws.lookup(table, *images.shape[1:]))
 
 
 def impulse_noise(images: Tensor, severity: int, draws: Draws) -> Tensor:
     """Set this share of the values to 0 or 255, with equal chances."""
-    share = (0.01, 0.02, 0.03, 0.05, 0.07)[severity - 1]
+    share = constant(images, "impulse_noise", severity)
     chance = draws.bits(*images.shape[1:], width=32)
     salted = torch.where(chance < round(share / 2 * 2**32), 255, images)
     pepper = (chance >= round(share / 2 * 2**32)) & (chance < round(share * 2**32))
@@ -38,7 +38,7 @@ def impulse_noise(images: Tensor, severity: int, draws: Draws) -> Tensor:
 
 def shot_noise(images: Tensor, severity: int, draws: Draws) -> Tensor:
     """Return `Poisson(x c) / c`: photons counted, the more the less noise."""
-    photons = (500, 250, 100, 75, 50)[severity - 1]
+    photons = constant(images, "shot_noise", severity)
     counts = poisson(images, photons, draws)
     # Each possible count has one grey level.
     levels = to_bytes(torch.arange(_most(photons)) * (255 / photons)).to(images.device)

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from svdctl.evaluate.corruptions.canny import canny, distance_to, window_sums
-from svdctl.evaluate.corruptions.filters import field_gain, gaussian_filter, scale, to_bytes
+from svdctl.evaluate.corruptions.filters import constant, field_gain, gaussian_filter, scale, to_bytes
 from svdctl.evaluate.corruptions.keyed_random import Draws
 
 WATER = (175, 238, 238)
@@ -19,18 +19,12 @@ def spatter(images: Tensor, severity: int, draws: Draws) -> Tensor:
 
     Takes images `(N, 3, H, W)` uint8, a severity from 1 to 5 and the images' draws, and returns uint8.
     """
-    mean, std, sigma, threshold, factor, kind = (
-        (0.62, 0.1, 0.7, 0.7, 0.5, WATER),
-        (0.65, 0.1, 0.8, 0.7, 0.5, WATER),
-        (0.65, 0.3, 1.0, 0.69, 0.5, WATER),
-        (0.65, 0.1, 0.7, 0.69, 0.6, MUD),
-        (0.65, 0.1, 0.5, 0.68, 0.6, MUD),
-    )[severity - 1]
+    mean, std, sigma, threshold, factor, is_mud = constant(images, "spatter", severity)
     size = scale(images)
     noise = gaussian_filter(draws.normal(*images.shape[-2:]), sigma * size)
     liquid = noise * (std * field_gain(sigma, sigma * size)) + mean
-    colour = torch.tensor(kind, device=images.device).view(1, 3, 1, 1)
-    if kind is WATER:
+    colour = torch.tensor(MUD if is_mud else WATER, device=images.device).view(1, 3, 1, 1)
+    if not is_mud:
         amount = shaded(to_bytes(torch.where(liquid < threshold, 0, liquid) * 255), 20 * size) * factor
         return to_bytes(images + amount[:, None] * colour)
     amount = gaussian_filter((liquid > threshold).double(), factor * size)

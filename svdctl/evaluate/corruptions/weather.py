@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from svdctl.evaluate.corruptions.blur import along_line
-from svdctl.evaluate.corruptions.filters import on_grid, resize_matrix, scale, separable, to_bytes, zoom_matrix
+from svdctl.evaluate.corruptions.filters import (
+    constant,
+    on_grid,
+    resize_matrix,
+    scale,
+    separable,
+    to_bytes,
+    zoom_matrix,
+)
 from svdctl.evaluate.corruptions.frost import PLATES, plates
 from svdctl.evaluate.corruptions.keyed_random import Draws
 
@@ -17,15 +25,9 @@ from svdctl.evaluate.corruptions.keyed_random import Draws
 def snow(images: Tensor, severity: int, draws: Draws) -> Tensor:
     """Add flakes, noise enlarged, thresholded and blurred along a steep line, and their half-turn to a whiter image.
 
-    Flakes grow with the size: they fall on a grid whose shorter side has 32 points, enlarged linearly to the image.
+    Flakes grow with the size: they fall on a grid of the generator's size, enlarged linearly to the image.
     """
-    mean, std, zoom, threshold, radius, sigma, mix = (
-        (0.1, 0.2, 1.0, 0.6, 8, 3, 0.95),
-        (0.1, 0.2, 1.0, 0.5, 10, 4, 0.9),
-        (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
-        (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
-        (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
-    )[severity - 1]
+    mean, std, zoom, threshold, radius, sigma, mix = constant(images, "snow", severity)
     factor = scale(images)
     height, width = images.shape[-2:]
     grid = (round(height / factor), round(width / factor))
@@ -49,7 +51,7 @@ def grey(images: Tensor) -> Tensor:
 
 def fog(images: Tensor, severity: int, draws: Draws) -> Tensor:
     """Add plasma, and darken the sum so that the brightest level stays."""
-    strength, decay = ((0.2, 3.0), (0.5, 3.0), (0.75, 2.5), (1.0, 2.0), (1.5, 1.75))[severity - 1]
+    strength, decay = constant(images, "fog", severity)
     height, width = images.shape[-2:]
     cloud = plasma(draws, max(height, width), decay)[:, None, :height, :width]
     brightest = images.amax((1, 2, 3), keepdim=True).double()
@@ -86,7 +88,7 @@ def frost(images: Tensor, severity: int, draws: Draws) -> Tensor:
     The published files take photographs of frost, which svdctl does not ship: the texture is another, the weights are
     the same.
     """
-    image_weight, frost_weight = ((1.0, 0.2), (1.0, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45))[severity - 1]
+    image_weight, frost_weight = constant(images, "frost", severity)
     height, width = images.shape[-2:]
     drawn = plates(height, width).to(images.device)
     number, top, left = draws.bits(3, width=32).unbind(1)

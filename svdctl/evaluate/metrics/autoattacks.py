@@ -92,7 +92,7 @@ class AutoAttacks(Metric):
     def settings(self, config: EvaluateConfig, data: Data) -> AttackSettings:
         own = super().settings(config, data)
         examples = own.examples or DATA.get(data.kind).attacked_by_default or "all"
-        shared = {"batch_size": config.batch_size, "seed": config.seed}
+        shared = {"batch_size": config.batch_size or own.batch_size, "seed": config.seed}
         return own.model_copy(update={**shared, "examples": None if examples == "all" else examples})
 
     def protocol(self, context: MeasurementContext, config: AttackSettings) -> dict[str, Any]:

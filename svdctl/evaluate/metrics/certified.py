@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from svdctl.config.base import Config
+from svdctl.errors import UnprovedError
 from svdctl.evaluate.figures import Figures, Share
 from svdctl.evaluate.metric import (
     Measured,
@@ -78,10 +79,15 @@ class CertifiedAccuracy(Metric):
     columns = tuple(percent(f"certified-{radius:g}", f"certified {radius:g}/255") for radius in RADII)
     owned_files = ("certified.csv", "certified.png")
 
-    def measure(self, context: MeasurementContext, config: CertificateConfig, unfinished: Unfinished) -> Measured:
+    def measure(self, context: MeasurementContext, config: CertificateConfig, unfinished: Unfinished) -> Measured | str:
         from svdctl.evaluate import certificate_metric
 
-        return Measured(*certificate_metric.measure(context, config.radii))
+        try:
+            return Measured(*certificate_metric.measure(context, config.radii))
+        except UnprovedError as error:
+            if context.config.metrics == (self.kind,):
+                raise  # all that was asked for
+            return str(error)
 
     def fault_of_rows(self, results: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> bool:
         radii, count = [float(row["radius"]) for row in rows], len(rows)

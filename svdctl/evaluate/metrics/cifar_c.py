@@ -54,6 +54,8 @@ class CorruptionFigures(Figures):
     figures: dict[str, Share]
     mean: Share | None
     source: str
+    constants: str | None = None
+    """Data set whose published generator has the constants of drawn corruptions; None: CIFAR-C, or published files."""
     notes: tuple[str, ...]
 
     def faults(self) -> Mapping[str, bool]:
@@ -128,7 +130,8 @@ class CorruptionAccuracy(Metric):
         how = (
             "published files"
             if results["source"] == "published"
-            else f"svdctl's own corruptions with CIFAR-C's constants, seed {protocol['seed']}"
+            else f"svdctl's own corruptions with {protocol.get('constants', 'CIFAR-C')}'s constants, seed "
+            f"{protocol['seed']}"
         )
         return (
             f"{how}; {results['count']:,} test images, {len(results['accuracy'])} corruptions, severities "
@@ -169,7 +172,8 @@ class CorruptionAccuracy(Metric):
 
     def deviations(self, results: Mapping[str, Any], evaluate: Evaluate, whole: int | None) -> Iterator[str]:
         if results["source"] == "drawn":
-            yield "Corruptions are svdctl's own, drawn with CIFAR-C's constants from the test images of the data."
+            constants = results.get("constants") or "CIFAR-C"
+            yield f"Corruptions are svdctl's own, drawn with {constants}'s constants from the test images of the data."
         names = sorted(results["mean_by_corruption"])
         parts = []
         if names != sorted(CORRUPTIONS):
