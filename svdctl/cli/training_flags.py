@@ -393,6 +393,7 @@ FLAGS: Flags = {
     "clip_grad": Flag("optimizer.clip_norm", RECIPE),
     "mixup": Flag("augment.mixup", RECIPE, "Mix each two images by shares drawn from Beta(a, a): the number a."),
     "accumulate": Flag("accumulate", RECIPE),
+    "ema": Flag("ema.decay", RECIPE, "Evaluate and save an average of the weights, of this decay, as 0.999."),
     "label_smoothing": Flag("loss.label_smoothing", RECIPE, type=float),
     "lr_max": Flag("optimizer.lr", text="Learning rate, or its maximum (0.1).", of=LIP),
     "weight_decay": Flag("optimizer.weight_decay", text="Weight decay (5e-4 of SOC, else 0).", of=LIP),

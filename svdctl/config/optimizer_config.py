@@ -149,3 +149,10 @@ class Cyclic(ScheduleConfig):
 
 
 Schedule = Annotated[Constant | Steps | Cosine | Cyclic, Field(discriminator="kind")]
+
+
+class Ema(Config):
+    """An exponential average of the weights is what is sealed, evaluated and saved; the weights themselves train on."""
+
+    decay: Share = 0.999
+    """Weight of the past at each step, less at first: at most (1 + n) / (10 + n) after n steps."""

@@ -9,7 +9,7 @@ from svdctl.config.base import Config
 from svdctl.config.control_config import BatchNormControl, ControlConfig
 from svdctl.config.data_config import Augment, Data, Normalization
 from svdctl.config.model_config import Layer, Model
-from svdctl.config.optimizer_config import Constant, Cyclic, Optimizer, Schedule, Sgd
+from svdctl.config.optimizer_config import Constant, Cyclic, Ema, Optimizer, Schedule, Sgd
 from svdctl.config.run_config import Certificate, Checkpointing, EvaluationSchedule, Hardware, Log
 from svdctl.config.variants import variant
 from svdctl.registry import ARCHITECTURES, CONTROLS, DATA, LAYERS, LOSSES
@@ -58,6 +58,8 @@ class TrainConfig(Config):
     loss: Loss = Field(default_factory=lambda: LOSSES.get(CROSS_ENTROPY).config())
     optimizer: Optimizer = Sgd()
     schedule: Schedule = Constant()
+    ema: Ema | None = None
+    """Absent: the weights of the last step are what is evaluated and saved."""
     evaluation: EvaluationSchedule = EvaluationSchedule()
     checkpoint: Checkpointing = Checkpointing()
     log: Log = Log()
@@ -89,6 +91,11 @@ class TrainConfig(Config):
                 faults.append(
                     f"layer.kind = {self.layer.kind!r} belongs to LipConvNet; use `model.kind = lipconv`, or another "
                     "kind"
+                )
+            if self.ema is not None:
+                faults.append(
+                    f"`ema` averages weights, and those of {self.layer.kind.upper()} layers are coordinates of other "
+                    "kernels; leave it out, or use `layer.kind = tt` or standard"
                 )
             if self.control.kind != "none":
                 faults.append(

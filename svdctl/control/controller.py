@@ -193,6 +193,14 @@ class Controller:
         made._start(model, optimizer, config, batchnorm, sizes or {}, seed, group or Group(), limits)
         return made
 
+    def for_copy(self, model: nn.Module) -> "Controller":
+        """Return a controller of a copy of the network, as an average of its weights, with the same settings."""
+        made = type(self).__new__(type(self))
+        sizes = {name: layer.input_size for name, layer in self._controlled.items() if layer.input_size is not None}
+        limits = {name: layer.max_sigma for name, layer in self._controlled.items()} | self._kept
+        made._start(model, None, self.config, self.batchnorm, sizes, 0, self._group, lambda known: limits)
+        return made
+
     @exact_products()
     def _start(
         self,

@@ -96,9 +96,11 @@ def run_bytes(config: TrainConfig) -> int:
     kept, pictures, logs and results.
     """
     optimizer = (1 if config.optimizer.kind == "sgd" else 2) + bool(getattr(config.optimizer, "amsgrad", False))
-    copies = 2 * (1 + optimizer) + (config.evaluation.select != "last")
+    # Of an average: the network's weights, the average before its seal, and what is saved.
+    state = optimizer + (1 if config.ema is None else 3)
+    copies = 2 * state + (config.evaluation.select != "last")
     if config.checkpoint.keep:
-        copies += (1 + optimizer) * (config.epochs // config.checkpoint.every_epochs)
+        copies += state * (config.epochs // config.checkpoint.every_epochs)
     return 4 * copies * int(static_figures(config)["parameters"]) + (4 << 20)
 
 

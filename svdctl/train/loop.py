@@ -178,7 +178,7 @@ class Loop:
         if (accuracy, plain) < known or ((accuracy, plain) == known and counters.step != counters.best_step):
             return False
         counters.best_accuracy, counters.best_plain_accuracy = accuracy, plain
-        counters.best_step, counters.best_weights = counters.step, digest(self.trainer.model.state_dict())
+        counters.best_step, counters.best_weights = counters.step, digest(self.trainer.judged.state_dict())
         return True
 
 

@@ -81,7 +81,7 @@ def draw(
     held_out = "validation part" if config.evaluation.select == "validation" else "test set"
     steps = [line for line in read_log(folder / "metrics.jsonl") if line["kind"] != "epoch"]
     plot_curves([*steps, *trainer.epochs], curves, held_out=held_out, loss_name=config.loss.kind)
-    after = spectra(trainer.model, sizes)
+    after = spectra(trainer.judged, sizes)
     allowed = {name: controller.allowed(name) if name in controller.layers else None for name in after}
     skew = [name for name in after if name not in controller.layers]
     plot_spectra(before, after, allowed, spectrum, skew=skew)

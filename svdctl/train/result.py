@@ -85,13 +85,13 @@ def finished(
         if fault is not None:
             summary.append(fault)
     if best is not None:
-        mine = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+        mine = {name: value.clone() for name, value in trainer.judged.state_dict().items()}
         model, step = best
         chosen = last
         if any(not torch.equal(value.cpu(), model[name]) for name, value in mine.items()):
-            trainer.model.load_state_dict(model)
+            trainer.judged.load_state_dict(model)
             chosen = trainer.evaluate(test)
-            trainer.model.load_state_dict(mine)
+            trainer.judged.load_state_dict(mine)
         metrics["best_test_acc"] = chosen.accuracy
         summary.append(f"test accuracy {chosen.accuracy:.2%} of best.pt (step {step}), {_chosen(config)}")
         judged["best"] = (step, chosen)
@@ -128,7 +128,7 @@ def _best(trainer: Trainer, parts: Parts, folder: Path) -> tuple[tuple[Mapping[s
     if not trainer.counters.best_step:
         return None, "no epoch was evaluated since the data changed, so that none is picked and the last one counts"
     try:
-        found = read_best(folder, trainer.config, trainer.counters, trainer.model.state_dict(), [parts.fingerprint])
+        found = read_best(folder, trainer.config, trainer.counters, trainer.judged.state_dict(), [parts.fingerprint])
     except CheckpointError as error:
         return None, f"the network that was picked is lost, the last epoch counts: {error}"
     return (found.model, int(found.metrics["step"])), None

@@ -191,11 +191,12 @@ class TrainingRun:
         goes on with the weights as they were before.
         """
         raw: dict[str, Tensor] = {}
-        if kind in ("interrupted", "besides"):
+        scheduled = kind not in ("interrupted", "besides")
+        if not scheduled and self.trainer.judged is self.model:
             # This seal is not on the run's schedule: what it changes is kept aside, so that resuming is exact.
             raw = {name: value.clone() for name, value in self.model.state_dict().items()}
-        self.trainer.seal()
-        sealed = dict(self.model.state_dict())
+        self.trainer.seal(scheduled=scheduled)
+        sealed = dict(self.trainer.judged.state_dict())
         unsealed = {name: value for name, value in raw.items() if not torch.equal(value, sealed[name])}
         training = {} if kind == "best" else {**self.trainer.state_dict(), "unsealed": unsealed}
         if self.fabric.is_global_zero:

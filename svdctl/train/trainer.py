@@ -29,6 +29,7 @@ from svdctl.spectral.bounds import Bracket
 from svdctl.train.captured_step import CapturedSteps, why_not_captured
 from svdctl.train.loss import Loss, LossBatch
 from svdctl.train.validation import Accuracy, evaluate
+from svdctl.train.weight_average import WeightAverage
 
 T = TypeVar("T")
 
@@ -111,6 +112,12 @@ class Trainer:
             self.optimizer._warned_capturable_if_run_uncaptured = True  # nor eager steps a warning
         runnable: Any = self._compiled() if self.config.hardware.compile else self.model
         self.runnable, self.stepper = self.fabric.setup(runnable, self.optimizer)
+        self._average = None if self.config.ema is None else WeightAverage(self.model, self.config.ema.decay)
+        self.judged = self.model if self._average is None else self._average.network
+        """The network that is sealed, evaluated, certified and saved: that of the average, where there is one."""
+        self._judge = None if self._average is None else self.controller.for_copy(self.judged)
+        self._refreshed_at: int | None = None
+        """Step of which `judged` has the average."""
         self._loss: Loss = LOSSES.get(self.config.loss.kind)
         self.epochs: list[dict[str, Any]] = []
         """The lines of the log about the epochs so far."""
@@ -135,6 +142,11 @@ class Trainer:
         return torch.compile(self.model)
 
     @property
+    def judge(self) -> Controller:
+        """Return the controller of `judged`."""
+        return self._judge or self.controller
+
+    @property
     def rate(self) -> float:
         """Return the learning rate of the next step."""
         lr = self.config.optimizer.lr
@@ -148,6 +160,8 @@ class Trainer:
         return self.config.schedule.momentum(self.counters.step, self._scheduled_steps, momentum)
 
     def _set_rate(self) -> None:
+        if self._average is not None:
+            self._average.set_step(self.counters.step)
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(self.rate)
@@ -206,6 +220,8 @@ class Trainer:
         finally:
             self.stepper.zero_grad(set_to_none=True)
         self.controller.apply_(step + 1)
+        if self._average is not None:
+            self._average.update_()
 
     def _without_messages(self) -> AbstractContextManager[None]:
         """Return a context in which gradients are added up in each process on its own."""
@@ -269,32 +285,42 @@ class Trainer:
         self.proof_time += self.controller.proof_seconds - before
         return found
 
-    def seal(self) -> dict[str, Bracket]:
-        """Make the bounds hold by proof, in all processes; returns what was proved, once for a state, by layer.
+    def seal(self, *, scheduled: bool = True) -> dict[str, Bracket]:
+        """Make the bounds of `judged` hold by proof, in all processes; returns what was proved, once for a state.
 
-        Brackets are sharp where they are logged or printed.
+        Weights that are averaged are sealed at the same steps as those that are not, so that an average changes nothing
+        of a training, and never the average itself. Brackets are sharp where they are logged or printed.
+
+        Args:
+            scheduled: whether this is a step at which a run seals whatever happens to it.
         """
         sharp = self.config.log.singular_values or self.counters.step >= self.total_steps
-        return self._of_this_state("seal", lambda: self.controller.seal(sharp=sharp))
+        if self._average is not None:
+            if scheduled:
+                self._of_this_state("raw seal", self.model, lambda: self.controller.seal(sharp=sharp))
+            if self._refreshed_at != self.counters.step:
+                self._average.refresh_()
+                self._refreshed_at = self.counters.step
+        return self._of_this_state("seal", self.judged, lambda: self.judge.seal(sharp=sharp))
 
     def report(self) -> Report:
         """Return largest value and bound of each layer, those of the seal and of the rest; called in all processes."""
         sealed = self.seal()
-        return self._of_this_state("report", lambda: self.controller.report(sealed))
+        return self._of_this_state("report", self.judged, lambda: self.judge.report(sealed))
 
     def _certifier(self, image_shape: tuple[int, ...]) -> Certifier:
-        return self._of_this_state("certifier", lambda: Certifier(self.model, image_shape))
+        return self._of_this_state("certifier", self.judged, lambda: Certifier(self.judged, image_shape))
 
-    def _of_this_state(self, what: str, compute: Callable[[], T]) -> T:
-        """Return what was computed of the weights as they are; computed now unless it was.
+    def _of_this_state(self, what: str, network: nn.Module, compute: Callable[[], T]) -> T:
+        """Return what was computed of a network's weights as they are; computed now unless it was.
 
         torch counts the changes of a tensor in place.
         """
-        state = [value._version for value in self.model.state_dict().values()]
+        state = [value._version for value in network.state_dict().values()]
         if what not in self._computed or self._computed[what][0] != state:
             found = compute()
             # A seal may change the weights.
-            self._computed[what] = [value._version for value in self.model.state_dict().values()], found
+            self._computed[what] = [value._version for value in network.state_dict().values()], found
         result: T = self._computed[what][1]
         return result
 
@@ -305,7 +331,7 @@ class Trainer:
             ShapeError: certificates of a network with an operation that has no rule.
         """
         return evaluate(
-            self.model,
+            self.judged,
             data.to(self.fabric.device),
             self.fabric,
             batch_size=2 * self.config.batch_size,
@@ -315,7 +341,7 @@ class Trainer:
 
     def frame_deviation(self) -> float | None:
         """Return the largest `||U^T U - I||_2` over all frames; None without frames."""
-        layers = ((find_ops(layer), layer) for layer in self.model.modules())
+        layers = ((find_ops(layer), layer) for layer in self.judged.modules())
         frames = [frame for ops, layer in layers if ops is not None for frame in ops.frames(layer)]
         errors = [frame_error(frame.double()) for frame in frames]
         return float(torch.stack(errors).max()) if errors else None
@@ -390,6 +416,7 @@ class Trainer:
         return {
             "optimizer": {**optimizer, "param_groups": groups},
             "schedule": {"last_epoch": self.counters.step},
+            **self._averaged_state(),
             "controller": self.controller.state_dict(),
             "counters": dict(vars(self.counters)),
             "epoch": {
@@ -404,6 +431,12 @@ class Trainer:
             # Of 16-mixed on a GPU: the scale of the loss.
             "precision": self.fabric.strategy.precision.state_dict(),
         }
+
+    def _averaged_state(self) -> dict[str, Any]:
+        """Return the weights in training, and what of their average is not in the network that is saved."""
+        if self._average is None:
+            return {}
+        return {"raw": dict(self.model.state_dict()), "ema": self._average.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`.
@@ -420,6 +453,10 @@ class Trainer:
         # Settings are those of this run, whose rate may lie in a tensor; what is saved are means and counts.
         groups = [{**mine, "params": group["params"]} for mine, group in zip(own, saved["param_groups"], strict=True)]
         self.optimizer.load_state_dict({**saved, "param_groups": groups})
+        if self._average is not None:
+            # The network was given what is saved as `model`.
+            self._average.load_state_dict(state["ema"], dict(self.model.state_dict()))
+            self.model.load_state_dict(state["raw"])
         self._set_rate()
         self.controller.load_state_dict(state["controller"])
         if self.controller.retracts_by_qr:

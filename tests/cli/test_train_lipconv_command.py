@@ -41,6 +41,7 @@ def test_every_flag_of_the_papers_command_sets_its_field(recipe: Mock) -> None: 
         "max_steps": None,
         "batch_size": 64,
         "accumulate": None,
+        "ema": None,
         "out_dir": "o",
         "init": "paper",
         "data": {"kind": "cifar100", "root": "d"},
