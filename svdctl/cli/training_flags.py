@@ -305,7 +305,11 @@ FLAGS: Flags = {
     "preset": Flag(panel=RUN, text="Shipped preset by name, or a TOML file.", type=str),
     "set": SET,
     "plugin": PLUGIN,
-    "resume": Flag(panel=RUN, text="Run folder or last.pt to go on with.", type=Path),
+    "resume": Flag(
+        panel=RUN,
+        text="Run folder or last.pt to go on with; --epochs extends it, --dataset says where its data lie now.",
+        type=Path,
+    ),
     "allow_changed_data": Flag(panel=RUN, text="Go on with --resume though the data have changed.", type=bool),
     "list_presets": Flag(panel=RUN, text="List the presets and stop.", type=bool),
     "print_config": Flag(panel=RUN, text="Print the resolved configuration as TOML and stop.", type=bool),
@@ -463,21 +467,28 @@ def resolve(given: Mapping[str, Any], command: Command = TRAIN) -> Resolved[Trai
     return Resolved(merge.result(TrainConfig, words), tuple(merge.notices), base)
 
 
-def resolve_resume(given: Mapping[str, Any], command: Command = TRAIN) -> dict[str, dict[str, Any]]:
-    """Return what a resumed run takes from its flags, by section: devices, W&B, the place of the data.
+def resolve_resume(given: Mapping[str, Any], command: Command = TRAIN) -> dict[str, Any]:
+    """Return what a resumed run takes from its flags, a nested table: epochs, devices, W&B, the place of the data.
 
     Raises:
         UsageError: with every fault; other flags are refused.
     """
     merge = Merge(command.flags, given, {})
     merge.load_plugins()
-    changes: dict[str, dict[str, Any]] = {}
+    changes: dict[str, Any] = {}
     for name in given.keys() - {"plugin"}:
-        section, _, key = command.flags[name].key.partition(".")
-        if (section, key) in (("log", "wandb"), ("data", "root")) or section == "hardware":
-            changes.setdefault(section, {})[key] = Path(given[name]) if section == "data" else given[name]
-            if section != "data":
-                merge.put(name, given[name])
+        key = command.flags[name].key
+        section, _, last = key.rpartition(".")
+        if key == "data.root":
+            changes.setdefault("data", {})["root"] = Path(given[name])
+        elif name == "dataset":
+            try:
+                changes.setdefault("data", {}).update(data_table(given[name]))
+            except UsageError as error:
+                merge.faults += error.faults
+        elif key in ("epochs", "log.wandb") or section == "hardware":
+            merge.put(name, given[name])
+            (changes.setdefault(section, {}) if section else changes)[last] = given[name]
         elif name in ("print_config", "dry_run"):
             merge.faults.append(f"{spelled(name)} shows a new run; leave it or --resume out")
         else:
@@ -487,7 +498,7 @@ def resolve_resume(given: Mapping[str, Any], command: Command = TRAIN) -> dict[s
             )
     config = merge.result(TrainConfig, command.words)
     # As the schema reads them: devices may be a number or `auto`. The data are those of the run.
-    for section in changes.keys() - {"data"}:
+    for section in changes.keys() & {"log", "hardware"}:
         changes[section] = {key: getattr(getattr(config, section), key) for key in changes[section]}
     return changes
 

@@ -1,6 +1,7 @@
 """Data sets by kind: what a configuration describes, and how its images are read."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -169,6 +170,25 @@ def at_place(config: DataConfig, place: Path | None) -> DataConfig:
     """Return the configuration with the place of its files, where it has one; None leaves it."""
     key = source_of(config).place
     return config if key is None or place is None else config.model_copy(update={key: place})
+
+
+def relocated(config: DataConfig, given: Mapping[str, Any]) -> DataConfig:
+    """Return the configuration of the same data at another place.
+
+    Args:
+        config: the data.
+        given: their new `path` or `root`; where it has a `kind`, it is theirs.
+
+    Raises:
+        UsageError: another kind, or a place that such data do not have.
+    """
+    source = source_of(config)
+    if (kind := given.get("kind", config.kind)) != config.kind:
+        raise UsageError(f"`data.kind = {kind}`: the data are {config.kind}, and only their place can be another")
+    if source.place not in given and "root" in given:
+        instead = "name their new place with `data.path`" if source.takes_path else "leave it out"
+        raise UsageError(f"`data.root` is a place of files; the data are {config.kind}, {instead}")
+    return type(config).model_validate({**config.model_dump(), **given})
 
 
 def same_data(config: DataConfig) -> str:

@@ -38,6 +38,8 @@ class RunState:
     """Fingerprints of the data that it was trained on; None: not known."""
     key: str | None = None
     """`run_hash` of the configuration in its checkpoint; None: there is no checkpoint that can be read."""
+    extended: bool = False
+    """Whether it had another number of epochs, and the schedule of it, for a part of its steps."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ class RunStore:
                     f"{state.folder / 'last.pt'} is of another configuration than config.toml beside it: the folder "
                     "does not count"
                 )
+            elif state.extended:
+                on_notice(f"{state.folder} was extended on its way, and had another schedule before: it does not count")
             elif state.finished or state.folder.parent == self.out_dir.expanduser():
                 found.append(state)
         return sorted(found, key=lambda state: (state.finished, state.step), reverse=True)
@@ -226,4 +230,4 @@ def inspect_run(folder: Path) -> RunState:
     except CheckpointError:
         return RunState(folder, 0, finished=False, key=key)
     finished = counters.epoch_finished and has_ended(history.epochs, checkpoint.config)
-    return RunState(folder, counters.step, finished, checkpoint.data, key)
+    return RunState(folder, counters.step, finished, checkpoint.data, key, bool(counters.extensions))

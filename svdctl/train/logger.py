@@ -53,7 +53,11 @@ class LogWriter(Protocol):
     """An open log of one run; it may have the method of `EndWriter` too."""
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Add a line: `kind` (`step`, `proof` or `epoch`), `step`, `epoch` and figures, None where one is not known."""
+        """Add a line: `kind` (`step`, `proof` or `epoch`), `step`, `epoch` and figures, None where one is not known.
+
+        One of kind `extended`, among `RunInfo.lines` alone, says that the run has `epochs` from then on, and had
+        `epochs_before`.
+        """
 
     def close(self) -> None:
         """Flush and close; also called when the run failed."""

@@ -16,12 +16,13 @@ LINE_LIMIT = 2**20
 
 _NEEDED = {"step": {"epoch", "loss", "orthogonal_loss", "acc", "lr"}}
 _NEEDED["proof"] = {"epoch", "found"}
+_NEEDED["extended"] = {"epoch", "epochs", "epochs_before"}
 _NEEDED["epoch"] = _NEEDED["step"] | {"epochs", "train_time", "clipping_time"}
 """What a line of each kind has."""
 
 
 def make_line(kind: str, step: int, metrics: Mapping[str, float]) -> dict[str, Any]:
-    """Return a line of `metrics.jsonl`; `kind` is `step`, `proof` or `epoch`. What is not finite becomes None."""
+    """Return a line of `metrics.jsonl`; `kind` is a key of `_NEEDED`. What is not finite becomes None."""
     return {"kind": kind, "step": step} | {k: v if math.isfinite(v) else None for k, v in metrics.items()}
 
 

@@ -117,7 +117,7 @@ def plot_curves(
 ) -> None:
     """Draw loss (cross-entropy on held-out data), penalty, accuracy by epoch, and proofs by step, a panel each.
 
-    Penalty and proofs are drawn where there are any.
+    Penalty and proofs are drawn where there are any; a dotted line where the run was extended.
     """
     # What is not known, None, is a gap in a curve.
     records = [{name: math.nan if value is None else value for name, value in record.items()} for record in records]
@@ -156,6 +156,11 @@ def plot_curves(
         proof.axhline(1, color="tab:red", ls="--", lw=1, label="allowed, and proved after scaling")
         proof.set(title="largest proved bound / maximum", xlabel="step")
         proof.legend(frameon=False)
+    for record in records:
+        if record["kind"] == "extended":
+            for panel in figure.axes:
+                panel.axvline(record["step"], color="0.6", ls=":", lw=1)
+            loss.text(record["step"], 0.02, f" {record['epochs']:g} epochs", transform=loss.get_xaxis_transform())
     write_picture(figure, path)
 
 

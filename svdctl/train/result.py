@@ -103,6 +103,10 @@ def finished(
         metrics |= {f"{prefix}mean_radius": row.mean_radius}
     files = [folder / name for name in ("config.toml", "environment.json", "metrics.jsonl", "last.pt")]
     files += [folder / "best.pt"] * (best is not None)
+    summary += [
+        f"extended: up to step {step} it was a run of {before} epochs, with the schedule of such a run"
+        for step, before in trainer.counters.extensions
+    ]
     if trainer.counters.other_data_until:
         summary.append(
             f"trained on other data up to step {trainer.counters.other_data_until}, which have changed since"

@@ -10,14 +10,12 @@ from typing import Any
 from svdctl.config.train_config import TrainConfig
 
 
-def without_online_logs(
-    config: TrainConfig, changes: Mapping[str, Mapping[str, Any]]
-) -> tuple[TrainConfig, tuple[str, ...]]:
+def without_online_logs(config: TrainConfig, changes: Mapping[str, Any]) -> tuple[TrainConfig, tuple[str, ...]]:
     """Return the configuration with logs that stay in the run folder, and a sentence for each that was to go online.
 
     Args:
         config: of the checkpoint, changed by this command.
-        changes: fields that this command sets, by section.
+        changes: fields that this command sets, a nested table.
     """
     log = config.log
     if "wandb" in changes.get("log", {}):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from svdctl.checkpoint.checkpoint_file import Checkpoint, checkpoint_error_on_mismatch, write_checkpoint
 from svdctl.checkpoint.tensors import digest
+from svdctl.config.presets import to_toml
 from svdctl.config.train_config import TrainConfig
 from svdctl.control.controller import Controller
 from svdctl.data.batches import derived_seed
@@ -29,6 +30,7 @@ from svdctl.train.result import TrainResult, finished, interrupted
 from svdctl.train.run_history import History, picked_by, read_best
 from svdctl.train.setup import Parts, chosen_kernels
 from svdctl.train.trainer import Trainer
+from svdctl.utils.atomic_write import write_atomically
 from svdctl.utils.progress import Reporter
 from svdctl.utils.run_dir import locked
 from svdctl.utils.signals import stop_on_signal
@@ -70,6 +72,7 @@ class TrainingRun:
         *,
         is_current: Callable[[], bool] = lambda: True,
         needs_best: bool = False,
+        settled: TrainConfig | None = None,
     ) -> TrainResult:
         """Train from the start, or from a checkpoint.
 
@@ -77,6 +80,7 @@ class TrainingRun:
             history: what was read of checkpoint and log, before the folder was held.
             is_current: whether that is still what the folder holds.
             needs_best: fail, and do not go on, when the network that was picked is lost.
+            settled: what `config.toml` becomes, where files of the folder say other epochs or another place of data.
 
         Raises:
             UnusableFolderError: another process trains in the folder, or did since the checkpoint was read.
@@ -86,9 +90,9 @@ class TrainingRun:
         with locked(self.folder) if first else nullcontext():
             if first and not is_current():
                 raise UnusableFolderError(f"another process went on in {self.folder} meanwhile; run the command again")
-            return self._train(history, needs_best)
+            return self._train(history, needs_best, settled)
 
-    def _train(self, history: History | None, needs_best: bool) -> TrainResult:
+    def _train(self, history: History | None, needs_best: bool, settled: TrainConfig | None) -> TrainResult:
         config = self.config
         # Made anew from the seed even when resuming: the picture shows the weights before any training.
         before = spectra(self.model, self.sizes) if self.fabric.is_global_zero else {}
@@ -121,6 +125,11 @@ class TrainingRun:
                 self.trainer.load_state_dict(history.training)
             self._check_best(history.checkpoint, needs_best)
             self._report_lost_lines(history)
+        if settled is not None:
+            # The checkpoint first: it knows the epochs of before, which config.toml may still say after a kill.
+            self._save("besides")
+            if self.fabric.is_global_zero:
+                write_atomically(self.folder / "config.toml", to_toml(settled))
         with ExitStack() as opened:
             log, save_soon = None, threading.Event()
             if self.fabric.is_global_zero:

@@ -45,8 +45,13 @@ def run_hash(config: TrainConfig) -> str:
 
 
 def differing(first: TrainConfig, second: TrainConfig) -> list[str]:
-    """Return names of the sections by which two configurations are not one run; none where they are."""
+    """Return names of the sections by which two configurations are not one run; none where they are.
+
+    Where data lie does not count: what they are is known by their fingerprints.
+    """
     one, other = _deciding(first), _deciding(second)
+    for table in (one, other):
+        table["data"].pop("path", None)
     return [name for name in one | other if one.get(name) != other.get(name)]
 
 

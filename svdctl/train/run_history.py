@@ -12,7 +12,7 @@ from svdctl.checkpoint.tensors import digest
 from svdctl.config.migrate import migrate_training
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import CheckpointError
-from svdctl.train.metrics_log import is_line, line_digest, scan_log
+from svdctl.train.metrics_log import is_line, line_digest, make_line, scan_log
 from svdctl.train.trainer import Counters
 
 Data = Sequence[Mapping[str, str] | None]
@@ -31,11 +31,15 @@ class History:
     """Lines of the log about steps, and proofs after them, up to the checkpoint's."""
     left_out: int
     """Lines of the log that are damaged, foreign, or contradicted by another about the same step."""
+    extensions: list[dict[str, Any]]
+    """Lines of the log about changes of the number of epochs, as they follow from the state of training."""
 
     @property
     def lines(self) -> list[dict[str, Any]]:
         """Return all lines that the log should have, in their order."""
-        return sorted([*self.steps, *self.epochs], key=lambda line: (line["step"], line["kind"] == "epoch"))
+        order = ("step", "proof", "epoch", "extended")
+        lines = [*self.steps, *self.epochs, *self.extensions]
+        return sorted(lines, key=lambda line: (line["step"], order.index(line["kind"])))
 
 
 def read_history(checkpoint: Checkpoint, folder: Path) -> History:
@@ -59,7 +63,28 @@ def read_history(checkpoint: Checkpoint, folder: Path) -> History:
     epochs = list(training["epochs"])
     if not all(is_line(line) and line["kind"] == "epoch" and line["step"] <= step for line in epochs):
         raise ValueError("its epochs are none")
-    return History(checkpoint, training, epochs, steps, left_out)
+    return History(checkpoint, training, epochs, steps, left_out, extension_lines(training, checkpoint.config.epochs))
+
+
+def extension_lines(training: Mapping[str, Any], epochs: int) -> list[dict[str, Any]]:
+    """Return the lines of the log about changes of the number of epochs.
+
+    Args:
+        training: a state of training.
+        epochs: how many the run has now.
+
+    Raises:
+        KeyError, TypeError, ValueError, ArithmeticError: it is no state of training.
+    """
+    changes = [(int(step), int(before)) for step, before in training["counters"].get("extensions", ())]
+    if not changes:
+        return []
+    after = [*(before for _, before in changes[1:]), epochs]
+    per_epoch = int(training["steps_per_epoch"])
+    return [
+        make_line("extended", step, {"epoch": -(-step // per_epoch), "epochs": now, "epochs_before": before})
+        for (step, before), now in zip(changes, after, strict=True)
+    ]
 
 
 def _unambiguous(lines: Sequence[dict[str, Any]], digests: Sequence[str] | None) -> list[dict[str, Any]]:
@@ -124,8 +149,15 @@ def read_best(
         best = read_checkpoint(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({(error.strerror or str(error)).lower()})") from error
-    elsewhere = {"hardware": config.hardware, "log": config.log, "data": config.data, "plugins": config.plugins}
+    elsewhere: dict[str, Any] = {
+        "hardware": config.hardware,
+        "log": config.log,
+        "data": config.data,
+        "plugins": config.plugins,
+    }
     shapes = {name: value.shape for name, value in best.model.items()}
+    if best.config.epochs in (before for _, before in counters.extensions):
+        elsewhere["epochs"] = config.epochs
     if best.config.model_copy(update=elsewhere) != config or shapes != {n: value.shape for n, value in like.items()}:
         raise CheckpointError(f"{path} is of another run")
     step = best.metrics.get("step", 0)

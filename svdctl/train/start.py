@@ -1,23 +1,25 @@
 """One controlled training from a configuration to a run folder; `svdctl train` and `svdctl train-lipconv` call it."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from svdctl.checkpoint.checkpoint_file import checkpoint_error_on_mismatch, read_checkpoint
+from svdctl.checkpoint.checkpoint_file import Checkpoint, checkpoint_error_on_mismatch, read_checkpoint
 from svdctl.config.presets import to_toml
 from svdctl.config.train_config import TrainConfig
+from svdctl.config.validation_errors import validated
 from svdctl.data.batches import steps_per_epoch
-from svdctl.data.data_source import source_of
+from svdctl.data.data_source import relocated
 from svdctl.distributed.failure_detector import end_together
-from svdctl.errors import CheckpointError, Interrupted, UsageError
+from svdctl.errors import CheckpointError, DataError, Interrupted, UsageError
 from svdctl.train.result import TrainResult
 from svdctl.train.resumed_requests import without_online_logs
 from svdctl.train.run import TrainingRun
 from svdctl.train.run_hash import config_in, differing
-from svdctl.train.run_history import History, read_history
+from svdctl.train.run_history import History, extension_lines, read_history
 from svdctl.train.run_plan import SELECTION, plan
 from svdctl.train.setup import Parts, launch, load_parts, with_proofs
 from svdctl.train.trainer import Counters
@@ -68,7 +70,7 @@ def resume(
     path: Path,
     *,
     reporter: Reporter,
-    changes: Mapping[str, Mapping[str, Any]] | None = None,
+    changes: Mapping[str, Any] | None = None,
     refused: Callable[[TrainConfig], str | None] | None = None,
     allow_changed_data: bool = False,
     needs_best: bool = False,
@@ -79,8 +81,9 @@ def resume(
     Args:
         path: the run folder, or the checkpoint in it.
         reporter: shows the run.
-        changes: fields to override, by section: what has no effect on the results, as devices, log and `data.root`.
-            Only with `data.root` may data be downloaded, only with `log.wandb` does a log go online.
+        changes: fields to override, a nested table: what has no effect on the results, as devices and log; where the
+            same data lie now (`data`, as `relocated` takes it); `epochs`, by which the schedule is another from the
+            next step on. Only with a place of data may data be downloaded, only with `log.wandb` does a log go online.
         refused: returns why a run with this configuration is not to go on, None if it is.
         allow_changed_data: go on though the data are not those that the run was trained on so far.
         needs_best: fail where the network that was picked is lost; else a sentence says so, and the last one counts.
@@ -89,8 +92,9 @@ def resume(
     Raises:
         CheckpointError: missing, damaged, refused, without a state of training, of another run than the
             configuration beside it, or other data than then.
-        UsageError, DataError: as in `run`.
+        UsageError, DataError: as in `run`; also where no step is left in that many epochs.
     """
+    changes = changes or {}
     folder, file = (path, path / "last.pt") if path.is_dir() else (path.parent, path)
     _refuse_folders(folder)
     stamp = _stamp(file)
@@ -99,51 +103,139 @@ def resume(
     except CheckpointError as error:
         kept = _newest_epoch(folder) if file.name == "last.pt" else None
         raise CheckpointError(f"{error}{f'; go on from {kept}, the newest sound one' if kept else ''}") from error
-    config = checkpoint.config
-    if refused is not None and (why := refused(config)) is not None:
+    if refused is not None and (why := refused(checkpoint.config)) is not None:
         raise CheckpointError(f"{path} {why}")
     if not checkpoint.training:
         raise CheckpointError(f"{path} holds no state of training; {_instead(folder, file)}")
-    if (beside := config_in(folder)) is not None and (others := differing(config, beside)):
+    beside = config_in(folder)
+    if beside is not None and (others := _unlike(checkpoint, beside, changes.get("epochs"), path)):
         raise CheckpointError(
             f"{file} is of another run than {folder / 'config.toml'} (other {', '.join(others)}), and a run cannot "
             f"change on its way; restore the files of one run, go on with {file.name} in a folder of its own, or "
             "remove config.toml if that is what is wrong"
         )
-    if changes:
-        if "data" in changes and source_of(config.data).place not in changes["data"]:
-            raise UsageError(
-                f"`data.root` is a place of files; the data of {path} are {config.data.kind}, leave it out"
-            )
-        table = config.model_dump()
-        for section, fields in changes.items():
-            table[section].update(fields)
-        config = TrainConfig.model_validate(table)
-    config, requests = without_online_logs(config, changes or {})
+    config, requests = without_online_logs(_changed(checkpoint.config, changes), changes)
+    _require_place(config, path)
     with _interrupted(lambda: _after_loss(folder, to_resume)):
         fabric = launch(config)
         with end_together(fabric, lambda: _after_loss(folder, to_resume)) as detector:
             with fabric.rank_zero_first(local=True):  # data may have to be downloaded
                 shown = reporter if fabric.is_global_zero else None
-                parts = load_parts(config, download="data" in (changes or {}), reporter=shown)
+                may_download = bool(changes.get("data", {}).keys() - {"kind"})
+                parts = load_parts(config, download=may_download, reporter=shown)
             with checkpoint_error_on_mismatch(path):
                 history = read_history(checkpoint, folder)
             notice, changed, judged_anew = _compared(history, parts, path, allow_changed_data)
             with checkpoint_error_on_mismatch(path):
                 picked = int(history.training["counters"]["best_step"]) if judged_anew else 0
                 history = _going_on(history, file, changed, judged_anew)
+            history, extended = _extended(history, config, steps_per_epoch(len(parts.train), config.batch_size))
             if picked:
                 lost = f"the network that was picked in step {picked} was judged by the others and does not count"
                 notice = f"{notice}; {lost}"
             if fabric.is_global_zero:
                 step = int(checkpoint.metrics.get("step", 0))
                 reporter.say(f"resume   {folder} after step {step}")
-                for line in plan(config, str(folder / "config.toml"))[1:-1]:
+                for line in (*extended, *plan(config, str(folder / "config.toml"))[1:-1]):
                     reporter.say(line)
                 for text in (*requests, *filter(None, [notice])):
                     reporter.notice(text)
+            # Of a run with other epochs, or data at another place; what else config.toml says stays.
+            settled = (beside or config).model_copy(update={"epochs": config.epochs, "data": config.data})
+            said = [(one.epochs, one.data) for one in (checkpoint.config, beside or config)]
+            is_said = said == [(config.epochs, config.data)] * 2
             run = TrainingRun(config, parts, fabric, folder, reporter, detector)
-            return run.execute(history, is_current=lambda: _stamp(file) == stamp, needs_best=needs_best)
+            return run.execute(
+                history,
+                is_current=lambda: _stamp(file) == stamp,
+                needs_best=needs_best,
+                settled=fabric.broadcast(None if is_said else settled),  # files are the first process's affair
+            )
+
+
+def _unlike(checkpoint: Checkpoint, beside: TrainConfig, epochs: int | None, path: Path) -> list[str]:
+    """Return names of the sections by which a checkpoint and `config.toml` are not of one run.
+
+    The run may have been extended, and killed before `config.toml` was written: the number of epochs may be one that
+    the run had, or the one that is asked for.
+
+    Raises:
+        CheckpointError: the state of training is not one.
+    """
+    with checkpoint_error_on_mismatch(path):
+        counters = checkpoint.training["counters"]
+        had = [int(before) for _, before in counters.get("extensions", ())]
+    if beside.epochs in (epochs, *had):
+        beside = beside.model_copy(update={"epochs": checkpoint.config.epochs})
+    return differing(checkpoint.config, beside)
+
+
+def _changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
+    """Return a configuration with the changes of `resume`.
+
+    Raises:
+        UsageError: what they make does not fit together.
+    """
+    if not changes:
+        return config
+    table = config.model_dump()
+    for name, value in changes.items():
+        if name == "data":
+            table[name] = relocated(config.data, value).model_dump()
+        elif isinstance(value, Mapping):
+            table[name].update(value)
+        else:
+            table[name] = value
+    found, faults = validated(TrainConfig, table)
+    if found is None:
+        raise UsageError(faults)
+    return found
+
+
+def _require_place(config: TrainConfig, path: Path) -> None:
+    """Refuse data that are no longer where the run says, with the way to name their new place.
+
+    Raises:
+        DataError: nothing is there.
+    """
+    place = getattr(config.data, "path", None)
+    if place is not None and not os.path.exists(os.path.expanduser(place)):
+        raise DataError(
+            f"there is nothing at {place}, where the data of {path} were; name their new place with `data.path`, and "
+            "they are compared with those of the run"
+        )
+
+
+def _extended(history: History, config: TrainConfig, per_epoch: int) -> tuple[History, list[str]]:
+    """Return the history of a run that goes on for another number of epochs, where it does, and lines that say so.
+
+    Raises:
+        UsageError: no step is left to make.
+    """
+    counters, epochs, before = history.training["counters"], config.epochs, history.checkpoint.config.epochs
+    if epochs == before:
+        return history, []
+    step, most = int(counters["step"]), config.max_steps
+    if epochs * per_epoch <= step:
+        raise UsageError(
+            f"`epochs = {epochs}`: {step} steps are made, {per_epoch} an epoch; give more than {step // per_epoch}"
+        )
+    if most is not None and most <= step:
+        raise UsageError(
+            f"`epochs = {epochs}`: the run ended after `max_steps = {most}` steps, whatever its epochs are; start a "
+            "new run"
+        )
+    changes = [tuple(change) for change in counters.get("extensions", ())]
+    text = f"extended from {before} to {epochs} epochs after step {step}, whose schedule holds from the next step on"
+    if changes and changes[-1][0] == step:  # nothing was trained since
+        before = changes.pop()[1]
+    if before != epochs:
+        changes.append((step, before))
+    counters = {**counters, "extensions": tuple(changes), "departures": counters.get("departures", 0) + 1}
+    training = {**history.training, "counters": counters, "steps_per_epoch": per_epoch}
+    text += f"; it ends after step {most}" * (most is not None)
+    lines = extension_lines(training, epochs)
+    return replace(history, training=training, extensions=lines), [f"epochs   {text}"]
 
 
 def _going_on(history: History, file: Path, changed: str | None, judged_anew: bool) -> History:

@@ -57,7 +57,10 @@ class Counters:
     step_lines: int = 0
     """Lines about steps and proofs that the log was given."""
     departures: int = 0
-    """How often the run went on with other data, or from an earlier checkpoint than its last one."""
+    """How often the run went on with other data, for another number of epochs, or from an earlier checkpoint than its
+    last one."""
+    extensions: tuple[tuple[int, int], ...] = ()
+    """Where its number of epochs was changed: after which step, and what it was before."""
 
 
 EPOCH, SINCE_RECORD = 0, 1

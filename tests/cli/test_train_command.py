@@ -125,12 +125,41 @@ def test_resume_takes_hardware_and_wandb_flags(recipe: Mock) -> None:
     recipe.run.assert_not_called()
 
 
+@pytest.mark.parametrize(
+    ("flags", "changes"),
+    [
+        ("--epochs 40", {"epochs": 40}),
+        ("--dataset folder:new/place", {"data": {"kind": "folder", "path": "new/place"}}),
+        ("--dataset cifar10 --dataset-root d", {"data": {"kind": "cifar10", "root": Path("d")}}),
+        ("--dataset npz:x --epochs 3 --devices 2",
+         {"data": {"kind": "npz", "path": "x"}, "epochs": 3, "hardware": {"devices": 2}}),
+    ],
+)  # fmt: skip
+def test_resume_takes_epochs_and_the_place_of_the_data(recipe: Mock, flags: str, changes: dict[str, object]) -> None:
+    assert svdctl_exits("train", "--resume", "runs/x", *flags.split()) == 0
+    assert recipe.resume.call_args.kwargs["changes"] == changes
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--epochs 0", "--epochs: 0 does not do"),
+        ("--dataset folder", "--dataset folder needs a path"),
+        ("--dataset nothing:x", "--dataset nothing:x: not one of"),
+    ],
+)
+def test_faults_of_what_resume_takes(recipe: Mock, capsys: pytest.CaptureFixture[str], flags: str, words: str) -> None:
+    assert svdctl_exits("train", "--resume", "runs/x", *flags.split()) == 2
+    assert words in capsys.readouterr().err
+    recipe.resume.assert_not_called()
+
+
 def test_resume_refuses_everything_else_at_once(recipe: Mock, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--epochs", "3", "--clip_to", "2", "--set", "seed=1", "--dry-run", "--no-nesterov", "--precision", "8"]
+    flags = ["--batch-size", "3", "--clip_to", "2", "--set", "seed=1", "--dry-run", "--no-nesterov", "--precision", "8"]
     assert svdctl_exits("train", "--resume", "runs/x", *flags) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 6
-    for flag in ("--epochs", "--clip-to", "--set", "--dry-run", "--nesterov", "--precision"):
+    for flag in ("--batch-size", "--clip-to", "--set", "--dry-run", "--nesterov", "--precision"):
         assert sum(flag in line for line in lines) == 1
     recipe.resume.assert_not_called()
 

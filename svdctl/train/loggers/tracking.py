@@ -36,7 +36,7 @@ def named_figures(line: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _name(kind: str, key: str) -> str | None:
-    if key in _NO_FIGURES or (key == "epoch" and kind != "epoch"):
+    if key in _NO_FIGURES or kind == "extended" or (key == "epoch" and kind != "epoch"):
         return None
     group, _, layer = key.partition("/")
     if layer:
