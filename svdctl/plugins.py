@@ -1,7 +1,8 @@
-"""Plugins: modules and files of users that register variants, imported only when a user has named them.
+"""Plugins and factories of networks: code of users, imported only when a user has named it.
 
 A plugin is named on the command line, in a user's own TOML file, or by an installed entry point of the group
-`svdctl.plugins`. What a checkpoint says about plugins is what it needs, never a reason to import anything.
+`svdctl.plugins`; a factory on the command line or in a user's own TOML file. What a checkpoint says about either is
+what it needs, never a reason to import anything.
 """
 
 import importlib
@@ -18,6 +19,9 @@ from svdctl.errors import UsageError, first_line
 
 GROUP = "svdctl.plugins"
 _loaded: dict[str, ModuleType] = {}
+_factories: list[str] = []
+LIBRARIES = ("torchvision", "timm")
+"""Libraries whose networks are named as `LIBRARY:NAME`; any other network is made by a user's factory."""
 
 
 def load_plugins(granted: Iterable[str]) -> tuple[str, ...]:
@@ -63,6 +67,50 @@ def plugin_name(plugin: str, folder: Path | None = None) -> str:
 def missing_plugins(needed: Iterable[str]) -> list[str]:
     """Return those of the plugins that a checkpoint needs that this process has not loaded."""
     return [name for name in needed if name not in _loaded and name not in sys.modules]
+
+
+def network_name(network: str, folder: Path | None = None) -> str:
+    """Return the name of a network, `LIBRARY:NAME` or `module:factory`: of a file the absolute path before the colon.
+
+    Args:
+        network: as a user wrote it.
+        folder: where a relative path begins; None: the current folder.
+    """
+    module, colon, name = network.rpartition(":")
+    return f"{plugin_name(module, folder)}:{name}" if colon else network
+
+
+def without_folder(network: str) -> str:
+    """Return the name of a network without the folder of its factory's file, which is another one elsewhere."""
+    module, colon, name = network.rpartition(":")
+    return f"{Path(module).name if _is_file(module) else module}{colon}{name}"
+
+
+def is_factory(network: str) -> bool:
+    """Return whether a network's name is that of a user's factory, whose code makes it."""
+    return network.partition(":")[0] not in LIBRARIES
+
+
+def grant_factory(network: str) -> str:
+    """Allow a user's factory to be imported where a configuration names it; return its name.
+
+    Args:
+        network: as a user has named it, `package.module:factory` or `./file.py:factory`.
+    """
+    name = network_name(network)
+    if name not in _factories:
+        _factories.append(name)
+    return name
+
+
+def granted_factory(network: str) -> str | None:
+    """Return the factory that makes a network which a configuration names; None: the user has named none for it.
+
+    It is the one of this name. Where it has moved, its name is another one: then the only one that the user has named.
+    """
+    if network in _factories:
+        return network
+    return _factories[0] if len(_factories) == 1 else None
 
 
 def load_installed() -> None:

@@ -134,6 +134,6 @@ METRICS: Registry[Any] = Registry(
 )
 """Of `svdctl.evaluate.metric.Metric`, in the order in which they are measured and shown."""
 ARCHITECTURES: Registry[Any] = Registry(
-    "architecture", [f"svdctl.models.{name}_architecture" for name in ("wrn", "vgg", "lipconvnet")]
+    "architecture", [f"svdctl.models.{name}_architecture" for name in ("wrn", "vgg", "lipconvnet", "external")]
 )
 """Of `svdctl.models.architecture.Architecture`."""

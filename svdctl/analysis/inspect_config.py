@@ -60,8 +60,6 @@ class InspectConfig(Config):
             raise ValueError("`excepted` names layers that a gate lets pass; add `max_sigma` or `batchnorm_max`")
         if self.lenient and self.model is None:
             raise ValueError("`lenient` is for weights of the network of `model`; add it, or leave `lenient` out")
-        if self.model is not None and (self.input_size is None or len(self.input_size) < 2):
-            raise ValueError("`model` needs the shape of an input: add `input_size = CxHxW`, as 3x224x224")
         return self
 
     @property

@@ -17,7 +17,7 @@ from svdctl.analysis.inspect_config import InspectConfig
 from svdctl.analysis.layer_spectrum import LayerSpectrum, with_values
 from svdctl.analysis.network_spectrum import NetworkSpectrum, rows_of_layers, spectrum
 from svdctl.analysis.spectrum_table import told_by_shape
-from svdctl.checkpoint.checkpoint_file import load
+from svdctl.checkpoint.checkpoint_file import network_of, read_checkpoint
 from svdctl.checkpoint.library_file import Description, describe, layers_of, load_into_network
 from svdctl.checkpoint.model_factory import Misfit, load_model, load_model_leniently, make_model
 from svdctl.checkpoint.paper_checkpoints import PAPER_IMAGE_SHAPE, open_paper_network
@@ -32,6 +32,8 @@ from svdctl.layers.normalize import Normalize
 from svdctl.layers.norms import layer_norm
 from svdctl.layers.padding import kernel_limit_of
 from svdctl.layers.spectral_norm import StoredNorm
+from svdctl.models.external_architecture import is_network
+from svdctl.plugins import grant_factory, is_factory
 from svdctl.spectral.bounds import Bracket, is_bounded, norm_bound
 from svdctl.spectral.convolution import Convolution
 from svdctl.utils.escapes import one_line
@@ -74,10 +76,17 @@ def _inspect(
     path: Path, config: InspectConfig, tell: Tell | None, log: Callable[[str], None] | None
 ) -> NetworkSpectrum:
     """Return the spectrum of the network, or of the weights alone, in one file."""
+    if config.model is not None and is_factory(config.model):
+        grant_factory(config.model)
     weights = read_tensors(path, key=config.key)
     model, shape, told, misfit = None, None, "", Misfit((), ())
-    if config.model is not None:
-        assert config.input_size is not None
+    checkpoint = read_checkpoint(weights.path) if weights.format == "svdctl" and config.key is None else None
+    if checkpoint is not None and (config.model is None or is_network(checkpoint.config.model, config.model)):
+        model = network_of(checkpoint, weights.path)
+        shape = _image(config.input_size or checkpoint.image_shape)
+    elif config.model is not None:
+        if config.input_size is None or len(config.input_size) < 2:
+            raise UsageError("`model` needs the shape of an input: add `input_size = CxHxW`, as 3x224x224")
         shape = _image(config.input_size)
         if config.lenient:
             model, misfit = load_model_leniently(config.model, weights)
@@ -86,8 +95,6 @@ def _inspect(
             model = load_into_network(path, make_model(config.model))
         else:
             model = load_model(config.model, weights)
-    elif weights.format == "svdctl" and config.key is None:
-        model, shape = load(weights.path), _image(config.input_size or tuple(weights.extra["image_shape"]))
     elif weights.format == "paper":
         opened = open_paper_network(weights.tensors, where=str(path), gouk_transforms=config.gouk_transforms)
         model, shape, told = opened.model, _image(config.input_size or PAPER_IMAGE_SHAPE), f" ({opened.told})"

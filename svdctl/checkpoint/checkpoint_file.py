@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all, checked on reading, describing themselves, never executing anything."""
 
+import copy
 import json
 import math
 import os
@@ -26,10 +27,13 @@ from svdctl.checkpoint.weight_file import WeightFile, read_tensors
 from svdctl.config.migrate import migrate_configuration, migrate_metrics
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import CheckpointError, TrainingError, UsageError, first_line
+from svdctl.layers.layer_ops import require_module
 from svdctl.models.architecture import architecture_of
 from svdctl.models.build import build_model, count_on_meta
-from svdctl.plugins import missing_plugins
+from svdctl.models.external_architecture import External, missing_factory
+from svdctl.plugins import is_factory, missing_plugins
 from svdctl.utils.atomic_write import write_atomically
+from svdctl.utils.files import file_path
 
 MAX_IMAGE = 2**20
 """Numbers in an image that a network of any size may be for, 3 x 591 x 591; for larger ones it has as many weights. The
@@ -196,6 +200,8 @@ def _is_plausible(config: TrainConfig, classes: int, model: Mapping[str, Tensor]
         return False
     if any(isinstance(value, UnreadTensor) for value in model.values()):
         return False
+    if isinstance(config.model, External) and is_factory(config.model.network):
+        return True  # its size is in no configuration, and reading a file is no reason to run a user's code
     try:
         parameters = count_on_meta(config, classes)
     except Exception:  # a user's network that cannot be built without numbers; others fail again when they are built
@@ -213,7 +219,7 @@ def load(
     std: Sequence[float] | None = None,
 ) -> nn.Module: ...
 @overload
-def load(path: str | os.PathLike[str], model: M) -> M: ...
+def load(path: str | os.PathLike[str], model: M) -> M | nn.Sequential: ...
 def load(
     path: str | os.PathLike[str],
     model: nn.Module | None = None,
@@ -224,8 +230,9 @@ def load(
 ) -> nn.Module:
     """Return the trained network of a checkpoint or run folder, in evaluation mode on the CPU; nothing else is needed.
 
-    Only a file of `svdctl.save` needs `model`, a network of the class that was saved: svdctl's layers are put into the
-    places of its ordinary ones, then the weights; it is changed in place and stays where it is.
+    Only a file of `svdctl.save`, and a checkpoint of a network that a user's own factory made, need `model`, a network
+    of the class that was saved: svdctl's layers are put into the places of its ordinary ones, then the weights; it is
+    changed in place and stays where it is.
 
     The network of a checkpoint takes pixels in [0, 1] of shape `(N, 3, H, W)` and returns logits `(N, classes)`.
     Checkpoints of the paper's public code are read too: names and shapes of their tensors tell the network, and the
@@ -233,7 +240,8 @@ def load(
 
     Args:
         path: of a file or run folder.
-        model: the network that a file of `svdctl.save` is put into.
+        model: the network that the file is put into. Of a checkpoint the result is a `Sequential` of the run's
+            normalisation of pixels and this network.
         gouk_transforms: a checkpoint of the paper's code was trained with mean and std 0.5, which no file tells.
         mean, std: another normalisation of such a checkpoint, one number for all channels or one for each.
 
@@ -246,13 +254,12 @@ def load(
     >>> model(torch.rand(1, 3, 32, 32)).shape
     torch.Size([1, 10])
     """
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"path is the name of a file or folder, as text or pathlib.Path, not a {type(path).__name__}")
-    if model is not None:
-        return load_into_network(Path(path), model)
-    if Path(path).is_file() and container_of(Path(path)) == "safetensors":
-        _refuse_library(read_tensors(path))
-    file, contents = _opened(Path(path))
+    place = file_path(path)
+    if model is not None and not _is_checkpoint(place):
+        return load_into_network(place, model)
+    if place.is_file() and container_of(place) == "safetensors":
+        _refuse_library(read_tensors(place))
+    file, contents = _opened(place)
     if isinstance(contents, dict) and not is_checkpoint(contents, file):
         weights = read_tensors(file)
         _refuse_library(weights)
@@ -260,9 +267,45 @@ def load(
             return open_paper_network(
                 weights.tensors, where=str(file), gouk_transforms=gouk_transforms, mean=mean, std=std
             ).model
-    checkpoint = _checkpoint_of(file, contents)
-    built = build_model(checkpoint.config, len(checkpoint.classes))
+    return network_of(_checkpoint_of(file, contents), file, model)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Return whether a path is a run folder or one of its checkpoints."""
+    if path.is_dir():
+        return (path / "last.pt").is_file()
+    return path.is_file() and container_of(path) == "zip" and is_checkpoint(read_torch(path), path)
+
+
+def network_of(checkpoint: Checkpoint, path: Path, model: nn.Module | None = None) -> nn.Module:
+    """Return the network of a checkpoint with its weights, in evaluation mode.
+
+    Args:
+        checkpoint: what was read.
+        path: where it stands, for messages.
+        model: of a network that svdctl does not define, the network that is filled, in place.
+
+    Raises:
+        CheckpointError: its weights do not fit; it is of a factory that the user has not named; or a `model` was given
+            for a network of svdctl's own. Of `model` nothing was changed then.
+    """
+    config, classes = checkpoint.config, len(checkpoint.classes)
+    if model is None and (missing := missing_factory(config.model)) is not None:
+        raise CheckpointError(f"{path}: {missing}")
+    if model is None:
+        built = build_model(config, classes)
+        with checkpoint_error_on_mismatch(path):
+            built.load_state_dict(checkpoint.model)
+        return built.eval()
+    if not isinstance(config.model, External):
+        raise CheckpointError(
+            f"{path} is a checkpoint of {architecture_of(config.model).name(config.model)}, which svdctl makes itself; "
+            "load it without a network"
+        )
+    require_module(model)
     with checkpoint_error_on_mismatch(path):
+        build_model(config, classes, copy.deepcopy(model)).load_state_dict(checkpoint.model)
+        built = build_model(config, classes, model)
         built.load_state_dict(checkpoint.model)
     return built.eval()
 

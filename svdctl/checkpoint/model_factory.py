@@ -4,28 +4,21 @@ A factory of the user's is imported and called; a file of weights never is. `loa
 its place, or one sentence says which does not and why. `load_model_leniently` takes what fits and names the rest.
 """
 
-import importlib
-import inspect
 import re
-import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from svdctl.checkpoint.tensors import holds_weights
 from svdctl.checkpoint.weight_file import WeightFile
-from svdctl.errors import CheckpointError, UsageError, first_line
+from svdctl.errors import CheckpointError
 from svdctl.layers.normalize import Normalize
-from svdctl.plugins import import_file
-
-_SPEC = (
-    "`model` is torchvision:NAME (torchvision:resnet18), package.module:factory (mypkg.nets:build) or ./file.py:factory"
-)
+from svdctl.models.made_network import make_network, without_numbers
+from svdctl.plugins import is_factory
 
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 _MAX_PREFIXES = 8
@@ -38,18 +31,19 @@ def make_model(spec: str, *, weights: WeightFile | None = None) -> nn.Module:
     """Return a network by name, its weights drawn at random and none downloaded; the global random stream is left.
 
     Args:
-        spec: `torchvision:NAME`, or `package.module:factory` where the factory needs no arguments; modules are looked
-            for in the current folder too.
-        weights: with them, a torchvision network gets as many classes as they have.
+        spec: `torchvision:NAME`, `timm:NAME`, or `package.module:factory` where the factory needs no arguments; modules
+            are looked for in the current folder too.
+        weights: with them, a network of torchvision or timm gets as many classes as they have.
 
     Raises:
         UsageError: no such module, name or network, or a factory that fails or makes no network.
     """
-    module, _, name = spec.rpartition(":")
-    if not module or not name:
-        raise UsageError(f"`model = {spec}`: {_SPEC}")
     with torch.random.fork_rng(devices=[]):
-        return _torchvision(name, weights) if module == "torchvision" else _users(module, name)
+        if weights is None or is_factory(spec):
+            return make_network(spec, auxiliary=True)
+        with without_numbers():
+            shapes = make_network(spec, auxiliary=True).state_dict()
+        return make_network(spec, classes=_classes(shapes, weights.tensors), auxiliary=True)
 
 
 def load_model(
@@ -130,26 +124,6 @@ def _normalized(model: nn.Module, mean: Sequence[float] | None, std: Sequence[fl
     return model.eval()
 
 
-def _torchvision(name: str, weights: WeightFile | None) -> nn.Module:
-    from torchvision import models
-
-    known = models.list_models()
-    if name not in known:
-        near = get_close_matches(name, known, 3, 0.4)
-        raise UsageError(f"torchvision has no network {name!r}; the nearest are {', '.join(near) or 'none'}")
-    without = {
-        option: None
-        for option in ("weights", "weights_backbone")
-        if option in inspect.signature(models.get_model_builder(name)).parameters
-    }
-    if weights is None:
-        return models.get_model(name, **without)
-    with torch.device("meta"):
-        shapes = models.get_model(name, **without).state_dict()
-    classes = _classes(shapes, weights.tensors)
-    return models.get_model(name, **without, **({} if classes is None else {"num_classes": classes}))
-
-
 def _classes(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> int | None:
     """Return the number of classes of the weights, where a head of another number of classes is all that differs."""
     differ = [name for name in expected if name in given and expected[name].shape != given[name].shape]
@@ -159,43 +133,6 @@ def _classes(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> int
         return None
     (_, count) = pairs.pop()
     return count[0] if count else None
-
-
-def _users(module: str, name: str) -> nn.Module:
-    # Of a single file the folder is not searched.
-    here = "" if module.endswith(".py") else str(Path.cwd())
-    if here:
-        sys.path.insert(0, here)
-    try:
-        factory = _found(module, name)
-        made = factory if isinstance(factory, nn.Module) or not callable(factory) else factory()
-    except UsageError:
-        raise
-    except (Exception, SystemExit) as error:
-        # Whatever the user's own code raises is told as theirs; scripts without a guard end the program.
-        raise UsageError(f"`model = {module}:{name}` failed: {type(error).__name__}: {first_line(error)}") from error
-    finally:
-        if here and here in sys.path:
-            sys.path.remove(here)
-    if not isinstance(made, nn.Module):
-        raise UsageError(f"`model = {module}:{name}` made a {type(made).__name__}, not a torch.nn.Module")
-    return made
-
-
-def _found(module: str, name: str) -> object:
-    try:
-        found: object = import_file(Path(module)) if module.endswith(".py") else importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        lacking = error.name or module
-        if module == lacking or module.startswith(f"{lacking}."):
-            raise UsageError(f"`model = {module}:{name}`: there is no module {lacking!r} here; {_SPEC}") from error
-        raise UsageError(f"`model = {module}:{name}`: it imports {lacking!r}, which is not installed") from error
-    for part in name.split("."):
-        if not hasattr(found, part):
-            near = get_close_matches(part, dir(found), 3) or [known for known in dir(found) if known[0] != "_"][:5]
-            raise UsageError(f"`model = {module}:{name}`: no {part!r} there; it has {', '.join(near) or 'nothing'}")
-        found = getattr(found, part)
-    return found
 
 
 def load_into(model: nn.Module, weights: WeightFile) -> nn.Module:

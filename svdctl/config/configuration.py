@@ -1,7 +1,9 @@
 """From a preset and assignments to a configuration."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from pydantic import ValidationError
 
 from svdctl.config.overrides import Overrides
 from svdctl.config.presets import read_preset
@@ -9,6 +11,7 @@ from svdctl.config.train_config import TrainConfig
 from svdctl.config.validation_errors import validated
 from svdctl.errors import UsageError
 from svdctl.plugins import load_plugins
+from svdctl.registry import ARCHITECTURES
 
 
 def configuration(preset: str, assignments: Iterable[str] = ()) -> TrainConfig:
@@ -25,7 +28,7 @@ def configuration(preset: str, assignments: Iterable[str] = ()) -> TrainConfig:
     table = read_preset(preset)
     plugins = load_plugins(table.get("plugins", ()))
     to = Overrides(with_kinds(table | ({"plugins": list(plugins)} if plugins else {})))
-    faults = to.assign_all(assignments)
+    faults = [*to.assign_all(assignments), *fill_normalization(to.table)]
     config, more = validated(TrainConfig, to.table)
     if config is None or faults:
         raise UsageError(dict.fromkeys([*faults, *more]))
@@ -38,3 +41,25 @@ def with_kinds(table: dict[str, Any]) -> dict[str, Any]:
         if isinstance(default, dict) and "kind" in default:
             table.setdefault(name, {"kind": default["kind"]})
     return table
+
+
+def fill_normalization(table: dict[str, Any]) -> list[str]:
+    """Give a table without a normalisation that of its network, where the network has its own.
+
+    Returns:
+        Why there is none, a sentence each, as of a network that is not known.
+    """
+    model = table.get("model")
+    kind = model.get("kind") if isinstance(model, Mapping) else None
+    architecture = ARCHITECTURES.find(kind) if isinstance(kind, str) else None
+    if architecture is None or "normalize" in table:
+        return []
+    try:
+        found = architecture.normalization(architecture.config.model_validate(model))
+    except ValidationError:
+        return []  # told of where the whole table is validated
+    except UsageError as error:
+        return [*error.faults]
+    if found is not None:
+        table["normalize"] = found
+    return []

@@ -1,8 +1,8 @@
 """Which images a run sees, how they are augmented, and how the model normalises them."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field, PositiveFloat
+from pydantic import Discriminator, Field, PositiveFloat, Tag, model_validator
 
 from svdctl.config.base import Config
 from svdctl.config.variants import variant
@@ -35,8 +35,31 @@ class Augment(Config):
     2018); one share for each batch. Absent: none are."""
 
 
+def _form(numbers: object) -> str:
+    return "one" if isinstance(numbers, list | tuple) and len(numbers) == 1 else "each"
+
+
+# Tagged, so that a fault is told of the form that was written and not of both.
+Means = Annotated[
+    Annotated[tuple[float], Tag("one")] | Annotated[tuple[float, float, float], Tag("each")], Discriminator(_form)
+]
+Deviations = Annotated[
+    Annotated[tuple[PositiveFloat], Tag("one")]
+    | Annotated[tuple[PositiveFloat, PositiveFloat, PositiveFloat], Tag("each")],
+    Discriminator(_form),
+]
+
+
 class Normalization(Config):
     """Means and standard deviations of the channels; the model's first module, never the data's."""
 
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.5, 0.5, 0.5)
+    mean: Means = (0.5, 0.5, 0.5)
+    """Mean of each channel, or one for all; 0, with deviations of 1, leaves pixels as they are."""
+    std: Deviations = (0.5, 0.5, 0.5)
+    """Standard deviation of each channel, or one for all."""
+
+    @model_validator(mode="after")
+    def _alike(self) -> Self:
+        if len(self.mean) != len(self.std):
+            raise ValueError("`normalize.mean` and `normalize.std`: give as many numbers of one as of the other")
+        return self

@@ -8,7 +8,7 @@ from pydantic import Field, PositiveInt, model_validator
 from svdctl.config.base import Config
 from svdctl.config.control_config import BatchNormControl, ControlConfig
 from svdctl.config.data_config import Augment, Data, Normalization
-from svdctl.config.model_config import Layer, Model
+from svdctl.config.model_config import InitialWeights, Layer, Model
 from svdctl.config.optimizer_config import Constant, Cyclic, Ema, Optimizer, Schedule, Sgd
 from svdctl.config.run_config import Certificate, Checkpointing, EvaluationSchedule, Hardware, Log
 from svdctl.config.variants import variant
@@ -51,6 +51,8 @@ class TrainConfig(Config):
     """How weights start: in svdctl's own way, or as in the paper's public code (docs/differences.md)."""
     model: Model = Field(default_factory=lambda: ARCHITECTURES.get("wrn").config())
     layer: Layer = Field(default_factory=lambda: LAYERS.get("standard").config())
+    initial: InitialWeights | None = None
+    """Absent: weights start at random."""
     control: Control = Field(default_factory=lambda: CONTROLS.get("none").config())
     batchnorm: BatchNormControl | None = None
     certificate: Certificate | None = None
@@ -88,10 +90,7 @@ class TrainConfig(Config):
         architecture = ARCHITECTURES.get(self.model.kind)
         if self.layer.is_orthogonal:
             if not architecture.orthogonal:
-                faults.append(
-                    f"layer.kind = {self.layer.kind!r} belongs to LipConvNet; use `model.kind = lipconv`, or another "
-                    "kind"
-                )
+                faults.append(architecture.why_not_orthogonal(self.layer.kind))
             if self.ema is not None:
                 faults.append(
                     f"`ema` averages weights, and those of {self.layer.kind.upper()} layers are coordinates of other "

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from svdctl.checkpoint.checkpoint_file import Checkpoint, read_checkpoint
+from svdctl.checkpoint.checkpoint_file import Checkpoint, network_of, read_checkpoint
 from svdctl.checkpoint.model_factory import Misfit, load_model, load_model_leniently
 from svdctl.checkpoint.paper_checkpoints import PAPER_IMAGE_SHAPE, open_paper_network
 from svdctl.checkpoint.tensors import digest
@@ -19,7 +19,8 @@ from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.config.train_config import TrainConfig
 from svdctl.data.images import ImageData
 from svdctl.errors import CheckpointError, UsageError
-from svdctl.models.build import build_model
+from svdctl.models.external_architecture import External, is_network
+from svdctl.plugins import grant_factory, granted_factory, is_factory, without_folder
 from svdctl.registry import DATA
 from svdctl.utils.content_hash import content_digest
 
@@ -72,11 +73,20 @@ def open_evaluated_model(path: Path, config: EvaluateConfig) -> EvaluatedModel:
         UsageError: `network.model` makes no network, or is missing for weights that do not tell theirs.
     """
     source = config.network
+    if source.model is not None and is_factory(source.model):
+        grant_factory(source.model)
     weights = read_tensors(path, key=source.key)
+    if weights.format == "svdctl" and source.key in (None, "model"):
+        checkpoint = read_checkpoint(weights.path)
+        if source.model is None or is_network(checkpoint.config.model, source.model):
+            return _own(checkpoint, weights.path, config)
+    elif weights.format == "svdctl" and source.model is None:
+        raise UsageError(
+            f"{weights.path} is a checkpoint of svdctl, which holds one network: leave out "
+            f"`network.key = {source.key}`, or put what stands there into a file of its own"
+        )
     if source.model is not None:
         return _foreign(source.model, weights, config)
-    if weights.format == "svdctl":
-        return _own(weights.path, config)
     if weights.format == "paper":
         return _paper(weights, config)
     raise UsageError(
@@ -86,27 +96,18 @@ def open_evaluated_model(path: Path, config: EvaluateConfig) -> EvaluatedModel:
     )
 
 
-def _own(path: Path, config: EvaluateConfig) -> EvaluatedModel:
-    checkpoint = read_checkpoint(path)
-    training = checkpoint.config
-    model = build_model(training, len(checkpoint.classes))
-    try:
-        model.load_state_dict(checkpoint.model)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{path}: the weights do not fit the configuration beside them; use another one"
-        ) from error
-    source = config.network
-    if source.key not in (None, "model"):
-        raise UsageError(
-            f"{path} is a checkpoint of svdctl, which holds one network: leave out "
-            f"`network.key = {source.key}`, or put what "
-            "stands there into a file of its own"
-        )
+def _own(checkpoint: Checkpoint, path: Path, config: EvaluateConfig) -> EvaluatedModel:
+    training, source = checkpoint.config, config.network
+    model = network_of(checkpoint, path)
     of_others = {"architecture", "rank", "gouk_transforms", "mean", "std"}
     given = ", ".join(f"`network.{key}`" for key in source.model_dump(include=of_others, exclude_defaults=True))
     notices = (f"{given}: without effect, a checkpoint of svdctl says itself what it holds",) if given else ()
     network = {"kind": "svdctl", "model": _differing(training.model), "layer": _differing(training.layer)}
+    if isinstance(training.model, External) and is_factory(training.model.network):
+        made_by = granted_factory(training.model.network)
+        if made_by != training.model.network:
+            notices += (f"trained with {training.model.network}, evaluated with {made_by}, which its weights fit",)
+        network["model"]["network"] = without_folder(training.model.network)
     return EvaluatedModel(
         model.eval(),
         identity(model, network),

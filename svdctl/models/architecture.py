@@ -85,6 +85,18 @@ class Architecture:
         """
         return []
 
+    def why_not_orthogonal(self, layer: str) -> str:
+        """Return why its layers cannot be of this kind of orthogonal ones."""
+        return f"layer.kind = {layer!r} belongs to LipConvNet; use `model.kind = lipconv`, or another kind"
+
+    def normalization(self, config: Any) -> dict[str, list[float]] | None:
+        """Return the normalisation of a run that names none, a section of a configuration; None: the schema's default.
+
+        Raises:
+            UsageError: there is no such network.
+        """
+        return None
+
     def smallest(self, config: Any) -> int:
         """Return a number of tensors that every network of this configuration has at least."""
         return 0

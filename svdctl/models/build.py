@@ -11,11 +11,23 @@ from svdctl.layers.normalize import Normalize
 from svdctl.layers.ops.tt_ops import Free, RankedConfig
 from svdctl.layers.tt import TTConv
 from svdctl.models.architecture import architecture_of
+from svdctl.models.external_architecture import External
+from svdctl.models.made_network import without_numbers
 from svdctl.registry import LAYERS
 
 
-def build_model(config: TrainConfig, classes: int) -> nn.Module:
-    """Return the network of a configuration; its weights come from the configuration's seed, not torch's global one."""
+def build_model(config: TrainConfig, classes: int, network: nn.Module | None = None) -> nn.Module:
+    """Return the network of a configuration; its weights come from the configuration's seed, not torch's global one.
+
+    Args:
+        config: of the run.
+        classes: width of the output.
+        network: what the user's factory would make, for `model.kind = "external"`; it is changed in place.
+
+    Raises:
+        UsageError: a network that cannot be made, or one of a factory that the user has not named.
+    """
+    given = {} if network is None else {"network": network}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(config.seed, "weights"))
         architecture, ops = architecture_of(config.model), LAYERS.get(config.layer.kind)
@@ -28,6 +40,7 @@ def build_model(config: TrainConfig, classes: int) -> nn.Module:
             convs=convs,
             stem=convs[0] if ops.compresses_first(config.layer) else plain,
             normalize=Normalize(config.normalize.mean, config.normalize.std),
+            **given,
         )
         as_paper = config.init == "paper"
         if as_paper:
@@ -83,7 +96,12 @@ def count_on_meta(config: TrainConfig, classes: int) -> int:
 
     torch's parametrization, as large as the frame, would need numbers, so frames are counted as ordinary weights.
     """
+    return count_parameters(shapes_of(config, classes))
+
+
+def shapes_of(config: TrainConfig, classes: int) -> nn.Module:
+    """Return the network of a configuration with shapes and no numbers, frames as ordinary weights."""
     if isinstance(config.layer, RankedConfig):
         config = config.model_copy(update={"layer": config.layer.model_copy(update={"frames": Free()})})
-    with torch.device("meta"):
-        return count_parameters(build_model(config, classes))
+    with without_numbers() if isinstance(config.model, External) else torch.device("meta"):
+        return build_model(config, classes)
