@@ -274,7 +274,10 @@ def _is_checkpoint(path: Path) -> bool:
     """Return whether a path is a run folder or one of its checkpoints."""
     if path.is_dir():
         return (path / "last.pt").is_file()
-    return path.is_file() and container_of(path) == "zip" and is_checkpoint(read_torch(path), path)
+    if not path.is_file() or container_of(path) != "zip":
+        return False
+    contents = read_torch(path)
+    return isinstance(contents, dict) and is_checkpoint(contents, path)
 
 
 def network_of(checkpoint: Checkpoint, path: Path, model: nn.Module | None = None) -> nn.Module:

@@ -14,6 +14,8 @@ from svdctl.cli.training_flags import PAPER_BASIS, Command, resolve, resolve_res
 from svdctl.config import presets
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import Interrupted, UsageError
+from svdctl.models.external_architecture import is_network
+from svdctl.plugins import grant_factory, is_factory
 
 if TYPE_CHECKING:
     from svdctl.cli.training_progress import TrainingDisplay
@@ -81,6 +83,9 @@ def start(command: Command, flags: dict[str, Any], *, print_config: bool, dry_ru
 
 def go_on(command: Command, path: Path, flags: dict[str, Any], allow_changed_data: bool | None) -> None:
     """Resume a run."""
+    model = flags.pop("model", None)
+    if model is not None and is_factory(model):
+        grant_factory(model)
     changes = resolve_resume(flags, command)
     from svdctl.train import start as recipe
 
@@ -90,11 +95,19 @@ def go_on(command: Command, path: Path, flags: dict[str, Any], allow_changed_dat
                 path,
                 reporter=reporter,
                 changes=changes,
-                refused=command.refused,
+                refused=lambda config: command.refused(config) or _why_other(config, model),
                 allow_changed_data=bool(allow_changed_data),
                 to_resume=command.to_resume,
             )
         )
+
+
+def _why_other(config: TrainConfig, model: str | None) -> str | None:
+    """Return why a run is not of the network that --model names; None: it is, or none is named."""
+    if model is None or is_network(config.model, model):
+        return None
+    trains = getattr(config.model, "network", config.model.kind)
+    return f"trains {trains}, not {model}; leave --model out"
 
 
 @contextmanager

@@ -27,10 +27,12 @@ from svdctl.cli.options import (
     spelled,
 )  # fmt: skip
 from svdctl.cli.paper_flags import CLIPPING, CLIPPING_WORDS, LAYERS, PEAK_MOMENTUM, paper_defaults
-from svdctl.config.configuration import with_kinds
+from svdctl.config.configuration import fill_normalization, with_kinds
+from svdctl.config.model_config import PUBLISHED
 from svdctl.config.presets import list_presets, read_preset, run_name
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import UsageError, closest
+from svdctl.plugins import grant_factory, granted_factories, is_factory, network_name
 from svdctl.registry import DATA, LOGGERS
 
 
@@ -56,7 +58,8 @@ class Command:
 
     def to_resume(self, folder: Path) -> str:
         """Return the command line that goes on with the run in a folder."""
-        return f"svdctl {self.name} --resume {folder}"
+        model = "".join(f" --model {factory}" for factory in granted_factories())
+        return f"svdctl {self.name} --resume {folder}{model}"
 
     @property
     def words(self) -> dict[str, str]:
@@ -131,6 +134,34 @@ def _architecture(merge: Merge, name: str, value: str) -> None:
         merge.to.switch("model", "vgg")
     else:
         raise UsageError(f"--architecture {value}: not one of wrn16-10 (any wrnDEPTH-WIDTH) and vgg19")
+
+
+def _model(merge: Merge, name: str, value: str) -> None:
+    if "architecture" in merge.given:
+        merge.faults.append("--model and --architecture both name the network; give one of them")
+    network = network_name(value)
+    if merge.to.section("model").get("network") != network:
+        merge.to.switch("model", "external")
+        merge.to.drop("normalize")  # that of another network
+    merge.to.put("model.network", network)
+
+
+def _channels(merge: Merge, name: str, value: list[str]) -> None:
+    """Set one number for each channel, or one for all; numbers may have commas between them."""
+    if ("mean" in merge.given) != ("std" in merge.given):
+        merge.faults.append("--mean and --std belong together; give both or neither")
+    merge.put(name, [part for text in value for part in str(text).split(",") if part])
+
+
+def _init_from(merge: Merge, name: str, value: str) -> None:
+    merge.to.put("initial", {"file": value if value == PUBLISHED else os.path.abspath(os.path.expanduser(value))})
+
+
+def _initialized(merge: Merge, name: str, value: Any) -> bool:
+    """Return whether weights come from a file."""
+    if "init_from" in merge.given or merge.to.section("initial"):
+        return True
+    raise UsageError(f"{spelled(name)} is about the file of weights that a run starts from; add --init-from FILE")
 
 
 def _ranked(merge: Merge, name: str, value: Any) -> bool:
@@ -299,6 +330,7 @@ PLUGIN = Flag(
 SET = Flag(panel=RUN, text="key.path=value: any field of the configuration. Repeatable.", type=list[str])
 DEBUG = Flag(panel=RUN, text="Show tracebacks.", type=bool)
 WRN, LIP = "train", "train-lipconv"
+NETWORK = "Networks that svdctl does not define, and trained weights"
 RANKS = "Rank of TT and SOTT layers, or '64, 64, 64, 128, 128, 128': one for each stage and the last layer."
 HARDWARE = ("accelerator", "devices", "num_nodes", "precision", "compile", "capture", "deterministic")
 FLAGS: Flags = {
@@ -336,6 +368,30 @@ FLAGS: Flags = {
     "image_size": Flag("data.size", text="Side of images of a folder, scaled and cropped to it.", rule=_image_size),
     "workers": Flag("data.workers", rule=_of_folder),
     "architecture": Flag(text="wrn16-10, any wrnDEPTH-WIDTH, or vgg19.", type=str, rule=_architecture, of=WRN),
+    "model": Flag(
+        "model.network",
+        NETWORK,
+        "torchvision:NAME, timm:NAME, package.module:factory or ./file.py:factory; a factory is imported.",
+        type=str,
+        rule=_model,
+        of=WRN,
+    ),
+    "init_from": Flag(
+        "initial.file",
+        NETWORK,
+        "File of trained weights to start from, any that inspect-spectrum reads; or torchvision: it downloads its own.",
+        type=str,
+        rule=_init_from,
+        of=WRN,
+    ),
+    "lenient": Flag(
+        "initial.lenient", NETWORK, "With --init-from: take what fits, and name the rest.", needs=_initialized, of=WRN
+    ),
+    "key": Flag("initial.key", NETWORK, needs=_initialized, of=WRN),
+    "mean": Flag(
+        "normalize.mean", NETWORK, "Means of the pixels, in [0, 1] (the network's own).", list[str], _channels, of=WRN
+    ),
+    "std": Flag("normalize.std", NETWORK, "Their standard deviations.", list[str], _channels, of=WRN),
     "block_size": Flag("model.block_size", of=LIP),
     "in_channels": Flag("model.in_channels", of=LIP),
     "new_layer": Flag("layer.kind", text="Convolutions: standard or tt.", words=LAYERS, of=WRN),
@@ -458,6 +514,10 @@ def resolve(given: Mapping[str, Any], command: Command = TRAIN) -> Resolved[Trai
     if "preset" not in given and given.keys() & {*PAPER_BASIS, "dataset", "model"}:
         merge.to.put("name", _name(command, merge))
     merge.apply()
+    merge.faults += fill_normalization(merge.to.table)
+    network = merge.to.section("model").get("network")
+    if isinstance(network, str) and is_factory(network):
+        grant_factory(network)
     if not command.owns(merge.to.table):
         merge.faults.append(f"--set model.kind={merge.to.kind('model')} {command.why_foreign}")
     words = command.words

@@ -101,8 +101,14 @@ def _own(checkpoint: Checkpoint, path: Path, config: EvaluateConfig) -> Evaluate
     model = network_of(checkpoint, path)
     of_others = {"architecture", "rank", "gouk_transforms", "mean", "std"}
     given = ", ".join(f"`network.{key}`" for key in source.model_dump(include=of_others, exclude_defaults=True))
-    notices = (f"{given}: without effect, a checkpoint of svdctl says itself what it holds",) if given else ()
-    network = {"kind": "svdctl", "model": _differing(training.model), "layer": _differing(training.layer)}
+    notices: tuple[str, ...] = ()
+    if given:
+        notices += (f"{given}: without effect, a checkpoint of svdctl says itself what it holds",)
+    network: dict[str, Any] = {
+        "kind": "svdctl",
+        "model": _differing(training.model),
+        "layer": _differing(training.layer),
+    }
     if isinstance(training.model, External) and is_factory(training.model.network):
         made_by = granted_factory(training.model.network)
         if made_by != training.model.network:

@@ -25,6 +25,7 @@ class Architecture:
         config: the schema of its options, a `ModelConfig` whose `kind` is this one.
         network: its class as `module:Class`, for the inherited `build`.
         groups: groups of layers that may each have a TT rank of their own.
+        is_defined_here: whether svdctl or a plugin defines the network, so that what fits it is known before it runs.
         orthogonal: whether it can be built of SOC and SOTT layers, whose padding is half of their kernel.
     """
 
@@ -32,6 +33,7 @@ class Architecture:
     config: type[ModelConfig]
     network: str
     groups: int = 1
+    is_defined_here: bool = True
     orthogonal: bool = False
 
     def build(

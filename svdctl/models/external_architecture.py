@@ -46,6 +46,7 @@ class ExternalArchitecture(Architecture):
 
     kind = "external"
     config = External
+    is_defined_here = False
 
     def build(
         self,

@@ -9,7 +9,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -180,7 +179,8 @@ def replace_convolutions_(model: nn.Module, *, conv: ConvFactory, first: ConvFac
     """Put layers of one kind into the places of a network's convolutions, whatever stands for torch's own excepted.
 
     Grouped convolutions, classes derived from torch's, parametrised ones, those that the layers cannot stand for, and
-    those that are no wider than the layers' rank stay as they are. A convolution in several places is replaced by one layer in all of them.
+    those that are no wider than the layers' rank stay as they are. A convolution in several places is replaced by one
+    layer in all of them.
 
     Args:
         model: changed in place.

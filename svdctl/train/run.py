@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
 from svdctl.checkpoint.checkpoint_file import Checkpoint, checkpoint_error_on_mismatch, write_checkpoint
 from svdctl.checkpoint.tensors import digest
@@ -46,6 +46,7 @@ class TrainingRun:
         folder: the run folder, which exists.
         reporter: shows the run.
         detector: learns of requests to stop.
+        model: the network of a new run, on the CPU; None: made of the configuration.
     """
 
     def __init__(
@@ -56,12 +57,13 @@ class TrainingRun:
         folder: Path,
         reporter: Reporter,
         detector: FailureDetector | None = None,
+        model: nn.Module | None = None,
     ) -> None:
         self.config, self.parts, self.fabric = config, parts, fabric
         self.folder = folder
         self._stopping = () if detector is None else (detector.require_answers, detector.end_at_once)
         self.reporter = reporter if fabric.is_global_zero else Reporter()
-        self.model = build_model(config, len(parts.train.classes))
+        self.model = build_model(config, len(parts.train.classes)) if model is None else model
         if fabric.world_size > 1:
             share_statistics_(self.model)
         self.sizes = input_sizes(self.model, parts.train.image_shape)

@@ -8,6 +8,7 @@ from svdctl.config.migrate import migrate_configuration
 from svdctl.config.train_config import CROSS_ENTROPY, TrainConfig
 from svdctl.data.data_source import source_of
 from svdctl.errors import FileError
+from svdctl.plugins import without_folder
 from svdctl.utils.content_hash import json_digest
 from svdctl.utils.files import read_toml
 
@@ -72,6 +73,9 @@ def _deciding(config: TrainConfig) -> dict[str, Any]:
         *(f"data.{key}" for key in (source_of(config.data).place, *source_of(config.data).without_effect)),
         *(["checkpoint.every_epochs"] if config.evaluation.every_epochs == 1 else []),
     ]
+    model = table["model"]
+    if "network" in model:
+        model["network"] = without_folder(model["network"])
     for path in dropped:
         section, _, key = path.rpartition(".")
         (table[section] if section else table).pop(key, None)

@@ -162,6 +162,12 @@ def load_parts(config: TrainConfig, *, download: bool = True, reporter: Reporter
         config.model, image_shape=images.image_shape, classes=len(images.classes), layer=config.layer
     ):
         raise UsageError(faults)
+    channels, numbers = images.image_shape[0], len(config.normalize.mean)
+    if numbers not in (1, channels):
+        raise UsageError(
+            f"`normalize.mean` and `normalize.std` have {numbers} numbers, and the images {channels} channel; give one "
+            "number of each"
+        )
     select = config.evaluation.select
     used = {name: part for name, part in data.parts().items() if name != "validation" or select == name}
     contents = {name: fingerprint(part) for name, part in used.items()}

@@ -15,6 +15,7 @@ from svdctl.data.batches import steps_per_epoch
 from svdctl.data.data_source import relocated
 from svdctl.distributed.failure_detector import end_together
 from svdctl.errors import CheckpointError, DataError, Interrupted, UsageError
+from svdctl.models.external_architecture import missing_factory
 from svdctl.train.result import TrainResult
 from svdctl.train.resumed_requests import without_online_logs
 from svdctl.train.run import TrainingRun
@@ -22,6 +23,7 @@ from svdctl.train.run_hash import config_in, differing
 from svdctl.train.run_history import History, extension_lines, read_history
 from svdctl.train.run_plan import SELECTION, plan
 from svdctl.train.setup import Parts, launch, load_parts, with_proofs
+from svdctl.train.starting_network import starting_network
 from svdctl.train.trainer import Counters
 from svdctl.utils.atomic_write import write_atomically
 from svdctl.utils.progress import Reporter
@@ -55,6 +57,7 @@ def run(
                 reporter.say(first)  # ahead of what loading has to say
             with fabric.rank_zero_first(local=True):  # data may have to be downloaded
                 parts = load_parts(config, reporter=reporter if fabric.is_global_zero else None)
+            model = starting_network(config, parts.train.image_shape, len(parts.train.classes))
             folder = fabric.broadcast(create_run_folder(config.out_dir, config.name) if fabric.is_global_zero else None)
             assert folder is not None
             lines[-1] = f"run      {folder}, {SELECTION[config.evaluation.select]}"
@@ -63,7 +66,7 @@ def run(
                     reporter.say(line)
                 write_atomically(folder / "config.toml", to_toml(config))
                 write_environment(folder, str(fabric.device), config.seed)
-            return TrainingRun(config, parts, fabric, folder, reporter, detector).execute(None)
+            return TrainingRun(config, parts, fabric, folder, reporter, detector, model).execute(None)
 
 
 def resume(
@@ -105,6 +108,8 @@ def resume(
         raise CheckpointError(f"{error}{f'; go on from {kept}, the newest sound one' if kept else ''}") from error
     if refused is not None and (why := refused(checkpoint.config)) is not None:
         raise CheckpointError(f"{path} {why}")
+    if (missing := missing_factory(checkpoint.config.model)) is not None:
+        raise CheckpointError(f"{path}: {missing}")
     if not checkpoint.training:
         raise CheckpointError(f"{path} holds no state of training; {_instead(folder, file)}")
     beside = config_in(folder)
