@@ -125,6 +125,11 @@ def _image_size(merge: Merge, name: str, value: int) -> None:
     merge.to.put("data.resize", True)
 
 
+def _resized_crop(merge: Merge, name: str, value: float) -> None:
+    merge.to.put("augment.crop", 0)
+    merge.to.put("augment.resized_crop", [value, 1.0])
+
+
 def _architecture(merge: Merge, name: str, value: str) -> None:
     if match := re.fullmatch(r"wrn-?([0-9]{1,9})-([0-9]{1,9})", value):
         merge.to.switch("model", "wrn")
@@ -366,7 +371,13 @@ FLAGS: Flags = {
     "dataset_root": Flag("data.root", rule=_root, of=WRN),
     "data_dir": Flag("data.root", rule=_root, spellings=("--dataset-root",), of=LIP),
     "image_size": Flag("data.size", text="Side of images of a folder, scaled and cropped to it.", rule=_image_size),
+    "storage": Flag("data.storage", rule=_of_folder),
     "workers": Flag("data.workers", rule=_of_folder),
+    "resized_crop": Flag(
+        text="Train on random crops of at least this share of an image, scaled up to it, in place of padded ones.",
+        type=float,
+        rule=_resized_crop,
+    ),
     "architecture": Flag(text="wrn16-10, any wrnDEPTH-WIDTH, or vgg19.", type=str, rule=_architecture, of=WRN),
     "model": Flag(
         "model.network",

@@ -1,12 +1,15 @@
 """Which images a run sees, how they are augmented, and how the model normalises them."""
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, PositiveFloat, Tag, model_validator
 
 from svdctl.config.base import Config
 from svdctl.config.variants import variant
 from svdctl.registry import DATA
+
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class DataConfig(Config):
@@ -33,6 +36,26 @@ class Augment(Config):
     mixup: PositiveFloat | None = None
     """a of Beta(a, a), from which the shares are drawn by which two images are mixed, and their losses (Zhang et al.
     2018); one share for each batch. Absent: none are."""
+    resized_crop: tuple[Share, Share] | None = None
+    """Least and largest share of an image's area in a random crop, of aspect 3/4 to 4/3, that is scaled up to the whole
+    image, in place of `crop` (Szegedy et al. 2015); absent: none."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_crop(cls, table: Any) -> Any:
+        """Let `resized_crop` take the place of the other crop's default."""
+        if isinstance(table, Mapping) and table.get("resized_crop") is not None:
+            return {"crop": 0, **table}
+        return table
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.resized_crop is not None:
+            if self.crop:
+                raise ValueError("`augment.resized_crop` takes the place of `augment.crop`; set that to 0")
+            if self.resized_crop[0] > self.resized_crop[1]:
+                raise ValueError("`augment.resized_crop` is the least share, then the largest; exchange them")
+        return self
 
 
 def _form(numbers: object) -> str:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from svdctl.config.data_config import Augment
-from svdctl.data.augment import augment
+from svdctl.data.augment import augment, resized_crop
 from svdctl.data.images import ImageData
-from svdctl.data.streamed_images import read_ahead
+from svdctl.data.streamed_images import is_streamed, read_ahead
 
 
 def derived_seed(seed: int, *what: int | str) -> int:
@@ -39,7 +39,7 @@ class Batch:
     images: Tensor
     """`(B, C, H, W)` uint8."""
     draws: Tensor
-    """`(B, 3)` float32, uniform in [0, 1)."""
+    """`(B, 3)` float32, uniform in [0, 1); `(B, 7)` where crops are resized."""
     labels: Tensor
     """`(B,)` int64."""
     mix: Tensor | None = None
@@ -129,6 +129,10 @@ class Batches:
                 taken.append(values[partner : partner + 1])
         return taken[0] if len(taken) == 1 else torch.cat(taken)
 
+    def _rows_of(self, order: Tensor, steps: range) -> list[Tensor]:
+        """Return the images of this process in each of the steps, out of the order of an epoch."""
+        return [self._rows(order[step * self.batch_size :][: self.count(step)], step) for step in steps]
+
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of the steps `start, ...` of an epoch counted from 0; nothing waits for the device.
 
@@ -136,12 +140,13 @@ class Batches:
         """
         device = self.data.images.device
         shuffle = torch.Generator().manual_seed(derived_seed(self.seed, "order", number))
-        order = torch.randperm(len(self.data), generator=shuffle).to(device)
+        order = torch.randperm(len(self.data), generator=shuffle)
         steps = range(start, self.steps_per_epoch)
-        rows = [self._rows(order[step * self.batch_size :][: self.count(step)], step) for step in steps]
-        for step, part, read in zip(steps, rows, read_ahead(self.data.images, rows), strict=True):
-            generator = torch.Generator().manual_seed(derived_seed(self.seed, "augment", number, step))
-            draws = self._rows(torch.rand(self.count(step), 3, generator=generator), step)
+        rows = self._rows_of(order.to(device), steps)
+        # Files are found by numbers on the host, and reading those of the device would wait for it.
+        numbers = self._rows_of(order, steps) if is_streamed(self.data.images) else rows
+        for step, part, read in zip(steps, rows, read_ahead(self.data.images, numbers), strict=True):
+            draws = self._rows(self._draws(number, step), step)
             batch = Batch(read, draws.to(device, non_blocking=True), self.data.labels[part])
             sizes = tuple(map(len, self._own(step)))
             mix = self._mix(number, step)
@@ -157,10 +162,22 @@ class Batches:
         generator = np.random.Generator(np.random.PCG64(derived_seed(self.seed, "mixup", epoch, step)))
         return torch.tensor(generator.beta(strength, strength), dtype=torch.float32)
 
+    def _draws(self, epoch: int, step: int) -> Tensor:
+        """Return the random numbers by which the images of a step's batch are changed, those of a resized crop last."""
+        columns = {"augment": 3} if self.augmentation.resized_crop is None else {"augment": 3, "resized-crop": 4}
+        found = []
+        for purpose, count in columns.items():
+            generator = torch.Generator().manual_seed(derived_seed(self.seed, purpose, epoch, step))
+            found.append(torch.rand(self.count(step), count, generator=generator))
+        return torch.cat(found, dim=1)
+
     def pixels(self, batch: Batch) -> Tensor:
         """Return the augmented, and mixed, images of a batch or of a part, in [0, 1], `(B, C, H, W)`."""
         flip, crop, pad = self.augmentation.flip, self.augmentation.crop, self.augmentation.pad
-        found = to_pixels(augment(batch.images, batch.draws, flip=flip, crop=crop, pad_mode=pad))
+        images = batch.images
+        if (area := self.augmentation.resized_crop) is not None:
+            images = resized_crop(images.float(), batch.draws[:, 3:], area)
+        found = to_pixels(augment(images, batch.draws, flip=flip, crop=crop, pad_mode=pad))
         return found if batch.mix is None else torch.lerp(found[1:], found[:-1], batch.mix)
 
 
@@ -171,6 +188,6 @@ def to_pixels(images: Tensor) -> Tensor:
 
 def evaluation_batches(data: ImageData, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield all examples in order, as pixels in [0, 1] and labels."""
-    for start in range(0, len(data), batch_size):
-        part = slice(start, start + batch_size)
-        yield to_pixels(data.images[part]), data.labels[part]
+    parts = [slice(start, start + batch_size) for start in range(0, len(data), batch_size)]
+    for part, images in zip(parts, read_ahead(data.images, parts), strict=True):
+        yield to_pixels(images), data.labels[part]

@@ -7,18 +7,38 @@ import torch
 from torch import Tensor
 
 from svdctl.data.images import ImageData
+from svdctl.data.streamed_images import is_streamed
 from svdctl.utils.content_hash import content_digest
 
 _BLOCK = 8 * 2**20
 """Bytes hashed at a time. Part of the definition: another size gives another fingerprint."""
 
 
-def fingerprint(*parts: ImageData) -> str:
+FILES = "files:"
+"""What a fingerprint begins with that is made of files and not of pixels."""
+
+
+def fingerprint(*parts: ImageData, like: str | None = None) -> str:
     """Return the SHA-256, as 64 hexadecimal digits, of the parts of a data set: `fingerprint(train, test)`.
 
     It covers the pixels, labels, class names, shape and type of every part, and the order of images and of parts. It
     depends on neither the device nor the files that the images were read from.
+
+    Of images that are read from files when they are needed it is `files:` and the SHA-256 over the relative name, size
+    in bytes and label of each file, the class names and the settings of size: pixels that change and leave a file's
+    size as it is are not seen.
+
+    Args:
+        parts: of the data set.
+        like: a fingerprint to compare with; the form is its, as far as the data have it.
     """
+    streamed = any(is_streamed(part.images) for part in parts)
+    by_files = streamed if like is None else like.startswith(FILES)
+    files = [part.files for part in parts if part.files is not None]
+    if by_files and len(files) == len(parts):
+        heads = [json.dumps([list(part.images.shape), part.classes]) for part in parts]
+        listed = zip(files, parts, heads, strict=True)
+        return FILES + content_digest(*(file.digest(part.labels, head) for file, part, head in listed))
     contents: list[str | bytes] = []
     # Blocks are hashed in threads (hashlib releases the GIL), and their digests are hashed in order.
     with ThreadPoolExecutor(max_workers=min(8, torch.get_num_threads())) as pool:

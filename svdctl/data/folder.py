@@ -28,6 +28,8 @@ class Folder(DataConfig):
     """Scale and centre-crop images of another size; otherwise a different size is an error."""
     channels: Literal[1] | None = None
     """1: grey images keep their one channel, and images in colour are an error; absent: all have three."""
+    storage: Literal["resident", "streamed"] | None = None
+    """In memory, decoded once, or read whenever they are needed; absent: in memory up to 2 GiB. The same pixels."""
     workers: PositiveInt | None = None
     """Threads that read and decode images; absent: one for each core, at most 16."""
 
@@ -38,7 +40,7 @@ class FolderSource(DataSource):
 
     kind = "folder"
     config = Folder
-    without_effect = ("workers",)
+    without_effect = ("storage", "workers")
 
     def load(self, config: Folder) -> "TrainTest":
         return self.load_reporting(config, Reporter())
@@ -48,7 +50,8 @@ class FolderSource(DataSource):
         from svdctl.data.read_folder import read_folder
 
         form = ImageForm(config.size, config.resize, config.channels or 3)
-        return read_folder(config.path, form, workers=config.workers, reporter=reporter)
+        streamed = None if config.storage is None else config.storage == "streamed"
+        return read_folder(config.path, form, streamed=streamed, workers=config.workers, reporter=reporter)
 
     def image_shape(self, config: Folder) -> tuple[int, int, int]:
         return config.channels or 3, config.size, config.size

@@ -75,7 +75,7 @@ def _add_classes(files: ImageFiles, labels: list[int], path: Path, shown: str) -
     folders, empty = folders_in(path), []
     for label, folder in enumerate(folders):
         before = len(files)
-        _add_images_anywhere(files, folder, f"{shown}/{folder.name}" if shown else folder.name)
+        add_images_anywhere(files, folder, f"{shown}/{folder.name}" if shown else folder.name)
         labels += [label] * (len(files) - before)
         if len(files) == before:
             empty.append(folder.name)
@@ -162,7 +162,7 @@ def add_images(files: ImageFiles, path: str, shown: str) -> list[str]:
     return [name for name, _ in found]
 
 
-def _add_images_anywhere(files: ImageFiles, path: Path, shown: str) -> None:
+def add_images_anywhere(files: ImageFiles, path: Path, shown: str) -> None:
     """Add the images in a folder, then those of each folder in it; one that several links lead to counts once.
 
     Raises:

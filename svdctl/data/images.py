@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from svdctl.data.image_files import FileRows
-from svdctl.data.streamed_images import first_channel, rows_of
+from svdctl.data.streamed_images import first_channel, is_streamed, rows_of
 from svdctl.errors import DataError
 
 BLOCK = 1000
@@ -52,7 +52,7 @@ class ImageData:
         """Return the examples from `start` up to `stop`; those in memory are not copied."""
         part = slice(start, stop)
         index = torch.arange(start, stop)
-        images = self.images[part] if isinstance(self.images, Tensor) else rows_of(self.images, index)
+        images = rows_of(self.images, index) if is_streamed(self.images) else self.images[part]
         files = None if self.files is None else self.files.part(index)
         return replace(self, images=images, labels=self.labels[part], files=files)
 

@@ -1,5 +1,6 @@
 """Images out of folders: in memory, decoded in threads and kept in the user's cache, or read when they are needed."""
 
+import math
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -10,16 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from svdctl.data.decode_image import ImageForm, UnusableImageError, read_image
+from svdctl.data.decode_image import ImageForm, UnusableImageError, check_image, read_image
 from svdctl.data.folder_layout import Layout, classes_in_folders
 from svdctl.data.image_cache import Decoded, ImageCache
 from svdctl.data.image_files import FileRows, ImageFiles
+from svdctl.data.imagenet_layouts import published_layout
 from svdctl.data.images import ImageData
+from svdctl.data.read_images import ImageReader
 from svdctl.data.split import stratified_split
+from svdctl.data.streamed_images import streamed_images
 from svdctl.data.train_test import TrainTest
 from svdctl.errors import DataError, first_line
 from svdctl.utils.progress import Reporter
 
+MOST_RESIDENT = 2 * 2**30
+"""Bytes of images in memory. It is no share of what is free: the same data are read in the same way everywhere."""
 _BLOCK = 32
 """Files that a thread takes at a time."""
 _MOST_WORKERS = 16
@@ -28,12 +34,15 @@ _NAMED = 5
 T = TypeVar("T")
 
 
-def read_folder(path: Path, form: ImageForm, *, workers: int | None, reporter: Reporter) -> TrainTest:
+def read_folder(
+    path: Path, form: ImageForm, *, streamed: bool | None, workers: int | None, reporter: Reporter
+) -> TrainTest:
     """Return the images of a folder, one sub-folder a class.
 
     Args:
         path: the folder, with `train/`, `val/` and `test/` in it or with the classes alone.
         form: of the images.
+        streamed: whether they are read when they are needed; None: where they would take more than 2 GiB of memory.
         workers: threads that decode; None: one for each core, at most 16.
         reporter: is told how far it is.
 
@@ -45,14 +54,17 @@ def read_folder(path: Path, form: ImageForm, *, workers: int | None, reporter: R
         raise DataError(f"there is no folder {path}; give `data.path` the folder that holds the classes")
     threads = workers or min(_MOST_WORKERS, _cores())
     try:
-        layout = classes_in_folders(path)
-        images = _resident(path, layout.files, form, threads, reporter)
+        layout = published_layout(path) or classes_in_folders(path)
+        if streamed is None:
+            streamed = len(layout.files) * math.prod(form.shape) > MOST_RESIDENT
+        read = _streamed if streamed else _resident
+        images = read(path, layout.files, form, threads, reporter)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({first_line(error)}); check its folders, links and rights") from error
     except MemoryError as error:
         raise DataError(
-            f"{path}: {len(layout.files):,} images need more memory than there is; use a larger machine, fewer or "
-            "smaller images"
+            f"{path}: {len(layout.files):,} images need more memory than there is; read them when they are needed "
+            "(`data.storage = streamed`)"
         ) from error
     return _parts(path, layout, images, form).checked(str(path))
 
@@ -92,6 +104,21 @@ def _resident(path: Path, files: ImageFiles, form: ImageForm, threads: int, repo
             reporter.notice(why)
     _announce(decoded, files, form, reporter)
     return torch.from_numpy(decoded.images)
+
+
+def _streamed(path: Path, files: ImageFiles, form: ImageForm, threads: int, reporter: Reporter) -> Tensor:
+    """Return images that are read when they are needed; the headers of all files are looked at now, or were before."""
+    cache = ImageCache(path, files, form, 0)
+    checked, damage = cache.read()
+    if damage is not None:
+        reporter.notice(damage)
+    if checked is None:
+        scaled = sum(_of_all(path, files, lambda row: check_image(files.path(row), form), threads, "looking", reporter))
+        checked = Decoded(np.empty((0, *form.shape), dtype=np.uint8), scaled)
+        if (why := cache.write(checked)) is not None:
+            reporter.notice(why)
+    _announce(checked, files, form, reporter)
+    return streamed_images(ImageReader(files, form, threads), len(files), form.shape)
 
 
 def _announce(decoded: Decoded, files: ImageFiles, form: ImageForm, reporter: Reporter) -> None:

@@ -81,6 +81,11 @@ def streamed_images(reader: Callable[[Tensor], Tensor], count: int, image_shape:
     return cast(Tensor, StreamedImages(reader, torch.arange(count), image_shape, torch.device("cpu")))
 
 
+def is_streamed(images: Any) -> bool:
+    """Return whether images are read when they are needed."""
+    return isinstance(images, StreamedImages)
+
+
 def rows_of(images: Any, index: Tensor) -> Tensor:
     """Return the images of an index; those that are streamed are not read yet."""
     found = images.part(index) if isinstance(images, StreamedImages) else images[index]
@@ -95,7 +100,7 @@ def first_channel(images: Any) -> Tensor:
     return cast(Tensor, replace(images, reader=lambda rows: read(rows)[:, :1], image_shape=shape))
 
 
-def read_ahead(images: Any, indices: Iterable[Tensor]) -> Iterator[Tensor]:
+def read_ahead(images: Any, indices: Iterable[Tensor | slice]) -> Iterator[Tensor]:
     """Yield the images of each index; of those that are streamed, the next ones are read in a thread meanwhile."""
     if isinstance(images, StreamedImages):
         yield from made_ahead(partial(images.__getitem__, index) for index in indices)

@@ -73,14 +73,19 @@ class HeldOut:
 
 def leaks(dataset: EvaluationData, trained_on: Mapping[str, str] | None) -> bool:
     """Return whether test images may be among those of the training: the test part is not the one beside them then."""
-    return trained_on is not None and fingerprint(dataset.parts.test) != trained_on.get("test")
+    return trained_on is not None and _differs(dataset.parts.test, trained_on.get("test"))
 
 
 def _as_trained(dataset: EvaluationData, trained_on: Mapping[str, str] | None) -> bool:
     """Return whether the parts are those of the training, as far as it is known on what that was."""
     if trained_on is None:
         return True
-    return all(fingerprint(part) == trained_on.get(name) for name, part in dataset.parts.parts().items())
+    return not any(_differs(part, trained_on.get(name)) for name, part in dataset.parts.parts().items())
+
+
+def _differs(part: ImageData, known: str | None) -> bool:
+    """Return whether a part is not the one with a known fingerprint, or none is known."""
+    return fingerprint(part, like=known) != known
 
 
 def held_out(

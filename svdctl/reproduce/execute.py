@@ -104,7 +104,7 @@ def train_run(job: Job, status: StatusWriter) -> Path | Literal["busy", "interru
     """Return the finished run folder: found, continued or new."""
     usable = job.store.usable(job.key, on_notice=status.pass_over)
     if usable and usable[0].data is not None:
-        data = load_parts(job.config).fingerprint
+        data = load_parts(job.config, like=usable[0].data).fingerprint
         if usable[0].data != data:
             status.pass_over(f"{usable[0].folder} was trained on other data and does not count")
             usable = [state for state in usable if state.data in (None, data)]

@@ -105,6 +105,8 @@ def _parameters(config: TrainConfig) -> int:
 def _data_line(config: TrainConfig) -> str:
     augment = config.augment
     changes = ["flip"] * augment.flip + [f"{augment.pad}-padded crop {augment.crop}"] * (augment.crop > 0)
+    if augment.resized_crop is not None:
+        changes.append("resized crop of {:g} to {:g}".format(*augment.resized_crop))
     if augment.mixup is not None:
         changes.append(f"mixup {augment.mixup:g}")
     return f"{describe(config.data).replace(':', ' ', 1)}, augmentation: {', '.join(changes) or 'none'}"

@@ -4,7 +4,7 @@ import inspect
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -144,13 +144,20 @@ class Parts:
     """Of the parts as they were loaded, by name."""
 
 
-def load_parts(config: TrainConfig, *, download: bool = True, reporter: Reporter | None = None) -> Parts:
+def load_parts(
+    config: TrainConfig,
+    *,
+    download: bool = True,
+    reporter: Reporter | None = None,
+    like: Mapping[str, str] | None = None,
+) -> Parts:
     """Return the data of a run.
 
     Args:
         config: of the run.
         download: whether data that are absent may be downloaded.
         reporter: is told how far the reading is.
+        like: fingerprints to compare with, by name; those of the data have their form.
 
     Raises:
         DataError: missing or broken data.
@@ -170,7 +177,7 @@ def load_parts(config: TrainConfig, *, download: bool = True, reporter: Reporter
         )
     select = config.evaluation.select
     used = {name: part for name, part in data.parts().items() if name != "validation" or select == name}
-    contents = {name: fingerprint(part) for name, part in used.items()}
+    contents = {name: fingerprint(part, like=(like or {}).get(name)) for name, part in used.items()}
     train, held_out = data.train, data.test
     if select == "validation":
         if data.validation is not None:

@@ -127,7 +127,7 @@ def resume(
             with fabric.rank_zero_first(local=True):  # data may have to be downloaded
                 shown = reporter if fabric.is_global_zero else None
                 may_download = bool(changes.get("data", {}).keys() - {"kind"})
-                parts = load_parts(config, download=may_download, reporter=shown)
+                parts = load_parts(config, download=may_download, reporter=shown, like=checkpoint.data)
             with checkpoint_error_on_mismatch(path):
                 history = read_history(checkpoint, folder)
             notice, changed, judged_anew = _compared(history, parts, path, allow_changed_data)

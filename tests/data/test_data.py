@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from svdctl.config.data_config import Augment
-from svdctl.data.augment import augment, pad
+from svdctl.data.augment import augment, pad, resized_crop
 from svdctl.data.batches import Batches, evaluation_batches
 from svdctl.data.cifar import Cifar10
 from svdctl.data.data_source import load, source_of
@@ -209,3 +209,42 @@ def test_npz_and_its_faults(tmp_path: Path) -> None:
         load(Npz(path=path))
     with pytest.raises(DataError, match="there is no file"):
         load(Npz(path=tmp_path / "none.npz"))
+
+
+def test_resized_crops_are_bilinear_and_of_the_drawn_parts() -> None:
+    image = torch.rand(1, 3, 24, 32, generator=torch.Generator().manual_seed(0))
+    # Half of the area, square in units of the image: rows from 0.25 and columns from 0.75 of what is left.
+    draws = torch.tensor([[0.5, 0.5, 0.25, 0.75]])
+    found = resized_crop(image, draws, (0.0, 1.0))
+    side = 0.5**0.5
+    rows = 24 * (0.25 * (1 - side) + side * (torch.arange(24) + 0.5) / 24) - 0.5
+    columns = 32 * (0.75 * (1 - side) + side * (torch.arange(32) + 0.5) / 32) - 0.5
+    for row, y in enumerate(rows.tolist()):
+        for column, x in ((0, columns[0].item()), (17, columns[17].item()), (31, columns[31].item())):
+            top, left = int(y), int(x)
+            here = image[0, :, top : top + 2, left : left + 2].double()
+            down = torch.tensor([1 - (y - top), y - top], dtype=torch.float64)
+            right = torch.tensor([1 - (x - left), x - left], dtype=torch.float64)
+            wanted = torch.einsum("crs,r,s->c", here, down, right)
+            assert torch.allclose(found[0, :, row, column].double(), wanted, atol=1e-5)
+
+
+def test_resized_crops_of_everything_change_nothing_and_are_of_each_image_alone() -> None:
+    images = torch.rand(50, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    draws = torch.rand(50, 4, generator=torch.Generator().manual_seed(1))
+    whole = torch.cat([torch.ones(50, 1), torch.full((50, 1), 0.5), draws[:, 2:]], dim=1)
+    assert torch.allclose(resized_crop(images, whole, (0.08, 1.0)), images, atol=1e-5)
+    together = resized_crop(images, draws, (0.08, 1.0))
+    assert torch.equal(
+        together,
+        torch.cat([resized_crop(*one, (0.08, 1.0)) for one in zip(images.split(7), draws.split(7), strict=True)]),
+    )
+    ramp = torch.linspace(0, 1, 16).expand(5000, 1, 16, 16)
+    drawn = torch.rand(5000, 4, generator=torch.Generator().manual_seed(2))
+    spread = resized_crop(ramp, drawn, (0.25, 0.25))
+    widths = spread[:, 0, 0, -1] - spread[:, 0, 0, 0]
+    # Widths are between those of the aspects 3/4 and 4/3, and positions are spread over all that is left.
+    assert widths.min() > 0.5 * (3 / 4) ** 0.5 - 0.08
+    assert widths.max() < 0.5 * (4 / 3) ** 0.5 + 0.08
+    assert spread[:, 0, 0, 0].min() < 0.02
+    assert spread[:, 0, 0, -1].max() > 0.98
