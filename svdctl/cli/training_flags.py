@@ -429,6 +429,8 @@ FLAGS: Flags = {
     ),
     "clipping": Flag("control.kind", text=f"Control: {listed(CLIPPING_WORDS)}.", rule=_control_kind, words=CLIPPING),
     "clip_to": Flag("control.max_sigma", needs=_controlled),
+    "clip_from": Flag("control.max_sigma_start", RECIPE, needs=_controlled),
+    "clip_epochs": Flag("control.max_sigma_epochs", RECIPE, needs=_controlled),
     "clip_freq": Flag("control.every_steps", needs=_controlled, of=WRN),
     "assigning_freq": Flag("control.every_steps", needs=_controlled, of=LIP),
     "clip_linear": Flag(

@@ -1,8 +1,8 @@
 """What every control of singular values can be set to, and the limit on BatchNorm."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from svdctl.config.base import Config
 
@@ -16,6 +16,10 @@ class ControlConfig(Config):
     kind: str
     max_sigma: PositiveFloat = 1.0
     """Largest singular value allowed for convolutions."""
+    max_sigma_start: PositiveFloat | None = None
+    """Where `max_sigma` starts; that of linear layers keeps its ratio to it. Absent: it stays where it is."""
+    max_sigma_epochs: PositiveInt | None = None
+    """Epochs in which it moves from there to `max_sigma`, step by step by equal differences."""
     every_steps: PositiveInt = 1
     """Steps between two applications of the control."""
     prove_every_steps: Literal["auto"] | NonNegativeInt = "auto"
@@ -26,6 +30,19 @@ class ControlConfig(Config):
     procedure: Literal["certified", "paper"] = "certified"
     """certified, or paper: no proof, for comparisons only (svdctl's own). `paper` makes two power steps or one clip
     pass, and no seal."""
+
+    @model_validator(mode="after")
+    def _whole_schedule(self) -> Self:
+        if (self.max_sigma_start is None) != (self.max_sigma_epochs is None):
+            raise ValueError("`control.max_sigma_start` and `control.max_sigma_epochs` belong together; give both")
+        return self
+
+    def maximum_scale(self, step: int, steps_per_epoch: int) -> float:
+        """Return what all maxima are multiplied by after so many steps; 1 once the schedule has ended."""
+        if self.max_sigma_start is None or self.max_sigma_epochs is None:
+            return 1.0
+        left = max(0.0, 1 - step / (self.max_sigma_epochs * steps_per_epoch))
+        return 1 + (self.max_sigma_start / self.max_sigma - 1) * left
 
 
 class BatchNormControl(Config):

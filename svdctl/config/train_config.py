@@ -104,6 +104,12 @@ class TrainConfig(Config):
         else:
             faults += CONTROLS.get(self.control.kind).faults(self.control, self.layer)
         faults += LAYERS.get(self.layer.kind).faults(self.layer, groups=architecture.groups)
+        moved = getattr(self.control, "max_sigma_epochs", None)
+        if moved is not None and moved > self.epochs:
+            faults.append(
+                f"`control.max_sigma_epochs = {moved}` is more than the {self.epochs} epochs of the run, which would "
+                "end before `control.max_sigma` is reached; lower it, or raise `epochs`"
+            )
         if isinstance(self.schedule, Cyclic) and self.schedule.lr_min >= self.optimizer.lr:
             faults.append(
                 f"`schedule.lr_min = {self.schedule.lr_min:g}` must be below `optimizer.lr = {self.optimizer.lr:g}`: "

@@ -22,13 +22,17 @@ class ControlledLayer:
     module: "nn.Module"
     ops: LayerOps
     max_sigma: float
-    """The largest singular value allowed."""
+    """The largest singular value allowed, at present."""
     input_size: tuple[int, ...] | None = None
     """Of one input, without channels; None where it is not known."""
     state: "dict[str, Tensor]" = field(default_factory=dict)
     """What the method keeps from one application to the next; saved and loaded with a checkpoint."""
     memory: Any = None
     """What the method has computed of the layer's shape alone; made anew by `start`."""
+
+    def __post_init__(self) -> None:
+        self.final_max = self.max_sigma
+        """`max_sigma` where no schedule moves it any more."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class ControlContext:
     optimizer: "torch.optim.Optimizer | None"
     generator: "torch.Generator"
     """A stream of random numbers, the same in every process."""
+    scale: "Tensor | None" = None
+    """`max_sigma` over `final_max` (0-d), the same of all layers; None: no schedule moves it."""
 
 
 class ControlMethod:
@@ -76,6 +82,9 @@ class ControlMethod:
     """Its section there, derived from `ControlConfig`; `kind` is a field of it, a literal."""
     writes_operator: ClassVar[bool] = True
     """Whether it writes kernels anew; False: it only multiplies them by numbers."""
+    reads_scale: ClassVar[bool] = False
+    """Whether `factors` takes the moving maximum from `scale` of its context, as a CUDA graph needs it; else steps are
+    not recorded while it moves."""
 
     def needs_sizes(self, config: Any) -> bool:
         """Return whether it needs each layer's input size."""

@@ -197,7 +197,7 @@ class Controller:
         """Return a controller of a copy of the network, as an average of its weights, with the same settings."""
         made = type(self).__new__(type(self))
         sizes = {name: layer.input_size for name, layer in self._controlled.items() if layer.input_size is not None}
-        limits = {name: layer.max_sigma for name, layer in self._controlled.items()} | self._kept
+        limits = {name: layer.final_max for name, layer in self._controlled.items()} | self._kept
         made._start(model, None, self.config, self.batchnorm, sizes, 0, self._group, lambda known: limits)
         return made
 
@@ -239,6 +239,8 @@ class Controller:
         self.layers = {name: layer for name, (_, layer) in self._known.items() if is_controllable(layer)}
         self.norms = {name: layer for name, layer in model.named_modules() if isinstance(layer, BatchNorm)}
         self._generator = torch.Generator().manual_seed(seed)
+        self._scale: Tensor | None = None
+        self._scaled_by = 1.0
         self._controlled: dict[str, ControlledLayer] = {}
         self._kept: dict[str, float] = {}
         """Maxima of layers that keep themselves within them, by svdctl's own spectral norm."""
@@ -269,8 +271,8 @@ class Controller:
 
     def _group_layers(self) -> None:
         """Find which controlled layers share memory, and which process works on them."""
-        maxima = {name: layer.max_sigma for name, layer in self._controlled.items()}
-        self._groups = actions.LayerGroups(self.controlled(), maxima)
+        self._maxima = {name: layer.max_sigma for name, layer in self._controlled.items()}
+        self._groups = actions.LayerGroups(self.controlled(), self._maxima)
         threads = actions.on_cpu(self.layers.values())
         # One for each kind of work, whose times differ.
         self._action, self._seal = (LayerScheduler(self._groups.costs, self._group, threads) for _ in range(2))
@@ -328,6 +330,22 @@ class Controller:
                 f"no convolution, linear layer or BatchNorm has the name {name!r}{nearest(str(name), names)}"
             )
         return self._controlled[name].max_sigma if name in self._controlled else self._kept.get(name)
+
+    def scale_maxima(self, scale: float) -> None:
+        """Make the maximum of every controlled layer its final one times a number; nothing waits for the device.
+
+        Layers that keep themselves have a maximum of their own, which stays.
+        """
+        if not self._controlled or (self._scale is not None and scale == self._scaled_by):
+            return
+        for name, layer in self._controlled.items():
+            layer.max_sigma = self._maxima[name] = layer.final_max * scale
+        if self._scale is None:
+            first = next(iter(self._controlled.values()))
+            device = first.ops.tensors(first.module)[0].device
+            self._scale = torch.full((), scale, dtype=torch.float64, device=device)
+        self._scale.fill_(scale)
+        self._scaled_by = scale
 
     def notices(self) -> list[str]:
         """Return what a user should know before training."""
@@ -388,7 +406,7 @@ class Controller:
         if self._is_norm_due(step):
             self._limit_norms()
         if self._is_control_due(step):
-            self._apply(ControlContext(step, self.optimizer, self._generator))
+            self._apply(ControlContext(step, self.optimizer, self._generator, self._scale))
         self.control_seconds += time.perf_counter() - began
 
     def due(self, step: int) -> tuple[str, ...]:
@@ -410,6 +428,8 @@ class Controller:
         """Return why the work of a step is not work of the device alone, a sentence; None: it is."""
         if self._is_control_due(step) and not self._method.has_factors(self.config):
             return f"control {self.config.kind!r} reads values back from the device"
+        if self._is_control_due(step) and self._scaled_by != 1 and not self._method.reads_scale:
+            return f"control {self.config.kind!r} takes the maximum as a number, which moves"
         for ops, alike in self._by_type.items():
             if ops.due(alike, step) is None:
                 return f"what keeps {ops.kind} layers in their form may wait for the device"

@@ -27,6 +27,7 @@ class DivideControl(ControlMethod):
     kind = "divide"
     config: ClassVar[type[Config]] = Divide
     writes_operator = False
+    reads_scale = True
 
     def needs_sizes(self, config: ControlConfig) -> bool:
         return not self.has_factors(config)
@@ -37,10 +38,10 @@ class DivideControl(ControlMethod):
     def has_factors(self, config: ControlConfig) -> bool:
         return config.procedure == "certified"
 
-    def followed(self, layers: Sequence[ControlledLayer]) -> "list[tuple[str, FactoredOperators, float]]":
-        """Return (key in `state`, operators, maximum) of each factor of layers of one shape."""
+    def followed(self, layers: Sequence[ControlledLayer]) -> "list[tuple[str, FactoredOperators, float | None]]":
+        """Return (key in `state`, operators, maximum; None: each layer's) of each factor of layers of one shape."""
         ops, modules = layers[0].ops, [layer.module for layer in layers]
-        return [("vectors", ops.factored_operators(modules), layers[0].max_sigma)]
+        return [("vectors", ops.factored_operators(modules), None)]
 
     def start(self, layers: Sequence[ControlledLayer], config: ControlConfig) -> None:
         if not self.has_factors(config):
@@ -63,22 +64,33 @@ class DivideControl(ControlMethod):
         from svdctl.control.actions import coarse_unit, shrink
 
         # Norms of one maximum are compared with it at once.
-        places: dict[tuple[float, float], list[tuple[int, int]]] = {}
-        norms: dict[tuple[float, float], list[Tensor]] = {}
+        places: dict[tuple[float, float, bool], list[tuple[int, int]]] = {}
+        norms: dict[tuple[float, float, bool], list[Tensor]] = {}
         for rows in layers_alike([layer.module for layer in layers]):
             group = [layers[row] for row in rows]
             unit = coarse_unit(group[0].ops.tensors(group[0].module)[0])
-            for part, (key, operators, max_sigma) in enumerate(self.followed(group)):
+            for part, (key, operators, fixed) in enumerate(self.followed(group)):
                 kept = [layer.state[key] for layer in group]
                 found, vectors = group[0].memory[key].step(operators, torch.stack(kept))
                 torch._foreach_copy_(kept, vectors.unbind())
-                places.setdefault((max_sigma, unit), []).extend((row, part) for row in rows)
-                norms.setdefault((max_sigma, unit), []).append(found)
-        factors = {
-            place: factor
-            for limit, found_norms in norms.items()
-            for place, factor in zip(places[limit], shrink(torch.cat(found_norms), *limit).unbind(), strict=True)
-        }
+                limits = [layer.final_max if fixed is None else fixed for layer in group]
+                alike = len(set(limits)) == 1
+                for limit, some, norm in zip(
+                    limits[:1] if alike else limits,
+                    [rows] if alike else [[row] for row in rows],
+                    [found] if alike else found.split(1),
+                    strict=True,
+                ):
+                    which = limit, unit, fixed is None and context.scale is not None
+                    places.setdefault(which, []).extend((row, part) for row in some)
+                    norms.setdefault(which, []).append(norm)
+        factors: dict[tuple[int, int], Tensor] = {}
+        for which, found_norms in norms.items():
+            limit, unit, is_moved = which
+            sigma = torch.cat(found_norms)
+            if is_moved and context.scale is not None:
+                sigma = sigma / context.scale
+            factors |= zip(places[which], shrink(sigma, limit, unit).unbind(), strict=True)
         return [[factors[place] for place in sorted(factors) if place[0] == row] for row in range(len(layers))]
 
     def step_(self, layers: Sequence[ControlledLayer], config: ControlConfig, context: ControlContext) -> list[bool]:

@@ -41,7 +41,7 @@ class DivideEachControl(DivideControl):
             "`layer.rank = R`, or use `control.kind = divide`"
         ]
 
-    def followed(self, layers: Sequence[ControlledLayer]) -> "list[tuple[str, FactoredOperators, float]]":
+    def followed(self, layers: Sequence[ControlledLayer]) -> "list[tuple[str, FactoredOperators, float | None]]":
         from svdctl.spectral.convolution import Convolution
         from svdctl.spectral.power_iteration import FactoredOperators
 
@@ -49,7 +49,7 @@ class DivideEachControl(DivideControl):
         cores = [core for core in found if core is not None]
         if not cores:
             return super().followed(layers)
-        parts = [("vectors", FactoredOperators.of(cores), layers[0].max_sigma)]
+        parts: list[tuple[str, FactoredOperators, float | None]] = [("vectors", FactoredOperators.of(cores), None)]
         for number, frames in enumerate(zip(*(self.tensors(layer)[1:] for layer in layers), strict=True)):
             matrices = [Convolution.make(frame.detach()[:, :, None]) for frame in frames]
             parts.append((f"frame {number} vectors", FactoredOperators.of(matrices), 1.0))

@@ -131,6 +131,8 @@ class Loop:
         if trainer.proof_time:
             metrics["proof_time"] = trainer.proof_time
         evaluated, saved = self._ends(epoch)
+        if trainer.max_scale is not None:
+            metrics["max_sigma"] = config.control.max_sigma * trainer.max_scale
         if evaluated:
             trainer.seal()
             began = time.perf_counter()
@@ -142,7 +144,9 @@ class Loop:
                     metrics[f"sigma/{row.name}"] = row.largest
                     metrics[f"bound/{row.name}"] = row.bound
             self.reporter.finish(metrics)
-        best = evaluated and config.evaluation.select != "last" and self._is_best(metrics)
+        # Before the maximum is the one that was asked for, none is picked.
+        is_final = trainer.max_scale in (None, 1.0)
+        best = evaluated and is_final and config.evaluation.select != "last" and self._is_best(metrics)
         self._record("epoch", metrics)
         trainer.counters.epoch_finished = True
         trainer.start_epoch()

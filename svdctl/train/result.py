@@ -129,6 +129,8 @@ def finished(
 
 def _best(trainer: Trainer, parts: Parts, folder: Path) -> tuple[tuple[Mapping[str, Tensor], int] | None, str | None]:
     """Return weights and step of the network that was picked; or why there is none."""
+    if not trainer.counters.best_step and trainer.max_scale not in (None, 1.0):
+        return None, "the run ended before `max_sigma` was reached, so that no epoch is picked and the last one counts"
     if not trainer.counters.best_step:
         return None, "no epoch was evaluated since the data changed, so that none is picked and the last one counts"
     try:

@@ -211,7 +211,7 @@ class TrainingRun:
         unsealed = {name: value for name, value in raw.items() if not torch.equal(value, sealed[name])}
         training = {} if kind == "best" else {**self.trainer.state_dict(), "unsealed": unsealed}
         if self.fabric.is_global_zero:
-            counters = self.trainer.counters
+            counters, scale = self.trainer.counters, self.trainer.max_scale
             checkpoint = Checkpoint(
                 self.config,
                 self.parts.train.classes,
@@ -223,6 +223,7 @@ class TrainingRun:
                     "best_val_acc": counters.best_accuracy,
                     "best_val_plain_acc": counters.best_plain_accuracy,
                     "departures": counters.departures,
+                    **({} if scale is None else {"max_sigma": self.config.control.max_sigma * scale}),
                     **({"other_data_until": counters.other_data_until} if counters.other_data_until else {}),
                 },
                 self.parts.fingerprint,

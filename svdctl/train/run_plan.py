@@ -52,6 +52,8 @@ def _training_line(config: TrainConfig) -> str:
         parts.append(f"labels smoothed by {config.loss.label_smoothing:g}")
     if optimizer.clip_norm is not None:
         parts.append(f"gradients clipped to {optimizer.clip_norm:g}")
+    if config.ema is not None:
+        parts.append(f"weights averaged with decay {config.ema.decay:g}")
     return ", ".join(parts)
 
 
@@ -119,6 +121,8 @@ def _control_line(config: TrainConfig) -> str:
         parts = [f"none, singular values of {config.layer.kind.upper()} are 1"]
     elif control.kind != "none":
         parts = [f"{control.kind} convolutions to {control.max_sigma:g} every {control.every_steps} steps"]
+        if control.max_sigma_start is not None:
+            parts.append(f"from {control.max_sigma_start:g} at the start, in {control.max_sigma_epochs} epochs")
         if control.linear_max is not None:
             parts.append(f"linear layers to {control.linear_max:g}")
         if control.prove_every_steps not in ("auto", 0) and control.procedure == "certified":

@@ -132,6 +132,7 @@ class Trainer:
         self.totals = torch.zeros(2, 5, dtype=torch.float64, device=device)
         """Of (loss, penalty, correct, images, steps that were not finite): of the epoch, and since the last record."""
         self._set_rate()
+        self._set_maximum(self.counters.step)
         self.start_epoch()
 
     def _compiled(self) -> Any:
@@ -175,6 +176,24 @@ class Trainer:
             else:
                 group["momentum"] = self.momentum
 
+    @property
+    def max_scale(self) -> float | None:
+        """Return what the maxima are multiplied by in the last step, and until the next; None: nothing moves them."""
+        return self._scale_after(self.counters.step)
+
+    def _scale_after(self, step: int) -> float | None:
+        control = self.config.control
+        if getattr(control, "max_sigma_start", None) is None:
+            return None
+        return control.maximum_scale(step, self.batches.steps_per_epoch)
+
+    def _set_maximum(self, step: int) -> None:
+        """Give layers the maximum that they have in a step, counted from 1, and until the next one."""
+        scale = self._scale_after(step)
+        if scale is not None:
+            for controller in dict.fromkeys((self.controller, self.judge)):
+                controller.scale_maxima(scale)
+
     def start_epoch(self) -> None:
         """Set the sums over an epoch's steps to zero."""
         self.totals.zero_()
@@ -192,6 +211,7 @@ class Trainer:
         """
         self._computed.clear()
         controller, step = self.controller, self.counters.step + 1
+        self._set_maximum(step)
         before = controller.control_seconds
         try:
             if self._captured is None:
@@ -461,6 +481,7 @@ class Trainer:
             self._average.load_state_dict(state["ema"], dict(self.model.state_dict()))
             self.model.load_state_dict(state["raw"])
         self._set_rate()
+        self._set_maximum(self.counters.step)
         self.controller.load_state_dict(state["controller"])
         if self.controller.retracts_by_qr:
             self._captured = None

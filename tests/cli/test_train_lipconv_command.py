@@ -52,7 +52,7 @@ def test_every_flag_of_the_papers_command_sets_its_field(recipe: Mock) -> None: 
         },
         "control": {
             "kind": "clip", "max_sigma": 1.5, "every_steps": 5, "prove_every_steps": "auto", "linear_max": None,
-            "procedure": "certified",
+            "procedure": "certified", "max_sigma_start": None, "max_sigma_epochs": None,
         },
         "batchnorm": None,
         "certificate": {"epsilon": 72, "radii": [36, 72, 108, 255]},
