@@ -18,6 +18,8 @@ PROBABILITIES = (
     "Calibration takes the softmax a second time, and attacks see its small gradients, so these figures are not those "
     "of the network's confidence; evaluate it without its last softmax"
 )
+_BLOCK = 2**21
+"""Logits worked on at a time: 16 MiB in float64."""
 BETWEEN_0_AND_1 = (
     "all outputs of the network lie between 0 and 1, as probabilities do and logits do not: if its last layer is a "
     "sigmoid, evaluate it without that"
@@ -69,14 +71,17 @@ def calibration(logits: Tensor, labels: Tensor) -> Calibration:
     """
     logits, labels = checked(logits, labels)
     correct = int((logits.argmax(1) == labels).sum())
-    log_probabilities = logits.double().log_softmax(1)
-    squares = (log_probabilities.exp() - F.one_hot(labels, logits.shape[1])).square().sum(1)
+    nll = brier = 0.0
+    for rows, own in zip(row_blocks(logits), labels.split(len(row_blocks(logits)[0])), strict=True):
+        log_probabilities = rows.double().log_softmax(1)
+        nll += float(F.nll_loss(log_probabilities, own, reduction="sum"))
+        brier += float((log_probabilities.exp() - F.one_hot(own, logits.shape[1])).square().sum())
     return Calibration(
         count=len(labels),
         accuracy=correct / len(labels),
         ece=reliability(logits, labels).calibration_error,
-        nll=float(F.nll_loss(log_probabilities, labels)),
-        brier=float(squares.mean()),
+        nll=nll / len(labels),
+        brier=brier / len(labels),
     )
 
 
@@ -88,7 +93,8 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> Reliability
     """
     logits, labels = checked(logits, labels)
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    confidence, predicted = wide.softmax(1).max(1)
+    found = [rows.softmax(1).max(1) for rows in row_blocks(wide)]
+    confidence, predicted = (torch.cat(parts) for parts in zip(*found, strict=True))
     confidence = confidence.float()
     correct = (predicted == labels).double()
     index = (torch.bucketize(confidence, torch.linspace(0, 1, bins + 1), right=True) - 1).clamp_max(bins - 1)
@@ -99,6 +105,11 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> Reliability
         torch.zeros_like(counts).index_add_(0, index, confidence.double()) / some,
         torch.zeros_like(counts).index_add_(0, index, correct) / some,
     )
+
+
+def row_blocks(logits: Tensor) -> tuple[Tensor, ...]:
+    """Return the rows of logits `(N, K)` in blocks of which a few float64 copies fit into memory: N K can be large."""
+    return logits.split(max(_BLOCK // logits.shape[1], 1))
 
 
 def are_probabilities(outputs: Tensor) -> bool:

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from svdctl.config.data_config import Data
 from svdctl.config.evaluate_config import EvaluateConfig
@@ -54,7 +55,13 @@ class EvaluationData:
 
     @cached_property
     def sha256(self) -> str:
-        """Return the hash of the test images and labels; states of attacks are bound to it."""
+        """Return the hash of the test images and labels; states of attacks are bound to it.
+
+        Of files that are read when they are needed it is their fingerprint: no results of before are of such images.
+        """
+        images: Any = self.test.images
+        if self.test.files is not None and not isinstance(images, Tensor):
+            return fingerprint(self.test)
         tensors = (self.test.images, self.test.labels)
         block = block_size_for(self.test.image_shape, BLOCK)
         # In blocks, of which those that are streamed are read one at a time; the hash is that of the whole.

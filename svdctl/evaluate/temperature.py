@@ -1,9 +1,8 @@
 """Temperature scaling (Guo et al. 2017): one factor on the logits, fitted on data that the figures do not use."""
 
-import torch
 from torch import Tensor
 
-from svdctl.evaluate.calibration import checked
+from svdctl.evaluate.calibration import checked, row_blocks
 
 _NEWTON_STEPS = 200
 
@@ -15,24 +14,26 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
     go to 0), or when labels have no more than their rows' mean logit on average (T would go to infinity).
     """
     logits, labels = checked(logits, labels)
-    wide = logits.double()
-    own = wide.gather(1, labels[:, None])
+    gaps = logits.double() - logits.gather(1, labels[:, None]).double()
     # Relative to the label's logit, in units of their own spread: the search starts near 1 for any network.
-    spread = (wide - wide.mean(1, keepdim=True)).square().mean().sqrt()
-    if float((wide - own).max(1).values.mean()) <= 0 or float((wide - own).mean()) >= 0:
+    squares = sum(float((rows - rows.mean(1, keepdim=True)).square().sum()) for rows in row_blocks(gaps))
+    if float(gaps.max(1).values.mean()) <= 0 or float(gaps.mean()) >= 0:
         return None
-    return float(spread) / _inverse_temperature((wide - own) / spread)
+    spread = (squares / gaps.numel()) ** 0.5
+    return spread / _inverse_temperature(gaps.div_(spread))
 
 
 def _inverse_temperature(gaps: Tensor) -> float:
     """Return the root b > 0 of the likelihood's slope `mean E_softmax(b gaps)[gaps]`, which grows through 0."""
 
     def slope_and_curvature(b: float) -> tuple[float, float]:
-        probabilities = (b * gaps).softmax(1)
-        mean = (probabilities * gaps).sum(1, keepdim=True)
-        variance = (probabilities * (gaps - mean).square()).sum(1)
-        slope, curvature = torch.stack([mean.mean(), variance.mean()]).tolist()
-        return slope, curvature
+        slope = curvature = 0.0
+        for rows in row_blocks(gaps):
+            probabilities = (b * rows).softmax(1)
+            mean = (probabilities * rows).sum(1, keepdim=True)
+            slope += float(mean.sum())
+            curvature += float((probabilities * (rows - mean).square()).sum())
+        return slope / len(gaps), curvature / len(gaps)
 
     low, high = 0.0, 1.0
     while slope_and_curvature(high)[0] < 0:

@@ -8,6 +8,8 @@ from torch import Tensor
 # For speed: a CPU computes Gram matrices from this side on strip by strip, and mirrors them.
 _HALVED_FROM = 256
 _STRIPS = 8
+_COPIED = 2**22
+"""Entries of one matrix that a CPU copies for a product: 32 MiB in float64. Few are larger: VGG's linear layers."""
 
 
 def tap_positions(taps: tuple[int, ...]) -> Tensor:
@@ -98,8 +100,13 @@ def gram(matrices: Tensor, block: int | None = None) -> Tensor:
 
 
 def _summed_product(left: Tensor, right: Tensor, block: int | None) -> Tensor:
-    """Return `A^H B`, the inner products summed in blocks as `gram` says."""
+    """Return `A^H B`, the inner products summed in blocks as `gram` says.
+
+    Products of large matrices are summed in blocks too, which round less: a CPU copies what it multiplies.
+    """
     length = block or max(left.shape[-2], 1)
+    if left.device.type == "cpu":
+        length = min(length, max(_COPIED // right.shape[-1], 1))
     (first, beside), *others = zip(left.split(length, -2), right.split(length, -2), strict=True)
     total = adjoint_product(first, beside)
     for part, other in others:

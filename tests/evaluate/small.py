@@ -173,3 +173,4 @@ build_logits = build
 build_softmax = partial(Followed, partial(torch.softmax, dim=1))
 build_log_softmax = partial(Followed, partial(torch.log_softmax, dim=1))
 build_sigmoid = partial(Followed, torch.sigmoid)
+build_unproved = partial(Followed, torch.special.bessel_j0)

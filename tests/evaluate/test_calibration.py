@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassCalibrationError
 
 from svdctl.errors import DataError, EvaluationError, ShapeError
+from svdctl.evaluate import calibration as calibration_module
 from svdctl.evaluate.calibration import are_probabilities, calibration, reliability
 from svdctl.evaluate.figures import wilson_interval
 from svdctl.evaluate.temperature import fit_temperature
@@ -179,3 +180,20 @@ def test_bad_input_is_named(logits: Tensor, labels: Tensor, error: type[Exceptio
     for function in (calibration, reliability, fit_temperature):
         with pytest.raises(error):
             function(logits, labels)
+
+
+def test_figures_of_many_logits_are_those_of_their_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = 3 * torch.randn(500, 7, generator=generator)
+    labels = torch.where(torch.rand(500, generator=generator) < 0.6, logits.argmax(1), 2)
+    before = logits.clone()
+    whole = calibration(logits, labels), reliability(logits, labels), fit_temperature(logits, labels)
+    monkeypatch.setattr(calibration_module, "_BLOCK", 100)
+    assert [len(rows) for rows in calibration_module.row_blocks(logits)[:2]] == [14, 14]
+    found = calibration(logits, labels), reliability(logits, labels), fit_temperature(logits, labels)
+    assert torch.equal(logits, before)
+    assert (found[0].nll, found[0].brier, found[0].ece) == pytest.approx(
+        (whole[0].nll, whole[0].brier, whole[0].ece), rel=1e-12
+    )
+    assert torch.equal(found[1].counts, whole[1].counts)
+    assert found[2] == pytest.approx(whole[2], rel=1e-9)

@@ -15,7 +15,7 @@ import torch
 
 import svdctl
 from svdctl.config.evaluate_config import EvaluateConfig
-from svdctl.errors import BusyFolderError, CheckpointError, DataError, EvaluationError, UsageError
+from svdctl.errors import BusyFolderError, CheckpointError, DataError, EvaluationError, UnprovedError, UsageError
 from svdctl.evaluate import certificate_metric
 from svdctl.evaluate.attack import attack_metric
 from svdctl.evaluate.calibration import calibration
@@ -39,7 +39,7 @@ def linear(shared: Path, tmp_path: Path) -> Path:
 
 def of_linear(shared: Path, linear: Path, **flags: Any) -> EvaluateConfig:
     """The same measured on its data."""
-    return make(linear, model=FACTORY, dataset=f"npz:{shared / 'data.npz'}", **flags)
+    return make(linear, **{"model": FACTORY, "dataset": f"npz:{shared / 'data.npz'}", **flags})
 
 
 def figures(result: EvaluationResult, metric: Any, place: int = 0) -> dict[str, Any]:
@@ -463,3 +463,19 @@ def test_cifar_c_of_cifar_is_looked_for_beside_cifar(tmp_path: Path) -> None:
         assert source.identity["source"] == "published"
         assert cast("Any", source.images).args[0].folder == tmp_path / name
     assert SIDE != 32
+
+
+def test_a_network_of_which_nothing_is_proved_has_all_other_figures(shared: Path, linear: Path) -> None:
+    config = of_linear(
+        shared, linear, metrics=["certified", "accuracy", "ece"], model="tests.evaluate.small:build_unproved"
+    )
+    recorder = Recorder()
+    result = evaluate(config, reporter=recorder)
+    assert not result.failures
+    assert set(result.evaluations[0].records) == {"accuracy", "ece"}
+    assert result.report is not None
+    text = "nothing is certified of this network: "
+    assert f"- **Certificates**: {text}" in result.report.read_text()
+    assert any(line.startswith(text) and "bessel" in line for line in recorder.lines)
+    alone = evaluate(config.model_copy(update={"metrics": ("certified",)}), reporter=Recorder())
+    assert [type(failure.error) for failure in alone.failures] == [UnprovedError]

@@ -26,7 +26,7 @@ from svdctl.evaluate.attack.attacked_network import AttackedNetwork
 from svdctl.evaluate.attack.checks import NO_GRADIENT, suspicions
 from svdctl.evaluate.attack.verify import TIE, distances, verify_perturbation, verify_predictions
 from svdctl.evaluate.attack_settings import AttackSettings
-from svdctl.evaluate.auto_batch_size import AutoBatchSize
+from svdctl.evaluate.auto_batch_size import AutoBatchSize, batch_size_for
 from svdctl.evaluate.calibration import checked
 
 Result = TypeVar("Result")
@@ -89,7 +89,9 @@ def begin(
     """
     check_images(images, labels)
     network = AttackedNetwork(model, settings.protocol, images.device)
-    halving = AutoBatchSize(min(settings.batch_size, len(images)), log)
+    most = min(settings.batch_size, len(images))
+    # A GPU says when its memory runs out; a CPU's is shared with all else.
+    halving = AutoBatchSize(most if network.device.type == "cuda" else batch_size_for(images.shape[1:], most), log)
     logits = []
     with network.frozen(), torch.no_grad():
         torch.manual_seed(settings.seed)
