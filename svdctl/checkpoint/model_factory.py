@@ -73,7 +73,7 @@ class Misfit:
     def told(self) -> str:
         """Return both in words; empty when all fitted."""
         parts = (("left out of the file", self.left_out), ("not filled, at random", self.unfilled))
-        return "; ".join(f"{what}: {_listed(names)}" for what, names in parts if names)
+        return "; ".join(f"{what}: {listed(names)}" for what, names in parts if names)
 
 
 def load_model_leniently(
@@ -97,7 +97,7 @@ def load_model_leniently(
     model.load_state_dict(fitting, strict=False)
     # Names of the file, in the order in which each bridge has them.
     left_out = tuple(own for own, name in zip(weights.tensors, given, strict=True) if name not in fitting)
-    unfilled = tuple(name for name in expected if name in _needed(expected) and name not in fitting)
+    unfilled = tuple(name for name in expected if name in needed_names(expected) and name not in fitting)
     return _normalized(model, mean, std), Misfit(left_out, unfilled)
 
 
@@ -115,6 +115,15 @@ def _bridges(given: dict[str, Tensor], expected: Mapping[str, Tensor]) -> Iterat
             yield shorter
     for prefix in _prefixes(expected)[-_MAX_PREFIXES:]:
         yield {prefix + name: tensor for name, tensor in given.items()}
+
+
+def bridged_by_names(given: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return by each name of a file the one that the tensor has in a network, a common prefix bridged.
+
+    Of all bridges it is that by which most names are the network's, whatever the shapes.
+    """
+    found = max(_bridges(given, expected), key=lambda bridged: len(bridged.keys() & expected.keys()))
+    return dict(zip(given, found, strict=True))
 
 
 def _normalized(model: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None) -> nn.Module:
@@ -160,7 +169,7 @@ def load_into(model: nn.Module, weights: WeightFile) -> nn.Module:
 
 
 def _bridged(given: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    needed = _needed(expected)
+    needed = needed_names(expected)
     given = _renamed(given, expected)
     if needed <= given.keys():
         return given
@@ -187,7 +196,7 @@ def _renamed(given: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[s
     return renamed if len(renamed) == len(given) else given
 
 
-def _needed(expected: Mapping[str, Tensor]) -> set[str]:
+def needed_names(expected: Mapping[str, Tensor]) -> set[str]:
     """Return the names that a file must have: without BatchNorm's counters, which old files lack and torch fills in."""
     return {name for name in expected if not name.endswith("num_batches_tracked")}
 
@@ -199,7 +208,7 @@ def _prefixes(names: Mapping[str, Tensor]) -> list[str]:
 
 
 def _fault(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], weights: WeightFile) -> str | None:
-    missing = [name for name in expected if name in _needed(expected) and name not in given]
+    missing = [name for name in expected if name in needed_names(expected) and name not in given]
     unexpected = [name for name in given if name not in expected]
     differ = [name for name in expected if name in given and expected[name].shape != given[name].shape]
     if not (missing or unexpected or differ):
@@ -227,8 +236,9 @@ def _fault(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], weights:
     return f"{shapes}; check the widths of `model`{hint}"
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+def listed(names: Sequence[str], shown: int = _SHOWN) -> str:
+    """Return the first names, and how many there are besides."""
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def _more(names: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from svdctl.cli.messages import print_notices
 from svdctl.cli.options import listed, spelled, with_options
 from svdctl.cli.training_flags import PAPER_BASIS, Command, resolve, resolve_resume
 from svdctl.config import presets
+from svdctl.config.model_config import PUBLISHED
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import Interrupted, UsageError
 from svdctl.models.external_architecture import is_network
@@ -78,7 +79,15 @@ def start(command: Command, flags: dict[str, Any], *, print_config: bool, dry_ru
             for line in recipe.plan(resolved.config, resolved.base):
                 reporter.say(line)
         else:
-            _end(recipe.run(resolved.config, base=resolved.base, reporter=reporter, to_resume=command.to_resume))
+            _end(
+                recipe.run(
+                    resolved.config,
+                    base=resolved.base,
+                    reporter=reporter,
+                    download_weights=flags.get("init_from") == PUBLISHED,
+                    to_resume=command.to_resume,
+                )
+            )
 
 
 def go_on(command: Command, path: Path, flags: dict[str, Any], allow_changed_data: bool | None) -> None:

@@ -176,7 +176,7 @@ def plot_spectra(
     """Draw singular values against their index, one panel a layer, before and after training, and the allowed maximum.
 
     Args:
-        before, after: values by the layer's name.
+        before, after: values by the layer's name; none before, where they are not known.
         allowed: the maximum, where there is one.
         path: the picture's file.
         skew: layers whose values are those of the skew convolution that they exponentiate.
@@ -187,7 +187,8 @@ def plot_spectra(
     figure = _figure(2.6 * columns, 2.0 * rows + 0.6)
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for panel, name in zip(panels, names, strict=False):
-        for values, label, color in ((before[name], "before", "0.65"), (after[name], "after", "tab:blue")):
+        shown = [(before[name], "before", "0.65")] * (name in before)
+        for values, label, color in (*shown, (after[name], "after", "tab:blue")):
             panel.plot(
                 [i / max(1, len(values) - 1) for i in range(len(values))], values.tolist(), color=color, label=label
             )

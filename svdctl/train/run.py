@@ -96,8 +96,10 @@ class TrainingRun:
 
     def _train(self, history: History | None, needs_best: bool, settled: TrainConfig | None) -> TrainResult:
         config = self.config
-        # Made anew from the seed even when resuming: the picture shows the weights before any training.
-        before = spectra(self.model, self.sizes) if self.fabric.is_global_zero else {}
+        # Made anew from the seed even when resuming: the picture shows the weights before any training. The file that
+        # they were read from is not read again.
+        is_random = history is None or config.initial is None
+        before = spectra(self.model, self.sizes) if self.fabric.is_global_zero and is_random else {}
         if history is not None:
             with checkpoint_error_on_mismatch(self.folder):
                 self.model.load_state_dict({**history.checkpoint.model, **history.training["unsealed"]})

@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from svdctl.checkpoint.initial_weights import read_initial
 from svdctl.config.control_config import PROVE_EVERY_STEPS_ON_CUDA
 from svdctl.config.migrate import migrate_configuration
+from svdctl.config.model_config import PUBLISHED, InitialWeights
 from svdctl.config.train_config import CROSS_ENTROPY, TrainConfig
 from svdctl.data.data_source import source_of
-from svdctl.errors import FileError
+from svdctl.errors import FileError, SvdctlError
 from svdctl.plugins import without_folder
 from svdctl.utils.content_hash import json_digest
 from svdctl.utils.files import read_toml
@@ -76,6 +78,8 @@ def _deciding(config: TrainConfig) -> dict[str, Any]:
     model = table["model"]
     if "network" in model:
         model["network"] = without_folder(model["network"])
+    if config.initial is not None:
+        table["initial"] = _weights(config.initial, config)
     for path in dropped:
         section, _, key = path.rpartition(".")
         (table[section] if section else table).pop(key, None)
@@ -88,3 +92,13 @@ def _deciding(config: TrainConfig) -> dict[str, Any]:
         if place.get(key) == former:
             del place[key]
     return table
+
+
+def _weights(initial: InitialWeights, config: TrainConfig) -> str:
+    """Return what tells initial weights from others: the hash of their contents, wherever the file lies."""
+    if initial.file == PUBLISHED or initial.sha256 is not None:
+        return PUBLISHED if initial.file == PUBLISHED else str(initial.sha256)
+    try:
+        return read_initial(initial, config, download=False).sha256
+    except (SvdctlError, OSError):  # the run itself says what is wrong with it
+        return initial.file

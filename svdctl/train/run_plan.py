@@ -1,11 +1,12 @@
 """What a training would do, said before it does it."""
 
 import torch
+from torch import nn
 
 from svdctl.config.train_config import CROSS_ENTROPY, TrainConfig
 from svdctl.data.data_source import describe, source_of
 from svdctl.models.architecture import architecture_of
-from svdctl.models.build import count_on_meta
+from svdctl.models.build import count_on_meta, shapes_of
 from svdctl.registry import CONTROLS, LAYERS
 from svdctl.train.captured_step import why_not_captured
 from svdctl.utils.run_dir import require_folder
@@ -20,7 +21,7 @@ SELECTION = {
 def plan(config: TrainConfig, base: str) -> list[str]:
     """Return what a run would do, without its data.
 
-    A line each for base, model, data, control, training, device and run.
+    A line each for base, model, initial weights where there are any, data, control, training, device and run.
 
     Raises:
         UsageError: the place for runs is no folder.
@@ -29,6 +30,7 @@ def plan(config: TrainConfig, base: str) -> list[str]:
     return [
         f"base     {base}",
         f"model    {_model_line(config)}",
+        *([] if config.initial is None else [f"weights  from {config.initial.file}"]),
         f"data     {_data_line(config)}",
         f"control  {_control_line(config)}",
         f"training {_training_line(config)}",
@@ -97,11 +99,26 @@ def _model_line(config: TrainConfig) -> str:
     compression = f", {whole / parameters:.2f}x smaller than {than}{whole:,}" if parameters != whole else ""
     heads = "" if source_of(config.data).classes(config.data) else " (counted with 10 classes)"
     name = architecture_of(config.model).name(config.model)
-    return f"{name}, {LAYERS.get(config.layer.kind).text(config.layer)}; {parameters:,} parameters{compression}{heads}"
+    text = f"{LAYERS.get(config.layer.kind).text(config.layer)}{_kept_as_they_are(config)}"
+    return f"{name}, {text}; {parameters:,} parameters{compression}{heads}"
+
+
+def _kept_as_they_are(config: TrainConfig) -> str:
+    """Return how many convolutions of a network that svdctl does not define stay, where layers take their places."""
+    if config.layer.kind == "standard" or architecture_of(config.model).is_defined_here:
+        return ""
+    found = shapes_of(config, _classes(config))
+    kept = sum(isinstance(layer, nn.Conv2d) for layer in found.modules())
+    why = "grouped, of another class, or no wider than the rank"
+    return f" ({kept} convolutions stay as they are: {why})" if kept else ""
 
 
 def _parameters(config: TrainConfig) -> int:
-    return count_on_meta(config, source_of(config.data).classes(config.data) or 10)
+    return count_on_meta(config, _classes(config))
+
+
+def _classes(config: TrainConfig) -> int:
+    return source_of(config.data).classes(config.data) or 10
 
 
 def _data_line(config: TrainConfig) -> str:

@@ -1,5 +1,6 @@
 """One controlled training from a configuration to a run folder; `svdctl train` and `svdctl train-lipconv` call it."""
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from svdctl.train.run_hash import config_in, differing
 from svdctl.train.run_history import History, extension_lines, read_history
 from svdctl.train.run_plan import SELECTION, plan
 from svdctl.train.setup import Parts, launch, load_parts, with_proofs
+from svdctl.train.starting_network import FILE as INITIAL
 from svdctl.train.starting_network import starting_network
 from svdctl.train.trainer import Counters
 from svdctl.utils.atomic_write import write_atomically
@@ -33,7 +35,12 @@ __all__ = ["TrainResult", "plan", "resume", "run"]
 
 
 def run(
-    config: TrainConfig, *, base: str, reporter: Reporter, to_resume: Callable[[Path], str] = "resume {}".format
+    config: TrainConfig,
+    *,
+    base: str,
+    reporter: Reporter,
+    download_weights: bool = False,
+    to_resume: Callable[[Path], str] = "resume {}".format,
 ) -> TrainResult:
     """Train from the start in a new run folder.
 
@@ -41,6 +48,7 @@ def run(
         config: of the run.
         base: what it was made from, as the plan says.
         reporter: shows the run.
+        download_weights: whether the weights that torchvision publishes may be downloaded to start from.
         to_resume: returns how a run in a folder is resumed; printed when a process is lost.
 
     Raises:
@@ -57,16 +65,20 @@ def run(
                 reporter.say(first)  # ahead of what loading has to say
             with fabric.rank_zero_first(local=True):  # data may have to be downloaded
                 parts = load_parts(config, reporter=reporter if fabric.is_global_zero else None)
-            model = starting_network(config, parts.train.image_shape, len(parts.train.classes))
+                shape, classes = parts.train.image_shape, len(parts.train.classes)
+                start = starting_network(config, shape, classes, download=download_weights)
+            config = start.config
             folder = fabric.broadcast(create_run_folder(config.out_dir, config.name) if fabric.is_global_zero else None)
             assert folder is not None
             lines[-1] = f"run      {folder}, {SELECTION[config.evaluation.select]}"
             if fabric.is_global_zero:
-                for line in lines:
+                for line in (*lines[:-1], *start.lines, lines[-1]):
                     reporter.say(line)
                 write_atomically(folder / "config.toml", to_toml(config))
+                if start.record is not None:
+                    write_atomically(folder / INITIAL, json.dumps(start.record, indent=1) + "\n")
                 write_environment(folder, str(fabric.device), config.seed)
-            return TrainingRun(config, parts, fabric, folder, reporter, detector, model).execute(None)
+            return TrainingRun(config, parts, fabric, folder, reporter, detector, start.model).execute(None)
 
 
 def resume(

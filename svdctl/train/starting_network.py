@@ -1,26 +1,80 @@
 """The network that a run starts with: made, tried on two images, and filled with trained weights."""
 
+from dataclasses import asdict, dataclass
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from svdctl.checkpoint.initial_weights import FilledNetwork, InitialTensors, fill_, read_initial
+from svdctl.checkpoint.model_factory import listed
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import UsageError, first_line
 from svdctl.models.architecture import architecture_of
 from svdctl.models.build import build_model
 from svdctl.registry import ARCHITECTURES
 
+FILE = "initial_weights.json"
+"""File of a run folder that says what the network took of trained weights."""
 
-def starting_network(config: TrainConfig, image_shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """Return the network of a new run, on the CPU.
+
+@dataclass(frozen=True)
+class StartingNetwork:
+    """A network before its first step."""
+
+    model: nn.Module
+    config: TrainConfig
+    """Of the run, with the hash of its initial weights."""
+    lines: tuple[str, ...] = ()
+    """What is said of the initial weights."""
+    record: dict[str, Any] | None = None
+    """The same for the file `FILE`; None: it has none."""
+
+
+def starting_network(
+    config: TrainConfig, image_shape: tuple[int, int, int], classes: int, *, download: bool = False
+) -> StartingNetwork:
+    """Return the network of a new run, on the CPU, with its initial weights.
+
+    Args:
+        config: of the run.
+        image_shape: channels, height and width.
+        classes: their number.
+        download: whether the weights that torchvision publishes may be downloaded.
 
     Raises:
         UsageError: it cannot be made, does not take such images, or gives no logits of so many classes.
+        CheckpointError, DataError: weights that cannot be read or do not fit.
     """
     model = build_model(config, classes)
     architecture = architecture_of(config.model)
     if not ARCHITECTURES.is_builtin(architecture) or not architecture.is_defined_here:
         check_network(model, image_shape, classes, architecture.name(config.model))
-    return model
+    if config.initial is None:
+        return StartingNetwork(model, config)
+    given = read_initial(config.initial, config, download=download)
+    found = fill_(model, config, classes, given, lenient=config.initial.lenient)
+    initial = config.initial.model_copy(update={"sha256": given.sha256})
+    record = {"file": config.initial.file, "sha256": given.sha256, **asdict(found)}
+    return StartingNetwork(model, config.model_copy(update={"initial": initial}), _lines(given, found, model), record)
+
+
+def _lines(given: InitialTensors, found: FilledNetwork, model: nn.Module) -> tuple[str, ...]:
+    """Return what a network took of a file, in lines."""
+    lines = [f"weights  {found.filled} tensors of {given.where}, SHA-256 {given.sha256[:12]}"]
+    for what, names in (
+        ("another head, left out", found.heads),
+        ("left out", found.left_out),
+        ("not in the file, at random", found.unfilled),
+    ):
+        lines += [f"         {what}: {listed(names)}"] * bool(names)
+    if found.errors:
+        width = max(map(len, found.errors))
+        lines.append(f"         {'TT layer':<{width}}  {'rank':>9}  relative error")
+        for name, error in found.errors.items():
+            rank_in, rank_out = model.get_submodule(name).rank  # type: ignore[misc]
+            lines.append(f"         {name:<{width}}  {f'{rank_out} x {rank_in}':>9}  {error:14.2%}")
+    return tuple(lines)
 
 
 @torch.no_grad()
