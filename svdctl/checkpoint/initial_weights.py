@@ -167,7 +167,7 @@ def _fit_layers_(model: nn.Module, twin: nn.Module, unfilled: set[str]) -> dict[
             state.pop(f"{name}.{leaf}", None)
         if f"{name}.weight" in unfilled:
             continue
-        form: type[TTConv] = type_before_parametrizations(layer)  # type: ignore[assignment]
+        form: type[TTConv] = type_before_parametrizations(layer)
         fitted, errors[name] = form.from_conv(twin.get_submodule(name), layer.rank, frames=layer.frames_kind)
         layer.load_state_dict(fitted.state_dict())
     model.load_state_dict(state, strict=False)
