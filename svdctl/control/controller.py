@@ -38,7 +38,7 @@ from svdctl.layers.layer_ops import LayerOps, find_ops, is_controllable, require
 from svdctl.layers.norms import layer_norm_bounds
 from svdctl.layers.stored_weight import require_memory
 from svdctl.registry import CONTROLS
-from svdctl.spectral.bounds import Bracket
+from svdctl.spectral.bounds import TOLERANCE, Bracket
 from svdctl.spectral.exact_arithmetic import exact_products
 
 C = TypeVar("C", bound=Config)
@@ -605,7 +605,7 @@ class Controller:
         return {name: found[name] for name in groups.layers}, min(factor for factor, _ in gathered)
 
     @exact_products()
-    def report(self, proved: Mapping[str, Bracket] = MappingProxyType({})) -> Report:
+    def report(self, proved: Mapping[str, Bracket] = MappingProxyType({}), *, tolerance: float = TOLERANCE) -> Report:
         """Return largest value, proved bound and allowed maximum of every convolution, linear layer and BatchNorm.
 
         It is a list of rows, and `print` shows it as a table. Weights stay as they are: where the last `seal` lies some
@@ -613,7 +613,9 @@ class Controller:
         has the bound `inf`.
 
         Args:
-            proved: brackets that `seal` returned of these weights, so that they are not proved again.
+            proved: brackets that `seal` returned of these weights, so that they are not proved again; of those from 0
+                the largest value is found here.
+            tolerance: wanted `upper / lower - 1` of what is found here.
 
         Raises:
             ShapeError: weights of a controlled layer that are not finite.
@@ -624,13 +626,20 @@ class Controller:
         self._require_same({**self.layers, **self.norms})
 
         def brackets(names: list[str]) -> dict[str, Bracket]:
-            unknown = [name for name in names if name not in proved]
+            sharp = {name: proved[name] for name in names if name in proved and proved[name].lower > 0}
+            unknown = [name for name in names if name not in sharp]
+            maxima = [None if name in proved else self.allowed(name) for name in unknown]
             try:
-                found = self._bounds(unknown)
+                found = self._bounds(unknown, maxima, tolerance)
             except ShapeError:
                 # One that is left alone may be of a kind whose weight does not tell what it computes.
-                found = {name: self._bounds_if_left_alone(name) for name in unknown}
-            return {name: proved[name] if name in proved else found[name] for name in names}
+                found = {
+                    name: self._bounds_if_left_alone(name, maximum, tolerance)
+                    for name, maximum in zip(unknown, maxima, strict=True)
+                }
+            within = {name: min(bracket.upper, proved[name].upper) for name, bracket in found.items() if name in proved}
+            found |= {name: Bracket(found[name].lower, upper) for name, upper in within.items()}
+            return {name: sharp[name] if name in sharp else found[name] for name in names}
 
         rows = Report()
         for name, bracket in self._reading.collected(brackets).items():
@@ -643,16 +652,16 @@ class Controller:
             rows.append(LayerReport(name, type(norm).__name__, str(norm.num_features), gain, gain, limit))
         return rows
 
-    def _bounds(self, names: list[str]) -> dict[str, Bracket]:
-        """Return a bracket of the norm of each layer."""
-        layers, maxima = [self.layers[name] for name in names], [self.allowed(name) for name in names]
+    def _bounds(self, names: list[str], maxima: list[float | None], tolerance: float) -> dict[str, Bracket]:
+        """Return a bracket of the norm of each layer, its maximum proved instead where that is possible and sharper."""
+        layers = [self.layers[name] for name in names]
         with actions.naming_what_is_not_finite(dict(zip(names, layers, strict=True))):
-            return dict(zip(names, layer_norm_bounds(layers, allowed=maxima), strict=True))
+            return dict(zip(names, layer_norm_bounds(layers, tolerance=tolerance, allowed=maxima), strict=True))
 
-    def _bounds_if_left_alone(self, name: str) -> Bracket:
+    def _bounds_if_left_alone(self, name: str, maximum: float | None, tolerance: float) -> Bracket:
         """Return a bracket of the norm of a layer; from 0 to infinity where it has no maximum and cannot be read."""
         try:
-            return self._bounds([name])[name]
+            return self._bounds([name], [maximum], tolerance)[name]
         except ShapeError:
             if self.allowed(name) is not None:
                 raise

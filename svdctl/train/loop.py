@@ -139,10 +139,9 @@ class Loop:
             held_out = trainer.evaluate(trainer.evaluation_data)
             metrics.update(val_acc=held_out.accuracy, val_loss=held_out.loss)
             metrics.update(_certified(trainer, held_out), val_time=time.perf_counter() - began)
-            if config.log.singular_values:
-                for row in trainer.report():
-                    metrics[f"sigma/{row.name}"] = row.largest
-                    metrics[f"bound/{row.name}"] = row.bound
+            for row in trainer.report():
+                metrics |= {f"sigma/{row.name}": row.largest, f"bound/{row.name}": row.bound}
+                metrics |= {} if row.allowed is None else {f"max/{row.name}": row.allowed}
             self.reporter.finish(metrics)
         # Before the maximum is the one that was asked for, none is picked.
         is_final = trainer.max_scale in (None, 1.0)

@@ -28,8 +28,8 @@ def named_figures(line: Mapping[str, Any]) -> dict[str, float]:
     """Return the figures of a line that are known, by names that differ between lines about steps and about epochs.
 
     Figures of the training part are `train/<key>_step` and `train/<key>_epoch`, of the validation part `val/<key>`, of
-    layers `sigma/<layer>` and `bound/<layer>`, of proofs between steps `proof/found` and `proof/bound/<layer>`, of the
-    network `network/<key>`, seconds `time/<key>`.
+    layers `sigma/<layer>`, `bound/<layer>` and `max/<layer>`, of proofs between steps `proof/found` and
+    `proof/bound/<layer>`, of the network `network/<key>`, seconds `time/<key>`.
     """
     found = {_name(line["kind"], key): value for key, value in line.items() if value is not None}
     return {name: value for name, value in found.items() if name is not None}
