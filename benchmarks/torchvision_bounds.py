@@ -9,7 +9,9 @@ spectrum alone, on the wall and of the processor; the largest resident memory of
 spectrum (torch and the network). A network that is done is left out of the next call; one that failed is recorded as
 failed and tried again. The last line of a network counts.
 
-A layer is a module with weights. It is covered when it has a proved bound with upper / lower - 1 at most the tolerance.
+A layer is a row of the spectrum: a convolution, a matrix or a normalisation. It is covered when it has a proved bound
+with upper / lower - 1 at most the tolerance. Parameters of modules that are made of layers (positions, tokens, scales)
+are no layers; they are listed.
 """
 
 import argparse
@@ -70,8 +72,13 @@ def bounds_of(model: nn.Module, input_shape: tuple[int, ...], tolerance: float) 
     found = svdctl.spectrum(model, input_shape, tolerance=tolerance, bounds_only=True)
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - processor
     kinds: dict[str, int] = {}
-    ratios, uncovered, assumed = {}, {}, {}
+    ratios, uncovered, assumed, beside = {}, {}, {}, {}
+    modules = dict(model.named_modules())
     for layer in found:
+        module = modules.get(layer.name)
+        if layer.bound is None and module is not None and any(module.children()):
+            beside[layer.title] = [name for name, _ in module.named_parameters(recurse=False)]
+            continue
         kinds[layer.kind] = kinds.get(layer.kind, 0) + 1
         if layer.bound is None:
             uncovered[layer.title] = layer.note
@@ -86,10 +93,11 @@ def bounds_of(model: nn.Module, input_shape: tuple[int, ...], tolerance: float) 
     return {
         "input": list(input_shape),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "layers": len(found),
+        "layers": len(found) - len(beside),
         "kinds": kinds,
         "uncovered": uncovered,
         "assumed": assumed,
+        "beside": beside,
         "widest": {"layer": widest, "bracket": ratios.get(widest)},
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
@@ -153,9 +161,9 @@ def table(found: dict[str, dict[str, Any]]) -> str:
         lines.append(f"| {' | '.join(map(str, cells))} |")
     layers, uncovered = sum(one["layers"] for one in done), sum(len(one["uncovered"]) for one in done)
     lines += ["", f"{len(done)} networks, {layers} layers, {uncovered} not covered."]
-    for kind in ("uncovered", "assumed"):
+    for kind, told in (("uncovered", "not covered"), ("assumed", "assumed"), ("beside", "beside layers")):
         for reason, names in reasons(done, kind).items():
-            lines.append(f"- {kind}: {reason}: {names}")
+            lines.append(f"- {told}: {reason}: {names}")
     lines += [f"- failed: {name}: {one['failed']}" for name, one in found.items() if "failed" in one]
     return "\n".join(lines)
 
@@ -164,9 +172,10 @@ def reasons(done: Sequence[dict[str, Any]], kind: str) -> dict[str, str]:
     """Return for each reason the networks that give it, with the number of layers of each."""
     counts: dict[str, dict[str, int]] = {}
     for one in done:
-        for reason in one[kind].values():
-            of_networks = counts.setdefault(reason, {})
-            of_networks[one["network"]] = of_networks.get(one["network"], 0) + 1
+        for given in one[kind].values():
+            for reason in [given] if isinstance(given, str) else given:
+                of_networks = counts.setdefault(reason, {})
+                of_networks[one["network"]] = of_networks.get(one["network"], 0) + 1
     return {reason: ", ".join(f"{name} ({count})" for name, count in own.items()) for reason, own in counts.items()}
 
 

@@ -117,7 +117,7 @@ LAYERS: Registry[Any] = Registry(
     "layer",
     [
         f"svdctl.layers.ops.{name}_ops"
-        for name in ("standard", "tt", "soc", "sott", "linear", "transposed", "normalization", "minmax")
+        for name in ("standard", "tt", "soc", "sott", "linear", "transposed", "attention", "normalization", "minmax")
     ],
 )
 """Of `svdctl.layers.layer_ops.LayerOps`."""

@@ -47,18 +47,18 @@ def test_every_part_of_the_benchmark_for_a_gpu_runs(
 
 
 class Tiny(nn.Module):
-    """A depthwise convolution, another one, a linear layer, and a module whose weights are no layer."""
+    """Layers that are known, one that is not, and a parameter beside them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.depthwise = nn.Conv2d(4, 4, 3, groups=4)
         self.conv = nn.Conv2d(4, 6, 3, stride=2)
         self.norm = nn.BatchNorm2d(6)
-        self.head = nn.Linear(6, 3)
+        self.groups, self.head = nn.GroupNorm(2, 6), nn.Linear(6, 3)
         self.shift = nn.Parameter(torch.zeros(6, 1, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head((self.norm(self.conv(self.depthwise(x))) + self.shift).mean((2, 3)))
+        return self.head((self.groups(self.norm(self.conv(self.depthwise(x)))) + self.shift).mean((2, 3)))
 
 
 def test_the_bounds_of_a_network_are_counted(
@@ -68,9 +68,10 @@ def test_the_bounds_of_a_network_are_counted(
     monkeypatch.setattr(bounds, "built", lambda name, seed: (Tiny().eval(), (4, 12, 12)))
     bounds.main(["--one", "tiny", "--threads", str(torch.get_num_threads())])
     figures = json.loads(capsys.readouterr().out)
-    assert figures["kinds"] == {"Tiny": 1, "Conv2d": 2, "BatchNorm": 1, "Linear": 1}
+    assert figures["kinds"] == {"GroupNorm": 1, "Conv2d": 2, "BatchNorm": 1, "Linear": 1}
     assert figures["layers"] == 5
-    assert figures["uncovered"] == {"(top)": "layers of type Tiny have no spectrum known here"}
+    assert figures["uncovered"] == {"groups": "layers of type GroupNorm have no spectrum known here"}
+    assert figures["beside"] == {"(top)": ["shift"]}
     assert figures["assumed"] == {}
     assert 1.0 < figures["widest"]["bracket"] <= 1.02 * (1 + 1e-9)
     assert figures["parameters"] == sum(parameter.numel() for parameter in Tiny().parameters())
@@ -120,7 +121,10 @@ def test_bounds_of_networks_go_on_where_they_were_cut_off(
     shown = capsys.readouterr().out
     assert [line.split(" | ")[0] for line in shown.splitlines()[2:5]] == ["| small", "| fails", "| large"]
     assert "3 networks, 15 layers, 3 not covered." in shown
-    assert "- uncovered: layers of type Tiny have no spectrum known here: small (1), fails (1), large (1)" in shown
+    assert (
+        "- not covered: layers of type GroupNorm have no spectrum known here: small (1), fails (1), large (1)" in shown
+    )
+    assert "- beside layers: shift: small (1), fails (1), large (1)" in shown
     assert "failed" not in shown
 
 

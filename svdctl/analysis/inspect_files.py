@@ -147,6 +147,7 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 def _unaccounted_rows(model: nn.Module, found: NetworkSpectrum, config: InspectConfig) -> Iterator[LayerSpectrum]:
     """Yield a row for each tensor of the network that may be a weight and that no other row accounts for."""
     listed = {row.name: row for row in found}
+    made_of = {name for row in found if row.is_analysed for name in row.made_of}
     rows: dict[str, LayerSpectrum] = {}
     # As the packed weights of quantised layers.
     others = ((name, value) for name, value in model.state_dict().items() if not isinstance(value, Tensor))
@@ -154,7 +155,7 @@ def _unaccounted_rows(model: nn.Module, found: NetworkSpectrum, config: InspectC
     for owner, name, value in (*_all_tensors(model), *packed):
         words = name.split(".")
         heads = {".".join(words[:count]): ".".join(words[count:]) for count in range(len(words))}
-        covered = owner in listed and not listed[owner].is_analysed
+        covered = name in made_of or (owner in listed and not listed[owner].is_analysed)
         covered |= any(head in listed and listed[head].is_analysed and _OWN.fullmatch(heads[head]) for head in heads)
         if covered or not _matches(owner, config.layers):
             continue
@@ -396,8 +397,8 @@ def _draw(found: list[NetworkSpectrum], config: InspectConfig) -> None:
 def _limit(row: LayerSpectrum, config: InspectConfig) -> float | None:
     """Return the maximum that a row's bound is compared with."""
     # A convolution of the user's may be called BatchNorm too.
-    is_batchnorm = row.kind == "BatchNorm" and row.is_normalization
-    return config.batchnorm_max if is_batchnorm else config.max_sigma
+    is_inside = row.kind in ("BatchNorm", "LayerNorm") and row.is_normalization
+    return config.batchnorm_max if is_inside else config.max_sigma
 
 
 def _verdict(row: LayerSpectrum, config: InspectConfig) -> str:

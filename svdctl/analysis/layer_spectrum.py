@@ -24,7 +24,7 @@ class LayerSpectrum:
     name: str
     kind: str
     shape: tuple[int, ...]
-    """Of the kernel, `(O, I, *k)`; of a BatchNorm, its channels."""
+    """Of the kernel, `(O, I, *k)`; of a BatchNorm or LayerNorm, how many numbers it scales."""
     bound: Bracket | None = None
     """Proved bracket of the norm over every input size, with the layer's padding (circular: on sizes that its stride
     divides, `input_size` included) and, if the stride is unknown, for every stride."""
@@ -45,6 +45,8 @@ class LayerSpectrum:
     """What the row rests on and its file does not tell; with one, nothing of it is proved."""
     by_shape: bool = False
     """Whether the name and the number of axes of a stored weight alone tell that it is a matrix or a kernel."""
+    made_of: tuple[str, ...] = ()
+    """Names of the tensors that it is made of, where they are not called as those of a layer of its name."""
     has_weights: bool = True
     """Whether it may stand for a layer with weights; False of counters and of parts of a file that are none."""
     gate: str = ""
@@ -64,7 +66,7 @@ class LayerSpectrum:
     def is_normalization(self) -> bool:
         """Return whether the layer scales each channel, so that its bound is a gain and it has no kernel."""
         # A convolution may have any class name, but never so few axes.
-        return (self.kind == "BatchNorm" and len(self.shape) == 1) or (
+        return (self.kind in ("BatchNorm", "LayerNorm") and len(self.shape) == 1) or (
             self.kind == "Normalize" and len(self.shape) in (1, 3) and set(self.shape[1:]) <= {1}
         )
 

@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 TOLERANCE = 0.02
 _LONG = 60.0  # seconds from which `log` is told what to expect
 _OPERATIONS_PER_SECOND = 1.5e10  # of one CPU core, in float64
+_PROJECTIONS = re.compile(r"(in_proj|out_proj\.|[qkv]_proj)_?(weight|bias)")
+"""Names, within attention, of the tensors of its linear maps."""
 _GRAMS = 2  # times that a Gram matrix is computed: for the layer's bound and for the network's
 
 
@@ -166,10 +169,10 @@ def spectrum(
     tell: Callable[[int, int, str], None] | None = None,
     log: Callable[[str], None] | None = None,
 ) -> NetworkSpectrum:
-    """Return exact singular values and proved bounds of every convolution, linear layer and BatchNorm of a network.
+    """Return exact singular values and proved bounds of every convolution, linear layer and normalisation of a network.
 
     Args:
-        model: any module; it is run once in evaluation mode and left as it was. A row of a layer that was then called
+        model: any module; it is run in evaluation mode and left as it was. A row of a layer that was then called
             with other weights than it stores has no bound; one that was not called, or whose weights were used by more
             than its own calls, says so as its assumption.
         input_shape: one input without the batch axis, `(C, H, W)`.
@@ -222,21 +225,27 @@ def spectrum(
         raise ShapeError(
             f"the network does not take an input of shape {input_shape} ({first_line(error)}){hint}"
         ) from error
+    of_projections, made_of = _of_projections(model, calls)
+    calls |= of_projections
     rows = []
     asked = _Asked(
         tolerance, "fast" if accuracy == "fast" else "full", zero_padded and not bounds_only, at_most, bounds_only
     )
     chosen = {key: module for key, module in chosen.items() if not _is_pixels(module, calls.get(key))}
     if log is not None and (seconds := _expected_seconds(chosen, calls, bounds_only)) > _LONG:
+        what, less = (
+            ("bounds", "") if bounds_only else ("singular values and bounds", "`accuracy` = fast takes less, and ")
+        )
         log(
-            f"the singular values and bounds of these layers take about {math.ceil(seconds / 60)} minutes of one CPU "
-            "core; `accuracy` = fast takes less, and `layers` leaves layers out"
+            f"the {what} of these layers take about {math.ceil(seconds / 60)} minutes of one CPU core; {less}`layers` "
+            "leaves layers out"
         )
     if tell is not None:
         tell(0, len(chosen), "bounds of all layers")
     with exact_products(), kept_grams():
         proved = _bounds_together(chosen, calls, tolerance, at_most)
-        kept = _kept(chosen, proved) if layers == "*" and not bounds_only else {}
+        whole = {key: bracket for key, bracket in proved.items() if key not in made_of}
+        kept = _kept(chosen, whole) if layers == "*" and not bounds_only else {}
         values = {} if bounds_only else _values_together(chosen, calls, asked.accuracy)
         bounded = {key: chosen[key] for key in proved}
         lowers = _norms_together(bounded, calls) if asked.zero_padded else {}
@@ -244,7 +253,8 @@ def spectrum(
             if tell is not None:
                 tell(done, len(chosen), key)
             found = _Found(proved.get(key), values.get(key), lowers.get(key))
-            rows.append(_observed_row(key, module, calls.get(key), asked, found))
+            row = _observed_row(key, module, calls.get(key), asked, found)
+            rows.append(replace(row, made_of=made_of.get(key, ())))
     if bounds_only or layers != "*":
         why = "only the bounds of layers were asked for" if bounds_only else "only some layers were asked for"
         return NetworkSpectrum(name, tuple(rows), None, why)
@@ -328,9 +338,31 @@ def _with_rows(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if ops is not None and ops.has_spectrum:
             made_of = [*ops.parts(module), *([module.parametrizations] if is_parametrized(module) else [])]
             parts |= {id(inner) for part in made_of if isinstance(part, nn.Module) for inner in part.modules()}
-            yield name, module
+            if projections := ops.projections(module):
+                parts |= {id(inner) for inner in module.modules()}
+                yield from ((_inside(name, own), layer) for own, layer in projections.items())
+            else:
+                yield name, module
         elif _own_numbers(module):
             yield name, module
+
+
+def _inside(name: str, own: str) -> str:
+    return f"{name}.{own}" if name else own
+
+
+def _of_projections(
+    model: nn.Module, calls: Mapping[str, Calls]
+) -> tuple[dict[str, Calls], dict[str, tuple[str, ...]]]:
+    """Return what was seen of the linear maps that layers are made of, and which tensors hold them, by name."""
+    seen, made_of = {}, {}
+    for name, call in calls.items():
+        module = model.get_submodule(name)
+        tensors = tuple(_inside(name, own) for own in module.state_dict() if _PROJECTIONS.fullmatch(own))
+        for own in ops_of(module).projections(module):
+            seen[_inside(name, own)] = Calls([(1,)] if call.sizes else [], call.fault, call.used_by)
+            made_of[_inside(name, own)] = tensors
+    return seen, made_of
 
 
 def _own_numbers(module: nn.Module) -> list[torch.Tensor]:

@@ -199,6 +199,13 @@ class LayerOps:
         """Return (rank_in, rank_out) of a layer between two frames; None of other layers."""
         return None
 
+    def projections(self, layer: Any) -> "dict[str, nn.Linear]":
+        """Return the linear maps that the layer is made of, by name, sharing its weights; they have rows in its place.
+
+        Empty: the layer has a row of its own.
+        """
+        return {}
+
     def parts(self, layer: Any) -> "tuple[nn.Module, ...]":
         """Return the modules inside the layer that are no layers of their own."""
         return ()
@@ -274,14 +281,14 @@ class LayerOps:
 
 
 class NormalizationOps(LayerOps):
-    """Of a layer that scales each channel by a number."""
+    """Of a layer that normalises, and has a gain and no kernel."""
 
     can_control = False
     title: ClassVar[str]
     """What its rows are called."""
 
     def channel_gain(self, layer: Any) -> float:
-        """Return the largest absolute scale.
+        """Return the largest gain, of BatchNorm the largest absolute scale.
 
         Raises:
             ShapeError: it is not fixed, or not finite.

@@ -3,7 +3,7 @@
 import operator
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,8 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from svdctl.errors import ShapeError
-from svdctl.layers.layer_ops import find_ops, is_controllable
+from svdctl.layers.layer_operator import why_not_read
+from svdctl.layers.layer_ops import find_ops, is_controllable, ops_of
 from svdctl.layers.stored_weight import have_same_bits, made_by, named_tensors, require_memory
 from svdctl.spectral.convolution import is_count
 from svdctl.utils.printable import shown
@@ -25,6 +26,8 @@ _READERS = ("item", "tolist", "numpy", "__array__", "__float__", "__int__", "__d
 """Methods that take the numbers of a tensor out of torch."""
 _LIKE = re.compile(r"new_(zeros|ones|empty|full|tensor)|(zeros|ones|empty|full|rand|randn)_like")
 """Functions that take no more of a tensor than its type, place and shape."""
+_MOST_KEPT = 1 << 30
+"""Bytes of inputs and outputs of layers that are kept at a time."""
 
 
 def image_sizes(input_shape: object) -> tuple[int, ...]:
@@ -86,10 +89,12 @@ class Calls:
 def observed_calls(
     model: nn.Module, image_shape: tuple[int, ...], is_layer: Callable[[nn.Module], bool]
 ) -> dict[str, Calls]:
-    """Run a network once on random pixels and compare each layer's calls with what the layer is; it is left as it was.
+    """Run a network on random pixels and compare each layer's calls with what the layer is; it is left as it was.
 
     A layer's tensors, settings and hooks must be the same before, at and after each call, bit for bit, and its outputs
-    must be, up to rounding, those that it gives alone on the same inputs once the network has run.
+    must be, up to rounding, those that it gives alone on the same inputs once the network has run. Where inputs and
+    outputs of all layers take more than a gigabyte the network runs again on the same pixels for those left over. That
+    the weight of a linear layer is given to `torch.nn.functional.linear` as it is counts as a call.
 
     Args:
         model: any network.
@@ -105,50 +110,79 @@ def observed_calls(
             model(image.clone())  # makes the weights
     layers = {name: layer for name, layer in model.named_modules() if is_layer(layer)}
     found = {name: Calls() for name in layers}
-    taken: dict[str, list[tuple[Any, Any, Any]]] = {name: [] for name in layers}
     with _evaluation(model):
         before = {name: _copied(_contents(layer)) for name, layer in layers.items()}
+
+        def run(names: Sequence[str], uses: "_Uses | None") -> list[str]:
+            """Run the network and compare the calls of some layers; returns those whose calls were not kept."""
+            taken: dict[str, list[tuple[Any, Any, Any]]] = {name: [] for name in names}
+            sizes: dict[str, int] = {}
+            left_over: list[str] = []
+            ours: set[object] = set()
+
+            def check(name: str) -> None:
+                found[name].fault = found[name].fault or _changed(before[name], _contents(layers[name], ours))
+
+            if uses is not None:
+                uses.check = check
+
+            def watch(name: str) -> tuple[Any, Any]:
+                call = found[name]
+
+                def enter(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+                    if uses is not None:
+                        uses.running.append(name)
+                    size = spatial_size(layer, inputs, named)
+                    call.sizes = [*(other for other in call.sizes if other != size), size]
+                    check(name)
+                    first = next((value for value in (*inputs, *named.values()) if isinstance(value, Tensor)), None)
+                    call.sees_image &= first is not None and first.shape == image.shape and have_same_bits(first, image)
+                    if name not in left_over:
+                        taken[name].append((_cloned(inputs), _cloned(named), None))
+
+                def leave(layer: nn.Module, inputs: object, named: object, output: object) -> None:
+                    if uses is not None:
+                        uses.running.remove(name)
+                        uses.keep(name, layer)
+                    if name in left_over:
+                        return
+                    given, given_named, _ = taken[name].pop()
+                    taken[name].append((given, given_named, _cloned(output)))
+                    sizes[name] = sum(tensor.nbytes for tensor in _tensors(taken[name]))
+                    if len(sizes) > 1 and sum(sizes.values()) > _MOST_KEPT:
+                        left_over.append(name)
+                        del taken[name], sizes[name]
+
+                ours.update((enter, leave))
+                layer = layers[name]
+                return (
+                    layer.register_forward_pre_hook(enter, with_kwargs=True),
+                    layer.register_forward_hook(leave, with_kwargs=True),
+                )
+
+            handles = [handle for name in names for handle in watch(name)]
+            try:
+                with torch.compiler.set_stance("force_eager"), nullcontext() if uses is None else uses:
+                    model(image.clone())
+            finally:
+                for handle in handles:
+                    handle.remove()
+            while taken:
+                name, calls = taken.popitem()
+                call, layer = found[name], layers[name]
+                call.fault = call.fault or _changed(before[name], _contents(layer))
+                if not call.fault and not all(_agrees(layer, *one) for one in calls):
+                    call.fault = "its output when the network runs is not what it gives alone on the same input"
+            return left_over
+
         uses = _Uses(layers)
-
-        def watch(name: str) -> tuple[Any, Any]:
-            call = found[name]
-
-            def enter(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-                uses.running.append(name)
-                size = spatial_size(layer, inputs, named)
-                call.sizes = [*(other for other in call.sizes if other != size), size]
-                call.fault = call.fault or _changed(before[name], _contents(layer, ours))
-                first = next((value for value in (*inputs, *named.values()) if isinstance(value, Tensor)), None)
-                call.sees_image &= first is not None and first.shape == image.shape and have_same_bits(first, image)
-                taken[name].append((_cloned(inputs), _cloned(named), None))
-
-            def leave(layer: nn.Module, inputs: object, named: object, output: object) -> None:
-                uses.running.remove(name)
-                uses.keep(name, layer)
-                given, given_named, _ = taken[name].pop()
-                taken[name].append((given, given_named, _cloned(output)))
-
-            ours.update((enter, leave))
-            layer = layers[name]
-            return (
-                layer.register_forward_pre_hook(enter, with_kwargs=True),
-                layer.register_forward_hook(leave, with_kwargs=True),
-            )
-
-        ours: set[object] = set()
-        handles = [handle for name in layers for handle in watch(name)]
-        try:
-            with torch.compiler.set_stance("force_eager"), uses:
-                model(image.clone())
-        finally:
-            for handle in handles:
-                handle.remove()
-        for name, layer in layers.items():
-            call = found[name]
+        rest = run(list(layers), uses)
+        for name in uses.as_linear:
+            found[name].sizes = [(1,)]
+        while rest:
+            rest = run(rest, None)
+        for name, call in found.items():
             call.used_by = uses.found.get(name, "")
-            call.fault = call.fault or _changed(before[name], _contents(layer))
-            if not call.fault and not all(_agrees(layer, *one) for one in taken[name]):
-                call.fault = "its output when the network runs is not what it gives alone on the same input"
     return found
 
 
@@ -159,23 +193,43 @@ class _Uses(TorchFunctionMode):
         super().__init__()
         self.running: list[str] = []
         self.found: dict[str, str] = {}
+        self.check: Callable[[str], None] = lambda name: None
+        """Called with the name of a layer before its weight is given to `linear` outside of its own calls."""
+        self.as_linear: set[str] = set()
+        """Linear layers whose weights, as they are, were given to `linear` outside of their own calls."""
         self._owners: dict[int, set[str]] = {}
         self._kept: list[Tensor] = []
+        self._of_linear: dict[int, set[str]] = {}
         for name, layer in layers.items():
             self.keep(name, layer)
+            weight = layer._parameters.get("weight")
+            if weight is not None and ops_of(layer).is_linear and why_not_read(layer) is None:
+                self._of_linear.setdefault(id(weight), set()).add(name)
 
     def keep(self, name: str, layer: nn.Module) -> None:
         """Count the layer's tensors, that of an older hook too; kept, so that their memory is not used anew."""
-        for _, tensor in named_tensors(layer):
+        tensors = list(named_tensors(layer))
+        # What is added to the outputs of an operator is no part of it.
+        shifts = {_storage(tensor) for own, tensor in tensors if own == "bias" and is_controllable(layer)}
+        shifts -= {_storage(tensor) for own, tensor in tensors if own != "bias"}
+        for _, tensor in tensors:
             self._kept.append(tensor)
-            if (storage := _storage(tensor)) is not None:
+            storage = _storage(tensor)
+            if storage is not None and storage not in shifts:
                 self._owners.setdefault(storage, set()).add(name)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        linear: set[str] = set()
+        if func is nn.functional.linear and len(args) > 1:
+            linear = self._of_linear.get(id(args[1]), set()) - set(self.running)
+        for owner in linear:
+            self.check(owner)
+        self.as_linear |= linear
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", str(func))
         takes = name in _READERS or (next(_tensors(result), None) is not None and not _LIKE.fullmatch(name))
-        for tensor in _tensors((args, kwargs)) if takes else ():
+        given = (args[0], *args[2:]) if linear else args
+        for tensor in _tensors((given, kwargs)) if takes else ():
             owners = self._owners.get(_storage(tensor) or 0)
             if owners and not owners & set(self.running):
                 getter = getattr(getattr(func, "__self__", None), "__name__", name)
@@ -249,8 +303,13 @@ def _cloned(value: Any) -> Any:
 def _agrees(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: object) -> bool:
     """Return whether a layer alone gives an output, up to the rounding of the coarser of its types."""
     alone = layer(*inputs, **named)
-    if not isinstance(output, Tensor) or alone.shape != output.shape:
+    if isinstance(alone, tuple) and isinstance(output, tuple) and len(alone) == len(output):
+        # As of attention: what it gives and, if asked, its weights.
+        alone, output = alone[0], output[0]
+    if not isinstance(output, Tensor) or not isinstance(alone, Tensor) or alone.shape != output.shape:
         return False
+    if have_same_bits(output, alone):
+        return True
     seen, wanted = output.double(), alone.double()
     if bool(torch.equal(seen.isnan(), wanted.isnan())) and bool(torch.equal(seen.nan_to_num(), wanted.nan_to_num())):
         return True

@@ -10,6 +10,7 @@ import svdctl
 from svdctl.analysis import network_spectrum
 from svdctl.analysis.spectrum_table import layer_records, to_csv
 from svdctl.errors import ShapeError
+from svdctl.layers import shapes
 from svdctl.layers.tt import TTConv2d
 from svdctl.spectral import Bracket, Convolution, clip_kernel, norm_bound, scale_to_bound, singular_values, values
 from tests.dense import dense_values
@@ -292,3 +293,144 @@ def test_bounds_alone_are_those_of_the_whole_spectrum(layers: str) -> None:
     assert "only the bounds of layers were asked for" in repr(bounds)
     truth = float(dense_values(network[0].double(), (3, 8, 8))[0])
     assert 0 < truth <= bounds["0"].bound.upper
+
+
+class Attention(nn.Module):
+    """Attention of images' rows."""
+
+    def __init__(self, attention: nn.Module, way: Any = None) -> None:
+        super().__init__()
+        self.inner, self.way = attention, way
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way is not None:
+            return self.way(self.inner, x)
+        return self.inner(x, x, x, need_weights=False)[0]
+
+
+class Louder(nn.MultiheadAttention):
+    def forward(self, query: Tensor, *others: Any, **named: Any) -> Any:
+        return 2 * super().forward(query, *others, **named)[0], None
+
+
+@pytest.mark.parametrize("other", [None, 6])
+def test_projections_of_attention_have_rows(other: int | None) -> None:
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(8, 2, kdim=other, vdim=other, batch_first=True)
+    nn.init.normal_(attention.out_proj.weight)
+    nets = Attention(attention, lambda inner, x: inner(x, x[..., :other], x[..., :other])[0])
+    found = svdctl.spectrum(nets, (5, 8))
+    assert [row.name for row in found] == [f"inner.{name}_proj" for name in ("q", "k", "v", "out")]
+    if other is None:
+        stored = attention.in_proj_weight.chunk(3)
+    else:
+        stored = attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight
+    for row, weight in zip(found, (*stored, attention.out_proj.weight), strict=True):
+        truth = float(torch.linalg.matrix_norm(weight.detach().double(), 2))
+        assert row.bound is not None
+        assert row.bound.lower <= truth <= row.bound.upper <= 1.0001 * row.bound.lower
+        assert (row.kind, row.shape, row.assumption, row.note) == ("Linear", tuple(weight.shape), "", "")
+        assert row.largest == pytest.approx(truth, rel=1e-5)
+
+
+def _shouting(inner: nn.MultiheadAttention, x: Tensor) -> Tensor:
+    kept = inner.in_proj_weight
+    inner.in_proj_weight = nn.Parameter(100 * kept)
+    y = inner(x, x, x)[0]
+    inner.in_proj_weight = kept
+    return y
+
+
+def _taken(inner: nn.MultiheadAttention, x: Tensor) -> Tensor:
+    return inner(x, x, x)[0] + x @ inner.out_proj.weight
+
+
+def test_attention_that_is_not_torchs_has_no_proved_projections() -> None:
+    found = svdctl.spectrum(nn.Sequential(nn.Linear(8, 8), Attention(Louder(8, 2, batch_first=True))), (5, 8))
+    assert [row.name for row in found] == ["0", "1.inner", "1.inner.out_proj"]
+    assert found["1.inner"].bound is None
+    assert "forward pass is not that" in found["1.inner"].note
+    assert "not reached" in found["1.inner.out_proj"].assumption
+    own = nn.MultiheadAttention(8, 2, batch_first=True)
+    for row in svdctl.spectrum(Attention(own, _shouting), (5, 8)):
+        assert row.bound is None
+        assert "in_proj_weight is another one" in row.note
+    for row in svdctl.spectrum(Attention(own, _taken), (5, 8)):
+        assert "though matmul takes it there" in row.assumption
+    for row in svdctl.spectrum(Attention(own, lambda inner, x: torch.relu(x)), (5, 8)):
+        assert "not reached" in row.assumption
+    own.register_forward_hook(lambda module, inputs, output: (2 * output[0], None))
+    assert "hook" in svdctl.spectrum(Attention(own), (5, 8))["inner"].note
+
+
+class Given(nn.Module):
+    """Gives the weight of a linear layer to a function."""
+
+    def __init__(self, way: Any) -> None:
+        super().__init__()
+        self.own, self.way = nn.Linear(3, 3), way
+        self.louder, self.kept = 100 * self.own.weight.detach(), self.own.weight.data
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.way(self, x)
+
+
+def _swapped(net: Given, x: Tensor) -> Tensor:
+    net.own.weight.data = net.louder
+    y = nn.functional.linear(x, net.own.weight)
+    net.own.weight.data = net.kept
+    return y
+
+
+def test_a_weight_that_is_given_to_the_function_linear_counts_as_a_call() -> None:
+    linear = nn.functional.linear
+    for way in (
+        lambda net, x: linear(x, net.own.weight, net.own.bias),
+        lambda net, x: linear(x, net.own.weight, 2 * net.own.bias.clone()),
+        lambda net, x: net.own(linear(x, net.own.weight)),
+    ):
+        row = svdctl.spectrum(Given(way), (3,))["own"]
+        assert (row.assumption, row.note, row.input_size) == ("", "", (1,))
+    for way, why in (
+        (lambda net, x: linear(x, 2 * net.own.weight), "though mul"),
+        (lambda net, x: linear(x, net.own.weight.T), "though __get__"),
+        (lambda net, x: linear(net.own.weight, net.own.weight), "though linear"),
+        (lambda net, x: linear(x, net.own.weight) @ net.own.weight, "though matmul"),
+    ):
+        assert svdctl.spectrum(Given(way), (3,))["own"].assumption != "", why
+    row = svdctl.spectrum(Given(_swapped), (3,))["own"]
+    assert row.bound is None
+    assert "its weight is another one" in row.note
+
+
+def test_little_memory_for_what_layers_are_given_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Patched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.b(self.a(self.a(x)[..., :6]))
+            kept, nn.functional.conv2d = nn.functional.conv2d, lambda *given: 2 * kept(*given)
+            try:
+                return self.c(x)
+            finally:
+                nn.functional.conv2d = kept
+
+    runs = []
+    torch.manual_seed(0)
+    network = Patched()
+    network.register_forward_hook(lambda *given: runs.append(1))
+
+    def rows() -> list[tuple[Any, ...]]:
+        runs.clear()
+        found = svdctl.spectrum(network, (3, 8, 8), bounds_only=True)
+        return [(row.name, row.bound, row.note, row.assumption, row.input_size) for row in found]
+
+    whole = rows()
+    assert len(runs) == 1
+    assert [row[1] is None for row in whole] == [False, False, True]
+    assert "its output when the network runs" in whole[2][2]
+    monkeypatch.setattr(shapes, "_MOST_KEPT", 1)
+    assert rows() == whole
+    assert len(runs) == 3

@@ -209,7 +209,21 @@ ways = {
 }
 PLAIN = {"plain": lambda s, x: s.c(x), "twice": lambda s, x: s.c(s.c(x)),
     "its type": lambda s, x: s.c(x.to(s.c.weight.dtype)) + s.c.weight.new_zeros(1)}
+class Attending(nn.Module):
+    def __init__(self, **settings):
+        super().__init__()
+        self.norm = nn.LayerNorm(6)
+        self.inner = nn.MultiheadAttention(6, 2, batch_first=True, **settings)
+
+    def forward(self, x):
+        rows = self.norm(x).flatten(1, 2)
+        return self.inner(rows, rows, rows, need_weights=False)[0]
+
+
 networks = {
+    "attention": lambda: Attending(),
+    "attention of other keys": lambda: Attending(kdim=6, vdim=6),
+    "attention with a key": lambda: Attending(add_bias_kv=True),
     "integers": lambda: Beside(buffer=(100 * torch.ones(3, 3)).long()),
     "bools": lambda: Beside(buffer=torch.ones(200, 200, dtype=torch.bool)),
     "a tensor": lambda: Beside(mix=HUGE),
@@ -262,6 +276,23 @@ def gate(capsys, monkeypatch, tmp_path: Path) -> Gate:
         return int(ended.value.code or 0), err
 
     return call
+
+
+@pytest.mark.parametrize("name", ["attention", "attention of other keys"])
+def test_attention_passes_and_layernorm_is_held_as_batchnorm_is(name: str, gate: Gate) -> None:
+    assert gate(name) == (0, "4 of 4 layers proved to be at most 2 (`max_sigma`)\n".replace("`max_sigma`", "--max"))
+    # 0.1 / sqrt(1e-5)
+    assert gate(name, "--batchnorm-max", 31.7)[0] == 0
+    code, err = gate(name, "--batchnorm-max", 31.6)
+    assert code == 1
+    assert "norm reaches 31.62" in err
+
+
+def test_what_attention_holds_beside_its_projections_is_not_proved(gate: Gate) -> None:
+    code, err = gate("attention with a key")
+    assert code == 1
+    assert "not proved: inner, inner.bias_k" in err
+    assert gate("attention with a key", "--except", "inner")[0] == 0
 
 
 @pytest.mark.parametrize("name", ["plain", "twice", "its type", "pixels", "aliases"])

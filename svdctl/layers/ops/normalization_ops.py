@@ -1,4 +1,4 @@
-"""Layers that scale each channel by a number."""
+"""Layers that normalise: their rows have a gain."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -48,6 +48,31 @@ class BatchNormOps(NormalizationOps):
         if layer.running_mean is None or layer.running_var is None:
             raise ShapeError("BatchNorm without running statistics has no fixed gain; use track_running_stats=True")
         return batchnorm(layer.running_mean, layer.running_var, layer.weight, layer.bias, layer.eps)
+
+
+@register_layer
+class LayerNormOps(NormalizationOps):
+    """`LayerNorm`, and the classes by which torchvision and timm apply it to channels of images."""
+
+    kind = "layernorm"
+    title = "LayerNorm"
+    modules = (
+        "torch.nn.modules.normalization:LayerNorm",
+        "torchvision.models.convnext:LayerNorm2d",
+        "timm.layers.norm:LayerNorm",
+        "timm.layers.norm:LayerNorm2d",
+    )
+
+    def channel_gain(self, layer: Any) -> float:
+        from svdctl.layers.layer_operator import layernorm_gain
+
+        gain = layernorm_gain(layer)
+        if not math.isfinite(gain):
+            raise ShapeError("its weights are not finite, or its eps is 0: it has no largest gain")
+        return gain
+
+    def shape(self, layer: Any) -> tuple[int, ...]:
+        return (math.prod(layer.normalized_shape),)
 
 
 @register_layer
