@@ -12,19 +12,35 @@ from svdctl.config.data_config import Data
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.config.train_config import TrainConfig
 from svdctl.data.batches import derived_seed
-from svdctl.data.data_source import at_place, same_data
+from svdctl.data.data_source import at_place, describe, same_data, source_of
 from svdctl.data.fingerprint import fingerprint
 from svdctl.data.images import BLOCK, ImageData
 from svdctl.data.split import stratified_split
 from svdctl.data.train_test import TrainTest
+from svdctl.errors import UsageError
 from svdctl.evaluate.auto_batch_size import block_size_for
 from svdctl.utils.content_hash import content_digest
 
 
 def data_of(config: EvaluateConfig, trained_on: Data | None) -> Data | None:
-    """Return the data to evaluate on: those asked for, else those of the training, CIFAR where `dataset_root` says."""
+    """Return the data to evaluate on: those asked for, else those of the training, `dataset_root` being their place.
+
+    Data of the training's kind are those of the training at another place: settings that are not given stay, as sizes.
+
+    Raises:
+        UsageError: `dataset_root` for data that have no such place.
+    """
     data = config.data or trained_on
-    return None if data is None else at_place(data, config.dataset_root)
+    if data is None:
+        return None
+    source = source_of(data)
+    if config.data is not None and trained_on is not None and trained_on.kind == data.kind:
+        given = {*data.model_fields_set, *filter(None, [source.place])}
+        data = trained_on.model_copy(update={name: getattr(data, name) for name in given})
+    if config.dataset_root is not None and source.place is None:
+        instead = "name their place with `data.path`" if source.takes_path else "leave it out"
+        raise UsageError(f"`dataset_root` is where CIFAR lies; the data are {describe(data)}, {instead}")
+    return at_place(data, config.dataset_root)
 
 
 @dataclass(frozen=True)
@@ -83,10 +99,10 @@ def leaks(dataset: EvaluationData, trained_on: Mapping[str, str] | None) -> bool
     return trained_on is not None and _differs(dataset.parts.test, trained_on.get("test"))
 
 
-def _as_trained(dataset: EvaluationData, trained_on: Mapping[str, str] | None) -> bool:
-    """Return whether the parts are those of the training, as far as it is known on what that was."""
+def _as_trained(dataset: EvaluationData, training: TrainConfig, trained_on: Mapping[str, str] | None) -> bool:
+    """Return whether the parts are those of the training, wherever they lie; of older runs, by their settings."""
     if trained_on is None:
-        return True
+        return same_data(training.data) == same_data(dataset.data)
     return not any(_differs(part, trained_on.get(name)) for name, part in dataset.parts.parts().items())
 
 
@@ -102,8 +118,7 @@ def held_out(
     if (
         training is not None
         and training.evaluation.select == "validation"
-        and same_data(training.data) == same_data(dataset.data)
-        and _as_trained(dataset, trained_on)
+        and _as_trained(dataset, training, trained_on)
     ):
         if (own := dataset.parts.validation) is not None:
             text = f"the {len(own):,} images of the data set's own validation part"

@@ -12,7 +12,7 @@ from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.data.data_source import DEFAULT_PLACE, describe, load, place_of, same_data
 from svdctl.errors import CheckpointError, SvdctlError, UsageError, first_line
 from svdctl.evaluate.evaluated_model import open_evaluated_model
-from svdctl.evaluate.evaluation_data import EvaluationData, data_of
+from svdctl.evaluate.evaluation_data import EvaluationData, data_of, leaks
 from svdctl.evaluate.find_checkpoints import FoundCheckpoint, discover, placed
 from svdctl.evaluate.inference import Classifier, choose_device
 from svdctl.evaluate.measure_checkpoint import Evaluation, Failure, evaluate
@@ -93,6 +93,11 @@ def _one(
         loaded.clear()
         loaded[key] = EvaluationData(data, load(data, download=_may_download(config, data), reporter=reporter))
     dataset = loaded[key]
+    if config.data is None and config.dataset_root is not None and leaks(dataset, evaluated.trained_on):
+        raise CheckpointError(
+            f"the test images under {config.dataset_root} are not those of {found.path}'s training; restore these, or "
+            "evaluate it on others by `data.kind`"
+        )
     if evaluated.image_shape is None:
         dataset = _fitting(dataset, evaluated.model, config)
     evaluated.check(dataset.test, describe(dataset.data))
