@@ -2,9 +2,13 @@
 
 import difflib
 import errno
-import resource
 import sys
 from collections.abc import Iterable
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 
 class SvdctlError(Exception):
@@ -137,7 +141,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return error.errno == errno.ENOMEM
     if isinstance(error, SystemError):
         # Where memory runs out, Python itself can lose the MemoryError.
-        return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+        return resource is not None and resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
     if isinstance(error, ImportError):
         return "failed to map segment" in str(error)  # a shared library, within a small address space
     # On a CPU torch knows no type of its own for it; the last is how oneDNN puts it.

@@ -13,6 +13,7 @@ from svdctl.cli.standard_streams import flush_output, guard_output, settle_outpu
 from svdctl.cli.variadic import spread
 from svdctl.errors import UsageError
 from svdctl.utils.address_space import require_address_space
+from svdctl.utils.lock import require_locks
 
 app = typer.Typer(
     name="svdctl",
@@ -84,6 +85,8 @@ def main() -> None:
     try:
         works = command is not None and PRINTING.isdisjoint(arguments)
         guard_output(lasting=works and command in LASTING)
+        if works and command in LASTING:
+            require_locks()
         if works:
             require_address_space()
         if command is not None:

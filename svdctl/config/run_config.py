@@ -1,8 +1,9 @@
 """How a run is evaluated, certified, saved, logged, and what it runs on."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from svdctl.config.base import Config
 from svdctl.config.variants import variant
@@ -65,7 +66,7 @@ class Log(Config):
 
 
 class Hardware(Config):
-    """Devices and number format, given to lightning-fabric."""
+    """Devices and number format, given to lightning-fabric; several devices hold the whole network each (DDP)."""
 
     accelerator: Literal["auto", "cpu", "cuda", "gpu", "mps"] = "auto"
     """Kind of device."""
@@ -86,3 +87,14 @@ class Hardware(Config):
     Absent: off on CUDA, where cuDNN then picks the fastest kernels by trying them. A CPU is always deterministic."""
     channels_last: bool = True
     """Memory layout of images and kernels: channels innermost, which makes TT layers' 1x1 convolutions products."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_networks(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and "strategy" in given:
+            raise ValueError(
+                f"`hardware.strategy = {given['strategy']}`: every process holds the whole network, as under DDP, "
+                "since FSDP and the like shard the kernels whose singular values are controlled; set "
+                "`hardware.devices` alone"
+            )
+        return given

@@ -92,7 +92,8 @@ class Processes(Executor):
         super().__init__(slots)
         self.processes: set[subprocess.Popen[str]] = set()
         gpus = _visible_gpus() if gpus is None else gpus
-        threads = str(max(1, len(os.sched_getaffinity(0)) // slots))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = str(max(1, cores // slots))
         variables = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
         # The environment of each slot that is free, the first one last.
         self._free = [

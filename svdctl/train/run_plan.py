@@ -9,6 +9,7 @@ from svdctl.models.architecture import architecture_of
 from svdctl.models.build import count_on_meta, shapes_of
 from svdctl.registry import CONTROLS, LAYERS
 from svdctl.train.captured_step import why_not_captured
+from svdctl.train.setup import accelerator_of
 from svdctl.utils.run_dir import require_folder
 
 SELECTION = {
@@ -61,7 +62,7 @@ def _training_line(config: TrainConfig) -> str:
 
 def _device_line(config: TrainConfig) -> str:
     hardware = config.hardware
-    kind: str = hardware.accelerator
+    kind = accelerator_of(hardware)
     if kind in ("auto", "gpu"):
         found = torch.accelerator.current_accelerator(check_available=True)
         kind = "cpu" if found is None else found.type

@@ -45,12 +45,12 @@ def launch(config: TrainConfig) -> WatchedFabric:
         UsageError: a device that is not there, a batch smaller than their number, or what `_require_possible` refuses.
     """
     hardware = config.hardware
-    devices = hardware.devices
+    devices, accelerator = hardware.devices, accelerator_of(hardware)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # who has joined is no news
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # of 1x1 kernels, where all do
     try:
         fabric = WatchedFabric(
-            accelerator=hardware.accelerator,
+            accelerator=accelerator,
             devices=devices,
             num_nodes=hardware.num_nodes,
             precision=None if hardware.precision == "32" else hardware.precision,
@@ -81,6 +81,26 @@ def launch(config: TrainConfig) -> WatchedFabric:
             ) from error
         raise
     return fabric
+
+
+def accelerator_of(hardware: Hardware) -> str:
+    """Return the kind of device that Fabric is asked for; `auto` is the CPU where it would be MPS.
+
+    Raises:
+        UsageError: MPS, Apple's GPUs, which have no float64.
+    """
+    asked: str = hardware.accelerator
+    is_mps = asked == "mps"
+    if asked in ("auto", "gpu") and torch.backends.mps.is_available() and not torch.cuda.is_available():
+        if asked == "auto":
+            return "cpu"
+        is_mps = True
+    if is_mps:
+        raise UsageError(
+            f"`hardware.accelerator = {asked}`: MPS has no float64, in which singular values are bounded; give cpu, or "
+            "leave it out"
+        )
+    return asked
 
 
 def _require_possible(fabric: Fabric, hardware: Hardware) -> None:

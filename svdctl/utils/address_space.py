@@ -3,13 +3,17 @@
 Within too small a one the import fails without naming memory, or aborts the process, where nothing of Python can tell.
 """
 
-import resource
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 from svdctl.errors import UsageError
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 _GIGABYTE = 10**9
 _BESIDE = 0.6 * _GIGABYTE
@@ -24,8 +28,10 @@ def require_address_space() -> None:
     Raises:
         UsageError: it fails.
     """
+    if resource is None or "torch" in sys.modules:
+        return
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit == resource.RLIM_INFINITY or "torch" in sys.modules:
+    if limit == resource.RLIM_INFINITY:
         return
     needed = _library_bytes() + _BESIDE
     if limit < 2 * needed and not _is_enough():

@@ -1,7 +1,6 @@
 """Files written whole or not at all."""
 
 import errno
-import fcntl
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -15,6 +14,11 @@ from svdctl.utils.files import create_new, open_regular
 if TYPE_CHECKING:
     from svdctl.utils.matplotlib_defaults import Figure
 
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 _PART = re.compile(r"\..*\.\d+\.part", re.DOTALL)
 """Names of what is being written."""
@@ -46,8 +50,9 @@ def write_atomically(path: Path, contents: str | bytes | Callable[[BinaryIO], ob
         with error_names(path):
             with create_new(beside) as file:
                 # Held until it has its name or the process ends: `remove_unfinished` leaves it alone.
-                with suppress(OSError):
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if fcntl is not None:
+                    with suppress(OSError):
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if isinstance(contents, bytes):
                     file.write(contents)
                 else:
@@ -79,7 +84,7 @@ def write_picture(figure: "Figure", path: Path) -> None:
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what killed processes left half written in a folder; what another process is writing there stays."""
-    for left in folder.glob(".*.part"):
+    for left in folder.glob(".*.part") if fcntl is not None else ():
         if _PART.fullmatch(left.name) is None or left.is_symlink() or not left.is_file():
             continue
         # It may have got its name meanwhile, or the file system may know no locks.

@@ -32,6 +32,9 @@ _KINDS = {
     stat.S_IFCHR: "is a device, and only regular files are read and written",
     stat.S_IFBLK: "is a device, and only regular files are read and written",
 }
+# Windows lacks all but the last, which no other system has.
+_QUIETLY = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOCTTY", "O_NONBLOCK", "O_BINARY"))
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _MEND = "mend it, or check which file was meant"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -58,7 +61,7 @@ def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     try:
         # Opening a device can change it; a FIFO that replaces the file meanwhile does not block.
         _require_regular(os.stat(path), path)
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
+        handle = os.open(path, os.O_RDONLY | _QUIETLY)
     except (OSError, ValueError) as error:
         raise _unusable(error, path) from error
     return open(_regular(handle, path), "rb")
@@ -73,7 +76,7 @@ def create_new(path: str | os.PathLike[str]) -> BufferedWriter:
     """
     path = os.fspath(path)
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK | _QUIETLY, 0o666)
     except FileExistsError as error:
         raise UnusableFileError(path, "is there already", "remove it, or give another name", error.errno) from error
     return open(handle, "wb")
@@ -106,7 +109,7 @@ def _own(path: str | os.PathLike[str], flags: int) -> int:
     if os.path.exists(path):
         _require_regular(os.stat(path), path)
     # The flags hold where a link or a FIFO takes the place meanwhile.
-    own = flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+    own = flags | os.O_CREAT | _NO_LINK | _QUIETLY
     return _regular(os.open(path, own, 0o666), path)
 
 
@@ -114,7 +117,8 @@ def _regular(handle: int, path: str) -> int:
     """Return a handle that turns out to be one of a regular file; another one is closed."""
     try:
         _require_regular(os.fstat(handle), path)
-        os.set_blocking(handle, True)
+        if hasattr(os, "set_blocking"):
+            os.set_blocking(handle, True)
     except BaseException:
         os.close(handle)
         raise

@@ -1,12 +1,25 @@
 """Files and folders held by one process at a time."""
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from svdctl.errors import BusyFolderError, UnusableFileError, UnusableFolderError
+from svdctl.errors import BusyFolderError, UnusableFileError, UnusableFolderError, UsageError
 from svdctl.utils.files import open_to_lock
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+def require_locks() -> None:
+    """Raise a UsageError where the system has no locks of files that go with their process, as on Windows."""
+    if fcntl is None:
+        raise UsageError(
+            "folders of runs and results are held by locks that Windows does not have; run this in WSL (Windows "
+            "Subsystem for Linux), or use the library, `import svdctl`, which works without"
+        )
 
 
 @contextmanager
@@ -17,7 +30,9 @@ def held(file: Path, *, wait: bool = False) -> Iterator[bool]:
 
     Raises:
         OSError: it cannot be opened, is a link or no regular file, or the file system knows no locks.
+        UsageError: the system knows none.
     """
+    require_locks()
     with open_to_lock(file) as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -18,7 +18,7 @@ def _in_its_folder() -> Iterator[None]:
     found = importlib.util.find_spec("matplotlib")
     assert found is not None
     assert found.origin is not None
-    here = os.open(".", os.O_PATH)
+    here = os.open(".", getattr(os, "O_PATH", os.O_RDONLY))
     try:
         os.chdir(Path(found.origin).parent / "mpl-data")
         yield

@@ -11,7 +11,8 @@ from typing import NoReturn
 
 from svdctl.utils.printable import print_line, printable
 
-REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_HANG_UP: signal.Signals | None = getattr(signal, "SIGHUP", None)  # not on Windows
+REQUESTS = (signal.SIGINT, signal.SIGTERM, *filter(None, [_HANG_UP]))
 """Ctrl-C, a scheduler that ends a job, a terminal that is closed."""
 HEED_SECONDS = 1.0
 """Seconds that the main thread has to end by itself after a second request."""
@@ -90,8 +91,8 @@ def stop_on_signal(
             raise KeyboardInterrupt
         event.set()
 
-    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    handled = [number for number in REQUESTS if number != signal.SIGHUP or not ignored]
+    ignored = _HANG_UP is not None and signal.getsignal(_HANG_UP) == signal.SIG_IGN
+    handled = [number for number in REQUESTS if number != _HANG_UP or not ignored]
     with requests_noticed(on_request, at_once), _handled(handled, handle):
         yield event
 

@@ -19,6 +19,7 @@ from svdctl.train import start as recipe
 from svdctl.train.loss import LossBatch
 from svdctl.train.losses.cross_entropy import CrossEntropy, CrossEntropyConfig
 from svdctl.train.run_hash import run_hash
+from svdctl.train.setup import accelerator_of, launch
 from tests.dispatched_operations import DispatchedOperations
 from tests.synchronisation import NoHostReads
 from tests.train.small_network import tt_network
@@ -186,6 +187,26 @@ def test_flags() -> None:
 def test_faults_of_flags(flags: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         resolve({"preset": "wrn-cifar10", **flags})
+
+
+@pytest.mark.parametrize("asked", ["mps", "gpu", "auto"])
+def test_apples_gpus_are_refused_before_anything_starts(asked: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = make(tmp_path, "train", f"hardware.accelerator={asked}", "max_steps=1")
+    if asked == "auto":
+        assert accelerator_of(config.hardware) == "cpu"
+        assert launch(config).device.type == "cpu"
+        return
+    for start in (lambda: recipe.run(config, base="test", reporter=Recorder()), lambda: recipe.plan(config, "test")):
+        with pytest.raises(UsageError, match=f"hardware.accelerator = {asked}`: MPS has no float64"):
+            start()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_sharded_networks_are_refused() -> None:
+    with pytest.raises(UsageError, match="since FSDP and the like shard the kernels"):
+        resolve({"preset": "quickstart", "set": ["hardware.strategy=fsdp"]})
 
 
 def test_runs_without_what_is_new_keep_their_hashes() -> None:
