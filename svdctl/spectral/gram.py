@@ -344,7 +344,7 @@ def interpolation(frequencies: Tensor, taps: tuple[int, ...]) -> tuple[Tensor, T
     """Return weights `(F, samples)` of the samples' real and imaginary parts at frequencies `(F, d)`, float64."""
     samples, shares = _samples(taps)
     points = frequencies[:, None, :]
-    there, mirrored = _dirichlet(points - samples, taps), _dirichlet(points + samples, taps)
+    there, mirrored = _dirichlet(torch.stack((points - samples, points + samples)), taps)
     return (there + mirrored) * shares, there - mirrored
 
 
@@ -408,12 +408,13 @@ def _samples(taps: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 def _dirichlet(gap: Tensor, taps: tuple[int, ...]) -> Tensor:
     """Return `prod_a sin(n_a g_a / 2) / (n_a sin(g_a / 2))`, `n = 2 taps - 1`, of gaps `(..., d)`, float64."""
-    result = torch.ones(gap.shape[:-1], dtype=torch.float64)
-    for axis, k in enumerate(taps):
-        points = 2 * k - 1
-        turns = gap[..., axis] / (2 * math.pi)
-        # Half the gap to the nearest multiple of 2 pi: rounding is then small against the denominator.
-        half = torch.sub(gap[..., axis], turns.round_(), alpha=2 * math.pi).div_(2)
-        ratio = torch.sin(half * points).div_(torch.sin(half).mul_(points))
-        result *= ratio.masked_fill_(half == 0, 1.0)
-    return result
+    if not taps:
+        return torch.ones(gap.shape[:-1], dtype=torch.float64)
+    points = 2.0 * torch.tensor(taps, dtype=torch.float64) - 1
+    # Half the gap to the nearest multiple of 2 pi: rounding is then small against the denominator.
+    half = torch.sub(gap, (gap / (2 * math.pi)).round_(), alpha=2 * math.pi).div_(2)
+    ratios = torch.sin(half * points).div_(torch.sin(half).mul_(points))
+    first, *others = ratios.masked_fill_(half == 0, 1.0).unbind(-1)
+    for ratio in others:
+        first = first * ratio
+    return first

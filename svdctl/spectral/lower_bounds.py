@@ -1,19 +1,20 @@
 """Where the symbol is largest: a lower bound of the norm that is nearly sharp, found without looking everywhere.
 
 For a fixed unit vector v, `v^H G(w) v` is a scalar trigonometric polynomial below sigma_max(w)^2: its largest point is
-found on a fine grid at little cost, and there Lanczos steps find a better v. Neither step can lower the value.
+found on a fine grid at little cost, and there a Krylov space has a better v. Neither step can lower the value.
 Constants are for speed; docs/theory.md, "Lower bounds", has the rounding.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from collections.abc import Sequence
+from functools import lru_cache
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad as pad_with_zeros
 
+from svdctl.spectral.chebyshev_space import largest_ritz_pairs
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.exact_arithmetic import float32_is_exact
 from svdctl.spectral.faster_device import launches_dominate
@@ -21,6 +22,7 @@ from svdctl.spectral.gram import GramField, interpolation, on_host, sample_point
 from svdctl.spectral.symbol import angles, gram, grid_product, half_grid, phases, symbol
 
 _CANDIDATES = 6
+_LAST_CANDIDATES = 2
 _QUICK_CANDIDATES = 3
 _STARTS = 24
 _AT_ONCE = 3
@@ -65,17 +67,20 @@ def _search(fields: Sequence[GramField], begin: Sequence[Tensor]) -> list[tuple[
     spacings = [math.pi] * len(fields)
     for steps in _STEPS:
         found = _of_matrices(_pick(fields, points, groups, precisions), starts, steps)
-        squares = on_host([values for values, _ in found])
         if starts is None:
+            squares = on_host([values for values, _ in found])
             seen = [_values_of(square, field) for field, square in zip(fields, squares, strict=True)]
-        orders = [values.argsort(descending=True)[:_CANDIDATES] for values in squares]
-        points = [grid[order] for grid, order in zip(points, orders, strict=True)]
-        groups = [group[order] for group, order in zip(groups, orders, strict=True)]
-        values, starts = _chosen(found, orders)
-        points, spacings = _climb(fields, points, groups, starts, values, spacings)
-    matrices = _pick(fields, [w[:2] for w in points], [g[:2] for g in groups], [torch.float64] * len(fields))
-    assert starts is not None
-    starts = [start[:2].to(block.dtype) for start, block in zip(starts, matrices, strict=True)]
+            orders = [values.argsort(descending=True)[:_CANDIDATES] for values in squares]
+            points = [grid[order] for grid, order in zip(points, orders, strict=True)]
+            groups = [group[order] for group, order in zip(groups, orders, strict=True)]
+            found = _chosen(found, orders)
+        starts = [vectors for _, vectors in found]
+        points, reached, spacings = _climb(fields, points, groups, found, spacings)
+    orders = [values.argsort(descending=True)[:_LAST_CANDIDATES] for values in reached]
+    points = [grid[order] for grid, order in zip(points, orders, strict=True)]
+    groups = [group[order] for group, order in zip(groups, orders, strict=True)]
+    matrices = _pick(fields, points, groups, [torch.float64] * len(fields))
+    starts = [vectors.to(block.dtype) for (_, vectors), block in zip(_chosen(found, orders), matrices, strict=True)]
     vectors = [vectors for _, vectors in _of_matrices(matrices, starts, _LAST_STEPS)]
     return list(zip(_quotients(fields, matrices, vectors), seen, strict=True))
 
@@ -106,14 +111,15 @@ def coarse_lower_bounds(fields: Sequence[GramField]) -> list[tuple[float, Tensor
         field.sample_points.repeat_interleave(field.groups, 0)[order]
         for field, order in zip(fields, orders, strict=True)
     ]
-    values, vectors = _chosen(found, orders)
-    points, _ = _climb(fields, points, groups, vectors, values, [math.pi] * len(fields))
+    found = _chosen(found, orders)
+    points, _, _ = _climb(fields, points, groups, found, [math.pi] * len(fields))
+    vectors = [vectors for _, vectors in found]
     again = _of_matrices(_pick(fields, points, groups, [torch.float32] * len(fields)), vectors, _COARSE_STEPS)
     best = [values.argmax()[None] for values in on_host([values for values, _ in again])]
     points = [w[place] for w, place in zip(points, best, strict=True)]
     groups = [g[place] for g, place in zip(groups, best, strict=True)]
     matrices = _pick(fields, points, groups, [torch.float64] * len(fields))
-    _, vectors = _chosen(again, best)
+    vectors = [vectors for _, vectors in _chosen(again, best)]
     return list(zip(_quotients(fields, matrices, vectors), seen, strict=True))
 
 
@@ -188,56 +194,8 @@ def _quotients(fields: Sequence[GramField], matrices: Sequence[Tensor], vectors:
     return [math.sqrt(max(square, 0.0)) * (1 - 2.0**-50) for square in squares]
 
 
-def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Return the largest Ritz values `(B,)` and unit vectors `(B, n)` of Hermitian operators, orthogonalised in full.
-
-    Args:
-        product: applies the operators to vectors `(B, n)`.
-        start: vectors `(B, n)`.
-        steps: products.
-    """
-    steps = min(steps, start.shape[-1])
-    info = torch.finfo(start.dtype)
-    basis = torch.empty(len(start), steps, start.shape[-1], dtype=start.dtype, device=start.device)
-    torch.mul(start, _norms(start).clamp_min(info.tiny).reciprocal(), out=basis[:, 0])
-    diagonal, beside = [], []
-    for step in range(steps):
-        image = product(basis[:, step])
-        span = basis[:, : step + 1]
-        shares = _shares(span, image)
-        diagonal.append(shares[:, -1].real)
-        if step + 1 == steps:
-            break
-        # Twice: one pass leaves what rounding adds.
-        residual = torch.baddbmm(image[..., None], span.mT, shares, alpha=-1)[..., 0]
-        residual = torch.baddbmm(residual[..., None], span.mT, _shares(span, residual), alpha=-1)[..., 0]
-        length = _norms(residual)
-        # Where the space is exhausted, rounding alone is left: no direction of it, or values would be made up.
-        is_new = length > info.eps**0.5 * _norms(image)
-        torch.mul(residual, torch.where(is_new, length.reciprocal(), 0.0), out=basis[:, step + 1])
-        beside.append(torch.where(is_new, length, 0.0))
-    projected = torch.diag_embed(torch.cat(diagonal, -1))
-    if beside:
-        projected = projected + torch.diag_embed(torch.cat(beside, -1), offset=-1)
-    values, coordinates = torch.linalg.eigh(projected)  # reads what is below the diagonal alone
-    found = torch.bmm(basis.mT, coordinates[..., -1:].to(basis.dtype))[..., 0]
-    return values[:, -1], _unit(found)
-
-
-def _shares(span: Tensor, vectors: Tensor) -> Tensor:
-    """Return the coordinates `(B, k, 1)` of vectors `(B, n)` along orthonormal ones `(B, k, n)`."""
-    if launches_dominate(vectors.device):
-        return torch.bmm(span.conj(), vectors[..., None])
-    # On a view of the conjugate a CPU copies all of it.
-    return torch.bmm(span, vectors[..., None].conj()).conj()
-
-
-def _norms(vectors: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-
-
 def _of_matrices(blocks: Sequence[Tensor], starts: Sequence[Tensor] | None, steps: int) -> list[tuple[Tensor, Tensor]]:
-    """Return `lanczos` of blocks of Hermitian matrices `(B, n, n)`, those of one side and precision together.
+    """Return `largest_ritz_pairs` of blocks of Gram matrices `(B, n, n)`, those of one side and precision together.
 
     On a GPU smaller matrices join larger ones, with zeros around them, as far as that costs little memory.
 
@@ -264,7 +222,7 @@ def _of_matrices(blocks: Sequence[Tensor], starts: Sequence[Tensor] | None, step
                 else:
                     start = _joined([starts[place] for place in by_side[side]])
                 begin.append(pad_with_zeros(start, (0, pad)) if pad else start)
-            values, vectors = lanczos(partial(_times, _joined(matrices)), _joined(begin), steps)
+            values, vectors = largest_ritz_pairs(_joined(matrices), _joined(begin), steps)
             places = [place for side in sides for place in by_side[side]]
             parts = [len(blocks[place]) for place in places]
             for place, value, vector in zip(places, values.split(parts), vectors.split(parts), strict=True):
@@ -294,16 +252,12 @@ def _joined_sides(counts: dict[int, int], itemsize: int | None) -> list[list[int
     return groups
 
 
-def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
-    return (matrices @ vectors[..., None])[..., 0]
-
-
 def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _chosen(found: Sequence[tuple[Tensor, Tensor]], orders: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Return chosen values, and the vectors that belong to them."""
+def _chosen(found: Sequence[tuple[Tensor, Tensor]], orders: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Return chosen values and vectors of each field."""
     values: dict[int, Tensor] = {}
     vectors: dict[int, Tensor] = {}
     for places in _alike([(vector.shape[-1], vector.dtype, vector.device) for _, vector in found]):
@@ -314,7 +268,7 @@ def _chosen(found: Sequence[tuple[Tensor, Tensor]], orders: Sequence[Tensor]) ->
         for kept, turn in ((values, 0), (vectors, 1)):
             joined = _joined([found[place][turn] for place in places])[rows]
             kept |= dict(zip(places, joined.split(counts), strict=True))
-    return [values[place] for place in range(len(found))], [vectors[place] for place in range(len(found))]
+    return [(values[place], vectors[place]) for place in range(len(found))]
 
 
 def _alike(keys: Sequence[object]) -> list[list[int]]:
@@ -323,10 +277,6 @@ def _alike(keys: Sequence[object]) -> list[list[int]]:
     for place, key in enumerate(keys):
         alike.setdefault(key, []).append(place)
     return list(alike.values())
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    return vectors / _norms(vectors).clamp_min(torch.finfo(vectors.dtype).tiny)
 
 
 def _pick(
@@ -358,28 +308,31 @@ def _climb(
     fields: Sequence[GramField],
     points: Sequence[Tensor],
     groups: Sequence[Tensor],
-    vectors: Sequence[Tensor],
-    values: Sequence[Tensor],
+    pairs: Sequence[tuple[Tensor, Tensor]],
     spacings: Sequence[float],
-) -> tuple[list[Tensor], list[float]]:
-    """Return for each vector the grid's point where its polynomial is largest, and the distances of the points.
+) -> tuple[list[Tensor], list[Tensor], list[float]]:
+    """Return for each vector the grid's point where its polynomial is largest, the value there, and the grids' spacings.
 
     Args:
         fields: one for each entry of what follows.
         points: frequencies `(B, d)` where the vectors were found.
         groups: of each vector, `(B,)`.
-        vectors: `(B, n)`.
-        values: of the quotients at these frequencies, `(B,)`.
+        pairs: quotients at these frequencies, `(B,)`, and the vectors `(B, n)`.
         spacings: distances of the points of the grids that were searched before.
+
+    Returns:
+        Points and values on the host, and distances of the grids' points.
     """
-    forms = _quadratic_forms(fields, groups, vectors)
-    read = on_host([*forms, *values])
+    forms = _quadratic_forms(fields, groups, [vectors for _, vectors in pairs])
+    read = on_host([*forms, *(values for values, _ in pairs)])
     found: dict[int, Tensor] = {}
+    reached: dict[int, Tensor] = {}
     finer = list(spacings)
     for places in _alike([(field.taps, spacing) for field, spacing in zip(fields, spacings, strict=True)]):
         taps, spacing = fields[places[0]].taps, spacings[places[0]]
         if not taps:
             found |= {place: points[place] for place in places}
+            reached |= {place: read[len(fields) + place].double() for place in places}
             continue
         old = torch.cat([points[place] for place in places])
         here, mirrored = torch.cat([read[place] for place in places]).unbind(1)
@@ -397,9 +350,11 @@ def _climb(
         best = torch.where((largest > value)[:, None], grid[torch.arange(len(old)), place_of_it], old)
         counts = [len(points[place]) for place in places]
         found |= dict(zip(places, best.split(counts), strict=True))
+        reached |= dict(zip(places, torch.maximum(largest, value.double()).split(counts), strict=True))
         for place in places:
             finer[place] = distance
-    return [found[place] for place in range(len(fields))], finer
+    order = range(len(fields))
+    return [found[place] for place in order], [reached[place] for place in order], finer
 
 
 @lru_cache(maxsize=16)

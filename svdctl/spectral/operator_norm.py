@@ -10,8 +10,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from svdctl.spectral.lower_bounds import lanczos
-
 Operator = Callable[[Tensor], Tensor]
 
 
@@ -40,3 +38,48 @@ def padded_norm(operator: Operator, input_shape: tuple[int, ...], *, like: Tenso
         reached, size = operator(best).norm(), best.norm()
         # Of an operator that is zero there is no best vector. Rounding of one pass in float64, generously.
         return torch.where(size > 0, reached / size, 0.0) * (1 - 1e-10)
+
+
+def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Return the largest Ritz values `(B,)` and unit vectors `(B, n)` of symmetric operators, orthogonalised in full.
+
+    Args:
+        product: applies the operators to vectors `(B, n)`.
+        start: vectors `(B, n)`.
+        steps: products.
+    """
+    steps = min(steps, start.shape[-1])
+    info = torch.finfo(start.dtype)
+    basis = torch.empty(len(start), steps, start.shape[-1], dtype=start.dtype, device=start.device)
+    torch.mul(start, _norms(start).clamp_min(info.tiny).reciprocal(), out=basis[:, 0])
+    diagonal, beside = [], []
+    for step in range(steps):
+        image = product(basis[:, step])
+        span = basis[:, : step + 1]
+        shares = _shares(span, image)
+        diagonal.append(shares[:, -1])
+        if step + 1 == steps:
+            break
+        # Twice: one pass leaves what rounding adds.
+        residual = torch.baddbmm(image[..., None], span.mT, shares, alpha=-1)[..., 0]
+        residual = torch.baddbmm(residual[..., None], span.mT, _shares(span, residual), alpha=-1)[..., 0]
+        length = _norms(residual)
+        # Where the space is exhausted, rounding alone is left: no direction of it, or values would be made up.
+        is_new = length > info.eps**0.5 * _norms(image)
+        torch.mul(residual, torch.where(is_new, length.reciprocal(), 0.0), out=basis[:, step + 1])
+        beside.append(torch.where(is_new, length, 0.0))
+    projected = torch.diag_embed(torch.cat(diagonal, -1))
+    if beside:
+        projected = projected + torch.diag_embed(torch.cat(beside, -1), offset=-1)
+    values, coordinates = torch.linalg.eigh(projected)  # reads what is below the diagonal alone
+    found = torch.bmm(basis.mT, coordinates[..., -1:])[..., 0]
+    return values[:, -1], found / _norms(found).clamp_min(info.tiny)
+
+
+def _shares(span: Tensor, vectors: Tensor) -> Tensor:
+    """Return the coordinates `(B, k, 1)` of vectors `(B, n)` along orthonormal ones `(B, k, n)`."""
+    return torch.bmm(span, vectors[..., None])
+
+
+def _norms(vectors: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)

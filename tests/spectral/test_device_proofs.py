@@ -1,6 +1,7 @@
 """Proofs in the few steps that a GPU takes, run on the CPU: against dense matrices in float64."""
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from svdctl.errors import ShapeError
 from svdctl.layers.norms import are_layers_bounded, layer_norm_bounds
 from svdctl.layers.tt import TTConv2d
-from svdctl.spectral import Convolution, bounds, cholesky_proof, frequency_cells, lower_bounds
+from svdctl.spectral import Convolution, bounds, cholesky_proof, frequency_cells, gram, lower_bounds
 from svdctl.spectral.bounds import are_bounded, norm_bounds, upper_ends
 from svdctl.spectral.symbol import angles, grid_product, half_grid, phases, symbol
 from tests.dispatched_operations import DispatchedOperations
@@ -158,15 +159,49 @@ def test_the_first_cells_and_their_weights_are_made_once(monkeypatch: pytest.Mon
     assert all(are_bounded(convs, limits))
 
 
-def test_a_maximum_of_a_network_takes_few_operations() -> None:
-    """Launches are what a GPU's time goes into."""
+@pytest.fixture
+def layers() -> list[nn.Module]:
+    """Layers as of a small residual network."""
     torch.manual_seed(0)
     widths = [(3, 16), *[(16, 16)] * 4, (16, 32), *[(32, 32)] * 3, (32, 64), *[(64, 64)] * 3]
-    layers = [nn.Conv2d(i, o, 3, stride=1 + (o == 2 * i)) for i, o in widths] + [nn.Linear(64, 10)]
+    return [*(nn.Conv2d(i, o, 3, stride=1 + (o == 2 * i)) for i, o in widths), nn.Linear(64, 10)]
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of tensors of each read of a device."""
+    found: list[int] = []
+
+    def read(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        found.append(len(tensors))
+        return list(tensors)
+
+    for module in (gram, cholesky_proof, lower_bounds):
+        monkeypatch.setattr(module, "on_host", read)
+    return found
+
+
+def test_a_maximum_of_a_network_takes_few_operations(layers: list[nn.Module], reads: list[int]) -> None:
+    """Launches are what a GPU's time goes into."""
     maxima = [1.05 * bracket.upper for bracket in layer_norm_bounds(layers)]
+    are_layers_bounded(layers, maxima)
+    reads.clear()
     with DispatchedOperations() as counted:
         assert are_layers_bounded(layers, maxima) == [True] * len(layers)
-    assert counted.total <= 900
+    assert counted.total <= 600
+    assert len(reads) == 2
+
+
+@pytest.mark.parametrize(("tolerance", "operations", "most_reads"), [(0.005, 5200, 19), (0.02, 3600, 11)])
+def test_brackets_of_a_network_take_few_operations(
+    tolerance: float, operations: int, most_reads: int, layers: list[nn.Module], reads: list[int]
+) -> None:
+    layer_norm_bounds(layers, tolerance=tolerance)
+    reads.clear()
+    with DispatchedOperations() as counted:
+        layer_norm_bounds(layers, tolerance=tolerance)
+    assert counted.total <= operations
+    assert len(reads) <= most_reads
 
 
 def test_a_maximum_of_a_tt_network_is_proved() -> None:
@@ -179,7 +214,7 @@ def test_a_maximum_of_a_tt_network_is_proved() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
 @pytest.mark.parametrize("room", [0, 1 << 12, 1 << 26])
-def test_lanczos_of_joined_matrices_is_that_of_each(
+def test_krylov_spaces_of_joined_matrices_are_those_of_each(
     dtype: torch.dtype, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the space is exhausted: of small sides, and of matrices of low rank."""
