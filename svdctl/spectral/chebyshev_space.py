@@ -1,8 +1,8 @@
 """Largest eigenvalues of many matrices from below, in few operations: Krylov spaces spanned by Chebyshev polynomials.
 
 Lanczos steps make each vector of the space orthogonal to all before, in a dozen operations. Polynomials that are
-orthogonal on the interval of the eigenvalues are nearly so of themselves, and each takes one product; the whole space is
-made orthonormal at the end, by one Cholesky factorisation.
+orthogonal on the interval of the eigenvalues are nearly so of themselves, and each takes one product; the whole space
+is made orthonormal at the end, by one Cholesky factorisation.
 """
 
 import math
@@ -40,8 +40,8 @@ def largest_ritz_pairs(matrices: Tensor, start: Tensor, steps: int) -> tuple[Ten
 def _intervals(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Return middles and half lengths `(B,)` of intervals that hold the eigenvalues, but for a few of the largest.
 
-    With m their mean and s their standard deviation, none is below `m - s sqrt(n - 1)` (Samuelson 1968); those of a random
-    matrix end at `m + 2 s + s^2 / m` (Marchenko and Pastur 1967).
+    With m their mean and s their standard deviation, none is below `m - s sqrt(n - 1)` (Samuelson 1968); those of a
+    random matrix end at `m + 2 s + s^2 / m` (Marchenko and Pastur 1967).
     """
     side, finfo = matrices.shape[-1], torch.finfo(matrices.dtype)
     mean = matrices.diagonal(dim1=-2, dim2=-1).real.mean(-1)

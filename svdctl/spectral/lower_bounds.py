@@ -311,7 +311,7 @@ def _climb(
     pairs: Sequence[tuple[Tensor, Tensor]],
     spacings: Sequence[float],
 ) -> tuple[list[Tensor], list[Tensor], list[float]]:
-    """Return for each vector the grid's point where its polynomial is largest, the value there, and the grids' spacings.
+    """Return for each vector the grid's point where its polynomial is largest, and the value there.
 
     Args:
         fields: one for each entry of what follows.
