@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from svdctl.data.images import ImageData
-from svdctl.data.streamed_images import is_streamed
+from svdctl.data.streamed_images import identity_of, is_streamed
 from svdctl.utils.content_hash import content_digest
 
 _BLOCK = 8 * 2**20
@@ -15,7 +15,7 @@ _BLOCK = 8 * 2**20
 
 
 FILES = "files:"
-"""What a fingerprint begins with that is made of files and not of pixels."""
+"""What a fingerprint begins with that is made of what images are read from, and not of pixels."""
 
 
 def fingerprint(*parts: ImageData, like: str | None = None) -> str:
@@ -24,9 +24,9 @@ def fingerprint(*parts: ImageData, like: str | None = None) -> str:
     It covers the pixels, labels, class names, shape and type of every part, and the order of images and of parts. It
     depends on neither the device nor the files that the images were read from.
 
-    Of images that are read from files when they are needed it is `files:` and the SHA-256 over the relative name, size
-    in bytes and label of each file, the class names and the settings of size: pixels that change and leave a file's
-    size as it is are not seen.
+    Of images that are read when they are needed it is `files:` and the SHA-256 over the relative name, the size in
+    bytes and the label of each file, the class names and the settings of size: pixels that change and leave the size of
+    their file as it is are not seen. Images of no files are known by the `identity` that `streamed_images` was given.
 
     Args:
         parts: of the data set.
@@ -34,11 +34,9 @@ def fingerprint(*parts: ImageData, like: str | None = None) -> str:
     """
     streamed = any(is_streamed(part.images) for part in parts)
     by_files = streamed if like is None else like.startswith(FILES)
-    files = [part.files for part in parts if part.files is not None]
-    if by_files and len(files) == len(parts):
-        heads = [json.dumps([list(part.images.shape), part.classes]) for part in parts]
-        listed = zip(files, parts, heads, strict=True)
-        return FILES + content_digest(*(file.digest(part.labels, head) for file, part, head in listed))
+    described = [_description(part) for part in parts] if by_files else []
+    if described and None not in described:
+        return FILES + content_digest(*filter(None, described))
     contents: list[str | bytes] = []
     # Blocks are hashed in threads (hashlib releases the GIL), and their digests are hashed in order.
     with ThreadPoolExecutor(max_workers=min(8, torch.get_num_threads())) as pool:
@@ -50,6 +48,17 @@ def fingerprint(*parts: ImageData, like: str | None = None) -> str:
             digests = pool.map(content_digest, (*_blocks(part.images), *_blocks(labels)))
             contents += map(bytes.fromhex, digests)
     return content_digest(*contents)
+
+
+def _description(part: ImageData) -> str | None:
+    """Return a hash of what the images are read from, and of the labels; None where only pixels tell."""
+    head = json.dumps([list(part.images.shape), part.classes])
+    if part.files is not None:
+        return part.files.digest(part.labels, head)
+    if (found := identity_of(part.images)) is None:
+        return None
+    identity, rows = found
+    return content_digest(f"{identity}\0{head}\0", rows, part.labels.to(torch.int64))
 
 
 def _blocks(tensor: Tensor) -> tuple[Tensor, ...]:

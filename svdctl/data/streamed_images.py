@@ -20,12 +20,14 @@ class StreamedImages:
         rows: the rows that this part has, in its order.
         image_shape: channels, height and width.
         device: where the images go when they are read.
+        identity: a text that changes whenever the images do; None: only their pixels tell.
     """
 
     reader: Callable[[Tensor], Tensor]
     rows: Tensor
     image_shape: tuple[int, int, int]
     device: torch.device
+    identity: str | None = None
     dtype = torch.uint8
     ndim = 4
 
@@ -68,7 +70,13 @@ class StreamedImages:
         return tuple(replace(self, rows=rows) for rows in self.rows.split(size))
 
 
-def streamed_images(reader: Callable[[Tensor], Tensor], count: int, image_shape: tuple[int, int, int]) -> Tensor:
+def streamed_images(
+    reader: Callable[[Tensor], Tensor],
+    count: int,
+    image_shape: tuple[int, int, int],
+    *,
+    identity: str | None = None,
+) -> Tensor:
     """Return images for `ImageData.images` that are read when they are needed, a batch at a time.
 
     Args:
@@ -76,14 +84,23 @@ def streamed_images(reader: Callable[[Tensor], Tensor], count: int, image_shape:
             CPU; it is called from other threads too.
         count: number of images.
         image_shape: channels, height and width.
+        identity: a text that changes whenever the images do. The fingerprint of the data is made of it then, of
+            numbers of rows and labels; without it all images are read for the fingerprint.
     """
     # What is done with the images of a data set is to index them, and in that this is a tensor.
-    return cast(Tensor, StreamedImages(reader, torch.arange(count), image_shape, torch.device("cpu")))
+    return cast(Tensor, StreamedImages(reader, torch.arange(count), image_shape, torch.device("cpu"), identity))
 
 
 def is_streamed(images: Any) -> bool:
     """Return whether images are read when they are needed."""
     return isinstance(images, StreamedImages)
+
+
+def identity_of(images: Any) -> tuple[str, Tensor] | None:
+    """Return the identity of images that are streamed, and the numbers of their rows; None where there is none."""
+    if not isinstance(images, StreamedImages) or images.identity is None:
+        return None
+    return images.identity, images.rows
 
 
 def rows_of(images: Any, index: Tensor) -> Tensor:

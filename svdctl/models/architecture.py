@@ -24,6 +24,7 @@ class Architecture:
         kind: the name in configurations (`model.kind`).
         config: the schema of its options, a `ModelConfig` whose `kind` is this one.
         network: its class as `module:Class`, for the inherited `build`.
+        channels: of the images that it takes; None: it depends on the network.
         groups: groups of layers that may each have a TT rank of their own.
         is_defined_here: whether svdctl or a plugin defines the network, so that what fits it is known before it runs.
         orthogonal: whether it can be built of SOC and SOTT layers, whose padding is half of their kernel.
@@ -32,6 +33,7 @@ class Architecture:
     kind: str
     config: type[ModelConfig]
     network: str
+    channels: int | None = None
     groups: int = 1
     is_defined_here: bool = True
     orthogonal: bool = False

@@ -52,6 +52,7 @@ class LipConvArchitecture(Architecture):
     """LipConvNet-N, N = 5 times the block size; a rank for each stage and one for the last convolution."""
 
     kind = "lipconv"
+    channels = 3
     config = LipConv
     groups = STAGES + 1
     orthogonal = True

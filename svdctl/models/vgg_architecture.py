@@ -18,6 +18,7 @@ class VggArchitecture(Architecture):
     """VGG-19."""
 
     kind = "vgg"
+    channels = 3
     config = Vgg
     network = "svdctl.models.vgg:Vgg19"
 

@@ -32,6 +32,7 @@ class WrnArchitecture(Architecture):
     """WRN-depth-width."""
 
     kind = "wrn"
+    channels = 3
     config = Wrn
     network = "svdctl.models.wrn:WideResNet"
 

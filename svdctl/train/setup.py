@@ -189,7 +189,13 @@ def load_parts(
         config.model, image_shape=images.image_shape, classes=len(images.classes), layer=config.layer
     ):
         raise UsageError(faults)
-    channels, numbers = images.image_shape[0], len(config.normalize.mean)
+    channels, wanted = images.image_shape[0], architecture_of(config.model).channels
+    if wanted is not None and channels != wanted:
+        raise UsageError(
+            f"the network takes images of {wanted} channels, and these have {channels} (`data.channels`); change "
+            "one of them"
+        )
+    numbers = len(config.normalize.mean)
     if numbers not in (1, channels):
         raise UsageError(
             f"`normalize.mean` and `normalize.std` have {numbers} numbers, and the images {channels} channel; give one "

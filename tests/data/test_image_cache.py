@@ -2,7 +2,9 @@
 
 import multiprocessing
 import os
+import random
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from svdctl.data.image_cache import _MAGIC
 from svdctl.data.train_test import TrainTest
 from svdctl.errors import DataError, UsageError
 from svdctl.train.run_hash import run_hash
+from svdctl.train.setup import load_parts
 from svdctl.utils.progress import Reporter
 from svdctl.utils.user_cache import user_cache_folder
 
@@ -325,3 +328,52 @@ def test_the_number_of_workers_makes_no_other_run(folder: Path) -> None:
     one, other = (resolve({"dataset": f"folder:{folder}", **more}).config for more in ({}, {"workers": 3}))
     assert run_hash(one) == run_hash(other)
     assert same_data(one.data) == same_data(other.data)
+
+
+def test_any_change_of_a_file_is_noticed(folder: Path) -> None:
+    """A bit flipped, bytes cut out, doubled or exchanged: never an image that is not in the folder."""
+    whole = pixels(read(folder))
+    file = cached(folder)
+    contents, drawn = file.read_bytes(), random.Random(0)
+    for place in (*range(0, 40, 3), *(drawn.randrange(len(contents)) for _ in range(40))):
+        changed = bytearray(contents)
+        kind = drawn.randrange(3)
+        if kind == 0:
+            changed[place] ^= 1 << drawn.randrange(8)
+        elif kind == 1:
+            del changed[place : place + drawn.randrange(1, 50)]
+        else:
+            changed[place:place] = changed[drawn.randrange(len(changed)) :][:50] or b"x"
+        file.write_bytes(changed)
+        assert torch.equal(pixels(read(folder)), whole)
+
+
+def test_a_file_of_other_images_in_its_place_does_not_count(folder: Path) -> None:
+    """One that svdctl itself has written, for another size and for another folder."""
+    whole = pixels(read(folder))
+    file = cached(folder)
+    mine = file.read_bytes()
+    file.unlink()
+    load(Folder(path=folder, size=4, resize=True))
+    other = cached(folder)
+    other.rename(file)
+    assert torch.equal(pixels(read(folder)), whole)
+    shutil.copytree(folder, folder.parent / "copy")
+    Image.fromarray(np.zeros((SIZE, SIZE, 3), np.uint8)).save(folder.parent / "copy/a/0.png")
+    before = set(file.parent.iterdir())
+    read(folder.parent / "copy")
+    [theirs] = set(file.parent.iterdir()) - before
+    theirs.rename(file)
+    assert torch.equal(pixels(read(folder)), whole)
+    assert file.read_bytes() == mine
+
+
+def test_a_network_of_three_channels_refuses_images_of_one(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for number in range(5):
+            Image.fromarray(np.full((32, 32), number, np.uint8)).save(tmp_path / name / f"{number}.png")
+    settings = ["data.channels=1", "normalize.mean=[0.5]", "normalize.std=[0.5]"]
+    config = resolve({"dataset": f"folder:{tmp_path}", "set": settings}).config
+    with pytest.raises(UsageError, match=r"takes images of 3 channels, and these have 1 \(`data.channels`\)"):
+        load_parts(config)

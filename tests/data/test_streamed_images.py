@@ -1,5 +1,6 @@
 """Images that are streamed give the same batches, fingerprints and splits as those in memory, to the bit."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,21 @@ def test_a_run_on_streamed_images_is_that_on_images_in_memory(tmp_path: Path) ->
         patch.setattr(stripes_data.StripesSource, "_part", part)
         again = recipe.run(configuration("quickstart", [*SMALL, f"out_dir={tmp_path}"]), base="t", reporter=Recorder())
     assert_equal(weights(whole.folder), weights(again.folder))
+
+
+def test_images_with_an_identity_are_known_by_it_and_not_read() -> None:
+    _, data, reads = both()
+
+    def known(identity: str) -> ImageData:
+        images = streamed_images(data.images.reader, len(data), (3, 8, 8), identity=identity)
+        return ImageData(images, data.labels, data.classes)
+
+    one, again, other = known("drawn, version 1"), known("drawn, version 1"), known("drawn, version 2")
+    assert fingerprint(one) == fingerprint(again) != fingerprint(other)
+    parts = [*stratified_split(one, 0.2, 3), one]
+    assert len({fingerprint(part) for part in parts}) == 3
+    relabelled = replace(one, labels=one.labels.roll(1))
+    assert fingerprint(relabelled) != fingerprint(one)
+    assert not reads
+    assert fingerprint(one, like="0" * 64) == fingerprint(data)
+    assert reads

@@ -185,10 +185,11 @@ def test_pictures_whose_size_is_out_of_proportion(width: int, height: int, reaso
     assert len(contents) < 40_000
     tracemalloc.start()
     try:
-        with pytest.raises(DataError, match=reason):
-            load(Folder(path=_classes(tmp_path, contents), size=32, resize=True))
-        with pytest.raises(DataError, match=f"is {width} x {height}, not 32 x 32"):
-            load(Folder(path=tmp_path, size=32))
+        for storage in ("resident", "streamed"):
+            with pytest.raises(DataError, match=reason):
+                load(Folder(path=_classes(tmp_path, contents), size=32, resize=True, storage=storage))
+            with pytest.raises(DataError, match=f"is {width} x {height}, not 32 x 32"):
+                load(Folder(path=tmp_path, size=32, storage=storage))
         assert tracemalloc.get_traced_memory()[1] < 5_000_000
     finally:
         tracemalloc.stop()
@@ -205,8 +206,9 @@ def test_no_program_is_started_for_a_picture(tmp_path: Path, monkeypatch: pytest
     (programs / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     for name in ("0.png", "0.jpg", "0.tif"):
-        with pytest.raises(DataError, match=r"0\.\w+ cannot be read as an image"):
-            load(Folder(path=_classes(tmp_path / name, EPS, name), size=32, resize=True))
+        for storage in ("resident", "streamed"):
+            with pytest.raises(DataError, match=r"0\.\w+ cannot be read as an image"):
+                load(Folder(path=_classes(tmp_path / name, EPS, name), size=32, resize=True, storage=storage))
     assert not (tmp_path / "ran").exists()
     assert {"EPS", "FPX", "WMF", "MIC"}.isdisjoint(_FORMATS)
 
