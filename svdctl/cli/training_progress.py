@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from svdctl.cli.progress_display import ProgressDisplay
 from svdctl.cli.training_flags import command_of
+from svdctl.plugins import is_factory
 from svdctl.utils.escapes import one_line
 
 if TYPE_CHECKING:
@@ -102,7 +103,9 @@ def result_lines(result: "TrainResult") -> list[str]:
 def _next_commands(result: "TrainResult") -> list[str]:
     """Return what may be typed next, without the name of the program."""
     train, folder = command_of(result.config.model.kind).name, result.folder
+    network = getattr(result.config.model, "network", "")
+    model = f" --model {network}" if network and is_factory(network) else ""
     if not result.completed:
-        return [f"{train} --resume {folder}"]
+        return [f"{train} --resume {folder}{model}"]
     again = f"{train} --preset {folder / 'config.toml'} --seed {result.config.seed + 1}"
-    return [f"inspect-spectrum {folder / 'last.pt'}", f"eval-robust {folder}", again]
+    return [f"inspect-spectrum {folder / 'last.pt'}{model}", f"eval-robust {folder}{model}", again]

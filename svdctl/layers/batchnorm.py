@@ -41,13 +41,15 @@ def share_statistics_(model: nn.Module) -> None:
     """Make every BatchNorm2d of a model one over all processes; parameters, buffers and their names stay.
 
     Raises:
-        ShapeError: a BatchNorm of another number of axes.
+        ShapeError: a BatchNorm of another number of axes, or of a class derived from torch's.
     """
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if type(layer) is nn.BatchNorm2d:
                 setattr(parent, name, _shared(layer))
-            elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm3d):
+            elif isinstance(layer, nn.modules.batchnorm._BatchNorm) and not isinstance(
+                layer, nn.SyncBatchNorm | GlobalBatchNorm2d
+            ):
                 raise ShapeError(f"{type(layer).__name__} cannot be trained on several processes; use one")
 
 

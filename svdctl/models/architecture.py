@@ -142,6 +142,11 @@ def register_architecture(architecture: A) -> A:
     return architecture
 
 
+def is_shipped(config: ModelConfig) -> bool:
+    """Return whether the network is svdctl's own: what fits it is known before it runs, and no pass of it draws."""
+    return ARCHITECTURES.is_builtin(found := architecture_of(config)) and found.is_defined_here
+
+
 def architecture_of(config: ModelConfig) -> Architecture:
     """Return the architecture that a configuration belongs to."""
     found = ARCHITECTURES.get(config.kind)

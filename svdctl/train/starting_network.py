@@ -10,9 +10,8 @@ from svdctl.checkpoint.initial_weights import FilledNetwork, InitialTensors, fil
 from svdctl.checkpoint.model_factory import listed
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import UsageError, first_line
-from svdctl.models.architecture import architecture_of
+from svdctl.models.architecture import architecture_of, is_shipped
 from svdctl.models.build import build_model
-from svdctl.registry import ARCHITECTURES
 
 FILE = "initial_weights.json"
 """File of a run folder that says what the network took of trained weights."""
@@ -47,9 +46,8 @@ def starting_network(
         CheckpointError, DataError: weights that cannot be read or do not fit.
     """
     model = build_model(config, classes)
-    architecture = architecture_of(config.model)
-    if not ARCHITECTURES.is_builtin(architecture) or not architecture.is_defined_here:
-        check_network(model, image_shape, classes, architecture.name(config.model))
+    if not is_shipped(config.model):
+        check_network(model, image_shape, classes, architecture_of(config.model).name(config.model))
     if config.initial is None:
         return StartingNetwork(model, config)
     given = read_initial(config.initial, config, download=download)

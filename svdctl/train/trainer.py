@@ -16,13 +16,14 @@ from svdctl.certificates import Certifier
 from svdctl.config.train_config import TrainConfig
 from svdctl.control.control_report import Report
 from svdctl.control.controller import Controller
-from svdctl.data.batches import Batch, Batches
+from svdctl.data.batches import Batch, Batches, derived_seed
 from svdctl.data.images import ImageData
 from svdctl.distributed.group import Group
 from svdctl.errors import ShapeError, TrainingError
 from svdctl.layers.layer_ops import find_ops, layers_of_types
 from svdctl.layers.shapes import input_sizes
 from svdctl.layers.stiefel import MAX_DEFECT, frame_error
+from svdctl.models.architecture import is_shipped
 from svdctl.models.build import build_optimizer
 from svdctl.registry import LOSSES
 from svdctl.spectral.bounds import TOLERANCE, Bracket
@@ -215,6 +216,9 @@ class Trainer:
         controller, step = self.controller, self.counters.step + 1
         self._set_maximum(step)
         before = controller.control_seconds
+        if not is_shipped(self.config.model):
+            # It may draw, as dropout does; each process its own numbers.
+            torch.manual_seed(derived_seed(self.config.seed, "network", step, self.fabric.global_rank))
         try:
             if self._captured is None:
                 self._step_on_device(batch)
