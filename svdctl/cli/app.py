@@ -13,7 +13,6 @@ from svdctl.cli.standard_streams import flush_output, guard_output, settle_outpu
 from svdctl.cli.variadic import spread
 from svdctl.errors import UsageError
 from svdctl.utils.address_space import require_address_space
-from svdctl.utils.lock import require_locks
 
 app = typer.Typer(
     name="svdctl",
@@ -86,6 +85,8 @@ def main() -> None:
         works = command is not None and PRINTING.isdisjoint(arguments)
         guard_output(lasting=works and command in LASTING)
         if works and command in LASTING:
+            from svdctl.utils.lock import require_locks  # the list of commands needs none of what it imports
+
             require_locks()
         if works:
             require_address_space()
