@@ -131,7 +131,8 @@ class TrainingRun:
             self._report_lost_lines(history)
         if settled is not None:
             # The checkpoint first: it knows the epochs of before, which config.toml may still say after a kill.
-            self._save("besides")
+            with chosen_kernels(config.hardware, self.fabric.device):
+                self._save("besides")
             if self.fabric.is_global_zero:
                 write_atomically(self.folder / "config.toml", to_toml(settled))
         with ExitStack() as opened:

@@ -63,6 +63,23 @@ def test_the_quick_start_is_augmented_as_suits_the_data(flags: dict, augmented: 
     assert (config.epochs, config.model.width, config.init) == (20, 2, "svdctl")
 
 
+@pytest.mark.parametrize("more", [{}, {"clipping": "clip", "clip_to": 2.0}, {"new_layer": "tt", "dec_rank": "4"}])
+def test_a_network_of_others_takes_optimiser_and_schedule_of_the_quick_start_alone(more: dict) -> None:
+    resolved, quick = resolve({"model": "torchvision:resnet18", "dataset": "folder:x", **more}), resolve({}).config
+    config = resolved.config
+    assert resolved.base == (
+        "optimiser and schedule of preset quickstart (--model is given: layers stay as they are, without a control "
+        "unless flags say so)"
+    )
+    for section in ("optimizer", "schedule", "epochs", "batch_size", "evaluation", "init"):
+        assert getattr(config, section) == getattr(quick, section), section
+    assert config.layer.kind == more.get("new_layer", "standard")
+    assert config.control.kind == more.get("clipping", "none")
+    assert config.batchnorm is None
+    assert (config.augment.flip, config.augment.crop) == (True, 4)
+    assert config.name == "resnet18-folder"
+
+
 def test_runs_on_other_data_are_named_after_them() -> None:
     assert resolve({}).config.name == "quickstart"
     assert resolve({"dataset": "folder:x"}).config.name == "quickstart-folder"

@@ -146,6 +146,26 @@ def test_a_kill_at_each_write_of_the_extension(copy: Callable[..., Path], tmp_pa
         assert config_in(folder if name != next(iter(moments.folders)) else again) == config_in(whole.folder)
 
 
+RECIPES = {
+    "average": ("ema={decay=0.9}", "accumulate=2"),
+    "falling maximum": ("control.max_sigma_start=8", "control.max_sigma_epochs=3"),
+    "mixed": ("augment.mixup=0.4", "optimizer={kind='adamw', lr=0.01}", "schedule={kind='cosine', warmup=0.2}"),
+}
+
+
+@pytest.mark.parametrize("sets", RECIPES.values(), ids=list(RECIPES))
+def test_extensions_of_other_recipes_repeat_themselves(tmp_path: Path, sets: tuple[str, ...]) -> None:
+    """Also after a kill between the checkpoint that knows of the extension and the first step."""
+    config = make(tmp_path, "train", *sets)
+    first = recipe.run(config, base="test", reporter=Recorder(interrupt_after=5)).folder
+    second = Path(shutil.copytree(first, tmp_path / "second"))
+    moments = Moments(tmp_path / "moments", lambda name: name == "1 after last.pt")
+    with moments.copied():
+        whole = extend(first)
+    assert_same(extend(second), whole, "again")
+    assert_same(extend(moments.folders["1 after last.pt"], None), whole, "killed")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["train", "train-lipconv"])
 def test_a_kill_at_every_change_of_a_file(command: str, tmp_path: Path) -> None:
