@@ -4,6 +4,7 @@ import math
 import numbers
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -242,7 +243,8 @@ def spectrum(
         )
     if tell is not None:
         tell(0, len(chosen), "bounds of all layers")
-    with exact_products(), kept_grams():
+    # Bounds alone ask for the Gram matrices of a kernel once.
+    with exact_products(), nullcontext() if bounds_only else kept_grams():
         proved = _bounds_together(chosen, calls, tolerance, at_most)
         whole = {key: bracket for key, bracket in proved.items() if key not in made_of}
         kept = _kept(chosen, whole) if layers == "*" and not bounds_only else {}

@@ -1,5 +1,6 @@
 """Proved norms of layers as they run: kernel, padding and the reading of TT frames, rounding included."""
 
+import hashlib
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +12,7 @@ from svdctl.layers.padding import kernel_limit_of, padding_factor
 from svdctl.layers.spectral_norm import SpectralNorm
 from svdctl.layers.stored_weight import evaluation_mode
 from svdctl.spectral.bounds import TOLERANCE, Bracket, are_bounded, norm_bounds
+from svdctl.spectral.convolution import Convolution
 
 _STATED = "_stated_maximum"
 
@@ -104,7 +106,15 @@ def _norm_bounds(
         None if maximum is None else kernel_limit(layer, maximum, error)
         for layer, maximum, (_, error) in zip(layers, maxima, read, strict=True)
     ]
-    kernels = norm_bounds([conv for conv, _ in read], tolerance=tolerances, at_most=limits)
+    places = _first_of_equals([conv for conv, _ in read], list(zip(tolerances, limits, strict=True)))
+    firsts = [place for place, first in enumerate(places) if place == first]
+    proved = norm_bounds(
+        [read[place][0] for place in firsts],
+        tolerance=[tolerances[place] for place in firsts],
+        at_most=[limits[place] for place in firsts],
+    )
+    of_firsts = dict(zip(firsts, proved, strict=True))
+    kernels = [of_firsts[place] for place in places]
     found = []
     for layer, (_, error), kernel, limit, maximum in zip(layers, read, kernels, limits, maxima, strict=True):
         upper = layer_norm(kernel.upper, error, padding_factor(layer))
@@ -112,6 +122,24 @@ def _norm_bounds(
             upper = min(upper, maximum)  # rounding alone would exceed it
         found.append(Bracket(max(kernel.lower - error, 0.0), upper))
     return found
+
+
+def _first_of_equals(convs: Sequence[Convolution], asked: Sequence[object]) -> list[int]:
+    """Return for each convolution the place of the first one of equal entries, bit for bit, of which the same is asked.
+
+    On other devices than a CPU every convolution is its own: to compare entries would wait for them.
+    """
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for place, conv in enumerate(convs):
+        key = conv.kernel.shape, conv.kernel.dtype, conv.stride, conv.dilation, conv.transposed, asked[place]
+        alike.setdefault(key if conv.kernel.device.type == "cpu" else (place,), []).append(place)
+    firsts = list(range(len(convs)))
+    for places in alike.values():
+        known: dict[bytes, int] = {}
+        for place in places if len(places) > 1 else ():
+            entries = convs[place].kernel.detach().contiguous().flatten().view(torch.uint8)
+            firsts[place] = known.setdefault(hashlib.blake2b(entries.numpy().data).digest(), place)
+    return firsts
 
 
 def is_layer_bounded(layer: nn.Module, max_sigma: float) -> bool:

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -14,8 +14,12 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 import svdctl
 from svdctl.errors import ShapeError
+from svdctl.layers import norms
+from svdctl.layers.norms import layer_norm_bound
 from svdctl.layers.soc import FixedSOC
 from svdctl.layers.sott import SOTT
+from svdctl.spectral.bounds import Bracket, norm_bounds
+from svdctl.spectral.convolution import Convolution
 from tests.dense import dense_values
 
 
@@ -659,3 +663,33 @@ def test_a_linear_layer_whose_weight_is_no_matrix_is_one_sentence() -> None:
     for call in calls:
         with pytest.raises(ShapeError, match=r"matrix \(O, I\), not of shape \(3,\)"):
             call()
+
+
+def test_equal_layers_are_bounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    one = nn.Conv2d(4, 6, 3)
+    layers: list[nn.Module] = [copy.deepcopy(one) for _ in range(5)]
+    layers[2].double()
+    layers[3:3] = [nn.Conv2d(4, 6, 3)]
+    layers += [nn.Linear(5, 5)]
+    layers[4].stride = (2, 2)  # type: ignore[assignment]
+    layers[5].padding, layers[5].padding_mode = (1, 1), "reflect"  # type: ignore[assignment]
+    layers[5]._reversed_padding_repeated_twice = [1, 1, 1, 1]  # type: ignore[assignment]
+    layers += [copy.deepcopy(layers[6])]
+    alone = [layer_norm_bound(layer) for layer in layers]
+    counts = []
+
+    def counted(convs: Sequence[Convolution], **settings: Any) -> list[Bracket]:
+        counts.append(len(convs))
+        return norm_bounds(convs, **settings)
+
+    monkeypatch.setattr(norms, "norm_bounds", counted)
+    assert norms.layer_norm_bounds(layers) == alone
+    # The reflecting layer has the kernel's bound times its factor, the strided and the double one their own.
+    assert counts == [5, 0]
+    assert alone[5].upper > alone[0].upper
+    counts.clear()
+    tolerances = [0.02 if place == 1 else 0.005 for place in range(len(layers))]
+    found = norms.layer_norm_bounds(layers, tolerance=tolerances)
+    assert counts == [6, 0]
+    assert found[0] == alone[0] != found[1]
