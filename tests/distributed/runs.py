@@ -50,7 +50,8 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "assign-dense": {"layer": {"kind": "standard"}, "control": {"kind": "assign", "max_sigma": 1, "every_steps": 5}},
     "recipe": {
-        "layer": {**TT, "frames": {"kind": "retract"}}, "control": {"kind": "divide", "max_sigma": 1},
+        "layer": {**TT, "frames": {"kind": "retract"}}, "ema": {"decay": 0.8},
+        "control": {"kind": "divide", "max_sigma": 1, "max_sigma_start": 4, "max_sigma_epochs": 4},
         "optimizer": {"kind": "adamw", "lr": 0.003, "clip_norm": 1},
         "loss": {"kind": "cross-entropy", "label_smoothing": 0.1},
         "augment": {"flip": True, "crop": 2, "mixup": 0.4}, "accumulate": 2,

@@ -64,6 +64,12 @@ KINDS: dict[str, dict[str, Any]] = {
         "model": {"kind": "vgg"}, "layer": {**TT, "frames": {"kind": "penalty", "weight": 10}}, "control": DIVIDE,
         "optimizer": {"kind": "adam", "lr": 2**-10, "amsgrad": True},
     },
+    "recipe": {
+        "layer": {**TT, "frames": {"kind": "retract"}}, "augment": {"crop": 2, "mixup": 0.4}, "accumulate": 2,
+        "control": {**DIVIDE, "max_sigma_start": 4, "max_sigma_epochs": 3}, "ema": {"decay": 0.8},
+        "optimizer": {"kind": "adamw", "lr": 2**-8, "clip_norm": 1},
+        "loss": {"kind": "cross-entropy", "label_smoothing": 0.1},
+    },
     "lipconv-soc": {"layer": {"kind": "soc"}},
     "lipconv-sott-retract": {"layer": {"kind": "sott", "rank": 4, "frames": {"kind": "retract"}}},
     "lipconv-sott-penalty": {"layer": {"kind": "sott", "rank": 4, "frames": {"kind": "penalty", "weight": 10}}},
@@ -155,7 +161,7 @@ def test_replayed_steps_are_the_eager_ones(
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("kind", ["divide-retract", "lipconv-soc"])
+@pytest.mark.parametrize("kind", ["divide-retract", "recipe", "lipconv-soc"])
 def test_a_repeated_training_is_the_same(tmp_path: Path, kind: str, device: str) -> None:
     config = make(data_of(tmp_path), kind, accelerator=device, deterministic=True)
     (first, graphs, said), (second, _, _) = trained(config, steps=12), trained(config, steps=12)
