@@ -146,6 +146,28 @@ def test_a_kill_at_each_write_of_the_extension(copy: Callable[..., Path], tmp_pa
         assert config_in(folder if name != next(iter(moments.folders)) else again) == config_in(whole.folder)
 
 
+def test_a_run_of_the_papers_defaults(tmp_path: Path) -> None:
+    """Its rate, which has fallen three times, is that of the middle of two epochs again."""
+    flags = {"architecture": "wrn10-1", "clipping": "clip", "procedure": "paper", "clip_freq": 2, "epochs": 1}
+    data = make(tmp_path, "train").data.path
+    places = {
+        "dataset": f"npz:{data}",
+        "batch_size": 8,
+        "out_dir": str(tmp_path / "runs"),
+        "set": ["log.every_steps=1"],
+    }
+    config = resolve({**flags, **places}).config
+    assert config.init == "paper"
+    folder = recipe.run(config, base="test", reporter=Recorder()).folder
+    assert extend(folder, 2).completed
+    powers = {1: 1, 2: 2, 3: 3, 4: 2, 5: 3, 6: 3}  # at 0.3, 0.6 and 0.8 of 3 steps, then of 6
+    assert rates(folder) == pytest.approx({step: 0.01 * 0.2**power for step, power in powers.items()})
+    found = config_in(folder)
+    assert found is not None
+    assert found.epochs == 2
+    assert extend(folder, None).completed
+
+
 RECIPES = {
     "average": ("ema={decay=0.9}", "accumulate=2"),
     "falling maximum": ("control.max_sigma_start=8", "control.max_sigma_epochs=3"),
