@@ -12,7 +12,9 @@ from svdctl.analysis.network_spectrum import NetworkSpectrum
 from svdctl.errors import UsageError
 from svdctl.utils.atomic_write import write_atomically
 from svdctl.utils.escapes import figure_text
-from svdctl.utils.matplotlib_defaults import Figure, with_defaults
+from svdctl.utils.figure_style import BOUND, MAXIMUM, SERIES, styled, titled
+from svdctl.utils.layer_panels import layer_panels
+from svdctl.utils.matplotlib_defaults import Axes, Figure, with_defaults
 
 _POINTS = 300
 
@@ -40,43 +42,32 @@ class Picture(Figure):
             write_atomically(path, partial(self.savefig, format=form))
 
 
-@with_defaults()
+@styled
 def plot_networks(networks: Sequence[NetworkSpectrum], *, max_sigma: float | None = None) -> Picture:
     """Draw a panel for each layer: values of all networks, their bounds as dashed lines, `max_sigma` as a red one."""
     names = list(dict.fromkeys(layer.name for network in networks for layer in network if layer.values is not None))
-    columns = int(np.clip(np.ceil(np.sqrt(len(names) * 1.3)), 1, 10))
-    rows = -(-len(names) // columns) or 1
-    small = len(names) > 40
-    size = (1.5 if small else 2.5) * columns, (1.25 if small else 1.9) * rows + 0.8
-    figure = Picture(figsize=size, dpi=150)
-    figure.set_layout_engine("constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    for panel, name in zip(panels, names, strict=False):
-        for number, network in enumerate(networks):
+    found = [layer.values for network in networks for layer in network if layer.values is not None]
+    top = [float(values.max()) for values in found if len(values)]
+    with layer_panels(names, top=top, kind=Picture) as (figure, panels):
+        for network, color in zip(networks, SERIES * len(networks), strict=False):
             for layer in network:
-                if layer.name == name and layer.values is not None:
-                    _draw(panel, layer, f"C{number}", figure_text(network.name))
+                if layer.values is not None:
+                    _draw(panels[layer.name], layer, color, figure_text(network.name), alone=len(networks) == 1)
         if max_sigma is not None:
-            panel.axhline(max_sigma, color="tab:red", lw=1, label="allowed")
-        panel.set_title(figure_text(name) or "(top)", fontsize=5 if small else 8, pad=2)
-        panel.set_ylim(0, None)
-        panel.tick_params(labelsize=4 if small else 6, pad=1, length=2)
-    for panel in panels[len(names) :]:
-        panel.set_axis_off()
-    found = {
-        label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=7)
-    figure.suptitle("singular values (circular padding) against index, in per cent of their number", fontsize=8)
+            for panel in panels.values():
+                panel.axhline(max_sigma, color=MAXIMUM, lw=1, ls="--", label=f"maximum {max_sigma:g}")
+    about = [network.name for network in networks] if len(networks) < 4 else [f"{len(networks)} networks"]
+    titled(figure, "Singular values of each layer, circular padding", *about)
+    figure.dpi = 150
+    assert isinstance(figure, Picture)
     return figure
 
 
-def _draw(panel: object, layer: LayerSpectrum, color: str, title: str) -> None:
+def _draw(panel: Axes, layer: LayerSpectrum, color: str, title: str, *, alone: bool) -> None:
     assert layer.values is not None
     values = layer.values.double().numpy()
     index = np.unique(np.linspace(0, len(values) - 1, min(len(values), _POINTS)).round().astype(int))
     share = 100 * index / (len(values) - 1 or 1)
-    plot, line = panel.plot, panel.axhline  # type: ignore[attr-defined]
-    plot(share, values[index], color=color, lw=1.2, marker="." if len(index) < 12 else None, label=title or "values")
+    panel.plot(share, values[index], color=color, marker="." if len(index) < 12 else None, label=title or "values")
     if layer.bound is not None:
-        line(layer.bound.upper, color=color, ls="--", lw=0.8, label="proved bound")
+        panel.axhline(layer.bound.upper, color=BOUND if alone else color, ls=":", lw=1.2, label="proved bound")

@@ -1,100 +1,102 @@
 """Pictures of an evaluation: reliability, corruptions, and certified accuracy against attacks."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from svdctl.config.corruption_names import BENCHMARK
 from svdctl.utils.atomic_write import write_picture
-from svdctl.utils.escapes import figure_text
-from svdctl.utils.matplotlib_defaults import Axes, Figure, PercentFormatter, with_defaults
+from svdctl.utils.certified_plot import AccuracyCurve, draw_certified
+from svdctl.utils.figure_style import BOUND, START, VALUE, gridded, styled, titled
+from svdctl.utils.matplotlib_defaults import Figure, PercentFormatter, colormaps
 
-ACCURACY, GAP, CLEAN, EMPIRICAL = "#3b6ea5", "#d9822b", "0.35", "#b3392f"
 
-
-@with_defaults()
+@styled
 def plot_reliability(results: Mapping[str, Any], title: str, path: Path) -> None:
-    """Draw accuracy against confidence by bins, the gap to the diagonal in colour; below, where predictions lie."""
+    """Draw accuracy against confidence by bins, the gap shaded; below, how many images lie in each bin.
+
+    Bins of one image, whose accuracy is 0 or 1 whatever the network, are faint.
+    """
     bins = results["bins"]
     edges, counts = bins["edges"], bins["counts"]
-    width = edges[1] - edges[0]
-    centres = [edge + width / 2 for edge in edges[:-1]]
-    some = [index for index, count in enumerate(counts) if count]
-    figure = Figure(figsize=(4.6, 5.6), layout="constrained")
+    width = 0.92 * (edges[1] - edges[0])
+    centres = [(left + right) / 2 for left, right in pairwise(edges)]
+    figure = Figure(figsize=(5.0, 5.8), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    accuracy = [bins["accuracy"][index] for index in some]
-    confidence = [bins["confidence"][index] for index in some]
-    at = [centres[index] for index in some]
-    above.bar(at, accuracy, width * 0.92, color=ACCURACY, alpha=0.75, label="accuracy")
-    above.plot([0, 1], [0, 1], color="0.4", ls="--", lw=1)
-    above.vlines(at, accuracy, confidence, color=GAP, lw=3, label="gap")
-    left, right = ([place + side * width * 0.46 for place in at] for side in (-1, 1))
-    above.hlines(confidence, left, right, color="black", lw=1.6, label="mean confidence")
-    above.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
-    above.legend(frameon=False, loc="upper left", fontsize=8)
+    fullest = counts.index(max(counts))
+    for place, (at, count) in enumerate(zip(centres, counts, strict=True)):
+        if not count:
+            continue
+        accuracy, confidence = bins["accuracy"][place], bins["confidence"][place]
+        labels = ("accuracy", "gap between the two", "mean confidence") if place == fullest else (None, None, None)
+        seen = 0.3 if count == 1 else 1.0
+        sides = (at - width / 2, at + width / 2)
+        above.bar(at, accuracy, width, color=VALUE, alpha=0.75 * seen, label=labels[0])
+        above.fill_between(sides, accuracy, confidence, color=BOUND, alpha=0.45 * seen, lw=0, label=labels[1])
+        above.hlines(confidence, *sides, color="0.2", lw=1.6, alpha=seen, label=labels[2])
+    above.plot([0, 1], [0, 1], color=START, ls="--", lw=1, label="perfectly calibrated")
+    above.set(ylabel="accuracy, % of the bin's images", xlim=(0, 1), ylim=(0, 1))
+    above.legend(loc="upper left")
     scaled = ""
     temperature = results.get("temperature")
     if temperature is not None and temperature["determined"]:
         scaled = f"; {temperature['ece']:.2%} at temperature {temperature['value']:.2f}"
-    above.set_title(f"ECE {results['ece']:.2%}{scaled}", fontsize=9)
-    total = max(1, sum(counts))
-    below.bar(centres, [count / total for count in counts], width * 0.92, color="0.6")
-    below.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    below.set(xlabel="confidence", ylabel="predictions")
-    figure.suptitle(f"{figure_text(title)}: {sum(counts):,} test images", fontsize=10)
+    above.set_title(f"expected calibration error {results['ece']:.2%}{scaled}", fontsize=9, loc="center")
+    for at, count in zip(centres, counts, strict=True):
+        below.bar(at, count, width, color=START, alpha=0.4 if count == 1 else 1.0)
+        if count:
+            below.text(at, count, f"{count:,}", ha="center", va="bottom", fontsize=6, color="0.35")
+    below.set(xlabel="confidence, %", ylabel="images", ylim=(0, 1.2 * max([*counts, 1])))
+    for axis in (above.yaxis, above.xaxis):
+        axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=""))
+    gridded(above)
+    faint = "; faint: bins of one image" * (1 in counts)
+    titled(figure, "Reliability", title, f"{sum(counts):,} test images{faint}")
     write_picture(figure, path)
 
 
-@with_defaults()
+@styled
 def plot_corruptions(results: Mapping[str, Any], title: str, path: Path) -> None:
-    """Draw bars by corruption, mean over severities first, then one panel for each severity on the same scale."""
+    """Draw a map of accuracy by corruption and severity, those that cost most first; the last column has the means."""
     table: Mapping[str, Mapping[str, float]] = results["accuracy"]
     means: Mapping[str, float] = results["mean_by_corruption"]
     if not table:
         return
-    names = list(table)
+    clean = results["clean"]
+    names = sorted(table, key=lambda name: means[name])
     severities = list(next(iter(table.values())))
-    count = 1 + len(severities)
-    figure = Figure(figsize=(3.6 + 1.75 * count, max(2.6, 1.5 + 0.27 * len(names))), layout="constrained")
-    widths = (2.2, *(1.0 for _ in severities))
-    panels = figure.subplots(1, count, sharey=True, squeeze=False, width_ratios=widths)[0]
-    _bars(panels[0], names, [means[name] for name in names], results["clean"], written=True)
-    shown = "\n".join(f"{name}: {share:.1%}" for name, share in results["figures"].items())
-    panels[0].set_title(f"means over all panels\n{shown}", fontsize=9)
-    panels[0].set_yticks(range(len(names)), [name.replace("_", " ") for name in names], fontsize=8)
-    for label, name in zip(panels[0].get_yticklabels(), names, strict=True):
+    columns = [*(f"{severity}" for severity in severities), "mean"]
+    shares = [[*(table[name][severity] for severity in severities), means[name]] for name in names]
+    figure = Figure(figsize=(3.6 + 0.62 * len(columns), max(2.8, 2.0 + 0.26 * len(names))), layout="constrained")
+    panel = figure.subplots()
+    drops = [[max(clean - share, 0.0) for share in row] for row in shares]
+    largest = max(0.05, *(drop for row in drops for drop in row))
+    image = panel.imshow(drops, aspect="auto", cmap=colormaps["Reds"], vmin=0, vmax=largest, interpolation="nearest")
+    for place, (row, lost) in enumerate(zip(shares, drops, strict=True)):
+        for column, (share, drop) in enumerate(zip(row, lost, strict=True)):
+            color = "white" if drop > 0.6 * largest else "0.15"
+            weight = "bold" if column == len(columns) - 1 else "normal"
+            text = panel.text(column, place, f"{100 * share:.1f}", ha="center", va="center", fontsize=7.5)
+            text.set(color=color, weight=weight)
+    panel.axvline(len(severities) - 0.5, color="white", lw=4)
+    panel.set_xticks(range(len(columns)), columns)
+    panel.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    for label, name in zip(panel.get_yticklabels(), names, strict=True):
         if name not in BENCHMARK:
             label.set_fontstyle("italic")
-    panels[0].invert_yaxis()
-    for panel, severity in zip(panels[1:], severities, strict=True):
-        _bars(panel, names, [table[name][severity] for name in names], results["clean"], written=False)
-        panel.set_title(f"severity {severity}: {results['mean_by_severity'][severity]:.1%}", fontsize=9)
+    panel.tick_params(length=0)
+    panel.spines[:].set_visible(False)
+    panel.set_xlabel("severity")
+    bar = figure.colorbar(image, ax=panel, pad=0.02, label=f"drop from clean images ({clean:.1%}), points")
+    bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=""))
+    shown = ", ".join(f"{name} {share:.1%}" for name, share in results["figures"].items())
     how = "published files" if results["source"] == "published" else "corruptions drawn by svdctl"
-    figure.suptitle(
-        f"{figure_text(title)}: accuracy on {results['count']:,} corrupted test images ({how}); dashed: clean, "
-        f"{results['clean']:.1%}; italic: not in the benchmark",
-        fontsize=10,
-    )
+    italic = "italic: not in the benchmark" * (not set(names) <= set(BENCHMARK))
+    titled(figure, "Accuracy on corrupted images, %", title, f"{results['count']:,} test images, {how}", shown, italic)
     write_picture(figure, path)
 
 
-def _bars(panel: Axes, names: Sequence[str], values: Sequence[float], clean: float, *, written: bool) -> None:
-    panel.barh(range(len(names)), values, color=ACCURACY, height=0.78)
-    panel.axvline(clean, color=CLEAN, ls="--", lw=1)
-    panel.set_xlim(0, 1)
-    panel.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=""))
-    panel.set_xticks([0, 0.25, 0.5, 0.75, 1] if written else [0, 0.5, 1])
-    panel.set_xlabel("accuracy, %", fontsize=8)
-    panel.tick_params(labelsize=7)
-    panel.margins(y=0.01)
-    if written:
-        for place, value in enumerate(values):
-            inside = value > 0.12
-            panel.text(value - 0.01 if inside else value + 0.01, place, f"{value:.1%}", va="center", fontsize=7,
-                       ha="right" if inside else "left", color="white" if inside else "black")  # fmt: skip
-
-
-@with_defaults()
 def plot_certified(
     radii: Sequence[float],
     marks: Sequence[float],
@@ -113,48 +115,16 @@ def plot_certified(
         path: file to write.
         attack: results of an L2 attack in pixels, to be drawn over it; None for none.
     """
-    figure = Figure(figsize=(6.2, 4.2), layout="constrained")
-    panel = figure.subplots()
     count = len(radii)
     positive = sorted(radius for radius in radii if radius > 0)
-    at = [0.0, *positive]
     # Strictly more than r is certified at r: the curve falls at each radius.
-    left = [len(positive) / count, *((len(positive) - place - 1) / count for place in range(len(positive)))]
-    panel.step(
-        at, left, where="post", color=ACCURACY, lw=2, label=f"certified with L = {lipschitz:.3g}, {count:,} images"
-    )
-    panel.fill_between(at, left, step="post", color=ACCURACY, alpha=0.15)
-    end = max([*(mark / 255 for mark in marks), at[-1] if at[-1] < 20 else 0.0])
+    left = [(len(positive) - place) / count for place in range(len(positive) + 1)]
+    curve = AccuracyCurve([0.0, *positive], left)
+    attacked = {}
     if attack is not None:
-        _empirical(panel, attack)
-        end = max(end, attack["eps"])
-    shares = [sum(radius > mark / 255 for radius in radii) / count for mark in marks]
-    above = panel.secondary_xaxis("top")
-    above.set_xticks(
-        [mark / 255 for mark in marks],
-        [f"{mark:g}/255\n{share:.1%}" for mark, share in zip(marks, shares, strict=True)],
-        fontsize=7,
-        color=ACCURACY,
-    )
-    for mark in marks:
-        panel.axvline(mark / 255, color="0.85", lw=0.8, zorder=0)
-    if max(shares) == 0:
-        panel.text(0.5, 0.06, "nothing is certified at these radii", transform=panel.transAxes, ha="center", fontsize=8,
-                   color=ACCURACY)  # fmt: skip
-    panel.set(xlabel="l2 radius, pixels in [0, 1]", ylabel="accuracy", xlim=(0, 1.06 * end), ylim=(0, 1.0))
-    panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    panel.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8)
-    panel.set_title(figure_text(title), fontsize=10)
-    write_picture(figure, path)
-
-
-def _empirical(panel: Axes, attack: Mapping[str, Any]) -> None:
-    """Share of images for which no smaller perturbation was found, up to eps."""
-    near = [value for value in attack["nearest"] if value <= attack["eps"]]
-    count = attack["count"]
-    at = [0.0, *near, attack["eps"]]
-    left = [*(1 - place / count for place in range(len(near) + 1)), attack["robust_accuracy"]]
-    panel.step(at, left, where="post", color=EMPIRICAL, lw=1.5, label=f"not broken by AutoAttack, {count:,} images")
-    panel.plot([attack["eps"]], [attack["robust_accuracy"]], "o", color=EMPIRICAL, ms=5, clip_on=False, zorder=5)
-    panel.annotate(f"{attack['robust_accuracy']:.1%} at {attack['eps']:g}", (attack["eps"], attack["robust_accuracy"]),
-                   xytext=(6, 4), textcoords="offset points", fontsize=8, color=EMPIRICAL)  # fmt: skip
+        near = [value for value in attack["nearest"] if value <= attack["eps"]]
+        standing = [*(1 - place / attack["count"] for place in range(len(near) + 1)), attack["robust_accuracy"]]
+        name = f"not broken by AutoAttack ({attack['count']:,} images)"
+        attacked[name] = AccuracyCurve([0.0, *near, attack["eps"]], standing)
+    about = title, f"{count:,} test images", f"Lipschitz constant at most {lipschitz:.4g}"
+    draw_certified({f"certified ({count:,} images)": curve}, marks, about, path, attacked=attacked)

@@ -1,58 +1,81 @@
-"""A table as bars: one panel a column, one bar a row."""
+"""A table as dots: one panel a column, one dot a row, with the spread over seeds and the paper's number."""
 
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from svdctl.reproduce.table_files import known_columns
-from svdctl.reproduce.table_results import Results
+from svdctl.reproduce.table_results import ResultRow, Results
 from svdctl.utils.atomic_write import write_picture
 from svdctl.utils.escapes import one_line
-from svdctl.utils.matplotlib_defaults import Figure, with_defaults
+from svdctl.utils.figure_style import FAINT, SERIES, STYLE, gridded
+from svdctl.utils.matplotlib_defaults import Axes, Figure, with_defaults
 
-COLORS = ("#4878a8", "#e08a3c", "#5a9e6f", "#b85c5c", "#8b75b0", "#8c7364")
 
-
-@with_defaults({"text.parse_math": False, "font.size": 7})
+@with_defaults({**STYLE, "text.parse_math": False})
 def plot_bars(results: Results, path: Path) -> None:
     """Plot means with their spread, the paper's numbers as diamonds; empty cells stay empty."""
     columns, rows = results.plan.columns, results.rows
     across = min(3, len(columns))
     down = -(-len(columns) // across)
-    figure = Figure(figsize=(2.2 + 2.9 * across, down * (0.24 * len(rows) + 0.7) + 0.7), layout="constrained")
+    figure = Figure(figsize=(2.6 + 3.0 * across, down * (0.26 * len(rows) + 0.9) + 1.1), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False, sharey=True).flatten()
-    places = list(range(len(rows)))[::-1]
     groups = list(dict.fromkeys(row.row.group for row in rows))
-    colors = [COLORS[groups.index(row.row.group) % len(COLORS)] for row in rows]
+    colors = [SERIES[groups.index(row.row.group) % len(SERIES)] for row in rows]
     labels = [one_line(row.shown) + (f" [{', '.join(map(str, row.notes))}]" if row.notes else "") for row in rows]
-    diamonds = []
     for panel, column in zip(panels, columns, strict=False):
-        look, cells = known_columns()[column], [row.figures[column] for row in rows]
-        shown, spread = ([look.factor * (value or 0.0) for value in values]
-                         for values in zip(*((cell.mean, cell.spread) for cell in cells), strict=True))  # fmt: skip
-        panel.barh(places, shown, xerr=spread if any(spread) else None, color=colors, height=0.72)
-        longest = max([*shown, *(cell.paper_shown or 0.0 for cell in cells)]) or 1.0
-        panel.set_xlim(0, longest * 1.28)
-        for place, row, cell, value in zip(places, rows, cells, shown, strict=True):
-            if cell.mean is None:
-                panel.text(0, place, " failed" if row.reasons else " -", va="center", color="0.4")
-            else:
-                panel.text(value, place, f" {look.shown(cell.mean)}{cell.kept and ' (kept)'}", va="center")
-            if cell.paper_shown is not None:
-                diamonds += panel.plot(cell.paper_shown, place, "D", color="black", markersize=4)
-        arrow = {"high": " (more is better)", "low": " (less is better)", None: ""}[look.better]
-        panel.set_title(look.title(results.plan.evaluate) + arrow, fontsize=8)
-        panel.set_yticks(places, labels)
-        panel.spines[["top", "right"]].set_visible(False)
+        _draw_column(panel, results, column, colors)
+        panel.set_yticks(range(len(rows)), labels)
+        panel.set_ylim(len(rows) - 0.5, -0.5)
     for panel in panels[len(columns) :]:
         panel.set_axis_off()
-    if diamonds:
-        figure.legend(diamonds[:1], ["paper, as given"], loc="outside lower right", frameon=False)
+    keys = {label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    if keys:
+        figure.legend(list(keys.values()), list(keys), loc="outside lower right", ncols=2)
     width = figure.get_figwidth()
-    figure.suptitle(_wrapped([results.plan.title, results.caption], 13 * width), fontsize=9)
+    about = f"data: {', '.join(_data_of(rows))}. {results.caption}" if _data_of(rows) else results.caption
+    figure.suptitle(_wrapped([results.plan.title, about], 13 * width), fontsize=10, x=0.01, ha="left")
     if results.notes:
-        figure.supxlabel(_wrapped(results.table.numbered_notes, 20 * width), fontsize=5.5, x=0.01, ha="left")
+        figure.supxlabel(_wrapped(results.table.numbered_notes, 19 * width), fontsize=6, x=0.01, ha="left")
     write_picture(figure, path)
+
+
+def _draw_column(panel: Axes, results: Results, column: str, colors: Sequence[str]) -> None:
+    """Draw a column: a dot and an interval for each row, its text beside the panel, on the range that they take."""
+    look = known_columns()[column]
+    ends: list[float] = []
+    for place, (row, color) in enumerate(zip(results.rows, colors, strict=True)):
+        cell = row.figures[column]
+        panel.axhline(place, color=FAINT, lw=0.6, zorder=0)
+        if cell.paper_shown is not None:
+            ends.append(cell.paper_shown)
+            panel.plot(cell.paper_shown, place, "D", color="none", mec="0.2", ms=5, label="the paper's number")
+        text = "failed" if row.reasons else "-"
+        if cell.mean is not None:
+            value, spread = look.factor * cell.mean, look.factor * (cell.spread or 0.0)
+            ends += [value - spread, value + spread]
+            if spread:
+                panel.plot([value - spread, value + spread], [place, place], color=color, lw=2.5, alpha=0.45)
+            panel.plot(value, place, "o", color=color, ms=5.5)
+            text = f"{look.shown(cell.mean)}{cell.kept and ' (kept)'}"
+        known = cell.mean is not None
+        panel.text(1.02, place, text, transform=panel.get_yaxis_transform(), va="center", fontsize=8,
+                   color="0.15" if known else "0.5")  # fmt: skip
+    low, high = min(ends, default=0.0), max(ends, default=1.0)
+    margin = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
+    is_share = look.factor == 100
+    panel.set_xlim(max(low - margin, 0.0 - margin / 4) if low >= 0 else low - margin,
+                   min(high + margin, 101.0) if is_share and high <= 100 else high + margin)  # fmt: skip
+    arrow = {"high": ", more is better", "low": ", less is better", None: ""}[look.better]
+    panel.set_title("\n".join(textwrap.wrap(look.title(results.plan.evaluate) + arrow, 42)), fontsize=9)
+    panel.tick_params(axis="y", length=0)
+    panel.spines["left"].set_visible(False)
+    gridded(panel, "x")
+
+
+def _data_of(rows: Sequence[ResultRow]) -> list[str]:
+    """Return the kinds of the data that the runs of a table were trained and measured on."""
+    return list(dict.fromkeys(job.config.data.kind for row in rows for job in row.jobs))
 
 
 def _wrapped(lines: Sequence[str], width: float) -> str:

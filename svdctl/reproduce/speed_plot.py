@@ -7,7 +7,7 @@ from pathlib import Path
 
 from svdctl.reproduce.speed import Point, SpeedResults
 from svdctl.utils.atomic_write import write_picture
-from svdctl.utils.escapes import figure_text
+from svdctl.utils.figure_style import START, STYLE, VALUE, titled
 from svdctl.utils.matplotlib_defaults import (
     Axes,
     Figure,
@@ -26,7 +26,7 @@ AXES: dict[str, tuple[str, Callable[[Point], str]]] = {
 """What grows along an axis, and what stays."""
 
 
-@with_defaults({"font.size": 7, "axes.titlesize": 8, "axes.labelsize": 8})
+@with_defaults({**STYLE, "font.size": 7, "axes.titlesize": 8, "axes.labelsize": 8})
 def plot_speed(results: SpeedResults, path: Path) -> None:
     """Plot growth with width, rank and input size; the whole network's ratios, measured beside modelled."""
     figure = Figure(figsize=(12.5, 6.4), layout="constrained")
@@ -35,22 +35,22 @@ def plot_speed(results: SpeedResults, path: Path) -> None:
         for panel, (axis, (label, fixed)) in zip(row, AXES.items(), strict=False):
             points = [point for point in results.points if point.axis == axis and point.work == work]
             _curves(panel, points)
-            panel.set(title=f"{work}: {fixed(points[0])}", xlabel=label, ylabel="seconds")
+            panel.set(title=f"{work}: {fixed(points[0])}", xlabel=label, ylabel="seconds, log scale")
         _ratios(row[3], [point for point in results.points if point.axis == "network" and point.work == work])
     handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    figure.suptitle(f"{figure_text(results.title)}\n{figure_text(results.machine)}", fontsize=9)
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
+    titled(figure, results.title, results.machine)
     write_picture(figure, path)
 
 
 def _curves(panel: Axes, points: list[Point]) -> None:
     x = [point.x for point in points]
     full, tt = [point.full for point in points], [point.tt for point in points]
-    for name, color, series in (("full", "#4878a8", full), ("TT", "#e08a3c", tt)):
+    for name, color, series in (("full", START, full), ("TT", VALUE, tt)):
         panel.loglog(x, [*map(statistics.median, series)], "o-", color=color, markersize=4, label=name)
         panel.fill_between(x, [*map(min, series)], [*map(max, series)], color=color, alpha=0.25, lw=0)
     expected = [statistics.median(point.full) / (point.modelled or 1.0) for point in points]
-    panel.loglog(x, expected, "--", color="0.6", lw=1, label="TT by the model, from full", zorder=1)
+    panel.loglog(x, expected, "--", color="0.3", lw=1, label="TT by the model, from full", zorder=1)
     # The model of small ranks goes far below anything measured.
     panel.set_ylim(max(0.6 * min(expected), min(map(min, [*full, *tt])) / 30), None)
     panel.xaxis.set_major_locator(FixedLocator(_apart(x)))
@@ -72,12 +72,11 @@ def _apart(places: list[int]) -> list[int]:
 def _ratios(panel: Axes, points: list[Point]) -> None:
     measured, modelled = [point.measured for point in points], [point.modelled or 0.0 for point in points]
     for shift, values, color, label in (
-        (-0.2, measured, "#e08a3c", "measured"),
+        (-0.2, measured, VALUE, "measured"),
         (0.2, modelled, "0.75", "by the model"),
     ):
         bars = panel.bar([place + shift for place in range(len(points))], values, 0.38, color=color, label=label)
         panel.bar_label(bars, fmt="%.1f")
     panel.set_xticks(range(len(points)), [f"rank {point.rank}" for point in points])
     panel.set(title=f"whole network, {points[0].work}: TT faster by", ylim=(0, 1.25 * max(*measured, *modelled)))
-    panel.legend(frameon=False)
-    panel.spines[["top", "right"]].set_visible(False)
+    panel.legend()

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,6 @@ from svdctl.train.trainer import Trainer
 from svdctl.train.validation import Accuracy
 from svdctl.utils.atomic_write import write_picture
 from svdctl.utils.escapes import figure_text
-
-if TYPE_CHECKING:
-    from svdctl.utils.matplotlib_defaults import Figure
 
 P = ParamSpec("P")
 GRID = 8
@@ -79,88 +76,115 @@ def draw(
     curves, spectrum, certified = (folder / f"{name}.png" for name in ("curves", "spectrum", "certified"))
     config, controller = trainer.config, trainer.controller
     held_out = "validation part" if config.evaluation.select == "validation" else "test set"
-    steps = [line for line in read_log(folder / "metrics.jsonl") if line["kind"] != "epoch"]
-    plot_curves([*steps, *trainer.epochs], curves, held_out=held_out, loss_name=config.loss.kind)
+    about = folder.resolve().name, f"data: {config.data.kind}", f"control: {config.control.kind}"
+    steps = [line for line in read_log(folder / "metrics.jsonl") if line["kind"] in ("step", "proof")]
+    per_epoch = trainer.batches.steps_per_epoch
+    # Gains of BatchNorm that nothing limits are no singular values to look at.
+    unlimited = [name for name in controller.norms if controller.allowed(name) is None]
+    hidden = {f"{figure}/{name}" for name in unlimited for figure in ("sigma", "bound")}
+    epochs = [{key: value for key, value in line.items() if key not in hidden} for line in trainer.epochs]
+    plot_curves(
+        [*steps, *epochs], curves, held_out=held_out, loss_name=config.loss.kind, per_epoch=per_epoch,
+        about=about,
+    )  # fmt: skip
     after = spectra(trainer.judged, sizes)
     allowed = {name: controller.allowed(name) if name in controller.layers else None for name in after}
     skew = [name for name in after if name not in controller.layers]
-    plot_spectra(before, after, allowed, spectrum, skew=skew)
+    plot_spectra(before, after, allowed, spectrum, skew=skew, about=about)
     proved = {f"{name} epoch": made.certificates.curve() for name, made in judged.items() if made.certificates}
     if config.certificate is None or not proved:
         return [curves, spectrum]
-    plot_certified(proved, config.certificate.radii, certified)
+    plot_certified(proved, config.certificate.radii, certified, about=about[:2])
     return [curves, spectrum, certified]
 
 
-def _figure(width: float, height: float) -> "Figure":
-    from svdctl.utils.matplotlib_defaults import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
 def _drawn(plot: Callable[P, None]) -> Callable[P, None]:
-    """Return a function that draws with matplotlib's defaults, and imports it only then: that takes a second."""
+    """Return a function that draws in the style of all pictures and imports matplotlib only then: it takes a second."""
 
     @wraps(plot)
     def drawn(*arguments: P.args, **named: P.kwargs) -> None:
-        from svdctl.utils.matplotlib_defaults import with_defaults
+        from svdctl.utils.figure_style import styled
 
-        with with_defaults():
-            plot(*arguments, **named)
+        styled(plot)(*arguments, **named)
 
     return drawn
 
 
 @_drawn
 def plot_curves(
-    records: Sequence[Mapping[str, Any]], path: Path, *, held_out: str, loss_name: str = CROSS_ENTROPY
+    records: Sequence[Mapping[str, Any]],
+    path: Path,
+    *,
+    held_out: str,
+    loss_name: str = CROSS_ENTROPY,
+    per_epoch: int | None = None,
+    about: Sequence[str] = (),
 ) -> None:
-    """Draw loss (cross-entropy on held-out data), penalty, accuracy by epoch, and proofs by step, a panel each.
+    """Draw loss (cross-entropy on held-out data), accuracy and penalty by epoch, and below them the layers.
 
-    Penalty and proofs are drawn where there are any; a dotted line where the run was extended.
+    What is not there is not drawn: a penalty, layers of a run without any, proofs between steps.
+
+    Args:
+        records: lines of the log.
+        path: the picture's file.
+        held_out: on which images the network was evaluated.
+        loss_name: of the training.
+        per_epoch: steps of an epoch; None: as many as the lines about epochs tell.
+        about: of which run and data it is, for the title.
     """
+    from svdctl.train.layer_curves import LayerCurves, draw_layers, marker_of
+    from svdctl.utils.figure_style import CERTIFIED, START, VALUE, gridded, logarithmic, titled
+    from svdctl.utils.matplotlib_defaults import Figure, SubFigure
+
     # What is not known, None, is a gap in a curve.
     records = [{name: math.nan if value is None else value for name, value in record.items()} for record in records]
     epochs = [record for record in records if record["kind"] == "epoch"]
     evaluated = [record for record in epochs if {"val_acc", "val_loss"} <= record.keys()]
     steps = [record for record in records if record["kind"] == "step"]
-    has_penalty = any(record["orthogonal_loss"] > 0 for record in epochs)
     proofs = [record for record in records if record["kind"] == "proof"]
-    count = 2 + has_penalty + bool(proofs)
-    figure = _figure(4.2 * count, 3.4)
-    panels = list(figure.subplots(1, count))
-    loss = panels.pop(0)
+    per = per_epoch or max((record["step"] / record["epoch"] for record in epochs), default=1)
+
+    def at(lines: Sequence[Mapping[str, Any]]) -> list[float]:
+        return [line["step"] / per for line in lines]
+
+    layers = LayerCurves.of(evaluated, proofs, per)
+    has_layers = bool(layers.names or proofs)
+    has_penalty = any(record["orthogonal_loss"] > 0 for record in epochs)
+    height = layers.height if has_layers else 0.0
+    figure = Figure(figsize=(11.0, 3.6 + height), layout="constrained")
+    above: Figure | SubFigure = figure
+    if has_layers:
+        grid = figure.add_gridspec(2, 1, height_ratios=(3.2, height))
+        above = figure.add_subfigure(grid[0])
+        draw_layers(figure.add_subfigure(grid[1]), layers)
+    panels = list(above.subplots(1, 2 + has_penalty))
+    loss, accuracy = panels[:2]
     of = f", {CROSS_ENTROPY}" if loss_name != CROSS_ENTROPY else ""
-    loss.plot([r["step"] for r in steps], [r["loss"] for r in steps], color="0.75", lw=1, label="training, by step")
-    loss.plot([r["step"] for r in epochs], [r["loss"] for r in epochs], marker=".", label="training")
-    loss.plot([r["step"] for r in evaluated], [r["val_loss"] for r in evaluated], marker=".", label=f"{held_out}{of}")
-    loss.set(title=figure_text(loss_name), xlabel="step", ylim=(0, None))
-    loss.legend(frameon=False)
-    if has_penalty:
-        penalty = panels.pop(0)
-        penalty.semilogy([r["step"] for r in epochs], [r["orthogonal_loss"] for r in epochs], marker=".")
-        penalty.set(title="penalty on frames", xlabel="step")
-    accuracy = panels.pop(0)
-    accuracy.plot([r["step"] for r in epochs], [100 * r["acc"] for r in epochs], marker=".", label="training")
-    accuracy.plot([r["step"] for r in evaluated], [100 * r["val_acc"] for r in evaluated], marker=".", label=held_out)
+    dot = marker_of(epochs)
+    loss.plot(at(steps), [r["loss"] for r in steps], color=START, lw=0.8, alpha=0.6, label="training, some steps")
+    loss.plot(at(epochs), [r["loss"] for r in epochs], color=START, marker=dot, label="training, epochs")
+    loss.plot(at(evaluated), [r["val_loss"] for r in evaluated], color=VALUE, marker=dot, label=f"{held_out}{of}")
+    loss.set(title="Loss", ylabel=f"{figure_text(loss_name)}, log scale")
+    if any(line["loss"] > 0 for line in [*steps, *epochs]):
+        logarithmic(loss)
+    accuracy.plot(at(epochs), [100 * r["acc"] for r in epochs], color=START, marker=dot, label="training, epochs")
+    values = [100 * r["val_acc"] for r in evaluated]
+    accuracy.plot(at(evaluated), values, color=VALUE, marker=dot, label=held_out)
     certified = [r for r in evaluated if {"val_certified_acc", "epsilon"} <= r.keys()]
     if certified:
         label = f"{held_out}, certified at {certified[-1]['epsilon']:g}/255"
         values = [100 * r["val_certified_acc"] for r in certified]
-        accuracy.plot([r["step"] for r in certified], values, marker=".", label=label)
-    accuracy.set(title="accuracy, %", xlabel="step", ylim=(None, 100.5))
-    accuracy.legend(frameon=False)
-    if proofs:
-        proof = panels.pop(0)
-        proof.plot([r["step"] for r in proofs], [r["found"] for r in proofs], marker=".", label="found")
-        proof.axhline(1, color="tab:red", ls="--", lw=1, label="allowed, and proved after scaling")
-        proof.set(title="largest proved bound / maximum", xlabel="step")
-        proof.legend(frameon=False)
-    for record in records:
-        if record["kind"] == "extended":
-            for panel in figure.axes:
-                panel.axvline(record["step"], color="0.6", ls=":", lw=1)
-            loss.text(record["step"], 0.02, f" {record['epochs']:g} epochs", transform=loss.get_xaxis_transform())
+        accuracy.plot(at(certified), values, color=CERTIFIED, marker=dot, label=label)
+    accuracy.set(title="Accuracy", ylabel="right, % of images", ylim=(None, 100.5))
+    if has_penalty:
+        penalty = panels[2]
+        penalty.semilogy(at(epochs), [r["orthogonal_loss"] for r in epochs], color=START, marker=dot, label="training")
+        penalty.set(title="Penalty on frames", ylabel="penalty, log scale")
+    for panel in panels:
+        panel.set(xlabel="epoch", xlim=(0, None))
+        panel.legend()
+        gridded(panel)
+    titled(figure, "Training", *about)
     write_picture(figure, path)
 
 
@@ -172,63 +196,53 @@ def plot_spectra(
     path: Path,
     *,
     skew: Collection[str] = (),
+    about: Sequence[str] = (),
 ) -> None:
-    """Draw singular values against their index, one panel a layer, before and after training, and the allowed maximum.
+    """Draw singular values against their index, a panel a layer, at start and end of training, and the maximum.
 
     Args:
-        before, after: values by the layer's name; none before, where they are not known.
+        before, after: values by the layer's name.
         allowed: the maximum, where there is one.
         path: the picture's file.
         skew: layers whose values are those of the skew convolution that they exponentiate.
+        about: of which run and data it is, for the title.
     """
-    names = list(after)
-    columns = min(6, max(1, round(len(names) ** 0.5 * 1.3)))
-    rows = -(-len(names) // columns)
-    figure = _figure(2.6 * columns, 2.0 * rows + 0.6)
-    panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    for panel, name in zip(panels, names, strict=False):
-        shown = [(before[name], "before", "0.65")] * (name in before)
-        for values, label, color in (*shown, (after[name], "after", "tab:blue")):
-            panel.plot(
-                [i / max(1, len(values) - 1) for i in range(len(values))], values.tolist(), color=color, label=label
-            )
-        limit = allowed[name]
-        if limit is not None:
-            panel.axhline(limit, color="tab:red", ls="--", lw=1, label="allowed")
-        panel.set_title(figure_text(f"{name}, skew" if name in skew else name), fontsize=8)
-        panel.set_ylim(0, None)
-        panel.tick_params(labelsize=7)
-    for panel in panels[len(names) :]:
-        panel.set_axis_off()
-    handles = {
-        label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    title = "singular values by index (0 the largest, 1 the smallest)"
-    if skew:
-        title += "\nskew: of J, where the layer is exp(J) and its own values are 1"
-    figure.suptitle(title, fontsize=9)
+    from svdctl.utils.figure_style import MAXIMUM, START, VALUE, titled
+    from svdctl.utils.layer_panels import layer_panels
+
+    with layer_panels(list(after), top=[*_tops(before), *_tops(after)]) as (figure, panels):
+        for name, panel in panels.items():
+            for values, label, color in (
+                (before[name], "start of training", START),
+                (after[name], "end of training", VALUE),
+            ):
+                places = [100 * i / max(1, len(values) - 1) for i in range(len(values))]
+                panel.plot(places, values.tolist(), color=color, label=label)
+            limit = allowed[name]
+            if limit is not None:
+                panel.axhline(limit, color=MAXIMUM, ls="--", lw=1, label="maximum")
+    of_skew = "of skew orthogonal layers exp(J), whose own values are 1, those of J" if skew else ""
+    titled(figure, "Singular values of each layer at the start and the end of training", *about, of_skew)
     write_picture(figure, path)
 
 
+def _tops(spectra: Mapping[str, Tensor]) -> list[float]:
+    return [float(values.max()) for values in spectra.values() if len(values)]
+
+
 @_drawn
-def plot_certified(curves: Mapping[str, tuple[Tensor, Tensor]], marks: Sequence[float], path: Path) -> None:
+def plot_certified(
+    curves: Mapping[str, tuple[Tensor, Tensor]], marks: Sequence[float], path: Path, *, about: Sequence[str] = ()
+) -> None:
     """Draw certified accuracy against the l2 radius, a curve for each network.
 
     Args:
         curves: radii in pixels of [0, 1] and the shares that hold from each to the next, by the network's name.
         marks: radii in 255ths to mark.
         path: the picture's file.
+        about: of which run and data it is, for the title.
     """
-    figure = _figure(5.6, 3.8)
-    panel = figure.subplots()
-    for (name, (radii, shares)), style in zip(curves.items(), ("-", "--", ":", "-.") * len(curves), strict=False):
-        panel.step(radii.tolist(), (100 * shares).tolist(), where="post", label=name, ls=style)
-    for mark in marks:
-        panel.axvline(mark / 255, color="0.85", lw=1, zorder=0)
-        panel.text(mark / 255, 2, f" {mark:g}/255", fontsize=7, color="0.4", rotation=90, ha="right", va="bottom")
-    largest = max([float(radii.max()) for radii, _ in curves.values()] + [max(marks) / 255])
-    panel.set(xlabel="l2 radius, pixels in [0, 1]", ylabel="right and certified, %", ylim=(0, 100))
-    panel.set_xlim(0, 1.02 * largest)
-    panel.legend(frameon=False)
-    write_picture(figure, path)
+    from svdctl.utils.certified_plot import AccuracyCurve, draw_certified
+
+    made = {name: AccuracyCurve(radii.tolist(), shares.tolist()) for name, (radii, shares) in curves.items()}
+    draw_certified(made, marks, about, path, attacked={})

@@ -29,10 +29,13 @@ def _in_its_folder() -> Iterator[None]:
 
 with _in_its_folder():
     import matplotlib
+    from matplotlib import colormaps
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure, SubFigure
     from matplotlib.ticker import (
         FixedLocator,
+        LogFormatter,
         NullFormatter,
         NullLocator,
         PercentFormatter,
@@ -43,10 +46,14 @@ __all__ = [
     "Axes",
     "Figure",
     "FixedLocator",
+    "LogFormatter",
+    "LogNorm",
     "NullFormatter",
     "NullLocator",
     "PercentFormatter",
     "ScalarFormatter",
+    "SubFigure",
+    "colormaps",
     "with_defaults",
 ]
 

@@ -53,7 +53,10 @@ def test_reliability_shows_the_bins_that_hold_something(counts: list[int], tmp_p
     assert is_a_picture(tmp_path / "x.png")
     above, below = drawn[0].axes
     assert len(above.patches) == sum(count > 0 for count in counts)
-    assert sum(patch.get_height() for patch in below.patches) == pytest.approx(1)
+    assert [patch.get_height() for patch in below.patches] == counts
+    faint = [count for count, patch in zip(counts, below.patches, strict=True) if (patch.get_alpha() or 1) < 1]
+    assert faint == [count for count in counts if count == 1]
+    assert len(above.collections) == 2 * len(above.patches)  # the gap and the mean confidence of each
     assert "10.00%" in above.get_title()
     assert "5.00% at temperature 1.50" in above.get_title()
 
@@ -61,19 +64,22 @@ def test_reliability_shows_the_bins_that_hold_something(counts: list[int], tmp_p
 @pytest.mark.parametrize(
     ("names", "severities"), [(list(CORRUPTIONS), (1, 2, 3, 4, 5)), (["fog"], (3,)), (["saturate"], (1, 5))]
 )
-def test_corruptions_are_bars_for_each_severity(
+def test_corruptions_are_a_map_by_severity_sorted_by_drop(
     names: list[str], severities: tuple[int, ...], tmp_path: Path, drawn: list[Figure]
 ) -> None:
     correct = {f"{name} {s}": 10 * s + place for place, name in enumerate(names) for s in severities}
     results = {**summary({**correct, "natural": 90}, names, severities, 100), "source": "drawn"}
     plot_corruptions(results, "a/last", tmp_path / "x.png")
     assert is_a_picture(tmp_path / "x.png")
-    first, *rest = drawn[0].axes
-    assert len(rest) == len(severities)
-    for panel, severity in zip(rest, severities, strict=True):
-        widths = [patch.get_width() for patch in panel.patches]
-        assert widths == pytest.approx([correct[f"{name} {severity}"] / 100 for name in names])
-    assert [label.get_text() for label in first.get_yticklabels()] == [name.replace("_", " ") for name in names]
+    panel = drawn[0].axes[0]
+    drops = np.asarray(panel.images[0].get_array())
+    assert drops.shape == (len(names), len(severities) + 1)
+    # Those that cost most first: here in the order of their names, as each has more right answers than the one before.
+    expected = [[max(0.9 - correct[f"{name} {severity}"] / 100, 0) for severity in severities] for name in names]
+    assert drops[:, :-1] == pytest.approx(np.array(expected))
+    assert sorted(drops[:, -1], reverse=True) == pytest.approx(list(drops[:, -1]))
+    assert [label.get_text() for label in panel.get_yticklabels()] == [name.replace("_", " ") for name in names]
+    assert f"{correct[f'{names[0]} {severities[0]}']:.1f}" in [text.get_text() for text in panel.texts]
 
 
 def test_nothing_is_drawn_of_no_corruption(tmp_path: Path) -> None:

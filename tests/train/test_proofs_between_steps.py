@@ -178,8 +178,8 @@ def test_proofs_are_drawn_and_their_time_is_shown(tmp_path: Path, monkeypatch: p
     plot_curves([{**step, "kind": "step", "step": 1}, proof, epoch], tmp_path / "a.png", held_out="test set")
     plot_curves([{**step, "kind": "step", "step": 1}, epoch], tmp_path / "b.png", held_out="test set")
     assert [len(figure.axes) for figure in drawn] == [3, 2]
-    panel = drawn[0].axes[-1]
-    assert panel.lines[0].get_xydata().tolist() == [[2.0, 1.25]]
+    panel = drawn[0].subfigs[1].axes[-1]
+    assert panel.lines[0].get_xydata().tolist() == [[pytest.approx(2 / 3), 1.25]]  # epochs: step 2 of 3
     figures = {**epoch, "val_loss": 1.0, "val_acc": 0.5}
     assert "proofs" not in evaluation_line(figures)
     assert evaluation_line({**figures, "proof_time": 0.25}).endswith("(control 0.1 s, proofs 0.2 s)")

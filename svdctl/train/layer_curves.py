@@ -1,0 +1,186 @@
+"""The layers of a training: largest singular value, proved bound and maximum of each, over the epochs."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from svdctl.utils.escapes import figure_text
+from svdctl.utils.figure_style import BOUND, FAINT, MAXIMUM, VALUE, gridded, logarithmic, shortened
+from svdctl.utils.matplotlib_defaults import Axes, Figure, LogNorm, SubFigure, colormaps
+
+_MOST_NAMES = 64
+"""Layers above which not every one is named."""
+_MOST_LINEAR = 4.0
+"""Ratio to the maximum above which the scale is logarithmic."""
+
+Table = list[list[float]]
+"""A row for each layer, a column for each evaluation; NaN where nothing is known."""
+
+
+@dataclass(frozen=True)
+class LayerCurves:
+    """What the log says of layers: of those with a maximum where there are any, else of all."""
+
+    names: list[str]
+    epochs: list[float]
+    """Of the evaluations."""
+    values: Table
+    bounds: Table
+    maxima: Table
+    left_out: int
+    """Layers without a maximum, beside others that have one."""
+    proofs: list[tuple[float, float]]
+    """Epoch of each proof between steps, and the largest bound over its maximum that it found before it scaled."""
+
+    @classmethod
+    def of(cls, evaluated: Sequence[Mapping[str, Any]], proofs: Sequence[Mapping[str, Any]], per_epoch: float) -> Self:
+        """Return the curves of lines about evaluated epochs and about proofs."""
+        known = [line for line in evaluated if any(key.startswith("sigma/") for key in line)]
+        every = list(dict.fromkeys(key[6:] for line in known for key in line if key.startswith("sigma/")))
+        limited = [name for name in every if any(f"max/{name}" in line for line in known)]
+        names = limited or every
+
+        def table(kind: str) -> Table:
+            return [[line.get(f"{kind}/{name}", math.nan) for line in known] for name in names]
+
+        return cls(
+            names,
+            [line["step"] / per_epoch for line in known],
+            table("sigma"),
+            table("bound"),
+            table("max"),
+            len(every) - len(names),
+            [(line["step"] / per_epoch, line["found"]) for line in proofs],
+        )
+
+    @property
+    def has_maxima(self) -> bool:
+        """Return whether values are drawn over their maxima."""
+        return bool(self.proofs) or any(not math.isnan(value) for row in self.maxima for value in row)
+
+    @property
+    def height(self) -> float:
+        """Return the height of their panels, in inches."""
+        return min(8.0, max(3.4, 1.3 + 0.17 * len(self.names)))
+
+    def over_maxima(self, table: Table) -> Table:
+        """Return a table of values over the maxima; as it is where there are none."""
+        if not self.has_maxima:
+            return table
+        pairs = [zip(*rows, strict=True) for rows in zip(table, self.maxima, strict=True)]
+        return [[value / most if most else math.nan for value, most in row] for row in pairs]
+
+
+def marker_of(places: Sequence[object]) -> str | None:
+    """Return the marker of a curve: dots while they stand apart."""
+    return "." if len(places) <= 40 else None
+
+
+def draw_layers(figure: Figure | SubFigure, layers: LayerCurves) -> None:
+    """Draw curves of all layers, a map of them by epoch, and what holds after the last evaluation."""
+    if not layers.names:
+        _draw_curves(figure.subplots(), layers)
+        return
+    curves, heat, end = figure.subplots(1, 3, width_ratios=(1.1, 1.0, 0.9))
+    _draw_curves(curves, layers)
+    _draw_map(figure, heat, layers)
+    _draw_end(end, layers)
+
+
+def _draw_curves(panel: Axes, layers: LayerCurves) -> None:
+    values, bounds = layers.over_maxima(layers.values), layers.over_maxima(layers.bounds)
+    if layers.proofs:
+        panel.plot([at for at, _ in layers.proofs], [found for _, found in layers.proofs], ".", color=BOUND,
+                   label="bound found between steps, before it was scaled")  # fmt: skip
+    marker = marker_of(layers.epochs)
+    order = sorted(range(len(values)), key=lambda place: _last(values[place]))
+    for place in order[:-1]:
+        dot = "." if len(layers.epochs) == 1 else None
+        panel.plot(layers.epochs, values[place], color=VALUE, lw=0.8, alpha=0.35, marker=dot)
+    if order:
+        name = shortened(layers.names[order[-1]] or "(top)", 28)
+        label = figure_text(f"largest value: {name}")
+        panel.plot(layers.epochs, values[order[-1]], color=VALUE, marker=marker, label=label)
+        highest = [max((b for b in column if b < math.inf), default=math.nan) for column in zip(*bounds, strict=True)]
+        panel.plot(layers.epochs, highest, color=BOUND, lw=2.6, alpha=0.6, label="largest proved bound", zorder=1.5)
+    seen = [v for row in [*values, *bounds, [found for _, found in layers.proofs]] for v in row if 0 < v < math.inf]
+    top, low = max(seen, default=1.0), min(seen, default=1.0)
+    if layers.has_maxima:
+        panel.axhline(1, color=MAXIMUM, ls="--", lw=1, label="maximum")
+        top = 1.15 * max(top, 1.0)
+        panel.axhspan(1, max(top, 1.15), color=MAXIMUM, alpha=0.07, lw=0)
+        panel.set(ylim=(0, top), ylabel="largest singular value / maximum")
+    else:
+        panel.set(ylim=(low / 1.3, top * 1.3), ylabel="largest singular value")
+    if top > _MOST_LINEAR * (1 if layers.has_maxima else low):
+        logarithmic(panel)
+        panel.set_ylim(low / 1.5, top * 1.5)
+        panel.set_ylabel(f"{panel.get_ylabel()}, log scale")
+    above = sum(any(v > 1 for v in row) for row in values) if layers.has_maxima else 0
+    count = len(layers.names)
+    some = f", {above} above the maximum" if above else ", all within the maximum" * layers.has_maxima
+    panel.set(title=f"{count} layers{some}" if count else "Proofs between steps", xlabel="epoch")
+    panel.set_xlim(0, None)
+    gridded(panel)
+    panel.legend(loc="best", fontsize=7)
+
+
+def _last(row: Sequence[float]) -> float:
+    """Return the last value that is known, to sort by."""
+    return next((value for value in reversed(row) if not math.isnan(value)), -math.inf)
+
+
+def _draw_map(figure: Figure | SubFigure, panel: Axes, layers: LayerCurves) -> None:
+    values = layers.over_maxima(layers.values)
+    seen = [v for row in values for v in row if 0 < v < math.inf]
+    if layers.has_maxima:
+        colors = colormaps["Blues"].with_extremes(over=MAXIMUM, bad=FAINT)
+        image = panel.imshow(values, aspect="auto", cmap=colors, vmin=0, vmax=1, interpolation="nearest")
+        label = "value / maximum; red: above it"
+    else:
+        colors = colormaps["viridis"].with_extremes(bad=FAINT)
+        norm = LogNorm(min(seen, default=1.0), max(seen, default=1.0) * 1.0001)
+        image = panel.imshow(values, aspect="auto", cmap=colors, norm=norm, interpolation="nearest")
+        label = "largest singular value"
+    figure.colorbar(image, ax=panel, extend="max" if layers.has_maxima else "neither", label=label, pad=0.02)
+    count = len(layers.epochs)
+    every = max(1, -(-count // 7))
+    places = list(range(count - 1, -1, -every))[::-1]
+    panel.set_xticks(places, [f"{layers.epochs[place]:.3g}" for place in places])
+    panel.set(xlabel="epoch of the evaluation", title="Each layer over training")
+    _name_rows(panel, layers)
+    panel.spines[:].set_visible(False)
+
+
+def _name_rows(panel: Axes, layers: LayerCurves) -> None:
+    count = len(layers.names)
+    every = -(-count // _MOST_NAMES)
+    places = list(range(0, count, every))
+    names = [figure_text(shortened(layers.names[place] or "(top)", 26)) for place in places]
+    panel.set_yticks(places, names, fontsize=8 if count <= 20 else 6.5 if count <= 40 else 5.5)
+    panel.set_ylim(count - 0.5, -0.5)
+    panel.tick_params(length=0)
+
+
+def _draw_end(panel: Axes, layers: LayerCurves) -> None:
+    places = list(range(len(layers.names)))
+    value, bound, most = ([row[-1] for row in table] for table in (layers.values, layers.bounds, layers.maxima))
+    panel.hlines(places, value, [b if b < math.inf else math.nan for b in bound], color=BOUND, lw=1.2, alpha=0.6)
+    size = 9 if len(places) <= 40 else 5
+    if layers.has_maxima:
+        panel.plot(most, places, "|", color=MAXIMUM, ms=1.5 * size, mew=1.6, label="maximum")
+    panel.plot(bound, places, "|", color=BOUND, ms=size, mew=2.2, label="proved bound")
+    panel.plot(value, places, "o", color=VALUE, ms=0.5 * size, label="largest value")
+    seen = [v for row in (value, bound, most) for v in row if 0 < v < math.inf]
+    if seen and max(seen) > 20 * min(seen):
+        panel.set_xscale("log")
+    else:
+        panel.set_xlim(0, 1.08 * max(seen, default=1.0))
+    _name_rows(panel, layers)
+    panel.set_yticklabels([])
+    gridded(panel, "both" if len(places) <= 40 else "x")
+    panel.set(xlabel="singular value", title=f"After epoch {layers.epochs[-1]:.3g}")
+    if layers.left_out:
+        panel.set_xlabel(f"singular value ({layers.left_out} layers without a maximum left out)")
+    panel.legend(fontsize=7)

@@ -1,0 +1,78 @@
+"""Certified accuracy against the radius, the same picture for a training and for an evaluation."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from svdctl.utils.atomic_write import write_picture
+from svdctl.utils.escapes import figure_text
+from svdctl.utils.figure_style import ATTACK, CERTIFIED, FAINT, MAXIMUM, START, gridded, styled, titled
+from svdctl.utils.matplotlib_defaults import Figure, PercentFormatter
+
+
+@dataclass(frozen=True)
+class AccuracyCurve:
+    """Shares of images that hold from each radius to the next."""
+
+    radii: Sequence[float]
+    """In pixels of [0, 1], ascending from 0."""
+    shares: Sequence[float]
+
+    def at(self, radius: float) -> float:
+        """Return the share that holds at a radius."""
+        return next((s for r, s in zip(reversed(self.radii), reversed(self.shares), strict=True) if r <= radius), 0.0)
+
+
+@styled
+def draw_certified(
+    curves: Mapping[str, AccuracyCurve],
+    marks: Sequence[float],
+    about: Sequence[str],
+    path: Path,
+    *,
+    attacked: Mapping[str, AccuracyCurve],
+) -> None:
+    """Draw certified accuracy, a curve for each network, and above it what attacks left standing.
+
+    Args:
+        curves: by what stands in the legend; the first one is filled.
+        marks: radii in 255ths at which the first one is read.
+        about: of which run and data it is, for the title.
+        path: the picture's file.
+        attacked: by what stands in the legend; each ends at the radius of its attack.
+    """
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    panel = figure.subplots()
+    first = next(iter(curves.values()))
+    for (name, curve), (style, color) in zip(
+        curves.items(), [("-", CERTIFIED), ("--", START)] * len(curves), strict=False
+    ):
+        panel.step(curve.radii, curve.shares, where="post", color=color, ls=style, lw=2, label=figure_text(name))
+    panel.fill_between(first.radii, first.shares, step="post", color=CERTIFIED, alpha=0.12, lw=0)
+    ends = [curve.radii[-1] for curve in curves.values()]
+    end = max([mark / 255 for mark in marks] + [last for last in ends if last < 20])
+    for name, curve in attacked.items():
+        panel.step(curve.radii, curve.shares, where="post", color=ATTACK, label=figure_text(name))
+        last = curve.radii[-1], curve.shares[-1]
+        panel.plot(*last, "o", color=ATTACK, ms=5, clip_on=False, zorder=5)
+        panel.annotate(f"{last[1]:.1%}", last, xytext=(5, 4), textcoords="offset points", fontsize=8, color=ATTACK)
+        end = max(end, last[0])
+    shares = [first.at(mark / 255) for mark in marks]
+    for mark, share in zip(marks, shares, strict=True):
+        panel.axvline(mark / 255, color=FAINT, lw=0.8, zorder=0)
+        panel.plot(mark / 255, share, "o", color=CERTIFIED, ms=4, clip_on=False)
+    above = panel.secondary_xaxis("top")
+    at = [mark / 255 for mark in marks]
+    above.set_xticks(at, [f"{mark:g}/255\n{share:.1%}" for mark, share in zip(marks, shares, strict=True)])
+    above.tick_params(colors=CERTIFIED, labelsize=8)
+    if max(shares, default=0.0) == 0:
+        panel.text(
+            0.5, 0.06, "nothing is certified at these radii", transform=panel.transAxes, ha="center", color=MAXIMUM
+        )
+    panel.set(xlabel="l2 radius of the change, pixels in [0, 1]", ylabel="right and robust, % of images")
+    panel.set(xlim=(0, 1.04 * end), ylim=(0, 1))
+    panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=""))
+    gridded(panel)
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    titled(figure, "Certified accuracy", *about)
+    write_picture(figure, path)

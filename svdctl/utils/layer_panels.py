@@ -1,0 +1,66 @@
+"""Spectra in panels: one for each layer, all on one scale, the axes named."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from svdctl.utils.escapes import figure_text
+from svdctl.utils.figure_style import gridded, logarithmic, shortened
+from svdctl.utils.matplotlib_defaults import Axes, Figure
+
+_MOST_LINEAR = 12.0
+"""Ratio of the layers' largest values above which the common scale is logarithmic."""
+_DECADES = 3.0
+"""Decades below the largest value that a logarithmic scale shows."""
+
+
+@contextmanager
+def layer_panels(
+    names: Sequence[str], *, top: Sequence[float], kind: type[Figure] = Figure
+) -> Iterator[tuple[Figure, dict[str, Axes]]]:
+    """Give a figure and a panel for each layer to draw into; then set scale, names of axes and legend.
+
+    Args:
+        names: of the layers.
+        top: the largest value of each curve that is drawn.
+        kind: of the figure.
+    """
+    columns = min(10, max(1, math.ceil((1.3 * len(names)) ** 0.5)))
+    rows = -(-len(names) // columns) or 1
+    small = len(names) > 40
+    width, height = (1.35, 1.15) if small else (2.1, 1.7)
+    figure = kind(figsize=(max(width * columns + 0.6, 5.0), height * rows + 1.2), layout="constrained")
+    every = figure.subplots(rows, columns, squeeze=False, sharey=True, sharex=True).flatten()
+    panels = dict(zip(names, every, strict=False))
+    yield figure, panels
+    tops = [value for value in top if 0 < value < math.inf]
+    is_logarithmic = bool(tops) and max(tops) > _MOST_LINEAR * min(tops)
+    for name, panel in panels.items():
+        letters = (15 if small else 22) if columns > 1 else 60
+        panel.set_title(
+            figure_text(shortened(name or "(top)", letters)), fontsize=6 if small else 8, pad=3, loc="center"
+        )
+        panel.tick_params(labelsize=6 if small else 7, length=2)
+        gridded(panel)
+    levels = [line for panel in panels.values() for line in panel.lines if line.get_linestyle() in ("--", ":")]
+    limits = [float(line.get_ydata()[0]) for line in levels]
+    highest = 1.08 * max([*tops, *(limit for limit in limits if 0 < limit < math.inf)], default=1.0)
+    if is_logarithmic:
+        logarithmic(every[0])
+        every[0].set_ylim(highest / 10**_DECADES, 1.2 * highest)
+    else:
+        every[0].set_ylim(0, highest)
+    every[0].set_xlim(0, 100)
+    for panel in every[len(names) :]:
+        panel.set_axis_off()
+    for place in range(max(0, len(names) - columns), len(names)):
+        every[place].tick_params(labelbottom=True)
+        every[place].set_xlabel("index, %" if small else "index, % of all values", fontsize=6 if small else 8)
+    found = {
+        label: handle
+        for panel in panels.values()
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.supylabel("singular value" + ", log scale" * is_logarithmic, fontsize=9, color="0.25")
+    if found:
+        figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=4)

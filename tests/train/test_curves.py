@@ -1,0 +1,88 @@
+"""`curves.png` and `spectrum.png`: what they show of layers, whatever these are called and however many there are."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from svdctl.train import plots
+from svdctl.train.plots import plot_curves, plot_spectra
+
+LIMIT = 2.0
+
+
+def line(epoch: int, values: dict[str, float], limit: float | None = LIMIT) -> dict[str, Any]:
+    """The line of an evaluated epoch of five steps."""
+    figures: dict[str, Any] = {"loss": 1.0 / epoch, "orthogonal_loss": 0.0, "acc": 0.5, "lr": 0.1, "val_acc": 0.5}
+    for name, value in values.items():
+        figures |= {f"sigma/{name}": value, f"bound/{name}": max(value, limit or value)}
+        figures |= {} if limit is None else {f"max/{name}": limit}
+    return {"kind": "epoch", "step": 5 * epoch, "epoch": epoch, "epochs": 9, "val_loss": 1.0, **figures}
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    figures: list[Figure] = []
+    real = plots.write_picture
+
+    def keep(figure: Figure, path: Path) -> None:
+        figures.append(figure)
+        real(figure, path)
+
+    monkeypatch.setattr(plots, "write_picture", keep)
+    return figures
+
+
+def test_layers_are_drawn_over_their_maxima_and_those_above_stand_out(tmp_path: Path, drawn: list[Figure]) -> None:
+    records = [line(1, {"a": 1.0, "b": 1.5}), line(2, {"a": 1.8, "b": 2.5})]
+    plot_curves(records, tmp_path / "x.png", held_out="test set", about=("some run", "data: digits"))
+    curves, heat, end, *_ = drawn[0].subfigs[1].axes
+    assert curves.get_title(loc="left") == "2 layers, 1 above the maximum"
+    assert [list(row) for row in heat.images[0].get_array()] == [[0.5, 0.9], [0.75, 1.25]]
+    assert heat.images[0].norm.vmax == 1  # what is above it has the colour of the maximum
+    assert [label.get_text() for label in heat.get_yticklabels()] == ["a", "b"]
+    assert end.get_title(loc="left") == "After epoch 2"
+    title = drawn[0].get_suptitle()
+    assert "some run" in title
+    assert "data: digits" in title
+
+
+def test_a_run_without_a_maximum_shows_the_values_themselves(tmp_path: Path, drawn: list[Figure]) -> None:
+    plot_curves([line(1, {"a": 1.0, "b": 30.0}, None)], tmp_path / "x.png", held_out="test set")
+    panels = [panel for part in drawn[0].subfigs for panel in part.axes]
+    heat = next(panel for panel in panels if panel.images)
+    assert [list(row) for row in heat.images[0].get_array()] == [[1.0], [30.0]]
+    assert "maximum" not in " ".join(panel.get_title(loc="left") for panel in panels)
+
+
+def test_lines_without_layers_and_infinite_bounds_are_drawn(tmp_path: Path, drawn: list[Figure]) -> None:
+    plot_curves([line(1, {})], tmp_path / "x.png", held_out="test set")
+    assert not drawn[0].subfigs
+    unknown = {**line(2, {"a": 1.0}, None), "bound/a": None}
+    plot_curves([line(1, {}), unknown, line(3, {"a": 0.0, "b": math.nan}, None)], tmp_path / "y.png", held_out="x")
+    assert (tmp_path / "y.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("count", [1, 60, 130])
+def test_names_of_any_kind_and_number_are_drawn_to_the_same_bytes(count: int, tmp_path: Path) -> None:
+    names = ["", "$x^2$ \x1b[31m", "a\nb", "n" * 300, *(f"layer{place}.conv" for place in range(count))][:count]
+    records = [line(epoch, dict.fromkeys(names, 1.0)) for epoch in (1, 2)]
+    for file in ("x.png", "y.png"):
+        plot_curves(records, tmp_path / file, held_out="test set", about=("r" * 300, "$"))
+    assert (tmp_path / "x.png").read_bytes() == (tmp_path / "y.png").read_bytes()
+
+
+@pytest.mark.parametrize(("factor", "scale"), [(2.0, "linear"), (100.0, "log")])
+def test_spectra_share_a_scale(factor: float, scale: str, tmp_path: Path, drawn: list[Figure]) -> None:
+    before = {"a": torch.linspace(1, 0, 9), "b": torch.linspace(1, 0.1, 500)}
+    after = {"a": before["a"], "b": factor * before["b"]}
+    plot_spectra(before, after, {"a": LIMIT, "b": None}, tmp_path / "x.png", about=("some run",))
+    panels = drawn[0].axes[:2]
+    assert {panel.get_yscale() for panel in panels} == {scale}
+    assert panels[0].get_ylim() == panels[1].get_ylim()
+    assert panels[0].get_ylim()[1] > max(LIMIT, factor)
+    [legend] = drawn[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["start of training", "end of training", "maximum"]
