@@ -58,7 +58,7 @@ TOLERANCE = 0.005
 _TOLERANCE_OVER_MARGIN = 50  # of `scale_to_bound`: its result ends below the maximum by tolerance / 50
 _COARSE_TOLERANCE = 0.009  # bounds less than this above the lower bound need a better lower bound first
 _CENTRES_EVALUATED = 4  # centres at which the norm is computed, in each pass over the cells
-_CENTRES_EVALUATED_AT_FIRST = 16  # in the passes of a GPU with no lower bound
+_CENTRES_EVALUATED_AT_FIRST = 48  # in the passes of a GPU with no lower bound
 _THRESHOLD_EXPONENT = 0.95  # (bound / lower bound) to this power is bound / threshold for the smallest initial cells
 _CLEARLY_ABOVE = 1e-3  # a lower bound this far above the maximum decides at once, whatever its rounding
 _FEW_CELLS = 0.25  # share of the cells, examined in float32, that is worth examining again in float64
@@ -76,6 +76,9 @@ _FLAT = 0.01  # tolerance at which a spectrum counts as flat where a maximum is 
 _SCALAR_TOLERANCE = 0.02  # of the grid by which a maximum of symbols that are vectors is proved
 _MOST_KEPT_WEIGHTS = 1 << 20
 _BYTES_TOGETHER = 1 << 31  # of Gram matrices that are kept of layers whose bounds are refined together
+
+# Ranks of steps: the more of them are taken at once, the fewer operations a device is given.
+_VALUES, _SEARCH = 1, 2
 
 T = TypeVar("T")
 
@@ -228,12 +231,12 @@ def _bracket(conv: Convolution, tolerance: float, at_most: float | None) -> Proo
     # Between its samples a Gram matrix can be larger than at any of them, and its quotient round more.
     more = field.quotient_rounding(field.frobenius * (lebesgue(field.taps) - 1))
     few_steps = launches_dominate(field.device)
-    coarse, samples = yield Step(lower_bounds_and_values if few_steps else coarse_lower_bounds, field)
+    coarse, samples = yield Step(lower_bounds_and_values if few_steps else coarse_lower_bounds, field, _SEARCH)
     lower = coarse
     rounding = _float32_rounding(field, coarse)
     is_coarse = tolerance < _COARSE_TOLERANCE or _LARGE_ROUNDING * tolerance * (2 + tolerance) < rounding < math.inf
     if is_coarse and not few_steps:
-        lower = max(coarse, (yield Step(lower_bounds, field)))
+        lower = max(coarse, (yield Step(lower_bounds, field, _SEARCH)))
     # Cells would have to be as small as the tolerance wherever the spectrum is flat.
     floor, above = yield from _range(field, max(tolerance, _NEARLY_FLAT))
     proved = above <= target(lower)
@@ -338,6 +341,7 @@ def _upper_end(conv: Convolution, at_least: float) -> Proof[float]:
         return at_least
     if lower > max(bound, 0.0):
         # The cells that were dropped hold no norm above the bound, and so none above a larger one.
+        lower = max(lower, (yield Step(lower_bounds_near, (field, cells.centres), _SEARCH)))
         lower, proved = yield from _branch_and_bound(
             field, conv, cells, lower, lambda known: known * (1 + TOLERANCE), floor
         )
@@ -378,7 +382,7 @@ def _is_below_by_cells(
         ends = turn == _MOST_HALVINGS or cells.radius == 0.0 or len(finer.centres) > first
         if ends or (turn > 0 and count > _MOST_OF_BEFORE * before):
             few = _few_of(cells.centres, _CENTRES_EVALUATED_AT_FIRST)
-            lower = max(lower, (yield Step(coarse_values_from_below, (field, few))))
+            lower = max(lower, (yield Step(coarse_values_from_below, (field, few), _VALUES)))
             if lower > bound or cells.radius == 0.0:
                 return False, lower, cells
         cells, before = finer, count
@@ -453,7 +457,7 @@ def _is_below(
     """
     if lower <= bound < lower * (1 + _COARSE_TOLERANCE):
         field = yield from _exact(field, conv)
-        lower = yield Step(lower_bounds, field)
+        lower = yield Step(lower_bounds, field, _SEARCH)
     while lower * (1 + FINEST) <= bound:
         found, proved = yield from _branch_and_bound(field, conv, first(lower), lower, lambda _: bound, floor)
         if proved:
@@ -508,10 +512,10 @@ def _branch_and_bound(
             few = _few_of(cells.centres, _CENTRES_EVALUATED)
             is_small = field.side <= _SMALL_SIDE and not launches_dominate(field.device)
             sharp = is_small or bound < lower * (1 + _SHARP)
-            found = yield Step(_largest if sharp else values_from_below, (field, few))
+            found = yield Step(_largest if sharp else values_from_below, (field, few), _VALUES)
             if found > bound and target(found) > bound:
                 # The search for the lower bound missed this peak; here its top is found.
-                found = max(found, (yield Step(lower_bounds_near, (field, cells.centres))))
+                found = max(found, (yield Step(lower_bounds_near, (field, cells.centres), _SEARCH)))
             risen = found > lower * (1 + 1e-9)
             lower = max(lower, found)
             if lower > bound and target(lower) == bound:
@@ -549,13 +553,14 @@ def _initial_cells(field: GramField, samples: Tensor, lower: float, target: floa
     finest = math.acos(ratio**-_THRESHOLD_EXPONENT)
     shape = len(field.taps[-2:])
     values = samples * (lower / max(float(samples.max()), torch.finfo(torch.float64).tiny))
+    squares = (values.square() - floor).tolist()
     cost, best, radius = 1.0, finest, finest
     count = 1.0
     while 2 * radius <= 1:
         radius, count = 2 * radius, count / 2**shape
         # Those that fail are cut to half the radius, at the cost of starting there.
         threshold = (target**2 - floor) * (share * math.cos(radius)) ** 2
-        failing = float((values**2 - floor > threshold).double().mean())
+        failing = sum(square > threshold for square in squares) / len(squares)
         cost_here = count + failing * cost
         if cost_here < cost:
             cost, best = cost_here, radius

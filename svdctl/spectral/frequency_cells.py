@@ -9,6 +9,7 @@ proofs.
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from svdctl.spectral.symbol import angles, grid_product, unique_up_to_sign
 _WIDEST = 0.75
 # For soundness: cells tile one axis or two.
 CELL_AXES = 2
+# For speed: points of grids that are kept.
+_MOST_KEPT = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,16 @@ def cover(taps: tuple[int, ...], radius: float, lead: float = 1.0) -> FrequencyC
     widths = [math.pi * m / n for m, n in zip(inner, counts, strict=True)]
     # In units of half a step: squares on a corner have their centres where the sum of both is even.
     sizes = (*outer_sizes, *(n if len(inner) == 1 else 2 * n for n in counts))
+    centres = _kept_centres if math.prod(sizes) <= _MOST_KEPT else _centres
+    return FrequencyCells(centres(sizes, len(inner)), sum(widths) / len(widths), seen, half_widths)
+
+
+def _centres(sizes: tuple[int, ...], inner: int) -> Tensor:
+    """Return the points `(P, d)` of a grid, one of each pair w, -w; on two inner axes those of even sums alone."""
     index = grid_product([torch.arange(n) for n in sizes]).long()
-    if len(inner) == CELL_AXES:
+    if inner == CELL_AXES:
         index = index[index[:, -CELL_AXES:].sum(1) % 2 == 0]
-    index, _ = unique_up_to_sign(index, sizes)
-    return FrequencyCells(angles(index, sizes), sum(widths) / len(widths), seen, half_widths)
+    return angles(unique_up_to_sign(index, sizes)[0], sizes)
+
+
+_kept_centres = lru_cache(maxsize=64)(_centres)

@@ -18,10 +18,12 @@ class Step:
     Args:
         function: takes the arguments of all proofs that ask for the same, and returns an answer to each.
         argument: this proof's own.
+        rank: steps of the lowest one go first, and those of others wait for proofs that may come to ask for the same.
     """
 
     function: Callable[[list[Any]], Sequence[Any]]
     argument: Any
+    rank: int = 0
 
 
 Proof = Generator[Step, Any, T]
@@ -41,8 +43,10 @@ def run_together(proofs: Sequence[Proof[T]]) -> list[T]:
     for place in range(len(proofs)):
         advance(place, None)
     while steps:
-        asked = dict(steps)
-        steps.clear()
+        lowest = min(step.rank for step in steps.values())
+        asked = {place: step for place, step in steps.items() if step.rank == lowest}
+        for place in asked:
+            del steps[place]
         steps_of: dict[Callable[[list[Any]], Sequence[Any]], list[int]] = {}
         for place, step in asked.items():
             steps_of.setdefault(step.function, []).append(place)

@@ -165,6 +165,25 @@ def test_a_step_of_several_proofs_is_one_call() -> None:
     assert calls == [[1, 3, 2], [6, 4], [12]]
 
 
+def test_a_step_of_a_higher_rank_waits_for_others() -> None:
+    calls: list[int] = []
+
+    def cheap(arguments: list[int]) -> list[int]:
+        return arguments
+
+    def costly(arguments: list[int]) -> list[int]:
+        calls.append(len(arguments))
+        return [10 * argument for argument in arguments]
+
+    def proof(rounds: int):  # type: ignore[no-untyped-def]
+        for _ in range(rounds):
+            yield Step(cheap, 0)
+        return (yield Step(costly, rounds, 1))
+
+    assert run_together([proof(rounds) for rounds in (3, 0, 1)]) == [30, 0, 10]
+    assert calls == [3]
+
+
 def test_a_device_is_read_once_for_all(monkeypatch: pytest.MonkeyPatch, together: None) -> None:
     reads: list[int] = []
 
