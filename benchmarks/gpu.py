@@ -202,7 +202,7 @@ def bare_step(bench: Bench, config: TrainConfig) -> Callable[[], None]:
     """Return forward, backward and optimiser on one resident batch, without augmentation, penalty and control."""
     cuda = bench.device.type == "cuda"
     model = bench.network(config).train()
-    settings = config.optimizer.model_dump(exclude={"kind", "lr"})
+    settings = config.optimizer.model_dump(exclude={"kind", "lr", "clip_norm"})
     rate = torch.tensor(1e-3, device=bench.device) if cuda else 1e-3
     optimizer = torch.optim.SGD(model.parameters(), lr=rate, fused=cuda, **settings)
     data = bench.images(config.batch_size)
