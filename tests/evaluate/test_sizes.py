@@ -190,18 +190,19 @@ def test_a_network_of_which_nothing_is_proved_is_a_sentence(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_memory_of_streamed_images_of_224_pixels(tmp_path: Path) -> None:
     def peak(count: int) -> tuple[int, int]:
         command = [sys.executable, "-m", "tests.evaluate.large_images", str(tmp_path / str(count)), str(count), "224"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
-            [*command, "15", "accuracy,ece,cifar-c"],
+            [*command, "5", "accuracy,ece,cifar-c"],
             capture_output=True, text=True, timeout=1200, check=True, env=environment,
         )  # fmt: skip
         begin, end = done.stdout.split()[-2:]
         return int(begin), int(end)
 
-    small, large = peak(20), peak(500)
+    small, large = peak(20), peak(240)
     assert large[1] < 2e9
-    # Twenty-five times as many images: what is held of them is a few blocks of 32 MiB.
+    # Twelve times as many images: what is held of them is a few blocks of 32 MiB.
     assert large[1] - small[1] < 300e6
