@@ -27,12 +27,12 @@ from svdctl.cli.options import (
     spelled,
 )  # fmt: skip
 from svdctl.cli.paper_flags import CLIPPING, CLIPPING_WORDS, LAYERS, PEAK_MOMENTUM, paper_defaults
-from svdctl.config.configuration import fill_normalization, with_kinds
+from svdctl.config.configuration import fill_normalization, grant_network, with_kinds
 from svdctl.config.model_config import PUBLISHED
 from svdctl.config.presets import list_presets, read_preset, run_name
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import UsageError, closest
-from svdctl.plugins import grant_factory, granted_factories, is_factory, network_name
+from svdctl.plugins import granted_factories, network_name
 from svdctl.registry import DATA, LOGGERS
 
 
@@ -528,9 +528,7 @@ def resolve(given: Mapping[str, Any], command: Command = TRAIN) -> Resolved[Trai
         merge.to.put("name", _name(command, merge))
     merge.apply()
     merge.faults += fill_normalization(merge.to.table)
-    network = merge.to.section("model").get("network")
-    if isinstance(network, str) and is_factory(network):
-        grant_factory(network)
+    grant_network(merge.to)
     if not command.owns(merge.to.table):
         merge.faults.append(f"--set model.kind={merge.to.kind('model')} {command.why_foreign}")
     words = command.words

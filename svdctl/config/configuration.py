@@ -10,7 +10,7 @@ from svdctl.config.presets import read_preset
 from svdctl.config.train_config import TrainConfig
 from svdctl.config.validation_errors import validated
 from svdctl.errors import UsageError
-from svdctl.plugins import load_plugins
+from svdctl.plugins import grant_factory, is_factory, load_plugins
 from svdctl.registry import ARCHITECTURES
 
 
@@ -18,7 +18,8 @@ def configuration(preset: str, assignments: Iterable[str] = ()) -> TrainConfig:
     """Return the configuration of a preset, changed by assignments in their order.
 
     Args:
-        preset: the name of a shipped preset, or the path of a TOML file, whose `plugins` are imported.
+        preset: the name of a shipped preset, or the path of a TOML file, whose `plugins` are imported,
+            and the factory of whose network may be.
         assignments: `key.path=value` with a TOML value, as `control.max_sigma=2`; another `kind` drops the fields of
             the old one, and nothing after `=` gives a field back to its default.
 
@@ -29,6 +30,7 @@ def configuration(preset: str, assignments: Iterable[str] = ()) -> TrainConfig:
     plugins = load_plugins(table.get("plugins", ()))
     to = Overrides(with_kinds(table | ({"plugins": list(plugins)} if plugins else {})))
     faults = [*to.assign_all(assignments), *fill_normalization(to.table)]
+    grant_network(to)
     config, more = validated(TrainConfig, to.table)
     if config is None or faults:
         raise UsageError(dict.fromkeys([*faults, *more]))
@@ -41,6 +43,13 @@ def with_kinds(table: dict[str, Any]) -> dict[str, Any]:
         if isinstance(default, dict) and "kind" in default:
             table.setdefault(name, {"kind": default["kind"]})
     return table
+
+
+def grant_network(to: Overrides) -> None:
+    """Allow the factory of a configuration that a user names to be imported; its file gets its absolute path."""
+    network = to.section("model").get("network")
+    if isinstance(network, str) and is_factory(network):
+        to.put("model.network", grant_factory(network))
 
 
 def fill_normalization(table: dict[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ import tomli_w
 from svdctl.config.migrate import migrate_configuration
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import FileError, UsageError, nearest
-from svdctl.plugins import plugin_name
+from svdctl.plugins import network_name, plugin_name
 from svdctl.utils import files
 from svdctl.utils.escapes import toml_signs
 
@@ -76,6 +76,9 @@ def read_preset(name: str) -> dict[str, Any]:
         raise UsageError(f"{path}: plugins is no list of texts; write plugins = ['package.module', './file.py']")
     if plugins:
         table["plugins"] = [plugin_name(plugin, path.parent) for plugin in plugins]
+    model = table.get("model")
+    if isinstance(model, dict) and isinstance(model.get("network"), str):
+        model["network"] = network_name(model["network"], path.parent)
     table.setdefault("name", run_name(path.stem))
     return table
 

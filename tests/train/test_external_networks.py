@@ -1,5 +1,6 @@
 """Networks that svdctl does not define, from the first step to the evaluation."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,10 +14,14 @@ from torchvision.models import squeezenet1_1
 
 import svdctl
 from svdctl import plugins
+from svdctl.analysis import inspect_files
+from svdctl.analysis.inspect_config import InspectConfig
 from svdctl.checkpoint.checkpoint_file import read_checkpoint
 from svdctl.cli.training_flags import resolve
+from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import CheckpointError, UsageError
+from svdctl.evaluate.evaluated_model import open_evaluated_model
 from svdctl.models.build import shapes_of
 from svdctl.models.made_network import make_network
 from svdctl.train import start as recipe
@@ -158,6 +163,16 @@ def test_the_configuration_of_a_run_makes_it_again(tmp_path: Path, net: str) -> 
     first = train(config_of(tmp_path, net, new_layer="tt", dec_rank="2"))
     again = resolve({"preset": str(first.folder / "config.toml"), "out_dir": str(tmp_path / "again")}).config
     assert_same(train(again), first, "config.toml")
+
+
+def test_a_factory_in_a_file_lies_beside_it(tmp_path: Path, net: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text('[model]\nkind = "external"\nnetwork = "./own_net.py:Net"\n')
+    monkeypatch.chdir("/")
+    assert resolve({"preset": str(file)}).config.model.network == net  # type: ignore[attr-defined]
+    monkeypatch.chdir(tmp_path)
+    sets = ["model.kind=external", "model.network=./own_net.py:Net"]
+    assert resolve({"set": sets}).config.model.network == net  # type: ignore[attr-defined]
 
 
 def test_initial_weights_are_read_once(tmp_path: Path, net: str) -> None:
@@ -322,3 +337,31 @@ def test_commands_on_a_run_of_a_factory(tmp_path: Path, net: str) -> None:
         assert "imported" not in refused.stdout
         accepted = command(*words, "--model", "./own_net.py:Net")
         assert accepted.returncode == 0, accepted.stderr
+
+
+@pytest.mark.parametrize("network", ["os:abort", "antigravity:fly", "/tmp/hostile_net.py:build", "./hostile_net.py:f"])
+def test_a_hostile_checkpoint_imports_nothing(
+    tmp_path: Path, net: str, network: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = train(config_of(tmp_path, net, max_steps=1)).folder
+    contents = torch.load(folder / "last.pt", weights_only=False)
+    config = json.loads(contents["config"])
+    config["model"]["network"] = network
+    torch.save({**contents, "config": json.dumps(config)}, folder / "last.pt")
+    monkeypatch.setattr(plugins, "_factories", [])
+
+    def imported(*given: object, **named: object) -> None:
+        raise AssertionError(given)
+
+    monkeypatch.setattr("svdctl.models.made_network.import_file", imported)
+    monkeypatch.setattr("svdctl.models.made_network.importlib.import_module", imported)
+    assert read_checkpoint(folder).config.model.network == network  # type: ignore[attr-defined]
+    readers = (
+        lambda: svdctl.load(folder),
+        lambda: recipe.resume(folder, reporter=Recorder()),
+        lambda: open_evaluated_model(folder / "last.pt", EvaluateConfig()),
+        lambda: inspect_files.run(InspectConfig(files=(folder,))),
+    )
+    for read in readers:
+        with pytest.raises(CheckpointError):
+            read()
