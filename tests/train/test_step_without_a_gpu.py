@@ -16,9 +16,11 @@ from svdctl.cli.training_flags import LIPCONV, TRAIN, resolve
 from svdctl.config.train_config import TrainConfig
 from svdctl.control.controller import Controller
 from svdctl.data.augment import augment
-from svdctl.data.batches import to_pixels
+from svdctl.data.batches import Batch, Batches, to_pixels
+from svdctl.data.images import ImageData
 from svdctl.layers import stored_weight
 from svdctl.models.build import build_model
+from svdctl.train.weight_average import WeightAverage
 from tests import fake_cuda
 from tests.fake_cuda import CUDA, backward, without_numbers
 
@@ -41,6 +43,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "free": {"layer": {**TT, "frames": {"kind": "free"}}, "control": {"kind": "divide", **CONTROL}},
     "free-each": {"layer": {**TT, "frames": {"kind": "free"}}, "control": {"kind": "divide-each", **CONTROL}},
     "parametrize": {"layer": {**TT, "frames": {"kind": "parametrize"}}, "control": {"kind": "none"}},
+    "recipe": {
+        "layer": {**TT, "frames": {"kind": "retract"}},
+        "control": {"kind": "divide", **CONTROL, "max_sigma_start": 4, "max_sigma_epochs": 1},
+        "optimizer": {"kind": "adamw", "clip_norm": 1}, "ema": {"decay": 0.9},
+        "augment": {"flip": True, "crop": 2, "mixup": 0.3}, "accumulate": 2,
+    },
     "lipconv-soc": {"layer": {"kind": "soc"}},
     "lipconv-sott-retract": {"layer": {"kind": "sott", "rank": 4, "frames": {"kind": "retract"}}},
     "lipconv-sott-penalty": {"layer": {"kind": "sott", "rank": 4, "frames": {"kind": "penalty"}}},
@@ -58,10 +66,9 @@ def make(kind: str) -> TrainConfig:
 
 def optimizer_of(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
     """Return the run's optimiser; its fused form has no shapes without a GPU."""
-    settings = config.optimizer.model_dump(exclude={"kind"})
-    return {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[config.optimizer.kind](
-        model.parameters(), foreach=True, **settings
-    )
+    settings = config.optimizer.model_dump(exclude={"kind", "clip_norm"})
+    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    return kinds[config.optimizer.kind](model.parameters(), foreach=True, **settings)
 
 
 @needs_fakes
@@ -73,7 +80,12 @@ def test_a_step_stays_on_its_device(kind: str, monkeypatch: pytest.MonkeyPatch) 
     config = make(kind)
     model = build_model(config, 10).train().to(memory_format=torch.channels_last)
     controller = Controller.from_config(model, None, config.control, config.batchnorm)
-    with without_numbers(model, controller):
+    average = None if config.ema is None else WeightAverage(model, config.ema.decay)
+    if is_whole := kind == "recipe":
+        controller.scale_maxima(4.0)
+    data = ImageData(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.zeros(4, dtype=torch.long), ("a", "b"))
+    batches = Batches(data, 4, 0, config.augment)
+    with without_numbers(model, controller, average):
         controller.optimizer = optimizer = optimizer_of(config, model)
         before = {name: value.shape for name, value in model.state_dict().items()}
         images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8, device=CUDA)
@@ -81,12 +93,19 @@ def test_a_step_stays_on_its_device(kind: str, monkeypatch: pytest.MonkeyPatch) 
         # The last of these has all that is done now and then.
         for step in (1, 2, 1000):
             pixels = to_pixels(augment(images, draws, flip=True, crop=2, pad_mode="symmetric"))
-            loss = F.cross_entropy(model(pixels.contiguous(memory_format=torch.channels_last)), labels)
-            penalty = controller.penalty()
-            total = loss if penalty is None else loss + penalty
-            backward(total)
+            passes = [(pixels, labels)]
+            if is_whole:
+                parts = Batch(images, draws, labels, torch.rand((), device=CUDA), (1, 1)).parts()
+                passes = [(batches.pixels(part), part.own_labels) for part in parts]
+            for pixels, wanted in passes:
+                loss = F.cross_entropy(model(pixels.contiguous(memory_format=torch.channels_last)), wanted)
+                penalty = controller.penalty()
+                total = loss if penalty is None else loss + penalty
+                backward(total)
             missing = [name for name, value in model.named_parameters() if value.grad is None]
             assert missing == []
+            if is_whole:
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             # By QR, a GPU's retraction reads whether its way by products has held.
@@ -94,6 +113,10 @@ def test_a_step_stays_on_its_device(kind: str, monkeypatch: pytest.MonkeyPatch) 
             assert reads == (kind == "retract-qr")
             with pytest.raises(DataDependentOutputException) if reads else nullcontext():
                 controller.apply_(step)
+            if average is not None:
+                controller.scale_maxima(4.0 - step / 1000)
+                average.set_step(step)
+                average.update_()
         state = model.state_dict()
         assert {name: value.shape for name, value in state.items()} == before
         assert {value.device for value in state.values()} == {CUDA}
