@@ -3,17 +3,25 @@
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from svdctl.config.corruption_names import BENCHMARK
 from svdctl.utils.atomic_write import write_picture
 from svdctl.utils.certified_plot import AccuracyCurve, draw_certified
-from svdctl.utils.figure_style import BOUND, START, VALUE, gridded, styled, titled
+from svdctl.utils.figure_style import GAP, START, VALUE, gridded, styled, titled
 from svdctl.utils.matplotlib_defaults import Figure, PercentFormatter, colormaps
+
+NO_DATA: Mapping[str, Any] = MappingProxyType({})
+
+
+def _data_text(identity: Mapping[str, Any]) -> str:
+    """Return the kind of the images that were measured on, for a title; empty if it is not known."""
+    return f"data: {identity['kind']}" if "kind" in identity else ""
 
 
 @styled
-def plot_reliability(results: Mapping[str, Any], title: str, path: Path) -> None:
+def plot_reliability(results: Mapping[str, Any], title: str, path: Path, data: Mapping[str, Any] = NO_DATA) -> None:
     """Draw accuracy against confidence by bins, the gap shaded; below, how many images lie in each bin.
 
     Bins of one image, whose accuracy is 0 or 1 whatever the network, are faint.
@@ -33,7 +41,7 @@ def plot_reliability(results: Mapping[str, Any], title: str, path: Path) -> None
         seen = 0.3 if count == 1 else 1.0
         sides = (at - width / 2, at + width / 2)
         above.bar(at, accuracy, width, color=VALUE, alpha=0.75 * seen, label=labels[0])
-        above.fill_between(sides, accuracy, confidence, color=BOUND, alpha=0.45 * seen, lw=0, label=labels[1])
+        above.fill_between(sides, accuracy, confidence, color=GAP, alpha=seen, lw=0, label=labels[1])
         above.hlines(confidence, *sides, color="0.2", lw=1.6, alpha=seen, label=labels[2])
     above.plot([0, 1], [0, 1], color=START, ls="--", lw=1, label="perfectly calibrated")
     above.set(ylabel="accuracy, % of the bin's images", xlim=(0, 1), ylim=(0, 1))
@@ -52,12 +60,12 @@ def plot_reliability(results: Mapping[str, Any], title: str, path: Path) -> None
         axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=""))
     gridded(above)
     faint = "; faint: bins of one image" * (1 in counts)
-    titled(figure, "Reliability", title, f"{sum(counts):,} test images{faint}")
+    titled(figure, "Reliability", title, _data_text(data), f"{sum(counts):,} test images{faint}")
     write_picture(figure, path)
 
 
 @styled
-def plot_corruptions(results: Mapping[str, Any], title: str, path: Path) -> None:
+def plot_corruptions(results: Mapping[str, Any], title: str, path: Path, data: Mapping[str, Any] = NO_DATA) -> None:
     """Draw a map of accuracy by corruption and severity, those that cost most first; the last column has the means."""
     table: Mapping[str, Mapping[str, float]] = results["accuracy"]
     means: Mapping[str, float] = results["mean_by_corruption"]
@@ -93,7 +101,15 @@ def plot_corruptions(results: Mapping[str, Any], title: str, path: Path) -> None
     shown = ", ".join(f"{name} {share:.1%}" for name, share in results["figures"].items())
     how = "published files" if results["source"] == "published" else "corruptions drawn by svdctl"
     italic = "italic: not in the benchmark" * (not set(names) <= set(BENCHMARK))
-    titled(figure, "Accuracy on corrupted images, %", title, f"{results['count']:,} test images, {how}", shown, italic)
+    titled(
+        figure,
+        "Accuracy on corrupted images, %",
+        title,
+        _data_text(data),
+        f"{results['count']:,} test images, {how}",
+        shown,
+        italic,
+    )
     write_picture(figure, path)
 
 
@@ -104,6 +120,7 @@ def plot_certified(
     title: str,
     path: Path,
     attack: Mapping[str, Any] | None,
+    data: Mapping[str, Any] = NO_DATA,
 ) -> None:
     """Draw certified accuracy against the radius, and above it what the attack left standing.
 
@@ -114,6 +131,7 @@ def plot_certified(
         title: name of the checkpoint.
         path: file to write.
         attack: results of an L2 attack in pixels, to be drawn over it; None for none.
+        data: identity of the images.
     """
     count = len(radii)
     positive = sorted(radius for radius in radii if radius > 0)
@@ -126,5 +144,5 @@ def plot_certified(
         standing = [*(1 - place / attack["count"] for place in range(len(near) + 1)), attack["robust_accuracy"]]
         name = f"not broken by AutoAttack ({attack['count']:,} images)"
         attacked[name] = AccuracyCurve([0.0, *near, attack["eps"]], standing)
-    about = title, f"{count:,} test images", f"Lipschitz constant at most {lipschitz:.4g}"
+    about = title, _data_text(data), f"{count:,} test images", f"Lipschitz constant at most {lipschitz:.4g}"
     draw_certified({f"certified ({count:,} images)": curve}, marks, about, path, attacked=attacked)

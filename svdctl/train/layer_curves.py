@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from svdctl.utils.escapes import figure_text
 from svdctl.utils.figure_style import BOUND, FAINT, MAXIMUM, VALUE, gridded, logarithmic, shortened
-from svdctl.utils.matplotlib_defaults import Axes, Figure, LogNorm, SubFigure, colormaps
+from svdctl.utils.matplotlib_defaults import Axes, Figure, LogNorm, MaxNLocator, SubFigure, colormaps
 
 _MOST_NAMES = 64
 """Layers above which not every one is named."""
@@ -122,6 +122,7 @@ def _draw_curves(panel: Axes, layers: LayerCurves) -> None:
     some = f", {above} above the maximum" if above else ", all within the maximum" * layers.has_maxima
     panel.set(title=f"{count} layers{some}" if count else "Proofs between steps", xlabel="epoch")
     panel.set_xlim(0, None)
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     gridded(panel)
     panel.legend(loc="best", fontsize=7)
 

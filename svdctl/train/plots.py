@@ -134,7 +134,7 @@ def plot_curves(
     """
     from svdctl.train.layer_curves import LayerCurves, draw_layers, marker_of
     from svdctl.utils.figure_style import CERTIFIED, START, VALUE, gridded, logarithmic, titled
-    from svdctl.utils.matplotlib_defaults import Figure, SubFigure
+    from svdctl.utils.matplotlib_defaults import Figure, MaxNLocator, SubFigure
 
     # What is not known, None, is a gap in a curve.
     records = [{name: math.nan if value is None else value for name, value in record.items()} for record in records]
@@ -182,6 +182,7 @@ def plot_curves(
         penalty.set(title="Penalty on frames", ylabel="penalty, log scale")
     for panel in panels:
         panel.set(xlabel="epoch", xlim=(0, None))
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.legend()
         gridded(panel)
     titled(figure, "Training", *about)

@@ -15,7 +15,9 @@ VALUE = "#2b6ca3"
 START = "#9aa3ab"
 """What it is compared with: before training, on training images, on clean images."""
 BOUND = "#e08a2e"
-"""What is proved of singular values, and the gap of confidence."""
+"""What is proved of singular values."""
+GAP = "#f2c493"
+"""The gap between accuracy and confidence."""
 MAXIMUM = "#c0392b"
 """The maximum that is allowed, and all that is beyond it."""
 CERTIFIED = "#3a8f5c"
@@ -86,11 +88,19 @@ def shortened(text: str, letters: int) -> str:
     return text if len(text) <= letters else f"{text[:before]}…{text[len(text) - (letters - before - 1) :]}"
 
 
+class PlainLogFormatter(LogFormatter):
+    """Numbers of a logarithmic axis written out, 0.2 and not 2e-01, where there is room for them."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """Return the text at a place; empty where it would be too near to others."""
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
 def logarithmic(panel: Axes) -> None:
-    """Make a panel's vertical axis logarithmic, its numbers written out: 0.2, not 2 times a power of ten."""
+    """Make a panel's vertical axis logarithmic."""
     panel.set_yscale("log")
-    panel.yaxis.set_major_formatter(LogFormatter())
-    panel.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+    panel.yaxis.set_major_formatter(PlainLogFormatter())
+    panel.yaxis.set_minor_formatter(PlainLogFormatter(minor_thresholds=(1, 0.4)))
 
 
 def gridded(panel: Axes, axis: Literal["x", "y", "both"] = "y") -> None:

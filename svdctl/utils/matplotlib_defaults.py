@@ -36,6 +36,7 @@ with _in_its_folder():
     from matplotlib.ticker import (
         FixedLocator,
         LogFormatter,
+        MaxNLocator,
         NullFormatter,
         NullLocator,
         PercentFormatter,
@@ -48,6 +49,7 @@ __all__ = [
     "FixedLocator",
     "LogFormatter",
     "LogNorm",
+    "MaxNLocator",
     "NullFormatter",
     "NullLocator",
     "PercentFormatter",

@@ -158,7 +158,9 @@ class CertifiedAccuracy(Metric):
         mark = record.mark or (attack.mark if attack is not None else "")
         radii = [float(row["radius"]) for row in output.rows(record)]
         over = None if attack is None else attack.results
-        plot_certified(radii, record.protocol["radii"], record.results["lipschitz"], output.name + mark, picture, over)
+        protocol, name = record.protocol, output.name + mark
+        lipschitz = record.results["lipschitz"]
+        plot_certified(radii, protocol["radii"], lipschitz, name, picture, over, protocol["data"])
         return [table, picture]
 
     def values(self, results: Mapping[str, Any]) -> dict[str, float]:

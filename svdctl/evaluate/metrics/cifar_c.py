@@ -160,7 +160,7 @@ class CorruptionAccuracy(Metric):
         files = [table]
         if results["accuracy"]:
             files.append(picture)
-            plot_corruptions(results, output.name + record.mark, picture)
+            plot_corruptions(results, output.name + record.mark, picture, record.protocol["data"])
         if output.config.cifar_c_res is None:
             return files
         target = output.config.cifar_c_res.expanduser()

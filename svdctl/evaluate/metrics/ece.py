@@ -152,7 +152,7 @@ class ExpectedCalibrationError(Metric):
         from svdctl.evaluate.evaluation_plots import plot_reliability  # matplotlib takes a second to import
 
         picture = output.folder / "reliability.png"
-        plot_reliability(record.results, output.name + record.mark, picture)
+        plot_reliability(record.results, output.name + record.mark, picture, record.protocol["data"])
         return [picture]
 
 
