@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import islice
 
+import torch
 from torch import Tensor, nn
 
 from svdctl.errors import ShapeError
@@ -97,7 +98,7 @@ def layer_gain(layer: nn.Module, *, tolerance: float | None = None) -> Gain:
 def absolute_norm(conv: Convolution) -> float:
     """Return at least the norm of the convolution with the kernel's absolute values."""
     kernel = conv.polyphase().double().abs().flatten(3)
-    rows, columns = (float(kernel.sum(axes).max()) for axes in ((2, 3), (1, 3)))
+    rows, columns = torch.stack([kernel.sum(axes).max() for axes in ((2, 3), (1, 3))]).tolist()
     return times(math.sqrt(rows), math.sqrt(columns)) * (1 + 1e-10)
 
 

@@ -7,6 +7,8 @@ from torch import Tensor
 
 _FLOOR = 1e-290
 """For soundness: far above the subnormal numbers, below all bounds of interest."""
+_LEAST_SQUARED, _LARGEST_SQUARED = 1e-100, 1e100
+"""For soundness: largest entries whose squares, and sums of as many as there are, are normal numbers."""
 
 
 def times(*factors: float) -> float:
@@ -52,5 +54,11 @@ def tiny_of(unit: float) -> float:
 
 def norm_above(tensor: Tensor) -> float:
     """Return at least the Euclidean norm of all entries."""
+    if tensor.numel():
+        wide = tensor.detach().double()
+        largest, norm = torch.stack((wide.abs().max(), wide.norm())).tolist()
+        # No square over- or underflows so that it is felt: one read of a device.
+        if _LEAST_SQUARED < largest < _LARGEST_SQUARED:
+            return norm * (1 + (tensor.numel() + 8) * 2.0**-52)
     unit, exponent = to_unit_size(tensor)
     return times_power(float(unit.norm()) * (1 + (tensor.numel() + 8) * 2.0**-52), exponent)

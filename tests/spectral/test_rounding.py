@@ -9,6 +9,8 @@ from torch import Tensor
 from svdctl.spectral.cholesky_proof import provably_below, rounding_shift
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.gram import GramField
+from svdctl.spectral.rounding import norm_above
+from tests.dispatched_operations import DispatchedOperations
 
 SIDES = (1, 2, 3, 17, 64, 160, 257)
 
@@ -82,3 +84,15 @@ def test_nothing_above_a_level_is_proved_to_be_below_it(side: int) -> None:
                     room = rounding_shift(field, math.sqrt(square), precision) / square
                     level = math.sqrt(square * (1 + 4 * room))
                     assert bool(provably_below(field, points[place : place + 1], level, precision))
+
+
+def test_a_norm_takes_few_operations_and_one_read() -> None:
+    tensor = torch.randn(40, 30)
+    exact = float(torch.linalg.vector_norm(tensor.double()))
+    with DispatchedOperations() as counted:
+        found = norm_above(tensor)
+    assert exact <= found <= exact * (1 + 1e-12)
+    assert counted.total <= 5
+    assert "_local_scalar_dense" not in counted.counts
+    for scale in (1e-200, 1e-101, 1e-99, 1e99, 1e101, 1e200):
+        assert exact * scale * (1 - 1e-15) <= norm_above(tensor.double() * scale) <= exact * scale * (1 + 1e-12)
