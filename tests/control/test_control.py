@@ -160,6 +160,18 @@ def test_brackets_of_a_seal_depend_on_the_sealed_weights_alone(kind: str) -> Non
     assert sealed["0"].lower > 0.049
 
 
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_wide_report_finds_the_largest_values_that_a_quick_seal_leaves_open(kind: str) -> None:
+    model = nn.Sequential(make(kind, torch.float32))
+    controller = Controller.from_config(model, None, Divide(max_sigma=0.05, linear_max=0.05), None)
+    quick = controller.seal(sharp=False)
+    assert quick["0"].lower == 0
+    [wide], [sharp] = controller.report(quick, tolerance=0.05), controller.report()
+    assert sharp.largest / 1.05 <= wide.largest <= sharp.bound
+    assert wide.largest <= wide.bound <= 0.05
+    assert wide.is_proved
+
+
 def test_paper_procedure_has_no_seal() -> None:
     layer = make("conv2d", torch.float32)
     sizes = {"0": (6, 6)}

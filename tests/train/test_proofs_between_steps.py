@@ -79,6 +79,9 @@ def test_layers_are_within_their_maxima_after_each_proof(
     for line in proofs:
         assert {f"bound/{name}" for name in names} == {key for key in line if key.startswith("bound/")}
         assert all(line[f"bound/{name}"] <= LIMIT for name in names)
+    for line in (line for line in lines_of(run.folder, "epoch") if "val_acc" in line):
+        assert {line.get(f"max/{name}") for name in names} == {LIMIT}
+        assert all(0 < line[f"sigma/{name}"] <= line[f"bound/{name}"] <= LIMIT for name in names)
     proved = {(step - 1) // 3 for step in steps}
     assert [line.get("proof_time", 0) > 0 for line in lines_of(run.folder, "epoch")] == [
         line["epoch"] - 1 in proved for line in lines_of(run.folder, "epoch")
