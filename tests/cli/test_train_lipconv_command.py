@@ -44,6 +44,7 @@ def test_every_flag_of_the_papers_command_sets_its_field(recipe: Mock) -> None: 
         "ema": None,
         "out_dir": "o",
         "init": "paper",
+        "initial": None,
         "data": {"kind": "cifar100", "root": "d"},
         "model": {"kind": "lipconv", "block_size": 2, "in_channels": 16, "checkpoint_activations": False},
         "layer": {
