@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from svdctl.cli.options import DEVICES, Flag, Flags, Merge, Resolved, spelled
-from svdctl.cli.training_flags import DEBUG, FORMS_OF_DATA, PLUGIN, SET, data_table
+from svdctl.cli.training_flags import DEBUG, FORMS_OF_DATA, PLUGIN, SET, data_table, set_image_size, set_of_folder
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.errors import UsageError, nearest
 from svdctl.registry import DATA, METRICS
@@ -111,6 +111,10 @@ EVALUATION: Flags = {
         str,
         rule=_data,
     ),
+    "image_size": Flag(
+        "data.size", WHAT, "Side of images of --dataset folder:PATH, scaled and cropped to it.", rule=set_image_size
+    ),
+    "workers": Flag("data.workers", WHAT, rule=set_of_folder),
     "dataset_root": Flag("dataset_root", WHAT),
     "radii": Flag("settings.certified.radii", WHAT, rule=_several),
     "seed": Flag("seed", WHAT),

@@ -114,14 +114,16 @@ def _root(merge: Merge, name: str, value: str) -> None:
     merge.to.put("data.root", str(value))
 
 
-def _of_folder(merge: Merge, name: str, value: Any) -> None:
+def set_of_folder(merge: Merge, name: str, value: Any) -> None:
+    """Set a key of data in folders."""
     if merge.to.kind("data") != "folder":
         raise UsageError(f"{spelled(name)} belongs to images in folders; add --dataset folder:PATH, or leave it out")
     merge.put(name, value)
 
 
-def _image_size(merge: Merge, name: str, value: int) -> None:
-    _of_folder(merge, name, value)
+def set_image_size(merge: Merge, name: str, value: int) -> None:
+    """Set the side of images in folders, which are scaled to it."""
+    set_of_folder(merge, name, value)
     merge.to.put("data.resize", True)
 
 
@@ -370,9 +372,9 @@ FLAGS: Flags = {
     "dataset": Flag("data.kind", text=f"{FORMS_OF_DATA}.", type=str, rule=_data),
     "dataset_root": Flag("data.root", rule=_root, of=WRN),
     "data_dir": Flag("data.root", rule=_root, spellings=("--dataset-root",), of=LIP),
-    "image_size": Flag("data.size", text="Side of images of a folder, scaled and cropped to it.", rule=_image_size),
-    "storage": Flag("data.storage", rule=_of_folder),
-    "workers": Flag("data.workers", rule=_of_folder),
+    "image_size": Flag("data.size", text="Side of images of a folder, scaled and cropped to it.", rule=set_image_size),
+    "storage": Flag("data.storage", rule=set_of_folder),
+    "workers": Flag("data.workers", rule=set_of_folder),
     "resized_crop": Flag(
         text="Train on random crops of at least this share of an image, scaled up to it, in place of padded ones.",
         type=float,

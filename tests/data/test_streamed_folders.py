@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from svdctl.cli.evaluation_flags import resolve_evaluation
 from svdctl.cli.training_flags import resolve
 from svdctl.config.configuration import configuration
 from svdctl.config.data_config import Augment
@@ -20,6 +21,7 @@ from svdctl.data.folder import Folder
 from svdctl.data.streamed_images import StreamedImages
 from svdctl.data.train_test import TrainTest
 from svdctl.errors import CheckpointError, DataError, UsageError
+from svdctl.evaluate.evaluation_data import EvaluationData
 from svdctl.train import start as recipe
 from svdctl.utils.progress import Reporter
 from tests.data.test_image_cache import Told
@@ -254,3 +256,17 @@ def test_flags_of_storage_and_resized_crops(tmp_path: Path) -> None:
     assert (found.augment.crop, found.augment.resized_crop) == (0, (0.08, 1.0))
     with pytest.raises(UsageError, match="takes the place of"):
         resolve({"set": ["augment.crop=4", "augment.resized_crop=[0.1, 1]"]})
+
+
+def test_the_test_images_of_an_evaluation_are_not_read_to_be_told_apart(tmp_path: Path) -> None:
+    root = draw(tmp_path / "data", count=3)
+    flags = {"checkpoints": ["x.pt"], "dataset": f"folder:{root}", "image_size": SIZE, "workers": 2}
+    data = resolve_evaluation(flags).config.data
+    assert isinstance(data, Folder)
+    assert (data.size, data.resize, data.workers) == (SIZE, True, 2)
+    before, after = read(root, "resident"), read(root)
+    (root / "val/a/0.png").unlink()
+    streamed = EvaluationData(data, after)
+    assert streamed.sha256.startswith(FILES)
+    assert streamed.identity["fingerprint"] == fingerprint(before.test, like=FILES)
+    assert len(EvaluationData(data, before).sha256) == 64
