@@ -66,8 +66,8 @@ def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> t
         length = _norms(residual)
         # Where the space is exhausted, rounding alone is left: no direction of it, or values would be made up.
         is_new = length > info.eps**0.5 * _norms(image)
-        torch.mul(residual, torch.where(is_new, length.reciprocal(), 0.0), out=basis[:, step + 1])
-        beside.append(torch.where(is_new, length, 0.0))
+        torch.mul(residual, is_new / length.clamp_min(info.tiny), out=basis[:, step + 1])
+        beside.append(length * is_new)
     projected = torch.diag_embed(torch.cat(diagonal, -1))
     if beside:
         projected = projected + torch.diag_embed(torch.cat(beside, -1), offset=-1)
