@@ -104,19 +104,23 @@ def go_on(command: Command, path: Path, flags: dict[str, Any], allow_changed_dat
                 path,
                 reporter=reporter,
                 changes=changes,
-                refused=lambda config: command.refused(config) or _why_other(config, model),
+                refused=command.refused if model is None else _refused_but(command, model),
                 allow_changed_data=bool(allow_changed_data),
                 to_resume=command.to_resume,
             )
         )
 
 
-def _why_other(config: TrainConfig, model: str | None) -> str | None:
-    """Return why a run is not of the network that --model names; None: it is, or none is named."""
-    if model is None or is_network(config.model, model):
-        return None
-    trains = getattr(config.model, "network", config.model.kind)
-    return f"trains {trains}, not {model}; leave --model out"
+def _refused_but(command: Command, model: str) -> Callable[[TrainConfig], str | None]:
+    """Return what says why a run is not gone on with: it is the other command's, or of another network than --model."""
+
+    def refused(config: TrainConfig) -> str | None:
+        if is_network(config.model, model):
+            return command.refused(config)
+        trains = getattr(config.model, "network", config.model.kind)
+        return command.refused(config) or f"trains {trains}, not {model}; leave --model out"
+
+    return refused
 
 
 @contextmanager
