@@ -103,11 +103,6 @@ def grant_factory(network: str) -> str:
     return name
 
 
-def granted_factories() -> tuple[str, ...]:
-    """Return the names of the factories that the user has named, for processes that this one starts, and messages."""
-    return tuple(_factories)
-
-
 def granted_factory(network: str) -> str | None:
     """Return the factory that makes a network which a configuration names; None: the user has named none for it.
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +86,7 @@ def start(command: Command, flags: dict[str, Any], *, print_config: bool, dry_ru
                     base=resolved.base,
                     reporter=reporter,
                     download_weights=flags.get("init_from") == PUBLISHED,
-                    to_resume=command.to_resume,
+                    to_resume=partial(command.to_resume, model=getattr(resolved.config.model, "network", None)),
                 )
             )
 
@@ -106,7 +107,7 @@ def go_on(command: Command, path: Path, flags: dict[str, Any], allow_changed_dat
                 changes=changes,
                 refused=command.refused if model is None else _refused_but(command, model),
                 allow_changed_data=bool(allow_changed_data),
-                to_resume=command.to_resume,
+                to_resume=partial(command.to_resume, model=model),
             )
         )
 

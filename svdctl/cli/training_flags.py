@@ -32,7 +32,7 @@ from svdctl.config.model_config import PUBLISHED
 from svdctl.config.presets import list_presets, read_preset, run_name
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import UsageError, closest
-from svdctl.plugins import granted_factories, network_name
+from svdctl.plugins import is_factory, network_name
 from svdctl.registry import DATA, LOGGERS
 
 
@@ -56,10 +56,10 @@ class Command:
         """Return its options."""
         return {name: flag for name, flag in FLAGS.items() if flag.of in ("", self.name)}
 
-    def to_resume(self, folder: Path) -> str:
-        """Return the command line that goes on with the run in a folder."""
-        model = "".join(f" --model {factory}" for factory in granted_factories())
-        return f"svdctl {self.name} --resume {folder}{model}"
+    def to_resume(self, folder: Path, model: str | None = None) -> str:
+        """Return the command line that goes on with the run in a folder; a factory that makes its `model` is named."""
+        named = f" --model {model}" if model is not None and is_factory(model) else ""
+        return f"svdctl {self.name} --resume {folder}{named}"
 
     @property
     def words(self) -> dict[str, str]:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 
-from svdctl.plugins import load_plugins
+from svdctl.plugins import grant_factory, is_factory, load_plugins
 
 
 def main() -> None:
@@ -22,11 +22,15 @@ def main() -> None:
 
 
 def work(text: str) -> str:
-    """Return the outcome, in JSON, of a job in JSON; the plugins of its configuration are those that a user named."""
+    """Return the outcome, in JSON, of a job in JSON; plugins and factory are those that a user named."""
     from svdctl.reproduce.execute import execute  # after the environment is known
     from svdctl.reproduce.run_store import JOB, OUTCOME, Outcome
 
-    load_plugins(json.loads(text)["config"]["plugins"])
+    config = json.loads(text)["config"]
+    load_plugins(config["plugins"])
+    network = config["model"].get("network")
+    if isinstance(network, str) and is_factory(network):
+        grant_factory(network)
     job = JOB.validate_json(text)
     try:
         outcome = execute(job)

@@ -47,7 +47,8 @@ def test_alone_it_runs_the_quick_start(recipe: Mock) -> None:
     recipe.run.assert_called_once()
     (config,), named = recipe.run.call_args
     assert config == resolve({"preset": "quickstart"}).config
-    assert named.keys() == {"base", "reporter", "to_resume"}
+    assert named.keys() == {"base", "download_weights", "reporter", "to_resume"}
+    assert not named["download_weights"]
     assert named["to_resume"](Path("runs/x")) == "svdctl train --resume runs/x"
     assert "quickstart" in named["base"]
     assert isinstance(named["reporter"], TrainingDisplay)
