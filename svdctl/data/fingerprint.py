@@ -34,9 +34,8 @@ def fingerprint(*parts: ImageData, like: str | None = None) -> str:
     """
     streamed = any(is_streamed(part.images) for part in parts)
     by_files = streamed if like is None else like.startswith(FILES)
-    described = [_description(part) for part in parts] if by_files else []
-    if described and None not in described:
-        return FILES + content_digest(*filter(None, described))
+    if by_files and (found := fingerprint_of_files(*parts)) is not None:
+        return found
     contents: list[str | bytes] = []
     # Blocks are hashed in threads (hashlib releases the GIL), and their digests are hashed in order.
     with ThreadPoolExecutor(max_workers=min(8, torch.get_num_threads())) as pool:
@@ -48,6 +47,12 @@ def fingerprint(*parts: ImageData, like: str | None = None) -> str:
             digests = pool.map(content_digest, (*_blocks(part.images), *_blocks(labels)))
             contents += map(bytes.fromhex, digests)
     return content_digest(*contents)
+
+
+def fingerprint_of_files(*parts: ImageData) -> str | None:
+    """Return the fingerprint that is made of what images are read from; None where only pixels tell."""
+    described = [_description(part) for part in parts]
+    return None if None in described else FILES + content_digest(*filter(None, described))
 
 
 def _description(part: ImageData) -> str | None:

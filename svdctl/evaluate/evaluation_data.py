@@ -13,7 +13,7 @@ from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.config.train_config import TrainConfig
 from svdctl.data.batches import derived_seed
 from svdctl.data.data_source import at_place, describe, same_data, source_of
-from svdctl.data.fingerprint import FILES, fingerprint
+from svdctl.data.fingerprint import fingerprint, fingerprint_of_files
 from svdctl.data.images import BLOCK, ImageData
 from svdctl.data.split import stratified_split
 from svdctl.data.streamed_images import is_streamed
@@ -79,7 +79,7 @@ class EvaluationData:
         images: Any = self.test.images
         if self.test.files is not None and not isinstance(images, Tensor):
             return fingerprint(self.test)
-        if is_streamed(self.test.images) and (found := fingerprint(self.test)).startswith(FILES):
+        if is_streamed(self.test.images) and (found := fingerprint_of_files(self.test)) is not None:
             return found  # all images need not be read for it
         tensors = (self.test.images, self.test.labels)
         block = block_size_for(self.test.image_shape, BLOCK)
