@@ -160,14 +160,20 @@ def _imported(name: str) -> ModuleType:
     with _as_sentence(name):
         if _is_file(name):
             return import_file(Path(name))
-        # The current folder comes last, so that nothing in it hides an installed module.
-        here = str(Path.cwd())
-        sys.path.append(here)
-        try:
+        with current_folder_searched():
             return importlib.import_module(name)
-        finally:
-            if here in sys.path:
-                del sys.path[-1 - sys.path[::-1].index(here)]
+
+
+@contextmanager
+def current_folder_searched() -> Iterator[None]:
+    """Look for modules in the current folder too: last, so that nothing in it hides an installed module."""
+    here = str(Path.cwd())
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        if here in sys.path:
+            del sys.path[-1 - sys.path[::-1].index(here)]
 
 
 @contextmanager

@@ -129,11 +129,14 @@ def _checkpoint_of(path: Path, contents: object) -> Checkpoint:
         ) from error
     held = {f"tensor {place} of the training": tensor for place, tensor in enumerate(tensors_in(found.training))}
     check_sizes({**held, **found.model}, path.stat().st_size, str(path))
-    if math.prod(found.image_shape) > max(MAX_IMAGE, sum(value.numel() for value in found.model.values())):
-        raise CheckpointError(
-            f"{path} is no sound checkpoint (image_shape: images of {' x '.join(map(str, found.image_shape))[:40]} for "
-            "so few weights); use another one"
-        )
+    largest = max(MAX_IMAGE, sum(value.numel() for value in found.model.values()))
+    side = getattr(config.model, "image_size", None) or 1
+    for where, shape in (("image_shape", found.image_shape), ("model.image_size", (3, side, side))):
+        if math.prod(shape) > largest:
+            raise CheckpointError(
+                f"{path} is no sound checkpoint ({where}: images of {' x '.join(map(str, shape))[:40]} for so few "
+                "weights); use another one"
+            )
     if not _is_plausible(config, len(found.classes), found.model):
         raise CheckpointError(f"{path}: its weights do not fit the configuration beside them; use another one")
     return Checkpoint(config, found.classes, found.image_shape, found.model, found.training, found.metrics, found.data)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from svdctl.checkpoint.library_file import all_tensors, describe
-from svdctl.checkpoint.model_factory import bridged_by_names, listed, needed_names
+from svdctl.checkpoint.model_factory import bridged_by_names, described, listed, needed_names
 from svdctl.checkpoint.paper_checkpoints import open_paper_network
-from svdctl.checkpoint.tensors import digest, holds_weights
+from svdctl.checkpoint.tensors import digest, fits_place, holds_weights
 from svdctl.checkpoint.weight_file import WeightFile, read_tensors
 from svdctl.config.model_config import PUBLISHED, InitialWeights
 from svdctl.config.train_config import TrainConfig
@@ -194,7 +194,7 @@ class _Fit:
         self.names = bridged_by_names(file, self.expected)
         self.given = {name: file[own] for own, name in self.names.items()}
         same = {name for name, tensor in self.given.items() if name in self.expected}
-        self.fitting = {name for name in same if self.given[name].shape == self.expected[name].shape}
+        self.fitting = {name for name in same if fits_place(self.given[name], self.expected[name])}
         self.heads = _head(model, classes, self.given, same - self.fitting) | self._further_heads(config)
 
     def _further_heads(self, config: TrainConfig) -> set[str]:
@@ -221,15 +221,20 @@ class _Fit:
                 f"{where} does not fit the network: {self._misfit(outside, unfilled, own)}; `initial.lenient` takes "
                 "what fits and names the rest"
             )
-        self.model.load_state_dict({name: self.given[name] for name in self.fitting}, strict=False)
+        taken = {name: self.given[name].to(self.expected[name].dtype) for name in self.fitting}
+        if damaged := [own[name] for name, tensor in taken.items() if not bool(tensor.isfinite().all())]:
+            raise CheckpointError(
+                f"{where} has numbers that are not finite in {listed(sorted(damaged), 3)}; use another file"
+            )
+        self.model.load_state_dict(taken, strict=False)
         heads, left_out = ([own[name] for name in names] for names in (sorted(self.heads & own.keys()), outside))
         return FilledNetwork(len(self.fitting), tuple(heads), tuple(left_out), tuple(unfilled))
 
     def _misfit(self, outside: list[str], unfilled: list[str], own: Mapping[str, str]) -> str:
         differ = [name for name in outside if name in self.expected]
         parts = [
-            f"{own[name]!r} is {tuple(self.given[name].shape)} in the file and {tuple(self.expected[name].shape)} in "
-            "the network"
+            f"{own[name]!r} is {described(self.given[name])} in the file and {described(self.expected[name])} in the "
+            "network"
             for name in differ[:1]
         ]
         lacking = [name for name in unfilled if name not in self.given]

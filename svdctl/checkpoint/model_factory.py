@@ -13,7 +13,7 @@ from difflib import get_close_matches
 import torch
 from torch import Tensor, nn
 
-from svdctl.checkpoint.tensors import holds_weights
+from svdctl.checkpoint.tensors import fits_place, holds_weights
 from svdctl.checkpoint.weight_file import WeightFile
 from svdctl.errors import CheckpointError
 from svdctl.layers.normalize import Normalize
@@ -102,7 +102,7 @@ def load_model_leniently(
 
 
 def _fitting(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value for name, value in given.items() if name in expected and value.shape == expected[name].shape}
+    return {name: value for name, value in given.items() if name in expected and fits_place(value, expected[name])}
 
 
 def _bridges(given: dict[str, Tensor], expected: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
@@ -210,7 +210,7 @@ def _prefixes(names: Mapping[str, Tensor]) -> list[str]:
 def _fault(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], weights: WeightFile) -> str | None:
     missing = [name for name in expected if name in needed_names(expected) and name not in given]
     unexpected = [name for name in given if name not in expected]
-    differ = [name for name in expected if name in given and expected[name].shape != given[name].shape]
+    differ = [name for name in expected if name in given and not fits_place(given[name], expected[name])]
     if not (missing or unexpected or differ):
         return None
     hint = f"; `key` takes another part ({', '.join(weights.alternatives[:4])})" if weights.alternatives else ""
@@ -228,12 +228,20 @@ def _fault(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], weights:
         nearest = f", the nearest is {near[0]!r}" if near else ""
         return f"the network has no {unexpected[0]!r}{_more(unexpected)}{nearest}; check `model`{hint}"
     first = differ[0]
-    here, there = tuple(given[first].shape), tuple(expected[first].shape)
+    here, there = described(given[first]), described(expected[first])
     shapes = f"{first!r} is {here} in the file and {there} in the network{_more(differ)}"
+    if given[first].shape == expected[first].shape:
+        return f"{shapes}; save real numbers in its place"
     classes = _classes(expected, given)
     if classes is not None:
         return f"{shapes}; the file probably has {classes} classes: make the network with as many"
     return f"{shapes}; check the widths of `model`{hint}"
+
+
+def described(tensor: Tensor) -> str:
+    """Return the shape of a tensor, with the type of numbers that are not real."""
+    kind = "" if tensor.is_floating_point() else f" of {str(tensor.dtype).removeprefix('torch.')}"
+    return f"{tuple(tensor.shape)}{kind}"
 
 
 def listed(names: Sequence[str], shown: int = _SHOWN) -> str:

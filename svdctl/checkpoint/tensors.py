@@ -33,6 +33,16 @@ def holds_weights(tensor: Tensor) -> bool:
     return tensor.numel() > 0 and not is_counter
 
 
+def fits_place(given: Tensor, wanted: Tensor) -> bool:
+    """Return whether a tensor of a file can take the place of a network's: its shape, and real numbers for real ones.
+
+    Integers in the place of weights are codes of a quantised network, whose scales stand elsewhere; torch would convert
+    them as they are, and complex numbers without their imaginary part.
+    """
+    is_of_its_kind = given.is_floating_point() or not (wanted.is_floating_point() or given.is_complex())
+    return given.shape == wanted.shape and is_of_its_kind
+
+
 def words_of(name: str) -> list[str]:
     """Return the words of a dotted name in lower case: `"blocks.0.layerNorm1"` has blocks, layer and norm."""
     return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())

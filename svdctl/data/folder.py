@@ -1,9 +1,9 @@
 """A user's own images in folders, one a class."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from svdctl.config.data_config import Augment, DataConfig
 from svdctl.data.data_source import DataSource, register_data
@@ -11,6 +11,10 @@ from svdctl.utils.progress import Reporter
 
 if TYPE_CHECKING:
     from svdctl.data.train_test import TrainTest
+
+
+LARGEST = 2**14
+"""Side of an image of 0.8 GB, 3.2 GB in float32; a small file can name any."""
 
 
 class Folder(DataConfig):
@@ -22,8 +26,8 @@ class Folder(DataConfig):
 
     `val/` beside `test/` is the validation part, alone the test part. What begins with a dot is left out.
     """
-    size: PositiveInt = 32
-    """Side in pixels that every image must have, or is resized to when `resize` is on."""
+    size: Annotated[int, Field(gt=0, le=LARGEST)] = 32
+    """Side in pixels that every image must have, or is resized to when `resize` is on; at most 16,384."""
     resize: bool = False
     """Scale and centre-crop images of another size; otherwise a different size is an error."""
     channels: Literal[1] | None = None

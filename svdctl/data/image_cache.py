@@ -93,13 +93,16 @@ class ImageCache:
                 raise ValueError("its head is damaged")
             if {name: head.get(name) for name in self._about} != self._about:
                 return None  # files have changed since
+            scaled = head.get("scaled")
+            if type(scaled) is not int or scaled < 0:
+                raise ValueError("its head is damaged")
             images = np.empty(self._shape, np.uint8)
             if state.st_size - file.tell() != images.nbytes:
                 raise ValueError("it is cut short, or too long")
             _fill(file, images)
         if _digests(images) != head.get("digests"):
             raise ValueError("its contents are damaged")
-        return Decoded(images, int(head["scaled"]))
+        return Decoded(images, scaled)
 
     def write(self, decoded: Decoded) -> str | None:
         """Keep images; return why they are not kept, where they should be."""

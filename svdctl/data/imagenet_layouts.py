@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ _LONGEST_NAME = 60
 """Signs of a name of a class."""
 _IDENTIFIER = re.compile(r"n\d{8}")
 _SOLUTION = "LOC_val_solution.csv"
+_ARCHIVE = ("ILSVRC", "Data", "CLS-LOC")
+"""Folders of ImageNet's archive, each in the one before."""
 
 
 def published_layout(path: Path) -> Layout | None:
@@ -32,7 +35,7 @@ def published_layout(path: Path) -> Layout | None:
         names = _names(path / "words.txt", "\t")
         labels = _pairs(path / "val/val_annotations.txt", _of_tiny)
         return _layout(path, path / "val/images", labels, names, set(_lines(path / "wnids.txt")))
-    data = path / "ILSVRC/Data/CLS-LOC"
+    data = path.joinpath(*_ARCHIVE)
     data = data if data.is_dir() else path
     val = data / "val"
     if not ((data / "train").is_dir() and val.is_dir() and images_in(val) and not folders_in(val)):
@@ -40,8 +43,10 @@ def published_layout(path: Path) -> Layout | None:
     classes = folders_in(data / "train")
     if not classes or not all(_IDENTIFIER.fullmatch(folder.name) for folder in classes):
         return None
-    above = [data, *data.absolute().parents[:3]]
-    solution = next((place / _SOLUTION for place in above if (place / _SOLUTION).is_file()), None)
+    whole = data.absolute()
+    # The folders above belong to the data set where they are called as in its archive.
+    places = [data, *(whole.parents[:3] if whole.parts[-3:] == _ARCHIVE else ())]
+    solution = next((place / _SOLUTION for place in places if (place / _SOLUTION).is_file()), None)
     if solution is None:
         raise DataError(
             f"{val} holds images, and not a folder for each class; put ImageNet's {_SOLUTION} into {path}, or the "
@@ -63,7 +68,7 @@ def _layout(
     classes = [folder.name for folder in folders]
     if wanted is not None and wanted != set(classes):
         odd = sorted(wanted ^ set(classes))
-        raise DataError(f"{path}: wnids.txt and train/ have different classes ({', '.join(odd[:5])}); restore them")
+        raise DataError(f"{path}: wnids.txt and train/ have different classes ({_first(odd)}); restore them")
     number = {name: label for label, name in enumerate(classes)}
     files, found = ImageFiles(), list[int]()
     for folder in folders:
@@ -74,7 +79,13 @@ def _layout(
             raise DataError(f"{path / 'train'}: there is no image in {folder.name}; restore its images")
     count = len(files)
     images = add_images(files, str(val), "val")
-    stems = {name if name in labels else os.path.splitext(name)[0]: name for name in images}
+    listed = [name if name in labels else os.path.splitext(name)[0] for name in images]
+    if twice := [name for name, times in Counter(listed).items() if times > 1]:
+        raise DataError(
+            f"{val}: several images have one name without their endings ({_first(twice)}), and the list has it once; "
+            "remove the others"
+        )
+    stems = dict(zip(listed, images, strict=True))
     for what, odd in (
         ("have no class in the list", [stems[stem] for stem in stems if stem not in labels]),
         ("stand in the list and are not there", [stem for stem in labels if stem not in stems]),
@@ -82,11 +93,16 @@ def _layout(
     ):
         if odd:
             raise DataError(
-                f"{val}: {len(odd):,} images {what} ({', '.join(sorted(odd)[:5])}); restore the list and the images"
+                f"{val}: {len(odd):,} images {what} ({_first(sorted(odd))}); restore the list and the images"
             )
     found += [number[labels[stem]] for stem in stems]
     shown = tuple(f"{name} {names[name]}" if name in names else name for name in classes)
     return Layout(files, torch.tensor(found, dtype=torch.int64), shown, {"train": count, "val": len(images)})
+
+
+def _first(names: Sequence[str]) -> str:
+    """Return the first names, cut: a line of a list may have any length."""
+    return ", ".join(name[:_LONGEST_NAME] for name in names[:5])
 
 
 def _lines(file: Path) -> list[str]:

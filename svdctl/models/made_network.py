@@ -2,9 +2,8 @@
 
 import importlib
 import inspect
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from svdctl.errors import ShapeError, UsageError, first_line
 from svdctl.layers.layer_ops import ConvFactory, find_ops
 from svdctl.models.external_architecture import FORMS
-from svdctl.plugins import import_file, is_factory
+from svdctl.plugins import current_folder_searched, import_file, is_factory
 
 AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
 """Networks of torchvision that have further heads in training, and how names of those heads begin."""
@@ -127,20 +126,15 @@ def _refuse_image_size(network: str, image_size: int | None) -> None:
 
 
 def _of_factory(module: str, name: str, wanted: dict[str, Any]) -> nn.Module:
-    # Of a single file the folder is not searched.
-    here = "" if module.endswith(".py") else str(Path.cwd())
-    if here:
-        sys.path.insert(0, here)
     try:
-        made = _called(_found(module, name), wanted)
+        # Of a single file the folder is not searched.
+        with nullcontext() if module.endswith(".py") else current_folder_searched():
+            made = _called(_found(module, name), wanted)
     except UsageError:
         raise
     except (Exception, SystemExit) as error:
         # Whatever the user's own code raises is told as theirs; scripts without a guard end the program.
         raise UsageError(f"`model = {module}:{name}` failed: {type(error).__name__}: {first_line(error)}") from error
-    finally:
-        if here and here in sys.path:
-            sys.path.remove(here)
     if not isinstance(made, nn.Module):
         raise UsageError(f"`model = {module}:{name}` made a {type(made).__name__}, not a torch.nn.Module")
     return made

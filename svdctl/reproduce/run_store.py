@@ -60,7 +60,7 @@ class RunStore:
             for folder in sorted(place.expanduser().glob("*")):
                 config = _config_of(folder)
                 if config is not None:
-                    found.setdefault(run_hash(config), []).append(folder)
+                    found.setdefault(run_hash(config, recorded=True), []).append(folder)
         return found
 
     def usable(
@@ -221,7 +221,7 @@ def inspect_run(folder: Path) -> RunState:
     key = None
     try:
         checkpoint = read_checkpoint(folder / "last.pt")
-        key = run_hash(checkpoint.config)
+        key = run_hash(checkpoint.config, recorded=True)
         with checkpoint_error_on_mismatch(folder):
             history = read_history(checkpoint, folder)
             counters = Counters(**history.training["counters"])

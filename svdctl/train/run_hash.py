@@ -37,22 +37,26 @@ NEWER: dict[str, Any] = {
 A key that is absent by default needs no entry."""
 
 
-def run_hash(config: TrainConfig) -> str:
+def run_hash(config: TrainConfig, *, recorded: bool = False) -> str:
     """Return twelve hexadecimal digits, equal for configurations of equal results.
 
     Names, places, logs and kinds of devices are left out, and what `control.prove_every_steps = "auto"` becomes on any
     of these. `checkpoint.every_epochs` is left out too when every epoch is
     evaluated: an evaluation seals the bounds already, so that writing a checkpoint after it changes nothing.
+
+    Args:
+        config: of the run.
+        recorded: it stands in a run folder: nothing that it names is read, as it holds the hash of its weights.
     """
-    return json_digest(_deciding(config))[:12]
+    return json_digest(_deciding(config, recorded=recorded))[:12]
 
 
 def differing(first: TrainConfig, second: TrainConfig) -> list[str]:
-    """Return names of the sections by which two configurations are not one run; none where they are.
+    """Return names of the sections by which two recorded configurations are not one run; none where they are.
 
     Where data lie does not count: what they are is known by their fingerprints.
     """
-    one, other = _deciding(first), _deciding(second)
+    one, other = _deciding(first, recorded=True), _deciding(second, recorded=True)
     for table in (one, other):
         table["data"].pop("path", None)
     return [name for name in one | other if one.get(name) != other.get(name)]
@@ -67,7 +71,7 @@ def config_in(folder: Path) -> TrainConfig | None:
         return None
 
 
-def _deciding(config: TrainConfig) -> dict[str, Any]:
+def _deciding(config: TrainConfig, *, recorded: bool) -> dict[str, Any]:
     """Return what decides the results."""
     table: dict[str, Any] = config.model_dump(mode="json", exclude_none=True)
     dropped = [
@@ -79,7 +83,7 @@ def _deciding(config: TrainConfig) -> dict[str, Any]:
     if "network" in model:
         model["network"] = without_folder(model["network"])
     if config.initial is not None:
-        table["initial"] = _weights(config.initial, config)
+        table["initial"] = _weights(config.initial, config, recorded)
     for path in dropped:
         section, _, key = path.rpartition(".")
         (table[section] if section else table).pop(key, None)
@@ -94,10 +98,12 @@ def _deciding(config: TrainConfig) -> dict[str, Any]:
     return table
 
 
-def _weights(initial: InitialWeights, config: TrainConfig) -> str:
+def _weights(initial: InitialWeights, config: TrainConfig, recorded: bool) -> str:
     """Return what tells initial weights from others: the hash of their contents, wherever the file lies."""
     if initial.file == PUBLISHED or initial.sha256 is not None:
         return PUBLISHED if initial.file == PUBLISHED else str(initial.sha256)
+    if recorded:
+        return initial.file
     try:
         return read_initial(initial, config, download=False).sha256
     except (SvdctlError, OSError):  # the run itself says what is wrong with it

@@ -13,11 +13,9 @@ def user_cache_folder() -> Path | None:
     given = os.environ.get(VARIABLE, "")
     if given.lower() == "off":
         return None
-    if given:
-        return Path(given).expanduser()
     try:
-        return _of_the_system() / "svdctl"
-    except RuntimeError:  # there is no home
+        return Path(given).expanduser() if given else _of_the_system() / "svdctl"
+    except RuntimeError:  # there is no home, or no such user
         return None
 
 

@@ -50,6 +50,16 @@ def test_factories_of_the_user(module: str) -> None:
     assert sys.path == path
 
 
+def test_a_module_beside_the_command_hides_no_installed_one(module: str, tmp_path: Path) -> None:
+    (tmp_path / "colorsys.py").write_text("raise RuntimeError\n")
+    (tmp_path / "beside.py").write_text("import colorsys\nfrom usernets import build\n")
+    try:
+        assert isinstance(make_model("beside:build"), nn.Sequential)
+    finally:
+        for name in ("beside", "colorsys"):
+            sys.modules.pop(name, None)
+
+
 @pytest.mark.parametrize(
     ("spec", "told"),
     [

@@ -1,6 +1,7 @@
 """Trained weights that a run starts from: what fits, what is a head, and TT layers by best fit."""
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from svdctl.checkpoint.initial_weights import FilledNetwork, InitialTensors, fill_, read_initial
+from svdctl.checkpoint.model_factory import load_model
 from svdctl.checkpoint.tensors import digest
+from svdctl.checkpoint.weight_file import read_tensors
 from svdctl.config.configuration import configuration
 from svdctl.config.model_config import InitialWeights
 from svdctl.config.train_config import TrainConfig
@@ -109,6 +112,35 @@ def test_what_does_not_fit_needs_lenient(network: str, tmp_path: Path, change: A
         filled(config_of(network), initial)
     _, found = filled(config_of(network), initial, lenient=True)
     assert found.left_out or found.unfilled
+
+
+@pytest.mark.parametrize(
+    ("numbers", "sentence"),
+    [
+        (lambda weight: (100 * weight).to(torch.int8), r"'2\.weight' is \(.*\) of int8 in the file and \("),
+        (lambda weight: weight > 0, r"\) of bool in the file"),
+        (lambda weight: torch.complex(weight, weight), r"\) of complex64 in the file"),
+    ],
+    ids=["codes", "signs", "complex"],
+)
+def test_numbers_of_another_kind_are_not_converted(network: str, tmp_path: Path, numbers: Any, sentence: str) -> None:
+    state = trained(network)
+    initial = file_of(state | {"2.weight": numbers(state["2.weight"])}, tmp_path)
+    with pytest.raises(CheckpointError, match=sentence):
+        filled(config_of(network), initial)
+    _, found = filled(config_of(network), initial, lenient=True)
+    assert found.left_out == ("2.weight",)
+    with pytest.raises(CheckpointError, match=sentence):
+        load_model(network, read_tensors(tmp_path / "weights.pt"))
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf, 1e300], ids=["nan", "inf", "beyond float32"])
+def test_numbers_that_are_not_finite_are_refused(network: str, tmp_path: Path, factor: float) -> None:
+    state = trained(network)
+    initial = file_of(state | {"2.weight": state["2.weight"].double() * factor}, tmp_path)
+    for lenient in (False, True):
+        with pytest.raises(CheckpointError, match=r"not finite in 2\.weight"):
+            filled(config_of(network), initial, lenient=lenient)
 
 
 def test_a_file_of_another_network_is_refused_even_leniently(network: str, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Decoded images in the user's cache folder: used while no file has changed, and never when anything is wrong."""
 
+import json
 import multiprocessing
 import os
 import random
@@ -22,6 +23,7 @@ from svdctl.data.train_test import TrainTest
 from svdctl.errors import DataError, UsageError
 from svdctl.train.run_hash import run_hash
 from svdctl.train.setup import load_parts
+from svdctl.utils.content_hash import json_digest
 from svdctl.utils.progress import Reporter
 from svdctl.utils.user_cache import user_cache_folder
 
@@ -143,6 +145,17 @@ def claiming(file: Path, length: int) -> None:
     file.write_bytes(_MAGIC + length.to_bytes(8, "little") + contents[len(_MAGIC) + 8 :])
 
 
+def forged(file: Path, **entries: object) -> None:
+    """Change entries of the head, and its checksum with them."""
+    contents = file.read_bytes()
+    start = len(_MAGIC) + 8
+    length = int.from_bytes(contents[len(_MAGIC) : start], "little")
+    head = json.loads(contents[start : start + length]) | entries
+    head = {name: value for name, value in head.items() if value is not None and name != "sha256"}
+    text = json.dumps({**head, "sha256": json_digest(head)}).encode()
+    file.write_bytes(_MAGIC + len(text).to_bytes(8, "little") + text + contents[start + length :])
+
+
 def replaced(file: Path, make: Callable[[Path], object]) -> None:
     file.unlink()
     make(file)
@@ -157,6 +170,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "longer": (lambda file: os.truncate(file, file.stat().st_size + 1), "too long"),
     "a head of absurd length": (lambda file: claiming(file, 2**63), "its head is damaged"),
     "a head of another length": (lambda file: claiming(file, 7), "is no JSON"),
+    "a head without a number": (lambda file: forged(file, scaled=None), "its head is damaged"),
+    "a head with another number": (lambda file: forged(file, scaled=[1]), "its head is damaged"),
+    "a head with a number below 0": (lambda file: forged(file, scaled=-1), "its head is damaged"),
     "a FIFO": (lambda file: replaced(file, os.mkfifo), "is a FIFO"),
     "a device": (lambda file: replaced(file, lambda path: path.symlink_to("/dev/zero")), "is a device"),
     "a link to nothing": (lambda file: replaced(file, lambda path: path.symlink_to("nothing")), "cannot be read"),
@@ -266,6 +282,7 @@ def test_two_processes_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         ("win32", {"LOCALAPPDATA": "/local"}, "/local/svdctl"),
         ("linux", {"SVDCTL_CACHE": "/mine"}, "/mine"),
         ("linux", {"SVDCTL_CACHE": "OFF"}, None),
+        ("linux", {"SVDCTL_CACHE": "~nobody-has-this-name/cache"}, None),
     ],
 )
 def test_where_the_cache_is(
@@ -377,3 +394,9 @@ def test_a_network_of_three_channels_refuses_images_of_one(tmp_path: Path) -> No
     config = resolve({"dataset": f"folder:{tmp_path}", "set": settings}).config
     with pytest.raises(UsageError, match=r"takes images of 3 channels, and these have 1 \(`data.channels`\)"):
         load_parts(config)
+
+
+@pytest.mark.parametrize("size", [2**14 + 1, 100_000, 10**18])
+def test_a_size_that_no_memory_holds_is_refused(folder: Path, size: int) -> None:
+    with pytest.raises(UsageError, match=r"--image-size"):
+        resolve({"dataset": f"folder:{folder}", "image_size": size})

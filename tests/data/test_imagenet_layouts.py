@@ -118,6 +118,18 @@ FAULTS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object], str]] 
     ),
     "a solution of other images": (imagenet, change("LOC_val_solution.csv", "00000001", "00000009"), "have no class"),
     "a solution of other classes": (imagenet, change("LOC_val_solution.csv", FIRST, "n09999999"), "not in train/"),
+    "a class of any length": (tiny, lambda root: (root / "wnids.txt").write_text("x" * 10**6), "x{60}[^x]"),
+    "an image of any length": (tiny, change(LIST, "val_1.JPEG", "v" * 10**6 + ".JPEG"), "have no class in the list"),
+    "a further image of any length": (
+        tiny,
+        lambda root: (root / LIST).write_text((root / LIST).read_text() + "v" * 10**6 + f"\t{FIRST}\n"),
+        "not there [(]v{60}[)]",
+    ),
+    "two images of one name": (
+        imagenet,
+        lambda root: write(root / "ILSVRC/Data/CLS-LOC/val/ILSVRC2012_val_00000001.png", 99),
+        "several images have one name without their endings [(]ILSVRC2012_val_00000001[)]",
+    ),
     "a list that is no text": (tiny, lambda root: (root / LIST).write_bytes(b"\xff\xfe"), "it is not UTF-8"),
 }  # fmt: skip
 
@@ -129,6 +141,17 @@ def test_lists_that_do_not_fit_are_refused(fault: str, tmp_path: Path) -> None:
     with pytest.raises((DataError, FileError), match=words) as caught:
         load(Folder(path=tmp_path, size=SIZE))
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_list_above_a_folder_that_is_not_of_the_archive_is_not_taken(tmp_path: Path) -> None:
+    imagenet(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "ILSVRC/Data/CLS-LOC").rename(tmp_path / "mine/photos")
+    with pytest.raises(DataError, match=r"put ImageNet's LOC_val_solution\.csv into"):
+        load(Folder(path=tmp_path / "mine/photos", size=SIZE))
+    (tmp_path / "LOC_val_solution.csv").rename(tmp_path / "mine/photos/LOC_val_solution.csv")
+    assert len(load(Folder(path=tmp_path / "mine/photos", size=SIZE)).test) == 3
 
 
 def test_names_of_classes_may_repeat_and_be_missing(tmp_path: Path) -> None:

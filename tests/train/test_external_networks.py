@@ -24,6 +24,7 @@ from svdctl.errors import CheckpointError, UsageError
 from svdctl.evaluate.evaluated_model import open_evaluated_model
 from svdctl.models.build import shapes_of
 from svdctl.models.made_network import make_network
+from svdctl.reproduce.run_store import RunStore
 from svdctl.train import start as recipe
 from svdctl.train.run_hash import run_hash
 from tests.train.test_resume import assert_same, draw_nothing, write_data
@@ -365,3 +366,31 @@ def test_a_hostile_checkpoint_imports_nothing(
     for read in readers:
         with pytest.raises(CheckpointError):
             read()
+
+
+@pytest.mark.parametrize("side", [2**14, 2**20, 2**40])
+def test_a_small_checkpoint_asks_for_no_memory_for_large_images(tmp_path: Path, net: str, side: int) -> None:
+    """Positions of a vision transformer are numbers that are made with the network, before its weights are counted."""
+    folder = train(config_of(tmp_path, net, max_steps=1)).folder
+    contents = torch.load(folder / "last.pt", weights_only=False)
+    config = json.loads(contents["config"])
+    config["model"] = {"kind": "external", "network": "torchvision:vit_b_16", "image_size": side}
+    state = contents["model"] | {f"further.{number}": torch.zeros(1) for number in range(200)}
+    torch.save({**contents, "config": json.dumps(config), "model": state}, folder / "last.pt")
+    with pytest.raises(CheckpointError, match=rf"model\.image_size: images of 3 x {side} x"):
+        svdctl.load(folder)
+
+
+def test_the_hash_of_a_recorded_run_reads_no_file_that_it_names(
+    tmp_path: Path, net: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*given: object, **named: object) -> None:
+        raise AssertionError(given)
+
+    folder = train(config_of(tmp_path, net, max_steps=1)).folder
+    with (folder / "config.toml").open("a") as file:
+        file.write(f"\n[initial]\nfile = '{tmp_path / 'any'}'\n")
+    monkeypatch.setattr("svdctl.train.run_hash.read_initial", read)
+    assert [folder] in RunStore(folder.parent).index().values()
+    with pytest.raises(CheckpointError, match=r"other initial"):
+        recipe.resume(folder, reporter=Recorder())
