@@ -21,7 +21,7 @@ import torch
 from svdctl.data.decode_image import DECODER, ImageForm
 from svdctl.data.image_files import ImageFiles
 from svdctl.errors import FileError, SvdctlError, first_line
-from svdctl.utils.atomic_write import write_atomically
+from svdctl.utils.atomic_write import remove_unfinished, write_atomically
 from svdctl.utils.content_hash import content_digest, json_digest
 from svdctl.utils.files import open_regular, parse_json
 from svdctl.utils.user_cache import user_cache_folder
@@ -111,6 +111,7 @@ class ImageCache:
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             _require_own(self.path.parent)
+            remove_unfinished(self.path.parent)
             _require_room(self.path.parent, decoded.images.nbytes)
             head = {**self._about, "scaled": decoded.scaled, "digests": _digests(decoded.images)}
             text = json.dumps({**head, "sha256": json_digest(head)}).encode()

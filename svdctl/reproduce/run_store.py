@@ -230,4 +230,4 @@ def inspect_run(folder: Path) -> RunState:
     except CheckpointError:
         return RunState(folder, 0, finished=False, key=key)
     finished = counters.epoch_finished and has_ended(history.epochs, checkpoint.config)
-    return RunState(folder, counters.step, finished, checkpoint.data, key, bool(counters.extensions))
+    return RunState(folder, counters.step, finished, checkpoint.data, key, bool(history.extensions))

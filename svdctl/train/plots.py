@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from svdctl.config.train_config import CROSS_ENTROPY
+from svdctl.errors import ShapeError
 from svdctl.layers.layer_operator import operator_of
 from svdctl.layers.layer_ops import find_ops
 from svdctl.spectral.values import singular_values
@@ -26,7 +27,8 @@ GRID = 8
 def spectra(model: nn.Module, sizes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Return singular values of each layer, descending: exact, on inputs of at most 8 output points an axis.
 
-    Of SOC and SOTT layers, whose own values are 1, those of the skew convolution that they exponentiate.
+    Of SOC and SOTT layers, whose own values are 1, those of the skew convolution that they exponentiate. Layers whose
+    weight does not tell what they compute are left out.
 
     Args:
         model: the network.
@@ -42,7 +44,10 @@ def spectra(model: nn.Module, sizes: Mapping[str, tuple[int, ...]]) -> dict[str,
             conv, _ = generator
             found[name] = singular_values(conv, (GRID,) * conv.axes if max(conv.taps) > 1 else (1, 1), accuracy="fast")
         elif name in sizes:
-            conv = operator_of(module)
+            try:
+                conv = operator_of(module)
+            except ShapeError:
+                continue
             small = tuple(
                 max(1, min(GRID, length // stride)) * stride
                 for length, stride in zip(sizes[name], conv.stride, strict=True)
@@ -202,7 +207,7 @@ def plot_spectra(
     """Draw singular values against their index, a panel a layer, at start and end of training, and the maximum.
 
     Args:
-        before, after: values by the layer's name.
+        before, after: values by the layer's name; `before` lacks all of a resumed run that began with trained weights.
         allowed: the maximum, where there is one.
         path: the picture's file.
         skew: layers whose values are those of the skew convolution that they exponentiate.
@@ -214,16 +219,19 @@ def plot_spectra(
     with layer_panels(list(after), top=[*_tops(before), *_tops(after)]) as (figure, panels):
         for name, panel in panels.items():
             for values, label, color in (
-                (before[name], "start of training", START),
+                (before.get(name), "start of training", START),
                 (after[name], "end of training", VALUE),
             ):
+                if values is None:
+                    continue
                 places = [100 * i / max(1, len(values) - 1) for i in range(len(values))]
                 panel.plot(places, values.tolist(), color=color, label=label)
             limit = allowed[name]
             if limit is not None:
                 panel.axhline(limit, color=MAXIMUM, ls="--", lw=1, label="maximum")
     of_skew = "of skew orthogonal layers exp(J), whose own values are 1, those of J" if skew else ""
-    titled(figure, "Singular values of each layer at the start and the end of training", *about, of_skew)
+    when = "the start and the end" if before else "the end"
+    titled(figure, f"Singular values of each layer at {when} of training", *about, of_skew)
     write_picture(figure, path)
 
 

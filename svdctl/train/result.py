@@ -11,7 +11,7 @@ from svdctl.config.train_config import TrainConfig
 from svdctl.control.control_report import LayerReport
 from svdctl.errors import CheckpointError
 from svdctl.train.plots import draw
-from svdctl.train.run_history import read_best, what_lacks
+from svdctl.train.run_history import changes_of_epochs, read_best, what_lacks
 from svdctl.train.setup import Parts
 from svdctl.train.trainer import Trainer
 from svdctl.train.validation import Accuracy
@@ -105,7 +105,7 @@ def finished(
     files += [folder / "best.pt"] * (best is not None)
     summary += [
         f"extended: up to step {step} it was a run of {before} epochs, with the schedule of such a run"
-        for step, before in trainer.counters.extensions
+        for step, before, _ in changes_of_epochs(trainer.counters.extensions, config.epochs)
     ]
     if trainer.counters.other_data_until:
         summary.append(

@@ -76,15 +76,30 @@ def extension_lines(training: Mapping[str, Any], epochs: int) -> list[dict[str, 
     Raises:
         KeyError, TypeError, ValueError, ArithmeticError: it is no state of training.
     """
-    changes = [(int(step), int(before)) for step, before in training["counters"].get("extensions", ())]
-    if not changes:
+    extensions = [(int(step), int(before)) for step, before in training["counters"].get("extensions", ())]
+    if not extensions:
         return []
-    after = [*(before for _, before in changes[1:]), epochs]
     per_epoch = int(training["steps_per_epoch"])
     return [
         make_line("extended", step, {"epoch": -(-step // per_epoch), "epochs": now, "epochs_before": before})
-        for (step, before), now in zip(changes, after, strict=True)
+        for step, before, now in changes_of_epochs(extensions, epochs)
     ]
+
+
+def changes_of_epochs(extensions: Sequence[tuple[int, int]], epochs: int) -> list[tuple[int, int, int]]:
+    """Return steps after which a run went on for another number of epochs, the number before and the one since.
+
+    A number that no step was trained with does not count.
+
+    Args:
+        extensions: those of `Counters`.
+        epochs: how many the run has now.
+    """
+    found: dict[int, tuple[int, int]] = {}
+    for place, (step, before) in enumerate(extensions, 1):
+        now = extensions[place][1] if place < len(extensions) else epochs
+        found[step] = found.get(step, (before, now))[0], now
+    return [(step, before, now) for step, (before, now) in found.items() if before != now]
 
 
 def _unambiguous(lines: Sequence[dict[str, Any]], digests: Sequence[str] | None) -> list[dict[str, Any]]:

@@ -157,10 +157,10 @@ def resume(
                     reporter.say(line)
                 for text in (*requests, *filter(None, [notice])):
                     reporter.notice(text)
-            # Of a run with other epochs, or data at another place; what else config.toml says stays.
+            # Of a run with other epochs, data at another place or no config.toml; what else it says stays.
             settled = (beside or config).model_copy(update={"epochs": config.epochs, "data": config.data})
             said = [(one.epochs, one.data) for one in (checkpoint.config, beside or config)]
-            is_said = said == [(config.epochs, config.data)] * 2
+            is_said = (folder / "config.toml").exists() and said == [(config.epochs, config.data)] * 2
             run = TrainingRun(config, parts, fabric, folder, reporter, detector)
             return run.execute(
                 history,
@@ -242,13 +242,10 @@ def _extended(history: History, config: TrainConfig, per_epoch: int) -> tuple[Hi
             f"`epochs = {epochs}`: the run ended after `max_steps = {most}` steps, whatever its epochs are; start a "
             "new run"
         )
-    changes = [tuple(change) for change in counters.get("extensions", ())]
     text = f"extended from {before} to {epochs} epochs after step {step}, whose schedule holds from the next step on"
-    if changes and changes[-1][0] == step:  # nothing was trained since
-        before = changes.pop()[1]
-    if before != epochs:
-        changes.append((step, before))
-    counters = {**counters, "extensions": tuple(changes), "departures": counters.get("departures", 0) + 1}
+    # Also a number that no step was trained with: after a kill, config.toml may say it still.
+    changes = (*map(tuple, counters.get("extensions", ())), (step, before))
+    counters = {**counters, "extensions": changes, "departures": counters.get("departures", 0) + 1}
     training = {**history.training, "counters": counters, "steps_per_epoch": per_epoch}
     text += f"; it ends after step {most}" * (most is not None)
     lines = extension_lines(training, epochs)

@@ -63,7 +63,8 @@ class Counters:
     """How often the run went on with other data, for another number of epochs, or from an earlier checkpoint than its
     last one."""
     extensions: tuple[tuple[int, int], ...] = ()
-    """Where its number of epochs was changed: after which step, and what it was before."""
+    """Where its number of epochs was changed: after which step, and what it was before; also where no step was made
+    until the next change."""
 
 
 EPOCH, SINCE_RECORD = 0, 1

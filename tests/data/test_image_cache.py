@@ -246,6 +246,14 @@ def test_nothing_is_kept_where_the_user_wants_nothing_or_a_disk_is_full(
     assert not list((folder.parent / "cache/images").iterdir())
 
 
+def test_what_a_kill_left_half_written_is_cleared_away(folder: Path) -> None:
+    images = Path(os.environ["SVDCTL_CACHE"]) / "images"
+    images.mkdir(mode=0o700, parents=True)
+    (images / ".some.images.1234567.part").write_bytes(b"half")
+    read(folder)
+    assert [file.suffix for file in images.iterdir()] == [".images"]
+
+
 def test_few_images_are_not_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_cache, "FEWEST", 21)
     read(folder)

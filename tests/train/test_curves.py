@@ -86,3 +86,10 @@ def test_spectra_share_a_scale(factor: float, scale: str, tmp_path: Path, drawn:
     assert panels[0].get_ylim()[1] > max(LIMIT, factor)
     [legend] = drawn[0].legends
     assert [text.get_text() for text in legend.get_texts()] == ["start of training", "end of training", "maximum"]
+
+
+def test_spectra_of_a_start_that_is_not_known_are_left_out(tmp_path: Path, drawn: list[Figure]) -> None:
+    """As of a run that began with trained weights and was resumed."""
+    plot_spectra({}, {"a": torch.linspace(1, 0, 9)}, {"a": None}, tmp_path / "x.png")
+    [legend] = drawn[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["end of training"]

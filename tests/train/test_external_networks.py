@@ -1,6 +1,7 @@
 """Networks that svdctl does not define, from the first step to the evaluation."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -25,11 +26,13 @@ from svdctl.evaluate.evaluated_model import open_evaluated_model
 from svdctl.models.build import shapes_of
 from svdctl.models.made_network import make_network
 from svdctl.reproduce.run_store import RunStore
+from svdctl.train import plots
 from svdctl.train import start as recipe
 from svdctl.train.run_hash import run_hash
 from tests.train.test_resume import assert_same, draw_nothing, write_data
 from tests.train.test_runs import Recorder
 
+DRAW_CURVES, DRAW_SPECTRA = plots.plot_curves, plots.plot_spectra
 NET = """
 import torch
 from torch import nn
@@ -193,6 +196,33 @@ def test_initial_weights_are_read_once(tmp_path: Path, net: str) -> None:
     assert svdctl.load(part.folder)(torch.rand(1, 3, 12, 12)).shape == (1, 3)
     assert_same(recipe.resume(part.folder, reporter=Recorder()), whole, "initial weights")
     assert run_hash(read_checkpoint(whole.folder).config) == planned
+
+
+def test_pictures_of_a_resumed_run_that_began_with_trained_weights(
+    tmp_path: Path, net: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = train(config_of(tmp_path, net, max_steps=1)).folder
+    part = train(config_of(tmp_path, net, init_from=str(before / "last.pt")), interrupt_after=2)
+    monkeypatch.setattr(plots, "plot_spectra", DRAW_SPECTRA)
+    result = recipe.resume(part.folder, reporter=Recorder())
+    assert result.completed
+    assert (part.folder / "spectrum.png").stat().st_size > 1000
+
+
+def test_a_layer_that_nobody_can_read_is_left_alone(tmp_path: Path, net: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is in the report and the log, without a bound, and in no picture of spectra."""
+    own = "class Half(nn.Conv2d):\n    def forward(self, x):\n        return super().forward(x) / 2\n\n\nclass Net"
+    text = NET.replace("class Net", own).replace("self.conv1 = nn.Conv2d", "self.conv1 = Half")
+    (tmp_path / "own_net.py").write_text(text)
+    drawn: list[set[str]] = []
+    monkeypatch.setattr(
+        plots, "plot_spectra", lambda before, after, *given, **named: drawn.extend(map(set, [before, after]))
+    )
+    monkeypatch.setattr(plots, "plot_curves", DRAW_CURVES)
+    result = stopped_in_every_step(config_of(tmp_path, net))
+    assert drawn == [{"model.conv2", "model.fc"}] * 4
+    assert {row.name: row.bound for row in result.layers}["model.conv1"] == math.inf
+    assert (result.folder / "curves.png").stat().st_size > 1000
 
 
 def test_nothing_is_written_where_weights_do_not_fit(tmp_path: Path, net: str) -> None:

@@ -274,6 +274,30 @@ def test_a_second_extension_before_any_step_takes_the_place_of_the_first(copy: C
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+@pytest.mark.parametrize("then", [3, EPOCHS], ids=["as before", "another number"])
+def test_a_kill_while_the_number_changes_again_before_any_step(
+    copy: Callable[..., Path], tmp_path: Path, then: int
+) -> None:
+    """The checkpoint knows of it, config.toml does not yet."""
+    first = Moments(tmp_path / "first", lambda name: name.endswith("after metrics.jsonl"))
+    with first.copied():
+        extend(copy("stopped"), 4)
+    (left,) = [folder for folder in first.folders.values() if folder.exists()]
+    second = Moments(tmp_path / "second", lambda name: name == "1 after last.pt")
+    with second.copied():
+        whole = extend(left, then)
+    (killed,) = [folder for folder in second.folders.values() if folder.exists()]
+    for epochs in (None, then):
+        again = Path(shutil.copytree(killed, tmp_path / f"again-{epochs}"))
+        assert_same(extend(again, epochs), whole, f"{epochs}")
+        found = config_in(again)
+        assert found is not None
+        assert found.epochs == then
+    assert [line["epochs"] for line in marks(left)] == [then] * (then != 3)
+    assert inspect_run(left).extended == (then != 3)
+    assert any("extended" in line for line in whole.summary) == (then != 3)
+
+
 def test_the_network_that_was_picked_before_still_counts(copy: Callable[[str], Path]) -> None:
     folder = copy("finished")
     last = read_checkpoint(folder)

@@ -349,6 +349,14 @@ def test_an_edited_configuration_is_refused_and_what_has_no_effect_is_not(part: 
     assert resume(part)[0].completed
 
 
+def test_a_lost_configuration_is_written_again(part: Path, whole: recipe.TrainResult) -> None:
+    config = (part / "config.toml").read_bytes()
+    (part / "config.toml").unlink()
+    result, _ = resume(part)
+    assert_same(result, whole, "no config.toml")
+    assert (part / "config.toml").read_bytes() == config
+
+
 @pytest.mark.parametrize("name", ["best.pt", "epoch-2.pt", "metrics.jsonl"])
 def test_a_folder_in_the_place_of_a_file_is_told_before_training(part: Path, name: str) -> None:
     (part / name).unlink(missing_ok=True)
