@@ -125,7 +125,7 @@ def _with_misfit(found: NetworkSpectrum, misfit: Misfit, weights: WeightFile, co
     """Return the spectrum with a row for each tensor that was left out; layers that are not filled are not proved."""
     rows = []
     for row in found:
-        own = [name for name in misfit.unfilled if name.startswith(f"{row.name}.") or name == row.name or not row.name]
+        own = [name for name in misfit.unfilled if _is_of(name, row)]
         what = f"{', '.join(own[:3])} may be anything: the file does not fill it"
         rows.append(replace(row, assumption="; ".join(filter(None, (row.assumption, what)))) if own else row)
     for name in misfit.left_out:
@@ -137,6 +137,11 @@ def _with_misfit(found: NetworkSpectrum, misfit: Misfit, weights: WeightFile, co
         note = f"the file does not fill {misfit.unfilled[0]}"
         found = replace(found, lipschitz=None, lipschitz_note=note)
     return replace(found, layers=tuple(rows))
+
+
+def _is_of(tensor: str, row: LayerSpectrum) -> bool:
+    """Return whether a tensor of this name is one that a row's layer is made of."""
+    return not row.name or tensor == row.name or tensor.startswith(f"{row.name}.") or tensor in row.made_of
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

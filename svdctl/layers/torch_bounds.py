@@ -10,7 +10,7 @@ from svdctl.errors import ShapeError
 from svdctl.layers.layer_bounds import Gain, linear_gain, proved_norm
 from svdctl.layers.normalize import Normalize
 from svdctl.layers.norms import kernel_limit, stated_maximum
-from svdctl.layers.padding import Convolutional, is_cyclic, padded_sides, padding_factor
+from svdctl.layers.padding import Convolutional, padded_sides, padding_factor
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.rounding import gamma, tiny_of
 
@@ -23,12 +23,15 @@ def convolution_gain(layer: Convolutional, conv: Convolution, tolerance: float |
         return linear_gain(conv, layer.bias, tolerance, proved_norm(), at_most)
     gain = linear_gain(conv, layer.bias, tolerance, at_most=at_most)
     factor = padding_factor(layer)
-    if layer.padding_mode == "circular" and is_cyclic(layer) and max(conv.stride) > 1:
+    if layer.padding_mode == "circular" and max(conv.stride) > 1:
         # For sizes that the stride does not divide: some outputs of the layer without stride, or of a padded signal.
         plain = linear_gain(replace(conv, stride=(1,) * conv.axes), layer.bias, tolerance)
-        factor = math.sqrt(3 ** sum(max(sides) > 0 for sides in padded_sides(layer))) * (1 + 2.0**-50)
-        if plain.factors["norm"] <= gain.factors["norm"] * factor:
-            return plain
+        sides = math.prod(3 if max(padded) > 0 else 1 for padded in padded_sides(layer))
+        of_padded = math.sqrt(sides) * (1 + 2.0**-50)
+        if plain.factors["norm"] * factor <= gain.factors["norm"] * of_padded:
+            gain = plain
+        else:
+            factor = of_padded
     if factor == 1.0:
         return gain
     factors = {**gain.factors, "padding": factor}

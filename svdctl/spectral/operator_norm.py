@@ -25,17 +25,24 @@ def padded_norm(operator: Operator, input_shape: tuple[int, ...], *, like: Tenso
     generator = torch.Generator().manual_seed(0)
     # The search may round as it likes: what it found is measured in float64.
     start = torch.randn(1, *input_shape, generator=generator, dtype=torch.float32).to(like.device)
+    with torch.no_grad():
+        scale = operator(start.double()).abs().amax()
+        scale = torch.where(scale > 0, scale, 1.0)
 
     def normal(vectors: Tensor) -> Tensor:
         with torch.enable_grad():
             x = vectors.reshape(start.shape).requires_grad_()
             image = operator(x)
-            (back,) = torch.autograd.grad(image, x, image.detach())
-        return back.flatten(1)
+            # Squares of large and small gains over- and underflow in float32.
+            (back,) = torch.autograd.grad(image, x, image.detach() / scale)
+        # Of gains that float32 does not hold nothing is found, and the bound below is that of some vector.
+        return (back / scale).nan_to_num(0.0, 0.0, 0.0).flatten(1)
 
     best = lanczos(normal, start.flatten(1), steps)[1].reshape(start.shape).double()
     with torch.no_grad():
-        reached, size = operator(best).norm(), best.norm()
+        image, size = operator(best), best.norm()
+        largest = image.abs().amax().clamp_min(torch.finfo(image.dtype).tiny)
+        reached = (image / largest).norm() * largest
         # Of an operator that is zero there is no best vector. Rounding of one pass in float64, generously.
         return torch.where(size > 0, reached / size, 0.0) * (1 - 1e-10)
 

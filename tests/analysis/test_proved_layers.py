@@ -15,6 +15,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 import svdctl
 from svdctl.errors import ShapeError
 from svdctl.layers import norms
+from svdctl.layers.layer_bounds import layer_gain
 from svdctl.layers.norms import layer_norm_bound
 from svdctl.layers.soc import FixedSOC
 from svdctl.layers.sott import SOTT
@@ -442,6 +443,14 @@ def test_a_circular_layer_is_bounded_on_sizes_that_its_stride_does_not_divide() 
         row = svdctl.spectrum(nn.Sequential(layer), (1, 5))["0"]
         assert row.bound is not None
         assert float(dense_values(copy.deepcopy(layer).double(), (1, 5))[0]) <= row.bound.upper * (1 + 1e-9)
+
+
+def test_the_gain_of_a_circular_layer_holds_where_one_axis_overlaps_and_the_stride_divides_none() -> None:
+    layer = nn.Conv2d(1, 1, (4, 3), stride=3, padding=(2, 1), padding_mode="circular", bias=False)
+    nn.init.ones_(layer.weight)
+    gain = layer_gain(layer).value
+    for size in ((2, 1), (2, 2), (4, 1), (5, 4)):
+        assert float(dense_values(copy.deepcopy(layer).double(), (1, *size))[0]) <= gain
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

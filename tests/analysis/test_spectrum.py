@@ -1,5 +1,6 @@
 """Spectra of modules and networks against the dense matrix."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -69,6 +70,18 @@ def test_a_bias_plays_no_part_in_the_bracket_of_the_layer_as_it_runs() -> None:
             layer.bias.fill_(1e12)
     assert found[0] is not None
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("scale", [1e-36, 1e-20, 1e15, 1e25, 1e36])
+def test_the_bracket_of_the_layer_as_it_runs_at_any_scale(scale: float) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(2, 3, 3, padding=1, bias=False)
+    with torch.no_grad():
+        layer.weight.mul_(scale)
+    bracket = svdctl.spectrum(nn.Sequential(layer), (2, 6, 6))["0"].zero_padded
+    assert bracket is not None
+    true = float(dense_values(copy.deepcopy(layer).double(), (2, 6, 6))[0])
+    assert 0.99 * true <= bracket.lower <= true <= bracket.upper
 
 
 def test_transposed_values_are_those_of_the_dense_matrix() -> None:

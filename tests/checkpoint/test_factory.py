@@ -206,6 +206,35 @@ def test_a_gate_proves_nothing_of_what_does_not_fit(module: str, tmp_path: Path)
     assert "1.weight" in found.name
 
 
+ATTENDING = """
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.last = nn.Linear(4, 2)
+    def forward(self, x):
+        return self.last(self.attention(*[x[:, 0]] * 3)[0].mean(1))
+"""
+
+
+def test_a_gate_proves_nothing_of_projections_that_the_file_does_not_fill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "attending.py").write_text(ATTENDING)
+    monkeypatch.chdir(tmp_path)
+    tensors = make_model("attending:Net").state_dict()
+    del tensors["attention.in_proj_weight"]
+    torch.save(tensors, tmp_path / "w.pt")
+    config = InspectConfig(
+        files=(tmp_path / "w.pt",), model="attending:Net", lenient=True, input_size=(1, 3, 4), max_sigma=1e3
+    )
+    (found,) = run(config)
+    gates = {row.name: row.gate for row in found}
+    assert {gates[f"attention.{name}_proj"] for name in "qkv"} == {"not proved"}
+    assert gates["last"] == "proved"
+
+
 def test_evaluation_leaves_out_heads_and_takes_no_random_numbers(module: str, tmp_path: Path) -> None:
     network = make_model(f"{module}:build").state_dict()
     torch.save(network | {"head.weight": torch.ones(2, 2)}, tmp_path / "w.pt")
