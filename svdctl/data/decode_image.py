@@ -22,6 +22,10 @@ _LONGEST = 64
 """How many times as long as the other a side may be; scaled to the wanted size, the picture is as many squares."""
 _LARGE = 2**24
 """Pixels that any picture may have; one of more has at least a byte for every ten."""
+_MOST = 2**26
+"""Pixels of a picture, and of one that is scaled, for which a small file and a small size alone may ask."""
+_OF_WANTED = 4
+"""For images beyond that, the pixels are at most so many times those of the wanted image."""
 _PIXELS_A_BYTE = 10
 DECODER = f"1, Pillow {__version__}"
 """What decides the pixels of a file besides the settings."""
@@ -123,10 +127,14 @@ def _check_size(image: Image.Image, file: str | Path, size: int, resize: bool, l
             f"is {width} x {height}, not {size} x {size}",
             "set the size with `data.size = N`, or let svdctl scale and crop with `data.resize = true`",
         )
-    if max(width, height) > _LONGEST * min(width, height):
-        reason = f"is {width} x {height}, one side more than {_LONGEST} times the other"
+    longest = max(_OF_WANTED, min(_LONGEST, _MOST // size**2))
+    if max(width, height) > longest * min(width, height):
+        reason = f"is {width} x {height}, one side more than {longest} times the other"
         raise UnusableImageError(file, reason, "crop or remove it")
-    if width * height > max(_LARGE, (_LONGEST * size) ** 2) and width * height > _PIXELS_A_BYTE * length:
+    if (
+        width * height > max(_LARGE, min((_LONGEST * size) ** 2, _MOST), _OF_WANTED * size**2)
+        and width * height > _PIXELS_A_BYTE * length
+    ):
         reason = f"is {width} x {height}, far more than a photograph of {length:,} bytes has"
         raise UnusableImageError(file, reason, "scale it down or remove it")
 

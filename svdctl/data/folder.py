@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from svdctl.config.data_config import Augment, DataConfig
 from svdctl.data.data_source import DataSource, register_data
@@ -34,8 +34,8 @@ class Folder(DataConfig):
     """1: grey images keep their one channel, and images in colour are an error; absent: all have three."""
     storage: Literal["resident", "streamed"] | None = None
     """In memory, decoded once, or read whenever they are needed; absent: in memory up to 2 GiB. The same pixels."""
-    workers: PositiveInt | None = None
-    """Threads that read and decode images; absent: one for each core, at most 16."""
+    workers: Annotated[int, Field(gt=0, le=1024)] | None = None
+    """Threads that read and decode images, at most 1,024; absent: one for each core, at most 16."""
 
 
 @register_data

@@ -408,3 +408,8 @@ def test_a_network_of_three_channels_refuses_images_of_one(tmp_path: Path) -> No
 def test_a_size_that_no_memory_holds_is_refused(folder: Path, size: int) -> None:
     with pytest.raises(UsageError, match=r"--image-size"):
         resolve({"dataset": f"folder:{folder}", "image_size": size})
+
+
+def test_more_threads_than_any_machine_starts_are_refused(folder: Path) -> None:
+    with pytest.raises(UsageError, match=r"data\.workers"):
+        resolve({"dataset": f"folder:{folder}", "set": ["data.workers=100000"]})

@@ -60,6 +60,7 @@ MIB = 2**20
         f"JSON of at most {files.TEXT_LIMIT // MIB} MiB and TOML of at most {files.TOML_LIMIT // MIB} MiB",
         f"nested at most {files.DEPTH_LIMIT} levels, with keys of at most {files.KEY_LIMIT} signs",
         f"at most {round(decode_image._LARGE / MIB)} million pixels (or ({decode_image._LONGEST} x `data.size`)^2)",
+        f"up to {round(decode_image._MOST / 10**6)} million, or {decode_image._OF_WANTED} x `data.size`^2, or ten for",
         f"no side more than {decode_image._LONGEST} times the other",
         f"beyond {read_npz.SMALL // MIB} MiB unfold at most {read_npz._DENSEST} times",
         f"{FLOOR // MIB} MiB of objects, and {PER_BYTE} bytes more for each byte of the file",
@@ -168,9 +169,13 @@ def test_json_and_toml(read: Callable[[Path], Any], within: str, beyond: str, tm
     [
         (32, 1_000, (4096, 4096), (4096, 4097)),
         (128, 1_000, (8192, 8192), (8192, 8193)),
+        (224, 1_000, (8192, 8192), (8192, 8193)),
+        (8192, 1_000, (16384, 16384), (16384, 16385)),
         (32, 4_000_000, (5000, 8000), (5000, 8001)),
         (32, 10**9, (100, 6400), (100, 6401)),
         (32, 10**9, (6400, 100), (6401, 100)),
+        (2048, 10**9, (1600, 100), (1601, 100)),
+        (8192, 10**9, (400, 100), (401, 100)),
     ],
 )
 def test_pictures(side: int, length: int, within: tuple[int, int], beyond: tuple[int, int]) -> None:
