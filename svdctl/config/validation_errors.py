@@ -131,7 +131,7 @@ def _unknown(key: str, keys: set[str], model: type[Config], table: Mapping[str, 
     here = {sibling: f"{above}.{sibling}" if above else sibling for sibling in siblings}
     near = _same_end(key, keys) or [here[name] for name in difflib.get_close_matches(last, siblings, n=1, cutoff=0.5)]
     if not near:
-        alike = {path for path in keys if difflib.SequenceMatcher(None, last, path.rpartition(".")[2]).ratio() >= 0.5}
+        alike = {path for path in keys if difflib.SequenceMatcher(None, last, path.rpartition(".")[2]).ratio() >= 0.6}
         near = difflib.get_close_matches(key, sorted(alike), n=1, cutoff=0.5)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     known = f"known: {', '.join(siblings)}" if siblings else f"{above} has none"

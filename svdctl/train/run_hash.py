@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from svdctl.checkpoint.initial_weights import read_initial
 from svdctl.config.control_config import PROVE_EVERY_STEPS_ON_CUDA
 from svdctl.config.migrate import migrate_configuration
 from svdctl.config.model_config import PUBLISHED, InitialWeights
@@ -104,6 +103,8 @@ def _weights(initial: InitialWeights, config: TrainConfig, recorded: bool) -> st
         return PUBLISHED if initial.file == PUBLISHED else str(initial.sha256)
     if recorded:
         return initial.file
+    from svdctl.checkpoint.initial_weights import read_initial  # imports torch
+
     try:
         return read_initial(initial, config, download=False).sha256
     except (SvdctlError, OSError):  # the run itself says what is wrong with it
