@@ -1,0 +1,166 @@
+"""The page about a user's own network and pictures is true: all its lines run in order, and a kill changes nothing."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import svdctl
+from svdctl.checkpoint.checkpoint_file import read_checkpoint
+from svdctl.train.metrics_log import read_log
+from tests.train.test_resume import tensors, without_times
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs/own-network.md"
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Commands of the page by their names: `svdctl` and `python` are those of this environment."""
+    names = folder / "bin"
+    names.mkdir(exist_ok=True)
+    for name, call in (("svdctl", "-m svdctl"), ("python", "")):
+        (names / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {call} "$@"\n')
+        (names / name).chmod(0o755)
+    path = f"{names}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "SVDCTL_CACHE": "off"}
+
+
+def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, shell=True, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False
+    )
+
+
+def run_of(folder: Path, name: str) -> Path:
+    (found,) = (folder / "runs").glob(f"{name}-*")
+    return found
+
+
+def kept(run: Path) -> dict[str, Any]:
+    """Return all that a user keeps of a run but times and places."""
+    found: dict[str, Any] = {"log": [without_times(line) for line in read_log(run / "metrics.jsonl")]}
+    for file in ("last.pt", "best.pt"):
+        checkpoint = read_checkpoint(run / file)
+        found[file] = tensors({"model": checkpoint.model, "training": checkpoint.training})
+        found[f"figures of {file}"] = without_times(checkpoint.metrics)
+    return found
+
+
+def killed(command: str, folder: Path, name: str) -> None:
+    """Start a training, and kill it with all its threads once it has made an epoch."""
+    process = subprocess.Popen(
+        command, shell=True, cwd=folder, env=environment(folder), stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    while not list((folder / "runs").glob(f"{name}-*/last.pt")):
+        assert process.poll() is None
+        time.sleep(0.2)
+    time.sleep(2)
+    assert process.poll() is None
+    os.killpg(process.pid, 9)
+    process.wait()
+
+
+def assert_same(run: Path, whole: Path) -> None:
+    mine, undisturbed = kept(run), kept(whole)
+    assert mine.keys() == undisturbed.keys()
+    for what, wanted in undisturbed.items():
+        if what.endswith(".pt") and not what.startswith("figures"):
+            assert mine[what].keys() == wanted.keys()
+            assert [key for key in wanted if not torch.equal(mine[what][key], wanted[key])] == [], what
+        else:
+            assert mine[what] == wanted, what
+
+
+def test_the_page_from_pictures_to_onnx(tmp_path: Path) -> None:
+    draw, train, resume, evaluate, gate, other = blocks("sh")
+    (tmp_path / "draw_shapes.py").write_text((ROOT / "examples/draw_shapes.py").read_text())
+    assert shell(draw, tmp_path).returncode == 0
+
+    killed(train, tmp_path, "shapes")
+    done = shell(resume, tmp_path)
+    assert done.returncode == 0, done.stderr
+    whole = shell(train.replace("--name shapes", "--name whole"), tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    run = run_of(tmp_path, "shapes")
+    assert_same(run, run_of(tmp_path, "whole"))
+    assert without_times(read_checkpoint(run / "best.pt").metrics)["val_acc"] > 0.6
+    for file in (run_of(tmp_path, "whole"),):
+        shell(f"rm -r {file}", tmp_path)
+
+    done = shell(evaluate, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for metric in ("accuracy", "ECE", "gaussian_noise", "apgd-ce"):
+        assert metric in done.stdout, metric
+
+    assert shell(gate, tmp_path).returncode == 0
+    weights = svdctl.load(run)
+    scaled = weights.model.layer3[0].conv1  # type: ignore[union-attr, index]
+    with torch.no_grad():
+        scaled.weight.mul_(4.1 / svdctl.spectral_norm_bound(scaled).lower)
+    torch.save(weights.state_dict(), tmp_path / "scaled.pt")
+    failed = shell("svdctl inspect-spectrum scaled.pt --input-size 64 --max 4 --except '*.fc'", tmp_path)
+    assert failed.returncode == 1
+    assert "model.layer3.0.conv1" in failed.stdout + failed.stderr
+
+    (handed_on,) = blocks("python")
+    done = subprocess.run(
+        [sys.executable, "-c", handed_on], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    images = torch.rand(1, 3, 64, 64)
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(tmp_path / "shapes.onnx")
+    (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(logits, svdctl.load(run)(images).numpy(), rtol=1e-3, atol=1e-4)
+
+    pytest.importorskip("timm")
+    done = shell(other, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_timm_network_is_killed_and_resumed_under_division(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    draw, _, _, evaluate, _, other = blocks("sh")
+    train, gate = other.strip().splitlines()
+    (tmp_path / "draw_shapes.py").write_text((ROOT / "examples/draw_shapes.py").read_text())
+    assert shell(draw, tmp_path).returncode == 0
+    killed(train, tmp_path, "convnext")
+    resumed = shell("svdctl train --resume runs/convnext-*", tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert shell(train.replace("--name convnext", "--name whole"), tmp_path).returncode == 0
+    run = run_of(tmp_path, "convnext")
+    assert_same(run, run_of(tmp_path, "whole"))
+    shell("rm -r runs/whole-*", tmp_path)
+    done = shell(evaluate, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nothing is proved" in done.stdout + done.stderr or "certified" in done.stdout
+
+    assert shell(gate, tmp_path).returncode == 0
+    weights = svdctl.load(run)
+    with torch.no_grad():
+        weights.get_submodule("model.stages.0.blocks.0.conv_dw").weight.mul_(3)  # type: ignore[operator, union-attr]
+    torch.save(weights.state_dict(), tmp_path / "scaled.pt")
+    failed = shell(
+        "svdctl inspect-spectrum scaled.pt --model timm:convnext_atto --lenient --input-size 3x64x64 --max 4 "
+        "--except '*norm*'",
+        tmp_path,
+    )
+    assert failed.returncode == 1
+    assert "conv_dw" in failed.stdout + failed.stderr
+
+    plain = svdctl.to_plain(svdctl.load(run), torch.rand(1, 3, 64, 64))
+    torch.onnx.export(plain, (torch.rand(1, 3, 64, 64),), tmp_path / "net.onnx", dynamo=True)
+    assert (tmp_path / "net.onnx").stat().st_size > 1000
