@@ -6,6 +6,7 @@ from torch import nn
 from svdctl.config.optimizer_config import Optimizer
 from svdctl.config.train_config import TrainConfig
 from svdctl.data.batches import derived_seed
+from svdctl.errors import UsageError
 from svdctl.layers.layer_ops import find_ops
 from svdctl.layers.normalize import Normalize
 from svdctl.layers.ops.tt_ops import Free, RankedConfig
@@ -103,5 +104,11 @@ def shapes_of(config: TrainConfig, classes: int) -> nn.Module:
     """Return the network of a configuration with shapes and no numbers, frames as ordinary weights."""
     if isinstance(config.layer, RankedConfig):
         config = config.model_copy(update={"layer": config.layer.model_copy(update={"frames": Free()})})
-    with without_numbers() if isinstance(config.model, External) else torch.device("meta"):
+    if not isinstance(config.model, External):
+        with torch.device("meta"):
+            return build_model(config, classes)
+    try:
+        with without_numbers():
+            return build_model(config, classes)
+    except UsageError:  # such as of a constructor that computes with its weights; any other is raised once more
         return build_model(config, classes)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from svdctl.errors import ShapeError, UsageError, first_line
@@ -137,6 +138,8 @@ def _of_factory(module: str, name: str, wanted: dict[str, Any]) -> nn.Module:
         raise UsageError(f"`model = {module}:{name}` failed: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(made, nn.Module):
         raise UsageError(f"`model = {module}:{name}` made a {type(made).__name__}, not a torch.nn.Module")
+    if any(map(is_lazy, (*made.parameters(), *made.buffers()))):
+        raise UsageError(f"`model = {module}:{name}` has layers of no width yet, as LazyLinear; give them their widths")
     return made
 
 

@@ -96,6 +96,8 @@ class TrainingRun:
 
     def _train(self, history: History | None, needs_best: bool, settled: TrainConfig | None) -> TrainResult:
         config = self.config
+        # Until the steps begin, reading a weight is none of them: torch's spectral norm makes one in training.
+        self.model.eval()
         # Made anew from the seed even when resuming: the picture shows the weights before any training. The file that
         # they were read from is not read again.
         is_random = history is None or config.initial is None

@@ -115,6 +115,16 @@ def test_a_factory_with_dropout_is_resumed_to_the_bit_and_gives_its_network(tmp_
     assert svdctl.spectral_norm_bound(model[1].conv2).upper <= 0.7
 
 
+@pytest.mark.parametrize("norm", ["torch.nn.utils.parametrizations", "torch.nn.utils", "svdctl.parametrize"])
+def test_a_spectral_norm_of_the_network_is_resumed_to_the_bit(tmp_path: Path, net: str, norm: str) -> None:
+    """Its vectors move whenever the weight is read in training."""
+    text = f"import svdctl{NET}".replace(
+        "self.conv1 = nn.Conv2d(3, 6, 3, padding=1)", "self.conv1 = NORM(nn.Conv2d(3, 6, 3))"
+    )
+    (tmp_path / "own_net.py").write_text(text.replace("NORM", f"{norm}.spectral_norm"))
+    stopped_in_every_step(config_of(tmp_path, net, ema=0.8))
+
+
 def test_nothing_of_a_factory_is_imported_unless_it_is_named(
     tmp_path: Path, net: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -241,6 +251,7 @@ def test_nothing_is_written_where_weights_do_not_fit(tmp_path: Path, net: str) -
         ("return nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())", "to have 1 channels"),
         ("return nn.LSTM(12, 3)", "Net on images of 3 x 12 x 12 failed"),
         ("raise OSError('no licence')", "failed: OSError: no licence"),
+        ("return nn.Sequential(nn.Flatten(), nn.LazyLinear(3))", "has layers of no width yet, as LazyLinear"),
         ("return 3", "made a int, not a torch.nn.Module"),
         (
             "return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Unflatten(1, (3, 1)), nn.Flatten(0, 1), "
