@@ -27,6 +27,8 @@ _MOST = 2**26
 _OF_WANTED = 4
 """For images beyond that, the pixels are at most so many times those of the wanted image."""
 _PIXELS_A_BYTE = 10
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323
+"""Numbers of TIFF's entries."""
 DECODER = f"1, Pillow {__version__}"
 """What decides the pixels of a file besides the settings."""
 
@@ -131,11 +133,13 @@ def _check_size(image: Image.Image, file: str | Path, size: int, resize: bool, l
     if max(width, height) > longest * min(width, height):
         reason = f"is {width} x {height}, one side more than {longest} times the other"
         raise UnusableImageError(file, reason, "crop or remove it")
-    if (
-        width * height > max(_LARGE, min((_LONGEST * size) ** 2, _MOST), _OF_WANTED * size**2)
-        and width * height > _PIXELS_A_BYTE * length
-    ):
-        reason = f"is {width} x {height}, far more than a photograph of {length:,} bytes has"
+    largest = max(_LARGE, min((_LONGEST * size) ** 2, _MOST), _OF_WANTED * size**2, _PIXELS_A_BYTE * length)
+    # libtiff takes memory for a whole tile, which may be larger than the picture.
+    tags = getattr(image, "tag_v2", {})
+    tile = tags.get(_TILE_WIDTH, 0), tags.get(_TILE_HEIGHT, 0)
+    if max(width * height, tile[0] * tile[1]) > largest:
+        tiles = f" in tiles of {tile[0]} x {tile[1]}" if any(tile) else ""
+        reason = f"is {width} x {height}{tiles}, far more than a photograph of {length:,} bytes has"
         raise UnusableImageError(file, reason, "scale it down or remove it")
 
 

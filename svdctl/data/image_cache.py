@@ -61,7 +61,9 @@ class ImageCache:
 
     def __init__(self, root: Path, files: ImageFiles, form: ImageForm, count: int) -> None:
         self._shape = (count, *form.shape)
-        about = [str(root.resolve()), form.size, form.resize, form.channels, count > 0]
+        # A name of other bytes than UTF-8 is no text that JSON holds.
+        place = os.fsencode(root.resolve()).decode(errors="backslashreplace")
+        about = [place, form.size, form.resize, form.channels, count > 0]
         folder = user_cache_folder()
         used = folder is not None and len(files) >= FEWEST
         self.path = folder / "images" / f"{json_digest(about)[:32]}.images" if folder is not None and used else None

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -413,3 +414,13 @@ def test_a_size_that_no_memory_holds_is_refused(folder: Path, size: int) -> None
 def test_more_threads_than_any_machine_starts_are_refused(folder: Path) -> None:
     with pytest.raises(UsageError, match=r"data\.workers"):
         resolve({"dataset": f"folder:{folder}", "set": ["data.workers=100000"]})
+
+
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="names are text there")
+def test_a_folder_whose_name_is_no_unicode_is_kept(folder: Path) -> None:
+    other = folder.rename(folder.parent / os.fsdecode(b"photos\xff"))
+    for steps in (True, False):
+        told = Told()
+        read(other, told)
+        assert bool(told.steps) == steps
+        assert not [notice for notice in told.notices if "does not count" in notice]
