@@ -3,7 +3,7 @@
 import operator
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from svdctl.errors import ShapeError
 from svdctl.layers.layer_operator import why_not_read
@@ -24,6 +25,8 @@ _FIELDS = (Tensor, int, float, str, tuple, type(None))
 """Types of attributes that may decide what a layer computes: its tensors, its geometry, its mode."""
 _READERS = ("item", "tolist", "numpy", "__array__", "__float__", "__int__", "__dlpack__", "data_ptr")
 """Methods that take the numbers of a tensor out of torch."""
+_PRODUCTS = ("mul", "mul_", "div", "div_", "addcmul", "addcmul_", "mm", "bmm", "mv", "dot")
+"""Operators that multiply; what is given to `addmm` and to convolutions as a bias is added."""
 _LIKE = re.compile(r"new_(zeros|ones|empty|full|tensor)|(zeros|ones|empty|full|rand|randn)_like")
 """Functions that take no more of a tensor than its type, place and shape."""
 _MOST_KEPT = 1 << 30
@@ -162,7 +165,10 @@ def observed_calls(
 
             handles = [handle for name in names for handle in watch(name)]
             try:
-                with torch.compiler.set_stance("force_eager"), nullcontext() if uses is None else uses:
+                with ExitStack() as stack:
+                    stack.enter_context(torch.compiler.set_stance("force_eager"))
+                    for watching in () if uses is None else (uses, _Operators(uses)):
+                        stack.enter_context(watching)
                     model(image.clone())
             finally:
                 for handle in handles:
@@ -182,7 +188,7 @@ def observed_calls(
         while rest:
             rest = run(rest, None)
         for name, call in found.items():
-            call.used_by = uses.found.get(name, "")
+            call.used_by = uses.found.get(name, "") or uses.found_below.get(name, "")
     return found
 
 
@@ -193,11 +199,14 @@ class _Uses(TorchFunctionMode):
         super().__init__()
         self.running: list[str] = []
         self.found: dict[str, str] = {}
+        self.found_below: dict[str, str] = {}
+        """The same of operators that no function of torch's in Python calls."""
         self.check: Callable[[str], None] = lambda name: None
         """Called with the name of a layer before its weight is given to `linear` outside of its own calls."""
         self.as_linear: set[str] = set()
         """Linear layers whose weights, as they are, were given to `linear` outside of their own calls."""
         self._owners: dict[int, set[str]] = {}
+        self._owners_of_shifts: dict[int, set[str]] = {}
         self._kept: list[Tensor] = []
         self._of_linear: dict[int, set[str]] = {}
         for name, layer in layers.items():
@@ -215,26 +224,61 @@ class _Uses(TorchFunctionMode):
         for _, tensor in tensors:
             self._kept.append(tensor)
             storage = _storage(tensor)
-            if storage is not None and storage not in shifts:
-                self._owners.setdefault(storage, set()).add(name)
+            if storage is not None:
+                owners = self._owners_of_shifts if storage in shifts else self._owners
+                owners.setdefault(storage, set()).add(name)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         linear: set[str] = set()
         if func is nn.functional.linear and len(args) > 1:
             linear = self._of_linear.get(id(args[1]), set()) - set(self.running)
-        for owner in linear:
-            self.check(owner)
+        # What is done below is a call of the layer.
+        self.running += linear
+        try:
+            for owner in linear:
+                self.check(owner)
+            result = func(*args, **(kwargs or {}))
+        finally:
+            for owner in linear:
+                self.running.remove(owner)
         self.as_linear |= linear
-        result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", str(func))
         takes = name in _READERS or (next(_tensors(result), None) is not None and not _LIKE.fullmatch(name))
         given = (args[0], *args[2:]) if linear else args
+        getter = getattr(getattr(func, "__self__", None), "__name__", name) if name == "__get__" else name
         for tensor in _tensors((given, kwargs)) if takes else ():
-            owners = self._owners.get(_storage(tensor) or 0)
-            if owners and not owners & set(self.running):
-                getter = getattr(getattr(func, "__self__", None), "__name__", name)
-                for owner in owners:
-                    self.found.setdefault(owner, getter if name == "__get__" else name)
+            for owner in self._outside(tensor, self._owners):
+                self.found.setdefault(owner, getter)
+        return result
+
+    def note(self, name: str, given: object) -> None:
+        """Count what an operator of this name is given."""
+        for tensor in _tensors(given):
+            owners = self._outside(tensor, self._owners)
+            if name in _PRODUCTS:
+                owners = owners | self._outside(tensor, self._owners_of_shifts)
+            for owner in owners:
+                self.found_below.setdefault(owner, name)
+
+    def _outside(self, tensor: Tensor, owners: dict[int, set[str]]) -> set[str]:
+        """Return the layers that a tensor is of; none while one of them runs."""
+        found = owners.get(_storage(tensor) or 0, set())
+        return set() if found & set(self.running) else found
+
+
+class _Operators(TorchDispatchMode):
+    """Which operators run on weights of a layer that is not running, also where TorchScript or C++ calls them."""
+
+    def __init__(self, uses: _Uses) -> None:
+        super().__init__()
+        self._uses = uses
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunction():  # `_Uses` has seen the function that calls it, if there is one
+            result = func(*args, **(kwargs or {}))
+        name = func._schema.name.partition("::")[2]
+        if name in _READERS or (next(_tensors(result), None) is not None and not _LIKE.fullmatch(name)):
+            self._uses.note(name, (args, kwargs))
         return result
 
 

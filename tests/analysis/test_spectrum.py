@@ -250,6 +250,39 @@ def test_weights_that_are_not_called_or_used_elsewhere_are_an_assumption() -> No
     assert "matmul" in found["c"].assumption
 
 
+@torch.jit.script
+def scripted_linear(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.nn.functional.linear(x, weight * 7.0)
+
+
+def unseen_linear(x: Tensor, weight: Tensor) -> Tensor:
+    with torch._C.DisableTorchFunction():
+        return x @ (weight * 7)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x, layer: scripted_linear(x, layer.weight),
+        lambda x, layer: unseen_linear(x, layer.weight),
+        lambda x, layer: x * layer.bias,
+        lambda x, layer: (x @ layer.bias)[..., None].expand_as(x),
+    ],
+)
+def test_uses_that_are_no_call_of_a_function_of_torch_or_multiply_by_a_bias_are_an_assumption(use: Any) -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return use(self.layer(x), self.layer)
+
+    row = svdctl.spectrum(Network(), (4, 4), bounds_only=True)["layer"]
+    assert "outside of its own calls" in row.assumption
+
+
 def test_layers_that_are_computed_together_have_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(
