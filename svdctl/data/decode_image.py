@@ -2,11 +2,13 @@
 
 import os
 import re
+import struct
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
 from typing import cast
@@ -29,6 +31,10 @@ _OF_WANTED = 4
 _PIXELS_A_BYTE = 10
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323
 """Numbers of TIFF's entries."""
+_TYPES = frozenset(range(1, 14)) | {16}
+"""Of TIFF's entries, those that Pillow reads."""
+_MOST_ENTRIES = 1000
+"""Of a TIFF picture; there are some hundred kinds."""
 DECODER = f"1, Pillow {__version__}"
 """What decides the pixels of a file besides the settings."""
 
@@ -105,6 +111,8 @@ def _opened(file: str | Path, form: ImageForm) -> Iterator[Image.Image]:
         # Some of Pillow's other formats start programs.
         with _WITHOUT_WARNINGS, open_regular(file) as source:
             image = Image.open(source, formats=_FORMATS)
+            if image.format == "TIFF":
+                _check_directory(source, file)
             _check_size(image, file, form.size, form.resize, os.fstat(source.fileno()).st_size)
             _check_numbers(image, file)
             yield image
@@ -141,6 +149,29 @@ def _check_size(image: Image.Image, file: str | Path, size: int, resize: bool, l
         tiles = f" in tiles of {tile[0]} x {tile[1]}" if any(tile) else ""
         reason = f"is {width} x {height}{tiles}, far more than a photograph of {length:,} bytes has"
         raise UnusableImageError(file, reason, "scale it down or remove it")
+
+
+def _check_directory(source: BufferedReader, file: str | Path) -> None:
+    """Refuse a TIFF picture with entries that Pillow passes over and libtiff reads, as of the size of tiles.
+
+    Raises:
+        UnusableImageError: an entry of a type that Pillow does not know.
+    """
+    place = source.tell()
+    source.seek(0)
+    head = source.read(16)
+    order = "<" if head[:2] == b"II" else ">"
+    is_big = 43 in head[2:4]
+    (start,) = struct.unpack_from(order + ("Q" if is_big else "I"), head, 8 if is_big else 4)
+    source.seek(start)
+    width, entry = (8, 20) if is_big else (2, 12)
+    (count,) = struct.unpack(order + ("Q" if is_big else "H"), source.read(width))
+    entries = source.read(entry * min(count, _MOST_ENTRIES))
+    source.seek(place)
+    types = {struct.unpack_from(order + "H", entries, at + 2)[0] for at in range(0, len(entries), entry)}
+    if count > _MOST_ENTRIES or not types <= _TYPES:
+        reason = f"has {count:,} entries in its directory, or some of types that Pillow does not know"
+        raise UnusableImageError(file, reason, "write it anew or remove it")
 
 
 def _is_16_bit(image: Image.Image) -> bool:
