@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.machinery import PathFinder
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -160,13 +161,21 @@ def _imported(name: str) -> ModuleType:
     with _as_sentence(name):
         if _is_file(name):
             return import_file(Path(name))
-        with current_folder_searched():
+        with current_folder_searched(name):
             return importlib.import_module(name)
 
 
 @contextmanager
-def current_folder_searched() -> Iterator[None]:
-    """Look for modules in the current folder too: last, so that nothing in it hides an installed module."""
+def current_folder_searched(module: str) -> Iterator[None]:
+    """Look for modules in the current folder too, if the one that a user has named is not installed.
+
+    It comes last, so that nothing in it hides an installed module. What an installed one tries to import, and does
+    without, is not taken from there.
+    """
+    # Not by sys.modules: one of the current folder may have been imported before, and import more when it is called.
+    if PathFinder.find_spec(module.partition(".")[0]) is not None:
+        yield
+        return
     here = str(Path.cwd())
     sys.path.append(here)
     try:

@@ -129,7 +129,7 @@ def _refuse_image_size(network: str, image_size: int | None) -> None:
 def _of_factory(module: str, name: str, wanted: dict[str, Any]) -> nn.Module:
     try:
         # Of a single file the folder is not searched.
-        with nullcontext() if module.endswith(".py") else current_folder_searched():
+        with nullcontext() if module.endswith(".py") else current_folder_searched(module):
             made = _called(_found(module, name), wanted)
     except UsageError:
         raise

@@ -35,6 +35,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "def wide(width): return nn.Linear(width, 1)\n"
         "def broken(): raise RuntimeError('no such thing')\n"
         "def script(): raise SystemExit(0)\n"
+        "def late():\n    from beside_late import build\n    return build()\n"
     )
     (tmp_path / "needy.py").write_text("import surely_not_installed\n")
     monkeypatch.chdir(tmp_path)
@@ -47,6 +48,8 @@ def test_factories_of_the_user(module: str) -> None:
     assert isinstance(make_model(f"{module}:build"), nn.Sequential)
     assert isinstance(make_model(f"{module}:Net"), nn.Linear)
     assert isinstance(make_model(f"{module}:ready"), nn.Linear)
+    Path("beside_late.py").write_text("from usernets import build\n")
+    assert isinstance(make_model(f"{module}:late"), nn.Sequential)
     assert sys.path == path
 
 
@@ -58,6 +61,22 @@ def test_a_module_beside_the_command_hides_no_installed_one(module: str, tmp_pat
     finally:
         for name in ("beside", "colorsys"):
             sys.modules.pop(name, None)
+
+
+def test_what_an_installed_module_does_without_is_not_taken_from_beside_the_command(
+    tmp_path: Path, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/installed_nets.py").write_text(
+        "try:\n    import faster_layers\nexcept ImportError:\n    pass\nfrom torch import nn\n"
+        "def build(): return nn.Linear(1, 1)\n"
+    )
+    (tmp_path / "faster_layers.py").write_text("raise RuntimeError\n")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    try:
+        assert isinstance(make_model("installed_nets:build"), nn.Linear)
+    finally:
+        sys.modules.pop("installed_nets", None)
 
 
 @pytest.mark.parametrize(
