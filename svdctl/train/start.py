@@ -126,10 +126,11 @@ def resume(
         raise CheckpointError(f"{path} holds no state of training; {_instead(folder, file)}")
     beside = config_in(folder)
     if beside is not None and (others := _unlike(checkpoint, beside, changes.get("epochs"), path)):
+        extend = f"extend it by `epochs = {beside.epochs}`, " if others == ["epochs"] else ""
         raise CheckpointError(
             f"{file} is of another run than {folder / 'config.toml'} (other {', '.join(others)}), and a run cannot "
-            f"change on its way; restore the files of one run, go on with {file.name} in a folder of its own, or "
-            "remove config.toml if that is what is wrong"
+            f"change on its way; {extend}restore the files of one run, go on with {file.name} in a folder of its own, "
+            "or remove config.toml if that is what is wrong"
         )
     config, requests = without_online_logs(_changed(checkpoint.config, changes), changes)
     _require_place(config, path)

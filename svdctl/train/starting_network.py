@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from svdctl.checkpoint.initial_weights import FilledNetwork, InitialTensors, fill_, read_initial
 from svdctl.checkpoint.model_factory import listed
 from svdctl.config.train_config import TrainConfig
+from svdctl.control.controller import Controller
 from svdctl.errors import UsageError, first_line
+from svdctl.layers.shapes import input_sizes
 from svdctl.models.architecture import architecture_of, is_shipped
 from svdctl.models.build import build_model
 
@@ -43,11 +45,14 @@ def starting_network(
 
     Raises:
         UsageError: it cannot be made, does not take such images, or gives no logits of so many classes.
+        ShapeError: a layer that is to be controlled and cannot be.
         CheckpointError, DataError: weights that cannot be read or do not fit.
     """
     model = build_model(config, classes)
     if not is_shipped(config.model):
         check_network(model, image_shape, classes, architecture_of(config.model).name(config.model))
+        sizes = input_sizes(model.eval(), image_shape)
+        Controller.from_config(model, None, config.control, config.batchnorm, sizes=sizes)  # what it refuses
     if config.initial is None:
         return StartingNetwork(model, config)
     given = read_initial(config.initial, config, download=download)

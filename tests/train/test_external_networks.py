@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from svdctl.checkpoint.checkpoint_file import read_checkpoint
 from svdctl.cli.training_flags import resolve
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.config.train_config import TrainConfig
-from svdctl.errors import CheckpointError, UsageError
+from svdctl.errors import CheckpointError, ShapeError, UsageError
 from svdctl.evaluate.evaluated_model import open_evaluated_model
 from svdctl.models.build import shapes_of
 from svdctl.models.made_network import make_network
@@ -233,6 +234,10 @@ def test_a_layer_that_nobody_can_read_is_left_alone(tmp_path: Path, net: str, mo
     assert drawn == [{"model.conv2", "model.fc"}] * 4
     assert {row.name: row.bound for row in result.layers}["model.conv1"] == math.inf
     assert (result.folder / "curves.png").stat().st_size > 1000
+    shutil.rmtree(tmp_path / "runs")
+    with pytest.raises(ShapeError, match=r"layer model\.conv1 cannot be changed: its forward"):
+        train(config_of(tmp_path, net, clipping="clip", clip_to=0.7))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_nothing_is_written_where_weights_do_not_fit(tmp_path: Path, net: str) -> None:

@@ -188,10 +188,20 @@ def test_extensions_of_other_recipes_repeat_themselves(tmp_path: Path, sets: tup
     assert_same(extend(moments.folders["1 after last.pt"], None), whole, "killed")
 
 
+TOGETHER = (
+    *("ema.decay=0.8", "accumulate=2", "augment.mixup=0.4", "optimizer={kind='adamw', lr=0.01, clip_norm=0.5}"),
+    *("schedule={kind='cosine', warmup=0.2}", "layer.frames.kind=retract", "control.kind=clip"),
+    *("control.every_steps=2", "control.max_sigma=0.3", "control.max_sigma_start=8", "control.max_sigma_epochs=2"),
+    *("checkpoint.every_steps=2", "checkpoint.every_epochs=2", "evaluation.every_epochs=2"),
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["train", "train-lipconv"])
-def test_a_kill_at_every_change_of_a_file(command: str, tmp_path: Path) -> None:
-    folder = recipe.run(make(tmp_path, command), base="test", reporter=Recorder(interrupt_after=5)).folder
+@pytest.mark.parametrize(
+    ("command", "sets"), [("train", ()), ("train-lipconv", ()), ("train", TOGETHER)], ids=["train", "lipconv", "recipe"]
+)
+def test_a_kill_at_every_change_of_a_file(command: str, sets: tuple[str, ...], tmp_path: Path) -> None:
+    folder = recipe.run(make(tmp_path, command, *sets), base="test", reporter=Recorder(interrupt_after=5)).folder
     moments = Moments(tmp_path / "moments", lambda name: True)
     with moments.copied():
         whole = extend(folder, 4)
@@ -332,7 +342,7 @@ def _with_counters(checkpoint: Any, counters: Mapping[str, Any]) -> Any:
 def test_a_kept_epoch_of_before_needs_the_number_again(copy: Callable[[str], Path]) -> None:
     folder = copy("finished")
     extend(folder)
-    with pytest.raises(CheckpointError, match=r"is of another run than .*config.toml \(other epochs\)"):
+    with pytest.raises(CheckpointError, match=r"is of another run than .*config.toml \(other epochs\).*`epochs = 5`"):
         extend(folder / "epoch-2.pt", None)
     assert extend(folder / "epoch-2.pt").completed
     assert [(line["step"], line["epochs_before"]) for line in marks(folder)] == [(6, 3)]
