@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, field_validator
 
 from svdctl.config.model_config import ModelConfig
 from svdctl.errors import UsageError
@@ -27,8 +27,9 @@ class External(ModelConfig):
     kind: Literal["external"] = "external"
     network: Annotated[str, Field(max_length=1000)]
     """torchvision:NAME, timm:NAME, package.module:factory or ./file.py:factory."""
-    image_size: PositiveInt | None = None
-    """Side of the images for which a network of one image size is made, as vit_b_16; absent: its own default."""
+    image_size: Annotated[int, Field(gt=0, le=2**14)] | None = None
+    """Side of the images for which a network of one image size is made, as vit_b_16, at most 16,384; absent: its own
+    default."""
 
     @field_validator("network")
     @classmethod
