@@ -300,8 +300,7 @@ def network_of(checkpoint: Checkpoint, path: Path, model: nn.Module | None = Non
         raise CheckpointError(f"{path}: {missing}")
     if model is None:
         built = build_model(config, classes)
-        with checkpoint_error_on_mismatch(path):
-            built.load_state_dict(checkpoint.model)
+        load_network_(built, checkpoint.model, path)
         return built.eval()
     if not isinstance(config.model, External):
         raise CheckpointError(
@@ -310,10 +309,51 @@ def network_of(checkpoint: Checkpoint, path: Path, model: nn.Module | None = Non
         )
     require_module(model)
     with checkpoint_error_on_mismatch(path):
-        build_model(config, classes, copy.deepcopy(model)).load_state_dict(checkpoint.model)
+        trial = build_model(config, classes, copy.deepcopy(model))
+    load_network_(trial, checkpoint.model, path)
+    with checkpoint_error_on_mismatch(path):
         built = build_model(config, classes, model)
         built.load_state_dict(checkpoint.model)
     return built.eval()
+
+
+def load_network_(network: nn.Module, state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Load the state of a checkpoint into its network.
+
+    Args:
+        network: what is filled.
+        state: tensors by name.
+        path: where the checkpoint stands, for messages.
+
+    Raises:
+        CheckpointError: names or shapes are others, as where another factory makes the network.
+    """
+    own = network.state_dict()
+    differing = [
+        f"{_shown(names)} {where}"
+        for names, where in (
+            ([name for name in state if name not in own], "only in the file"),
+            ([name for name in own if name not in state], "only in the network"),
+            ([name for name in own if name in state and _shape(own[name]) != _shape(state[name])], "of other shapes"),
+        )
+        if names
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{path}: its state does not fit the network: {'; '.join(differing)}; give the network that was trained, "
+            "or another file"
+        )
+    with checkpoint_error_on_mismatch(path):
+        network.load_state_dict(state)
+
+
+def _shown(names: Sequence[str]) -> str:
+    """Return the first of some names in quotes, and how many more there are."""
+    return f"{names[0]!r}{f' and {len(names) - 1:,} more' if len(names) > 1 else ''}"
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
 def _refuse_library(weights: WeightFile) -> None:

@@ -23,6 +23,7 @@ from svdctl.errors import CheckpointError, DataError, UsageError, first_line
 from svdctl.layers.layer_ops import find_ops
 from svdctl.layers.normalize import Normalize
 from svdctl.layers.tt import TTConv
+from svdctl.models.architecture import architecture_of
 from svdctl.models.build import build_model
 from svdctl.models.external_architecture import External
 from svdctl.models.made_network import AUXILIARY
@@ -186,6 +187,8 @@ class _Fit:
 
     def __init__(self, model: nn.Module, config: TrainConfig, classes: int, tensors: Mapping[str, Tensor]) -> None:
         self.model = model
+        own = architecture_of(config.model).is_defined_here
+        self.advice = "check that the file is of this network" if own else "check `model`"
         pixels = [name for name, module in model.named_modules() if type(module) is Normalize]
         kept = tuple(f"{name}.{leaf}" for name in pixels for leaf in ("mean", "std"))
         self.expected = {name: tensor for name, tensor in model.state_dict().items() if name not in kept}
@@ -214,7 +217,7 @@ class _Fit:
         if not any(holds_weights(self.given[name]) for name in self.fitting):
             raise CheckpointError(
                 f"{where} has no tensor of the network's names and shapes: the file begins with "
-                f"{next(iter(own.values()), '')!r}, the network with {next(iter(self.expected), '')!r}; check `model`"
+                f"{next(iter(own.values()), '')!r}, the network with {next(iter(self.expected), '')!r}; {self.advice}"
             )
         if (outside or unfilled) and not lenient:
             raise CheckpointError(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from svdctl.cli.progress_display import ProgressDisplay
 from svdctl.cli.training_flags import command_of
-from svdctl.plugins import is_factory
+from svdctl.plugins import granted_factory, is_factory
 from svdctl.utils.escapes import one_line
 
 if TYPE_CHECKING:
@@ -104,8 +104,11 @@ def _next_commands(result: "TrainResult") -> list[str]:
     """Return what may be typed next, without the name of the program."""
     train, folder = command_of(result.config.model.kind).name, result.folder
     network = getattr(result.config.model, "network", "")
-    model = f" --model {network}" if network and is_factory(network) else ""
+    # A factory that has moved is where the user has named it, and not where config.toml says.
+    factory = granted_factory(network) or network if network and is_factory(network) else ""
+    model = f" --model {factory}" if factory else ""
     if not result.completed:
         return [f"{train} --resume {folder}{model}"]
-    again = f"{train} --preset {folder / 'config.toml'} --seed {result.config.seed + 1}"
+    moved = model if factory != network else ""
+    again = f"{train} --preset {folder / 'config.toml'}{moved} --seed {result.config.seed + 1}"
     return [f"inspect-spectrum {folder / 'last.pt'}{model}", f"eval-robust {folder}{model}", again]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from svdctl.data.image_files import ImageFiles
+from svdctl.data.train_test import only_in_one
 from svdctl.errors import DataError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
@@ -57,11 +58,10 @@ def classes_in_folders(path: Path) -> Layout:
         counts[part] = len(files) - before
         first = classes[next(iter(classes))]
         if classes[part] != first:
-            odd = sorted(set(classes[part]) ^ set(first))
             name = {"val": "validation" if "test" in parts else "test"}.get(part, part)
             raise DataError(
-                f"{path}: the training and the {name} part have different classes ({', '.join(odd[:5])}); "
-                "make them the same"
+                f"{path}: the training and the {name} part have different classes "
+                f"{only_in_one(first, classes[part], name)}; make them the same"
             )
     return Layout(files, torch.tensor(labels, dtype=torch.int64), first, counts)
 

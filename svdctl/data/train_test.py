@@ -1,5 +1,6 @@
 """The parts of a data set."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from svdctl.data.images import ImageData
@@ -30,10 +31,9 @@ class TrainTest:
                     "make them one size"
                 )
             if self.train.classes != part.classes:
-                odd = sorted(set(self.train.classes) ^ set(part.classes))
                 raise DataError(
-                    f"{where}: the training and the {name} part have different classes ({', '.join(odd[:5])}); "
-                    "make them the same"
+                    f"{where}: the training and the {name} part have different classes "
+                    f"{only_in_one(self.train.classes, part.classes, name)}; make them the same"
                 )
         return self
 
@@ -41,3 +41,17 @@ class TrainTest:
         """Return the parts with images of one channel."""
         validation = None if self.validation is None else self.validation.grey(where)
         return TrainTest(self.train.grey(where), self.test.grey(where), validation)
+
+
+def only_in_one(training: Sequence[str], other: Sequence[str], name: str) -> str:
+    """Return which classes one of two parts alone has, the first five, and the first of each part.
+
+    Args:
+        training: names of the classes of the training part.
+        other: names of the classes of the other part.
+        name: what the other part is called.
+    """
+    alone = {"training": sorted(set(training) - set(other)), name: sorted(set(other) - set(training))}
+    odd = sorted(label for labels in alone.values() for label in labels)
+    which = " and ".join(f"{labels[0]} only in the {part} part" for part, labels in alone.items() if labels)
+    return f"({', '.join(odd[:5])}){f': {which}' if which else ''}"

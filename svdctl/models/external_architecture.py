@@ -37,7 +37,9 @@ class External(ModelConfig):
         library = r"(torchvision|timm):[A-Za-z0-9_]+"
         factory = r"([^\W\d]\w*(\.[^\W\d]\w*)*|.+\.py):[^\W\d]\w*(\.[^\W\d]\w*)*"
         if not re.fullmatch(factory if is_factory(network) else library, network):
-            raise ValueError(f"`model = {network}`: write it as {FORMS}")
+            tagged = re.fullmatch(r"(timm:[A-Za-z0-9_]+)\.[A-Za-z0-9_.]+", network)
+            without = f"; without the tag of its weights: {tagged[1]}" if tagged else ""
+            raise ValueError(f"`model = {network}`: write it as {FORMS}{without}")
         return network
 
 

@@ -11,7 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from svdctl.checkpoint.checkpoint_file import Checkpoint, checkpoint_error_on_mismatch, write_checkpoint
+from svdctl.checkpoint.checkpoint_file import Checkpoint, checkpoint_error_on_mismatch, load_network_, write_checkpoint
 from svdctl.checkpoint.tensors import digest
 from svdctl.config.presets import to_toml
 from svdctl.config.train_config import TrainConfig
@@ -104,7 +104,8 @@ class TrainingRun:
         before = spectra(self.model, self.sizes) if self.fabric.is_global_zero and is_random else {}
         if history is not None:
             with checkpoint_error_on_mismatch(self.folder):
-                self.model.load_state_dict({**history.checkpoint.model, **history.training["unsealed"]})
+                state = {**history.checkpoint.model, **history.training["unsealed"]}
+            load_network_(self.model, state, self.folder)
         self.model.to(self.fabric.device)
         controller = Controller.from_config(
             self.model,

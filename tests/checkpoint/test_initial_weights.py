@@ -246,3 +246,13 @@ def test_further_heads_of_training_are_left_out(tmp_path: Path) -> None:
     state |= {"aux1.fc2.weight": torch.zeros(1000, 1024), "aux2.conv.conv.weight": torch.zeros(128, 512, 1, 1)}
     given = InitialTensors("weights.pt", state, digest(state))
     assert fill_(model, config, 3, given, lenient=False).heads == ("aux1.fc2.weight", "aux2.conv.conv.weight")
+
+
+@pytest.mark.parametrize(
+    ("own", "advice"), [(True, "check that the file is of this network"), (False, "check `model`")]
+)
+def test_weights_of_another_network_do_not_ask_for_a_model_of_svdctls_own(network: str, own: bool, advice: str) -> None:
+    config = configuration("quickstart") if own else config_of(network)
+    given = InitialTensors("w.pt", {"conv9.weight": torch.ones(4, 4, 3, 3)}, "")
+    with pytest.raises(CheckpointError, match=f"no tensor of the network's names and shapes.*; {advice}$"):
+        fill_(build_model(config, 3), config, 3, given, lenient=False)

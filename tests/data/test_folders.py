@@ -286,3 +286,25 @@ def test_images_of_8_bits_are_pillows(mode: str, tmp_path: Path) -> None:
     images = torch.cat([data.train.images, data.test.images])
     [found] = [image for image in images if image.unique().numel() > 1]
     assert np.array_equal(found.permute(1, 2, 0).numpy(), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize(
+    ("places", "sentence"),
+    [
+        (
+            ("train/a/", "train/b/", "val/a/"),
+            "the test part have different classes (b): b only in the training part",
+        ),
+        (
+            ("train/a/", "train/b/", "val/a/", "val/c/", "test/a/", "test/b/"),
+            "validation part have different classes (b, c): b only in the training part and c only in the validation",
+        ),
+    ],
+)
+def test_classes_of_one_part_alone_are_named_with_the_part(
+    tmp_path: Path, places: tuple[str, ...], sentence: str
+) -> None:
+    write(tmp_path, *places)
+    with pytest.raises(DataError) as error:
+        load(Folder(path=str(tmp_path), size=SIZE))
+    assert sentence in str(error.value)

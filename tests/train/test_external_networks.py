@@ -20,6 +20,7 @@ from svdctl.analysis import inspect_files
 from svdctl.analysis.inspect_config import InspectConfig
 from svdctl.checkpoint.checkpoint_file import read_checkpoint
 from svdctl.cli.training_flags import resolve
+from svdctl.cli.training_progress import result_lines
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import CheckpointError, ShapeError, UsageError
@@ -354,6 +355,11 @@ def test_timms_networks_are_named_exactly(name: str) -> None:
         resolve({"model": name})
 
 
+def test_a_tag_of_timm_is_left_out_in_a_sentence() -> None:
+    with pytest.raises(UsageError, match=r"without the tag of its weights: timm:resnet18$"):
+        resolve({"model": "timm:resnet18.a1_in1k"})
+
+
 def test_without_timm_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UsageError, match="pip install timm"):
@@ -446,3 +452,33 @@ def test_the_hash_of_a_recorded_run_reads_no_file_that_it_names(
     assert [folder] in RunStore(folder.parent).index().values()
     with pytest.raises(CheckpointError, match=r"other initial"):
         recipe.resume(folder, reporter=Recorder())
+
+
+def test_another_factory_than_the_one_that_was_trained_is_named_by_its_tensors(tmp_path: Path, net: str) -> None:
+    whole = config_of(tmp_path, net)
+    folder = train(whole, interrupt_after=1).folder
+    other = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Linear(6, 3))
+    with pytest.raises(CheckpointError) as error:
+        svdctl.load(folder, other)
+    assert "'model.conv1.weight' and 10 more only in the file; 'model.0.weight' and 3 more only in the" in str(
+        error.value
+    )
+    assert "give the network that was trained" in str(error.value)
+    file = Path(net.removesuffix(":Net"))
+    file.write_text(file.read_text().replace("3, 6, 3, padding=1", "3, 6, 5, padding=2"))
+    sys.modules.pop("svdctl_plugin_own_net", None)
+    with pytest.raises(CheckpointError, match=r"does not fit the network: 'model.conv1.weight' of other shapes; give"):
+        recipe.resume(folder, reporter=Recorder())
+
+
+@pytest.mark.parametrize("completed", [True, False])
+def test_commands_that_go_on_name_a_factory_where_it_lies_now(tmp_path: Path, net: str, completed: bool) -> None:
+    result = train(config_of(tmp_path, net), **({} if completed else {"interrupt_after": 1}))
+    lines = result_lines(result)
+    commands = [line for line in lines if line.startswith("  svdctl ")]
+    assert [f" --model {net}" in line for line in commands] == ([True, True, False] if completed else [True])
+    plugins._factories[:] = []
+    now = plugins.grant_factory(f"{tmp_path / 'elsewhere' / 'own_net.py'}:Net")
+    commands = [line for line in result_lines(result) if line.startswith("  svdctl ")]
+    assert commands
+    assert all(f" --model {now}" in line for line in commands)
