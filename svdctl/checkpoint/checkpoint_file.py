@@ -328,23 +328,28 @@ def load_network_(network: nn.Module, state: Mapping[str, Any], path: str | os.P
     Raises:
         CheckpointError: names or shapes are others, as where another factory makes the network.
     """
-    own = network.state_dict()
-    differing = [
-        f"{_shown(names)} {where}"
-        for names, where in (
-            ([name for name in state if name not in own], "only in the file"),
-            ([name for name in own if name not in state], "only in the network"),
-            ([name for name in own if name in state and _shape(own[name]) != _shape(state[name])], "of other shapes"),
-        )
-        if names
-    ]
-    if differing:
-        raise CheckpointError(
-            f"{path}: its state does not fit the network: {'; '.join(differing)}; give the network that was trained, "
-            "or another file"
-        )
-    with checkpoint_error_on_mismatch(path):
-        network.load_state_dict(state)
+    try:
+        with checkpoint_error_on_mismatch(path):
+            network.load_state_dict(state)
+    except CheckpointError as error:
+        # Only now: layers may read names that they do not write, as those of earlier versions.
+        if differing := _differing_tensors(network.state_dict(), state):
+            raise CheckpointError(
+                f"{path}: its state does not fit the network: {differing}; give the network that was trained, or "
+                "another file"
+            ) from error
+        raise
+
+
+def _differing_tensors(own: Mapping[str, Any], state: Mapping[str, Any]) -> str:
+    """Return which names and shapes of a network's own state a state in a file does not have; empty: none."""
+    shared = [name for name in own if name in state]
+    found = {
+        "only in the file": [name for name in state if name not in own],
+        "only in the network": [name for name in own if name not in state],
+        "of other shapes": [name for name in shared if _shape(own[name]) != _shape(state[name])],
+    }
+    return "; ".join(f"{_shown(names)} {where}" for where, names in found.items() if names)
 
 
 def _shown(names: Sequence[str]) -> str:
