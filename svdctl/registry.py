@@ -117,7 +117,18 @@ LAYERS: Registry[Any] = Registry(
     "layer",
     [
         f"svdctl.layers.ops.{name}_ops"
-        for name in ("standard", "tt", "soc", "sott", "linear", "transposed", "attention", "normalization", "minmax")
+        for name in (
+            "standard",
+            "tt",
+            "soc",
+            "sott",
+            "linear",
+            "transposed",
+            "attention",
+            "normalization",
+            "scale",
+            "minmax",
+        )
     ],
 )
 """Of `svdctl.layers.layer_ops.LayerOps`."""

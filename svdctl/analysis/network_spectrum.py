@@ -256,7 +256,7 @@ def spectrum(
                 tell(done, len(chosen), key)
             found = _Found(proved.get(key), values.get(key), lowers.get(key))
             row = _observed_row(key, module, calls.get(key), asked, found)
-            rows.append(replace(row, made_of=made_of.get(key, ())))
+            rows.append(replace(row, made_of=made_of.get(key, _factors(key, module))))
     if bounds_only or layers != "*":
         why = "only the bounds of layers were asked for" if bounds_only else "only some layers were asked for"
         return NetworkSpectrum(name, tuple(rows), None, why)
@@ -337,6 +337,8 @@ def _with_rows(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if id(module) in parts:
             continue
         ops = find_ops(module)
+        if isinstance(ops, NormalizationOps) and not ops.has_row(module):
+            continue
         if ops is not None and ops.has_spectrum:
             made_of = [*ops.parts(module), *([module.parametrizations] if is_parametrized(module) else [])]
             parts |= {id(inner) for part in made_of if isinstance(part, nn.Module) for inner in part.modules()}
@@ -347,6 +349,12 @@ def _with_rows(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
                 yield name, module
         elif _own_numbers(module):
             yield name, module
+
+
+def _factors(name: str, module: nn.Module) -> tuple[str, ...]:
+    """Return the full names of the tensors that a layer's gain is about, where they are not `weight` and `bias`."""
+    ops = find_ops(module)
+    return tuple(_inside(name, own) for own in ops.factors(module)) if isinstance(ops, NormalizationOps) else ()
 
 
 def _inside(name: str, own: str) -> str:

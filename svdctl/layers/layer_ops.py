@@ -281,11 +281,19 @@ class LayerOps:
 
 
 class NormalizationOps(LayerOps):
-    """Of a layer that normalises, and has a gain and no kernel."""
+    """Of a layer that normalises or scales channels, and has a gain and no kernel."""
 
     can_control = False
     title: ClassVar[str]
     """What its rows are called."""
+
+    def has_row(self, layer: Any) -> bool:
+        """Return whether there is something to tell of the layer."""
+        return True
+
+    def factors(self, layer: Any) -> tuple[str, ...]:
+        """Return names of the layer's own tensors that the gain is about, where they are not `weight` and `bias`."""
+        return ()
 
     def channel_gain(self, layer: Any) -> float:
         """Return the largest gain, of BatchNorm the largest absolute scale.
