@@ -82,7 +82,7 @@ def draw(
     config, controller = trainer.config, trainer.controller
     held_out = "validation part" if config.evaluation.select == "validation" else "test set"
     about = folder.resolve().name, f"data: {config.data.kind}", f"control: {config.control.kind}"
-    steps = [line for line in read_log(folder / "metrics.jsonl") if line["kind"] in ("step", "proof")]
+    steps = [line for line in read_log(folder / "metrics.jsonl") if line["kind"] in ("step", "proof", "extended")]
     per_epoch = trainer.batches.steps_per_epoch
     # Gains of BatchNorm that nothing limits are no singular values to look at.
     unlimited = [name for name in controller.norms if controller.allowed(name) is None]
@@ -127,7 +127,8 @@ def plot_curves(
 ) -> None:
     """Draw loss (cross-entropy on held-out data), accuracy and penalty by epoch, and below them the layers.
 
-    What is not there is not drawn: a penalty, layers of a run without any, proofs between steps.
+    What is not there is not drawn: a penalty, layers of a run without any, proofs between steps. A dotted line stands
+    where the run was extended.
 
     Args:
         records: lines of the log.
@@ -185,6 +186,11 @@ def plot_curves(
         penalty = panels[2]
         penalty.semilogy(at(epochs), [r["orthogonal_loss"] for r in epochs], color=START, marker=dot, label="training")
         penalty.set(title="Penalty on frames", ylabel="penalty, log scale")
+    for line in (record for record in records if record["kind"] == "extended"):
+        for panel in panels:
+            panel.axvline(line["step"] / per, color="0.6", ls=":", lw=1)
+        where = {"transform": loss.get_xaxis_transform(), "fontsize": "small"}
+        loss.text(line["step"] / per, 0.02, f" {line['epochs']:g} epochs", **where)
     for panel in panels:
         panel.set(xlabel="epoch", xlim=(0, None))
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -395,9 +395,10 @@ def test_curves_show_where_a_run_was_extended(
     folder = copy("stopped")
     extend(folder)
     (figure,) = figures
-    for panel in figure.axes:
-        assert [5, 5] in [list(line.get_xdata()) for line in panel.lines]
-    assert [text.get_text() for text in figure.axes[0].texts] == [" 5 epochs"]
+    panels = {panel.get_title(loc="left"): panel for panel in figure.axes}
+    for title in ("Loss", "Accuracy"):
+        assert [5 / 3, 5 / 3] in [list(line.get_xdata()) for line in panels[title].lines]
+    assert [text.get_text() for text in panels["Loss"].texts] == [" 5 epochs"]
 
 
 def test_lines_that_are_written_are_read_again(copy: Callable[[str], Path]) -> None:
