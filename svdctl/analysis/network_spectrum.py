@@ -366,8 +366,9 @@ def _of_projections(
 ) -> tuple[dict[str, Calls], dict[str, tuple[str, ...]]]:
     """Return what was seen of the linear maps that layers are made of, and which tensors hold them, by name."""
     seen, made_of = {}, {}
+    modules = dict(model.named_modules(remove_duplicate=False))  # get_submodule takes no name that is one of a method
     for name, call in calls.items():
-        module = model.get_submodule(name)
+        module = modules[name]
         tensors = tuple(_inside(name, own) for own in module.state_dict() if _PROJECTIONS.fullmatch(own))
         for own in ops_of(module).projections(module):
             seen[_inside(name, own)] = Calls([(1,)] if call.sizes else [], call.fault, call.used_by)

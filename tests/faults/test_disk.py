@@ -85,11 +85,11 @@ def test_a_picture_that_may_not_grow_leaves_the_one_that_was_there(tmp_path: Pat
     assert train(tmp_path, make(tmp_path, epochs=1)).end().code == 0
     run = only_run(tmp_path)
     size = (run / "last.pt").stat().st_size
-    (run / "spectrum.png").write_bytes(bytes(2 * size))
-    with unchanged(run / "spectrum.png"):
+    (run / "curves.png").write_bytes(bytes(2 * size))
+    with unchanged(run / "curves.png"):
         ended = resume(tmp_path, run, limit, resource.RLIMIT_FSIZE, size).end()
     assert ended.code == 1
-    assert str(run / "spectrum.png") in ended.sentence
+    assert str(run / "curves.png") in ended.sentence
     assert not halves(run)
 
 

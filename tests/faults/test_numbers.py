@@ -22,8 +22,8 @@ from svdctl.errors import TrainingError
 from svdctl.layers.layer_ops import is_controllable
 from svdctl.models.build import build_model
 from svdctl.registry import CONTROLS
-from svdctl.train import run as training
 from svdctl.train import start as recipe
+from svdctl.train import starting_network as training
 from svdctl.utils.progress import Reporter
 from tests.faults.small import make, only_run
 
