@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 import svdctl
-from svdctl.checkpoint.checkpoint_file import read_checkpoint
+from svdctl.checkpoint.checkpoint_file import read_checkpoint, write_checkpoint
 from svdctl.train.metrics_log import read_log
 from tests.train.test_resume import tensors, without_times
 
@@ -83,8 +84,23 @@ def assert_same(run: Path, whole: Path) -> None:
             assert mine[what] == wanted, what
 
 
+def assert_gate_closes(gate: str, run: Path, layer: str, folder: Path) -> None:
+    """Check that the page's gate lets the run pass, and not once a layer reaches more than its maximum of 4."""
+    done = shell(gate, folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    checkpoint = read_checkpoint(run / "last.pt")
+    lower = svdctl.spectral_norm_bound(svdctl.load(run).get_submodule(layer)).lower
+    weight = checkpoint.model[f"{layer}.weight"] * (4.1 / lower)
+    write_checkpoint(run / "last.pt", replace(checkpoint, model={**checkpoint.model, f"{layer}.weight": weight}))
+    closed = shell(gate, folder)
+    write_checkpoint(run / "last.pt", checkpoint)
+    assert closed.returncode == 1
+    assert layer in closed.stderr
+    assert "above 4" in closed.stderr
+
+
 def test_the_page_from_pictures_to_onnx(tmp_path: Path) -> None:
-    draw, train, resume, evaluate, gate, other = blocks("sh")
+    draw, train, resume, evaluate, gate, _ = blocks("sh")
     (tmp_path / "draw_shapes.py").write_text((ROOT / "examples/draw_shapes.py").read_text())
     assert shell(draw, tmp_path).returncode == 0
 
@@ -100,18 +116,10 @@ def test_the_page_from_pictures_to_onnx(tmp_path: Path) -> None:
 
     done = shell(evaluate, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    for metric in ("accuracy", "ECE", "gaussian_noise", "apgd-ce"):
+    for metric in ("accuracy", "ECE", "3 corruptions", "AutoAttack", "cert. 36"):
         assert metric in done.stdout, metric
 
-    assert shell(gate, tmp_path).returncode == 0
-    weights = svdctl.load(run)
-    scaled = weights.model.layer3[0].conv1  # type: ignore[union-attr, index]
-    with torch.no_grad():
-        scaled.weight.mul_(4.1 / svdctl.spectral_norm_bound(scaled).lower)
-    torch.save(weights.state_dict(), tmp_path / "scaled.pt")
-    failed = shell("svdctl inspect-spectrum scaled.pt --input-size 64 --max 4 --except '*.fc'", tmp_path)
-    assert failed.returncode == 1
-    assert "model.layer3.0.conv1" in failed.stdout + failed.stderr
+    assert_gate_closes(gate, run, "model.layer3.0.conv1", tmp_path)
 
     (handed_on,) = blocks("python")
     done = subprocess.run(
@@ -124,10 +132,6 @@ def test_the_page_from_pictures_to_onnx(tmp_path: Path) -> None:
     (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     with torch.no_grad():
         np.testing.assert_allclose(logits, svdctl.load(run)(images).numpy(), rtol=1e-3, atol=1e-4)
-
-    pytest.importorskip("timm")
-    done = shell(other, tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_timm_network_is_killed_and_resumed_under_division(tmp_path: Path) -> None:
@@ -145,20 +149,9 @@ def test_a_timm_network_is_killed_and_resumed_under_division(tmp_path: Path) -> 
     shell("rm -r runs/whole-*", tmp_path)
     done = shell(evaluate, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "nothing is proved" in done.stdout + done.stderr or "certified" in done.stdout
+    assert "certified" in done.stdout
 
-    assert shell(gate, tmp_path).returncode == 0
-    weights = svdctl.load(run)
-    with torch.no_grad():
-        weights.get_submodule("model.stages.0.blocks.0.conv_dw").weight.mul_(3)  # type: ignore[operator, union-attr]
-    torch.save(weights.state_dict(), tmp_path / "scaled.pt")
-    failed = shell(
-        "svdctl inspect-spectrum scaled.pt --model timm:convnext_atto --lenient --input-size 3x64x64 --max 4 "
-        "--except '*norm*'",
-        tmp_path,
-    )
-    assert failed.returncode == 1
-    assert "conv_dw" in failed.stdout + failed.stderr
+    assert_gate_closes(gate, run, "model.stages.0.blocks.0.conv_dw", tmp_path)
 
     plain = svdctl.to_plain(svdctl.load(run), torch.rand(1, 3, 64, 64))
     torch.onnx.export(plain, (torch.rand(1, 3, 64, 64),), tmp_path / "net.onnx", dynamo=True)
