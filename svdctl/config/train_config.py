@@ -74,19 +74,23 @@ class TrainConfig(Config):
             raise ValueError("\n".join(faults))
         return self
 
-    def _mixes(self) -> list[str]:
-        """Return what does not go together, a sentence each."""
-        faults = []
-        devices = 1 if self.hardware.devices == "auto" else self.hardware.devices
-        if self.batch_size < (processes := devices * self.hardware.num_nodes):
-            faults.append(
+    def faults_of_batch(self, processes: int) -> list[str]:
+        """Return why a batch cannot be divided among so many processes and its parts, a sentence; none if it can."""
+        if self.batch_size < processes:
+            return [
                 f"a batch of {self.batch_size} leaves nothing for some of {processes} processes; change `batch_size`"
-            )
-        elif self.batch_size < processes * (self.accumulate or 1):
-            faults.append(
+            ]
+        if self.batch_size < processes * (self.accumulate or 1):
+            return [
                 f"`accumulate = {self.accumulate}`: a batch of {self.batch_size} has fewer images than parts on "
                 f"{processes} process{'es' * (processes > 1)}; lower it, or raise `batch_size`"
-            )
+            ]
+        return []
+
+    def _mixes(self) -> list[str]:
+        """Return what does not go together, a sentence each."""
+        devices = 1 if self.hardware.devices == "auto" else self.hardware.devices
+        faults = self.faults_of_batch(devices * self.hardware.num_nodes)
         architecture = ARCHITECTURES.get(self.model.kind)
         if self.layer.is_orthogonal:
             if not architecture.orthogonal:

@@ -81,7 +81,8 @@ def _torchvision(name: str, wanted: dict[str, Any], image_size: int | None, auxi
     from torchvision import models
 
     # A training is of classifiers; an analysis is of any network.
-    _require_known(name, models.list_models(module=models) if wanted and not auxiliary else models.list_models(), "")
+    known = models.list_models(module=models) if wanted and not auxiliary else models.list_models()
+    _require_known(name, known, "torchvision")
     signature = inspect.signature(models.get_model_builder(name)).parameters
     options = {option: None for option in ("weights", "weights_backbone") if option in signature} | wanted
     if name in AUXILIARY:
@@ -118,7 +119,7 @@ def _require_known(name: str, known: list[str], library: str) -> None:
     if name in known:
         return
     near = get_close_matches(name, known, 3, 0.4)
-    raise UsageError(f"{library or 'torchvision'} has no network {name!r}; the nearest are {', '.join(near) or 'none'}")
+    raise UsageError(f"{library} has no network {name!r}; the nearest are {', '.join(near) or 'none'}")
 
 
 def _refuse_image_size(network: str, image_size: int | None) -> None:

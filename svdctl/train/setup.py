@@ -57,15 +57,8 @@ def launch(config: TrainConfig) -> WatchedFabric:
             strategy="auto" if devices == 1 and hardware.num_nodes == 1 else DDPStrategy(**_KEEP_BUFFERS),
         )
         processes = getattr(fabric.strategy, "num_processes", 1) * hardware.num_nodes
-        if config.batch_size < processes:
-            raise UsageError(
-                f"a batch of {config.batch_size} leaves nothing for some of {processes} processes; change `batch_size`"
-            )
-        if config.batch_size < processes * (config.accumulate or 1):
-            raise UsageError(
-                f"`accumulate = {config.accumulate}`: a batch of {config.batch_size} has fewer images than parts on "
-                f"{processes} processes; lower it, or raise `batch_size`"
-            )
+        if faults := config.faults_of_batch(processes):
+            raise UsageError(faults)
         _require_possible(fabric, hardware)
         fabric.launch()
     except (RuntimeError, ValueError) as error:
