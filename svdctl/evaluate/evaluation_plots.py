@@ -96,9 +96,9 @@ def plot_corruptions(results: Mapping[str, Any], title: str, path: Path, data: M
     panel.tick_params(length=0)
     panel.spines[:].set_visible(False)
     panel.set_xlabel("severity")
-    bar = figure.colorbar(image, ax=panel, pad=0.02, label=f"drop from clean images ({clean:.1%}), points")
+    bar = figure.colorbar(image, ax=panel, pad=0.02, label=f"points below\nclean images ({clean:.1%})")
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=""))
-    shown = ", ".join(f"{name} {share:.1%}" for name, share in results["figures"].items())
+    shown = ", ".join(f"{name}: {share:.1%}" for name, share in results["figures"].items())
     how = "published files" if results["source"] == "published" else "corruptions drawn by svdctl"
     italic = "italic: not in the benchmark" * (not set(names) <= set(BENCHMARK))
     titled(
