@@ -1,5 +1,6 @@
 """Text for a terminal: names of files and folders can hold anything, codes that a terminal obeys too."""
 
+import unicodedata
 from typing import IO
 
 _SHOWN = 80
@@ -9,6 +10,15 @@ _SHOWN = 80
 def printable(text: str) -> str:
     """Return the text with every sign that is not printable, line feeds aside, written as its escape code."""
     return "".join(sign if sign.isprintable() or sign == "\n" else ascii(sign)[1:-1] for sign in text)
+
+
+def columns_of(text: str) -> int:
+    """Return how many columns of a terminal a printable line takes: two for wide signs, none for combining ones."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(sign) else 2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in text
+    )
 
 
 def shown(value: object) -> str:

@@ -7,15 +7,27 @@ import csv
 import io
 import json
 import math
+import os
+import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import partial
+from typing import IO, Any, Literal
 
 from svdctl.utils import escapes
 from svdctl.utils.escapes import html_text, markdown_line, one_line, tex
-from svdctl.utils.printable import printable
+from svdctl.utils.printable import columns_of, printable
 
 FAILED = "Failed; tried again by the next call:"
+_COMFORTABLE = 24
+"""Columns of a terminal that an elastic column keeps before another column is left out."""
+_NARROWEST = 8
+"""Columns of a terminal that an elastic column keeps in any case."""
+_SHORT = 4
+"""Columns of a terminal that are not worth a line which says that all cells begin with them."""
+_SHARES = (0.5, 0.7, 0.3, 0.9, 0.1)
+"""Of what is left of a shortened text, how much is its end; the first that keeps different texts different is taken."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +39,12 @@ class Column:
     header: str | None = None
     """What stands above it, with the unit."""
     align: Literal["left", "right"] = "right"
+    droppable: bool = False
+    """A terminal leaves it out where no row has anything in it."""
+    elastic: bool = False
+    """A terminal of too few columns cuts what all its cells begin with, and the middle of long ones."""
+    spare: int = 0
+    """A terminal of too few columns leaves out those of the largest number first; those of 0 always stay."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +66,11 @@ class Cell:
     def shown(self) -> str:
         """Return the text and the mark."""
         return f"{self.text} ({self.mark})" if self.mark else self.text
+
+    @property
+    def is_empty(self) -> bool:
+        """Return whether it says nothing: a dash or less, without mark or footnote."""
+        return self.shown in ("", "-", "–") and not self.notes
 
 
 @dataclass(frozen=True)
@@ -99,21 +122,135 @@ class Table:
         return bool(self.groups) and row > 0 and self.groups[row] != self.groups[row - 1]
 
 
-def terminal(table: Table, *, rule: bool = True) -> str:
-    """Return lines for a terminal, columns padded to one width, without a final line feed; `rule`: below the header."""
-    lines = [table.headers, *([_bracketed(cell) for cell in row] for row in table.shown_rows)]
-    lines = [[printable(text.replace("\n", " ")) for text in line] for line in lines]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = [
-        "  ".join(
-            text.rjust(width) if right else text.ljust(width)
-            for text, width, right in zip(line, widths, table.rights, strict=True)
-        ).rstrip()
-        for line in lines
-    ]
+def width_of(stream: IO[str] | None) -> int | None:
+    """Return how many columns the terminal of a stream has, or the variable COLUMNS says; None: it is no terminal."""
+    given = os.environ.get("COLUMNS", "")
+    if given.isdecimal() and int(given) > 0:
+        return int(given)
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or None if stream is not None else None
+    except (OSError, ValueError):  # a file, a pipe, or a stream in memory
+        return None
+
+
+def terminal(table: Table, *, width: int | None = None, rule: bool = True) -> str:
+    """Return lines for a terminal, columns padded to one width, without a final line feed.
+
+    Args:
+        table: of which columns that are `droppable` and empty are left out.
+        width: columns of the terminal (`width_of`). Where the table has more, `elastic` columns lose what all their
+            cells begin with, which is said above, and are shortened to `_COMFORTABLE` columns; then `spare` columns are
+            left out; then elastic ones are shortened further, to `_NARROWEST`. Figures are never cut, nor texts made
+            alike by it: such lines run over. None: whatever it takes.
+        rule: whether there is one below the header.
+    """
+    columns = [_Texts(place, table) for place in range(len(table.columns))]
+    columns = [column for column in columns if column.is_shown]
+    said = _fit(columns, width) if width is not None else []
+    lines = ["  ".join(line).rstrip() for line in zip(*(column.padded() for column in columns), strict=True)]
     if rule:
-        padded.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(_with_texts(table, padded, one_line))
+        lines.insert(1, "  ".join("-" * column.width for column in columns))
+    return "\n".join(_with_texts(table, [*said, *lines], partial(_wrapped, width=width)))
+
+
+def _wrapped(text: str, width: int | None) -> str:
+    """Return a text on as many lines as it takes."""
+    if width is None:
+        return one_line(text)
+    # Room for the number of a footnote before it.
+    room = max(width - 6, _COMFORTABLE)
+    return textwrap.fill(one_line(text), room, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+class _Texts:
+    """What a terminal shows of one column: its header, then its cells."""
+
+    def __init__(self, place: int, table: Table) -> None:
+        self.column = table.columns[place]
+        cells = [row[place] for row in table.rows]
+        self.is_shown = self.column.header is not None and not (
+            self.column.droppable and cells and all(cell.is_empty for cell in cells)
+        )
+        texts = [self.column.header or "", *map(_bracketed, cells)]
+        self.texts = [printable(text.replace("\n", " ")) for text in texts]
+        self._whole = self.texts
+
+    @property
+    def width(self) -> int:
+        """Return how many columns of the terminal it takes."""
+        return max(map(columns_of, self.texts))
+
+    def padded(self) -> list[str]:
+        """Return its texts, all of one width."""
+        width, is_right = self.width, self.column.align == "right"
+        spaces = [" " * (width - columns_of(text)) for text in self.texts]
+        return [space + text if is_right else text + space for space, text in zip(spaces, self.texts, strict=True)]
+
+    def cut_beginning(self) -> str:
+        """Take away whole words that all cells begin with, and return them; short ones stay."""
+        header, *cells = self.texts
+        if len(cells) < 2:
+            return ""
+        first, last = min(cells), max(cells)
+        length = next((at for at, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), 0)
+        beginning = re.match(r".*[^\w\s]|", first[:length])[0]  # type: ignore[index]
+        if len(beginning) < _SHORT:
+            return ""
+        self._whole = self.texts = [header, *(text[len(beginning) :] for text in cells)]
+        return beginning
+
+    def shorten(self, width: int) -> None:
+        """Cut the middle of cells that are wider than this, as far as different ones stay different."""
+        header, *cells = self._whole
+        for allowed in range(max(width, columns_of(header)), max(map(columns_of, cells))):
+            for share in _SHARES:
+                short = [_without_middle(text, allowed, share) for text in cells]
+                if len(set(short)) == len(set(cells)):
+                    self.texts = [header, *short]
+                    return
+        self.texts = self._whole
+
+
+def _without_middle(text: str, width: int, share: float) -> str:
+    """Return a text of at most so many columns: of a longer one, `share` of what stays stands after the ellipsis."""
+    if columns_of(text) <= width:
+        return text
+    first, last, after = len(text), len(text), round((width - 1) * share)
+    while last > 0 and columns_of(text[last - 1 :]) <= after:
+        last -= 1
+    while columns_of(text[:first]) + 1 + columns_of(text[last:]) > width:
+        first -= 1
+    return f"{text[:first]}…{text[last:]}"
+
+
+def _fit(columns: list[_Texts], width: int) -> list[str]:
+    """Shorten columns and leave out some until they fit side by side; return what is to be said above them."""
+    said = []
+    for column in columns:
+        if column.column.elastic and _excess(columns, width) > 0 and (beginning := column.cut_beginning()):
+            said += [f"{column.texts[0] or 'names'}: all begin with {beginning}", ""]
+    _shorten(columns, width, _COMFORTABLE)
+    while _excess(columns, width) > 0 and (spare := [column for column in columns if column.column.spare]):
+        columns.remove(max(spare, key=lambda column: column.column.spare))
+        _shorten(columns, width, _COMFORTABLE)
+    _shorten(columns, width, _NARROWEST)
+    return said
+
+
+def _excess(columns: Sequence[_Texts], width: int) -> int:
+    """Return by how many columns of the terminal lines are too long."""
+    return sum(column.width for column in columns) + 2 * (len(columns) - 1) - width
+
+
+def _shorten(columns: Sequence[_Texts], width: int, narrowest: int) -> None:
+    """Shorten elastic columns until all fit, or they have come to this many columns of the terminal."""
+    elastic = [column for column in columns if column.column.elastic]
+    for column in elastic:
+        column.shorten(width)
+    # The widest first, so that short names stay whole.
+    for column in sorted(elastic, key=lambda column: -column.width):
+        if (excess := _excess(columns, width)) > 0:
+            column.shorten(max(column.width - excess, narrowest))
 
 
 def markdown(table: Table) -> str:

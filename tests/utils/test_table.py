@@ -8,7 +8,19 @@ from html.parser import HTMLParser
 import pytest
 
 from svdctl.utils.escapes import tex
-from svdctl.utils.table import Cell, Column, Table, csv_text, html, json_text, latex, markdown, records, terminal
+from svdctl.utils.table import (
+    Cell,
+    Column,
+    Table,
+    csv_text,
+    html,
+    json_text,
+    latex,
+    markdown,
+    records,
+    terminal,
+    width_of,
+)
 
 ODD = "a|b\\|c <script>alert(1)</script> & 5 % _x_ \x1b[31m"
 
@@ -119,3 +131,79 @@ def test_tex_escapes_what_tex_reads() -> None:
     assert tex(r"a_b & 5 % #1 {x} ~^\ ± <$>") == (
         r"a\_b \& 5 \% \#1 \{x\} \textasciitilde{}\textasciicircum{}\textbackslash{} $\pm$ $<$\$$>$"
     )
+
+
+def wide() -> Table:
+    columns = [
+        Column("name", "run", "left", elastic=True),
+        Column("state", "state", "left"),
+        Column("acc", "accuracy, %"),
+        Column("why", "why", "left", droppable=True),
+        Column("rank", "stable rank", spare=2),
+        Column("count", "count", spare=1),
+    ]
+    names = [
+        "runs/table-3/wrn16-clip-seed-0",
+        "runs/table-3/wrn16-clip-seed-1",
+        "runs/table-3/a network of which nobody knows any more why it was given such a name",
+    ]
+    return Table(
+        columns, [[Cell(name), Cell("done"), Cell("91.0"), Cell("-"), Cell("1.5"), Cell("7")] for name in names]
+    )
+
+
+def test_without_a_width_only_empty_droppable_columns_go() -> None:
+    header, _, *rows = terminal(wide()).splitlines()
+    assert header.split() == ["run", "state", "accuracy,", "%", "stable", "rank", "count"]
+    assert rows[2].startswith("runs/table-3/a network of which nobody knows any more why it was given such a name")
+
+
+@pytest.mark.parametrize("width", [30, 50, 60, 80, 120])
+def test_a_table_fits_the_terminal_and_rows_stay_different(width: int) -> None:
+    said, _, header, rule, *rows = terminal(wide(), width=width).splitlines()
+    assert said == "run: all begin with runs/table-3/"
+    assert max(map(len, (header, rule, *rows))) <= max(width, 8 + 2 + 5 + 2 + 11)
+    assert len(set(rows)) == 3
+    assert all("done" in row and "91.0" in row for row in rows)
+    assert rows[2].startswith("a netw") is (width >= 50)
+
+
+def test_spare_columns_go_by_their_number_and_only_where_they_must() -> None:
+    headers = {width: terminal(wide(), width=width).splitlines()[2] for width in (120, 66, 54, 45)}
+    assert ["stable rank" in header for header in headers.values()] == [True, True, False, False]
+    assert ["count" in header for header in headers.values()] == [True, True, True, False]
+    assert all("state" in header for header in headers.values())
+
+
+def test_texts_that_differ_in_one_sign_stay_different() -> None:
+    """Whatever the place of the sign is; where every cut would make them alike, lines run over."""
+    for at in range(40):
+        names = ["x" * at + sign + "x" * (39 - at) for sign in "abc"]
+        table = Table([Column("name", "name", "left", elastic=True)], [[Cell(name)] for name in names])
+        rows = terminal(table, width=20).splitlines()[2:]
+        assert len(set(rows)) == 3
+        assert max(map(len, rows)) <= 39
+
+
+def test_signs_of_two_columns_and_of_none_are_counted_so() -> None:
+    table = Table([Column("a", "a", "left", elastic=True), Column("b", "b")], [[Cell(text), Cell("1")] for text in
+                  ("犬犬", "e\u0301e\u0301", "犬" * 30)])  # fmt: skip
+    lines = terminal(table).splitlines()
+    assert lines[2] == "犬犬" + " " * 56 + "  1"
+    assert lines[3] == "e\u0301e\u0301" + " " * 58 + "  1"
+    assert terminal(table, width=21).splitlines()[4].count("犬") == 8
+
+
+def test_notes_are_wrapped_at_words() -> None:
+    table = Table([Column("a", "a")], [[Cell("1")]], notes=["a sentence of several words " * 5])
+    lines = terminal(table, width=60).splitlines()[4:]
+    assert len(lines) == 3
+    assert max(map(len, lines)) <= 60
+
+
+def test_a_file_has_no_width_unless_columns_says_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert width_of(io.StringIO()) is None
+    assert width_of(None) is None
+    monkeypatch.setenv("COLUMNS", "97")
+    assert width_of(io.StringIO()) == 97
