@@ -2,14 +2,15 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, Literal, TextIO
 
 from svdctl.cli.messages import with_flags
 from svdctl.utils.escapes import one_line
 from svdctl.utils.printable import encodable, print_line
-from svdctl.utils.progress import Reporter
+from svdctl.utils.progress import Advance, Reporter
 
 
 class ProgressDisplay(Reporter):
@@ -35,7 +36,7 @@ class ProgressDisplay(Reporter):
         self.live = shown_on is not None and shown_on.isatty() if live is None else live
         self._bar: Any = None
         self._work: object = ""
-        self._last = time.monotonic()
+        self._last, self._pace = time.monotonic(), _Pace()
         if self.live:
             from rich.console import Console
 
@@ -56,29 +57,89 @@ class ProgressDisplay(Reporter):
 
     def begin(self, work: object) -> None:
         self.close()
-        self._work, self._last = work, time.monotonic()
+        self._work, self._last, self._pace = work, time.monotonic(), _Pace()
         if self.live:
-            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-            bar = BarColumn(bar_width=16), TextColumn("{task.fields[amount]} {task.fields[text]}", markup=False)
-            columns = (TextColumn(f"  {work}"), *bar, TimeElapsedColumn()) if "{work" in self._form else bar
-            self._bar = progress = Progress(*columns, console=self.console, transient=self._stream == "stderr")
-            progress.start()
-            self._task = progress.add_task("", total=None, amount="", text="")
+            label = f"  {work}" if "{work" in self._form else ""
+            self._bar = _new_bar(self.console, transient=self._stream == "stderr")
+            self._task = self._bar.add_task(label, total=None, shown="")
 
     def advance(self, done: int, total: int, now: str | Mapping[str, float]) -> None:
-        text = now if isinstance(now, str) else describe(now)
-        shown = {"amount": amount(done, total), "text": one_line(text)}
+        if not isinstance(now, str):
+            text = describe(now)
+        elif left := self._pace.left(done, total):
+            text = f"{now}, {left} left" if now else f"{left} left"
+        else:
+            text = now
+        text = one_line(text)
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=total, **shown)
+            self._bar.update(self._task, completed=done, total=total, shown=f"{amount(done, total)} {text}")
         elif time.monotonic() - self._last >= 10:
             self._last = time.monotonic()
-            self.say(self._form.format(done=done, total=total, work=self._work, **shown))
+            self.say(self._form.format(done=done, total=total, work=self._work, text=text, amount=amount(done, total)))
+
+    @contextmanager
+    def part(self, work: str) -> Iterator[Advance]:
+        pace, label, last = _Pace(), one_line(work), time.monotonic()
+        bar = self._part_bar() if self.live else None
+        task = None if bar is None else bar.add_task(f"  {label}", total=None, shown="")
+
+        def advance(done: int, total: int, now: str) -> None:
+            nonlocal last
+            left = pace.left(done, total)
+            shown = one_line("  ".join(filter(None, [amount(done, total), now, left and f"{left} left"])))
+            if bar is not None:
+                bar.update(task, completed=done, total=total, shown=shown)
+            elif not self.live and time.monotonic() - last >= 10:
+                last = time.monotonic()
+                self.say(f"{label}  {shown}")
+
+        try:
+            yield advance
+        finally:
+            if bar is not None:
+                bar.remove_task(task)
+                if bar is self._bar and not bar.tasks:  # it was made for this part
+                    self.close()
+
+    def _part_bar(self) -> Any:
+        """Return the bars that a part is shown among: those on the screen, else new ones; None among what is no bar."""
+        if self._bar is None:
+            self._bar = _new_bar(self.console, transient=True)
+        return self._bar if hasattr(self._bar, "add_task") else None
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _new_bar(console: Any, *, transient: bool) -> Any:
+    """Return started bars of rich, to which tasks are added; their field `shown` is the text behind the bar."""
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=16),
+        TextColumn("{task.fields[shown]}", markup=False),
+    )
+    progress = Progress(*columns, console=console, transient=transient)
+    progress.start()
+    return progress
+
+
+class _Pace:
+    """How long the rest of a work takes, at the pace since its first report: pieces that were kept took no time."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, int] | None = None
+
+    def left(self, done: int, total: int) -> str:
+        """Return the time left, or nothing where it is not known yet."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now, done
+        since, gained = now - self._first[0], done - self._first[1]
+        return duration(since / gained * (total - done)) if since >= 2 and gained > 0 and done < total else ""
 
 
 def amount(done: int, total: int) -> str:

@@ -1,6 +1,10 @@
 """What a piece of work reports while it runs: one protocol for trainings, evaluations, spectra and tables."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+Advance = Callable[[int, int, str], None]
+"""Reports how far a part of the work is: pieces done, pieces in all, what is at work or was found so far."""
 
 
 class Reporter:
@@ -22,6 +26,18 @@ class Reporter:
             done, total: pieces.
             now: what is at work, or the figures so far.
         """
+
+    @contextmanager
+    def part(self, work: str) -> Iterator[Advance]:
+        """Report that a part of the work lasts as long as the body, inside what `begin` began or on its own.
+
+        It ends with the body. Whatever may take more than three seconds stands in one, also what cannot tell how far
+        it is and never calls what is yielded: `with reporter.part("proving bounds") as advance: advance(3, 21, "")`.
+
+        Args:
+            work: what is done, in lower case: `reading images`.
+        """
+        yield lambda done, total, now: None
 
     def finish(self, result: object) -> None:
         """Report what came of a piece of work: figures of an epoch, a result, a failure."""

@@ -1,0 +1,86 @@
+"""Bars on a terminal, lines every ten seconds elsewhere: parts inside a work, and the time left."""
+
+import io
+from collections.abc import Iterator
+from unittest.mock import Mock, patch
+
+import pytest
+from rich.console import Console
+
+from svdctl.cli.progress_display import ProgressDisplay
+
+
+@pytest.fixture
+def clock() -> Iterator[Mock]:
+    with patch("svdctl.cli.progress_display.time.monotonic") as clock:
+        clock.return_value = 0.0
+        yield clock
+
+
+def test_a_part_has_a_line_every_ten_seconds_and_tells_the_time_left(
+    clock: Mock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    display = ProgressDisplay("stderr", "{work}  {amount} {text}")
+    with display.part("proving bounds") as advance:
+        for second in range(26):
+            clock.return_value = float(second)
+            advance(second, 100, "layer1")
+    assert capsys.readouterr().err.splitlines() == [
+        "proving bounds  10/100  layer1  1:30 left",
+        "proving bounds  20/100  layer1  1:20 left",
+    ]
+
+
+def test_what_was_kept_does_not_count_for_the_pace(clock: Mock, capsys: pytest.CaptureFixture[str]) -> None:
+    display = ProgressDisplay("stderr", "{work}  {amount} {text}")
+    display.begin("accuracy")
+    display.advance(50, 100, "batches")
+    clock.return_value = 10.0
+    display.advance(60, 100, "batches")
+    assert capsys.readouterr().err == "accuracy  60/100 batches, 0:40 left\n"
+
+
+def drawn(display: ProgressDisplay) -> io.StringIO:
+    screen = io.StringIO()
+    display.console = Console(file=screen, force_terminal=True, width=80, highlight=False)
+    return screen
+
+
+def test_a_part_is_drawn_below_the_work_and_goes_when_it_ends() -> None:
+    display = ProgressDisplay("stdout", "{work} {amount} {text}", live=True)
+    screen = drawn(display)
+    display.begin("training")
+    display.advance(3, 10, "steps")
+    with display.part("evaluating") as advance:
+        advance(1, 4, "")
+        display._bar.refresh()
+        both = screen.getvalue()
+    assert [task.description for task in display._bar.tasks] == ["  training"]
+    display.close()
+    assert "3/10 steps" in both
+    assert "evaluating" in both
+    assert "1/4" in both
+    assert screen.getvalue().count("\x1b[?25l") == screen.getvalue().count("\x1b[?25h") == 1
+
+
+def test_a_part_alone_gives_the_terminal_back_also_after_an_error() -> None:
+    display = ProgressDisplay("stdout", live=True)
+    screen = drawn(display)
+    with pytest.raises(ValueError, match="odd"), display.part("reading images"):
+        raise ValueError("odd")
+    assert "reading images" in screen.getvalue()
+    assert screen.getvalue().count("\x1b[?25l") == screen.getvalue().count("\x1b[?25h") == 1
+    with display.part("outer"), display.part("inner") as advance:
+        advance(1, 2, "")
+    assert display._bar is None
+
+
+def test_a_work_that_begins_in_a_part_takes_its_place() -> None:
+    display = ProgressDisplay("stdout", "{work}", live=True)
+    drawn(display)
+    with display.part("reading images") as advance:
+        display.begin("training")
+        advance(1, 2, "")
+        assert [task.description for task in display._bar.tasks] == ["  training"]
+    assert display._bar is not None
+    display.close()
