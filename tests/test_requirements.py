@@ -53,6 +53,6 @@ def test_the_tests_take_the_extras_that_users_have() -> None:
     extras = PROJECT["optional-dependencies"]
     assert {"lightning", "transformers", "onnx", "tensorboard", "docs", "peers"} <= set(extras)
     taken = next(requirement for requirement in map(Requirement, extras["test"]) if requirement.name == "svdctl")
-    assert taken.extras == {"lightning", "transformers", "onnx", "tensorboard"}
+    assert taken.extras == {"docs", "lightning", "transformers", "onnx", "tensorboard"}
     # Without it the tests of that logger are skipped.
     assert "mlflow-skinny" in asked(extras["test"])

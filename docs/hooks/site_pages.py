@@ -1,0 +1,93 @@
+"""Pages of the site that are made when it is built: the README, the changes, the examples and the references.
+
+Links of the repository's own pages lead to files, as on its web view; here they are turned towards pages of the site.
+"""
+
+import re
+from pathlib import Path, PurePosixPath
+from posixpath import normpath, relpath
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[2]
+PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "examples": "examples/index.md"}
+"""Files of the repository outside `docs`, and the pages that show them."""
+LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)#\s]*)(#[^)\s]*)?(?=\))")
+
+
+def page_of(path: str) -> str | None:
+    """Return the page, or file, of the site that shows a file of the repository; None where there is none."""
+    if path.startswith("examples/") and path.endswith(".py"):
+        return path.removesuffix(".py") + ".md"
+    if path.startswith("docs/"):
+        return path.removeprefix("docs/")
+    return PAGES.get(path)
+
+
+def with_links_of_the_site(text: str, source: str, page: str) -> str:
+    """Return Markdown whose relative links, which lead from a file of the repository, lead from a page of the site.
+
+    Args:
+        text: Markdown.
+        source: path of its file in the repository.
+        page: path of its page in the site.
+    """
+
+    def turned(match: re.Match[str]) -> str:
+        target = normpath((PurePosixPath(source).parent / match[1]).as_posix())
+        shown = page_of(target)
+        if shown is None:
+            return match[0]  # MkDocs warns of it, which ends the build
+        return relpath(shown, PurePosixPath(page).parent.as_posix() or ".") + (match[2] or "")
+
+    return LINK.sub(turned, text)
+
+
+def examples() -> list[Path]:
+    """Return the scripts among the examples."""
+    return sorted((ROOT / "examples").glob("*.py"))
+
+
+def first_sentence(script: Path) -> str:
+    """Return the first sentence of a script's docstring."""
+    return (
+        re.split(r"(?<=[.:])\s", script.read_text(encoding="utf-8").removeprefix('"""'))[0].rstrip(":.").rstrip() + "."
+    )
+
+
+def example_page(script: Path) -> str:
+    """Return the page of a script of the examples."""
+    source = script.read_text(encoding="utf-8").rstrip()
+    return f"# {script.name}\n\n`python examples/{script.name}`\n\n````python\n{source}\n````\n"
+
+
+def generated_pages() -> dict[str, str]:
+    """Return the Markdown of each page that is made, by its path in the site."""
+    scripts = examples()
+    listed = [f"- [{script.name}]({script.stem}.md): {first_sentence(script)}" for script in scripts]
+    pages = {f"examples/{script.stem}.md": example_page(script) for script in scripts}
+    pages["examples/index.md"] = "\n".join(["# Examples", "", "Scripts of a few seconds each.", "", *listed, ""])
+    for source in ("README.md", "CHANGELOG.md"):
+        text = (ROOT / source).read_text(encoding="utf-8")
+        pages[PAGES[source]] = with_links_of_the_site(text, source, PAGES[source])
+    return pages
+
+
+def on_files(files: Files, *, config: Any) -> Files:
+    """Add the pages that are made; MkDocs calls it."""
+    for path, content in generated_pages().items():
+        files.append(File.generated(config, path, content=content))
+    return files
+
+
+def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
+    """Turn the links of a page that lies in `docs`; MkDocs calls it."""
+    if page.file.src_uri in generated_paths():
+        return markdown
+    return with_links_of_the_site(markdown, f"docs/{page.file.src_uri}", page.file.src_uri)
+
+
+def generated_paths() -> set[str]:
+    """Return the paths of the pages that are made."""
+    return {*PAGES.values(), *(f"examples/{script.stem}.md" for script in examples())}
