@@ -8,11 +8,20 @@ from pathlib import Path, PurePosixPath
 from posixpath import normpath, relpath
 from typing import Any
 
+from command_reference import command_page
+from configuration_reference import configuration_page
 from mkdocs.structure.files import File, Files
+from python_reference import python_page
 
 ROOT = Path(__file__).parents[2]
 PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "examples": "examples/index.md"}
 """Files of the repository outside `docs`, and the pages that show them."""
+REFERENCES = {
+    "reference/configuration.md": configuration_page,
+    "reference/commands.md": command_page,
+    "reference/python.md": python_page,
+}
+"""Pages that are made from code."""
 LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)#\s]*)(#[^)\s]*)?(?=\))")
 
 
@@ -66,7 +75,8 @@ def generated_pages() -> dict[str, str]:
     """Return the Markdown of each page that is made, by its path in the site."""
     scripts = examples()
     listed = [f"- [{script.name}]({script.stem}.md): {first_sentence(script)}" for script in scripts]
-    pages = {f"examples/{script.stem}.md": example_page(script) for script in scripts}
+    pages = {path: make() for path, make in REFERENCES.items()}
+    pages |= {f"examples/{script.stem}.md": example_page(script) for script in scripts}
     pages["examples/index.md"] = "\n".join(["# Examples", "", "Scripts of a few seconds each.", "", *listed, ""])
     for source in ("README.md", "CHANGELOG.md"):
         text = (ROOT / source).read_text(encoding="utf-8")
@@ -90,4 +100,4 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 
 def generated_paths() -> set[str]:
     """Return the paths of the pages that are made."""
-    return {*PAGES.values(), *(f"examples/{script.stem}.md" for script in examples())}
+    return {*PAGES.values(), *REFERENCES, *(f"examples/{script.stem}.md" for script in examples())}

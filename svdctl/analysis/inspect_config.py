@@ -13,6 +13,7 @@ class InspectConfig(Config):
     """Files, what to compute of them, and what to show."""
 
     files: Annotated[tuple[Path, ...], Field(min_length=1)]
+    """Files of weights, or folders."""
     model: str | None = None
     """`torchvision:NAME` or `package.module:factory`; absent: an svdctl checkpoint's own network, or the bare file."""
     lenient: bool = False
@@ -34,6 +35,7 @@ class InspectConfig(Config):
     top: PositiveInt | None = None
     """Show this many of each layer."""
     format: Literal["table", "json", "csv"] = "table"
+    """Form of the result on stdout."""
     plot: Path | None = None
     """Where to draw the spectra."""
     max_sigma: PositiveFloat | None = None

@@ -51,7 +51,9 @@ class Shard(Config):
     """One of `count` equal parts of the images under attack."""
 
     index: PositiveInt
+    """Which part, from 1."""
     count: PositiveInt
+    """Parts in all."""
 
     @model_validator(mode="after")
     def _inside(self) -> Self:

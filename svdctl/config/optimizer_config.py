@@ -42,9 +42,13 @@ class Adam(OptimizerConfig):
 
     kind: Literal["adam"] = "adam"
     lr: PositiveFloat = 1e-3
+    """Learning rate at the start."""
     eps: PositiveFloat = 1e-8
+    """Added to the root of the second moment."""
     amsgrad: bool = False
+    """The largest second moment so far counts, not the latest (Reddi et al. 2018)."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of half the squared l2 norm of the weights, added to the loss."""
 
 
 class AdamW(OptimizerConfig):
@@ -52,9 +56,13 @@ class AdamW(OptimizerConfig):
 
     kind: Literal["adamw"] = "adamw"
     lr: PositiveFloat = 1e-3
+    """Learning rate at the start."""
     eps: PositiveFloat = 1e-8
+    """Added to the root of the second moment."""
     amsgrad: bool = False
+    """The largest second moment so far counts, not the latest (Reddi et al. 2018)."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Share of the weights that is taken off at each step, times the learning rate."""
 
 
 Optimizer = Annotated[Sgd | Adam | AdamW, Field(discriminator="kind")]
@@ -88,7 +96,9 @@ class Steps(ScheduleConfig):
 
     kind: Literal["steps"] = "steps"
     at: tuple[Share, ...]
+    """Shares of all steps, rising."""
     factor: PositiveFloat
+    """What the rate is multiplied by at each."""
 
     @model_validator(mode="after")
     def _ascending(self) -> Self:

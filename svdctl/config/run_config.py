@@ -58,7 +58,9 @@ class Log(Config):
     wandb: Literal["off", "offline", "online"] = "off"
     """Weights & Biases."""
     wandb_project: str = "svdctl"
+    """Project of Weights & Biases."""
     wandb_group: str | None = None
+    """Group of runs in Weights & Biases; absent: none."""
     loggers: tuple[Logger, ...] = ()
     """Further logs, each a table with its `kind`; `metrics.jsonl` is always written."""
     singular_values: bool = False

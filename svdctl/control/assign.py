@@ -14,6 +14,7 @@ class Assign(ControlConfig):
 
     kind: Literal["assign"] = "assign"
     every_steps: PositiveInt = 100
+    """Steps between two applications of the control."""
 
 
 @register_control

@@ -14,6 +14,7 @@ class Clip(ControlConfig):
 
     kind: Literal["clip"] = "clip"
     every_steps: PositiveInt = 100
+    """Steps between two applications of the control."""
 
 
 @register_control

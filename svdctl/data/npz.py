@@ -15,6 +15,7 @@ class Npz(DataConfig):
 
     kind: Literal["npz"] = "npz"
     path: Path
+    """File of the arrays."""
     channels: Literal[1] | None = None
     """1: grey images keep their one channel, and images in colour are an error; absent: all have three."""
 

@@ -47,6 +47,7 @@ class AttackSettings(Config):
     batch_size: PositiveInt = 250
     """Images attacked together; random draws depend on it, so another size gives slightly other figures."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of the images under attack and of random draws; that of the evaluation takes its place."""
     examples: PositiveInt | Literal["all"] | None = None
     """Test images, drawn from the seed, or all (32 of the digits, all of other data)."""
     protocol: Protocol = "pixels"

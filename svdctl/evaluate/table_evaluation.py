@@ -20,9 +20,11 @@ class Evaluate(Config):
     eps: PositiveFloat = 0.5
     """Radius of the attack in pixels of [0, 1]."""
     norm: Norm = "L2"
+    """Norm of the attack."""
     corruptions: Annotated[tuple[str, ...], AfterValidator(lambda names: expand_corruptions(names) and names)] = ()
     """Corruptions by name; absent: those of `corruptions.txt`."""
     severities: Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], Field(min_length=1)] = (1, 2, 3, 4, 5)
+    """Severities of the corruptions, of 1 to 5."""
     corruption_examples: PositiveInt | None = None
     """Test images that are corrupted; absent: all of them."""
     batch_size: PositiveInt = 250

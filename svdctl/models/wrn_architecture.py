@@ -17,6 +17,7 @@ class Wrn(ModelConfig):
 
     kind: Literal["wrn"] = "wrn"
     depth: Annotated[int, Field(ge=1, le=2_000)] = 16
+    """Layers of the network, 6n + 4: n blocks in each of the three stages."""
     width: Annotated[int, Field(ge=1, le=10_000)] = 10
     """Factor on the base widths 16, 32, 64 of the three stages."""
 

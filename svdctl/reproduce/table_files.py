@@ -121,6 +121,7 @@ class TableFile(Config):
     """What every kind of table file has."""
 
     title: Line
+    """Title of the output."""
     plugins: tuple[str, ...] = ()
     """Modules, or files by a path from this file's folder, that register what it names."""
 
@@ -132,6 +133,7 @@ class ResultTable(TableFile):
     columns: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_once)]
     """Names; `reproduce.columns` knows which there are."""
     seeds: Annotated[Seeds, Field(min_length=1)] = (3407,)
+    """Seeds of every row, a run each; figures are means over them."""
     set: Assignments = ()
     """Changes to every row, before the row's own."""
     evaluate: Evaluate = Evaluate()
@@ -145,6 +147,7 @@ class Axis(Config):
     """One thing that grows while the others stay."""
 
     values: Annotated[tuple[PositiveInt, ...], Field(min_length=2)]
+    """The values that it takes."""
     channels: PositiveInt | None = None
     """Width of the layer; absent on the axis of widths."""
     size: PositiveInt | None = None
@@ -152,14 +155,18 @@ class Axis(Config):
     rank: PositiveInt | None = None
     """TT rank; absent on the axis of ranks, and on that of widths, where it is `rank_share` of the width."""
     rank_share: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """TT rank over the width, where `rank` is absent."""
 
 
 class Network(Config):
     """The whole network that is measured beside single layers."""
 
     preset: str = "wrn-cifar10"
+    """Shipped preset of the network."""
     set: Assignments = ()
+    """Changes to the preset."""
     ranks: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (192, 256, 320)
+    """TT ranks that are measured beside the full network."""
     batch: PositiveInt = 16
     """Images of a training step."""
 
@@ -168,6 +175,7 @@ class SpeedScale(Config):
     """What is measured, and how often."""
 
     repeats: Annotated[int, Field(ge=3)] = 5
+    """Repetitions of each measurement, of which the median counts."""
     seconds: PositiveFloat = 20.0
     """No further repetition of one measurement after this long, three at least."""
     width: Axis
@@ -191,29 +199,40 @@ class Collection(TableFile):
 
     kind: Literal["collection"] = "collection"
     tables: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Names of shipped tables, or table files beside this one."""
 
 
 class Request(Config):
     """What `svdctl reproduce` is asked to do."""
 
     tables: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Names of shipped tables, or table files."""
     rows: tuple[str, ...] = ()
     """Patterns of row names; none: all rows."""
     seeds: Seeds = ()
     """Instead of the table's own."""
     scale: Literal["full", "smoke"] = "full"
+    """`smoke`: small stand-ins on embedded data, in minutes."""
     columns: Literal["all", "static"] = "all"
+    """`static`: those that need no training."""
     out_dir: Path = Path("runs")
+    """Folder of the runs; outputs go to `tables/` in it."""
     reuse: tuple[Path, ...] = ()
     """Further folders whose finished runs are used."""
     dataset_root: Path | None = None
+    """Where CIFAR lies; absent: where the presets say."""
     cifar_c_root: Path | None = None
+    """Where CIFAR-C lies; absent: beside CIFAR."""
     set: Assignments = ()
     """Changes to every row, after all others."""
     paper_numbers: Path | None = None
+    """TOML file with the paper's numbers, shown beside those of the runs."""
     wandb: Literal["off", "offline", "online"] = "off"
+    """Weights & Biases."""
     jobs: PositiveInt = 1
+    """Runs at a time on this machine, each in a process of its own."""
     engine: Literal["local", "ray"] = "local"
+    """What runs them: this machine, or a Ray cluster."""
     address: str | None = None
     """Of a Ray cluster; absent: Ray starts one on this machine."""
 

@@ -37,6 +37,7 @@ class CorruptionSettings(Config):
     ]
     """Corruptions, or the lists `all` and `benchmark`; `natural` stands for the test images as they are."""
     severities: Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], Field(min_length=1)] = (1, 2, 3, 4, 5)
+    """Severities of the corruptions, of 1 to 5."""
     examples: PositiveInt | None = None
     """Test images, the first ones of an order drawn from the seed; absent: all."""
     root: Path | None = None

@@ -42,6 +42,7 @@ class Retract(Config):
 
     kind: Literal["retract"] = "retract"
     method: Literal["polar", "qr"] = "polar"
+    """Which orthonormal frame takes the place of one: the nearest (`polar`), or that of a QR factorisation."""
 
 
 class Parametrize(Config):
@@ -80,6 +81,7 @@ class TT(RankedConfig):
     compress_first: bool = True
     """Off: the first convolution stays as it is."""
     init: ConvInit | None = None
+    """Start every layer anew in this way. Absent: the network's own way."""
 
     @model_validator(mode="after")
     def _one_rank(self) -> Self:
