@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, Literal, TextIO
 
 from svdctl.cli.messages import with_flags
+from svdctl.utils.duration import duration
 from svdctl.utils.escapes import one_line
 from svdctl.utils.printable import encodable, print_line
 from svdctl.utils.progress import Advance, Reporter
@@ -154,10 +155,3 @@ def describe(metrics: Mapping[str, float]) -> str:
         f"epoch {metrics['epoch']:.0f}/{metrics['epochs']:.0f} loss {metrics['loss']:.4f}{penalty} "
         f"acc {metrics['acc']:.1%} {metrics['images_per_second']:.0f} images/s {duration(metrics['seconds_left'])} left"
     )
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as `1:02:03`, or `2:03` below an hour."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

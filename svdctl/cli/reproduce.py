@@ -1,6 +1,7 @@
 """`svdctl reproduce`: the paper's tables and the figure of speed with one command."""
 
 import shlex
+import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from svdctl.cli.training_flags import DEBUG, PLUGIN, SET, command_of
 from svdctl.errors import Interrupted, UsageError
 from svdctl.reproduce.table_files import Request, list_tables
 from svdctl.utils.escapes import one_line
-from svdctl.utils.table import terminal
+from svdctl.utils.table import terminal, width_of
 
 if TYPE_CHECKING:
     from svdctl.reproduce.run_store import Job
@@ -99,7 +100,7 @@ def _dry_run(request: Request) -> None:
     plan = make_plan(request)
     from svdctl.reproduce.estimate import dry_run
 
-    for line in dry_run(plan, command_line, lambda text: typer.echo(one_line(text), err=True)):
+    for line in dry_run(plan, command_line, lambda text: typer.echo(one_line(text), err=True), width_of(sys.stdout)):
         typer.echo(one_line(line))
 
 

@@ -1,5 +1,6 @@
 """What a person sees of `svdctl reproduce`: a live table of runs on a terminal, plain lines elsewhere."""
 
+import textwrap
 import threading
 import time
 from collections import Counter
@@ -7,14 +8,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from svdctl.cli.progress_display import ProgressDisplay, duration
+from svdctl.cli.progress_display import ProgressDisplay
+from svdctl.utils.duration import duration
 from svdctl.utils.escapes import one_line
+from svdctl.utils.printable import columns_of, encodable
+from svdctl.utils.table import Cell, Column, Table, terminal
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.text import Text
 
     from svdctl.reproduce.plan import Plan
     from svdctl.reproduce.run_store import Job, Outcome
+
+ENDED = ("waiting", "done", "failed")
+"""States of runs that are not at work."""
+STYLES = {"done": "green", "failed": "red", "waiting": "dim"}
+"""Of rows, by state; those at work are bold."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,7 @@ class SweepDisplay(ProgressDisplay):
         self._ended: dict[str, Outcome] = {}
         self._noted: set[str] = set()
         self._began, self._since = time.time(), time.monotonic()
+        self._sweep = SweepPace(1)
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -51,6 +61,7 @@ class SweepDisplay(ProgressDisplay):
         self._jobs = {job.id: job for job in plan.jobs()}
         # The clock that all processes share tells whose status is of now; it may be set back, so it measures nothing.
         self._began, self._since = time.time(), time.monotonic()
+        self._sweep = SweepPace(plan.request.jobs)
         titles = ", ".join(table.name for table in plan.tables)
         self.say(f"{titles}: {len(self._jobs)} runs, in {plan.request.out_dir}")
         if self.live:
@@ -73,11 +84,13 @@ class SweepDisplay(ProgressDisplay):
     def finish(self, result: object) -> None:
         outcome = cast("Outcome", result)
         self._ended[outcome.id] = outcome
+        self._sweep.ended(is_work=outcome.state == "done" and not outcome.is_reused)
         if not self.live:
             took = duration(time.monotonic() - self._since)
             what = f"failed: {outcome.reason}" if outcome.state == "failed" else outcome.state
             name = self._jobs[outcome.id].config.name
-            self.say(f"[{len(self._ended)}/{len(self._jobs)}] {name}: {what} (after {took}{self._all_left()})")
+            left = self._all_left(list(self.states()))
+            self.say(f"[{len(self._ended)}/{len(self._jobs)}] {name}: {what} (after {took}{left})")
 
     def close(self) -> None:
         self._stopped.set()
@@ -89,15 +102,9 @@ class SweepDisplay(ProgressDisplay):
     def _watch(self) -> None:
         while not self._stopped.wait(self.every):
             for row in self.states():
-                if row.state not in ("waiting", "done", "failed"):
+                if row.state not in ENDED:
                     left = "" if row.left is None else f", {duration(row.left)} left"
                     self.say(f"{row.name}: {row.state} {row.detail}{left}")
-
-    def _all_left(self) -> str:
-        """Return the time for all that is left, at the pace so far."""
-        done, rest = len(self._ended), len(self._jobs) - len(self._ended)
-        seconds = (time.monotonic() - self._since) / max(1, done) * rest
-        return f", about {duration(seconds)} left" if done and rest else ""
 
     def states(self) -> Iterator[RowState]:
         """Yield every run as it stands, other commands' work included."""
@@ -113,31 +120,98 @@ class SweepDisplay(ProgressDisplay):
                 left = status.get("seconds_left") if status["state"] == "training" else None
                 yield RowState(job.config.name, status["state"], _detail(status), left)
 
-    def table(self) -> "Table":
-        """Return all runs as they stand."""
-        from rich.table import Table
+    def table(self) -> "Text":
+        """Return all runs as they stand, as many as the screen has room for."""
         from rich.text import Text
 
-        took = duration(time.monotonic() - self._since)
-        caption = f"{len(self._ended)} of {len(self._jobs)} done, {took} so far{self._all_left()}"
-        table = Table(box=None, caption=caption, caption_justify="left", pad_edge=False)
-        table.add_column("run", no_wrap=True)
-        table.add_column("state", no_wrap=True)
-        table.add_column("", ratio=1, no_wrap=True, overflow="ellipsis")
-        table.add_column("left", justify="right", no_wrap=True)
-        styles = {"done": "green", "failed": "red", "waiting": "dim"}
+        size = self.console.size
         rows = list(self.states())
-        # Header, caption and the line of what is folded stay on the screen too.
-        shown = most_urgent(rows, self.console.size.height - 5)
-        for row in shown:
-            left = "" if row.left is None else duration(row.left)
-            style = styles.get(row.state, "bold")
-            name, state, detail = map(one_line, (row.name, row.state, row.detail))
-            table.add_row(Text(name), Text(state, style=style), Text(detail), left)
-        folded = Counter(row.state for row in rows) - Counter(row.state for row in shown)
-        if folded:
-            table.add_row(Text("and " + ", ".join(f"{count} more {state}" for state, count in folded.items()), "dim"))
-        return table
+        text = Text(no_wrap=True, overflow="ellipsis")
+        for line, style in board_lines(rows, size.width, size.height - 1, self._caption(rows)):
+            text.append(f"{encodable(line, self.console.file)}\n", style)
+        text.right_crop()
+        return text
+
+    def _caption(self, rows: Sequence[RowState]) -> str:
+        """Return how far all of it is."""
+        failed = sum(outcome.state == "failed" for outcome in self._ended.values())
+        reused = sum(outcome.is_reused for outcome in self._ended.values())
+        some = [f"{count} {what}" for count, what in ((failed, "failed"), (reused, "reused")) if count]
+        ended = f"{len(self._ended)} of {len(self._jobs)} done" + (f" ({', '.join(some)})" if some else "")
+        return f"{ended}, {duration(time.monotonic() - self._since)} so far{self._all_left(rows)}"
+
+    def _all_left(self, rows: Sequence[RowState]) -> str:
+        seconds = self._sweep.left(rows)
+        return "" if seconds is None else f", about {duration(seconds)} left"
+
+
+class SweepPace:
+    """How long runs take, by those that this call has worked on: a reused one takes no time, and tells nothing.
+
+    Args:
+        slots: runs at a time.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+        self._last, self._worked, self._seconds = time.monotonic(), 0, 0.0
+
+    def ended(self, *, is_work: bool) -> None:
+        """Note that a run has ended: trained or measured here, or reused or failed."""
+        now = time.monotonic()
+        if is_work:
+            self._worked += 1
+            self._seconds += now - self._last
+        self._last = now
+
+    def left(self, rows: Sequence[RowState]) -> float | None:
+        """Return the seconds for all that is left; None: not known, or nothing is left."""
+        rest = [row for row in rows if row.state not in ("done", "failed")]
+        since = time.monotonic() - self._last
+        if rest and self._worked:
+            each = self._seconds / self._worked
+            return max(each * len(rest) - since, each * max(len(rest) - self._slots, 0))
+        if lefts := [row.left for row in rest if row.left is not None]:
+            # The first ones are at work yet; what they take besides training is not known.
+            return max(lefts) + (since + max(lefts)) * (len(rest) - len(lefts)) / len(lefts)
+        return None
+
+
+def board_lines(rows: Sequence[RowState], width: int, height: int, caption: str) -> list[tuple[str, str]]:
+    """Return the lines of the table of runs with their styles, none wider than a terminal, and no more than it has.
+
+    Args:
+        rows: all runs.
+        width, height: columns and lines that there are.
+        caption: a sentence below it.
+    """
+    captions = textwrap.wrap(caption, width)
+    # Header, caption, the beginning of all names with a blank line, and the line of what is folded stay on the screen.
+    shown = most_urgent(rows, height - 4 - len(captions))
+    # As wide as the longest state, so that columns stay where they are.
+    columns = [Column("run", "run", "left", elastic=True), Column("state", f"{'state':<10}", "left")]
+    cells = [[Cell(row.name), Cell(row.state)] for row in shown]
+    lines = terminal(Table(columns, cells), width=max(width // 2, 20), rule=False).split("\n")
+    head, body = lines[: -len(shown)], lines[-len(shown) :]
+    edge = max(map(columns_of, (head[-1], *body)))
+    found = [(line, "bold" if line == head[-1] else "") for line in head]
+    for line, row in zip(body, shown, strict=True):
+        left = "" if row.left is None else f"{duration(row.left)} left"
+        text = "  ".join(filter(None, [left, one_line(row.detail)]))
+        whole = f"{line}{' ' * (edge - columns_of(line))}  {text}" if text else line
+        found.append((_cut(whole, width), STYLES.get(row.state, "bold")))
+    if folded := Counter(row.state for row in rows) - Counter(row.state for row in shown):
+        found.append(("and " + ", ".join(f"{count} more {state}" for state, count in folded.items()), "dim"))
+    return [*found, *((line, "") for line in captions)]
+
+
+def _cut(line: str, width: int) -> str:
+    """Return a line without its end where it is wider than a terminal."""
+    if columns_of(line) <= width:
+        return line
+    while columns_of(line) >= width:
+        line = line[:-1]
+    return f"{line}…"
 
 
 def _detail(status: dict[str, Any]) -> str:
@@ -155,11 +229,9 @@ def _figures(job: "Job", outcome: "Outcome") -> str:
         return outcome.reason
     known = known_columns()
     shown = {column: value for column, value in outcome.values.items() if column != "train-hours"}
-    marks = {column: f" ({kept})" for column, kept in outcome.kept.items() if kept}
-    return "  ".join(
-        f"{known[column].title(job.evaluate).removesuffix(', %')} {known[column].shown(v)}{marks.get(column, '')}"
-        for column, v in shown.items()
-    )
+    marks = {} if outcome.is_reused else {column: f" ({kept})" for column, kept in outcome.kept.items() if kept}
+    figures = [f"{column} {known[column].shown(value)}{marks.get(column, '')}" for column, value in shown.items()]
+    return "  ".join(["reused"] * outcome.is_reused + figures)
 
 
 def most_urgent(rows: Sequence[RowState], room: int) -> list[RowState]:

@@ -12,9 +12,11 @@ over its convolutions: WRN-16-10 full against rank 192, 256, 320 is 5.1, 3.2, 2.
 import math
 import shutil
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -26,16 +28,20 @@ from svdctl.config.train_config import TrainConfig
 from svdctl.control.controller import Controller
 from svdctl.data.data_source import load as load_data
 from svdctl.data.data_source import source_of
-from svdctl.errors import DataError
+from svdctl.errors import DataError, FileError
 from svdctl.evaluate.table_evaluation import Evaluate
 from svdctl.layers.layer_ops import find_ops, ops_of
 from svdctl.layers.shapes import input_sizes
 from svdctl.models.build import build_model, count_parameters
 from svdctl.registry import LAYERS, METRICS
+from svdctl.reproduce.execute import results_folder
 from svdctl.reproduce.plan import Plan
 from svdctl.reproduce.run_store import Job, RunState, RunStore
 from svdctl.reproduce.timing import classes_of, image_side, in_rounds, timed, trainer_on_noise
 from svdctl.train.trainer import Trainer
+from svdctl.utils.duration import in_hours
+from svdctl.utils.files import read_json
+from svdctl.utils.table import Cell, Column, Table, terminal
 
 STEPS = 2
 CPU_BATCH = 16
@@ -118,6 +124,8 @@ class Hours(NamedTuple):
     train: float
     evaluate: float
     """At most: attacks stop early on images that fall."""
+    steps: int
+    """Of the training."""
 
 
 def hours(job: Job, measured: dict[str, Any]) -> Hours | None:
@@ -139,9 +147,35 @@ def hours(job: Job, measured: dict[str, Any]) -> Hours | None:
             measured[key] = measure(config)
     speed: Speed = measured[network]
     steps = config.epochs * math.ceil(counts[0] / config.batch_size)
-    seconds = min(steps, config.max_steps or steps) * (config.batch_size * speed.gradient + measured[method])
+    steps = min(steps, config.max_steps or steps)
+    seconds = steps * (config.batch_size * speed.gradient + measured[method])
     seconds += config.epochs / config.evaluation.every_epochs * counts[1] * speed.forward
-    return Hours(seconds / 3600, evaluation_seconds(job.evaluate, job.metrics, counts[1], speed) / 3600)
+    return Hours(seconds / 3600, evaluation_seconds(job.evaluate, job.metrics, counts[1], speed) / 3600, steps)
+
+
+def hours_left(job: Job, whole: Hours, found: RunState | None) -> Hours:
+    """Return the hours of a run that are left: steps that were trained and metrics that have results take none.
+
+    Args:
+        job: the run and what is measured of it.
+        whole: what all of it takes.
+        found: how far it is.
+    """
+    if found is None:
+        return whole
+    steps = 0 if found.finished else max(whole.steps - found.step, 0)
+    evaluate = 0.0 if found.finished and not unmeasured(job, found.folder) else whole.evaluate
+    return Hours(whole.train * steps / max(whole.steps, 1), evaluate, steps)
+
+
+def unmeasured(job: Job, folder: Path) -> list[str]:
+    """Return the metrics of a job of which no results lie in its run folder, under whatever protocol."""
+    try:
+        contents = read_json(results_folder(job, folder) / "results.json")
+        there = {record["metric"] for record in contents["records"]}
+    except (FileError, KeyError, TypeError):
+        there = set()
+    return [kind for kind in job.metrics if kind not in there]
 
 
 def _trainer(config: TrainConfig) -> tuple[Trainer, Callable[[], None]]:
@@ -211,41 +245,51 @@ def _image_counts(config: TrainConfig) -> tuple[int, int] | None:
     return counts
 
 
-def disk_needed(jobs: Sequence[Job], store: RunStore) -> int:
-    """Return the bytes of the runs that have no checkpoint to go on from."""
-    index = store.index()
+def disk_needed(jobs: Sequence[Job], states: Mapping[str, RunState | None]) -> int:
+    """Return the bytes of the runs that have no checkpoint to go on from.
+
+    Args:
+        jobs: of the runs.
+        states: how far they are, by `key`, as `RunStore.states` returns it.
+    """
     new = {}
     for job in jobs:
-        found = store.best(job.key, index)
+        found = states[job.key]
         if found is None or not (found.folder / "last.pt").is_file():
             new[job.key] = job
     return sum(run_bytes(job.config) for job in new.values())
 
 
-def dry_run(plan: Plan, command_line: Callable[[Job], str], say: Callable[[str], None]) -> Iterator[str]:
+def dry_run(
+    plan: Plan, command_line: Callable[[Job], str], say: Callable[[str], None], width: int | None = None
+) -> Iterator[str]:
     """Yield lines about every run with what it would cost, and sums; works without data.
 
     Args:
         plan: what is asked for.
         command_line: returns the command that trains a run.
         say: called before each measurement.
+        width: columns of the terminal that the table of all runs is for; None: there is none.
     """
     request, jobs, measured = plan.request, plan.jobs(), dict[str, Any]()
     store = RunStore(request.out_dir, request.reuse)
-    index = store.index()
+    states = store.states(jobs)
     rows: dict[str, list[str]] = {}
     for table in plan.tables:
         for row in table.rows:
             for job in row.jobs:
                 rows.setdefault(job.id, []).append(f"{table.name}: {row.row.name}")
-    left = []
+    left: list[Hours] = []
+    lines = []
     for number, job in enumerate(jobs, 1):
         say(f"measuring {number}/{len(jobs)}: {job.config.name}")
-        static, taken, found = static_figures(job.config), hours(job, measured), store.best(job.key, index)
-        if taken is not None:
-            left.append(taken.evaluate + (0.0 if found is not None and found.finished else taken.train))
+        static, taken, found = static_figures(job.config), hours(job, measured), states[job.key]
+        rest = None if taken is None else hours_left(job, taken, found)
+        left += [] if rest is None else [rest]
         flops = f"{static['step-flops']:.3g}" if "step-flops" in static else "-"
-        train, evaluate = map(_shown_hours, taken or (None, None))
+        train, evaluate = map(_shown_hours, taken[:2] if taken is not None else (None, None))
+        disk = run_bytes(job.config)
+        lines.append((job.config.name, _state(job, found), rest, disk))
         yield from (
             f"{job.config.name} ({job.key})",
             f"  serves    {'; '.join(rows[job.id])}",
@@ -253,27 +297,64 @@ def dry_run(plan: Plan, command_line: Callable[[Job], str], say: Callable[[str],
             f"  network   {static['parameters']:,.0f} parameters, {static['compression']:.2f}x smaller than "
             f"uncompressed; {flops} FLOPs a step of {job.config.batch_size}",
             f"  hours     training {train}, evaluation at most {evaluate}",
-            f"  disk      {_shown_size(run_bytes(job.config))}",
+            f"  disk      {_shown_size(disk)}",
             f"  there     {_there(found)}",
         )
     for name, figure in plan.figures.items():
         yield from (name, f"  measured on this machine when it is asked for: {figure.title}")
+    if lines:
+        yield from ("", *terminal(_overview(lines), width=width).split("\n"))
     folder = request.out_dir.expanduser().absolute()
     free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
     unknown = f" ({len(jobs) - len(left)} of unknown length)" if len(left) < len(jobs) else ""
     yield from (
         "",
-        f"{len(jobs)} runs, {_shown_hours(sum(left))} hours left one after another on this machine{unknown}",
-        f"disk: {_shown_size(disk_needed(jobs, store))} for new runs, {_shown_size(free)} free",
-        "hours are estimates from a few measured steps on random images (on a CPU of 16 images, scaled to the batch); "
-        "those of attacks hold for images that no attack breaks, and are a bound",
+        f"{len(jobs)} runs, {in_hours(sum(rest.train + rest.evaluate for rest in left))} left one after another on "
+        f"this machine{unknown}",
+        f"disk: {_shown_size(disk_needed(jobs, states))} for new runs, {_shown_size(free)} free",
+        *_wrapped(
+            "hours are estimates from a few measured steps on random images (on a CPU of 16 images, scaled to the "
+            "batch); those of attacks hold for images that no attack breaks, and are a bound; nothing is left of "
+            "what is trained, and of metrics that have results",
+            width,
+        ),
     )
 
 
+def _wrapped(text: str, width: int | None) -> list[str]:
+    return [text] if width is None else textwrap.wrap(text, width)
+
+
+def _overview(lines: Sequence[tuple[str, str, Hours | None, int]]) -> Table:
+    """Return a table of runs with their state, hours left and bytes."""
+    columns = [
+        Column("run", "run", "left", elastic=True),
+        Column("state", "state", "left"),
+        Column("training", "training left"),
+        Column("evaluation", "evaluation left", spare=1),
+        Column("disk", "disk", spare=2),
+    ]
+    texts = [
+        (name, state, *(("?", "?") if left is None else map(_shown_left, left[:2])), _shown_size(disk))
+        for name, state, left, disk in lines
+    ]
+    return Table(columns, [list(map(Cell, line)) for line in texts])
+
+
+def _shown_left(hours: float) -> str:
+    return in_hours(hours) if hours else "-"
+
+
+def _state(job: Job, found: RunState | None) -> str:
+    if found is None:
+        return "new"
+    if found.finished:
+        return "to be measured" if unmeasured(job, found.folder) else "done"
+    return f"at step {found.step:,}"
+
+
 def _shown_hours(hours: float | None) -> str:
-    if hours is None:
-        return "unknown, the data are not here"
-    return f"{hours:.1f}" if hours >= 1 else f"{hours:.3f}"
+    return "unknown, the data are not here" if hours is None else in_hours(hours)
 
 
 def _shown_size(count: int) -> str:

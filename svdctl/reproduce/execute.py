@@ -12,6 +12,7 @@ from svdctl.config.validation_errors import validated
 from svdctl.data.data_source import source_of
 from svdctl.errors import BusyFolderError, CheckpointError, Interrupted, SvdctlError, UsageError
 from svdctl.evaluate import runner
+from svdctl.evaluate.find_checkpoints import RESULTS
 from svdctl.evaluate.measure_checkpoint import Failure
 from svdctl.registry import METRICS
 from svdctl.reproduce.run_store import Job, Outcome
@@ -172,6 +173,16 @@ def evaluation_config(job: Job, checkpoint: Path) -> EvaluateConfig:
     return config
 
 
+def measured_checkpoint(job: Job, folder: Path) -> Path:
+    """Return the checkpoint of a run folder that is measured: of the last epoch, or of the one that was picked."""
+    return folder / ("last.pt" if job.config.evaluation.select == "last" else "best.pt")
+
+
+def results_folder(job: Job, folder: Path) -> Path:
+    """Return where the results of its measured checkpoint lie."""
+    return folder / f"{RESULTS}{measured_checkpoint(job, folder).stem}"
+
+
 def evaluate_run(job: Job, folder: Path, reporter: Reporter, *, kept: bool) -> Outcome:
     """Measure what is not yet measured of a finished run; what could not be measured is the reason in the outcome.
 
@@ -181,7 +192,7 @@ def evaluate_run(job: Job, folder: Path, reporter: Reporter, *, kept: bool) -> O
         reporter: of the evaluation.
         kept: whether an earlier call trained it, so that its times are marked as kept.
     """
-    checkpoint = folder / ("last.pt" if job.config.evaluation.select == "last" else "best.pt")
+    checkpoint = measured_checkpoint(job, folder)
     values, unknown = training_figures(folder)
     marks: dict[str, str] = dict.fromkeys(values, "kept") if kept else {}
     deviations = [*training_deviations(job.config), *unknown]

@@ -16,7 +16,7 @@ from svdctl.reproduce.estimate import disk_needed
 from svdctl.reproduce.execute import evaluation_config
 from svdctl.reproduce.executors import Executor, InProcess, OnRay, Processes
 from svdctl.reproduce.plan import Plan
-from svdctl.reproduce.run_store import Job, Outcome, RunStore
+from svdctl.reproduce.run_store import Job, Outcome, RunState, RunStore
 from svdctl.reproduce.speed import write_figure
 from svdctl.reproduce.table_files import Request
 from svdctl.reproduce.table_results import Results, assemble, write_table
@@ -61,8 +61,11 @@ def reproduce(plan: Plan, reporter: Reporter, command_line: Callable[[Job], str]
     try:
         with terminated_as_interrupt():
             if jobs:
-                check_disk(jobs, store)
-                check_data(jobs)
+                states = store.states(jobs)
+                check_disk(jobs, store, states)
+                check_data(jobs, reporter)
+                # Those that are there first: their figures are seen at once, and all the others take time.
+                jobs.sort(key=lambda job: not is_finished(states[job.key]))
                 reporter.begin(plan)
                 for outcome in drive(jobs, executor, reporter):
                     outcomes[outcome.id] = outcome
@@ -140,13 +143,23 @@ def make_executor(request: Request, reporter: Reporter) -> Executor:
     return InProcess(reporter) if request.jobs == 1 else Processes(request.jobs)
 
 
-def check_disk(jobs: Sequence[Job], store: RunStore) -> None:
+def is_finished(state: RunState | None) -> bool:
+    """Return whether a run is there and trained."""
+    return state is not None and state.finished
+
+
+def check_disk(jobs: Sequence[Job], store: RunStore, states: Mapping[str, RunState | None]) -> None:
     """Refuse a plan that the disk cannot hold, before anything is trained.
+
+    Args:
+        jobs: of the plan.
+        store: where they are written.
+        states: how far they are, by `key`.
 
     Raises:
         UsageError: too little space.
     """
-    needed = disk_needed(jobs, store)
+    needed = disk_needed(jobs, states)
     free = shutil.disk_usage(store.out_dir.expanduser()).free
     if needed > free:
         raise UsageError(
@@ -155,7 +168,7 @@ def check_disk(jobs: Sequence[Job], store: RunStore) -> None:
         )
 
 
-def check_data(jobs: Sequence[Job]) -> None:
+def check_data(jobs: Sequence[Job], reporter: Reporter) -> None:
     """Load every data set once, and find the corrupted ones: what cannot be had is an error before any training.
 
     Raises:
@@ -165,7 +178,7 @@ def check_data(jobs: Sequence[Job]) -> None:
     checked: set[str] = set()
     for job in jobs:
         key = job.config.data.model_dump_json()
-        tests[key] = tests.get(key) or load_data(job.config.data).test
+        tests[key] = tests.get(key) or load_data(job.config.data, reporter=reporter).test
         for kind in job.metrics:
             if (what := f"{key} {kind} {job.evaluate.model_dump_json()}") not in checked:
                 checked.add(what)

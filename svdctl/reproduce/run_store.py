@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,6 +95,11 @@ class RunStore:
         """Return the finished folder of a run, or the one that got furthest."""
         return next(iter(self.usable(key, index)), None)
 
+    def states(self, jobs: Iterable["Job"]) -> dict[str, RunState | None]:
+        """Return how far the runs of jobs are, by `key`; None where there is nothing of one."""
+        index = self.index()
+        return {key: self.best(key, index) for key in dict.fromkeys(job.key for job in jobs)}
+
     def prepare(self) -> None:
         """Make the folder of runs, and that of tables in it.
 
@@ -179,6 +184,11 @@ class Outcome:
     """Of a failure."""
     kept: Mapping[str, str] = field(default_factory=dict)
     """How figures of an earlier call are known, by column: `kept`, or `kept, no checksum`."""
+
+    @property
+    def is_reused(self) -> bool:
+        """Return whether an earlier call had trained and measured all of it."""
+        return self.state == "done" and all(self.kept.get(column) for column in self.values)
 
 
 JOB: TypeAdapter[Job] = TypeAdapter(Job)

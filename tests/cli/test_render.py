@@ -8,13 +8,13 @@ from unittest.mock import Mock, patch
 import pytest
 from rich.console import Console
 
-from svdctl.cli.progress_display import duration
 from svdctl.cli.training_flags import resolve
 from svdctl.cli.training_progress import (
     TrainingDisplay,
     evaluation_line,
     result_lines,
 )
+from svdctl.utils.duration import duration
 from tests.utils.test_escapes import NAMES, OBEYED
 
 STEP = {"epoch": 2, "epochs": 12, "loss": 0.25, "acc": 0.9375, "images_per_second": 1234.4, "seconds_left": 65.0}
@@ -145,7 +145,10 @@ def test_a_layer_has_one_line_and_gives_the_terminal_no_code(
     assert found[row][40:] == expected[row][40:]
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (65, "1:05"), (3725, "1:02:05")])
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0:00"), (59.6, "1:00"), (65, "1:05"), (3725, "1:02:05"), (86399, "23:59:59"), (62 * 3600, "62 h (2.6 days)")],
+)
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 

@@ -194,10 +194,10 @@ def test_a_folder_without_a_checkpoint_needs_its_whole_space(jobs: list[Job]) ->
     folder = store.out_dir / "begun"
     folder.mkdir()
     (folder / "config.toml").write_text(to_toml(run.config))
-    whole = disk_needed([run], store)
+    whole = disk_needed([run], store.states([run]))
     assert whole > 0
     (folder / "last.pt").write_bytes(b"")
-    assert disk_needed([run], store) == 0
+    assert disk_needed([run], store.states([run])) == 0
     config = run.config.model_copy(
         update={"checkpoint": run.config.checkpoint.model_copy(update={"keep": True, "every_epochs": 1})}
     )
@@ -310,12 +310,12 @@ def test_no_cluster_at_the_address_is_a_sentence() -> None:
 
 
 def test_a_plan_that_the_disk_cannot_hold_is_refused_before_training(jobs: list[Job]) -> None:
-    check_disk(jobs, jobs[0].store)
+    check_disk(jobs, jobs[0].store, jobs[0].store.states(jobs))
     with (
         patch.object(module.shutil, "disk_usage", return_value=type("Usage", (), {"free": 1000})),
         pytest.raises(UsageError, match=r"the plan needs 0\.\d GB .* are free; .*`out_dir`"),
     ):
-        check_disk(jobs, jobs[0].store)
+        check_disk(jobs, jobs[0].store, jobs[0].store.states(jobs))
 
 
 def test_figures_survive_the_way_from_a_worker(jobs: list[Job]) -> None:

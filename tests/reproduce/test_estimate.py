@@ -1,6 +1,8 @@
 """Estimates: measured once for each network, multiplied as the configuration says."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -8,8 +10,9 @@ import pytest
 
 from svdctl.evaluate.table_evaluation import Evaluate
 from svdctl.reproduce import estimate as module
-from svdctl.reproduce.estimate import Speed, evaluation_seconds, hours, measure_control
+from svdctl.reproduce.estimate import Hours, Speed, evaluation_seconds, hours, hours_left, measure_control
 from svdctl.reproduce.plan import Plan
+from svdctl.reproduce.run_store import RunState
 
 SPEED = Speed(forward=0.001, gradient=0.003)
 
@@ -72,3 +75,19 @@ def test_layers_beyond_the_budget_follow_the_model(planned: Callable[..., Plan])
         measure_control(config)
     # BatchNorm, and the cheapest layer alone.
     assert timed.call_count == 2
+
+
+def test_nothing_is_left_of_what_is_trained_and_measured(planned: Callable[..., Plan], tmp_path: Path) -> None:
+    job, whole = planned().jobs()[0], Hours(train=8.0, evaluate=2.0, steps=400)
+    assert hours_left(job, whole, None) == whole
+    assert hours_left(job, whole, RunState(tmp_path, 100, finished=False)) == Hours(6.0, 2.0, 300)
+    trained = RunState(tmp_path, 400, finished=True)
+    assert hours_left(job, whole, trained) == Hours(0.0, 2.0, 0)
+    results = tmp_path / "eval-last" / "results.json"
+    results.parent.mkdir()
+    for metrics, left in ((job.metrics[1:], 2.0), (job.metrics, 0.0)):
+        results.write_text(json.dumps({"records": [{"metric": metric} for metric in metrics]}))
+        assert hours_left(job, whole, trained) == Hours(0.0, left, 0)
+    for damaged in ("", "[]", '{"records": 3}', '{"records": [3]}'):
+        results.write_text(damaged)
+        assert hours_left(job, whole, trained) == Hours(0.0, 2.0, 0)
