@@ -23,9 +23,9 @@ class InspectConfig(Config):
     layers: tuple[str, ...] = ("*",)
     """Patterns of layer names."""
     gouk_transforms: bool = False
-    """A checkpoint of the paper's code was trained with mean and std 0.5, which its file does not tell."""
+    """The checkpoint of the paper's code was trained with mean and standard deviation 0.5. Its file does not tell."""
     key: str | None = None
-    """Which set of weights of a file that has several."""
+    """Which weights of a file that has several sets of them, as `ema`."""
     tolerance: Annotated[float, Field(ge=1e-6, le=1)] = 0.02
     """Wanted slack of the proved bounds."""
     accuracy: Literal["full", "fast"] = "full"

@@ -35,12 +35,16 @@ def takers() -> Mapping[str, Takes]:
     }
 
 
-@with_options(
-    EVALUATION,
-    EvaluateConfig,
-    ("checkpoints", "Checkpoints, run folders, or folders that hold them."),
-    defaults=True,
-)
+EXAMPLES = (
+    ("All that is known of a run: accuracy, calibration, corruptions, attacks, certificates:",
+     "svdctl eval-robust runs/RUN"),
+    ("Two runs under attack alone, on 100 images each:",
+     "svdctl eval-robust runs/A runs/B --metrics autoattacks --norm L2 --eps 0.5 --examples 100"),
+)  # fmt: skip
+"""For the end of the help."""
+
+
+@with_options(EVALUATION, EvaluateConfig, ("checkpoints", "Checkpoints, run folders, or folders that hold them."))
 def eval_robust(flags: dict[str, Any]) -> None:
     """Accuracy, calibration, corruptions, attacks and certificates of checkpoints; nothing is measured twice.
 

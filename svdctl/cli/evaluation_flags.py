@@ -2,19 +2,19 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_args
 
-from svdctl.cli.options import DEVICES, Flag, Flags, Merge, Resolved, spelled
+from svdctl.cli.help_page import Panel
+from svdctl.cli.options import Flag, Flags, Merge, Resolved, spelled, unknown_word
 from svdctl.cli.training_flags import DEBUG, FORMS_OF_DATA, PLUGIN, SET, data_table, set_image_size, set_of_folder
+from svdctl.config.corruption_names import CORRUPTIONS, SEVERITIES
 from svdctl.config.evaluate_config import EvaluateConfig
-from svdctl.errors import UsageError, nearest
+from svdctl.errors import UsageError
+from svdctl.evaluate.attack_settings import VERSIONS, AttackName
 from svdctl.registry import DATA, METRICS
 
-WHAT = "What is measured"
-NETWORK = "Networks that svdctl did not train"
-CORRUPTED = "Corruptions (cifar-c)"
-ATTACKS = "Attacks (autoattacks)"
-OUTPUT = "Results"
+FORMATS = ("table", "json")
+ATTACKS: tuple[AttackName, ...] = get_args(AttackName)
 
 
 def resolve_evaluation(flags: Mapping[str, Any]) -> Resolved[EvaluateConfig]:
@@ -33,8 +33,8 @@ def resolve_evaluation(flags: Mapping[str, Any]) -> Resolved[EvaluateConfig]:
     if "metrics" not in given and ("shard" in given or "merge_shards" in given):
         merge.to.put("metrics", ["autoattacks"])
         merge.notices.append("shards are for attacks: --metrics autoattacks is taken")
-    if (form := given.get("format", "table")) not in ("table", "json"):
-        merge.faults.append(f"--format {form}: not one of table and json")
+    if (form := given.get("format", FORMATS[0])) not in FORMATS:
+        merge.faults.append(unknown_word("--format", form, FORMATS))
     merge.apply()
     return Resolved(merge.result(EvaluateConfig), tuple(merge.notices))
 
@@ -43,11 +43,7 @@ def _metrics(merge: Merge, name: str, value: Iterable[str]) -> None:
     names = [name.lower().replace("_", "-") for name in split(value)]
     kinds = METRICS.kinds()
     merge.to.put("metrics", [kind for kind in kinds if kind in names] or list(kinds))
-    merge.faults += [
-        f"--metrics {name}: not one of {', '.join(kinds)}{nearest(name, kinds)}"
-        for name in names
-        if METRICS.find(name) is None
-    ]
+    merge.faults += [unknown_word("--metrics", name, kinds) for name in names if METRICS.find(name) is None]
 
 
 def _data(merge: Merge, name: str, value: str) -> None:
@@ -100,68 +96,152 @@ def split(values: Iterable[str]) -> list[str]:
 
 EVALUATION: Flags = {
     "checkpoints_dir": Flag(
-        panel=WHAT, text="The same as the argument, in the words of the paper's code (checkpoints).", type=str
+        panel=Panel.PAPER, text="The same as the checkpoints without a flag.", type=str, value="FOLDER", default=""
     ),
-    "which": Flag("which", WHAT),
-    "metrics": Flag("metrics", WHAT, f"Some of {', '.join(METRICS.builtin_kinds())} (all).", list[str], _metrics),
+    "which": Flag("which", Panel.WHAT),
+    "metrics": Flag(
+        "metrics",
+        Panel.WHAT,
+        "What is measured: one or several, or NAME of your own.",
+        list[str],
+        _metrics,
+        choices=(*METRICS.builtin_kinds(), "NAME"),
+        default="all",
+    ),
     "dataset": Flag(
         "data.kind",
-        WHAT,
-        f"Test data: {FORMS_OF_DATA} (those of the training); of its kind, the same data at another place.",
+        Panel.DATA,
+        "Images to test on; of the kind trained on, the same images at another place.",
         str,
         rule=_data,
+        choices=FORMS_OF_DATA,
+        default="the test images of the training",
     ),
     "image_size": Flag(
-        "data.size", WHAT, "Side of images of --dataset folder:PATH, scaled and cropped to it.", rule=set_image_size
+        "data.size",
+        Panel.DATA,
+        "Scale and crop the images of --dataset folder:PATH to this side in pixels.",
+        rule=set_image_size,
+        default="none is scaled",
     ),
-    "workers": Flag("data.workers", WHAT, rule=set_of_folder),
-    "dataset_root": Flag("dataset_root", WHAT),
-    "radii": Flag("settings.certified.radii", WHAT, rule=_several),
-    "seed": Flag("seed", WHAT),
+    "workers": Flag("data.workers", Panel.DATA, rule=set_of_folder, default="one for each core, at most 16"),
+    "dataset_root": Flag("dataset_root", Panel.DATA, value="FOLDER", default="as in the training"),
+    "radii": Flag("settings.certified.radii", Panel.WHAT, rule=_several, value="FLOAT..."),
+    "seed": Flag("seed", Panel.RUN),
     "set": SET,
     "plugin": PLUGIN,
-    "model": Flag("network.model", NETWORK, rule=_model),
+    "model": Flag(
+        "network.model",
+        Panel.MODEL,
+        "Network of weights that svdctl did not train: one of torchvision, or made by a function of yours, which is "
+        "imported and called.",
+        rule=_model,
+        choices=("torchvision:NAME", "MODULE:FUNCTION", "FILE.py:FUNCTION"),
+        default="as in the checkpoint",
+    ),
     "lenient": Flag(
         "network.lenient",
-        NETWORK,
-        "With --model: leave out what the network has no place for, as further heads, and name it.",
+        Panel.MODEL,
+        "With --model: leave out weights that the network has no place for, and list them.",
     ),
-    "mean": Flag("network.mean", NETWORK, rule=_channels),
-    "std": Flag("network.std", NETWORK, rule=_channels),
-    "key": Flag("network.key", NETWORK),
-    "architecture": Flag("network.architecture", NETWORK),
-    "dec_rank": Flag("network.rank", NETWORK),
-    "gouk_transforms": Flag("network.gouk_transforms", NETWORK),
+    "mean": Flag("network.mean", Panel.MODEL, rule=_channels, value="FLOAT,...", default="as in the checkpoint"),
+    "std": Flag("network.std", Panel.MODEL, rule=_channels, value="FLOAT,...", default="as in the checkpoint"),
+    "key": Flag("network.key", Panel.MODEL, value="NAME", default=""),
+    "architecture": Flag("network.architecture", Panel.PAPER, value="NAME", default="any"),
+    "dec_rank": Flag("network.rank", Panel.PAPER, default="any"),
+    "gouk_transforms": Flag("network.gouk_transforms", Panel.PAPER),
     "corruptions": Flag(
         "settings.cifar-c.names",
-        CORRUPTED,
-        "Names, benchmark (15) or all (19) (the 18 of corruptions.txt).",
+        Panel.CORRUPTIONS,
+        "Corruptions of the test images: names, the benchmark's 15 or all 19.",
         rule=_several,
+        choices=("benchmark", "all", *CORRUPTIONS),
+        default="the 18 of corruptions.txt",
     ),
-    "severities": Flag("settings.cifar-c.severities", CORRUPTED, "Some of 1 to 5 (all).", rule=_several),
-    "corruption_examples": Flag("settings.cifar-c.examples", CORRUPTED, "Test images, drawn from the seed (all)."),
+    "severities": Flag(
+        "settings.cifar-c.severities",
+        Panel.CORRUPTIONS,
+        "How strong: some of the five severities.",
+        rule=_several,
+        choices=tuple(map(str, SEVERITIES)),
+        default="all",
+    ),
+    "corruption_examples": Flag(
+        "settings.cifar-c.examples",
+        Panel.CORRUPTIONS,
+        "Number of test images that are corrupted, drawn by the seed.",
+        default="all",
+    ),
     "cifar_c_root": Flag(
         "settings.cifar-c.root",
-        CORRUPTED,
-        "Folder of the published CIFAR-C files, downloaded there when absent (default: below the data's folder). Data "
-        "other than CIFAR are corrupted by svdctl's own functions, unless this is given.",
+        Panel.CORRUPTIONS,
+        "Folder of the published CIFAR-C files, downloaded to it when missing. Other images than CIFAR are corrupted "
+        "by svdctl's own functions, unless this is given.",
+        value="FOLDER",
+        default="below the folder of CIFAR",
     ),
-    "cifar_c_res": Flag("cifar_c_res", CORRUPTED),
-    "show_corruptions": Flag(panel=CORRUPTED, text="Draw all corruptions into this file, and stop.", type=str),
-    "norm": Flag("settings.autoattacks.norm", ATTACKS),
-    "eps": Flag("settings.autoattacks.eps", ATTACKS),
-    "attacks": Flag("settings.autoattacks.attacks", ATTACKS, type=list[str], rule=_several),
-    "examples": Flag("settings.autoattacks.examples", ATTACKS, rule=_examples),
-    "protocol": Flag("settings.autoattacks.protocol", ATTACKS),
-    "shard": Flag("shard", ATTACKS, "i/n: attack the i-th of n parts of the images alone.", str, _shard),
-    "merge_shards": Flag("merge_shards", ATTACKS),
-    "autoattacks_res": Flag("autoattacks_res", ATTACKS),
-    "out_dir": Flag("out_dir", OUTPUT),
-    "format": Flag(panel=OUTPUT, text="table or json, on stdout (table).", type=str),
-    "force": Flag("force", OUTPUT),
-    "batch_size": Flag("batch_size", DEVICES),
-    "accelerator": Flag("accelerator", DEVICES),
-    "precision": Flag("precision", DEVICES),
-    "capture": Flag("capture", DEVICES),
+    "cifar_c_res": Flag("cifar_c_res", Panel.PAPER, value="FOLDER", default=""),
+    "show_corruptions": Flag(
+        panel=Panel.CORRUPTIONS,
+        text="Draw all corruptions into this picture and stop.",
+        type=str,
+        value="FILE",
+        default="",
+    ),
+    "norm": Flag("settings.autoattacks.norm", Panel.ATTACKS),
+    "eps": Flag(
+        "settings.autoattacks.eps", Panel.ATTACKS, "Largest perturbation that is allowed; pixels are in [0, 1]."
+    ),
+    "attacks": Flag(
+        "settings.autoattacks.attacks",
+        Panel.ATTACKS,
+        "A version of AutoAttack (standard, plus or rand), or attacks in the order in which they are to run.",
+        type=list[str],
+        rule=_several,
+        choices=(*VERSIONS, *ATTACKS),
+    ),
+    "examples": Flag(
+        "settings.autoattacks.examples",
+        Panel.ATTACKS,
+        "Number of test images that are attacked, drawn by the seed.",
+        rule=_examples,
+        choices=("INT", "all"),
+        default="32 of the digits, all of other data",
+    ),
+    "protocol": Flag(
+        "settings.autoattacks.protocol",
+        Panel.ATTACKS,
+        "What is attacked: pixels or, for comparison only and as in the paper's code, normalised images (paper).",
+    ),
+    "shard": Flag(
+        "shard",
+        Panel.ATTACKS,
+        "Attack one part of the images alone: 3/8 is the third of eight parts.",
+        str,
+        _shard,
+        value="I/N",
+        default="",
+    ),
+    "merge_shards": Flag(
+        "merge_shards",
+        Panel.ATTACKS,
+        "Join the parts of --shard, when all are finished, to the accuracy over all images.",
+    ),
+    "autoattacks_res": Flag("autoattacks_res", Panel.PAPER, value="FOLDER", default=""),
+    "out_dir": Flag(
+        "out_dir",
+        Panel.OUTPUT,
+        "Folder for all results.",
+        value="FOLDER",
+        default="eval-<checkpoint>/ beside each, report.md in the folder given",
+    ),
+    "format": Flag(
+        panel=Panel.OUTPUT, text="What is printed on stdout.", type=str, choices=FORMATS, default=FORMATS[0]
+    ),
+    "force": Flag("force", Panel.RUN),
+    "batch_size": Flag("batch_size", Panel.DEVICES, default="250; fewer of images above 64 x 64, 20 of 224 x 224"),
+    "accelerator": Flag("accelerator", Panel.DEVICES),
+    "precision": Flag("precision", Panel.DEVICES),
+    "capture": Flag("capture", Panel.DEVICES),
     "debug": DEBUG,
 }

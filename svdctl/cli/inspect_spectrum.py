@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from svdctl.analysis.inspect_config import InspectConfig
+from svdctl.cli.help_page import Panel
 from svdctl.cli.messages import with_flags
 from svdctl.cli.options import Flag, Flags, Merge, flags_by_key, with_options
 from svdctl.cli.progress_display import ProgressDisplay
@@ -16,31 +17,77 @@ from svdctl.utils.printable import printable
 if TYPE_CHECKING:
     from svdctl.analysis.network_spectrum import NetworkSpectrum
 
-NETWORK = "The network of the weights"
-SHOWN = "What is shown"
-GATE = "A gate"
-
 INSPECT: Flags = {
-    "model": Flag("model", NETWORK, "torchvision:NAME or package.module:factory, for weights not by svdctl."),
-    "lenient": Flag("lenient", NETWORK, "With --model: take what fits of the file, and name what does not.", bool),
-    "input_size": Flag(
-        "input_size", NETWORK, "32, 32x32 or 3x224x224; of bare weights, the size seen by every layer.", str
+    "model": Flag(
+        "model",
+        Panel.MODEL,
+        "Network of weights that svdctl did not train: one of torchvision, or made by a function of yours, which is "
+        "imported and called.",
+        choices=("torchvision:NAME", "MODULE:FUNCTION", "FILE.py:FUNCTION"),
+        default="svdctl's own as in the file, else layers alone",
     ),
-    "gouk_transforms": Flag("gouk_transforms", NETWORK),
-    "key": Flag("key", NETWORK, "Which set of weights of a file that has several, as ema."),
-    "layer": Flag("layers", SHOWN, "Pattern of layer names, as 'layer3.*'. Repeatable."),
-    "all": Flag("every", SHOWN),
-    "top": Flag("top", SHOWN),
-    "format": Flag("format", SHOWN, "table, json or csv, on stdout (table)."),
-    "plot": Flag("plot", SHOWN, "Draw values against index, layer by layer, all files overlaid."),
-    "tolerance": Flag("tolerance", SHOWN, "Slack of the proved bounds (0.02)."),
-    "accuracy": Flag("accuracy", SHOWN, "Of the singular values: full, or fast, to 1e-3 of the largest (full)."),
-    "max": Flag("max_sigma", GATE, "Exit with 1, naming the layers, unless all are proved to be at most this."),
-    "batchnorm_max": Flag("batchnorm_max", GATE, "The same for BatchNorm, which --max leaves alone."),
-    "except": Flag("excepted", GATE, "Pattern of layers that the gate lets pass though not proved. Repeatable."),
+    "lenient": Flag("lenient", Panel.MODEL, "With --model: take the weights that fit, and list the others.", bool),
+    "input_size": Flag(
+        "input_size",
+        Panel.MODEL,
+        "Size of the input: 32, 32x32 or 3x224x224. Of weights without a network: the size that every layer is given.",
+        str,
+        value="SIZE",
+        default="as in the checkpoint, else any size",
+    ),
+    "gouk_transforms": Flag("gouk_transforms", Panel.PAPER),
+    "key": Flag("key", Panel.MODEL, value="NAME", default=""),
+    "layer": Flag(
+        "layers",
+        Panel.WHAT,
+        "Only layers whose names match this pattern, as 'layer3.*'. Repeatable.",
+        value="PATTERN",
+        default="all",
+    ),
+    "all": Flag("every", Panel.OUTPUT, "Show all singular values of each layer."),
+    "top": Flag("top", Panel.OUTPUT, "Show this many singular values of each layer.", default=""),
+    "format": Flag("format", Panel.OUTPUT, "What is printed on stdout."),
+    "plot": Flag(
+        "plot",
+        Panel.OUTPUT,
+        "Draw the singular values of each layer, in descending order, into this picture; several files in one.",
+        value="FILE",
+        default="",
+    ),
+    "tolerance": Flag(
+        "tolerance",
+        Panel.WHAT,
+        "How far a proved bound may lie above the norm, as a share of it: 0.02 is 2 %; less takes longer.",
+    ),
+    "accuracy": Flag("accuracy", Panel.WHAT, "Compute singular values in full, or to 1e-3 of the largest (fast)."),
+    "max": Flag(
+        "max_sigma",
+        Panel.GATE,
+        "End with exit code 1, and name the layers, unless all are proved to have a norm of at most this.",
+        default="no gate",
+    ),
+    "batchnorm_max": Flag(
+        "batchnorm_max",
+        Panel.GATE,
+        "The same for the gain of BatchNorm, which --max leaves alone.",
+        default="no gate",
+    ),
+    "except": Flag(
+        "excepted",
+        Panel.GATE,
+        "Layers whose names match this pattern pass the gate though nothing is proved of them. Repeatable.",
+        value="PATTERN",
+        default="",
+    ),
     "plugin": PLUGIN,
     "debug": DEBUG,
 }
+EXAMPLES = (
+    ("The layers of a run that was trained with svdctl:", "svdctl inspect-spectrum runs/RUN"),
+    ("Fail in CI unless every layer of these weights is proved to have a norm of at most 4:",
+     "svdctl inspect-spectrum weights.pt --model torchvision:resnet18 --max 4"),
+)  # fmt: skip
+"""For the end of the help."""
 
 
 @with_options(

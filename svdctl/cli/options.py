@@ -2,26 +2,25 @@
 
 import inspect
 import keyword
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
 import typer
 from pydantic.fields import FieldInfo
 
+from svdctl.cli.help_page import Panel
 from svdctl.cli.messages import with_flags
 from svdctl.config.base import Config
 from svdctl.config.overrides import Overrides
 from svdctl.config.schema_keys import alternatives, schema_keys
 from svdctl.config.validation_errors import validated
-from svdctl.errors import UsageError
+from svdctl.errors import UsageError, nearest
 from svdctl.plugins import load_plugins
 
-PAPER = "Flags of the paper's code (a dash or an underscore)"
-RUN = "Run"
-RECIPE = "Recipe"
-DEVICES = "Devices"
 C = TypeVar("C", bound=Config)
 
 
@@ -30,8 +29,8 @@ class Flag:
     """An option of a command.
 
     Args:
-        key: the key of the configuration that it sets; type, choices and help come from its field.
-        panel: heading in the help.
+        key: the key of the configuration that it sets; type, choices, default and help come from its field.
+        panel: its group in the help.
         text: help, where the field's docstring does not do.
         type: the type of the value, where the field's does not do or there is none.
         rule: sets what the value means, in place of the key alone; gets the flag's name and value.
@@ -41,10 +40,15 @@ class Flag:
         spellings: further names.
         negatable: whether there is a `--no-` form.
         of: the command that has it; empty: every command of its table.
+        choices: the words that it takes, where the field does not list them; a part in capitals, as of `folder:PATH`,
+            stands for what the user puts there.
+        candidates: returns words that a shell offers, where they are too many to be shown.
+        value: what the help shows for the value, as FILE, where there are no choices.
+        default: what holds without it, where the field does not tell; empty: the text says it, or it does nothing then.
     """
 
     key: str = ""
-    panel: str = PAPER
+    panel: Panel = Panel.RUN
     text: str = ""
     type: Any = None
     rule: Callable[["Merge", str, Any], None] | None = None
@@ -54,6 +58,10 @@ class Flag:
     spellings: tuple[str, ...] = ()
     negatable: bool = False
     of: str = ""
+    choices: tuple[str, ...] = ()
+    candidates: Callable[[], Iterable[str]] | None = None
+    value: str = ""
+    default: str | None = None
 
 
 Flags = dict[str, Flag]
@@ -144,8 +152,21 @@ class Merge:
         return config
 
 
+@dataclass(frozen=True)
+class Base:
+    """The configuration that the flags of a command change, which tells what holds without them.
+
+    Attributes:
+        name: what the help calls it.
+        config: the configuration; None: each flag has its field's default.
+    """
+
+    name: str = "default"
+    config: Config | None = None
+
+
 def with_options(
-    flags: Flags, model: type[Config], argument: tuple[str, str] | None = None, *, defaults: bool = False
+    flags: Flags, model: type[Config], argument: tuple[str, str] | None = None, *, base: Base = Base()
 ) -> Callable[[Callable[[dict[str, Any]], None]], Callable[..., None]]:
     """Return a decorator that gives a command the options of a table; the command gets the values given, by name.
 
@@ -153,7 +174,7 @@ def with_options(
         flags: the table.
         model: the schema in which the keys stand.
         argument: name and help of the values without a flag.
-        defaults: whether the help of an option ends with the schema's default.
+        base: what flags that are not given are taken from.
     """
     fields: dict[str, list[FieldInfo]] = {}
     for key, field in schema_keys(model):
@@ -161,13 +182,20 @@ def with_options(
     parameters = []
     if argument is not None:
         name, text = argument
-        parameters.append((name, Annotated[list[Path] | None, typer.Argument(help=text, show_default=False)], None))
+        given = typer.Argument(help=text, show_default=False, metavar=name.upper(), rich_help_panel=Panel.WHAT)
+        parameters.append((name, Annotated[list[Path] | None, given], None))
     for name, flag in flags.items():
         known = fields.get(flag.key, [])
         kind = flag.type or _type(known)
         form = [spelled(name) + "/--no-" + name] if flag.negatable else [spelled(name), *flag.spellings]
+        choices = flag.choices or _choices(known)
         option = typer.Option(
-            *form, help=flag.text or _help(known, defaults=defaults), rich_help_panel=flag.panel, show_default=False
+            *form,
+            help=flag.text or _help(known),
+            rich_help_panel=flag.panel,
+            show_default=_default(flag, known, kind, base) or False,
+            metavar=None if kind is bool else _value(flag, choices, kind),
+            autocompletion=_completion(flag.candidates or partial(_words, choices)),
         )
         parameters.append((name + "_" * keyword.iskeyword(name), Annotated[kind | None, option], None))
 
@@ -196,20 +224,93 @@ def _type(fields: Sequence[FieldInfo]) -> Any:
     return list[str] if any(getattr(kind, "__origin__", None) is tuple for kind in kinds) else str
 
 
-def _help(fields: Sequence[FieldInfo], *, defaults: bool) -> str:
-    """Return the first sentence of a field's docstring, with its choices, and its default where that is wanted."""
+def _choices(fields: Sequence[FieldInfo]) -> tuple[str, ...]:
+    """Return the words that a field takes; INT among them, where it takes numbers too."""
+    kinds = dict.fromkeys(kind for field in fields for kind in alternatives(field))
+    words = tuple(kind for kind in kinds if isinstance(kind, str))
+    return (*words, *(["INT"] if words and int in kinds else []))
+
+
+def _value(flag: Flag, choices: Sequence[str], kind: Any) -> str:
+    """Return what the help shows for the value of a flag."""
+    if flag.value:
+        return flag.value
+    if choices:
+        return f"[{'|'.join(choices)}]"
+    return {int: "INT", float: "FLOAT"}.get(kind, "TEXT")
+
+
+def _words(choices: Iterable[str]) -> list[str]:
+    """Return the choices that can be typed as they are, and the beginning of `folder:PATH`."""
+    forms = (re.sub(r"(?<=:)[A-Z]+$", "", choice) for choice in choices)
+    return [form for form in forms if not re.search(r"[A-Z]{3}", form)]
+
+
+def _completion(words: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """Return what a shell calls for the words that begin with what was typed."""
+
+    def candidates(incomplete: str) -> list[str]:
+        return [word for word in words() if word.startswith(incomplete)]
+
+    return candidates
+
+
+def _default(flag: Flag, fields: Sequence[FieldInfo], kind: Any, base: Base) -> str:
+    """Return what holds when a flag is not given, as `quick start: 20`; of a switch that is off: nothing."""
+    if flag.default == "":
+        return ""
+    try:
+        name, value = base.name, flag.default if not flag.key else _value_at(base.config, flag.key)
+    except LookupError:
+        if flag.default is not None:
+            return f"default: {flag.default}"
+        # A key of another variant than the base has: what all variants that have it agree on.
+        defaults = [field.get_default(call_default_factory=True) for field in fields if not field.is_required()]
+        if not defaults or any(default != defaults[0] for default in defaults):
+            return "default: as the base has it" if kind is not bool else ""
+        name, value = "default", defaults[0]
+    if kind is bool:
+        return f"{name}: on" if value else ""
+    if flag.default is not None:
+        return f"{name}: {flag.default}"
+    spelling = {word: text for text, word in (flag.words or {}).items()}
+    return f"{name}: {spelling.get(str(value)) or _shown(value)}"
+
+
+def _value_at(config: Any, key: str) -> Any:
+    """Return the value of a dotted key.
+
+    Raises:
+        LookupError: there is no such key in this configuration.
+    """
+    for part in key.split("."):
+        if not isinstance(config, Config) or part not in type(config).model_fields:
+            raise LookupError(key)
+        config = getattr(config, part)
+    return config
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return " ".join(map(_shown, value)) or "none"
+    if value is None:
+        return "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _help(fields: Sequence[FieldInfo]) -> str:
+    """Return the first sentence of a field's docstring."""
     text = next((" ".join(field.description.split()) for field in fields if field.description), "")
-    text = text.partition(". ")[0].rstrip(".")
-    words = dict.fromkeys(word for field in fields for word in alternatives(field) if isinstance(word, str))
-    if not all(word in text for word in words):
-        text += f": {listed(words)}"
-    default = fields[0].default if fields else None
-    if defaults and isinstance(default, str | int | float) and not isinstance(default, bool):
-        text += f" ({default})"
-    return text + "."
+    return text.partition(". ")[0].rstrip(".").replace("`", "") + "."
 
 
 def listed(words: Iterable[str], last: str = "or") -> str:
     """Return `a, b or c`."""
     *first, final = words
     return f"{', '.join(first)} {last} {final}" if first else final
+
+
+def unknown_word(flag: str, word: str, known: Iterable[str]) -> str:
+    """Return a fault: the words that a flag takes, and the one that was probably meant."""
+    known = list(known)
+    return f"{flag} {word}: not one of {listed(known, 'and')}{nearest(word, known)}"

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from svdctl.cli.options import RUN, Flag, Flags, Merge, with_options
+from svdctl.cli.help_page import Panel
+from svdctl.cli.options import Flag, Flags, Merge, with_options
 from svdctl.cli.training_commands import print_names
 from svdctl.cli.training_flags import DEBUG, PLUGIN, SET, command_of
 from svdctl.errors import Interrupted, UsageError
@@ -18,38 +19,93 @@ from svdctl.utils.table import terminal, width_of
 if TYPE_CHECKING:
     from svdctl.reproduce.run_store import Job
 
-WHAT = "What"
-WHERE = "Where"
-ENGINE = "Engine"
-
 
 def _set(merge: Merge, name: str, value: list[str]) -> None:
     merge.put(name, merge.given.pop("set"))
 
 
 REQUEST: Flags = {
-    "list": Flag(panel=WHAT, text="List the tables and stop.", type=bool),
-    "dry_run": Flag(panel=WHAT, text="Show every run, with hours from a few measured steps; needs no data.", type=bool),
-    "scale": Flag("scale", WHAT, "full, or smoke: small stand-ins on embedded data, in minutes."),
-    "columns": Flag("columns", WHAT, "all, or static: those that need no training."),
-    "rows": Flag("rows", WHAT, "Patterns of row names, 'divide*'. Several are allowed."),
-    "seeds": Flag("seeds", WHAT, "Seeds instead of the table's own: 3407 3408 3409.", list[str]),
-    "set": Flag("set", RUN, SET.text, list[str], _set),
+    "list": Flag(panel=Panel.WHAT, text="List the tables and stop.", type=bool),
+    "dry_run": Flag(
+        panel=Panel.WHAT,
+        text="Print all runs, with hours from a few steps that are measured, and stop; the images need not be there.",
+        type=bool,
+    ),
+    "scale": Flag("scale", Panel.WHAT, "The tables as in the paper, or small networks on embedded images, in minutes."),
+    "columns": Flag("columns", Panel.WHAT, "All columns, or only those that need no training."),
+    "rows": Flag(
+        "rows",
+        Panel.WHAT,
+        "Only rows whose names match one of these patterns, as 'divide*'.",
+        value="PATTERN...",
+        default="all",
+    ),
+    "seeds": Flag(
+        "seeds",
+        Panel.WHAT,
+        "Seeds of the runs of each row, as 3407 3408 3409.",
+        list[str],
+        value="INT...",
+        default="those of the table",
+    ),
+    "set": Flag("set", Panel.RUN, SET.text, list[str], _set, value=SET.value, default=""),
     "plugin": PLUGIN,
-    "paper_numbers": Flag("paper_numbers", WHAT, "TOML file with the paper's numbers, to show beside."),
-    "out_dir": Flag("out_dir", WHERE, "Folder of the runs; outputs go to tables/ in it (runs)."),
-    "reuse": Flag("reuse", WHERE, "Further folders whose finished runs are used."),
-    "dataset_root": Flag("dataset_root", WHERE, "Where CIFAR lies (data)."),
-    "cifar_c_root": Flag("cifar_c_root", WHERE, "Where CIFAR-C lies; otherwise beside CIFAR."),
-    "wandb": Flag("wandb", RUN, "Weights & Biases: off, offline or online."),
-    "jobs": Flag("jobs", ENGINE, "Runs at a time on this machine, each in its own process."),
-    "engine": Flag("engine", ENGINE, "local, or ray: a cluster."),
-    "address": Flag("address", ENGINE, "Address of the Ray cluster, such as auto."),
+    "paper_numbers": Flag(
+        "paper_numbers",
+        Panel.OUTPUT,
+        "TOML file with the numbers of the paper, to stand beside those that are measured.",
+        value="FILE",
+        default="",
+    ),
+    "out_dir": Flag(
+        "out_dir",
+        Panel.OUTPUT,
+        "Folder of the runs; tables and pictures go to tables/ in it.",
+        value="FOLDER",
+    ),
+    "reuse": Flag(
+        "reuse",
+        Panel.RUN,
+        "Further folders with finished runs, which are used where a row needs them.",
+        value="FOLDER...",
+        default="",
+    ),
+    "dataset_root": Flag(
+        "dataset_root",
+        Panel.DATA,
+        "Folder of CIFAR, downloaded to it when missing.",
+        value="FOLDER",
+        default="data",
+    ),
+    "cifar_c_root": Flag(
+        "cifar_c_root",
+        Panel.DATA,
+        "Folder of CIFAR-C, downloaded to it when missing.",
+        value="FOLDER",
+        default="below the folder of CIFAR",
+    ),
+    "wandb": Flag("wandb", Panel.OUTPUT, "Log every run to Weights & Biases, on this machine alone or on its server."),
+    "jobs": Flag("jobs", Panel.DEVICES, "Runs at the same time on this machine, each in its own process."),
+    "engine": Flag("engine", Panel.DEVICES, "Where the runs are: on this machine, or on a Ray cluster."),
+    "address": Flag(
+        "address",
+        Panel.DEVICES,
+        "With --engine ray: address of the cluster, as auto or 10.0.0.1:6379.",
+        value="ADDRESS",
+        default="Ray starts on this machine",
+    ),
     "debug": DEBUG,
 }
+EXAMPLES = (
+    ("A table in minutes, small networks on embedded images, to see that all works:",
+     "svdctl reproduce table2 --scale smoke"),
+    ("Two rows of it as in the paper, three seeds each, and what they would take:",
+     "svdctl reproduce table2 --rows 'clip*' 'divide*' --seeds 3407 3408 3409 --dry-run"),
+)  # fmt: skip
+"""For the end of the help."""
 
 
-@with_options(REQUEST, Request, ("tables", "table1, table2, table3, table-vgg, figure-speed, all, or a table file."))
+@with_options(REQUEST, Request, ("tables", "Tables by name (--list shows all), or table files."))
 def reproduce(flags: dict[str, Any]) -> None:
     """Train, evaluate and lay out tables of the paper; what is finished is used, what was stopped goes on."""
     if flags.pop("list", False):

@@ -33,10 +33,11 @@ def training_command(command: Command) -> Callable[..., None]:
     paper = listed(spelled(name) for name in PAPER_BASIS if name in command.flags)
     run.__doc__ = f"""Train a {command.trains}; alone, the quick start on embedded images.
 
-    The base that flags change is --preset; else, with {paper}, the paper's defaults; else the {command.quickstart}
-    preset, with the augmentation that belongs to the data. The first line that is printed names it.
+    What the options change is the preset of --preset; without it, with {paper}, the settings of the paper's code;
+    without these, the quick start (preset {command.quickstart}). The first line that is printed says which.
+    [quick start: ...] is what holds there when an option is not given; --print-config shows what holds elsewhere.
     """
-    return with_options(command.flags, TrainConfig)(run)
+    return with_options(command.flags, TrainConfig, base=command.base)(run)
 
 
 def dispatch(command: Command, flags: dict[str, Any]) -> None:

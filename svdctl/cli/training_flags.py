@@ -14,10 +14,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from svdctl.checkpoint.paper_normalization import HALF
+from svdctl.cli.help_page import Panel
 from svdctl.cli.options import (
-    DEVICES,
-    RECIPE,
-    RUN,
+    Base,
     Flag,
     Flags,
     Merge,
@@ -25,13 +24,14 @@ from svdctl.cli.options import (
     flags_by_key,
     listed,
     spelled,
+    unknown_word,
 )  # fmt: skip
 from svdctl.cli.paper_flags import CLIPPING, CLIPPING_WORDS, LAYERS, PEAK_MOMENTUM, paper_defaults
 from svdctl.config.configuration import fill_normalization, grant_network, with_kinds
 from svdctl.config.model_config import PUBLISHED
 from svdctl.config.presets import list_presets, read_preset, run_name
 from svdctl.config.train_config import TrainConfig
-from svdctl.errors import UsageError, closest
+from svdctl.errors import UsageError, closest, nearest
 from svdctl.plugins import is_factory, network_name
 from svdctl.registry import DATA, LOGGERS
 
@@ -44,17 +44,24 @@ class Command:
         trains: what it trains, in words.
         quickstart: name of the preset that the options change without `--preset` and those of `PAPER_BASIS`.
         others: the networks that the other command trains, in words.
+        examples: a sentence and a command line each.
     """
 
     name: str
     trains: str
     quickstart: str
     others: str
+    examples: tuple[tuple[str, str], ...]
 
     @property
     def flags(self) -> Flags:
         """Return its options."""
         return {name: flag for name, flag in FLAGS.items() if flag.of in ("", self.name)}
+
+    @property
+    def base(self) -> Base:
+        """Return the quick start, which holds where neither a preset nor an option of `PAPER_BASIS` is given."""
+        return Base("quick start", TrainConfig.model_validate(read_preset(self.quickstart)))
 
     def to_resume(self, folder: Path, model: str | None = None) -> str:
         """Return the command line that goes on with the run in a folder; a factory that makes its `model` is named."""
@@ -95,7 +102,7 @@ def data_table(text: str) -> dict[str, Any]:
     kind, _, path = text.partition(":")
     source = DATA.find(kind)
     if source is None or (path and not source.takes_path):
-        raise UsageError(f"--dataset {text}: not one of {listed((one.form for one in DATA.variants()), 'and')}")
+        raise UsageError(unknown_word("--dataset", text, (one.form for one in DATA.variants())))
     table: dict[str, Any] = source.from_text(path)
     return table
 
@@ -140,7 +147,7 @@ def _architecture(merge: Merge, name: str, value: str) -> None:
     elif value == "vgg19":
         merge.to.switch("model", "vgg")
     else:
-        raise UsageError(f"--architecture {value}: not one of wrn16-10 (any wrnDEPTH-WIDTH) and vgg19")
+        raise UsageError(unknown_word(spelled(name), value, ("wrn16-10 (any wrnDEPTH-WIDTH)", "vgg19")))
 
 
 def _model(merge: Merge, name: str, value: str) -> None:
@@ -227,7 +234,7 @@ def _frames_weight(merge: Merge, name: str, value: float) -> None:
 def _control_kind(merge: Merge, name: str, value: str) -> None:
     kind = value.replace("_", "-")
     if kind not in (*CLIPPING_WORDS, *CLIPPING.values()):
-        merge.faults.append(f"--clipping {value}: not one of {listed(CLIPPING_WORDS, 'and')}")
+        merge.faults.append(unknown_word(spelled(name), value, CLIPPING_WORDS))
         # An unknown kind counts as some kind: the flags below it are then judged as usual.
         kind = "divide"
     merge.put(name, kind)
@@ -247,8 +254,8 @@ def _linear_max(merge: Merge, name: str, value: float) -> None:
 
 
 def _optimizer(merge: Merge, name: str, value: str) -> None:
-    if value.lower() not in ("sgd", "adam", "adamw"):
-        raise UsageError(f"--opt {value}: not one of SGD, Adam and AdamW")
+    if value.lower() not in OPTIMIZERS:
+        raise UsageError(unknown_word(spelled(name), value, OPTIMIZERS))
     merge.put(name, value.lower())
 
 
@@ -272,7 +279,8 @@ def _schedule(merge: Merge, name: str, value: str) -> None:
     elif value in ("constant", "cosine"):
         merge.to.switch("schedule", value)
     elif value not in ("multistep", "steps"):
-        raise UsageError(f"{spelled(name)} {value}: not one of multistep and cyclic, nor cosine or constant")
+        hint = nearest(value, SCHEDULES)
+        raise UsageError(f"{spelled(name)} {value}: not one of multistep and cyclic, nor cosine or constant{hint}")
     elif merge.to.kind("schedule") != "steps":
         merge.to.put("schedule", {"kind": "steps", "at": [0.5, 0.75], "factor": 0.1})
 
@@ -328,183 +336,407 @@ def _always(*fields: tuple[str, Any]) -> Callable[[Merge, str, bool], None]:
     return rule
 
 
-FORMS_OF_DATA = listed(DATA.get(kind).form for kind in DATA.builtin_kinds())
+FORMS_OF_DATA = tuple(DATA.get(kind).form for kind in DATA.builtin_kinds())
 PLUGIN = Flag(
-    panel=RUN,
-    text="Module or ./file.py that registers data sets, layers and other variants. It is imported. Repeatable.",
+    panel=Panel.RUN,
+    text="Import a Python module or ./file.py of your own, which registers data sets, layers or other parts. "
+    "Repeatable.",
     type=list[str],
+    value="MODULE|FILE",
+    default="",
 )
-SET = Flag(panel=RUN, text="key.path=value: any field of the configuration. Repeatable.", type=list[str])
-DEBUG = Flag(panel=RUN, text="Show tracebacks.", type=bool)
+SET = Flag(
+    panel=Panel.RUN,
+    text="Set any key of the configuration, as control.max_sigma=2. Repeatable.",
+    type=list[str],
+    value="KEY=VALUE",
+    default="",
+)
+DEBUG = Flag(panel=Panel.RUN, text="Show the whole traceback of an error.", type=bool)
 WRN, LIP = "train", "train-lipconv"
-NETWORK = "Networks that svdctl does not define, and trained weights"
-RANKS = "Rank of TT and SOTT layers, or '64, 64, 64, 128, 128, 128': one for each stage and the last layer."
 HARDWARE = ("accelerator", "devices", "num_nodes", "precision", "compile", "capture", "deterministic")
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("multistep", "cyclic", "cosine", "constant")
 FLAGS: Flags = {
-    "preset": Flag(panel=RUN, text="Shipped preset by name, or a TOML file.", type=str),
+    "preset": Flag(
+        panel=Panel.RUN,
+        text="Settings to begin with: a shipped preset (see --list-presets) or a TOML file, such as config.toml of a "
+        "run.",
+        type=str,
+        value="NAME|FILE",
+        candidates=list_presets,
+        default="",
+    ),
     "set": SET,
     "plugin": PLUGIN,
     "resume": Flag(
-        panel=RUN,
-        text="Run folder or last.pt to go on with; --epochs extends it, --dataset says where its data lie now.",
+        panel=Panel.RUN,
+        text="Go on with a run that was stopped: its folder or its last.pt. With --epochs it becomes longer; --dataset "
+        "says where its images lie now.",
         type=Path,
+        value="RUN",
+        default="",
     ),
-    "allow_changed_data": Flag(panel=RUN, text="Go on with --resume though the data have changed.", type=bool),
-    "list_presets": Flag(panel=RUN, text="List the presets and stop.", type=bool),
-    "print_config": Flag(panel=RUN, text="Print the resolved configuration as TOML and stop.", type=bool),
-    "dry_run": Flag(panel=RUN, text="Print the plan and stop; needs no data.", type=bool),
+    "allow_changed_data": Flag(
+        panel=Panel.RUN, text="With --resume: go on although the images have changed since.", type=bool
+    ),
+    "list_presets": Flag(panel=Panel.RUN, text="List the presets and stop.", type=bool),
+    "print_config": Flag(panel=Panel.RUN, text="Print the whole configuration as TOML and stop.", type=bool),
+    "dry_run": Flag(panel=Panel.RUN, text="Print what would be done, without the images, and stop.", type=bool),
     "debug": DEBUG,
-    "out_dir": Flag("out_dir", RUN),
-    "name": Flag("name", RUN),
-    "select": Flag("evaluation.select", RUN),
-    "max_steps": Flag(
-        "max_steps", RUN, "Stop after this many steps, wherever in an epoch; the schedule still spans --epochs."
+    "out_dir": Flag("out_dir", Panel.OUTPUT, value="FOLDER"),
+    "name": Flag("name", Panel.OUTPUT, value="NAME"),
+    "select": Flag(
+        "evaluation.select",
+        Panel.RUN,
+        "Epoch whose network is the result: the last; the best on a part of the training images (validation); or the "
+        "best on the test images, as in the paper's code, which is said in every output.",
     ),
-    "wandb": Flag("log.wandb", RUN),
+    "max_steps": Flag(
+        "max_steps", Panel.RUN, "Stop after this many steps; the learning-rate schedule still spans --epochs."
+    ),
+    "wandb": Flag("log.wandb", Panel.OUTPUT),
     "log": Flag(
         "log.loggers",
-        RUN,
-        "A further log: tensorboard, mlflow, wandb, or one of your own; metrics.jsonl is always written. Repeatable.",
+        Panel.OUTPUT,
+        "A further log beside metrics.jsonl, which is always written; NAME is one of your own. Repeatable.",
         type=list[str],
         rule=_loggers,
+        choices=("tensorboard", "mlflow", "wandb", "NAME"),
     ),
-    "checkpoint_activations": Flag("model.checkpoint_activations", RUN, of=LIP),
-    "dataset": Flag("data.kind", text=f"{FORMS_OF_DATA}.", type=str, rule=_data),
-    "dataset_root": Flag("data.root", rule=_root, of=WRN),
-    "data_dir": Flag("data.root", rule=_root, spellings=("--dataset-root",), of=LIP),
-    "image_size": Flag("data.size", text="Side of images of a folder, scaled and cropped to it.", rule=set_image_size),
-    "storage": Flag("data.storage", rule=set_of_folder),
-    "workers": Flag("data.workers", rule=set_of_folder),
+    "checkpoint_activations": Flag("model.checkpoint_activations", Panel.DEVICES, of=LIP),
+    "dataset": Flag(
+        "data.kind",
+        Panel.DATA,
+        "Images to train and test on. A folder holds train/ and val/ or test/, with a folder for each class; CIFAR is "
+        "downloaded.",
+        type=str,
+        rule=_data,
+        choices=FORMS_OF_DATA,
+    ),
+    "dataset_root": Flag("data.root", Panel.DATA, rule=_root, value="FOLDER", of=WRN),
+    "data_dir": Flag("data.root", Panel.DATA, rule=_root, spellings=("--dataset-root",), value="FOLDER", of=LIP),
+    "image_size": Flag(
+        "data.size",
+        Panel.DATA,
+        "Scale and crop the images of a folder to this side in pixels.",
+        rule=set_image_size,
+        default="none is scaled, all must be 32 x 32",
+    ),
+    "storage": Flag("data.storage", Panel.DATA, rule=set_of_folder, default="resident up to 2 GiB"),
+    "workers": Flag("data.workers", Panel.DATA, rule=set_of_folder, default="one for each core, at most 16"),
     "resized_crop": Flag(
-        text="Train on random crops of at least this share of an image, scaled up to it, in place of padded ones.",
+        panel=Panel.DATA,
+        text="Train on random parts of an image, of at least this share of its area, scaled up to the whole size.",
         type=float,
         rule=_resized_crop,
+        default="off",
     ),
-    "architecture": Flag(text="wrn16-10, any wrnDEPTH-WIDTH, or vgg19.", type=str, rule=_architecture, of=WRN),
+    "architecture": Flag(
+        panel=Panel.MODEL,
+        text="Wide residual network of this depth and width, or VGG-19.",
+        type=str,
+        rule=_architecture,
+        of=WRN,
+        choices=("wrn16-10", "wrnDEPTH-WIDTH", "vgg19"),
+        default="wrn10-2",
+    ),
     "model": Flag(
         "model.network",
-        NETWORK,
-        "torchvision:NAME, timm:NAME, package.module:factory or ./file.py:factory; a factory is imported.",
+        Panel.MODEL,
+        "Network of torchvision, of timm, or made by a function of yours, which is imported and called.",
         type=str,
         rule=_model,
         of=WRN,
+        choices=("torchvision:NAME", "timm:NAME", "MODULE:FUNCTION", "FILE.py:FUNCTION"),
+        default="that of --architecture",
     ),
     "init_from": Flag(
         "initial.file",
-        NETWORK,
-        "File of trained weights to start from, any that inspect-spectrum reads; or torchvision: it downloads its own.",
+        Panel.MODEL,
+        "Trained weights to start from: a file of any kind that inspect-spectrum reads, or those that torchvision "
+        "publishes for its network, which it downloads.",
         type=str,
         rule=_init_from,
         of=WRN,
+        choices=("FILE", PUBLISHED),
+        default="random weights",
     ),
     "lenient": Flag(
-        "initial.lenient", NETWORK, "With --init-from: take what fits, and name the rest.", needs=_initialized, of=WRN
+        "initial.lenient",
+        Panel.MODEL,
+        "With --init-from: take the weights that fit, and list the others.",
+        needs=_initialized,
+        of=WRN,
     ),
-    "key": Flag("initial.key", NETWORK, needs=_initialized, of=WRN),
+    "key": Flag(
+        "initial.key",
+        Panel.MODEL,
+        "With --init-from: which weights of a file that has several sets of them, as ema.",
+        needs=_initialized,
+        value="NAME",
+        default="",
+        of=WRN,
+    ),
     "mean": Flag(
-        "normalize.mean", NETWORK, "Means of the pixels, in [0, 1] (the network's own).", list[str], _channels, of=WRN
+        "normalize.mean",
+        Panel.MODEL,
+        "Mean of each channel of the pixels in [0, 1], by which the network normalises its input: 1 or 3 numbers.",
+        list[str],
+        _channels,
+        value="FLOAT,...",
+        default="the network's own, else 0.5",
+        of=WRN,
     ),
-    "std": Flag("normalize.std", NETWORK, "Their standard deviations.", list[str], _channels, of=WRN),
-    "block_size": Flag("model.block_size", of=LIP),
-    "in_channels": Flag("model.in_channels", of=LIP),
-    "new_layer": Flag("layer.kind", text="Convolutions: standard or tt.", words=LAYERS, of=WRN),
-    "conv_type": Flag("layer.kind", text="Convolutions: standard, skew (SOC), tt or sott.", words=LAYERS, of=LIP),
-    "dec_rank": Flag("layer.rank", text=RANKS, type=str, off=(-1, "-1"), rule=_rank, needs=_ranked),
+    "std": Flag(
+        "normalize.std",
+        Panel.MODEL,
+        "Standard deviation of each channel: as many numbers as --mean has.",
+        list[str],
+        _channels,
+        value="FLOAT,...",
+        default="the network's own, else 0.5",
+        of=WRN,
+    ),
+    "block_size": Flag("model.block_size", Panel.MODEL, of=LIP),
+    "in_channels": Flag("model.in_channels", Panel.MODEL, of=LIP),
+    "new_layer": Flag(
+        "layer.kind",
+        Panel.LAYER,
+        "Kind of the convolutions: ordinary ones, or tensor-train (TT).",
+        words=LAYERS,
+        of=WRN,
+        choices=("standard", "tt"),
+    ),
+    "conv_type": Flag(
+        "layer.kind",
+        Panel.LAYER,
+        "Kind of the convolutions: ordinary, skew orthogonal (SOC), tensor-train (TT), or skew orthogonal in "
+        "tensor-train form (SOTT).",
+        words=LAYERS,
+        of=LIP,
+        choices=("standard", "skew", "tt", "sott"),
+    ),
+    "dec_rank": Flag(
+        "layer.rank",
+        Panel.LAYER,
+        "Rank of the TT or SOTT layers; of LipConvNet also '64, 64, 64, 128, 128, 128': one for each of the five "
+        "stages and for the last layer.",
+        type=str,
+        off=(-1, "-1"),
+        rule=_rank,
+        needs=_ranked,
+        value="INT",
+    ),
     "dec_scale": Flag(
         "layer.rank_scale",
-        text="Ranks as a share of each layer's widths, instead of --dec-rank.",
+        Panel.LAYER,
+        "Ranks as this share of the channels of each layer, in place of --dec-rank.",
         off=(-1,),
         rule=_rank_scale,
         needs=_ranked,
         of=WRN,
     ),
     "no_compress_first": Flag(
-        text="Leave the first convolution as it is.",
+        panel=Panel.LAYER,
+        text="Leave the first convolution as it is, not in TT form.",
         type=bool,
         rule=_always(("layer.compress_first", False)),
         needs=_ranked,
         of=WRN,
     ),
-    "orthogonal_k": Flag("layer.frames.weight", off=(-1,), rule=_frames_weight, needs=_ranked),
-    "frames": Flag(
-        "layer.frames.kind", text="Frames: retract, parametrize, penalty, free (svdctl's own).", needs=_ranked
+    "orthogonal_k": Flag(
+        "layer.frames.weight",
+        Panel.LAYER,
+        "Keep frames orthonormal by a penalty in the loss, of this weight, as the paper does (--frames penalty).",
+        off=(-1,),
+        rule=_frames_weight,
+        needs=_ranked,
+        default="1e5 with --frames penalty",
     ),
-    "clipping": Flag("control.kind", text=f"Control: {listed(CLIPPING_WORDS)}.", rule=_control_kind, words=CLIPPING),
-    "clip_to": Flag("control.max_sigma", needs=_controlled),
-    "clip_from": Flag("control.max_sigma_start", RECIPE, needs=_controlled),
-    "clip_epochs": Flag("control.max_sigma_epochs", RECIPE, needs=_controlled),
-    "clip_freq": Flag("control.every_steps", needs=_controlled, of=WRN),
-    "assigning_freq": Flag("control.every_steps", needs=_controlled, of=LIP),
+    "frames": Flag(
+        "layer.frames.kind",
+        Panel.LAYER,
+        "How the frames, the two outer matrices of a TT layer, keep orthonormal columns: put right after each step "
+        "(retract), by torch's parametrization, by a penalty in the loss, or not at all (free).",
+        needs=_ranked,
+    ),
+    "clipping": Flag(
+        "control.kind",
+        Panel.CONTROL,
+        "What is done to singular values above --clip-to. clip: each becomes --clip-to; divide-by-largest, "
+        "divide-by-exact-largest: the layer is scaled down, by an estimate or a proved bound of the largest; "
+        "divide-each-by-largest: so is each factor of a TT layer; assign: all become --clip-to, the smaller ones too.",
+        rule=_control_kind,
+        words=CLIPPING,
+        choices=CLIPPING_WORDS,
+    ),
+    "clip_to": Flag("control.max_sigma", Panel.CONTROL, needs=_controlled),
+    "clip_from": Flag(
+        "control.max_sigma_start",
+        Panel.CONTROL,
+        "Largest singular value allowed at the first step, from which it moves to --clip-to.",
+        needs=_controlled,
+        default="--clip-to",
+    ),
+    "clip_epochs": Flag(
+        "control.max_sigma_epochs",
+        Panel.CONTROL,
+        "With --clip-from: epochs until it has moved to --clip-to.",
+        needs=_controlled,
+        default="",
+    ),
+    "clip_freq": Flag("control.every_steps", Panel.CONTROL, needs=_controlled, of=WRN),
+    "assigning_freq": Flag("control.every_steps", Panel.CONTROL, needs=_controlled, of=LIP),
     "clip_linear": Flag(
-        text="Control linear layers too: up to --clip-linear-to, without it up to --clip-to.",
+        panel=Panel.CONTROL,
+        text="Control linear layers too, up to --clip-linear-to or, without it, up to --clip-to.",
         type=bool,
         rule=_clip_linear,
         needs=_controlled,
         of=WRN,
     ),
-    "clip_linear_to": Flag("control.linear_max", off=(-1,), rule=_linear_max, of=WRN),
-    "procedure": Flag("control.procedure", needs=_controlled),
+    "clip_linear_to": Flag(
+        "control.linear_max",
+        Panel.CONTROL,
+        "Largest singular value that linear layers may have.",
+        off=(-1,),
+        rule=_linear_max,
+        of=WRN,
+    ),
+    "procedure": Flag("control.procedure", Panel.CONTROL, needs=_controlled),
     "lip_bn": Flag(
-        text="Limit the gain of BatchNorm.",
+        panel=Panel.CONTROL,
+        text="Limit the gain of BatchNorm, the largest |gamma / sqrt(running_var + eps)|, to --bn-eps.",
         type=bool,
         rule=_always(("batchnorm", {"max_gain": 1.0})),
         needs=lambda merge, name, value: not merge.to.section("batchnorm"),
         of=WRN,
     ),
-    "bn_eps": Flag("batchnorm.max_gain", needs=_batchnorm_limited, of=WRN),
-    "freq_bn": Flag("batchnorm.every_steps", needs=_batchnorm_limited, of=WRN),
-    "opt": Flag("optimizer.kind", text="SGD, Adam or AdamW.", rule=_optimizer),
-    "init_lr": Flag("optimizer.lr", of=WRN),
-    "weight_dec": Flag("optimizer.weight_decay", rule=_weight_decay, of=WRN),
-    "nesterov": Flag("optimizer.nesterov", rule=_nesterov, negatable=True, of=WRN),
+    "bn_eps": Flag("batchnorm.max_gain", Panel.CONTROL, needs=_batchnorm_limited, of=WRN),
+    "freq_bn": Flag("batchnorm.every_steps", Panel.CONTROL, needs=_batchnorm_limited, of=WRN),
+    "opt": Flag(
+        "optimizer.kind", Panel.OPTIMISER, "Optimiser, in capitals or not.", rule=_optimizer, choices=OPTIMIZERS
+    ),
+    "init_lr": Flag("optimizer.lr", Panel.OPTIMISER, of=WRN),
+    "weight_dec": Flag("optimizer.weight_decay", Panel.OPTIMISER, rule=_weight_decay, of=WRN),
+    "nesterov": Flag("optimizer.nesterov", Panel.OPTIMISER, rule=_nesterov, negatable=True, of=WRN),
     "lr_schedule": Flag(
         "schedule.kind",
-        text="Learning rate: multistep (a tenth at 50 and 75 %), cyclic, cosine or constant.",
+        Panel.OPTIMISER,
+        "Learning rate over the run: a tenth after 50 and 75 % of it (multistep), up and down over and over (cyclic), "
+        "half a cosine down to 0, or constant.",
         rule=_schedule,
         spellings=("--schedule",),
+        choices=SCHEDULES,
     ),
-    "lr_min": Flag("schedule.lr_min", rule=_lr_min, of=LIP),
-    "warmup": Flag("schedule.warmup", RECIPE, rule=_warmup),
-    "clip_grad": Flag("optimizer.clip_norm", RECIPE),
-    "mixup": Flag("augment.mixup", RECIPE, "Mix each two images by shares drawn from Beta(a, a): the number a."),
-    "accumulate": Flag("accumulate", RECIPE),
-    "ema": Flag("ema.decay", RECIPE, "Evaluate and save an average of the weights, of this decay, as 0.999."),
-    "label_smoothing": Flag("loss.label_smoothing", RECIPE, type=float),
-    "lr_max": Flag("optimizer.lr", text="Learning rate, or its maximum (0.1).", of=LIP),
-    "weight_decay": Flag("optimizer.weight_decay", text="Weight decay (5e-4 of SOC, else 0).", of=LIP),
-    "momentum": Flag("optimizer.momentum", of=LIP),
-    "epsilon": Flag("certificate.epsilon", of=LIP),
-    "epochs": Flag("epochs"),
-    "batch_size": Flag("batch_size"),
-    "init": Flag("init", text="How weights start: svdctl, or paper: as in the paper's public code (svdctl's own)."),
-    "conv_init": Flag("layer.init", of=WRN),
+    "lr_min": Flag(
+        "schedule.lr_min",
+        Panel.OPTIMISER,
+        "With --lr-schedule cyclic: lowest learning rate, where each cycle begins and ends.",
+        rule=_lr_min,
+        of=LIP,
+    ),
+    "warmup": Flag(
+        "schedule.warmup",
+        Panel.OPTIMISER,
+        "With --lr-schedule cosine: share of all steps in which the learning rate first rises from nearly 0.",
+        rule=_warmup,
+    ),
+    "clip_grad": Flag("optimizer.clip_norm", Panel.OPTIMISER, default="off"),
+    "mixup": Flag(
+        "augment.mixup",
+        Panel.DATA,
+        "Train on mixtures of two images each (mixup), their shares drawn from Beta(a, a): the number a.",
+        default="off",
+    ),
+    "accumulate": Flag("accumulate", Panel.OPTIMISER, default="1"),
+    "ema": Flag(
+        "ema.decay",
+        Panel.OPTIMISER,
+        "Evaluate and save a moving average of the weights, of this decay, as 0.999.",
+        default="off",
+    ),
+    "label_smoothing": Flag("loss.label_smoothing", Panel.OPTIMISER, type=float, default="0"),
+    "lr_max": Flag("optimizer.lr", Panel.OPTIMISER, of=LIP),
+    "weight_decay": Flag("optimizer.weight_decay", Panel.OPTIMISER, of=LIP),
+    "momentum": Flag("optimizer.momentum", Panel.OPTIMISER, of=LIP),
+    "epsilon": Flag("certificate.epsilon", Panel.RUN, of=LIP),
+    "epochs": Flag("epochs", Panel.OPTIMISER),
+    "batch_size": Flag("batch_size", Panel.OPTIMISER),
+    "init": Flag("init", Panel.MODEL),
+    "conv_init": Flag("layer.init", Panel.LAYER, default="the network's own way", of=WRN),
     "gouk_transforms": Flag(
-        text="Symmetric padding; mean and std 0.5.",
+        panel=Panel.PAPER,
+        text="Pad images by mirroring their edges, and normalise pixels by mean and standard deviation 0.5.",
         type=bool,
         rule=_always(("augment.pad", "symmetric"), ("normalize", HALF)),
         of=WRN,
     ),
-    "seed": Flag("seed"),
+    "seed": Flag("seed", Panel.RUN),
     "save_chp_every": Flag(
         "checkpoint.every_epochs",
-        text="Epochs between two checkpoints that are kept, as epoch-<n>.pt. last.pt is written after every epoch.",
+        Panel.OUTPUT,
+        "Keep a checkpoint epoch-<n>.pt every so many epochs; last.pt is written after each of them anyway.",
         rule=_kept_epochs,
+        default="none is kept",
         of=WRN,
     ),
-    "checkpoints_path": Flag(text="The same as --out-dir.", type=str, rule=_folder, of=WRN),
-    "collect_sing_vals": Flag("log.singular_values", of=WRN),
-    "multiply_by": Flag(text="Accepted; has no effect.", type=float, rule=_without_effect, of=WRN),
+    "checkpoints_path": Flag(
+        panel=Panel.PAPER, text="The same as --out-dir.", type=str, rule=_folder, value="FOLDER", default="", of=WRN
+    ),
+    "collect_sing_vals": Flag("log.singular_values", Panel.OUTPUT, of=WRN),
+    "multiply_by": Flag(
+        panel=Panel.PAPER,
+        text="Accepted without effect: nothing in the paper's code reads it.",
+        type=float,
+        rule=_without_effect,
+        default="",
+        of=WRN,
+    ),
     **dict.fromkeys(
         ("opt_level", "loss_scale"),
-        Flag(text="Accepted; --precision replaces it.", type=str, rule=_without_effect, of=LIP),
+        Flag(
+            panel=Panel.PAPER,
+            text="Accepted without effect; use --precision.",
+            type=str,
+            rule=_without_effect,
+            default="",
+            of=LIP,
+        ),
     ),
-    **{name: Flag(f"hardware.{name}", DEVICES) for name in HARDWARE},
+    **{name: Flag(f"hardware.{name}", Panel.DEVICES) for name in HARDWARE},
 }
 """Options of both training commands, in the order in which they take effect."""
 PAPER_BASIS = ("architecture", "new_layer", "conv_type")
 """Options of the paper's code that name network or layer: with one of them, flags change that code's defaults."""
-TRAIN = Command(WRN, "network under singular-value control", "quickstart", "a LipConvNet")
-LIPCONV = Command(LIP, "LipConvNet whose answers are certified", "lipconv-quickstart", "networks other than LipConvNet")
+TRAIN = Command(
+    WRN,
+    "network under singular-value control",
+    "quickstart",
+    "a LipConvNet",
+    examples=(
+        (
+            "Images of your own, a network of torchvision, singular values of at most 2:",
+            "svdctl train --dataset folder:PATH --image-size 64 "
+            "--model torchvision:resnet18 --clipping clip --clip-to 2",
+        ),
+        ("A preset, one key of it changed, shown before it is trained:",
+         "svdctl train --preset wrn-cifar10-clip --set control.max_sigma=1 --dry-run"),
+    ),
+)  # fmt: skip
+LIPCONV = Command(
+    LIP,
+    "LipConvNet whose answers are certified",
+    "lipconv-quickstart",
+    "networks other than LipConvNet",
+    examples=(
+        ("Embedded images, the accuracy certified within a radius of 72/255:", "svdctl train-lipconv --epsilon 72"),
+        ("LipConvNet-20 of SOC layers on CIFAR-10, bit by bit repeatable on a GPU:",
+         "svdctl train-lipconv --dataset cifar10 --block-size 4 --conv-type skew "
+         "--lr-schedule multistep --deterministic"),
+    ),
+)  # fmt: skip
 
 
 def command_of(model: Any) -> Command:

@@ -15,21 +15,22 @@ class ControlConfig(Config):
 
     kind: str
     max_sigma: PositiveFloat = 1.0
-    """Largest singular value allowed for convolutions."""
+    """Largest singular value that convolutions may have."""
     max_sigma_start: PositiveFloat | None = None
-    """Where `max_sigma` starts; that of linear layers keeps its ratio to it. Absent: it stays where it is."""
+    """Maximum at the first step, from which it moves to `max_sigma`. That of linear layers keeps its ratio to it.
+    Absent: `max_sigma` holds from the first step."""
     max_sigma_epochs: PositiveInt | None = None
-    """Epochs in which it moves from there to `max_sigma`, step by step by equal differences."""
+    """Epochs until it has moved from `max_sigma_start` to `max_sigma`, by the same amount at each step."""
     every_steps: PositiveInt = 1
-    """Steps between two applications of the control."""
+    """Steps of training between two applications of the control."""
     prove_every_steps: Literal["auto"] | NonNegativeInt = "auto"
     """Steps between two proofs that all layers are within their maxima; 0: at evaluations and checkpoints only. `auto`
     becomes 100 on a CUDA device and 0 elsewhere when a run starts."""
     linear_max: PositiveFloat | None = None
-    """Largest singular value allowed for linear layers; absent: they are left alone."""
+    """Largest singular value that linear layers may have. Absent: they are left alone."""
     procedure: Literal["certified", "paper"] = "certified"
-    """certified, or paper: no proof, for comparisons only (svdctl's own). `paper` makes two power steps or one clip
-    pass, and no seal."""
+    """How the control computes: with proofs that it holds (certified), or as in the paper's code, without proof, for
+    comparisons only (paper). `paper` makes two power steps or one clip pass, and no seal."""
 
     @model_validator(mode="after")
     def _whole_schedule(self) -> Self:
@@ -49,6 +50,6 @@ class BatchNormControl(Config):
     """BatchNorm is scaled so that `max |gamma / sqrt(running_var + eps)| <= max_gain`, eps the layer's own."""
 
     max_gain: PositiveFloat
-    """Largest gain allowed for BatchNorm."""
+    """Largest gain that BatchNorm may have."""
     every_steps: PositiveInt = 1
-    """Steps between two applications of the limit on BatchNorm."""
+    """Steps of training between two applications of the limit on BatchNorm."""

@@ -22,21 +22,21 @@ class NetworkSource(Config):
     """What a file does not say itself about its network; svdctl's checkpoints need nothing of it."""
 
     model: str | None = None
-    """Network of the weights, module:factory or torchvision:NAME."""
+    """Network of the weights, module:function or torchvision:NAME."""
     lenient: bool = False
     """Leave out what the network of `model` has no place for, as further heads, and name it."""
     mean: PerChannel | None = None
-    """Means that the network's input is normalised by, in [0, 1]."""
+    """Mean of each channel of the pixels in [0, 1], by which the network normalises its input: 1 or 3 numbers."""
     std: Annotated[tuple[PositiveFloat, ...], Field(min_length=1, max_length=3)] | None = None
-    """Standard deviations that the network's input is divided by."""
+    """Standard deviation of each channel: as many numbers as there are means."""
     key: str | None = None
-    """Which set of weights of a file that has several, as `ema`."""
+    """Which weights of a file that has several sets of them, as `ema`."""
     architecture: str | None = None
-    """Architecture that a checkpoint of the paper's code must have, else it is refused; absent: any."""
+    """Network of a checkpoint of the paper's code, as wrn16-10; one of another network is refused. Absent: any."""
     rank: PositiveInt | None = None
-    """TT rank that a checkpoint of the paper's code must have, else it is refused; absent: any."""
+    """Rank of the TT layers of a checkpoint of the paper's code; one of another rank is refused. Absent: any."""
     gouk_transforms: bool = False
-    """A checkpoint of the paper's code was trained with mean and std 0.5, which its file does not tell."""
+    """The checkpoint of the paper's code was trained with mean and standard deviation 0.5. Its file does not tell."""
 
     @model_validator(mode="after")
     def _both(self) -> Self:
@@ -71,40 +71,40 @@ class EvaluateConfig(Config):
     checkpoints: Annotated[tuple[Path, ...], Field(min_length=1)] = (Path("checkpoints"),)
     """Files, run folders, or folders that hold them."""
     which: Literal["last", "best", "all"] = "last"
-    """Checkpoints of a run folder."""
+    """Which checkpoints of a run folder."""
     metrics: Annotated[tuple[str, ...], Field(min_length=1, default_factory=METRICS.builtin_kinds)]
     """In the order in which they are measured and shown; absent: those that ship with svdctl."""
     data: Data | None = None
     """Data to evaluate on; absent: those that the checkpoint names."""
     dataset_root: Path | None = None
-    """Where CIFAR lies; absent: where the checkpoint's training found it."""
+    """Folder of CIFAR. Absent: where the checkpoint's training found it."""
     network: NetworkSource = NetworkSource()
     settings: Settings = Field(default_factory=dict)
     """Of metrics, by their kinds; absent: their defaults."""
     batch_size: PositiveInt | None = None
-    """Images at once, halved when memory runs out (250; fewer of images above 64 x 64, 20 of 224 x 224). AutoAttack's
-    random draws depend on it."""
+    """Images at once, halved when memory runs out. Absent: 250; fewer of images above 64 x 64, 20 of 224 x 224.
+    AutoAttack's random draws depend on it."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 3407
-    """Seed of attacks, subsets and corruptions."""
+    """Seed of attacks, of corruptions and of which images are taken where not all are."""
     accelerator: Literal["auto", "cpu", "cuda", "gpu", "mps"] = "auto"
-    """Kind of device."""
+    """What to compute on: auto is a GPU where there is one, gpu is CUDA or MPS."""
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
-    """Format of numbers."""
+    """Floating point of 32 bits, or autocast to 16: bfloat16 (bf16-mixed) or float16 (16-mixed)."""
     capture: Literal["auto", "off"] = "auto"
-    """Record passes of networks under attack on a CUDA device as CUDA graphs and replay them. `auto`: those that are
+    """Replay passes of networks under attack as CUDA graphs, which saves the time of Python. `auto`: those that are
     made often and read nothing back; `off`: never."""
     out_dir: Path | None = None
     """Folder for all results, in folders that end in the hash of the weights; absent: eval-<its name>/ beside each
     checkpoint, and report.md in the folder given."""
     force: bool = False
-    """Measure anew what is finished."""
+    """Measure again what was measured before."""
     shard: Shard | None = None
     merge_shards: bool = False
-    """Join the finished shards to the figure of all images."""
+    """Join the parts, when all are finished, to the accuracy over all images."""
     cifar_c_res: Path | None = None
-    """Folder for a picture and a table of each checkpoint on corruptions."""
+    """Folder for a picture and a table of each checkpoint's accuracy under corruptions."""
     autoattacks_res: Path | None = None
-    """Folder for a text and a table of each checkpoint under attack."""
+    """Folder for a text and a table of each checkpoint's accuracy under attack."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

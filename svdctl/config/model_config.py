@@ -35,7 +35,7 @@ class InitialWeights(Config):
     file: Annotated[str, Field(min_length=1, max_length=4096)]
     """Any file or folder that `inspect-spectrum` reads; or `torchvision`: its weights of the network, downloaded."""
     key: str | None = None
-    """Which set of weights of a file that has several, as `ema`."""
+    """Which weights of a file that has several sets of them, as `ema`."""
     lenient: bool = False
     """Take what fits, and name the rest."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None

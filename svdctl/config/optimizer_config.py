@@ -14,7 +14,7 @@ class OptimizerConfig(Config):
     """Base of the optimisers; `kind` is a literal of each."""
 
     clip_norm: PositiveFloat | None = None
-    """Largest l2 norm of the gradient of all parameters together, which is scaled down to it; absent: any."""
+    """Scale the gradient down where its l2 norm, over all parameters, is above this. Absent: never."""
 
 
 class Sgd(OptimizerConfig):
@@ -22,11 +22,11 @@ class Sgd(OptimizerConfig):
 
     kind: Literal["sgd"] = "sgd"
     lr: PositiveFloat = 0.1
-    """Learning rate at the start."""
+    """Learning rate, where the schedule has it at its highest."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Momentum of SGD."""
     nesterov: bool = False
-    """Nesterov momentum."""
+    """Use Nesterov momentum."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     """Weight decay."""
 
@@ -115,7 +115,7 @@ class Cosine(ScheduleConfig):
 
     kind: Literal["cosine"] = "cosine"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of all steps in which the rate rises linearly first."""
+    """Share of all steps in which the learning rate first rises from nearly 0, linearly."""
 
     def lr_factor(self, step: int, steps: int, lr: float) -> float:
         warm = self.warmup * steps
@@ -129,7 +129,7 @@ class Cyclic(ScheduleConfig):
 
     kind: Literal["cyclic"] = "cyclic"
     lr_min: Annotated[float, Field(ge=0)] = 0.0
-    """Where cyclic rates start (0)."""
+    """Lowest learning rate, where each cycle begins and ends."""
     up: Share = 1 / 20
     """Share of all steps in which it rises."""
     down: Share = 3 / 20

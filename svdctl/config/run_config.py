@@ -33,7 +33,8 @@ class Certificate(Config):
     """Certified accuracy is measured while training; radii are l2 distances in 255ths of a pixel's range."""
 
     epsilon: PositiveFloat = 36.0
-    """Radius of certified accuracy while training, in 255ths. It chooses the best epoch too."""
+    """Radius of the certified accuracy that is shown while training, in 255ths of a pixel's range. It chooses the best
+    epoch too."""
     radii: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (36.0, 72.0, 108.0, 255.0)
     """The radii of the table at the end."""
 
@@ -56,7 +57,7 @@ class Log(Config):
     every_steps: PositiveInt = 50
     """Steps between two records of the training loss."""
     wandb: Literal["off", "offline", "online"] = "off"
-    """Weights & Biases."""
+    """Log to Weights & Biases, on this machine alone (offline) or on its server (online)."""
     wandb_project: str = "svdctl"
     """Project of Weights & Biases."""
     wandb_group: str | None = None
@@ -64,28 +65,29 @@ class Log(Config):
     loggers: tuple[Logger, ...] = ()
     """Further logs, each a table with its `kind`; `metrics.jsonl` is always written."""
     singular_values: bool = False
-    """Find the bounds of layers that are recorded at every evaluation to 0.5 %, not to 5 % or the maximum alone."""
+    """Record bounds of the singular values that are true to 0.5 % at every evaluation, which takes time. Off: true to
+    5 %, or the maximum alone."""
 
 
 class Hardware(Config):
     """Devices and number format, given to lightning-fabric; several devices hold the whole network each (DDP)."""
 
     accelerator: Literal["auto", "cpu", "cuda", "gpu", "mps"] = "auto"
-    """Kind of device."""
+    """What to compute on: auto is a GPU where there is one, gpu is CUDA or MPS."""
     devices: PositiveInt | Literal["auto"] = 1
-    """Number of devices on each node, one process for each, or auto."""
+    """Devices on each machine, with a process for each; auto: all of them."""
     num_nodes: PositiveInt = 1
-    """Number of nodes (machines)."""
+    """Machines that train together."""
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
-    """Format of numbers."""
+    """Floating point of 32 bits, or autocast to 16: bfloat16 (bf16-mixed) or float16 (16-mixed)."""
     compile: bool = False
-    """Compile the network with torch.compile: some 20 s, after which steps of plain convolutions take a quarter less
-    time as CUDA graphs; what it gains is not measured for TT, SOC and SOTT layers."""
+    """Compile the network with torch.compile: some 20 s, after which steps of ordinary convolutions take a quarter less
+    time. That is with CUDA graphs; what it gains is not measured for TT, SOC and SOTT layers."""
     capture: Literal["auto", "off"] = "auto"
-    """Record training steps on a CUDA device as CUDA graphs and replay them, which takes the time of Python and of
-    kernel launches away. `auto`: where a step reads nothing back; `off`: never."""
+    """Replay training steps as CUDA graphs, which saves the time of Python and of kernel launches.
+    `auto`: where a step reads nothing back; `off`: never."""
     deterministic: bool | None = None
-    """Use deterministic kernels alone on a CUDA device, so that a run repeats itself bit for bit there too; slower.
+    """Use only deterministic CUDA kernels, which are slower, so that a run repeats bit for bit on a GPU too.
     Absent: off on CUDA, where cuDNN then picks the fastest kernels by trying them. A CPU is always deterministic."""
     channels_last: bool = True
     """Memory layout of images and kernels: channels innermost, which makes TT layers' 1x1 convolutions products."""

@@ -29,26 +29,26 @@ class TrainConfig(Config):
     """Everything that determines a training run; `config.toml` of a run folder holds exactly this."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "run"
-    """First part of the run folder's name."""
+    """Beginning of the name of the run folder."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 3407
-    """Seed of weights, order and augmentation."""
+    """Seed of the first weights, of the order of the images and of their augmentation."""
     epochs: PositiveInt = 200
-    """Passes over the training set."""
+    """Passes over the training images."""
     max_steps: PositiveInt | None = None
     """Stop after this many steps, wherever in an epoch; the schedule still spans `epochs`."""
     batch_size: PositiveInt = 128
-    """Images of one step over all devices together."""
+    """Images in each step, over all devices together."""
     accumulate: PositiveInt | None = None
-    """Parts of each batch whose gradients are computed one after another, in the memory of one of them; absent: one."""
+    """Parts of each batch, computed one after another to save memory. Absent: one."""
     out_dir: Path = Path("runs")
-    """Parent of the run folder."""
+    """Folder in which each run makes its own folder."""
     plugins: tuple[str, ...] = ()
     """Modules and files that register what is used here and does not ship with svdctl."""
     data: Data = Field(default_factory=lambda: DATA.get("digits").config())
     augment: Augment = Augment()
     normalize: Normalization = Normalization()
     init: Literal["svdctl", "paper"] = "svdctl"
-    """How weights start: in svdctl's own way, or as in the paper's public code (docs/differences.md)."""
+    """How weights start: in svdctl's own way, or as in the paper's public code. See docs/differences.md."""
     model: Model = Field(default_factory=lambda: ARCHITECTURES.get("wrn").config())
     layer: Layer = Field(default_factory=lambda: LAYERS.get("standard").config())
     initial: InitialWeights | None = None

@@ -19,7 +19,7 @@ class Cifar10(DataConfig):
 
     kind: Literal["cifar10"] = "cifar10"
     root: Path = Path("data")
-    """Folder of torchvision's `cifar-10-batches-py`, downloaded there when absent (data)."""
+    """Folder of CIFAR, downloaded to it when missing. It holds torchvision's `cifar-10-batches-py`."""
 
 
 class Cifar100(DataConfig):
@@ -27,7 +27,7 @@ class Cifar100(DataConfig):
 
     kind: Literal["cifar100"] = "cifar100"
     root: Path = Path("data")
-    """Folder of torchvision's `cifar-100-python`, downloaded there when absent (data)."""
+    """Folder of CIFAR, downloaded to it when missing. It holds torchvision's `cifar-100-python`."""
 
 
 @register_data

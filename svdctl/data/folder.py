@@ -33,9 +33,10 @@ class Folder(DataConfig):
     channels: Literal[1] | None = None
     """1: grey images keep their one channel, and images in colour are an error; absent: all have three."""
     storage: Literal["resident", "streamed"] | None = None
-    """In memory, decoded once, or read whenever they are needed; absent: in memory up to 2 GiB. The same pixels."""
+    """Keep images in memory, decoded (resident), or read them whenever they are needed (streamed). Absent: resident up
+    to 2 GiB. The pixels are the same."""
     workers: Annotated[int, Field(gt=0, le=1024)] | None = None
-    """Threads that read and decode images, at most 1,024; absent: one for each core, at most 16."""
+    """Threads that read and decode images. At most 1,024; absent: one for each core, at most 16."""
 
 
 @register_data

@@ -36,7 +36,7 @@ class AttackSettings(Config):
     """Everything that determines the outcome of an attack on given weights and images."""
 
     norm: Norm = "L2"
-    """Norm of the perturbation."""
+    """Norm in which a perturbation is measured."""
     eps: PositiveFloat = 0.5
     """Radius of the ball, in pixels of [0, 1]. With `protocol = "paper"` in normalised units."""
     attacks: Annotated[

@@ -40,11 +40,11 @@ class LipConv(ModelConfig):
 
     kind: Literal["lipconv"] = "lipconv"
     block_size: Annotated[int, Field(ge=1, le=500)] = 4
-    """Convolutions in each stage: 1, 4 and 6 give LipConvNet-5, -20 and -30."""
+    """Convolutions in each of the five stages: 1, 4 and 6 make LipConvNet-5, -20 and -30."""
     in_channels: Annotated[int, Field(ge=1, le=65_536)] = 32
-    """Width of the first stage; each stage doubles it."""
+    """Channels of the first stage; each further one has twice as many."""
     checkpoint_activations: bool = False
-    """Compute activations a second time in the backward pass instead of keeping them: less memory, more time."""
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
 
 
 @register_architecture

@@ -390,16 +390,16 @@ def test_an_unknown_key_is_named_whole_with_the_key_of_now(assignment: str, sent
 
 def test_help_keeps_the_facts(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "400")
-    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 400)
     shown = ""
     for command in ("eval-robust", "train"):
         assert svdctl_exits(command, "--help") == 0
         shown += " ".join(capsys.readouterr().out.split())
     for words in (
-        "Test images, drawn from the seed, or all (32 of the digits, all of other data).",
-        "pixels, or paper: normalised images, as in the paper's code, for comparison only (pixels).",
-        "Folder of the published CIFAR-C files, downloaded there when absent (default: below the data's folder). "
-        "Data other than CIFAR are corrupted by svdctl's own functions, unless this is given.",
-        "certified, or paper: no proof, for comparisons only (svdctl's own).",
+        "Number of test images that are attacked, drawn by the seed. [default: 32 of the digits, all of other data]",
+        "pixels or, for comparison only and as in the paper's code, normalised images (paper). [default: pixels]",
+        "Folder of the published CIFAR-C files, downloaded to it when missing. Other images than CIFAR are corrupted "
+        "by svdctl's own functions, unless this is given. [default: below the folder of CIFAR]",
+        "with proofs that it holds (certified), or as in the paper's code, without proof, for comparisons only "
+        "(paper).",
     ):
         assert words in shown

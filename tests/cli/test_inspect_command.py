@@ -11,7 +11,7 @@ from torch import nn
 
 from svdctl.analysis import network_spectrum
 from svdctl.cli.app import main
-from svdctl.cli.inspect_spectrum import GATE, NETWORK, SHOWN
+from svdctl.cli.help_page import Panel
 
 
 def call(capsys, monkeypatch, *arguments: object) -> tuple[int, str, str]:
@@ -155,4 +155,4 @@ def test_its_help_names_none_of_the_papers_flags(invoke, monkeypatch) -> None:
     code, shown, _ = invoke("--help")
     assert code == 0
     assert "paper's code (a dash" not in shown  # that code has no such command
-    assert all(f"─ {panel} ─" in shown for panel in (NETWORK, SHOWN, GATE))
+    assert all(f"─ {panel} ─" in shown for panel in (Panel.MODEL, Panel.OUTPUT, Panel.GATE))

@@ -33,7 +33,7 @@ class CertificateConfig(Config):
     """Where certified accuracy is shown."""
 
     radii: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = RADII
-    """Radii of certified accuracy, in 255ths of a pixel's range (36 72 108 255)."""
+    """Radii of certified accuracy, in 255ths of a pixel's range."""
 
 
 class FactorFigures(Figures):

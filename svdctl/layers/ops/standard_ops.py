@@ -17,7 +17,7 @@ class Standard(LayerConfig):
 
     kind: Literal["standard"] = "standard"
     init: ConvInit | None = None
-    """Start every convolution anew in this way. Absent: the network's own way."""
+    """Draw the weights of all convolutions anew in this way. Absent: the network's own way."""
 
 
 @register_layer

@@ -16,7 +16,7 @@ class CrossEntropyConfig(Config):
 
     kind: Literal["cross-entropy"] = "cross-entropy"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Share of each label that is spread evenly over all classes; absent: none."""
+    """Share of each label that is spread evenly over all classes. Absent: none."""
 
 
 @register_loss
