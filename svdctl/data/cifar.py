@@ -64,6 +64,9 @@ class Cifar10Source(DataSource):
         train, test = (ImageData(image, label, classes) for image, label in zip(images, labels, strict=True))
         return TrainTest(train, test).checked(f"{self.kind} under {root}")
 
+    def title(self, config: Cifar10 | Cifar100) -> str:
+        return f"CIFAR-{self.number}"
+
     def would_download(self, config: Cifar10 | Cifar100) -> bool:
         from torchvision import datasets
         from torchvision.datasets.utils import check_integrity

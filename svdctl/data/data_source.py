@@ -92,6 +92,10 @@ class DataSource(ABC):
         """Return the data as a user names them."""
         return f"{self.kind}:{config.path}" if self.takes_path else self.kind
 
+    def title(self, config: Any) -> str:
+        """Return the data as titles of tables and pictures call them, `CIFAR-10`."""
+        return self.describe(config)
+
 
 def register_data(source: S) -> S:
     """Add a kind of data set, so that `data.kind` of a configuration can name it; usable as a decorator of a class.
@@ -159,6 +163,11 @@ def load(config: DataConfig, *, download: bool = True, reporter: Reporter | None
 def describe(config: DataConfig) -> str:
     """Return data as a user names them."""
     return source_of(config).describe(config)
+
+
+def title_of(config: DataConfig) -> str:
+    """Return data as titles of tables and pictures call them."""
+    return source_of(config).title(config)
 
 
 def place_of(config: DataConfig) -> Path:

@@ -39,6 +39,9 @@ class DigitsSource(DataSource):
         # The split is part of the data set: the same for every seed, so that runs can be compared.
         return TrainTest(*stratified_split(ImageData(images, labels, tuple(map(str, range(10)))), 0.2, seed=0))
 
+    def title(self, config: Digits) -> str:
+        return "embedded digits"
+
     def classes(self, config: Digits) -> int:
         return 10
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from svdctl.reproduce.table_files import known_columns
-from svdctl.reproduce.table_results import ResultRow, Results
+from svdctl.reproduce.table_results import Results
 from svdctl.utils.atomic_write import write_picture
 from svdctl.utils.escapes import one_line
 from svdctl.utils.figure_style import FAINT, SERIES, STYLE, gridded
@@ -33,7 +33,7 @@ def plot_bars(results: Results, path: Path) -> None:
     if keys:
         figure.legend(list(keys.values()), list(keys), loc="outside lower right", ncols=2)
     width = figure.get_figwidth()
-    about = f"data: {', '.join(_data_of(rows))}. {results.caption}" if _data_of(rows) else results.caption
+    about = results.caption if results.plan.names_data else f"Data: {results.plan.data}. {results.caption}"
     figure.suptitle(_wrapped([results.plan.title, about], 13 * width), fontsize=10, x=0.01, ha="left")
     if results.notes:
         figure.supxlabel(_wrapped(results.table.numbered_notes, 19 * width), fontsize=6, x=0.01, ha="left")
@@ -71,11 +71,6 @@ def _draw_column(panel: Axes, results: Results, column: str, colors: Sequence[st
     panel.tick_params(axis="y", length=0)
     panel.spines["left"].set_visible(False)
     gridded(panel, "x")
-
-
-def _data_of(rows: Sequence[ResultRow]) -> list[str]:
-    """Return the kinds of the data that the runs of a table were trained and measured on."""
-    return list(dict.fromkeys(job.config.data.kind for row in rows for job in row.jobs))
 
 
 def _wrapped(lines: Sequence[str], width: float) -> str:

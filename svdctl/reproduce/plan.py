@@ -1,7 +1,7 @@
 """From a request to jobs: rows resolved to configurations, equal runs made one."""
 
 import fnmatch
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +14,15 @@ from svdctl.config.configuration import configuration
 from svdctl.config.presets import list_presets, read_toml, run_name
 from svdctl.config.train_config import TrainConfig
 from svdctl.config.validation_errors import of_a_file
-from svdctl.data.data_source import at_place
+from svdctl.data.data_source import at_place, title_of
 from svdctl.errors import UsageError, nearest
 from svdctl.evaluate.table_evaluation import Evaluate
 from svdctl.plugins import loaded_plugins
+from svdctl.registry import ARCHITECTURES
 from svdctl.reproduce.run_store import Job, RunStore
 from svdctl.reproduce.table_files import (
+    DATA_NAME,
+    NETWORK,
     SMOKE,
     STATIC,
     Assignments,
@@ -68,8 +71,33 @@ class TablePlan:
 
     @property
     def title(self) -> str:
-        """Return the title, with its mark at smoke scale."""
-        return SMOKE * self.smoke + self.table.title
+        """Return the title, with its mark at smoke scale; it names the networks and data of the rows where it says so.
+
+        Data that the smoke scale or the command line put in place of the file's own are named in any case.
+        """
+        configs = [row.config for row in self.rows]
+        networks = (ARCHITECTURES.get(config.model.kind).name(config.model) for config in configs)
+        title = self.table.title.replace(NETWORK, _listed(networks)).replace(DATA_NAME, self.data)
+        named = f" (data: {self.data})" if self.has_other_data and DATA_NAME not in self.table.title else ""
+        return SMOKE * self.smoke + title + named
+
+    @property
+    def data(self) -> str:
+        """Return the data of the rows as titles call them."""
+        return _listed(title_of(job.config.data) for row in self.rows for job in row.jobs)
+
+    @property
+    def has_other_data(self) -> bool:
+        """Return whether the smoke scale or the command line change the data."""
+        smoke = self.table.smoke if self.smoke else None
+        changes = (*self.overrides, *(smoke.set if smoke is not None else ()))
+        changes += tuple(word for row in self.rows for word in row.row.smoke) if smoke is not None else ()
+        return any(word.startswith("data.") for word in changes)
+
+    @property
+    def names_data(self) -> bool:
+        """Return whether the title names the data that are used."""
+        return DATA_NAME in self.table.title or self.has_other_data
 
     @property
     def trains(self) -> bool:
@@ -93,6 +121,12 @@ class Plan:
             known = found.setdefault(job.id, job)
             found[job.id] = replace(known, metrics=tuple(dict.fromkeys((*known.metrics, *job.metrics))))
         return list(found.values())
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Return different names as `a, b and c`."""
+    *first, last = dict.fromkeys(names)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def make_plan(request: Request) -> Plan:

@@ -39,6 +39,8 @@ def metric_of(name: str) -> str | None:
 
 SMOKE = "SMOKE SCALE, not the paper's experiment: "
 """Before the title of what is made at that scale."""
+DATA_NAME, NETWORK = "{data}", "{network}"
+"""In titles of tables of trained networks: what rows are trained on, and what they are. In labels: the data."""
 OWN = {"seed": "`seeds`, or by seeds of the table", "name": "the name of the row", "out_dir": "`out_dir`"}
 """Keys of a run that its table sets, and what sets them."""
 

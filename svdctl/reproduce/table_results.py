@@ -9,10 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from svdctl.data.data_source import title_of
 from svdctl.reproduce.estimate import static_figures
 from svdctl.reproduce.plan import PaperNumbers, TablePlan
 from svdctl.reproduce.run_store import Job, Outcome
-from svdctl.reproduce.table_files import STATIC, Row, known_columns
+from svdctl.reproduce.table_files import DATA_NAME, STATIC, Row, known_columns
 from svdctl.utils import table as formats
 from svdctl.utils.atomic_write import write_atomically
 
@@ -54,10 +55,15 @@ class ResultRow:
         return max((len(one.values) for column, one in self.figures.items() if column not in STATIC), default=0)
 
     @property
+    def label(self) -> str:
+        """Return what the row is called, with the data that it is trained on where its label asks for them."""
+        return self.row.shown.replace(DATA_NAME, title_of(self.jobs[0].config.data))
+
+    @property
     def shown(self) -> str:
         """Return the label, with the number of measured seeds while some are missing."""
         some = 0 < self.measured < len(self.outcomes)
-        return self.row.shown + f" ({self.measured} of {len(self.outcomes)} seeds)" * some
+        return self.label + f" ({self.measured} of {len(self.outcomes)} seeds)" * some
 
     @property
     def reasons(self) -> list[str]:
@@ -94,13 +100,14 @@ class Results:
 
     @property
     def caption(self) -> str:
-        """Return a sentence with the seeds and the statistics that the cells show."""
+        """Return the data, where the title names them too, and a sentence on the seeds and statistics of the cells."""
         seeds = ", ".join(map(str, self.plan.seeds))
         if not self.plan.trains:
             return "Derived from the configurations; nothing was trained."
+        data = f"Data: {self.plan.data}. " if self.plan.names_data else ""
         if len(self.plan.seeds) == 1:
-            return f"One seed ({seeds})."
-        return f"Mean and standard deviation over {len(self.plan.seeds)} seeds ({seeds})."
+            return f"{data}One seed ({seeds})."
+        return f"{data}Mean and standard deviation over {len(self.plan.seeds)} seeds ({seeds})."
 
     @property
     def complete(self) -> bool:
@@ -137,7 +144,7 @@ class Results:
         """Yield the cells of a row, in the order of the table's columns."""
         own, plan = row.row, self.plan
         yield from (formats.Cell("", value) for value in (plan.title, own.name))
-        yield formats.Cell(row.shown, own.shown, notes=row.notes)
+        yield formats.Cell(row.shown, row.label, notes=row.notes)
         yield from (formats.Cell("", value) for value in (own.group, own.preset, " ".join(map(str, plan.seeds))))
         for column, one in row.figures.items():
             extra = {"spread": one.spread, "count": len(one.values), "kept": one.kept}
@@ -167,7 +174,7 @@ class Results:
             "rows": [
                 {
                     "row": row.row.name,
-                    "label": row.row.shown,
+                    "label": row.label,
                     "group": row.row.group,
                     "cells": {column: asdict(one) for column, one in row.figures.items()},
                     "runs": [_run(*pair, command) for pair in zip(row.jobs, row.outcomes, strict=True)],
@@ -211,7 +218,8 @@ def assemble(plan: TablePlan, outcomes: Mapping[str, Outcome], paper: PaperNumbe
         given = paper.get(plan.source.stem, {}).get(row.row.name, {})
         figures = {column: _over_seeds(column, own, static, given.get(column)) for column in plan.columns}
         rows.append(ResultRow(row.row, row.jobs, own, figures, marks))
-    general = [*_general_notes(plan), *everywhere, *plan.table.notes * plan.trains]
+    data = [f"Data: {plan.data}."] * (plan.trains and not plan.names_data)
+    general = [*_general_notes(plan), *everywhere, *plan.table.notes * plan.trains, *data]
     return Results(plan, tuple(rows), (*notes, *general))
 
 

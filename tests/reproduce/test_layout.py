@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from svdctl.cli.reproduce import command_line
-from svdctl.reproduce.plan import Plan, read_paper_numbers
+from svdctl.reproduce.plan import Plan, make_plan, read_paper_numbers
 from svdctl.reproduce.run_store import Outcome
 from svdctl.reproduce.table_files import Request
 from svdctl.reproduce.table_results import Results, assemble, write_table
@@ -172,6 +172,21 @@ def test_smoke_is_marked_in_the_title_of_every_format(planned: Callable[..., Pla
     assert all(row["table"].startswith(mark) for row in csv.DictReader(io.StringIO(comma_separated(found))))
     assert "not the paper's experiment (max_steps=3" in markdown(found)
     assert mark not in markdown(results(planned()))
+
+
+def test_every_format_names_the_data(planned: Callable[..., Plan]) -> None:
+    found = results(planned(set=("data.kind=cifar100",)))
+    assert markdown(found).startswith("# Tiny networks (data: CIFAR-100)\n\nData: CIFAR-100. One seed (3407).\n")
+    assert r"\caption{Tiny networks (data: CIFAR-100). Data: CIFAR-100." in latex(found)
+    assert "- Data: embedded digits.\n" in markdown(results(planned()))
+
+
+@pytest.mark.parametrize(
+    ("scale", "label"), [("full", "CIFAR-10, clip, full"), ("smoke", "embedded digits, clip, full")]
+)
+def test_labels_name_the_data(scale: str, label: str) -> None:
+    plan = make_plan(Request.model_validate({"tables": ["table-vgg"], "scale": scale, "rows": ["*clip-full"]}))
+    assert f"| {label} | 1.00x |" in markdown(assemble(plan.tables[0], {}, {}))
 
 
 def test_tex_escapes_what_tex_reads() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -128,3 +129,37 @@ def test_patterns_that_match_nothing_and_tables_without_smoke(tiny: Path) -> Non
     tiny.write_text(tiny.read_text().replace('[smoke]\nset = ["max_steps=3"]\n', ""))
     with pytest.raises(UsageError, match=r"no \[smoke\] section"):
         make_plan(Request(tables=(str(tiny),), scale="smoke"))
+
+
+@pytest.mark.parametrize(
+    ("table", "fields", "title"),
+    [
+        ("table2", {}, "WRN-16-10 on CIFAR-10 under control of singular values"),
+        ("table3", {}, "WRN-16-10 on CIFAR-100 under control of singular values"),
+        ("table-vgg", {}, "VGG-19 on CIFAR-10 and CIFAR-100 under control of singular values"),
+        ("table1", {"columns": "static"}, "LipConvNet on CIFAR-10: SOC and SOTT"),
+        ("table3", {"set": ("data.kind=cifar10",)}, "WRN-16-10 on CIFAR-10 under control of singular values"),
+        ("table2", {"set": ("data.kind=npz", "data.path=mine.npz")}, "WRN-16-10 on npz:mine.npz under control of "),
+    ],
+)
+def test_the_title_names_the_networks_and_data_that_are_used(table: str, fields: dict[str, Any], title: str) -> None:
+    (plan,) = make_plan(Request(tables=(table,), **fields)).tables
+    assert plan.title.startswith(title)
+
+
+@pytest.mark.parametrize("table", ["table1", "table2", "table3", "table-vgg"])
+def test_no_paper_table_at_smoke_scale_claims_data_that_it_did_not_use(table: str) -> None:
+    (plan,) = make_plan(Request(tables=(table,), scale="smoke")).tables
+    assert "embedded digits" in plan.title
+    assert "CIFAR" not in plan.title
+
+
+def test_a_title_of_a_users_own_names_data_that_are_put_in_place_of_its_own(
+    planned: Callable[..., Plan], tiny: Path
+) -> None:
+    assert planned().tables[0].title == "Tiny networks"
+    (table,) = planned(set=("data.kind=cifar10",)).tables
+    assert table.title == "Tiny networks (data: CIFAR-10)"
+    tiny.write_text(tiny.read_text().replace('"max_steps=3"', '"max_steps=3", "data.kind=cifar100"'))
+    assert planned(scale="smoke").tables[0].title.endswith(": Tiny networks (data: CIFAR-100)")
+    assert planned().tables[0].title == "Tiny networks"
