@@ -38,6 +38,8 @@ class InspectConfig(Config):
     """Form of the result on stdout."""
     plot: Path | None = None
     """Where to draw the spectra."""
+    html: Path | None = None
+    """Where to write the spectra as a page."""
     max_sigma: PositiveFloat | None = None
     """A gate: fail when a layer with weights, BatchNorm apart, is not proved to be at most this."""
     batchnorm_max: PositiveFloat | None = None

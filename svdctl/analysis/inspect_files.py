@@ -17,7 +17,7 @@ from svdctl.analysis.inspect_config import InspectConfig
 from svdctl.analysis.layer_spectrum import LayerSpectrum, with_values
 from svdctl.analysis.network_spectrum import NetworkSpectrum, rows_of_layers, spectrum
 from svdctl.analysis.spectrum_table import told_by_shape
-from svdctl.checkpoint.checkpoint_file import network_of, read_checkpoint
+from svdctl.checkpoint.checkpoint_file import Checkpoint, network_of, read_checkpoint
 from svdctl.checkpoint.library_file import Description, describe, layers_of, load_into_network
 from svdctl.checkpoint.model_factory import Misfit, load_model, load_model_leniently, make_model
 from svdctl.checkpoint.paper_checkpoints import PAPER_IMAGE_SHAPE, open_paper_network
@@ -26,6 +26,7 @@ from svdctl.checkpoint.stored_layers import stored_layers
 from svdctl.checkpoint.stored_skew import SERIES_TERMS
 from svdctl.checkpoint.tensors import holds_weights
 from svdctl.checkpoint.weight_file import WeightFile, read_tensors
+from svdctl.data.data_source import describe as describe_data
 from svdctl.errors import CheckpointError, ShapeError, UsageError
 from svdctl.layers.layer_ops import find_ops, ops_of
 from svdctl.layers.normalize import Normalize
@@ -36,6 +37,7 @@ from svdctl.models.external_architecture import is_network
 from svdctl.plugins import grant_factory, is_factory
 from svdctl.spectral.bounds import Bracket, is_bounded, norm_bound
 from svdctl.spectral.convolution import Convolution
+from svdctl.utils.content_hash import file_digest
 from svdctl.utils.escapes import one_line
 
 _NO_NETWORK = (
@@ -61,15 +63,31 @@ Tell = Callable[[int, int, str], None]
 def run(
     config: InspectConfig, *, tell: Tell | None = None, log: Callable[[str], None] | None = None
 ) -> list[NetworkSpectrum]:
-    """Return the spectrum of each file, and draw them to `config.plot`.
+    """Return the spectrum of each file, draw them to `config.plot` and write them to `config.html`.
 
     Raises:
         CheckpointError, ShapeError, UsageError: a file, network, layer or input that cannot be read as asked.
     """
+    if config.html is not None:
+        _require_folder("html", config.html)
     found = [_inspect(path, config, tell, log) for path in config.files]
     if config.plot is not None:
         _draw(found, config)
+    if config.html is not None:
+        from svdctl.analysis.spectrum_page import write_page  # matplotlib takes a second to import
+
+        write_page(found, config, config.html)
     return found
+
+
+def _require_folder(key: str, path: Path) -> None:
+    """Check that the folder of a file that will be written is there.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not path.parent.is_dir():
+        raise UsageError(f"`{key} = {path}`: there is no folder {path.parent}; make it first")
 
 
 def _inspect(
@@ -118,7 +136,30 @@ def _inspect(
         found = replace(found, layers=(*found.layers, *_unaccounted_rows(model, found, config)))
         found = _with_misfit(found, misfit, weights, config)
     rows = *found.layers, *_rows_of_left_out_parts(weights, config, has_network=model is not None)
-    return replace(found, layers=tuple(replace(row, gate=_verdict(row, config)) for row in rows))
+    found = replace(found, layers=tuple(replace(row, gate=_verdict(row, config)) for row in rows))
+    return found if config.html is None else replace(found, origin=tuple(_origin(path, weights, checkpoint)))
+
+
+def _origin(path: Path, weights: WeightFile, checkpoint: Checkpoint | None) -> Iterator[tuple[str, str]]:
+    """Yield where weights come from: file, hashes, and of a checkpoint of svdctl its run."""
+    yield "file", str(path)
+    if weights.path != path:
+        yield "read", str(weights.path)
+    if weights.path.is_file():
+        yield "SHA-256 of the file", file_digest(weights.path)
+    yield "SHA-256 of its tensors", weights.digest
+    yield (
+        "format",
+        f"{weights.format}, {len(weights.tensors)} tensors" + f" ({weights.wrapping})" * bool(weights.wrapping),
+    )
+    if checkpoint is not None:
+        config = checkpoint.config
+        kinds = (config.model.kind, f"{config.layer.kind} layers", f"control {config.control.kind}")
+        yield (
+            "run",
+            f"{config.name}: {', '.join(kinds)}, seed {config.seed}, step {checkpoint.metrics.get('step', 0):.0f}",
+        )
+        yield "data", describe_data(config.data)
 
 
 def _with_misfit(found: NetworkSpectrum, misfit: Misfit, weights: WeightFile, config: InspectConfig) -> NetworkSpectrum:
@@ -394,8 +435,7 @@ def _draw(found: list[NetworkSpectrum], config: InspectConfig) -> None:
                 "table, so leave `plot` out"
             )
         raise UsageError("`plot`: no convolution has singular values without a size of its input; add `input_size`")
-    if not config.plot.parent.is_dir():
-        raise UsageError(f"`plot = {config.plot}`: there is no folder {config.plot.parent}; make it first")
+    _require_folder("plot", config.plot)
     plot_networks(found, max_sigma=config.max_sigma).write(config.plot)
 
 

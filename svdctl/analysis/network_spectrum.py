@@ -63,6 +63,8 @@ class NetworkSpectrum:
     """Proved l2 Lipschitz constant in evaluation mode, in units of the input; None when the graph is not known."""
     lipschitz_note: str = ""
     """Why there is none."""
+    origin: tuple[tuple[str, str], ...] = ()
+    """Where the weights come from, as names and texts; empty where nobody asked for it."""
 
     def __iter__(self) -> Iterator[LayerSpectrum]:
         return iter(self.layers)

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from svdctl.analysis.layer_spectrum import LayerSpectrum
 from svdctl.analysis.network_spectrum import NetworkSpectrum
 from svdctl.utils.escapes import one_line
-from svdctl.utils.table import Cell, Column, Table, csv_text, json_text, records
+from svdctl.utils.table import Basis, Cell, Column, Table, csv_text, json_text, records
 
 SCHEMA = 1
 WIDTH = 80
@@ -44,12 +45,22 @@ COLUMNS: dict[str, tuple[str | None, Callable[[LayerSpectrum], Any]]] = {
     "gate": (None, lambda row: row.gate),
 }
 """Keys of the schema that is in docs/inspect-spectrum.md: what stands above a column, and its value in a row."""
+_BASES: dict[str, Basis] = {
+    "bound_upper": "proved",
+    **dict.fromkeys(
+        ("largest_circular", "zero_padded_lower", "smallest_nonzero", "condition_number", "stable_rank"), "computed"
+    ),
+}
+"""What the figures of a column rest on; one whose layer has an assumption rests on that."""
 _LEFT = ("name", "kind", "shape", "stride", "input_size", "note", "assumption")
 
 
 def spectrum_table(network: NetworkSpectrum) -> Table:
     """Return a table with one row for each layer."""
-    columns = [Column(key, header, "left" if key in _LEFT else "right") for key, (header, _) in COLUMNS.items()]
+    columns = [
+        Column(key, header, "left" if key in _LEFT else "right", _BASES.get(key, ""))
+        for key, (header, _) in COLUMNS.items()
+    ]
     return Table(columns, [list(_cells(layer).values()) for layer in network], title=network.name)
 
 
@@ -63,6 +74,8 @@ def _cells(layer: LayerSpectrum) -> dict[str, Cell]:
     cells = {key: _cell(key, value_of(layer)) for key, (_, value_of) in COLUMNS.items()}
     if layer.rank:
         cells["shape"] = Cell(f"{cells['shape'].text} r{layer.rank[0]},{layer.rank[1]}", cells["shape"].value)
+    if layer.assumption:
+        cells["bound_upper"] = replace(cells["bound_upper"], basis="assumed")
     return cells
 
 

@@ -54,6 +54,13 @@ INSPECT: Flags = {
         value="FILE",
         default="",
     ),
+    "html": Flag(
+        "html",
+        Panel.OUTPUT,
+        "Write one page with the table, the picture and the origin of the weights into this file; it loads nothing.",
+        value="FILE",
+        default="",
+    ),
     "tolerance": Flag(
         "tolerance",
         Panel.WHAT,
@@ -115,6 +122,8 @@ def inspect_spectrum(flags: dict[str, Any]) -> None:
     typer.echo(_rendered(found, config), nl=config.format == "table")
     if config.plot is not None:
         typer.echo(f"drawn: {one_line(config.plot)}", err=True)
+    if config.html is not None:
+        typer.echo(f"written: {one_line(config.html)}", err=True)
     if config.has_gate:
         typer.echo(printable(with_flags(recipe.summary(found, config), flags_by_key(INSPECT))), err=True)
         faults = recipe.faults(found, config)

@@ -28,6 +28,11 @@ _SHORT = 4
 """Columns of a terminal that are not worth a line which says that all cells begin with them."""
 _SHARES = (0.5, 0.7, 0.3, 0.9, 0.1)
 """Of what is left of a shortened text, how much is its end; the first that keeps different texts different is taken."""
+Basis = Literal["", "proved", "assumed", "computed", "measured", "estimated"]
+"""What a figure rests on (`html_page` says what each means, and marks figures by it); empty: it is no such figure."""
+_LONG = 48
+"""Signs of HTML from which on a cell of a page gets a box of its own, whose height is limited."""
+_LEADING_NUMBER = re.compile(r"[<>≤≥≈~= ]*([+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?)")
 
 
 @dataclass(frozen=True)
@@ -40,11 +45,13 @@ class Column:
     """What stands above it, with the unit."""
     align: Literal["left", "right"] = "right"
     droppable: bool = False
-    """A terminal leaves it out where no row has anything in it."""
+    """A terminal and a page leave it out where no row has anything in it."""
     elastic: bool = False
     """A terminal of too few columns cuts what all its cells begin with, and the middle of long ones."""
     spare: int = 0
     """A terminal of too few columns leaves out those of the largest number first; those of 0 always stay."""
+    basis: Basis = ""
+    """What its figures rest on."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,8 @@ class Cell:
     """Numbers of its footnotes, from 1."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further columns of CSV and keys of JSON; `spread` of the column `accuracy` is `accuracy_spread`."""
+    basis: Basis = ""
+    """What it rests on, where that is not what its column says."""
 
     @property
     def shown(self) -> str:
@@ -117,6 +126,13 @@ class Table:
         referred = {number for row in self.rows for cell in row for number in cell.notes}
         return [(f"[{number}] " * (number in referred), text) for number, text in enumerate(self.notes, 1)]
 
+    def is_shown(self, place: int) -> bool:
+        """Return whether a terminal and a page show the column at this place."""
+        column, cells = self.columns[place], [row[place] for row in self.rows]
+        return column.header is not None and not (
+            column.droppable and bool(cells) and all(cell.is_empty for cell in cells)
+        )
+
     def starts_group(self, row: int) -> bool:
         """Return whether a rule stands above this row."""
         return bool(self.groups) and row > 0 and self.groups[row] != self.groups[row - 1]
@@ -168,9 +184,7 @@ class _Texts:
     def __init__(self, place: int, table: Table) -> None:
         self.column = table.columns[place]
         cells = [row[place] for row in table.rows]
-        self.is_shown = self.column.header is not None and not (
-            self.column.droppable and cells and all(cell.is_empty for cell in cells)
-        )
+        self.is_shown = table.is_shown(place)
         texts = [self.column.header or "", *map(_bracketed, cells)]
         self.texts = [printable(text.replace("\n", " ")) for text in texts]
         self._whole = self.texts
@@ -310,24 +324,76 @@ def _tex_cell(cell: Cell) -> str:
 
 
 def html(table: Table) -> str:
-    """Return a `<table>` element with its caption, and its notes as a list; for notebooks."""
-    head = [text for text in (table.title, table.caption) if text]
-    lines = ["<table>", *(f"<caption>{html_text('. '.join(head))}</caption>" for _ in head[:1])]
+    """Return a `<table>` element with its caption, and its notes as a list; for notebooks, which have styles alone."""
+    lines = ["<table>", *_html_caption(table)]
     lines.append(f"<tr>{''.join(f'<th>{html_text(text)}</th>' for text in table.headers)}</tr>")
     for number, row in enumerate(table.shown_rows):
         style = ' style="border-top: 1px solid"' if table.starts_group(number) else ""
-        cells = (_html_cell(cell, right) for cell, right in zip(row, table.rights, strict=True))
+        cells = (
+            f'<td style="text-align: {"right" if right else "left"}">{_html_cell(cell)}</td>'
+            for cell, right in zip(row, table.rights, strict=True)
+        )
         lines.append(f"<tr{style}>{''.join(cells)}</tr>")
-    lines.append("</table>")
+    return "\n".join([*lines, "</table>", *_html_notes(table)]) + "\n"
+
+
+def sortable_html(table: Table) -> str:
+    """Return the same for a page with styles and a script of its own (`html_page`), which sorts rows by a column.
+
+    Headers are buttons. A column of figures has the class `figures`, and `data-numbers` if it is sorted by numbers:
+    the `data-value` of its cells, missing where there is none. A class says what a figure rests on.
+    """
+    places = [place for place in range(len(table.columns)) if table.is_shown(place)]
+    columns = [table.columns[place] for place in places]
+    rows = [[row[place] for place in places] for row in table.rows]
+    figures = ["figures" if column.align == "right" else "" for column in columns]
+    values = [[_number_of(cell) if align else None for cell, align in zip(row, figures, strict=True)] for row in rows]
+    numbers = [" data-numbers" * any(row[place] is not None for row in values) for place in range(len(columns))]
+    head = (
+        f'<th scope="col" aria-sort="none"{_class_of(align)}{kind}>'
+        f'<button type="button">{html_text(column.header or "name")}</button></th>'
+        for column, align, kind in zip(columns, figures, numbers, strict=True)
+    )
+    lines = ["<table>", *_html_caption(table), f"<thead><tr>{''.join(head)}</tr></thead>", "<tbody>"]
+    for number, row in enumerate(rows):
+        cells = []
+        for column, align, cell, value in zip(columns, figures, row, values[number], strict=True):
+            classes = _class_of(align, "" if cell.is_empty else cell.basis or column.basis)
+            data = "" if value is None else f' data-value="{_javascript_number(value)}"'
+            text = _html_cell(cell)
+            cells.append(f"<td{classes}{data}>{f'<div>{text}</div>' if len(text) > _LONG else text}</td>")
+        lines.append(f"<tr{_class_of('group' * table.starts_group(number))}>{''.join(cells)}</tr>")
+    return "\n".join([*lines, "</tbody></table>", *_html_notes(table)]) + "\n"
+
+
+def _number_of(cell: Cell) -> float | None:
+    """Return the value of a figure; of one that has a text alone the number that it begins with, None if none."""
+    if isinstance(cell.value, int | float) and not isinstance(cell.value, bool):
+        return None if math.isnan(cell.value) else float(cell.value)
+    found = _LEADING_NUMBER.match(cell.text)
+    return float(found[1].replace(",", "")) if found is not None else None
+
+
+def _javascript_number(value: float) -> str:
+    return repr(value) if math.isfinite(value) else f"{'-' * (value < 0)}Infinity"
+
+
+def _class_of(*names: str) -> str:
+    return f' class="{" ".join(filter(None, names))}"' if any(names) else ""
+
+
+def _html_caption(table: Table) -> list[str]:
+    head = [text for text in (table.title, table.caption) if text]
+    return [f"<caption>{html_text('. '.join(head))}</caption>"] if head else []
+
+
+def _html_notes(table: Table) -> list[str]:
     notes = [*table.numbered_notes, *(f"Failed: {line}." for line in table.failures)]
-    if notes:
-        lines.append(f"<ul>{''.join(f'<li>{html_text(text)}</li>' for text in notes)}</ul>")
-    return "\n".join(lines) + "\n"
+    return [f"<ul>{''.join(f'<li>{html_text(text)}</li>' for text in notes)}</ul>"] if notes else []
 
 
-def _html_cell(cell: Cell, right: bool) -> str:
-    notes = f"<sup>{', '.join(map(str, cell.notes))}</sup>" if cell.notes else ""
-    return f'<td style="text-align: {"right" if right else "left"}">{html_text(cell.shown)}{notes}</td>'
+def _html_cell(cell: Cell) -> str:
+    return html_text(cell.shown) + (f"<sup>{', '.join(map(str, cell.notes))}</sup>" if cell.notes else "")
 
 
 def records(table: Table) -> list[dict[str, Any]]:
