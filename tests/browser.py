@@ -60,10 +60,13 @@ class Browser:
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def requests(self) -> list[str]:
-        """Return the addresses that were asked for, the page's own included; data within the page are no request."""
+        """Return the addresses that were asked for, the page's own included.
+
+        Data within the page are none; nor are parts of the page that the browser begins with, which goes on loading.
+        """
         messages = (json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance"))
         found = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-        return [address for address in found if not address.startswith("data:")]
+        return [address for address in found if not address.startswith(("data:", "chrome:"))]
 
 
 @contextmanager

@@ -33,7 +33,7 @@ def spectrum_page(networks: Sequence[NetworkSpectrum], config: InspectConfig) ->
         config: what was asked for.
     """
     names = [_short(path) for path in config.files]
-    lead = "Singular values and proved bounds of every layer, as svdctl inspect-spectrum finds them."
+    lead = "Singular values and proved bounds of every layer."
     sections = [PageSection("Networks", [_networks(networks, names), *_told(networks)])]
     if config.has_gate:
         sections.append(PageSection("Held against the maximum", [*_verdicts(networks, config)]))

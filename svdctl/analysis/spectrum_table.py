@@ -58,7 +58,7 @@ _LEFT = ("name", "kind", "shape", "stride", "input_size", "note", "assumption")
 def spectrum_table(network: NetworkSpectrum) -> Table:
     """Return a table with one row for each layer."""
     columns = [
-        Column(key, header, "left" if key in _LEFT else "right", _BASES.get(key, ""))
+        Column(key, header, "left" if key in _LEFT else "right", basis=_BASES.get(key, ""))
         for key, (header, _) in COLUMNS.items()
     ]
     return Table(columns, [list(_cells(layer).values()) for layer in network], title=network.name)

@@ -7,10 +7,14 @@ import base64
 import hashlib
 import itertools
 import platform
+import shlex
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
 from types import MappingProxyType
 
 from svdctl.utils.escapes import html_text
@@ -27,6 +31,10 @@ BASES: Mapping[Basis, tuple[str, str]] = MappingProxyType(
     }
 )
 """The sign that stands behind figures, and what it means."""
+_SIGNS = "".join(
+    f'.{basis}::after {{ content: "{sign}"; content: "{sign}" / "{basis}"; }}\n' for basis, (sign, _) in BASES.items()
+)
+"""Rules that put them there: what is copied from a table has none."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +80,10 @@ class Page:
 
 
 def written_by() -> list[tuple[str, str]]:
-    """Return facts about this process: versions, machine and time."""
+    """Return facts about this process: command, time, versions and machine."""
+    program = Path(sys.argv[0]).name
     return [
+        ("command", shlex.join(["svdctl" if program == "__main__.py" else program, *sys.argv[1:]])),
         ("written", time.strftime("%Y-%m-%d %H:%M %Z").strip()),
         ("svdctl", version("svdctl")),
         ("Python", platform.python_version()),
@@ -83,8 +93,9 @@ def written_by() -> list[tuple[str, str]]:
 
 def render(page: Page) -> str:
     """Return a page as one HTML document, which ends with a line feed."""
+    style, script = _own_file("page.css") + _SIGNS, _own_file("page.js")
     policy = (
-        f"default-src 'none'; style-src '{_digest(_STYLE)}'; script-src '{_digest(_SCRIPT)}'; img-src data:; "
+        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
     title, tables = html_text(page.title), itertools.count()
@@ -98,7 +109,7 @@ def render(page: Page) -> str:
         '<meta name="referrer" content="no-referrer">',
         '<link rel="icon" href="data:,">',
         f"<title>{title}</title>",
-        f"<style>{_STYLE}</style>",
+        f"<style>{style}</style>",
         "</head>",
         "<body>",
         "<main>",
@@ -107,11 +118,15 @@ def render(page: Page) -> str:
         *_legend(page),
         *(line for section in page.sections for line in _section(section, tables)),
         "</main>",
-        f"<script>{_SCRIPT}</script>",
+        f"<script>{script}</script>",
         "</body>",
         "</html>",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _own_file(name: str) -> str:
+    return files("svdctl.utils").joinpath(name).read_text(encoding="utf-8")
 
 
 def _digest(text: str) -> str:
@@ -153,126 +168,3 @@ def _section(section: PageSection, tables: Iterator[int]) -> Iterator[str]:
                 items = "".join(f"<li>{html_text(line)}</li>" for line in part.lines)
                 yield f"<details><summary>{html_text(part.summary)}</summary><ul>{items}</ul></details>"
     yield "</section>"
-
-
-_STYLE = (
-    """
-:root { color-scheme: light dark; --ink: #1d2329; --faint: #5b6670; --line: #d5dade; --paper: #ffffff; --band: #f3f5f7;
-  --accent: #22588a; }
-@media screen and (prefers-color-scheme: dark) {
-  :root { --ink: #e3e7ea; --faint: #9aa5ae; --line: #3a424a; --paper: #15191d; --band: #1f252b; --accent: #8cbbe6; }
-  figure svg { filter: invert(1) hue-rotate(180deg) brightness(1.25); }
-}
-@media print { :root { color-scheme: light; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, "Segoe UI", Roboto,
-  "Helvetica Neue", Arial, sans-serif; overflow-wrap: anywhere; }
-main { max-width: 1480px; margin: 0 auto; padding: 20px 24px 48px; }
-h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 6px; max-height: 6.3rem; overflow: auto; }
-h2 { font-size: 1.12rem; margin: 34px 0 8px; padding-top: 12px; border-top: 1px solid var(--line); max-height: 6rem;
-  overflow: auto; }
-p, li, figcaption, caption { max-width: 84ch; }
-p { margin: 6px 0; }
-.lead { color: var(--faint); }
-.wide { overflow-x: auto; margin: 10px 0; }
-.wide:focus-visible, button:focus-visible, summary:focus-visible { outline: 2px solid var(--accent);
-  outline-offset: 1px; }
-table { border-collapse: collapse; font-size: 0.87rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
-caption { text-align: left; padding: 2px 0 8px; color: var(--faint); }
-th, td { padding: 4px 10px; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line);
-  background: var(--paper); white-space: nowrap; }
-tbody tr:hover > td { background: var(--band); }
-th { padding: 0; vertical-align: bottom; border-bottom: 2px solid var(--faint); background: var(--band); }
-.figures { text-align: right; }
-td > div { max-height: 6.2em; min-width: 26ch; max-width: 46ch; overflow: auto; overflow-wrap: anywhere;
-  white-space: normal; }
-th:first-child, td:first-child { position: sticky; left: 0; z-index: 1; }
-th button { all: unset; box-sizing: border-box; display: block; width: 100%; padding: 6px 10px; cursor: pointer;
-  font-weight: 600; color: var(--ink); }
-th button:hover { color: var(--accent); }
-th button::after { content: "\\2195"; content: "\\2195" / ""; display: inline-block; width: 1.1em; text-align: right;
-  color: var(--faint); opacity: 0.55; }
-th[aria-sort="ascending"] button::after { content: "\\2191"; content: "\\2191" / ""; }
-th[aria-sort="descending"] button::after { content: "\\2193"; content: "\\2193" / ""; }
-th:not([aria-sort="none"]) button::after { color: var(--accent); opacity: 1; }
-tbody:not(.sorted) tr.group td { border-top: 2px solid var(--faint); }
-.legend { list-style: none; margin: 14px 0 0; padding: 8px 12px; background: var(--band); border-radius: 6px;
-  font-size: 0.87rem; width: fit-content; max-width: 100%; }
-.legend span { display: inline-block; width: 1.6em; }
-"""
-    + "".join(
-        f'.{basis}::after {{ content: "{sign}"; content: "{sign}" / "{basis}"; }}\n'
-        for basis, (sign, _) in BASES.items()
-    )
-    + """td[class]::after { color: var(--accent); margin-left: 5px; font-size: 0.86em; }
-.legend span::after { color: var(--accent); }
-td > div::after { content: none; }
-figure { margin: 10px 0; }
-figure svg { display: block; max-width: 100%; height: auto; font-family: "DejaVu Sans", Verdana, sans-serif; }
-figure svg * { stroke-linejoin: round; stroke-linecap: butt; }
-figcaption { color: var(--faint); font-size: 0.87rem; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 18px; margin: 8px 0; font-size: 0.9rem; }
-dt { color: var(--faint); }
-dd { margin: 0; min-width: 0; max-height: 9em; overflow: auto; }
-details { margin: 8px 0; }
-summary { cursor: pointer; color: var(--accent); }
-ul { padding-left: 22px; margin: 6px 0; font-size: 0.92rem; }
-@media (max-width: 640px) {
-  main { padding: 14px 12px 36px; }
-  h1 { font-size: 1.25rem; }
-  figure svg[width] { max-width: none; width: max(100%, 600px); }
-  td:first-child { min-width: 26vw; max-width: 38vw; white-space: normal; overflow-wrap: anywhere; }
-  td:first-child > div { min-width: 0; }
-  td { padding: 4px 7px; }
-  th button { padding: 5px 7px; }
-  dl { display: block; }
-  dd { margin: 0 0 6px; }
-}
-@page { size: landscape; margin: 11mm; }
-@media print {
-  body { font-size: 9.5pt; }
-  main { max-width: none; padding: 0; }
-  .wide { overflow: visible; }
-  table { font-size: 7pt; }
-  td { padding: 2px 5px; }
-  th, td { position: static !important; }
-  th button { padding: 2px 5px; }
-  th[aria-sort="none"] button::after { content: none; }
-  th, td:not(.figures) { white-space: normal; overflow-wrap: anywhere; }
-  td > div { min-width: 0; }
-  h1, h2, dd, td > div { max-height: none; overflow: visible; }
-  tr, figure, dl, .legend { break-inside: avoid; }
-  h2 { break-after: avoid; }
-}
-"""
-)
-_SCRIPT = """
-"use strict";
-const collator = new Intl.Collator("en", { numeric: true });
-const valueOf = (cell, numbers) => {
-  if (numbers) return cell.dataset.value === undefined ? null : Number(cell.dataset.value);
-  const text = cell.textContent.trim();
-  return text === "" || text === "-" ? null : text;
-};
-const compare = (one, other, sign) => {
-  if (one === null || other === null) return (one === null) - (other === null);
-  if (typeof one === "string") return sign * collator.compare(one, other);
-  return sign * ((one > other) - (one < other));
-};
-for (const table of document.querySelectorAll("table")) {
-  const body = table.tBodies[0], rows = [...body.rows], heads = [...table.tHead.rows[0].cells];
-  heads.forEach((head, column) => head.firstElementChild.addEventListener("click", () => {
-    const numbers = "numbers" in head.dataset;
-    const orders = numbers ? ["descending", "ascending", "none"] : ["ascending", "descending", "none"];
-    const order = orders[(orders.indexOf(head.getAttribute("aria-sort")) + 1) % 3];
-    for (const other of heads) other.setAttribute("aria-sort", other === head ? order : "none");
-    const values = new Map(rows.map((row) => [row, valueOf(row.cells[column], numbers)]));
-    const sign = order === "ascending" ? 1 : -1;
-    const sorted = [...rows];
-    if (order !== "none") sorted.sort((one, other) => compare(values.get(one), values.get(other), sign));
-    body.classList.toggle("sorted", order !== "none");
-    body.append(...sorted);
-  }));
-}
-addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => { part.open = true; }));
-"""

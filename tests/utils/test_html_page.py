@@ -190,7 +190,7 @@ def test_no_request_can_leave_a_page(browser: Browser, tmp_path: Path, visits: t
     assert len(browser.complaints()) >= 10
     browser.open(bare)
     browser.driver.execute_async_script(LEAKS.replace('leak").submit()', 'leak")'), address)
-    assert {"/image", "/fetch", "/script", "/style", "/frame", "/background", "/attribute"} <= set(found)
+    assert {"/image", "/fetch", "/script", "/style", "/frame"} <= set(found)
 
 
 def test_pictures_have_their_own_ids_and_nothing_from_outside() -> None:
