@@ -1,8 +1,7 @@
 """From the flags of a training command to its recipe."""
 
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,17 +9,20 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from svdctl.cli.messages import print_notices
+from svdctl.cli.opening import device_line, is_first_process, may_have_gpu, say_opening
 from svdctl.cli.options import listed, spelled, with_options
 from svdctl.cli.training_flags import PAPER_BASIS, Command, resolve, resolve_resume
 from svdctl.config import presets
 from svdctl.config.model_config import PUBLISHED
+from svdctl.config.run_config import Hardware
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import Interrupted, UsageError
 from svdctl.models.external_architecture import is_network
 from svdctl.plugins import grant_factory, is_factory
+from svdctl.utils.progress import Reporter
+from svdctl.utils.signals import stops_answered
 
 if TYPE_CHECKING:
-    from svdctl.cli.training_progress import TrainingDisplay
     from svdctl.train.start import TrainResult
 
 
@@ -69,14 +71,15 @@ def start(command: Command, flags: dict[str, Any], *, print_config: bool, dry_ru
         print_notices(resolved.notices)
         typer.echo(presets.to_toml(resolved.config), nl=False)
         return
-    # torch takes seconds to import: only now, when the flags are known to be right.
-    from svdctl.train import start as recipe
-
+    if not dry_run:
+        say_opening(command.name, resolved.base, [opening_device(resolved.config.hardware)], stream="stdout")
     with _reporter(command) as reporter:
-        # Further processes of a node are this command once more.
-        if os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0":
-            for notice in resolved.notices:
-                reporter.notice(notice)
+        for notice in resolved.notices:
+            reporter.notice(notice)
+        # torch takes seconds to import: only now, when the flags are known to be right.
+        with reporter.part("loading torch"):
+            from svdctl.train import start as recipe
+
         if dry_run:
             for line in recipe.plan(resolved.config, resolved.base):
                 reporter.say(line)
@@ -98,9 +101,11 @@ def go_on(command: Command, path: Path, flags: dict[str, Any], allow_changed_dat
     if model is not None and is_factory(model):
         grant_factory(model)
     changes = resolve_resume(flags, command)
-    from svdctl.train import start as recipe
-
+    say_opening(command.name, f"resume {path}", stream="stdout")
     with _reporter(command) as reporter:
+        with reporter.part("loading torch"):
+            from svdctl.train import start as recipe
+
         _end(
             recipe.resume(
                 path,
@@ -111,6 +116,19 @@ def go_on(command: Command, path: Path, flags: dict[str, Any], allow_changed_dat
                 to_resume=partial(command.to_resume, model=model),
             )
         )
+
+
+def opening_device(hardware: Hardware) -> str:
+    """Return the line about the device of a training, before torch is there."""
+    further = []
+    if hardware.devices == "auto":
+        further.append("a process for each device")
+    else:
+        count = hardware.devices * hardware.num_nodes
+        further.append(f"{count} process{'es' if count > 1 else ''}")
+    if hardware.accelerator != "cpu" and (hardware.accelerator != "auto" or may_have_gpu()):
+        further.append("steps as CUDA graphs where they can be" if hardware.capture == "auto" else "no CUDA graphs")
+    return device_line(hardware.accelerator, hardware.precision, *further)
 
 
 def _refused_but(command: Command, model: str) -> Callable[[TrainConfig], str | None]:
@@ -126,13 +144,18 @@ def _refused_but(command: Command, model: str) -> Callable[[TrainConfig], str | 
 
 
 @contextmanager
-def _reporter(command: Command) -> "Iterator[TrainingDisplay]":
-    """Yield the reporter that suits stdout; the terminal is given back however the run ends."""
+def _reporter(command: Command) -> Iterator[Reporter]:
+    """Yield the reporter that suits stdout; the terminal is given back however the run ends.
+
+    Further processes of a run are this command once more, and show nothing.
+    """
     from svdctl.cli.training_progress import TrainingDisplay
 
-    reporter = TrainingDisplay(command.words)
+    is_first = is_first_process()
+    reporter = TrainingDisplay(command.words) if is_first else Reporter()
     try:
-        yield reporter
+        with stops_answered(reporter.notice, "nothing was begun") if is_first else nullcontext():
+            yield reporter
     except KeyboardInterrupt as error:
         # Typer would end the process without a word.
         raise Interrupted("interrupted; nothing was begun") from error

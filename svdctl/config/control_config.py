@@ -9,6 +9,9 @@ from svdctl.config.base import Config
 PROVE_EVERY_STEPS_ON_CUDA = 100
 """What `auto` becomes there; its cost is measured in each run, as `proof_time`."""
 
+NOT_CONTROLLED = "NONE: singular values are not controlled (`control.kind = clip` or `control.kind = divide` does)"
+"""What is said of a run without a control, for displays to make it stand out."""
+
 
 class ControlConfig(Config):
     """The settings of a control method; those of a user's own may have more."""

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -40,6 +41,7 @@ from svdctl.layers.stored_weight import require_memory
 from svdctl.registry import CONTROLS
 from svdctl.spectral.bounds import TOLERANCE, Bracket
 from svdctl.spectral.exact_arithmetic import exact_products
+from svdctl.utils.progress import Advance
 
 C = TypeVar("C", bound=Config)
 Known = Mapping[str, tuple[LayerOps, nn.Module]]
@@ -132,6 +134,12 @@ class Controller:
         given = {"kind": method, "every_steps": every_steps, "linear_max": linear_max}
         settings = {name: value for name, value in given.items() if value is not None}
         kind = CONTROLS.get(method).config
+        unknown = [name for name in ("max_sigma", *settings) if name not in kind.model_fields]
+        if unknown:
+            raise UsageError(f"the control method {method!r} takes no {' or '.join(unknown)}")
+        unknown = [name for name in ("max_sigma", *settings) if name not in kind.model_fields]
+        if unknown:
+            raise UsageError(f"the control method {method!r} takes no {' or '.join(unknown)}")
         unknown = [name for name in ("max_sigma", *settings) if name not in kind.model_fields]
         if unknown:
             raise UsageError(f"the control method {method!r} takes no {' or '.join(unknown)}")
@@ -563,6 +571,22 @@ class Controller:
         found = self._scaled_within(sharp=False)
         self.proof_seconds += time.perf_counter() - began
         return found
+
+    @contextmanager
+    def reporting(self, advance: Advance) -> Iterator[None]:
+        """Have `advance` told how many layers are done, while the body controls, seals, proves or reports.
+
+        On a GPU all layers are worked on at once, and nothing is told.
+        """
+        schedulers = (self._action, self._seal, self._reading)
+        before = [scheduler.advance for scheduler in schedulers]
+        for scheduler in schedulers:
+            scheduler.advance = advance
+        try:
+            yield
+        finally:
+            for scheduler, former in zip(schedulers, before, strict=True):
+                scheduler.advance = former
 
     def is_proof_due(self, step: int) -> bool:
         """Return whether `prove` is due after this step; never for `auto`, which a run replaces when it starts."""

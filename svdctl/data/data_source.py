@@ -46,7 +46,8 @@ class DataSource(ABC):
 
     def load_reporting(self, config: Any, reporter: Reporter) -> "TrainTest":
         """Return the same as `load`; data that take long tell the reporter how far they are, and remarks."""
-        return self.load(config)
+        with reporter.part(f"reading {self.kind}"):
+            return self.load(config)
 
     def would_download(self, config: Any) -> bool:
         """Return whether `load` does not find all files where the configuration says, and would fetch them to there."""

@@ -54,7 +54,8 @@ def read_folder(
         raise DataError(f"there is no folder {path}; give `data.path` the folder that holds the classes")
     threads = workers or min(_MOST_WORKERS, _cores())
     try:
-        layout = published_layout(path) or classes_in_folders(path)
+        with reporter.part(f"listing the files of {path}"):
+            layout = published_layout(path) or classes_in_folders(path)
         if streamed is None:
             streamed = len(layout.files) * math.prod(form.shape) > MOST_RESIDENT
         read = _streamed if streamed else _resident
@@ -89,7 +90,8 @@ def _parts(path: Path, layout: Layout, images: Tensor, form: ImageForm) -> Train
 
 def _resident(path: Path, files: ImageFiles, form: ImageForm, threads: int, reporter: Reporter) -> Tensor:
     cache = ImageCache(path, files, form, len(files))
-    decoded, damage = cache.read()
+    with reporter.part("reading the images that were decoded before"):
+        decoded, damage = cache.read()
     if damage is not None:
         reporter.notice(damage)
     if decoded is None:
@@ -99,8 +101,10 @@ def _resident(path: Path, files: ImageFiles, form: ImageForm, threads: int, repo
             images[row], scaled = read_image(files.path(row), form)
             return scaled
 
-        decoded = Decoded(images, sum(_of_all(path, files, decode, threads, "decoding", reporter)))
-        if (why := cache.write(decoded)) is not None:
+        decoded = Decoded(images, sum(_of_all(path, files, decode, threads, "reading images", reporter)))
+        with reporter.part("keeping the decoded images"):
+            why = cache.write(decoded)
+        if why is not None:
             reporter.notice(why)
     _announce(decoded, files, form, reporter)
     return torch.from_numpy(decoded.images)
@@ -113,7 +117,10 @@ def _streamed(path: Path, files: ImageFiles, form: ImageForm, threads: int, repo
     if damage is not None:
         reporter.notice(damage)
     if checked is None:
-        scaled = sum(_of_all(path, files, lambda row: check_image(files.path(row), form), threads, "looking", reporter))
+        checks = _of_all(
+            path, files, lambda row: check_image(files.path(row), form), threads, "looking at images", reporter
+        )
+        scaled = sum(checks)
         checked = Decoded(np.empty((0, *form.shape), dtype=np.uint8), scaled)
         if (why := cache.write(checked)) is not None:
             reporter.notice(why)
@@ -147,16 +154,15 @@ def _of_all(
         return len(rows)
 
     count, done = len(files), 0
-    reporter.begin(name)
     pool = ThreadPoolExecutor(max_workers=threads)
-    try:
-        blocks = [pool.submit(some, range(start, min(start + _BLOCK, count))) for start in range(0, count, _BLOCK)]
-        for block in as_completed(blocks):
-            done += block.result()
-            reporter.advance(done, count, "images")
-    finally:
-        pool.shutdown(cancel_futures=True)
-        reporter.close()
+    with reporter.part(name) as advance:
+        try:
+            blocks = [pool.submit(some, range(start, min(start + _BLOCK, count))) for start in range(0, count, _BLOCK)]
+            for block in as_completed(blocks):
+                done += block.result()
+                advance(done, count, "images")
+        finally:
+            pool.shutdown(cancel_futures=True)
     _refuse(path, count, [fault for _, fault in sorted(faults, key=lambda each: each[0])])
     return found
 

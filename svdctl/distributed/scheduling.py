@@ -1,5 +1,6 @@
 """Work on layers shared among processes: each layer's by one of them, what it changed sent to all."""
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
@@ -10,11 +11,17 @@ from torch import Tensor
 from svdctl.distributed.group import Group
 from svdctl.spectral.parallel_map import parallel_map
 from svdctl.spectral.stacks import multiply_
+from svdctl.utils.progress import Advance, no_advance
 
 T = TypeVar("T")
 
 
-def on_layers(work: Callable[[list[str]], Mapping[str, T]], costs: Mapping[str, float], threads: bool) -> dict[str, T]:
+def on_layers(
+    work: Callable[[list[str]], Mapping[str, T]],
+    costs: Mapping[str, float],
+    threads: bool,
+    advance: Advance = no_advance,
+) -> dict[str, T]:
     """Return what the work gives for each layer, in the order of `costs`.
 
     Args:
@@ -22,9 +29,20 @@ def on_layers(work: Callable[[list[str]], Mapping[str, T]], costs: Mapping[str, 
         costs: by layer, in any unit.
         threads: for layers on the CPU: the work is given one layer at a time, the costliest first, several at a time in
             threads of one core each. Otherwise it is given all layers at once.
+        advance: is told how many layers are done, in any thread.
     """
     order = sorted(costs, key=lambda name: -costs[name])
-    parts = parallel_map(lambda name: work([name]), order) if threads else [work(list(costs))] if costs else []
+    done, lock = 0, threading.Lock()
+
+    def on_one(name: str) -> Mapping[str, T]:
+        nonlocal done
+        result = work([name])
+        with lock:
+            done += 1
+            advance(done, len(order), "layers")
+        return result
+
+    parts = parallel_map(on_one, order) if threads else [work(list(costs))] if costs else []
     found = {name: result for part in parts for name, result in part.items()}
     return {name: found[name] for name in costs}
 
@@ -43,6 +61,8 @@ class LayerScheduler:
     def __init__(self, costs: Mapping[str, float], group: Group, threads: bool = False) -> None:
         self.group = group
         self.threads = threads
+        self.advance: Advance = no_advance
+        """Is told how many of this process's layers are done, where they are worked on one by one."""
         self.costs = dict(costs)
         self._timed = False
 
@@ -119,7 +139,7 @@ class LayerScheduler:
         return {name: found[name] for name in self.costs}
 
     def _on_mine(self, work: Callable[[list[str]], Mapping[str, T]]) -> dict[str, T]:
-        return on_layers(work, {name: self.costs[name] for name in self.mine()}, self.threads)
+        return on_layers(work, {name: self.costs[name] for name in self.mine()}, self.threads, self.advance)
 
     def _note(self, seconds: Mapping[str, float]) -> None:
         """Take the mean of the latest time and those before it: one that was disturbed does not move everything."""

@@ -34,6 +34,8 @@ class Loop:
     stop: threading.Event
     save_soon: threading.Event = field(default_factory=threading.Event)
     """Set when `last.pt` should be written whatever the schedule is; cleared when it is."""
+    to_finish: str = "the step is finished and"
+    """What is still done after a request to stop: the beginning of a sentence that ends with `saved in`."""
     _clock: float = 0.0
     _written: float = 0.0
     """When `last.pt` was written last, or the training began."""
@@ -49,7 +51,11 @@ class Loop:
         while trainer.counters.step < trainer.total_steps:
             if not self._train_epoch():
                 return False
+            self.to_finish = f"epoch {trainer.epoch + 1} is evaluated, another step made and"
+            if trainer.counters.step >= trainer.total_steps:
+                self.to_finish = "the last epoch is evaluated and"
             self._finish_epoch()
+            self.to_finish = type(self).to_finish
         return True
 
     def _train_epoch(self) -> bool:

@@ -19,12 +19,13 @@ from svdctl.train.trainer import Trainer
 from svdctl.train.validation import Accuracy
 from svdctl.utils.atomic_write import write_picture
 from svdctl.utils.escapes import figure_text
+from svdctl.utils.progress import Advance, Reporter, no_advance
 
 P = ParamSpec("P")
 GRID = 8
 
 
-def spectra(model: nn.Module, sizes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def spectra(model: nn.Module, sizes: Mapping[str, tuple[int, ...]], advance: Advance = no_advance) -> dict[str, Tensor]:
     """Return singular values of each layer, descending: exact, on inputs of at most 8 output points an axis.
 
     Of SOC and SOTT layers, whose own values are 1, those of the skew convolution that they exponentiate. Layers whose
@@ -33,9 +34,12 @@ def spectra(model: nn.Module, sizes: Mapping[str, tuple[int, ...]]) -> dict[str,
     Args:
         model: the network.
         sizes: input size by name of the layers that are convolutions or linear.
+        advance: is told how many modules are done.
     """
     found = {}
-    for name, module in model.named_modules():
+    modules = list(model.named_modules())
+    for place, (name, module) in enumerate(modules):
+        advance(place, len(modules), "modules")
         ops = find_ops(module)
         if ops is None or ops.parts(module):
             continue
@@ -68,6 +72,7 @@ def draw(
     before: Mapping[str, Tensor],
     sizes: Mapping[str, tuple[int, ...]],
     judged: Mapping[str, Accuracy],
+    reporter: Reporter,
 ) -> list[Path]:
     """Write the pictures; returns their files.
 
@@ -77,6 +82,7 @@ def draw(
         before: `spectra` before the training.
         sizes: as of `spectra`.
         judged: the last and the best network on the test set; with certificates, these are drawn too.
+        reporter: shows what is at work.
     """
     curves, spectrum, certified = (folder / f"{name}.png" for name in ("curves", "spectrum", "certified"))
     config, controller = trainer.config, trainer.controller
@@ -92,7 +98,8 @@ def draw(
         [*steps, *epochs], curves, held_out=held_out, loss_name=config.loss.kind, per_epoch=per_epoch,
         about=about,
     )  # fmt: skip
-    after = spectra(trainer.judged, sizes)
+    with reporter.part("singular values at the end") as advance:
+        after = spectra(trainer.judged, sizes, advance)
     allowed = {name: controller.allowed(name) if name in controller.layers else None for name in after}
     skew = [name for name in after if name not in controller.layers]
     plot_spectra(before, after, allowed, spectrum, skew=skew, about=about)

@@ -15,6 +15,7 @@ from svdctl.train.run_history import changes_of_epochs, read_best, what_lacks
 from svdctl.train.setup import Parts
 from svdctl.train.trainer import Trainer
 from svdctl.train.validation import Accuracy
+from svdctl.utils.progress import Reporter
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def finished(
     folder: Path,
     before: Mapping[str, Tensor],
     sizes: Mapping[str, tuple[int, ...]],
+    reporter: Reporter,
 ) -> TrainResult:
     """Return the result of a run that reached its last step; the network is left as it was."""
     config, zero, test = trainer.config, trainer.fabric.is_global_zero, parts.test
@@ -123,7 +125,9 @@ def finished(
     else:
         summary.append(f"curves.png is not whole: {lacks}")
     if zero:
-        files += draw(trainer, folder, before, sizes, {name: made for name, (_, made) in judged.items()})
+        made = {name: made for name, (_, made) in judged.items()}
+        with reporter.part("drawing pictures"):
+            files += draw(trainer, folder, before, sizes, made, reporter)
     return TrainResult(folder, metrics, summary, layers, files, config, completed=True, certified=tuple(certified))
 
 

@@ -33,7 +33,7 @@ from svdctl.train.trainer import Trainer
 from svdctl.utils.atomic_write import write_atomically
 from svdctl.utils.progress import Reporter
 from svdctl.utils.run_dir import locked
-from svdctl.utils.signals import stop_on_signal
+from svdctl.utils.signals import answer_to_stop, stop_on_signal
 
 
 class TrainingRun:
@@ -67,6 +67,8 @@ class TrainingRun:
         if fabric.world_size > 1:
             share_statistics_(self.model)
         self.sizes = input_sizes(self.model, parts.train.image_shape)
+        self._saved_step: int | None = None
+        """Step of `last.pt`; None: there is none."""
 
     def execute(
         self,
@@ -101,7 +103,10 @@ class TrainingRun:
         # Made anew from the seed even when resuming: the picture shows the weights before any training. The file that
         # they were read from is not read again.
         is_random = history is None or config.initial is None
-        before = spectra(self.model, self.sizes) if self.fabric.is_global_zero and is_random else {}
+        before: dict[str, Tensor] = {}
+        if self.fabric.is_global_zero and is_random:
+            with self.reporter.part("singular values at the start") as advance:
+                before = spectra(self.model, self.sizes, advance)
         if history is not None:
             with checkpoint_error_on_mismatch(self.folder):
                 state = {**history.checkpoint.model, **history.training["unsealed"]}
@@ -126,6 +131,7 @@ class TrainingRun:
             self.parts.held_out,
             controller,
             notice=self.reporter.notice,
+            part=self.reporter.part,
         )
         if history is not None:
             with checkpoint_error_on_mismatch(self.folder):
@@ -138,6 +144,13 @@ class TrainingRun:
                 self._save("besides")
             if self.fabric.is_global_zero:
                 write_atomically(self.folder / "config.toml", to_toml(settled))
+        last = self.folder / "last.pt"
+        self._saved_step = None if history is None else self.trainer.counters.step
+
+        def stopping() -> str:
+            saved = "nothing saved" if self._saved_step is None else f"step {self._saved_step} saved there"
+            return f"{loop.to_finish} saved in {last}; a second request ends the run at once, with {saved}"
+
         with ExitStack() as opened:
             log, save_soon = None, threading.Event()
             if self.fabric.is_global_zero:
@@ -150,9 +163,12 @@ class TrainingRun:
                 chosen_kernels(config.hardware, self.fabric.device),
                 stop_on_signal(*self._stopping) as stop,
             ):
-                completed = Loop(self.trainer, self.reporter, log, self._save, stop, save_soon).run()
+                loop = Loop(self.trainer, self.reporter, log, self._save, stop, save_soon)
+                with answer_to_stop(stopping):
+                    completed = loop.run()
             if completed:
-                result = finished(self.trainer, self.parts, self.folder, before, self.sizes)
+                with answer_to_stop(lambda: f"all steps are saved in {last}; what is made of them now is not"):
+                    result = finished(self.trainer, self.parts, self.folder, before, self.sizes, self.reporter)
                 if log is not None:
                     pictures = {file.stem: file for file in result.files if file.suffix == ".png"}
                     step = self.trainer.counters.step
@@ -238,6 +254,7 @@ class TrainingRun:
                 # First: once last.pt is there, this epoch is not gone through again.
                 write_checkpoint(self.folder / f"epoch-{self.trainer.epoch + 1}.pt", checkpoint)
             write_checkpoint(self.folder / ("best.pt" if kind == "best" else "last.pt"), checkpoint)
+            self._saved_step = self._saved_step if kind == "best" else counters.step
         if kind == "besides":
             with torch.no_grad():
                 for name, value in unsealed.items():

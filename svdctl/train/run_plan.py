@@ -3,15 +3,21 @@
 import torch
 from torch import nn
 
+from svdctl.config.control_config import NOT_CONTROLLED
 from svdctl.config.train_config import CROSS_ENTROPY, TrainConfig
 from svdctl.data.data_source import describe, source_of
+from svdctl.data.streamed_images import is_streamed
 from svdctl.models.architecture import architecture_of
 from svdctl.models.build import count_on_meta, shapes_of
 from svdctl.registry import CONTROLS, LAYERS
 from svdctl.train.captured_step import why_not_captured
-from svdctl.train.setup import accelerator_of
+from svdctl.train.setup import Parts, accelerator_of
 from svdctl.utils.run_dir import require_folder
 
+NAMED_CLASSES = 5
+"""Classes that are named where data are described."""
+_CLASSES = 10
+"""That parameters are counted with until the data tell their number."""
 SELECTION = {
     "last": "the last epoch counts",
     "validation": "the validation part picks the best epoch",
@@ -32,7 +38,7 @@ def plan(config: TrainConfig, base: str) -> list[str]:
         f"base     {base}",
         f"model    {_model_line(config)}",
         *([] if config.initial is None else [f"weights  from {config.initial.file}"]),
-        f"data     {_data_line(config)}",
+        f"data     {describe(config.data).replace(':', ' ', 1)}, {_augmentation(config)}",
         f"control  {_control_line(config)}",
         f"training {_training_line(config)}",
         f"device   {_device_line(config)}",
@@ -40,6 +46,50 @@ def plan(config: TrainConfig, base: str) -> list[str]:
         + (
             " (the test set picks the best epoch, as in the paper's code)" if config.evaluation.select == "test" else ""
         ),
+    ]
+
+
+def found_device_line(config: TrainConfig, device: torch.device, processes: int) -> str:
+    """Return on which devices a run makes its steps, and how, once its processes are there."""
+    threads = torch.get_num_threads()
+    name = f"cpu ({threads} thread{'s' if threads > 1 else ''})"
+    if device.type != "cpu":
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    where = name if processes == 1 else f"{name}, {processes} processes"
+    return f"runs on  {where}, {_capture_text(config, device, processes)}"
+
+
+def data_line(config: TrainConfig, parts: Parts) -> str:
+    """Return what data a run has, once they are read."""
+    train, held_out, test = parts.train, parts.held_out, parts.test
+    counts = [f"{len(train):,} training", f"{len(held_out):,} validation", f"{len(test):,} test"]
+    if held_out is test:
+        del counts[1]
+    channels, height, width = train.image_shape
+    colour = {1: "grey", 3: "colour"}.get(channels, f"{channels}-channel")
+    named = train.classes[:NAMED_CLASSES]
+    more = ", ..." if len(train.classes) > len(named) else ""
+    storage = ", read when they are needed" if is_streamed(train.images) else ""
+    return (
+        f"data     {describe(config.data).replace(':', ' ', 1)}: {' + '.join(counts)} images, {height} x {width} "
+        f"{colour}{storage}; {len(train.classes)} classes ({', '.join(named)}{more}); {_augmentation(config)}"
+    )
+
+
+def settings_lines(config: TrainConfig, classes: int | None = None) -> list[str]:
+    """Return model, control and training of a run, a line each.
+
+    Args:
+        config: of the run.
+        classes: their number, which the data tell; None: they are not read yet.
+
+    Raises:
+        UsageError: a network that cannot be made.
+    """
+    return [
+        f"model    {_model_line(config, classes)}",
+        f"control  {_control_line(config)}",
+        f"training {_training_line(config)}",
     ]
 
 
@@ -66,9 +116,14 @@ def _device_line(config: TrainConfig) -> str:
     if kind in ("auto", "gpu"):
         found = torch.accelerator.current_accelerator(check_available=True)
         kind = "cpu" if found is None else found.type
-    parts = [kind, f"precision {hardware.precision}"]
     processes = 1 if hardware.devices == 1 and hardware.num_nodes == 1 else 2
-    reason = why_not_captured(hardware, torch.device(kind), processes, config.schedule)
+    return f"{kind}, precision {hardware.precision}, {_capture_text(config, torch.device(kind), processes)}"
+
+
+def _capture_text(config: TrainConfig, device: torch.device, processes: int) -> str:
+    """Return whether steps are compiled, and whether they are CUDA graphs."""
+    hardware, parts = config.hardware, list[str]()
+    reason = why_not_captured(hardware, device, processes, config.schedule)
     if hardware.compile:
         parts.append(f"compiled ({_expected_of_compiling(config, is_captured=reason is None)})")
     control, method = config.control, CONTROLS.get(config.control.kind)
@@ -91,50 +146,50 @@ def _expected_of_compiling(config: TrainConfig, *, is_captured: bool) -> str:
     return f"{found}; compiling takes some 20 s"
 
 
-def _model_line(config: TrainConfig) -> str:
-    parameters = _parameters(config)
+def _model_line(config: TrainConfig, classes: int | None = None) -> str:
+    """Return the network and its size.
+
+    Args:
+        config: of the run.
+        classes: their number, which the data tell; None: they are not read yet.
+    """
+    known = classes or source_of(config.data).classes(config.data)
+    count = known or _CLASSES
+    parameters = count_on_meta(config, count)
     # SOTT is measured against the layer that it compresses, as in the paper.
     plain = LAYERS.get(LAYERS.get(config.layer.kind).uncompressed(config.layer))
-    whole = _parameters(config.model_copy(update={"layer": plain.config()}))
+    whole = count_on_meta(config.model_copy(update={"layer": plain.config()}), count)
     than = "" if plain.kind == "standard" else f"{plain.kind.upper()}'s "
     compression = f", {whole / parameters:.2f}x smaller than {than}{whole:,}" if parameters != whole else ""
-    heads = "" if source_of(config.data).classes(config.data) else " (counted with 10 classes)"
+    heads = "" if known else f" (counted with {_CLASSES} classes)"
     name = architecture_of(config.model).name(config.model)
-    text = f"{LAYERS.get(config.layer.kind).text(config.layer)}{_kept_as_they_are(config)}"
+    text = f"{LAYERS.get(config.layer.kind).text(config.layer)}{_kept_as_they_are(config, count)}"
     return f"{name}, {text}; {parameters:,} parameters{compression}{heads}"
 
 
-def _kept_as_they_are(config: TrainConfig) -> str:
+def _kept_as_they_are(config: TrainConfig, classes: int) -> str:
     """Return how many convolutions of a network that svdctl does not define stay, where layers take their places."""
     if config.layer.kind == "standard" or architecture_of(config.model).is_defined_here:
         return ""
-    found = shapes_of(config, _classes(config))
+    found = shapes_of(config, classes)
     kept = sum(isinstance(layer, nn.Conv2d) for layer in found.modules())
     why = "grouped, of another class, or no wider than the rank"
     return f" ({kept} convolutions stay as they are: {why})" if kept else ""
 
 
-def _parameters(config: TrainConfig) -> int:
-    return count_on_meta(config, _classes(config))
-
-
-def _classes(config: TrainConfig) -> int:
-    return source_of(config.data).classes(config.data) or 10
-
-
-def _data_line(config: TrainConfig) -> str:
+def _augmentation(config: TrainConfig) -> str:
     augment = config.augment
     changes = ["flip"] * augment.flip + [f"{augment.pad}-padded crop {augment.crop}"] * (augment.crop > 0)
     if augment.resized_crop is not None:
         changes.append("resized crop of {:g} to {:g}".format(*augment.resized_crop))
     if augment.mixup is not None:
         changes.append(f"mixup {augment.mixup:g}")
-    return f"{describe(config.data).replace(':', ' ', 1)}, augmentation: {', '.join(changes) or 'none'}"
+    return f"augmentation: {', '.join(changes) or 'none'}"
 
 
 def _control_line(config: TrainConfig) -> str:
     control = config.control
-    parts = ["none"]
+    parts = [NOT_CONTROLLED]
     if config.layer.is_orthogonal:
         parts = [f"none, singular values of {config.layer.kind.upper()} are 1"]
     elif control.kind != "none":

@@ -176,6 +176,7 @@ def load_parts(
         DataError: missing or broken data.
         UsageError: data that the network cannot take.
     """
+    reporter = reporter or Reporter()
     data = load_data(config.data, download=download, reporter=reporter)
     images = data.train
     if faults := architecture_of(config.model).faults(
@@ -196,7 +197,8 @@ def load_parts(
         )
     select = config.evaluation.select
     used = {name: part for name, part in data.parts().items() if name != "validation" or select == name}
-    contents = {name: fingerprint(part, like=(like or {}).get(name)) for name, part in used.items()}
+    with reporter.part("computing the fingerprint of the data"):
+        contents = {name: fingerprint(part, like=(like or {}).get(name)) for name, part in used.items()}
     train, held_out = data.train, data.test
     if select == "validation":
         if data.validation is not None:

@@ -22,14 +22,15 @@ from svdctl.train.resumed_requests import without_online_logs
 from svdctl.train.run import TrainingRun
 from svdctl.train.run_hash import config_in, differing
 from svdctl.train.run_history import History, extension_lines, read_history
-from svdctl.train.run_plan import SELECTION, plan
+from svdctl.train.run_plan import SELECTION, data_line, found_device_line, plan, settings_lines
 from svdctl.train.setup import Parts, launch, load_parts, with_proofs
 from svdctl.train.starting_network import FILE as INITIAL
 from svdctl.train.starting_network import starting_network
 from svdctl.train.trainer import Counters
 from svdctl.utils.atomic_write import write_atomically
 from svdctl.utils.progress import Reporter
-from svdctl.utils.run_dir import create_run_folder, write_environment
+from svdctl.utils.run_dir import create_run_folder, require_folder, write_environment
+from svdctl.utils.signals import answer_to_stop
 
 __all__ = ["TrainResult", "plan", "resume", "run"]
 
@@ -46,7 +47,7 @@ def run(
 
     Args:
         config: of the run.
-        base: what it was made from, as the plan says.
+        base: what it was made from, which `environment.json` keeps.
         reporter: shows the run.
         download_weights: whether the weights that torchvision publishes may be downloaded to start from.
         to_resume: returns how a run in a folder is resumed; printed when a process is lost.
@@ -56,28 +57,32 @@ def run(
         TrainingError: for a loss that is not finite; what was saved stays.
     """
     folder: Path | None = None
-    with _interrupted(lambda: _after_loss(folder, to_resume)):
-        fabric = launch(config)
+    with _interrupted(lambda: _after_loss(folder, to_resume)), answer_to_stop(lambda: _kept(folder)):
+        with reporter.part("starting the processes"):
+            fabric = launch(config)
         config = with_proofs(config, fabric.device)
+        shown = reporter if fabric.is_global_zero else Reporter()
         with end_together(fabric, lambda: _after_loss(folder, to_resume)) as detector:
-            first, *lines = plan(config, base)
-            if fabric.is_global_zero:
-                reporter.say(first)  # ahead of what loading has to say
+            shown.say(found_device_line(config, fabric.device, fabric.world_size))
+            require_folder(config.out_dir)
+            settings_lines(config)  # what cannot be made is refused before data are read
             with fabric.rank_zero_first(local=True):  # data may have to be downloaded
-                parts = load_parts(config, reporter=reporter if fabric.is_global_zero else None)
+                parts = load_parts(config, reporter=shown)
+                shown.say(data_line(config, parts))
                 shape, classes = parts.train.image_shape, len(parts.train.classes)
-                start = starting_network(config, shape, classes, download=download_weights)
+                with shown.part("making the network"):
+                    start = starting_network(config, shape, classes, download=download_weights)
+                    lines = settings_lines(start.config, classes) if fabric.is_global_zero else []
             config = start.config
             folder = fabric.broadcast(create_run_folder(config.out_dir, config.name) if fabric.is_global_zero else None)
             assert folder is not None
-            lines[-1] = f"run      {folder}, {SELECTION[config.evaluation.select]}"
+            for line in (*lines, *start.lines, f"run      {folder}, {SELECTION[config.evaluation.select]}"):
+                shown.say(line)
             if fabric.is_global_zero:
-                for line in (*lines[:-1], *start.lines, lines[-1]):
-                    reporter.say(line)
                 write_atomically(folder / "config.toml", to_toml(config))
                 if start.record is not None:
                     write_atomically(folder / INITIAL, json.dumps(start.record, indent=1) + "\n")
-                write_environment(folder, str(fabric.device), config.seed)
+                write_environment(folder, str(fabric.device), config.seed, base)
             return TrainingRun(config, parts, fabric, folder, reporter, detector, start.model).execute(None)
 
 
@@ -110,7 +115,11 @@ def resume(
         UsageError, DataError: as in `run`; also where no step is left in that many epochs.
     """
     changes = changes or {}
+    if path.name in ("", ".."):
+        path = path.resolve()  # so that messages name the folder
     folder, file = (path, path / "last.pt") if path.is_dir() else (path.parent, path)
+    if folder.name == "":
+        folder, file = folder.resolve(), file.resolve()
     _refuse_folders(folder)
     stamp = _stamp(file)
     try:
@@ -134,11 +143,14 @@ def resume(
         )
     config, requests = without_online_logs(_changed(checkpoint.config, changes), changes)
     _require_place(config, path)
-    with _interrupted(lambda: _after_loss(folder, to_resume)):
-        fabric = launch(config)
+    with _interrupted(lambda: _after_loss(folder, to_resume)), answer_to_stop(lambda: _kept(folder)):
+        with reporter.part("starting the processes"):
+            fabric = launch(config)
+        shown = reporter if fabric.is_global_zero else Reporter()
         with end_together(fabric, lambda: _after_loss(folder, to_resume)) as detector:
             with fabric.rank_zero_first(local=True):  # data may have to be downloaded
-                shown = reporter if fabric.is_global_zero else None
+                shown.say(f"resume   {folder} after step {int(checkpoint.metrics.get('step', 0))}")
+                shown.say(found_device_line(config, fabric.device, fabric.world_size))
                 may_download = bool(changes.get("data", {}).keys() - {"kind"})
                 parts = load_parts(config, download=may_download, reporter=shown, like=checkpoint.data)
             with checkpoint_error_on_mismatch(path):
@@ -152,9 +164,8 @@ def resume(
                 lost = f"the network that was picked in step {picked} was judged by the others and does not count"
                 notice = f"{notice}; {lost}"
             if fabric.is_global_zero:
-                step = int(checkpoint.metrics.get("step", 0))
-                reporter.say(f"resume   {folder} after step {step}")
-                for line in (*extended, *plan(config, str(folder / "config.toml"))[1:-1]):
+                settings = settings_lines(config, len(parts.train.classes))
+                for line in (*extended, data_line(config, parts), *settings):
                     reporter.say(line)
                 for text in (*requests, *filter(None, [notice])):
                     reporter.notice(text)
@@ -370,6 +381,12 @@ def _interrupted(advice: Callable[[], str]) -> Iterator[None]:
         yield
     except KeyboardInterrupt as error:
         raise Interrupted(f"interrupted; {advice()}") from error
+
+
+def _kept(folder: Path | None) -> str:
+    """Return what a request to stop leaves of a run that makes no steps now."""
+    last = None if folder is None else folder / "last.pt"
+    return "nothing has been saved yet" if last is None or not last.exists() else f"{last} stays as it is"
 
 
 def _after_loss(folder: Path | None, to_resume: Callable[[Path], str]) -> str:

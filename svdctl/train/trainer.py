@@ -31,6 +31,7 @@ from svdctl.train.captured_step import CapturedSteps, why_not_captured
 from svdctl.train.loss import Loss, LossBatch
 from svdctl.train.validation import Accuracy, evaluate
 from svdctl.train.weight_average import WeightAverage
+from svdctl.utils.progress import Advance, Reporter
 
 T = TypeVar("T")
 WIDE = 0.05
@@ -84,6 +85,8 @@ class Trainer:
     counters: Counters = field(default_factory=Counters)
     notice: Callable[[str], None] = lambda text: None
     """Is given sentences that the user should read."""
+    part: Callable[[str], AbstractContextManager[Advance]] = Reporter().part
+    """Shows what may take long while its body runs, and is told how far that is."""
 
     def __post_init__(self) -> None:
         device = self.fabric.device
@@ -311,7 +314,8 @@ class Trainer:
     def prove(self) -> dict[str, Bracket]:
         """Prove all layers to be within their maxima, in all processes; returns what was proved, by layer."""
         before = self.controller.proof_seconds
-        found = self.controller.prove()
+        with self.part("proving the maxima") as advance, self.controller.reporting(advance):
+            found = self.controller.prove()
         self.proof_time += self.controller.proof_seconds - before
         return found
 
@@ -325,13 +329,18 @@ class Trainer:
             scheduled: whether this is a step at which a run seals whatever happens to it.
         """
         sharp = self._is_sharp
+
+        def sealed(controller: Controller) -> dict[str, Bracket]:
+            with self.part("proving bounds") as advance, controller.reporting(advance):
+                return controller.seal(sharp=sharp)
+
         if self._average is not None:
             if scheduled:
-                self._of_this_state("raw seal", self.model, lambda: self.controller.seal(sharp=sharp))
+                self._of_this_state("raw seal", self.model, lambda: sealed(self.controller))
             if self._refreshed_at != self.counters.step:
                 self._average.refresh_()
                 self._refreshed_at = self.counters.step
-        return self._of_this_state("seal", self.judged, lambda: self.judge.seal(sharp=sharp))
+        return self._of_this_state("seal", self.judged, lambda: sealed(self.judge))
 
     @property
     def _is_sharp(self) -> bool:
@@ -342,10 +351,19 @@ class Trainer:
         """Return largest value and bound of each layer, sharp where `seal` is; called in all processes."""
         sealed = self.seal()
         tolerance = TOLERANCE if self._is_sharp else WIDE
-        return self._of_this_state("report", self.judged, lambda: self.judge.report(sealed, tolerance=tolerance))
+
+        def reported() -> Report:
+            with self.part("finding the largest singular values") as advance, self.judge.reporting(advance):
+                return self.judge.report(sealed, tolerance=tolerance)
+
+        return self._of_this_state("report", self.judged, reported)
 
     def _certifier(self, image_shape: tuple[int, ...]) -> Certifier:
-        return self._of_this_state("certifier", self.judged, lambda: Certifier(self.judged, image_shape))
+        def certifier() -> Certifier:
+            with self.part("proving the network's Lipschitz constant"):
+                return Certifier(self.judged, image_shape)
+
+        return self._of_this_state("certifier", self.judged, certifier)
 
     def _of_this_state(self, what: str, network: nn.Module, compute: Callable[[], T]) -> T:
         """Return what was computed of a network's weights as they are; computed now unless it was.
@@ -366,14 +384,17 @@ class Trainer:
         Raises:
             ShapeError: certificates of a network with an operation that has no rule.
         """
-        return evaluate(
-            self.judged,
-            data.to(self.fabric.device),
-            self.fabric,
-            batch_size=2 * self.config.batch_size,
-            memory_format=self._layout,
-            certifier=self._certifier(data.image_shape) if self.config.certificate is not None else None,
-        )
+        certifier = self._certifier(data.image_shape) if self.config.certificate is not None else None
+        with self.part("evaluating" if certifier is None else "certifying") as advance:
+            return evaluate(
+                self.judged,
+                data.to(self.fabric.device),
+                self.fabric,
+                batch_size=2 * self.config.batch_size,
+                memory_format=self._layout,
+                certifier=certifier,
+                advance=advance,
+            )
 
     def frame_deviation(self) -> float | None:
         """Return the largest `||U^T U - I||_2` over all frames; None without frames."""

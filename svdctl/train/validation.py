@@ -11,6 +11,7 @@ from svdctl.certificates import Certificates, Certifier, LipschitzBound
 from svdctl.data.batches import evaluation_batches
 from svdctl.data.images import ImageData
 from svdctl.distributed.group import Group
+from svdctl.utils.progress import Advance, no_advance
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ def evaluate(
     batch_size: int,
     memory_format: torch.memory_format,
     certifier: Certifier | None = None,
+    advance: Advance = no_advance,
 ) -> Accuracy:
     """Run the network in evaluation mode, in the run's precision; its mode is left as it was.
 
@@ -47,6 +49,7 @@ def evaluate(
         memory_format: layout of the images.
         certifier: of the network; answers with certificates, in float64 whatever the run's precision: a proof is about
             one arithmetic.
+        advance: is told how many images of all are done.
     """
     training = model.training
     model.eval()
@@ -70,6 +73,7 @@ def evaluate(
         correct[here] = (logits.argmax(1) == labels).double()
         loss = F.cross_entropy(logits, labels, reduction="sum").double()
         totals += torch.stack([loss, torch.full_like(loss, len(labels))])
+        advance(min(place, len(data)), len(data), "images")
     model.train(training)
     loss_sum, count = group.summed_(totals).tolist()
     # Each process has filled its own places of the vectors: their sums are the whole.

@@ -7,6 +7,10 @@ Advance = Callable[[int, int, str], None]
 """Reports how far a part of the work is: pieces done, pieces in all, what is at work or was found so far."""
 
 
+def no_advance(done: int, total: int, now: str) -> None:
+    """Report nothing."""
+
+
 class Reporter:
     """Receives the reports of a piece of work and shows nothing; displays override what they show."""
 
@@ -37,7 +41,7 @@ class Reporter:
         Args:
             work: what is done, in lower case: `reading images`.
         """
-        yield lambda done, total, now: None
+        yield no_advance
 
     def finish(self, result: object) -> None:
         """Report what came of a piece of work: figures of an epoch, a result, a failure."""

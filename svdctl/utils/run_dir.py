@@ -84,9 +84,10 @@ def environment(device: str, seed: int) -> dict[str, Any]:
     }
 
 
-def write_environment(folder: Path, device: str, seed: int) -> None:
-    """Write `environment.json`."""
-    write_atomically(folder / "environment.json", json.dumps(environment(device, seed), indent=2) + "\n")
+def write_environment(folder: Path, device: str, seed: int, base: str) -> None:
+    """Write `environment.json`; `base` is what the run's configuration was made from."""
+    found = {**environment(device, seed), "base": base}
+    write_atomically(folder / "environment.json", json.dumps(found, indent=2) + "\n")
 
 
 def _version(name: str) -> str | None:

@@ -18,6 +18,51 @@ HEED_SECONDS = 1.0
 """Seconds that the main thread has to end by itself after a second request."""
 
 
+Answer = Callable[[], str]
+"""Returns what is said to a first request to stop: what is still finished, what is kept, and where."""
+_say: Callable[[str], None] | None = None
+_answers: list[Answer] = []
+
+
+@contextmanager
+def stops_answered(say: Callable[[str], None], text: str) -> Iterator[None]:
+    """Answer the first request to stop at once, in a line, whatever the main thread does meanwhile.
+
+    A command wraps all its work in this, the import of torch too. What is said is `text`, or what the innermost
+    `answer_to_stop` below says. Ctrl-C raises KeyboardInterrupt as ever, but within `stop_on_signal`.
+
+    Args:
+        say: prints a line; it is called in another thread.
+        text: what is kept when nothing below knows better: `nothing was begun`.
+    """
+    global _say
+    before, _say = _say, say
+    try:
+        with answer_to_stop(lambda: text), requests_noticed():
+            yield
+    finally:
+        _say = before
+
+
+@contextmanager
+def answer_to_stop(answer: Answer) -> Iterator[None]:
+    """Let a request to stop be answered by this while the body runs, where a command answers at all.
+
+    Args:
+        answer: called in another thread at the first request, so that it reads numbers and paths alone.
+    """
+    _answers.append(answer)
+    try:
+        yield
+    finally:
+        _answers.remove(answer)
+
+
+def _answer_request() -> None:
+    if _say is not None and _answers:
+        _say(f"stopping: {_answers[-1]()}")
+
+
 def end_process(sentence: str, code: int) -> NoReturn:
     """Print a sentence on stderr and end this process, whatever its main thread waits for; empty: print nothing."""
     if sentence:
@@ -41,7 +86,7 @@ def requests_noticed(
     nothing is noticed.
 
     Args:
-        on_request: called in that thread at the first request.
+        on_request: called in that thread at the first request, after `stops_answered` has answered it.
         at_once: called there `HEED_SECONDS` after the second request, unless the body has ended; ends the process.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -56,6 +101,7 @@ def requests_noticed(
         while numbers := os.read(reading, 64):
             before, count = count, count + sum(number in REQUESTS for number in numbers)
             if before == 0 < count:
+                _answer_request()
                 on_request()
             if before < 2 <= count and not left.wait(HEED_SECONDS):
                 at_once()

@@ -7,7 +7,8 @@ import random
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from svdctl.errors import DataError, UsageError
 from svdctl.train.run_hash import run_hash
 from svdctl.train.setup import load_parts
 from svdctl.utils.content_hash import json_digest
-from svdctl.utils.progress import Reporter
+from svdctl.utils.progress import Advance, Reporter
 from svdctl.utils.user_cache import user_cache_folder
 
 SIZE = 8
@@ -41,8 +42,9 @@ class Told(Reporter):
     def notice(self, text: str) -> None:
         self.notices.append(text)
 
-    def advance(self, done: int, total: int, now: object) -> None:
-        self.steps.append((done, total))
+    @contextmanager
+    def part(self, work: str) -> Iterator[Advance]:
+        yield lambda done, total, now: self.steps.append((done, total))
 
 
 @pytest.fixture

@@ -54,7 +54,8 @@ def test_the_step_is_finished_and_saved(number: int, tmp_path: Path) -> None:
     ended = command.end(30)
     run = only_run(part)
     assert ended.code == 130
-    assert ended.err == ""
+    answer = f"note: stopping: the step is finished and saved in {run}/last.pt; a second request ends the run at once, "
+    assert ended.err == f"{answer}with nothing saved\n"
     step = int(read_checkpoint(run).metrics["step"])
     assert f"interrupted after step {step}; the state is saved" in ended.out
     assert f"svdctl train --resume {run}" in ended.out

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import threading
 
-from svdctl.utils.signals import stop_on_signal
+import pytest
+
+from svdctl.utils.signals import answer_to_stop, stop_on_signal
 
 BLOCKED = """
 import os, signal, sys, threading
@@ -38,3 +40,47 @@ def test_the_event_is_set_and_the_request_noticed_in_a_thread() -> None:
         assert event.is_set()
     assert signal.set_wakeup_fd(-1) == -1
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+BUSY = """
+import os, signal, sys, threading, time
+from svdctl.utils.signals import answer_to_stop, stop_on_signal, stops_answered
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the main thread is as busy as in one long operation
+def take_signals():
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    time.sleep(60)
+threading.Thread(target=take_signals, daemon=True).start()
+def say(text):
+    print(text, flush=True)
+    os._exit(0)
+with stops_answered(say, "nothing was begun"):
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    BODY
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("threading.Event().wait()", "stopping: nothing was begun\n"),
+        (
+            "\n    with answer_to_stop(lambda: 'step 3 is saved'): threading.Event().wait()",
+            "stopping: step 3 is saved\n",
+        ),
+        (
+            "\n    with answer_to_stop(lambda: 'step 3 is saved'), stop_on_signal(): threading.Event().wait()",
+            "stopping: step 3 is saved\n",
+        ),
+        ("\n    with answer_to_stop(lambda: 'x'): pass\n    threading.Event().wait()", "stopping: nothing was begun\n"),
+    ],
+)
+def test_a_first_request_is_answered_at_once_by_what_runs(body: str, said: str) -> None:
+    code = BUSY.replace("BODY", body)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False)
+    assert (ended.stdout, ended.stderr) == (said, "")
+
+
+def test_nobody_answers_where_no_command_does() -> None:
+    with answer_to_stop(lambda: "x"), stop_on_signal() as event:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert event.wait(5)
