@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from svdctl.cli import completion
 from svdctl.cli.command_table import COMMANDS, CommandGroup, load_command
 from svdctl.cli.messages import report, wants_debug
 from svdctl.cli.standard_streams import flush_output, guard_output, settle_output
@@ -41,6 +42,28 @@ def _root(
     _show: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
+    _install: Annotated[
+        str | None,
+        typer.Option(
+            "--install-completion",
+            callback=completion.install,
+            is_eager=True,
+            metavar=f"[{'|'.join(completion.SHELLS)}]",
+            help="Complete commands, options and values by the Tab key in this shell, or in the one named.",
+            show_default=False,
+        ),
+    ] = None,
+    _script: Annotated[
+        str | None,
+        typer.Option(
+            "--show-completion",
+            callback=completion.show,
+            is_eager=True,
+            metavar=f"[{'|'.join(completion.SHELLS)}]",
+            help="Print the script that does so, to put it where you want.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Train, certify and inspect convolutional networks whose singular values are under control."""
 
@@ -78,6 +101,8 @@ def keep_folder_from_children() -> None:
 
 def main() -> None:
     """Run the command line; the process ends with its exit code."""
+    if completion.is_asked():
+        completion.answer_shell(app)
     arguments = normalised(sys.argv[1:])
     command = arguments[0] if arguments and arguments[0] in COMMANDS else None
     keep_folder_from_children()
@@ -92,6 +117,7 @@ def main() -> None:
             require_address_space()
         if command is not None:
             arguments = spread(arguments, load_command(command).takers)
+        arguments = completion.with_shell(arguments)
         code = app(on_one_line(arguments) or ["--help"], prog_name="svdctl", standalone_mode=False)
         flush_output()
     except (Exception, KeyboardInterrupt, SystemExit) as error:

@@ -48,6 +48,13 @@ class OptionsCommand(TyperCommand):
 
     examples: Sequence[tuple[str, str]] = ()
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Return the options that begin like this; typer breaks longer sentences, and fish takes each line for one."""
+        found = super().shell_complete(ctx, incomplete)
+        for item in found:
+            item.help = item.help and textwrap.shorten(item.help, 60, placeholder="...")
+        return found
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the page into the formatter."""
         formatter.write(page(self, ctx))

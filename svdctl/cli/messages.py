@@ -90,8 +90,16 @@ def explain(error: BaseException) -> tuple[tuple[str, ...], int]:
     return (f"{what}; svdctl did not expect this: run again with --debug to see where it happened",), 1
 
 
+NUMBERS = {"int": ("a whole number", "3"), "float": ("a number", "0.5")}
+"""What to give instead and an example, by the beginning of the name that pydantic has for a fault."""
+
+
 def parser_sentence(error: BaseException) -> str:
     """Return the parser's message, with the nearest options, the nearest first."""
+    faults, option = getattr(error.__cause__, "errors", list)(), getattr(error, "param", None)
+    if faults and option is not None and (kind := faults[0]["type"].partition("_")[0]) in NUMBERS:
+        name, (wanted, example) = max(option.opts, key=len), NUMBERS[kind]
+        return f"{name} {str(faults[0]['input'])[:80]}: {wanted} is wanted, as {name} {example}"
     near = getattr(error, "possibilities", None)
     if near:
         return f"{error.args[0] if error.args else error} (did you mean {', '.join(near)}?)"

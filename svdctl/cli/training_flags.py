@@ -722,7 +722,7 @@ TRAIN = Command(
             "--model torchvision:resnet18 --clipping clip --clip-to 2",
         ),
         ("A preset, one key of it changed, shown before it is trained:",
-         "svdctl train --preset wrn-cifar10-clip --set control.max_sigma=1 --dry-run"),
+         "svdctl train --preset wrn-cifar100-clip --set control.max_sigma=1 --dry-run"),
     ),
 )  # fmt: skip
 LIPCONV = Command(

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from svdctl.config.base import Config
 from svdctl.config.overrides import Overrides
 from svdctl.config.schema_keys import schema_keys, sections_by_kind
+from svdctl.errors import nearest
 
 TAG_FAULTS = ("union_tag_not_found", "union_tag_invalid")
 SECTION = "write a section with its keys, as [name], or [[name]] for one of several"
@@ -110,6 +111,11 @@ def _wanted(fault: Any) -> str:
     if fault["type"] == "too_short":
         least = fault["ctx"]["min_length"]
         return "one at least is needed" if least == 1 else f"{least} at least are needed"
+    if fault["type"] == "literal_error":
+        words = re.findall(r"'([^']*)'", fault["ctx"]["expected"]) or [fault["ctx"]["expected"]]
+        *first, last = words
+        wanted = f"one of {', '.join(first)} and {last}" if first else last
+        return f"{wanted} is wanted{nearest(str(fault['input']), words)}"
     return WANTED.get(fault["type"], fault["msg"][0].lower() + fault["msg"][1:])
 
 
@@ -159,7 +165,10 @@ def _known(model: type[Config], table: Any, above: str) -> list[str]:
 
 def _tags(fault: Any) -> str:
     expected = fault.get("ctx", {}).get("expected_tags")
-    return f"{fault['ctx']['tag']!r} is not one of {expected}" if expected else "a kind is needed here"
+    if not expected:
+        return "a kind is needed here"
+    tag, words = fault["ctx"]["tag"], re.findall(r"'([^']*)'", expected)
+    return f"{tag!r} is not one of {expected}{nearest(tag, words)}"
 
 
 def _key(location: tuple[Any, ...], kind: str, keys: set[str]) -> str:

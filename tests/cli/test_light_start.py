@@ -34,7 +34,7 @@ def test_the_list_of_commands_imports_none_of_them() -> None:
     code = (
         "import sys; from svdctl.cli.app import main; sys.argv = ['svdctl', '--help']\n"
         "try: main()\nexcept SystemExit as e: assert not e.code\n"
-        "found = [m for m in sys.modules if m.split('.')[0] in ('pydantic', 'tomllib', 'torch')]\n"
+        "found = [m for m in sys.modules if m.split('.')[0] in ('pydantic', 'tomllib', 'torch', 'rich')]\n"
         "assert not found, found\n"
         "found = [m for m in sys.modules if m.startswith(('svdctl.config', 'svdctl.evaluate', 'svdctl.reproduce'))]\n"
         "assert not found, found"
@@ -42,6 +42,16 @@ def test_the_list_of_commands_imports_none_of_them() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in COMMANDS)
+
+
+def test_the_list_of_commands_takes_half_a_second_of_cpu_time() -> None:
+    def seconds() -> float:
+        before = os.times()
+        subprocess.run([sys.executable, "-m", "svdctl", "--help"], capture_output=True, timeout=60, check=True)
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    assert sorted(seconds() for _ in range(3))[1] < 0.5
 
 
 @pytest.mark.parametrize("name", COMMANDS)
