@@ -6,6 +6,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import typer
 
@@ -96,7 +97,8 @@ NUMBERS = {"int": ("a whole number", "3"), "float": ("a number", "0.5")}
 
 def parser_sentence(error: BaseException) -> str:
     """Return the parser's message, with the nearest options, the nearest first."""
-    faults, option = getattr(error.__cause__, "errors", list)(), getattr(error, "param", None)
+    faults: list[Any] = getattr(error.__cause__, "errors", list)()
+    option = getattr(error, "param", None)
     if faults and option is not None and (kind := faults[0]["type"].partition("_")[0]) in NUMBERS:
         name, (wanted, example) = max(option.opts, key=len), NUMBERS[kind]
         return f"{name} {str(faults[0]['input'])[:80]}: {wanted} is wanted, as {name} {example}"
