@@ -17,6 +17,10 @@ RESULTS = "eval-"
 """Folders of results begin with this; nothing below them is a checkpoint."""
 
 
+FileStamp = tuple[int, int]
+"""Size of a file in bytes, and when it was changed, in nanoseconds."""
+
+
 @dataclass(frozen=True)
 class FoundCheckpoint:
     """A checkpoint."""
@@ -36,7 +40,9 @@ class Discovery:
     faults: tuple[tuple[str, SvdctlError], ...]
     """Paths that stand for nothing, and why."""
     report: Path
-    """Folder of the report."""
+    """Folder of the report: `out_dir`, else the one folder given, else the current folder."""
+    all_below: bool
+    """Whether results that lie in and below that folder belong to the report: the current folder can hold anything."""
 
 
 def discover(config: EvaluateConfig) -> Discovery:
@@ -69,9 +75,11 @@ def discover(config: EvaluateConfig) -> Discovery:
     out = None if config.out_dir is None else config.out_dir.expanduser()
     checkpoints = tuple(
         FoundCheckpoint(path, name, path.parent / (RESULTS + results[path]) if out is None else out / _plain_name(name))
-        for path, name in _names(files).items()
+        for path, name in names_of(files).items()
     )
-    return Discovery(checkpoints, tuple(faults), _report_folder(config, checkpoints))
+    folders = [path.expanduser() for path in config.checkpoints] if out is None else [out]
+    is_one = out is not None or (len(folders) == 1 and folders[0].is_dir())
+    return Discovery(checkpoints, tuple(faults), folders[0] if is_one else Path(), is_one)
 
 
 def placed(found: FoundCheckpoint, config: EvaluateConfig, weights: str) -> FoundCheckpoint:
@@ -89,6 +97,17 @@ def placed(found: FoundCheckpoint, config: EvaluateConfig, weights: str) -> Foun
 def unique_name(name: str, weights: str) -> str:
     """Return a file name for what belongs to a checkpoint: its name, cut where long, and the hash of its weights."""
     return f"{_plain_name(name)}-{weights[:12]}"
+
+
+def file_stamp(path: Path) -> FileStamp | None:
+    """Return what tells that a file of weights was changed; None: it is not there, or names other files."""
+    if path.name.endswith((INDEX, DISTRIBUTED)):
+        return None
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_size, state.st_mtime_ns
 
 
 def _plain_name(name: str) -> str:
@@ -142,7 +161,7 @@ def is_run_folder(folder: Path) -> bool:
     return (folder / "config.toml").is_file() or (folder / "last.pt").is_file()
 
 
-def _names(files: Collection[Path]) -> dict[Path, str]:
+def names_of(files: Collection[Path]) -> dict[Path, str]:
     """Return run folder and file for a run's checkpoints, the file for others; more of the path where they meet."""
     whole = {path: path.resolve() for path in files}
     stems = Counter(path.with_suffix("") for path in whole.values())
@@ -157,18 +176,3 @@ def _names(files: Collection[Path]) -> dict[Path, str]:
             return names
         for path in clashing:
             depth[path] += 1
-
-
-def _report_folder(config: EvaluateConfig, checkpoints: tuple[FoundCheckpoint, ...]) -> Path:
-    """Return `out_dir`; else the folder given; else the deepest one above all results."""
-    if config.out_dir is not None:
-        return config.out_dir.expanduser()
-    given = [path.expanduser() for path in config.checkpoints]
-    if len(given) == 1 and given[0].is_dir():
-        return given[0]
-    above = {checkpoint.results.parent.resolve() for checkpoint in checkpoints}
-    if not above:
-        return Path()
-    common = Path(os.path.commonpath(above))
-    # Results on two disks have no home of their own in common.
-    return common if len(above) == 1 or len(common.parts) > 1 else Path()

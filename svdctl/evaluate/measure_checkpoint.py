@@ -13,11 +13,12 @@ from svdctl.evaluate.auto_batch_size import batch_size_for
 from svdctl.evaluate.calibration import warning_of
 from svdctl.evaluate.evaluated_model import EvaluatedModel
 from svdctl.evaluate.evaluation_data import EvaluationData, leaks
-from svdctl.evaluate.find_checkpoints import FoundCheckpoint, unique_name
+from svdctl.evaluate.find_checkpoints import FileStamp, FoundCheckpoint, unique_name
 from svdctl.evaluate.inference import Classifier
 from svdctl.evaluate.metric import MeasurementContext, Metric, Order, OutputContext, Unfinished
 from svdctl.evaluate.results import OTHER_DATA, Record, ResultStore, fingerprint, held
 from svdctl.registry import METRICS
+from svdctl.utils.escapes import one_line
 from svdctl.utils.network_probe import Probe, probe_images
 from svdctl.utils.progress import Reporter
 
@@ -55,7 +56,13 @@ class Evaluation:
     found: FoundCheckpoint
     model: EvaluatedModel
     data: str
+    """As a user names it."""
+    data_key: str = ""
+    """Fingerprint of its test part, where something was measured on it."""
+    stamp: FileStamp | None = None
+    """Of the file when it was read."""
     records: dict[str, Record] = field(default_factory=dict)
+    """What was asked for, by metric."""
     order: Order | None = None
     """Figures of several metrics on the same images, where they can be compared."""
     left_out: dict[str, str] = field(default_factory=dict)
@@ -97,7 +104,8 @@ def evaluate(
     with held(found.results, part):
         classifier = Classifier(evaluated.model, config, reporter.notice)
         probe = _check_outputs(found, classifier, dataset, reporter)
-        about = {"path": str(found.path), "name": found.name, "network": evaluated.network}
+        path = one_line(found.path.absolute())
+        about = {"path": path, "name": one_line(found.name), "network": evaluated.network}
         store = ResultStore(found.results, evaluated.weights, about, probe)
         # Only now: until here the checkpoint can be refused.
         reporter.say(f"{found.name}  ->  {found.results}")
@@ -121,11 +129,18 @@ def evaluate(
                 reporter.finish(FinishedMetric(kind, text, records[kind].marks if kind in records else ""))
         with suppress(OSError):  # it is not there, or holds unfinished work
             store.unfinished.rmdir()
+        # A picture that shows figures of two metrics does not lose those that are not asked for now.
+        others = {}
+        if records:
+            evaluation.data_key = dataset.identity["fingerprint"]
+            unasked = (kind for kind in METRICS.kinds() if kind not in config.metrics)
+            found_before = ((kind, store.find_other(kind, dataset.identity)) for kind in unasked)
+            others = {kind: record for kind, record in found_before if record is not None}
         output = OutputContext(
-            store.folder, records, store.rows, found.name, unique_name(found.name, store.weights), config
+            store.folder, {**others, **records}, store.rows, found.name, unique_name(found.name, store.weights), config
         )
         with caught("order"):
-            orders = [METRICS.get(kind).compare(context, output) for kind in records]
+            orders = [METRICS.get(kind).compare(context, output) for kind in output.records]
             evaluation.order = next((order for order in orders if order is not None), None)
         if records:
             with caught("pictures"):

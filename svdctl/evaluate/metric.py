@@ -165,6 +165,8 @@ class Metric(ABC):
     """Model of its results."""
     columns: tuple[TableColumn, ...] = ()
     """Columns of the metric in tables of `reproduce`; a name is used by one metric only."""
+    evidence: str = "measured"
+    """What its figures rest on, in a few words: measured, proved, or bounded from one side by what was tried."""
     owned_files: tuple[str, ...] = ()
     """Names of files beside `results.json` that the metric writes; pictures are shown in `report.md`."""
     same_but_for: tuple[str, ...] = ()
@@ -233,6 +235,10 @@ class Metric(ABC):
         """Return how it was measured, in a sentence or two."""
         own = [f"{key} {value}" for key, value in record.protocol.items() if key not in ("weights", "data")]
         return ", ".join(own)
+
+    def conditions(self, record: "Record") -> str:
+        """Return what figures that stand in one column of a table share; where it differs, a footnote says so."""
+        return self.protocol_text(record)
 
     def remarks(self, record: "Record") -> Iterator[str]:
         """Yield what a reader of the figures must know besides, in tables too."""

@@ -13,19 +13,20 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from pydantic import Field, NonNegativeFloat, field_validator, model_validator
 
-from svdctl.errors import EvaluationError
+from svdctl.errors import EvaluationError, MalformedFileError
 from svdctl.registry import METRICS
 from svdctl.utils.atomic_write import remove_unfinished, write_atomically
 from svdctl.utils.content_hash import content_digest, json_digest
-from svdctl.utils.files import open_regular, read_bytes, read_text
+from svdctl.utils.files import open_regular, read_bytes, read_json, read_text
 from svdctl.utils.lock import held_folder
-from svdctl.utils.measurement_cache import Measurement, MeasurementCache, fault_of, foreign
+from svdctl.utils.measurement_cache import Kept, Measurement, MeasurementCache, fault_of, foreign
 from svdctl.utils.network_probe import Probe
 from svdctl.utils.run_dir import environment
 from svdctl.utils.table import csv_text
@@ -37,6 +38,7 @@ OTHER_DATA = (
     "the data are not those of the training, or not those of all of it: test images may be among those that it was "
     "trained on"
 )
+NO_CHECKSUM = "no checksum"
 DETAILS = "details"
 
 
@@ -54,7 +56,8 @@ class Record(Measurement):
     details_sha256: str | None = None
     """SHA-256 of that file."""
     kept: str = Field(default="", exclude=True)
-    """How this call came by it: empty, measured now; else `kept`, or `kept, no checksum`."""
+    """How this call came by it: empty, measured now; else `kept`, asked for and found; or `earlier`, not asked for.
+    Either may be followed by `, no checksum`."""
     other_data: bool = Field(default=False, exclude=True)
     """Whether the test images may be among those that the network was trained on."""
 
@@ -113,7 +116,7 @@ class ResultStore:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "results.json"
         self._cache = MeasurementCache(
-            self.path, Record, {"weights": weights}, remarks=about, old=self._old_contents, probe=probe
+            self.path, Record, {"weights": weights}, remarks=about, old=partial(_old_contents, self.path), probe=probe
         )
         self.notices: list[str] = [] if self._cache.belongs_elsewhere else list(self._cache.notices)
         if self._cache.damaged:
@@ -156,28 +159,20 @@ class ResultStore:
             if kept is None or kept.has_checksum != has_checksum:
                 continue
             record = kept.record
-            if reason := self._fault_of_details(record):
+            if reason := fault_of_details(self.folder, record):
                 self.notices.append(f"{metric}: {reason}: measured again")
                 continue
-            return record.model_copy(update={"kept": "kept" if has_checksum else "kept, no checksum"})
+            return _marked(kept, "kept")
         return None
 
-    def _fault_of_details(self, record: Record) -> str | None:
-        """Return why the figures of single images do not count; None if they do, or if there are none."""
-        if record.details is None:
-            return None
-        path = self._details(record)
-        if path.is_symlink() or path.parent.is_symlink():
-            return f"{path} is reached through a link"
-        if not path.is_file():
-            return f"{path} is missing"
-        if record.details_sha256 not in (None, content_digest(read_bytes(path))):
-            return f"{path} fails its checksum"
-        try:
-            contradicts = METRICS.get(record.metric).fault_of_rows(record.results, read_rows(path))
-        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-            return f"{path} is damaged ({type(error).__name__})"
-        return f"{path} contradicts the figures" if contradicts else None
+    def find_other(self, metric: str, data: Mapping[str, Any]) -> Record | None:
+        """Return the latest sound record of a metric on some data under any protocol; None if there is none."""
+        for kept in reversed(self._cache.kept.values()):
+            record = kept.record
+            same = record.metric == metric and record.protocol.get("data") == data
+            if same and kept.has_checksum and fault_of_details(self.folder, record) is None:
+                return _marked(kept, "earlier")
+        return None
 
     def put(
         self,
@@ -218,26 +213,96 @@ class ResultStore:
 
     def rows(self, record: Record) -> list[dict[str, str]]:
         """Return the per-image results of a record."""
-        return read_rows(self._details(record))
-
-    def _details(self, record: Record) -> Path:
-        assert record.details is not None
-        return self.folder / record.details
-
-    def _old_contents(self, contents: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Return what a file of the version without checksums belongs to, and its records in today's form."""
-        if contents["format"] != OLD_FORMAT or contents["version"] != OLD_VERSION:
-            raise foreign(self.path)
-        records = [{**record} for record in contents["records"]]
-        for record in records:
-            if (metric := METRICS.find(str(record["metric"]))) is not None:
-                record["results"] = metric.migrate(record["results"])
-        return {"weights": contents["checkpoint"]["weights"]}, records
+        return rows_of(self.folder, record)
 
     @property
     def unfinished(self) -> Path:
         """Return the folder for the state of what is being measured."""
         return self.folder / "unfinished"
+
+
+def rows_of(folder: Path, record: Record) -> list[dict[str, str]]:
+    """Return the per-image results of a record of a folder of results."""
+    assert record.details is not None
+    return read_rows(folder / record.details)
+
+
+def fault_of_details(folder: Path, record: Record) -> str | None:
+    """Return why the figures of single images do not count; None if they do, or if there are none."""
+    if record.details is None:
+        return None
+    path = folder / record.details
+    if path.is_symlink() or path.parent.is_symlink():
+        return f"{path} is reached through a link"
+    if not path.is_file():
+        return f"{path} is missing"
+    if record.details_sha256 not in (None, content_digest(read_bytes(path))):
+        return f"{path} fails its checksum"
+    try:
+        contradicts = METRICS.get(record.metric).fault_of_rows(record.results, read_rows(path))
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        return f"{path} is damaged ({type(error).__name__})"
+    return f"{path} contradicts the figures" if contradicts else None
+
+
+def _marked(kept: Kept[Record], mark: str) -> Record:
+    """Return a record of an earlier call with its mark."""
+    return kept.record.model_copy(update={"kept": mark if kept.has_checksum else f"{mark}, {NO_CHECKSUM}"})
+
+
+def _old_contents(path: Path, contents: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return what a file of the version without checksums belongs to, and its records in today's form."""
+    if contents["format"] != OLD_FORMAT or contents["version"] != OLD_VERSION:
+        raise foreign(path)
+    records = [{**record} for record in contents["records"]]
+    for record in records:
+        if (metric := METRICS.find(str(record["metric"]))) is not None:
+            record["results"] = metric.migrate(record["results"])
+    return {"weights": contents["checkpoint"]["weights"]}, records
+
+
+@dataclass(frozen=True)
+class StoredResults:
+    """What a folder of results holds, read without a change to it."""
+
+    weights: str
+    """Hash of the weights that they belong to; empty: the file does not say."""
+    path: str
+    """The checkpoint's path as the call that began the file was given it; empty: not known."""
+    records: tuple[Record, ...] = ()
+    """In the order in which they were measured, each with its mark."""
+    damage: tuple[str, ...] = ()
+    """A sentence for everything in the file that does not count."""
+
+
+def read_results(folder: Path) -> StoredResults:
+    """Return the sound results in `results.json` of a folder, whatever network they are of.
+
+    Raises:
+        FileError: there is no such file, or it cannot be read.
+    """
+    path = folder / "results.json"
+    try:
+        contents = read_json(path, errors="replace")
+    except MalformedFileError as error:
+        return StoredResults("", "", damage=(f"{path} is damaged ({error.reason})",))
+    remarks, weights = _head(contents, "remarks"), _head(contents, "about").get("weights")
+    if weights is None:  # of the version without checksums
+        remarks = _head(contents, "checkpoint")
+        weights = remarks.get("weights")
+    weights, place = (value if isinstance(value, str) else "" for value in (weights, remarks.get("path")))
+    try:
+        cache = MeasurementCache(path, Record, {"weights": weights}, old=partial(_old_contents, path))
+    except EvaluationError as error:
+        return StoredResults(weights, place, damage=(str(error),))
+    damage = tuple(notice.removesuffix(": measured again") for notice in cache.notices)
+    return StoredResults(weights, place, tuple(_marked(kept, "earlier") for kept in cache.kept.values()), damage)
+
+
+def _head(contents: Any, name: str) -> Mapping[str, Any]:
+    """Return a part of a file that may hold anything."""
+    part = contents.get(name) if isinstance(contents, Mapping) else None
+    return part if isinstance(part, Mapping) else {}
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:

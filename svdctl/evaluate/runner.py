@@ -13,11 +13,13 @@ from svdctl.data.data_source import DEFAULT_PLACE, describe, load, place_of, sam
 from svdctl.errors import CheckpointError, SvdctlError, UsageError, first_line
 from svdctl.evaluate.evaluated_model import open_evaluated_model
 from svdctl.evaluate.evaluation_data import EvaluationData, data_of, leaks
-from svdctl.evaluate.find_checkpoints import FoundCheckpoint, discover, placed
+from svdctl.evaluate.find_checkpoints import FoundCheckpoint, discover, file_stamp, placed
 from svdctl.evaluate.inference import Classifier, choose_device
 from svdctl.evaluate.measure_checkpoint import Evaluation, Failure, evaluate
-from svdctl.evaluate.report import write_report
+from svdctl.evaluate.report import report_of
+from svdctl.evaluate.report_files import write_report
 from svdctl.registry import METRICS
+from svdctl.utils.lock import held
 from svdctl.utils.progress import Reporter
 
 
@@ -73,8 +75,11 @@ def run(config: EvaluateConfig, *, reporter: Reporter) -> EvaluationResult:
     measured = [evaluation for evaluation in evaluations if evaluation.records]
     if measured and config.shard is None:
         try:
-            report = write_report(discovery.report, measured, failures)
-        except OSError as error:
+            discovery.report.mkdir(parents=True, exist_ok=True)
+            # Two processes that evaluate other checkpoints for one report: none loses what the other has measured.
+            with held(discovery.report / ".lock-report", wait=True):
+                report = write_report(report_of(discovery, measured, failures, config))
+        except (OSError, SvdctlError) as error:
             fail("report.md", error)
     return EvaluationResult(tuple(evaluations), tuple(failures), report)
 
@@ -82,6 +87,7 @@ def run(config: EvaluateConfig, *, reporter: Reporter) -> EvaluationResult:
 def _one(
     found: FoundCheckpoint, config: EvaluateConfig, loaded: dict[str, EvaluationData], reporter: Reporter
 ) -> Evaluation:
+    stamp = file_stamp(found.path)
     evaluated = open_evaluated_model(found.path, config)
     found = placed(found, config, evaluated.weights)
     for notice in evaluated.notices:
@@ -101,7 +107,9 @@ def _one(
     if evaluated.image_shape is None:
         dataset = _fitting(dataset, evaluated.model, config)
     evaluated.check(dataset.test, describe(dataset.data))
-    return evaluate(found, evaluated, dataset, config, reporter)
+    evaluation = evaluate(found, evaluated, dataset, config, reporter)
+    evaluation.stamp = stamp
+    return evaluation
 
 
 def _may_download(config: EvaluateConfig, data: Data) -> bool:

@@ -160,7 +160,8 @@ def evaluation_config(job: Job, checkpoint: Path) -> EvaluateConfig:
         },
     }
     table = {
-        "checkpoints": (checkpoint,),
+        "checkpoints": (checkpoint.parent,),  # the report belongs into the run folder
+        "which": checkpoint.stem,
         "metrics": tuple(kind for kind in METRICS.kinds() if kind in job.metrics),
         "dataset_root": getattr(job.config.data, source.place) if source.place else None,
         "settings": settings,

@@ -1,5 +1,6 @@
 """Trained once for all tests of the evaluation."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,11 @@ def run(shared: Path, tmp_path: Path) -> Path:
     for name in ("last.pt", "config.toml"):
         (target / name).write_bytes((shared / "run" / name).read_bytes())
     return target
+
+
+@pytest.fixture(autouse=True)
+def current_folder(tmp_path: Path) -> Iterator[None]:
+    """Run each test in its own folder: the report of a checkpoint that is given as a file goes to the current one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        yield

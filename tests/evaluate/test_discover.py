@@ -74,11 +74,19 @@ def test_results_lie_beside_the_checkpoint_or_in_one_folder(tree: Path, tmp_path
     assert apart["net"] == tmp_path / "out/net"
 
 
-def test_the_report_goes_to_the_folder_above_all_results(tree: Path, tmp_path: Path) -> None:
-    assert find(tree).report == tree
-    assert find(tree / "a/last.pt", tree / "b/last.pt").report == tree
-    assert find(tree / "a/last.pt").report == tree / "a"
-    assert find(tree, out_dir=tmp_path / "out").report == tmp_path / "out"
+def test_the_report_goes_to_out_dir_else_to_the_one_folder_given_else_to_the_current_one(
+    tree: Path, tmp_path: Path
+) -> None:
+    def place(*paths: Path, **flags: object) -> tuple[Path, bool]:
+        found = find(*paths, **flags)
+        return found.report, found.all_below
+
+    assert place(tree) == (tree, True)
+    assert place(tree / "a") == (tree / "a", True)
+    assert place(tree / "a", tree / "b") == (Path(), False)
+    assert place(tree / "a/last.pt") == (Path(), False)
+    assert place(tree / "a/last.pt", out_dir=tmp_path / "out") == (tmp_path / "out", True)
+    assert place(tree, out_dir=tmp_path / "out") == (tmp_path / "out", True)
 
 
 def test_empty_and_missing_folders_are_sentences(tmp_path: Path) -> None:

@@ -83,6 +83,7 @@ class AutoAttacks(Metric):
     config = AttackSettings
     precision = "32"
     figures = AttackFigures
+    evidence = "an upper bound: a stronger attack may break more images"
     columns = (percent("autoattack", "AutoAttack"),)
     owned_files = ("attacks.csv",)
     # A figure that was joined from shards is that of the same attack.

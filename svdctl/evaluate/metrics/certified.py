@@ -76,6 +76,7 @@ class CertifiedAccuracy(Metric):
     config = CertificateConfig
     precision = "64"
     figures = CertificateFigures
+    evidence = "proved: at least so many images keep their label whatever the change"
     columns = tuple(percent(f"certified-{radius:g}", f"certified {radius:g}/255") for radius in RADII)
     owned_files = ("certified.csv", "certified.png")
 

@@ -128,17 +128,22 @@ class CorruptionAccuracy(Metric):
 
     def protocol_text(self, record: "Record") -> str:
         results, protocol = record.results, record.protocol
+        return (
+            f"{self.conditions(record)}; {len(results['accuracy'])} corruptions, severities "
+            f"{', '.join(map(str, protocol['severities']))}; means over corruptions and severities: "
+            f"{', '.join(results['figures']) or 'none'}"
+        )
+
+    def conditions(self, record: "Record") -> str:
+        """Return where the images come from, and how many; the figure's name says over what it is the mean."""
+        results, protocol = record.results, record.protocol
         how = (
             "published files"
             if results["source"] == "published"
             else f"svdctl's own corruptions with {protocol.get('constants', 'CIFAR-C')}'s constants, seed "
             f"{protocol['seed']}"
         )
-        return (
-            f"{how}; {results['count']:,} test images, {len(results['accuracy'])} corruptions, severities "
-            f"{', '.join(map(str, protocol['severities']))}; means over corruptions and severities: "
-            f"{', '.join(results['figures']) or 'none'}"
-        )
+        return f"{how}; {results['count']:,} test images"
 
     def notes(self, record: "Record") -> Sequence[str]:
         notes: list[str] = record.results["notes"]

@@ -1,0 +1,155 @@
+"""A report holds everything known at its folder, and never less than the one before."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from svdctl.evaluate import known_checkpoints
+from svdctl.evaluate.known_checkpoints import INDEX
+from svdctl.evaluate.runner import EvaluationResult
+from svdctl.evaluate.runner import run as evaluate
+from tests.evaluate.small import Recorder, make
+
+FACTORY = "tests.evaluate.small:build"
+
+
+@pytest.fixture
+def folder(shared: Path, tmp_path: Path) -> Path:
+    """A folder with two linear networks."""
+    place = tmp_path / "nets"
+    place.mkdir()
+    shutil.copy(shared / "linear.pth", place / "a.pth")
+    weights = torch.load(place / "a.pth", weights_only=True)
+    torch.save({name: value * 0.5 for name, value in weights.items()}, place / "b.pth")
+    return place
+
+
+def measure(shared: Path, *places: Path, data: str = "data", **flags: Any) -> EvaluationResult:
+    result = evaluate(
+        make(*places, **{"model": FACTORY, "dataset": f"npz:{shared / f'{data}.npz'}", **flags}), reporter=Recorder()
+    )
+    assert not result.failures
+    return result
+
+
+def lines_of(result: EvaluationResult) -> list[str]:
+    assert result.report is not None
+    return result.report.read_text(encoding="utf-8").splitlines()
+
+
+def row(lines: list[str], name: str) -> str:
+    (line,) = (line for line in lines if line.startswith(f"| {name}"))
+    return line
+
+
+def test_fewer_metrics_and_fewer_checkpoints_leave_the_report_as_large(shared: Path, folder: Path) -> None:
+    first = lines_of(measure(shared, folder, metrics=["accuracy", "certified"], radii=["36"]))
+    header = next(line for line in first if line.startswith("| checkpoint"))
+    assert header == "| checkpoint | accuracy | cert. 36 |"
+    # Results in another place than beside the checkpoint are those of the same weights.
+    again = lines_of(measure(shared, folder / "a.pth", metrics=["accuracy"], out_dir=folder))
+    assert row(again, "a ").split(" | ")[1:] == [row(first, "a ").split(" | ")[1], *row(again, "a ").split(" | ")[2:]]
+    assert row(again, "a ").count("(earlier)") == 1
+    again = lines_of(measure(shared, folder, metrics=["accuracy"]))
+    assert header in again
+    for name in ("a ", "b "):
+        assert row(again, name).count("(kept)") == row(again, name).count("(earlier)") == 1
+    assert any(line.startswith("earlier: of an earlier call") for line in again)
+    for line in first:
+        if line.startswith(("- **", "| Certificates")):
+            assert any(line.split("%")[0].rstrip("0123456789.") in other for other in again)
+
+
+def test_files_given_one_by_one_stand_in_one_report_of_the_current_folder(shared: Path, folder: Path) -> None:
+    measure(shared, folder / "a.pth", metrics=["accuracy"])
+    result = measure(shared, folder / "b.pth", metrics=["accuracy"])
+    assert result.report == Path("report.md")
+    lines = lines_of(result)
+    assert "(earlier)" in row(lines, "a ")
+    assert "(" not in row(lines, "b ")
+    with patch.object(known_checkpoints, "open_evaluated_model", side_effect=AssertionError("opened")):
+        lines = lines_of(measure(shared, folder / "b.pth", metrics=["accuracy"]))
+    assert "## What is not as it was measured" not in lines
+
+
+def test_checkpoints_that_were_removed_or_changed_are_named_with_their_last_figures(shared: Path, folder: Path) -> None:
+    figure = row(lines_of(measure(shared, folder, metrics=["accuracy"])), "a ").split("|")[2].strip()
+    (folder / "a.pth").unlink()
+    lines = lines_of(measure(shared, folder, metrics=["accuracy"]))
+    assert row(lines, "a (removed)").split("|")[2].strip() == f"{figure} (earlier)"
+    assert "(kept)" in row(lines, "b ")
+    assert any(line.startswith("- a: removed (") and "a.pth is not there any more" in line for line in lines)
+
+    shutil.copy(folder / "b.pth", folder / "a.pth")
+    lines = lines_of(measure(shared, folder / "b.pth", metrics=["accuracy"], out_dir=folder))
+    assert "| a (weights changed since) |" in " ".join(lines)
+    # A file that was written anew with the same weights is as it was measured.
+    os.utime(folder / "b.pth", (1, 1))
+    lines = lines_of(measure(shared, folder / "a.pth", metrics=["accuracy"], out_dir=folder))
+    assert not any(line.startswith("- b") and "changed" in line for line in lines)
+
+
+def test_a_damaged_figure_is_named(shared: Path, folder: Path) -> None:
+    measure(shared, folder, metrics=["accuracy", "certified"], radii=["36"])
+    path = folder / "eval-b/results.json"
+    contents = json.loads(path.read_text())
+    contents["records"][1]["results"]["lipschitz"] *= 2
+    path.write_text(json.dumps(contents))
+    (folder / "b.pth").unlink()
+    lines = lines_of(measure(shared, folder, metrics=["accuracy"]))
+    assert row(lines, "b (removed)").endswith("| - |")
+    assert any("record 2 of" in line and "fails its checksum; that figure is not shown" in line for line in lines)
+
+
+def test_without_its_index_a_report_finds_the_results_below_its_folder(shared: Path, folder: Path) -> None:
+    measure(shared, folder, metrics=["accuracy"])
+    for spoil in (lambda path: path.unlink(), lambda path: path.write_text("{")):
+        (folder / "b.pth").unlink(missing_ok=True)
+        spoil(folder / INDEX)
+        lines = lines_of(measure(shared, folder, metrics=["accuracy"]))
+        assert "(earlier)" in row(lines, "b (removed)")
+    assert any(INDEX in line and "damaged" in line for line in lines)
+
+
+def test_results_that_are_gone_are_told_once(shared: Path, folder: Path) -> None:
+    measure(shared, folder, metrics=["accuracy"])
+    shutil.rmtree(folder / "eval-b")
+    (folder / "b.pth").unlink()
+    for told in (True, False):
+        lines = lines_of(measure(shared, folder, metrics=["accuracy"]))
+        assert any("eval-b cannot be read" in line for line in lines) is told
+
+
+def test_figures_of_other_conditions_have_a_footnote_and_other_data_a_table(shared: Path, folder: Path) -> None:
+    attack = {"metrics": ["autoattacks"], "attacks": ["apgd-ce"]}
+    measure(shared, folder / "a.pth", examples="6", **attack)
+    measure(shared, folder / "a.pth", examples="4", **attack)
+    lines = lines_of(measure(shared, folder / "b.pth", examples="4", **attack))
+    assert "[1]" not in row(lines, "a ")
+    # Of a the figure on 4 images stands in the column, the one on 6 in its own part.
+    assert sum(line.startswith("- **Attacks**") for line in lines) == 3
+    lines = lines_of(measure(shared, folder / "b.pth", examples="6", **attack))
+    assert "\\[1\\]" in row(lines, "a ") + row(lines, "b ") or "[1]" in row(lines, "a ") + row(lines, "b ")
+    assert any("Measured otherwise" in line for line in lines)
+
+    shutil.copy(shared / "data.npz", folder / "less.npz")
+    other = make(folder / "b.pth", model=FACTORY, dataset=f"npz:{_less(folder / 'less.npz')}", metrics=["accuracy"])
+    result = evaluate(other, reporter=Recorder())
+    lines = lines_of(result)
+    assert sum(line.startswith("## On npz:") for line in lines) == 2
+    assert sum(line.startswith("| b ") for line in lines) == 2
+
+
+def _less(path: Path) -> Path:
+    """The same data with fewer test images."""
+    import numpy as np
+
+    arrays = dict(np.load(path))
+    np.savez(path, **{**arrays, "x_test": arrays["x_test"][:20], "y_test": arrays["y_test"][:20]})
+    return path
