@@ -60,10 +60,10 @@ def test_fewer_metrics_and_fewer_checkpoints_leave_the_report_as_large(shared: P
     assert header in again
     for name in ("a ", "b "):
         assert row(again, name).count("(kept)") == row(again, name).count("(earlier)") == 1
-    assert any(line.startswith("earlier: of an earlier call") for line in again)
-    for line in first:
-        if line.startswith(("- **", "| Certificates")):
-            assert any(line.split("%")[0].rstrip("0123456789.") in other for other in again)
+    assert "earlier: of an earlier call" in "\n".join(again)
+    protocols = [line for line in first if line.startswith(("| Accuracy", "| Certificates"))]
+    assert len(protocols) == 2
+    assert {*protocols} < {*again}
 
 
 def test_files_given_one_by_one_stand_in_one_report_of_the_current_folder(shared: Path, folder: Path) -> None:
@@ -135,8 +135,8 @@ def test_figures_of_other_conditions_have_a_footnote_and_other_data_a_table(shar
     # Of a the figure on 4 images stands in the column, the one on 6 in its own part.
     assert sum(line.startswith("- **Attacks**") for line in lines) == 3
     lines = lines_of(measure(shared, folder / "b.pth", examples="6", **attack))
-    assert "\\[1\\]" in row(lines, "a ") + row(lines, "b ") or "[1]" in row(lines, "a ") + row(lines, "b ")
-    assert any("Measured otherwise" in line for line in lines)
+    assert (row(lines, "a ") + row(lines, "b ")).count("[1]") == 1
+    assert any("[1] Measured otherwise: " in line for line in lines)
 
     shutil.copy(shared / "data.npz", folder / "less.npz")
     other = make(folder / "b.pth", model=FACTORY, dataset=f"npz:{_less(folder / 'less.npz')}", metrics=["accuracy"])
