@@ -10,6 +10,7 @@ from typing import Any
 
 from command_reference import command_page
 from configuration_reference import configuration_page
+from file_reference import PARTS
 from mkdocs.structure.files import File, Files
 from python_reference import python_page
 
@@ -95,6 +96,9 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     """Turn the links of a page that lies in `docs`; MkDocs calls it."""
     if page.file.src_uri in generated_paths():
         return markdown
+    markdown = re.sub(
+        r"<!-- made: (\w+) -->\n.*?<!-- end -->\n", lambda part: PARTS[part[1]]() + "\n", markdown, flags=re.S
+    )
     return with_links_of_the_site(markdown, f"docs/{page.file.src_uri}", page.file.src_uri)
 
 
