@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from svdctl.utils.escapes import one_line
-from svdctl.utils.printable import print_line
+from svdctl.utils.printable import hanging, print_line
+from svdctl.utils.table import width_of
 
 
 def say_opening(
@@ -25,8 +26,11 @@ def say_opening(
         stream: stdout for what is the command's result, else stderr.
     """
     if is_first_process():
+        shown_on = getattr(sys, stream)
+        width = width_of(shown_on)
         for line in (f"svdctl {command}: {work}", *lines):
-            print_line(one_line(line), getattr(sys, stream))
+            for part in hanging(one_line(line), width):
+                print_line(part, shown_on)
 
 
 def is_first_process() -> bool:

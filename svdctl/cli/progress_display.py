@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, Literal, TextIO
@@ -43,9 +43,11 @@ class ProgressDisplay(Reporter):
 
             self.console = Console(stderr=stream == "stderr", highlight=False)
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, style: str = "") -> None:
+        """Show a line; `style`: of rich, for a terminal of colours."""
         if self.live:
-            self.console.print(encodable(one_line(text), self.console.file), markup=False, soft_wrap=True)
+            shown = encodable(one_line(text), self.console.file)
+            self.console.print(shown, style=style or None, markup=False, soft_wrap=True)
         else:
             print_line(one_line(text), getattr(sys, self._stream))
 
@@ -60,13 +62,14 @@ class ProgressDisplay(Reporter):
         self.close()
         self._work, self._last, self._pace = work, time.monotonic(), _Pace()
         if self.live:
-            label = f"  {work}" if "{work" in self._form else ""
+            label = str(work) if "{work" in self._form else ""
             self._bar = _new_bar(self.console, transient=self._stream == "stderr")
             self._task = self._bar.add_task(label, total=None, shown="")
 
     def advance(self, done: int, total: int, now: str | Mapping[str, float]) -> None:
         if not isinstance(now, str):
-            text = describe(now)
+            room = self.console.width - _BAR - len(amount(done, total)) - 6 if self.live else None
+            text = describe(now, room)
         elif left := self._pace.left(done, total):
             text = f"{now}, {left} left" if now else f"{left} left"
         else:
@@ -82,7 +85,12 @@ class ProgressDisplay(Reporter):
     def part(self, work: str) -> Iterator[Advance]:
         pace, label, last = _Pace(), one_line(work), time.monotonic()
         bar = self._part_bar() if self.live else None
-        task = None if bar is None else bar.add_task(f"  {label}", total=None, shown="")
+        # One line at a time: side by side in columns, labels and texts of several would be cut.
+        outer = [] if bar is None else [other for other in bar.tasks if other.visible]
+        if bar is not None:
+            for other in outer:
+                bar.update(other.id, visible=False)
+            task = bar.add_task(label, total=None, shown="")
 
         def advance(done: int, total: int, now: str) -> None:
             nonlocal last
@@ -99,6 +107,8 @@ class ProgressDisplay(Reporter):
         finally:
             if bar is not None:
                 bar.remove_task(task)
+                for other in outer:
+                    bar.update(other.id, visible=True)
                 if bar is self._bar and not bar.tasks:  # it was made for this part
                     self.close()
 
@@ -114,13 +124,18 @@ class ProgressDisplay(Reporter):
             self._bar = None
 
 
+_BAR = 16
+"""Columns of a terminal that a bar takes."""
+
+
 def _new_bar(console: Any, *, transient: bool) -> Any:
     """Return started bars of rich, to which tasks are added; their field `shown` is the text behind the bar."""
-    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
     columns = (
+        SpinnerColumn("line", finished_text=" "),
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=16),
+        BarColumn(bar_width=_BAR),
         TextColumn("{task.fields[shown]}", markup=False),
     )
     progress = Progress(*columns, console=console, transient=transient)
@@ -148,10 +163,32 @@ def amount(done: int, total: int) -> str:
     return f"{done:,}/{total:,}" if total < 10**7 else f"{done / 1e6:,.0f}/{total / 1e6:,.0f} MB"
 
 
-def describe(metrics: Mapping[str, float]) -> str:
-    """Return epoch, loss, accuracy, speed and time left in one short line."""
-    penalty = f" penalty {metrics['orthogonal_loss']:.3g}" if metrics.get("orthogonal_loss") else ""
-    return (
-        f"epoch {metrics['epoch']:.0f}/{metrics['epochs']:.0f} loss {metrics['loss']:.4f}{penalty} "
-        f"acc {metrics['acc']:.1%} {metrics['images_per_second']:.0f} images/s {duration(metrics['seconds_left'])} left"
-    )
+def describe(metrics: Mapping[str, float], room: int | None = None) -> str:
+    """Return epoch, loss, accuracy, speed and time left in a short line, the most needed of them in `room` columns."""
+    penalty = f"penalty {metrics['orthogonal_loss']:.3g}" if metrics.get("orthogonal_loss") else ""
+    parts = [
+        (f"epoch {metrics['epoch']:.0f}/{metrics['epochs']:.0f}", 1),
+        (f"loss {metrics['loss']:.4f}", 3),
+        (penalty, 5),
+        (f"acc {metrics['acc']:.1%}", 2),
+        (f"{metrics['images_per_second']:.0f} images/s", 4),
+        (f"{duration(metrics['seconds_left'])} left", 0),
+    ]
+    return fitting(parts, room, " ")
+
+
+def fitting(parts: Sequence[tuple[str, int]], room: int | None, between: str) -> str:
+    """Return texts side by side, without those that there is no room for.
+
+    Args:
+        parts: each with its rank: those of the highest go first, those of 0 stay; empty ones are left out.
+        room: columns; None: all stay.
+        between: what stands between two of them.
+    """
+    kept = [part for part in parts if part[0]]
+    while room is not None and len(between.join(text for text, _ in kept)) > room:
+        least = max(kept, key=lambda part: part[1])
+        if least[1] == 0:
+            break
+        kept.remove(least)
+    return between.join(text for text, _ in kept)

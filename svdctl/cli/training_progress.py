@@ -5,25 +5,44 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, cast
 
-from svdctl.cli.progress_display import ProgressDisplay
+from svdctl.cli.messages import with_flags
+from svdctl.cli.progress_display import ProgressDisplay, fitting
 from svdctl.cli.training_flags import command_of
+from svdctl.config.control_config import NOT_CONTROLLED
 from svdctl.plugins import granted_factory, is_factory
 from svdctl.utils.escapes import one_line
+from svdctl.utils.printable import hanging
+from svdctl.utils.table import Cell, Column, Table, terminal
 
 if TYPE_CHECKING:
+    from svdctl.control.control_report import LayerReport
     from svdctl.train.result import CertifiedEpoch, TrainResult
+
+
+_STANDS_OUT = f"control  {NOT_CONTROLLED}"
 
 
 class TrainingDisplay(ProgressDisplay):
     """What is shown of a training, on stdout.
 
     Args:
-        flags: flags by key, for notices.
+        flags: flags by key, for what the library says.
         live: whether to draw a bar; None: on a terminal.
     """
 
     def __init__(self, flags: Mapping[str, str] = MappingProxyType({}), *, live: bool | None = None) -> None:
         super().__init__("stdout", flags=flags, live=live)
+        self._widths: dict[str, int] = {}
+
+    @property
+    def width(self) -> int | None:
+        """Return the columns of the terminal; None: it is none."""
+        return self.console.width if self.live else None
+
+    def say(self, text: str, style: str = "") -> None:
+        style = style or "bold yellow" * text.startswith(_STANDS_OUT)
+        for line in hanging(one_line(with_flags(text, self._flags)), self.width):
+            super().say(line, style)
 
     def begin(self, work: object) -> None:
         self._form = "step {done}/{total}  {text}" if work == "training" else "{work}  {amount} {text}"
@@ -31,69 +50,122 @@ class TrainingDisplay(ProgressDisplay):
 
     def finish(self, result: object) -> None:
         if isinstance(result, Mapping):
-            self.say(evaluation_line(result))
+            super().say(evaluation_line(result, self.width, self._widths))
         else:
             self.close()
-            for line in result_lines(cast("TrainResult", result)):
-                self.say(line)
+            for line in result_lines(cast("TrainResult", result), self.width):
+                super().say(line)
 
 
-def evaluation_line(metrics: Mapping[str, float]) -> str:
-    """Return one line for an evaluation."""
-    certified = ""
-    if "val_certified_acc" in metrics:
-        certified = f"  at {metrics['epsilon']:g}/255 {metrics['val_certified_acc']:.2%}  L {metrics['lipschitz']:.5g}"
-        if "frame_deviation" in metrics:
-            certified += f"  frames {metrics['frame_deviation']:.1e}"
+def evaluation_line(
+    metrics: Mapping[str, float], width: int | None = None, widths: dict[str, int] | None = None
+) -> str:
+    """Return one line for an evaluation.
+
+    Args:
+        metrics: of the epoch.
+        width: columns of the terminal, for which the parts that are needed least are left out; None: all stay.
+        widths: of each figure in the lines before, so that figures stand below one another; this line's are added.
+    """
+    widths = {} if widths is None else widths
+
+    def figure(name: str, value: str) -> str:
+        widths[name] = max(widths.get(name, 0), len(value))
+        return value.rjust(widths[name])
+
+    def known(name: str, form: str) -> str:
+        value = metrics[name]
+        return figure(name, "-" if math.isnan(value) else format(value, form))
+
     proofs = f", proofs {metrics['proof_time']:.1f} s" if "proof_time" in metrics else ""
-    return (
-        f"epoch {metrics['epoch']:3.0f}/{metrics['epochs']:.0f}  loss {_known(metrics['loss'], '.4f')}  "
-        f"acc {_known(metrics['acc'], '.2%')}  "
-        f"held-out loss {metrics['val_loss']:.4f}  acc {metrics['val_acc']:.2%}{certified}  "
-        f"{_known(metrics['train_time'], '.1f')} s (control {_known(metrics['clipping_time'], '.1f')} s{proofs})"
+    parts = [
+        (f"epoch {metrics['epoch']:3.0f}/{metrics['epochs']:.0f}", 0),
+        (f"loss {known('loss', '.4f')}", 2),
+        (f"acc {known('acc', '.2%')}", 1),
+        (f"held-out loss {known('val_loss', '.4f')}", 5),
+        (f"held-out acc {known('val_acc', '.2%')}", 0),
+    ]
+    if "val_certified_acc" in metrics:
+        parts.append((f"at {metrics['epsilon']:g}/255 {known('val_certified_acc', '.2%')}", 0))
+        parts.append((f"L {known('lipschitz', '.5g')}", 3))
+    if "frame_deviation" in metrics:
+        parts.append((f"frames {metrics['frame_deviation']:.1e}", 4))
+    parts.append((f"{known('train_time', '.1f')} s", 0))
+    parts.append((f"(control {known('clipping_time', '.1f')} s{proofs})", 6))
+    return fitting(parts, width, "  ")
+
+
+_LAYERS = (
+    Column("layer", "layer", "left", elastic=True),
+    Column("largest", "largest"),
+    Column("bound", "bound"),
+    Column("allowed", "allowed"),
+    Column("type", "type", "left", spare=2),
+    Column("shape", "shape", "left", spare=1),
+)
+
+
+def layer_table(rows: Sequence["LayerReport"]) -> Table:
+    """Return the table of largest values, bounds and maxima."""
+    return Table(
+        _LAYERS,
+        [
+            [
+                Cell(one_line(row.name)),
+                Cell(f"{row.largest:.4f}"),
+                Cell(f"{row.bound:.4f}"),
+                Cell("-" if row.allowed is None else f"{row.allowed:.4g}"),
+                Cell(row.kind),
+                Cell(str(row.shape)),
+            ]
+            for row in rows
+        ],
     )
 
 
-def _known(value: float, form: str) -> str:
-    """Return a figure, or a dash where it is not known: not a number."""
-    return "-" if math.isnan(value) else format(value, form)
-
-
-def certified_lines(rows: Sequence["CertifiedEpoch"]) -> list[str]:
+def certified_lines(rows: Sequence["CertifiedEpoch"], width: int | None = None) -> list[str]:
     """Return the table of certificates, and what L is made of."""
-    radii = [f"{radius:g}/255" for radius in rows[0].certified]
-    lines = ["", f"{'network':<8} {'epoch':>5} {'accuracy':>9} " + " ".join(f"{name:>8}" for name in radii)]
-    lines[-1] += f" {'mean radius':>12} {'L':>9}"
-    for row in rows:
-        shares = " ".join(f"{share:8.2%}" for share in row.certified.values())
-        lines.append(
-            f"{row.name:<8} {row.epoch:5} {row.accuracy:9.2%} {shares} {row.mean_radius:12.4f} {row.lipschitz:9.5g}"
-        )
-    lines.append("certified: right, and proved to stay at every l2 distance up to the radius, pixels in [0, 1]")
+    columns = [Column("network", "network", "left"), Column("epoch", "epoch"), Column("accuracy", "accuracy")]
+    columns += [Column(name, name) for name in (f"{radius:g}/255" for radius in rows[0].certified)]
+    columns += [Column("mean radius", "mean radius", spare=1), Column("L", "L")]
+    cells = [
+        [
+            row.name,
+            str(row.epoch),
+            f"{row.accuracy:.2%}",
+            *(f"{share:.2%}" for share in row.certified.values()),
+            f"{row.mean_radius:.4f}",
+            f"{row.lipschitz:.5g}",
+        ]
+        for row in rows
+    ]
+    table = Table(columns, [[Cell(text) for text in line] for line in cells])
+    lines = ["", *terminal(table, width=width, rule=False).splitlines()]
+    lines += hanging(
+        "certified: right, and proved to stay at every l2 distance up to the radius, pixels in [0, 1]", width
+    )
     for row in rows:
         factors = " x ".join(f"{kind} {factor:.7g}" for kind, factor in sorted(row.slack.items(), key=lambda f: -f[1]))
         # Where branches are added the factors of all of them are no product.
         exact = math.isclose(math.prod(row.slack.values()), row.lipschitz, rel_tol=1e-6)
-        lines.append(f"L of {row.name} = {factors}" if exact else f"L of {row.name} has factors {factors}, by branches")
+        made = f"L of {row.name} = {factors}" if exact else f"L of {row.name} has factors {factors}, by branches"
+        lines += hanging(made, width)
     return lines
 
 
-def result_lines(result: "TrainResult") -> list[str]:
-    """Return accuracy, the spectrum of every controlled layer, files, and what to type next."""
-    lines = ["", *result.summary]
+def result_lines(result: "TrainResult", width: int | None = None) -> list[str]:
+    """Return accuracy, the spectrum of every controlled layer, files, and what to type next.
+
+    Args:
+        result: of the run.
+        width: columns of the terminal, for tables and sentences; None: lines are as long as they are.
+    """
+    lines = ["", *(line for text in result.summary for line in hanging(one_line(text), width))]
     if result.certified:
-        lines += certified_lines(result.certified)
+        lines += certified_lines(result.certified, width)
     controlled = [row for row in result.layers if row.allowed is not None]
-    rows = controlled or result.layers
-    if rows:
-        names = [one_line(row.name) for row in rows]
-        width = max(map(len, names))
-        lines += ["", f"{'layer':<{width}}  {'largest':>8}  {'bound':>8}  {'allowed':>8}  shape"]
-        lines += [
-            f"{name:<{width}}  {row.largest:8.4f}  {row.bound:8.4f}  "
-            f"{'-' if row.allowed is None else format(row.allowed, '8.4g'):>8}  {row.kind} {row.shape}"
-            for name, row in zip(names, rows, strict=True)
-        ]
+    if rows := controlled or result.layers:
+        lines += ["", *terminal(layer_table(rows), width=width, rule=False).splitlines()]
         lines.append("largest: a singular value that is reached; bound: proved, at every input size")
     lines += ["", "files", *(f"  {path}" for path in result.files)]
     lines += ["", "next", *(f"  svdctl {command}" for command in _next_commands(result))]

@@ -36,28 +36,35 @@ def spectra(model: nn.Module, sizes: Mapping[str, tuple[int, ...]], advance: Adv
         sizes: input size by name of the layers that are convolutions or linear.
         advance: is told how many modules are done.
     """
-    found = {}
-    modules = list(model.named_modules())
-    for place, (name, module) in enumerate(modules):
-        advance(place, len(modules), "modules")
-        ops = find_ops(module)
-        if ops is None or ops.parts(module):
-            continue
-        generator = ops.generator(module)
-        if generator is not None:
-            conv, _ = generator
-            found[name] = singular_values(conv, (GRID,) * conv.axes if max(conv.taps) > 1 else (1, 1), accuracy="fast")
-        elif name in sizes:
-            try:
-                conv = operator_of(module)
-            except ShapeError:
-                continue
-            small = tuple(
-                max(1, min(GRID, length // stride)) * stride
-                for length, stride in zip(sizes[name], conv.stride, strict=True)
-            )
-            found[name] = singular_values(conv, small, accuracy="fast")
-    return {name: _thinned(values) for name, values in found.items()}
+    named = dict(model.named_modules())
+    # The costliest first, so that the time left is no less than it seems.
+    order = sorted(named, key=lambda name: -sum(weight.numel() for weight in named[name].parameters(recurse=False)))
+    found: dict[str, Tensor | None] = {}
+    for name in order:
+        advance(len(found), len(order), "modules")
+        found[name] = _spectrum_of(named[name], sizes.get(name))
+    return {name: _thinned(values) for name in named if (values := found[name]) is not None}
+
+
+def _spectrum_of(module: nn.Module, size: tuple[int, ...] | None) -> Tensor | None:
+    """Return the singular values of one layer, as `spectra` has them; None of what is left out."""
+    ops = find_ops(module)
+    if ops is None or ops.parts(module):
+        return None
+    generator = ops.generator(module)
+    if generator is not None:
+        conv, _ = generator
+        return singular_values(conv, (GRID,) * conv.axes if max(conv.taps) > 1 else (1, 1), accuracy="fast")
+    if size is None:
+        return None
+    try:
+        conv = operator_of(module)
+    except ShapeError:
+        return None
+    small = tuple(
+        max(1, min(GRID, length // stride)) * stride for length, stride in zip(size, conv.stride, strict=True)
+    )
+    return singular_values(conv, small, accuracy="fast")
 
 
 def _thinned(values: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Text for a terminal: names of files and folders can hold anything, codes that a terminal obeys too."""
 
+import textwrap
 import unicodedata
 from typing import IO
 
@@ -18,6 +19,22 @@ def columns_of(text: str) -> int:
         return len(text)
     return sum(
         0 if unicodedata.combining(sign) else 2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in text
+    )
+
+
+def hanging(text: str, width: int | None, indent: int = 9) -> list[str]:
+    """Return a printable text on as many lines of a terminal as it takes, those after the first indented.
+
+    Args:
+        text: as `control  clip convolutions to 4`, whose label takes `indent` columns; words are never cut.
+        width: columns of the terminal; None: the text is one line.
+        indent: of the lines after the first.
+    """
+    if width is None or columns_of(text) <= width:
+        return [text]
+    spaces = " " * indent
+    return textwrap.wrap(
+        text, max(width, 2 * indent), subsequent_indent=spaces, break_long_words=False, break_on_hyphens=False
     )
 
 

@@ -46,20 +46,31 @@ def drawn(display: ProgressDisplay) -> io.StringIO:
     return screen
 
 
-def test_a_part_is_drawn_below_the_work_and_goes_when_it_ends() -> None:
+def test_a_part_is_drawn_in_place_of_the_work_until_it_ends() -> None:
     display = ProgressDisplay("stdout", "{work} {amount} {text}", live=True)
     screen = drawn(display)
     display.begin("training")
     display.advance(3, 10, "steps")
+    display._bar.refresh()
+    before = screen.getvalue()
     with display.part("evaluating") as advance:
         advance(1, 4, "")
         display._bar.refresh()
-        both = screen.getvalue()
-    assert [task.description for task in display._bar.tasks] == ["  training"]
+        part = screen.getvalue()[len(before) :]
+        with display.part("proving the Lipschitz constant"):
+            display._bar.refresh()
+            inner = screen.getvalue()[len(before + part) :]
+    assert [task.description for task in display._bar.tasks] == ["training"]
+    display._bar.refresh()
+    after = screen.getvalue()[len(before + part + inner) :]
     display.close()
-    assert "3/10 steps" in both
-    assert "evaluating" in both
-    assert "1/4" in both
+    assert "3/10 steps" in before
+    assert "evaluating" in part
+    assert "1/4" in part
+    assert "3/10 steps" not in part
+    assert "proving the Lipschitz constant" in inner
+    assert "evaluating" not in inner
+    assert "3/10 steps" in after
     assert screen.getvalue().count("\x1b[?25l") == screen.getvalue().count("\x1b[?25h") == 1
 
 
@@ -81,6 +92,6 @@ def test_a_work_that_begins_in_a_part_takes_its_place() -> None:
     with display.part("reading images") as advance:
         display.begin("training")
         advance(1, 2, "")
-        assert [task.description for task in display._bar.tasks] == ["  training"]
+        assert [task.description for task in display._bar.tasks] == ["training"]
     assert display._bar is not None
     display.close()

@@ -8,13 +8,16 @@ from unittest.mock import Mock, patch
 import pytest
 from rich.console import Console
 
-from svdctl.cli.training_flags import resolve
+from svdctl.cli.progress_display import describe
+from svdctl.cli.training_flags import TRAIN, resolve
 from svdctl.cli.training_progress import (
     TrainingDisplay,
     evaluation_line,
     result_lines,
 )
+from svdctl.config.control_config import NOT_CONTROLLED
 from svdctl.utils.duration import duration
+from svdctl.utils.printable import hanging
 from tests.utils.test_escapes import NAMES, OBEYED
 
 STEP = {"epoch": 2, "epochs": 12, "loss": 0.25, "acc": 0.9375, "images_per_second": 1234.4, "seconds_left": 65.0}
@@ -183,3 +186,81 @@ def test_an_evaluation_with_certificates_tells_them() -> None:
     assert "acc 91.00%  at 36/255 93.00%  L 2.0001  3.0 s" in evaluation_line({**EPOCH, **proved})
     assert "L 2.0001  frames 3.1e-07" in evaluation_line({**EPOCH, **proved, "frame_deviation": 3.14e-7})
     assert "/255" not in evaluation_line(EPOCH)
+
+
+CERTIFIED = {
+    **EPOCH,
+    "val_certified_acc": 0.93,
+    "epsilon": 36.0,
+    "lipschitz": 2.00012,
+    "frame_deviation": 3.1e-7,
+    "proof_time": 12.5,
+}
+WIDE = {**CERTIFIED, "loss": 123.4567, "val_loss": 1234.5678, "train_time": 12345.6, "clipping_time": 1234.5}
+
+
+@pytest.mark.parametrize("metrics", [EPOCH, CERTIFIED, WIDE], ids=["plain", "certified", "wide"])
+@pytest.mark.parametrize("width", [80, 120, 160])
+def test_an_epoch_is_one_line_that_fits(metrics: dict[str, float], width: int) -> None:
+    whole, line = evaluation_line(metrics), evaluation_line(metrics, width)
+    assert len(line) <= width
+    assert line == whole or len(whole) > width
+    assert "held-out acc 91.00%" in line
+    assert " s" in line
+    if "epsilon" in metrics:
+        assert "at 36/255 93.00%" in line
+
+
+def test_what_is_needed_least_goes_first() -> None:
+    whole = evaluation_line(CERTIFIED)
+    parts = whole.split("  ")
+    for gone in ("(control 0.5 s, proofs 12.5 s)", "held-out loss 0.3000", "frames 3.1e-07", "L 2.0001"):
+        parts.remove(gone)
+        assert evaluation_line(CERTIFIED, len("  ".join(parts))) == "  ".join(parts)
+
+
+def test_figures_of_later_epochs_stand_below_those_of_earlier_ones() -> None:
+    widths: dict[str, int] = {}
+    first = evaluation_line({**CERTIFIED, "epoch": 9, "train_time": 10.25}, 120, widths)
+    later = evaluation_line({**CERTIFIED, "epoch": 10, "acc": 0.09, "train_time": 9.5, "lipschitz": 2.0}, 120, widths)
+    assert len(first) == len(later)
+    for label in ("loss", "acc", "held-out acc", "at 36/255", "L", " s"):
+        assert first.index(label) == later.index(label)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_last_table_fits_and_lacks_no_figure(width: int) -> None:
+    rows = [
+        replace(LAYERS[0], name=f"model.features.layer{number}.0.downsample.conv1", kind="TTConv2d")
+        for number in range(3)
+    ]
+    text = result_lines(result(*rows), width)
+    assert max(map(len, text)) <= width
+    assert sum("2.9000 2.9900 3" in " ".join(line.split()) for line in text) == 3
+
+
+@pytest.mark.parametrize("room", [40, 60, 80, 100])
+def test_what_stands_behind_a_bar_keeps_the_time_left(room: int) -> None:
+    step = {**STEP, "loss": 123.45, "orthogonal_loss": 0.25, "seconds_left": 36000.0}
+    text = describe(step, room)
+    assert len(text) <= room
+    assert text.endswith("10:00:00 left")
+    assert describe(step).startswith("epoch 2/12 loss 123.4500 penalty 0.25 acc 93.8% 1234 images/s")
+
+
+def test_a_run_without_control_stands_out() -> None:
+    reporter, screen = TrainingDisplay(TRAIN.words, live=True), io.StringIO()
+    reporter.console = Console(file=screen, force_terminal=True, width=60, highlight=False)
+    reporter.say(f"control  {NOT_CONTROLLED}")
+    reporter.say("control  divide convolutions to 4")
+    first, second, third = screen.getvalue().splitlines()
+    assert "\x1b[1;33mcontrol  NONE: singular values are not controlled" in first
+    assert "\x1b[1;33m         " in second
+    assert "--clipping clip" in first + second
+    assert third == "control  divide convolutions to 4"
+
+
+def test_long_facts_hang_below_their_label() -> None:
+    assert hanging("data     " + "word " * 20, 40)[1].startswith("         word")
+    assert all(len(line) <= 40 for line in hanging("data     " + "word " * 20, 40))
+    assert hanging("data     " + "word " * 20, None) == ["data     " + "word " * 20]
