@@ -13,6 +13,7 @@ from svdctl.errors import UsageError
 from svdctl.evaluate.figures import Figures
 from svdctl.evaluate.table_evaluation import Evaluate
 from svdctl.registry import METRICS
+from svdctl.utils.table import Basis
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +41,8 @@ class TableColumn:
     decimals: int = 2
     suffix: str = ""
     better: Literal["high", "low"] | None = None
+    basis: Basis = "measured"
+    """What its figures rest on."""
 
     def title(self, evaluate: Evaluate) -> str:
         """Return the header in a table that is evaluated in this way."""
@@ -50,9 +53,9 @@ class TableColumn:
         return f"{value * self.factor:,.{self.decimals}f}{self.suffix}"
 
 
-def percent(name: str, header: str, better: Literal["high", "low"] = "high") -> TableColumn:
+def percent(name: str, header: str, better: Literal["high", "low"] = "high", basis: Basis = "measured") -> TableColumn:
     """Return a column of shares that are shown per cent."""
-    return TableColumn(name, f"{header}, %", 100.0, better=better)
+    return TableColumn(name, f"{header}, %", 100.0, better=better, basis=basis)
 
 
 @dataclass

@@ -2,19 +2,17 @@
 
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 from svdctl.reproduce.table_files import known_columns
 from svdctl.reproduce.table_results import Results
-from svdctl.utils.atomic_write import write_picture
 from svdctl.utils.escapes import one_line
-from svdctl.utils.figure_style import FAINT, SERIES, STYLE, gridded
+from svdctl.utils.figure_style import FAINT, SERIES, STYLE, gridded, shortened
 from svdctl.utils.matplotlib_defaults import Axes, Figure, with_defaults
 
 
 @with_defaults({**STYLE, "text.parse_math": False})
-def plot_bars(results: Results, path: Path) -> None:
-    """Plot means with their spread, the paper's numbers as diamonds; empty cells stay empty."""
+def draw_bars(results: Results) -> Figure:
+    """Return a picture of means with their spread, the paper's numbers as diamonds; empty cells stay empty."""
     columns, rows = results.plan.columns, results.rows
     across = min(3, len(columns))
     down = -(-len(columns) // across)
@@ -22,7 +20,10 @@ def plot_bars(results: Results, path: Path) -> None:
     panels = figure.subplots(down, across, squeeze=False, sharey=True).flatten()
     groups = list(dict.fromkeys(row.row.group for row in rows))
     colors = [SERIES[groups.index(row.row.group) % len(SERIES)] for row in rows]
-    labels = [one_line(row.shown) + (f" [{', '.join(map(str, row.notes))}]" if row.notes else "") for row in rows]
+    labels = [
+        shortened(one_line(row.shown), 60) + (f" [{', '.join(map(str, row.notes))}]" if row.notes else "")
+        for row in rows
+    ]
     for panel, column in zip(panels, columns, strict=False):
         _draw_column(panel, results, column, colors)
         panel.set_yticks(range(len(rows)), labels)
@@ -37,7 +38,7 @@ def plot_bars(results: Results, path: Path) -> None:
     figure.suptitle(_wrapped([results.plan.title, about], 13 * width), fontsize=10, x=0.01, ha="left")
     if results.notes:
         figure.supxlabel(_wrapped(results.table.numbered_notes, 19 * width), fontsize=6, x=0.01, ha="left")
-    write_picture(figure, path)
+    return figure
 
 
 def _draw_column(panel: Axes, results: Results, column: str, colors: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from svdctl.errors import BusyFolderError, CheckpointError, Interrupted, SvdctlE
 from svdctl.evaluate import runner
 from svdctl.evaluate.find_checkpoints import RESULTS
 from svdctl.evaluate.measure_checkpoint import Failure
+from svdctl.evaluate.results import fingerprint
 from svdctl.registry import METRICS
 from svdctl.reproduce.run_store import Job, Outcome
 from svdctl.train import start as recipe
@@ -198,20 +199,27 @@ def evaluate_run(job: Job, folder: Path, reporter: Reporter, *, kept: bool) -> O
     marks: dict[str, str] = dict.fromkeys(values, "kept") if kept else {}
     deviations = [*training_deviations(job.config), *unknown]
     failures: Sequence[Failure] = ()
+    hashes: dict[str, str] = {}
     if job.metrics:
         result = runner.run(evaluation_config(job, checkpoint), reporter=reporter)
         for evaluation in result.evaluations:
             counts = [evaluation.records[m].results["count"] for m in ("accuracy", "ece") if m in evaluation.records]
             whole = counts[0] if counts else None
+            hashes["weights"] = evaluation.model.weights
             for kind, record in evaluation.records.items():
                 metric, results = METRICS.get(kind), record.results
+                data = record.protocol["data"]
+                # Records without a checksum know their data by another hash.
+                hashes |= {"data": data.get("fingerprint") or data["sha256"], kind: fingerprint(record.protocol)}
                 found = metric.values(results)
                 values |= found
                 marks |= dict.fromkeys(found, record.marks) if record.marks else {}
                 deviations += metric.deviations(results, job.evaluate, whole)
         failures = result.failures
     reason = "; ".join(f"{failure.metric or 'evaluation'}: {failure.error}" for failure in failures) or None
-    return Outcome(job.id, "failed" if failures else "done", values, tuple(deviations), str(folder), reason, marks)
+    return Outcome(
+        job.id, "failed" if failures else "done", values, tuple(deviations), str(folder), reason, marks, hashes
+    )
 
 
 def training_figures(folder: Path) -> tuple[dict[str, float], list[str]]:

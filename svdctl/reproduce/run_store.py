@@ -184,6 +184,8 @@ class Outcome:
     """Of a failure."""
     kept: Mapping[str, str] = field(default_factory=dict)
     """How figures of an earlier call are known, by column: `kept`, or `kept, no checksum`."""
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    """What was measured: `weights`, `data`, and the protocol of each metric by its name."""
 
     @property
     def is_reused(self) -> bool:

@@ -81,7 +81,11 @@ class SpeedResults:
     def table(self) -> formats.Table:
         """Return the table for reading, the whole network first."""
         headers = ("what", "work", "full, s", "TT, s", "TT faster", "by the model")
-        columns = [formats.Column(name, name, "left" if name in headers[:2] else "right") for name in headers]
+        bases: dict[str, formats.Basis] = {**dict.fromkeys(headers[2:5], "measured"), headers[5]: "estimated"}
+        columns = [
+            formats.Column(name, name, "right" if name in bases else "left", basis=bases.get(name, ""))
+            for name in headers
+        ]
         points = sorted(self.points, key=lambda point: point.axis != "network")
         return formats.Table(columns, [*map(_cells, points)], self.title, f"Measured on {self.machine}.", NOTES)
 
@@ -120,9 +124,13 @@ def _cells(point: Point) -> list[formats.Cell]:
         if point.axis == "network"
         else f"{point.channels} channels, rank {point.rank}, {point.size} x {point.size}"
     )
-    times = [f"{statistics.median(t):.3g} ({min(t):.3g} to {max(t):.3g})" for t in (point.full, point.tt)]
-    ratios = [f"{point.measured:.2f}x", "-" if point.modelled is None else f"{point.modelled:.1f}x"]
-    return [formats.Cell(what), formats.Cell(point.work, mark=point.kept), *map(formats.Cell, times + ratios)]
+    times = [
+        formats.Cell(f"{statistics.median(t):.3g} ({min(t):.3g} to {max(t):.3g})", statistics.median(t))
+        for t in (point.full, point.tt)
+    ]
+    measured = formats.Cell(f"{point.measured:.2f}x", point.measured)
+    modelled = formats.Cell("-" if point.modelled is None else f"{point.modelled:.1f}x", point.modelled)
+    return [formats.Cell(what), formats.Cell(point.work, mark=point.kept), *times, measured, modelled]
 
 
 def write_figure(
@@ -144,15 +152,15 @@ def write_figure(
 
 
 def _written(request: Request, name: str, figure: SpeedFigure, say: Callable[[str], None]) -> list[Path]:
-    from svdctl.reproduce.speed_plot import plot_speed  # matplotlib takes a second to import
+    from svdctl.reproduce.speed_plot import draw_speed  # matplotlib takes a second to import
+    from svdctl.reproduce.table_page import speed_page
 
     smoke = request.scale == "smoke"
     stem = request.out_dir.expanduser() / "tables" / (f"{name}-smoke" if smoke else name)
     unfinished = stem.with_name(f".{stem.name}.measured.json")
     results = measure_figure(figure, smoke=smoke, file=unfinished, say=say)
-    files = write_formats(stem, results.table, results.records, results.contents)
-    files.append(stem.with_name(f"{stem.name}.png"))
-    plot_speed(results, files[-1])
+    page = partial(speed_page, results)
+    files = write_formats(stem, results.table, results.records, results.contents, page, draw_speed(results))
     unfinished.unlink(missing_ok=True)
     return files
 

@@ -3,10 +3,8 @@
 import math
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 
 from svdctl.reproduce.speed import Point, SpeedResults
-from svdctl.utils.atomic_write import write_picture
 from svdctl.utils.figure_style import START, STYLE, VALUE, titled
 from svdctl.utils.matplotlib_defaults import (
     Axes,
@@ -27,8 +25,8 @@ AXES: dict[str, tuple[str, Callable[[Point], str]]] = {
 
 
 @with_defaults({**STYLE, "font.size": 7, "axes.titlesize": 8, "axes.labelsize": 8})
-def plot_speed(results: SpeedResults, path: Path) -> None:
-    """Plot growth with width, rank and input size; the whole network's ratios, measured beside modelled."""
+def draw_speed(results: SpeedResults) -> Figure:
+    """Return a picture of growth with width, rank and input size, and of the network's ratios beside the modelled."""
     figure = Figure(figsize=(12.5, 6.4), layout="constrained")
     panels = figure.subplots(2, 4)
     for row, work in zip(panels, ("all values", "control pass"), strict=True):
@@ -40,7 +38,7 @@ def plot_speed(results: SpeedResults, path: Path) -> None:
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
     titled(figure, results.title, results.machine)
-    write_picture(figure, path)
+    return figure
 
 
 def _curves(panel: Axes, points: list[Point]) -> None:

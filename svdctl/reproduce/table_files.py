@@ -18,9 +18,9 @@ from svdctl.registry import METRICS
 STATIC = ("parameters", "compression", "control-cost")
 """Columns that follow from the configuration alone."""
 DERIVED = (
-    TableColumn("parameters", "parameters", decimals=0),
-    TableColumn("compression", "compression", suffix="x", better="high"),
-    TableColumn("control-cost", "control, modelled", decimals=1, suffix="x cheaper", better="high"),
+    TableColumn("parameters", "parameters", decimals=0, basis=""),
+    TableColumn("compression", "compression", suffix="x", better="high", basis=""),
+    TableColumn("control-cost", "control, modelled", decimals=1, suffix="x cheaper", better="high", basis="estimated"),
     TableColumn("control-time", "control, % of training", 100.0, 1, better="low"),
     TableColumn("train-hours", "training, hours", better="low"),
 )

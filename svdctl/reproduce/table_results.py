@@ -4,10 +4,10 @@ import platform
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from svdctl.data.data_source import title_of
 from svdctl.reproduce.estimate import static_figures
@@ -15,7 +15,11 @@ from svdctl.reproduce.plan import PaperNumbers, TablePlan
 from svdctl.reproduce.run_store import Job, Outcome
 from svdctl.reproduce.table_files import DATA_NAME, STATIC, Row, known_columns
 from svdctl.utils import table as formats
-from svdctl.utils.atomic_write import write_atomically
+from svdctl.utils.atomic_write import write_atomically, write_picture
+from svdctl.utils.html_page import Page, render
+
+if TYPE_CHECKING:
+    from svdctl.utils.matplotlib_defaults import Figure
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ class Results:
             formats.Column("row"),
             formats.Column("label", "", "left"),
             *map(formats.Column, ("group", "preset", "seeds")),
-            *(formats.Column(name, known[name].title(plan.evaluate)) for name in plan.columns),
+            *(formats.Column(name, known[name].title(plan.evaluate), basis=known[name].basis) for name in plan.columns),
             *map(formats.Column, ("notes", "failures")),
         ]
         return formats.Table(
@@ -197,6 +201,7 @@ def _run(job: Job, outcome: Outcome, command: Callable[[Job], str]) -> dict[str,
         "folder": outcome.folder,
         "figures": outcome.values,
         "kept": outcome.kept,
+        "hashes": outcome.hashes,
         "deviations": outcome.deviations,
         "failed": outcome.reason,
     }
@@ -256,21 +261,37 @@ def _general_notes(plan: TablePlan) -> Iterator[str]:
 
 def write_table(out_dir: Path, results: Results, command: Callable[[Job], str], *, picture: bool) -> list[Path]:
     """Write a table in every format and return the files; the picture, which takes longest, only when asked for."""
+    from svdctl.reproduce.table_page import table_page
+
     found = results.table
     stem = out_dir.expanduser() / "tables" / results.plan.name
-    files = write_formats(stem, found, formats.records(found), results.contents(command))
+    figure = None
     if picture:
-        from svdctl.reproduce.bar_plot import plot_bars  # matplotlib takes a second to import
+        from svdctl.reproduce.bar_plot import draw_bars  # matplotlib takes a second to import
 
-        files.append(stem.with_name(f"{stem.name}.png"))
-        plot_bars(results, files[-1])
-    return files
+        figure = draw_bars(results)
+    page = partial(table_page, results, command)
+    return write_formats(stem, found, formats.records(found), results.contents(command), page, figure)
 
 
 def write_formats(
-    stem: Path, table: formats.Table, records: Sequence[Mapping[str, Any]], contents: Mapping[str, Any]
+    stem: Path,
+    table: formats.Table,
+    records: Sequence[Mapping[str, Any]],
+    contents: Mapping[str, Any],
+    page: Callable[["Figure | None"], Page],
+    figure: "Figure | None",
 ) -> list[Path]:
-    """Write a table as Markdown and LaTeX, its records as CSV and its contents as JSON; return the files."""
+    """Write a table in every format and return the files.
+
+    Args:
+        stem: their folder and name without an ending.
+        table: for Markdown and LaTeX.
+        records: for CSV.
+        contents: for JSON.
+        page: makes the page of HTML, with the picture in it.
+        figure: the picture; None: it is not drawn yet.
+    """
     texts = {
         "md": formats.markdown(table),
         "csv": formats.csv_text(records),
@@ -280,4 +301,10 @@ def write_formats(
     stem.parent.mkdir(parents=True, exist_ok=True)
     for suffix, text in texts.items():
         write_atomically(stem.with_name(f"{stem.name}.{suffix}"), text)
-    return [stem.with_name(f"{stem.name}.{suffix}") for suffix in texts]
+    files = [stem.with_name(f"{stem.name}.{suffix}") for suffix in texts]
+    if figure is not None:
+        files.append(stem.with_name(f"{stem.name}.png"))
+        write_picture(figure, files[-1])
+    files.append(stem.with_name(f"{stem.name}.html"))
+    write_atomically(files[-1], render(page(figure)))
+    return files

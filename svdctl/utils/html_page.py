@@ -26,8 +26,9 @@ BASES: Mapping[Basis, tuple[str, str]] = MappingProxyType(
         "proved": ("■", "proved: it holds with certainty, rounding of floating-point numbers included"),
         "assumed": ("◪", "proved, if what its row says is assumed holds"),
         "computed": ("□", "computed from the weights in floating-point numbers: exact but for rounding, not proved"),
-        "measured": ("○", "measured, as on test images: an estimate of what others would give"),
-        "estimated": ("◌", "estimated, not measured: by a model, or to a tolerance"),
+        "measured": ("○", "measured, on test images or by a clock: another measurement may differ"),
+        "reached": ("△", "reached by a search: what is true may lie beyond it, as under a stronger attack"),
+        "estimated": ("◌", "estimated by a model, not measured"),
     }
 )
 """The sign that stands behind figures, and what it means."""

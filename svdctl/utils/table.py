@@ -28,7 +28,7 @@ _SHORT = 4
 """Columns of a terminal that are not worth a line which says that all cells begin with them."""
 _SHARES = (0.5, 0.7, 0.3, 0.9, 0.1)
 """Of what is left of a shortened text, how much is its end; the first that keeps different texts different is taken."""
-Basis = Literal["", "proved", "assumed", "computed", "measured", "estimated"]
+Basis = Literal["", "proved", "assumed", "computed", "measured", "reached", "estimated"]
 """What a figure rests on (`html_page` says what each means, and marks figures by it); empty: it is no such figure."""
 _LONG = 48
 """Signs of HTML from which on a cell of a page gets a box of its own, whose height is limited."""

@@ -49,7 +49,7 @@ def test_everything_is_measured_and_written(tmp_path: Path) -> None:
     request = Request(tables=("figure-speed",), scale="smoke", out_dir=tmp_path)
     files = write_figure(request, "figure-speed", FIGURE, prepared(tmp_path), said.append)
     assert [file.name for file in files] == [
-        f"figure-speed-smoke.{kind}" for kind in ("md", "csv", "tex", "json", "png")
+        f"figure-speed-smoke.{kind}" for kind in ("md", "csv", "tex", "json", "png", "html")
     ]
     assert all(file.stat().st_size > 200 for file in files)
     table = json.loads(files[3].read_text())

@@ -84,7 +84,7 @@ class AutoAttacks(Metric):
     precision = "32"
     figures = AttackFigures
     evidence = "an upper bound: a stronger attack may break more images"
-    columns = (percent("autoattack", "AutoAttack"),)
+    columns = (percent("autoattack", "AutoAttack", basis="reached"),)
     owned_files = ("attacks.csv",)
     # A figure that was joined from shards is that of the same attack.
     same_but_for = ("shards",)

@@ -77,7 +77,7 @@ class CertifiedAccuracy(Metric):
     precision = "64"
     figures = CertificateFigures
     evidence = "proved: at least so many images keep their label whatever the change"
-    columns = tuple(percent(f"certified-{radius:g}", f"certified {radius:g}/255") for radius in RADII)
+    columns = tuple(percent(f"certified-{radius:g}", f"certified {radius:g}/255", basis="proved") for radius in RADII)
     owned_files = ("certified.csv", "certified.png")
 
     def measure(self, context: MeasurementContext, config: CertificateConfig, unfinished: Unfinished) -> Measured | str:
