@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from svdctl.cli.help_page import Panel
 from svdctl.cli.messages import with_flags
 from svdctl.config.base import Config
-from svdctl.config.overrides import Overrides
+from svdctl.config.overrides import Overrides, assigned_key
 from svdctl.config.schema_keys import alternatives, schema_keys
 from svdctl.config.validation_errors import validated
 from svdctl.errors import UsageError, nearest
@@ -138,6 +138,12 @@ class Merge:
             except UsageError as error:
                 self.faults += error.faults
         self.faults += self.to.assign_all(self.given.get("set", ()))
+
+    @property
+    def changed_keys(self) -> list[str]:
+        """Return the keys that flags and assignments have set."""
+        keys = (self.flags[name].key for name in self.given if name in self.flags)
+        return [*filter(None, keys), *map(assigned_key, self.given.get("set", ()))]
 
     def result(self, model: type[C], words: Mapping[str, str] | None = None) -> C:
         """Return the configuration; `words`: flags by key, for messages, where they are not those of the table.

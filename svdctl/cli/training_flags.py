@@ -29,7 +29,7 @@ from svdctl.cli.options import (
 from svdctl.cli.paper_flags import CLIPPING, CLIPPING_WORDS, LAYERS, PEAK_MOMENTUM, paper_defaults
 from svdctl.config.configuration import fill_normalization, grant_network, with_kinds
 from svdctl.config.model_config import PUBLISHED
-from svdctl.config.presets import list_presets, read_preset, run_name
+from svdctl.config.presets import faults_with_lines, list_presets, own_file, read_preset, run_name
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import UsageError, closest, nearest
 from svdctl.plugins import is_factory, network_name
@@ -765,11 +765,16 @@ def resolve(given: Mapping[str, Any], command: Command = TRAIN) -> Resolved[Trai
     grant_network(merge.to)
     if not command.owns(merge.to.table):
         merge.faults.append(f"--set model.kind={merge.to.kind('model')} {command.why_foreign}")
-    words = command.words
-    if os.path.isfile(os.path.expanduser(str(given.get("preset", "")))):
-        # What stands in a user's file is mended there: only keys that flags have set are called by their flags.
-        words = {key: flag for key, flag in words.items() if flag in map(spelled, merge.given)}
-    return Resolved(merge.result(TrainConfig, words), tuple(merge.notices), base)
+    words, preset = command.words, str(given.get("preset", ""))
+    if not os.path.isfile(own_file(preset) or ""):
+        return Resolved(merge.result(TrainConfig, words), tuple(merge.notices), base)
+    # What stands in a user's file is mended there: only keys that flags have set are called by their flags.
+    words = {key: flag for key, flag in words.items() if flag in map(spelled, merge.given)}
+    try:
+        config = merge.result(TrainConfig, words)
+    except UsageError as error:
+        raise UsageError(faults_with_lines(error.faults, preset, merge.changed_keys)) from error
+    return Resolved(config, tuple(merge.notices), base)
 
 
 def resolve_resume(given: Mapping[str, Any], command: Command = TRAIN) -> dict[str, Any]:

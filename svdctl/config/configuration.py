@@ -5,8 +5,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from svdctl.config.overrides import Overrides
-from svdctl.config.presets import read_preset
+from svdctl.config.overrides import Overrides, assigned_key
+from svdctl.config.presets import faults_with_lines, read_preset
 from svdctl.config.train_config import TrainConfig
 from svdctl.config.validation_errors import validated
 from svdctl.errors import UsageError
@@ -28,12 +28,14 @@ def configuration(preset: str, assignments: Iterable[str] = ()) -> TrainConfig:
     """
     table = read_preset(preset)
     plugins = load_plugins(table.get("plugins", ()))
+    assignments = list(assignments)
     to = Overrides(with_kinds(table | ({"plugins": list(plugins)} if plugins else {})))
     faults = [*to.assign_all(assignments), *fill_normalization(to.table)]
     grant_network(to)
     config, more = validated(TrainConfig, to.table)
     if config is None or faults:
-        raise UsageError(dict.fromkeys([*faults, *more]))
+        faults = list(dict.fromkeys([*faults, *more]))
+        raise UsageError(faults_with_lines(faults, preset, map(assigned_key, assignments)))
     return config
 
 

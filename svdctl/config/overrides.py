@@ -7,6 +7,11 @@ from svdctl.errors import MalformedFileError, UsageError
 from svdctl.utils.files import parse_toml
 
 
+def assigned_key(assignment: str) -> str:
+    """Return the key of `key.path=value`."""
+    return assignment.partition("=")[0].strip()
+
+
 class Overrides:
     """Values by dotted path; the tags of unions (`control.kind`) decide which fields stay."""
 
@@ -65,7 +70,8 @@ class Overrides:
         Raises:
             UsageError: for another form.
         """
-        path, equals, text = (part.strip() for part in assignment.partition("="))
+        equals, text = (part.strip() for part in assignment.partition("=")[1:])
+        path = assigned_key(assignment)
         if not equals or not all(path.split(".")):
             raise UsageError(f"`set = {assignment}`: write it as key.path=value")
         if not text:

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from svdctl.errors import FileError, UsageError, nearest
 from svdctl.plugins import network_name, plugin_name
 from svdctl.utils import files
 from svdctl.utils.escapes import toml_signs
+from svdctl.utils.toml_lines import TomlLines
 
 
 def resource(name: str) -> Path:
@@ -58,22 +60,38 @@ def read_toml(path: Path, where: str, what: str = "file") -> dict[str, Any]:
         raise UsageError(f"{where}: the {what} {error.reason}; {error.advice}") from error
 
 
+def own_file(name: str) -> Path | None:
+    """Return the file that a user means by the name of a preset; None for one that ships with svdctl."""
+    return None if name.replace("_", "-") in list_presets() else Path(os.path.expanduser(name))
+
+
+def faults_with_lines(faults: Iterable[str], preset: str, elsewhere: Iterable[str]) -> list[str]:
+    """Return the faults of a configuration with the lines of a user's file on which the keys stand that are wrong.
+
+    Args:
+        faults: sentences that begin with a key, or have one in them.
+        preset: the name of a shipped preset, whose lines nobody wants to know, or the path of a file.
+        elsewhere: keys that flags or assignments have set, and not the file.
+    """
+    path = own_file(preset)
+    return list(faults) if path is None else TomlLines.of_file(path).located(faults, elsewhere=elsewhere)
+
+
 def read_preset(name: str) -> dict[str, Any]:
     """Return the nested table of a preset by name, or of a TOML file by path; `name` in it defaults to the file's.
 
     Raises:
         UsageError: unknown name (with the nearest one), no such file, or a file that is no TOML.
     """
-    path = preset_folder() / f"{name.replace('_', '-')}.toml"
-    if path.stem not in list_presets():
-        path = Path(os.path.expanduser(name))
+    path = own_file(name) or preset_folder() / f"{name.replace('_', '-')}.toml"
     if path.suffix != ".toml" and not os.path.isfile(path):  # pathlib raises for overlong names
         hint = nearest(name.replace("_", "-"), list_presets())
         raise UsageError(f"`preset = {name}`: there is no such preset or file{hint} (`list_presets` shows all)")
     table = migrate_configuration(read_toml(path, f"`preset = {name}`"))
     plugins = table.get("plugins", [])
     if not isinstance(plugins, list) or not all(isinstance(plugin, str) for plugin in plugins):
-        raise UsageError(f"{path}: plugins is no list of texts; write plugins = ['package.module', './file.py']")
+        fault = "plugins: no list of texts; write plugins = ['package.module', './file.py']"
+        raise UsageError(f"{path}: {line}" for line in TomlLines.of_file(path).numbered([fault]))
     if plugins:
         table["plugins"] = [plugin_name(plugin, path.parent) for plugin in plugins]
     model = table.get("model")

@@ -24,7 +24,7 @@ class Wrn(ModelConfig):
     @model_validator(mode="after")
     def _depth(self) -> Self:
         if self.depth < 10 or self.depth % 6 != 4:
-            raise ValueError(f"a WRN's depth is 6n + 4 (10, 16, 22, 28, ...), not {self.depth}")
+            raise ValueError(f"a WRN's depth is 6n + 4 (10, 16, 22, 28, ...), not {self.depth} (`model.depth`)")
         return self
 
 

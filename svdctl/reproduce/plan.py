@@ -35,6 +35,7 @@ from svdctl.reproduce.table_files import (
     metric_of,
 )
 from svdctl.train.run_hash import run_hash
+from svdctl.utils.toml_lines import TomlLines
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 PaperNumbers = dict[str, dict[str, dict[str, Number]]]
@@ -155,8 +156,8 @@ def make_plan(request: Request) -> Plan:
                 tables += _plan_table(name, path, table, request, faults)
         elif not request.rows and request.columns == "all":
             figures[name] = table
-            for scale in (table.full, table.smoke):
-                with _collected(faults, f"{path}: network: "):
+            for key, scale in {"full.network": table.full, "smoke.network": table.smoke}.items():
+                with _collected(faults, path, "network", key):
                     network_configs(scale.network)
     if not faults and not tables and not figures:
         faults.append(f"`columns = static`: {', '.join(gathered)} has none, all of it is measured; leave it out")
@@ -177,12 +178,17 @@ def _absolute_paths(config: Config) -> dict[str, Path]:
 
 
 @contextmanager
-def _collected(faults: list[str], where: str) -> Iterator[None]:
-    """Collect the faults of the body, which a file causes, `where` before each."""
+def _collected(faults: list[str], path: Path, where: str, key: str) -> Iterator[None]:
+    """Collect the faults of the body, which the section `key` of a table file causes, with `where` and their lines."""
     try:
         yield
     except UsageError as error:
-        faults += [where + fault for fault in of_a_file(error.faults)]
+        lines = TomlLines.of_file(path)
+        for fault in of_a_file(error.faults):
+            # What is no fault of the preset's name is one of the assignments.
+            is_name = fault.startswith(("preset = ", "there is no preset "))
+            section = f"{key}.preset" if is_name else f"{key}.set"
+            faults += [f"{path}: {where}: {told}" for told in lines.numbered([fault], section)]
 
 
 def _is_chosen(row: Row, request: Request) -> bool:
@@ -207,7 +213,7 @@ def _plan_table(name: str, path: Path, table: ResultTable, request: Request, fau
     store = RunStore(request.out_dir, request.reuse)
     rows: list[TableRow] = []
     for row in filter(lambda row: _is_chosen(row, request), table.rows):
-        with _collected(faults, f"{path}: row {row.name!r}: "):
+        with _collected(faults, path, f"row {row.name!r}", f"rows.{table.rows.index(row)}"):
             preset = _preset(row.preset, path.parent)
             changes = (*table.set, *row.set, *((*smoke.set, *row.smoke) if smoke is not None else ()), *request.set)
             jobs = []
@@ -283,11 +289,12 @@ def read_paper_numbers(path: Path, tables: Sequence[TablePlan]) -> PaperNumbers:
     if not plans:
         raise UsageError(f"{where}: no table of trained networks is asked for; leave it out")
     given = {name: rows for name, rows in contents.items() if name in plans}
+    lines = TomlLines.of_file(path)
     faults = [
         fault
         for name, rows in given.items()
         if isinstance(rows, dict)
-        for fault in _unknown_names(name, rows, plans[name])
+        for fault in _unknown_names(name, rows, plans[name], lines)
     ]
     if not given:
         near = nearest(next(iter(plans)), contents)
@@ -305,17 +312,18 @@ def read_paper_numbers(path: Path, tables: Sequence[TablePlan]) -> PaperNumbers:
             )
             faults.append(f"{place} = {fault['input']!r:.40} is no {needed}")
     if faults:
-        raise UsageError([f"{where}: {fault}" for fault in faults])
+        raise UsageError([f"{where}: {fault}" for fault in lines.numbered(faults)])
     return numbers
 
 
-def _unknown_names(name: str, rows: dict[str, Any], plan: TablePlan) -> Iterator[str]:
+def _unknown_names(name: str, rows: dict[str, Any], plan: TablePlan, lines: TomlLines) -> Iterator[str]:
     """Yield a sentence for each row and column that a table does not have."""
     known = [row.name for row in plan.table.rows]
     columns = {*plan.table.columns, *plan.columns}
     for row, values in rows.items():
         if row not in known:
-            yield f"{name} has no row {row}{nearest(row, known)}"
+            yield from lines.numbered([f"{name} has no row {row}{nearest(row, known)}"], f"{name}.{row}")
         elif isinstance(values, dict):
             for column in values.keys() - columns:
-                yield f"{name}.{row} has no column {column}{nearest(column, columns)}"
+                fault = f"{name}.{row} has no column {column}{nearest(column, columns)}"
+                yield from lines.numbered([fault], f"{name}.{row}.{column}")

@@ -1,5 +1,6 @@
 """Table files: rows are presets with overrides, columns are metrics; where they are, and what is wrong in them."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +15,7 @@ from svdctl.evaluate.metric import TableColumn
 from svdctl.evaluate.table_evaluation import Evaluate
 from svdctl.plugins import load_plugins, plugin_name
 from svdctl.registry import METRICS
+from svdctl.utils.toml_lines import TomlLines
 
 STATIC = ("parameters", "compression", "control-cost")
 """Columns that follow from the configuration alone."""
@@ -288,12 +290,25 @@ def read_table(path: Path) -> TableFile:
         try:
             load_plugins(plugin_name(plugin, path.parent) for plugin in table.plugins)
             known, columns = known_columns(), getattr(table, "columns", ())
-            faults = [f"there is no column {name!r}{nearest(name, known)}" for name in columns if name not in known]
+            faults = [
+                f"columns: there is no column {name!r}{nearest(name, known)}" for name in columns if name not in known
+            ]
         except UsageError as error:
             faults = [*error.faults]
     if table is None or faults:
-        raise UsageError([f"{path}: {fault}" for fault in of_a_file(faults)])
+        lines = TomlLines.of_file(path)
+        raise UsageError([f"{path}: {_numbered(fault, lines, contents)}" for fault in of_a_file(faults)])
     return table
+
+
+def _numbered(fault: str, lines: TomlLines, contents: dict[str, Any]) -> str:
+    """Return a fault with the line of the key that it is about, in the row that it begins with."""
+    named = re.match(r"row (.+?): ", fault)
+    if named is None:
+        return lines.numbered([fault])[0]
+    names = [repr(row.get("name")) if isinstance(row, dict) else "" for row in contents["rows"]]
+    number = names.index(named[1]) if named[1] in names else int(named[1]) - 1
+    return named[0] + lines.numbered([fault[named.end() :]], f"rows.{number}")[0]
 
 
 def gather(names: Iterable[str]) -> dict[str, tuple[Path, ResultTable | SpeedFigure]]:

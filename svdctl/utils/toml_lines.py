@@ -20,6 +20,7 @@ _STRING = re.compile(
     r'|"(?:\\.|[^"\\\n])*"'
     r"|'[^'\n]*'"
 )
+_LOCATED = re.compile(r"line \d+\)$")
 _PLAIN = re.compile(r"[^\"'#\[\]{}\n]+")
 
 
@@ -50,25 +51,36 @@ class TomlLines:
             key = key.rpartition(".")[0]
         return self._by_name.get(key)
 
-    def located(self, faults: Iterable[str], *, elsewhere: Iterable[str] = (), named: bool = False) -> list[str]:
-        """Return the faults with the line of the key that each is about: the one at its start, or the first it names.
+    def located(self, faults: Iterable[str], *, elsewhere: Iterable[str] = ()) -> list[str]:
+        """Return the faults with file and line of the key that each is about: at its start, or the first it names.
 
         Args:
             faults: sentences that begin with a dotted key, or have one in them.
             elsewhere: keys that something else than the file has set; of them, and of what is below, no line is told.
-            named: whether the sentences name the file already.
         """
         others = tuple(elsewhere)
-        return [fault + self._place(fault, others, named) for fault in faults]
+        found = ((fault, self._line_of(fault, others)) for fault in faults)
+        return [fault if line is None else f"{fault} ({self.name}, line {line})" for fault, line in found]
 
-    def _place(self, fault: str, others: tuple[str, ...], named: bool) -> str:
-        for key, is_first in _keys_in(fault):
+    def numbered(self, faults: Iterable[str], above: str = "") -> list[str]:
+        """Return faults that name the file already with the line of the key that each is about.
+
+        Args:
+            faults: sentences that begin with a dotted key, or have one in them.
+            above: the section in which their keys lie, whose line is told where they name none.
+        """
+        found = ((fault, self._line_of(fault, (), above) or self.line(above)) for fault in faults)
+        return [fault if line is None or _LOCATED.search(fault) else f"{fault} (line {line})" for fault, line in found]
+
+    def _line_of(self, fault: str, others: tuple[str, ...], above: str = "") -> int | None:
+        for inner, is_first in _keys_in(fault):
+            key = f"{above}.{inner}" if above else inner
             if any(f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.") for other in others):
-                return ""
+                return None
             line = self.line(key) if is_first else self._by_name.get(key)
             if line is not None:
-                return f" (line {line})" if named else f" ({self.name}, line {line})"
-        return ""
+                return line
+        return None
 
 
 def _keys_in(fault: str) -> Iterator[tuple[str, bool]]:

@@ -169,7 +169,11 @@ def test_a_fault_gets_the_line_of_the_key_that_it_is_about() -> None:
         "own.toml, line 4)",
     ]
     assert lines.located(faults[3:]) == faults[3:]
-    assert lines.located(faults[:1], named=True) == ["epochs: 0 does not do (line 1)"]
+    assert lines.numbered(faults[:1]) == ["epochs: 0 does not do (line 1)"]
+    assert lines.numbered(["momentum: no", "x (a.toml, line 7)"], above="optimizer") == [
+        "momentum: no (line 4)",
+        "x (a.toml, line 7)",
+    ]
     # What a flag has set is not the file's.
     assert lines.located(faults[:1], elsewhere=["epochs"]) == faults[:1]
     assert lines.located(faults[2:3], elsewhere=["optimizer"]) == faults[2:3]
