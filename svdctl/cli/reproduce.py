@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from svdctl.cli.help_page import Panel
+from svdctl.cli.opening import device_line, say_opening
 from svdctl.cli.options import Flag, Flags, Merge, with_options
 from svdctl.cli.training_commands import print_names
 from svdctl.cli.training_flags import DEBUG, PLUGIN, SET, command_of
 from svdctl.errors import Interrupted, UsageError
 from svdctl.reproduce.table_files import Request, list_tables
 from svdctl.utils.escapes import one_line
+from svdctl.utils.signals import stops_answered
 from svdctl.utils.table import terminal, width_of
 
 if TYPE_CHECKING:
+    from svdctl.reproduce.plan import Plan
     from svdctl.reproduce.run_store import Job
 
 
@@ -150,33 +153,49 @@ def command_line(job: "Job") -> str:
 
 
 def _dry_run(request: Request) -> None:
-    # Names, files and configurations are judged before torch is imported, which takes seconds.
-    from svdctl.reproduce.plan import make_plan
-
-    plan = make_plan(request)
+    plan = _planned(request, "dry run of ")
     from svdctl.reproduce.estimate import dry_run
 
     for line in dry_run(plan, command_line, lambda text: typer.echo(one_line(text), err=True), width_of(sys.stdout)):
         typer.echo(one_line(line))
 
 
-def _reproduce(request: Request) -> None:
+def _planned(request: Request, before: str = "") -> "Plan":
+    """Return the plan, and say what it is: names, files and configurations are judged before torch is imported."""
     from svdctl.reproduce.plan import make_plan
 
     plan = make_plan(request)
-    from svdctl.cli.reproduce_progress import SweepDisplay
-    from svdctl.reproduce import reproduction as recipe
+    jobs = plan.jobs()
+    runs = f"{len(jobs)} run{'s' * (len(jobs) != 1)}, {request.jobs} at a time" if jobs else "nothing to train"
+    names = ", ".join([*(table.name for table in plan.tables), *plan.figures])
+    lines = [f"kept in  {request.out_dir}, tables in {request.out_dir / 'tables'}"]
+    if jobs:
+        hardware = jobs[0].config.hardware
+        lines.insert(0, device_line(hardware.accelerator, hardware.precision))
+    say_opening("reproduce", f"{before}{names}: {runs}", lines)
+    return plan
 
+
+def _reproduce(request: Request) -> None:
+    from svdctl.cli.reproduce_progress import SweepDisplay
+
+    again = one_line(shlex.join(["svdctl", *sys.argv[1:]]))
     reporter = SweepDisplay()
     try:
-        result = recipe.reproduce(plan, reporter, command_line)
+        with stops_answered(lambda text: reporter.notice(f"{text}; to go on: {again}"), "nothing was begun"):
+            plan = _planned(request)
+            with reporter.part("loading torch"):
+                from svdctl.reproduce import reproduction as recipe
+
+            result = recipe.reproduce(plan, reporter, command_line)
     except KeyboardInterrupt as error:
         # Typer would end the process without a word.
-        raise Interrupted(f"stopped; {recipe.GO_ON}") from error
+        raise Interrupted(f"stopped; the same command goes on: {again}") from error
     finally:
         reporter.close()
+    width = width_of(sys.stdout)
     for found in result.tables:
-        typer.echo(f"\n{terminal(found.table)}")
+        typer.echo(f"\n{terminal(found.table, width=width)}")
     typer.echo("\n".join(["", "files", *(f"  {one_line(path)}" for path in result.files)]))
     if result.failed:
         typer.echo(f"\n{len(result.failed)} failed; the same command tries them again")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from svdctl.reproduce.plan import Plan
     from svdctl.reproduce.run_store import Job, Outcome
 
-ENDED = ("waiting", "done", "failed")
+IDLE = ("waiting", "done", "failed", "stopped")
 """States of runs that are not at work."""
 STYLES = {"done": "green", "failed": "red", "waiting": "dim"}
 """Of rows, by state; those at work are bold."""
@@ -62,8 +62,6 @@ class SweepDisplay(ProgressDisplay):
         # The clock that all processes share tells whose status is of now; it may be set back, so it measures nothing.
         self._began, self._since = time.time(), time.monotonic()
         self._sweep = SweepPace(plan.request.jobs)
-        titles = ", ".join(table.name for table in plan.tables)
-        self.say(f"{titles}: {len(self._jobs)} runs, in {plan.request.out_dir}")
         if self.live:
             from rich.live import Live
 
@@ -102,7 +100,7 @@ class SweepDisplay(ProgressDisplay):
     def _watch(self) -> None:
         while not self._stopped.wait(self.every):
             for row in self.states():
-                if row.state not in ENDED:
+                if row.state not in IDLE:
                     left = "" if row.left is None else f", {duration(row.left)} left"
                     self.say(f"{row.name}: {row.state} {row.detail}{left}")
 
@@ -114,8 +112,10 @@ class SweepDisplay(ProgressDisplay):
                 yield RowState(job.config.name, ended.state, _figures(job, ended), None)
                 continue
             status = job.store.read_status(job.key)
-            if status.get("time", 0) < self._began or status.get("state") in ("done", "failed", "interrupted"):
+            if status.get("time", 0) < self._began or status["state"] in ("done", "failed"):
                 yield RowState(job.config.name, "waiting", "", None)
+            elif status["state"] == "interrupted":
+                yield RowState(job.config.name, "stopped", _detail(status), None)
             else:
                 left = status.get("seconds_left") if status["state"] == "training" else None
                 yield RowState(job.config.name, status["state"], _detail(status), left)

@@ -1,5 +1,7 @@
 """From the flags of a training command to its recipe."""
 
+import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -21,6 +23,7 @@ from svdctl.models.external_architecture import is_network
 from svdctl.plugins import grant_factory, is_factory
 from svdctl.utils.progress import Reporter
 from svdctl.utils.signals import stops_answered
+from svdctl.utils.table import width_of
 
 if TYPE_CHECKING:
     from svdctl.train.start import TrainResult
@@ -58,10 +61,11 @@ def dispatch(command: Command, flags: dict[str, Any]) -> None:
 
 
 def print_names(found: dict[str, str]) -> None:
-    """Print names and descriptions, a line each."""
-    width = max(map(len, found))
+    """Print names and descriptions, a line each; a terminal gets several where one is too narrow."""
+    edge, width = max(map(len, found)), width_of(sys.stdout) if sys.stdout.isatty() else None
     for name, description in found.items():
-        typer.echo(f"{name:<{width}}  {description}")
+        lines = [description] if width is None else textwrap.wrap(description, max(width - edge - 2, 20))
+        typer.echo(f"{name:<{edge}}  " + f"\n{' ' * edge}  ".join(lines))
 
 
 def start(command: Command, flags: dict[str, Any], *, print_config: bool, dry_run: bool) -> None:

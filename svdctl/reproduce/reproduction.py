@@ -21,7 +21,7 @@ from svdctl.reproduce.speed import write_figure
 from svdctl.reproduce.table_files import Request
 from svdctl.reproduce.table_results import Results, assemble, write_table
 from svdctl.utils.progress import Reporter
-from svdctl.utils.signals import terminated_as_interrupt
+from svdctl.utils.signals import answer_to_stop, terminated_as_interrupt
 
 GO_ON = "the same command goes on where it was"
 BUSY_PAUSE = 5.0
@@ -58,8 +58,13 @@ def reproduce(plan: Plan, reporter: Reporter, command_line: Callable[[Job], str]
     outcomes: dict[str, Outcome] = {}
     # First of all: an executor that is not there is an error at once.
     executor = make_executor(request, reporter)
+
+    def kept() -> str:
+        measured = sum(outcome.state == "done" for outcome in outcomes.values())
+        return f"what is trained and measured is kept in {request.out_dir}, {measured} of {len(jobs)} runs whole"
+
     try:
-        with terminated_as_interrupt():
+        with answer_to_stop(kept), terminated_as_interrupt():
             if jobs:
                 states = store.states(jobs)
                 check_disk(jobs, store, states)
@@ -75,7 +80,7 @@ def reproduce(plan: Plan, reporter: Reporter, command_line: Callable[[Job], str]
             for name, figure in plan.figures.items():
                 files += write_figure(request, name, figure, store, reporter.say)
     except (KeyboardInterrupt, Interrupted) as error:
-        raise Interrupted(f"stopped; {GO_ON}") from error
+        raise Interrupted(f"stopped; {kept()}; {GO_ON}") from error
     finally:
         executor.stop()
         reporter.close()

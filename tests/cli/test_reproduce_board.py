@@ -179,3 +179,13 @@ def test_the_time_left_is_known_from_the_first_run_that_trains() -> None:
 )
 def test_a_run_is_reused_when_all_of_its_figures_are(outcome: Outcome, reused: bool) -> None:
     assert outcome.is_reused is reused
+
+
+def test_the_list_of_tables_fits_a_terminal() -> None:
+    lines = run_in_terminal([sys.executable, "-m", "svdctl", "reproduce", "--list"], 80).splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert [line.split()[0] for line in lines if not line.startswith(" ")] == [
+        "all", "figure-speed", "table-vgg", "table1", "table2", "table3",
+    ]  # fmt: skip
+    text = " ".join(" ".join(lines).split())
+    assert "table2 WRN-16-10 on CIFAR-10: none, clip and divide, full and TT of rank 192, 256, 320 table3" in text
