@@ -31,7 +31,8 @@ def takers() -> Mapping[str, Takes]:
     return {
         "--metrics": lambda text: text.lower().replace("_", "-") in METRICS.kinds() or word(text),
         **dict.fromkeys(("--corruptions", "--attacks"), word),
-        **dict.fromkeys(("--severities", "--radii", "--mean", "--std"), number),
+        **dict.fromkeys(("--severities", "--mean", "--std"), number),
+        "--radii": lambda text: number(text.removesuffix("/255")),
     }
 
 

@@ -10,7 +10,7 @@ from svdctl.cli.training_flags import DEBUG, FORMS_OF_DATA, PLUGIN, SET, data_ta
 from svdctl.config.corruption_names import CORRUPTIONS, SEVERITIES
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.errors import UsageError
-from svdctl.evaluate.attack_settings import VERSIONS, AttackName
+from svdctl.evaluate.attack_settings import VERSIONS, AttackName, AttackSettings, warning_of_radius
 from svdctl.registry import DATA, METRICS
 
 FORMATS = ("table", "json")
@@ -36,7 +36,11 @@ def resolve_evaluation(flags: Mapping[str, Any]) -> Resolved[EvaluateConfig]:
     if (form := given.get("format", FORMATS[0])) not in FORMATS:
         merge.faults.append(unknown_word("--format", form, FORMATS))
     merge.apply()
-    return Resolved(merge.result(EvaluateConfig), tuple(merge.notices))
+    config = merge.result(EvaluateConfig)
+    if "autoattacks" in config.metrics:
+        attack = AttackSettings.model_validate(config.settings.get("autoattacks") or {})
+        merge.notices += filter(None, [warning_of_radius(attack.norm, attack.eps, attack.protocol)])
+    return Resolved(config, tuple(merge.notices))
 
 
 def _metrics(merge: Merge, name: str, value: Iterable[str]) -> None:
@@ -67,6 +71,14 @@ def _model(merge: Merge, name: str, value: str) -> None:
 def _several(merge: Merge, name: str, value: Iterable[Any]) -> None:
     """Set values given one by one or with commas between them, each once."""
     merge.put(name, split(value))
+
+
+def _radii(merge: Merge, name: str, value: Iterable[Any]) -> None:
+    """Set radii in 255ths, written as `36` or `36/255`."""
+    texts = [text.removesuffix("/255") for text in split(value)]
+    if wrong := [text for text in texts if "/" in text]:
+        raise UsageError(f"--radii {', '.join(wrong)}: radii are in 255ths of a pixel's range; write 36 or 36/255")
+    merge.put(name, texts)
 
 
 def _channels(merge: Merge, name: str, value: Iterable[Any]) -> None:
@@ -126,7 +138,7 @@ EVALUATION: Flags = {
     ),
     "workers": Flag("data.workers", Panel.DATA, rule=set_of_folder, default="one for each core, at most 16"),
     "dataset_root": Flag("dataset_root", Panel.DATA, value="FOLDER", default="as in the training"),
-    "radii": Flag("settings.certified.radii", Panel.WHAT, rule=_several, value="FLOAT..."),
+    "radii": Flag("settings.certified.radii", Panel.WHAT, rule=_radii, value="FLOAT..."),
     "seed": Flag("seed", Panel.RUN),
     "set": SET,
     "plugin": PLUGIN,
@@ -156,7 +168,7 @@ EVALUATION: Flags = {
         "Corruptions of the test images: names, the benchmark's 15 or all 19.",
         rule=_several,
         choices=("benchmark", "all", *CORRUPTIONS),
-        default="the 18 of corruptions.txt",
+        default="benchmark; all of a network that follows the paper",
     ),
     "severities": Flag(
         "settings.cifar-c.severities",
@@ -190,7 +202,11 @@ EVALUATION: Flags = {
     ),
     "norm": Flag("settings.autoattacks.norm", Panel.ATTACKS),
     "eps": Flag(
-        "settings.autoattacks.eps", Panel.ATTACKS, "Largest perturbation that is allowed; pixels are in [0, 1]."
+        "settings.autoattacks.eps",
+        Panel.ATTACKS,
+        "Largest perturbation that is allowed, as 0.5 or 8/255; pixels are in [0, 1].",
+        type=str,
+        value="FLOAT",
     ),
     "attacks": Flag(
         "settings.autoattacks.attacks",
@@ -233,7 +249,7 @@ EVALUATION: Flags = {
         Panel.OUTPUT,
         "Folder for all results.",
         value="FOLDER",
-        default="eval-<checkpoint>/ beside each, report.md in the folder given",
+        default="eval-<checkpoint>/ beside each, report.md in the one folder given, else in the current one",
     ),
     "format": Flag(
         panel=Panel.OUTPUT, text="What is printed on stdout.", type=str, choices=FORMATS, default=FORMATS[0]

@@ -79,6 +79,20 @@ def list_name(names: Collection[str], severities: Collection[int] = SEVERITIES) 
     return name if set(severities) == set(SEVERITIES) else f"{name}, severity {', '.join(map(str, severities))}"
 
 
+def which_of_all(names: Collection[str]) -> str:
+    """Return how many corruptions these are of all that there are, and which: the others are named if they are fewer.
+
+    >>> from svdctl.config.corruption_names import which_of_all
+    >>> which_of_all(["fog", "snow"])
+    '2 of 19 corruptions (snow, fog)'
+    """
+    used, others = ([name for name in CORRUPTIONS if (name in names) is has] for has in (True, False))
+    if not others:
+        return f"all {len(CORRUPTIONS)} corruptions"
+    which = f"without {', '.join(others)}" if len(others) < len(used) else ", ".join(used) or "none"
+    return f"{len(used)} of {len(CORRUPTIONS)} corruptions ({which})"
+
+
 def corruption_name(name: str) -> str:
     """Return the corruption meant by `name`: dashes and capitals are forgiven.
 

@@ -18,6 +18,10 @@ PerChannel = Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
 """One number for all channels, or three."""
 
 
+DEFAULT_CHECKPOINTS = (Path("runs"),)
+"""Where trainings of svdctl put their runs."""
+
+
 class NetworkSource(Config):
     """What a file does not say itself about its network; svdctl's checkpoints need nothing of it."""
 
@@ -68,7 +72,7 @@ class Shard(Config):
 class EvaluateConfig(Config):
     """Everything that one call of `eval-robust` is asked."""
 
-    checkpoints: Annotated[tuple[Path, ...], Field(min_length=1)] = (Path("checkpoints"),)
+    checkpoints: Annotated[tuple[Path, ...], Field(min_length=1)] = DEFAULT_CHECKPOINTS
     """Files, run folders, or folders that hold them."""
     which: Literal["last", "best", "all"] = "last"
     """Which checkpoints of a run folder."""
@@ -95,7 +99,7 @@ class EvaluateConfig(Config):
     made often and read nothing back; `off`: never."""
     out_dir: Path | None = None
     """Folder for all results, in folders that end in the hash of the weights; absent: eval-<its name>/ beside each
-    checkpoint, and report.md in the folder given."""
+    checkpoint, and report.md in the one folder given, else in the current folder."""
     force: bool = False
     """Measure again what was measured before."""
     shard: Shard | None = None

@@ -1,5 +1,7 @@
 """How a network is attacked with AutoAttack, and on how many images."""
 
+import math
+import re
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
@@ -12,6 +14,44 @@ Version = Literal["standard", "plus", "rand"]
 VERSIONS: tuple[Version, ...] = get_args(Version)
 Norm = Literal["L1", "L2", "Linf"]
 Protocol = Literal["pixels", "paper"]
+
+
+LARGE_LINF = 0.1
+"""Radius beyond which a change of every pixel is no small one."""
+
+
+def fraction(value: Any) -> Any:
+    """Return the number that a text such as `8/255` stands for; anything else as it is."""
+    match = re.fullmatch(
+        r"(\d{1,9}(?:\.\d{1,9})?)/(\d{1,9}(?:\.\d{1,9})?)", value.strip() if isinstance(value, str) else ""
+    )
+    return float(match[1]) / float(match[2]) if match and float(match[2]) > 0 else value
+
+
+Radius = Annotated[PositiveFloat, BeforeValidator(fraction)]
+"""A radius in pixels of [0, 1]: a number, or a fraction of the range as `8/255`."""
+
+
+def shown_radius(eps: float) -> str:
+    """Return a radius as it is read: as `8/255` where six digits do not say it and that many 255ths do.
+
+    >>> from svdctl.evaluate.attack_settings import shown_radius
+    >>> shown_radius(0.5), shown_radius(8 / 255), shown_radius(1), shown_radius(0.2)
+    ('0.5', '8/255', '1', '0.2')
+    """
+    parts = eps * 255
+    is_fraction = float(f"{eps:g}") != eps and math.isclose(parts, round(parts), rel_tol=1e-9)
+    return f"{round(parts)}/255" if is_fraction else f"{eps:g}"
+
+
+def warning_of_radius(norm: str, eps: float, protocol: str) -> str | None:
+    """Return what is to be said of an attack that changes every pixel by much; None for any other."""
+    if norm != "Linf" or eps <= LARGE_LINF or protocol != "pixels":
+        return None
+    return (
+        f"Linf within {shown_radius(eps)} changes every pixel by up to {min(eps, 1.0):.0%} of its range, which can "
+        "make another image of it; 8/255 is usual for CIFAR, 4/255 for ImageNet"
+    )
 
 
 def attack_names(names: Any) -> Any:
@@ -37,8 +77,8 @@ class AttackSettings(Config):
 
     norm: Norm = "L2"
     """Norm in which a perturbation is measured."""
-    eps: PositiveFloat = 0.5
-    """Radius of the ball, in pixels of [0, 1]. With `protocol = "paper"` in normalised units."""
+    eps: Radius = 0.5
+    """Radius of the ball, in pixels of [0, 1], as 0.5 or 8/255. With `protocol = "paper"` in normalised units."""
     attacks: Annotated[
         Version | Annotated[tuple[AttackName, ...], Field(min_length=1)], BeforeValidator(attack_names)
     ] = "standard"

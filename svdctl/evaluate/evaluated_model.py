@@ -45,6 +45,11 @@ class EvaluatedModel:
     other_data_until: int = 0
     """Last step that was trained on other data than those."""
 
+    @property
+    def follows_paper(self) -> bool:
+        """Return whether it was trained by the paper's code, or by svdctl as the paper's code does (`init = paper`)."""
+        return self.network["kind"] == "paper" or (self.training is not None and self.training.init == "paper")
+
     def check(self, test: ImageData, where: str) -> None:
         """Check that the network tells these images apart.
 

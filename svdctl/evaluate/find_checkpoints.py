@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from svdctl.checkpoint.file_format import DISTRIBUTED, INDEX, weights_of
-from svdctl.config.evaluate_config import EvaluateConfig
+from svdctl.config.evaluate_config import DEFAULT_CHECKPOINTS, EvaluateConfig
 from svdctl.config.presets import run_name
 from svdctl.errors import CheckpointError, FileError, SvdctlError
 from svdctl.utils.files import read_text
@@ -62,7 +62,9 @@ def discover(config: EvaluateConfig) -> Discovery:
                 "or `out_dir`"
             )
             found = []
-        if text is None and not path.exists():
+        if text is None and not path.exists() and config.checkpoints == DEFAULT_CHECKPOINTS:
+            text = f"there is no folder {path} here to be read; give checkpoints, run folders or folders above them"
+        elif text is None and not path.exists():
             text = f"there is no checkpoint or folder {path}; give files, run folders or folders above them"
         elif not found and text is None and len(faults) == before:
             text = f"there is no checkpoint ({', '.join(SUFFIXES)}) in or below {path}; give another folder"

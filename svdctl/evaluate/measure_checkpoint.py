@@ -115,7 +115,15 @@ def evaluate(
         if other_data:
             reporter.notice(f"{found.name}: {OTHER_DATA}")
         context = MeasurementContext(
-            classifier, evaluated, dataset, config, probe, found.results, reporter.advance, reporter.notice
+            classifier,
+            evaluated,
+            dataset,
+            config,
+            probe,
+            found.results,
+            reporter.advance,
+            reporter.notice,
+            store.sound if not config.force else lambda metric: (),
         )
         for kind in config.metrics:
             reporter.begin(kind)
@@ -137,7 +145,13 @@ def evaluate(
             found_before = ((kind, store.find_other(kind, dataset.identity)) for kind in unasked)
             others = {kind: record for kind, record in found_before if record is not None}
         output = OutputContext(
-            store.folder, {**others, **records}, store.rows, found.name, unique_name(found.name, store.weights), config
+            store.folder,
+            {**others, **records},
+            store.rows,
+            found.name,
+            unique_name(found.name, store.weights),
+            config,
+            store.sound,
         )
         with caught("order"):
             orders = [METRICS.get(kind).compare(context, output) for kind in output.records]
@@ -168,7 +182,7 @@ def _check_outputs(
 
 def _record(metric: Metric, context: MeasurementContext, store: ResultStore) -> Record | str:
     """Return the record that is kept for this call's protocol, or a new one; of a part of one, a sentence."""
-    config = metric.settings(context.config, context.data.data)
+    config = metric.settings_for(context)
     shared = {"weights": context.model.weights, "precision": metric.precision or context.config.precision}
     protocol = {**shared, "data": context.data.identity, **metric.protocol(context, config)}
     if metric.version != 1:

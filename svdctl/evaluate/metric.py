@@ -76,6 +76,8 @@ class MeasurementContext:
     """Takes what is done, of how much, and a text."""
     notice: Callable[[str], None]
     """Takes a sentence for the user."""
+    known: Callable[[str], "Sequence[Record]"] = lambda metric: ()
+    """Returns the sound records of a metric of this checkpoint under any protocol; none where all is measured anew."""
     _made: dict[str, Any] = field(default_factory=dict)
 
     def once(self, key: str, make: Callable[[], T]) -> T:
@@ -142,6 +144,8 @@ class OutputContext:
     export: str
     """A file name for it, with the hash of its weights."""
     config: EvaluateConfig
+    known: Callable[[str], "Sequence[Record]"] = lambda metric: ()
+    """Returns the sound records of a metric of this checkpoint under any protocol."""
 
     def marked(self, record: "Record") -> list[dict[str, str]]:
         """Return the rows of single images with a column that says whether an earlier call measured them."""
@@ -180,6 +184,10 @@ class Metric(ABC):
     def settings(self, config: EvaluateConfig, data: Data) -> Any:
         """Return its settings in a call on some data."""
         return config.settings.get(self.kind) or self.config()
+
+    def settings_for(self, context: MeasurementContext) -> Any:
+        """Return its settings for a checkpoint, where what is absent depends on the checkpoint too."""
+        return self.settings(context.config, context.data.data)
 
     def protocol(self, context: MeasurementContext, config: Any) -> dict[str, Any]:
         """Return what decides the figures, besides weights, data and precision: JSON values."""

@@ -165,13 +165,16 @@ class ResultStore:
             return _marked(kept, "kept")
         return None
 
+    def sound(self, metric: str) -> list[Record]:
+        """Return the records of a metric that have checksums, whatever their protocols."""
+        found = (kept.record for kept in self._cache.kept.values() if kept.has_checksum)
+        return [record for record in found if record.metric == metric]
+
     def find_other(self, metric: str, data: Mapping[str, Any]) -> Record | None:
         """Return the latest sound record of a metric on some data under any protocol; None if there is none."""
-        for kept in reversed(self._cache.kept.values()):
-            record = kept.record
-            same = record.metric == metric and record.protocol.get("data") == data
-            if same and kept.has_checksum and fault_of_details(self.folder, record) is None:
-                return _marked(kept, "earlier")
+        for record in reversed(self.sound(metric)):
+            if record.protocol.get("data") == data and fault_of_details(self.folder, record) is None:
+                return record.model_copy(update={"kept": "earlier"})
         return None
 
     def put(

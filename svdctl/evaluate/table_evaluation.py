@@ -2,11 +2,11 @@
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import AfterValidator, Field, PositiveInt, field_validator
 
 from svdctl.config.base import Config
-from svdctl.config.corruption_names import expand_corruptions, read_corruption_list
-from svdctl.evaluate.attack_settings import Norm, attack_names
+from svdctl.config.corruption_names import CORRUPTIONS, expand_corruptions
+from svdctl.evaluate.attack_settings import Norm, Radius, attack_names
 from svdctl.registry import METRICS
 
 
@@ -17,12 +17,12 @@ class Evaluate(Config):
     """Test images under attack; absent: all of them."""
     attacks: Annotated[tuple[str, ...], AfterValidator(lambda names: attack_names(names) and names)] = ()
     """Attacks by name, or another version; absent: AutoAttack's standard list."""
-    eps: PositiveFloat = 0.5
-    """Radius of the attack in pixels of [0, 1]."""
+    eps: Radius = 0.5
+    """Radius of the attack in pixels of [0, 1], as 0.5 or 8/255."""
     norm: Norm = "L2"
     """Norm of the attack."""
     corruptions: Annotated[tuple[str, ...], AfterValidator(lambda names: expand_corruptions(names) and names)] = ()
-    """Corruptions by name; absent: those of `corruptions.txt`."""
+    """Corruptions by name; absent: all 19, as the paper's code."""
     severities: Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], Field(min_length=1)] = (1, 2, 3, 4, 5)
     """Severities of the corruptions, of 1 to 5."""
     corruption_examples: PositiveInt | None = None
@@ -42,4 +42,4 @@ class Evaluate(Config):
     @property
     def corruption_names(self) -> tuple[str, ...]:
         """Return the corruptions, lists by name written out."""
-        return expand_corruptions(self.corruptions) or read_corruption_list()
+        return expand_corruptions(self.corruptions) or CORRUPTIONS

@@ -46,15 +46,14 @@ def config_for(recipe: Mock, *arguments: str) -> EvaluateConfig:
     return config
 
 
-def test_alone_it_measures_everything_in_the_papers_folder(recipe: Mock) -> None:
+def test_alone_it_measures_everything_in_the_folder_of_runs(recipe: Mock) -> None:
     config = config_for(recipe)
     assert config == resolve_evaluation({}).config
-    assert config.checkpoints == (Path("checkpoints"),)
+    assert config.checkpoints == (Path("runs"),)
     assert config.metrics == METRICS.builtin_kinds()
     data = DATA.get("digits").config()
     corruptions, attack = (METRICS.get(kind).settings(config, data) for kind in ("cifar-c", "autoattacks"))
-    assert len(corruptions.names) == 19
-    assert "natural" in corruptions.names
+    assert corruptions.names is None  # what the checkpoint is decides
     assert (attack.norm, attack.eps, attack.attacks) == ("L2", 0.5, "standard")
 
 
@@ -99,6 +98,9 @@ def test_several_values_in_any_spelling(
     ("line", "path", "value"),
     [
         ("--norm Linf --eps 0.03", "settings.autoattacks.eps", 0.03),
+        ("--norm Linf --eps 8/255", "settings.autoattacks.eps", 8 / 255),
+        ("--set settings.autoattacks.eps=4/255", "settings.autoattacks.eps", 4 / 255),
+        ("--radii 36/255 72 runs", "settings.certified.radii", (36.0, 72.0)),
         ("--norm Linf", "settings.autoattacks.norm", "Linf"),
         ("--attacks apgd-ce square", "settings.autoattacks.attacks", ("apgd-ce", "square")),
         ("--attacks plus", "settings.autoattacks.attacks", "plus"),
@@ -129,6 +131,23 @@ def test_flags_reach_their_fields(recipe: Mock, line: str, path: str, value: Any
         key = int(part) if part.isdigit() else part
         found = found[key] if isinstance(found, dict | tuple) else getattr(found, part)
     assert found == value
+
+
+@pytest.mark.parametrize(
+    ("line", "is_told"),
+    [
+        ("--norm Linf", True),
+        ("--norm Linf --eps 0.1001", True),
+        ("--norm Linf --eps 0.1", False),
+        ("--norm Linf --eps 8/255", False),
+        ("--norm L2 --eps 3", False),
+        ("--norm Linf --protocol paper", False),
+        ("--norm Linf --metrics accuracy", False),
+    ],
+)
+def test_a_large_linf_ball_is_told(recipe: Mock, capsys: pytest.CaptureFixture[str], line: str, is_told: bool) -> None:
+    config_for(recipe, *line.split())
+    assert ("changes every pixel by up to" in capsys.readouterr().err) is is_told
 
 
 def test_examples_are_a_few_of_the_digits_and_all_of_other_data() -> None:
@@ -172,6 +191,8 @@ def test_all_faults_come_together_before_the_recipe(recipe: Mock, capsys: pytest
         ("--dataset digits --dataset-root D", "--dataset-root is where CIFAR lies"),
         ("--metric ece", "did you mean --metrics"),
         ("--batch-size 0", "--batch-size"),
+        ("--eps 1/0", "--eps"),
+        ("--radii 8/128", "--radii 8/128: radii are in 255ths of a pixel's range; write 36 or 36/255"),
     ],
 )
 def test_wrong_usage_is_a_sentence(recipe: Mock, capsys: pytest.CaptureFixture[str], line: str, words: str) -> None:

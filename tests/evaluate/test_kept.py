@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 
+from svdctl.cli.evaluation_flags import resolve_evaluation
 from svdctl.config.corruption_names import BENCHMARK, CORRUPTIONS, list_name, named_lists
 from svdctl.evaluate import evaluation_plots
 from svdctl.evaluate.corruptions import corruption_metric
 from svdctl.evaluate.figures import wilson_interval
 from svdctl.evaluate.runner import EvaluationResult
 from svdctl.evaluate.runner import run as evaluate
+from svdctl.registry import DATA, METRICS
 from svdctl.utils.measurement_cache import MeasurementCache, checksum
 from tests.evaluate.small import Recorder, held_part, make, write_data
 
@@ -501,3 +503,50 @@ def test_other_data_of_the_held_out_part_change_the_calibration(tmp_path: Path, 
     recorder = Recorder()
     evaluate(config, reporter=recorder)
     assert recorder.kept == {"accuracy": "kept", "ece": ""}
+
+
+def test_a_longer_list_of_corruptions_measures_what_is_new_alone(linear: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _ = measured(linear, "cifar-c", corruptions=["contrast"])
+    drawn: list[str] = []
+    real = corruption_metric.corrupt
+
+    def counted(*arguments: Any) -> torch.Tensor:
+        drawn.append(arguments[1])
+        return real(*arguments)
+
+    monkeypatch.setattr(corruption_metric, "corrupt", counted)
+    both, recorder = measured(linear, "cifar-c", corruptions=["contrast", "brightness"])
+    assert recorder.kept == {"cifar-c": ""}
+    assert drawn == ["brightness"] * len(figures(both, "cifar-c")["accuracy"]["contrast"])
+    assert figures(both, "cifar-c")["accuracy"]["contrast"] == figures(first, "cifar-c")["accuracy"]["contrast"]
+    fresh, _ = measured(linear, "cifar-c", corruptions=["contrast", "brightness"], force=True)
+    assert figures(fresh, "cifar-c") == figures(both, "cifar-c")
+    # A shorter list is in it, and the table beside the results keeps what is known.
+    drawn.clear()
+    shorter, _ = measured(linear, "cifar-c", corruptions=["brightness"])
+    assert not drawn
+    assert list(figures(shorter, "cifar-c")["accuracy"]) == ["brightness"]
+    assert "contrast" in (results_file(linear).parent / "corruptions.csv").read_text()
+    # Others are drawn from another seed.
+    measured(linear, "cifar-c", corruptions=["brightness"], seed=7)
+    assert set(drawn) == {"brightness"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "init", "count"), [("svdctl", "svdctl", 15), ("svdctl", "paper", 19), ("paper", "", 19)]
+)
+def test_the_benchmarks_corruptions_are_taken_but_for_networks_that_follow_the_paper(
+    kind: str, init: str, count: int
+) -> None:
+    from types import SimpleNamespace
+
+    from svdctl.evaluate.evaluated_model import EvaluatedModel
+
+    training: Any = SimpleNamespace(init=init) if init else None
+    network: Any = torch.nn.Identity()
+    model = EvaluatedModel(network, "", {"kind": kind}, None, None, None, training)
+    context: Any = SimpleNamespace(
+        config=resolve_evaluation({}).config, model=model, data=SimpleNamespace(data=DATA.get("digits").config())
+    )
+    names = METRICS.get("cifar-c").settings_for(context).names
+    assert names == {15: BENCHMARK, 19: CORRUPTIONS}[count]

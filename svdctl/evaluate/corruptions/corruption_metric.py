@@ -26,7 +26,7 @@ from svdctl.evaluate.metric import MeasurementContext, Unfinished
 from svdctl.evaluate.metrics.cifar_c import CorruptionSettings
 from svdctl.utils.content_hash import content_digest, file_digest, json_digest
 from svdctl.utils.files import open_regular
-from svdctl.utils.measurement_cache import Measurement, MeasurementCache
+from svdctl.utils.measurement_cache import Kept, Measurement, MeasurementCache
 
 CHUNK = 1000
 """Images that are drawn, or copied from a file, at a time; fewer of large ones."""
@@ -43,6 +43,8 @@ class Source:
     identity_before: dict[str, Any]
     """The same as it stands in results without a checksum."""
     notes: list[str]
+    identity_for: Callable[[list[str]], dict[str, Any]]
+    """Returns `identity` as it is where other corruptions are asked for."""
 
 
 def _published(files: CifarC, name: str, severity: int, index: Tensor) -> Tensor:
@@ -61,7 +63,7 @@ def open_source(context: MeasurementContext, settings: CorruptionSettings) -> So
     Raises:
         DataError: files that are missing, damaged, or of another test set.
     """
-    names = [name for name in settings.names if name != CLEAN]
+    names = [name for name in settings.names or () if name != CLEAN]
     data, test, seed = context.data.data, context.data.test, context.config.seed
     source = source_of(data)
     if source.published_corruptions is None and settings.root is None:
@@ -71,7 +73,8 @@ def open_source(context: MeasurementContext, settings: CorruptionSettings) -> So
         identity: dict[str, Any] = {"source": "drawn", "seed": seed}
         if generator is not GENERATORS[0]:  # those of CIFAR-C are what a protocol without this key has
             identity["constants"] = generator.name
-        return Source(partial(_drawn, test.images, context.classifier.device, seed), identity, identity, notes)
+        images = partial(_drawn, test.images, context.classifier.device, seed)
+        return Source(images, identity, identity, notes, lambda names: identity)
     if source.published_corruptions is not None:
         folder = find_or_fetch(
             source.published_corruptions,
@@ -84,8 +87,11 @@ def open_source(context: MeasurementContext, settings: CorruptionSettings) -> So
     files = open_cifar_c(folder, test.labels.numpy(), test.image_shape)
     files.require(names)
     before = {"source": "published", "files": _ends_of(folder, names)}
-    now = {"source": "published", "contents": _digest_of(folder, names)}
-    return Source(partial(_published, files), now, before, [])
+
+    def identity_for(names: list[str]) -> dict[str, Any]:
+        return {"source": "published", "contents": _digest_of(folder, names)}
+
+    return Source(partial(_published, files), identity_for(names), before, [], identity_for)
 
 
 def _digest_of(folder: Path, names: list[str]) -> str:
@@ -134,18 +140,19 @@ def measure(
 ) -> dict[str, Any]:
     """Return accuracy for each corruption and severity; counts that are done are kept."""
     classifier, test = context.classifier, context.data.test
-    names = [name for name in settings.names if name != CLEAN]
+    names = [name for name in settings.names or () if name != CLEAN]
     index = subset(len(test), settings.examples, derived_seed(context.config.seed, "corruptions"))
     labels = test.labels[index]
     total = len(names) * len(settings.severities) + 1
     kept = MeasurementCache(unfinished.path, Count, unfinished.protocol, probe=context.probe)
     for notice in kept.notices:
         context.notice(notice)
-    if kept.kept:
-        context.notice(f"going on: {len(kept.kept)} of {total} counts of corrupted images are kept")
-
+    for known in _counted_before(context, source, unfinished.protocol):
+        kept.kept.setdefault(known.key, Kept(known, probe=context.probe))
     wanted = [(CLEAN, 0), *((name, severity) for name in names for severity in settings.severities)]
     missing = [(name, severity) for name, severity in wanted if f"{name} {severity}" not in kept.kept]
+    if len(missing) < total:
+        context.notice(f"going on: {total - len(missing)} of {total} counts of corrupted images are kept")
 
     def images(name: str, severity: int, part: Tensor) -> Tensor:
         found = test.images[part] if name == CLEAN else source.images(name, severity, part)
@@ -176,6 +183,30 @@ def measure(
     found = summary(done, names, settings.severities, len(index))
     constants = {"constants": source.identity["constants"]} if "constants" in source.identity else {}
     return {**found, "source": source.identity["source"], **constants, "notes": source.notes}
+
+
+def _counted_before(context: MeasurementContext, source: Source, protocol: Mapping[str, Any]) -> Iterator[Count]:
+    """Yield what was counted on the same images for other lists of corruptions or other severities."""
+
+    def shared(protocol: Mapping[str, Any]) -> dict[str, Any]:
+        own = {"names", "severities", *source.identity}
+        return {key: value for key, value in protocol.items() if key not in own}
+
+    for record in context.known("cifar-c"):
+        results, names = record.results, [name for name in record.protocol["names"] if name != CLEAN]
+        if shared(record.protocol) != shared(protocol):
+            continue
+        try:
+            identity = source.identity_for(names)
+        except OSError:  # files of other corruptions are not there any more
+            continue
+        if {key: record.protocol.get(key) for key in identity} != identity:
+            continue
+        shares = {CLEAN: {"0": results["clean"]}, **results["accuracy"]}
+        for name, row in shares.items():
+            for severity, share in row.items():
+                right = round(share * results["count"])
+                yield Count(name=name, severity=int(severity), correct=right, of=results["count"])
 
 
 def _counts(

@@ -10,7 +10,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from svdctl.config.data_config import Data
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.errors import UsageError
-from svdctl.evaluate.attack_settings import AttackSettings
+from svdctl.evaluate.attack_settings import AttackSettings, shown_radius, warning_of_radius
 from svdctl.evaluate.figures import Figures, Share, is_share_of, is_wilson, near
 from svdctl.evaluate.metric import (
     Measured,
@@ -69,9 +69,9 @@ class AttackFigures(Figures):
 
 
 def ball(protocol: Mapping[str, Any]) -> str:
-    """Return `L2 0.5`, with the mark of the paper's protocol."""
+    """Return `L2 0.5` or `Linf 8/255`, with the mark of the paper's protocol."""
     marked = ", protocol paper" if protocol["protocol"] == "paper" else ""
-    return f"{protocol['norm']} {protocol['eps']:g}{marked}"
+    return f"{protocol['norm']} {shown_radius(protocol['eps'])}{marked}"
 
 
 @register_metric
@@ -162,6 +162,9 @@ class AutoAttacks(Metric):
         )
 
     def remarks(self, record: "Record") -> Iterator[str]:
+        protocol = record.protocol
+        if (text := warning_of_radius(protocol["norm"], protocol["eps"], protocol["protocol"])) is not None:
+            yield f"warning: {text}"
         yield from (f"left out: {text}" for text in record.results["left_out"])
         yield from (f"warning: {text}" for text in record.results["warnings"])
 
@@ -195,7 +198,9 @@ class AutoAttacks(Metric):
         if evaluate.attacks:
             yield f"Attacks: {', '.join(evaluate.attacks)} in place of AutoAttack's standard list."
         if (evaluate.norm, evaluate.eps) != ("L2", 0.5):
-            yield f"Attack: {evaluate.norm} within {evaluate.eps:g} in place of L2 within 0.5."
+            yield f"Attack: {evaluate.norm} within {shown_radius(evaluate.eps)} in place of L2 within 0.5."
+        if (text := warning_of_radius(evaluate.norm, evaluate.eps, "pixels")) is not None:
+            yield f"Attack: {text}."
         if results["left_out"]:
             yield f"Left out of AutoAttack for want of classes: {', '.join(results['left_out'])}."
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AfterValidator, Field, PositiveInt
 
 from svdctl.config.base import Config
-from svdctl.config.corruption_names import CLEAN, CORRUPTIONS, expand_corruptions, list_name, read_corruption_list
+from svdctl.config.corruption_names import BENCHMARK, CLEAN, CORRUPTIONS, expand_corruptions, list_name, which_of_all
 from svdctl.config.data_config import Data
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.data.data_source import place_of, source_of
@@ -32,10 +32,9 @@ if TYPE_CHECKING:
 class CorruptionSettings(Config):
     """Which corrupted test sets are classified."""
 
-    names: Annotated[
-        tuple[str, ...], AfterValidator(expand_corruptions), Field(min_length=1, default_factory=read_corruption_list)
-    ]
-    """Corruptions, or the lists `all` and `benchmark`; `natural` stands for the test images as they are."""
+    names: Annotated[tuple[str, ...], AfterValidator(expand_corruptions), Field(min_length=1)] | None = None
+    """Corruptions, or the lists `all` and `benchmark`; `natural` stands for the test images as they are. Absent: the
+    benchmark's 15; all 19 of a network that follows the paper, as its code."""
     severities: Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], Field(min_length=1)] = (1, 2, 3, 4, 5)
     """Severities of the corruptions, of 1 to 5."""
     examples: PositiveInt | None = None
@@ -97,6 +96,13 @@ class CorruptionAccuracy(Metric):
     owned_files = ("corruptions.csv", "corruptions.png")
     uses_logits = False
 
+    def settings_for(self, context: MeasurementContext) -> CorruptionSettings:
+        """Return its settings with the names of all corruptions that are meant."""
+        own: CorruptionSettings = self.settings(context.config, context.data.data)
+        if own.names is not None:
+            return own
+        return own.model_copy(update={"names": CORRUPTIONS if context.model.follows_paper else BENCHMARK})
+
     def protocol(self, context: MeasurementContext, config: CorruptionSettings) -> dict[str, Any]:
         return _protocol(context, config, _source(context, config).identity)
 
@@ -124,12 +130,12 @@ class CorruptionAccuracy(Metric):
         if results["mean"] is None:
             return f"clean {results['clean']:.2%}, no corruption asked for"
         means = ", ".join(f"{name} {share:.2%}" for name, share in results["figures"].items())
-        return f"{means} (clean {results['clean']:.2%})"
+        return f"{means} (clean {results['clean']:.2%}; {which_of_all(results['accuracy'])})"
 
     def protocol_text(self, record: "Record") -> str:
         results, protocol = record.results, record.protocol
         return (
-            f"{self.conditions(record)}; {len(results['accuracy'])} corruptions, severities "
+            f"{self.conditions(record)}; {which_of_all(results['accuracy'])}, severities "
             f"{', '.join(map(str, protocol['severities']))}; means over corruptions and severities: "
             f"{', '.join(results['figures']) or 'none'}"
         )
@@ -145,6 +151,10 @@ class CorruptionAccuracy(Metric):
         )
         return f"{how}; {results['count']:,} test images"
 
+    def remarks(self, record: "Record") -> Iterator[str]:
+        if set(record.results["accuracy"]) != set(CORRUPTIONS):
+            yield which_of_all(record.results["accuracy"])
+
     def notes(self, record: "Record") -> Sequence[str]:
         notes: list[str] = record.results["notes"]
         return notes
@@ -153,6 +163,7 @@ class CorruptionAccuracy(Metric):
         from svdctl.evaluate.evaluation_plots import plot_corruptions  # matplotlib takes a second to import
         from svdctl.evaluate.results import copy_files, write_rows
 
+        record = self._widest(record, output)
         results = record.results
         table, picture = output.folder / "corruptions.csv", output.folder / "corruptions.png"
         shares = {"natural": {"0": results["clean"]}, **results["accuracy"]}
@@ -173,6 +184,19 @@ class CorruptionAccuracy(Metric):
         (target / f"{output.export}.png").unlink(missing_ok=True)
         return [*files, *copy_files(files, target, output.export)]
 
+    def _widest(self, record: "Record", output: OutputContext) -> "Record":
+        """Return the record to be shown: one of more corruptions on the same images where one is known."""
+
+        def cells(record: "Record") -> set[tuple[str, str]]:
+            return {(name, severity) for name, row in record.results["accuracy"].items() for severity in row}
+
+        def is_same(other: "Record") -> bool:
+            same = self.conditions(other) == self.conditions(record)
+            return same and other.protocol["data"] == record.protocol["data"] and cells(other) > cells(record)
+
+        wider = [other.model_copy(update={"kept": "earlier"}) for other in output.known(self.kind) if is_same(other)]
+        return max([record, *wider], key=lambda known: len(cells(known)))
+
     def values(self, results: Mapping[str, Any]) -> dict[str, float]:
         return {} if results["mean"] is None else {"cifar-c": results["mean"]}
 
@@ -183,7 +207,7 @@ class CorruptionAccuracy(Metric):
         names = sorted(results["mean_by_corruption"])
         parts = []
         if names != sorted(CORRUPTIONS):
-            parts.append(f"{len(names)} of the 19 corruptions")
+            parts.append(which_of_all(names))
         if len(evaluate.severities) < 5:
             parts.append(f"severity {', '.join(map(str, evaluate.severities))} of 5")
         if whole is None or results["count"] != whole:
@@ -202,7 +226,7 @@ class CorruptionAccuracy(Metric):
         if published is not None:
             settings = self.settings(config, data)
             folder = find_or_fetch(published, settings.root or place_of(data), tell=lambda text, done, total: None)
-            names = sorted({*settings.names} - {CLEAN})
+            names = sorted({*(settings.names or CORRUPTIONS)} - {CLEAN})
             open_cifar_c(folder, test.labels.numpy(), test.image_shape).require(names)
 
 
@@ -215,7 +239,7 @@ def _source(context: MeasurementContext, config: CorruptionSettings) -> "Source"
 def _protocol(context: MeasurementContext, config: CorruptionSettings, identity: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **identity,
-        "names": list(config.names),
+        "names": list(config.names or ()),
         "severities": list(config.severities),
         "examples": config.examples,
         **({"seed": context.config.seed} if config.examples is not None else {}),
