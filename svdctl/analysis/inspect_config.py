@@ -26,10 +26,14 @@ class InspectConfig(Config):
     """The checkpoint of the paper's code was trained with mean and standard deviation 0.5. Its file does not tell."""
     key: str | None = None
     """Which weights of a file that has several sets of them, as `ema`."""
-    tolerance: Annotated[float, Field(ge=1e-6, le=1)] = 0.02
-    """Wanted slack of the proved bounds."""
+    tolerance: Annotated[float, Field(ge=1e-6, le=1)] | None = None
+    """Wanted slack of the proved bounds. Absent: 0.02; 0.005 of a checkpoint of svdctl, as its training had."""
     accuracy: Literal["full", "fast"] = "full"
     """`fast`: values to 1e-3 of the largest."""
+    bounds_only: bool = False
+    """Prove bounds and nothing else, in a small part of the time."""
+    sort: Literal["network", "bound", "largest", "condition", "name"] = "network"
+    """Order of the layers: the network's, by name, or the largest figure first."""
     every: bool = False
     """Show every singular value."""
     top: PositiveInt | None = None
@@ -60,11 +64,22 @@ class InspectConfig(Config):
     def _fits_together(self) -> Self:
         if self.every and self.top is not None:
             raise ValueError("`every` and `top` exclude each other; give one of them")
+        needing = {"every": self.every, "top": self.top is not None, "plot": self.plot is not None}
+        needing |= {f"sort = {key}": self.sort == key for key in ("largest", "condition")}
+        if self.bounds_only and any(needing.values()):
+            asked = next(key for key, is_asked in needing.items() if is_asked)
+            raise ValueError(f"`{asked}` needs singular values, and `bounds_only` computes none; leave one out")
         if self.excepted and not self.has_gate:
             raise ValueError("`excepted` names layers that a gate lets pass; add `max_sigma` or `batchnorm_max`")
         if self.lenient and self.model is None:
             raise ValueError("`lenient` is for weights of the network of `model`; add it, or leave `lenient` out")
         return self
+
+    @property
+    def needs_values(self) -> bool:
+        """Return whether singular values are asked for, not only whether layers pass a gate."""
+        shown = self.every or self.top is not None or self.plot is not None or self.format != "table"
+        return shown or not self.has_gate or self.sort in ("largest", "condition")
 
     @property
     def has_gate(self) -> bool:

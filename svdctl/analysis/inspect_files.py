@@ -1,5 +1,6 @@
 """Compute the spectra of the networks in files: checkpoints of svdctl, a user's network, or weights alone."""
 
+import math
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,12 +16,19 @@ from torch import Tensor, nn
 from svdctl.analysis.exponential_spectrum import stored_exponential
 from svdctl.analysis.inspect_config import InspectConfig
 from svdctl.analysis.layer_spectrum import LayerSpectrum, with_values
-from svdctl.analysis.network_spectrum import NetworkSpectrum, rows_of_layers, spectrum
+from svdctl.analysis.network_spectrum import (
+    TOLERANCE,
+    NetworkSpectrum,
+    SpectrumRequest,
+    requested_spectrum,
+    rows_of_layers,
+)
 from svdctl.analysis.spectrum_table import told_by_shape
 from svdctl.checkpoint.checkpoint_file import Checkpoint, network_of, read_checkpoint
 from svdctl.checkpoint.library_file import Description, describe, layers_of, load_into_network
 from svdctl.checkpoint.model_factory import Misfit, load_model, load_model_leniently, make_model
 from svdctl.checkpoint.paper_checkpoints import PAPER_IMAGE_SHAPE, open_paper_network
+from svdctl.checkpoint.run_maxima import RunMaxima, run_maxima
 from svdctl.checkpoint.stored_layer import StoredLayer, least_norm
 from svdctl.checkpoint.stored_layers import stored_layers
 from svdctl.checkpoint.stored_skew import SERIES_TERMS
@@ -35,6 +43,7 @@ from svdctl.layers.padding import kernel_limit_of
 from svdctl.layers.spectral_norm import StoredNorm
 from svdctl.models.external_architecture import is_network
 from svdctl.plugins import grant_factory, is_factory
+from svdctl.spectral.bounds import TOLERANCE as PROOF_TOLERANCE
 from svdctl.spectral.bounds import Bracket, is_bounded, norm_bound
 from svdctl.spectral.convolution import Convolution
 from svdctl.utils.content_hash import file_digest
@@ -55,6 +64,8 @@ _OWN = re.compile(
 """Names, within a layer, of the tensors that a layer's row of the spectrum accounts for."""
 _OF_MODULES = frozenset(vars(nn.Module()))
 """Attributes that every module has, as its parameters, buffers and hooks; they are not searched."""
+_AFFORDABLE = 10.0
+"""Seconds of one CPU core that a gate takes to compute singular values, which it does not need."""
 _DEPTH = 6
 """Depth of nested containers that are searched for tensors."""
 Tell = Callable[[int, int, str], None]
@@ -97,11 +108,11 @@ def _inspect(
     if config.model is not None and is_factory(config.model):
         grant_factory(config.model)
     weights = read_tensors(path, key=config.key)
-    model, shape, told, misfit = None, None, "", Misfit((), ())
+    model, shape, told, misfit, maxima = None, None, "", Misfit((), ()), RunMaxima()
     checkpoint = read_checkpoint(weights.path) if weights.format == "svdctl" and config.key is None else None
     if checkpoint is not None and (config.model is None or is_network(checkpoint.config.model, config.model)):
         model = network_of(checkpoint, weights.path)
-        shape = _image(config.input_size or checkpoint.image_shape)
+        shape, maxima = _image(config.input_size or checkpoint.image_shape), run_maxima(checkpoint, model)
     elif config.model is not None:
         if config.input_size is None or len(config.input_size) < 2:
             raise UsageError("`model` needs the shape of an input: add `input_size = CxHxW`, as 3x224x224")
@@ -122,17 +133,16 @@ def _inspect(
     elif model is None or shape is None:
         found = _weights_spectrum(path, weights, config, tell)
     else:
-        found = spectrum(
+        found = requested_spectrum(
             model,
             shape,
+            _request(config, TOLERANCE if checkpoint is None else PROOF_TOLERANCE, maxima.of_layers),
             name=f"{path}{told}",
             layers=config.layers if config.layers != ("*",) else "*",
-            tolerance=config.tolerance,
-            accuracy=config.accuracy,
-            at_most=config.max_sigma,
             tell=tell,
             log=log,
         )
+        found = replace(found, maxima_note=maxima.note)
         found = replace(found, layers=(*found.layers, *_unaccounted_rows(model, found, config)))
         found = _with_misfit(found, misfit, weights, config)
     rows = *found.layers, *_rows_of_left_out_parts(weights, config, has_network=model is not None)
@@ -160,6 +170,24 @@ def _origin(path: Path, weights: WeightFile, checkpoint: Checkpoint | None) -> I
             f"{config.name}: {', '.join(kinds)}, seed {config.seed}, step {checkpoint.metrics.get('step', 0):.0f}",
         )
         yield "data", describe_data(config.data)
+
+
+def _request(config: InspectConfig, tolerance: float, maxima: Mapping[str, float]) -> SpectrumRequest:
+    """Return what is to be computed of a network's layers.
+
+    Args:
+        config: what is asked for.
+        tolerance: of bounds, where it names none.
+        maxima: of layers by name.
+    """
+    return SpectrumRequest(
+        config.tolerance or tolerance,
+        config.accuracy,
+        at_most=config.max_sigma,
+        bounds_only=config.bounds_only,
+        maxima=maxima,
+        affordable=math.inf if config.needs_values else _AFFORDABLE,
+    )
 
 
 def _with_misfit(found: NetworkSpectrum, misfit: Misfit, weights: WeightFile, config: InspectConfig) -> NetworkSpectrum:
@@ -336,10 +364,8 @@ def _described_spectrum(
     for name, layer in chosen.items():
         ops = ops_of(layer)
         axes = len(ops.shape(layer)) - 2
-        sizes[name] = (1,) if ops.is_linear else None if axes < 1 else _size_for(config.input_size, axes)
-    found = rows_of_layers(
-        chosen, sizes, tolerance=config.tolerance, accuracy=config.accuracy, at_most=config.max_sigma, tell=tell
-    )
+        sizes[name] = (1,) if ops.is_linear else None if axes < 1 else _size_for(config, axes)
+    found = rows_of_layers(chosen, sizes, _request(config, TOLERANCE, {}), tell=tell)
     rows = *found, *(_stored_row(layer, config, pairs=False) for layer in beside)
     return NetworkSpectrum(str(path), rows, None, _NO_CALLS)
 
@@ -355,7 +381,7 @@ def _stored_row(layer: StoredLayer, config: InspectConfig, *, pairs: bool) -> La
         if layer.scale is not None:
             return _scale_row(row, layer, float(layer.scale.abs().max()), config)
         if layer.make_generator is not None:
-            size = _size_for(config.input_size, 2)
+            size = _size_for(config, 2)
             return stored_exponential(row, layer.make_generator(), SERIES_TERMS, size, layer.frame_norms or ())
         if layer.norm is not None:
             return _normed_row(row, layer.norm, config)
@@ -380,9 +406,9 @@ def _operator_row(
 ) -> LayerSpectrum:
     """Return the row of a stored kernel; its lower bound holds for every stride and number of groups (`least_norm`)."""
     is_matrix, limit = layer.kind == "linear", config.max_sigma
-    size = (1,) if is_matrix else _size_for(config.input_size, conv.axes)
+    size = (1,) if is_matrix else _size_for(config, conv.axes)
     notes = [layer.note, "" if is_matrix or size is None else "values at stride 1, as one group"]
-    bound = norm_bound(conv, tolerance=config.tolerance)
+    bound = norm_bound(conv, tolerance=config.tolerance or TOLERANCE)
     lower, upper = bound.lower, bound.upper + layer.slack
     if limit is not None:
         at_most = (limit - layer.slack) * (1 - 1e-15) if layer.slack else limit  # negative: nothing can be proved
@@ -401,21 +427,22 @@ def _normed_row(row: LayerSpectrum, norm: StoredNorm, config: InspectConfig) -> 
     """Return the row of a stored layer with svdctl's spectral norm, of which stride, groups and padding are known."""
     conv, factor = norm.conv, norm.padding_factor
     limit = kernel_limit_of(norm.max_sigma, factor)
-    kernel = norm_bound(conv, tolerance=config.tolerance, at_most=limit)
+    kernel = norm_bound(conv, tolerance=config.tolerance or TOLERANCE, at_most=limit)
     upper = layer_norm(kernel.upper, 0.0, factor)
     if kernel.upper <= limit:
         upper = min(upper, norm.max_sigma)  # rounding alone would exceed it
     if config.max_sigma is not None and config.max_sigma < upper:
         gate = kernel_limit_of(config.max_sigma, factor)
         upper = config.max_sigma if kernel.lower <= gate and is_bounded(conv, gate) else upper
-    size = (1,) if row.kind == "linear" else _size_for(config.input_size, conv.axes)
+    size = (1,) if row.kind == "linear" else _size_for(config, conv.axes)
     row = replace(row, bound=Bracket(kernel.lower, upper), stride=conv.stride)
     return with_values(row, conv, size, config.accuracy)
 
 
-def _size_for(size: tuple[int, ...] | None, axes: int) -> tuple[int, ...] | None:
-    """Return the spatial size for a kernel with this number of axes; None where the given size has another number."""
-    if size is None:
+def _size_for(config: InspectConfig, axes: int) -> tuple[int, ...] | None:
+    """Return the spatial size for a kernel with this number of axes; None where no values are wanted or it has none."""
+    size = config.input_size
+    if size is None or config.bounds_only:
         return None
     if len(size) == 1:
         return size * axes

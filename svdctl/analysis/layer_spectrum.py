@@ -49,6 +49,8 @@ class LayerSpectrum:
     """Names of the tensors that it is made of, where they are not called as those of a layer of its name."""
     has_weights: bool = True
     """Whether it may stand for a layer with weights; False of counters and of parts of a file that are none."""
+    maximum: float | None = None
+    """Of the run that wrote it, or of its own spectral norm: what `bound` was held against; None: there is none."""
     gate: str = ""
     """Against `max_sigma` and `batchnorm_max`: proved, above, not proved or excepted; empty when it is not held."""
 
@@ -61,6 +63,13 @@ class LayerSpectrum:
     def why_not_proved(self) -> str:
         """Return why a layer has no proved bound: what it rests on, or why it was not analysed."""
         return f"it is assumed that {self.assumption}" if self.assumption else self.note
+
+    @property
+    def is_proved(self) -> bool | None:
+        """Return whether the layer is proved to be within its maximum; None: it has none."""
+        if self.maximum is None:
+            return None
+        return self.bound is not None and not self.assumption and self.bound.upper <= self.maximum
 
     @property
     def is_normalization(self) -> bool:

@@ -5,7 +5,7 @@ import numbers
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,11 +28,11 @@ from svdctl.layers.layer_ops import (
     ops_of,
     require_module,
 )
-from svdctl.layers.norms import layer_norm_bound, layer_norm_bounds
+from svdctl.layers.norms import are_layers_bounded, kernel_limit, layer_norm_bounds, stated_maximum
 from svdctl.layers.padding import Convolutional, padding_factor
 from svdctl.layers.shapes import Calls, image_sizes, observed_calls
 from svdctl.layers.stiefel import frame_error
-from svdctl.spectral.bounds import Bracket, norm_bound
+from svdctl.spectral.bounds import Bracket, is_bounded, norm_bound
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.exact_arithmetic import exact_products
 from svdctl.spectral.faster_device import few_batches_are_faster
@@ -46,10 +46,12 @@ if TYPE_CHECKING:
     from svdctl.utils.matplotlib_defaults import Figure
 
 TOLERANCE = 0.02
+_WIDTH = 80  # columns of a printed spectrum
 _LONG = 60.0  # seconds from which `log` is told what to expect
 _OPERATIONS_PER_SECOND = 1.5e10  # of one CPU core, in float64
 _PROJECTIONS = re.compile(r"(in_proj|out_proj\.|[qkv]_proj)_?(weight|bias)")
 """Names, within attention, of the tensors of its linear maps."""
+_GAIN_ERROR = 1e-8  # at least of `channel_gain`; far less than a limited BatchNorm is below its maximum
 _GRAMS = 2  # times that a Gram matrix is computed: for the layer's bound and for the network's
 
 
@@ -65,6 +67,8 @@ class NetworkSpectrum:
     """Why there is none."""
     origin: tuple[tuple[str, str], ...] = ()
     """Where the weights come from, as names and texts; empty where nobody asked for it."""
+    maxima_note: str = ""
+    """What is to be known of the maxima that its layers are held against."""
 
     def __iter__(self) -> Iterator[LayerSpectrum]:
         return iter(self.layers)
@@ -94,14 +98,14 @@ class NetworkSpectrum:
     def __repr__(self) -> str:
         from svdctl.analysis.spectrum_table import text_table
 
-        return text_table(self)
+        return text_table(self, width=_WIDTH)
 
     def _repr_html_(self) -> str:
         """Return the rows as HTML, which a notebook shows."""
-        from svdctl.analysis.spectrum_table import spectrum_table
+        from svdctl.analysis.spectrum_table import notebook_table
         from svdctl.utils.table import html
 
-        return html(spectrum_table(self))
+        return html(notebook_table(self))
 
     def to_frame(self) -> Any:
         """Return the rows as a pandas DataFrame.
@@ -138,14 +142,27 @@ class NetworkSpectrum:
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What `spectrum` is asked for."""
+class SpectrumRequest:
+    """What is to be computed of layers; what `spectrum` does not say stands here."""
 
-    tolerance: float
-    accuracy: Literal["full", "fast"]
-    zero_padded: bool
-    at_most: float | None
+    tolerance: float = TOLERANCE
+    accuracy: Literal["full", "fast"] = "full"
+    zero_padded: bool = True
+    at_most: float | None = None
     bounds_only: bool = False
+    maxima: Mapping[str, float] = field(default_factory=dict)
+    """Of layers by name, as the run allowed that trained them: whether each is within its own is proved exactly, and
+    its row says so. A layer under svdctl's spectral norm has that maximum without it."""
+    affordable: float = math.inf
+    """Seconds of one CPU core that singular values may take; where they take longer, bounds alone are proved."""
+
+    def maximum(self, name: str, module: nn.Module) -> float | None:
+        """Return the maximum of a layer: the one that is given, or what its own spectral norm says."""
+        return self.maxima.get(name, stated_maximum(module))
+
+    def questions(self, name: str, module: nn.Module) -> list[float]:
+        """Return the maxima that a layer's bound is held against."""
+        return [maximum for maximum in (self.at_most, self.maximum(name, module)) if maximum is not None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,6 +226,31 @@ def spectrum(
     for argument, value in numbers_given.items():
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise ShapeError(f"{argument} is a number, not {shown(value)}")
+    way: Literal["full", "fast"] = "fast" if accuracy == "fast" else "full"
+    request = SpectrumRequest(tolerance, way, zero_padded, at_most, bounds_only)
+    return requested_spectrum(model, input_shape, request, name=name, layers=layers, tell=tell, log=log)
+
+
+@torch.no_grad()
+def requested_spectrum(
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    asked: SpectrumRequest,
+    *,
+    name: str = "",
+    layers: str | Sequence[str] = "*",
+    tell: Callable[[int, int, str], None] | None = None,
+    log: Callable[[str], None] | None = None,
+) -> NetworkSpectrum:
+    """Return what is requested of the layers of a network.
+
+    Args:
+        asked: what to compute.
+        model, input_shape, name, layers, tell, log: as in `spectrum`.
+
+    Raises:
+        ShapeError: as `spectrum`.
+    """
     input_shape = image_sizes(input_shape)
     patterns = name_patterns(layers, "layers")
     modules = dict(_with_rows(model))
@@ -231,51 +273,64 @@ def spectrum(
     of_projections, made_of = _of_projections(model, calls)
     calls |= of_projections
     rows = []
-    asked = _Asked(
-        tolerance, "fast" if accuracy == "fast" else "full", zero_padded and not bounds_only, at_most, bounds_only
-    )
     chosen = {key: module for key, module in chosen.items() if not _is_pixels(module, calls.get(key))}
-    if log is not None and (seconds := _expected_seconds(chosen, calls, bounds_only)) > _LONG:
-        what, less = (
-            ("bounds", "") if bounds_only else ("singular values and bounds", "`accuracy` = fast takes less, and ")
-        )
-        log(
-            f"the {what} of these layers take about {math.ceil(seconds / 60)} minutes of one CPU core; {less}`layers` "
-            "leaves layers out"
-        )
+    asked = _affordable(asked, _expected_seconds(chosen, calls, asked.bounds_only), log or (lambda text: None))
+    bounds_only = asked.bounds_only
     if tell is not None:
         tell(0, len(chosen), "bounds of all layers")
     # Bounds alone ask for the Gram matrices of a kernel once.
     with exact_products(), nullcontext() if bounds_only else kept_grams():
-        proved = _bounds_together(chosen, calls, tolerance, at_most)
+        proved = _bounds_together(chosen, calls, asked)
         whole = {key: bracket for key, bracket in proved.items() if key not in made_of}
         kept = _kept(chosen, whole) if layers == "*" and not bounds_only else {}
         values = {} if bounds_only else _values_together(chosen, calls, asked.accuracy)
         bounded = {key: chosen[key] for key in proved}
-        lowers = _norms_together(bounded, calls) if asked.zero_padded else {}
+        lowers = {} if bounds_only or not asked.zero_padded else _norms_together(bounded, calls)
         for done, (key, module) in enumerate(chosen.items()):
             if tell is not None:
                 tell(done, len(chosen), key)
             found = _Found(proved.get(key), values.get(key), lowers.get(key))
             row = _observed_row(key, module, calls.get(key), asked, found)
-            rows.append(replace(row, made_of=made_of.get(key, _factors(key, module))))
+            maximum = asked.maximum(key, module)
+            rows.append(replace(row, maximum=maximum, made_of=made_of.get(key, _factors(key, module))))
     if bounds_only or layers != "*":
         why = "only the bounds of layers were asked for" if bounds_only else "only some layers were asked for"
         return NetworkSpectrum(name, tuple(rows), None, why)
     if tell is not None:
         tell(len(chosen), len(chosen), "Lipschitz constant")
-    lipschitz, why = _lipschitz(model, input_shape, tolerance, kept)
+    lipschitz, why = _lipschitz(model, input_shape, asked.tolerance, kept)
     return NetworkSpectrum(name, tuple(rows), lipschitz, why)
+
+
+def _affordable(asked: SpectrumRequest, seconds: float, log: Callable[[str], None]) -> SpectrumRequest:
+    """Return what is computed, bounds alone where values take longer than they may; say what takes long.
+
+    Args:
+        asked: what is requested.
+        seconds: that it takes.
+        log: called with a sentence.
+    """
+    time = f"{math.ceil(seconds / 60)} minutes" if seconds > _LONG else f"{math.ceil(seconds)} seconds"
+    if seconds > asked.affordable:
+        log(
+            f"bounds alone are proved: all singular values of these layers would take about {time} of one CPU core; "
+            "`every`, `top` or `plot` compute them"
+        )
+        return replace(asked, bounds_only=True)
+    if seconds > _LONG:
+        what, less = "bounds", ""
+        if not asked.bounds_only:
+            what, less = "singular values and bounds", "`accuracy` = fast takes less, `bounds_only` far less, and "
+        log(f"the {what} of these layers take about {time} of one CPU core; {less}`layers` leaves layers out")
+    return asked
 
 
 @torch.no_grad()
 def rows_of_layers(
     layers: Mapping[str, nn.Module],
     sizes: Mapping[str, tuple[int, ...] | None],
+    asked: SpectrumRequest,
     *,
-    tolerance: float = TOLERANCE,
-    accuracy: Literal["full", "fast"] = "full",
-    at_most: float | None = None,
     tell: Callable[[int, int, str], None] | None = None,
 ) -> list[LayerSpectrum]:
     """Return the rows of `spectrum` for layers without a network that calls them.
@@ -283,9 +338,10 @@ def rows_of_layers(
     Args:
         layers: by name.
         sizes: of the input of each; None: it has a bound and no values.
-        tolerance, accuracy, at_most, tell: as in `spectrum`.
+        asked: what to compute; no layer is run.
+        tell: as in `spectrum`.
     """
-    asked, rows = _Asked(tolerance, accuracy, False, at_most), []
+    asked, rows = replace(asked, zero_padded=False), []
     with exact_products(), kept_grams():
         for done, (name, module) in enumerate(layers.items()):
             if tell is not None:
@@ -293,6 +349,7 @@ def rows_of_layers(
             size = sizes[name]
             call = None if size is None else Calls(sizes=[size])
             row = _observed_row(name, module, call, asked, _Found(None, None, None))
+            row = replace(row, maximum=asked.maximum(name, module))
             rows.append(replace(row, note="") if size is None and row.bound is not None else row)
     return rows
 
@@ -403,7 +460,9 @@ def _lipschitz(
         return None, str(error)
 
 
-def _observed_row(name: str, module: nn.Module, call: Calls | None, asked: _Asked, found: _Found) -> LayerSpectrum:
+def _observed_row(
+    name: str, module: nn.Module, call: Calls | None, asked: SpectrumRequest, found: _Found
+) -> LayerSpectrum:
     """Return the row of a layer, with the assumptions and notes that follow from its observed calls."""
     kind, ops = type_before_parametrizations(module).__name__, find_ops(module)
     if ops is not None and not ops.has_spectrum:
@@ -437,7 +496,7 @@ def _row(
     module: nn.Module,
     ops: LayerOps,
     sizes: Sequence[tuple[int, ...]],
-    asked: _Asked,
+    asked: SpectrumRequest,
     found: _Found,
 ) -> LayerSpectrum:
     """Return the row of a layer on the spatial sizes of its inputs.
@@ -450,7 +509,9 @@ def _row(
         if (reason := why_not_read(module)) is not None:
             raise ShapeError(reason)
         gain = ops.channel_gain(module)
-        return replace(row, bound=Bracket(gain * (1 - 1e-6), gain * (1 + 1e-6)))
+        provable = (m for m in sorted(asked.questions(row.name, module)) if gain * (1 + _GAIN_ERROR) <= m)
+        upper = gain * (1 + 1e-6)
+        return replace(row, bound=Bracket(gain * (1 - 1e-6), min(upper, next(provable, upper))))
     if not ops.can_control:
         # Its weight is no linear operator: an exponential, or a layer with a proved gain alone.
         for layer in (module, *ops.parts(module)):
@@ -460,7 +521,7 @@ def _row(
             return exponential_row(row, module, *generator, size)
         return replace(row, bound=Bracket(0.0, layer_gain(module).value), input_size=size)
     conv = operator_of(module)
-    bound = found.bound or _bound(module, sizes, asked.tolerance, asked.at_most)
+    bound = found.bound or _bound(row.name, module, sizes, asked)
     row = replace(
         row,
         bound=bound,
@@ -472,7 +533,7 @@ def _row(
     known = None if size is None or asked.bounds_only else _seen(ops, conv, size)
     row = with_values(row, conv, known, asked.accuracy, found.values)
     padded = None
-    if asked.zero_padded and size is not None and not ops.is_linear:
+    if asked.zero_padded and not asked.bounds_only and size is not None and not ops.is_linear:
         padded = as_it_runs(module, size, bound, found.norm_as_it_runs)
     return replace(row, input_size=size, zero_padded=padded)
 
@@ -530,7 +591,7 @@ def _norms_together(modules: Mapping[str, nn.Module], calls: Mapping[str, Calls]
 
 
 def _bounds_together(
-    modules: Mapping[str, nn.Module], calls: Mapping[str, Calls], tolerance: float, at_most: float | None
+    modules: Mapping[str, nn.Module], calls: Mapping[str, Calls], asked: SpectrumRequest
 ) -> dict[str, Bracket]:
     """Return the brackets of layers that are read off their weights; none if one of them has no bound.
 
@@ -544,11 +605,36 @@ def _bounds_together(
             and is_controllable(module)
             and not _is_unstrided(module, calls[name].sizes if name in calls else [])
         }
-        tolerances = [min(tolerance, _finest_for_little(module)) for module in chosen.values()]
-        brackets = layer_norm_bounds(list(chosen.values()), tolerance=tolerances, allowed=[at_most] * len(chosen))
+        tolerances = [min(asked.tolerance, _finest_for_little(module)) for module in chosen.values()]
+        return _brackets(chosen, tolerances, asked)
     except ShapeError:
         return {}
-    return dict(zip(chosen, brackets, strict=True))
+
+
+def _brackets(
+    modules: Mapping[str, nn.Module], tolerances: Sequence[float], asked: SpectrumRequest
+) -> dict[str, Bracket]:
+    """Return the bracket of each layer, its maximum proved instead where that is possible and sharper.
+
+    Raises:
+        ShapeError: as `layer_norm_bounds`.
+    """
+    questions = [asked.questions(name, module) for name, module in modules.items()]
+    found = layer_norm_bounds(list(modules.values()), tolerance=tolerances, allowed=questions)
+    brackets = dict(zip(modules, found, strict=True))
+    maxima = {name: asked.maximum(name, module) for name, module in modules.items()}
+    open_ = {
+        name: maximum
+        for name, maximum in maxima.items()
+        if maximum is not None and brackets[name].lower <= maximum < brackets[name].upper
+    }
+    # The proof by which a run has sealed its layers decides about norms that are closer to the maximum.
+    proved = are_layers_bounded([modules[name] for name in open_], list(open_.values()))
+    return brackets | {
+        name: Bracket(brackets[name].lower, maximum)
+        for (name, maximum), is_proved in zip(open_.items(), proved, strict=True)
+        if is_proved
+    }
 
 
 def _finest_for_little(module: nn.Module) -> float:
@@ -567,11 +653,16 @@ def _is_unstrided(module: nn.Module, sizes: Sequence[tuple[int, ...]]) -> bool:
     return any(n % s for size in sizes for n, s in zip(size, stride, strict=True))
 
 
-def _bound(module: nn.Module, sizes: Sequence[tuple[int, ...]], tolerance: float, at_most: float | None) -> Bracket:
+def _bound(name: str, module: nn.Module, sizes: Sequence[tuple[int, ...]], asked: SpectrumRequest) -> Bracket:
     """Return the layer's bracket; at stride 1 if it pads circularly and its stride does not divide every size."""
     if _is_unstrided(module, sizes):
         conv = operator_of(module)
         unstrided = replace(conv, stride=(1,) * conv.axes)
-        upper = norm_bound(unstrided, tolerance=tolerance).upper * padding_factor(module)
-        return Bracket(0.0, upper)
-    return layer_norm_bound(module, tolerance=tolerance, allowed=at_most)
+        upper = norm_bound(unstrided, tolerance=asked.tolerance).upper * padding_factor(module)
+        provable = (
+            m
+            for m in sorted(asked.questions(name, module))
+            if m < upper and is_bounded(unstrided, kernel_limit(module, m))
+        )
+        return Bracket(0.0, next(provable, upper))
+    return _brackets({name: module}, [asked.tolerance], asked)[name]

@@ -9,11 +9,11 @@ from svdctl.analysis.inspect_config import InspectConfig
 from svdctl.analysis.inspect_files import faults
 from svdctl.analysis.network_spectrum import NetworkSpectrum
 from svdctl.analysis.spectrum_plot import plot_networks
-from svdctl.analysis.spectrum_table import LEGEND, number, spectrum_table, told_by_shape
+from svdctl.analysis.spectrum_table import legend_of, maxima_lines, number, spectrum_table, told_by_shape
 from svdctl.utils.atomic_write import write_atomically
 from svdctl.utils.html_page import FactList, FoldedList, Page, PagePicture, PageSection, render, written_by
 from svdctl.utils.inline_svg import svg_text
-from svdctl.utils.table import Cell, Column, Table
+from svdctl.utils.table import Cell, Column, Table, columns_that_fit
 
 
 def write_page(networks: Sequence[NetworkSpectrum], config: InspectConfig, path: Path) -> None:
@@ -43,7 +43,8 @@ def spectrum_page(networks: Sequence[NetworkSpectrum], config: InspectConfig) ->
         # Behind the path stands what was taken for granted when the file was read.
         title = network.name if network.name != str(path) else ""
         table = replace(spectrum_table(network), title=title)
-        sections.append(PageSection(heading, [table, FoldedList("What the columns are", LEGEND)]))
+        columns = FoldedList("What the columns are", legend_of(columns_that_fit(table, None)))
+        sections.append(PageSection(heading, [table, columns]))
     sections.append(PageSection("Where this comes from", [*_facts(networks, config)]))
     return Page(f"Singular values: {', '.join(names)}", lead, sections)
 
@@ -93,6 +94,7 @@ def _told(networks: Sequence[NetworkSpectrum]) -> Iterator[str]:
             yield f"{network.name}: no Lipschitz constant, {network.lipschitz_note}."
         if told := told_by_shape(network):
             yield f"{network.name}: {told}."
+        yield from (f"{network.name}: {line}." for line in maxima_lines(network))
 
 
 def _verdicts(networks: Sequence[NetworkSpectrum], config: InspectConfig) -> Iterator[str | FoldedList]:
@@ -119,12 +121,13 @@ def _facts(networks: Sequence[NetworkSpectrum], config: InspectConfig) -> Iterat
     """Yield the origin of each file, and how the figures were computed."""
     for network in networks:
         yield FactList(network.origin)
+    slack = "0.02, of checkpoints of svdctl 0.005," if config.tolerance is None else f"{config.tolerance:.2g}"
     accuracy = "exact but for rounding" if config.accuracy == "full" else "to 1e-3 of the largest"
     own = [
         ("network", config.model),
         ("input", config.input_size and "x".join(map(str, config.input_size))),
         ("layers", None if config.layers == ("*",) else ", ".join(config.layers)),
-        ("tolerance", f"bounds may be above the norm by {config.tolerance:.2g} of it"),
+        ("tolerance", f"bounds may be above the norm by {slack} of it"),
         ("singular values", accuracy),
     ]
     yield FactList([*((name, text) for name, text in own if text), *written_by()])

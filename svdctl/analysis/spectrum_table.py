@@ -1,67 +1,122 @@
-"""Spectra as a table: records of full precision, and text 80 columns wide, two lines a layer so that nothing is cut."""
+"""Spectra as tables: records of full precision, and lines for a terminal of any width, one a layer."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from decimal import ROUND_CEILING, Context
+from typing import Any, NamedTuple
 
 from svdctl.analysis.layer_spectrum import LayerSpectrum
 from svdctl.analysis.network_spectrum import NetworkSpectrum
 from svdctl.utils.escapes import one_line
-from svdctl.utils.table import Basis, Cell, Column, Table, csv_text, json_text, records
+from svdctl.utils.table import (
+    Basis,
+    Cell,
+    Column,
+    Table,
+    columns_that_fit,
+    csv_text,
+    json_text,
+    records,
+    terminal,
+    wrapped,
+)
 
 SCHEMA = 1
-WIDTH = 80
-HEADER = (
-    "layer                 kind          kernel                stride  input",
-    "     count  circular    as it runs       bound  smallest  condition  stable rank",
-)
-LEGEND = (
-    "circular: largest value with circular padding, exact",
-    "as it runs: with the layer's own padding, on this input; at least this much",
-    "bound: proved, any input size (circular padding: one that the stride divides)",
-    "smallest: the smallest value that is not 0; condition: largest over smallest",
-)
-COLUMNS: dict[str, tuple[str | None, Callable[[LayerSpectrum], Any]]] = {
-    "name": ("layer", lambda row: row.name),
-    "kind": ("kind", lambda row: row.kind),
-    "shape": ("kernel", lambda row: row.shape),
-    "stride": ("stride", lambda row: row.stride),
-    "input_size": ("input", lambda row: row.input_size),
-    "rank": (None, lambda row: row.rank),
-    "count": ("count", lambda row: None if row.values is None else len(row.values)),
-    "largest_circular": ("circular", lambda row: row.largest),
-    "zero_padded_lower": ("as it runs", lambda row: row.zero_padded and row.zero_padded.lower),
-    "zero_padded_upper": (None, lambda row: row.zero_padded and row.zero_padded.upper),
-    "bound_lower": (None, lambda row: row.bound and row.bound.lower),
-    "bound_upper": ("bound", lambda row: row.bound and row.bound.upper),
-    "smallest_nonzero": ("smallest", lambda row: row.smallest_nonzero),
-    "condition_number": ("condition", lambda row: row.condition_number),
-    "stable_rank": ("stable rank", lambda row: row.stable_rank),
-    "frame_error": (None, lambda row: row.frame_error),
-    "note": ("note", lambda row: row.note),
-    "assumption": ("assumed", lambda row: row.assumption),
-    "by_shape": (None, lambda row: row.by_shape),
-    "gate": (None, lambda row: row.gate),
+LEGEND: Mapping[str, str] = {
+    "largest_circular": "largest: largest singular value with circular padding on this input, exact",
+    "zero_padded_lower": "as it runs: norm with the layer's own padding on this input, at least",
+    "bound_upper": "bound: proved for every input size (circular padding: those that the stride divides), rounded up",
+    "maximum": "maximum: the run's own, or that of the layer's spectral norm; the bound is held against it exactly",
+    "condition_number": "condition: largest over smallest value that is not 0",
+    "stable_rank": "stable rank: sum of the squared values over the largest squared",
+    "frame_error": "frames: how far from orthonormal those of a TT layer are",
 }
-"""Keys of the schema that is in docs/inspect-spectrum.md: what stands above a column, and its value in a row."""
-_BASES: dict[str, Basis] = {
-    "bound_upper": "proved",
-    **dict.fromkeys(
-        ("largest_circular", "zero_padded_lower", "smallest_nonzero", "condition_number", "stable_rank"), "computed"
+"""What is said of columns that are shown."""
+
+
+class _Shown(NamedTuple):
+    """How a key of the records is shown, and its value in a row."""
+
+    value: Callable[[LayerSpectrum], Any]
+    header: str | None = None
+    """None: in records only."""
+    spare: int = 0
+    droppable: bool = True
+    align: str = "right"
+    basis: Basis = ""
+
+
+COLUMNS: dict[str, _Shown] = {
+    "name": _Shown(lambda row: row.name, "layer", droppable=False, align="left"),
+    "kind": _Shown(lambda row: row.kind, "kind", 2, align="left"),
+    "shape": _Shown(lambda row: row.shape, "kernel", droppable=False, align="left"),
+    "stride": _Shown(lambda row: row.stride, "stride", 6),
+    "input_size": _Shown(lambda row: row.input_size, "input", 3),
+    "rank": _Shown(lambda row: row.rank, "TT rank", 5),
+    "count": _Shown(lambda row: None if row.values is None else len(row.values), "values", 8),
+    "largest_circular": _Shown(lambda row: row.largest, "largest", basis="computed"),
+    "zero_padded_lower": _Shown(
+        lambda row: row.zero_padded and row.zero_padded.lower, "as it runs", 1, basis="computed"
     ),
+    "zero_padded_upper": _Shown(lambda row: row.zero_padded and row.zero_padded.upper),
+    "bound_lower": _Shown(lambda row: row.bound and row.bound.lower),
+    "bound_upper": _Shown(lambda row: row.bound and row.bound.upper, "bound", droppable=False, basis="proved"),
+    "maximum": _Shown(lambda row: row.maximum, "maximum", align="left"),
+    "maximum_proved": _Shown(lambda row: row.is_proved),
+    "smallest_nonzero": _Shown(lambda row: row.smallest_nonzero, "smallest", 4, basis="computed"),
+    "condition_number": _Shown(lambda row: row.condition_number, "condition", basis="computed"),
+    "stable_rank": _Shown(lambda row: row.stable_rank, "stable rank", 7, basis="computed"),
+    "frame_error": _Shown(lambda row: row.frame_error, "frames", 9),
+    "note": _Shown(lambda row: row.note, "", align="left"),
+    "assumption": _Shown(lambda row: row.assumption),
+    "by_shape": _Shown(lambda row: row.by_shape),
+    "gate": _Shown(lambda row: row.gate),
 }
-"""What the figures of a column rest on; one whose layer has an assumption rests on that."""
-_LEFT = ("name", "kind", "shape", "stride", "input_size", "note", "assumption")
+"""Keys of the schema that is in docs/inspect-spectrum.md, in its order."""
 
 
-def spectrum_table(network: NetworkSpectrum) -> Table:
-    """Return a table with one row for each layer."""
+def spectrum_table(network: NetworkSpectrum, layers: Sequence[LayerSpectrum] | None = None) -> Table:
+    """Return a table with one row for each layer; what is to be known of rows stands in footnotes.
+
+    Args:
+        network: whose layers are shown.
+        layers: those of them that are shown; None: all.
+    """
+    shown = list(network) if layers is None else list(layers)
     columns = [
-        Column(key, header, "left" if key in _LEFT else "right", basis=_BASES.get(key, ""))
-        for key, (header, _) in COLUMNS.items()
+        Column(key, way.header, way.align, way.droppable, key == "name", way.spare, way.basis)  # type: ignore[arg-type]
+        for key, way in COLUMNS.items()
     ]
-    return Table(columns, [list(_cells(layer).values()) for layer in network], title=network.name)
+    remarks = _all_remarks(shown)
+    numbers = {text: number for number, text in enumerate(remarks, 1)}
+    rows = [_cells(layer, [numbers[text] for text in _remarks(layer)]) for layer in shown]
+    return Table(columns, rows, title=network.name, notes=remarks)
+
+
+def legend_of(keys: Sequence[str]) -> list[str]:
+    """Return what is said of columns."""
+    return [text for key, text in LEGEND.items() if key in keys]
+
+
+def notebook_table(network: NetworkSpectrum) -> Table:
+    """Return the table of columns that have anything in them, with what is known of all layers."""
+    table = spectrum_table(network)
+    shown = columns_that_fit(table, None)
+    kept = [place for place, column in enumerate(table.columns) if column.key in shown]
+    notes = [*table.notes, *totals(network), *legend_of(shown)]
+    rows = [[row[place] for place in kept] for row in table.rows]
+    return replace(table, columns=[table.columns[place] for place in kept], rows=rows, notes=notes)
+
+
+def _all_remarks(layers: Sequence[LayerSpectrum]) -> list[str]:
+    """Return the footnotes of rows, each once."""
+    return list(dict.fromkeys(text for layer in layers for text in _remarks(layer)))
+
+
+def value_of(key: str, layer: LayerSpectrum) -> Any:
+    """Return the value of a row under a key of the schema."""
+    return COLUMNS[key].value(layer)
 
 
 def layer_records(network: NetworkSpectrum) -> list[dict[str, Any]]:
@@ -69,25 +124,105 @@ def layer_records(network: NetworkSpectrum) -> list[dict[str, Any]]:
     return records(spectrum_table(network))
 
 
-def _cells(layer: LayerSpectrum) -> dict[str, Cell]:
-    """Return the cells of a layer by their columns' keys."""
-    cells = {key: _cell(key, value_of(layer)) for key, (_, value_of) in COLUMNS.items()}
-    if layer.rank:
-        cells["shape"] = Cell(f"{cells['shape'].text} r{layer.rank[0]},{layer.rank[1]}", cells["shape"].value)
-    if layer.assumption:
-        cells["bound_upper"] = replace(cells["bound_upper"], basis="assumed")
-    return cells
+def _remarks(layer: LayerSpectrum) -> list[str]:
+    """Return what a footnote says of a row."""
+    return [text for text in (layer.note, f"assumed: {layer.assumption}" if layer.assumption else "") if text]
+
+
+def _cells(layer: LayerSpectrum, notes: Sequence[int]) -> list[Cell]:
+    """Return the cells of a layer by columns; its footnotes stand at its end."""
+    cells = {key: cell_of(key, layer) for key in COLUMNS}
+    return list((cells | {"note": Cell("", layer.note, notes=tuple(notes))}).values())
+
+
+def cell_of(key: str, layer: LayerSpectrum) -> Cell:
+    """Return the cell of a layer under a key of the schema."""
+    value = value_of(key, layer)
+    if key == "name":
+        return Cell(one_line(layer.title), value)
+    if key == "maximum":
+        return Cell(held(layer), value)
+    if key == "bound_upper":
+        text = f"gain {number(value)}" if layer.is_normalization else at_most(value)
+        return Cell(text, value, basis="assumed" if layer.assumption else "")
+    if key == "shape" and layer.is_normalization:
+        return Cell(f"{_cell(key, value).text} channels", list(layer.shape))
+    return _cell(key, value)
 
 
 def _cell(key: str, value: Any) -> Cell:
     """Return a figure as it is read: four digits, sizes joined; `value` itself is for records."""
     if isinstance(value, tuple):
-        return Cell((" x " if key == "shape" else "x").join(map(str, value)), list(value))
-    if isinstance(value, str):
-        return Cell(one_line(value) or ("(top)" if key == "name" else ""), value)
-    if isinstance(value, bool):
-        return Cell(str(value), value)
+        return Cell("x".join(map(str, value)), list(value))
+    if isinstance(value, bool | str):
+        return Cell(one_line(value), value)
     return Cell(f"{value:,}" if isinstance(value, int) else number(value), value)
+
+
+def held(layer: LayerSpectrum) -> str:
+    """Return what is proved of a layer's maximum, in a few words; nothing where it has none."""
+    if layer.maximum is None:
+        return ""
+    limit = at_most(layer.maximum, 6)
+    if layer.is_proved:
+        return f"<= {limit}, proved"
+    if layer.bound is not None and layer.bound.lower > layer.maximum:
+        return f"above {limit} by {number(layer.bound.lower - layer.maximum, 2)}"
+    return f"{limit}, not proved"
+
+
+def totals(network: NetworkSpectrum) -> list[str]:
+    """Return what is known of all layers together, a sentence each."""
+    analysed = [layer for layer in network if layer.is_analysed]
+    count = sum(len(layer.values) for layer in analysed if layer.values is not None)
+    values = f", {count:,} singular values" if count else ""
+    lines = [f"{len(analysed)} layers{values}; product of all bounds {at_most(network.bound_product)}"]
+    lines += maxima_lines(network)
+    if network.lipschitz is not None:
+        lines.append(f"Lipschitz bound of the network, proved: {at_most(network.lipschitz)} (l2, units of its input)")
+    elif network.lipschitz_note:
+        lines.append(f"no Lipschitz bound of the network: {network.lipschitz_note}")
+    if told := told_by_shape(network):
+        lines.append(told)
+    return lines
+
+
+def maxima_lines(network: NetworkSpectrum) -> list[str]:
+    """Return how many layers are proved to be within their maxima, and which are not."""
+    limited = [layer for layer in network if layer.maximum is not None]
+    if not limited:
+        return [network.maxima_note] if network.maxima_note else []
+    open_ = [layer for layer in limited if not layer.is_proved]
+    every = "all " if not open_ else f"{len(limited) - len(open_)} of "
+    lines = [f"{every}{len(limited)} layers with a maximum are proved to be within it"]
+    if open_:
+        named = "; ".join(f"{one_line(layer.title)} {_excess(layer)}" for layer in open_[:5])
+        more = f"; and {len(open_) - 5} more" if len(open_) > 5 else ""
+        lines.append(f"NOT proved: {named}{more}")
+    return [*lines, network.maxima_note] if network.maxima_note else lines
+
+
+def _excess(layer: LayerSpectrum) -> str:
+    """Return by how much a layer is above its maximum, or may be."""
+    assert layer.maximum is not None
+    if layer.bound is None or layer.assumption:
+        return f"(maximum {layer.maximum:g}: {layer.why_not_proved})"
+    if layer.bound.lower > layer.maximum:
+        share = layer.bound.lower / layer.maximum - 1
+        return f"reaches {number(layer.bound.lower)}, {number(share * 100, 2)} % above {layer.maximum:g}"
+    return f"may reach {at_most(layer.bound.upper)}, above {layer.maximum:g}"
+
+
+def told_by_shape(network: NetworkSpectrum) -> str:
+    """Return a sentence that names the layers taken for matrices and kernels by name and shape; empty when none is."""
+    names = [one_line(layer.title) for layer in network if layer.by_shape]
+    if not names:
+        return ""
+    listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return (
+        f"taken for matrices and convolutions by name and shape alone, as they have no bias: {listed}; LayerNorm, "
+        "RMSNorm and embeddings may look the same, and only `model` tells them apart"
+    )
 
 
 def to_json(networks: Sequence[NetworkSpectrum], *, top: int | None = None, every: bool = False) -> str:
@@ -105,6 +240,7 @@ def to_json(networks: Sequence[NetworkSpectrum], *, top: int | None = None, ever
                 "lipschitz_bound": network.lipschitz,
                 "lipschitz_note": network.lipschitz_note,
                 "bound_product": product if math.isfinite(product) else None,
+                "maxima_note": network.maxima_note,
                 "layers": rows,
             }
         )
@@ -126,82 +262,59 @@ def to_csv(networks: Sequence[NetworkSpectrum], *, top: int | None = None, every
     return csv_text(rows, ["file", *COLUMNS])
 
 
-def text_table(network: NetworkSpectrum, *, top: int | None = None, every: bool = False) -> str:
-    """Return the whole network for a terminal: layers, what could not be analysed, totals."""
+def text_table(
+    network: NetworkSpectrum, *, top: int | None = None, every: bool = False, width: int | None = None
+) -> str:
+    """Return one network for a terminal: layers, what could not be analysed, values, totals.
+
+    Args:
+        network: whose layers are shown.
+        top, every: show the first values of each layer, or all.
+        width: columns of the terminal; None: whatever it takes.
+    """
     analysed = [layer for layer in network if layer.is_analysed]
-    lines = [one_line(network.name)] if network.name else []
-    lines += [*HEADER, "-" * WIDTH]
-    for layer in analysed:
-        lines += _rows(layer)
-        if layer.values is not None and (top or every):
-            lines += _values(layer.values[: None if every else top].tolist())
-    left = [layer for layer in network if not layer.is_analysed]
-    if left:
+    table = replace(spectrum_table(network, analysed), title="")
+    name = [wrapped(network.name, width)] if network.name else []
+    legend = legend_of(columns_that_fit(table, width))
+    below = text_below(network, top=top, every=every, width=width)
+    return "\n".join([*name, terminal(table, width=width), *below, "", *(wrapped(line, width) for line in legend)])
+
+
+def text_below(
+    network: NetworkSpectrum, *, top: int | None = None, every: bool = False, width: int | None = None
+) -> list[str]:
+    """Return the lines below the table of a network: layers that are not analysed or excepted, values, totals."""
+    lines = []
+    if left := [layer for layer in network if not layer.is_analysed]:
         lines += ["", "not analysed"]
         for layer in left:
-            kernel = f"{layer.kind} {_cells(layer)['shape'].text}".rstrip()
-            lines.append(f"  {one_line(layer.title)}, {kernel}: {layer.note}")
-    excepted = [layer for layer in network if layer.gate == "excepted"]
-    if excepted:
+            kernel = f"{layer.kind} {_cell('shape', layer.shape).text}".rstrip()
+            lines.append(wrapped(f"  {layer.title}, {kernel}: {layer.note}", width))
+    if excepted := [layer for layer in network if layer.gate == "excepted"]:
         lines += ["", "not proved, and excepted by `excepted`"]
-        lines += [f"  {one_line(layer.title)}: {layer.why_not_proved}" for layer in excepted]
-    return "\n".join([*lines, "", *_totals(network, analysed), *LEGEND])
+        lines += [wrapped(f"  {layer.title}: {layer.why_not_proved}", width) for layer in excepted]
+    for layer in network if top or every else ():
+        if layer.values is not None:
+            lines += ["", wrapped(f"values of {layer.title}", width)]
+            lines += _values(layer.values[: None if every else top].tolist(), width or 80)
+    return [*lines, "", *(wrapped(line, width) for line in totals(network))]
 
 
-def _rows(layer: LayerSpectrum) -> list[str]:
-    cells = {key: cell.text for key, cell in _cells(layer).items()}
-    name = cells["name"]
-    if layer.is_normalization:
-        gain = f"{name:<21} {layer.kind:<13} {cells['shape']:<21} gain {cells['bound_upper']}"
-        return [f"{gain}{f', if {layer.assumption}' if layer.assumption else ''}"]
-    rest = f"{layer.kind:<13} {cells['shape']:<21} {cells['stride']:<7} {cells['input_size']}".rstrip()
-    rows = [f"{name:<21} {rest}" if len(name) <= 21 else f"{name}\n{'':21} {rest}"]
-    rows.append(
-        f"{cells['count']:>10}  {cells['largest_circular']:>8}  {cells['zero_padded_lower']:>12}  "
-        f"{cells['bound_upper']:>10}  {cells['smallest_nonzero']:>8}  {cells['condition_number']:>9}  "
-        f"{cells['stable_rank']:>11}"
-    )
-    if layer.frame_error is not None:
-        rows.append(f"{'':10}  frames are off orthonormal by {layer.frame_error:.1e}")
-    if layer.note:
-        rows.append(f"{'':10}  {layer.note}")
-    if layer.assumption:
-        rows.append(f"{'':10}  assumed: {layer.assumption}")
-    return rows
+def _values(values: Sequence[float], width: int) -> list[str]:
+    count = max(1, (width - 2) // 12)
+    cells = [f"{value:>10.6g}" for value in values]
+    return ["  " + "  ".join(cells[at : at + count]) for at in range(0, len(cells), count)]
 
 
-def told_by_shape(network: NetworkSpectrum) -> str:
-    """Return a sentence that names the layers taken for matrices and kernels by name and shape; empty when none is."""
-    names = [one_line(layer.title) for layer in network if layer.by_shape]
-    if not names:
-        return ""
-    listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return (
-        f"taken for matrices and convolutions by name and shape alone, as they have no bias: {listed}; LayerNorm, "
-        "RMSNorm and embeddings may look the same, and only `model` tells them apart"
-    )
-
-
-def _values(values: list[float]) -> list[str]:
-    cells = [f"{value:.6g}" for value in values]
-    return ["            " + "  ".join(f"{cell:>10}" for cell in cells[at : at + 5]) for at in range(0, len(cells), 5)]
-
-
-def _totals(network: NetworkSpectrum, analysed: list[LayerSpectrum]) -> list[str]:
-    count = sum(len(layer.values) for layer in analysed if layer.values is not None)
-    product = network.bound_product
-    lines = [f"{len(analysed)} layers, {count:,} singular values; product of all bounds {number(product)}"]
-    if network.lipschitz is not None:
-        lines.append(f"Lipschitz bound of the network, proved: {number(network.lipschitz)} (l2, units of its input)")
-    elif network.lipschitz_note:
-        lines.append(f"no Lipschitz bound of the network: {network.lipschitz_note}")
-    if told := told_by_shape(network):
-        lines.append(told)
-    return [*lines, ""]
-
-
-def number(value: float | None) -> str:
-    """Return four figures, or a dash."""
+def number(value: float | None, digits: int = 4) -> str:
+    """Return that many figures, or a dash."""
     if value is None:
         return "-"
-    return "inf" if math.isinf(value) else f"{value:.4g}"
+    return "inf" if math.isinf(value) else f"{value:.{digits}g}"
+
+
+def at_most(value: float | None, digits: int = 4) -> str:
+    """Return that many figures of a bound, rounded up, or a dash."""
+    if value is None or not math.isfinite(value):
+        return number(value)
+    return f"{float(Context(digits, ROUND_CEILING).create_decimal_from_float(value)):.{digits}g}"

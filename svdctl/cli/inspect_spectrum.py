@@ -1,5 +1,6 @@
 """`svdctl inspect-spectrum`: files to tables, JSON, CSV and pictures of their singular values."""
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -13,6 +14,7 @@ from svdctl.cli.training_flags import DEBUG, PLUGIN
 from svdctl.errors import LimitExceeded, UsageError
 from svdctl.utils.escapes import one_line
 from svdctl.utils.printable import printable
+from svdctl.utils.table import width_of
 
 if TYPE_CHECKING:
     from svdctl.analysis.network_spectrum import NetworkSpectrum
@@ -141,11 +143,12 @@ def _config(flags: dict[str, Any]) -> InspectConfig:
 
 
 def _rendered(found: "list[NetworkSpectrum]", config: InspectConfig) -> str:
-    from svdctl.analysis.spectrum_table import text_table, to_csv, to_json
+    from svdctl.analysis.spectrum_comparison import text_tables
+    from svdctl.analysis.spectrum_table import to_csv, to_json
 
     if config.format == "json":
         return to_json(found, top=config.top, every=config.every)
     if config.format == "csv":
         return to_csv(found, top=config.top, every=config.every)
-    table = "\n\n".join(text_table(network, top=config.top, every=config.every) for network in found)
+    table = text_tables(found, top=config.top, every=config.every, width=width_of(sys.stdout))
     return printable(with_flags(table, flags_by_key(INSPECT)))

@@ -64,37 +64,39 @@ def layer_norm_bounds(
     layers: Sequence[nn.Module],
     *,
     tolerance: float | Sequence[float] = TOLERANCE,
-    allowed: Sequence[float | None] | None = None,
+    allowed: Sequence[float | Sequence[float] | None] | None = None,
 ) -> list[Bracket]:
     """Return `layer_norm_bound` of each layer, all refined together.
 
     Args:
         layers: any number.
         tolerance: of all, or of each.
-        allowed: of each.
+        allowed: of each: none, one, or several, of which the least that can be proved counts.
 
     Raises:
         ShapeError: as `layer_norm_bound`, of any of them.
     """
     given = [None] * len(layers) if allowed is None else allowed
     tolerances = [tolerance] * len(layers) if isinstance(tolerance, int | float) else tolerance
-    stated = [stated_maximum(layer) for layer in layers]
-    maxima = [min((m for m in pair if m is not None), default=None) for pair in zip(given, stated, strict=True)]
-    found = _norm_bounds(layers, tolerances, maxima)
-    # What is above a smaller maximum is still within its own.
-    again = [
-        place
-        for place, own in enumerate(stated)
-        if own is not None and own != maxima[place] and found[place].upper > own
-    ]
-    beyond = _norm_bounds(
-        [layers[place] for place in again],
-        [tolerances[place] for place in again],
-        [stated[place] for place in again],
-    )
-    for place, bracket in zip(again, beyond, strict=True):
-        found[place] = bracket
+    maxima = [_ascending(each, stated_maximum(layer)) for layer, each in zip(layers, given, strict=True)]
+    found = _norm_bounds(layers, tolerances, [each[0] if each else None for each in maxima])
+    # What is above a smaller maximum may still be within a larger one.
+    for number in range(1, max([2, *map(len, maxima)])):
+        again = [place for place, own in enumerate(maxima) if number < len(own) and found[place].upper > own[number]]
+        beyond = _norm_bounds(
+            [layers[place] for place in again],
+            [tolerances[place] for place in again],
+            [maxima[place][number] for place in again],
+        )
+        for place, bracket in zip(again, beyond, strict=True):
+            found[place] = bracket
     return found
+
+
+def _ascending(given: float | Sequence[float] | None, stated: float | None) -> list[float]:
+    """Return the maxima that a layer's norm is held against, the least first."""
+    several = [given] if given is None or isinstance(given, int | float) else given
+    return sorted({maximum for maximum in (*several, stated) if maximum is not None})
 
 
 def _norm_bounds(

@@ -49,7 +49,7 @@ class Column:
     elastic: bool = False
     """A terminal of too few columns cuts what all its cells begin with, and the middle of long ones."""
     spare: int = 0
-    """A terminal of too few columns leaves out those of the largest number first; those of 0 always stay."""
+    """A terminal of too few columns leaves out those of the largest number first, together; those of 0 stay."""
     basis: Basis = ""
     """What its figures rest on."""
 
@@ -160,22 +160,34 @@ def terminal(table: Table, *, width: int | None = None, rule: bool = True) -> st
             alike by it: such lines run over. None: whatever it takes.
         rule: whether there is one below the header.
     """
-    columns = [_Texts(place, table) for place in range(len(table.columns))]
-    columns = [column for column in columns if column.is_shown]
-    said = _fit(columns, width) if width is not None else []
+    columns, said = _laid_out(table, width)
     lines = ["  ".join(line).rstrip() for line in zip(*(column.padded() for column in columns), strict=True)]
     if rule:
         lines.insert(1, "  ".join("-" * column.width for column in columns))
-    return "\n".join(_with_texts(table, [*said, *lines], partial(_wrapped, width=width)))
-
-
-def _wrapped(text: str, width: int | None) -> str:
-    """Return a text on as many lines as it takes."""
-    if width is None:
-        return one_line(text)
     # Room for the number of a footnote before it.
-    room = max(width - 6, _COMFORTABLE)
-    return textwrap.fill(one_line(text), room, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    room = None if width is None else width - 6
+    return "\n".join(_with_texts(table, [*said, *lines], partial(wrapped, width=room)))
+
+
+def columns_that_fit(table: Table, width: int | None) -> list[str]:
+    """Return the keys of the columns that `terminal` shows."""
+    return [column.column.key for column in _laid_out(table, width)[0]]
+
+
+def _laid_out(table: Table, width: int | None) -> "tuple[list[_Texts], list[str]]":
+    """Return the columns that a terminal shows, as it shows them, and what is said above."""
+    columns = [_Texts(place, table) for place in range(len(table.columns))]
+    columns = [column for column in columns if column.is_shown]
+    return columns, [] if width is None else _fit(columns, width)
+
+
+def wrapped(text: str, width: int | None) -> str:
+    """Return a text for a terminal, its lines ended at words, further ones indented; None: on one line."""
+    text = one_line(text)
+    if width is None or columns_of(text) <= width:
+        return text
+    room = max(width, _COMFORTABLE)
+    return textwrap.fill(text, room, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 class _Texts:
@@ -245,7 +257,8 @@ def _fit(columns: list[_Texts], width: int) -> list[str]:
             said += [f"{column.texts[0] or 'names'}: all begin with {beginning}", ""]
     _shorten(columns, width, _COMFORTABLE)
     while _excess(columns, width) > 0 and (spare := [column for column in columns if column.column.spare]):
-        columns.remove(max(spare, key=lambda column: column.column.spare))
+        largest = max(column.column.spare for column in spare)
+        columns[:] = [column for column in columns if column.column.spare != largest]
         _shorten(columns, width, _COMFORTABLE)
     _shorten(columns, width, _NARROWEST)
     return said
@@ -278,7 +291,7 @@ def markdown(table: Table) -> str:
 
 
 def _bracketed(cell: Cell, escaped: Callable[[str], str] = str) -> str:
-    return f"{escaped(cell.shown)} [{', '.join(map(str, cell.notes))}]" if cell.notes else escaped(cell.shown)
+    return f"{escaped(cell.shown)} [{', '.join(map(str, cell.notes))}]".lstrip() if cell.notes else escaped(cell.shown)
 
 
 def _with_texts(table: Table, lines: list[str], escaped: Callable[[str], str]) -> list[str]:
