@@ -1,9 +1,10 @@
 """Compute the spectra of the networks in files: checkpoints of svdctl, a user's network, or weights alone."""
 
+import itertools
 import math
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -17,14 +18,16 @@ from svdctl.analysis.exponential_spectrum import stored_exponential
 from svdctl.analysis.inspect_config import InspectConfig
 from svdctl.analysis.layer_spectrum import LayerSpectrum, with_values
 from svdctl.analysis.network_spectrum import (
+    OPERATIONS_PER_SECOND,
     TOLERANCE,
     NetworkSpectrum,
     SpectrumRequest,
     requested_spectrum,
     rows_of_layers,
 )
-from svdctl.analysis.spectrum_table import told_by_shape
+from svdctl.analysis.spectrum_table import told_by_shape, value_of
 from svdctl.checkpoint.checkpoint_file import Checkpoint, network_of, read_checkpoint
+from svdctl.checkpoint.file_format import weights_of
 from svdctl.checkpoint.library_file import Description, describe, layers_of, load_into_network
 from svdctl.checkpoint.model_factory import Misfit, load_model, load_model_leniently, make_model
 from svdctl.checkpoint.paper_checkpoints import PAPER_IMAGE_SHAPE, open_paper_network
@@ -46,8 +49,10 @@ from svdctl.plugins import grant_factory, is_factory
 from svdctl.spectral.bounds import TOLERANCE as PROOF_TOLERANCE
 from svdctl.spectral.bounds import Bracket, is_bounded, norm_bound
 from svdctl.spectral.convolution import Convolution
+from svdctl.spectral.parallel_map import parallel_map
 from svdctl.utils.content_hash import file_digest
 from svdctl.utils.escapes import one_line
+from svdctl.utils.progress import Reporter
 
 _NO_NETWORK = (
     "the file holds no network; its strides, groups and input sizes are not known, nor its padding: bounds are for "
@@ -68,20 +73,27 @@ _AFFORDABLE = 10.0
 """Seconds of one CPU core that a gate takes to compute singular values, which it does not need."""
 _DEPTH = 6
 """Depth of nested containers that are searched for tensors."""
-Tell = Callable[[int, int, str], None]
+_REPORTS = ("report.md", "report.html", "report.json")
+"""Files that stand beside run folders and hold no weights."""
 
 
-def run(
-    config: InspectConfig, *, tell: Tell | None = None, log: Callable[[str], None] | None = None
-) -> list[NetworkSpectrum]:
+def run(config: InspectConfig, reporter: Reporter | None = None) -> list[NetworkSpectrum]:
     """Return the spectrum of each file, draw them to `config.plot` and write them to `config.html`.
+
+    Of several places, as of `runs/*`, reports and folders without weights are left out.
+
+    Args:
+        config: what is asked for.
+        reporter: hears which layer is at work, and what the user should know.
 
     Raises:
         CheckpointError, ShapeError, UsageError: a file, network, layer or input that cannot be read as asked.
     """
+    reporter = reporter or Reporter()
     if config.html is not None:
         _require_folder("html", config.html)
-    found = [_inspect(path, config, tell, log) for path in config.files]
+    config = config.model_copy(update={"files": _with_weights(config.files, reporter)})
+    found = [_sorted(_inspect(path, config, reporter), config) for path in config.files]
     if config.plot is not None:
         _draw(found, config)
     if config.html is not None:
@@ -89,6 +101,34 @@ def run(
 
         write_page(found, config, config.html)
     return found
+
+
+def _with_weights(paths: Sequence[Path], reporter: Reporter) -> tuple[Path, ...]:
+    """Return the places that may hold weights, where there are several: not reports, nor folders without any.
+
+    Raises:
+        CheckpointError: none of several does.
+    """
+    if len(paths) == 1:
+        return tuple(paths)
+    left = [path for path in paths if path.name in _REPORTS or (path.is_dir() and weights_of(path) is None)]
+    if left:
+        reporter.notice(f"left out, as they hold no weights: {', '.join(map(str, left))}")
+    if len(left) == len(paths):
+        raise CheckpointError("none of these places holds weights; give run folders or files that hold weights")
+    return tuple(path for path in paths if path not in left)
+
+
+def _sorted(found: NetworkSpectrum, config: InspectConfig) -> NetworkSpectrum:
+    """Return the spectrum with its layers in the order that is asked for, those without such a figure last."""
+    if config.sort == "network":
+        return found
+    if config.sort == "name":
+        return replace(found, layers=tuple(sorted(found, key=lambda row: row.name)))
+    key = {"bound": "bound_upper", "largest": "largest_circular", "condition": "condition_number"}[config.sort]
+    known = [row for row in found if value_of(key, row) is not None]
+    others = [row for row in found if value_of(key, row) is None]
+    return replace(found, layers=(*sorted(known, key=lambda row: -value_of(key, row)), *others))
 
 
 def _require_folder(key: str, path: Path) -> None:
@@ -101,13 +141,12 @@ def _require_folder(key: str, path: Path) -> None:
         raise UsageError(f"`{key} = {path}`: there is no folder {path.parent}; make it first")
 
 
-def _inspect(
-    path: Path, config: InspectConfig, tell: Tell | None, log: Callable[[str], None] | None
-) -> NetworkSpectrum:
+def _inspect(path: Path, config: InspectConfig, reporter: Reporter) -> NetworkSpectrum:
     """Return the spectrum of the network, or of the weights alone, in one file."""
     if config.model is not None and is_factory(config.model):
         grant_factory(config.model)
-    weights = read_tensors(path, key=config.key)
+    with reporter.part(f"reading {path}"):
+        weights = read_tensors(path, key=config.key)
     model, shape, told, misfit, maxima = None, None, "", Misfit((), ()), RunMaxima()
     checkpoint = read_checkpoint(weights.path) if weights.format == "svdctl" and config.key is None else None
     if checkpoint is not None and (config.model is None or is_network(checkpoint.config.model, config.model)):
@@ -129,9 +168,9 @@ def _inspect(
         model, shape, told = opened.model, _image(config.input_size or PAPER_IMAGE_SHAPE), f" ({opened.told})"
     description = describe(weights) if config.key is None else None
     if description is not None and model is None:
-        found = _described_spectrum(path, weights, description, config, tell)
+        found = _described_spectrum(path, weights, description, config, reporter)
     elif model is None or shape is None:
-        found = _weights_spectrum(path, weights, config, tell)
+        found = _weights_spectrum(path, weights, config, reporter)
     else:
         found = requested_spectrum(
             model,
@@ -139,8 +178,8 @@ def _inspect(
             _request(config, TOLERANCE if checkpoint is None else PROOF_TOLERANCE, maxima.of_layers),
             name=f"{path}{told}",
             layers=config.layers if config.layers != ("*",) else "*",
-            tell=tell,
-            log=log,
+            tell=reporter.advance,
+            log=reporter.notice,
         )
         found = replace(found, maxima_note=maxima.note)
         found = replace(found, layers=(*found.layers, *_unaccounted_rows(model, found, config)))
@@ -316,7 +355,7 @@ def _image(size: tuple[int, ...]) -> tuple[int, ...]:
     return (3, *(size * 2 if len(size) == 1 else size)) if len(size) < 3 else size
 
 
-def _weights_spectrum(path: Path, weights: WeightFile, config: InspectConfig, tell: Tell | None) -> NetworkSpectrum:
+def _weights_spectrum(path: Path, weights: WeightFile, config: InspectConfig, reporter: Reporter) -> NetworkSpectrum:
     """Return the spectrum of weights without a network: bounds for every stride, input size and number of groups."""
     stored = stored_layers(weights.tensors, others=weights.others, unread=weights.unread)
     chosen = [layer for layer in stored if _matches(layer.name, config.layers)]
@@ -328,17 +367,39 @@ def _weights_spectrum(path: Path, weights: WeightFile, config: InspectConfig, te
         raise ShapeError(f"no layer of {path} matches {' or '.join(config.layers)}; there are {names}")
     # MLX stores the output channels first in transposed convolutions too.
     pairs = str(weights.extra.get("format")).lower() == "mlx"
-    rows = []
-    for done, layer in enumerate(chosen):
-        if tell is not None:
-            tell(done, len(chosen), layer.name)
-        rows.append(_stored_row(layer, config, pairs=pairs))
+    if not config.needs_values and _seconds_of_values(chosen, config) > _AFFORDABLE:
+        reporter.notice("bounds alone are proved; `every`, `top` or `plot` compute singular values too")
+        config = config.model_copy(update={"bounds_only": True})
+    count = itertools.count(1)
+
+    def row(layer: StoredLayer) -> LayerSpectrum:
+        reporter.advance(min(next(count), len(chosen)) - 1, len(chosen), layer.name)
+        return _stored_row(layer, config, pairs=pairs)
+
+    costliest_first = sorted(range(len(chosen)), key=lambda place: -_operations(chosen[place]))
+    found = parallel_map(lambda place: row(chosen[place]), costliest_first)
+    rows = [made for _, made in sorted(zip(costliest_first, found, strict=True), key=lambda pair: pair[0])]
     told = f" ({weights.wrapping})" if weights.wrapping else ""
     return NetworkSpectrum(f"{path}{told}", tuple(rows), None, _NO_NETWORK)
 
 
+def _operations(layer: StoredLayer) -> float:
+    """Return about how many operations the eigenvalues of one matrix of a stored layer take."""
+    return 4.0 * min(layer.shape[:2], default=0) ** 3
+
+
+def _seconds_of_values(layers: Sequence[StoredLayer], config: InspectConfig) -> float:
+    """Return about how long one CPU core takes for the singular values of stored layers."""
+    operations = 0.0
+    for layer in layers:
+        if layer.make is not None and not layer.reason:
+            size = (1,) if layer.kind == "linear" else _size_for(config, len(layer.shape) - 2)
+            operations += 0.0 if size is None else _operations(layer) * math.prod(size)
+    return operations / OPERATIONS_PER_SECOND
+
+
 def _described_spectrum(
-    path: Path, weights: WeightFile, description: Description, config: InspectConfig, tell: Tell | None
+    path: Path, weights: WeightFile, description: Description, config: InspectConfig, reporter: Reporter
 ) -> NetworkSpectrum:
     """Return the spectrum of the layers that a file of `svdctl.save` describes, and of the tensors beside them."""
     described = {}
@@ -365,7 +426,7 @@ def _described_spectrum(
         ops = ops_of(layer)
         axes = len(ops.shape(layer)) - 2
         sizes[name] = (1,) if ops.is_linear else None if axes < 1 else _size_for(config, axes)
-    found = rows_of_layers(chosen, sizes, _request(config, TOLERANCE, {}), tell=tell)
+    found = rows_of_layers(chosen, sizes, _request(config, TOLERANCE, {}), tell=reporter.advance)
     rows = *found, *(_stored_row(layer, config, pairs=False) for layer in beside)
     return NetworkSpectrum(str(path), rows, None, _NO_CALLS)
 
@@ -406,7 +467,7 @@ def _operator_row(
 ) -> LayerSpectrum:
     """Return the row of a stored kernel; its lower bound holds for every stride and number of groups (`least_norm`)."""
     is_matrix, limit = layer.kind == "linear", config.max_sigma
-    size = (1,) if is_matrix else _size_for(config, conv.axes)
+    size = None if config.bounds_only else (1,) if is_matrix else _size_for(config, conv.axes)
     notes = [layer.note, "" if is_matrix or size is None else "values at stride 1, as one group"]
     bound = norm_bound(conv, tolerance=config.tolerance or TOLERANCE)
     lower, upper = bound.lower, bound.upper + layer.slack
@@ -434,7 +495,8 @@ def _normed_row(row: LayerSpectrum, norm: StoredNorm, config: InspectConfig) -> 
     if config.max_sigma is not None and config.max_sigma < upper:
         gate = kernel_limit_of(config.max_sigma, factor)
         upper = config.max_sigma if kernel.lower <= gate and is_bounded(conv, gate) else upper
-    size = (1,) if row.kind == "linear" else _size_for(config, conv.axes)
+    is_matrix = row.kind == "linear"
+    size = None if config.bounds_only else (1,) if is_matrix else _size_for(config, conv.axes)
     row = replace(row, bound=Bracket(kernel.lower, upper), stride=conv.stride)
     return with_values(row, conv, size, config.accuracy)
 

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 TOLERANCE = 0.02
 _WIDTH = 80  # columns of a printed spectrum
 _LONG = 60.0  # seconds from which `log` is told what to expect
-_OPERATIONS_PER_SECOND = 1.5e10  # of one CPU core, in float64
+OPERATIONS_PER_SECOND = 1.5e10  # of one CPU core, in float64
 _PROJECTIONS = re.compile(r"(in_proj|out_proj\.|[qkv]_proj)_?(weight|bias)")
 """Names, within attention, of the tensors of its linear maps."""
 _GAIN_ERROR = 1e-8  # at least of `channel_gain`; far less than a limited BatchNorm is below its maximum
@@ -367,7 +367,7 @@ def _expected_seconds(modules: Mapping[str, nn.Module], calls: Mapping[str, Call
         if not bounds_only:
             operations += operations_of_values(conv, circular_size(conv, _seen(ops_of(module), conv, sizes[-1])))
         operations += _GRAMS * operations_of_grams(conv)
-    return operations / _OPERATIONS_PER_SECOND
+    return operations / OPERATIONS_PER_SECOND
 
 
 def _is_operator(module: nn.Module) -> bool:

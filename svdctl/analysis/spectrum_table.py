@@ -209,7 +209,8 @@ def _excess(layer: LayerSpectrum) -> str:
         return f"(maximum {layer.maximum:g}: {layer.why_not_proved})"
     if layer.bound.lower > layer.maximum:
         share = layer.bound.lower / layer.maximum - 1
-        return f"reaches {number(layer.bound.lower)}, {number(share * 100, 2)} % above {layer.maximum:g}"
+        above = f"{number(100 * share, 3)} % above" if share < 1 else f"{number(share + 1, 3)} times"
+        return f"reaches {number(layer.bound.lower)}, {above} {layer.maximum:g}"
     return f"may reach {at_most(layer.bound.upper)}, above {layer.maximum:g}"
 
 

@@ -133,7 +133,7 @@ def test_two_thousand_layers_show_how_far_they_are(invoke, tmp_path: Path, monke
 
 
 def test_what_takes_long_is_told_with_the_flags_that_take_less(invoke, monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(network_spectrum, "_OPERATIONS_PER_SECOND", 1.0)
+    monkeypatch.setattr(network_spectrum, "OPERATIONS_PER_SECOND", 1.0)
     path = tmp_path / "weights.pt"
     network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 1))
     torch.save(network.state_dict(), path)
