@@ -12,6 +12,7 @@ from torch import nn
 from svdctl.analysis import network_spectrum
 from svdctl.cli.app import main
 from svdctl.cli.help_page import Panel
+from tests.cli.flags import after_opening
 
 
 def call(capsys, monkeypatch, *arguments: object) -> tuple[int, str, str]:
@@ -20,7 +21,7 @@ def call(capsys, monkeypatch, *arguments: object) -> tuple[int, str, str]:
         main()
     out, err = capsys.readouterr()
     assert "Traceback" not in err
-    return int(ended.value.code or 0), out, err
+    return int(ended.value.code or 0), out, after_opening(err)
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from svdctl.layers.tt import TTConv2d
 from svdctl.models.build import build_model
 from svdctl.models.lipconvnet_architecture import LipConv
 from svdctl.models.wrn_architecture import Wrn
+from tests.cli.flags import after_opening
 from tests.dense import dense_values
 
 Invoke = Callable[..., tuple[int, str, str]]
@@ -40,7 +41,7 @@ def invoke(capsys, monkeypatch) -> Invoke:
             main()
         out, err = capsys.readouterr()
         assert "Traceback" not in err
-        return int(ended.value.code or 0), out, err
+        return int(ended.value.code or 0), out, after_opening(err)
 
     return call
 

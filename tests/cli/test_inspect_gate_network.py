@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from svdctl.cli.app import main
+from tests.cli.flags import after_opening
 
 Gate = Callable[..., tuple[int, str]]
 
@@ -271,7 +272,7 @@ def gate(capsys, monkeypatch, tmp_path: Path) -> Gate:
         monkeypatch.setattr(sys, "argv", ["svdctl", *map(str, words)])
         with pytest.raises(SystemExit) as ended:
             main()
-        err = capsys.readouterr().err
+        err = after_opening(capsys.readouterr().err)
         assert "Traceback" not in err
         return int(ended.value.code or 0), err
 

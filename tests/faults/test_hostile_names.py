@@ -144,7 +144,8 @@ def test_inspect_spectrum(tmp_path: Path) -> None:
         assert sum(line.lstrip().startswith(name) for line in out.splitlines()) >= len(given)
     assert "drawn: " in err
     _, told = inspect(given[0], "--max", "1e-3", code=1)
-    first, *faults = told.splitlines()
+    opening, first, *faults = told.splitlines()
+    assert opening.startswith("svdctl inspect-spectrum: ")
     assert first == f"0 of {len(NAMES)} layers proved to be at most 0.001 (--max)"
     assert len(faults) == len(NAMES)
     assert all(fault.startswith("svdctl: ") and "reaches" in fault for fault in faults)
