@@ -85,6 +85,10 @@ class TrainingError(SvdctlError):
     """A run that had begun and could not go on: a loss that is not finite, a full disk, a lost folder."""
 
 
+class DivergenceError(TrainingError):
+    """A run whose loss or weights were not finite; the message says what to change."""
+
+
 class UnusableFolderError(SvdctlError):
     """A folder of a run or of results that cannot be written, or that is or holds a link; nothing was begun."""
 

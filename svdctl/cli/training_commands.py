@@ -22,6 +22,7 @@ from svdctl.errors import Interrupted, UsageError
 from svdctl.models.external_architecture import is_network
 from svdctl.plugins import grant_factory, is_factory
 from svdctl.utils.progress import Reporter
+from svdctl.utils.run_dir import named_path
 from svdctl.utils.signals import stops_answered
 from svdctl.utils.table import width_of
 
@@ -104,7 +105,8 @@ def go_on(command: Command, path: Path, flags: dict[str, Any], allow_changed_dat
     model = flags.pop("model", None)
     if model is not None and is_factory(model):
         grant_factory(model)
-    changes = resolve_resume(flags, command)
+    path = named_path(path)
+    changes = resolve_resume(flags, command, path)
     say_opening(command.name, f"resume {path}", stream="stdout")
     with _reporter(command) as reporter:
         with reporter.part("loading torch"):

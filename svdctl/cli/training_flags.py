@@ -777,8 +777,13 @@ def resolve(given: Mapping[str, Any], command: Command = TRAIN) -> Resolved[Trai
     return Resolved(config, tuple(merge.notices), base)
 
 
-def resolve_resume(given: Mapping[str, Any], command: Command = TRAIN) -> dict[str, Any]:
+def resolve_resume(given: Mapping[str, Any], command: Command, run: Path) -> dict[str, Any]:
     """Return what a resumed run takes from its flags, a nested table: epochs, devices, W&B, the place of the data.
+
+    Args:
+        given: the flags.
+        command: whose flags they are.
+        run: its folder or a checkpoint in it, for messages.
 
     Raises:
         UsageError: with every fault; other flags are refused.
@@ -804,7 +809,7 @@ def resolve_resume(given: Mapping[str, Any], command: Command = TRAIN) -> dict[s
         else:
             merge.faults.append(
                 f"{spelled(name)} cannot change a run that is resumed; leave it out, or start a new run with "
-                "--preset RUN/config.toml"
+                f"--preset {(run.parent if run.suffix == '.pt' else run) / 'config.toml'}"
             )
     config = merge.result(TrainConfig, command.words)
     # As the schema reads them: devices may be a number or `auto`. The data are those of the run.

@@ -21,6 +21,14 @@ class DivideExactControl(ControlMethod):
     config = DivideExact
     writes_operator = False
 
+    def notices(self, layers: Sequence[ControlledLayer], config: DivideExact) -> list[str]:
+        if config.procedure != "paper" or not layers:
+            return []
+        return [
+            "`control.procedure = paper` changes nothing in how `control.kind = divide-exact` scales layers, by proved "
+            "bounds; it leaves out the seal, so that no maximum is proved at evaluations and checkpoints"
+        ]
+
     def step_(self, layers: Sequence[ControlledLayer], config: DivideExact, context: ControlContext) -> list[bool]:
         from svdctl.control.actions import divide_exact_layers_
 

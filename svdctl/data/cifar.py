@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 from svdctl.config.data_config import Augment, DataConfig
 from svdctl.data.data_source import DataSource, register_data
 from svdctl.errors import DataError, first_line
+from svdctl.utils.progress import Reporter
 
 if TYPE_CHECKING:
     from svdctl.data.train_test import TrainTest
@@ -39,8 +40,54 @@ class Cifar10Source(DataSource):
     place = "root"
     published_corruptions = "cifar10"
     number = 10
+    archive_bytes = 170_498_071
 
     def load(self, config: Cifar10 | Cifar100) -> "TrainTest":
+        return self.load_reporting(config, Reporter())
+
+    def load_reporting(self, config: Cifar10 | Cifar100, reporter: Reporter) -> "TrainTest":
+        with reporter.part(f"looking for {self.kind} in {config.root}"):
+            is_missing = self.would_download(config)
+        if is_missing:
+            self._fetch_archive(config.root.expanduser(), reporter)
+        with reporter.part(f"reading {self.kind}"):
+            return self._read(config)
+
+    def _fetch_archive(self, root: Path, reporter: Reporter) -> None:
+        """Download the archive, which torchvision then unpacks, unless it is there.
+
+        Raises:
+            DataError: it cannot be downloaded.
+        """
+        from torchvision import datasets
+        from torchvision.datasets.utils import check_integrity
+
+        from svdctl.data.download import Archive, fetch
+
+        dataset = getattr(datasets, self.kind.upper())
+        path = root / dataset.filename
+        if check_integrity(str(path), dataset.tgz_md5):
+            return
+        archive = Archive(dataset.url, dataset.filename, dataset.tgz_md5, self.archive_bytes)
+        try:
+            with reporter.part(f"downloading {self.kind} to {root}") as advance:
+                fetch(archive, path, tell=lambda what, done, total: advance(done, total, ""), attempts=3, pause=1.0)
+        except DataError as error:
+            raise DataError(
+                f"{self.kind} is not complete under {root}: {error}, or name the folder of a copy with `data.root`"
+            ) from error
+        except OSError as error:
+            raise self._incomplete(root, error) from error
+
+    def _incomplete(self, root: Path, error: BaseException) -> DataError:
+        return DataError(
+            f"{self.kind} is not complete under {root} and could not be downloaded ({first_line(error)}); put "
+            f"cifar-{self.number}-python.tar.gz of https://www.cs.toronto.edu/~kriz/ there, or name another folder "
+            "with `data.root`"
+        )
+
+    def _read(self, config: Cifar10 | Cifar100) -> "TrainTest":
+        """Return the images of files that are there, or of an archive that is unpacked first."""
         import torch
         from torchvision import datasets
 
@@ -49,15 +96,10 @@ class Cifar10Source(DataSource):
 
         root = config.root.expanduser()
         dataset = getattr(datasets, self.kind.upper())
-        self._check_sizes(root)
         try:
             parts = [dataset(root=str(root), train=train, download=True) for train in (True, False)]
         except (RuntimeError, OSError, EOFError) as error:
-            raise DataError(
-                f"{self.kind} is not complete under {root} and could not be downloaded ({first_line(error)}); put "
-                f"cifar-{self.number}-python.tar.gz of https://www.cs.toronto.edu/~kriz/ there, or name another folder "
-                "with `data.root`"
-            ) from error
+            raise self._incomplete(root, error) from error
         images = [torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in parts]
         labels = [torch.tensor(part.targets, dtype=torch.int64) for part in parts]
         classes = tuple(parts[0].classes)
@@ -112,3 +154,4 @@ class Cifar100Source(Cifar10Source):
     config = Cifar100
     published_corruptions = "cifar100"
     number = 100
+    archive_bytes = 169_001_437

@@ -3,6 +3,7 @@
 import hashlib
 import http.client
 import shutil
+import socket
 import tarfile
 import time
 import urllib.error
@@ -46,9 +47,11 @@ def fetch(archive: Archive, path: Path, *, tell: Tell | None = None, attempts: i
         try:
             _go_on(archive, part, tell)
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
-            reason = first_line(error, 150)
+            reason = _in_words(error)
             if isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500 and error.code not in (408, 429):
                 break
+            if isinstance(getattr(error, "reason", None), socket.gaierror) and not _length(part):
+                break  # a machine without a connection has none in ten seconds either
         if _length(part) >= archive.size:
             break
         if attempt + 1 < attempts:
@@ -61,6 +64,20 @@ def fetch(archive: Archive, path: Path, *, tell: Tell | None = None, attempts: i
         )
     check(archive, part, tell=tell)
     part.replace(path)
+
+
+def _in_words(error: Exception) -> str:
+    """Return why a download failed, without the words of urllib."""
+    if isinstance(error, urllib.error.HTTPError):
+        return f"the server answered {error.code} {error.reason}"[:150]
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(cause, socket.gaierror):
+        return "no connection: the name of the server is not known here"
+    if isinstance(cause, TimeoutError):
+        return "no answer within 60 s"
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror.lower()[:150]
+    return first_line(cause, 150) if isinstance(cause, Exception) else str(cause)[:150]
 
 
 def _go_on(archive: Archive, part: Path, tell: Tell | None) -> None:

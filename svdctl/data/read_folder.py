@@ -67,6 +67,8 @@ def read_folder(
             f"{path}: {len(layout.files):,} images need more memory than there is; read them when they are needed "
             "(`data.storage = streamed`)"
         ) from error
+    if "val" in layout.parts and "test" not in layout.parts:
+        reporter.notice(f"{path} has no test/, so that the images of val/ are its test part")
     return _parts(path, layout, images, form).checked(str(path))
 
 

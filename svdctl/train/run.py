@@ -19,7 +19,7 @@ from svdctl.control.controller import Controller
 from svdctl.data.batches import derived_seed
 from svdctl.distributed.failure_detector import FailureDetector
 from svdctl.distributed.group import Group
-from svdctl.errors import CheckpointError, UnusableFolderError
+from svdctl.errors import CheckpointError, DivergenceError, TrainingError, UnusableFolderError
 from svdctl.layers.batchnorm import share_statistics_
 from svdctl.layers.shapes import input_sizes
 from svdctl.models.build import build_model
@@ -165,7 +165,12 @@ class TrainingRun:
             ):
                 loop = Loop(self.trainer, self.reporter, log, self._save, stop, save_soon)
                 with answer_to_stop(stopping):
-                    completed = loop.run()
+                    try:
+                        completed = loop.run()
+                    except DivergenceError as error:
+                        saved = f"{last} holds step {self._saved_step}, the last good state"
+                        kept = "nothing was saved" if self._saved_step is None else saved
+                        raise TrainingError(f"{error}; {kept}") from error
             if completed:
                 with answer_to_stop(lambda: f"all steps are saved in {last}; what is made of them now is not"):
                     result = finished(self.trainer, self.parts, self.folder, before, self.sizes, self.reporter)
@@ -254,7 +259,8 @@ class TrainingRun:
                 # First: once last.pt is there, this epoch is not gone through again.
                 write_checkpoint(self.folder / f"epoch-{self.trainer.epoch + 1}.pt", checkpoint)
             write_checkpoint(self.folder / ("best.pt" if kind == "best" else "last.pt"), checkpoint)
-            self._saved_step = self._saved_step if kind == "best" else counters.step
+        if kind != "best":
+            self._saved_step = self.trainer.counters.step
         if kind == "besides":
             with torch.no_grad():
                 for name, value in unsealed.items():

@@ -29,7 +29,7 @@ from svdctl.train.starting_network import starting_network
 from svdctl.train.trainer import Counters
 from svdctl.utils.atomic_write import write_atomically
 from svdctl.utils.progress import Reporter
-from svdctl.utils.run_dir import create_run_folder, require_folder, write_environment
+from svdctl.utils.run_dir import create_run_folder, named_path, require_folder, write_environment
 from svdctl.utils.signals import answer_to_stop
 
 __all__ = ["TrainResult", "plan", "resume", "run"]
@@ -115,11 +115,8 @@ def resume(
         UsageError, DataError: as in `run`; also where no step is left in that many epochs.
     """
     changes = changes or {}
-    if path.name in ("", ".."):
-        path = path.resolve()  # so that messages name the folder
+    path = named_path(path)
     folder, file = (path, path / "last.pt") if path.is_dir() else (path.parent, path)
-    if folder.name == "":
-        folder, file = folder.resolve(), file.resolve()
     _refuse_folders(folder)
     stamp = _stamp(file)
     try:

@@ -19,7 +19,7 @@ from svdctl.control.controller import Controller
 from svdctl.data.batches import Batch, Batches, derived_seed
 from svdctl.data.images import ImageData
 from svdctl.distributed.group import Group
-from svdctl.errors import ShapeError, TrainingError
+from svdctl.errors import DivergenceError, ShapeError
 from svdctl.layers.layer_ops import find_ops, layers_of_types
 from svdctl.layers.shapes import input_sizes
 from svdctl.layers.stiefel import MAX_DEFECT, frame_error
@@ -28,6 +28,7 @@ from svdctl.models.build import build_optimizer
 from svdctl.registry import LOSSES
 from svdctl.spectral.bounds import TOLERANCE, Bracket
 from svdctl.train.captured_step import CapturedSteps, why_not_captured
+from svdctl.train.divergence import ways_out
 from svdctl.train.loss import Loss, LossBatch
 from svdctl.train.validation import Accuracy, evaluate
 from svdctl.train.weight_average import WeightAverage
@@ -418,7 +419,7 @@ class Trainer:
         """Return means of `totals` `(5,)` over its images.
 
         Raises:
-            TrainingError: when a loss was not finite, or a weight is not.
+            DivergenceError: when a loss was not finite, or a weight is not.
         """
         loss, penalty, correct, count, broken = self.group.summed_(totals.clone()).tolist()
         if broken or not self._is_finite():
@@ -451,12 +452,8 @@ class Trainer:
                 f"{self.counters.step}; from now on they are retracted by QR, and steps run eagerly"
             )
 
-    def _lost(self, what: str) -> TrainingError:
-        return TrainingError(
-            f"the {what} in or just before step {self.counters.step}; lower the learning rate "
-            "(`optimizer.lr`) or the penalty (`layer.frames.weight`), or control the singular values "
-            "(`control.kind`); last.pt is the last good state, if one was written"
-        )
+    def _lost(self, what: str) -> DivergenceError:
+        return DivergenceError(f"the {what} in or just before step {self.counters.step}; {ways_out(self.config)}")
 
     def _is_finite(self) -> bool:
         """Return whether weights and statistics are finite; losses show a gradient that is not one step later."""

@@ -20,6 +20,12 @@ from svdctl.utils.machine import processor
 PACKAGES = ("svdctl", "torch", "torchvision", "lightning-fabric", "numpy", "pydantic")
 
 
+def named_path(path: Path) -> Path:
+    """Return the path of a run or of a checkpoint in it, `.` and the like resolved, so that messages name the run."""
+    folder = path.parent if path.suffix == ".pt" else path
+    return path.resolve() if folder.name in ("", "..") else path
+
+
 def require_folder(parent: Path) -> None:
     """Check that a folder is there or can be made, as far as its name tells.
 

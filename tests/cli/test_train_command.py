@@ -165,6 +165,19 @@ def test_resume_refuses_everything_else_at_once(recipe: Mock, capsys: pytest.Cap
     recipe.resume.assert_not_called()
 
 
+def test_what_a_run_is_called_names_its_folder(
+    recipe: Mock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for given, path in ((".", tmp_path), ("last.pt", tmp_path / "last.pt"), ("runs/x", Path("runs/x"))):
+        assert svdctl_exits("train", "--resume", given) == 0
+        assert recipe.resume.call_args.args == (path,)
+        assert capsys.readouterr().out.splitlines()[0] == f"svdctl train: resume {path}"
+        assert svdctl_exits("train", "--resume", given, "--seed", "3") == 2
+        folder = path.parent if path.suffix else path
+        assert f"start a new run with --preset {folder}/config.toml" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("action", ["run", "resume"])
 @pytest.mark.parametrize("command", ["train", "train-lipconv"])
 def test_an_interrupted_run_exits_130(recipe: Mock, action: str, command: str) -> None:

@@ -3,6 +3,11 @@
 import hashlib
 import os
 import pickle
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +26,7 @@ from svdctl.data.images import ImageData
 from svdctl.data.npz import Npz
 from svdctl.data.split import stratified_split
 from svdctl.errors import DataError
+from svdctl.utils.progress import Advance, Reporter, no_advance
 
 
 def test_digits() -> None:
@@ -248,3 +254,34 @@ def test_resized_crops_of_everything_change_nothing_and_are_of_each_image_alone(
     assert widths.max() < 0.5 * (4 / 3) ** 0.5 + 0.08
     assert spread[:, 0, 0, 0].min() < 0.02
     assert spread[:, 0, 0, -1].max() > 0.98
+
+
+class Parts(Reporter):
+    """Keeps the names of what is said to be at work."""
+
+    def __init__(self) -> None:
+        self.works: list[str] = []
+
+    @contextmanager
+    def part(self, work: str) -> Iterator[Advance]:
+        self.works.append(work)
+        yield no_advance
+
+
+def test_a_download_without_a_connection_is_a_sentence_that_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*given: object, **named: object) -> None:
+        raise urllib.error.URLError(socket.gaierror(-3, "Temporary failure in name resolution"))
+
+    monkeypatch.setattr(urllib.request, "urlopen", offline)
+    told = Parts()
+    with pytest.raises(DataError) as caught:
+        load(Cifar10(root=tmp_path / "data"), reporter=told)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert "urlopen" not in text
+    assert "no connection: the name of the server is not known here" in text
+    assert f"downloaded to {tmp_path / 'data'}" in text
+    assert "put cifar-10-python.tar.gz there, or name the folder of a copy with `data.root`" in text
+    assert any(work.startswith("downloading cifar10 to") for work in told.works)
