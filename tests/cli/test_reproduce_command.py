@@ -87,7 +87,7 @@ def test_flags_reach_the_recipe(
     [
         ("tabel2", ["did you mean table2?"]),
         ("table2 --rows divid-e*", ["--rows divid-e*", "did you mean divide-"]),
-        ("table2 --scale small", ["--scale: 'small'", "'full' or 'smoke'"]),
+        ("table2 --scale small", ["--scale: 'small'", "one of full and smoke is wanted"]),
         ("table2 --jobs 0 --seeds -1 --engine dask", ["--jobs: 0", "--seeds", "--engine: 'dask'"]),
         ("table2 --columns some", ["--columns: 'some'"]),
         ("table2 --row x", ["did you mean --rows"]),

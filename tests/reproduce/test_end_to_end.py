@@ -74,7 +74,8 @@ def test_a_table_from_nothing_and_again(tiny: Path, tmp_path: Path) -> None:
     result = reproduce(make_plan(request(tiny, out)), board, spelled)
     assert result.failed == ()
     assert board.outcomes == [("tiny-none-full-s3407", "done"), ("tiny-divide-tt8-s3407", "done")]
-    assert [file.name for file in result.files] == [f"tiny.{kind}" for kind in ("md", "csv", "tex", "json", "png")]
+    kinds = ("md", "csv", "tex", "json", "png", "html")
+    assert [file.name for file in result.files] == [f"tiny.{kind}" for kind in kinds]
     first = cells(out)
     assert set(first) == {"none-full", "divide-tt8"}
     assert all(len(values) == 1 for row in first.values() for values in row.values())

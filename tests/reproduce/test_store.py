@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import Mock
+from unittest.mock import MagicMock
 
 import pytest
 from rich.console import Console
@@ -76,7 +76,7 @@ def test_the_best_folder_of_a_run_and_the_places_that_are_searched(
 def test_a_checkpoint_of_another_row_does_not_count(planned: Callable[..., Plan], store: RunStore) -> None:
     first, second = planned(set=("max_steps=2",)).jobs()[:2]
     folder, other = (recipe.run(run.config, base="test", reporter=Reporter()).folder for run in (first, second))
-    reporter = Mock()
+    reporter = MagicMock()
     assert train_run(first, reporter) == folder
     reporter.pass_over.assert_not_called()
     shutil.copyfile(other / "last.pt", folder / "last.pt")
