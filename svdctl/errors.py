@@ -164,6 +164,22 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {near}?" if near else ""
 
 
+def nearest_few(wanted: Iterable[str], names: Iterable[str], count: int = 3) -> str:
+    """Return the names that resemble what was wanted, as `of 21 the nearest are a, b and c`; else the first ones."""
+    known = list(names)
+    near = dict.fromkeys(
+        name for text in wanted for name in difflib.get_close_matches(text.strip("*"), known, n=count, cutoff=0.5)
+    )
+    shown = list(near)[:count] or known[:count]
+    if not shown:
+        return "there are none"
+    *first, last = shown
+    text = f"{', '.join(first)} and {last}" if first else last
+    if near:
+        return f"of {len(known)} the nearest {'are' if first else 'is'} {text}"
+    return f"there are {len(known)}, as {text}" if len(known) > len(shown) else f"there are {text}"
+
+
 def first_line(error: BaseException, length: int = 200) -> str:
     """Return the first line of an exception's text, or its type where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:length]

@@ -38,7 +38,7 @@ from svdctl.checkpoint.stored_skew import SERIES_TERMS
 from svdctl.checkpoint.tensors import holds_weights
 from svdctl.checkpoint.weight_file import WeightFile, read_tensors
 from svdctl.data.data_source import describe as describe_data
-from svdctl.errors import CheckpointError, ShapeError, UsageError
+from svdctl.errors import CheckpointError, ShapeError, UsageError, nearest_few
 from svdctl.layers.layer_ops import find_ops, ops_of
 from svdctl.layers.normalize import Normalize
 from svdctl.layers.norms import layer_norm
@@ -363,8 +363,8 @@ def _weights_spectrum(path: Path, weights: WeightFile, config: InspectConfig, re
         kinds = ", ".join(f"{layer.name} ({layer.reason or layer.kind})" for layer in stored[:3])
         raise CheckpointError(f"{path} holds no convolution or linear layer that can be analysed: {kinds}")
     if not chosen:
-        names = ", ".join(layer.name for layer in stored if layer.make)[:300]
-        raise ShapeError(f"no layer of {path} matches {' or '.join(config.layers)}; there are {names}")
+        names = nearest_few(config.layers, (layer.name for layer in stored if layer.make))
+        raise ShapeError(f"no layer of {path} matches {' or '.join(config.layers)}; {names}")
     # MLX stores the output channels first in transposed convolutions too.
     pairs = str(weights.extra.get("format")).lower() == "mlx"
     if not config.needs_values and _seconds_of_values(chosen, config) > _AFFORDABLE:
@@ -419,7 +419,7 @@ def _described_spectrum(
     beside = [layer for layer in stored_layers(others) if _matches(layer.name, config.layers)]
     if not chosen and not beside:
         raise ShapeError(
-            f"no layer of {path} matches {' or '.join(config.layers)}; there are {', '.join(described)[:300]}"
+            f"no layer of {path} matches {' or '.join(config.layers)}; {nearest_few(config.layers, described)}"
         )
     sizes: dict[str, tuple[int, ...] | None] = {}
     for name, layer in chosen.items():

@@ -16,7 +16,7 @@ from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizat
 
 from svdctl.analysis.exponential_spectrum import exponential_row
 from svdctl.analysis.layer_spectrum import LayerSpectrum, as_it_runs, circular_size, norm_as_it_runs, with_values
-from svdctl.errors import ShapeError, SvdctlError, first_line
+from svdctl.errors import ShapeError, SvdctlError, first_line, nearest_few
 from svdctl.layers.layer_bounds import FINEST, layer_gain, matrix_tolerance
 from svdctl.layers.layer_operator import operator_of, why_not_read
 from svdctl.layers.layer_ops import (
@@ -258,8 +258,8 @@ def requested_spectrum(
     if not any(_is_operator(module) for module in chosen.values()):
         if layers == "*":
             raise ShapeError(f"{name or 'the network'} has no convolution and no linear layer to look at")
-        near = ", ".join(key for key, module in modules.items() if _is_operator(module))[:300]
-        raise ShapeError(f"no layer matches {' or '.join(patterns)}; there are {near}")
+        near = nearest_few(patterns, (key for key, module in modules.items() if _is_operator(module)))
+        raise ShapeError(f"no layer matches {' or '.join(patterns)}; {near}")
     try:
         calls = observed_calls(model, input_shape, _is_read)
     except SvdctlError:

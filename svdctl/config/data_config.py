@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, PositiveFloat, Tag, model_validator
+from pydantic import Discriminator, Field, PositiveFloat, Tag, field_validator, model_validator
 
 from svdctl.config.base import Config
 from svdctl.config.variants import variant
@@ -80,6 +80,13 @@ class Normalization(Config):
     """Mean of each channel, or one for all; 0, with deviations of 1, leaves pixels as they are."""
     std: Deviations = (0.5, 0.5, 0.5)
     """Standard deviation of each channel, or one for all."""
+
+    @field_validator("mean", "std", mode="before")
+    @classmethod
+    def _one_or_each(cls, numbers: Any) -> Any:
+        if isinstance(numbers, list | tuple) and len(numbers) not in (1, 3):
+            raise ValueError(f"{len(numbers)} numbers are given; give 3, one for each channel, or 1 for all")
+        return numbers
 
     @model_validator(mode="after")
     def _alike(self) -> Self:

@@ -47,7 +47,10 @@ class NetworkSource(Config):
         if (self.mean is None) != (self.std is None):
             raise ValueError("`network.mean` and `network.std` belong together; give both or neither")
         if self.mean is not None and self.std is not None and {len(self.mean), len(self.std)} not in ({1}, {3}):
-            raise ValueError("`network.mean` and `network.std` take one number each, or three each")
+            given = f"{len(self.mean)} and {len(self.std)} are given"
+            raise ValueError(
+                f"`network.mean` and `network.std` take 3 numbers each, one for each channel, or 1 for all; {given}"
+            )
         return self
 
 

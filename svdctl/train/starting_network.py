@@ -1,5 +1,7 @@
 """The network that a run starts with: made, tried on two images, and filled with trained weights."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -50,7 +52,8 @@ def starting_network(
     """
     model = build_model(config, classes)
     if not is_shipped(config.model):
-        check_network(model, image_shape, classes, architecture_of(config.model).name(config.model))
+        name, network = architecture_of(config.model).name(config.model), getattr(config.model, "network", "")
+        check_network(model, image_shape, classes, name, has_size=network.startswith(("timm:", "torchvision:vit_")))
         sizes = input_sizes(model.eval(), image_shape)
         Controller.from_config(model, None, config.control, config.batchnorm, sizes=sizes)  # what it refuses
     if config.initial is None:
@@ -81,7 +84,9 @@ def _lines(given: InitialTensors, found: FilledNetwork, model: nn.Module) -> tup
 
 
 @torch.no_grad()
-def check_network(model: nn.Module, image_shape: tuple[int, ...], classes: int, name: str) -> None:
+def check_network(
+    model: nn.Module, image_shape: tuple[int, ...], classes: int, name: str, *, has_size: bool = False
+) -> None:
     """Run a network on one image, and as in training on two; its state and torch's random stream are left.
 
     Args:
@@ -89,6 +94,7 @@ def check_network(model: nn.Module, image_shape: tuple[int, ...], classes: int, 
         image_shape: channels, height and width.
         classes: their number.
         name: what messages call it.
+        has_size: whether `model.image_size` can make it for images of another size.
 
     Raises:
         UsageError: it fails, or returns no logits `(N, classes)`.
@@ -101,7 +107,8 @@ def check_network(model: nn.Module, image_shape: tuple[int, ...], classes: int, 
             model.train(training)
             images = torch.full((count, *image_shape), 0.5)
             with torch.random.fork_rng(devices=[]):
-                outputs = _outputs(model, images, f"{name} {'in training ' * training}on images of {size}")
+                where = f"{name} {'in training ' * training}on images of {size}"
+                outputs = _outputs(model, images, where, has_size=has_size)
             _require_logits(outputs, (count, classes), name)
     finally:
         for module, mode in modes.items():
@@ -110,15 +117,28 @@ def check_network(model: nn.Module, image_shape: tuple[int, ...], classes: int, 
             buffer.copy_(before)
 
 
-def _outputs(model: nn.Module, images: Tensor, what: str) -> object:
+def _outputs(model: nn.Module, images: Tensor, what: str, *, has_size: bool) -> object:
     try:
         return model(images)
     except Exception as error:
         # What a network raises for images that it does not take is up to its author.
-        raise UsageError(
-            f"{what} failed ({type(error).__name__}: {first_line(error, 150)}); give it images of another size "
-            "(`data.size`), or make it for these (`model.image_size`, where it has one)"
-        ) from error
+        way_out = _way_out(str(error), images.shape, has_size=has_size)
+        raise UsageError(f"{what} failed ({type(error).__name__}: {first_line(error, 150)}); {way_out}") from error
+
+
+def _way_out(failure: str, shape: Sequence[int], *, has_size: bool) -> str:
+    """Return what to do about images `(N, C, H, W)` that a network does not take."""
+    if channels := re.search(r"expected input.* to have (\d+) channels, but got (\d+) channels", failure):
+        if int(channels[2]) != shape[1]:
+            return "two of its layers do not fit together; mend the network"
+        grey = " (`data.channels = 1`)" if channels[1] == "1" else ""
+        return f"make its first layer for {channels[2]} channels, or give it images of {channels[1]}{grey}"
+    if has_size:
+        return (
+            "give it images of another size (`data.size`), or make it for these, where it is of one size "
+            f"(`model.image_size = {shape[-1]}`)"
+        )
+    return "give it images of another size (`data.size`), or mend the network"
 
 
 def _require_logits(outputs: object, shape: tuple[int, int], name: str) -> None:

@@ -208,3 +208,36 @@ def test_what_is_no_number_is_told_in_a_sentence(line: str, sentence: str) -> No
 def test_underscores_do_for_dashes() -> None:
     assert all("_" not in spelled(flag) for flags in TABLES.values() for flag in flags)
     assert assert_answered(["train", "--dry-run", "--clip_to", "2"]) == 0
+
+
+def test_a_pattern_without_a_layer_names_a_few(tmp_path: Path) -> None:
+    import torch
+    from torch import nn
+
+    file = tmp_path / "weights.pt"
+    layers = {f"block{number}": nn.Conv2d(3, 3, 3) for number in range(30)} | {"head": nn.Linear(3, 3)}
+    torch.save(nn.ModuleDict(layers).state_dict(), file)
+    for pattern, told in {
+        "nothing": "there are 31, as block0, block1 and block2",
+        "hed": "of 31 the nearest is head",
+        "block30": "of 31 the nearest are block3, block0 and block29",
+    }.items():
+        line = _told(["inspect-spectrum", str(file), "--layer", pattern])
+        assert line.startswith(f"svdctl: no layer of {file} matches {pattern}; {told.split(' are ')[0]}"), line
+        assert line.count("block") <= 4
+    assert "block3" in line
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (
+            "eval-robust x",
+            "take 3 numbers each, one for each channel, or 1 for all; 2 and 2 are given",
+        ),
+        ("train --dataset digits", "2 numbers are given; give 3, one for each channel, or 1 for all"),
+    ],
+)
+def test_the_number_of_channels_is_told(command: str, told: str) -> None:
+    arguments = f"{command} --model torchvision:resnet18 --mean 0.5,0.5 --std 0.5,0.5"
+    assert told in _told(arguments.split())

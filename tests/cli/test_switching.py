@@ -112,7 +112,10 @@ def test_notices_name_what_differs_from_the_papers_code() -> None:
         ),
         ({"set": ["epochs.x=1"]}, "epochs.x: epochs is a single value and has no keys below it"),
         ({**PAPER_TT, "new_layer": "cp"}, "--new-layer (layer.kind): 'cp' is not one of 'standard', 'tt'"),
-        ({"set": ["normalize.mean=[1, 2]"]}, "--mean (normalize.mean.2): a value is needed here"),
+        (
+            {"set": ["normalize.mean=[1, 2]"]},
+            "--mean (normalize.mean): 2 numbers are given; give 3, one for each channel, or 1 for all",
+        ),
         ({"clipping": "none", "clip_linear": True}, "--clip-linear needs a control; add --clipping, or leave it out"),
         ({"preset": "wrn-cifar10-divide", "clip_freq": 0}, "--clip-freq (control.every_steps): 0 does not do; "),
         ({"devices": "two"}, "--devices (hardware.devices): 'two' does not do; "),

@@ -255,6 +255,14 @@ def test_nothing_is_written_where_weights_do_not_fit(tmp_path: Path, net: str) -
         ("return nn.Flatten()", "of shape (1, 432) for 1 images of 3 classes"),
         ("return nn.Linear(7, 3)", "Net on images of 3 x 12 x 12 failed (RuntimeError"),
         ("return nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())", "to have 1 channels"),
+        (
+            "return nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())",
+            "make its first layer for 3 channels, or give it images of 1 (`data.channels = 1`)",
+        ),
+        (
+            "return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(5, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())",
+            "two of its layers do not fit together; mend the network",
+        ),
         ("return nn.LSTM(12, 3)", "Net on images of 3 x 12 x 12 failed"),
         ("raise OSError('no licence')", "failed: OSError: no licence"),
         ("return nn.Sequential(nn.Flatten(), nn.LazyLinear(3))", "has layers of no width yet, as LazyLinear"),
