@@ -78,7 +78,8 @@ class InspectConfig(Config):
     @property
     def needs_values(self) -> bool:
         """Return whether singular values are asked for, not only whether layers pass a gate."""
-        shown = self.every or self.top is not None or self.plot is not None or self.format != "table"
+        drawn = self.plot is not None or self.html is not None
+        shown = self.every or self.top is not None or drawn or self.format != "table"
         return shown or not self.has_gate or self.sort in ("largest", "condition")
 
     @property

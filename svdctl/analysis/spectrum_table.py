@@ -73,7 +73,9 @@ COLUMNS: dict[str, _Shown] = {
     "by_shape": _Shown(lambda row: row.by_shape),
     "gate": _Shown(lambda row: row.gate),
 }
-"""Keys of the schema that is in docs/inspect-spectrum.md, in its order."""
+"""Keys of the schema that is in docs/inspect-spectrum.md, in the order in which they are shown."""
+_LATER = ("maximum", "maximum_proved")
+"""The last columns of CSV: the others stand where they stood before there were these."""
 
 
 def spectrum_table(network: NetworkSpectrum, layers: Sequence[LayerSpectrum] | None = None) -> Table:
@@ -260,7 +262,7 @@ def to_csv(networks: Sequence[NetworkSpectrum], *, top: int | None = None, every
         ]
         return csv_text(values, ["file", "name", "index", "value"])
     rows = [{"file": network.name, **row} for network in networks for row in layer_records(network)]
-    return csv_text(rows, ["file", *COLUMNS])
+    return csv_text(rows, ["file", *(key for key in COLUMNS if key not in _LATER), *_LATER])
 
 
 def text_table(
