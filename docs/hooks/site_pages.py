@@ -12,10 +12,16 @@ from command_reference import command_page
 from configuration_reference import configuration_page
 from file_reference import PARTS
 from mkdocs.structure.files import File, Files
+from notebook_page import notebook_page
 from python_reference import python_page
 
 ROOT = Path(__file__).parents[2]
-PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "examples": "examples/index.md"}
+PAGES = {
+    "README.md": "index.md",
+    "CHANGELOG.md": "changelog.md",
+    "examples": "examples/index.md",
+    "CITATION.cff": "CITATION.cff",
+}
 """Files of the repository outside `docs`, and the pages that show them."""
 REFERENCES = {
     "reference/configuration.md": configuration_page,
@@ -23,6 +29,7 @@ REFERENCES = {
     "reference/python.md": python_page,
 }
 """Pages that are made from code."""
+NOTEBOOK = "notebook.md"
 LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)#\s]*)(#[^)\s]*)?(?=\))")
 
 
@@ -82,12 +89,14 @@ def generated_pages() -> dict[str, str]:
     for source in ("README.md", "CHANGELOG.md"):
         text = (ROOT / source).read_text(encoding="utf-8")
         pages[PAGES[source]] = with_links_of_the_site(text, source, PAGES[source])
+    pages["CITATION.cff"] = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     return pages
 
 
 def on_files(files: Files, *, config: Any) -> Files:
     """Add the pages that are made; MkDocs calls it."""
-    for path, content in generated_pages().items():
+    page, pictures = notebook_page(execute=config.extra["execute_notebook"])
+    for path, content in {**generated_pages(), NOTEBOOK: page, **pictures}.items():
         files.append(File.generated(config, path, content=content))
     return files
 
@@ -104,4 +113,4 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 
 def generated_paths() -> set[str]:
     """Return the paths of the pages that are made."""
-    return {*PAGES.values(), *REFERENCES, *(f"examples/{script.stem}.md" for script in examples())}
+    return {NOTEBOOK, *PAGES.values(), *REFERENCES, *(f"examples/{script.stem}.md" for script in examples())}

@@ -27,6 +27,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
     config = load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder))
     assert config.strict
+    config.extra["execute_notebook"] = False  # it is run by a test of its own
     with CaughtLogs("mkdocs") as said:
         config.plugins.on_startup(command="build", dirty=False)
         try:
