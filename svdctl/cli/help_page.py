@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
@@ -9,6 +10,8 @@ from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+from svdctl.utils.printable import encodable
 
 TEXT_AT = 26
 """Column at which the sentence on an option begins, beside the option or below it."""
@@ -96,18 +99,22 @@ def _example_lines(examples: Iterable[tuple[str, str]], width: int) -> Iterator[
     """Yield the sentence on each example, and its command line as a shell takes it."""
     for sentence, line in examples:
         yield from textwrap.wrap(sentence, width, initial_indent="  ", subsequent_indent="  ")
-        first, *more = textwrap.wrap(line, width - 10, break_long_words=False, break_on_hyphens=False)
-        yield from _continued([f"    {first}", *(f"        {part}" for part in more)])
-
-
-def _continued(lines: list[str]) -> Iterator[str]:
-    """Yield the lines of one command: all but the last end with a backslash."""
-    yield from (f"{line} \\" for line in lines[:-1])
-    yield lines[-1]
+        *lines, last = textwrap.wrap(
+            line,
+            width - 2,
+            initial_indent=" " * 4,
+            subsequent_indent=" " * 8,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        yield from (f"{part} \\" for part in lines)
+        yield last
 
 
 def _heading(name: str, width: int) -> str:
-    return typer.style(f"─ {name} ".ljust(width, "─"), bold=True) if _is_coloured() else f"─ {name} ".ljust(width, "─")
+    rule = "─" if encodable("─", sys.stdout) == "─" else "-"
+    text = f"{rule} {name} ".ljust(width, rule)
+    return typer.style(text, bold=True) if _is_coloured() else text
 
 
 def _is_coloured() -> bool:

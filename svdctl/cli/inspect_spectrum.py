@@ -34,7 +34,8 @@ INSPECT: Flags = {
     "input_size": Flag(
         "input_size",
         Panel.MODEL,
-        "Size of the input: 32, 32x32 or 3x224x224. Of weights without a network: the size that every layer is given.",
+        "Size of the input, as 3x224x224 or 32; --model needs it, unless svdctl wrote the file. Of weights without a "
+        "network: the size that every layer is given.",
         str,
         value="SIZE",
         default="as in the checkpoint, else any size",
@@ -99,7 +100,7 @@ INSPECT: Flags = {
 EXAMPLES = (
     ("The layers of a run that was trained with svdctl:", "svdctl inspect-spectrum runs/RUN"),
     ("Fail in CI unless every layer of these weights is proved to have a norm of at most 4:",
-     "svdctl inspect-spectrum weights.pt --model torchvision:resnet18 --max 4"),
+     "svdctl inspect-spectrum weights.pt --model torchvision:resnet18 --input-size 3x224x224 --max 4"),
 )  # fmt: skip
 """For the end of the help."""
 

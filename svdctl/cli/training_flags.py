@@ -408,8 +408,8 @@ FLAGS: Flags = {
     "dataset": Flag(
         "data.kind",
         Panel.DATA,
-        "Images to train and test on. A folder holds train/ and val/ or test/, with a folder for each class; CIFAR is "
-        "downloaded.",
+        "Images to train and test on. A folder holds train/ and test/, or train/ and val/, which is then what is "
+        "tested on, with a folder for each class; CIFAR is downloaded.",
         type=str,
         rule=_data,
         choices=FORMS_OF_DATA,

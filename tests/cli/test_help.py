@@ -69,6 +69,14 @@ def test_no_name_is_cut_and_no_line_is_too_long(
     assert all(line[26] != " " for line in lines if line.startswith(" " * 26))
 
 
+def test_headings_are_ascii_where_the_terminal_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    PARSED["train"].main(["--help"], prog_name="svdctl train", standalone_mode=False)
+    assert f"- Control {'-' * 70}\n" in written.getvalue().decode("ascii")
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_groups_stand_in_their_order_and_the_papers_spellings_last(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -222,7 +230,7 @@ def test_a_pattern_without_a_layer_names_a_few(tmp_path: Path) -> None:
         "hed": "of 31 the nearest is head",
         "block30": "of 31 the nearest are block3, block0 and block29",
     }.items():
-        line = _told(["inspect-spectrum", str(file), "--layer", pattern])
+        *_, line = _told(["inspect-spectrum", str(file), "--layer", pattern]).splitlines()
         assert line.startswith(f"svdctl: no layer of {file} matches {pattern}; {told.split(' are ')[0]}"), line
         assert line.count("block") <= 4
     assert "block3" in line
