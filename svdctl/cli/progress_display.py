@@ -10,15 +10,16 @@ from typing import Any, Literal, TextIO
 from svdctl.cli.messages import with_flags
 from svdctl.utils.duration import duration
 from svdctl.utils.escapes import one_line
-from svdctl.utils.printable import encodable, print_line
+from svdctl.utils.printable import encodable, hanging, print_line
 from svdctl.utils.progress import Advance, Reporter
+from svdctl.utils.table import width_of
 
 
 class ProgressDisplay(Reporter):
     """What a command shows while it works, a line each, names in it escaped; notices go to stderr.
 
     Args:
-        stream: where it is shown; a bar stays on stdout and goes from stderr.
+        stream: where it is shown; a bar goes when its work ends.
         form: of the line where there is no bar, with `{work}`, `{amount}`, `{done}`, `{total}` and `{text}`.
         flags: flags by key, for notices.
         live: whether to draw a bar; None: on a terminal.
@@ -52,18 +53,19 @@ class ProgressDisplay(Reporter):
             print_line(one_line(text), getattr(sys, self._stream))
 
     def notice(self, text: str) -> None:
-        text = f"note: {with_flags(text, self._flags)}"
-        if self._stream == "stderr":
-            self.say(text)
-        else:
-            print_line(one_line(text), sys.stderr)
+        text = one_line(f"note: {with_flags(text, self._flags)}")
+        for line in hanging(text, width_of(sys.stderr), 6):
+            if self._stream == "stderr":
+                self.say(line)
+            else:
+                print_line(line, sys.stderr)
 
     def begin(self, work: object) -> None:
         self.close()
         self._work, self._last, self._pace = work, time.monotonic(), _Pace()
         if self.live:
             label = str(work) if "{work" in self._form else ""
-            self._bar = _new_bar(self.console, transient=self._stream == "stderr")
+            self._bar = _new_bar(self.console)
             self._task = self._bar.add_task(label, total=None, shown="")
 
     def advance(self, done: int, total: int, now: str | Mapping[str, float]) -> None:
@@ -115,7 +117,7 @@ class ProgressDisplay(Reporter):
     def _part_bar(self) -> Any:
         """Return the bars that a part is shown among: those on the screen, else new ones; None among what is no bar."""
         if self._bar is None:
-            self._bar = _new_bar(self.console, transient=True)
+            self._bar = _new_bar(self.console)
         return self._bar if hasattr(self._bar, "add_task") else None
 
     def close(self) -> None:
@@ -128,7 +130,7 @@ _BAR = 16
 """Columns of a terminal that a bar takes."""
 
 
-def _new_bar(console: Any, *, transient: bool) -> Any:
+def _new_bar(console: Any) -> Any:
     """Return started bars of rich, to which tasks are added; their field `shown` is the text behind the bar."""
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
@@ -138,7 +140,7 @@ def _new_bar(console: Any, *, transient: bool) -> Any:
         BarColumn(bar_width=_BAR),
         TextColumn("{task.fields[shown]}", markup=False),
     )
-    progress = Progress(*columns, console=console, transient=transient)
+    progress = Progress(*columns, console=console, transient=True)
     progress.start()
     return progress
 

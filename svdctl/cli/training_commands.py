@@ -34,7 +34,11 @@ def training_command(command: Command) -> Callable[..., None]:
     """Return the function of a training command, with its options."""
 
     def run(flags: dict[str, Any]) -> None:
-        dispatch(command, flags)
+        try:
+            dispatch(command, flags)
+        except KeyboardInterrupt as error:
+            # Typer would end the process without a word.
+            raise Interrupted("interrupted; nothing was begun") from error
 
     paper = listed(spelled(name) for name in PAPER_BASIS if name in command.flags)
     run.__doc__ = f"""Train a {command.trains}; alone, the quick start on embedded images.
@@ -162,9 +166,6 @@ def _reporter(command: Command) -> Iterator[Reporter]:
     try:
         with stops_answered(reporter.notice, "nothing was begun") if is_first else nullcontext():
             yield reporter
-    except KeyboardInterrupt as error:
-        # Typer would end the process without a word.
-        raise Interrupted("interrupted; nothing was begun") from error
     finally:
         reporter.close()
 

@@ -32,7 +32,8 @@ class TrainingDisplay(ProgressDisplay):
 
     def __init__(self, flags: Mapping[str, str] = MappingProxyType({}), *, live: bool | None = None) -> None:
         super().__init__("stdout", flags=flags, live=live)
-        self._widths: dict[str, int] = {}
+        # Wide enough for most epochs of any run.
+        self._widths = {"loss": 6, "val_loss": 6, "acc": 6, "val_acc": 6, "train_time": 5, "clipping_time": 4}
 
     @property
     def width(self) -> int | None:

@@ -432,9 +432,13 @@ class Controller:
             found.update(ops.due(alike, step) or ())
         return tuple(sorted(found))
 
+    def reads_back(self, step: int) -> bool:
+        """Return whether control is due at this step and waits for the device, as all but scaling by estimates does."""
+        return self._is_control_due(step) and not self._method.has_factors(self.config)
+
     def why_not_captured(self, step: int) -> str | None:
         """Return why the work of a step is not work of the device alone, a sentence; None: it is."""
-        if self._is_control_due(step) and not self._method.has_factors(self.config):
+        if self.reads_back(step):
             return f"control {self.config.kind!r} reads values back from the device"
         if self._is_control_due(step) and self._scaled_by != 1 and not self._method.reads_scale:
             return f"control {self.config.kind!r} takes the maximum as a number, which moves"

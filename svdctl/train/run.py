@@ -157,7 +157,8 @@ class TrainingRun:
                 lines = None if history is None else history.lines
                 settings = config.model_dump(mode="json")
                 step, tell = self.trainer.counters.step, self.reporter.notice
-                log = RunLog(RunInfo(self.folder, settings, lines, tell, save_soon.set, step), config.log)
+                with self.reporter.part("opening the log"):
+                    log = RunLog(RunInfo(self.folder, settings, lines, tell, save_soon.set, step), config.log)
                 opened.callback(log.close)
             with (
                 chosen_kernels(config.hardware, self.fabric.device),

@@ -193,7 +193,8 @@ def _control_line(config: TrainConfig) -> str:
     if config.layer.is_orthogonal:
         parts = [f"none, singular values of {config.layer.kind.upper()} are 1"]
     elif control.kind != "none":
-        parts = [f"{control.kind} convolutions to {control.max_sigma:g} every {control.every_steps} steps"]
+        often = "at every step" if control.every_steps == 1 else f"every {control.every_steps} steps"
+        parts = [f"{control.kind} convolutions to {control.max_sigma:g} {often}"]
         if control.max_sigma_start is not None:
             parts.append(f"from {control.max_sigma_start:g} at the start, in {control.max_sigma_epochs} epochs")
         if control.linear_max is not None:

@@ -65,7 +65,8 @@ def run(
         with end_together(fabric, lambda: _after_loss(folder, to_resume)) as detector:
             shown.say(found_device_line(config, fabric.device, fabric.world_size))
             require_folder(config.out_dir)
-            settings_lines(config)  # what cannot be made is refused before data are read
+            with shown.part("making the network"):
+                settings_lines(config)  # what cannot be made is refused before data are read
             with fabric.rank_zero_first(local=True):  # data may have to be downloaded
                 parts = load_parts(config, reporter=shown)
                 shown.say(data_line(config, parts))

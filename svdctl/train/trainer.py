@@ -127,6 +127,8 @@ class Trainer:
         self.judged = self.model if self._average is None else self._average.network
         """The network that is sealed, evaluated, certified and saved: that of the average, where there is one."""
         self._judge = None if self._average is None else self.controller.for_copy(self.judged)
+        self._first_work = "compiling the network" if self.config.hardware.compile else None
+        """What the first step does besides; None: nothing that takes long, or it is made."""
         self._refreshed_at: int | None = None
         """Step of which `judged` has the average."""
         self._loss: Loss = LOSSES.get(self.config.loss.kind)
@@ -224,12 +226,14 @@ class Trainer:
         if not is_shipped(self.config.model):
             # It may draw, as dropout does; each process its own numbers.
             torch.manual_seed(derived_seed(self.config.seed, "network", step, self.fabric.global_rank))
+        first, self._first_work = self._first_work, None
         try:
-            if self._captured is None:
-                self._step_on_device(batch)
-            else:
-                capture = controller.why_not_captured(step) is None
-                self._captured.run(batch, controller.due(step), capture=capture)
+            with nullcontext() if first is None else self.part(first):
+                if self._captured is None:
+                    self._step_on_device(batch)
+                else:
+                    capture = controller.why_not_captured(step) is None
+                    self._captured.run(batch, controller.due(step), capture=capture)
         except (ShapeError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]  # public, not declared
             self.counters.step = step
             raise self._lost("weights were not finite, or too large to be controlled,") from error
@@ -253,7 +257,11 @@ class Trainer:
             self.stepper.step()
         finally:
             self.stepper.zero_grad(set_to_none=True)
-        self.controller.apply_(step + 1)
+        if self.config.control.every_steps > 1 and self.controller.reads_back(step + 1):
+            with self.part("controlling singular values") as advance, self.controller.reporting(advance):
+                self.controller.apply_(step + 1)
+        else:
+            self.controller.apply_(step + 1)
         if self._average is not None:
             self._average.update_()
 
