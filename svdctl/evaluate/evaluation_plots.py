@@ -20,9 +20,19 @@ def _data_text(identity: Mapping[str, Any]) -> str:
     return f"data: {identity['kind']}" if "kind" in identity else ""
 
 
+def _written(figure: Figure, path: Path | None) -> Figure:
+    if path is not None:
+        write_picture(figure, path)
+    return figure
+
+
 @styled
-def plot_reliability(results: Mapping[str, Any], title: str, path: Path, data: Mapping[str, Any] = NO_DATA) -> None:
+def plot_reliability(
+    results: Mapping[str, Any], title: str, path: Path | None, data: Mapping[str, Any] = NO_DATA
+) -> Figure:
     """Draw accuracy against confidence by bins, the gap shaded; below, how many images lie in each bin.
+
+    With a path it is written there; the picture is returned.
 
     Bins of one image, whose accuracy is 0 or 1 whatever the network, are faint.
     """
@@ -61,16 +71,21 @@ def plot_reliability(results: Mapping[str, Any], title: str, path: Path, data: M
     gridded(above)
     faint = "; faint: bins of one image" * (1 in counts)
     titled(figure, "Reliability", title, _data_text(data), f"{sum(counts):,} test images{faint}")
-    write_picture(figure, path)
+    return _written(figure, path)
 
 
 @styled
-def plot_corruptions(results: Mapping[str, Any], title: str, path: Path, data: Mapping[str, Any] = NO_DATA) -> None:
-    """Draw a map of accuracy by corruption and severity, those that cost most first; the last column has the means."""
+def plot_corruptions(
+    results: Mapping[str, Any], title: str, path: Path | None, data: Mapping[str, Any] = NO_DATA
+) -> Figure | None:
+    """Draw a map of accuracy by corruption and severity, those that cost most first; the last column has the means.
+
+    With a path it is written there; the picture is returned, None where there is no corruption.
+    """
     table: Mapping[str, Mapping[str, float]] = results["accuracy"]
     means: Mapping[str, float] = results["mean_by_corruption"]
     if not table:
-        return
+        return None
     clean = results["clean"]
     names = sorted(table, key=lambda name: means[name])
     severities = list(next(iter(table.values())))
@@ -110,7 +125,7 @@ def plot_corruptions(results: Mapping[str, Any], title: str, path: Path, data: M
         shown,
         italic,
     )
-    write_picture(figure, path)
+    return _written(figure, path)
 
 
 def plot_certified(
@@ -118,10 +133,10 @@ def plot_certified(
     marks: Sequence[float],
     lipschitz: float,
     title: str,
-    path: Path,
+    path: Path | None,
     attack: Mapping[str, Any] | None,
     data: Mapping[str, Any] = NO_DATA,
-) -> None:
+) -> Figure:
     """Draw certified accuracy against the radius, and above it what the attack left standing.
 
     Args:
@@ -129,7 +144,7 @@ def plot_certified(
         marks: radii of the table, in 255ths.
         lipschitz: the network's constant.
         title: name of the checkpoint.
-        path: file to write.
+        path: file to write; None: none.
         attack: results of an L2 attack in pixels, to be drawn over it; None for none.
         data: identity of the images.
     """
@@ -145,4 +160,4 @@ def plot_certified(
         name = f"not broken by AutoAttack ({attack['count']:,} images)"
         attacked[name] = AccuracyCurve([0.0, *near, attack["eps"]], standing)
     about = title, _data_text(data), f"{count:,} test images", f"Lipschitz constant at most {lipschitz:.4g}"
-    draw_certified({f"certified ({count:,} images)": curve}, marks, about, path, attacked=attacked)
+    return draw_certified({f"certified ({count:,} images)": curve}, marks, about, path, attacked=attacked)

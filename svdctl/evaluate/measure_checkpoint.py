@@ -145,13 +145,13 @@ def evaluate(
             found_before = ((kind, store.find_other(kind, dataset.identity)) for kind in unasked)
             others = {kind: record for kind, record in found_before if record is not None}
         output = OutputContext(
-            store.folder,
-            {**others, **records},
-            store.rows,
-            found.name,
-            unique_name(found.name, store.weights),
-            config,
-            store.sound,
+            records={**others, **records},
+            rows=store.rows,
+            name=found.name,
+            folder=store.folder,
+            export=unique_name(found.name, store.weights),
+            config=config,
+            known=store.sound,
         )
         with caught("order"):
             orders = [METRICS.get(kind).compare(context, output) for kind in output.records]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from svdctl.evaluate.evaluation_data import EvaluationData
     from svdctl.evaluate.inference import Classifier
     from svdctl.evaluate.results import Record
+    from svdctl.utils.matplotlib_defaults import Figure
     from svdctl.utils.network_probe import Probe
 
 T = TypeVar("T")
@@ -131,16 +132,22 @@ class Order:
 
 
 @dataclass(frozen=True)
-class OutputContext:
-    """What files beside `results.json` are made of."""
+class PictureContext:
+    """What pictures of figures are made of."""
 
-    folder: Path
     records: Mapping[str, "Record"]
     """By metric."""
     rows: Callable[["Record"], list[dict[str, str]]]
     """Reads the rows of single images."""
     name: str
     """Of the checkpoint."""
+
+
+@dataclass(frozen=True)
+class OutputContext(PictureContext):
+    """What files beside `results.json` are made of."""
+
+    folder: Path
     export: str
     """A file name for it, with the hash of its weights."""
     config: EvaluateConfig
@@ -180,6 +187,11 @@ class Metric(ABC):
     """Keys that the protocol of stored figures may have in addition, and still be the protocol of this metric."""
     uses_logits: bool = True
     """Whether it needs one pass over the test images, which metrics share."""
+
+    @property
+    def basis(self) -> Basis:
+        """Return what its figures rest on: that of its columns in tables of `reproduce`."""
+        return self.columns[0].basis if self.columns else "measured"
 
     def settings(self, config: EvaluateConfig, data: Data) -> Any:
         """Return its settings in a call on some data."""
@@ -258,6 +270,10 @@ class Metric(ABC):
     def notes(self, record: "Record") -> Sequence[str]:
         """Return what is said once in a report."""
         return ()
+
+    def draw(self, record: "Record", output: PictureContext, path: Path | None) -> "Figure | None":
+        """Return the picture of a record, None where it has none; with a path it is written there too."""
+        return None
 
     def outputs(self, record: "Record", output: OutputContext) -> list[Path]:
         """Write and draw what belongs to a record; return the files."""

@@ -16,7 +16,7 @@ from svdctl.evaluate.known_checkpoints import KnownCheckpoint, KnownCheckpoints
 from svdctl.evaluate.measure_checkpoint import Evaluation, Failure
 from svdctl.evaluate.results import NO_CHECKSUM, OTHER_DATA, OTHER_DATA_MARK, Record
 from svdctl.registry import METRICS
-from svdctl.utils.table import Cell, Column, Table
+from svdctl.utils.table import Basis, Cell, Column, Table
 
 
 @dataclass(frozen=True)
@@ -168,6 +168,15 @@ class EvaluationReport:
                 found[title_of(metric.kind)] = notes
         return found
 
+    def changes(self) -> list[str]:
+        """Return a sentence for everything that is not as it was when it was measured."""
+        found = []
+        for one in self.checkpoints:
+            if one.state:
+                found.append(f"{one.name}: {one.state} ({one.why}); its figures are those of before")
+            found += [f"{one.name}: {text}; that figure is not shown" for text in one.damage]
+        return [*found, *self.lost]
+
     def marks(self) -> list[str]:
         """Return what the marks behind figures mean, a sentence each."""
         records = [reported.record for reported in self.records]
@@ -288,13 +297,13 @@ def comparison(rows: Sequence[tuple[Cell, Sequence[Record]]], title: str = "") -
         title: of the table.
     """
     found: list[dict[str, tuple[str, Record]]] = [{} for _ in rows]
-    titles: dict[str, None] = {}
+    titles: dict[str, Basis] = {}
     for metric in METRICS.variants():
         for (_, records), row in zip(rows, found, strict=True):
             for record in (record for record in records if record.metric == metric.kind):
                 for header, text in metric.cells(record).items():
                     row.setdefault(header, (text, record))
-                    titles.setdefault(header)
+                    titles.setdefault(header, metric.basis)
     notes: dict[str, int] = {}
     lines = [[name] for name, _ in rows]
     for header in titles:
@@ -308,7 +317,8 @@ def comparison(rows: Sequence[tuple[Cell, Sequence[Record]]], title: str = "") -
             note = () if own == most else (notes.setdefault(f"Measured otherwise: {own}.", len(notes) + 1),)
             line.append(Cell(text, _number(text), mark=record.marks, notes=note))
     first = Column("checkpoint", "checkpoint", "left", elastic=True)
-    return Table([first, *(Column(header, header) for header in titles)], lines, title=title, notes=list(notes))
+    others = (Column(header, header, basis=basis) for header, basis in titles.items())
+    return Table([first, *others], lines, title=title, notes=list(notes))
 
 
 def _number(text: str) -> float | None:

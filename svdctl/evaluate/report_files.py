@@ -4,7 +4,9 @@ from pathlib import Path
 
 from svdctl.evaluate.report import EvaluationReport
 from svdctl.evaluate.report_markdown import markdown_report
+from svdctl.evaluate.report_page import evaluation_page
 from svdctl.utils.atomic_write import remove_unfinished, write_atomically
+from svdctl.utils.html_page import render
 
 
 def write_report(report: EvaluationReport) -> Path:
@@ -12,4 +14,5 @@ def write_report(report: EvaluationReport) -> Path:
     remove_unfinished(report.folder)
     path = report.folder / "report.md"
     write_atomically(path, markdown_report(report))
+    write_atomically(path.with_suffix(".html"), render(evaluation_page(report)))
     return path

@@ -25,7 +25,7 @@ def markdown_report(report: EvaluationReport) -> str:
         lines += [markdown_table(replace(table, title="")), ""]
     lines += [" ".join(report.marks()), ""] * bool(report.marks())
     lines += [*_listed("What failed", [f"{failure.place}: {failure.error}" for failure in report.failures])]
-    lines += [*_listed("What is not as it was measured", _changes(report))]
+    lines += [*_listed("What is not as it was measured", report.changes())]
     lines += ["## Protocols", "", markdown_table(report.protocols())]
     for title, notes in report.notes().items():
         lines += [f"{title}:", "", *(f"- {markdown(note)}" for note in notes), ""]
@@ -33,15 +33,7 @@ def markdown_report(report: EvaluationReport) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _changes(report: EvaluationReport) -> Iterator[str]:
-    for checkpoint in report.checkpoints:
-        if checkpoint.state:
-            yield f"{checkpoint.name}: {checkpoint.state} ({checkpoint.why}); its figures are those of before"
-        yield from (f"{checkpoint.name}: {text}; that figure is not shown" for text in checkpoint.damage)
-    yield from report.lost
-
-
-def _listed(heading: str, sentences: list[str] | Iterator[str]) -> list[str]:
+def _listed(heading: str, sentences: list[str]) -> list[str]:
     lines = [f"- {markdown(sentence)}" for sentence in sentences]
     return [f"## {heading}", "", *lines, ""] if lines else []
 

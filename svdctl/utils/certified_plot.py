@@ -28,17 +28,17 @@ def draw_certified(
     curves: Mapping[str, AccuracyCurve],
     marks: Sequence[float],
     about: Sequence[str],
-    path: Path,
+    path: Path | None,
     *,
     attacked: Mapping[str, AccuracyCurve],
-) -> None:
-    """Draw certified accuracy, a curve for each network, and above it what attacks left standing.
+) -> Figure:
+    """Draw certified accuracy, a curve for each network, and above it what attacks left standing; return the picture.
 
     Args:
         curves: by what stands in the legend; the first one is filled.
         marks: radii in 255ths at which the first one is read.
         about: of which run and data it is, for the title.
-        path: the picture's file.
+        path: the picture's file; None: none is written.
         attacked: by what stands in the legend; each ends at the radius of its attack.
     """
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
@@ -75,4 +75,6 @@ def draw_certified(
     gridded(panel)
     figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     titled(figure, "Certified accuracy", *about)
-    write_picture(figure, path)
+    if path is not None:
+        write_picture(figure, path)
+    return figure

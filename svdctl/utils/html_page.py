@@ -60,6 +60,8 @@ class FoldedList:
 
     summary: str
     lines: Sequence[str]
+    is_open: bool = False
+    """Whether they are shown at once, and a reader may close them."""
 
 
 @dataclass(frozen=True)
@@ -167,5 +169,6 @@ def _section(section: PageSection, tables: Iterator[int]) -> Iterator[str]:
                 yield f"<dl>{''.join(facts)}</dl>"
             case FoldedList():
                 items = "".join(f"<li>{html_text(line)}</li>" for line in part.lines)
-                yield f"<details><summary>{html_text(part.summary)}</summary><ul>{items}</ul></details>"
+                summary = f"<summary>{html_text(part.summary)}</summary>"
+                yield f"<details{' open' * part.is_open}>{summary}<ul>{items}</ul></details>"
     yield "</section>"

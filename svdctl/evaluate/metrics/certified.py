@@ -17,6 +17,7 @@ from svdctl.evaluate.metric import (
     Metric,
     Order,
     OutputContext,
+    PictureContext,
     Unfinished,
     percent,
     register_metric,
@@ -24,6 +25,7 @@ from svdctl.evaluate.metric import (
 
 if TYPE_CHECKING:
     from svdctl.evaluate.results import Record
+    from svdctl.utils.matplotlib_defaults import Figure
 
 
 RADII = (36.0, 72.0, 108.0, 255.0)
@@ -147,12 +149,9 @@ class CertifiedAccuracy(Metric):
                 f"{results['largest_radius'] * 255:.3g}/255, below the smallest one asked for"
             )
 
-    def outputs(self, record: "Record", output: OutputContext) -> list[Path]:
+    def draw(self, record: "Record", output: PictureContext, path: Path | None) -> "Figure | None":
         from svdctl.evaluate.evaluation_plots import plot_certified  # matplotlib takes a second to import
-        from svdctl.evaluate.results import write_rows
 
-        table, picture = output.folder / "certified.csv", output.folder / "certified.png"
-        write_rows(table, output.marked(record))
         attack = _attack_in_pixels(output.records)
         if attack is not None and attack.protocol["norm"] != "L2":
             attack = None
@@ -161,7 +160,14 @@ class CertifiedAccuracy(Metric):
         over = None if attack is None else attack.results
         protocol, name = record.protocol, output.name + mark
         lipschitz = record.results["lipschitz"]
-        plot_certified(radii, protocol["radii"], lipschitz, name, picture, over, protocol["data"])
+        return plot_certified(radii, protocol["radii"], lipschitz, name, path, over, protocol["data"])
+
+    def outputs(self, record: "Record", output: OutputContext) -> list[Path]:
+        from svdctl.evaluate.results import write_rows
+
+        table, picture = output.folder / "certified.csv", output.folder / "certified.png"
+        write_rows(table, output.marked(record))
+        self.draw(record, output, picture)
         return [table, picture]
 
     def values(self, results: Mapping[str, Any]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from svdctl.evaluate.metric import (
     MeasurementContext,
     Metric,
     OutputContext,
+    PictureContext,
     TableColumn,
     Unfinished,
     register_metric,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from svdctl.data.images import ImageData
     from svdctl.evaluate.corruptions.corruption_metric import Source
     from svdctl.evaluate.results import Record
+    from svdctl.utils.matplotlib_defaults import Figure
 
 
 class CorruptionSettings(Config):
@@ -159,8 +161,12 @@ class CorruptionAccuracy(Metric):
         notes: list[str] = record.results["notes"]
         return notes
 
-    def outputs(self, record: "Record", output: OutputContext) -> list[Path]:
+    def draw(self, record: "Record", output: PictureContext, path: Path | None) -> "Figure | None":
         from svdctl.evaluate.evaluation_plots import plot_corruptions  # matplotlib takes a second to import
+
+        return plot_corruptions(record.results, output.name + record.mark, path, record.protocol["data"])
+
+    def outputs(self, record: "Record", output: OutputContext) -> list[Path]:
         from svdctl.evaluate.results import copy_files, write_rows
 
         record = self._widest(record, output)
@@ -177,7 +183,7 @@ class CorruptionAccuracy(Metric):
         files = [table]
         if results["accuracy"]:
             files.append(picture)
-            plot_corruptions(results, output.name + record.mark, picture, record.protocol["data"])
+            self.draw(record, output, picture)
         if output.config.cifar_c_res is None:
             return files
         target = output.config.cifar_c_res.expanduser()

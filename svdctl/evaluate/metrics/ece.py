@@ -13,6 +13,7 @@ from svdctl.evaluate.metric import (
     MeasurementContext,
     Metric,
     OutputContext,
+    PictureContext,
     Unfinished,
     percent,
     register_metric,
@@ -21,6 +22,7 @@ from svdctl.evaluate.metric import (
 if TYPE_CHECKING:
     from svdctl.evaluate.evaluation_data import HeldOut
     from svdctl.evaluate.results import Record
+    from svdctl.utils.matplotlib_defaults import Figure
 
 BINS = 15
 Brier = Annotated[float, Field(ge=0, le=2)]
@@ -148,11 +150,14 @@ class ExpectedCalibrationError(Metric):
             yield "temperature scaling: the held-out likelihood has no best temperature; it stays 1"
         yield from (f"warning: {text}" for text in record.results.get("warnings", ()))
 
-    def outputs(self, record: "Record", output: OutputContext) -> list[Path]:
+    def draw(self, record: "Record", output: PictureContext, path: Path | None) -> "Figure | None":
         from svdctl.evaluate.evaluation_plots import plot_reliability  # matplotlib takes a second to import
 
+        return plot_reliability(record.results, output.name + record.mark, path, record.protocol["data"])
+
+    def outputs(self, record: "Record", output: OutputContext) -> list[Path]:
         picture = output.folder / "reliability.png"
-        plot_reliability(record.results, output.name + record.mark, picture, record.protocol["data"])
+        self.draw(record, output, picture)
         return [picture]
 
 
