@@ -60,7 +60,7 @@ def _parts(
 
 def _records(checkpoint: ReportedCheckpoint) -> Table:
     """Return the figures of a checkpoint in words, with what they rest on, where they were measured, and hashes."""
-    headers = ("metric", "figures", "rests on", "measured", "data, SHA-256", "protocol, SHA-256")
+    headers = ("metric", "figures", "rests on", "measured on", "data, SHA-256", "protocol, SHA-256")
     rows = []
     for reported in checkpoint.records:
         record = reported.record
