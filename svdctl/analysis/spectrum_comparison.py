@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from svdctl.analysis.layer_spectrum import LayerSpectrum
 from svdctl.analysis.network_spectrum import NetworkSpectrum
-from svdctl.analysis.spectrum_table import cell_of, held, legend_of, number, text_below, text_table, value_of
+from svdctl.analysis.spectrum_table import COLUMNS, cell_of, held, legend_of, number, text_below, text_table, value_of
 from svdctl.utils.escapes import one_line
 from svdctl.utils.table import Cell, Column, Table, columns_that_fit, terminal, wrapped
 
@@ -31,10 +31,12 @@ def comparison_table(first: NetworkSpectrum, second: NetworkSpectrum) -> Table:
     """
     columns = [Column("name", "layer", "left", elastic=True), Column("shape", "kernel", "left", spare=2)]
     for key in _BESIDE:
-        spare = _SPARE.get(key, 0)
-        columns += [Column(f"{key}_{side}", f"{_HEADERS[key]} {side}", "right", True, spare=spare) for side in "ab"]
+        spare, basis = _SPARE.get(key, 0), COLUMNS[key].basis
+        columns += [
+            Column(f"{key}_{side}", f"{_HEADERS[key]} {side}", "right", True, spare=spare, basis=basis) for side in "ab"
+        ]
         if key == "largest_circular":
-            columns.append(Column("ratio", "b / a", droppable=True))
+            columns.append(Column("ratio", "b / a", droppable=True, basis="computed"))
     columns += [Column(f"maximum_{side}", f"maximum {side}", "left", True, spare=3) for side in "ab"]
     rows = [_row(name, pair) for name, pair in _pairs(first, second).items()]
     return Table(columns, rows)

@@ -8,8 +8,9 @@ from pathlib import Path
 from svdctl.analysis.inspect_config import InspectConfig
 from svdctl.analysis.inspect_files import faults
 from svdctl.analysis.network_spectrum import NetworkSpectrum
+from svdctl.analysis.spectrum_comparison import are_comparable, comparison_table
 from svdctl.analysis.spectrum_plot import plot_networks
-from svdctl.analysis.spectrum_table import legend_of, maxima_lines, number, spectrum_table, told_by_shape
+from svdctl.analysis.spectrum_table import at_most, legend_of, maxima_lines, spectrum_table, told_by_shape
 from svdctl.utils.atomic_write import write_atomically
 from svdctl.utils.html_page import FactList, FoldedList, Page, PagePicture, PageSection, render, written_by
 from svdctl.utils.inline_svg import svg_text
@@ -38,6 +39,9 @@ def spectrum_page(networks: Sequence[NetworkSpectrum], config: InspectConfig) ->
     if config.has_gate:
         sections.append(PageSection("Held against the maximum", [*_verdicts(networks, config)]))
     sections += _pictures(networks, config)
+    if are_comparable(networks):
+        said = [f"{side}: {name}" for side, name in zip("ab", names, strict=True)]
+        sections.append(PageSection("Side by side", [*said, comparison_table(*networks)]))
     for network, path, name in zip(networks, config.files, names, strict=True):
         heading = f"Layers of {name}" if len(networks) > 1 else "Layers"
         # Behind the path stands what was taken for granted when the file was read.
@@ -77,9 +81,9 @@ def _networks(networks: Sequence[NetworkSpectrum], names: Sequence[str]) -> Tabl
                 Cell(name, network.name),
                 Cell(f"{len(analysed)}", len(analysed)),
                 Cell(f"{count:,}" if count else "-", count or None),
-                Cell(number(upper), upper, basis="assumed" if is_assumed else ""),
-                Cell(number(network.bound_product), network.bound_product),
-                Cell(number(network.lipschitz), network.lipschitz),
+                Cell(at_most(upper), upper, basis="assumed" if is_assumed else ""),
+                Cell(at_most(network.bound_product), network.bound_product),
+                Cell(at_most(network.lipschitz), network.lipschitz),
             ]
         )
     return Table(columns, rows)
