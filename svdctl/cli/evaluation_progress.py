@@ -68,7 +68,7 @@ def result_table(result: "EvaluationResult") -> str:
     lines += ["", *notes] if notes else []
     lines += ["", "files", *(f"  {one_line(evaluation.found.results)}/" for evaluation in measured)]
     if result.report is not None:
-        lines.append(f"  {one_line(result.report)}")
+        lines += [f"  {one_line(result.report)}", f"  {one_line(result.report.with_suffix('.html'))}"]
     return printable(with_flags("\n".join(lines), flags_by_key(EVALUATION)))
 
 

@@ -1,11 +1,10 @@
 """The report of an evaluation as one page: tables, pictures, protocols, and where each figure comes from."""
 
-import csv
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from svdctl.errors import MalformedFileError, SvdctlError, first_line
+from svdctl.errors import MalformedFileError, first_line
 from svdctl.evaluate.metric import PictureContext
 from svdctl.evaluate.report import EvaluationReport, ReportedCheckpoint, title_of
 from svdctl.evaluate.results import Record, read_rows
@@ -86,7 +85,7 @@ def _pictures(checkpoint: ReportedCheckpoint, name: str) -> Iterator[PagePicture
         rows = partial(_rows, checkpoint.results)
         try:
             figure = metric.draw(record, PictureContext(records, rows, checkpoint.name), None)
-        except (OSError, SvdctlError, ValueError, KeyError, csv.Error) as error:
+        except Exception as error:  # whatever is wrong with one picture, the others are drawn
             yield f"{title_of(kind)}: its picture cannot be drawn ({first_line(error)})."
             continue
         if figure is not None:
