@@ -1,5 +1,7 @@
 """`svdctl eval-robust`: flags to a configuration, a configuration to the recipe, its result to a table or JSON."""
 
+import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,12 +10,14 @@ import typer
 
 from svdctl.cli.evaluation_flags import EVALUATION, resolve_evaluation
 from svdctl.cli.messages import explain, print_notices
+from svdctl.cli.opening import device_line, say_opening
 from svdctl.cli.options import with_options
 from svdctl.cli.variadic import Takes
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.errors import EvaluationFailures, Interrupted
 from svdctl.registry import METRICS
 from svdctl.utils.escapes import one_line
+from svdctl.utils.signals import stops_answered, terminated_as_interrupt
 
 if TYPE_CHECKING:
     from svdctl.evaluate.runner import EvaluationResult
@@ -63,15 +67,22 @@ def eval_robust(flags: dict[str, Any]) -> None:
 
 
 def _evaluate(config: EvaluateConfig, form: str, *, debug: bool) -> None:
-    # torch takes seconds to import: only now, when the flags are known to be right.
     from svdctl.cli.evaluation_progress import EvaluationDisplay, result_json, result_table
-    from svdctl.evaluate import runner as recipe
-    from svdctl.utils.signals import terminated_as_interrupt
 
+    again = one_line(shlex.join(["svdctl", *sys.argv[1:]]))
+    go_on = f"the same command begins anew, for --force: {again}" if config.force else f"to go on: {again}"
     reporter = EvaluationDisplay(debug=debug)
     try:
-        with terminated_as_interrupt():
-            result = recipe.run(config, reporter=reporter)
+        with stops_answered(lambda text: reporter.notice(f"{text}; {go_on}"), "nothing was measured yet"):
+            places = ", ".join(map(str, config.checkpoints[:3])) + ", ..." * (len(config.checkpoints) > 3)
+            further = [f"capture {config.capture}"] * (config.capture != "auto")
+            device = device_line(config.accelerator, config.precision, *further)
+            say_opening("eval-robust", f"{', '.join(config.metrics)} of {places}", [device])
+            # torch takes seconds to import: only now, when the flags are known to be right.
+            with reporter.part("loading torch"):
+                from svdctl.evaluate import runner as recipe
+            with terminated_as_interrupt():
+                result = recipe.run(config, reporter=reporter)
     except KeyboardInterrupt as error:
         raise Interrupted("interrupted; finished metrics and batches are kept, the same command goes on") from error
     finally:

@@ -21,6 +21,7 @@ from svdctl.registry import METRICS
 from svdctl.utils.escapes import one_line
 from svdctl.utils.network_probe import Probe, probe_images
 from svdctl.utils.progress import Reporter
+from svdctl.utils.signals import answer_to_stop
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ def evaluate(
     part = "" if config.shard is None else f"shard-{config.shard.index}-of-{config.shard.count}"
     with held(found.results, part):
         classifier = Classifier(evaluated.model, config, reporter.notice)
-        probe = _check_outputs(found, classifier, dataset, reporter)
+        with reporter.part("trying the network on a few images"):
+            probe = _check_outputs(found, classifier, dataset, reporter)
         path = one_line(found.path.absolute())
         about = {"path": path, "name": one_line(found.name), "network": evaluated.network}
         store = ResultStore(found.results, evaluated.weights, about, probe)
@@ -125,22 +127,36 @@ def evaluate(
             reporter.notice,
             store.sound if not config.force else lambda metric: (),
         )
-        for kind in config.metrics:
-            reporter.begin(kind)
-            with caught(kind):
-                record = _record(METRICS.get(kind), context, store)
-                if isinstance(record, str):
-                    evaluation.left_out[kind] = text = record
-                else:
-                    records[kind] = record.model_copy(update={"other_data": other_data})
-                    text = METRICS.get(kind).summary(record)
-                reporter.finish(FinishedMetric(kind, text, records[kind].marks if kind in records else ""))
+        with reporter.part("computing the fingerprint of the data"):
+            evaluation.data_key = dataset.identity["fingerprint"]
+        done: set[str] = set()
+
+        def kept() -> str:
+            """Return what a request to stop leaves: figures that are finished, and the work that goes on."""
+            finished = f"{', '.join(records)} finished, in {store.path}" if records else "no metric is finished"
+            at_work, path = next((kind for kind in config.metrics if kind not in done), ""), context.unfinished
+            if path is not None and path.is_file():
+                return f"{found.name}: {finished}; of {at_work} what is done is kept in {path}"
+            return f"{found.name}: {finished}" + f"; {at_work} begins anew" * bool(at_work)
+
+        with answer_to_stop(kept):
+            for kind in config.metrics:
+                reporter.begin(kind)
+                context.unfinished = None
+                with caught(kind):
+                    record = _record(METRICS.get(kind), context, store)
+                    if isinstance(record, str):
+                        evaluation.left_out[kind] = text = record
+                    else:
+                        records[kind] = record.model_copy(update={"other_data": other_data})
+                        text = METRICS.get(kind).summary(record)
+                    reporter.finish(FinishedMetric(kind, text, records[kind].marks if kind in records else ""))
+                done.add(kind)
         with suppress(OSError):  # it is not there, or holds unfinished work
             store.unfinished.rmdir()
         # A picture that shows figures of two metrics does not lose those that are not asked for now.
         others = {}
         if records:
-            evaluation.data_key = dataset.identity["fingerprint"]
             unasked = (kind for kind in METRICS.kinds() if kind not in config.metrics)
             found_before = ((kind, store.find_other(kind, dataset.identity)) for kind in unasked)
             others = {kind: record for kind, record in found_before if record is not None}
@@ -157,7 +173,7 @@ def evaluate(
             orders = [METRICS.get(kind).compare(context, output) for kind in output.records]
             evaluation.order = next((order for order in orders if order is not None), None)
         if records:
-            with caught("pictures"):
+            with caught("pictures"), reporter.part("drawing pictures"):
                 files = [METRICS.get(kind).outputs(record, output) for kind, record in records.items()]
                 evaluation.files = [store.path, *(file for some in files for file in some)]
     return evaluation
@@ -188,7 +204,7 @@ def _record(metric: Metric, context: MeasurementContext, store: ResultStore) -> 
     if metric.version != 1:
         protocol["version"] = metric.version
     former = {**shared, "data": context.data.identity_before, **metric.former_protocol(context, config)}
-    path = metric.unfinished_file(context, config, fingerprint(protocol))
+    path = context.unfinished = metric.unfinished_file(context, config, fingerprint(protocol))
     if context.config.force:
         path.unlink(missing_ok=True)
         kept = None
@@ -210,4 +226,5 @@ def _record(metric: Metric, context: MeasurementContext, store: ResultStore) -> 
             metric.kind, protocol, found.results, seconds=took, device=device, rows=found.rows, before=former
         )
     path.unlink(missing_ok=True)
+    context.unfinished = None
     return kept

@@ -79,6 +79,8 @@ class MeasurementContext:
     """Takes a sentence for the user."""
     known: Callable[[str], "Sequence[Record]"] = lambda metric: ()
     """Returns the sound records of a metric of this checkpoint under any protocol; none where all is measured anew."""
+    unfinished: Path | None = None
+    """Where the metric at work keeps what it has measured so far."""
     _made: dict[str, Any] = field(default_factory=dict)
 
     def once(self, key: str, make: Callable[[], T]) -> T:

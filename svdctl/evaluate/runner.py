@@ -21,6 +21,7 @@ from svdctl.evaluate.report_files import write_report
 from svdctl.registry import METRICS
 from svdctl.utils.lock import held
 from svdctl.utils.progress import Reporter
+from svdctl.utils.signals import answer_to_stop
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ def run(config: EvaluateConfig, *, reporter: Reporter) -> EvaluationResult:
     for failure in failures:
         failures_reporter.finish(failure)
     reporter.say(f"{count} checkpoint{'s' * (count != 1)}: {', '.join(config.metrics)}")
-    chosen = _comparable(discovery.checkpoints, config)
+    with reporter.part("reading what the checkpoints were trained on"):
+        chosen = _comparable(discovery.checkpoints, config)
     # Only the data set that was read last is kept: they can be large.
     loaded: dict[str, EvaluationData] = {}
     evaluations: list[Evaluation] = []
@@ -61,16 +63,21 @@ def run(config: EvaluateConfig, *, reporter: Reporter) -> EvaluationResult:
         failures.append(Failure(where, None, error))
         failures_reporter.finish(failures[-1])
 
-    for found, unlike in chosen.items():
-        if unlike is not None:
-            fail(found.name, unlike)
-            continue
-        try:
-            evaluations.append(_one(found, config, loaded, reporter))
-            failures += evaluations[-1].failures
-        except Exception as error:
-            # Whatever is wrong with one checkpoint, its file or its network, the others are evaluated.
-            fail(found.name, error)
+    def kept() -> str:
+        ready = ", ".join(str(evaluation.found.results) for evaluation in evaluations)
+        return f"{len(evaluations)} of {count} evaluated" + (f", with results in {ready}" if ready else "")
+
+    with answer_to_stop(kept):
+        for found, unlike in chosen.items():
+            if unlike is not None:
+                fail(found.name, unlike)
+                continue
+            try:
+                evaluations.append(_one(found, config, loaded, reporter))
+                failures += evaluations[-1].failures
+            except Exception as error:
+                # Whatever is wrong with one checkpoint, its file or its network, the others are evaluated.
+                fail(found.name, error)
     report = None
     measured = [evaluation for evaluation in evaluations if evaluation.records]
     if measured and config.shard is None:
@@ -88,7 +95,8 @@ def _one(
     found: FoundCheckpoint, config: EvaluateConfig, loaded: dict[str, EvaluationData], reporter: Reporter
 ) -> Evaluation:
     stamp = file_stamp(found.path)
-    evaluated = open_evaluated_model(found.path, config)
+    with reporter.part(f"opening {found.name}"):
+        evaluated = open_evaluated_model(found.path, config)
     found = placed(found, config, evaluated.weights)
     for notice in evaluated.notices:
         reporter.notice(f"{found.name}: {notice}")

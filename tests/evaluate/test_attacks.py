@@ -447,3 +447,36 @@ def test_cuda_agrees_with_the_cpu(norm: str) -> None:
     wanted, _ = run(model, images, labels, settings)
     state, _ = run(model.cuda(), images, labels, settings)
     assert (state.broken_by == wanted.broken_by).double().mean() > 0.9
+
+
+def test_the_share_of_an_attack_that_is_done_grows_to_all_of_it() -> None:
+    from svdctl.evaluate.attack.attack_metric import share_done
+
+    def share(passes: int) -> float:
+        return share_done(state, 2, passes)
+
+    predictions = torch.zeros(4, dtype=torch.int64)
+    state = AttackState(
+        fingerprint="",
+        classes=10,
+        attacks=("apgd-ce", "square"),
+        left_out=(),
+        warnings=(),
+        clean_predictions=predictions,
+        predictions=predictions.clone(),
+        broken_by=torch.tensor([STANDS, STANDS, STANDS, MISCLASSIFIED], dtype=torch.int8),
+        distances=torch.tensor([math.inf, math.inf, math.inf, 0.0], dtype=torch.float64),
+        at_once=2,
+    )
+    # Three images: 100 steps forward and backward, then 5000 queries forward.
+    whole = 3 * 300 + 3 * 5000
+    assert share(0) == 0
+    assert share(50) == pytest.approx(2 * 150 / whole)
+    assert share(1000) == pytest.approx(2 * 300 / whole)
+    state.broken_by[0], state.batches_done = 0, 1
+    whole = 3 * 300 + 2 * 5000
+    assert share(0) == pytest.approx(2 * 300 / whole)
+    state.attack, state.batches_done = 1, 0
+    assert share(0) == pytest.approx(900 / whole)
+    state.attack = 2
+    assert share(0) == 1

@@ -131,6 +131,7 @@ def attack_batches(
     *,
     log: Log | None = None,
     capture: bool = True,
+    on_pass: Callable[[], None] | None = None,
 ) -> Iterator[FinishedBatch]:
     """Attack what still stands, yielding after every batch; `state` then is whole and can be saved.
 
@@ -138,6 +139,7 @@ def attack_batches(
 
     Args:
         capture: whether passes on a CUDA device may be recorded as CUDA graphs and replayed.
+        on_pass: called at each pass of an attack.
 
     Raises:
         UsageError: the state is of other images.
@@ -149,6 +151,7 @@ def attack_batches(
     # The version `rand` is for networks that are random.
     capture = capture and settings.attacks != "rand"
     network = AttackedNetwork(model, settings.protocol, images.device, capture=capture)
+    network.on_pass = on_pass
     halving = AutoBatchSize(state.at_once, log)
     while not state.finished:
         # In this attack's batches are the images that it has broken, too.

@@ -9,11 +9,12 @@ from torch import Tensor
 from svdctl.data.streamed_images import rows_of
 from svdctl.evaluate.attack.attack_batches import FinishedBatch, attack_batches, begin
 from svdctl.evaluate.attack.attack_progress import KEY, Assignment, AttackProgress
-from svdctl.evaluate.attack.attack_state import MISCLASSIFIED, STANDS, summary
+from svdctl.evaluate.attack.attack_state import MISCLASSIFIED, STANDS, AttackState, summary
 from svdctl.evaluate.attack.attacked_network import AttackedNetwork
 from svdctl.evaluate.attack_settings import AttackSettings
 from svdctl.evaluate.inference import Classifier
 from svdctl.evaluate.metric import MeasurementContext
+from svdctl.evaluate.metrics.autoattacks import QUERIES, STEPS
 from svdctl.utils.measurement_cache import MeasurementCache
 
 HALVINGS = 12
@@ -40,31 +41,54 @@ def run(context: MeasurementContext, work: Assignment, kept: MeasurementCache[At
     state = progress.state
     for warning in state.warnings:
         say(warning)
-    passes = 0
+    passes = 0  # of this batch
 
     def show() -> None:
-        done, total = min(state.attack, len(state.attacks)), len(state.attacks)
+        number, total = min(state.attack, len(state.attacks) - 1), len(state.attacks)
         stand = int((state.broken_by == STANDS).sum())
-        context.progress(done, total, f"{state.attacks[min(done, total - 1)]}, {stand} stand, {passes:,} passes")
+        attack = f"{state.attacks[number]} ({number + 1} of {total})"
+        done = share_done(state, settings.batch_size, passes)
+        context.progress(int(100 * done), 100, f"% {attack}, {stand} of {len(state)} robust")
 
-    def count(*_: object) -> None:
+    def count() -> None:
         nonlocal passes
         passes += 1
         if passes % 20 == 0:
             show()
 
-    hook = classifier.model.register_forward_hook(count)
-    try:
-        capture = context.config.capture == "auto"
-        for batch in attack_batches(classifier.model, images, labels, settings, state, log=say, capture=capture):
-            progress.nearest[batch.index[batch.broken]] = _closer(classifier, images, labels, batch, settings)
-            kept.put(progress)
-            show()
-    finally:
-        hook.remove()
+    show()
+    capture = context.config.capture == "auto"
+    for batch in attack_batches(
+        classifier.model, images, labels, settings, state, log=say, capture=capture, on_pass=count
+    ):
+        progress.nearest[batch.index[batch.broken]] = _closer(classifier, images, labels, batch, settings)
+        kept.put(progress)
+        passes = 0
+        show()
     # The state of the last batch does not yet say that nothing comes after it.
     kept.put(progress)
     return progress
+
+
+def share_done(state: AttackState, batch_size: int, passes: int) -> float:
+    """Return how much of an attack is done, in [0, 1]: by passes of single images, as if all that stand held out.
+
+    Args:
+        state: what is broken so far.
+        batch_size: images attacked together.
+        passes: those made of the batch at work.
+    """
+    needed = [QUERIES if name == "square" else STEPS.get(name, STEPS["apgd-ce"]) for name in state.attacks]
+    # A step goes forward and backward, a query forward alone.
+    cost = [(1 if name == "square" else 3) * count for name, count in zip(state.attacks, needed, strict=True)]
+    entered = [int(((state.broken_by == STANDS) | (state.broken_by >= at)).sum()) for at in range(len(cost))]
+    whole = sum(each * images for each, images in zip(cost, entered, strict=True))
+    if state.attack >= len(cost) or whole == 0:
+        return 1.0
+    finished = min(state.batches_done * batch_size, entered[state.attack])
+    at_work = min(batch_size, entered[state.attack] - finished) * min(passes / needed[state.attack], 1.0)
+    before = sum(each * images for each, images in list(zip(cost, entered, strict=True))[: state.attack])
+    return (before + cost[state.attack] * (finished + at_work)) / whole
 
 
 @torch.no_grad()

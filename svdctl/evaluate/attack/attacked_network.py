@@ -37,6 +37,8 @@ class AttackedNetwork:
         self.dtype = floating[0] if floating else torch.float32
         self.at_once: int | None = None
         """Images in one forward pass; None for all that are given."""
+        self.on_pass: Callable[[], None] | None = None
+        """Called at each pass that an attack makes, replays included."""
         self._normalize, self._rest = (nn.Identity(), model) if protocol == "pixels" else _split(model)
         self._captured = CapturedNetwork(self._rest) if capture else None
 
@@ -55,6 +57,8 @@ class AttackedNetwork:
         return self._normalize(pixels.div_(255) if images.dtype == torch.uint8 else pixels)
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.on_pass is not None:
+            self.on_pass()
         return self._passes(x, self._captured or self._rest)
 
     def eagerly(self, x: Tensor) -> Tensor:
