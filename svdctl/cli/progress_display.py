@@ -11,7 +11,7 @@ from svdctl.cli.messages import with_flags
 from svdctl.utils.duration import duration
 from svdctl.utils.escapes import one_line
 from svdctl.utils.printable import encodable, hanging, print_line
-from svdctl.utils.progress import Advance, Reporter
+from svdctl.utils.progress import Advance, Pace, Reporter
 from svdctl.utils.table import width_of
 
 
@@ -38,7 +38,7 @@ class ProgressDisplay(Reporter):
         self.live = shown_on is not None and shown_on.isatty() if live is None else live
         self._bar: Any = None
         self._work: object = ""
-        self._last, self._pace = time.monotonic(), _Pace()
+        self._last, self._pace = time.monotonic(), Pace()
         if self.live:
             from rich.console import Console
 
@@ -62,7 +62,7 @@ class ProgressDisplay(Reporter):
 
     def begin(self, work: object) -> None:
         self.close()
-        self._work, self._last, self._pace = work, time.monotonic(), _Pace()
+        self._work, self._last, self._pace = work, time.monotonic(), Pace()
         if self.live:
             label = str(work) if "{work" in self._form else ""
             self._bar = _new_bar(self.console)
@@ -72,8 +72,8 @@ class ProgressDisplay(Reporter):
         if not isinstance(now, str):
             room = self.console.width - _BAR - len(amount(done, total)) - 6 if self.live else None
             text = describe(now, room)
-        elif left := self._pace.left(done, total):
-            text = f"{now}, {left} left" if now else f"{left} left"
+        elif (left := self._pace.left(done, total)) is not None:
+            text = f"{now}, {duration(left)} left" if now else f"{duration(left)} left"
         else:
             text = now
         text = one_line(text)
@@ -85,7 +85,7 @@ class ProgressDisplay(Reporter):
 
     @contextmanager
     def part(self, work: str) -> Iterator[Advance]:
-        pace, label, last = _Pace(), one_line(work), time.monotonic()
+        pace, label, last = Pace(), one_line(work), time.monotonic()
         bar = self._part_bar() if self.live else None
         # One line at a time: side by side in columns, labels and texts of several would be cut.
         outer = [] if bar is None else [other for other in bar.tasks if other.visible]
@@ -97,7 +97,8 @@ class ProgressDisplay(Reporter):
         def advance(done: int, total: int, now: str) -> None:
             nonlocal last
             left = pace.left(done, total)
-            shown = one_line("  ".join(filter(None, [amount(done, total), now, left and f"{left} left"])))
+            rest = "" if left is None else f"{duration(left)} left"
+            shown = one_line("  ".join(filter(None, [amount(done, total), now, rest])))
             if bar is not None:
                 bar.update(task, completed=done, total=total, shown=shown)
             elif not self.live and time.monotonic() - last >= 10:
@@ -143,21 +144,6 @@ def _new_bar(console: Any) -> Any:
     progress = Progress(*columns, console=console, transient=True)
     progress.start()
     return progress
-
-
-class _Pace:
-    """How long the rest of a work takes, at the pace since its first report: pieces that were kept took no time."""
-
-    def __init__(self) -> None:
-        self._first: tuple[float, int] | None = None
-
-    def left(self, done: int, total: int) -> str:
-        """Return the time left, or nothing where it is not known yet."""
-        now = time.monotonic()
-        if self._first is None:
-            self._first = now, done
-        since, gained = now - self._first[0], done - self._first[1]
-        return duration(since / gained * (total - done)) if since >= 2 and gained > 0 and done < total else ""
 
 
 def amount(done: int, total: int) -> str:

@@ -34,7 +34,7 @@ class RowState:
     state: str
     detail: str
     left: float | None
-    """Seconds of training left."""
+    """Seconds left of the training, or of what is measured."""
 
 
 class SweepDisplay(ProgressDisplay):
@@ -117,8 +117,7 @@ class SweepDisplay(ProgressDisplay):
             elif status["state"] == "interrupted":
                 yield RowState(job.config.name, "stopped", _detail(status), None)
             else:
-                left = status.get("seconds_left") if status["state"] == "training" else None
-                yield RowState(job.config.name, status["state"], _detail(status), left)
+                yield RowState(job.config.name, status["state"], _detail(status), status.get("seconds_left"))
 
     def table(self) -> "Text":
         """Return all runs as they stand, as many as the screen has room for."""
@@ -126,7 +125,7 @@ class SweepDisplay(ProgressDisplay):
 
         size = self.console.size
         rows = list(self.states())
-        text = Text(no_wrap=True, overflow="ellipsis")
+        text = Text(no_wrap=True, overflow="crop")
         for line, style in board_lines(rows, size.width, size.height - 1, self._caption(rows)):
             text.append(f"{encodable(line, self.console.file)}\n", style)
         text.right_crop()
@@ -171,7 +170,7 @@ class SweepPace:
         if rest and self._worked:
             each = self._seconds / self._worked
             return max(each * len(rest) - since, each * max(len(rest) - self._slots, 0))
-        if lefts := [row.left for row in rest if row.left is not None]:
+        if lefts := [row.left for row in rest if row.left is not None and row.state == "training"]:
             # The first ones are at work yet; what they take besides training is not known.
             return max(lefts) + (since + max(lefts)) * (len(rest) - len(lefts)) / len(lefts)
         return None
@@ -216,10 +215,11 @@ def _cut(line: str, width: int) -> str:
 
 def _detail(status: dict[str, Any]) -> str:
     if status["state"] == "evaluating":
-        return str(status.get("detail", ""))
+        return "  ".join(str(status[name]) for name in ("detail", "part") if name in status)
     forms = {"epoch": "epoch {epoch:.0f}/{epochs:.0f}", "loss": "loss {loss:.3f}", "val_acc": "held-out {val_acc:.1%}"}
     known = status.keys() if "epochs" in status else status.keys() - {"epoch"}
-    return " ".join(form.format(**status) for name, form in forms.items() if name in known)
+    figures = " ".join(form.format(**status) for name, form in forms.items() if name in known)
+    return "  ".join(filter(None, [figures, status.get("part")]))
 
 
 def _figures(job: "Job", outcome: "Outcome") -> str:

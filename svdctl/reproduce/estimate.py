@@ -29,6 +29,7 @@ from svdctl.control.controller import Controller
 from svdctl.data.data_source import load as load_data
 from svdctl.data.data_source import source_of
 from svdctl.errors import DataError, FileError
+from svdctl.evaluate.results import read_results
 from svdctl.evaluate.table_evaluation import Evaluate
 from svdctl.layers.layer_ops import find_ops, ops_of
 from svdctl.layers.shapes import input_sizes
@@ -40,7 +41,6 @@ from svdctl.reproduce.run_store import Job, RunState, RunStore
 from svdctl.reproduce.timing import classes_of, image_side, in_rounds, timed, trainer_on_noise
 from svdctl.train.trainer import Trainer
 from svdctl.utils.duration import in_hours
-from svdctl.utils.files import read_json
 from svdctl.utils.table import Cell, Column, Table, terminal
 
 STEPS = 2
@@ -169,11 +169,10 @@ def hours_left(job: Job, whole: Hours, found: RunState | None) -> Hours:
 
 
 def unmeasured(job: Job, folder: Path) -> list[str]:
-    """Return the metrics of a job of which no results lie in its run folder, under whatever protocol."""
+    """Return the metrics of a job of which no sound results lie in its run folder, under whatever protocol."""
     try:
-        contents = read_json(results_folder(job, folder) / "results.json")
-        there = {record["metric"] for record in contents["records"]}
-    except (FileError, KeyError, TypeError):
+        there = {record.metric for record in read_results(results_folder(job, folder)).records}
+    except FileError:
         there = set()
     return [kind for kind in job.metrics if kind not in there]
 

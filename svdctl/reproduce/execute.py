@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from svdctl.reproduce.run_store import Job, Outcome
 from svdctl.train import start as recipe
 from svdctl.train.run_history import read_history, what_lacks
 from svdctl.train.setup import load_parts
-from svdctl.utils.progress import Reporter
+from svdctl.utils.progress import Advance, Pace, Reporter
 from svdctl.utils.run_dir import locked
 
 
@@ -35,6 +36,7 @@ class StatusWriter(Reporter):
     def __init__(self, job: Job, reporter: Reporter) -> None:
         self._job, self._reporter = job, reporter
         self._work: object = ""
+        self._pace = Pace()
         self.known: dict[str, Any] = {"passed_over": []}
         self.update(state="starting")
 
@@ -53,14 +55,30 @@ class StatusWriter(Reporter):
         self.update(notice=text)
 
     def begin(self, work: object) -> None:
-        self._work = work
+        self._work, self._pace = work, Pace()
+        self.known.pop("seconds_left", None)
         self.update(**({"state": "training"} if work == "training" else {"detail": work}))
 
     def advance(self, done: int, total: int, now: str | Mapping[str, float]) -> None:
         if isinstance(now, str):
-            self.known["detail"] = f"{self._work} {done}/{total} {now}"
+            self._note(detail=f"{self._work} {done}/{total} {now}", seconds_left=self._pace.left(done, total))
         else:
-            self.known.update(now, step=done, steps=total)
+            self._note(**now, step=done, steps=total)
+
+    @contextmanager
+    def part(self, work: str) -> Iterator[Advance]:
+        outer = self.known.get("part")
+        self._note(part=work)
+        try:
+            yield lambda done, total, now: self._note(part=f"{work} {done}/{total} {now}")
+        finally:
+            self._note(part=outer)
+
+    def _note(self, **changes: Any) -> None:
+        """Write these changes too, unless the last ones are of this second; None takes one away."""
+        self.known.update(changes)
+        for name in [name for name, value in changes.items() if value is None]:
+            del self.known[name]
         if time.monotonic() - self._written >= 1:
             self.update()
 

@@ -200,7 +200,7 @@ OUTCOME: TypeAdapter[Outcome] = TypeAdapter(Outcome)
 def _is_status(name: str, value: object) -> bool:
     """Return whether an entry of a status file is of the kind that commands write."""
     match name:
-        case "state" | "detail" | "notice" | "reason" | "host":
+        case "state" | "detail" | "part" | "notice" | "reason" | "host":
             return isinstance(value, str)
         case "passed_over":
             return isinstance(value, list) and all(isinstance(reason, str) for reason in value)

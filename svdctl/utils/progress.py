@@ -1,5 +1,6 @@
 """What a piece of work reports while it runs: one protocol for trainings, evaluations, spectra and tables."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -48,3 +49,18 @@ class Reporter:
 
     def close(self) -> None:
         """Give the terminal back; may be called twice."""
+
+
+class Pace:
+    """How long the rest of a work takes, at the pace since its first report: pieces that were kept took no time."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, int] | None = None
+
+    def left(self, done: int, total: int) -> float | None:
+        """Return the seconds left; None where they are not known yet, and where all is done."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now, done
+        since, gained = now - self._first[0], done - self._first[1]
+        return since / gained * (total - done) if since >= 2 and gained > 0 and done < total else None

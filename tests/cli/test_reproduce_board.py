@@ -1,5 +1,6 @@
 """The board of `svdctl reproduce` on a real terminal, and the time that it says is left."""
 
+import re
 import sys
 from pathlib import Path
 from unittest.mock import patch
@@ -78,8 +79,8 @@ def test_the_table_of_a_dry_run_fits_a_terminal(tmp_path: Path, columns: int) ->
     assert "days)" in rows[f"{begins}clip-full-s3407"]
 
 
-def board(folder: Path, columns: int, rows: int, table: str = "table2") -> list[str]:
-    shown = run_in_terminal([sys.executable, "-c", BOARD, folder, table], columns, rows)
+def board(folder: Path, columns: int, rows: int, **env: str) -> list[str]:
+    shown = run_in_terminal([sys.executable, "-c", BOARD, folder, "table2"], columns, rows, env=env)
     lines = shown.splitlines()
     assert lines[-1] == "closed"
     assert all(len(line) <= columns for line in lines)
@@ -122,11 +123,20 @@ def test_a_screen_too_small_shows_those_at_work_failed_and_next_and_counts_the_r
     assert "2 of 12 done" in lines[-1]
 
 
+def test_a_terminal_without_an_ellipsis_gets_an_escape(tmp_path: Path) -> None:
+    lines = board(tmp_path, 80, 40, LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0", PYTHONIOENCODING="ascii")
+    text = "\n".join(lines)
+    assert text.isascii()
+    assert re.search(r"none-tt192-s3407 +failed +the loss was not finite", text)
+
+
 def test_no_line_is_wider_than_the_terminal_and_none_are_more_than_it_has() -> None:
     rows = [RowState(f"{'层' * 30}-{n}", "training", "detail " * 50, 3.0) for n in range(100)]
     for width, height in ((20, 10), (80, 24), (300, 80)):
-        lines = board_lines(rows, width, height, "caption " * 10)
+        lines = board_lines(rows, width, height, "caption")
         assert len(lines) <= height
+    for width, height in ((1, 1), (7, 3), (20, 5)):  # nobody can read it, and nothing breaks
+        assert any(text for text, _ in board_lines(rows, width, height, "caption " * 10))
     assert all("training" in line for line, style in board_lines(rows, 80, 24, "c") if style == "bold" and "层" in line)
 
 

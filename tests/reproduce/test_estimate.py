@@ -1,13 +1,13 @@
 """Estimates: measured once for each network, multiplied as the configuration says."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 
+from svdctl.evaluate.results import StoredResults
 from svdctl.evaluate.table_evaluation import Evaluate
 from svdctl.reproduce import estimate as module
 from svdctl.reproduce.estimate import Hours, Speed, evaluation_seconds, hours, hours_left, measure_control
@@ -58,7 +58,7 @@ def test_hours_follow_the_configuration(planned: Callable[..., Plan]) -> None:
     ("evaluate", "metrics", "seconds"),
     [
         (Evaluate(), ("accuracy", "ece"), 10.0),
-        (Evaluate(), ("accuracy", "cifar-c"), 10 + 18 * 5 * 10),
+        (Evaluate(), ("accuracy", "cifar-c"), 10 + 19 * 5 * 10),
         (Evaluate(corruptions=("benchmark",), severities=(1,), corruption_examples=100), ("cifar-c",), 15 * 0.1),
         (Evaluate(examples=10), ("autoattacks",), 10 * (1900 * 0.003 + 5000 * 0.001)),
         (Evaluate(examples=10, attacks=("apgd-ce",)), ("autoattacks",), 10 * 100 * 0.003),
@@ -86,8 +86,9 @@ def test_nothing_is_left_of_what_is_trained_and_measured(planned: Callable[..., 
     results = tmp_path / "eval-last" / "results.json"
     results.parent.mkdir()
     for metrics, left in ((job.metrics[1:], 2.0), (job.metrics, 0.0)):
-        results.write_text(json.dumps({"records": [{"metric": metric} for metric in metrics]}))
-        assert hours_left(job, whole, trained) == Hours(0.0, left, 0)
+        records = tuple(Mock(metric=metric) for metric in metrics)
+        with patch.object(module, "read_results", return_value=StoredResults("", "", records)):
+            assert hours_left(job, whole, trained) == Hours(0.0, left, 0)
     for damaged in ("", "[]", '{"records": 3}', '{"records": [3]}'):
         results.write_text(damaged)
         assert hours_left(job, whole, trained) == Hours(0.0, 2.0, 0)

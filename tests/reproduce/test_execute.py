@@ -10,9 +10,10 @@ import pytest
 from svdctl.config.presets import to_toml
 from svdctl.errors import CheckpointError, Interrupted, TrainingError
 from svdctl.reproduce import execute as module
-from svdctl.reproduce.execute import execute
+from svdctl.reproduce.execute import StatusWriter, execute
 from svdctl.reproduce.plan import Plan
 from svdctl.reproduce.run_store import JOB, Job, Outcome, RunState, RunStore
+from svdctl.utils.progress import Reporter
 from svdctl.utils.run_dir import locked
 
 MEASURED = Outcome("id", "done", {"accuracy": 0.5}, ("x",), "folder")
@@ -165,3 +166,29 @@ def test_a_stop_is_no_failure(job: Job, recipes: Mock) -> None:
 
 def test_a_job_survives_json(job: Job) -> None:
     assert JOB.validate_json(JOB.dump_json(job)) == job
+
+
+def test_the_status_has_parts_of_the_work_and_the_time_left(job: Job) -> None:
+    job.store.prepare()
+    with patch("svdctl.reproduce.execute.time.monotonic") as clock:
+        clock.return_value = 0.0
+        writer = StatusWriter(job, Reporter())
+        writer.begin("autoattacks")
+        for second in (10.0, 20.0):
+            clock.return_value = second
+            writer.advance(int(second), 40, "apgd-ce, 7 of 8 robust")
+        known = job.store.read_status(job.key)
+        assert (known["detail"], known["seconds_left"]) == ("autoattacks 20/40 apgd-ce, 7 of 8 robust", 20.0)
+        with writer.part("proving bounds") as advance:
+            clock.return_value = 30.0
+            advance(3, 21, "conv1")
+            assert job.store.read_status(job.key)["part"] == "proving bounds 3/21 conv1"
+            clock.return_value = 31.0
+            with writer.part("an inner one"):
+                assert job.store.read_status(job.key)["part"] == "an inner one"
+                clock.return_value = 32.0
+            assert job.store.read_status(job.key)["part"] == "proving bounds 3/21 conv1"
+        clock.return_value = 40.0
+        writer.advance(40, 40, "")
+        known = job.store.read_status(job.key)
+        assert not {"part", "seconds_left"} & known.keys()
