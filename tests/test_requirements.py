@@ -51,8 +51,8 @@ def test_python_from_3_11_on() -> None:
 
 def test_the_tests_take_the_extras_that_users_have() -> None:
     extras = PROJECT["optional-dependencies"]
-    assert {"lightning", "transformers", "onnx", "tensorboard", "docs", "peers"} <= set(extras)
+    assert {"lightning", "transformers", "onnx", "tensorboard", "wandb", "docs", "peers"} <= set(extras)
     taken = next(requirement for requirement in map(Requirement, extras["test"]) if requirement.name == "svdctl")
-    assert taken.extras == {"docs", "lightning", "transformers", "onnx", "tensorboard"}
+    assert taken.extras == {"docs", "lightning", "transformers", "onnx", "tensorboard", "wandb"}
     # Without it the tests of that logger are skipped.
     assert "mlflow-skinny" in asked(extras["test"])

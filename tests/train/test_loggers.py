@@ -137,6 +137,9 @@ def test_without_the_package_a_sentence_says_what_to_install(tmp_path: Path, mon
         opened(tmp_path, "tensorboard")
     with pytest.raises(UsageError, match=r"pip install mlflow-skinny$"):
         opened(tmp_path, "mlflow")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UsageError, match=r"pip install 'svdctl\[wandb\]'$"):
+        opened(tmp_path, "wandb")
 
 
 def test_a_link_in_the_place_of_the_folder_is_not_followed(tmp_path: Path) -> None:

@@ -34,11 +34,15 @@ class WandbLogger(Logger):
         the same id, where steps made again stand twice; `wandb sync` sends them in the order of their starts.
 
         Raises:
-            UsageError: it refused to start.
+            UsageError: the package wandb is not installed, or it refused to start.
             TrainingError: it cannot be reached.
         """
-        import wandb  # 0.8 s, and needed by few
-
+        try:
+            import wandb  # 0.8 s, and needed by few
+        except ImportError as error:
+            raise UsageError(
+                "the logger wandb needs a package that is not there; run pip install 'svdctl[wandb]'"
+            ) from error
         known = None if run.lines is None else _id_of_run(run.folder)
         try:
             return _WandbWriter(
