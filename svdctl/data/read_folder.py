@@ -68,7 +68,7 @@ def read_folder(
             "(`data.storage = streamed`)"
         ) from error
     if "val" in layout.parts and "test" not in layout.parts:
-        reporter.notice(f"{path} has no test/, so that the images of val/ are its test part")
+        reporter.notice(f"{path} has no test part: the images of its validation part are the test images")
     return _parts(path, layout, images, form).checked(str(path))
 
 

@@ -34,14 +34,14 @@ def spectra(model: nn.Module, sizes: Mapping[str, tuple[int, ...]], advance: Adv
     Args:
         model: the network.
         sizes: input size by name of the layers that are convolutions or linear.
-        advance: is told how many modules are done.
+        advance: is told how many layers are done.
     """
-    named = dict(model.named_modules())
+    named = {name: module for name, module in model.named_modules() if find_ops(module) is not None}
     # The costliest first, so that the time left is no less than it seems.
     order = sorted(named, key=lambda name: -sum(weight.numel() for weight in named[name].parameters(recurse=False)))
     found: dict[str, Tensor | None] = {}
     for name in order:
-        advance(len(found), len(order), "modules")
+        advance(len(found), len(order), "layers")
         found[name] = _spectrum_of(named[name], sizes.get(name))
     return {name: _thinned(values) for name in named if (values := found[name]) is not None}
 

@@ -257,7 +257,7 @@ class Trainer:
             self.stepper.step()
         finally:
             self.stepper.zero_grad(set_to_none=True)
-        if self.config.control.every_steps > 1 and self.controller.reads_back(step + 1):
+        if self.controller.reads_back(step + 1) and self.config.control.every_steps > 1:
             with self.part("controlling singular values") as advance, self.controller.reporting(advance):
                 self.controller.apply_(step + 1)
         else:

@@ -269,3 +269,26 @@ def test_a_step_names_what_is_due_and_what_no_graph_can_hold() -> None:
     assert "'clip' reads values back" in clipped.why_not_captured(100)
     model[2].retraction = "qr"
     assert "tt layers" in divided.why_not_captured(1)
+
+
+def test_control_proofs_and_reports_tell_how_many_layers_are_done() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 5))
+    controller = Controller(net, method="clip", max_sigma=0.5, linear_max=0.5, every_steps=1)
+    told: list[tuple[int, int, str]] = []
+    for work in (controller.step, controller.seal, controller.report):
+        told.clear()
+        with controller.reporting(lambda done, total, now: told.append((done, total, now))):
+            work()
+        assert told == [(1, 3, "layers"), (2, 3, "layers"), (3, 3, "layers")]
+        told.clear()
+        work()
+        assert not told
+
+
+@pytest.mark.parametrize(("procedure", "count"), [("certified", 0), ("paper", 1)])
+def test_what_the_papers_procedure_means_for_a_scaling_by_proofs_is_said(procedure: str, count: int) -> None:
+    config = DivideExact.model_validate({"procedure": procedure})
+    controller = Controller.from_config(nn.Sequential(nn.Conv2d(3, 4, 3)), None, config, None)
+    said = controller.notices()
+    assert len(said) == count
+    assert all("no maximum is proved at evaluations and checkpoints" in text for text in said)

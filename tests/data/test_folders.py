@@ -18,6 +18,7 @@ from svdctl.data.images import ImageData
 from svdctl.data.npz import Npz
 from svdctl.errors import DataError
 from svdctl.train.setup import load_parts
+from svdctl.utils.progress import Reporter
 
 SIZE = 8
 
@@ -308,3 +309,32 @@ def test_classes_of_one_part_alone_are_named_with_the_part(
     with pytest.raises(DataError) as error:
         load(Folder(path=str(tmp_path), size=SIZE))
     assert sentence in str(error.value)
+
+
+class Notices(Reporter):
+    """Keeps what the user should read."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def notice(self, text: str) -> None:
+        self.texts.append(text)
+
+
+@pytest.mark.parametrize(
+    ("places", "is_said"),
+    [
+        (("train/a/", "train/b/", "val/a/1.png", "val/b/1.png"), True),
+        (("train/a/", "train/b/", "val/a/1.png", "val/b/1.png", "test/a/1.png", "test/b/1.png"), False),
+        (("train/a/", "train/b/", "test/a/1.png", "test/b/1.png"), False),
+        (("a/", "b/"), False),
+    ],
+)
+def test_a_validation_part_that_is_the_test_part_is_said(
+    places: tuple[str, ...], is_said: bool, tmp_path: Path
+) -> None:
+    write(tmp_path, *places)
+    told = Notices()
+    load(Folder(path=tmp_path, size=SIZE), reporter=told)
+    said = f"{tmp_path} has no test part: the images of its validation part are the test images"
+    assert told.texts == [said] * is_said

@@ -61,6 +61,22 @@ def test_more_processes_than_layers_leave_some_idle() -> None:
     assert [share.mine() for share in shares] == [["b"], ["a"], [], [], []]
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_layers_are_counted_as_they_are_done(threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        scheduler = LayerScheduler({"a": 1.0, "b": 3.0, "c": 2.0}, Group(), threads=True)
+        told: list[tuple[int, int, str]] = []
+        scheduler.advance = lambda done, total, now: told.append((done, total, now))
+        assert scheduler.collected(lambda names: {name: 2 * scheduler.costs[name] for name in names}) == {
+            "a": 2.0, "b": 6.0, "c": 4.0,
+        }  # fmt: skip
+    finally:
+        torch.set_num_threads(before)
+    assert told == [(1, 3, "layers"), (2, 3, "layers"), (3, 3, "layers")]
+
+
 def test_batchnorm_of_other_shapes_is_refused() -> None:
     with pytest.raises(ShapeError, match="BatchNorm1d cannot be trained on several processes"):
         share_statistics_(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
