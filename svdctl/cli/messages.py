@@ -105,7 +105,12 @@ def parser_sentence(error: BaseException) -> str:
     near = getattr(error, "possibilities", None)
     if near:
         return f"{error.args[0] if error.args else error} (did you mean {', '.join(near)}?)"
-    return str(getattr(error, "format_message", error.__str__)()).replace("\n", " ").rstrip(".")
+    message = str(getattr(error, "format_message", error.__str__)()).replace("\n", " ").rstrip(".")
+    if lacking := re.fullmatch(r"Option '(--[a-z-]+)' requires an argument", message):
+        return f"{lacking[1]}: a value is wanted behind it"
+    if further := re.fullmatch(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)", message):
+        return f"{further[1]}: no such argument is taken here; a value stands behind its option"
+    return message
 
 
 def os_sentence(error: OSError) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from svdctl.config.presets import list_presets
+from tests.terminal import terminal
 
 ROOT = Path(__file__).parents[2]
 EMPTY = " ''"
@@ -71,6 +72,27 @@ def test_zsh_and_fish_are_told_what_an_option_does(home: Path) -> None:
     asked["_TYPER_COMPLETE_ARGS"] = "svdctl train --"
     for line in run(home, "svdctl", _SVDCTL_COMPLETE="complete_fish", **asked).splitlines():
         assert re.fullmatch(r"--[a-z-]+\t.{,60}", line)
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="there is no fish")
+def test_fish_completes_from_where_it_is_installed(home: Path) -> None:
+    run(home, "svdctl", "--install-completion", "fish")
+    command = 'complete --do-complete "svdctl train --clip-t"; complete --do-complete "svdctl reproduce --scale s"'
+    assert run(home, "fish", "-c", command, XDG_CONFIG_HOME=str(home / ".config")).splitlines() == [
+        "--clip-to\tLargest singular value that convolutions may have.",
+        "smoke",
+    ]
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="there is no zsh")
+def test_zsh_completes_from_where_it_is_installed(home: Path) -> None:
+    run(home, "svdctl", "--install-completion", "zsh")
+    variables = {"HOME": str(home), "ZDOTDIR": str(home), "PATH": f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    with terminal(["zsh", "-i"], 100, env={**variables, "PS1": "ready> "}) as shell:
+        shell.wait_for("ready>", 30)
+        shell.tmux("send-keys", "-l", "svdctl reproduce --scale s")
+        shell.press("Tab")
+        shell.wait_for("svdctl reproduce --scale smoke", 30)
 
 
 @pytest.mark.parametrize(

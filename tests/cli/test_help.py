@@ -206,10 +206,12 @@ def _told(arguments: list[str]) -> str:
     [
         ("inspect-spectrum x --top x", "svdctl: --top x: a whole number is wanted, as --top 3"),
         ("train --epochs 1.5", "svdctl: --epochs 1.5: a whole number is wanted, as --epochs 3"),
+        ("train --epochs", "svdctl: --epochs: a value is wanted behind it"),
+        ("train --seed 3 4", "svdctl: 4: no such argument is taken here; a value stands behind its option"),
         ("train --init-lr fast", "svdctl: --init-lr fast: a number is wanted, as --init-lr 0.5"),
     ],
 )
-def test_what_is_no_number_is_told_in_a_sentence(line: str, sentence: str) -> None:
+def test_what_the_parser_refuses_is_told_in_a_sentence(line: str, sentence: str) -> None:
     assert _told(line.split()).startswith(sentence)
 
 
