@@ -41,7 +41,10 @@ def exponential_values(generator: Convolution, size: tuple[int, ...], terms: int
 def exponential_row(
     row: LayerSpectrum, layer: nn.Module, generator: Convolution, terms: int, size: tuple[int, ...] | None
 ) -> LayerSpectrum:
-    """Return the row of a layer: the values of its square core, and the proved bound of the whole, frames included."""
+    """Return the row of a layer: the values of its square core, and the proved bound of the whole, frames included.
+
+    Without a size of its input it has a bound alone.
+    """
     ops = ops_of(layer)
     stride = ops.stride(layer)
     inner = None if size is None else tuple(max(1, n // step) for n, step in zip(size, stride, strict=True))
@@ -49,6 +52,8 @@ def exponential_row(
     padded = None if size is None else as_it_runs(layer, size, bound)
     row = replace(row, bound=padded or bound, zero_padded=padded, stride=stride, rank=ops.rank(layer))
     row = replace(row, frame_error=max((float(frame_error(frame)) for frame in ops.frames(layer)), default=None))
+    if size is None:
+        return row
     row = _with_values(row, generator, terms, inner)
     return replace(row, input_size=size, note=f"{row.note}; the cut of its series leaves them within the bound")
 

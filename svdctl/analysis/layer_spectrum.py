@@ -54,6 +54,12 @@ class LayerSpectrum:
     gate: str = ""
     """Against `max_sigma` and `batchnorm_max`: proved, above, not proved or excepted; empty when it is not held."""
 
+    def _repr_html_(self) -> str:
+        """Return the row as HTML, which a notebook shows."""
+        from svdctl.analysis.spectrum_table import notebook_html
+
+        return notebook_html([self])
+
     @property
     def title(self) -> str:
         """Return the name in outputs and in patterns."""

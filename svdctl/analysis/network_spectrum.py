@@ -16,7 +16,7 @@ from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizat
 
 from svdctl.analysis.exponential_spectrum import exponential_row
 from svdctl.analysis.layer_spectrum import LayerSpectrum, as_it_runs, circular_size, norm_as_it_runs, with_values
-from svdctl.errors import ShapeError, SvdctlError, first_line, nearest_few
+from svdctl.errors import MissingExtraError, ShapeError, SvdctlError, first_line, nearest_few
 from svdctl.layers.layer_bounds import FINEST, layer_gain, matrix_tolerance
 from svdctl.layers.layer_operator import operator_of, why_not_read
 from svdctl.layers.layer_ops import (
@@ -102,19 +102,20 @@ class NetworkSpectrum:
 
     def _repr_html_(self) -> str:
         """Return the rows as HTML, which a notebook shows."""
-        from svdctl.analysis.spectrum_table import notebook_table
-        from svdctl.utils.table import html
+        from svdctl.analysis.spectrum_table import notebook_html, totals
 
-        return html(notebook_table(self))
+        return notebook_html(self.layers, self.name, totals(self))
 
     def to_frame(self) -> Any:
         """Return the rows as a pandas DataFrame.
 
         Raises:
-            ImportError: pandas is not installed.
+            MissingExtraError: pandas is not installed; it is an ImportError too.
         """
-        import pandas as pd
-
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise MissingExtraError("pandas", "pandas") from error
         from svdctl.analysis.spectrum_table import layer_records
 
         return pd.DataFrame(layer_records(self)).set_index("name")
@@ -518,7 +519,8 @@ def _row(
             if (reason := why_not_read(layer)) is not None:
                 return replace(row, shape=row.shape[:2], note=reason)
         if (generator := ops.generator(module)) is not None:
-            return exponential_row(row, module, *generator, size)
+            row = exponential_row(row, module, *generator, None if asked.bounds_only else size)
+            return replace(row, input_size=size)
         return replace(row, bound=Bracket(0.0, layer_gain(module).value), input_size=size)
     conv = operator_of(module)
     bound = found.bound or _bound(row.name, module, sizes, asked)

@@ -16,6 +16,7 @@ from svdctl.utils.table import (
     Table,
     columns_that_fit,
     csv_text,
+    html,
     json_text,
     records,
     terminal,
@@ -78,22 +79,20 @@ _LATER = ("maximum", "maximum_proved")
 """The last columns of CSV: the others stand where they stood before there were these."""
 
 
-def spectrum_table(network: NetworkSpectrum, layers: Sequence[LayerSpectrum] | None = None) -> Table:
-    """Return a table with one row for each layer; what is to be known of rows stands in footnotes.
+def spectrum_table(network: NetworkSpectrum) -> Table:
+    """Return a table with one row for each layer; what is to be known of rows stands in footnotes."""
+    return _table_of(list(network), network.name)
 
-    Args:
-        network: whose layers are shown.
-        layers: those of them that are shown; None: all.
-    """
-    shown = list(network) if layers is None else list(layers)
+
+def _table_of(layers: Sequence[LayerSpectrum], title: str = "") -> Table:
     columns = [
         Column(key, way.header, way.align, way.droppable, key == "name", way.spare, way.basis)  # type: ignore[arg-type]
         for key, way in COLUMNS.items()
     ]
-    remarks = _all_remarks(shown)
+    remarks = list(dict.fromkeys(text for layer in layers for text in _remarks(layer)))
     numbers = {text: number for number, text in enumerate(remarks, 1)}
-    rows = [_cells(layer, [numbers[text] for text in _remarks(layer)]) for layer in shown]
-    return Table(columns, rows, title=network.name, notes=remarks)
+    rows = [_cells(layer, [numbers[text] for text in _remarks(layer)]) for layer in layers]
+    return Table(columns, rows, title=title, notes=remarks)
 
 
 def legend_of(keys: Sequence[str]) -> list[str]:
@@ -101,19 +100,14 @@ def legend_of(keys: Sequence[str]) -> list[str]:
     return [text for key, text in LEGEND.items() if key in keys]
 
 
-def notebook_table(network: NetworkSpectrum) -> Table:
-    """Return the table of columns that have anything in them, with what is known of all layers."""
-    table = spectrum_table(network)
+def notebook_html(layers: Sequence[LayerSpectrum], title: str = "", told: Sequence[str] = ()) -> str:
+    """Return HTML of layers for a notebook: columns that have anything in them, `told` and what the columns are."""
+    table = _table_of(layers, title)
     shown = columns_that_fit(table, None)
     kept = [place for place, column in enumerate(table.columns) if column.key in shown]
-    notes = [*table.notes, *totals(network), *legend_of(shown)]
     rows = [[row[place] for place in kept] for row in table.rows]
-    return replace(table, columns=[table.columns[place] for place in kept], rows=rows, notes=notes)
-
-
-def _all_remarks(layers: Sequence[LayerSpectrum]) -> list[str]:
-    """Return the footnotes of rows, each once."""
-    return list(dict.fromkeys(text for layer in layers for text in _remarks(layer)))
+    notes = [*table.notes, *told, *legend_of(shown)]
+    return html(replace(table, columns=[table.columns[place] for place in kept], rows=rows, notes=notes))
 
 
 def value_of(key: str, layer: LayerSpectrum) -> Any:
@@ -276,7 +270,7 @@ def text_table(
         width: columns of the terminal; None: whatever it takes.
     """
     analysed = [layer for layer in network if layer.is_analysed]
-    table = replace(spectrum_table(network, analysed), title="")
+    table = _table_of(analysed)
     name = [wrapped(network.name, width)] if network.name else []
     legend = legend_of(columns_that_fit(table, width))
     below = text_below(network, top=top, every=every, width=width)
@@ -317,7 +311,10 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def at_most(value: float | None, digits: int = 4) -> str:
-    """Return that many figures of a bound, rounded up, or a dash."""
+    """Return that many figures of a bound, rounded up, or a dash; of one a little above a round number more of them."""
     if value is None or not math.isfinite(value):
         return number(value)
+    nearest = number(value, digits)
+    if float(nearest) < value and len(nearest.replace(".", "").strip("0")) <= 2:
+        digits += 3
     return f"{float(Context(digits, ROUND_CEILING).create_decimal_from_float(value)):.{digits}g}"

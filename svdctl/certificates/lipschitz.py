@@ -12,6 +12,7 @@ from svdctl.certificates.traced_tensor import Contribution
 from svdctl.errors import ShapeError
 from svdctl.layers.shapes import image_sizes
 from svdctl.spectral.exact_arithmetic import exact_arithmetic
+from svdctl.utils.escapes import html_text
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ class LipschitzBound:
             for kind, factor in layer.factors.items():
                 totals[kind] = totals.get(kind, 1.0) * factor
         return totals
+
+    def _repr_html_(self) -> str:
+        """Return the same as HTML, which a notebook shows."""
+        return f"<pre>{html_text(str(self))}</pre>"
 
     def __str__(self) -> str:
         lines = [f"Lipschitz constant at most {self.value:.6g} (l2, per pixel unit)"]

@@ -52,13 +52,11 @@ def reasons(failure: "Failure") -> list[str]:
 
 def result_table(result: "EvaluationResult") -> str:
     """Return checkpoints down, metrics across; below, what must be known besides, and files."""
-    from svdctl.evaluate.report import comparison
     from svdctl.registry import METRICS
-    from svdctl.utils.table import Cell, terminal
+    from svdctl.utils.table import terminal
 
     measured = [evaluation for evaluation in result.evaluations if evaluation.records]
-    rows = [(Cell(evaluation.found.name), list(evaluation.records.values())) for evaluation in measured]
-    lines = ["", terminal(comparison(rows), rule=False)]
+    lines = ["", terminal(result.table(), rule=False)]
     notes = [
         f"{one_line(evaluation.found.name)}, {metric}: {one_line(text)}"
         for evaluation in measured

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from textwrap import wrap
 
 from svdctl.utils.printable import printable
-from svdctl.utils.table import Cell, Column, Table, terminal
+from svdctl.utils.table import Cell, Column, Table, html, terminal
 
 _WIDTH = 80
 _COLUMNS = (
@@ -48,6 +48,10 @@ class Report(list[LayerReport]):
     def table(self) -> Table:
         """Return the table with whole names."""
         return Table(_COLUMNS, [_cells(row) for row in self])
+
+    def _repr_html_(self) -> str:
+        """Return the table as HTML, which a notebook shows."""
+        return html(self.table())
 
     def __str__(self) -> str:
         table = self.table()

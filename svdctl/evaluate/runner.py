@@ -2,7 +2,7 @@
 
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -16,12 +16,13 @@ from svdctl.evaluate.evaluation_data import EvaluationData, data_of, leaks
 from svdctl.evaluate.find_checkpoints import FoundCheckpoint, discover, file_stamp, placed
 from svdctl.evaluate.inference import Classifier, choose_device
 from svdctl.evaluate.measure_checkpoint import Evaluation, Failure, evaluate
-from svdctl.evaluate.report import report_of
+from svdctl.evaluate.report import comparison, report_of
 from svdctl.evaluate.report_files import write_report
 from svdctl.registry import METRICS
 from svdctl.utils.lock import held
 from svdctl.utils.progress import Reporter
 from svdctl.utils.signals import answer_to_stop
+from svdctl.utils.table import Cell, Table, html
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,17 @@ class EvaluationResult:
     failures: tuple[Failure, ...]
     report: Path | None
     """`report.md`, unless only a shard was attacked or nothing was measured."""
+
+    def table(self) -> Table:
+        """Return a table with one row for each checkpoint of which something is known."""
+        return comparison(
+            [(Cell(one.found.name), list(one.records.values())) for one in self.evaluations if one.records]
+        )
+
+    def _repr_html_(self) -> str:
+        """Return the table as HTML, which a notebook shows."""
+        failures = [f"{failure.where}: {failure.error}" for failure in self.failures]
+        return html(replace(self.table(), failures=failures))
 
 
 def run(config: EvaluateConfig, *, reporter: Reporter) -> EvaluationResult:

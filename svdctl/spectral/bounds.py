@@ -90,6 +90,10 @@ class Bracket:
     lower: float
     upper: float
 
+    def _repr_html_(self) -> str:
+        """Return what it says as HTML, which a notebook shows, with all digits: none is rounded."""
+        return f"{self.lower!r} &le; norm &le; {self.upper!r}"
+
 
 def norm_bound(conv: Convolution, *, tolerance: float = TOLERANCE, at_most: float | None = None) -> Bracket:
     """Return a bracket of the norm on l2 of the whole grid, which bounds the layer at every size and zero padding.

@@ -1,14 +1,14 @@
 """What a training leaves: numbers, sentences and files."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from svdctl.config.train_config import TrainConfig
-from svdctl.control.control_report import LayerReport
+from svdctl.control.control_report import LayerReport, Report
 from svdctl.errors import CheckpointError
 from svdctl.train.plots import draw
 from svdctl.train.run_history import changes_of_epochs, read_best, what_lacks
@@ -16,6 +16,7 @@ from svdctl.train.setup import Parts
 from svdctl.train.trainer import Trainer
 from svdctl.train.validation import Accuracy
 from svdctl.utils.progress import Reporter
+from svdctl.utils.table import html
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class TrainResult:
     completed: bool
     certified: tuple[CertifiedEpoch, ...] = ()
     """The last epoch and, where one was picked, the best; for runs with certificates."""
+
+    def _repr_html_(self) -> str:
+        """Return layers, accuracies and files as HTML, which a notebook shows."""
+        notes = [*self.summary, *map(str, self.files)]
+        return html(replace(Report(self.layers).table(), title=str(self.folder), notes=notes))
 
 
 def interrupted(trainer: Trainer, folder: Path) -> TrainResult:
