@@ -59,6 +59,8 @@ _TOLERANCE_OVER_MARGIN = 50  # of `scale_to_bound`: its result ends below the ma
 _COARSE_TOLERANCE = 0.009  # bounds less than this above the lower bound need a better lower bound first
 _CENTRES_EVALUATED = 4  # centres at which the norm is computed, in each pass over the cells
 _CENTRES_EVALUATED_AT_FIRST = 48  # in the passes of a GPU with no lower bound
+_SEARCHED_BELOW = 0.004  # tolerance from which a GPU begins with values at many frequencies, without a search
+_BYTES_OF_FIRST = 1 << 28  # of the matrices at these
 _THRESHOLD_EXPONENT = 0.95  # (bound / lower bound) to this power is bound / threshold for the smallest initial cells
 _CLEARLY_ABOVE = 1e-3  # a lower bound this far above the maximum decides at once, whatever its rounding
 _FEW_CELLS = 0.25  # share of the cells, examined in float32, that is worth examining again in float64
@@ -235,7 +237,12 @@ def _bracket(conv: Convolution, tolerance: float, at_most: float | None) -> Proo
     # Between its samples a Gram matrix can be larger than at any of them, and its quotient round more.
     more = field.quotient_rounding(field.frobenius * (lebesgue(field.taps) - 1))
     few_steps = launches_dominate(field.device)
-    coarse, samples = yield Step(lower_bounds_and_values if few_steps else coarse_lower_bounds, field, _SEARCH)
+    searched = not (few_steps and tolerance >= _SEARCHED_BELOW and _has_first_cells(conv))
+    if not searched:
+        found, samples = yield Step(coarse_values_from_below, (field, _first_points(field)), _SEARCH)
+        coarse = max(found, field.below)
+    else:
+        coarse, samples = yield Step(lower_bounds_and_values if few_steps else coarse_lower_bounds, field, _SEARCH)
     lower = coarse
     rounding = _float32_rounding(field, coarse)
     is_coarse = tolerance < _COARSE_TOLERANCE or _LARGE_ROUNDING * tolerance * (2 + tolerance) < rounding < math.inf
@@ -260,6 +267,8 @@ def _bracket(conv: Convolution, tolerance: float, at_most: float | None) -> Proo
         known = lower
         cells = _initial_cells(field, samples, lower, target(lower), floor)
         lower, proved = yield from _branch_and_bound(field, conv, cells, lower, target, floor)
+        if not proved and lower <= known and not searched:
+            lower, searched = max(lower, (yield Step(lower_bounds, field, _SEARCH))), True
         if not proved and lower <= known:
             raise ShapeError(f"no bound within {tolerance:g} of the norm can be proved in float64; ask for a wider one")
 
@@ -302,6 +311,8 @@ def _is_at_most(conv: Convolution, max_sigma: float) -> Proof[bool]:
     bound = max_sigma / field.scale
     if bound >= field.above:
         return True
+    if bound < field.below:
+        return False
     if looks_flat(field, _FLAT):
         # What float32 leaves of its sharpness would not do for maxima that are close.
         field = yield from _exact(field, conv)
@@ -386,7 +397,8 @@ def _is_below_by_cells(
         ends = turn == _MOST_HALVINGS or cells.radius == 0.0 or len(finer.centres) > first
         if ends or (turn > 0 and count > _MOST_OF_BEFORE * before):
             few = _few_of(cells.centres, _CENTRES_EVALUATED_AT_FIRST)
-            lower = max(lower, (yield Step(coarse_values_from_below, (field, few), _VALUES)))
+            found, _ = yield Step(coarse_values_from_below, (field, few), _VALUES)
+            lower = max(lower, found)
             if lower > bound or cells.radius == 0.0:
                 return False, lower, cells
         cells, before = finer, count
@@ -411,6 +423,12 @@ def _first_weights(taps: tuple[int, ...], device: torch.device) -> Tensor | None
 @lru_cache(maxsize=16)
 def _kept_weights(taps: tuple[int, ...], device: torch.device) -> Tensor:
     return negated_weights(_first_cells(taps).centres, taps).to(device)
+
+
+def _first_points(field: GramField) -> Tensor:
+    """Return the centres of `_first_cells` at which a GPU begins, of large matrices fewer ones."""
+    each = 16 * field.groups * field.side**2
+    return _few_of(_first_cells(field.taps).centres, max(_CENTRES_EVALUATED_AT_FIRST // 2, _BYTES_OF_FIRST // each))
 
 
 def _few_of(centres: Tensor, count: int) -> Tensor:

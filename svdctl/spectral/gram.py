@@ -38,8 +38,8 @@ class GramField:
     """Gram matrices `(F, G, n, n)` of a convolution's polyphase symbol on its smaller side.
 
     Axes of one tap are dropped, and the kernel is scaled by a power of two, so that no square can over- or underflow:
-    `norm of the convolution = norm of the field * scale`. The field's norm is at most `above`, and may be far below.
-    `gram_fields` makes several at once.
+    `norm of the convolution = norm of the field * scale`. The field's norm is between `below` and `above`, which may be
+    far from it. `gram_fields` makes several at once.
 
     Args:
         conv: the convolution.
@@ -83,6 +83,10 @@ class GramField:
         self._weights_error = lebesgue(self.taps, error=True) - self._lebesgue
         product = product_roundings(self.rows, self.product) * unit * trace
         self._sample_error = 2 * math.sqrt(trace) * symbol_error + symbol_error**2 + product
+        # The largest of some numbers that are not negative is at least the sum of their squares over their sum.
+        least = max(self.frobenius * (1 - 1e-10) - math.sqrt(self.side) * self._sample_error, 0.0)
+        most = trace * (1 + 1e-10) + self.side * self._sample_error
+        self.below = 0.0 if self.is_zero else least / math.sqrt(most) * (1 - 1e-10)
 
     def error(self, dtype: torch.dtype) -> float:
         """Return how far `matrices(..., dtype)` can be from the true Gram matrices, in norm."""

@@ -82,7 +82,7 @@ def _search(fields: Sequence[GramField], begin: Sequence[Tensor]) -> list[tuple[
     matrices = _pick(fields, points, groups, [torch.float64] * len(fields))
     starts = [vectors.to(block.dtype) for (_, vectors), block in zip(_chosen(found, orders), matrices, strict=True)]
     vectors = [vectors for _, vectors in _of_matrices(matrices, starts, _LAST_STEPS)]
-    return list(zip(_quotients(fields, matrices, vectors), seen, strict=True))
+    return list(zip(_rounded_down(fields, _quotients(matrices, vectors)), seen, strict=True))
 
 
 def _values_of(squares: Tensor, field: GramField) -> Tensor:
@@ -120,7 +120,7 @@ def coarse_lower_bounds(fields: Sequence[GramField]) -> list[tuple[float, Tensor
     groups = [g[place] for g, place in zip(groups, best, strict=True)]
     matrices = _pick(fields, points, groups, [torch.float64] * len(fields))
     vectors = [vectors for _, vectors in _chosen(again, best)]
-    return list(zip(_quotients(fields, matrices, vectors), seen, strict=True))
+    return list(zip(_rounded_down(fields, _quotients(matrices, vectors)), seen, strict=True))
 
 
 def rough_lower_bounds(fields: Sequence[GramField]) -> list[tuple[float, Tensor]]:
@@ -141,22 +141,28 @@ def coarse_lower_bound(field: GramField) -> tuple[float, Tensor]:
 
 def values_from_below(questions: Sequence[tuple[GramField, Tensor]]) -> list[float]:
     """Return a proved lower bound of the largest value of each field at its frequencies `(P, d)`, mostly to 1e-3."""
-    return _values_from_below(questions, torch.complex128, _STEPS_FROM_RANDOM)
+    return [lower for lower, _ in _values_from_below(questions, torch.complex128, _STEPS_FROM_RANDOM)]
 
 
-def coarse_values_from_below(questions: Sequence[tuple[GramField, Tensor]]) -> list[float]:
-    """Return what `values_from_below` does, mostly to 1e-2, for half as many operations."""
+def coarse_values_from_below(questions: Sequence[tuple[GramField, Tensor]]) -> list[tuple[float, Tensor]]:
+    """Return what `values_from_below` does, mostly to 1e-2, for half as many operations, and values from below.
+
+    Returns:
+        The bound of each field, and values at its frequencies, `(P,)` on the host.
+    """
     return _values_from_below(questions, torch.complex64, _STEPS_FROM_RANDOM // 2)
 
 
 def _values_from_below(
     questions: Sequence[tuple[GramField, Tensor]], searched_in: torch.dtype, steps: int
-) -> list[float]:
+) -> list[tuple[float, Tensor]]:
     fields = [field for field, _ in questions]
     parts = _matrices(fields, [points for _, points in questions], [torch.float64] * len(fields))
     matrices = [part.flatten(0, 1) for part in parts]
     vectors = [vectors for _, vectors in _of_matrices([block.to(searched_in) for block in matrices], None, steps)]
-    return _quotients(fields, matrices, vectors)
+    quotients = _quotients(matrices, vectors)
+    seen = [_values_of(row, field) for field, row in zip(fields, quotients, strict=True)]
+    return list(zip(_rounded_down(fields, quotients), seen, strict=True))
 
 
 def quick_lower_bound(conv: Convolution) -> float:
@@ -175,8 +181,8 @@ def quick_lower_bound(conv: Convolution) -> float:
     return math.sqrt(max(float(_of_matrices([matrices], None, 8)[0][0].max()), 0.0)) * largest
 
 
-def _quotients(fields: Sequence[GramField], matrices: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[float]:
-    """Return the square roots of the largest Rayleigh quotients of Gram matrices, in float64, rounded down."""
+def _quotients(matrices: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
+    """Return the Rayleigh quotients of Gram matrices `(B, n, n)` and vectors, in float64, `(B,)` on the host."""
     wide = [start.to(block.dtype) for block, start in zip(matrices, vectors, strict=True)]
     found: dict[int, Tensor] = {}
     for places in _alike([(block.shape[-1], block.device) for block in matrices]):
@@ -186,10 +192,14 @@ def _quotients(fields: Sequence[GramField], matrices: Sequence[Tensor], vectors:
         counts = [len(wide[place]) for place in places]
         found |= dict(zip(places, quotient.split(counts), strict=True))
     # 0 / 0 where a group is all zero: its vector is, too, and 0 is a bound.
-    largest = [row.nan_to_num(0.0).amax() for row in on_host([found[place] for place in range(len(fields))])]
+    return [row.nan_to_num(0.0) for row in on_host([found[place] for place in range(len(matrices))])]
+
+
+def _rounded_down(fields: Sequence[GramField], quotients: Sequence[Tensor]) -> list[float]:
+    """Return the square roots of each field's largest quotient, rounded down."""
     squares = [
-        float(square) - field.error(torch.float64) - field.quotient_rounding(field.frobenius)
-        for field, square in zip(fields, largest, strict=True)
+        float(row.amax()) - field.error(torch.float64) - field.quotient_rounding(field.frobenius)
+        for field, row in zip(fields, quotients, strict=True)
     ]
     return [math.sqrt(max(square, 0.0)) * (1 - 2.0**-50) for square in squares]
 
