@@ -51,7 +51,7 @@ def _command_lines(name: str, command: Any) -> Iterator[str]:
     arguments = [one for one in command.params if one.param_type_name == "argument"]
     if arguments:
         yield from ("| argument | meaning |", "|---|---|")
-        yield from (f"| `{_text(str(one.metavar or one.name))}` | {_text(one.help or '')} |" for one in arguments)
+        yield from (f"| `{one.metavar or one.name}` | {_text(one.help or '')} |" for one in arguments)
         yield ""
     panels = dict.fromkeys(_panel(one) for one in command.params if one.param_type_name != "argument")
     for panel in panels:
@@ -81,7 +81,8 @@ def _value(option: Any) -> str:
     """Return what may follow an option, and what holds without it; nothing of a switch."""
     kind = getattr(option.type_descriptor, "annotation", str)
     name = {int: "INT", float: "FLOAT", Path: "PATH"}.get(kind, "TEXT")
-    value = "" if option.is_flag else f"`{_text(str(option.metavar or name))}`"
+    words = str(option.metavar or name).removeprefix("[").removesuffix("]").split("|")
+    value = "" if option.is_flag else ", ".join(f"`{word}`" for word in words)
     several = ", repeatable" if option.multiple else ""
     default = f"; {_text(option.show_default)}" if isinstance(option.show_default, str) else ""
     return (value + several + default).removeprefix("; ")

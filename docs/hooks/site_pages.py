@@ -30,7 +30,8 @@ REFERENCES = {
 }
 """Pages that are made from code."""
 NOTEBOOK = "notebook.md"
-LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)#\s]*)(#[^)\s]*)?(?=\))")
+LINK = re.compile(r"\[([^\[\]]*)\]\((?!https?:|#)([^)#\s]*)(#[^)\s]*)?\)")
+"""Text, target and anchor of a link within the repository."""
 
 
 def page_of(path: str) -> str | None:
@@ -52,13 +53,22 @@ def with_links_of_the_site(text: str, source: str, page: str) -> str:
     """
 
     def turned(match: re.Match[str]) -> str:
-        target = normpath((PurePosixPath(source).parent / match[1]).as_posix())
+        text, path, anchor = match[1], match[2], match[3] or ""
+        target = normpath((PurePosixPath(source).parent / path).as_posix())
         shown = page_of(target)
         if shown is None:
             return match[0]  # MkDocs warns of it, which ends the build
-        return relpath(shown, PurePosixPath(page).parent.as_posix() or ".") + (match[2] or "")
+        if text == path and target.endswith(".md"):
+            text = title_of(ROOT / target)
+        return f"[{text}]({relpath(shown, PurePosixPath(page).parent.as_posix() or '.')}{anchor})"
 
     return LINK.sub(turned, text)
+
+
+def title_of(path: Path) -> str:
+    """Return the first heading of a page of the repository, which takes the place of its path as the text of a link."""
+    match = re.search(r"^# (.*)$", path.read_text(encoding="utf-8"), re.M) if path.is_file() else None
+    return match[1] if match else path.name
 
 
 def examples() -> list[Path]:

@@ -1,6 +1,7 @@
 """The notebook is stored without outputs, runs, and is shown with what it prints and draws."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,9 @@ def test_it_is_stored_without_outputs() -> None:
 def test_it_runs_and_its_page_has_what_it_prints() -> None:
     page, pictures = hook("notebook_page").notebook_page(execute=True)
     assert "accuracy on the test images: 9" in page
-    assert "with control: 0.9" in page
+    assert float(re.findall(r"without control: ([0-9.]+)", page)[0]) > 4 * float(
+        re.findall(r"with control: ([0-9.]+)", page)[0]
+    )
     assert "<table>" in page
     assert len(pictures) == 1
     assert all(picture.startswith(b"\x89PNG") for picture in pictures.values())
