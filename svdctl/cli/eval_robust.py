@@ -49,7 +49,9 @@ EXAMPLES = (
 """For the end of the help."""
 
 
-@with_options(EVALUATION, EvaluateConfig, ("checkpoints", "Checkpoints, run folders, or folders that hold them."))
+@with_options(
+    EVALUATION, EvaluateConfig, ("checkpoints", "Checkpoints, run folders, or folders of these; without any: runs/.")
+)
 def eval_robust(flags: dict[str, Any]) -> None:
     """Accuracy, calibration, corruptions, attacks and certificates of checkpoints; nothing is measured twice.
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, get_args
 
 from svdctl.cli.help_page import Panel
@@ -107,9 +108,7 @@ def split(values: Iterable[str]) -> list[str]:
 
 
 EVALUATION: Flags = {
-    "checkpoints_dir": Flag(
-        panel=Panel.PAPER, text="The same as the checkpoints without a flag.", type=str, value="FOLDER", default=""
-    ),
+    "checkpoints_dir": Flag(panel=Panel.PAPER, text="The same as CHECKPOINTS.", type=str, value="FOLDER", default=""),
     "which": Flag("which", Panel.WHAT),
     "metrics": Flag(
         "metrics",
@@ -140,7 +139,7 @@ EVALUATION: Flags = {
     "dataset_root": Flag("dataset_root", Panel.DATA, value="FOLDER", default="as in the training"),
     "radii": Flag("settings.certified.radii", Panel.WHAT, rule=_radii, value="FLOAT..."),
     "seed": Flag("seed", Panel.RUN),
-    "set": SET,
+    "set": replace(SET, text="Set any key of the configuration, as settings.cifar-c.severities=[3]. Repeatable."),
     "plugin": PLUGIN,
     "model": Flag(
         "network.model",

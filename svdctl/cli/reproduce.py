@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -51,7 +52,9 @@ REQUEST: Flags = {
         value="INT...",
         default="those of the table",
     ),
-    "set": Flag("set", Panel.RUN, SET.text, list[str], _set, value=SET.value, default=""),
+    "set": replace(
+        SET, key="set", rule=_set, text="Set a key of the configuration of all runs, as epochs=3. Repeatable."
+    ),
     "plugin": PLUGIN,
     "paper_numbers": Flag(
         "paper_numbers",
