@@ -10,12 +10,14 @@ from unittest.mock import Mock, patch
 import pytest
 
 import svdctl.train
+from svdctl.cli import opening, training_commands
 from svdctl.cli.app import main
 from svdctl.cli.training_flags import LIPCONV, TRAIN, Command, resolve
 from svdctl.cli.training_progress import TrainingDisplay
 from svdctl.config.presets import list_presets
 from svdctl.config.train_config import TrainConfig
 from svdctl.errors import CheckpointError, Interrupted, TrainingError, UsageError
+from svdctl.utils.progress import Reporter
 
 COMMANDS = (TRAIN, LIPCONV)
 
@@ -176,6 +178,37 @@ def test_what_a_run_is_called_names_its_folder(
         assert svdctl_exits("train", "--resume", given, "--seed", "3") == 2
         folder = path.parent if path.suffix else path
         assert f"start a new run with --preset {folder}/config.toml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["train"], ["train-lipconv"], ["train", "--resume", "x"]])
+def test_further_processes_of_a_run_show_nothing(
+    recipe: Mock, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert svdctl_exits(*arguments) == 0
+    assert capsys.readouterr() == ("", "")
+    call = recipe.resume.call_args if "--resume" in arguments else recipe.run.call_args
+    assert type(call.kwargs["reporter"]) is Reporter
+
+
+@pytest.mark.parametrize(
+    ("flags", "device"),
+    [
+        ("", "a GPU if torch finds one, else the CPU, precision 32, 1 process, steps as CUDA graphs where they can be"),
+        ("--accelerator cpu --devices 2", "cpu, precision 32, 2 processes"),
+        (
+            "--accelerator cuda --devices auto --precision bf16-mixed --capture off",
+            "cuda, precision bf16-mixed, a process for each device, no CUDA graphs",
+        ),
+    ],
+)
+def test_the_second_line_says_what_was_asked_of_the_devices(
+    recipe: Mock, flags: str, device: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in (opening, training_commands):
+        monkeypatch.setattr(module, "may_have_gpu", lambda: True)
+    assert svdctl_exits("train", *flags.split()) == 0
+    assert capsys.readouterr().out.splitlines()[1] == f"device   {device}"
 
 
 @pytest.mark.parametrize("action", ["run", "resume"])
