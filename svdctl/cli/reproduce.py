@@ -198,7 +198,7 @@ def _reproduce(request: Request) -> None:
         reporter.close()
     width = width_of(sys.stdout)
     for found in result.tables:
-        typer.echo(f"\n{terminal(found.table, width=width)}")
+        typer.echo(f"\n{terminal(found.table, width=width, fold=True)}")
     typer.echo("\n".join(["", "files", *(f"  {one_line(path)}" for path in result.files)]))
     if result.failed:
         typer.echo(f"\n{len(result.failed)} failed; the same command tries them again")

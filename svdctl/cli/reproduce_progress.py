@@ -1,5 +1,6 @@
 """What a person sees of `svdctl reproduce`: a live table of runs on a terminal, plain lines elsewhere."""
 
+import statistics
 import textwrap
 import threading
 import time
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 IDLE = ("waiting", "done", "failed", "stopped")
 """States of runs that are not at work."""
+WIDEST = len("evaluating")
+"""Letters of the longest state."""
 STYLES = {"done": "green", "failed": "red", "waiting": "dim"}
 """Of rows, by state; those at work are bold."""
 
@@ -153,25 +156,28 @@ class SweepPace:
 
     def __init__(self, slots: int) -> None:
         self._slots = slots
-        self._last, self._worked, self._seconds = time.monotonic(), 0, 0.0
+        self._ends = [time.monotonic()] * slots
+        """When the work began, once for each slot, then when each run ended."""
+        self._lengths: list[float] = []
+        """Seconds of runs that were worked on."""
 
     def ended(self, *, is_work: bool) -> None:
         """Note that a run has ended: trained or measured here, or reused or failed."""
         now = time.monotonic()
         if is_work:
-            self._worked += 1
-            self._seconds += now - self._last
-        self._last = now
+            # Runs end about in the order in which they begin: it has had the slot of the run that ended so many before.
+            self._lengths.append(now - self._ends[-self._slots])
+        self._ends.append(now)
 
     def left(self, rows: Sequence[RowState]) -> float | None:
         """Return the seconds for all that is left; None: not known, or nothing is left."""
         rest = [row for row in rows if row.state not in ("done", "failed")]
-        since = time.monotonic() - self._last
-        if rest and self._worked:
-            each = self._seconds / self._worked
+        since = time.monotonic() - self._ends[-1]
+        if rest and self._lengths:
+            each = statistics.fmean(self._lengths) / self._slots
             return max(each * len(rest) - since, each * max(len(rest) - self._slots, 0))
-        if lefts := [row.left for row in rest if row.left is not None and row.state == "training"]:
-            # The first ones are at work yet; what they take besides training is not known.
+        if lefts := [row.left for row in rest if row.left is not None]:
+            # The first ones are at work yet; what they take besides what they do now is not known.
             return max(lefts) + (since + max(lefts)) * (len(rest) - len(lefts)) / len(lefts)
         return None
 
@@ -188,11 +194,11 @@ def board_lines(rows: Sequence[RowState], width: int, height: int, caption: str)
     # Header, caption, the beginning of all names with a blank line, and the line of what is folded stay on the screen.
     shown = most_urgent(rows, height - 4 - len(captions))
     # As wide as the longest state, so that columns stay where they are.
-    columns = [Column("run", "run", "left", elastic=True), Column("state", f"{'state':<10}", "left")]
+    columns = [Column("run", "run", "left", elastic=True), Column("state", f"{'state':<{WIDEST}}", "left")]
     cells = [[Cell(row.name), Cell(row.state)] for row in shown]
     lines = terminal(Table(columns, cells), width=max(width // 2, 20), rule=False).split("\n")
     head, body = lines[: -len(shown)], lines[-len(shown) :]
-    edge = max(map(columns_of, (head[-1], *body)))
+    edge = columns_of(head[-1]) - len("state") + WIDEST
     found = [(line, "bold" if line == head[-1] else "") for line in head]
     for line, row in zip(body, shown, strict=True):
         left = "" if row.left is None else f"{duration(row.left)} left"
@@ -228,7 +234,7 @@ def _figures(job: "Job", outcome: "Outcome") -> str:
     if outcome.reason is not None:
         return outcome.reason
     known = known_columns()
-    shown = {column: value for column, value in outcome.values.items() if column != "train-hours"}
+    shown = {name: outcome.values[name] for name in known if name in outcome.values and name != "train-hours"}
     marks = {} if outcome.is_reused else {column: f" ({kept})" for column, kept in outcome.kept.items() if kept}
     figures = [f"{column} {known[column].shown(value)}{marks.get(column, '')}" for column, value in shown.items()]
     return "  ".join(["reused"] * outcome.is_reused + figures)

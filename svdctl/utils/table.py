@@ -149,7 +149,7 @@ def width_of(stream: IO[str] | None) -> int | None:
         return None
 
 
-def terminal(table: Table, *, width: int | None = None, rule: bool = True) -> str:
+def terminal(table: Table, *, width: int | None = None, rule: bool = True, fold: bool = False) -> str:
     """Return lines for a terminal, columns padded to one width, without a final line feed.
 
     Args:
@@ -159,11 +159,19 @@ def terminal(table: Table, *, width: int | None = None, rule: bool = True) -> st
             left out; then elastic ones are shortened further, to `_NARROWEST`. Figures are never cut, nor texts made
             alike by it: such lines run over. None: whatever it takes.
         rule: whether there is one below the header.
+        fold: break headers at spaces where lines would run over, and put columns that still have no room below the
+            others, beside the first column once more.
     """
     columns, said = _laid_out(table, width)
-    lines = ["  ".join(line).rstrip() for line in zip(*(column.padded() for column in columns), strict=True)]
-    if rule:
-        lines.insert(1, "  ".join("-" * column.width for column in columns))
+    blocks = _folded(columns, width) if fold and width is not None else [columns]
+    lines: list[str] = []
+    for block in blocks:
+        height = max(len(column.head) for column in block)
+        texts = [column.padded(height) for column in block]
+        found = ["  ".join(line).rstrip() for line in zip(*texts, strict=True)]
+        if rule:
+            found.insert(height, "  ".join("-" * column.width for column in block))
+        lines += ["", *found] if lines else found
     # Room for the number of a footnote before it.
     room = None if width is None else width - 6
     return "\n".join(_with_texts(table, [*said, *lines], partial(wrapped, width=room)))
@@ -200,17 +208,26 @@ class _Texts:
         texts = [self.column.header or "", *map(_bracketed, cells)]
         self.texts = [printable(text.replace("\n", " ")) for text in texts]
         self._whole = self.texts
+        self.head = self.texts[:1]
+        """The header in lines."""
 
     @property
     def width(self) -> int:
         """Return how many columns of the terminal it takes."""
-        return max(map(columns_of, self.texts))
+        return max(map(columns_of, [*self.head, *self.texts[1:]]))
 
-    def padded(self) -> list[str]:
-        """Return its texts, all of one width."""
+    def padded(self, height: int) -> list[str]:
+        """Return its texts, all of one width, below a header of so many lines."""
         width, is_right = self.width, self.column.align == "right"
-        spaces = [" " * (width - columns_of(text)) for text in self.texts]
-        return [space + text if is_right else text + space for space, text in zip(spaces, self.texts, strict=True)]
+        texts = [*[""] * (height - len(self.head)), *self.head, *self.texts[1:]]
+        spaces = [" " * (width - columns_of(text)) for text in texts]
+        return [space + text if is_right else text + space for space, text in zip(spaces, texts, strict=True)]
+
+    def break_header(self) -> None:
+        """Put a header that is wider than all cells on several lines, words whole."""
+        header, *cells = self.texts
+        room = max(map(columns_of, [*cells, *header.split()]), default=1)
+        self.head = textwrap.wrap(header, max(room, 1), break_long_words=False, break_on_hyphens=False) or [""]
 
     def cut_beginning(self) -> str:
         """Take away whole words that all cells begin with, and return them; short ones stay."""
@@ -262,6 +279,21 @@ def _fit(columns: list[_Texts], width: int) -> list[str]:
         _shorten(columns, width, _COMFORTABLE)
     _shorten(columns, width, _NARROWEST)
     return said
+
+
+def _folded(columns: list[_Texts], width: int) -> list[list[_Texts]]:
+    """Return columns in blocks that fit, each with the first column; headers are broken if all do not fit at once."""
+    if _excess(columns, width) <= 0:
+        return [columns]
+    for column in columns:
+        column.break_header()
+    label, *others = columns
+    blocks = [[label]]
+    for column in others:
+        if len(blocks[-1]) > 1 and _excess([*blocks[-1], column], width) > 0:
+            blocks.append([label])
+        blocks[-1].append(column)
+    return blocks
 
 
 def _excess(columns: Sequence[_Texts], width: int) -> int:

@@ -207,3 +207,39 @@ def test_a_file_has_no_width_unless_columns_says_one(monkeypatch: pytest.MonkeyP
     assert width_of(None) is None
     monkeypatch.setenv("COLUMNS", "97")
     assert width_of(io.StringIO()) == 97
+
+
+def test_a_folded_table_breaks_headers_then_puts_columns_below() -> None:
+    columns = [
+        Column("a", "", "left"),
+        Column("b", "share of images, %"),
+        Column("c", "AutoAttack, %"),
+        Column("d", "d"),
+    ]
+    table = Table(columns, [[Cell("one"), Cell("1.25"), Cell("33.5"), Cell("4")], [Cell("two")] + [Cell("-")] * 3])
+    assert terminal(table, width=80, fold=True) == terminal(table, width=80) == terminal(table)
+    assert terminal(table, width=33, fold=True).splitlines() == [
+        "       share",
+        "          of",
+        "     images,  AutoAttack,",
+        "           %            %  d",
+        "---  -------  -----------  -",
+        "one     1.25         33.5  4",
+        "two        -            -  -",
+    ]
+    assert terminal(table, width=20, fold=True).splitlines() == [
+        "       share",
+        "          of",
+        "     images,",
+        "           %",
+        "---  -------",
+        "one     1.25",
+        "two        -",
+        "",
+        "     AutoAttack,",
+        "               %  d",
+        "---  -----------  -",
+        "one         33.5  4",
+        "two            -  -",
+    ]
+    assert all(column.header in terminal(table, width=20) for column in columns)
