@@ -18,6 +18,7 @@ from svdctl.errors import EvaluationFailures, Interrupted
 from svdctl.registry import METRICS
 from svdctl.utils.escapes import one_line
 from svdctl.utils.signals import stops_answered, terminated_as_interrupt
+from svdctl.utils.table import width_of
 
 if TYPE_CHECKING:
     from svdctl.evaluate.runner import EvaluationResult
@@ -92,7 +93,7 @@ def _evaluate(config: EvaluateConfig, form: str, *, debug: bool) -> None:
     if form == "json":
         typer.echo(result_json(result))
     elif any(evaluation.records for evaluation in result.evaluations):
-        typer.echo(result_table(result))
+        typer.echo(result_table(result, width_of(sys.stdout)))
     _end(result)
 
 

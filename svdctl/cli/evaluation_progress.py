@@ -1,7 +1,10 @@
 """What a person sees of an evaluation: progress on stderr, the comparison on stdout."""
 
 import json
+import textwrap
 import traceback
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from svdctl.cli.evaluation_flags import EVALUATION
@@ -9,11 +12,16 @@ from svdctl.cli.messages import explain, with_flags
 from svdctl.cli.options import flags_by_key
 from svdctl.cli.progress_display import ProgressDisplay
 from svdctl.utils.escapes import one_line
-from svdctl.utils.printable import printable
+from svdctl.utils.printable import columns_of, printable
 
 if TYPE_CHECKING:
-    from svdctl.evaluate.measure_checkpoint import Failure
+    from svdctl.evaluate.measure_checkpoint import Evaluation, Failure
     from svdctl.evaluate.runner import EvaluationResult
+    from svdctl.utils.table import Table
+
+
+_NAME = 24
+"""Columns of a terminal that the name of a checkpoint needs at most."""
 
 
 class EvaluationDisplay(ProgressDisplay):
@@ -50,24 +58,73 @@ def reasons(failure: "Failure") -> list[str]:
     return [with_flags(sentence, flags_by_key(EVALUATION)) for sentence in explain(failure.error)[0]]
 
 
-def result_table(result: "EvaluationResult") -> str:
-    """Return checkpoints down, metrics across; below, what must be known besides, and files."""
-    from svdctl.registry import METRICS
-    from svdctl.utils.table import terminal
+def result_table(result: "EvaluationResult", width: int | None = None) -> str:
+    """Return checkpoints down, metrics across; below, what must be known besides, and files.
 
+    Args:
+        result: of a call.
+        width: columns of the terminal; a table that is wider goes on below, with the checkpoints again. None: any.
+    """
     measured = [evaluation for evaluation in result.evaluations if evaluation.records]
-    lines = ["", terminal(result.table(), rule=False)]
-    notes = [
-        f"{one_line(evaluation.found.name)}, {metric}: {one_line(text)}"
-        for evaluation in measured
-        for metric, record in evaluation.records.items()
-        for text in METRICS.get(metric).remarks(record)
-    ]
-    lines += ["", *notes] if notes else []
+    lines: list[str] = []
+    for table in result.tables():
+        lines += ["", *_in_parts(table, width)]
+    notes = _remarks(measured)
+    lines += ["", *(_filled(note, width) for note in notes)] if notes else []
     lines += ["", "files", *(f"  {one_line(evaluation.found.results)}/" for evaluation in measured)]
     if result.report is not None:
         lines += [f"  {one_line(result.report)}", f"  {one_line(result.report.with_suffix('.html'))}"]
     return printable(with_flags("\n".join(lines), flags_by_key(EVALUATION)))
+
+
+def _in_parts(table: "Table", width: int | None) -> list[str]:
+    """Return the lines of a table, columns that have no room below the others, each part with the first column."""
+    from svdctl.utils.table import terminal
+
+    def part(places: Sequence[int], width: int | None) -> str:
+        columns = [table.columns[place] for place in (0, *places)]
+        cells = [[row[place] for place in (0, *places)] for row in table.rows]
+        return terminal(replace(table, columns=columns, rows=cells, title="", notes=()), width=width, rule=False)
+
+    marks = {cell.mark for row in table.rows for cell in row[1:] if not cell.is_empty}
+    said = []
+    if width is not None and len(marks) == 1 and marks != {""}:  # once in place of behind every figure
+        said = ["", f"all figures: {next(iter(marks))}"]
+        table = replace(table, rows=[[replace(cell, mark="") for cell in row] for row in table.rows])
+    names = max(columns_of(row[0].text) for row in table.rows)
+    parts: list[list[int]] = [[]]
+    for place in range(1, len(table.columns)):
+        needed = max(map(columns_of, part([*parts[-1], place], None).splitlines())) - max(names - _NAME, 0)
+        if parts[-1] and width is not None and needed > width:
+            parts.append([])
+        parts[-1].append(place)
+    title = [one_line(table.title)] if table.title else []
+    shown = [line for places in parts for line in (*part(places, width).splitlines(), "")]
+    numbered = [_filled(f"[{number}] {one_line(note)}", width) for number, note in enumerate(table.notes, 1)]
+    return [*title, *shown[:-1], *said, *([""] if numbered else []), *numbered]
+
+
+def _remarks(measured: "Sequence[Evaluation]") -> list[str]:
+    """Return what must be known of figures, once where it is the same for all checkpoints that have them."""
+    from svdctl.registry import METRICS
+
+    names: dict[tuple[str, str], list[str]] = {}
+    for evaluation in measured:
+        for metric, record in evaluation.records.items():
+            for text in METRICS.get(metric).remarks(record):
+                names.setdefault((metric, one_line(text)), []).append(one_line(evaluation.found.name))
+    count = {metric: sum(metric in evaluation.records for evaluation in measured) for metric, _ in names}
+    return [
+        f"{metric}: {text}" if len(found) == count[metric] > 1 else f"{', '.join(found)}, {metric}: {text}"
+        for (metric, text), found in names.items()
+    ]
+
+
+def _filled(text: str, width: int | None) -> str:
+    """Return a line on as many as the terminal needs."""
+    if width is None:
+        return text
+    return textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def result_json(result: "EvaluationResult") -> str:

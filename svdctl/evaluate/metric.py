@@ -252,6 +252,10 @@ class Metric(ABC):
             if column.name in values
         }
 
+    def intervals(self, record: "Record") -> dict[str, tuple[float, float]]:
+        """Return the intervals at 95 % of figures that are shares, by the headers of `cells`."""
+        return {}
+
     def summary(self, record: "Record") -> str:
         """Return its figures in one line."""
         return ", ".join(f"{title} {text}" for title, text in self.cells(record).items())

@@ -26,6 +26,8 @@ class ReportedRecord:
     record: Record
     data_key: str
     """Tells the data that it was measured on from others; `EvaluationReport.data` has them in words."""
+    results: Path
+    """Folder that it lies in."""
 
     @property
     def title(self) -> str:
@@ -235,7 +237,7 @@ def report_of(
             place if evaluation is None else evaluation.found.path,
             known.stored[key].weights or one.weights,
             known.where(one.results) if evaluation is None else evaluation.found.results,
-            tuple(_records(one, known.stored[key].records, evaluation)),
+            tuple(_records(one, known.where(one.results), known.stored[key].records, evaluation)),
             state,
             why,
             one.order,
@@ -253,7 +255,7 @@ def report_of(
 
 
 def _records(
-    known: KnownCheckpoint, stored: Sequence[Record], evaluation: Evaluation | None
+    known: KnownCheckpoint, results: Path, stored: Sequence[Record], evaluation: Evaluation | None
 ) -> Iterator[ReportedRecord]:
     """Yield the records of a checkpoint in the order in which they are shown."""
     own = {} if evaluation is None else evaluation.records
@@ -261,12 +263,12 @@ def _records(
     kinds = dict.fromkeys([*METRICS.kinds(), *(record.metric for record in stored)])
     for kind in kinds:
         if kind in own and evaluation is not None:
-            yield ReportedRecord(own[kind], evaluation.data_key)
+            yield ReportedRecord(own[kind], evaluation.data_key, results)
         for record in reversed(stored):
             if record.metric == kind and record.key not in keys:
                 data_key = data_key_of(record)
                 is_other = data_key in known.other_data
-                yield ReportedRecord(record.model_copy(update={"other_data": is_other}), data_key)
+                yield ReportedRecord(record.model_copy(update={"other_data": is_other}), data_key, results)
 
 
 def data_key_of(record: Record) -> str:

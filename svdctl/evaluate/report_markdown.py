@@ -10,6 +10,9 @@ from svdctl.evaluate.report import EvaluationReport, ReportedCheckpoint, title_o
 from svdctl.utils.escapes import markdown, one_line
 from svdctl.utils.table import markdown as markdown_table
 
+COMPARISON = "comparison.png"
+"""The picture of all checkpoints of a report."""
+
 
 def markdown_report(report: EvaluationReport) -> str:
     """Return the report as Markdown; links are relative to its folder."""
@@ -24,6 +27,7 @@ def markdown_report(report: EvaluationReport) -> str:
         lines += [f"## On {markdown(table.title)}", ""] * (len(tables) > 1)
         lines += [markdown_table(replace(table, title="")), ""]
     lines += [" ".join(report.marks()), ""] * bool(report.marks())
+    lines += [f"![comparison]({COMPARISON})", ""] * (report.folder / COMPARISON).is_file()
     lines += [*_listed("What failed", [f"{failure.place}: {failure.error}" for failure in report.failures])]
     lines += [*_listed("What is not as it was measured", report.changes())]
     lines += ["## Protocols", "", markdown_table(report.protocols())]

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from svdctl.errors import MalformedFileError, first_line
 from svdctl.evaluate.metric import PictureContext
@@ -14,15 +15,23 @@ from svdctl.utils.files import read_bytes
 from svdctl.utils.html_page import FactList, FoldedList, Page, PagePicture, PageSection, written_by
 from svdctl.utils.table import Cell, Column, Table
 
+if TYPE_CHECKING:
+    from svdctl.utils.matplotlib_defaults import Figure
+
 DRAWN = 6
 """Checkpoints whose pictures are in the page: of each call's own first. Others' lie beside their results."""
 
 
-def evaluation_page(report: EvaluationReport) -> Page:
-    """Return the page of a report: what `report.md` has, and its pictures."""
+def evaluation_page(report: EvaluationReport, comparison: "Figure | None" = None) -> Page:
+    """Return the page of a report: what `report.md` has, and its pictures.
+
+    Args:
+        report: what is known.
+        comparison: the picture of all checkpoints; None: there is none.
+    """
     count = len(report.checkpoints)
     lead = f"{count} checkpoint{'s' * (count != 1)} on {'; on '.join(report.data.values())}."
-    sections = [PageSection("Figures", [*report.tables(), *report.marks()])]
+    sections = [PageSection("Figures", [*report.tables(), *report.marks(), *_comparison(comparison)])]
     if report.failures:
         failed = [f"{failure.place}: {failure.error}" for failure in report.failures]
         sections.append(PageSection("What failed", [FoldedList(f"{len(failed)} failed", failed, is_open=True)]))
@@ -35,6 +44,14 @@ def evaluation_page(report: EvaluationReport) -> Page:
     sections.append(PageSection("How it was measured", [report.protocols(), *notes]))
     sections.append(PageSection("Where this comes from", [FactList(written_by())]))
     return Page("Evaluation", lead, sections)
+
+
+def _comparison(figure: "Figure | None") -> Iterator[PagePicture]:
+    if figure is not None:
+        from svdctl.utils.inline_svg import svg_text  # matplotlib takes a second to import
+
+        caption = "The checkpoints compared; bars are intervals at 95 %"
+        yield PagePicture(svg_text(figure, "comparison", caption), caption)
 
 
 def _parts(

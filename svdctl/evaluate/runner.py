@@ -1,6 +1,6 @@
 """Checkpoints in, calibrated, corruption, adversarial and certified figures out; nothing measured twice."""
 
-from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from svdctl.evaluate.inference import Classifier, choose_device
 from svdctl.evaluate.measure_checkpoint import Evaluation, Failure, evaluate
 from svdctl.evaluate.report import comparison, report_of
 from svdctl.evaluate.report_files import write_report
+from svdctl.evaluate.results import Record
 from svdctl.registry import METRICS
 from svdctl.utils.lock import held
 from svdctl.utils.progress import Reporter
@@ -34,16 +35,25 @@ class EvaluationResult:
     report: Path | None
     """`report.md`, unless only a shard was attacked or nothing was measured."""
 
-    def table(self) -> Table:
-        """Return a table with one row for each checkpoint of which something is known."""
-        return comparison(
-            [(Cell(one.found.name), list(one.records.values())) for one in self.evaluations if one.records]
-        )
+    def tables(self) -> list[Table]:
+        """Return a table for each data set, with a row for each checkpoint; of several the titles name the data."""
+        by_data: dict[str, list[Evaluation]] = {}
+        for evaluation in self.evaluations:
+            if evaluation.records:
+                by_data.setdefault(evaluation.data_key, []).append(evaluation)
+        if len(by_data) < 2:
+            return [comparison([_row(one) for own in by_data.values() for one in own])]
+        return [comparison([*map(_row, own)], title=f"On {own[0].data}") for own in by_data.values()]
 
     def _repr_html_(self) -> str:
-        """Return the table as HTML, which a notebook shows."""
+        """Return the tables as HTML, which a notebook shows."""
+        *before, last = self.tables()
         failures = [f"{failure.where}: {failure.error}" for failure in self.failures]
-        return html(replace(self.table(), failures=failures))
+        return "".join(map(html, [*before, replace(last, failures=failures)]))
+
+
+def _row(evaluation: Evaluation) -> tuple[Cell, list[Record]]:
+    return Cell(evaluation.found.name), list(evaluation.records.values())
 
 
 def run(config: EvaluateConfig, *, reporter: Reporter) -> EvaluationResult:
@@ -66,7 +76,7 @@ def run(config: EvaluateConfig, *, reporter: Reporter) -> EvaluationResult:
         failures_reporter.finish(failure)
     reporter.say(f"{count} checkpoint{'s' * (count != 1)}: {', '.join(config.metrics)}")
     with reporter.part("reading what the checkpoints were trained on"):
-        chosen = _comparable(discovery.checkpoints, config)
+        checkpoints = _by_data(discovery.checkpoints, config)
     # Only the data set that was read last is kept: they can be large.
     loaded: dict[str, EvaluationData] = {}
     evaluations: list[Evaluation] = []
@@ -80,10 +90,7 @@ def run(config: EvaluateConfig, *, reporter: Reporter) -> EvaluationResult:
         return f"{len(evaluations)} of {count} evaluated" + (f", with results in {ready}" if ready else "")
 
     with answer_to_stop(kept):
-        for found, unlike in chosen.items():
-            if unlike is not None:
-                fail(found.name, unlike)
-                continue
+        for found in checkpoints:
             try:
                 evaluations.append(_one(found, config, loaded, reporter))
                 failures += evaluations[-1].failures
@@ -166,28 +173,18 @@ def _fitting(dataset: EvaluationData, model: nn.Module, config: EvaluateConfig) 
     )
 
 
-def _comparable(
-    checkpoints: tuple[FoundCheckpoint, ...], config: EvaluateConfig
-) -> dict[FoundCheckpoint, CheckpointError | None]:
-    """Return why a checkpoint is left out: figures on data other than those of most cannot stand in one table.
+def _by_data(checkpoints: Sequence[FoundCheckpoint], config: EvaluateConfig) -> list[FoundCheckpoint]:
+    """Return the checkpoints, those of one data set one after another, so that each data set is read once.
 
-    None for those of that data, and for those that cannot be opened: their error is shown in their turn.
+    Those that cannot be opened come first; their error is shown in their turn.
     """
-    kinds: dict[FoundCheckpoint, Data] = {}
+    kinds: dict[FoundCheckpoint, str] = {}
     for found in checkpoints if config.data is None and len(checkpoints) > 1 else ():
         with suppress(SvdctlError, OSError):
-            if (data := open_evaluated_model(found.path, config).data) is not None:
-                kinds[found] = data
-    faults: dict[FoundCheckpoint, CheckpointError | None] = dict.fromkeys(checkpoints)
-    most = Counter(map(same_data, kinds.values())).most_common(1)
-    for found, data in kinds.items():
-        if same_data(data) != most[0][0]:
-            name = next(describe(other) for other in kinds.values() if same_data(other) == most[0][0])
-            faults[found] = CheckpointError(
-                f"{found.path} belongs to {describe(data)}, most others to {name}; evaluate it in a call of its own, "
-                "or all on one data set with `data.kind`"
-            )
-    return faults
+            data = open_evaluated_model(found.path, config).data
+            kinds[found] = "" if data is None else same_data(data)
+    order = {kind: place for place, kind in enumerate(dict.fromkeys(kinds.values()))}
+    return sorted(checkpoints, key=lambda found: order[kinds[found]] if found in kinds else -1)
 
 
 def show_corruptions(config: EvaluateConfig, path: Path) -> Path:

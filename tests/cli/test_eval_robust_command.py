@@ -426,3 +426,34 @@ def test_help_keeps_the_facts(capsys: pytest.CaptureFixture[str], monkeypatch: p
         "(paper).",
     ):
         assert words in shown
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 160, None])
+def test_a_wide_table_goes_on_below_and_loses_no_figure(width: int | None) -> None:
+    from svdctl.cli.evaluation_progress import _in_parts
+    from svdctl.utils.table import Cell, Column, Table
+
+    headers = ["accuracy", "ECE", "CIFAR-C, benchmark (15)", *(f"cert. {radius}" for radius in (36, 72, 108, 255))]
+    columns = [Column("checkpoint", "checkpoint", "left", elastic=True), *(Column(name, name) for name in headers)]
+    names = [f"wrn-16-10-cifar100-clip-{number}-seed3407/last" for number in range(3)]
+    figures = [[f"{10 * row + place}.25%" for place in range(len(headers))] for row in range(3)]
+    rows = [[Cell(name), *map(Cell, own)] for name, own in zip(names, figures, strict=True)]
+    rows[1][2] = Cell("11.25%", notes=(1,))
+    lines = _in_parts(Table(columns, rows, notes=["Measured otherwise."]), width)
+    text = "\n".join(lines)
+    assert all(len(line) <= (width or 1000) for line in lines)
+    for name in (*headers, *(figure for own in figures for figure in own)):
+        assert name in text
+    assert lines[-1] == "[1] Measured otherwise."
+    assert sum("checkpoint  " in line for line in lines) == {60: 3, 80: 2, 120: 1, 160: 1, None: 1}[width]
+
+
+def test_a_mark_of_all_figures_is_said_once_on_a_terminal() -> None:
+    from svdctl.cli.evaluation_progress import _in_parts
+    from svdctl.utils.table import Cell, Column, Table
+
+    columns = [Column("checkpoint", "checkpoint", "left"), Column("accuracy", "accuracy"), Column("ECE", "ECE")]
+    table = Table(columns, [[Cell("a"), Cell("90.00%", mark="kept"), Cell("-")]])
+    assert _in_parts(table, 80)[-1] == "all figures: kept"
+    assert "(kept)" not in "".join(_in_parts(table, 80))
+    assert "(kept)" in "".join(_in_parts(table, None))

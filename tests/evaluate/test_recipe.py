@@ -352,15 +352,18 @@ def test_a_folder_whose_name_is_no_text_is_evaluated_and_reported(run: Path) -> 
     assert list(odd.rglob("results.json"))
 
 
-def test_mixed_data_sets_are_not_compared(shared: Path, run: Path) -> None:
+def test_figures_on_different_data_stand_in_different_tables(shared: Path, run: Path) -> None:
     shutil.copytree(run, run.parent / "c")
     shutil.copytree(shared / "other-run", run.parent / "b")
     result = evaluate(make(run.parent, metrics=["accuracy"]), reporter=Recorder())
-    assert [evaluation.found.name for evaluation in result.evaluations] == ["a/last", "c/last"]
-    (failure,) = result.failures
-    assert failure.where == "b/last"
-    assert "other.npz" in str(failure.error)
-    assert "data.npz" in str(failure.error)
+    assert not result.failures
+    assert [evaluation.found.name for evaluation in result.evaluations] == ["a/last", "c/last", "b/last"]
+    first, second = result.tables()
+    assert "data.npz" in first.title
+    assert "other.npz" in second.title
+    assert [[row[0].text for row in table.rows] for table in (first, second)] == [["a/last", "c/last"], ["b/last"]]
+    lines = (result.report or Path()).read_text().splitlines()
+    assert sum(line.startswith("## On npz:") for line in lines) == 2
     # On data that are named, the number of classes tells.
     config = make(run.parent, metrics=["accuracy"], dataset=f"npz:{shared / 'other.npz'}")
     result = evaluate(config, reporter=Recorder())

@@ -153,3 +153,30 @@ def _less(path: Path) -> Path:
     arrays = dict(np.load(path))
     np.savez(path, **{**arrays, "x_test": arrays["x_test"][:20], "y_test": arrays["y_test"][:20]})
     return path
+
+
+def test_several_checkpoints_are_one_picture(shared: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from svdctl.evaluate import comparison_plot
+
+    drawn: list[Any] = []
+    real = comparison_plot.plot_comparison
+    monkeypatch.setattr(comparison_plot, "plot_comparison", lambda *given: drawn.append(real(*given)) or drawn[-1])
+    flags = {"metrics": ["accuracy", "cifar-c", "certified"], "radii": ["36", "3000"], "corruptions": ["contrast"]}
+    lines = lines_of(measure(shared, folder, **flags))
+    (figure,) = drawn
+    panels = [panel for part in figure.subfigs for panel in part.axes]
+    titles = [panel.get_title(loc="left") for panel in panels]
+    assert titles[:3] == ["accuracy, %", "corrupted, 1 corruption, %", "cert. 36, %"]
+    assert titles[3:] == ["", "Certified accuracy", "Corrupted images, mean over the corruptions that all have"]
+    assert "0 of all: cert. 3000" in figure.get_suptitle()
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["a", "b"]
+    for panel in panels[4:]:
+        assert len(panel.lines) == 2
+    assert "![comparison](comparison.png)" in lines
+    assert (folder / "comparison.png").is_file()
+    assert "comparison" in (folder / "report.html").read_text(encoding="utf-8")
+    # A single checkpoint on its data is compared with nothing.
+    monkeypatch.chdir(folder)
+    lines = lines_of(measure(shared, folder / "a.pth", **flags))
+    assert drawn[-1] is None
+    assert not any(line.startswith("![comparison]") for line in lines)

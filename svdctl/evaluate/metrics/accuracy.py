@@ -49,6 +49,10 @@ class Top1Accuracy(Metric):
     def cells(self, record: "Record") -> dict[str, str]:
         return {"accuracy": f"{record.results['accuracy']:.2%}"}
 
+    def intervals(self, record: "Record") -> dict[str, tuple[float, float]]:
+        low, high = record.results["interval"]
+        return {"accuracy": (low, high)}
+
     def summary(self, record: "Record") -> str:
         results = record.results
         low, high = results["interval"]

@@ -136,6 +136,10 @@ class AutoAttacks(Metric):
     def cells(self, record: "Record") -> dict[str, str]:
         return {f"AutoAttack {ball(record.protocol)}": f"{record.results['robust_accuracy']:.2%}"}
 
+    def intervals(self, record: "Record") -> dict[str, tuple[float, float]]:
+        low, high = record.results["robust_interval"]
+        return dict.fromkeys(self.cells(record), (low, high))
+
     def summary(self, record: "Record") -> str:
         results = record.results
         low, high = results["robust_interval"]

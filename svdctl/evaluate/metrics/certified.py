@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from svdctl.config.base import Config
 from svdctl.errors import UnprovedError
-from svdctl.evaluate.figures import Figures, Share
+from svdctl.evaluate.figures import Figures, Share, wilson_interval
 from svdctl.evaluate.metric import (
     Measured,
     MeasurementContext,
@@ -129,6 +129,11 @@ class CertifiedAccuracy(Metric):
 
     def cells(self, record: "Record") -> dict[str, str]:
         return {f"cert. {radius}": f"{share:.2%}" for radius, share in record.results["accuracy"].items()}
+
+    def intervals(self, record: "Record") -> dict[str, tuple[float, float]]:
+        count, shares = record.results["count"], record.results["accuracy"].values()
+        found = [wilson_interval(round(share * count), count) for share in shares]
+        return dict(zip(self.cells(record), found, strict=True))
 
     def summary(self, record: "Record") -> str:
         results = record.results
