@@ -12,6 +12,8 @@ from svdctl.utils.printable import printable
 _ELEMENTS = frozenset({"svg", "g", "defs", "path", "use", "text", "tspan", "clipPath", "rect", "image"})
 _PAGE_HAS_IT = frozenset({"font-family"})
 """Properties that the page's own style sheet sets for all pictures."""
+_BROAD = 700
+"""Pixels above which a picture is not made as narrow as a phone, but scrolled there."""
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 
 
@@ -36,19 +38,17 @@ def svg_text(figure: Figure, name: str, description: str) -> str:
     referred = {found for element in root.iter() for found in _references(element)}
     for element in root.iter():
         _rewrite(element, name, referred)
-    width, height = (root.attrib.pop(key).removesuffix("pt") for key in ("width", "height"))
+    # matplotlib writes points.
+    width, height = (round(float(root.attrib.pop(key).removesuffix("pt")) * 4 / 3) for key in ("width", "height"))
     root.attrib.pop("version", None)
+    root.attrib |= {"data-broad": ""} if width > _BROAD else {}
     root.attrib |= {
-        "width": _pixels(width),
-        "height": _pixels(height),
+        "width": str(width),
+        "height": str(height),
         "role": "img",
         "aria-label": printable(description),
     }
     return ET.tostring(root, encoding="unicode")
-
-
-def _pixels(points: str) -> str:
-    return f"{float(points) * 4 / 3:.0f}"
 
 
 def _drop_styles(element: ET.Element) -> None:
