@@ -30,7 +30,8 @@ def layer_panels(
     small = len(names) > 40
     width, height = (1.35, 1.15) if small else (2.1, 1.7)
     figure = kind(figsize=(max(width * columns + 0.6, 5.0), height * rows + 1.2), layout="constrained")
-    every = figure.subplots(rows, columns, squeeze=False, sharey=True, sharex=True).flatten()
+    # Each has axes of its own with the same limits: the time of shared ones grows with the square of their number.
+    every = figure.subplots(rows, columns, squeeze=False).flatten()
     panels = dict(zip(names, every, strict=False))
     yield figure, panels
     tops = [value for value in top if 0 < value < math.inf]
@@ -45,17 +46,18 @@ def layer_panels(
     levels = [line for panel in panels.values() for line in panel.lines if line.get_linestyle() in ("--", ":")]
     limits = [float(line.get_ydata()[0]) for line in levels]
     highest = 1.08 * max([*tops, *(limit for limit in limits if 0 < limit < math.inf)], default=1.0)
-    if is_logarithmic:
-        logarithmic(every[0])
-        every[0].set_ylim(highest / 10**_DECADES, 1.2 * highest)
-    else:
-        every[0].set_ylim(0, highest)
-    every[0].set_xlim(0, 100)
-    for panel in every[len(names) :]:
-        panel.set_axis_off()
-    for place in range(max(0, len(names) - columns), len(names)):
-        every[place].tick_params(labelbottom=True)
-        every[place].set_xlabel("index, %" if small else "index, % of all values", fontsize=6 if small else 8)
+    lowest, highest = (highest / 10**_DECADES, 1.2 * highest) if is_logarithmic else (0.0, highest)
+    for place, panel in enumerate(every):
+        if place >= len(names):
+            panel.set_axis_off()
+            continue
+        if is_logarithmic:
+            logarithmic(panel)
+        is_lowest = place >= len(names) - columns
+        panel.set(xlim=(0, 100), ylim=(lowest, highest))
+        panel.tick_params(labelleft=place % columns == 0, labelbottom=is_lowest, which="both")
+        if is_lowest:
+            panel.set_xlabel("index, %" if small else "index, % of all values", fontsize=6 if small else 8)
     found = {
         label: handle
         for panel in panels.values()
