@@ -143,7 +143,7 @@ def project_kernel(
     limits = _for_groups(max_sigma, conv)
     # In units where the maximum is 1, and squares can be held.
     wide = conv.polyphase().double() / limits
-    by_products = products_are_faster(wide.device)
+    support, by_products = conv.support(), products_are_faster(wide.device)
     # A Gram matrix has squares, and none below its rounding: values far above the maximum come down in steps.
     levels = [1.0]
     while largest > _WIDEST_STEP * levels[-1]:
@@ -152,10 +152,10 @@ def project_kernel(
         coarse = conv.kernel.dtype == torch.float32 and largest < _WIDEST_STEP_FLOAT32
         start = (wide / level).to(torch.float32 if coarse else torch.float64)
         widest = max(_ROOM * min(largest / level, _WIDEST_STEP), 1.0) if by_products else None
-        grid = _Fourier(start, conv.support(), oversampling)
+        grid = _Fourier(start, support, oversampling)
         kernel = _nearest(grid, start, widest, max(1, rounds - 2))
         # What is still too large lies between the points: one pass there, then one on the grid, which that pass moved.
-        between = _Fourier(start, conv.support(), oversampling, midpoints=True)
+        between = _Fourier(start, support, oversampling, midpoints=True)
         for fourier in (between, grid)[: rounds - 1]:
             kernel = fourier.backward(fourier.clip(fourier.forward(kernel), widest))
         wide = kernel.double() * level
@@ -183,8 +183,8 @@ def _largest_value(conv: Convolution, max_sigma: float | Sequence[float], oversa
     # At most the number of taps, so that no power overflows.
     peak = wide.abs().amax().clamp_min(torch.finfo(torch.float64).tiny) * math.sqrt(wide.shape[1] * wide.shape[2])
     narrow = (wide / peak).float()
-    matrices = _Fourier(narrow, conv.support(), oversampling).forward(narrow)
-    return norm_limits(matrices).amax().double() * peak
+    phase, _ = _half_grid_on(tuple(narrow.shape[3:]), oversampling, False, narrow.device, narrow.dtype)
+    return norm_limits(symbol(narrow, phase)).amax().double() * peak
 
 
 def _nearest(fourier: "_Fourier", kernel: Tensor, widest: float | None, rounds: int) -> Tensor:
@@ -257,9 +257,9 @@ class _Fourier:
 
     def __init__(self, kernel: Tensor, support: Tensor, oversampling: float = 1.0, *, midpoints: bool = False) -> None:
         self.shape, self.support = kernel.shape, support
-        phase, weights, own_mirror = _half_grid(tuple(kernel.shape[3:]), oversampling, midpoints)
-        self.phase = phase.to(kernel.device, kernel.dtype.to_complex())
-        self.weights = weights.to(kernel.device, kernel.dtype)
+        taps = tuple(kernel.shape[3:])
+        self.phase, self.weights = _half_grid_on(taps, oversampling, midpoints, kernel.device, kernel.dtype)
+        _, _, own_mirror = _half_grid(taps, oversampling, midpoints)
         self.real = own_mirror[:, None].expand(-1, self.shape[0]).flatten()
 
     def forward(self, kernel: Tensor) -> Tensor:
@@ -290,6 +290,15 @@ class _Fourier:
     def project_on_support(self, values: Tensor) -> Tensor:
         """Return the nearest symbol that a kernel with the support has."""
         return self.forward(self.backward(values))
+
+
+@lru_cache(maxsize=64)
+def _half_grid_on(
+    taps: tuple[int, ...], oversampling: float, midpoints: bool, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return `_Fourier`'s phases and weights on a device, for kernels of this precision."""
+    phase, weights, _ = _half_grid(taps, oversampling, midpoints)
+    return phase.to(device, dtype.to_complex()), weights.to(device, dtype)
 
 
 @lru_cache(maxsize=64)

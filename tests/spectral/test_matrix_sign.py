@@ -20,6 +20,7 @@ from svdctl.spectral.matrix_sign import (
     step_factors,
 )
 from svdctl.spectral.projection import assigned_kernel, project_kernel, project_kernels
+from tests.dispatched_operations import DispatchedOperations
 
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 
@@ -222,6 +223,21 @@ def test_a_stack_is_projected_as_its_convolutions_are(
             assert torch.allclose(found, project_kernel(conv, limit, rounds=4), atol=1e-5 * limit)
 
 
+def test_grids_are_brought_to_a_device_once(
+    by_products: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_products(True)
+    torch.manual_seed(0)
+    convs = [CONVOLUTIONS[name]() for name in ("plain", "strided", "matrix")]
+    first = project_kernels(convs, [1.0] * 3, rounds=4)
+    monkeypatch.setattr(projection, "phases", lambda *_: pytest.fail("phases were computed again"))
+    with DispatchedOperations() as counted:
+        again = project_kernels(convs, [1.0] * 3, rounds=4)
+    assert all(torch.equal(kernel, other) for kernel, other in zip(first, again, strict=True))
+    # 42 where phases and weights are brought there anew.
+    assert counted.counts["_to_copy"] <= 24
+
+
 @pytest.mark.parametrize(
     ("work", "wanted"), [(partial(project_kernel, rounds=4), ["__float__"]), (assigned_kernel, ["__bool__"] * 5)]
 )
@@ -247,5 +263,6 @@ def test_what_is_read_of_a_stack(
         read("__float__", 1.5)
         read("__bool__", True)
         found = work(cuda, [1.0, 2.0])
+    projection._half_grid_on.cache_clear()  # it holds tensors without numbers
     assert (found.device.type, found.dtype) == ("cuda", torch.float32)
     assert reads == [(name, "cuda") for name in wanted]
