@@ -39,6 +39,7 @@ def test_the_tutorial_from_training_to_certificates(tmp_path: Path) -> None:
     done = shell(look, tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "spectrum.png").exists()
+    assert (tmp_path / "spectrum.html").exists()
     assert shell(gate, tmp_path).returncode == 0
     closed = shell(gate.replace("--max 4", "--max 3"), tmp_path)
     assert closed.returncode == 1
