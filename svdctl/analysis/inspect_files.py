@@ -179,6 +179,7 @@ def _inspect(path: Path, config: InspectConfig, reporter: Reporter) -> NetworkSp
             name=f"{path}{told}",
             layers=config.layers if config.layers != ("*",) else "*",
             tell=reporter.advance,
+            tell_proofs=reporter.advance,
             log=reporter.notice,
         )
         found = replace(found, maxima_note=maxima.note)

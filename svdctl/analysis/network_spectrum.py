@@ -1,10 +1,12 @@
 """Compute the spectrum of a network: singular values and bounds layer by layer, and its Lipschitz constant."""
 
+import itertools
 import math
 import numbers
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -32,7 +34,7 @@ from svdctl.layers.norms import are_layers_bounded, kernel_limit, layer_norm_bou
 from svdctl.layers.padding import Convolutional, padding_factor
 from svdctl.layers.shapes import Calls, image_sizes, observed_calls
 from svdctl.layers.stiefel import frame_error
-from svdctl.spectral.bounds import Bracket, is_bounded, norm_bound
+from svdctl.spectral.bounds import Bracket, is_bounded, norm_bound, proofs_heard
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.exact_arithmetic import exact_products
 from svdctl.spectral.faster_device import few_batches_are_faster
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.02
 _WIDTH = 80  # columns of a printed spectrum
+_PROVING = "bounds of all layers"
 _LONG = 60.0  # seconds from which `log` is told what to expect
 OPERATIONS_PER_SECOND = 1.5e10  # of one CPU core, in float64
 _PROJECTIONS = re.compile(r"(in_proj|out_proj\.|[qkv]_proj)_?(weight|bias)")
@@ -241,12 +244,14 @@ def requested_spectrum(
     name: str = "",
     layers: str | Sequence[str] = "*",
     tell: Callable[[int, int, str], None] | None = None,
+    tell_proofs: Callable[[int, int, str], None] | None = None,
     log: Callable[[str], None] | None = None,
 ) -> NetworkSpectrum:
     """Return what is requested of the layers of a network.
 
     Args:
         asked: what to compute.
+        tell_proofs: called with (done, total, what) whenever a layer has its bound, before any of them has a row.
         model, input_shape, name, layers, tell, log: as in `spectrum`.
 
     Raises:
@@ -277,19 +282,19 @@ def requested_spectrum(
     chosen = {key: module for key, module in chosen.items() if not _is_pixels(module, calls.get(key))}
     asked = _affordable(asked, _expected_seconds(chosen, calls, asked.bounds_only), log or (lambda text: None))
     bounds_only = asked.bounds_only
-    if tell is not None:
-        tell(0, len(chosen), "bounds of all layers")
+    tell = tell or (lambda done, total, name: None)
+    tell(0, len(chosen), _PROVING)
     # Bounds alone ask for the Gram matrices of a kernel once.
     with exact_products(), nullcontext() if bounds_only else kept_grams():
-        proved = _bounds_together(chosen, calls, asked)
+        with nullcontext() if tell_proofs is None else _told_of_proofs(tell_proofs, len(chosen)):
+            proved = _bounds_together(chosen, calls, asked)
         whole = {key: bracket for key, bracket in proved.items() if key not in made_of}
         kept = _kept(chosen, whole) if layers == "*" and not bounds_only else {}
         values = {} if bounds_only else _values_together(chosen, calls, asked.accuracy)
         bounded = {key: chosen[key] for key in proved}
         lowers = {} if bounds_only or not asked.zero_padded else _norms_together(bounded, calls)
         for done, (key, module) in enumerate(chosen.items()):
-            if tell is not None:
-                tell(done, len(chosen), key)
+            tell(done, len(chosen), key)
             found = _Found(proved.get(key), values.get(key), lowers.get(key))
             row = _observed_row(key, module, calls.get(key), asked, found)
             maximum = asked.maximum(key, module)
@@ -297,10 +302,24 @@ def requested_spectrum(
     if bounds_only or layers != "*":
         why = "only the bounds of layers were asked for" if bounds_only else "only some layers were asked for"
         return NetworkSpectrum(name, tuple(rows), None, why)
-    if tell is not None:
-        tell(len(chosen), len(chosen), "Lipschitz constant")
+    tell(len(chosen), len(chosen), "Lipschitz constant")
     lipschitz, why = _lipschitz(model, input_shape, asked.tolerance, kept)
     return NetworkSpectrum(name, tuple(rows), lipschitz, why)
+
+
+@contextmanager
+def _told_of_proofs(tell: Callable[[int, int, str], None], total: int) -> Iterator[None]:
+    """Tell how many layers have a bound, of so many in all, while the body proves them together."""
+    counts, lock = itertools.count(1), threading.Lock()
+
+    def hear(count: int) -> None:
+        # In order, whatever thread ends first; what is asked again counts once more.
+        with lock:
+            for _ in range(count):
+                tell(min(next(counts), total), total, _PROVING)
+
+    with proofs_heard(hear):
+        yield
 
 
 def _affordable(asked: SpectrumRequest, seconds: float, log: Callable[[str], None]) -> SpectrumRequest:

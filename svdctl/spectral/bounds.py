@@ -7,7 +7,9 @@ cells"); one Cholesky factorisation decides about a cell's centre, its rounding 
 
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -187,8 +189,26 @@ def _require_numbers(max_sigmas: Sequence[float]) -> None:
         raise ShapeError("a norm is held against a number, not against nan")
 
 
+_heard: ContextVar[Callable[[int], None] | None] = ContextVar("hears of proofs", default=None)
+
+
+@contextmanager
+def proofs_heard(hear: Callable[[int], None]) -> Iterator[None]:
+    """Say how many proofs about norms have ended, while the body runs.
+
+    Args:
+        hear: called with the number of those that have ended since its last call; on a CPU in several threads at once.
+    """
+    token = _heard.set(hear)
+    try:
+        yield
+    finally:
+        _heard.reset(token)
+
+
 def _proved(proof: Callable[[int], Proof[T]], convs: Sequence[Convolution]) -> list[T]:
     """Return what the proof about each convolution returns: of a device in batches, on the CPU one in each thread."""
+    heard = _heard.get()
     found: dict[int, T] = {}
     batches: dict[torch.device, list[list[int]]] = {}
     costs = [math.prod(conv.polyphase_shape[:3]) * min(conv.polyphase_shape[1:3]) for conv in convs]
@@ -205,7 +225,10 @@ def _proved(proof: Callable[[int], Proof[T]], convs: Sequence[Convolution]) -> l
     for device, parts in batches.items():
 
         def run(places: list[int]) -> list[T]:
-            return run_together([proof(place) for place in places])
+            results = run_together([proof(place) for place in places])
+            if heard is not None:
+                heard(len(places))
+            return results
 
         done = map(run, parts) if launches_dominate(device) else parallel_map(run, parts)
         for places, results in zip(parts, done, strict=True):

@@ -56,11 +56,16 @@ class Pace:
 
     def __init__(self) -> None:
         self._first: tuple[float, int] | None = None
+        self._last = 0
 
     def left(self, done: int, total: int) -> float | None:
-        """Return the seconds left; None where they are not known yet, and where all is done."""
+        """Return the seconds left; None where they are not known yet, and where all is done.
+
+        Where fewer pieces are done than before, others are counted, and the pace begins anew.
+        """
         now = time.monotonic()
-        if self._first is None:
+        if self._first is None or done < self._last:
             self._first = now, done
+        self._last = done
         since, gained = now - self._first[0], done - self._first[1]
         return since / gained * (total - done) if since >= 2 and gained > 0 and done < total else None

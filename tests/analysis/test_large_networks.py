@@ -9,6 +9,7 @@ from torch import nn
 
 import svdctl
 from svdctl.analysis import network_spectrum
+from svdctl.analysis.network_spectrum import SpectrumRequest, requested_spectrum
 from tests.spectral.test_large_kernels import within
 
 
@@ -27,7 +28,7 @@ def test_long_work_is_told_of_before_it_begins(monkeypatch: pytest.MonkeyPatch) 
     network = small_network()
     svdctl.spectrum(network, (3, 16, 16), log=events.append)
     assert events == []
-    monkeypatch.setattr(network_spectrum, "_OPERATIONS_PER_SECOND", 1.0)
+    monkeypatch.setattr(network_spectrum, "OPERATIONS_PER_SECOND", 1.0)
     svdctl.spectrum(network, (3, 16, 16), log=events.append, tell=lambda *now: events.append(now[2]))
     assert "`accuracy` = fast" in events[0]
     assert "minutes" in events[0]
@@ -62,3 +63,11 @@ def test_the_lipschitz_bound_of_vgg11_ends() -> None:
         assert 0 < svdctl.lipschitz_bound(net, (3, 224, 224)).value < math.inf
     """
     within(textwrap.dedent(code), seconds=300, gigabytes=5)
+
+
+def test_proofs_are_told_of_while_they_end() -> None:
+    told: list[tuple[int, int, str]] = []
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+    request = SpectrumRequest(bounds_only=True)
+    requested_spectrum(model, (3, 8, 8), request, tell_proofs=lambda *report: told.append(report))
+    assert told == [(1, 3, "bounds of all layers"), (2, 3, "bounds of all layers")]

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from svdctl.cli.progress_display import ProgressDisplay
+from svdctl.utils.progress import Pace
 
 
 @pytest.fixture
@@ -95,3 +96,10 @@ def test_a_work_that_begins_in_a_part_takes_its_place() -> None:
         assert [task.description for task in display._bar.tasks] == ["training"]
     assert display._bar is not None
     display.close()
+
+
+def test_the_pace_begins_anew_where_other_pieces_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 10.0, 100.0, 110.0])
+    monkeypatch.setattr("svdctl.utils.progress.time.monotonic", lambda: next(clock))
+    pace = Pace()
+    assert [pace.left(0, 4), pace.left(1, 4), pace.left(0, 4), pace.left(2, 4)] == [None, 30.0, None, 10.0]
