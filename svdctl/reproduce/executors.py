@@ -104,6 +104,8 @@ class Processes(Executor):
 
     def run(self, job: Job) -> Outcome:
         variables, attempts = self._free.pop(), 0
+        # A worker says it itself once it has imported torch, seconds later.
+        job.store.write_status(job.key, state="starting")
         try:
             while True:
                 attempts += 1

@@ -162,3 +162,18 @@ def test_odd_values_in_a_status_file_are_left_out(name: str, tmp_path: Path) -> 
         display.console.print(display.table())
     (tmp_path / ".reproduce/a.json").write_text(json.dumps(whole))
     assert store.read_status("a") == whole
+
+
+def test_reports_of_eval_robust_among_the_runs_are_no_runs(planned: Callable[..., Plan], store: RunStore) -> None:
+    job = planned().jobs()[0]
+    folder = store.out_dir / "run"
+    (folder / "eval-last").mkdir(parents=True)
+    (folder / "config.toml").write_text(to_toml(job.config))
+    for place in (store.out_dir, folder):
+        for name in ("report.md", "report.html", "report-checkpoints.json", "report.png"):
+            (place / name).write_text("x")
+    (folder / "eval-last" / "results.json").write_text("{}")
+    (store.out_dir / "eval-last").mkdir()
+    (store.out_dir / "eval-last" / "results.json").write_text("{}")
+    assert store.index() == {job.key: [folder]}
+    assert [state.folder for state in store.usable(job.key)] == [folder]
