@@ -167,10 +167,10 @@ def test_several_checkpoints_are_one_picture(shared: Path, folder: Path, monkeyp
     panels = [panel for part in figure.subfigs for panel in part.axes]
     titles = [panel.get_title(loc="left") for panel in panels]
     assert titles[:3] == ["accuracy, %", "corrupted, 1 corruption, %", "cert. 36, %"]
-    assert titles[3:] == ["", "Certified accuracy", "Corrupted images, mean over the corruptions that all have"]
+    assert titles[3:] == ["Certified accuracy", "Corrupted images, mean over the corruptions that all have"]
     assert "0 of all: cert. 3000" in figure.get_suptitle()
     assert [label.get_text() for label in panels[0].get_yticklabels()] == ["a", "b"]
-    for panel in panels[4:]:
+    for panel in panels[3:]:
         assert len(panel.lines) == 2
     assert "![comparison](comparison.png)" in lines
     assert (folder / "comparison.png").is_file()
