@@ -18,7 +18,7 @@ from svdctl.utils.matplotlib_defaults import Axes, Figure, MaxNLocator, PercentF
 _ACROSS = 4
 _LETTERS = 34
 """Of a checkpoint's name beside the dots."""
-_TITLE = 26
+_TITLE = 32
 """Letters of a line above a panel."""
 _LINES = ("-", "--", ":")
 _TINY = 1 / 255
