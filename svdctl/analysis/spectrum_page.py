@@ -125,13 +125,13 @@ def _facts(networks: Sequence[NetworkSpectrum], config: InspectConfig) -> Iterat
     """Yield the origin of each file, and how the figures were computed."""
     for network in networks:
         yield FactList(network.origin)
-    slack = "0.02, of checkpoints of svdctl 0.005," if config.tolerance is None else f"{config.tolerance:.2g}"
+    slack = "2 %, 0.5 % in checkpoints of svdctl" if config.tolerance is None else f"{100 * config.tolerance:.2g} %"
     accuracy = "exact but for rounding" if config.accuracy == "full" else "to 1e-3 of the largest"
     own = [
         ("network", config.model),
         ("input", config.input_size and "x".join(map(str, config.input_size))),
         ("layers", None if config.layers == ("*",) else ", ".join(config.layers)),
-        ("tolerance", f"bounds may be above the norm by {slack} of it"),
-        ("singular values", accuracy),
+        ("tolerance", f"a bound may lie above the norm by {slack}"),
+        ("singular values", accuracy if any(one.values is not None for found in networks for one in found) else None),
     ]
     yield FactList([*((name, text) for name, text in own if text), *written_by()])

@@ -68,7 +68,7 @@ COLUMNS: dict[str, _Shown] = {
     "smallest_nonzero": _Shown(lambda row: row.smallest_nonzero, "smallest", 4, basis="computed"),
     "condition_number": _Shown(lambda row: row.condition_number, "condition", basis="computed"),
     "stable_rank": _Shown(lambda row: row.stable_rank, "stable rank", 7, basis="computed"),
-    "frame_error": _Shown(lambda row: row.frame_error, "frames", 9),
+    "frame_error": _Shown(lambda row: row.frame_error, "frames", 9, basis="computed"),
     "note": _Shown(lambda row: row.note, "", align="left"),
     "assumption": _Shown(lambda row: row.assumption),
     "by_shape": _Shown(lambda row: row.by_shape),
@@ -137,7 +137,7 @@ def cell_of(key: str, layer: LayerSpectrum) -> Cell:
     if key == "name":
         return Cell(one_line(layer.title), value)
     if key == "maximum":
-        return Cell(held(layer), value)
+        return Cell(held(layer), value, basis="proved" if layer.is_proved else "")
     if key == "bound_upper":
         text = f"gain {number(value)}" if layer.is_normalization else at_most(value)
         return Cell(text, value, basis="assumed" if layer.assumption else "")

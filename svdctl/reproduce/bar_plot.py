@@ -35,7 +35,12 @@ def draw_bars(results: Results) -> Figure:
         figure.legend(list(keys.values()), list(keys), loc="outside lower right", ncols=2)
     width = figure.get_figwidth()
     about = results.caption if results.plan.names_data else f"Data: {results.plan.data}. {results.caption}"
-    figure.suptitle(_wrapped([results.plan.title, about], 13 * width), fontsize=10, x=0.01, ha="left")
+    figure.suptitle(
+        _wrapped([shortened(results.plan.title, 400), shortened(about, 400)], 13 * width),
+        fontsize=10,
+        x=0.01,
+        ha="left",
+    )
     if results.notes:
         figure.supxlabel(_wrapped(results.table.numbered_notes, 19 * width), fontsize=6, x=0.01, ha="left")
     return figure
