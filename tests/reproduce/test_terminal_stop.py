@@ -36,6 +36,8 @@ def test_the_first_ctrl_c_is_answered_and_the_same_command_goes_on(tmp_path: Pat
     )
     assert re.search(f"stopping: .*{place}", joined)
     assert " stopped " in joined.split("so far")[0]
+    # On a line of its own, as it can be copied.
+    assert f"\n  svdctl {' '.join(words[:3])} 'none*' --jobs {jobs}\n" in stopped
     assert f"to go on: svdctl {' '.join(words[:3])} 'none*' --jobs {jobs}" in joined
     assert (
         "svdctl: stopped; what is trained and measured is kept in runs, 0 of 1 runs whole; the same command" in joined
