@@ -122,6 +122,8 @@ def _main(arguments: list[str], out: Path, err: Path, prepare: Prepare | None, g
         os.dup2(handle, number)
         os.close(handle)
     torch.set_num_threads(1)
+    # readline, which pytest imports, puts the size of its terminal there; a file has none.
+    os.environ.pop("COLUMNS", None)
     after = None if prepare is None else prepare(*given)
     from svdctl.cli.app import main
 
