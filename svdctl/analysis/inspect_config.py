@@ -15,7 +15,10 @@ class InspectConfig(Config):
     files: Annotated[tuple[Path, ...], Field(min_length=1)]
     """Files of weights, or folders."""
     model: str | None = None
-    """`torchvision:NAME` or `package.module:factory`; absent: an svdctl checkpoint's own network, or the bare file."""
+    """`torchvision:NAME`, `timm:NAME` or `package.module:factory`.
+
+    Absent: an svdctl checkpoint's own network, or the bare file.
+    """
     lenient: bool = False
     """Fill the network with what fits of the file, and name the rest."""
     input_size: tuple[PositiveInt, ...] | None = None

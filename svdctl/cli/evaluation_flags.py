@@ -60,7 +60,9 @@ def _data(merge: Merge, name: str, value: str) -> None:
 
 def _model(merge: Merge, name: str, value: str) -> None:
     if not re.fullmatch(r"([\w.]+|.+\.py):[\w.]+", value):
-        raise UsageError(f"--model {value}: write it as module:factory, ./file.py:factory or torchvision:NAME")
+        raise UsageError(
+            f"--model {value}: write it as module:factory, ./file.py:factory, torchvision:NAME or timm:NAME"
+        )
     merge.to.put("network.model", value)
     merge.faults += [
         f"{spelled(name)} describes one of the paper's networks; leave it or --model out"
@@ -147,7 +149,7 @@ EVALUATION: Flags = {
         "Network of weights that svdctl did not train: one of torchvision, or made by a function of yours, which is "
         "imported and called.",
         rule=_model,
-        choices=("torchvision:NAME", "MODULE:FUNCTION", "FILE.py:FUNCTION"),
+        choices=("torchvision:NAME", "timm:NAME", "MODULE:FUNCTION", "FILE.py:FUNCTION"),
         default="as in the checkpoint",
     ),
     "lenient": Flag(

@@ -88,9 +88,9 @@ def _panels(command: TyperCommand | TyperGroup, ctx: Any) -> dict[Panel, list[An
 
 
 def _panel(name: str, entries: Iterable[tuple[str, str]], width: int, note: str = "") -> list[str]:
-    """Return the lines of a group: first the entries that leave room beside them, then those that do not."""
+    """Return the lines of a group, entries in the order of the command's table."""
     lines = [_heading(name, width), *textwrap.wrap(note, width, initial_indent="  ", subsequent_indent="  ")]
-    for head, text in sorted(entries, key=lambda entry: not _fits(entry[0])):
+    for head, text in entries:
         lines += _entry_lines(head, text, width)
     return [*lines, ""]
 

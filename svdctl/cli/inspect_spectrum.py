@@ -27,7 +27,7 @@ INSPECT: Flags = {
         Panel.MODEL,
         "Network of weights that svdctl did not train: one of torchvision, or made by a function of yours, which is "
         "imported and called.",
-        choices=("torchvision:NAME", "MODULE:FUNCTION", "FILE.py:FUNCTION"),
+        choices=("torchvision:NAME", "timm:NAME", "MODULE:FUNCTION", "FILE.py:FUNCTION"),
         default="svdctl's own as in the file, else layers alone",
     ),
     "lenient": Flag("lenient", Panel.MODEL, "With --model: take the weights that fit, and list the others.", bool),

@@ -26,7 +26,7 @@ class NetworkSource(Config):
     """What a file does not say itself about its network; svdctl's checkpoints need nothing of it."""
 
     model: str | None = None
-    """Network of the weights, module:function or torchvision:NAME."""
+    """Network of the weights, module:function or torchvision:NAME or timm:NAME."""
     lenient: bool = False
     """Leave out what the network of `model` has no place for, as further heads, and name it."""
     mean: PerChannel | None = None

@@ -96,7 +96,7 @@ def open_evaluated_model(path: Path, config: EvaluateConfig) -> EvaluatedModel:
         return _paper(weights, config)
     raise UsageError(
         f"{path} holds weights but does not say of which network; add "
-        "`network.model = module:factory` or torchvision:NAME, and "
+        "`network.model = module:factory`, torchvision:NAME or timm:NAME, and "
         "`network.mean` and `network.std` unless the network normalises its input itself"
     )
 
