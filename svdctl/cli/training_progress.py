@@ -33,7 +33,8 @@ class TrainingDisplay(ProgressDisplay):
     def __init__(self, flags: Mapping[str, str] = MappingProxyType({}), *, live: bool | None = None) -> None:
         super().__init__("stdout", flags=flags, live=live)
         # Wide enough for most epochs of any run.
-        self._widths = {"loss": 6, "val_loss": 6, "acc": 6, "val_acc": 6, "train_time": 5, "clipping_time": 4}
+        figures = ("loss", "val_loss", "acc", "val_acc", "val_certified_acc")
+        self._widths = {**dict.fromkeys(figures, 6), "train_time": 5, "clipping_time": 4}
 
     @property
     def width(self) -> int | None:
