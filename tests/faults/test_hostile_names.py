@@ -113,6 +113,13 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         at += 12 + length
 
 
+def check_html(text: str) -> None:
+    """Names are text: no element and no address is made of one."""
+    assert "alert(1)" in text
+    assert "<script>alert" not in text
+    assert not re.search(r"""(href|src)=["']?javascript:""", text)
+
+
 def check_files(folder: Path, before: set[Path]) -> set[str]:
     """Check each new file by its format; the formats."""
     found = set()
@@ -123,9 +130,10 @@ def check_files(folder: Path, before: set[Path]) -> set[str]:
         if path.suffix == ".png":
             check_png(path.read_bytes())
         elif path.suffix:
-            {".csv": check_csv, ".md": check_markdown, ".json": check_json}[path.suffix](path.read_bytes().decode())
+            checks = {".csv": check_csv, ".md": check_markdown, ".json": check_json, ".html": check_html}
+            checks[path.suffix](path.read_bytes().decode())
         else:
-            assert path.name == ".lock"
+            assert path.name in (".lock", ".lock-report")
             assert path.read_bytes() == b""
     return found
 
@@ -176,11 +184,11 @@ def test_eval_robust(tmp_path: Path) -> None:
     out, _ = evaluate(mine, "--metrics", "accuracy", "--format", "json")
     assert {as_file(name) for name in NAMES} == {Path(row["path"]).name for row in check_json(out)["checkpoints"]}
     # Names of layers are what a failure is about.
-    _, err = evaluate("tests.evaluate.small:build", "--metrics", "accuracy", "--out-dir", tmp_path / "out", code=1)
+    _, err = evaluate("tests.evaluate.small:build", "--metrics", "accuracy", "--out-dir", tmp_path / "out", code=2)
     assert "\\x1b[31mred" in err
     assert sum("FAILED" in line for line in err.splitlines()) == len(files)
     new = before | set((tmp_path / "log").rglob("*"))
-    assert check_files(tmp_path, new) == {".png", ".csv", ".md", ".json", ""}
+    assert check_files(tmp_path, new) == {".png", ".csv", ".md", ".json", ".html", ""}
 
 
 @pytest.mark.slow
