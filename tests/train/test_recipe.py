@@ -179,7 +179,7 @@ def test_flags() -> None:
     [
         ({"warmup": 0.1}, "--lr-schedule cosine"),
         ({"lr_schedule": "linear"}, "nor cosine or constant"),
-        ({"opt": "lion"}, "SGD, Adam and AdamW"),
+        ({"opt": "lion"}, "sgd, adam and adamw"),
         ({"clip_grad": 0}, "--clip-grad"),
         ({"label_smoothing": 1.0}, "--label-smoothing"),
     ],
