@@ -12,7 +12,8 @@ import typer
 
 from svdctl.errors import EndedElsewhere, EvaluationFailures, LimitExceeded, SvdctlError, UsageError, is_out_of_memory
 from svdctl.utils.escapes import one_line
-from svdctl.utils.printable import print_line, printable
+from svdctl.utils.printable import hanging, print_line, printable
+from svdctl.utils.table import width_of
 
 # Typer exports this one of its parser's errors; they share its base.
 ParserError: type[BaseException] = typer.BadParameter.__bases__[0]
@@ -24,14 +25,23 @@ def report(error: BaseException, flags: Mapping[str, str], *, debug: bool) -> in
         traceback.print_exception(error)
     sentences, code = explain(error)
     for sentence in sentences:
-        print_line(f"svdctl: {printable(with_flags(sentence, flags))}", sys.stderr)
+        _print_on_stderr(f"svdctl: {printable(with_flags(sentence, flags))}")
     return code
 
 
 def print_notices(notices: Iterable[str]) -> None:
     """Print what is said of flags before a command begins, a line each, on stderr."""
     for notice in notices:
-        print_line(f"note: {one_line(notice)}", sys.stderr)
+        _print_on_stderr(f"note: {one_line(notice)}")
+
+
+def _print_on_stderr(text: str) -> None:
+    """Print a text; on a terminal its lines end at words, elsewhere they stay as they are."""
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    width = width_of(sys.stderr) if is_terminal else None
+    for line in text.split("\n"):
+        for piece in hanging(line, width, 2):
+            print_line(piece, sys.stderr)
 
 
 def with_flags(text: str, flags: Mapping[str, str]) -> str:

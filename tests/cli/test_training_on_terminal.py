@@ -1,6 +1,7 @@
 """A training on a real terminal: what it says at once, what fits, and how it answers Ctrl-C."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -51,3 +52,12 @@ def test_ctrl_c_before_anything_is_there_is_answered_too(tmp_path: Path) -> None
     shown = run_in_terminal(TRAIN, 80, 30, keys, code=130, cwd=tmp_path, env=ENOUGH)
     assert "svdctl: interrupted; nothing was begun" in shown
     assert not (tmp_path / "runs").exists()
+
+
+def test_lines_of_a_fault_end_at_words(tmp_path: Path) -> None:
+    faults = ["--clipping", "divvy", "--architecture", "vgg12", "--opt", "lion", "--model", "torchvision:resnet19"]
+    shown = run_in_terminal([*TRAIN, *faults], 80, 40, code=2, cwd=tmp_path, env=ENOUGH)
+    piped = subprocess.run([*TRAIN, *faults], cwd=tmp_path, capture_output=True, text=True)
+    assert piped.returncode == 2
+    assert any(len(line) > 80 for line in piped.stderr.splitlines())
+    assert shown.split() == piped.stderr.split()
