@@ -10,6 +10,7 @@ from typer.main import get_command
 
 from svdctl.cli.app import app
 from svdctl.cli.command_table import COMMANDS
+from svdctl.cli.help_page import PANEL_NOTES, Panel
 
 
 def command_page() -> str:
@@ -53,19 +54,25 @@ def _command_lines(name: str, command: Any) -> Iterator[str]:
         yield from ("| argument | meaning |", "|---|---|")
         yield from (f"| `{one.metavar or one.name}` | {_text(one.help or '')} |" for one in arguments)
         yield ""
-    panels = dict.fromkeys(_panel(one) for one in command.params if one.param_type_name != "argument")
-    for panel in panels:
-        yield from _option_table(command, heading=f"{name}: {panel}", panel=panel)
+    used = {_panel(one) for one in command.params if one.param_type_name != "argument"}
+    # In the order of the help.
+    for panel in Panel:
+        if panel in used:
+            yield from _option_table(command, heading=f"{name}: {panel}", panel=panel)
+    for sentence, line in command.examples:
+        yield from (_text(sentence), "", "```sh", line, "```", "")
 
 
-def _panel(option: Any) -> str:
-    panel = getattr(option, "rich_help_panel", None) or "Options"
-    return str(getattr(panel, "value", panel))
+def _panel(option: Any) -> Panel:
+    return Panel(getattr(option, "rich_help_panel", None) or Panel.RUN)
 
 
-def _option_table(command: Any, heading: str, panel: str = "Options") -> Iterator[str]:
+def _option_table(command: Any, heading: str, panel: Panel = Panel.RUN) -> Iterator[str]:
     options = [one for one in command.params if one.param_type_name != "argument" and _panel(one) == panel]
-    yield from (f"### {heading}", "", "| option | value | meaning |", "|---|---|---|")
+    yield from (f"### {heading}", "")
+    if panel in PANEL_NOTES:
+        yield from (_text(PANEL_NOTES[panel]), "")
+    yield from ("| option | value | meaning |", "|---|---|---|")
     for one in options:
         if not getattr(one, "hidden", False):
             yield f"| {_names(one)} | {_value(one)} | {_text(one.help or '')} |"

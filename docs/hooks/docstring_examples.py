@@ -1,4 +1,4 @@
-"""Examples at the end of docstrings become sections that mkdocstrings shows as code."""
+"""Docstrings as mkdocstrings shows them: examples at their end are sections, each parameter has a line of its own."""
 
 import re
 from textwrap import indent
@@ -15,10 +15,22 @@ def with_example_section(docstring: str) -> str:
     return docstring[: match.start()] + "Examples:\n" + indent(docstring[match.start() :], "    ")
 
 
+def with_single_parameters(docstring: str) -> str:
+    """Return a docstring in which parameters that share a description (`a, b: text`) have it each.
+
+    Of a name that is several ones joined, mkdocstrings finds neither type nor default, and calls it required.
+    """
+    before, heading, rest = docstring.partition("\nArgs:\n")
+    arguments, blank, after = rest.partition("\n\n")
+    shared = re.compile(r"^    (\w+(?:, \w+)+): (.*(?:\n {5,}.*)*)$", re.M)
+    single = shared.sub(lambda m: "\n".join(f"    {name}: {m[2]}" for name in m[1].split(", ")), arguments)
+    return before + heading + single + blank + after
+
+
 class DocstringExamples(Extension):
-    """Give every docstring such a section."""
+    """Change every docstring in these ways."""
 
     def on_object(self, *, obj: Object, **_: Any) -> None:
         """Change the docstring of an object that griffe has read."""
         if obj.docstring is not None:
-            obj.docstring.value = with_example_section(obj.docstring.value)
+            obj.docstring.value = with_single_parameters(with_example_section(obj.docstring.value))

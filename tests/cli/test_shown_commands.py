@@ -5,7 +5,9 @@ import shlex
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
+from svdctl.cli.app import app
 from tests.faults.test_random_requests import COMMANDS, assert_answered
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +29,8 @@ def shown_commands() -> list[str]:
     """Return the commands of all documents, without comments, redirections and what stands for more."""
     found = {}
     for path in DOCUMENTS:
-        for match in SHOWN.finditer(path.read_text(encoding="utf-8")):
+        # Long commands go on after a backslash.
+        for match in SHOWN.finditer(path.read_text(encoding="utf-8").replace("\\\n", "")):
             text = re.sub(r"\s+(#|> |\.\.\.).*", "", match[1]).replace("FILE.toml", "table2").strip()
             # The name of a command alone is how prose calls it.
             if " " in text or text.startswith("train"):
@@ -52,7 +55,10 @@ def test_a_shown_command_is_understood(command: str, tmp_path: Path, monkeypatch
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_flags_that_a_document_names_exist(path: Path) -> None:
     options = {
-        option for command in COMMANDS.values() for one in command.params for option in (*one.opts, *one.secondary_opts)
+        option
+        for command in (get_command(app), *COMMANDS.values())
+        for one in command.params
+        for option in (*one.opts, *one.secondary_opts)
     }
     known = {option.replace("_", "-") for option in options} | OTHERS | {"--help"}
     text = path.read_text(encoding="utf-8")

@@ -137,7 +137,7 @@ def test_the_page_from_pictures_to_onnx(tmp_path: Path) -> None:
 def test_a_timm_network_is_killed_and_resumed_under_division(tmp_path: Path) -> None:
     pytest.importorskip("timm")
     draw, _, _, evaluate, _, other = blocks("sh")
-    train, gate = other.strip().splitlines()
+    train, gate = other.strip().replace("\\\n", "").splitlines()
     (tmp_path / "draw_shapes.py").write_text((ROOT / "examples/draw_shapes.py").read_text())
     assert shell(draw, tmp_path).returncode == 0
     killed(train, tmp_path, "convnext")

@@ -38,6 +38,7 @@ def test_the_tutorial_from_training_to_certificates(tmp_path: Path) -> None:
 
     done = shell(look, tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "<= 4, proved" in done.stdout
     assert (tmp_path / "spectrum.png").exists()
     assert (tmp_path / "spectrum.html").exists()
     assert shell(gate, tmp_path).returncode == 0

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import svdctl
+from svdctl.cli.help_page import Panel
 from svdctl.cli.training_flags import TRAIN
 from svdctl.config.schema_keys import schema_keys
 from svdctl.config.train_config import TrainConfig
@@ -81,6 +82,27 @@ def test_every_option_of_every_command_is_in_the_reference() -> None:
             if option.param_type_name != "argument" and not option.hidden:
                 row = next((line for line in part.splitlines() if line.startswith(f"| `{option.opts[0]}`")), "")
                 assert row.rstrip("| ").rpartition("|")[2].strip(), f"{name} {option.opts[0]} is not described"
+
+
+def test_options_stand_in_the_order_of_the_help() -> None:
+    page = hook("command_reference").command_page()
+    for name, command in COMMANDS.items():
+        part = page.partition(f"\n## svdctl {name}\n")[2].partition("\n## svdctl ")[0]
+        headings = re.findall(rf"^### {name}: (.*)$", part, re.M)
+        assert len(headings) > 3
+        assert headings == [panel.value for panel in Panel if panel.value in headings]
+        for _, line in command.examples:
+            assert f"```sh\n{line}\n```" in part
+
+
+def test_parameters_with_one_description_have_a_line_each() -> None:
+    made = hook("docstring_examples").with_single_parameters(
+        "Return.\n\nArgs:\n    a: one.\n    b, c: two,\n        of two lines.\n\nReturns:\n    x, y: both."
+    )
+    assert made == (
+        "Return.\n\nArgs:\n    a: one.\n    b: two,\n        of two lines.\n    c: two,\n        of two lines."
+        "\n\nReturns:\n    x, y: both."
+    )
 
 
 def test_every_public_name_is_in_the_reference() -> None:

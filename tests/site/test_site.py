@@ -81,6 +81,11 @@ def test_no_request_leaves_the_site(site: Path) -> None:
         assert not re.search(r"(url\(|@import)\s*[\"']?(https?:)?//", style.read_text(encoding="utf-8")), style.name
 
 
+def test_no_fence_of_code_is_shown_as_text(site: Path) -> None:
+    for page in sorted(site.rglob("*.html")):
+        assert "```" not in page.read_text(encoding="utf-8"), page.name
+
+
 def test_search_finds_a_page_that_is_opened_as_a_file(site: Path) -> None:
     with chromium() as browser:
         from selenium.webdriver.support.wait import WebDriverWait
