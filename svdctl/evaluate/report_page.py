@@ -1,13 +1,13 @@
 """The report of an evaluation as one page: tables, pictures, protocols, and where each figure comes from."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from svdctl.errors import MalformedFileError, first_line
 from svdctl.evaluate.metric import PictureContext
-from svdctl.evaluate.report import EvaluationReport, ReportedCheckpoint, title_of
+from svdctl.evaluate.report import EvaluationReport, ReportedCheckpoint, ReportedRecord, title_of
 from svdctl.evaluate.results import Record, read_rows
 from svdctl.registry import METRICS
 from svdctl.utils.content_hash import content_digest
@@ -92,16 +92,16 @@ def _pictures(checkpoint: ReportedCheckpoint, name: str) -> Iterator[PagePicture
     """Yield a picture of the first record of each metric on each data set; a sentence where none can be drawn."""
     from svdctl.utils.inline_svg import svg_text  # matplotlib takes a second to import
 
-    shown: dict[tuple[str, str], Record] = {}
+    shown: dict[tuple[str, str], ReportedRecord] = {}
     for reported in checkpoint.records:
-        shown.setdefault((reported.data_key, reported.record.metric), reported.record)
-    for number, ((data_key, kind), record) in enumerate(shown.items()):
+        shown.setdefault((reported.data_key, reported.record.metric), reported)
+    rows = partial(_rows, {reported.record.key: reported.results for reported in shown.values()})
+    for number, ((data_key, kind), reported) in enumerate(shown.items()):
         if (metric := METRICS.find(kind)) is None:
             continue
-        records = {other: found for (key, other), found in shown.items() if key == data_key}
-        rows = partial(_rows, checkpoint.results)
+        records = {other: found.record for (key, other), found in shown.items() if key == data_key}
         try:
-            figure = metric.draw(record, PictureContext(records, rows, checkpoint.name), None)
+            figure = metric.draw(reported.record, PictureContext(records, rows, checkpoint.name), None)
         except Exception as error:  # whatever is wrong with one picture, the others are drawn
             yield f"{title_of(kind)}: its picture cannot be drawn ({first_line(error)})."
             continue
@@ -110,13 +110,17 @@ def _pictures(checkpoint: ReportedCheckpoint, name: str) -> Iterator[PagePicture
             yield PagePicture(svg_text(figure, f"{name}-{number}", caption), caption)
 
 
-def _rows(results: Path, record: Record) -> list[dict[str, str]]:
+def _rows(folders: Mapping[str, Path], record: Record) -> list[dict[str, str]]:
     """Return the rows of single images of a record.
+
+    Args:
+        folders: in which the results of records lie, by their keys.
+        record: of these.
 
     Raises:
         OSError: they are not there, or not those that were measured.
     """
-    path = results / str(record.details)
+    path = folders[record.key] / str(record.details)
     if record.details_sha256 not in (None, content_digest(read_bytes(path))):
         raise MalformedFileError(str(path), "fails its checksum", "evaluate the checkpoint again")
     return read_rows(path)

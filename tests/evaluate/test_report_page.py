@@ -140,6 +140,14 @@ def test_pictures_of_many_checkpoints_are_named_and_not_drawn(
     assert page.count("Its pictures: ") == 2
 
 
+def test_rows_of_images_are_read_beside_the_figures_that_they_belong_to(made: tuple[EvaluationReport, Path]) -> None:
+    report, folder = made
+    checkpoint = replace(report.checkpoints[0], results=folder.parent / "of another network")
+    page = render(evaluation_page(replace(report, checkpoints=(checkpoint,))))
+    assert page.count("<figure>") == 2
+    assert "cannot be drawn" not in page
+
+
 def test_rows_of_images_that_are_not_those_measured_are_not_drawn(made: tuple[EvaluationReport, Path]) -> None:
     report, _ = made
     checkpoint = report.checkpoints[2]
