@@ -1,4 +1,4 @@
-"""Draw a folder of small pictures in three classes, of which octagons are hard to tell from the other two.
+"""Draw a folder of small pictures in three classes, of which octagons are hard to tell from discs.
 
     python examples/draw_shapes.py FOLDER [--train 300] [--val 50] [--size 64] [--seed 0]
 

@@ -73,7 +73,11 @@ def result_table(result: "EvaluationResult", width: int | None = None) -> str:
     lines += ["", *(_filled(note, width) for note in notes)] if notes else []
     lines += ["", "files", *(f"  {one_line(evaluation.found.results)}/" for evaluation in measured)]
     if result.report is not None:
-        lines += [f"  {one_line(result.report)}", f"  {one_line(result.report.with_suffix('.html'))}"]
+        from svdctl.evaluate.report_markdown import COMPARISON  # imports torch
+
+        picture = result.report.with_name(COMPARISON)
+        files = [result.report, result.report.with_suffix(".html"), *[picture] * picture.is_file()]
+        lines += [f"  {one_line(file)}" for file in files]
     return printable(with_flags("\n".join(lines), flags_by_key(EVALUATION)))
 
 

@@ -10,6 +10,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from svdctl.cli.evaluation_progress import result_table
 from svdctl.evaluate import known_checkpoints
 from svdctl.evaluate.known_checkpoints import INDEX
 from svdctl.evaluate.runner import EvaluationResult
@@ -162,7 +163,11 @@ def test_several_checkpoints_are_one_picture(shared: Path, folder: Path, monkeyp
     real = comparison_plot.plot_comparison
     monkeypatch.setattr(comparison_plot, "plot_comparison", lambda *given: drawn.append(real(*given)) or drawn[-1])
     flags = {"metrics": ["accuracy", "cifar-c", "certified"], "radii": ["36", "3000"], "corruptions": ["contrast"]}
-    lines = lines_of(measure(shared, folder, **flags))
+    result = measure(shared, folder, **flags)
+    lines = lines_of(result)
+    assert result_table(result).splitlines()[-3:] == [
+        f"  {folder / name}" for name in ("report.md", "report.html", "comparison.png")
+    ]
     (figure,) = drawn
     panels = [panel for part in figure.subfigs for panel in part.axes]
     titles = [panel.get_title(loc="left") for panel in panels]
@@ -175,8 +180,9 @@ def test_several_checkpoints_are_one_picture(shared: Path, folder: Path, monkeyp
     assert "![comparison](comparison.png)" in lines
     assert (folder / "comparison.png").is_file()
     assert "comparison" in (folder / "report.html").read_text(encoding="utf-8")
-    # A single checkpoint on its data is compared with nothing.
-    monkeypatch.chdir(folder)
+    # A single checkpoint on its data is compared with nothing, where the report knows of no others.
+    (folder / "alone").mkdir()
+    monkeypatch.chdir(folder / "alone")
     lines = lines_of(measure(shared, folder / "a.pth", **flags))
     assert drawn[-1] is None
     assert not any(line.startswith("![comparison]") for line in lines)
