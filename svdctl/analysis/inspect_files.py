@@ -5,7 +5,7 @@ import math
 import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -38,7 +38,7 @@ from svdctl.checkpoint.stored_skew import SERIES_TERMS
 from svdctl.checkpoint.tensors import holds_weights
 from svdctl.checkpoint.weight_file import WeightFile, read_tensors
 from svdctl.data.data_source import describe as describe_data
-from svdctl.errors import CheckpointError, ShapeError, UsageError, nearest_few
+from svdctl.errors import CheckpointError, Interrupted, ShapeError, UsageError, nearest_few
 from svdctl.layers.layer_ops import find_ops, ops_of
 from svdctl.layers.normalize import Normalize
 from svdctl.layers.norms import layer_norm
@@ -53,6 +53,7 @@ from svdctl.spectral.parallel_map import parallel_map
 from svdctl.utils.content_hash import file_digest
 from svdctl.utils.escapes import one_line
 from svdctl.utils.progress import Reporter
+from svdctl.utils.signals import answer_to_stop
 
 _NO_NETWORK = (
     "the file holds no network; its strides, groups and input sizes are not known, nor its padding: bounds are for "
@@ -99,8 +100,23 @@ def run(config: InspectConfig, reporter: Reporter | None = None) -> list[Network
     if config.html is not None:
         from svdctl.analysis.spectrum_page import write_page  # matplotlib takes a second to import
 
-        write_page(found, config, config.html)
+        with _picture_is_there(config.plot):
+            write_page(found, config, config.html)
     return found
+
+
+@contextmanager
+def _picture_is_there(picture: Path | None) -> Iterator[None]:
+    """Let a request to stop be answered, while the page is made, by what is written already."""
+    if picture is None:
+        yield
+        return
+    written = f"{one_line(picture)} is written, the page is not"
+    try:
+        with answer_to_stop(lambda: written):
+            yield
+    except KeyboardInterrupt as error:
+        raise Interrupted(f"stopped; {written}") from error
 
 
 def _with_weights(paths: Sequence[Path], reporter: Reporter) -> tuple[Path, ...]:

@@ -73,10 +73,10 @@ def _evaluate(config: EvaluateConfig, form: str, *, debug: bool) -> None:
     from svdctl.cli.evaluation_progress import EvaluationDisplay, result_json, result_table
 
     again = one_line(shlex.join(["svdctl", *sys.argv[1:]]))
-    go_on = f"the same command begins anew, for --force: {again}" if config.force else f"to go on: {again}"
+    go_on = "the same command begins anew, for --force" if config.force else "to go on"
     reporter = EvaluationDisplay(debug=debug)
     try:
-        with stops_answered(lambda text: reporter.notice(f"{text}; {go_on}"), "nothing was measured yet"):
+        with stops_answered(lambda text: reporter.answer(f"{text}; {go_on}", again), "nothing was measured yet"):
             places = ", ".join(map(str, config.checkpoints[:3])) + ", ..." * (len(config.checkpoints) > 3)
             further = [f"capture {config.capture}"] * (config.capture != "auto")
             device = device_line(config.accelerator, config.precision, *further)
@@ -87,7 +87,8 @@ def _evaluate(config: EvaluateConfig, form: str, *, debug: bool) -> None:
             with terminated_as_interrupt():
                 result = recipe.run(config, reporter=reporter)
     except KeyboardInterrupt as error:
-        raise Interrupted("interrupted; finished metrics and batches are kept, the same command goes on") from error
+        kept = "finished metrics and batches are kept, the same command goes on"
+        raise Interrupted(f"interrupted; {f'finished metrics are kept, {go_on}' if config.force else kept}") from error
     finally:
         reporter.close()
     if form == "json":

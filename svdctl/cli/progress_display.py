@@ -60,6 +60,14 @@ class ProgressDisplay(Reporter):
             else:
                 print_line(line, sys.stderr)
 
+    def answer(self, text: str, command: str) -> None:
+        """Show what is said to a request to stop, and the command that goes on, whole, so that it can be copied."""
+        self.notice(f"{text}:")
+        if self.live:
+            self.console.print(encodable(f"  {command}", self.console.file), markup=False, soft_wrap=True)
+        else:
+            print_line(f"  {command}", sys.stderr)
+
     def begin(self, work: object) -> None:
         self.close()
         self._work, self._last, self._pace = work, time.monotonic(), Pace()

@@ -185,7 +185,7 @@ def _reproduce(request: Request) -> None:
     again = one_line(shlex.join(["svdctl", *sys.argv[1:]]))
     reporter = SweepDisplay()
     try:
-        with stops_answered(lambda text: reporter.answer(text, again), "nothing was begun"):
+        with stops_answered(lambda text: reporter.answer(f"{text}; to go on", again), "nothing was begun"):
             plan = _planned(request)
             with reporter.part("loading torch"):
                 from svdctl.reproduce import reproduction as recipe

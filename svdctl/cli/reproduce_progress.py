@@ -1,7 +1,6 @@
 """What a person sees of `svdctl reproduce`: a live table of runs on a terminal, plain lines elsewhere."""
 
 import statistics
-import sys
 import textwrap
 import threading
 import time
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from svdctl.cli.progress_display import ProgressDisplay
 from svdctl.utils.duration import duration
 from svdctl.utils.escapes import one_line
-from svdctl.utils.printable import columns_of, encodable, print_line
+from svdctl.utils.printable import columns_of, encodable
 from svdctl.utils.table import Cell, Column, Table, terminal
 
 if TYPE_CHECKING:
@@ -82,14 +81,6 @@ class SweepDisplay(ProgressDisplay):
         if text not in self._noted:
             self._noted.add(text)
             super().notice(text)
-
-    def answer(self, text: str, command: str) -> None:
-        """Show what is said to a request to stop, and the command that goes on, whole, so that it can be copied."""
-        self.notice(f"{text}; to go on:")
-        if self.live:
-            self.console.print(encodable(f"  {command}", self.console.file), markup=False, soft_wrap=True)
-        else:
-            print_line(f"  {command}", sys.stderr)
 
     def finish(self, result: object) -> None:
         outcome = cast("Outcome", result)

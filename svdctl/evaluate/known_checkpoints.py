@@ -5,8 +5,9 @@ checksums as all kept measurements have (`svdctl.utils.measurement_cache`); figu
 """
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes
 
@@ -17,7 +18,8 @@ from svdctl.errors import first_line
 from svdctl.evaluate.evaluated_model import open_evaluated_model
 from svdctl.evaluate.find_checkpoints import RESULTS, FileStamp, file_stamp
 from svdctl.evaluate.measure_checkpoint import Evaluation
-from svdctl.evaluate.results import StoredResults, read_results
+from svdctl.evaluate.results import StoredResults, copy_into, read_results
+from svdctl.utils.atomic_write import write_atomically
 from svdctl.utils.escapes import one_line
 from svdctl.utils.measurement_cache import Kept, Measurement, MeasurementCache
 
@@ -68,14 +70,21 @@ class KnownCheckpoints:
         """A sentence for everything that the index says no more."""
         self.stored: dict[str, StoredResults] = {}
         """What is in `results.json` of each, by its key."""
+        if self._index.damaged:
+            aside = self._index.path.with_suffix(".damaged.json")
+            write_atomically(aside, partial(copy_into, file=self._index.path))
+            self.notices.append(f"{INDEX} as it was found is kept as {aside}")
         for key, known in self.known.items():
             results = self.where(known.results)
             try:
                 self.stored[key] = read_results(results)
             except OSError as error:
                 self.notices.append(f"the results in {results} cannot be read ({first_line(error)})")
-                del self._index.kept[key]
-        for place in _folders_of_results(folder) if search else ():
+                if isinstance(error, FileNotFoundError):
+                    del self._index.kept[key]
+                else:  # as of a disk that does not answer today: they are tried again, and named until then
+                    self.stored[key] = StoredResults(known.weights, "")
+        for place in self._folders_of_results(folder) if search else ():
             if (key := self._text(place)) not in self.known:
                 self._find(key, place)
 
@@ -156,8 +165,13 @@ class KnownCheckpoints:
     ) -> tuple[tuple[str, str], FileStamp | None]:
         path = self.where(known.path)
         stamp = file_stamp(path)
-        if stamp is None and not path.exists():
-            return (REMOVED, f"{path} is not there any more"), known.stamp
+        if stamp is None:
+            try:
+                path.stat()
+            except (FileNotFoundError, NotADirectoryError):
+                return (REMOVED, f"{path} is not there any more"), known.stamp
+            except OSError as error:
+                return (NOT_COMPARED, f"{path}: {first_line(error)}"), known.stamp
         changed = CHANGED, f"{path} holds other weights than those that were measured ({known.weights[:12]})"
         if (weights := now.get(path.resolve())) is not None:
             return (("", "") if weights == known.weights else changed), known.stamp
@@ -173,12 +187,17 @@ class KnownCheckpoints:
         """Write the index."""
         self._index.write()
 
-
-def _folders_of_results(folder: Path) -> Iterator[Path]:
-    """Yield folders with `results.json` in and below a folder of runs, or in one that is given for all results."""
-    waiting: list[Path] = [folder]
-    while waiting:
-        here = waiting.pop()
-        inner: Sequence[Path] = sorted(path for path in here.iterdir() if path.is_dir() and not path.is_symlink())
-        yield from (path for path in inner if (path / "results.json").is_file())
-        waiting += [path for path in reversed(inner) if not path.name.startswith((".", RESULTS, "wandb"))]
+    def _folders_of_results(self, folder: Path) -> Iterator[Path]:
+        """Yield folders with `results.json` in and below a folder of runs, or in one that is given for all results."""
+        waiting = [folder]
+        while waiting:
+            here = waiting.pop()
+            try:
+                inner = sorted(path for path in here.iterdir() if path.is_dir() and not path.is_symlink())
+                found = [path for path in inner if (path / "results.json").is_file()]
+            except OSError as error:  # removed meanwhile, or not to be looked into
+                if not isinstance(error, FileNotFoundError):
+                    self.notices.append(f"{here} cannot be searched for results ({first_line(error)})")
+                continue
+            yield from found
+            waiting += [path for path in reversed(inner) if not path.name.startswith((".", RESULTS, "wandb"))]

@@ -152,30 +152,30 @@ def evaluate(
                         text = METRICS.get(kind).summary(record)
                     reporter.finish(FinishedMetric(kind, text, records[kind].marks if kind in records else ""))
                 done.add(kind)
-        with suppress(OSError):  # it is not there, or holds unfinished work
-            store.unfinished.rmdir()
-        # A picture that shows figures of two metrics does not lose those that are not asked for now.
-        others = {}
-        if records:
-            unasked = (kind for kind in METRICS.kinds() if kind not in config.metrics)
-            found_before = ((kind, store.find_other(kind, dataset.identity)) for kind in unasked)
-            others = {kind: record for kind, record in found_before if record is not None}
-        output = OutputContext(
-            records={**others, **records},
-            rows=store.rows,
-            name=found.name,
-            folder=store.folder,
-            export=unique_name(found.name, store.weights),
-            config=config,
-            known=store.sound,
-        )
-        with caught("order"):
-            orders = [METRICS.get(kind).compare(context, output) for kind in output.records]
-            evaluation.order = next((order for order in orders if order is not None), None)
-        if records:
-            with caught("pictures"), reporter.part("drawing pictures"):
-                files = [METRICS.get(kind).outputs(record, output) for kind, record in records.items()]
-                evaluation.files = [store.path, *(file for some in files for file in some)]
+            with suppress(OSError):  # it is not there, or holds unfinished work
+                store.unfinished.rmdir()
+            # A picture that shows figures of two metrics does not lose those that are not asked for now.
+            others = {}
+            if records:
+                unasked = (kind for kind in METRICS.kinds() if kind not in config.metrics)
+                found_before = ((kind, store.find_other(kind, dataset.identity)) for kind in unasked)
+                others = {kind: record for kind, record in found_before if record is not None}
+            output = OutputContext(
+                records={**others, **records},
+                rows=store.rows,
+                name=found.name,
+                folder=store.folder,
+                export=unique_name(found.name, store.weights),
+                config=config,
+                known=store.sound,
+            )
+            with caught("order"):
+                orders = [METRICS.get(kind).compare(context, output) for kind in output.records]
+                evaluation.order = next((order for order in orders if order is not None), None)
+            if records:
+                with caught("pictures"), reporter.part("drawing pictures"):
+                    files = [METRICS.get(kind).outputs(record, output) for kind, record in records.items()]
+                    evaluation.files = [store.path, *(file for some in files for file in some)]
     return evaluation
 
 

@@ -17,11 +17,12 @@ def write_report(report: EvaluationReport) -> Path:
 
     remove_unfinished(report.folder)
     path, picture, figure = report.folder / "report.md", report.folder / COMPARISON, None
-    picture.unlink(missing_ok=True)
     try:
         figure = plot_comparison(report, picture)
     except Exception as error:  # whatever is wrong with a picture, the figures are reported
         report = replace(report, lost=(*report.lost, f"{COMPARISON} cannot be drawn ({first_line(error)})"))
-    write_atomically(path, markdown_report(report))
+    write_atomically(path, markdown_report(report, has_picture=figure is not None))
     write_atomically(path.with_suffix(".html"), render(evaluation_page(report, figure)))
+    if figure is None:  # only now: whatever ends the process before, what a report shows is there
+        picture.unlink(missing_ok=True)
     return path

@@ -14,8 +14,13 @@ COMPARISON = "comparison.png"
 """The picture of all checkpoints of a report."""
 
 
-def markdown_report(report: EvaluationReport) -> str:
-    """Return the report as Markdown; links are relative to its folder."""
+def markdown_report(report: EvaluationReport, *, has_picture: bool) -> str:
+    """Return the report as Markdown; links are relative to its folder.
+
+    Args:
+        report: what is known.
+        has_picture: whether `COMPARISON` is drawn.
+    """
     lines = ["# Evaluation", ""]
     tables = report.tables()
     about = f"svdctl {report.version}, {report.time}."
@@ -27,7 +32,7 @@ def markdown_report(report: EvaluationReport) -> str:
         lines += [f"## On {markdown(table.title)}", ""] * (len(tables) > 1)
         lines += [markdown_table(replace(table, title="")), ""]
     lines += [" ".join(report.marks()), ""] * bool(report.marks())
-    lines += [f"![comparison]({COMPARISON})", ""] * (report.folder / COMPARISON).is_file()
+    lines += [f"![comparison]({COMPARISON})", ""] * has_picture
     lines += [*_listed("What failed", [f"{failure.place}: {failure.error}" for failure in report.failures])]
     lines += [*_listed("What is not as it was measured", report.changes())]
     lines += ["## Protocols", "", markdown_table(report.protocols())]

@@ -97,16 +97,16 @@ def run(config: EvaluateConfig, *, reporter: Reporter) -> EvaluationResult:
             except Exception as error:
                 # Whatever is wrong with one checkpoint, its file or its network, the others are evaluated.
                 fail(found.name, error)
-    report = None
-    measured = [evaluation for evaluation in evaluations if evaluation.records]
-    if measured and config.shard is None:
-        try:
-            discovery.report.mkdir(parents=True, exist_ok=True)
-            # Two processes that evaluate other checkpoints for one report: none loses what the other has measured.
-            with held(discovery.report / ".lock-report", wait=True):
-                report = write_report(report_of(discovery, measured, failures, config))
-        except (OSError, SvdctlError) as error:
-            fail("report.md", error)
+        report = None
+        measured = [evaluation for evaluation in evaluations if evaluation.records]
+        if measured and config.shard is None:
+            try:
+                discovery.report.mkdir(parents=True, exist_ok=True)
+                # Two processes that evaluate other checkpoints for one report: none loses what the other has measured.
+                with held(discovery.report / ".lock-report", wait=True), reporter.part("writing the report"):
+                    report = write_report(report_of(discovery, measured, failures, config))
+            except (OSError, SvdctlError) as error:
+                fail("report.md", error)
     return EvaluationResult(tuple(evaluations), tuple(failures), report)
 
 

@@ -60,7 +60,7 @@ def reproduce(plan: Plan, reporter: Reporter, command_line: Callable[[Job], str]
     executor = make_executor(request, reporter)
 
     def kept() -> str:
-        measured = sum(outcome.state == "done" for outcome in outcomes.values())
+        measured = sum(outcome.state == "done" for outcome in list(outcomes.values()))
         return f"what is trained and measured is kept in {request.out_dir}, {measured} of {len(jobs)} runs whole"
 
     try:
@@ -75,7 +75,9 @@ def reproduce(plan: Plan, reporter: Reporter, command_line: Callable[[Job], str]
                 for outcome in drive(jobs, executor, reporter):
                     outcomes[outcome.id] = outcome
                     reporter.finish(outcome)
-                    _write(plan, outcomes, command_line, pictures=False)
+                    # A table of an earlier call has more than one of the first runs that are there.
+                    if not outcome.is_reused:
+                        _write(plan, outcomes, command_line, pictures=False)
             results, files = _write(plan, outcomes, command_line, pictures=True)
             for name, figure in plan.figures.items():
                 files += write_figure(request, name, figure, store, reporter.say)

@@ -59,15 +59,30 @@ def answer_to_stop(answer: Answer) -> Iterator[None]:
 
 
 def _answer_request() -> None:
-    if _say is not None and _answers:
-        _say(f"stopping: {_answers[-1]()}")
+    say, answers = _say, list(_answers)
+    if say is not None and answers:
+        _call_apart(lambda: say(f"stopping: {answers[-1]()}"))
+
+
+def _call_apart(act: Callable[[], object]) -> None:
+    """Call in a thread of its own, and wait `HEED_SECONDS` at most.
+
+    A terminal that is halted or a pipe that is full takes no line, and an answer may fail: neither must keep a second
+    request from being heeded.
+    """
+    thread = threading.Thread(target=act, name="answer", daemon=True)
+    thread.start()
+    thread.join(HEED_SECONDS)
 
 
 def end_process(sentence: str, code: int) -> NoReturn:
-    """Print a sentence on stderr and end this process, whatever its main thread waits for; empty: print nothing."""
+    """Print a sentence on stderr and end this process, whatever its main thread waits for; empty: print nothing.
+
+    Where stderr takes nothing, the process ends without the sentence.
+    """
     if sentence:
         show_cursor = "\x1b[?25h" if sys.stderr is not None and sys.stderr.isatty() else ""
-        print_line(f"{show_cursor}svdctl: {printable(sentence)}", sys.stderr)
+        _call_apart(lambda: print_line(f"{show_cursor}svdctl: {printable(sentence)}", sys.stderr))
     os._exit(code)
 
 

@@ -84,3 +84,40 @@ def test_nobody_answers_where_no_command_does() -> None:
     with answer_to_stop(lambda: "x"), stop_on_signal() as event:
         os.kill(os.getpid(), signal.SIGTERM)
         assert event.wait(5)
+
+
+FULL = """
+import fcntl, os, signal, sys, threading
+from svdctl.utils.printable import print_line
+from svdctl.utils.signals import stop_on_signal, stops_answered
+reading, writing = os.pipe()
+os.set_blocking(writing, False)
+try:
+    while True:
+        os.write(writing, b"x" * 4096)
+except BlockingIOError:
+    os.set_blocking(writing, True)
+os.dup2(writing, 2)  # nobody reads: every line on stderr waits for ever
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # the main thread is as busy as in one long operation
+def take_signals():
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    threading.Event().wait()
+threading.Thread(target=take_signals, daemon=True).start()
+with stops_answered(lambda text: print_line(text, sys.stderr), "nothing was begun"), stop_on_signal():
+    for later in (0.2, 0.6):
+        threading.Timer(later, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    threading.Event().wait()
+"""
+
+
+def test_a_second_request_is_heeded_where_the_first_cannot_be_answered() -> None:
+    """Stderr is a full pipe, as of a terminal that was halted."""
+    ended = subprocess.run([sys.executable, "-c", FULL], capture_output=True, timeout=20, check=False)
+    assert ended.returncode == 130
+
+
+def test_a_second_request_is_heeded_where_the_answer_fails() -> None:
+    code = BUSY.replace("BODY", "threading.Timer(0.6, os.kill, (os.getpid(), signal.SIGINT)).start()")
+    code = code.replace("    os._exit(0)", "    raise RuntimeError(text)") + "    threading.Event().wait()\n"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False)
+    assert (ended.returncode, ended.stdout) == (130, "stopping: nothing was begun\n")
