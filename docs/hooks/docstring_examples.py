@@ -1,10 +1,12 @@
-"""Docstrings as mkdocstrings shows them: examples at their end are sections, each parameter has a line of its own."""
+"""What mkdocstrings shows: examples as sections, a line for each parameter, defaults that are numbers."""
 
+import importlib
 import re
+from functools import reduce
 from textwrap import indent
 from typing import Any
 
-from griffe import Extension, Object
+from griffe import Extension, Function, Object
 
 
 def with_example_section(docstring: str) -> str:
@@ -27,6 +29,14 @@ def with_single_parameters(docstring: str) -> str:
     return before + heading + single + blank + after
 
 
+def value_of(module: str, default: str) -> str:
+    """Return the number that a default stands for, where it is the name of one in a module; others as they are."""
+    if not re.fullmatch(r"(\w+\.)*[A-Z_]+", default):
+        return default
+    value = reduce(getattr, default.split("."), importlib.import_module(module))
+    return repr(value) if isinstance(value, int | float) else default
+
+
 class DocstringExamples(Extension):
     """Change every docstring in these ways."""
 
@@ -34,3 +44,11 @@ class DocstringExamples(Extension):
         """Change the docstring of an object that griffe has read."""
         if obj.docstring is not None:
             obj.docstring.value = with_single_parameters(with_example_section(obj.docstring.value))
+
+    def on_function(self, *, func: Function, **_: Any) -> None:
+        """Show numbers in the place of their names as defaults of its parameters."""
+        for parameter in func.parameters:
+            if parameter.default is not None:
+                shown = value_of(func.module.path, str(parameter.default))
+                if shown != str(parameter.default):
+                    parameter.default = shown

@@ -105,6 +105,14 @@ def test_parameters_with_one_description_have_a_line_each() -> None:
     )
 
 
+def test_defaults_that_are_named_numbers_are_shown_as_numbers() -> None:
+    value_of = hook("docstring_examples").value_of
+    assert value_of("svdctl.functional", "bounds.TOLERANCE") == "0.005"
+    assert value_of("svdctl.analysis.network_spectrum", "TOLERANCE") == "0.02"
+    assert value_of("svdctl.functional", "None") == "None"
+    assert value_of("svdctl.functional", "'full'") == "'full'"
+
+
 def test_every_public_name_is_in_the_reference() -> None:
     named = {name for names in hook("python_reference").groups().values() for name in names}
     assert {f"svdctl.{name}" for name in svdctl._HOME} <= named
