@@ -102,12 +102,13 @@ def _pictures(checkpoint: ReportedCheckpoint, name: str) -> Iterator[PagePicture
         records = {other: found.record for (key, other), found in shown.items() if key == data_key}
         try:
             figure = metric.draw(reported.record, PictureContext(records, rows, checkpoint.name), None)
+            caption = f"{title_of(kind)}: {metric.evidence}"
+            picture = None if figure is None else PagePicture(svg_text(figure, f"{name}-{number}", caption), caption)
         except Exception as error:  # whatever is wrong with one picture, the others are drawn
             yield f"{title_of(kind)}: its picture cannot be drawn ({first_line(error)})."
             continue
-        if figure is not None:
-            caption = f"{title_of(kind)}: {metric.evidence}"
-            yield PagePicture(svg_text(figure, f"{name}-{number}", caption), caption)
+        if picture is not None:
+            yield picture
 
 
 def _rows(folders: Mapping[str, Path], record: Record) -> list[dict[str, str]]:
