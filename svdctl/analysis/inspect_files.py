@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,6 +51,7 @@ from svdctl.spectral.bounds import TOLERANCE as PROOF_TOLERANCE
 from svdctl.spectral.bounds import Bracket, is_bounded, norm_bound
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.parallel_map import parallel_map
+from svdctl.utils.atomic_write import require_place
 from svdctl.utils.content_hash import file_digest
 from svdctl.utils.escapes import one_line
 from svdctl.utils.progress import Reporter
@@ -91,8 +93,7 @@ def run(config: InspectConfig, reporter: Reporter | None = None) -> list[Network
         CheckpointError, ShapeError, UsageError: a file, network, layer or input that cannot be read as asked.
     """
     reporter = reporter or Reporter()
-    if config.html is not None:
-        _require_folder("html", config.html)
+    _require_places(config)
     config = config.model_copy(update={"files": _with_weights(config.files, reporter)})
     found = [_sorted(_inspect(path, config, reporter), config) for path in config.files]
     if config.plot is not None:
@@ -119,6 +120,25 @@ def _picture_is_there(picture: Path | None) -> Iterator[None]:
         raise Interrupted(f"stopped; {written}") from error
 
 
+def _require_places(config: InspectConfig) -> None:
+    """Check that the picture and the page can be written where they are wanted.
+
+    Raises:
+        UsageError: one cannot be.
+    """
+    if config.plot is not None and config.html is not None and _real(config.plot) == _real(config.html):
+        raise UsageError(f"`plot` and `html` are both {config.plot}; give the picture another name than the page")
+    read = [file for path in config.files for file in (path, weights_of(path) if os.path.isdir(path) else None) if file]
+    for name, path in (("plot", config.plot), ("html", config.html)):
+        if path is not None:
+            require_place(path, name, *read)
+
+
+def _real(path: Path) -> str:
+    """Return where a path leads; unlike `Path.resolve`, for a link that leads to itself too."""
+    return os.path.realpath(path)
+
+
 def _with_weights(paths: Sequence[Path], reporter: Reporter) -> tuple[Path, ...]:
     """Return the places that may hold weights, where there are several: not reports, nor folders without any.
 
@@ -127,7 +147,7 @@ def _with_weights(paths: Sequence[Path], reporter: Reporter) -> tuple[Path, ...]
     """
     if len(paths) == 1:
         return tuple(paths)
-    left = [path for path in paths if path.name in _REPORTS or (path.is_dir() and weights_of(path) is None)]
+    left = [path for path in paths if path.name in _REPORTS or (os.path.isdir(path) and weights_of(path) is None)]
     if left:
         reporter.notice(f"left out, as they hold no weights: {', '.join(map(str, left))}")
     if len(left) == len(paths):
@@ -145,16 +165,6 @@ def _sorted(found: NetworkSpectrum, config: InspectConfig) -> NetworkSpectrum:
     known = [row for row in found if value_of(key, row) is not None]
     others = [row for row in found if value_of(key, row) is None]
     return replace(found, layers=(*sorted(known, key=lambda row: -value_of(key, row)), *others))
-
-
-def _require_folder(key: str, path: Path) -> None:
-    """Check that the folder of a file that will be written is there.
-
-    Raises:
-        UsageError: it is not.
-    """
-    if not path.parent.is_dir():
-        raise UsageError(f"`{key} = {path}`: there is no folder {path.parent}; make it first")
 
 
 def _inspect(path: Path, config: InspectConfig, reporter: Reporter) -> NetworkSpectrum:
@@ -541,7 +551,6 @@ def _draw(found: list[NetworkSpectrum], config: InspectConfig) -> None:
                 "table, so leave `plot` out"
             )
         raise UsageError("`plot`: no convolution has singular values without a size of its input; add `input_size`")
-    _require_folder("plot", config.plot)
     plot_networks(found, max_sigma=config.max_sigma).write(config.plot)
 
 

@@ -160,7 +160,8 @@ def _of_run(folder: Path, names: list[str], which: str, faults: list[tuple[str, 
 
 def is_run_folder(folder: Path) -> bool:
     """Return whether a training of svdctl wrote this folder."""
-    return (folder / "config.toml").is_file() or (folder / "last.pt").is_file()
+    # Unlike `Path.is_file` these take names that are too long, which an index of a report may hold.
+    return os.path.isfile(folder / "config.toml") or os.path.isfile(folder / "last.pt")
 
 
 def names_of(files: Collection[Path]) -> dict[Path, str]:

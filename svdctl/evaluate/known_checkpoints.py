@@ -75,6 +75,10 @@ class KnownCheckpoints:
             write_atomically(aside, partial(copy_into, file=self._index.path))
             self.notices.append(f"{INDEX} as it was found is kept as {aside}")
         for key, known in self.known.items():
+            if not all(map(_can_be_named, (self.where(known.path), self.where(known.results)))):
+                self.notices.append(f"{INDEX} names a checkpoint by what is no path ({one_line(known.path[:80])})")
+                del self._index.kept[key]
+                continue
             results = self.where(known.results)
             try:
                 self.stored[key] = read_results(results)
@@ -113,6 +117,9 @@ class KnownCheckpoints:
             if stored.path and stored.weights:
                 path = Path(stored.path)
                 path = results.parent / path.name if is_beside else path
+                if not _can_be_named(path):
+                    self.notices.append(f"the results in {results} are of what is no path")
+                    return
                 self.stored[key] = stored
                 self._put(KnownCheckpoint(path=self._text(path), results=key, weights=stored.weights, stamp=None))
             elif is_beside:
@@ -201,3 +208,12 @@ class KnownCheckpoints:
                 continue
             yield from found
             waiting += [path for path in reversed(inner) if not path.name.startswith((".", RESULTS, "wandb"))]
+
+
+def _can_be_named(path: Path) -> bool:
+    """Return whether the system takes a path that a file names: no zero byte is in it, and no link leads to itself."""
+    try:
+        path.resolve()
+    except (OSError, ValueError, RuntimeError):
+        return False
+    return True

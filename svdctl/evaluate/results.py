@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Self
 
 from pydantic import Field, NonNegativeFloat, field_validator, model_validator
 
-from svdctl.errors import EvaluationError, MalformedFileError
+from svdctl.errors import EvaluationError, MalformedFileError, first_line
 from svdctl.registry import METRICS
 from svdctl.utils.atomic_write import remove_unfinished, write_atomically
 from svdctl.utils.content_hash import content_digest, json_digest
@@ -298,8 +298,29 @@ def read_results(folder: Path) -> StoredResults:
         cache = MeasurementCache(path, Record, {"weights": weights}, old=partial(_old_contents, path))
     except EvaluationError as error:
         return StoredResults(weights, place, damage=(str(error),))
-    damage = tuple(notice.removesuffix(": measured again") for notice in cache.notices)
-    return StoredResults(weights, place, tuple(_marked(kept, "earlier") for kept in cache.kept.values()), damage)
+    damage = [notice.removesuffix(": measured again") for notice in cache.notices]
+    sound = []
+    for number, kept in enumerate(cache.kept.values(), 1):
+        if (fault := _fault_of_protocol(kept.record)) is None:
+            sound.append(_marked(kept, "earlier"))
+        else:
+            damage.append(f"sound record {number} of {path} does not say how it was measured ({fault})")
+    return StoredResults(weights, place, tuple(sound), tuple(damage))
+
+
+def _fault_of_protocol(record: Record) -> str | None:
+    """Return why a metric cannot say what a record holds and how it was measured; None if it can.
+
+    A protocol may hold anything: what its figures are found by, it need not be what this version writes.
+    """
+    if (metric := METRICS.find(record.metric)) is None:
+        return None
+    try:
+        metric.summary(record), metric.protocol_text(record), metric.conditions(record), metric.cells(record)
+        metric.intervals(record), [*metric.remarks(record)], [*metric.notes(record)]
+    except Exception as error:  # of whatever type the values in it bring about
+        return f"{type(error).__name__}: {first_line(error, 60)}"
+    return None
 
 
 def _head(contents: Any, name: str) -> Mapping[str, Any]:

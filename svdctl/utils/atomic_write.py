@@ -3,13 +3,14 @@
 import errno
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from svdctl.errors import MissingFileError, UnusableFileError
-from svdctl.utils.files import create_new, open_regular
+from svdctl.errors import MissingFileError, UnusableFileError, UsageError
+from svdctl.utils.files import create_new, open_regular, require_regular
 
 if TYPE_CHECKING:
     from svdctl.utils.matplotlib_defaults import Figure
@@ -36,11 +37,16 @@ def write_atomically(path: Path, contents: str | bytes | Callable[[BinaryIO], ob
 
     Raises:
         MissingFileError: its folder is not there.
+        UnusableFileError: a device has its name: who may rename a file over `/dev/null` must not do it.
         OSError: it cannot be written, as on a full disk; it names the file, and one that was there stays as it is.
     """
     if not path.parent.is_dir():
         reason = f"cannot be written: {path.parent} is no folder"
         raise MissingFileError(str(path), reason, "make the folder first, or give another path", errno.ENOENT)
+    with suppress(FileNotFoundError):
+        state = path.lstat()
+        if stat.S_ISCHR(state.st_mode) or stat.S_ISBLK(state.st_mode):
+            require_regular(state, str(path))
     if isinstance(contents, str):
         contents = contents.encode("utf-8", errors="backslashreplace")
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -68,6 +74,38 @@ def write_atomically(path: Path, contents: str | bytes | Callable[[BinaryIO], ob
     finally:
         with suppress(OSError):  # the error of the writing is the one to tell
             beside.unlink(missing_ok=True)
+
+
+def require_place(path: Path, name: str, *inputs: Path) -> None:
+    """Check that a file can be written where a user wants it, before the work that it is the result of.
+
+    Args:
+        path: the file.
+        name: of the key or argument, in messages.
+        inputs: what the work reads.
+
+    Raises:
+        UsageError: its folder is not there or cannot be written; it is one of the inputs; or something else than a
+            file has its name. A link is refused too: `/dev/stdout` is one, which nobody wants to be replaced.
+    """
+    given = f"`{name} = {path}`"
+    if not os.path.isdir(path.parent):  # unlike `Path.is_dir` it takes names that are too long
+        raise UsageError(f"{given}: there is no folder {path.parent}; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{given}: nothing can be written in {path.parent}; give a file in another folder")
+    try:
+        if path.is_symlink():
+            raise UsageError(f"{given}: this is a link to {path.readlink()}; remove it, or give the name of a file")
+        require_regular(path.stat(), str(path))
+    except FileNotFoundError:
+        return
+    except UnusableFileError as error:
+        raise UsageError(f"{given}: it {error.reason}; give the name of a file") from error
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UsageError(f"{given}: it cannot be written ({reason}); give another name") from error
+    if any(os.path.exists(one) and one.samefile(path) for one in inputs):
+        raise UsageError(f"{given}: this is a file that is read, and would be lost; give another name")
 
 
 def write_picture(figure: "Figure", path: Path) -> None:

@@ -60,7 +60,7 @@ def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     path = os.fspath(path)
     try:
         # Opening a device can change it; a FIFO that replaces the file meanwhile does not block.
-        _require_regular(os.stat(path), path)
+        require_regular(os.stat(path), path)
         handle = os.open(path, os.O_RDONLY | _QUIETLY)
     except (OSError, ValueError) as error:
         raise _unusable(error, path) from error
@@ -107,7 +107,7 @@ def _own(path: str | os.PathLike[str], flags: int) -> int:
     if os.path.islink(path):
         raise UnusableFileError(path, f"is a link to {os.readlink(path)}, and is not written through", "remove it")
     if os.path.exists(path):
-        _require_regular(os.stat(path), path)
+        require_regular(os.stat(path), path)
     # The flags hold where a link or a FIFO takes the place meanwhile.
     own = flags | os.O_CREAT | _NO_LINK | _QUIETLY
     return _regular(os.open(path, own, 0o666), path)
@@ -116,7 +116,7 @@ def _own(path: str | os.PathLike[str], flags: int) -> int:
 def _regular(handle: int, path: str) -> int:
     """Return a handle that turns out to be one of a regular file; another one is closed."""
     try:
-        _require_regular(os.fstat(handle), path)
+        require_regular(os.fstat(handle), path)
         if hasattr(os, "set_blocking"):
             os.set_blocking(handle, True)
     except BaseException:
@@ -125,7 +125,8 @@ def _regular(handle: int, path: str) -> int:
     return handle
 
 
-def _require_regular(state: os.stat_result, path: str) -> None:
+def require_regular(state: os.stat_result, path: str) -> None:
+    """Raise an UnusableFileError where this is the state of anything but a regular file."""
     if not stat.S_ISREG(state.st_mode):
         reason = _KINDS.get(stat.S_IFMT(state.st_mode), "is no regular file")
         raise UnusableFileError(path, reason, "check which file was meant")

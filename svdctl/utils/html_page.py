@@ -13,11 +13,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
 
 from svdctl.utils.escapes import html_text
+from svdctl.utils.files import read_text
 from svdctl.utils.machine import machine
 from svdctl.utils.table import Basis, Table, sortable_html
 
@@ -129,7 +129,7 @@ def render(page: Page) -> str:
 
 
 def _own_file(name: str) -> str:
-    return files("svdctl.utils").joinpath(name).read_text(encoding="utf-8")
+    return read_text(Path(__file__).with_name(name))
 
 
 def _digest(text: str) -> str:

@@ -3,8 +3,10 @@
 Nothing in a cell is markup: each renderer escapes what its format would obey.
 """
 
+import bisect
 import csv
 import io
+import itertools
 import json
 import math
 import os
@@ -141,7 +143,7 @@ class Table:
 def width_of(stream: IO[str] | None) -> int | None:
     """Return how many columns the terminal of a stream has, or the variable COLUMNS says; None: it is no terminal."""
     given = os.environ.get("COLUMNS", "")
-    if given.isdecimal() and int(given) > 0:
+    if re.fullmatch(r"0*[1-9][0-9]{0,5}", given):
         return int(given)
     try:
         return os.get_terminal_size(stream.fileno()).columns or None if stream is not None else None
@@ -245,25 +247,40 @@ class _Texts:
     def shorten(self, width: int) -> None:
         """Cut the middle of cells that are wider than this, as far as different ones stay different."""
         header, *cells = self._whole
-        for allowed in range(max(width, columns_of(header)), max(map(columns_of, cells))):
+        rulers = [_Ruler(text) for text in cells]
+        allowed, widest = max(width, columns_of(header), 1), max((ruler.width for ruler in rulers), default=0)
+        while allowed < widest:
             for share in _SHARES:
-                short = [_without_middle(text, allowed, share) for text in cells]
+                short = [ruler.without_middle(allowed, share) for ruler in rulers]
                 if len(set(short)) == len(set(cells)):
                     self.texts = [header, *short]
                     return
+            # Names can have thousands of signs: beyond what terminals are wide, steps grow.
+            allowed += max(1, (allowed - 64) // 4)
         self.texts = self._whole
 
 
-def _without_middle(text: str, width: int, share: float) -> str:
-    """Return a text of at most so many columns: of a longer one, `share` of what stays stands after the ellipsis."""
-    if columns_of(text) <= width:
-        return text
-    first, last, after = len(text), len(text), round((width - 1) * share)
-    while last > 0 and columns_of(text[last - 1 :]) <= after:
-        last -= 1
-    while columns_of(text[:first]) + 1 + columns_of(text[last:]) > width:
-        first -= 1
-    return f"{text[:first]}…{text[last:]}"
+class _Ruler:
+    """A text, and how many columns of a terminal its beginnings take, so that it is cut without being measured anew."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        widths = itertools.repeat(1, len(text)) if text.isascii() else map(columns_of, text)
+        self._ends = [0, *itertools.accumulate(widths)]
+
+    @property
+    def width(self) -> int:
+        """Return how many columns the text takes."""
+        return self._ends[-1]
+
+    def without_middle(self, width: int, share: float) -> str:
+        """Return a text of at most so many columns: of a longer one, `share` of what stays is after the ellipsis."""
+        if self.width <= width:
+            return self.text
+        after = round((width - 1) * share)
+        last = bisect.bisect_left(self._ends, self.width - after)
+        first = bisect.bisect_right(self._ends, width - 1 - (self.width - self._ends[last])) - 1
+        return f"{self.text[:first]}…{self.text[last:]}"
 
 
 def _fit(columns: list[_Texts], width: int) -> list[str]:

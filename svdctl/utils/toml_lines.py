@@ -2,12 +2,11 @@
 
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from svdctl.errors import FileError
-from svdctl.utils.files import TOML_LIMIT, read_text
+from svdctl.utils.files import TOML_LIMIT, parse_toml, read_text
 
 KeyPath = tuple[str | int, ...]
 """Names of keys, and numbers of elements in arrays of tables, from 0."""
@@ -106,9 +105,11 @@ def key_lines(text: str) -> dict[KeyPath, int]:
         if text[at] == "[":
             is_array = text.startswith("[[", at)
             names, at = _key(text, at + 1 + is_array)
-            table = _element(names[:-1], elements)
-            for length in range(1, len(names)):
-                found.setdefault(_element(names[:length], elements), line)
+            table = ()
+            for name in names[:-1]:
+                table = (*table, name)
+                table = (*table, elements[table]) if table in elements else table  # the last one so far is meant
+                found.setdefault(table, line)
             table = (*table, names[-1])
             if is_array:
                 found.setdefault(table, line)
@@ -125,16 +126,6 @@ def key_lines(text: str) -> dict[KeyPath, int]:
     return found
 
 
-def _element(names: Iterable[str], elements: dict[KeyPath, int]) -> KeyPath:
-    """Return the path of a table; of an array of tables, the last one so far is meant."""
-    path: KeyPath = ()
-    for name in names:
-        path = (*path, name)
-        if path in elements:
-            path = (*path, elements[path])
-    return path
-
-
 def _key(text: str, at: int) -> tuple[list[str], int]:
     """Return the parts of the dotted key at a position, and the position of the sign after it."""
     names = []
@@ -143,7 +134,7 @@ def _key(text: str, at: int) -> tuple[list[str], int]:
         quoted = _STRING.match(text, at)
         found = quoted or _BARE.match(text, at)
         assert found is not None
-        names.append(tomllib.loads(f"key = {found[0]}")["key"] if quoted else found[0])
+        names.append(parse_toml(f"key = {found[0]}", "a key")["key"] if quoted else found[0])
         at = _after(_BLANK, text, found.end())
         if text[at] != ".":
             return names, at

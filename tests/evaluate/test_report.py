@@ -12,9 +12,11 @@ import torch
 
 from svdctl.cli.evaluation_progress import result_table
 from svdctl.evaluate import known_checkpoints
-from svdctl.evaluate.known_checkpoints import INDEX
+from svdctl.evaluate.known_checkpoints import INDEX, KnownCheckpoint
+from svdctl.evaluate.results import Record
 from svdctl.evaluate.runner import EvaluationResult
 from svdctl.evaluate.runner import run as evaluate
+from svdctl.utils.measurement_cache import Kept, MeasurementCache
 from tests.evaluate.small import Recorder, make
 
 FACTORY = "tests.evaluate.small:build"
@@ -186,3 +188,61 @@ def test_several_checkpoints_are_one_picture(shared: Path, folder: Path, monkeyp
     lines = lines_of(measure(shared, folder / "a.pth", **flags))
     assert drawn[-1] is None
     assert not any(line.startswith("![comparison]") for line in lines)
+
+
+NAMES = {
+    "zero byte": "b%00.pth",
+    "too long": "x" * 300,
+    "much too long": "x/" * 3000,
+    "link to itself": "loop/b.pth",
+    "no weights": "/etc/passwd",
+    "device": "/dev/zero",
+}
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_an_index_or_results_that_name_what_cannot_be_opened_lose_no_other_figure(
+    kind: str, shared: Path, folder: Path
+) -> None:
+    first = lines_of(measure(shared, folder, metrics=["accuracy"]))
+    (folder / "loop").symlink_to("loop")
+    (folder / "b.pth").unlink()
+    index = MeasurementCache(folder / INDEX, KnownCheckpoint, {"of": "report.md"})
+    key, kept = list(index.kept.items())[-1]
+    index.kept[key] = Kept(kept.record.model_copy(update={"path": NAMES[kind]}))
+    index.write()
+    lines = lines_of(measure(shared, folder, metrics=["accuracy"]))
+    assert row(lines, "a ").replace(" (kept)", "") == row(first, "a ")
+    assert any("names a checkpoint by what is no path" in line for line in lines) or any(
+        word in "\n".join(lines) for word in ("(removed)", "(file not compared)")
+    )
+
+
+@pytest.mark.parametrize("place", ["runs/\0/b.pth", "loop/b.pth"])
+def test_results_of_what_is_no_path_are_told(place: str, shared: Path, folder: Path, tmp_path: Path) -> None:
+    measure(shared, folder / "a.pth", metrics=["accuracy"], out_dir=folder)
+    (results,) = (path.parent for path in folder.glob("*/results.json"))
+    stranger = results.rename(folder / "theirs")
+    (tmp_path / "loop").symlink_to("loop")
+    contents = json.loads((stranger / "results.json").read_text())
+    contents["remarks"]["path"] = place
+    (stranger / "results.json").write_text(json.dumps(contents))
+    lines = lines_of(measure(shared, folder / "b.pth", metrics=["accuracy"], out_dir=folder))
+    assert any("theirs are of what is no path" in line for line in lines)
+
+
+@pytest.mark.parametrize("protocol", [{}, {"precision": None, "data": 5, "names": 3}])
+def test_sound_records_that_do_not_say_how_they_were_measured_are_no_figures(
+    protocol: dict[str, Any], shared: Path, folder: Path
+) -> None:
+    metrics, attack = ["accuracy", "ece", "autoattacks"], {"examples": "4", "attacks": ["apgd-ce"]}
+    measure(shared, folder, metrics=metrics, **attack)
+    path = folder / "eval-b/results.json"
+    cache = MeasurementCache(path, Record, {"weights": json.loads(path.read_text())["about"]["weights"]})
+    for key, kept in cache.kept.items():
+        cache.kept[key] = Kept(kept.record.model_copy(update={"protocol": protocol}))
+    cache.write()
+    (folder / "b.pth").unlink()
+    lines = lines_of(measure(shared, folder, metrics=["accuracy"]))
+    assert "(kept)" in row(lines, "a ")
+    assert any("does not say how it was measured" in line and "that figure is not shown" in line for line in lines)

@@ -2,12 +2,15 @@
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
+from unittest.mock import patch
 
 import pytest
 
-from svdctl.utils.atomic_write import remove_unfinished, write_atomically
+from svdctl.errors import UnusableFileError, UsageError
+from svdctl.utils.atomic_write import remove_unfinished, require_place, write_atomically
 
 
 def fill(file: BinaryIO) -> None:
@@ -77,3 +80,38 @@ def test_errors_name_the_path_that_was_asked_for(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="too long") as long:
         write_atomically(tmp_path / ("a" * 250), "new")
     assert long.value.filename == str(tmp_path / ("a" * 250))
+
+
+def test_no_device_is_replaced(tmp_path: Path) -> None:
+    with (
+        patch.object(Path, "lstat", lambda path: os.stat("/dev/null")),  # who may make devices may rename over them
+        pytest.raises(UnusableFileError, match="is a device"),
+    ):
+        write_atomically(tmp_path / "null", "text")
+    assert not [*tmp_path.iterdir()]
+
+
+PLACES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "folder": (lambda path: path.mkdir(), "is a folder"),
+    "FIFO": (os.mkfifo, "is a FIFO"),
+    "link": (lambda path: path.symlink_to("/dev/stdout"), "is a link to /dev/stdout"),
+    "link to nothing": (lambda path: path.symlink_to("nothing"), "is a link to nothing"),
+    "link to itself": (lambda path: path.symlink_to(path.name), "is a link to it"),
+    "input": (lambda path: path.write_text("weights"), "would be lost"),
+}
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_a_place_that_no_file_can_take_is_refused_before_the_work(kind: str, tmp_path: Path) -> None:
+    make, reason = PLACES[kind]
+    make(tmp_path / "it")
+    with pytest.raises(UsageError, match=f"`html = .*{reason}"):
+        require_place(tmp_path / "it", "html", tmp_path / "it")
+
+
+def test_a_place_in_no_folder_or_of_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"there is no folder .*none; make it first"):
+        require_place(tmp_path / "none/it", "html")
+    with pytest.raises(UsageError, match=r"cannot be written .file name too long"):
+        require_place(tmp_path / ("x" * 300), "html")
+    require_place(tmp_path / "it", "html", tmp_path / "other", tmp_path / ("x" * 300))

@@ -3,15 +3,20 @@
 import csv
 import io
 import json
+import time
 from html.parser import HTMLParser
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from svdctl.utils.escapes import tex
+from svdctl.utils.printable import columns_of
 from svdctl.utils.table import (
     Cell,
     Column,
     Table,
+    _Ruler,
     csv_text,
     html,
     json_text,
@@ -243,3 +248,46 @@ def test_a_folded_table_breaks_headers_then_puts_columns_below() -> None:
         "two            -  -",
     ]
     assert all(column.header in terminal(table, width=20) for column in columns)
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "²", "1e9", "9" * 5000, "1000000000"])
+def test_what_is_no_width_is_none(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python refuses to read numbers of thousands of digits."""
+    monkeypatch.setenv("COLUMNS", given)
+    assert width_of(io.StringIO()) is None
+
+
+def _named(names: list[str], width: int) -> list[str]:
+    columns = [Column("name", "name", "left", elastic=True), Column("v", "value", spare=1)]
+    return terminal(Table(columns, [[Cell(name), Cell("1")] for name in names]), width=width, fold=True).splitlines()
+
+
+def test_a_table_without_rows_fits_any_width() -> None:
+    assert _named([], 3) == ["name", "----"]
+
+
+@pytest.mark.parametrize("sign", ["a", "\u4e00", "\u0301"])
+def test_names_of_thousands_of_signs_that_differ_in_the_middle_take_no_minutes(sign: str) -> None:
+    names = [sign * 2500 + middle + sign * 2500 for middle in "xyz"]
+    before = time.process_time()
+    lines = _named(names, 80)
+    assert time.process_time() - before < 10
+    assert len(set(lines[2:])) == 3  # they still differ
+
+
+@given(
+    st.text(st.sampled_from("ab\u0301\u4e00"), max_size=30),
+    st.integers(1, 30),
+    st.sampled_from((0.5, 0.7, 0.3, 0.9, 0.1)),
+)
+def test_a_text_is_cut_to_at_most_the_columns_allowed(text: str, width: int, share: float) -> None:
+    short = _Ruler(text).without_middle(width, share)
+    assert columns_of(short) <= width
+    assert (short == text) == (columns_of(text) <= width)
+    if short != text:
+        first, _, last = short.partition("…")
+        assert text.startswith(first)
+        assert text.endswith(last)
+        # A sign more, and its combining ones, would be too much.
+        assert columns_of(last) <= round((width - 1) * share)
+        assert columns_of(text[: len(first) + 1]) + 1 + columns_of(last) > width

@@ -1,5 +1,6 @@
 """The lines of keys in TOML files, against documents whose lines are known since they were written one by one."""
 
+import time
 import tomllib
 from typing import Any
 
@@ -177,3 +178,21 @@ def test_a_fault_gets_the_line_of_the_key_that_it_is_about() -> None:
     # What a flag has set is not the file's.
     assert lines.located(faults[:1], elsewhere=["epochs"]) == faults[:1]
     assert lines.located(faults[2:3], elsewhere=["optimizer"]) == faults[2:3]
+
+
+def test_a_mebibyte_of_headers_of_many_parts_takes_no_minutes() -> None:
+    parts = ".".join("b" * 85)
+    text = "\n".join(f"[a{number}.{parts}]" for number in range(1000))
+    before = time.process_time()
+    lines = key_lines(text)
+    assert time.process_time() - before < 5
+    assert len(lines) == 86_000
+    assert lines["a7", *"b" * 85] == 8
+
+
+def test_paths_through_arrays_of_tables_mean_the_last_element() -> None:
+    lines = key_lines("[[a]]\n[[a]]\n[[a.b]]\n[a.b.c]\nd = 1\n")
+    assert lines == {
+        ("a",): 1, ("a", 0): 1, ("a", 1): 2, ("a", 1, "b"): 3, ("a", 1, "b", 0): 3, ("a", 1, "b", 0, "c"): 4,
+        ("a", 1, "b", 0, "c", "d"): 5,
+    }  # fmt: skip
