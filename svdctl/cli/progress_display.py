@@ -85,8 +85,8 @@ class ProgressDisplay(Reporter):
         else:
             text = now
         text = one_line(text)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=total, shown=f"{amount(done, total)} {text}")
+        if (bar := self._bar) is not None:  # another thread may close it meanwhile
+            bar.update(self._task, completed=done, total=total, shown=f"{amount(done, total)} {text}")
         elif time.monotonic() - self._last >= 10:
             self._last = time.monotonic()
             self.say(self._form.format(done=done, total=total, work=self._work, text=text, amount=amount(done, total)))
@@ -118,8 +118,10 @@ class ProgressDisplay(Reporter):
         finally:
             if bar is not None:
                 bar.remove_task(task)
+                there = set(bar.task_ids)  # parts of other threads may have ended meanwhile
                 for other in outer:
-                    bar.update(other.id, visible=True)
+                    if other.id in there:
+                        bar.update(other.id, visible=True)
                 if bar is self._bar and not bar.tasks:  # it was made for this part
                     self.close()
 

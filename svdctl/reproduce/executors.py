@@ -127,7 +127,7 @@ class Processes(Executor):
             if self.stopped.is_set():
                 return 0, "", ""
             process = subprocess.Popen(
-                self.command,
+                [*self.command, str(os.getpid())],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

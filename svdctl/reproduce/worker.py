@@ -1,6 +1,6 @@
 """A worker process: a job on stdin, its outcome on stdout. Importing this loads nothing heavy.
 
-python -m svdctl.reproduce.worker < job.json
+python -m svdctl.reproduce.worker [PARENT] < job.json
 """
 
 import json
@@ -14,9 +14,13 @@ from svdctl.plugins import grant_factory, is_factory, load_plugins
 
 
 def main() -> None:
-    """Execute one job. A process whose parent is gone stops as on a signal, with its state saved."""
+    """Execute one job. A process whose parent is gone stops as on a signal, with its state saved.
+
+    The parent says its number: it may be gone before this process can ask.
+    """
     text = sys.stdin.read()
-    threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
+    parent = int(sys.argv[1]) if len(sys.argv) > 1 else os.getppid()
+    threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
     # The last line: libraries may print before it.
     print("\n" + work(text), flush=True)
 

@@ -98,6 +98,18 @@ def test_a_work_that_begins_in_a_part_takes_its_place() -> None:
     display.close()
 
 
+def test_parts_of_several_threads_end_in_any_order() -> None:
+    display = ProgressDisplay("stdout", live=True)
+    drawn(display)
+    first, second = display.part("reading"), display.part("proving")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert [task.description for task in display._bar.tasks] == ["proving"]
+    second.__exit__(None, None, None)
+    assert display._bar is None
+
+
 def test_the_pace_begins_anew_where_other_pieces_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 10.0, 100.0, 110.0])
     monkeypatch.setattr("svdctl.utils.progress.time.monotonic", lambda: next(clock))

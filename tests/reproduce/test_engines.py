@@ -1,6 +1,7 @@
 """Engines give every job one outcome; lost workers are replaced; the driver leaves what others hold for later."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -202,6 +203,14 @@ def test_a_folder_without_a_checkpoint_needs_its_whole_space(jobs: list[Job]) ->
         update={"checkpoint": run.config.checkpoint.model_copy(update={"keep": True, "every_epochs": 1})}
     )
     assert run_bytes(config) > run_bytes(run.config)
+
+
+def test_a_worker_whose_parent_was_killed_before_it_could_ask_who_that_is_stops() -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    code = "from svdctl.reproduce import worker; import time; worker.work = lambda text: time.sleep(60); worker.main()"
+    ended = subprocess.run([sys.executable, "-c", code, str(gone.pid)], input="{}", text=True, timeout=30, check=False)
+    assert ended.returncode == -signal.SIGTERM
 
 
 def test_stopping_ends_the_workers(jobs: list[Job]) -> None:
