@@ -86,6 +86,16 @@ def test_no_fence_of_code_is_shown_as_text(site: Path) -> None:
         assert "```" not in page.read_text(encoding="utf-8"), page.name
 
 
+def test_no_table_is_wider_than_a_screen(site: Path) -> None:
+    wider = """return [...document.querySelectorAll(".md-typeset__scrollwrap")]
+        .filter(box => box.scrollWidth > box.clientWidth + 2).map(box => box.innerText.slice(0, 60))"""
+    with chromium() as browser:
+        browser.driver.set_window_size(1300, 900)
+        for page in sorted(site.rglob("*.html")):
+            browser.open(page)
+            assert browser.run(wider) == [], page.name
+
+
 def test_search_finds_a_page_that_is_opened_as_a_file(site: Path) -> None:
     with chromium() as browser:
         from selenium.webdriver.support.wait import WebDriverWait
