@@ -1,6 +1,7 @@
 """Completion of commands, options and their values in a shell: typer's own scripts, which call svdctl at each Tab."""
 
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -36,7 +37,11 @@ def answer_shell(app: Callable[..., Any]) -> None:
     from typer.completion import completion_init
 
     completion_init()
-    app(prog_name="svdctl")
+    try:
+        app(prog_name="svdctl")
+    except (LookupError, ValueError) as error:  # variables that the scripts set are missing, or hold something else
+        print(f"svdctl: {ASKED} is for the scripts of --show-completion alone; unset it", file=sys.stderr)
+        raise SystemExit(UsageError.exit_code) from error
 
 
 def install(shell: str | None) -> None:

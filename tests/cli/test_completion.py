@@ -138,3 +138,13 @@ def test_an_unknown_shell_is_named(home: Path) -> None:
     assert done.stderr == (
         "svdctl: there is no completion for the shell bsh; did you mean bash? (bash, zsh, fish, powershell)\n"
     )
+
+
+@pytest.mark.parametrize("variables", [{}, {"COMP_WORDS": "svdctl", "COMP_CWORD": "x"}], ids=["none", "no number"])
+def test_a_variable_of_the_scripts_that_is_set_by_hand_is_a_sentence(home: Path, variables: dict[str, str]) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "_SVDCTL_COMPLETE": "complete_bash", **variables}
+    done = subprocess.run(
+        [home / "bin/svdctl"], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == "svdctl: _SVDCTL_COMPLETE is for the scripts of --show-completion alone; unset it\n"
