@@ -55,6 +55,7 @@ from svdctl.utils.atomic_write import require_place
 from svdctl.utils.content_hash import file_digest
 from svdctl.utils.escapes import one_line
 from svdctl.utils.progress import Reporter
+from svdctl.utils.rounded_figures import at_most
 from svdctl.utils.signals import answer_to_stop
 
 _NO_NETWORK = (
@@ -580,7 +581,7 @@ def faults(found: list[NetworkSpectrum], config: InspectConfig) -> list[str]:
             lines.append(f"{one_line(name)}: not proved: {one_line(row.title)}, {row.why_not_proved}")
         elif row.gate == "above" and row.bound is not None and limit is not None:
             sure = row.bound.lower > limit
-            what = f"reaches {row.bound.lower:.6g}" if sure else f"may reach {row.bound.upper:.6g}"
+            what = f"reaches {row.bound.lower:.6g}" if sure else f"may reach {at_most(row.bound.upper, 6)}"
             lines.append(f"{one_line(name)}: {one_line(row.title)} {what}, above {limit:g}")
     return lines
 
@@ -596,7 +597,7 @@ def summary(found: list[NetworkSpectrum], config: InspectConfig) -> str:
         if not any(_matches(row.title, (pattern,)) for _, row in rows):
             raise UsageError(f"`excepted = {pattern}`: no layer of {', '.join(map(str, config.files))} has such a name")
     limits = {"`max_sigma`": config.max_sigma, "`batchnorm_max`": config.batchnorm_max}
-    held = [f"{limit:g} ({key})" for key, limit in limits.items() if limit]
+    held = [f"{at_most(limit, 6)} ({key})" for key, limit in limits.items() if limit]
     proved = sum(row.gate == "proved" for _, row in rows)
     lines = [f"{proved} of {sum(bool(row.gate) for _, row in rows)} layers proved to be at most {' and '.join(held)}"]
     lines += [f"{one_line(network.name)}: {told}" for network in found if (told := told_by_shape(network))]

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from svdctl.analysis.layer_spectrum import LayerSpectrum
 from svdctl.analysis.network_spectrum import NetworkSpectrum
-from svdctl.analysis.spectrum_table import COLUMNS, cell_of, held, legend_of, number, text_below, text_table, value_of
+from svdctl.analysis.spectrum_table import COLUMNS, cell_of, held, legend_of, text_below, text_table, value_of
 from svdctl.utils.escapes import one_line
+from svdctl.utils.rounded_figures import number
 from svdctl.utils.table import Cell, Column, Table, columns_that_fit, terminal, wrapped
 
 _BESIDE = ("largest_circular", "bound_upper", "condition_number")

@@ -10,10 +10,11 @@ from svdctl.analysis.inspect_files import faults
 from svdctl.analysis.network_spectrum import NetworkSpectrum
 from svdctl.analysis.spectrum_comparison import are_comparable, comparison_table
 from svdctl.analysis.spectrum_plot import plot_networks
-from svdctl.analysis.spectrum_table import at_most, legend_of, maxima_lines, spectrum_table, told_by_shape
+from svdctl.analysis.spectrum_table import legend_of, maxima_lines, spectrum_table, told_by_shape
 from svdctl.utils.atomic_write import write_atomically
 from svdctl.utils.html_page import FactList, FoldedList, Page, PagePicture, PageSection, render, written_by
 from svdctl.utils.inline_svg import svg_text
+from svdctl.utils.rounded_figures import at_most
 from svdctl.utils.table import Cell, Column, Table, columns_that_fit
 
 
@@ -104,7 +105,7 @@ def _told(networks: Sequence[NetworkSpectrum]) -> Iterator[str]:
 def _verdicts(networks: Sequence[NetworkSpectrum], config: InspectConfig) -> Iterator[str | FoldedList]:
     rows = [(network.name, layer) for network in networks for layer in network if layer.gate]
     limits = {"layers with weights": config.max_sigma, "normalisations": config.batchnorm_max}
-    held = ", ".join(f"{what} {limit:g}" for what, limit in limits.items() if limit is not None)
+    held = ", ".join(f"{what} {at_most(limit, 6)}" for what, limit in limits.items() if limit is not None)
     proved = sum(layer.gate == "proved" for _, layer in rows)
     yield f"{proved} of {len(rows)} layers are proved to be at most the maximum ({held})."
     if found := faults([*networks], config):

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from decimal import ROUND_CEILING, Context
 from typing import Any, NamedTuple
 
 from svdctl.analysis.layer_spectrum import LayerSpectrum
 from svdctl.analysis.network_spectrum import NetworkSpectrum
 from svdctl.utils.escapes import one_line
+from svdctl.utils.rounded_figures import at_least, at_most, number
 from svdctl.utils.table import (
     Basis,
     Cell,
@@ -139,8 +139,10 @@ def cell_of(key: str, layer: LayerSpectrum) -> Cell:
     if key == "maximum":
         return Cell(held(layer), value, basis="proved" if layer.is_proved else "")
     if key == "bound_upper":
-        text = f"gain {number(value)}" if layer.is_normalization else at_most(value)
+        text = f"gain {at_most(value)}" if layer.is_normalization else at_most(value)
         return Cell(text, value, basis="assumed" if layer.assumption else "")
+    if key == "zero_padded_lower":
+        return Cell(at_least(value), value)
     if key == "shape" and layer.is_normalization:
         return Cell(f"{_cell(key, value).text} channels", list(layer.shape))
     return _cell(key, value)
@@ -163,7 +165,7 @@ def held(layer: LayerSpectrum) -> str:
     if layer.is_proved:
         return f"<= {limit}, proved"
     if layer.bound is not None and layer.bound.lower > layer.maximum:
-        return f"above {limit} by {number(layer.bound.lower - layer.maximum, 2)}"
+        return f"above {limit} by {at_least(layer.bound.lower - layer.maximum, 2)}"
     return f"{limit}, not proved"
 
 
@@ -205,8 +207,8 @@ def _excess(layer: LayerSpectrum) -> str:
         return f"(maximum {layer.maximum:g}: {layer.why_not_proved})"
     if layer.bound.lower > layer.maximum:
         share = layer.bound.lower / layer.maximum - 1
-        above = f"{number(100 * share, 3)} % above" if share < 1 else f"{number(share + 1, 3)} times"
-        return f"reaches {number(layer.bound.lower)}, {above} {layer.maximum:g}"
+        above = f"{at_least(100 * share, 3)} % above" if share < 1 else f"{at_least(share + 1, 3)} times"
+        return f"reaches {at_least(layer.bound.lower)}, {above} {layer.maximum:g}"
     return f"may reach {at_most(layer.bound.upper)}, above {layer.maximum:g}"
 
 
@@ -301,20 +303,3 @@ def _values(values: Sequence[float], width: int) -> list[str]:
     count = max(1, (width - 2) // 12)
     cells = [f"{value:>10.6g}" for value in values]
     return ["  " + "  ".join(cells[at : at + count]) for at in range(0, len(cells), count)]
-
-
-def number(value: float | None, digits: int = 4) -> str:
-    """Return that many figures, or a dash."""
-    if value is None:
-        return "-"
-    return "inf" if math.isinf(value) else f"{value:.{digits}g}"
-
-
-def at_most(value: float | None, digits: int = 4) -> str:
-    """Return that many figures of a bound, rounded up, or a dash; of one a little above a round number more of them."""
-    if value is None or not math.isfinite(value):
-        return number(value)
-    nearest = number(value, digits)
-    if float(nearest) < value and len(nearest.replace(".", "").strip("0")) <= 2:
-        digits += 3
-    return f"{float(Context(digits, ROUND_CEILING).create_decimal_from_float(value)):.{digits}g}"

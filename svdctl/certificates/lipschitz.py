@@ -13,6 +13,7 @@ from svdctl.errors import ShapeError
 from svdctl.layers.shapes import image_sizes
 from svdctl.spectral.exact_arithmetic import exact_arithmetic
 from svdctl.utils.escapes import html_text
+from svdctl.utils.rounded_figures import at_most
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,11 @@ class LipschitzBound:
         return f"<pre>{html_text(str(self))}</pre>"
 
     def __str__(self) -> str:
-        lines = [f"Lipschitz constant at most {self.value:.6g} (l2, per pixel unit)"]
+        lines = [f"Lipschitz constant at most {at_most(self.value, 6)} (l2, per pixel unit)"]
         width = max((len(layer.name) for layer in self.layers), default=0)
         for layer in self.layers:
-            parts = ", ".join(f"{kind} {factor:.6g}" for kind, factor in layer.factors.items())
-            lines.append(f"  {layer.name:<{width}}  {layer.kind:<16}  {parts}  ->  {layer.lipschitz:.6g}")
+            parts = ", ".join(f"{kind} {at_most(factor, 6)}" for kind, factor in layer.factors.items())
+            lines.append(f"  {layer.name:<{width}}  {layer.kind:<16}  {parts}  ->  {at_most(layer.lipschitz, 6)}")
         return "\n".join(lines)
 
 

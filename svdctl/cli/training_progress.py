@@ -12,6 +12,7 @@ from svdctl.config.control_config import NOT_CONTROLLED
 from svdctl.plugins import granted_factory, is_factory
 from svdctl.utils.escapes import one_line
 from svdctl.utils.printable import hanging
+from svdctl.utils.rounded_figures import at_least, at_most, exact, with_decimals
 from svdctl.utils.table import Cell, Column, Table, terminal
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class TrainingDisplay(ProgressDisplay):
             super().say(evaluation_line(result, self.width, self._widths))
         else:
             self.close()
-            for line in result_lines(cast("TrainResult", result), self.width):
+            for line in result_lines(cast("TrainResult", result), self.width, self._flags):
                 super().say(line)
 
 
@@ -79,6 +80,7 @@ def evaluation_line(
         value = metrics[name]
         return figure(name, "-" if math.isnan(value) else format(value, form))
 
+    bound = "-" if math.isnan(metrics.get("lipschitz", math.nan)) else at_most(metrics["lipschitz"], 5)
     proofs = f", proofs {metrics['proof_time']:.1f} s" if "proof_time" in metrics else ""
     parts = [
         (f"epoch {metrics['epoch']:3.0f}/{metrics['epochs']:.0f}", 0),
@@ -88,8 +90,8 @@ def evaluation_line(
         (f"held-out acc {known('val_acc', '.2%')}", 0),
     ]
     if "val_certified_acc" in metrics:
-        parts.append((f"at {metrics['epsilon']:g}/255 {known('val_certified_acc', '.2%')}", 0))
-        parts.append((f"L {known('lipschitz', '.5g')}", 3))
+        parts.append((f"at {exact(metrics['epsilon'])}/255 {known('val_certified_acc', '.2%')}", 0))
+        parts.append((f"L {figure('lipschitz', bound)}", 3))
     if "frame_deviation" in metrics:
         parts.append((f"frames {metrics['frame_deviation']:.1e}", 4))
     parts.append((f"{known('train_time', '.1f')} s", 0))
@@ -114,9 +116,9 @@ def layer_table(rows: Sequence["LayerReport"]) -> Table:
         [
             [
                 Cell(one_line(row.name)),
-                Cell(f"{row.largest:.4f}"),
-                Cell(f"{row.bound:.4f}"),
-                Cell("-" if row.allowed is None else f"{row.allowed:.4g}"),
+                Cell(with_decimals(row.largest, 4, up=False)),
+                Cell(with_decimals(row.bound, 4, up=True)),
+                Cell(at_most(row.allowed)),
                 Cell(row.kind),
                 Cell(str(row.shape)),
             ]
@@ -128,7 +130,7 @@ def layer_table(rows: Sequence["LayerReport"]) -> Table:
 def certified_lines(rows: Sequence["CertifiedEpoch"], width: int | None = None) -> list[str]:
     """Return the table of certificates, and what L is made of."""
     columns = [Column("network", "network", "left"), Column("epoch", "epoch"), Column("accuracy", "accuracy")]
-    columns += [Column(name, name) for name in (f"{radius:g}/255" for radius in rows[0].certified)]
+    columns += [Column(name, name) for name in (f"{exact(radius)}/255" for radius in rows[0].certified)]
     columns += [Column("mean radius", "mean radius", spare=1), Column("L", "L")]
     cells = [
         [
@@ -136,8 +138,8 @@ def certified_lines(rows: Sequence["CertifiedEpoch"], width: int | None = None) 
             str(row.epoch),
             f"{row.accuracy:.2%}",
             *(f"{share:.2%}" for share in row.certified.values()),
-            f"{row.mean_radius:.4f}",
-            f"{row.lipschitz:.5g}",
+            at_least(row.mean_radius),
+            at_most(row.lipschitz, 5),
         ]
         for row in rows
     ]
@@ -147,22 +149,26 @@ def certified_lines(rows: Sequence["CertifiedEpoch"], width: int | None = None) 
         "certified: right, and proved to stay at every l2 distance up to the radius, pixels in [0, 1]", width
     )
     for row in rows:
-        factors = " x ".join(f"{kind} {factor:.7g}" for kind, factor in sorted(row.slack.items(), key=lambda f: -f[1]))
+        largest_first = sorted(row.slack.items(), key=lambda pair: -pair[1])
+        factors = " x ".join(f"{kind} {at_most(factor, 7)}" for kind, factor in largest_first)
         # Where branches are added the factors of all of them are no product.
-        exact = math.isclose(math.prod(row.slack.values()), row.lipschitz, rel_tol=1e-6)
-        made = f"L of {row.name} = {factors}" if exact else f"L of {row.name} has factors {factors}, by branches"
+        is_product = math.isclose(math.prod(row.slack.values()), row.lipschitz, rel_tol=1e-6)
+        made = f"L of {row.name} = {factors}" if is_product else f"L of {row.name} has factors {factors}, by branches"
         lines += hanging(made, width)
     return lines
 
 
-def result_lines(result: "TrainResult", width: int | None = None) -> list[str]:
+def result_lines(
+    result: "TrainResult", width: int | None = None, flags: Mapping[str, str] = MappingProxyType({})
+) -> list[str]:
     """Return accuracy, the spectrum of every controlled layer, files, and what to type next.
 
     Args:
         result: of the run.
         width: columns of the terminal, for tables and sentences; None: lines are as long as they are.
+        flags: flags by key, for what the library says.
     """
-    lines = ["", *(line for text in result.summary for line in hanging(one_line(text), width))]
+    lines = ["", *(line for text in result.summary for line in hanging(one_line(with_flags(text, flags)), width))]
     if result.certified:
         lines += certified_lines(result.certified, width)
     controlled = [row for row in result.layers if row.allowed is not None]

@@ -266,7 +266,9 @@ def limit_batchnorms_(layers: Sequence[BatchNorm], max_sigma: float) -> None:
     affine = [layer for layer in layers if layer.weight is not None]
     for unit in dict.fromkeys(coarse_unit(layer.weight) for layer in affine):
         alike = [layer for layer in affine if coarse_unit(layer.weight) == unit]
-        factors = shrink(batchnorm_gains(alike), max_sigma, unit)
+        gains = batchnorm_gains(alike)
+        # Not one whose gain seems to be within its maximum by rounding alone.
+        factors = shrink(gains, max_sigma, unit, doubt=4 * torch.finfo(gains.dtype).eps)
         multiply_([layer.weight for layer in alike], factors.unbind())
 
 
@@ -452,13 +454,14 @@ def on_cpu(layers: Iterable[nn.Module]) -> bool:
     return all(ops_of(layer).tensors(layer)[0].device.type == "cpu" for layer in layers)
 
 
-def shrink(sigma: Tensor, max_sigma: float, unit: float = 0.0) -> Tensor:
+def shrink(sigma: Tensor, max_sigma: float, unit: float = 0.0, *, doubt: float = 0.0) -> Tensor:
     """Return `min(1, max_sigma / sigma)`, a little less when below 1: rounding must not exceed `max_sigma`.
 
     Args:
         sigma: norms.
         max_sigma: their maximum.
         unit: `coarse_unit` of what is multiplied.
+        doubt: how far norms may be above what they seem, as a share; at most 4 units of their precision.
     """
     inside = max_sigma * (1 - 8 * torch.finfo(sigma.dtype).eps) * (1 - unit / 2)
-    return torch.where(sigma > max_sigma, inside / sigma, torch.ones_like(sigma))
+    return torch.where(sigma > max_sigma * (1 - doubt), inside / sigma, torch.ones_like(sigma))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from textwrap import wrap
 
 from svdctl.utils.printable import printable
+from svdctl.utils.rounded_figures import at_least, at_most
 from svdctl.utils.table import Cell, Column, Table, html, terminal
 
 _WIDTH = 80
@@ -81,7 +82,8 @@ def _cells(row: LayerReport) -> list[Cell]:
         Cell(row.name or "(top)", row.name),
         Cell(row.kind, row.kind),
         Cell(row.shape.replace(" x ", "x").replace(", rank ", " r"), row.shape),
-        *(Cell("-" if value is None else f"{value:.4g}", value) for value in (row.largest, row.bound, row.allowed)),
+        Cell(at_least(row.largest), row.largest),
+        *(Cell(at_most(value), value) for value in (row.bound, row.allowed)),
         Cell(proved, row.is_proved),
     ]
 

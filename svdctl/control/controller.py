@@ -46,6 +46,7 @@ from svdctl.utils.progress import Advance
 C = TypeVar("C", bound=Config)
 Known = Mapping[str, tuple[LayerOps, nn.Module]]
 """Layers that can be controlled, by name, with what is known of their types."""
+_GAIN_ERROR = 1e-12  # at least of `batchnorm_gain` in float64
 
 
 class Controller:
@@ -134,12 +135,6 @@ class Controller:
         given = {"kind": method, "every_steps": every_steps, "linear_max": linear_max}
         settings = {name: value for name, value in given.items() if value is not None}
         kind = CONTROLS.get(method).config
-        unknown = [name for name in ("max_sigma", *settings) if name not in kind.model_fields]
-        if unknown:
-            raise UsageError(f"the control method {method!r} takes no {' or '.join(unknown)}")
-        unknown = [name for name in ("max_sigma", *settings) if name not in kind.model_fields]
-        if unknown:
-            raise UsageError(f"the control method {method!r} takes no {' or '.join(unknown)}")
         unknown = [name for name in ("max_sigma", *settings) if name not in kind.model_fields]
         if unknown:
             raise UsageError(f"the control method {method!r} takes no {' or '.join(unknown)}")
@@ -676,8 +671,9 @@ class Controller:
             rows.append(LayerReport(name, kind, shape, bracket.lower, bracket.upper, self.allowed(name)))
         limit = self.batchnorm.max_gain if self.batchnorm else None
         for name, norm in self.norms.items():
-            gain = float(batchnorm_gain(norm))
-            rows.append(LayerReport(name, type(norm).__name__, str(norm.num_features), gain, gain, limit))
+            gain = float(batchnorm_gain(norm, torch.float64))
+            reached, bound = gain * (1 - _GAIN_ERROR), gain * (1 + _GAIN_ERROR)
+            rows.append(LayerReport(name, type(norm).__name__, str(norm.num_features), reached, bound, limit))
         return rows
 
     def _bounds(self, names: list[str], maxima: list[float | None], tolerance: float) -> dict[str, Bracket]:

@@ -14,6 +14,7 @@ from svdctl.errors import ShapeError, UnprovedError
 from svdctl.evaluate.auto_batch_size import MOST, AutoBatchSize, batch_size_for, blocks_in_memory
 from svdctl.evaluate.inference import Classifier, check_finite
 from svdctl.evaluate.metric import MeasurementContext
+from svdctl.utils.rounded_figures import exact
 
 SAME_PROOF = 1e-6
 """Relative difference of two proofs of one constant on two machines: rounding is far below."""
@@ -87,7 +88,7 @@ def _results(
     radii: Tensor, predicted: Tensor, labels: Tensor, certifier: Certifier, at: Sequence[float]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     correct = predicted == labels
-    accuracy = {f"{radius:g}": float((radii > radius / 255).double().mean()) for radius in at}
+    accuracy = {exact(radius): float((radii > radius / 255).double().mean()) for radius in at}
     largest = sorted(certifier.bound.layers, key=lambda layer: -math.prod(layer.factors.values()))[:_LAYERS]
     results = {
         "lipschitz": certifier.bound.value,
@@ -96,13 +97,13 @@ def _results(
         "clean": float(correct.double().mean()),
         "mean_radius": float(radii.mean()),
         "largest_radius": float(radii.max()),
-        "vacuous": accuracy[f"{min(at):g}"] == 0,
+        "vacuous": accuracy[exact(min(at))] == 0,
         "largest_factors": [
             {"layer": layer.name, "kind": layer.kind, "factors": dict(layer.factors)} for layer in largest
         ],
     }
     rows = [
-        {"image": n, "label": label, "prediction": found, "correct": int(found == label), "radius": f"{radius:.8g}"}
+        {"image": n, "label": label, "prediction": found, "correct": int(found == label), "radius": repr(radius)}
         for n, (label, found, radius) in enumerate(zip(*(t.tolist() for t in (labels, predicted, radii)), strict=True))
     ]
     return results, rows

@@ -11,6 +11,7 @@ from svdctl.utils.atomic_write import write_picture
 from svdctl.utils.certified_plot import AccuracyCurve, draw_certified
 from svdctl.utils.figure_style import GAP, START, VALUE, gridded, styled, titled
 from svdctl.utils.matplotlib_defaults import Figure, PercentFormatter, colormaps
+from svdctl.utils.rounded_figures import at_most
 
 NO_DATA: Mapping[str, Any] = MappingProxyType({})
 
@@ -159,5 +160,5 @@ def plot_certified(
         standing = [*(1 - place / attack["count"] for place in range(len(near) + 1)), attack["robust_accuracy"]]
         name = f"not broken by AutoAttack ({attack['count']:,} images)"
         attacked[name] = AccuracyCurve([0.0, *near, attack["eps"]], standing)
-    about = title, _data_text(data), f"{count:,} test images", f"Lipschitz constant at most {lipschitz:.4g}"
+    about = title, _data_text(data), f"{count:,} test images", f"Lipschitz constant at most {at_most(lipschitz)}"
     return draw_certified({f"certified ({count:,} images)": curve}, marks, about, path, attacked=attacked)

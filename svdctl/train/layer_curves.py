@@ -117,14 +117,21 @@ def _draw_curves(panel: Axes, layers: LayerCurves) -> None:
         logarithmic(panel)
         panel.set_ylim(low / 1.5, top * 1.5)
         panel.set_ylabel(f"{panel.get_ylabel()}, log scale")
-    above = sum(any(v > 1 for v in row) for row in values) if layers.has_maxima else 0
     count = len(layers.names)
-    some = f", {above} above the maximum" if above else ", all within the maximum" * layers.has_maxima
+    some = f", {_told_of_maxima(values, bounds)}" if layers.has_maxima else ""
     panel.set(title=f"{count} layers{some}" if count else "Proofs between steps", xlabel="epoch")
     panel.set_xlim(0, None)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     gridded(panel)
     panel.legend(loc="best", fontsize=7)
+
+
+def _told_of_maxima(values: Table, bounds: Table) -> str:
+    """Return what is known of layers, given values and bounds over their maxima."""
+    if above := sum(any(value > 1 for value in row) for row in values):
+        return f"{above} above the maximum"
+    is_proved = all(bound <= 1 for row in bounds for bound in row if not math.isnan(bound))
+    return "all within the maximum" if is_proved else "none seen above the maximum"
 
 
 def _last(row: Sequence[float]) -> float:

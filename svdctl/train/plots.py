@@ -20,6 +20,7 @@ from svdctl.train.validation import Accuracy
 from svdctl.utils.atomic_write import write_picture
 from svdctl.utils.escapes import figure_text
 from svdctl.utils.progress import Advance, Reporter, no_advance
+from svdctl.utils.rounded_figures import exact
 
 P = ParamSpec("P")
 GRID = 8
@@ -192,7 +193,7 @@ def plot_curves(
     accuracy.plot(at(evaluated), values, color=VALUE, marker=dot, label=held_out)
     certified = [r for r in evaluated if {"val_certified_acc", "epsilon"} <= r.keys()]
     if certified:
-        label = f"{held_out}, certified at {certified[-1]['epsilon']:g}/255"
+        label = f"{held_out}, certified at {exact(certified[-1]['epsilon'])}/255"
         values = [100 * r["val_certified_acc"] for r in certified]
         accuracy.plot(at(certified), values, color=CERTIFIED, marker=dot, label=label)
     accuracy.set(title="Accuracy", ylabel="right, % of images", ylim=(None, 100.5))

@@ -16,6 +16,7 @@ from svdctl.train.setup import Parts
 from svdctl.train.trainer import Trainer
 from svdctl.train.validation import Accuracy
 from svdctl.utils.progress import Reporter
+from svdctl.utils.rounded_figures import exact
 from svdctl.utils.table import html
 
 
@@ -107,7 +108,7 @@ def finished(
     certified = [row for name, (step, made) in judged.items() if (row := _row(config, name, step / per_epoch, made))]
     for row in certified:
         prefix = "test_" if row.name == "last" else "best_test_"
-        metrics |= {f"{prefix}certified_acc_{radius:g}": share for radius, share in row.certified.items()}
+        metrics |= {f"{prefix}certified_acc_{exact(radius)}": share for radius, share in row.certified.items()}
         metrics |= {f"{prefix}mean_radius": row.mean_radius}
     files = [folder / name for name in ("config.toml", "environment.json", "metrics.jsonl", "last.pt")]
     files += [folder / "best.pt"] * (best is not None)
@@ -140,7 +141,8 @@ def finished(
 def _best(trainer: Trainer, parts: Parts, folder: Path) -> tuple[tuple[Mapping[str, Tensor], int] | None, str | None]:
     """Return weights and step of the network that was picked; or why there is none."""
     if not trainer.counters.best_step and trainer.max_scale not in (None, 1.0):
-        return None, "the run ended before `max_sigma` was reached, so that no epoch is picked and the last one counts"
+        why = "the run ended before `control.max_sigma` was reached"
+        return None, f"{why}, so that no epoch is picked and the last one counts"
     if not trainer.counters.best_step:
         return None, "no epoch was evaluated since the data changed, so that none is picked and the last one counts"
     try:
@@ -152,7 +154,7 @@ def _best(trainer: Trainer, parts: Parts, folder: Path) -> tuple[tuple[Mapping[s
 
 def _chosen(config: TrainConfig) -> str:
     """Return how the best epoch was picked."""
-    by = f"by certified accuracy at {config.certificate.epsilon:g}/255 " if config.certificate is not None else ""
+    by = f"by certified accuracy at {exact(config.certificate.epsilon)}/255 " if config.certificate is not None else ""
     validation = config.evaluation.select == "validation"
     where = "validation part" if validation else "test set itself (as the paper's code did)"
     return f"chosen {by}on the {where}"

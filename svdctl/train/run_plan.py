@@ -12,6 +12,7 @@ from svdctl.models.build import count_on_meta, shapes_of
 from svdctl.registry import CONTROLS, LAYERS
 from svdctl.train.captured_step import why_not_captured
 from svdctl.train.setup import Parts, accelerator_of
+from svdctl.utils.rounded_figures import exact
 from svdctl.utils.run_dir import require_folder
 
 NAMED_CLASSES = 5
@@ -205,5 +206,5 @@ def _control_line(config: TrainConfig) -> str:
     if config.batchnorm is not None:
         parts.append(f"BatchNorm to {config.batchnorm.max_gain:g}")
     if config.certificate is not None:
-        parts.append(f"certified accuracy at {config.certificate.epsilon:g}/255")
+        parts.append(f"certified accuracy at {exact(config.certificate.epsilon)}/255")
     return ", ".join(parts)

@@ -8,6 +8,7 @@ from svdctl.utils.atomic_write import write_picture
 from svdctl.utils.escapes import figure_text
 from svdctl.utils.figure_style import ATTACK, CERTIFIED, FAINT, MAXIMUM, START, gridded, styled, titled
 from svdctl.utils.matplotlib_defaults import Figure, PercentFormatter
+from svdctl.utils.rounded_figures import exact
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def draw_certified(
         panel.plot(mark / 255, share, "o", color=CERTIFIED, ms=4, clip_on=False)
     above = panel.secondary_xaxis("top")
     at = [mark / 255 for mark in marks]
-    above.set_xticks(at, [f"{mark:g}/255\n{share:.1%}" for mark, share in zip(marks, shares, strict=True)])
+    above.set_xticks(at, [f"{exact(mark)}/255\n{share:.1%}" for mark, share in zip(marks, shares, strict=True)])
     above.tick_params(colors=CERTIFIED, labelsize=8)
     if max(shares, default=0.0) == 0:
         panel.text(

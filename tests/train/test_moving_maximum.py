@@ -83,7 +83,7 @@ def test_seals_logs_and_checkpoints_have_the_maximum_of_the_moment(tmp_path: Pat
 def test_a_run_that_ends_before_the_maximum_is_reached_picks_none(tmp_path: Path) -> None:
     result = recipe.run(make(tmp_path, "train", *MOVED, "max_steps=4"), base="test", reporter=Recorder())
     assert not (result.folder / "best.pt").exists()
-    assert any("before `max_sigma` was reached" in line for line in result.summary)
+    assert any("before `control.max_sigma` was reached" in line for line in result.summary)
 
 
 @pytest.mark.parametrize("kind", ["clip", "divide"])

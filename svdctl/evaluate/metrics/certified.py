@@ -22,6 +22,7 @@ from svdctl.evaluate.metric import (
     percent,
     register_metric,
 )
+from svdctl.utils.rounded_figures import at_least, at_most
 
 if TYPE_CHECKING:
     from svdctl.evaluate.results import Record
@@ -138,7 +139,7 @@ class CertifiedAccuracy(Metric):
     def summary(self, record: "Record") -> str:
         results = record.results
         radii = ", ".join(f"{radius}/255 {share:.2%}" for radius, share in results["accuracy"].items())
-        return f"{radii} (L = {results['lipschitz']:.4g}{', vacuous' if results['vacuous'] else ''})"
+        return f"{radii} (L = {at_most(results['lipschitz'])}{', vacuous' if results['vacuous'] else ''})"
 
     def protocol_text(self, record: "Record") -> str:
         return (
@@ -150,8 +151,8 @@ class CertifiedAccuracy(Metric):
         results = record.results
         if results["vacuous"]:
             yield (
-                f"vacuous: with L = {results['lipschitz']:.4g} the largest certified radius is "
-                f"{results['largest_radius'] * 255:.3g}/255, below the smallest one asked for"
+                f"vacuous: with L = {at_most(results['lipschitz'])} the largest certified radius is "
+                f"{at_least(results['largest_radius'] * 255, 3)}/255, below the smallest one asked for"
             )
 
     def draw(self, record: "Record", output: PictureContext, path: Path | None) -> "Figure | None":

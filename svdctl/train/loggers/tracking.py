@@ -8,6 +8,7 @@ from typing import Any
 from svdctl.errors import UnusableFileError
 from svdctl.train.logger import RunEnd
 from svdctl.utils.escapes import markdown, markdown_line, metric_name
+from svdctl.utils.rounded_figures import at_least, at_most
 
 _OF_NETWORK = ("lipschitz", "frame_deviation")
 _NO_FIGURES = ("kind", "step", "epochs")
@@ -90,6 +91,7 @@ def summary_text(end: RunEnd) -> str:
     lines = [f"{markdown_line(sentence)}\n" for sentence in end.sentences]
     lines += ["| layer | kind | largest singular value | proved bound | maximum |", "| --- | --- | --- | --- | --- |"]
     for row in end.layers:
-        limit = "" if row.allowed is None else f"{row.allowed:.6g}"
-        lines.append(f"| {markdown(row.name)} | {markdown(row.kind)} | {row.largest:.6g} | {row.bound:.6g} | {limit} |")
+        limit = "" if row.allowed is None else at_most(row.allowed, 6)
+        figures = f"{at_least(row.largest, 6)} | {at_most(row.bound, 6)} | {limit}"
+        lines.append(f"| {markdown(row.name)} | {markdown(row.kind)} | {figures} |")
     return "\n".join(lines)
