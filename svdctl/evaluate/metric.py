@@ -269,6 +269,10 @@ class Metric(ABC):
         """Return what figures that stand in one column of a table share; where it differs, a footnote says so."""
         return self.protocol_text(record)
 
+    def covered(self, record: "Record", header: str) -> str:
+        """Return what a figure is the mean over where its header leaves it open; empty: it does not."""
+        return ""
+
     def remarks(self, record: "Record") -> Iterator[str]:
         """Yield what a reader of the figures must know besides, in tables too."""
         yield from ()

@@ -309,7 +309,7 @@ def comparison(rows: Sequence[tuple[Cell, Sequence[Record]]], title: str = "") -
     notes: dict[str, int] = {}
     lines = [[name] for name, _ in rows]
     for header in titles:
-        conditions = [_conditions(row[header][1]) if header in row else "" for row in found]
+        conditions = [_conditions(row[header][1], header) if header in row else "" for row in found]
         most = Counter(filter(None, conditions)).most_common(1)[0][0]
         for line, row, own in zip(lines, found, conditions, strict=True):
             if header not in row:
@@ -331,8 +331,9 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _conditions(record: Record) -> str:
+def _conditions(record: Record, header: str) -> str:
     metric = METRICS.get(record.metric)
     measured_by = record.protocol.get("version", 1)
     other = "" if measured_by == metric.version else f" (version {measured_by} of the metric, now {metric.version})"
-    return metric.conditions(record) + other
+    covered = metric.covered(record, header)
+    return metric.conditions(record) + (f"; {covered}" if covered else "") + other

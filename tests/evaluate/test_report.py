@@ -246,3 +246,14 @@ def test_sound_records_that_do_not_say_how_they_were_measured_are_no_figures(
     lines = lines_of(measure(shared, folder, metrics=["accuracy"]))
     assert "(kept)" in row(lines, "a ")
     assert any("does not say how it was measured" in line and "that figure is not shown" in line for line in lines)
+
+
+def test_means_over_other_corruptions_of_the_same_number_have_a_footnote(shared: Path, folder: Path) -> None:
+    asked = {"metrics": ["cifar-c"], "severities": [1], "corruption_examples": 10}
+    measure(shared, folder / "a.pth", corruptions=["brightness", "contrast"], out_dir=folder, **asked)
+    lines = lines_of(
+        measure(shared, folder / "b.pth", corruptions=["gaussian_noise", "contrast"], out_dir=folder, **asked)
+    )
+    (header,) = [line for line in lines if line.startswith("| checkpoint")]
+    assert header.count("2 corruptions, severity 1") == 1
+    assert any("Measured otherwise" in line and "2 of 19 corruptions (" in line for line in lines)

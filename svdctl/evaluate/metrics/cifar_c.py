@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AfterValidator, Field, PositiveInt
 
 from svdctl.config.base import Config
-from svdctl.config.corruption_names import BENCHMARK, CLEAN, CORRUPTIONS, expand_corruptions, list_name, which_of_all
+from svdctl.config.corruption_names import (
+    BENCHMARK,
+    CLEAN,
+    CORRUPTIONS,
+    expand_corruptions,
+    list_name,
+    named_lists,
+    which_of_all,
+)
 from svdctl.config.data_config import Data
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.data.data_source import place_of, source_of
@@ -153,6 +161,11 @@ class CorruptionAccuracy(Metric):
         )
         return f"{how}; {results['count']:,} test images"
 
+    def covered(self, record: "Record", header: str) -> str:
+        """Return which corruptions are meant, where a header as `3 corruptions` has their number alone."""
+        is_named = any(header.partition(", ")[2].startswith(name) for name in named_lists())
+        return "" if is_named else which_of_all(record.results["accuracy"])
+
     def remarks(self, record: "Record") -> Iterator[str]:
         if set(record.results["accuracy"]) != set(CORRUPTIONS):
             yield which_of_all(record.results["accuracy"])
@@ -198,7 +211,8 @@ class CorruptionAccuracy(Metric):
 
         def is_same(other: "Record") -> bool:
             same = self.conditions(other) == self.conditions(record)
-            return same and other.protocol["data"] == record.protocol["data"] and cells(other) > cells(record)
+            # In one precision, and of one drawing of images, too.
+            return same and _of_images(other.protocol) == _of_images(record.protocol) and cells(other) > cells(record)
 
         wider = [other.model_copy(update={"kept": "earlier"}) for other in output.known(self.kind) if is_same(other)]
         return max([record, *wider], key=lambda known: len(cells(known)))
@@ -234,6 +248,12 @@ class CorruptionAccuracy(Metric):
             folder = find_or_fetch(published, settings.root or place_of(data), tell=lambda text, done, total: None)
             names = sorted({*(settings.names or CORRUPTIONS)} - {CLEAN})
             open_cifar_c(folder, test.labels.numpy(), test.image_shape).require(names)
+
+
+def _of_images(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a protocol says beside the corruptions and severities that are asked for, and their files."""
+    asked = ("names", "severities", "contents", "files")
+    return {key: value for key, value in protocol.items() if key not in asked}
 
 
 def _source(context: MeasurementContext, config: CorruptionSettings) -> "Source":
