@@ -54,4 +54,5 @@ def run_maxima(checkpoint: Checkpoint, network: nn.Module) -> RunMaxima:
     if config.batchnorm is not None:
         norms = (name for name, layer in network.named_modules() if isinstance(layer, BatchNorm))
         found |= dict.fromkeys(norms, config.batchnorm.max_gain)
-    return RunMaxima(found, "; ".join(notes))
+    # A configuration may hold any numbers; beyond all floats there is nothing to prove.
+    return RunMaxima({name: maximum for name, maximum in found.items() if maximum < math.inf}, "; ".join(notes))

@@ -18,6 +18,8 @@ from svdctl.utils.matplotlib_defaults import Axes, Figure, MaxNLocator, PercentF
 _ACROSS = 4
 _LETTERS = 34
 """Of a checkpoint's name beside the dots."""
+_MOST = 100
+"""Checkpoints that are drawn: a picture of more is metres high, and takes minutes."""
 _TITLE = 32
 """Letters of a line above a panel."""
 _LINES = ("-", "--", ":")
@@ -57,7 +59,7 @@ def plot_comparison(report: EvaluationReport, path: Path | None) -> Figure | Non
     key = next((key for key, found in by_data.items() if len(found) > 1), None)
     if key is None:
         return None
-    lines = [_line(number, checkpoint, key) for number, checkpoint in enumerate(by_data[key])]
+    lines = [_line(number, checkpoint, key) for number, checkpoint in enumerate(by_data[key][:_MOST])]
     columns = _columns(lines)
     nothing = [title for title, dots in columns.items() if all(dot is None or dot.value == 0 for dot in dots)]
     columns = {title: dots for title, dots in columns.items() if title not in nothing}
@@ -87,6 +89,7 @@ def plot_comparison(report: EvaluationReport, path: Path | None) -> Figure | Non
         legend[0].legend(*left.get_legend_handles_labels(), loc=legend[1])
     about = [f"data: {report.data[key]}", "bars: 95 % intervals (Wilson)"]
     about += [f"0 of all: {', '.join(nothing)}"] if nothing else []
+    about += [f"the first {_MOST} of {len(by_data[key]):,} in the report's table"] if len(by_data[key]) > _MOST else []
     titled(figure, f"{len(lines)} checkpoints compared", *about)
     if path is not None:
         write_picture(figure, path)

@@ -12,7 +12,9 @@ import torch
 
 from svdctl.cli.evaluation_progress import result_table
 from svdctl.evaluate import known_checkpoints
+from svdctl.evaluate.figures import wilson_interval
 from svdctl.evaluate.known_checkpoints import INDEX, KnownCheckpoint
+from svdctl.evaluate.report import EvaluationReport, ReportedCheckpoint, ReportedRecord
 from svdctl.evaluate.results import Record
 from svdctl.evaluate.runner import EvaluationResult
 from svdctl.evaluate.runner import run as evaluate
@@ -257,3 +259,25 @@ def test_means_over_other_corruptions_of_the_same_number_have_a_footnote(shared:
     (header,) = [line for line in lines if line.startswith("| checkpoint")]
     assert header.count("2 corruptions, severity 1") == 1
     assert any("Measured otherwise" in line and "2 of 19 corruptions (" in line for line in lines)
+
+
+def test_of_more_than_a_hundred_checkpoints_the_first_are_drawn() -> None:
+    from svdctl.evaluate.comparison_plot import plot_comparison
+
+    record = Record(
+        metric="accuracy",
+        protocol={"precision": "32"},
+        results={"count": 100, "correct": 50, "accuracy": 0.5, "interval": wilson_interval(50, 100)},
+        seconds=1.0,
+        environment={},
+    )
+    here = Path()
+    checkpoints = tuple(
+        ReportedCheckpoint("a" * 5000 + f"{number}", here, "", here, (ReportedRecord(record, "key", here),))
+        for number in range(101)
+    )
+    report = EvaluationReport(here, checkpoints, {"key": "data"}, (), (), "1", "now")
+    figure = plot_comparison(report, None)
+    assert figure is not None
+    assert len(figure.subfigs[0].axes[0].get_yticklabels()) == 100
+    assert "the first 100 of 101" in figure.get_suptitle()
