@@ -237,3 +237,15 @@ def test_the_maxima_of_a_run_are_those_of_its_controller(tmp_path: Path) -> None
     maxima = run_maxima(read_checkpoint(written(tmp_path, config, network.state_dict())), network).of_layers
     names = [*controller.layers, *controller.norms]
     assert {name: controller.allowed(name) for name in names} == {name: maxima.get(name) for name in names}
+
+
+def test_maxima_beyond_all_floats_are_none() -> None:
+    table = {"data": {"kind": "digits"}, "model": {"kind": "wrn", "depth": 10, "width": 1}}
+    config = TrainConfig.model_validate(
+        {**table, "control": {"kind": "clip", "max_sigma": 1e-300, "linear_max": 1e308}}
+    )
+    network = build_model(config, 4)
+    stored = Checkpoint(config, ("a", "b", "c", "d"), (3, 8, 8), {}, {}, {"max_sigma": 1e300}, None)
+    found = run_maxima(stored, network).of_layers
+    assert found
+    assert set(found.values()) == {1e300}
