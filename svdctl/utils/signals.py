@@ -1,5 +1,6 @@
 """Signals that ask a process to stop, as an event or as an interrupt, so that what is done can be saved."""
 
+import ctypes
 import os
 import signal
 import sys
@@ -16,6 +17,8 @@ REQUESTS = (signal.SIGINT, signal.SIGTERM, *filter(None, [_HANG_UP]))
 """Ctrl-C, a scheduler that ends a job, a terminal that is closed."""
 HEED_SECONDS = 1.0
 """Seconds that the main thread has to end by itself after a second request."""
+_LATER = 0.05
+"""Seconds until an interrupt that was dropped is raised again."""
 
 
 Answer = Callable[[], str]
@@ -38,10 +41,36 @@ def stops_answered(say: Callable[[str], None], text: str) -> Iterator[None]:
     global _say
     before, _say = _say, say
     try:
-        with answer_to_stop(lambda: text), requests_noticed():
+        with answer_to_stop(lambda: text), requests_noticed(), _interrupts_not_lost():
             yield
     finally:
         _say = before
+
+
+@contextmanager
+def _interrupts_not_lost() -> Iterator[None]:
+    """Raise KeyboardInterrupt again where Python drops it: in `__del__` and callbacks of weak references (imports)."""
+    ended, former = threading.Event(), sys.unraisablehook
+
+    def again() -> None:
+        if not ended.is_set():
+            main = ctypes.c_ulong(threading.main_thread().ident or 0)
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(main, ctypes.py_object(KeyboardInterrupt))
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        if unraisable.exc_type is not KeyboardInterrupt:
+            former(unraisable)
+            return
+        timer = threading.Timer(_LATER, again)  # raised in here it would be dropped too
+        timer.daemon = True
+        timer.start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        ended.set()
+        sys.unraisablehook = former
 
 
 @contextmanager

@@ -5,10 +5,11 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
-from svdctl.utils.signals import answer_to_stop, stop_on_signal
+from svdctl.utils.signals import answer_to_stop, stop_on_signal, stops_answered
 
 BLOCKED = """
 import os, signal, sys, threading
@@ -121,3 +122,26 @@ def test_a_second_request_is_heeded_where_the_answer_fails() -> None:
     code = code.replace("    os._exit(0)", "    raise RuntimeError(text)") + "    threading.Event().wait()\n"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False)
     assert (ended.returncode, ended.stdout) == (130, "stopping: nothing was begun\n")
+
+
+class Interrupted:
+    """An object in whose `__del__` Ctrl-C comes, where Python drops the exception."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+
+
+def test_an_interrupt_that_python_drops_is_raised_again() -> None:
+    said: list[str] = []
+
+    def work() -> None:
+        with stops_answered(said.append, "nothing was begun"):
+            Interrupted()
+            for _ in range(100):
+                time.sleep(0.02)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert said == ["stopping: nothing was begun"]
+    time.sleep(0.2)
