@@ -15,6 +15,9 @@ settings.load_profile("shared machine")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Worker processes are told the width of the terminal that the tests were started from, which output would be fitted to.
+os.environ.pop("COLUMNS", None)
+
 # A shell starts what runs in the background with Ctrl-C ignored, and children inherit that: tests send it to theirs.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

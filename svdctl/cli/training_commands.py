@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from svdctl.checkpoint.file_format import resolve as resolve_file
 from svdctl.cli.messages import print_notices
 from svdctl.cli.opening import device_line, is_first_process, may_have_gpu, say_opening
 from svdctl.cli.options import listed, spelled, with_options
@@ -18,7 +19,8 @@ from svdctl.config import presets
 from svdctl.config.model_config import PUBLISHED
 from svdctl.config.run_config import Hardware
 from svdctl.config.train_config import TrainConfig
-from svdctl.errors import Interrupted, UsageError
+from svdctl.data.data_source import source_of
+from svdctl.errors import DataError, Interrupted, UsageError
 from svdctl.models.external_architecture import is_network
 from svdctl.plugins import grant_factory, is_factory
 from svdctl.utils.progress import Reporter
@@ -81,6 +83,7 @@ def start(command: Command, flags: dict[str, Any], *, print_config: bool, dry_ru
         typer.echo(presets.to_toml(resolved.config), nl=False)
         return
     if not dry_run:
+        _check_files(resolved.config)
         say_opening(command.name, resolved.base, [opening_device(resolved.config.hardware)], stream="stdout")
     with _reporter(command) as reporter:
         for notice in resolved.notices:
@@ -102,6 +105,18 @@ def start(command: Command, flags: dict[str, Any], *, print_config: bool, dry_ru
                     to_resume=partial(command.to_resume, model=getattr(resolved.config.model, "network", None)),
                 )
             )
+
+
+def _check_files(config: TrainConfig) -> None:
+    """Raise if images or weights to start from are not there: at once, not after torch is imported.
+
+    Raises:
+        DataError, CheckpointError: what is missing.
+    """
+    if (fault := source_of(config.data).missing(config.data)) is not None:
+        raise DataError(fault)
+    if config.initial is not None and config.initial.file != PUBLISHED:
+        resolve_file(Path(config.initial.file))
 
 
 def go_on(command: Command, path: Path, flags: dict[str, Any], allow_changed_data: bool | None) -> None:

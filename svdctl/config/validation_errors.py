@@ -44,7 +44,7 @@ def sentences(error: ValidationError, model: type[Config], table: Mapping[str, A
         kind, place = fault["type"], fault["loc"]
         key = _key(place, kind, keys)
         message = _wanted(fault)
-        start = f"`{key}`: {fault['input']!r:.80} does not do" if key else f"{fault['input']!r:.80} does not do here"
+        start = f"`{key}`: {fault['input']!r:.80} is not valid" if key else f"{fault['input']!r:.80} is not valid here"
         if kind == "value_error":
             is_field = key in keys and not any(inner.startswith(f"{key}.") for inner in keys)
             for line in str(fault["ctx"]["error"]).splitlines():

@@ -49,6 +49,10 @@ class DataSource(ABC):
         with reporter.part(f"reading {self.kind}"):
             return self.load(config)
 
+    def missing(self, config: Any) -> str | None:
+        """Return the sentence on what is not where the configuration says; found without importing what takes time."""
+        return None
+
     def would_download(self, config: Any) -> bool:
         """Return whether `load` does not find all files where the configuration says, and would fetch them to there."""
         return False

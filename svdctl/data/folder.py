@@ -7,6 +7,7 @@ from pydantic import Field
 
 from svdctl.config.data_config import Augment, DataConfig
 from svdctl.data.data_source import DataSource, register_data
+from svdctl.errors import DataError
 from svdctl.utils.progress import Reporter
 
 if TYPE_CHECKING:
@@ -47,6 +48,11 @@ class FolderSource(DataSource):
     config = Folder
     without_effect = ("storage", "workers")
 
+    def missing(self, config: Folder) -> str | None:
+        if config.path.expanduser().is_dir():
+            return None
+        return f"there is no folder {config.path}; give `data.path` the folder that holds the classes"
+
     def load(self, config: Folder) -> "TrainTest":
         return self.load_reporting(config, Reporter())
 
@@ -54,6 +60,8 @@ class FolderSource(DataSource):
         from svdctl.data.decode_image import ImageForm
         from svdctl.data.read_folder import read_folder
 
+        if (fault := self.missing(config)) is not None:
+            raise DataError(fault)
         form = ImageForm(config.size, config.resize, config.channels or 3)
         streamed = None if config.storage is None else config.storage == "streamed"
         return read_folder(config.path, form, streamed=streamed, workers=config.workers, reporter=reporter)

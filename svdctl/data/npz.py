@@ -20,12 +20,20 @@ class Npz(DataConfig):
     """1: grey images keep their one channel, and images in colour are an error; absent: all have three."""
 
 
+def missing_file(path: Path) -> str:
+    """Return the sentence on a file that is not there."""
+    return f"there is no file {path}; give `data.path` an existing .npz"
+
+
 @register_data
 class NpzSource(DataSource):
     """Images `(N, H, W)`, `(N, H, W, 3)` or `(N, 3, H, W)` in uint8, labels from 0."""
 
     kind = "npz"
     config = Npz
+
+    def missing(self, config: Npz) -> str | None:
+        return None if config.path.expanduser().exists() else missing_file(config.path)
 
     def load(self, config: Npz) -> "TrainTest":
         from svdctl.data.read_npz import read_npz

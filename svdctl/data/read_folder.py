@@ -50,8 +50,6 @@ def read_folder(
         DataError: folders that are none, files that are no images.
     """
     path = path.expanduser()
-    if not path.is_dir():
-        raise DataError(f"there is no folder {path}; give `data.path` the folder that holds the classes")
     threads = workers or min(_MOST_WORKERS, _cores())
     try:
         with reporter.part(f"listing the files of {path}"):

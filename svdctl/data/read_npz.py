@@ -11,6 +11,7 @@ import torch
 
 from svdctl.data.images import ImageData
 from svdctl.data.npy_header import check_size, read_npy_header
+from svdctl.data.npz import missing_file
 from svdctl.data.train_test import TrainTest
 from svdctl.errors import DataError, UnusableFileError, first_line
 from svdctl.utils.files import open_regular
@@ -37,7 +38,7 @@ def read_npz(path: Path) -> TrainTest:
     except DataError:
         raise
     except FileNotFoundError as error:
-        raise DataError(f"there is no file {path}; give `data.path` an existing .npz") from error
+        raise DataError(missing_file(path)) from error
     except UnusableFileError as error:
         raise DataError(f"{path} {error.reason}; give `data.path` an .npz file") from error
     except MemoryError as error:

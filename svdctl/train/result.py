@@ -113,8 +113,9 @@ def finished(
     files = [folder / name for name in ("config.toml", "environment.json", "metrics.jsonl", "last.pt")]
     files += [folder / "best.pt"] * (best is not None)
     summary += [
-        f"extended: up to step {step} it was a run of {before} epochs, with the schedule of such a run"
-        for step, before, _ in changes_of_epochs(trainer.counters.extensions, config.epochs)
+        f"{'extended' if now > before else 'shortened'}: up to step {step} it was a run of {before} epochs, with the "
+        "schedule of such a run"
+        for step, before, now in changes_of_epochs(trainer.counters.extensions, config.epochs)
     ]
     if trainer.counters.other_data_until:
         summary.append(

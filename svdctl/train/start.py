@@ -252,7 +252,8 @@ def _extended(history: History, config: TrainConfig, per_epoch: int) -> tuple[Hi
             f"`epochs = {epochs}`: the run ended after `max_steps = {most}` steps, whatever its epochs are; start a "
             "new run"
         )
-    text = f"extended from {before} to {epochs} epochs after step {step}, whose schedule holds from the next step on"
+    verb = "extended" if epochs > before else "shortened"
+    text = f"{verb} from {before} to {epochs} epochs after step {step}; the next step is the first of the new schedule"
     # Also a number that no step was trained with: after a kill, config.toml may say it still.
     changes = (*map(tuple, counters.get("extensions", ())), (step, before))
     counters = {**counters, "extensions": changes, "departures": counters.get("departures", 0) + 1}

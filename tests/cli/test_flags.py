@@ -184,8 +184,8 @@ def test_any_flags_give_a_configuration_or_faults(flags: dict[str, Any]) -> None
 @pytest.mark.parametrize(
     ("message", "shown"),
     [
-        ("`layer.rank`: 'x' does not do", "--dec-rank (layer.rank): 'x' does not do"),
-        ("`layer.rank.5`: 0 does not do", "--dec-rank (layer.rank.5): 0 does not do"),
+        ("`layer.rank`: 'x' is not valid", "--dec-rank (layer.rank): 'x' is not valid"),
+        ("`layer.rank.5`: 0 is not valid", "--dec-rank (layer.rank.5): 0 is not valid"),
         ("add `layer.kind = tt`, or leave `out_dir` out", "add --new-layer tt, or leave --out-dir out"),
         ("use `data.resize = true` or `hardware.x`", "use --set data.resize=true or hardware.x"),
         ("start it with `ray start --head`", "start it with `ray start --head`"),
@@ -212,9 +212,9 @@ def test_a_plugin_that_cannot_be_imported_is_a_fault_among_others() -> None:
 @pytest.mark.parametrize(
     ("contents", "flags", "fault"),
     [
-        ('[layer]\nkind = "tt"\nrank = -3\n', {}, "layer.rank: -3 does not do"),
-        ("epochs = 0\n", {"seed": 1}, "epochs: 0 does not do"),
-        ("epochs = 0\n", {"epochs": -1}, "--epochs: -1 does not do"),
+        ('[layer]\nkind = "tt"\nrank = -3\n', {}, "layer.rank: -3 is not valid"),
+        ("epochs = 0\n", {"seed": 1}, "epochs: 0 is not valid"),
+        ("epochs = 0\n", {"epochs": -1}, "--epochs: -1 is not valid"),
         ('[layer]\nkind = "soc"\n', {}, "layer.kind = 'soc' belongs to LipConvNet; use model.kind = lipconv, or"),
         ('[optimizer]\nkind = "sgd"\nlr = 0.1\n[schedule]\nkind = "cyclic"\nlr_min = 0.2\n', {},
          "schedule.lr_min = 0.2 must be below optimizer.lr = 0.1: "),

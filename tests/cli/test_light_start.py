@@ -18,6 +18,15 @@ HEAVY = ("torch", "torchvision", "lightning_fabric", "numpy", "matplotlib", "skl
         "import svdctl, svdctl.config.presets, svdctl.cli.training_flags, svdctl.config.train_config, svdctl.errors",
         "import svdctl.cli.app, svdctl.cli.training_progress, svdctl.cli.messages",
         "import svdctl.config.presets as p; from svdctl.cli.training_flags import resolve as r; p.to_toml(r({}).config)",  # noqa: E501
+        *(
+            f"import sys; from svdctl.cli.app import main; sys.argv = ['svdctl', *{words}]\n"
+            "try: main()\nexcept SystemExit as e: assert e.code == 2"
+            for words in (
+                ["train", "--dataset", "folder:nowhere"],
+                ["train", "--dataset", "npz:nowhere.npz"],
+                ["train", "--init-from", "nowhere.pt"],
+            )
+        ),
         "import sys; from svdctl.cli.app import main; sys.argv = ['svdctl', 'train', '--rank', '3']\n"
         "try: main()\nexcept SystemExit as e: assert e.code == 2",
         "import sys; from svdctl.cli.app import main; sys.argv = ['svdctl', 'train', '--dec-rank', '0']\n"

@@ -99,10 +99,10 @@ def test_layers(flags: dict[str, Any], layer: object) -> None:
     [
         ({**SOTT, "dec_rank": "1,2,3"}, "6 ranks are needed, one for each stage"),
         ({**SOTT, "dec_rank": "one"}, "--dec-rank '64, 64, 64'"),
-        ({**SOTT, "dec_rank": "1,2,3,4,5,0"}, r"--dec-rank \(layer.rank.5\): 0 does not do"),
+        ({**SOTT, "dec_rank": "1,2,3,4,5,0"}, r"--dec-rank \(layer.rank.5\): 0 is not valid"),
         ({"conv_type": "sott"}, "--dec-rank"),
         ({"conv_type": "sot"}, r"--conv-type \(layer.kind\): 'sot' is not one of"),
-        ({"block_size": 0}, r"--block-size \(model.block_size\): 0 does not do"),
+        ({"block_size": 0}, r"--block-size \(model.block_size\): 0 is not valid"),
         ({"block_size": 1, "in_channels": 3}, "MinMax pairs channels"),
         ({"dataset": "cifar100", "in_channels": 2, "block_size": 1}, "100 classes are more than the 64 channels"),
         ({"conv_type": "standard", "checkpoint_activations": True}, "is for the series of SOC and SOTT layers"),

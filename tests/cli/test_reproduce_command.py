@@ -315,10 +315,10 @@ def test_keys_of_a_table_file_stay_keys(tmp_path: Path, capsys: pytest.CaptureFi
     good = 'title = "T"\ncolumns = ["accuracy"]\n'
     row = '[[rows]]\nname = "a"\npreset = "wrn-cifar10"\n'
     for text, fault in (
-        (good + "rows = 3\n", "rows: 3 does not do; write a list, in [ ] (line 3)"),
-        (good + row + "set = 'epochs=3'\n", "row 'a': set: 'epochs=3' does not do; write a list, in [ ] (line 6)"),
+        (good + "rows = 3\n", "rows: 3 is not valid; write a list, in [ ] (line 3)"),
+        (good + row + "set = 'epochs=3'\n", "row 'a': set: 'epochs=3' is not valid; write a list, in [ ] (line 6)"),
         (good + row + "set = ['nonsense']\n", "row 'a': set = nonsense: write it as key.path=value (line 6)"),
-        ("seeds = []\n" + good + row, "seeds: [] does not do; one at least is needed (line 1)"),
+        ("seeds = []\n" + good + row, "seeds: [] is not valid; one at least is needed (line 1)"),
         (
             good + row + "set = ['layer.kind=soc']\n",
             "row 'a': layer.kind = 'soc' belongs to LipConvNet; use model.kind = lipconv, or another kind (line 6)",

@@ -117,8 +117,8 @@ def test_notices_name_what_differs_from_the_papers_code() -> None:
             "--mean (normalize.mean): 2 numbers are given; give 3, one for each channel, or 1 for all",
         ),
         ({"clipping": "none", "clip_linear": True}, "--clip-linear needs a control; add --clipping, or leave it out"),
-        ({"preset": "wrn-cifar10-divide", "clip_freq": 0}, "--clip-freq (control.every_steps): 0 does not do; "),
-        ({"devices": "two"}, "--devices (hardware.devices): 'two' does not do; "),
+        ({"preset": "wrn-cifar10-divide", "clip_freq": 0}, "--clip-freq (control.every_steps): 0 is not valid; "),
+        ({"devices": "two"}, "--devices (hardware.devices): 'two' is not valid; "),
         ({**PAPER_TT, "frames": "retract", "orthogonal_k": 3.0}, "--orthogonal-k weighs the penalty on frames; "),
     ],
 )

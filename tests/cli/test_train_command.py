@@ -146,7 +146,7 @@ def test_resume_takes_epochs_and_the_place_of_the_data(recipe: Mock, flags: str,
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--epochs 0", "--epochs: 0 does not do"),
+        ("--epochs 0", "--epochs: 0 is not valid"),
         ("--dataset folder", "--dataset folder needs a path"),
         ("--dataset nothing:x", "--dataset nothing:x: not one of"),
     ],

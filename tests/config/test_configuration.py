@@ -40,9 +40,9 @@ def test_a_section_without_its_kind_is_a_sentence() -> None:
     [
         ("layer.rnk=1", "layer.rnk: there is no such key; did you mean layer.rank? (known: kind, rank, frames, "),
         ("layer.nothing=1", "layer.nothing: there is no such key (known: kind, rank, frames, "),
-        ("name=3", "`name`: 3 does not do; write a text, in quotation marks"),
-        ("normalize.mean=3", "`normalize.mean`: 3 does not do; write a list, in [ ]"),
-        ("normalize=3", "`normalize`: 3 does not do; write a section with its keys"),
+        ("name=3", "`name`: 3 is not valid; write a text, in quotation marks"),
+        ("normalize.mean=3", "`normalize.mean`: 3 is not valid; write a list, in [ ]"),
+        ("normalize=3", "`normalize`: 3 is not valid; write a section with its keys"),
         ("data={ kind = 'folder' }", "`data.path`: a value is needed: the key data.path is missing; add it"),
     ],
 )

@@ -22,13 +22,13 @@ def faults_of(call: Callable[[], object]) -> list[str]:
 @pytest.mark.parametrize(
     ("text", "flags", "start", "line"),
     [
-        ('epochs = 3\n\n[layer]\nkind = "tt"\nrank = -3\n', {}, "layer.rank: -3 does not do", 5),
-        ("# first\nepochs = 0\n", {}, "epochs: 0 does not do", 2),
-        ("epochs = 0\n", {"seed": 1}, "epochs: 0 does not do", 1),
+        ('epochs = 3\n\n[layer]\nkind = "tt"\nrank = -3\n', {}, "layer.rank: -3 is not valid", 5),
+        ("# first\nepochs = 0\n", {}, "epochs: 0 is not valid", 2),
+        ("epochs = 0\n", {"seed": 1}, "epochs: 0 is not valid", 1),
         ("[control]\nkind = 'clip'\n\nmax_sigm = 3\n", {}, "control.max_sigm: there is no such key", 4),
         ("control.kind = 'clip'\ncontrol.'max_sigm' = 3\n", {}, "control.max_sigm: there is no such key", 2),
         ("[layer]\nkind = 'tt'\nrank = 3\nframes = { kind = 'retract', method = 'q' }\n", {},
-         "layer.frames.method: 'q' does not do", 4),
+         "layer.frames.method: 'q' is not valid", 4),
         ("[optimizer]\nkind = 'sgd'\nlr = 0.1\n[schedule]\nkind = 'cyclic'\nlr_min = 0.2\n", {},
          "schedule.lr_min = 0.2 must be below", 6),
         ("[model]\nkind = 'wrn'\ndepth = 11\n", {}, "a WRN's depth is", 3),
@@ -90,10 +90,10 @@ preset = "wrn-cifar10"
     [
         (TABLE + "prest = 1\n", "row 'b': prest: there is no such key", 11),
         (TABLE.replace('"accuracy"', '"acuracy"'), "columns: there is no column 'acuracy'", 2),
-        (TABLE.replace('"T"', "3"), "title: 3 does not do", 1),
-        (TABLE + "label = 3\n", "row 'b': label: 3 does not do", 11),
+        (TABLE.replace('"T"', "3"), "title: 3 is not valid", 1),
+        (TABLE + "label = 3\n", "row 'b': label: 3 is not valid", 11),
         (TABLE + "[evaluate]\n\nradii = [1]\n", "evaluate.radii: there is no such key", 13),
-        ('title = "T"\ncolumns = ["ece"]\nrows = [3]\n', "row 1: 3 does not do here", 3),
+        ('title = "T"\ncolumns = ["ece"]\nrows = [3]\n', "row 1: 3 is not valid here", 3),
         (TABLE.replace('preset = "wrn-cifar10"\n', "", 1), "row 'a': preset: a value is needed", 4),
         (TABLE + 'set = ["layer.rnak=3"]\n', "row 'b': layer.rnak: there is no such key", 11),
         (TABLE.replace("wrn-cifar10", "wrn-cifr10", 1), "row 'a': there is no preset wrn-cifr10", 6),
@@ -112,7 +112,7 @@ def test_a_row_whose_preset_is_a_file_names_the_line_there(tmp_path: Path) -> No
     file = tmp_path / "mine.toml"
     file.write_text(TABLE.replace("wrn-cifar10", "own.toml", 1))
     (told,) = faults_of(lambda: make_plan(Request(tables=(str(file),))))
-    assert told.startswith(f"{file}: row 'a': epochs: 0 does not do")
+    assert told.startswith(f"{file}: row 'a': epochs: 0 is not valid")
     assert told.endswith(f" ({tmp_path / 'own.toml'}, line 2)")
 
 

@@ -95,7 +95,7 @@ def test_the_schedule_is_that_of_more_epochs_from_the_next_step_on(
     last = read_checkpoint(folder)
     assert last.config.epochs == EPOCHS
     assert last.training["counters"]["step"] == 3 * EPOCHS
-    said = f"epochs   extended from 3 to 5 epochs after step {step}, whose schedule holds from the next step on"
+    said = f"epochs   extended from 3 to 5 epochs after step {step}; the next step is the first of the new schedule"
     assert said in recorder.lines
     assert f"extended: up to step {step} it was a run of 3 epochs, with the schedule of such a run" in result.summary
     assert marks(folder) == [

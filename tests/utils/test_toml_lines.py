@@ -158,7 +158,7 @@ def test_lines_of_keys(text: str, key: str, line: int | None) -> None:
 def test_a_fault_gets_the_line_of_the_key_that_it_is_about() -> None:
     lines = TomlLines("epochs = 0\n[schedule]\nlr_min = 0.2\n[optimizer]\nlr = 0.1\n", "own.toml")
     faults = [
-        "epochs: 0 does not do",
+        "epochs: 0 is not valid",
         "`schedule.lr_min = 0.2` must be below `optimizer.lr = 0.1`",
         "optimizer.momentm: there is no such key",
         "a batch of 3 is too small; raise `batch_size`",
@@ -170,7 +170,7 @@ def test_a_fault_gets_the_line_of_the_key_that_it_is_about() -> None:
         "own.toml, line 4)",
     ]
     assert lines.located(faults[3:]) == faults[3:]
-    assert lines.numbered(faults[:1]) == ["epochs: 0 does not do (line 1)"]
+    assert lines.numbered(faults[:1]) == ["epochs: 0 is not valid (line 1)"]
     assert lines.numbered(["momentum: no", "x (a.toml, line 7)"], above="optimizer") == [
         "momentum: no (line 4)",
         "x (a.toml, line 7)",
