@@ -49,7 +49,8 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.02
 _WIDTH = 80  # columns of a printed spectrum
-_PROVING = "bounds of all layers"
+_PROVING = "bounds of all layers, the costliest first"
+_WHOLE = "Lipschitz constant of the whole network, after its layers"
 _LONG = 60.0  # seconds from which `log` is told what to expect
 OPERATIONS_PER_SECOND = 1.5e10  # of one CPU core, in float64
 _PROJECTIONS = re.compile(r"(in_proj|out_proj\.|[qkv]_proj)_?(weight|bias)")
@@ -280,7 +281,8 @@ def requested_spectrum(
     calls |= of_projections
     rows = []
     chosen = {key: module for key, module in chosen.items() if not _is_pixels(module, calls.get(key))}
-    asked = _affordable(asked, _expected_seconds(chosen, calls, asked.bounds_only), log or (lambda text: None))
+    of_values = 0.0 if asked.bounds_only else _seconds_of_values(chosen, calls)
+    asked = _affordable(asked, of_values, _seconds_of_grams(chosen, calls), log or (lambda text: None))
     bounds_only = asked.bounds_only
     tell = tell or (lambda done, total, name: None)
     tell(0, len(chosen), _PROVING)
@@ -302,7 +304,7 @@ def requested_spectrum(
     if bounds_only or layers != "*":
         why = "only the bounds of layers were asked for" if bounds_only else "only some layers were asked for"
         return NetworkSpectrum(name, tuple(rows), None, why)
-    tell(len(chosen), len(chosen), "Lipschitz constant")
+    tell(len(chosen), len(chosen), _WHOLE)
     lipschitz, why = _lipschitz(model, input_shape, asked.tolerance, kept)
     return NetworkSpectrum(name, tuple(rows), lipschitz, why)
 
@@ -322,25 +324,32 @@ def _told_of_proofs(tell: Callable[[int, int, str], None], total: int) -> Iterat
         yield
 
 
-def _affordable(asked: SpectrumRequest, seconds: float, log: Callable[[str], None]) -> SpectrumRequest:
+def _affordable(
+    asked: SpectrumRequest, of_values: float, of_grams: float, log: Callable[[str], None]
+) -> SpectrumRequest:
     """Return what is computed, bounds alone where values take longer than they may; say what takes long.
 
     Args:
         asked: what is requested.
-        seconds: that it takes.
+        of_values: seconds of a core that the singular values take; 0 where none are asked for.
+        of_grams: seconds for the Gram matrices that bounds need; the proofs of layers near a maximum take more.
         log: called with a sentence.
     """
-    time = f"{math.ceil(seconds / 60)} minutes" if seconds > _LONG else f"{math.ceil(seconds)} seconds"
-    if seconds > asked.affordable:
+
+    def spelled(seconds: float) -> str:
+        return f"{math.ceil(seconds / 60)} minutes" if seconds > _LONG else f"{math.ceil(seconds)} seconds"
+
+    if of_values > asked.affordable:
         log(
-            f"bounds alone are proved: all singular values of these layers would take about {time} of one CPU core; "
-            "`every`, `top` or `plot` compute them"
+            "bounds alone are proved: all singular values of these layers would take about "
+            f"{spelled(of_values)} of one CPU core; `every`, `top` or `plot` compute them"
         )
         return replace(asked, bounds_only=True)
-    if seconds > _LONG:
+    if (seconds := of_values + of_grams) > _LONG:
         what, less = "bounds", ""
         if not asked.bounds_only:
             what, less = "singular values and bounds", "`accuracy` = fast takes less, `bounds_only` far less, and "
+        time = spelled(seconds)
         log(f"the {what} of these layers take about {time} of one CPU core; {less}`layers` leaves layers out")
     return asked
 
@@ -374,20 +383,32 @@ def rows_of_layers(
     return rows
 
 
-def _expected_seconds(modules: Mapping[str, nn.Module], calls: Mapping[str, Calls], bounds_only: bool = False) -> float:
-    """Return about how long one CPU core takes for the values and bounds of layers; 0 for those on other devices."""
+def _seconds_of_values(modules: Mapping[str, nn.Module], calls: Mapping[str, Calls]) -> float:
+    """Return about how long one CPU core takes for the singular values of layers; 0 for those on other devices."""
     operations = 0.0
+    for name, module, conv in _on_the_host(modules, calls):
+        size = calls[name].sizes[-1]
+        operations += operations_of_values(conv, circular_size(conv, _seen(ops_of(module), conv, size)))
+    return operations / OPERATIONS_PER_SECOND
+
+
+def _seconds_of_grams(modules: Mapping[str, nn.Module], calls: Mapping[str, Calls]) -> float:
+    """Return about how long one CPU core takes for the Gram matrices of layers; 0 for those on other devices."""
+    found = (operations_of_grams(conv) for _, _, conv in _on_the_host(modules, calls))
+    return _GRAMS * sum(found) / OPERATIONS_PER_SECOND
+
+
+def _on_the_host(
+    modules: Mapping[str, nn.Module], calls: Mapping[str, Calls]
+) -> Iterator[tuple[str, nn.Module, Convolution]]:
+    """Yield the layers that were called, are operators and lie on a CPU, with their operators."""
     for name, module in modules.items():
         sizes = calls[name].sizes if name in calls else []
         if not sizes or not _is_operator(module) or not is_controllable(module) or why_not_read(module) is not None:
             continue
         conv = operator_of(module)
-        if few_batches_are_faster(conv.kernel.device):
-            continue
-        if not bounds_only:
-            operations += operations_of_values(conv, circular_size(conv, _seen(ops_of(module), conv, sizes[-1])))
-        operations += _GRAMS * operations_of_grams(conv)
-    return operations / OPERATIONS_PER_SECOND
+        if not few_batches_are_faster(conv.kernel.device):
+            yield name, module, conv
 
 
 def _is_operator(module: nn.Module) -> bool:

@@ -78,7 +78,7 @@ class ProgressDisplay(Reporter):
 
     def advance(self, done: int, total: int, now: str | Mapping[str, float]) -> None:
         if not isinstance(now, str):
-            room = self.console.width - _BAR - len(amount(done, total)) - 6 if self.live else None
+            room = self.console.width - _BAR - _ELAPSED - len(amount(done, total)) - 6 if self.live else None
             text = describe(now, room)
         elif (left := self._pace.left(done, total)) is not None:
             text = f"{now}, {duration(left)} left" if now else f"{duration(left)} left"
@@ -139,16 +139,30 @@ class ProgressDisplay(Reporter):
 
 _BAR = 16
 """Columns of a terminal that a bar takes."""
+_ELAPSED = 8
+"""Columns that the time since it began takes, with the space beside it: `0:47`, `1:02:05`."""
 
 
 def _new_bar(console: Any) -> Any:
     """Return started bars of rich, to which tasks are added; their field `shown` is the text behind the bar."""
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+    from rich.text import Text
+
+    # rich's own columns stand still once all is counted, though the work may go on for a while.
+    class Turning(SpinnerColumn):
+        def render(self, task: Task) -> Any:
+            return self.spinner.render(task.get_time())
+
+    class Elapsed(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            since = task.get_time() if task.start_time is None else task.start_time
+            return Text(duration(task.get_time() - since))
 
     columns = (
-        SpinnerColumn("line", finished_text=" "),
+        Turning("line"),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=_BAR),
+        Elapsed(),
         TextColumn("{task.fields[shown]}", markup=False),
     )
     progress = Progress(*columns, console=console, transient=True)

@@ -29,7 +29,7 @@ def measure(context: MeasurementContext, at: Sequence[float]) -> tuple[dict[str,
         UnprovedError: nothing is proved of the network.
     """
     classifier, test, tell = context.classifier, context.data.test, context.progress
-    tell(0, len(test), "Lipschitz constant")
+    tell(0, len(test), "proving the Lipschitz constant, before any image")
     certifier = _certifier(context)
     if not math.isfinite(certifier.bound.value):
         raise UnprovedError("no finite Lipschitz constant is proved of this network, so nothing can be certified")

@@ -115,3 +115,16 @@ def test_the_pace_begins_anew_where_other_pieces_are_counted(monkeypatch: pytest
     monkeypatch.setattr("svdctl.utils.progress.time.monotonic", lambda: next(clock))
     pace = Pace()
     assert [pace.left(0, 4), pace.left(1, 4), pace.left(0, 4), pace.left(2, 4)] == [None, 30.0, None, 10.0]
+
+
+def test_a_bar_that_counts_nothing_shows_how_long_it_goes_on() -> None:
+    display = ProgressDisplay("stdout", "{text}", live=True)
+    screen = drawn(display)
+    display.begin("spectra")
+    display.advance(15, 15, "Lipschitz constant")
+    for seconds in (47, 1):
+        display._bar.tasks[0].start_time -= seconds
+        display._bar.refresh()
+    assert "0:47 15/15 Lipschitz constant" in screen.getvalue()
+    assert "0:48 15/15 Lipschitz constant" in screen.getvalue()
+    display.close()
