@@ -9,7 +9,7 @@ from typing import Any
 from svdctl.config.corruption_names import BENCHMARK
 from svdctl.utils.atomic_write import write_picture
 from svdctl.utils.certified_plot import AccuracyCurve, draw_certified
-from svdctl.utils.figure_style import GAP, START, VALUE, gridded, styled, titled
+from svdctl.utils.figure_style import BOUND, START, VALUE, gridded, styled, titled
 from svdctl.utils.matplotlib_defaults import Figure, PercentFormatter, colormaps
 from svdctl.utils.rounded_figures import at_most
 
@@ -31,9 +31,10 @@ def _written(figure: Figure, path: Path | None) -> Figure:
 def plot_reliability(
     results: Mapping[str, Any], title: str, path: Path | None, data: Mapping[str, Any] = NO_DATA
 ) -> Figure:
-    """Draw accuracy against confidence by bins, the gap shaded; below, how many images lie in each bin.
+    """Draw accuracy against confidence by bins, the gap hatched; below, how many images lie in each bin.
 
-    With a path it is written there; the picture is returned.
+    The top of a bar is the accuracy, whether the mean confidence lies above or below it. With a path the picture is
+    written there; it is returned.
 
     Bins of one image, whose accuracy is 0 or 1 whatever the network, are faint.
     """
@@ -48,15 +49,20 @@ def plot_reliability(
         if not count:
             continue
         accuracy, confidence = bins["accuracy"][place], bins["confidence"][place]
-        labels = ("accuracy", "gap between the two", "mean confidence") if place == fullest else (None, None, None)
+        names = ("accuracy: the top of the bar", "gap from accuracy to mean confidence", "mean confidence")
+        labels = names if place == fullest else (None, None, None)
         seen = 0.3 if count == 1 else 1.0
         sides = (at - width / 2, at + width / 2)
-        above.bar(at, accuracy, width, color=VALUE, alpha=0.75 * seen, label=labels[0])
-        above.fill_between(sides, accuracy, confidence, color=GAP, alpha=seen, lw=0, label=labels[1])
-        above.hlines(confidence, *sides, color="0.2", lw=1.6, alpha=seen, label=labels[2])
+        above.bar(at, accuracy, width, color=(VALUE, 0.6 * seen), ec=(VALUE, seen), lw=1, label=labels[0])
+        hatched = {"facecolor": "none", "edgecolor": BOUND, "hatch": "/////", "alpha": seen, "lw": 0}
+        above.fill_between(sides, accuracy, confidence, label=labels[1], **hatched)
+        above.hlines(confidence, *sides, color="0.15", lw=1.6, alpha=seen, label=labels[2])
     above.plot([0, 1], [0, 1], color=START, ls="--", lw=1, label="perfectly calibrated")
     above.set(ylabel="accuracy, % of the bin's images", xlim=(0, 1), ylim=(0, 1))
-    above.legend(loc="upper left")
+    handles, texts = above.get_legend_handles_labels()
+    order = sorted(range(len(texts)), key=lambda place: not texts[place].startswith("accuracy"))
+    figure.legend([handles[place] for place in order], [texts[place] for place in order],
+                  loc="outside lower center", ncols=2)  # fmt: skip
     scaled = ""
     temperature = results.get("temperature")
     if temperature is not None and temperature["determined"]:

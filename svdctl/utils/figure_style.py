@@ -1,6 +1,7 @@
 """The one style of all pictures: a colour for each meaning, sizes, and titles that name the run and its data."""
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -15,9 +16,7 @@ VALUE = "#2b6ca3"
 START = "#9aa3ab"
 """What it is compared with: before training, on training images, on clean images."""
 BOUND = "#e08a2e"
-"""What is proved of singular values."""
-GAP = "#f2c493"
-"""The gap between accuracy and confidence."""
+"""What is proved of singular values; the gap between accuracy and confidence."""
 MAXIMUM = "#c0392b"
 """The maximum that is allowed, and all that is beyond it."""
 CERTIFIED = "#3a8f5c"
@@ -77,15 +76,39 @@ def titled(figure: Figure, what: str, *about: str) -> None:
     figure.suptitle("\n".join(map(figure_text, [what, *lines])), fontsize=10, x=0.01, ha="left")
 
 
-def shortened(text: str, letters: int) -> str:
+def shortened(text: str, letters: int, before: int | None = None) -> str:
     """Return the text, its middle left out where it is longer than this many letters.
+
+    Args:
+        text: of any length.
+        letters: that there is room for.
+        before: letters that are kept in front of what is left out, half of all if not given.
 
     >>> from svdctl.utils.figure_style import shortened
     >>> shortened("layer1.0.conv1", 20), shortened("backbone.stage1.block0.conv1", 13)
     ('layer1.0.conv1', 'backbo….conv1')
     """
-    before = letters // 2
-    return text if len(text) <= letters else f"{text[:before]}…{text[len(text) - (letters - before - 1) :]}"
+    before = letters // 2 if before is None else before
+    end = text[len(text) - (letters - before - 1) :]
+    return text if len(text) <= letters else f"{text[:before]}…{end if before else end.lstrip('.')}"
+
+
+def told_apart(names: Sequence[str], letters: int) -> list[str]:
+    """Return names that are at most so long, cut where they are the same: no two are equal.
+
+    >>> from svdctl.utils.figure_style import told_apart
+    >>> told_apart(["model.layer2.0.downsample.0", "model.layer3.0.downsample.0", "model.conv1"], 22)
+    ['…layer2.0.downsample.0', '…layer3.0.downsample.0', 'model.conv1']
+    """
+    cuts = (letters // 2, 0, letters // 3, letters // 6, letters - 1)
+    tried = [[shortened(name, letters, before) for name in names] for before in cuts]
+    best = max(tried, key=lambda found: len(set(found)))
+    counts = Counter(best)
+    room = letters - len(f"{len(names)}: ")
+    return [
+        text if counts[text] == 1 else f"{place}: {shortened(name, max(room, 1), 0)}"
+        for place, (name, text) in enumerate(zip(names, best, strict=True), start=1)
+    ]
 
 
 class PlainLogFormatter(LogFormatter):

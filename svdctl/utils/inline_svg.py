@@ -9,7 +9,7 @@ from svdctl.errors import SvdctlError
 from svdctl.utils.matplotlib_defaults import Figure, with_defaults
 from svdctl.utils.printable import printable
 
-_ELEMENTS = frozenset({"svg", "g", "defs", "path", "use", "text", "tspan", "clipPath", "rect", "image"})
+_ELEMENTS = frozenset({"svg", "g", "defs", "path", "pattern", "use", "text", "tspan", "clipPath", "rect", "image"})
 _PAGE_HAS_IT = frozenset({"font-family"})
 """Properties that the page's own style sheet sets for all pictures."""
 _BROAD = 700

@@ -1,17 +1,27 @@
 """Spectra in panels: one for each layer, all on one scale, the axes named."""
 
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
+
 from svdctl.utils.escapes import figure_text
-from svdctl.utils.figure_style import gridded, logarithmic, shortened
-from svdctl.utils.matplotlib_defaults import Axes, Figure
+from svdctl.utils.figure_style import gridded, logarithmic, told_apart
+from svdctl.utils.matplotlib_defaults import Axes, Figure, Line2D
 
 _MOST_LINEAR = 12.0
 """Ratio of the layers' largest values above which the common scale is logarithmic."""
 _DECADES = 3.0
 """Decades below the largest value that a logarithmic scale shows."""
+
+ZEROS = (
+    "Curves that fall to 0: the layer does not read all of its input (a 1 x 1 convolution with stride 2 reads one "
+    "value in four), or its weight has a lower rank."
+)
+_ZERO = 1e-6
+"""Share of a layer's largest value below which values are taken for 0."""
 
 
 @contextmanager
@@ -36,11 +46,10 @@ def layer_panels(
     yield figure, panels
     tops = [value for value in top if 0 < value < math.inf]
     is_logarithmic = bool(tops) and max(tops) > _MOST_LINEAR * min(tops)
-    for name, panel in panels.items():
-        letters = (15 if small else 22) if columns > 1 else 60
-        panel.set_title(
-            figure_text(shortened(name or "(top)", letters)), fontsize=6 if small else 8, pad=3, loc="center"
-        )
+    letters = (17 if small else 23) if columns > 1 else 60
+    titles = told_apart([figure_text(name or "(top)") for name in panels], letters)
+    for title, panel in zip(titles, panels.values(), strict=True):
+        panel.set_title(title, fontsize=6 if small else 8, pad=3, loc="center")
         panel.tick_params(labelsize=6 if small else 7, length=2)
         gridded(panel)
     levels = [line for panel in panels.values() for line in panel.lines if line.get_linestyle() in ("--", ":")]
@@ -54,10 +63,10 @@ def layer_panels(
         if is_logarithmic:
             logarithmic(panel)
         is_lowest = place >= len(names) - columns
-        panel.set(xlim=(0, 100), ylim=(lowest, highest))
+        panel.set(xlim=(-3, 103), ylim=(lowest, highest))
         panel.tick_params(labelleft=place % columns == 0, labelbottom=is_lowest, which="both")
         if is_lowest:
-            panel.set_xlabel("index, %" if small else "index, % of all values", fontsize=6 if small else 8)
+            panel.set_xlabel("share of the layer's values,\nlargest first, %", fontsize=5.5 if small else 7.5)
     found = {
         label: handle
         for panel in panels.values()
@@ -65,4 +74,13 @@ def layer_panels(
     }
     figure.supylabel("singular value" + ", log scale" * is_logarithmic, fontsize=9, color="0.25")
     if found:
-        figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=4)
+        legend = figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=4)
+        if any(_reaches_zero(line) for panel in panels.values() for line in panel.lines):
+            legend.set_title(textwrap.fill(ZEROS, int(13 * figure.get_figwidth())))
+            legend.get_title().set_fontsize(8)
+
+
+def _reaches_zero(line: Line2D) -> bool:
+    """Return whether a twentieth or more of a curve's values are 0."""
+    values = np.asarray(line.get_ydata(), dtype=float)
+    return len(values) > 2 and bool((values <= _ZERO * values.max()).mean() >= 0.05)

@@ -33,6 +33,7 @@ with _in_its_folder():
     from matplotlib.axes import Axes
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure, SubFigure
+    from matplotlib.lines import Line2D
     from matplotlib.ticker import (
         FixedLocator,
         LogFormatter,
@@ -47,6 +48,7 @@ __all__ = [
     "Axes",
     "Figure",
     "FixedLocator",
+    "Line2D",
     "LogFormatter",
     "LogNorm",
     "MaxNLocator",

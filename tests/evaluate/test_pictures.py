@@ -1,5 +1,6 @@
 """Pictures hold what they say, and survive what data may be like."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from PIL import Image
 from svdctl.config.corruption_names import CORRUPTIONS
 from svdctl.evaluate.corruptions.corruption_metric import summary
 from svdctl.evaluate.evaluation_plots import plot_certified, plot_corruptions, plot_reliability
+from svdctl.utils.inline_svg import svg_text
 
 
 @pytest.fixture
@@ -59,6 +61,24 @@ def test_reliability_shows_the_bins_that_hold_something(counts: list[int], tmp_p
     assert len(above.collections) == 2 * len(above.patches)  # the gap and the mean confidence of each
     assert "10.00%" in above.get_title()
     assert "5.00% at temperature 1.50" in above.get_title()
+
+
+def test_the_top_of_a_bar_is_the_accuracy_whether_confidence_is_above_or_below(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
+    results = reliability_results([9, 9])
+    results["bins"] |= {"accuracy": [1.0, 0.3], "confidence": [0.4, 0.8]}
+    figure = plot_reliability(results, "a/last", tmp_path / "x.png")
+    above = drawn[0].axes[0]
+    page = svg_text(figure, "r", "reliability")
+    [hatch] = set(re.findall(r'<pattern id="([^"]+)"', page))
+    assert f"url(#{hatch})" in page
+    assert [bar.get_height() for bar in above.patches] == [1.0, 0.3]
+    gaps, _ = above.collections[::2], above.collections[1::2]
+    assert all(gap.get_hatch() and not len(gap.get_facecolor()) for gap in gaps)  # the bar is seen through them
+    labels = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert "gap from accuracy to mean confidence" in labels
+    assert "accuracy: the top of the bar" in labels
 
 
 @pytest.mark.parametrize(

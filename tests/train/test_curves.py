@@ -88,6 +88,18 @@ def test_spectra_share_a_scale(factor: float, scale: str, tmp_path: Path, drawn:
     assert [text.get_text() for text in legend.get_texts()] == ["start of training", "end of training", "maximum"]
 
 
+def test_layers_of_long_names_are_told_apart_and_zeros_explained(tmp_path: Path, drawn: list[Figure]) -> None:
+    names = [f"model.layer{number}.0.downsample.0" for number in (2, 3, 4)]
+    plot_spectra({}, {name: torch.ones(9) for name in names}, dict.fromkeys(names), tmp_path / "x.png")
+    titles = [panel.get_title() for panel in drawn[0].axes if panel.axison]
+    assert titles == [f"…layer{number}.0.downsample.0" for number in (2, 3, 4)]
+    assert drawn[0].axes[-2].get_xlabel().replace("\n", " ") == "share of the layer's values, largest first, %"
+    reads_a_quarter = torch.tensor([1.0, 0.9, 0.5, 0.0, 0.0, 0.0])
+    plot_spectra({}, {"a": reads_a_quarter, "b": torch.ones(6)}, {"a": 1.0, "b": None}, tmp_path / "y.png")
+    assert "does not read all of its input" in drawn[1].legends[0].get_title().get_text().replace("\n", " ")
+    assert not drawn[0].legends[0].get_title().get_text()
+
+
 def test_spectra_of_a_start_that_is_not_known_are_left_out(tmp_path: Path, drawn: list[Figure]) -> None:
     """As of a run that began with trained weights and was resumed."""
     plot_spectra({}, {"a": torch.linspace(1, 0, 9)}, {"a": None}, tmp_path / "x.png")
