@@ -128,3 +128,17 @@ def test_a_bar_that_counts_nothing_shows_how_long_it_goes_on() -> None:
     assert "0:47 15/15 Lipschitz constant" in screen.getvalue()
     assert "0:48 15/15 Lipschitz constant" in screen.getvalue()
     display.close()
+
+
+def test_the_spinner_turns_also_after_the_last_piece() -> None:
+    from svdctl.cli.progress_display import _new_bar
+
+    bar = _new_bar(Console(file=io.StringIO(), force_terminal=True))
+    try:
+        bar.add_task("attack", total=1, completed=1, shown="")
+        (task,) = bar.tasks
+        spinner = bar.columns[0]
+        with patch.object(type(task), "get_time", side_effect=[0.0, 0.15, 0.3]):
+            assert len({spinner.render(task).plain for _ in range(3)}) == 3
+    finally:
+        bar.stop()

@@ -450,10 +450,11 @@ def test_cuda_agrees_with_the_cpu(norm: str) -> None:
 
 
 def test_the_share_of_an_attack_that_is_done_grows_to_all_of_it() -> None:
+    from svdctl.evaluate.attack.adversary import MostWork
     from svdctl.evaluate.attack.attack_metric import share_done
 
     def share(passes: int) -> float:
-        return share_done(state, 2, passes)
+        return share_done(state, 2, [MostWork(100, 3.0), MostWork(5000, 1.0)], passes)
 
     predictions = torch.zeros(4, dtype=torch.int64)
     state = AttackState(
@@ -480,3 +481,49 @@ def test_the_share_of_an_attack_that_is_done_grows_to_all_of_it() -> None:
     assert share(0) == pytest.approx(900 / whole)
     state.attack = 2
     assert share(0) == 1
+
+
+HOLDING = 1e-6
+"""A radius within which every image of a victim holds out."""
+
+
+@pytest.mark.parametrize("norm", ["L1", "L2", "Linf"])
+@pytest.mark.parametrize("attacks", ["standard", ("apgd-ce", "apgd-dlr", "fab"), ("fab-t", "fab"), ("square",)])
+def test_work_of_attacks_is_the_passes_that_they_make_where_an_image_holds_out(
+    norm: str, attacks: str | tuple[str, ...]
+) -> None:
+    from svdctl.evaluate.attack.adversary import most_work
+
+    model, images, _, labels = victim(3, 2)
+    settings = AttackSettings(norm=norm, eps=HOLDING, attacks=attacks)
+    state = begin(model, images, labels, settings)
+    passes = 0
+
+    def count() -> None:
+        nonlocal passes
+        passes += 1
+
+    made: list[int] = []
+    for _ in attack_batches(model, images, labels, settings, state, on_pass=count):
+        made.append(passes)
+        passes = 0
+    assert made == [work.passes for work in most_work(settings, state)]
+
+
+def test_images_are_robust_only_after_an_attack_was_tried_on_them() -> None:
+    from svdctl.evaluate.attack.attack_metric import outcome_so_far
+
+    model, images, _, labels = victim(3, 8)
+    labels = labels.clone()
+    labels[:2] = (labels[:2] + 1) % 3
+    settings = AttackSettings(norm="L2", eps=HOLDING, attacks=("apgd-ce",), batch_size=4)
+    state = begin(model, images, labels, settings)
+    right = int((state.broken_by == STANDS).sum())
+    assert right > 4
+    said = [outcome_so_far(state, settings)]
+    said += [outcome_so_far(state, settings) for _ in attack_batches(model, images, labels, settings, state)]
+    assert said == [
+        f"of 8 images {right} still to be attacked",
+        f"of 8 images 4 robust so far, {right - 4} still to be attacked",
+        f"of 8 images {right} robust so far",
+    ]

@@ -17,7 +17,7 @@ def test_the_first_ctrl_c_is_answered_and_the_same_command_goes_on(shared: Path,
     command = [sys.executable, "-m", "svdctl", *words]
     env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     stopped = run_in_terminal(
-        command, 160, keys=[("of 40 robust", "C-c")], code=130, cwd=tmp_path, env=env, scrollback=True, seconds=300
+        command, 160, keys=[("of 40 images", "C-c")], code=130, cwd=tmp_path, env=env, scrollback=True, seconds=300
     )
     joined = " ".join(stopped.split())
     assert joined.startswith("svdctl eval-robust: accuracy, autoattacks of linear.pth device ")

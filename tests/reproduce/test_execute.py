@@ -176,9 +176,12 @@ def test_the_status_has_parts_of_the_work_and_the_time_left(job: Job) -> None:
         writer.begin("autoattacks")
         for second in (10.0, 20.0):
             clock.return_value = second
-            writer.advance(int(second), 40, "apgd-ce, 7 of 8 robust")
+            writer.advance(int(second), 40, "apgd-ce, of 8 images 7 robust so far")
         known = job.store.read_status(job.key)
-        assert (known["detail"], known["seconds_left"]) == ("autoattacks 20/40 apgd-ce, 7 of 8 robust", 20.0)
+        assert (known["detail"], known["seconds_left"]) == (
+            "autoattacks 20/40 apgd-ce, of 8 images 7 robust so far",
+            20.0,
+        )
         with writer.part("proving bounds") as advance:
             clock.return_value = 30.0
             advance(3, 21, "conv1")

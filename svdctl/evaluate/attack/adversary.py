@@ -1,4 +1,4 @@
-"""One attack of pyautoattack on one batch, seeded by its caller and free of history.
+"""One attack of pyautoattack on one batch, seeded by its caller and free of history, and how much work it is.
 
 The attacks are called one by one, as `AutoAttack.run_standard_evaluation` does it, and give the same images bit by
 bit. That method itself is not used: it blinds coverage (`sys.settrace(None)`), repeats its checks at each call, and
@@ -8,7 +8,9 @@ resumes by the list of attacks alone.
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
+import torch
 from pyautoattack import AutoAttack
 from torch import Tensor
 
@@ -30,22 +32,8 @@ def perturb(predict: Predict, x: Tensor, labels: Tensor, settings: AttackSetting
         state: which attack runs and which came before, for `fab-t` changes a `fab` that comes later; and the width of
             the logits: targeted attacks aim at all other classes at most.
     """
-    attack, classes = state.attacks[state.attack], state.classes
-    # Built anew for every batch: its objects keep what the last attack changed in them.
-    listed = None if isinstance(settings.attacks, str) else list(settings.attacks)
-    suite = AutoAttack(
-        predict,
-        attacks=listed,
-        device=x.device,
-        eps=settings.eps,
-        norm=settings.norm,
-        seed=settings.seed,
-        version=settings.attacks if listed is None else "custom",
-    )
-    suite.apgd_targeted.n_target_classes = min(suite.apgd_targeted.n_target_classes, classes - 1)
-    suite.fab.n_target_classes = min(suite.fab.n_target_classes, classes - 1)
-    if "fab-t" in state.attacks[: state.attack + 1]:
-        suite.fab.n_restarts = 1
+    attack = state.attacks[state.attack]
+    suite = _suite(predict, x.device, settings, state, state.attack)
     if attack in ("fab", "fab-t"):
         suite.fab.targeted = attack == "fab-t"
         return suite.fab.perturb(x, labels)
@@ -55,6 +43,61 @@ def perturb(predict: Predict, x: Tensor, labels: Tensor, settings: AttackSetting
         return suite.square.perturb(x, labels)
     suite.apgd.loss = attack.removeprefix("apgd-")
     return suite.apgd.perturb(x, labels)
+
+
+def _suite(
+    predict: Predict, device: torch.device, settings: AttackSettings, state: AttackState, number: int
+) -> AutoAttack:
+    """Return pyautoattack's attacks as the one of this number runs, anew: they keep what the last one changed."""
+    listed = None if isinstance(settings.attacks, str) else list(settings.attacks)
+    suite = AutoAttack(
+        predict,
+        attacks=listed,
+        device=device,
+        eps=settings.eps,
+        norm=settings.norm,
+        seed=settings.seed,
+        version=settings.attacks if listed is None else "custom",
+    )
+    suite.apgd_targeted.n_target_classes = min(suite.apgd_targeted.n_target_classes, state.classes - 1)
+    suite.fab.n_target_classes = min(suite.fab.n_target_classes, state.classes - 1)
+    if "fab-t" in state.attacks[: number + 1]:
+        suite.fab.n_restarts = 1
+    return suite
+
+
+@dataclass(frozen=True)
+class MostWork:
+    """What an attack does with a batch in which an image holds out to the end; where none does, it ends earlier."""
+
+    passes: int
+    cost: float
+    """Of one pass, in forward passes: backward through the network takes twice as long as forward."""
+
+
+def most_work(settings: AttackSettings, state: AttackState) -> list[MostWork]:
+    """Return the work of each attack of a state, from pyautoattack's own numbers of restarts, targets and steps."""
+    found = []
+    for number, attack in enumerate(state.attacks):
+        suite = _suite(lambda x: x, torch.device("cpu"), settings, state, number)
+        if attack == "fab-t":
+            # A step has a pass for the gradient and one for the label; besides, each run has three passes.
+            runs = suite.fab.n_target_classes * suite.fab.n_restarts
+            found.append(MostWork(1 + runs * (2 * suite.fab.n_iter + 3), 2.0))
+        elif attack == "fab":
+            # It goes backward from every logit.
+            passes = 1 + suite.fab.n_restarts * (2 * suite.fab.n_iter + 2)
+            found.append(MostWork(passes, 1.0 + state.classes))
+        elif attack == "square":
+            found.append(MostWork(1 + suite.square.n_restarts * (suite.square.n_queries + 2), 1.0))
+        else:
+            apgd = suite.apgd_targeted if attack == "apgd-t" else suite.apgd
+            runs = apgd.n_restarts * (apgd.n_target_classes if attack == "apgd-t" else 1)
+            # In L1 a run may have three parts; each begins with a pass of its own. A target takes one more.
+            begins = 3 if apgd.use_largereps else 1
+            passes = (apgd.n_iter + begins) * apgd.eot_iter + (attack == "apgd-t")
+            found.append(MostWork(1 + runs * passes, 3.0))
+    return found
 
 
 @contextmanager

@@ -1,12 +1,15 @@
 """AutoAttack on test images: its state kept after every batch, its adversarial images brought closer."""
 
 import math
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from svdctl.data.streamed_images import rows_of
+from svdctl.evaluate.attack.adversary import MostWork, most_work
 from svdctl.evaluate.attack.attack_batches import FinishedBatch, attack_batches, begin
 from svdctl.evaluate.attack.attack_progress import KEY, Assignment, AttackProgress
 from svdctl.evaluate.attack.attack_state import MISCLASSIFIED, STANDS, AttackState, summary
@@ -14,11 +17,12 @@ from svdctl.evaluate.attack.attacked_network import AttackedNetwork
 from svdctl.evaluate.attack_settings import AttackSettings
 from svdctl.evaluate.inference import Classifier
 from svdctl.evaluate.metric import MeasurementContext
-from svdctl.evaluate.metrics.autoattacks import QUERIES, STEPS
 from svdctl.utils.measurement_cache import MeasurementCache
 
 HALVINGS = 12
 """Steps of bisection towards the clean image: the distance is known to 1/4096 of itself."""
+SHOWN_EVERY = 0.5
+"""Seconds between two reports of how far an attack is."""
 
 
 def run(context: MeasurementContext, work: Assignment, kept: MeasurementCache[AttackProgress]) -> AttackProgress:
@@ -41,19 +45,22 @@ def run(context: MeasurementContext, work: Assignment, kept: MeasurementCache[At
     state = progress.state
     for warning in state.warnings:
         say(warning)
-    passes = 0  # of this batch
+    work_of, passes, shown = most_work(settings, state), 0, -math.inf  # passes: of this batch
 
     def show() -> None:
+        nonlocal shown
+        shown = time.monotonic()
         number, total = min(state.attack, len(state.attacks) - 1), len(state.attacks)
-        stand = int((state.broken_by == STANDS).sum())
         attack = f"{state.attacks[number]} ({number + 1} of {total})"
-        done = share_done(state, settings.batch_size, passes)
-        context.progress(int(100 * done), 100, f"% {attack}, {stand} of {len(state)} robust")
+        done = int(100 * share_done(state, settings.batch_size, work_of, passes))
+        # What is left after the last pass, as the check of what was found, may take a while too.
+        done = done if state.finished else min(done, 99)
+        context.progress(done, 100, f"% {attack}, pass {passes:,} of the batch, {outcome_so_far(state, settings)}")
 
     def count() -> None:
         nonlocal passes
         passes += 1
-        if passes % 20 == 0:
+        if time.monotonic() - shown >= SHOWN_EVERY:
             show()
 
     show()
@@ -70,25 +77,38 @@ def run(context: MeasurementContext, work: Assignment, kept: MeasurementCache[At
     return progress
 
 
-def share_done(state: AttackState, batch_size: int, passes: int) -> float:
+def share_done(state: AttackState, batch_size: int, work: Sequence[MostWork], passes: int) -> float:
     """Return how much of an attack is done, in [0, 1]: by passes of single images, as if all that stand held out.
 
     Args:
         state: what is broken so far.
         batch_size: images attacked together.
+        work: of each attack (`most_work`).
         passes: those made of the batch at work.
     """
-    needed = [QUERIES if name == "square" else STEPS.get(name, STEPS["apgd-ce"]) for name in state.attacks]
-    # A step goes forward and backward, a query forward alone.
-    cost = [(1 if name == "square" else 3) * count for name, count in zip(state.attacks, needed, strict=True)]
-    entered = [int(((state.broken_by == STANDS) | (state.broken_by >= at)).sum()) for at in range(len(cost))]
+    cost = [each.passes * each.cost for each in work]
+    entered = [len(_entered(state, at)) for at in range(len(cost))]
     whole = sum(each * images for each, images in zip(cost, entered, strict=True))
     if state.attack >= len(cost) or whole == 0:
         return 1.0
     finished = min(state.batches_done * batch_size, entered[state.attack])
-    at_work = min(batch_size, entered[state.attack] - finished) * min(passes / needed[state.attack], 1.0)
+    at_work = min(batch_size, entered[state.attack] - finished) * min(passes / work[state.attack].passes, 1.0)
     before = sum(each * images for each, images in list(zip(cost, entered, strict=True))[: state.attack])
     return (before + cost[state.attack] * (finished + at_work)) / whole
+
+
+def outcome_so_far(state: AttackState, settings: AttackSettings) -> str:
+    """Return how many images are robust so far, which an attack has been tried on, and how many none was tried on."""
+    standing = int((state.broken_by == STANDS).sum())
+    untried = len(_entered(state, 0)[state.batches_done * settings.batch_size :]) if state.attack == 0 else 0
+    parts = [f"{standing - untried} robust so far"] if standing > untried or not untried else []
+    parts += [f"{untried} still to be attacked"] if untried else []
+    return f"of {len(state)} images {', '.join(parts)}"
+
+
+def _entered(state: AttackState, attack: int) -> Tensor:
+    """Return the places of the images that an attack is given, in order: all that it or a later one broke, or none."""
+    return ((state.broken_by == STANDS) | (state.broken_by >= attack)).nonzero()[:, 0]
 
 
 @torch.no_grad()
