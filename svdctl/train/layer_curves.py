@@ -6,7 +6,17 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from svdctl.utils.escapes import figure_text
-from svdctl.utils.figure_style import BOUND, FAINT, MAXIMUM, VALUE, gridded, logarithmic, shortened
+from svdctl.utils.figure_style import (
+    BOUND,
+    FAINT,
+    MAXIMUM,
+    VALUE,
+    gridded,
+    legend_above,
+    logarithmic,
+    shortened,
+    told_apart,
+)
 from svdctl.utils.matplotlib_defaults import Axes, Figure, LogNorm, MaxNLocator, SubFigure, colormaps
 
 _MOST_NAMES = 64
@@ -62,7 +72,7 @@ class LayerCurves:
     @property
     def height(self) -> float:
         """Return the height of their panels, in inches."""
-        return min(8.0, max(3.4, 1.3 + 0.17 * len(self.names)))
+        return min(8.6, max(4.0, 1.9 + 0.17 * len(self.names)))
 
     def over_maxima(self, table: Table) -> Table:
         """Return a table of values over the maxima; as it is where there are none."""
@@ -80,12 +90,15 @@ def marker_of(places: Sequence[object]) -> str | None:
 def draw_layers(figure: Figure | SubFigure, layers: LayerCurves) -> None:
     """Draw curves of all layers, a map of them by epoch, and what holds after the last evaluation."""
     if not layers.names:
-        _draw_curves(figure.subplots(), layers)
+        panel = figure.subplots()
+        _draw_curves(panel, layers)
+        legend_above(panel)
         return
     curves, heat, end = figure.subplots(1, 3, width_ratios=(1.1, 1.0, 0.9))
     _draw_curves(curves, layers)
     _draw_map(figure, heat, layers)
     _draw_end(end, layers)
+    legend_above(curves, heat, end)
 
 
 def _draw_curves(panel: Axes, layers: LayerCurves) -> None:
@@ -123,7 +136,6 @@ def _draw_curves(panel: Axes, layers: LayerCurves) -> None:
     panel.set_xlim(0, None)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     gridded(panel)
-    panel.legend(loc="best", fontsize=7)
 
 
 def _told_of_maxima(values: Table, bounds: Table) -> str:
@@ -165,7 +177,7 @@ def _name_rows(panel: Axes, layers: LayerCurves) -> None:
     count = len(layers.names)
     every = -(-count // _MOST_NAMES)
     places = list(range(0, count, every))
-    names = [figure_text(shortened(layers.names[place] or "(top)", 26)) for place in places]
+    names = told_apart([figure_text(layers.names[place] or "(top)") for place in places], 26)
     panel.set_yticks(places, names, fontsize=8 if count <= 20 else 6.5 if count <= 40 else 5.5)
     panel.set_ylim(count - 0.5, -0.5)
     panel.tick_params(length=0)
@@ -189,6 +201,5 @@ def _draw_end(panel: Axes, layers: LayerCurves) -> None:
     panel.set_yticklabels([])
     gridded(panel, "both" if len(places) <= 40 else "x")
     panel.set(xlabel="singular value", title=f"After epoch {layers.epochs[-1]:.3g}")
-    if layers.left_out:
-        panel.set_xlabel(f"singular value ({layers.left_out} layers without a maximum left out)")
-    panel.legend(fontsize=7)
+    if count := layers.left_out:
+        panel.set_xlabel(f"singular value (left out:\n{count} layer{'s' * (count != 1)} without a maximum)")

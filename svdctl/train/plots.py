@@ -1,5 +1,6 @@
 """Pictures of a run: its curves, its spectra before and after, and its certificates."""
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import wraps
@@ -154,7 +155,7 @@ def plot_curves(
         about: of which run and data it is, for the title.
     """
     from svdctl.train.layer_curves import LayerCurves, draw_layers, marker_of
-    from svdctl.utils.figure_style import CERTIFIED, START, VALUE, gridded, logarithmic, titled
+    from svdctl.utils.figure_style import CERTIFIED, START, VALUE, gridded, legend_above, logarithmic, shortened, titled
     from svdctl.utils.matplotlib_defaults import Figure, MaxNLocator, SubFigure
 
     # What is not known, None, is a gap in a curve.
@@ -172,10 +173,10 @@ def plot_curves(
     has_layers = bool(layers.names or proofs)
     has_penalty = any(record["orthogonal_loss"] > 0 for record in epochs)
     height = layers.height if has_layers else 0.0
-    figure = Figure(figsize=(11.0, 3.6 + height), layout="constrained")
+    figure = Figure(figsize=(11.0, 4.1 + height), layout="constrained")
     above: Figure | SubFigure = figure
     if has_layers:
-        grid = figure.add_gridspec(2, 1, height_ratios=(3.2, height))
+        grid = figure.add_gridspec(2, 1, height_ratios=(3.7, height))
         above = figure.add_subfigure(grid[0])
         draw_layers(figure.add_subfigure(grid[1]), layers)
     panels = list(above.subplots(1, 2 + has_penalty))
@@ -201,16 +202,17 @@ def plot_curves(
         penalty = panels[2]
         penalty.semilogy(at(epochs), [r["orthogonal_loss"] for r in epochs], color=START, marker=dot, label="training")
         penalty.set(title="Penalty on frames", ylabel="penalty, log scale")
-    for line in (record for record in records if record["kind"] == "extended"):
-        for panel in panels:
-            panel.axvline(line["step"] / per, color="0.6", ls=":", lw=1)
-        where = {"transform": loss.get_xaxis_transform(), "fontsize": "small"}
-        loss.text(line["step"] / per, 0.02, f" {line['epochs']:g} epochs", **where)
+    extended = [record for record in records if record["kind"] == "extended"]
+    for panel, line in itertools.product(panels, extended):
+        panel.axvline(line["step"] / per, color="0.6", ls=":", lw=1)
+    if extended:
+        totals = ", ".join(f"{line['epochs']:g}" for line in extended)
+        loss.lines[-1].set_label(shortened(f"here the number of epochs was set to {totals}", 60))
     for panel in panels:
         panel.set(xlabel="epoch", xlim=(0, None))
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panel.legend()
         gridded(panel)
+    legend_above(*panels)
     titled(figure, "Training", *about)
     write_picture(figure, path)
 

@@ -25,6 +25,8 @@ ATTACK = "#7d4fa0"
 """What an attack left."""
 SERIES = (VALUE, BOUND, CERTIFIED, ATTACK, "#8c7364", "#5f9ea0")
 """Networks, or groups of rows, side by side."""
+_LINE = 11.5
+"""Height of a line of a legend above a panel, in points."""
 FAINT = "0.85"
 """Lines of help, and empty places."""
 
@@ -124,6 +126,15 @@ def logarithmic(panel: Axes) -> None:
     panel.set_yscale("log")
     panel.yaxis.set_major_formatter(PlainLogFormatter())
     panel.yaxis.set_minor_formatter(PlainLogFormatter(minor_thresholds=(1, 0.4)))
+
+
+def legend_above(*panels: Axes) -> None:
+    """Put each panel's legend between its title and its curves, an entry a line; the titles of all at one height."""
+    most = max(len(panel.get_legend_handles_labels()[1]) for panel in panels)
+    for panel in panels:
+        panel.set_title(panel.get_title(loc="left"), pad=6 + _LINE * most)
+        if panel.get_legend_handles_labels()[1]:
+            panel.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, fontsize=7.5)
 
 
 def gridded(panel: Axes, axis: Literal["x", "y", "both"] = "y") -> None:

@@ -88,6 +88,23 @@ def test_spectra_share_a_scale(factor: float, scale: str, tmp_path: Path, drawn:
     assert [text.get_text() for text in legend.get_texts()] == ["start of training", "end of training", "maximum"]
 
 
+def test_legends_cover_no_curve_no_label_is_cut_and_an_extended_run_says_so(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
+    records = [{**line(1, {"a": 1.0}), "sigma/b": 1.0, "bound/b": 1.0}, line(2, {"a": 1.8})]
+    extended = {"kind": "extended", "step": 5, "epoch": 1, "epochs": 2, "epochs_before": 1}
+    plot_curves([*records, extended], tmp_path / "x.png", held_out="test set")
+    panels = [panel for part in drawn[0].subfigs for panel in part.axes]
+    legends = [(panel, legend) for panel in panels if (legend := panel.get_legend())]
+    assert len(legends) == 4
+    assert all(legend.get_window_extent().y0 >= panel.bbox.y1 for panel, legend in legends)
+    labels = [text.get_text() for _, legend in legends for text in legend.get_texts()]
+    assert "here the number of epochs was set to 2" in labels
+    end = next(panel for panel in panels if panel.get_title(loc="left").startswith("After"))
+    assert end.get_xlabel() == "singular value (left out:\n1 layer without a maximum)"
+    assert end.xaxis.label.get_window_extent().x1 <= drawn[0].bbox.x1
+
+
 def test_layers_of_long_names_are_told_apart_and_zeros_explained(tmp_path: Path, drawn: list[Figure]) -> None:
     names = [f"model.layer{number}.0.downsample.0" for number in (2, 3, 4)]
     plot_spectra({}, {name: torch.ones(9) for name in names}, dict.fromkeys(names), tmp_path / "x.png")
