@@ -80,7 +80,7 @@ def evaluation_line(
         value = metrics[name]
         return figure(name, "-" if math.isnan(value) else format(value, form))
 
-    bound = "-" if math.isnan(metrics.get("lipschitz", math.nan)) else at_most(metrics["lipschitz"], 5)
+    bound = "-" if math.isnan(metrics.get("lipschitz", math.nan)) else at_most(metrics["lipschitz"])
     proofs = f", proofs {metrics['proof_time']:.1f} s" if "proof_time" in metrics else ""
     parts = [
         (f"epoch {metrics['epoch']:3.0f}/{metrics['epochs']:.0f}", 0),
@@ -93,7 +93,7 @@ def evaluation_line(
         parts.append((f"at {exact(metrics['epsilon'])}/255 {known('val_certified_acc', '.2%')}", 0))
         parts.append((f"L {figure('lipschitz', bound)}", 3))
     if "frame_deviation" in metrics:
-        parts.append((f"frames {metrics['frame_deviation']:.1e}", 4))
+        parts.append((f"frames orthonormal to {metrics['frame_deviation']:.1e}", 4))
     parts.append((f"{known('train_time', '.1f')} s", 0))
     parts.append((f"(control {known('clipping_time', '.1f')} s{proofs})", 6))
     return fitting(parts, width, "  ")
@@ -139,7 +139,7 @@ def certified_lines(rows: Sequence["CertifiedEpoch"], width: int | None = None) 
             f"{row.accuracy:.2%}",
             *(f"{share:.2%}" for share in row.certified.values()),
             at_least(row.mean_radius),
-            at_most(row.lipschitz, 5),
+            at_most(row.lipschitz),
         ]
         for row in rows
     ]

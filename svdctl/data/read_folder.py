@@ -66,7 +66,7 @@ def read_folder(
             "(`data.storage = streamed`)"
         ) from error
     if "val" in layout.parts and "test" not in layout.parts:
-        reporter.notice(f"{path} has no test part: the images of its validation part are the test images")
+        reporter.notice(f"{path} has no test part: its validation part is the test part")
     return _parts(path, layout, images, form).checked(str(path))
 
 

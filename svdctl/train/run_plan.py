@@ -6,6 +6,7 @@ from torch import nn
 from svdctl.config.control_config import NOT_CONTROLLED
 from svdctl.config.train_config import CROSS_ENTROPY, TrainConfig
 from svdctl.data.data_source import describe, source_of
+from svdctl.data.images import ImageData
 from svdctl.data.streamed_images import is_streamed
 from svdctl.models.architecture import architecture_of
 from svdctl.models.build import count_on_meta, shapes_of
@@ -19,9 +20,9 @@ NAMED_CLASSES = 5
 """Classes that are named where data are described."""
 _CLASSES = 10
 """That parameters are counted with until the data tell their number."""
-SELECTION = {
+_SELECTION = {
     "last": "the last epoch counts",
-    "validation": "the validation part picks the best epoch",
+    "validation": "the data set's validation part picks the best epoch",
     "test": "the test set picks the best epoch, as in the paper's code",
 }
 
@@ -44,20 +45,26 @@ def plan(config: TrainConfig, base: str) -> list[str]:
         f"training {_training_line(config)}",
         f"device   {_device_line(config)}",
         f"run      {config.out_dir}/{config.name}-<time>, select: {config.evaluation.select}"
-        + (
-            " (the test set picks the best epoch, as in the paper's code)" if config.evaluation.select == "test" else ""
-        ),
+        + (f" ({_SELECTION['test']})" if config.evaluation.select == "test" else ""),
     ]
 
 
 def found_device_line(config: TrainConfig, device: torch.device, processes: int) -> str:
     """Return on which devices a run makes its steps, and how, once its processes are there."""
     threads = torch.get_num_threads()
-    name = f"cpu ({threads} thread{'s' if threads > 1 else ''})"
+    name = f"{threads} thread{'s' if threads > 1 else ''} of the CPU"
     if device.type != "cpu":
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     where = name if processes == 1 else f"{name}, {processes} processes"
     return f"runs on  {where}, {_capture_text(config, device, processes)}"
+
+
+def selection(config: TrainConfig, parts: Parts) -> str:
+    """Return which epoch counts, and by which images it is picked."""
+    select = config.evaluation.select
+    if select == "validation" and select not in parts.fingerprint:
+        return f"{len(parts.held_out):,} images set apart from the training part pick the best epoch"
+    return _SELECTION[select]
 
 
 def data_line(config: TrainConfig, parts: Parts) -> str:
@@ -66,15 +73,25 @@ def data_line(config: TrainConfig, parts: Parts) -> str:
     counts = [f"{len(train):,} training", f"{len(held_out):,} validation", f"{len(test):,} test"]
     if held_out is test:
         del counts[1]
-    channels, height, width = train.image_shape
-    colour = {1: "grey", 3: "colour"}.get(channels, f"{channels}-channel")
+    _, height, width = train.image_shape
     named = train.classes[:NAMED_CLASSES]
     more = ", ..." if len(train.classes) > len(named) else ""
     storage = ", read when they are needed" if is_streamed(train.images) else ""
     return (
         f"data     {describe(config.data).replace(':', ' ', 1)}: {' + '.join(counts)} images, {height} x {width} "
-        f"{colour}{storage}; {len(train.classes)} classes ({', '.join(named)}{more}); {_augmentation(config)}"
+        f"{_colour(train)}{storage}; {len(train.classes)} classes ({', '.join(named)}{more}); {_augmentation(config)}"
     )
+
+
+def _colour(data: ImageData) -> str:
+    """Return what the channels of images are."""
+    channels = data.image_shape[0]
+    if channels == 3 and not is_streamed(data.images):
+        # Those in colour are told by the first ones; only grey images are compared to the last.
+        parts = (images for images in (data.images[:64], data.images))
+        if all(bool((images == images[:, :1]).all()) for images in parts):
+            return "grey, as three equal channels"
+    return {1: "grey", 3: "colour"}.get(channels, f"{channels}-channel")
 
 
 def settings_lines(config: TrainConfig, classes: int | None = None) -> list[str]:
@@ -180,9 +197,12 @@ def _kept_as_they_are(config: TrainConfig, classes: int) -> str:
 
 def _augmentation(config: TrainConfig) -> str:
     augment = config.augment
-    changes = ["flip"] * augment.flip + [f"{augment.pad}-padded crop {augment.crop}"] * (augment.crop > 0)
+    changes = ["random flips"] * augment.flip
+    if augment.crop:
+        what = {"zero": "zeros", "symmetric": "mirrored pixels"}[augment.pad]
+        changes.append(f"random crops after padding by {augment.crop} {what}")
     if augment.resized_crop is not None:
-        changes.append("resized crop of {:g} to {:g}".format(*augment.resized_crop))
+        changes.append("random crops of {:g} to {:g} of the area, resized".format(*augment.resized_crop))
     if augment.mixup is not None:
         changes.append(f"mixup {augment.mixup:g}")
     return f"augmentation: {', '.join(changes) or 'none'}"

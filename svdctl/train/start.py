@@ -22,7 +22,7 @@ from svdctl.train.resumed_requests import without_online_logs
 from svdctl.train.run import TrainingRun
 from svdctl.train.run_hash import config_in, differing
 from svdctl.train.run_history import History, extension_lines, read_history
-from svdctl.train.run_plan import SELECTION, data_line, found_device_line, plan, settings_lines
+from svdctl.train.run_plan import data_line, found_device_line, plan, selection, settings_lines
 from svdctl.train.setup import Parts, launch, load_parts, with_proofs
 from svdctl.train.starting_network import FILE as INITIAL
 from svdctl.train.starting_network import starting_network
@@ -77,7 +77,7 @@ def run(
             config = start.config
             folder = fabric.broadcast(create_run_folder(config.out_dir, config.name) if fabric.is_global_zero else None)
             assert folder is not None
-            for line in (*lines, *start.lines, f"run      {folder}, {SELECTION[config.evaluation.select]}"):
+            for line in (*lines, *start.lines, f"run      {folder}, {selection(config, parts)}"):
                 shown.say(line)
             if fabric.is_global_zero:
                 write_atomically(folder / "config.toml", to_toml(config))

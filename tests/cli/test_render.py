@@ -174,7 +174,7 @@ def test_certificates_are_a_table_and_what_its_constant_is_made_of() -> None:
     (head,) = (line for line in lines if line.startswith("network"))
     assert head.split() == ["network", "epoch", "accuracy", "36/255", "255/255", "mean", "radius", "L"]
     (row,) = (line for line in lines if line.startswith("last"))
-    assert row.split() == ["last", "7", "98.00%", "96.12%", "10.00%", "0.5300", "2"]
+    assert row.split() == ["last", "7", "98.00%", "96.12%", "10.00%", "0.53", "2.00004"]
     assert len(head) == len(row)
     assert "L of last = normalisation 2 x frames 1.00002" in lines
     assert "L of best has factors normalisation 2 x frames 1.00002, by branches" in lines
@@ -183,8 +183,10 @@ def test_certificates_are_a_table_and_what_its_constant_is_made_of() -> None:
 
 def test_an_evaluation_with_certificates_tells_them() -> None:
     proved = {"val_certified_acc": 0.93, "epsilon": 36.0, "lipschitz": 2.00012}
-    assert "acc 91.00%  at 36/255 93.00%  L 2.0001  3.0 s" in evaluation_line({**EPOCH, **proved})
-    assert "L 2.0001  frames 3.1e-07" in evaluation_line({**EPOCH, **proved, "frame_deviation": 3.14e-7})
+    assert "acc 91.00%  at 36/255 93.00%  L 2.00012  3.0 s" in evaluation_line({**EPOCH, **proved})
+    assert "L 2.00012  frames orthonormal to 3.1e-07" in evaluation_line(
+        {**EPOCH, **proved, "frame_deviation": 3.14e-7}
+    )
     assert "/255" not in evaluation_line(EPOCH)
 
 
@@ -214,7 +216,12 @@ def test_an_epoch_is_one_line_that_fits(metrics: dict[str, float], width: int) -
 def test_what_is_needed_least_goes_first() -> None:
     whole = evaluation_line(CERTIFIED)
     parts = whole.split("  ")
-    for gone in ("(control 0.5 s, proofs 12.5 s)", "held-out loss 0.3000", "frames 3.1e-07", "L 2.0001"):
+    for gone in (
+        "(control 0.5 s, proofs 12.5 s)",
+        "held-out loss 0.3000",
+        "frames orthonormal to 3.1e-07",
+        "L 2.00012",
+    ):
         parts.remove(gone)
         assert evaluation_line(CERTIFIED, len("  ".join(parts))) == "  ".join(parts)
 

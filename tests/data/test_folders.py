@@ -336,5 +336,5 @@ def test_a_validation_part_that_is_the_test_part_is_said(
     write(tmp_path, *places)
     told = Notices()
     load(Folder(path=tmp_path, size=SIZE), reporter=told)
-    said = f"{tmp_path} has no test part: the images of its validation part are the test images"
+    said = f"{tmp_path} has no test part: its validation part is the test part"
     assert told.texts == [said] * is_said

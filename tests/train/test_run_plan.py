@@ -4,10 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from svdctl.cli.training_flags import LIPCONV, TRAIN, resolve
+from svdctl.data.images import ImageData
 from svdctl.errors import UsageError
-from svdctl.train.run_plan import plan
+from svdctl.train.run_plan import data_line, found_device_line, plan, selection
+from svdctl.train.setup import Parts
 
 
 def device_line(command: Any = TRAIN, **flags: Any) -> str:
@@ -42,3 +45,37 @@ def test_a_place_for_runs_that_is_no_folder_is_a_sentence(tmp_path: Path) -> Non
             device_line(out_dir=place)
     assert device_line(out_dir=tmp_path / "new/below")
     assert not (tmp_path / "new").exists()
+
+
+def parts(images: torch.Tensor, *own: str) -> Parts:
+    data = ImageData(images, torch.zeros(len(images), dtype=torch.int64), ("a",))
+    return Parts(data, data, data, dict.fromkeys(("training", "test", *own), ""))
+
+
+def test_it_is_told_what_the_channels_are_and_how_images_change() -> None:
+    config = resolve({"preset": "quickstart", "set": ["augment.crop=2", "augment.flip=true"]}).config
+    grey = torch.arange(100, dtype=torch.uint8).view(100, 1, 1, 1).repeat(1, 3, 4, 4)
+    coloured = grey.clone()
+    coloured[99, 1, 2, 2] += 1  # of the last image, one pixel
+    assert "4 x 4 grey, as three equal channels; " in data_line(config, parts(grey))
+    assert "4 x 4 colour; " in data_line(config, parts(coloured))
+    assert "4 x 4 grey; " in data_line(config, parts(grey[:, :1]))
+    assert data_line(config, parts(grey)).endswith("augmentation: random flips, random crops after padding by 2 zeros")
+    mirrored = resolve({"preset": "quickstart", "set": ["augment.crop=3", "augment.pad=symmetric"]}).config
+    assert "padding by 3 mirrored pixels" in data_line(mirrored, parts(grey))
+
+
+def test_it_is_told_which_images_pick_the_best_epoch() -> None:
+    images = torch.zeros(90, 3, 4, 4, dtype=torch.uint8)
+    config = resolve({"preset": "quickstart", "select": "validation"}).config
+    wanted = "90 images set apart from the training part pick the best epoch"
+    assert selection(config, parts(images)) == wanted
+    assert selection(config, parts(images, "validation")) == "the data set's validation part picks the best epoch"
+
+
+def test_the_device_that_was_found_repeats_nothing_of_the_one_asked_for() -> None:
+    config = resolve({"preset": "quickstart", "accelerator": "cpu"}).config
+    line = found_device_line(config, torch.device("cpu"), 1)
+    threads = torch.get_num_threads()
+    assert line.startswith(f"runs on  {threads} thread{'s' * (threads > 1)} of the CPU, steps run eagerly")
+    assert "precision" not in line
