@@ -66,7 +66,7 @@ class Browser:
         """
         messages = (json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance"))
         found = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-        return [address for address in found if not address.startswith(("data:", "chrome:"))]
+        return [address for address in found if not address.startswith(("data:", "chrome:", "chrome-untrusted:"))]
 
 
 @contextmanager

@@ -36,9 +36,8 @@ def spectrum_page(networks: Sequence[NetworkSpectrum], config: InspectConfig) ->
     """
     names = [_short(path) for path in config.files]
     lead = "Singular values and proved bounds of every layer."
-    sections = [PageSection("Networks", [_networks(networks, names), *_told(networks)])]
-    if config.has_gate:
-        sections.append(PageSection("Held against the maximum", [*_verdicts(networks, config)]))
+    sections = [PageSection("Gate", [*_verdicts(networks, config)])] if config.has_gate else []
+    sections.append(PageSection("Networks", [_networks(networks, names), *_told(networks)]))
     sections += _pictures(networks, config)
     if are_comparable(networks):
         said = [f"{side}: {name}" for side, name in zip("ab", names, strict=True)]
@@ -99,17 +98,20 @@ def _told(networks: Sequence[NetworkSpectrum]) -> Iterator[str]:
             yield f"{network.name}: no Lipschitz constant, {network.lipschitz_note}."
         if told := told_by_shape(network):
             yield f"{network.name}: {told}."
-        yield from (f"{network.name}: {line}." for line in maxima_lines(network))
+        yield from (f"{network.name}, the maximum of its training: {line}." for line in maxima_lines(network))
 
 
 def _verdicts(networks: Sequence[NetworkSpectrum], config: InspectConfig) -> Iterator[str | FoldedList]:
     rows = [(network.name, layer) for network in networks for layer in network if layer.gate]
     limits = {"layers with weights": config.max_sigma, "normalisations": config.batchnorm_max}
     held = ", ".join(f"{what} {at_most(limit, 6)}" for what, limit in limits.items() if limit is not None)
+    found = faults([*networks], config)
+    verdict = f"FAIL: {len(found)} of {len(rows)} layers do not pass" if found else "Passed: every layer is within"
+    yield f"{verdict} the maximum that the gate was given ({held})."
     proved = sum(layer.gate == "proved" for _, layer in rows)
     yield f"{proved} of {len(rows)} layers are proved to be at most the maximum ({held})."
-    if found := faults([*networks], config):
-        yield FoldedList(f"{len(found)} are above it, or not proved to be within it", found)
+    if found:
+        yield FoldedList(f"{len(found)} are above it, or not proved to be within it", found, is_open=True)
     if excepted := [f"{name}: {row.title}, {row.why_not_proved}" for name, row in rows if row.gate == "excepted"]:
         yield FoldedList(f"{len(excepted)} are not proved, and excepted", excepted)
 

@@ -12,8 +12,6 @@ from svdctl.utils.printable import printable
 _ELEMENTS = frozenset({"svg", "g", "defs", "path", "pattern", "use", "text", "tspan", "clipPath", "rect", "image"})
 _PAGE_HAS_IT = frozenset({"font-family"})
 """Properties that the page's own style sheet sets for all pictures."""
-_BROAD = 700
-"""Pixels above which a picture is not made as narrow as a phone, but scrolled there."""
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 
 
@@ -41,7 +39,6 @@ def svg_text(figure: Figure, name: str, description: str) -> str:
     # matplotlib writes points.
     width, height = (round(float(root.attrib.pop(key).removesuffix("pt")) * 4 / 3) for key in ("width", "height"))
     root.attrib.pop("version", None)
-    root.attrib |= {"data-broad": ""} if width > _BROAD else {}
     root.attrib |= {
         "width": str(width),
         "height": str(height),

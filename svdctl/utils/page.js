@@ -25,4 +25,8 @@ for (const table of document.querySelectorAll("table")) {
     body.append(...sorted);
   }));
 }
+const told = new ResizeObserver((seen) => {
+  for (const { target } of seen) target.classList.toggle("scrolls", target.scrollWidth > target.clientWidth + 1);
+});
+for (const part of document.querySelectorAll(".wide")) told.observe(part);
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => { part.open = true; }));

@@ -106,9 +106,21 @@ def test_layers_above_the_maximum_are_named(browser: Browser, tmp_path: Path) ->
     torch.save(network.state_dict(), tmp_path / "w.pt")
     page, found = written(tmp_path, tmp_path / "w.pt", max_sigma=0.5)
     browser.open(page)
-    assert GATE_TEXT in browser.texts("section > p")
+    verdict, told, *_ = browser.texts("section > p")
+    assert verdict == "FAIL: 2 of 3 layers do not pass the maximum that the gate was given (layers with weights 0.5)."
+    assert told == GATE_TEXT
+    assert browser.texts("h2")[0] == "Gate"
+    assert browser.texts("details[open] li")[:2] == browser.texts("details li")[:2]
     config = InspectConfig(files=(tmp_path / "w.pt",), max_sigma=0.5)
     assert browser.texts("details li")[:2] == inspect_files.faults(found, config)
+
+
+def test_a_gate_that_passes_says_so_and_the_maximum_of_a_training_has_its_name(tmp_path: Path) -> None:
+    layer = replace(LayerSpectrum("a", "Conv2d", (4, 4, 3, 3), Bracket(0.9, 1.1)), maximum=1.2, gate="proved")
+    config = InspectConfig(files=(tmp_path / "w.pt",), max_sigma=4)
+    page = render(spectrum_page([NetworkSpectrum("w.pt", (layer,))], config))
+    assert "Passed: every layer is within the maximum that the gate was given (layers with weights 4)." in page
+    assert "w.pt, the maximum of its training: all 1 layers with a maximum are proved" in page
 
 
 def test_a_page_in_a_folder_that_is_not_there_is_refused_at_once(tmp_path: Path) -> None:

@@ -129,6 +129,34 @@ def test_any_name_is_text(browser: Browser, tmp_path: Path, name: str) -> None:
     assert browser.requests() == [file.as_uri()]
 
 
+@pytest.mark.parametrize(("width", "scrolls"), [(500, True), (2000, False)])
+def test_what_scrolls_says_so_and_nothing_is_cut(browser: Browser, tmp_path: Path, width: int, scrolls: bool) -> None:
+    """Windows of Chromium are at least 500 wide."""
+    columns = [Column("name", "name", "left"), *(Column(f"c{n}", f"a column {n}", "left") for n in range(8))]
+    protocol = " ".join(f"word{n}" for n in range(60))
+    rows = [[Cell("first"), Cell(protocol), *(Cell("value 12345") for _ in range(7))]]
+    figure = Figure(figsize=(14, 2))
+    figure.subplots().plot([1, 2])
+    parts = [Table(columns, rows), PagePicture(svg_text(figure, "p2", "broad"), "broad")]
+    file = tmp_path / "page.html"
+    file.write_text(render(Page("page", "", [PageSection("section", parts)])), encoding="utf-8")
+    browser.driver.set_window_size(width, 900)
+    browser.open(file)
+    browser.driver.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+    table = "document.querySelector('#t0')"
+    hint = browser.run(f"return getComputedStyle({table}, '::before').content")
+    assert ("scroll" in hint) is scrolls
+    box = "document.querySelector('td > div')"
+    assert browser.run(f"return {box}.scrollHeight <= {box}.clientHeight + 1")  # the protocol is whole
+    first = "document.querySelector('td').getBoundingClientRect().left"
+    before = browser.run(f"return {first}")
+    browser.run(f"{table}.scrollLeft = 300")
+    assert browser.run(f"return {first}") == pytest.approx(before, abs=1)
+    svg = "document.querySelector('figure svg').getBoundingClientRect()"
+    assert browser.run(f"return {svg}.right <= innerWidth")
+    assert browser.complaints() == []
+
+
 @pytest.fixture
 def visits() -> Iterator[tuple[str, list[str]]]:
     """The address of a server of this machine, and what was asked of it."""
