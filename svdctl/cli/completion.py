@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -12,6 +13,8 @@ from svdctl.errors import UsageError, nearest
 ASKED = "_SVDCTL_COMPLETE"
 """Variable by which a shell asks what may stand at the cursor."""
 SHELLS = ("bash", "zsh", "fish", "powershell")
+_READ_AT_START = {"bash": ".bashrc", "zsh": ".zshrc"}
+"""Files of a shell in the home folder that typer writes lines to, by which the script is found."""
 OPTIONS = ("--install-completion", "--show-completion")
 
 
@@ -49,8 +52,12 @@ def install(shell: str | None) -> None:
     if shell is not None:
         from typer import completion
 
-        _, path = completion.install(shell=_known(shell), prog_name="svdctl")
+        start = Path.home() / _READ_AT_START.get(_known(shell), "")
+        before = start.read_bytes() if start.is_file() else b""
+        _, path = completion.install(shell=shell, prog_name="svdctl")
         typer.echo(f"completion for {shell} is in {path}; it takes effect in new terminals")
+        if start.is_file() and start.read_bytes() != before:
+            typer.echo(f"changed: {start}, whose last lines now load it")
         raise typer.Exit
 
 

@@ -14,7 +14,7 @@ from svdctl.cli.options import Flag, Flags, Merge, with_options
 from svdctl.cli.training_commands import print_names
 from svdctl.cli.training_flags import DEBUG, PLUGIN, SET, command_of
 from svdctl.errors import Interrupted, UsageError
-from svdctl.reproduce.table_files import Request, list_tables
+from svdctl.reproduce.table_files import Request, list_rows, list_tables
 from svdctl.utils.escapes import one_line
 from svdctl.utils.signals import stops_answered
 from svdctl.utils.table import terminal, width_of
@@ -42,6 +42,7 @@ REQUEST: Flags = {
         Panel.WHAT,
         "Only rows whose names match one of these patterns, as 'divide*'.",
         value="PATTERN...",
+        candidates=list_rows,
         default="all",
     ),
     "seeds": Flag(

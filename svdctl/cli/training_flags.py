@@ -7,7 +7,8 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,9 @@ class Command:
 
     @property
     def flags(self) -> Flags:
-        """Return its options."""
-        return {name: flag for name, flag in FLAGS.items() if flag.of in ("", self.name)}
+        """Return its options; of presets, a shell is offered those that it trains."""
+        presets = replace(FLAGS["preset"], candidates=partial(list_presets, lipconv=self is LIPCONV))
+        return {name: flag for name, flag in (FLAGS | {"preset": presets}).items() if flag.of in ("", self.name)}
 
     @property
     def base(self) -> Base:
@@ -364,7 +366,6 @@ FLAGS: Flags = {
         "run.",
         type=str,
         value="NAME|FILE",
-        candidates=list_presets,
         default="",
     ),
     "set": SET,

@@ -254,6 +254,12 @@ def list_tables() -> dict[str, str]:
     return described_files(table_folder())
 
 
+def list_rows() -> list[str]:
+    """Return the names of all rows of the shipped tables."""
+    rows = (row for path in sorted(table_folder().glob("*.toml")) for row in read_toml(path, path.name).get("rows", []))
+    return list(dict.fromkeys(row["name"] for row in rows))
+
+
 def find_table(name: str, folder: Path | None = None) -> Path:
     """Return the file of a table: of this name in a folder, if one is given; one that ships with svdctl; by its path.
 

@@ -44,6 +44,9 @@ def test_bash_offers_commands_options_and_values(home: Path) -> None:
         "svdctl train --clip-l": ["--clip-linear", "--clip-linear-to"],
         "svdctl train --clipping di": ["divide-by-largest", "divide-by-exact-largest", "divide-each-by-largest"],
         "svdctl train --preset wrn-cifar10": [name for name in list_presets() if name.startswith("wrn-cifar10")],
+        "svdctl train --preset lipconv": [],
+        "svdctl train-lipconv --preset ": list(list_presets(lipconv=True)),
+        "svdctl reproduce --rows none-tt": ["none-tt192", "none-tt256", "none-tt320"],
         "svdctl train --dataset f": ["folder:"],
         "svdctl eval-robust runs --corruptions fo": ["fog"],
         "svdctl inspect-spectrum --format ": ["table", "json", "csv"],
@@ -107,7 +110,9 @@ def test_zsh_completes_from_where_it_is_installed(home: Path) -> None:
 )
 def test_it_is_installed_for_a_shell(home: Path, shell: str, file: str, start: str | None) -> None:
     told = run(home, "svdctl", "--install-completion", shell)
-    assert told == f"completion for {shell} is in {home / file}; it takes effect in new terminals\n"
+    said = f"completion for {shell} is in {home / file}; it takes effect in new terminals\n"
+    changed = "" if start is None else f"changed: {home / start}, whose last lines now load it\n"
+    assert told == said + changed
     written = (home / file).read_text()
     assert f"_SVDCTL_COMPLETE=complete_{shell}" in written
     assert written.strip() == run(home, "svdctl", "--show-completion", shell).strip()

@@ -45,7 +45,7 @@ def result(*layers: Row, certified: tuple[Mock, ...] = ()) -> Mock:
     )
 
 
-LAYERS = (Row("conv1", "TT", (16, 3, 3, 3), 2.9, 2.99, 3.0), Row("fc", "Linear", (10, 32), 1.5, 1.5, None))
+LAYERS = (Row("conv1", "TT", (16, 3, 3, 3), 2.90001, 2.98999, 3.0), Row("fc", "Linear", (10, 32), 1.5, 1.5, None))
 
 
 def a_whole_run(reporter: TrainingDisplay) -> None:
