@@ -11,7 +11,7 @@ from svdctl.cli.training_flags import DEBUG, FORMS_OF_DATA, PLUGIN, SET, data_ta
 from svdctl.config.corruption_names import CORRUPTIONS, SEVERITIES
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.errors import UsageError
-from svdctl.evaluate.attack_settings import VERSIONS, AttackName, AttackSettings, warning_of_radius
+from svdctl.evaluate.attack_settings import VERSIONS, AttackName, AttackSettings, notice_of_radius
 from svdctl.registry import DATA, METRICS
 
 FORMATS = ("table", "json")
@@ -40,7 +40,7 @@ def resolve_evaluation(flags: Mapping[str, Any]) -> Resolved[EvaluateConfig]:
     config = merge.result(EvaluateConfig)
     if "autoattacks" in config.metrics:
         attack = AttackSettings.model_validate(config.settings.get("autoattacks") or {})
-        merge.notices += filter(None, [warning_of_radius(attack.norm, attack.eps, attack.protocol)])
+        merge.notices += filter(None, [notice_of_radius(attack.norm, attack.eps, attack.protocol)])
     return Resolved(config, tuple(merge.notices))
 
 

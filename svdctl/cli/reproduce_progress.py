@@ -220,7 +220,8 @@ def _cut(line: str, width: int) -> str:
 
 
 def _detail(status: dict[str, Any]) -> str:
-    if status["state"] == "evaluating":
+    # A stopped run has both: a detail only once it was trained.
+    if status["state"] == "evaluating" or (status["state"] == "interrupted" and "detail" in status):
         return "  ".join(str(status[name]) for name in ("detail", "part") if name in status)
     forms = {"epoch": "epoch {epoch:.0f}/{epochs:.0f}", "loss": "loss {loss:.3f}", "val_acc": "held-out {val_acc:.1%}"}
     known = status.keys() if "epochs" in status else status.keys() - {"epoch"}

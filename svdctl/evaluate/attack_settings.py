@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
@@ -52,6 +53,28 @@ def warning_of_radius(norm: str, eps: float, protocol: str) -> str | None:
         f"Linf within {shown_radius(eps)} changes every pixel by up to {min(eps, 1.0):.0%} of its range, which can "
         "make another image of it; 8/255 is usual for CIFAR, 4/255 for ImageNet"
     )
+
+
+def attack_title(attacks: str | Sequence[str]) -> str:
+    """Return what the attacks of a protocol are called: a version is AutoAttack, a list is named.
+
+    >>> from svdctl.evaluate.attack_settings import attack_title
+    >>> attack_title("standard"), attack_title(("apgd-ce", "square"))
+    ('AutoAttack', 'apgd-ce + square')
+    """
+    return "AutoAttack" if isinstance(attacks, str) else " + ".join(attacks)
+
+
+def notice_of_radius(norm: str, eps: float, protocol: str) -> str | None:
+    """Return what is to be said before an attack begins; an eps of 1 or more may be meant in other units.
+
+    >>> from svdctl.evaluate.attack_settings import notice_of_radius
+    >>> notice_of_radius("L2", 8.0, "pixels")
+    'eps = 8 in L2: pixels are in [0, 1]; for 8 of their 255 steps write 8/255'
+    """
+    if norm not in ("L2", "Linf") or eps < 1 or protocol != "pixels":
+        return warning_of_radius(norm, eps, protocol)
+    return f"eps = {eps:g} in {norm}: pixels are in [0, 1]; for {eps:g} of their 255 steps write {eps:g}/255"
 
 
 def attack_names(names: Any) -> Any:

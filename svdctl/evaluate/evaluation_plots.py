@@ -152,7 +152,7 @@ def plot_certified(
         lipschitz: the network's constant.
         title: name of the checkpoint.
         path: file to write; None: none.
-        attack: results of an L2 attack in pixels, to be drawn over it; None for none.
+        attack: results of an L2 attack in pixels and its `title`, to be drawn over it; None for none.
         data: identity of the images.
     """
     count = len(radii)
@@ -162,9 +162,13 @@ def plot_certified(
     curve = AccuracyCurve([0.0, *positive], left)
     attacked = {}
     if attack is not None:
-        near = [value for value in attack["nearest"] if value <= attack["eps"]]
-        standing = [*(1 - place / attack["count"] for place in range(len(near) + 1)), attack["robust_accuracy"]]
-        name = f"not broken by AutoAttack ({attack['count']:,} images)"
+        # The first ones, of radius 0, are misclassified without an attack: the curve begins at the clean accuracy.
+        wrong = attack["count"] - round(attack["clean_accuracy"] * attack["count"])
+        near = [value for value in attack["nearest"][wrong:] if value <= attack["eps"]]
+        right = attack["count"] - wrong
+        standing = [(right - place) / attack["count"] for place in range(len(near) + 1)]
+        standing.append(attack["robust_accuracy"])
+        name = f"not broken by {attack.get('title', 'AutoAttack')} ({attack['count']:,} images)"
         attacked[name] = AccuracyCurve([0.0, *near, attack["eps"]], standing)
     about = title, _data_text(data), f"{count:,} test images", f"Lipschitz constant at most {at_most(lipschitz)}"
     return draw_certified({f"certified ({count:,} images)": curve}, marks, about, path, attacked=attacked)

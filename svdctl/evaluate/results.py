@@ -85,6 +85,12 @@ class Record(Measurement):
         return f" ({self.marks})" if self.marks else ""
 
     @property
+    def data_mark(self) -> str:
+        """Return ` (...)` behind the title of a picture whose data are others than in training; how it was kept is no
+        matter of its title."""
+        return f" ({OTHER_DATA_MARK})" if self.other_data else ""
+
+    @property
     def marks(self) -> str:
         """Return how this call came by it, and whether the data are others than in training; empty: neither."""
         return ", ".join(filter(None, (self.kept, OTHER_DATA_MARK if self.other_data else "")))

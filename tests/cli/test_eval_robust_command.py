@@ -150,6 +150,27 @@ def test_a_large_linf_ball_is_told(recipe: Mock, capsys: pytest.CaptureFixture[s
     assert ("changes every pixel by up to" in capsys.readouterr().err) is is_told
 
 
+@pytest.mark.parametrize(
+    ("line", "is_told"),
+    [
+        ("--eps 8", True),
+        ("--norm Linf --eps 8", True),
+        ("--eps 1", True),
+        ("--eps 8/255", False),
+        ("--norm L1 --eps 8", False),
+        ("--eps 8 --protocol paper", False),
+    ],
+)
+def test_an_eps_that_may_be_meant_in_255ths_has_one_notice(
+    recipe: Mock, capsys: pytest.CaptureFixture[str], line: str, is_told: bool
+) -> None:
+    config_for(recipe, *line.split())
+    told = " ".join(capsys.readouterr().err.split())
+    assert ("pixels are in [0, 1]" in told) is is_told
+    assert ("write" in told) is is_told
+    assert "changes every pixel" not in told
+
+
 def test_examples_are_a_few_of_the_digits_and_all_of_other_data() -> None:
     def attack(kind: str, **flags: Any) -> Any:
         data = DATA.get(kind).config()

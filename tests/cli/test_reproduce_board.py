@@ -212,3 +212,12 @@ def test_the_list_of_tables_fits_a_terminal() -> None:
     ]  # fmt: skip
     text = " ".join(" ".join(lines).split())
     assert "table2 WRN-16-10 on CIFAR-10: none, clip and divide, full and TT of rank 192, 256, 320 table3" in text
+
+
+def test_a_row_that_was_stopped_while_it_was_evaluated_says_where() -> None:
+    from svdctl.cli.reproduce_progress import _detail
+
+    trained = {"epoch": 2.0, "epochs": 2.0, "loss": 1.278}
+    stopped = {"state": "interrupted", **trained}
+    assert _detail(stopped) == "epoch 2/2 loss 1.278"
+    assert _detail({**stopped, "detail": "autoattacks 13/100 % apgd-t"}) == "autoattacks 13/100 % apgd-t"

@@ -205,7 +205,7 @@ def test_no_flipped_bit_of_a_shard_is_read(call: Callable[..., str], tmp_path: P
         assert f"{file.name} is damaged" in told
         assert "run it again with --shard 2/2" in told
     file.write_bytes(sound)
-    assert "of 6 stand" in call(*ATTACK, "--merge-shards")
+    assert "of 6 images robust" in call(*ATTACK, "--merge-shards")
 
 
 def test_a_confidence_of_one_is_in_the_last_bin(call: Callable[..., str], tmp_path: Path) -> None:

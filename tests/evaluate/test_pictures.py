@@ -109,7 +109,7 @@ def test_nothing_is_drawn_of_no_corruption(tmp_path: Path) -> None:
 
 def test_the_certified_curve_lies_below_the_empirical_one(tmp_path: Path, drawn: list[Figure]) -> None:
     radii = [0.0, 0.0, 0.1, 0.2, 0.3, 0.6]
-    attack = {"nearest": [0.0, 0.25, 0.45], "eps": 0.5, "count": 6, "robust_accuracy": 0.5}
+    attack = {"nearest": [0.0, 0.25, 0.45], "eps": 0.5, "count": 6, "clean_accuracy": 5 / 6, "robust_accuracy": 0.5}
     plot_certified(radii, (36, 108), 2.0, "a/last", tmp_path / "x.png", attack)
     assert is_a_picture(tmp_path / "x.png")
     panel = drawn[0].axes[0]
@@ -126,3 +126,14 @@ def test_vacuous_and_perfect_certificates_are_drawn(radii: list[float], tmp_path
     assert is_a_picture(tmp_path / "x.png")
     texts = [text.get_text() for text in drawn[0].axes[0].texts]
     assert ("nothing is certified at these radii" in texts) == (max(radii) < 1)
+
+
+def test_the_curve_of_an_attack_begins_at_the_clean_accuracy(tmp_path: Path, drawn: list[Figure]) -> None:
+    attack = {
+        "count": 8, "clean_accuracy": 0.75, "robust_accuracy": 0.25, "eps": 0.5, "title": "apgd-ce",
+        "nearest": [0.0, 0.0, 0.1, 0.2, 0.3, 0.4],
+    }  # fmt: skip
+    figure = plot_certified([0.0, 0.1, 0.2], (36,), 2.0, "a/last", tmp_path / "x.png", attack)
+    (curve,) = [line for line in figure.axes[0].lines if "not broken by apgd-ce (8" in str(line.get_label())]
+    assert (curve.get_xdata()[0], curve.get_ydata()[0]) == (0.0, 0.75)
+    assert list(curve.get_ydata()) == [0.75, 0.625, 0.5, 0.375, 0.25, 0.25]

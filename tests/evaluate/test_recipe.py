@@ -238,7 +238,7 @@ def test_everything_at_once_is_in_order_and_drawn(run: Path) -> None:
     assert order["certified"] <= order["attacked"] <= order["clean"]
     assert result.report == run.parent / "report.md"
     text = result.report.read_text()
-    for part in ("| a/last |", "AutoAttack L2 0.5", "seed 3407", "a/eval-last/certified.png", "6 test images"):
+    for part in ("| a/last |", "apgd-ce L2 0.5", "seed 3407", "a/eval-last/certified.png", "6 test images"):
         assert part in text
 
 
@@ -420,7 +420,7 @@ def test_the_papers_protocol_carries_its_name(shared: Path, linear: Path) -> Non
     # Not comparable with certificates, so not compared.
     assert result.evaluations[0].order is None
     text = (result.report or Path()).read_text()
-    assert "| AutoAttack L2 0.5, protocol paper |" in text
+    assert "| apgd-ce L2 0.5, protocol paper |" in text
     assert "protocol paper" in " ".join(recorder.lines)
     assert any("protocol paper" in notice for notice in recorder.notices)
 

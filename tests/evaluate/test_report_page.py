@@ -86,7 +86,7 @@ def test_what_is_proved_is_told_from_what_is_measured(browser: Browser, made: tu
         "ECE at T": "measured",
         "cert. 1": "proved",
         "cert. 36": "proved",
-        next(text for text in headers if text.startswith("AutoAttack")): "reached",
+        next(text for text in headers if text.startswith("apgd-ce L")): "reached",
     }
     assert "an upper bound: a stronger attack may break more images" in browser.column("rests on", 1)
 

@@ -10,7 +10,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from svdctl.config.data_config import Data
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.errors import UsageError
-from svdctl.evaluate.attack_settings import AttackSettings, shown_radius, warning_of_radius
+from svdctl.evaluate.attack_settings import AttackSettings, attack_title, shown_radius, warning_of_radius
 from svdctl.evaluate.figures import Figures, Share, is_share_of, is_wilson, near
 from svdctl.evaluate.metric import (
     Measured,
@@ -68,6 +68,11 @@ class AttackFigures(Figures):
         }
 
 
+def attacked_with(protocol: Mapping[str, Any], between: str = " ") -> str:
+    """Return `AutoAttack L2 0.5` or `apgd-ce Linf 8/255`, with the mark of the paper's protocol."""
+    return f"{attack_title(protocol['attacks'])}{between}{ball(protocol)}"
+
+
 def ball(protocol: Mapping[str, Any]) -> str:
     """Return `L2 0.5` or `Linf 8/255`, with the mark of the paper's protocol."""
     marked = ", protocol paper" if protocol["protocol"] == "paper" else ""
@@ -123,8 +128,8 @@ class AutoAttacks(Metric):
             kept = attack_progress.kept_progress(unfinished.path, part, context.notice)
             progress = attack_metric.run(context, part, kept)
             if shard is not None:
-                stand = progress.state.robust_accuracy()
-                return f"shard {shard}: {stand:.2%} of {len(part.index)} stand; {unfinished.path}"
+                robust = progress.state.robust_accuracy()
+                return f"shard {shard}: {robust:.2%} of {len(part.index)} images robust; {unfinished.path}"
         return Measured(attack_metric.results(progress, config), attack_metric.rows(progress, work, context.labels))
 
     def fault_of_rows(self, results: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> bool:
@@ -134,7 +139,7 @@ class AutoAttacks(Metric):
         return len(rows) != results["count"] or any(outcomes.count(name) != count for name, count in counts.items())
 
     def cells(self, record: "Record") -> dict[str, str]:
-        return {f"AutoAttack {ball(record.protocol)}": f"{record.results['robust_accuracy']:.2%}"}
+        return {attacked_with(record.protocol): f"{record.results['robust_accuracy']:.2%}"}
 
     def intervals(self, record: "Record") -> dict[str, tuple[float, float]]:
         low, high = record.results["robust_interval"]
@@ -144,7 +149,8 @@ class AutoAttacks(Metric):
         results = record.results
         low, high = results["robust_interval"]
         return (
-            f"{results['robust_accuracy']:.2%} of {results['count']:,} stand {ball(record.protocol)} "
+            f"{results['robust_accuracy']:.2%} of {results['count']:,} images robust to "
+            f"{attacked_with(record.protocol, ' within ')} "
             f"(95 %: {low:.2%} to {high:.2%}; clean {results['clean_accuracy']:.2%})"
         )
 
@@ -181,7 +187,7 @@ class AutoAttacks(Metric):
             return [table]
         results = record.results
         lines = [
-            f"AutoAttack {ball(record.protocol)}, seed {results['seed']}, batch {results['batch_size']}",
+            f"{attacked_with(record.protocol)}, seed {results['seed']}, batch {results['batch_size']}",
             f"clean accuracy: {results['clean_accuracy']:.2%}",
             *(f"after {attack}: {share:.2%}" for attack, share in results["after_attack"].items()),
             f"robust accuracy: {results['robust_accuracy']:.2%}",

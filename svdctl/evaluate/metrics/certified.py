@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from svdctl.config.base import Config
 from svdctl.errors import UnprovedError
+from svdctl.evaluate.attack_settings import attack_title
 from svdctl.evaluate.figures import Figures, Share, wilson_interval
 from svdctl.evaluate.metric import (
     Measured,
@@ -151,8 +152,9 @@ class CertifiedAccuracy(Metric):
         results = record.results
         if results["vacuous"]:
             yield (
-                f"vacuous: with L = {at_most(results['lipschitz'])} the largest certified radius is "
-                f"{at_least(results['largest_radius'] * 255, 3)}/255, below the smallest one asked for"
+                "vacuous: no image is certified at the radii asked for, the smallest of which is "
+                f"{min(map(float, record.protocol['radii'])):g}/255; with L = {at_most(results['lipschitz'])} the "
+                f"largest certified radius is {_radius_text(results['largest_radius'])}"
             )
 
     def draw(self, record: "Record", output: PictureContext, path: Path | None) -> "Figure | None":
@@ -161,9 +163,10 @@ class CertifiedAccuracy(Metric):
         attack = _attack_in_pixels(output.records)
         if attack is not None and attack.protocol["norm"] != "L2":
             attack = None
-        mark = record.mark or (attack.mark if attack is not None else "")
+        mark = record.data_mark or (attack.data_mark if attack is not None else "")
         radii = [float(row["radius"]) for row in output.rows(record)]
-        over = None if attack is None else attack.results
+        tried = "" if attack is None else attack_title(attack.protocol["attacks"])
+        over = None if attack is None else {**attack.results, "title": tried}
         protocol, name = record.protocol, output.name + mark
         lipschitz = record.results["lipschitz"]
         return plot_certified(radii, protocol["radii"], lipschitz, name, path, over, protocol["data"])
@@ -179,6 +182,11 @@ class CertifiedAccuracy(Metric):
     def values(self, results: Mapping[str, Any]) -> dict[str, float]:
         found = {f"certified-{radius}": share for radius, share in results["accuracy"].items()}
         return {column.name: found[column.name] for column in self.columns if column.name in found}
+
+
+def _radius_text(radius: float) -> str:
+    """Return a radius in pixels of [0, 1] in 255ths, rounded down; 0 where no image is classified with a margin."""
+    return f"{at_least(radius * 255, 3)}/255" if radius > 0 else "0: no image is classified right with a proved margin"
 
 
 def _attack_in_pixels(records: Mapping[str, "Record"]) -> "Record | None":

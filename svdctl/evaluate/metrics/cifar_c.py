@@ -139,7 +139,7 @@ class CorruptionAccuracy(Metric):
         results = record.results
         if results["mean"] is None:
             return f"clean {results['clean']:.2%}, no corruption asked for"
-        means = ", ".join(f"{name} {share:.2%}" for name, share in results["figures"].items())
+        means = ", ".join(f"{_in_words(name)}: {share:.2%}" for name, share in results["figures"].items())
         return f"{means} (clean {results['clean']:.2%}; {which_of_all(results['accuracy'])})"
 
     def protocol_text(self, record: "Record") -> str:
@@ -177,7 +177,7 @@ class CorruptionAccuracy(Metric):
     def draw(self, record: "Record", output: PictureContext, path: Path | None) -> "Figure | None":
         from svdctl.evaluate.evaluation_plots import plot_corruptions  # matplotlib takes a second to import
 
-        return plot_corruptions(record.results, output.name + record.mark, path, record.protocol["data"])
+        return plot_corruptions(record.results, output.name + record.data_mark, path, record.protocol["data"])
 
     def outputs(self, record: "Record", output: OutputContext) -> list[Path]:
         from svdctl.evaluate.results import copy_files, write_rows
@@ -248,6 +248,14 @@ class CorruptionAccuracy(Metric):
             folder = find_or_fetch(published, settings.root or place_of(data), tell=lambda text, done, total: None)
             names = sorted({*(settings.names or CORRUPTIONS)} - {CLEAN})
             open_cifar_c(folder, test.labels.numpy(), test.image_shape).require(names)
+
+
+def _in_words(name: str) -> str:
+    """Return `2 corruptions at severities 1 and 5` for the stored name `2 corruptions, severity 1, 5`."""
+    listed, _, severities = name.partition(", severity ")
+    *before, last = severities.split(", ")
+    several = f"severities {', '.join(before)} and {last}" if before else f"severity {last}"
+    return f"{listed} at {several}" if severities else listed
 
 
 def _of_images(protocol: Mapping[str, Any]) -> dict[str, Any]:

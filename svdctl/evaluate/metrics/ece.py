@@ -133,7 +133,9 @@ class ExpectedCalibrationError(Metric):
 
     def summary(self, record: "Record") -> str:
         results, after = record.results, record.results["temperature"]
-        scaled = f"; at T = {after['value']:.3g}: {after['ece']:.2%}" if after and after["determined"] else ""
+        scaled = ""
+        if after and after["determined"]:
+            scaled = f"; ECE after temperature scaling (T = {after['value']:.3g}): {after['ece']:.2%}"
         return f"ECE {results['ece']:.2%}, NLL {results['nll']:.3f}, Brier {results['brier']:.3f}{scaled}"
 
     def protocol_text(self, record: "Record") -> str:
@@ -153,7 +155,7 @@ class ExpectedCalibrationError(Metric):
     def draw(self, record: "Record", output: PictureContext, path: Path | None) -> "Figure | None":
         from svdctl.evaluate.evaluation_plots import plot_reliability  # matplotlib takes a second to import
 
-        return plot_reliability(record.results, output.name + record.mark, path, record.protocol["data"])
+        return plot_reliability(record.results, output.name + record.data_mark, path, record.protocol["data"])
 
     def outputs(self, record: "Record", output: OutputContext) -> list[Path]:
         picture = output.folder / "reliability.png"
