@@ -63,6 +63,11 @@ def plot_comparison(report: EvaluationReport, path: Path | None) -> Figure | Non
     columns = _columns(lines)
     nothing = [title for title, dots in columns.items() if all(dot is None or dot.value == 0 for dot in dots)]
     columns = {title: dots for title, dots in columns.items() if title not in nothing}
+    lone = [title for title, dots in columns.items() if sum(dot is not None for dot in dots) == 1]
+    if len(lone) < len(columns):
+        columns = {title: dots for title, dots in columns.items() if title not in lone}
+    else:
+        lone = []
     curves: list[Callable[[Axes], None]] = []
     if radii := _certified(lines):
         curves.append(partial(_draw_certified, lines=lines, radii=radii))
@@ -88,7 +93,8 @@ def plot_comparison(report: EvaluationReport, path: Path | None) -> Figure | Non
         legend = (right, "center left") if len(curves) == 1 else (left, "upper right")
         legend[0].legend(*left.get_legend_handles_labels(), loc=legend[1])
     about = [f"data: {report.data[key]}", "bars: 95 % intervals (Wilson)"]
-    about += [f"0 of all: {', '.join(nothing)}"] if nothing else []
+    about += [f"0 for every checkpoint: {', '.join(nothing)}"] if nothing else []
+    about += [f"of one checkpoint alone, in the table only: {', '.join(lone)}"] if lone else []
     about += [f"the first {_MOST} of {len(by_data[key]):,} in the report's table"] if len(by_data[key]) > _MOST else []
     titled(figure, f"{len(lines)} checkpoints compared", *about)
     if path is not None:

@@ -42,7 +42,9 @@ def draw_bars(results: Results) -> Figure:
         ha="left",
     )
     if results.notes:
-        figure.supxlabel(_wrapped(results.table.numbered_notes, 19 * width), fontsize=6, x=0.01, ha="left")
+        notes = _wrapped(results.table.numbered_notes, 14 * width)
+        figure.set_figheight(figure.get_figheight() + 0.15 * (notes.count("\n") + 1))
+        figure.supxlabel(notes, fontsize=8, x=0.01, ha="left")
     return figure
 
 
@@ -68,8 +70,11 @@ def _draw_column(panel: Axes, results: Results, column: str, colors: Sequence[st
         panel.text(1.02, place, text, transform=panel.get_yaxis_transform(), va="center", fontsize=8,
                    color="0.15" if known else "0.5")  # fmt: skip
     low, high = min(ends, default=0.0), max(ends, default=1.0)
-    margin = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
     is_share = look.factor == 100
+    if high == low:
+        # One figure, or all equal: next to 0, and next to all there is of a share.
+        low, high = min(low, 0.0), max(high, 100.0) if is_share else max(1.5 * high, 0.0)
+    margin = 0.08 * (high - low) or 1.0
     panel.set_xlim(max(low - margin, 0.0 - margin / 4) if low >= 0 else low - margin,
                    min(high + margin, 101.0) if is_share and high <= 100 else high + margin)  # fmt: skip
     arrow = {"high": ", more is better", "low": ", less is better", None: ""}[look.better]

@@ -71,7 +71,7 @@ def draw_certified(
             0.5, 0.06, "nothing is certified at these radii", transform=panel.transAxes, ha="center", color=MAXIMUM
         )
     panel.set(xlabel="l2 radius of the change, pixels in [0, 1]", ylabel="right and robust, % of images")
-    panel.set(xlim=(0, 1.04 * end), ylim=(0, 1))
+    panel.set(xlim=(0, 1.1 * end), ylim=(0, 1))
     panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=""))
     gridded(panel)
     figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=2)

@@ -113,8 +113,10 @@ def test_the_certified_curve_lies_below_the_empirical_one(tmp_path: Path, drawn:
     plot_certified(radii, (36, 108), 2.0, "a/last", tmp_path / "x.png", attack)
     assert is_a_picture(tmp_path / "x.png")
     panel = drawn[0].axes[0]
+    assert panel.get_xlim()[1] > 1.05 * 0.6
     certified, empirical = (dict(zip(*line.get_data(), strict=True)) for line in panel.get_lines()[:2])
     assert certified == pytest.approx({0.0: 4 / 6, 0.1: 3 / 6, 0.2: 2 / 6, 0.3: 1 / 6, 0.6: 0.0})
+    assert max(empirical.values()) == pytest.approx(5 / 6)  # one was wrong before it was attacked
     assert empirical[0.25] == pytest.approx(4 / 6)
     assert empirical[0.45] == pytest.approx(3 / 6)
     assert empirical[0.5] == 0.5

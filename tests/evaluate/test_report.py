@@ -177,7 +177,7 @@ def test_several_checkpoints_are_one_picture(shared: Path, folder: Path, monkeyp
     titles = [panel.get_title(loc="left") for panel in panels]
     assert titles[:3] == ["accuracy, %", "corrupted, 1 corruption, %", "cert. 36, %"]
     assert titles[3:] == ["Certified accuracy", "Corrupted images, mean over the corruptions that all have"]
-    assert "0 of all: cert. 3000" in figure.get_suptitle()
+    assert "0 for every checkpoint: cert. 3000" in figure.get_suptitle()
     assert [label.get_text() for label in panels[0].get_yticklabels()] == ["a", "b"]
     for panel in panels[3:]:
         assert len(panel.lines) == 2
@@ -261,16 +261,42 @@ def test_means_over_other_corruptions_of_the_same_number_have_a_footnote(shared:
     assert any("Measured otherwise" in line and "2 of 19 corruptions (" in line for line in lines)
 
 
-def test_of_more_than_a_hundred_checkpoints_the_first_are_drawn() -> None:
-    from svdctl.evaluate.comparison_plot import plot_comparison
-
-    record = Record(
+def accuracy_record() -> Record:
+    """Half of 100 images right."""
+    return Record(
         metric="accuracy",
         protocol={"precision": "32"},
         results={"count": 100, "correct": 50, "accuracy": 0.5, "interval": wilson_interval(50, 100)},
         seconds=1.0,
         environment={},
     )
+
+
+def test_figures_of_one_checkpoint_alone_have_no_panel(monkeypatch: pytest.MonkeyPatch) -> None:
+    from svdctl.evaluate import comparison_plot
+
+    dot = comparison_plot._Dot(50.0, 40.0, 60.0, "50.00%")
+    here = Path()
+    checkpoints = tuple(
+        ReportedCheckpoint(name, here, "", here, (ReportedRecord(accuracy_record(), "key", here),)) for name in "ab"
+    )
+    report = EvaluationReport(here, checkpoints, {"key": "data"}, (), (), "1", "now")
+    found: dict[str, Any] = {"accuracy": [dot, dot], "ECE": [dot, None]}
+    monkeypatch.setattr(comparison_plot, "_columns", lambda _: dict(found))
+    figure = comparison_plot.plot_comparison(report, None)
+    assert figure is not None
+    assert [panel.get_title(loc="left") for panel in figure.subfigs[0].axes] == ["accuracy, %"]
+    assert "of one checkpoint alone, in the table only: ECE" in figure.get_suptitle()
+    del found["accuracy"]
+    figure = comparison_plot.plot_comparison(report, None)
+    assert figure is not None
+    assert [panel.get_title(loc="left") for panel in figure.subfigs[0].axes] == ["ECE, %"]
+
+
+def test_of_more_than_a_hundred_checkpoints_the_first_are_drawn() -> None:
+    from svdctl.evaluate.comparison_plot import plot_comparison
+
+    record = accuracy_record()
     here = Path()
     checkpoints = tuple(
         ReportedCheckpoint("a" * 5000 + f"{number}", here, "", here, (ReportedRecord(record, "key", here),))
