@@ -262,3 +262,17 @@ def test_notes_of_the_file_stand_in_trained_tables_alone(tiny: Path) -> None:
         text = markdown(assemble(table, {}, {}))
         assert ("- mine" in text) == present
         assert "Changed on the command line: epochs=9." in text
+
+
+def test_the_picture_has_readable_footnotes_and_an_axis_around_equal_dots(planned: Callable[..., Plan]) -> None:
+    from svdctl.reproduce.bar_plot import draw_bars
+
+    found = results(planned(seeds=(1, 2)))
+    figure = draw_bars(found)
+    assert OWN in figure.get_supxlabel().replace("\n", " ")
+    notes = next(text for text in figure.texts if text.get_text() == figure.get_supxlabel())
+    assert notes.get_fontsize() >= 8
+    limits = {panel.get_title(loc="left").split(",")[0]: panel.get_xlim() for panel in figure.axes if panel.axison}
+    low, high = next(ends for name, ends in limits.items() if "ECE" in name or "calibration" in name.lower())
+    assert low <= 0
+    assert high >= 100  # every row has the same error: shown on the whole scale
