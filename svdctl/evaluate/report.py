@@ -39,7 +39,7 @@ class ReportedRecord:
         """Return its figures in one line."""
         metric = METRICS.find(self.record.metric)
         if metric is None:
-            return "of a metric that is not loaded (`plugins`); its figures are in results.json"
+            return "of a metric that is not loaded (plugins); its figures are in results.json"
         return metric.summary(self.record)
 
     @property
@@ -185,11 +185,11 @@ class EvaluationReport:
         known = {word for record in records for word in record.kept.split(", ")}
         lines = []
         if "kept" in known:
-            lines.append("kept: measured by an earlier call under the same protocol, read from `results.json`.")
+            lines.append("kept: measured by an earlier call under the same protocol, read from results.json.")
             if any(record.kept.startswith("kept") and record.metric == "certified" for record in records):
                 lines.append("The Lipschitz constant of kept certificates was proved again.")
         if "earlier" in known:
-            lines.append("earlier: of an earlier call, not asked for by this one; read from `results.json` alone.")
+            lines.append("earlier: of an earlier call, not asked for by this one; read from results.json alone.")
         if NO_CHECKSUM in known:
             lines.append("No checksum: written by a version that made none; a changed figure would go unseen.")
         if any(record.other_data for record in records):

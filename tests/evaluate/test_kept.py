@@ -466,7 +466,7 @@ def test_every_table_says_over_which_corruptions_its_mean_is(linear: Path) -> No
     assert list(figures(result, "cifar-c")["figures"]) == [name]
     for text in (result_table(result), (result.report or Path()).read_text()):
         assert f"corrupted, {name}" in text
-    assert any(line.startswith(f"{name} ") for line in recorder.lines)
+    assert any(line.startswith("benchmark (15) at severity 1: ") for line in recorder.lines)
 
 
 @pytest.mark.parametrize(
@@ -550,3 +550,24 @@ def test_the_benchmarks_corruptions_are_taken_but_for_networks_that_follow_the_p
     )
     names = METRICS.get("cifar-c").settings_for(context).names
     assert names == {15: BENCHMARK, 19: CORRUPTIONS}[count]
+
+
+def test_titles_of_pictures_do_not_say_that_figures_were_kept(linear: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from svdctl.evaluate import evaluation_plots
+
+    said: list[str] = []
+    for name in ("plot_corruptions", "plot_reliability"):
+        monkeypatch.setattr(evaluation_plots, name, lambda results, title, *_: said.append(title))
+    measured(linear, "ece", "cifar-c")
+    _, recorder = measured(linear, "ece", "cifar-c")
+    assert set(recorder.kept.values()) == {"kept"}
+    assert said == ["linear"] * len(said)
+    assert len(said) >= 4
+
+
+def test_lines_of_figures_are_in_words() -> None:
+    from svdctl.evaluate.metrics.cifar_c import _in_words
+
+    assert _in_words("2 corruptions, severity 1, 5") == "2 corruptions at severities 1 and 5"
+    assert _in_words("benchmark (15), severity 3") == "benchmark (15) at severity 3"
+    assert _in_words("all (19)") == "all (19)"

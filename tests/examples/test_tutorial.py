@@ -57,7 +57,7 @@ def test_the_tutorial_from_training_to_certificates(tmp_path: Path) -> None:
 
     done = shell(compare, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "AutoAttack" in done.stdout
+    assert "apgd-ce L2 0.5" in done.stdout
     again = shell(compare, tmp_path)
     assert "kept" in again.stdout
 
