@@ -12,7 +12,7 @@ from svdctl.cli.messages import explain, with_flags
 from svdctl.cli.options import flags_by_key
 from svdctl.cli.progress_display import ProgressDisplay
 from svdctl.utils.escapes import one_line
-from svdctl.utils.printable import columns_of, printable
+from svdctl.utils.printable import columns_of, hanging, printable
 
 if TYPE_CHECKING:
     from svdctl.evaluate.measure_checkpoint import Evaluation, Failure
@@ -41,7 +41,9 @@ class EvaluationDisplay(ProgressDisplay):
 
         if isinstance(result, FinishedMetric):
             self.close()
-            self.say(f"  {result.metric:<12} {result.text}{f'  ({result.kept})' if result.kept else ''}")
+            text = f"  {result.metric:<12} {result.text}{f'  ({result.kept})' if result.kept else ''}"
+            for line in hanging(one_line(text), self.console.width if self.live else None, 15):
+                self.say(line)
         elif isinstance(result, Failure):
             if self._debug:
                 traceback.print_exception(result.error)

@@ -330,6 +330,17 @@ def test_progress_goes_to_stderr_in_plain_lines(capsys: pytest.CaptureFixture[st
         assert part in shown.err
 
 
+def test_lines_of_figures_end_at_words_on_a_terminal() -> None:
+    reporter, screen = EvaluationDisplay(live=True), io.StringIO()
+    reporter.console = Console(file=screen, width=60, highlight=False)
+    text = "ECE 15.96%, NLL 1.735, Brier 0.731; ECE after temperature scaling (T = 0.465): 15.74%"
+    reporter.finish(FinishedMetric("ece", text, "kept"))
+    lines = screen.getvalue().splitlines()
+    assert len(lines) > 1
+    assert max(map(len, lines)) <= 60
+    assert " ".join(lines).split() == f"ece {text} (kept)".split()
+
+
 @pytest.mark.parametrize("live", [False, True])
 def test_no_name_gives_the_terminal_a_code(live: bool, capsys: pytest.CaptureFixture[str]) -> None:
     reporter, screen = EvaluationDisplay(live=live), io.StringIO()
