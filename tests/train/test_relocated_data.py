@@ -35,6 +35,12 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     draw_nothing(monkeypatch)
 
 
+@pytest.fixture(autouse=True)
+def current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report of a checkpoint that is given as a file goes to the current folder."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def moved(tmp_path: Path) -> tuple[Path, Path, recipe.TrainResult]:
     """A run that was stopped, the new place of its data, and the undisturbed run."""
