@@ -53,12 +53,17 @@ def install(shell: str | None) -> None:
         from typer import completion
 
         start = Path.home() / _READ_AT_START.get(_known(shell), "")
-        before = start.read_bytes() if start.is_file() else b""
+        before = _size(start)
         _, path = completion.install(shell=shell, prog_name="svdctl")
         typer.echo(f"completion for {shell} is in {path}; it takes effect in new terminals")
-        if start.is_file() and start.read_bytes() != before:
+        if start.is_file() and _size(start) != before:
             typer.echo(f"changed: {start}, whose last lines now load it")
         raise typer.Exit
+
+
+def _size(path: Path) -> int:
+    """Return the size of a file, which the line that typer appends changes; 0 where there is none."""
+    return path.stat().st_size if path.is_file() else 0
 
 
 def show(shell: str | None) -> None:

@@ -159,7 +159,7 @@ def test_a_learning_rate_far_too_large(kind: str, rate: float, tmp_path: Path) -
     try:
         assert recipe.run(config, base="test", reporter=Reporter()).completed
     except TrainingError as error:
-        assert "lower the learning rate (`optimizer.lr`)" in str(error)
+        assert "lower the learning rate (`optimizer.lr`, now" in str(error)
     if list(only_run(tmp_path).glob("last.pt")):
         assert_last_is_good(tmp_path, config)
 

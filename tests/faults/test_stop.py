@@ -222,9 +222,13 @@ def test_what_a_sweep_tells_of_time_is_never_negative(
     monkeypatch.setattr(time, "time", lambda: now - 7200)
     run = Mock(id="a")
     run.config.name = "row"
-    board._jobs = {"a": run, "b": Mock(id="b")}
+    waiting = Mock(id="b")
+    waiting.store.read_status.return_value = {"state": "waiting"}
+    board._jobs = {"a": run, "b": waiting}
     board.finish(Mock(id="a", state="done"))
-    assert "after 0:00, about 0:00 left" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "done (after 0:00" in told
+    assert "-" not in told
 
 
 def test_a_command_line_that_is_stopped_before_it_trains(tmp_path: Path) -> None:
