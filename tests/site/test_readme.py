@@ -52,3 +52,13 @@ def test_the_paper_is_named_by_its_number() -> None:
 def test_there_are_no_tables_of_measurements() -> None:
     for row in re.findall(r"^\|.*\|$", README, re.M):
         assert not re.search(r"\|\s*[\d.]+\s*\|", row), row
+
+
+def test_its_figures_of_a_card_are_those_of_the_benchmarks() -> None:
+    told = re.search(r"On one H200, .* takes ([\d.]+) ms, .* step ([\d.]+), .* code ([\d.]+) ", README.replace("\n", " "))
+    assert told is not None
+    figures = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8").partition("### Figures")[2]
+    assert "One NVIDIA H200" in figures.partition("|")[0]
+    rows = figures[figures.index("| TT 192, penalty, division") :].splitlines()[:5]
+    shown = {row.split("|")[3].strip(): row.split("|")[6].split()[0] for row in reversed(rows)}
+    assert (shown["svdctl's loop"], shown["bare captured"], shown["the paper's code, float32"]) == told.groups()
