@@ -59,6 +59,6 @@ def test_its_figures_of_a_card_are_those_of_the_benchmarks() -> None:
     assert told is not None
     figures = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8").partition("### Figures")[2]
     assert "One NVIDIA H200" in figures.partition("|")[0]
-    rows = figures[figures.index("| TT 192, penalty, division") :].splitlines()[:5]
+    rows = figures[figures.index("| `steps` | TT 192, penalty, division") :].splitlines()[:5]
     shown = {row.split("|")[3].strip(): row.split("|")[6].split()[0] for row in reversed(rows)}
     assert (shown["svdctl's loop"], shown["bare captured"], shown["the paper's code, float32"]) == told.groups()
