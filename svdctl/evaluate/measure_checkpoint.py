@@ -134,7 +134,9 @@ def evaluate(
         def kept() -> str:
             """Return what a request to stop leaves: figures that are finished, and the work that goes on."""
             finished = f"{', '.join(records)} finished, in {store.path}" if records else "no metric is finished"
-            at_work, path = next((kind for kind in config.metrics if kind not in done), ""), context.unfinished
+            # A metric has its record a moment before it is done.
+            left = (kind for kind in config.metrics if kind not in done and kind not in records)
+            at_work, path = next(left, ""), context.unfinished
             if path is not None and path.is_file():
                 return f"{found.name}: {finished}; of {at_work} what is done is kept in {path}"
             return f"{found.name}: {finished}" + f"; {at_work} begins anew" * bool(at_work)
@@ -142,7 +144,6 @@ def evaluate(
         with answer_to_stop(kept):
             for kind in config.metrics:
                 reporter.begin(kind)
-                context.unfinished = None
                 with caught(kind):
                     record = _record(METRICS.get(kind), context, store)
                     if isinstance(record, str):
@@ -151,6 +152,7 @@ def evaluate(
                         records[kind] = record.model_copy(update={"other_data": other_data})
                         text = METRICS.get(kind).summary(record)
                     reporter.finish(FinishedMetric(kind, text, records[kind].marks if kind in records else ""))
+                context.unfinished = None
                 done.add(kind)
             with suppress(OSError):  # it is not there, or holds unfinished work
                 store.unfinished.rmdir()
