@@ -1,6 +1,7 @@
 """Lines on a stream, and how far the work is: a bar below them on a terminal, else a line every ten seconds."""
 
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,8 @@ class ProgressDisplay(Reporter):
         self._bar: Any = None
         self._work: object = ""
         self._last, self._pace = time.monotonic(), Pace()
+        # Of lines and the end of a bar: as the bar is wiped off the screen, a line of another thread would be instead.
+        self._lines = threading.RLock()
         if self.live:
             from rich.console import Console
 
@@ -46,27 +49,30 @@ class ProgressDisplay(Reporter):
 
     def say(self, text: str, style: str = "") -> None:
         """Show a line; `style`: of rich, for a terminal of colours."""
-        if self.live:
-            shown = encodable(one_line(text), self.console.file)
-            self.console.print(shown, style=style or None, markup=False, soft_wrap=True)
-        else:
-            print_line(one_line(text), getattr(sys, self._stream))
+        with self._lines:
+            if self.live:
+                shown = encodable(one_line(text), self.console.file)
+                self.console.print(shown, style=style or None, markup=False, soft_wrap=True)
+            else:
+                print_line(one_line(text), getattr(sys, self._stream))
 
     def notice(self, text: str) -> None:
         text = one_line(f"note: {with_flags(text, self._flags)}")
-        for line in hanging(text, width_of(sys.stderr), 6):
-            if self._stream == "stderr":
-                self.say(line)
-            else:
-                print_line(line, sys.stderr)
+        with self._lines:
+            for line in hanging(text, width_of(sys.stderr), 6):
+                if self._stream == "stderr":
+                    self.say(line)
+                else:
+                    print_line(line, sys.stderr)
 
     def answer(self, text: str, command: str) -> None:
         """Show what is said to a request to stop, and the command that goes on, whole, so that it can be copied."""
-        self.notice(f"{text}:")
-        if self.live:
-            self.console.print(encodable(f"  {command}", self.console.file), markup=False, soft_wrap=True)
-        else:
-            print_line(f"  {command}", sys.stderr)
+        with self._lines:
+            self.notice(f"{text}:")
+            if self.live:
+                self.console.print(encodable(f"  {command}", self.console.file), markup=False, soft_wrap=True)
+            else:
+                print_line(f"  {command}", sys.stderr)
 
     def begin(self, work: object) -> None:
         self.close()
@@ -132,9 +138,10 @@ class ProgressDisplay(Reporter):
         return self._bar if hasattr(self._bar, "add_task") else None
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        with self._lines:
+            if self._bar is not None:
+                self._bar.stop()
+                self._bar = None
 
 
 _BAR = 16

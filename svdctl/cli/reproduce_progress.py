@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from svdctl.cli.progress_display import ProgressDisplay
+from svdctl.errors import SvdctlError
 from svdctl.utils.duration import duration
 from svdctl.utils.escapes import one_line
 from svdctl.utils.printable import columns_of, encodable
@@ -117,7 +118,8 @@ class SweepDisplay(ProgressDisplay):
             status = job.store.read_status(job.key)
             if status.get("time", 0) < self._began or status["state"] in ("done", "failed"):
                 yield RowState(job.config.name, "waiting", "", None)
-            elif status["state"] == "interrupted":
+            elif status["state"] == "interrupted" or (self._stopped.is_set() and _is_free(job)):
+                # One that was killed before it could write so is worked on by nobody.
                 yield RowState(job.config.name, "stopped", _detail(status), None)
             else:
                 yield RowState(job.config.name, status["state"], _detail(status), status.get("seconds_left"))
@@ -217,6 +219,14 @@ def _cut(line: str, width: int) -> str:
     while columns_of(line) >= width:
         line = line[:-1]
     return f"{line}…"
+
+
+def _is_free(job: "Job") -> bool:
+    """Return whether it is known that no process works on a run."""
+    try:
+        return job.store.is_free(job.key)
+    except (OSError, SvdctlError):
+        return False
 
 
 def _detail(status: dict[str, Any]) -> str:

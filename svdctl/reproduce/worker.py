@@ -11,6 +11,7 @@ import threading
 import time
 
 from svdctl.plugins import grant_factory, is_factory, load_plugins
+from svdctl.utils.signals import terminated_as_interrupt
 
 
 def main() -> None:
@@ -21,8 +22,12 @@ def main() -> None:
     text = sys.stdin.read()
     parent = int(sys.argv[1]) if len(sys.argv) > 1 else os.getppid()
     threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
-    # The last line: libraries may print before it.
-    print("\n" + work(text), flush=True)
+    try:
+        with terminated_as_interrupt():
+            # The last line: libraries may print before it.
+            print("\n" + work(text), flush=True)
+    except KeyboardInterrupt:  # before the job was begun: there is no outcome
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def work(text: str) -> str:

@@ -1,6 +1,7 @@
 """Bars on a terminal, lines every ten seconds elsewhere: parts inside a work, and the time left."""
 
 import io
+import threading
 from collections.abc import Iterator
 from unittest.mock import Mock, patch
 
@@ -45,6 +46,28 @@ def drawn(display: ProgressDisplay) -> io.StringIO:
     screen = io.StringIO()
     display.console = Console(file=screen, force_terminal=True, width=80, highlight=False)
     return screen
+
+
+@pytest.mark.parametrize("show", ["say", "notice", "answer"])
+def test_a_line_of_another_thread_waits_until_the_bar_is_wiped_off(show: str) -> None:
+    """A request to stop is answered while the main thread ends its bar; what is written between would be wiped off."""
+    display = ProgressDisplay("stderr", "{work} {amount} {text}", live=True)
+    screen = drawn(display)
+    display.begin("training")
+    given = ("stopping", "the command") if show == "answer" else ("stopping",)
+    thread = threading.Thread(target=getattr(display, show), args=given)
+    stop = display._bar.stop
+
+    def stop_late() -> None:
+        thread.start()
+        thread.join(0.3)
+        stop()
+
+    display._bar.stop = stop_late
+    display.close()
+    thread.join(5)
+    wiped, line = screen.getvalue().rindex("\x1b[2K"), screen.getvalue().index("stopping")
+    assert wiped < line
 
 
 def test_a_part_is_drawn_in_place_of_the_work_until_it_ends() -> None:

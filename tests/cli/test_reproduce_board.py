@@ -7,8 +7,10 @@ from unittest.mock import patch
 
 import pytest
 
-from svdctl.cli.reproduce_progress import RowState, SweepPace, board_lines
-from svdctl.reproduce.run_store import Outcome
+from svdctl.cli.reproduce_progress import RowState, SweepDisplay, SweepPace, board_lines
+from svdctl.reproduce.plan import make_plan
+from svdctl.reproduce.run_store import Outcome, RunStore
+from svdctl.reproduce.table_files import Request
 from tests.terminal import run_in_terminal
 
 BOARD = """
@@ -30,8 +32,9 @@ board.finish(Outcome(runs[0].id, "done", values))
 board.finish(Outcome(runs[1].id, "failed", reason="the loss was not finite after step 17 of epoch 3: " + "x" * 200))
 store.write_status(runs[2].key, state="training", epoch=3.0, epochs=10.0, loss=0.5, val_acc=0.75, seconds_left=223200)
 store.write_status(runs[3].key, state="evaluating", detail="autoattacks 2/4 fab-t")
-time.sleep(1.2)
-board.close()
+with store.lock(runs[2].key), store.lock(runs[3].key):  # as those who work on them do
+    time.sleep(1.2)
+    board.close()
 print("closed")
 """
 
@@ -202,6 +205,28 @@ def test_the_time_left_is_known_from_the_first_run_that_trains() -> None:
 )
 def test_a_run_is_reused_when_all_of_its_figures_are(outcome: Outcome, reused: bool) -> None:
     assert outcome.is_reused is reused
+
+
+def test_a_run_that_nobody_works_on_any_more_is_stopped(tmp_path: Path) -> None:
+    """Killed before it could write so; another command's run goes on."""
+    plan = make_plan(Request(tables=("table2",), scale="smoke", out_dir=tmp_path))
+    killed, others, told, *_ = runs = plan.jobs()
+    store = RunStore(tmp_path)
+    store.prepare()
+    board = SweepDisplay(live=False)
+    board.begin(plan)
+    for run in (killed, others):
+        store.write_status(run.key, state="training", epoch=3.0, epochs=10.0, loss=0.5)
+    store.write_status(told.key, state="interrupted", epoch=3.0, epochs=10.0)
+
+    def shown() -> list[str]:
+        return [row.state for row in board.states()]
+
+    with store.lock(others.key):
+        assert shown() == ["training", "training", "stopped", *["waiting"] * (len(runs) - 3)]
+        board.close()
+        assert shown() == ["stopped", "training", "stopped", *["waiting"] * (len(runs) - 3)]
+    assert next(board.states()).detail == "epoch 3/10 loss 0.500"
 
 
 def test_the_list_of_tables_fits_a_terminal() -> None:

@@ -213,6 +213,32 @@ def test_a_worker_whose_parent_was_killed_before_it_could_ask_who_that_is_stops(
     assert ended.returncode == -signal.SIGTERM
 
 
+EVALUATING = """
+import sys, time
+from pathlib import Path
+from svdctl.reproduce import execute, worker
+execute.train_run = lambda job, status: Path("run")
+def evaluate_run(job, folder, status, kept):
+    status.begin("autoattacks")
+    time.sleep(60)
+execute.evaluate_run = evaluate_run
+worker.main()
+"""
+
+
+def test_a_worker_that_evaluates_says_that_it_was_stopped(jobs: list[Job]) -> None:
+    job, engine = jobs[0], Fake(1, EVALUATING)
+    outcome = engine.submit(job)
+    until = time.monotonic() + 60
+    while job.store.read_status(job.key).get("detail") != "autoattacks":
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    engine.stop()
+    assert outcome.result(5) == Outcome(job.id, "interrupted")
+    status = job.store.read_status(job.key)
+    assert (status["state"], status["detail"]) == ("interrupted", "autoattacks")
+
+
 def test_stopping_ends_the_workers(jobs: list[Job]) -> None:
     engine = Fake(2, "import time; time.sleep(600)")
     outcomes = [engine.submit(job) for job in jobs[:3]]
