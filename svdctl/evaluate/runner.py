@@ -85,6 +85,10 @@ def run(config: EvaluateConfig, *, reporter: Reporter) -> EvaluationResult:
         failures.append(Failure(where, None, error))
         failures_reporter.finish(failures[-1])
 
+    def say_waiting(holder: str) -> None:
+        who = f" ({holder})" if holder else ""
+        reporter.notice(f"waiting for another evaluation{who} that writes the report in {discovery.report.absolute()}")
+
     def kept() -> str:
         ready = ", ".join(str(evaluation.found.results) for evaluation in evaluations)
         return f"{len(evaluations)} of {count} evaluated" + (f", with results in {ready}" if ready else "")
@@ -103,7 +107,8 @@ def run(config: EvaluateConfig, *, reporter: Reporter) -> EvaluationResult:
             try:
                 discovery.report.mkdir(parents=True, exist_ok=True)
                 # Two processes that evaluate other checkpoints for one report: none loses what the other has measured.
-                with held(discovery.report / ".lock-report", wait=True), reporter.part("writing the report"):
+                lock = discovery.report / ".lock-report"
+                with reporter.part("writing the report"), held(lock, wait=True, on_wait=say_waiting):
                     report = write_report(report_of(discovery, measured, failures, config))
             except (OSError, SvdctlError) as error:
                 fail("report.md", error)
