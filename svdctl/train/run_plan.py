@@ -8,6 +8,7 @@ from svdctl.config.train_config import CROSS_ENTROPY, TrainConfig
 from svdctl.data.data_source import describe, source_of
 from svdctl.data.images import ImageData
 from svdctl.data.streamed_images import is_streamed
+from svdctl.layers.ops.tt_ops import Retract
 from svdctl.models.architecture import architecture_of
 from svdctl.models.build import count_on_meta, shapes_of
 from svdctl.registry import CONTROLS, LAYERS
@@ -49,14 +50,21 @@ def plan(config: TrainConfig, base: str) -> list[str]:
     ]
 
 
-def found_device_line(config: TrainConfig, device: torch.device, processes: int) -> str:
-    """Return on which devices a run makes its steps, and how, once its processes are there."""
+def found_device_line(config: TrainConfig, device: torch.device, processes: int, *, by_qr: bool = False) -> str:
+    """Return on which devices a run makes its steps, and how, once its processes are there.
+
+    Args:
+        config: of the run.
+        device: of this process.
+        processes: their number.
+        by_qr: whether a run that is resumed has gone over to QR for its frames.
+    """
     threads = torch.get_num_threads()
     name = f"{threads} thread{'s' if threads > 1 else ''} of the CPU"
     if device.type != "cpu":
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     where = name if processes == 1 else f"{name}, {processes} processes"
-    return f"runs on  {where}, {_capture_text(config, device, processes)}"
+    return f"runs on  {where}, {_capture_text(config, device, processes, by_qr=by_qr)}"
 
 
 def selection(config: TrainConfig, parts: Parts) -> str:
@@ -138,19 +146,28 @@ def _device_line(config: TrainConfig) -> str:
     return f"{kind}, precision {hardware.precision}, {_capture_text(config, torch.device(kind), processes)}"
 
 
-def _capture_text(config: TrainConfig, device: torch.device, processes: int) -> str:
+def _capture_text(config: TrainConfig, device: torch.device, processes: int, *, by_qr: bool = False) -> str:
     """Return whether steps are compiled, and whether they are CUDA graphs."""
-    hardware, parts = config.hardware, list[str]()
-    reason = why_not_captured(hardware, device, processes, config.schedule)
-    if hardware.compile:
-        parts.append(f"compiled ({_expected_of_compiling(config, is_captured=reason is None)})")
     control, method = config.control, CONTROLS.get(config.control.kind)
-    if reason is None and control.kind != "none" and not method.has_factors(control):
-        if control.every_steps == 1:
-            reason = f"{control.kind} reads singular values back in every step"
-        else:
-            return ", ".join([*parts, f"steps are CUDA graphs, but those with a {control.kind}"])
-    return ", ".join([*parts, "steps are CUDA graphs" if reason is None else f"steps run eagerly: {reason}"])
+    reads_back = control.kind != "none" and not method.has_factors(control)
+    reason = why_not_captured(config.hardware, device, processes, config.schedule)
+    if reason is None and (by_qr or _retracts_by_qr(config)):
+        reason = "QR of frames may wait for the device"
+    if reason is None and reads_back and control.every_steps == 1:
+        reason = f"{control.kind} reads singular values back in every step"
+    parts = []
+    if config.hardware.compile:
+        parts.append(f"compiled ({_expected_of_compiling(config, is_captured=reason is None)})")
+    if reason is not None:
+        parts.append(f"steps run eagerly: {reason}")
+    else:
+        parts.append("steps are CUDA graphs" + f", but those with a {control.kind}" * reads_back)
+    return ", ".join(parts)
+
+
+def _retracts_by_qr(config: TrainConfig) -> bool:
+    frames = getattr(config.layer, "frames", None)
+    return isinstance(frames, Retract) and frames.method == "qr"
 
 
 def _expected_of_compiling(config: TrainConfig, *, is_captured: bool) -> str:

@@ -148,7 +148,8 @@ def resume(
         with end_together(fabric, lambda: _after_loss(folder, to_resume)) as detector:
             with fabric.rank_zero_first(local=True):  # data may have to be downloaded
                 shown.say(f"resume   {folder} after step {int(checkpoint.metrics.get('step', 0))}")
-                shown.say(found_device_line(config, fabric.device, fabric.world_size))
+                by_qr = _retracts_by_qr(checkpoint, path)
+                shown.say(found_device_line(config, fabric.device, fabric.world_size, by_qr=by_qr))
                 may_download = bool(changes.get("data", {}).keys() - {"kind"})
                 parts = load_parts(config, download=may_download, reporter=shown, like=checkpoint.data)
             with checkpoint_error_on_mismatch(path):
@@ -195,6 +196,16 @@ def _unlike(checkpoint: Checkpoint, beside: TrainConfig, epochs: int | None, pat
     if beside.epochs in (epochs, *had):
         beside = beside.model_copy(update={"epochs": checkpoint.config.epochs})
     return differing(checkpoint.config, beside)
+
+
+def _retracts_by_qr(checkpoint: Checkpoint, path: Path) -> bool:
+    """Return whether the run has gone over to QR for its frames.
+
+    Raises:
+        CheckpointError: the state of training is not one.
+    """
+    with checkpoint_error_on_mismatch(path):
+        return bool(checkpoint.training["controller"].get("retraction", {}).get("by_qr", False))
 
 
 def _changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:

@@ -7,10 +7,18 @@ import pytest
 import torch
 
 from svdctl.cli.training_flags import LIPCONV, TRAIN, resolve
+from svdctl.config.train_config import TrainConfig
+from svdctl.control.controller import Controller
 from svdctl.data.images import ImageData
 from svdctl.errors import UsageError
+from svdctl.models.build import build_model
 from svdctl.train.run_plan import data_line, found_device_line, plan, selection
 from svdctl.train.setup import Parts
+from tests.train.test_captured_steps import KINDS as CAPTURED_KINDS
+from tests.train.test_captured_steps import STEPS
+from tests.train.test_captured_steps import make as make_captured
+
+QR = {"kind": "tt", "rank": 6, "frames": {"kind": "retract", "method": "qr"}}
 
 
 def device_line(command: Any = TRAIN, **flags: Any) -> str:
@@ -36,6 +44,54 @@ def test_the_plan_says_what_compiling_is_known_to_gain(flags: dict[str, Any], wa
     assert unwanted not in compiled
     assert "compiling takes some 20 s" in compiled
     assert "compil" not in device_line(**flags)
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, "steps are CUDA graphs."),
+        ({"layer": QR}, "steps run eagerly: QR of frames may wait for the device."),
+        ({"layer": QR, "control": {"kind": "clip"}}, "steps run eagerly: QR of frames may wait for the device."),
+        (
+            {"control": {"kind": "clip", "every_steps": 1}},
+            "steps run eagerly: clip reads singular values back in every step.",
+        ),
+        ({"control": {"kind": "clip", "every_steps": 50}}, "steps are CUDA graphs, but those with a clip."),
+        (
+            {"control": {"kind": "divide", "procedure": "paper"}},
+            "steps run eagerly: divide reads singular values back in every step.",
+        ),
+        ({"control": {"kind": "none"}, "layer": {"kind": "standard"}}, "steps are CUDA graphs."),
+        ({"hardware": {"precision": "16-mixed"}}, "steps run eagerly: 16-mixed reads the scale of the loss"),
+        ({"hardware": {"devices": 2}}, "steps run eagerly: "),
+    ],
+)
+def test_the_plan_says_which_steps_are_cuda_graphs(changes: dict[str, Any], wanted: str) -> None:
+    table = resolve({"preset": "quickstart"}).config.model_dump()
+    hardware = {"accelerator": "cuda", **changes.get("hardware", {})}
+    lines = plan(TrainConfig.model_validate({**table, **changes, "hardware": hardware}), "test")
+    (line,) = [line for line in lines if line.startswith("device")]
+    assert f", {wanted}" in f"{line}."
+
+
+@pytest.mark.parametrize("kind", CAPTURED_KINDS)
+def test_the_plan_says_of_every_kind_of_training_what_its_controller_does(tmp_path: Path, kind: str) -> None:
+    config = make_captured(tmp_path / "data.npz", kind, accelerator="cuda")
+    controller = Controller.from_config(build_model(config, 3), None, config.control, config.batchnorm)
+    (line,) = [line for line in plan(config, "test") if line.startswith("device")]
+    captured = {controller.why_not_captured(step) is None for step in range(1, STEPS + 1)}
+    wanted = {(True,): "graphs", (False,): "device", (False, True): f"but those with a {config.control.kind}"}
+    assert line.endswith(wanted[tuple(sorted(captured))])
+
+
+def test_a_run_that_has_gone_over_to_qr_is_said_to_be_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "card")
+    config = resolve({"preset": "quickstart", "accelerator": "cuda"}).config
+    lines = [found_device_line(config, torch.device("cuda"), 1, by_qr=by_qr) for by_qr in (False, True)]
+    assert lines == [
+        "runs on  card, steps are CUDA graphs",
+        "runs on  card, steps run eagerly: QR of frames may wait for the device",
+    ]
 
 
 def test_a_place_for_runs_that_is_no_folder_is_a_sentence(tmp_path: Path) -> None:
