@@ -235,12 +235,20 @@ def _scale_below_(
     return found
 
 
-def paper_divide_layer_(layer: nn.Module, max_sigma: float, size: tuple[int, ...], generator: torch.Generator) -> None:
-    """Divide as the paper does, by two power steps from a new random vector, some 15 % too low; nothing is proved."""
+def paper_divide_layer_(
+    layer: nn.Module, max_sigma: float, size: tuple[int, ...], generator: torch.Generator
+) -> Tensor:
+    """Divide as the paper does, by two power steps from a new random vector, some 15 % too low; nothing is proved.
+
+    Returns:
+        The factor (0-d), which is not read.
+    """
     ops = ops_of(layer)
     conv = ops.operator(layer)
     sigma = paper_sigma(conv, size, generator, padding=_zeros_beside(layer, conv))
-    ops.scale_([layer], [shrink(sigma, max_sigma, coarse_unit(ops.tensors(layer)[0]))])
+    factor = shrink(sigma, max_sigma, coarse_unit(ops.tensors(layer)[0]))
+    ops.scale_([layer], [factor])
+    return factor
 
 
 def _zeros_beside(layer: nn.Module, conv: Convolution) -> tuple[int, ...]:
@@ -252,24 +260,38 @@ def _zeros_beside(layer: nn.Module, conv: Convolution) -> tuple[int, ...]:
     return (padding,) * conv.axes if isinstance(padding, int) else tuple(padding)
 
 
-def paper_clip_layer_(layer: nn.Module, max_sigma: float, size: tuple[int, ...], optimizer: Optimizer = None) -> None:
+def paper_clip_layer_(layer: nn.Module, max_sigma: float, size: tuple[int, ...], optimizer: Optimizer = None) -> bool:
     """Clip as the paper does, once on the grid of the layer's input over its strides; nothing is proved.
 
-    A grid smaller than the kernel is enlarged to hold it.
+    A grid smaller than the kernel is enlarged to hold it. Return whether a value was above the maximum; a layer without
+    one is left as it is.
     """
-    ops_of(layer).write_([layer], [paper_clip(operator_of(layer), max_sigma, size)], optimizer)
+    before = operator_of(layer)
+    after = paper_clip(before, max_sigma, size)
+    if torch.equal(after.kernel, before.kernel):
+        return False
+    ops_of(layer).write_([layer], [after], optimizer)
+    return True
 
 
 @torch.no_grad()
-def limit_batchnorms_(layers: Sequence[BatchNorm], max_sigma: float) -> None:
-    """Scale each gamma so that `max |gamma / sqrt(running_var + eps)| <= max_sigma`; no host synchronisation."""
+def limit_batchnorms_(layers: Sequence[BatchNorm], max_sigma: float) -> list[Tensor]:
+    """Scale each gamma so that `max |gamma / sqrt(running_var + eps)| <= max_sigma`; no host synchronisation.
+
+    Returns:
+        The factor (0-d) of each layer that has a gamma.
+    """
     affine = [layer for layer in layers if layer.weight is not None]
+    found: dict[int, Tensor] = {}
     for unit in dict.fromkeys(coarse_unit(layer.weight) for layer in affine):
-        alike = [layer for layer in affine if coarse_unit(layer.weight) == unit]
+        places = [place for place, layer in enumerate(affine) if coarse_unit(layer.weight) == unit]
+        alike = [affine[place] for place in places]
         gains = batchnorm_gains(alike)
         # Not one whose gain seems to be within its maximum by rounding alone.
         factors = shrink(gains, max_sigma, unit, doubt=4 * torch.finfo(gains.dtype).eps)
         multiply_([layer.weight for layer in alike], factors.unbind())
+        found |= zip(places, factors.unbind(), strict=True)
+    return [found[place] for place in range(len(affine))]
 
 
 class LayerGroups:

@@ -61,10 +61,11 @@ class ClipControl(ControlMethod):
         if config.procedure != "paper":
             modules, limits = [layer.module for layer in layers], [layer.max_sigma for layer in layers]
             return [moved > 0 for moved in clip_layers_(modules, limits, context.optimizer)]
+        changed = []
         for layer in layers:
             assert layer.input_size is not None
-            paper_clip_layer_(layer.module, layer.max_sigma, layer.input_size, context.optimizer)
-        return [True] * len(layers)
+            changed.append(paper_clip_layer_(layer.module, layer.max_sigma, layer.input_size, context.optimizer))
+        return changed
 
 
 def _by(size: tuple[int, ...]) -> str:

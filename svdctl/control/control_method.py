@@ -120,8 +120,13 @@ class ControlMethod:
         """Return what `factors` multiply."""
         return layer.ops.tensors(layer.module)[:1]
 
-    def step_(self, layers: Sequence[ControlledLayer], config: Any, context: ControlContext) -> list[bool]:
-        """Change the layers, and return for each whether it was changed."""
+    def step_(
+        self, layers: Sequence[ControlledLayer], config: Any, context: ControlContext
+    ) -> "Sequence[bool | Tensor]":
+        """Change the layers, and return for each whether it was changed.
+
+        With `in_order` that may be a tensor (0-d, of bools), which is counted and not read.
+        """
         raise NotImplementedError  # for methods without `has_factors` alone
 
     def seals(self, config: ControlConfig) -> bool:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from svdctl.config.base import Config
 from svdctl.config.control_config import BatchNormControl, ControlConfig
 from svdctl.config.validation_errors import sentences
 from svdctl.control import actions
+from svdctl.control.change_counts import Applications, ChangeCounter, Changes
 from svdctl.control.control_method import ControlContext, ControlledLayer, ControlMethod
 from svdctl.control.control_report import LayerReport, Report
 from svdctl.control.layer_choice import (
@@ -265,6 +266,15 @@ class Controller:
         self._group = group
         costs = {name: actions.expected_cost(layer) for name, layer in self.layers.items()}
         self._group_layers()
+        self._counted_since = 0
+        """Step after which changes are counted."""
+        on_device = controlled and (self._method.has_factors(config) or self._method.in_order(config))
+        where = controlled[0].ops.tensors(controlled[0].module)[0].device if on_device else torch.device("cpu")
+        self._changes = ChangeCounter([*self._controlled], where)
+        limited = {name: norm.weight for name, norm in self.norms.items() if batchnorm and norm.weight is not None}
+        where = next((weight.device for weight in limited.values()), torch.device("cpu"))
+        self._norm_changes = ChangeCounter([*limited], where)
+        self._proof_changes = dict.fromkeys([*self._controlled, *limited], 0)
         self._reading = LayerScheduler(costs, group, actions.on_cpu(self.layers.values()))
         # State stays where it is made.
         self._factors = LayerScheduler({name: costs[name] for name in self._controlled}, group)
@@ -407,7 +417,7 @@ class Controller:
         """Limit BatchNorm and apply the control, as far as due at this step."""
         began = time.perf_counter()
         if self._is_norm_due(step):
-            self._limit_norms()
+            self._norm_changes.count_([[factor] for factor in self._limit_norms()])
         if self._is_control_due(step):
             self._apply(ControlContext(step, self.optimizer, self._generator, self._scale))
         self.control_seconds += time.perf_counter() - began
@@ -458,14 +468,20 @@ class Controller:
         method, config = self._method, self.config
         if method.in_order(config):
             with actions.naming_what_is_not_finite(self.controlled()):
-                method.step_(list(self._controlled.values()), config, context)
+                self._changes.note_(method.step_(list(self._controlled.values()), config, context))
         elif method.has_factors(config):
-            self._factors.scaled(
+            factors = self._factors.scaled(
                 lambda names: self._factors_of([self._controlled[name] for name in names], context),
                 lambda name: method.tensors(self._controlled[name]),
             )
+            self._changes.count_([factors[name] for name in self._controlled])
         else:
-            self._action.each(lambda firsts: self._act(firsts, context), self._written)
+            mine: dict[str, bool] = {}
+            self._action.each(lambda firsts: self._act(firsts, context, mine), self._written)
+            changed = torch.tensor([mine.get(name, False) for name in self._controlled], dtype=torch.float64)
+            if not self._group.alone:
+                changed = self._group.summed_(changed.to(self._group.device))
+            self._changes.note_([value > 0 for value in changed.tolist()])
 
     def _factors_of(self, layers: list[ControlledLayer], context: ControlContext) -> list[list[Tensor]]:
         """Return the method's factors; what it keeps stays in the same memory, as a CUDA graph needs it."""
@@ -478,11 +494,17 @@ class Controller:
                     layer.state[key] = value
         return found
 
-    def _act(self, firsts: list[str], context: ControlContext) -> dict[str, bool]:
-        """Apply the method to groups of layers that share memory; whether anything of each may have changed."""
+    def _act(self, firsts: list[str], context: ControlContext, known: dict[str, bool]) -> dict[str, bool]:
+        """Apply the method to groups of layers that share memory; whether anything of each may have changed.
+
+        Args:
+            firsts: which groups.
+            context: of the application.
+            known: is told of each layer whether it was changed, with those that share its memory.
+        """
 
         def work(names: list[str]) -> list[bool]:
-            return self._method.step_([self._controlled[name] for name in names], self.config, context)
+            return list(map(bool, self._method.step_([self._controlled[name] for name in names], self.config, context)))
 
         if self._method.seals(self.config):
             changed = self._groups.act_(firsts, work, writes_operator=self._method.writes_operator)
@@ -490,6 +512,9 @@ class Controller:
             names = [name for first in firsts for name in self._groups.names[first]]
             with actions.naming_what_is_not_finite({name: self._controlled[name].module for name in names}):
                 changed = dict(zip(names, work(names), strict=True))
+        for first in firsts:
+            group = self._groups.names[first]
+            known |= dict.fromkeys(group, any(changed[name] for name in group))
         return {
             first: len(self._groups.names[first]) > 1 or changed[first] or bool(self._controlled[first].state)
             for first in firsts
@@ -501,9 +526,10 @@ class Controller:
         tensors = [tensor for layer in group for tensor in layer.ops.tensors(layer.module, self.optimizer)]
         return tensors + [layer.state[key] for layer in group for key in sorted(layer.state)]
 
-    def _limit_norms(self) -> None:
+    def _limit_norms(self) -> list[Tensor]:
+        """Limit BatchNorm; return the factors (0-d) of those that are counted."""
         assert self.batchnorm is not None
-        actions.limit_batchnorms_(list(self.norms.values()), self.batchnorm.max_gain)
+        return actions.limit_batchnorms_(list(self.norms.values()), self.batchnorm.max_gain)
 
     @torch.no_grad()
     @exact_products()
@@ -529,8 +555,9 @@ class Controller:
             if network is not self._model:
                 return self._seal_copy(network, sharp=sharp)
         self._require_same(self._limited())
-        if self.batchnorm is not None:
-            self._limit_norms()
+        if self.batchnorm is not None and (factors := self._limit_norms()):
+            limited = zip(self._norm_changes.names, torch.stack(factors).tolist(), strict=True)
+            self._count_proof(name for name, factor in limited if factor != 1)
         return self._scaled_within(sharp=sharp)
 
     def _seal_copy(self, model: nn.Module, *, sharp: bool) -> dict[str, Bracket]:
@@ -547,7 +574,7 @@ class Controller:
         maxima = {name: layer.max_sigma for name, layer in self._controlled.items()}
         groups = actions.LayerGroups({name: layers[name] for name in maxima}, maxima)
         threads = actions.on_cpu(layers[name] for name in maxima)
-        found, _ = self._sealed(groups, LayerScheduler(groups.costs, self._group, threads), sharp=sharp)
+        found, _, _ = self._sealed(groups, LayerScheduler(groups.costs, self._group, threads), sharp=sharp)
         return found | kept_brackets({name: layers[name] for name in self._kept}, self._kept, sharp=sharp)
 
     @torch.no_grad()
@@ -603,29 +630,65 @@ class Controller:
         self.smallest_factor = 1.0
         if not self._is_sealed():
             return {}
-        found, self.smallest_factor = self._sealed(self._groups, self._seal, sharp=sharp)
+        found, self.smallest_factor, scaled = self._sealed(self._groups, self._seal, sharp=sharp)
+        self._count_proof(scaled)
         return found | kept_brackets({name: self.layers[name] for name in self._kept}, self._kept, sharp=sharp)
 
     def _sealed(
         self, groups: actions.LayerGroups, scheduler: LayerScheduler, *, sharp: bool
-    ) -> tuple[dict[str, Bracket], float]:
-        """Scale layers until all are proved to be within their maxima; what was proved, and the smallest factor."""
+    ) -> tuple[dict[str, Bracket], float, set[str]]:
+        """Scale layers until all are proved to be within their maxima.
+
+        Returns:
+            What was proved, the smallest factor, and the layers that were scaled, with those that share their memory.
+        """
         if not groups.layers:
-            return {}, 1.0
+            return {}, 1.0, set()
         mine: dict[str, Bracket] = {}
         factors = [1.0]
+        scaled: set[str] = set()
 
         def seal(firsts: list[str]) -> dict[str, bool]:
             found = groups.seal_(firsts, sharp=sharp)
-            for factor, brackets in found.values():
+            for first, (factor, brackets) in found.items():
                 mine.update(brackets)
                 factors.append(factor)
+                scaled.update(groups.names[first] if factor != 1 else ())
             return {first: factor != 1 for first, (factor, _) in found.items()}
 
         scheduler.each(seal, lambda first: [groups.tensors[name][0] for name in groups.names[first]])
-        gathered = self._group.gathered((min(factors), mine))
-        found = {name: bracket for _, part in gathered for name, bracket in part.items()}
-        return {name: found[name] for name in groups.layers}, min(factor for factor, _ in gathered)
+        gathered = self._group.gathered((min(factors), mine, scaled))
+        found = {name: bracket for _, part, _ in gathered for name, bracket in part.items()}
+        smallest = min(factor for factor, _, _ in gathered)
+        return {name: found[name] for name in groups.layers}, smallest, set().union(*(names for *_, names in gathered))
+
+    def _count_proof(self, scaled: Iterable[str]) -> None:
+        for name in scaled:
+            self._proof_changes[name] += 1
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Leave what proofs and seals scale in the body out of `changes`, as where that is undone later."""
+        before = dict(self._proof_changes)
+        try:
+            yield
+        finally:
+            self._proof_changes = before
+
+    def changes(self) -> Changes:
+        """Return how often control was applied, and which layers it has changed; waits for the device.
+
+        Steps are counted where they are made by `step` or `apply_`, and in replays of a CUDA graph of `apply_`.
+
+        >>> import torch
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.Conv2d(8, 8, 3))
+        >>> control = svdctl.Controller(net, method="divide", max_sigma={"0": 1e-3, "*": 1e3})
+        >>> control.step()
+        >>> control.changes().control
+        Applications(applied=1, changed={'0': 1, '1': 0})
+        """
+        proofs = dict(self._proof_changes)
+        return Changes(self._counted_since, self._changes.read(), self._norm_changes.read(), proofs)
 
     @exact_products()
     def report(self, proved: Mapping[str, Bracket] = MappingProxyType({}), *, tolerance: float = TOLERANCE) -> Report:
@@ -692,7 +755,7 @@ class Controller:
             return Bracket(0.0, math.inf)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return steps, the method's state of each layer by its key, the frames' defect, and that of the generator."""
+        """Return steps, the method's state of each layer, changes, the frames' defect, and the generator's state."""
         if self._method.has_factors(self.config):
             owners = self._factors.owners()
             parcels: dict[int, list[Tensor]] = {rank: [] for rank in range(self._group.world)}
@@ -706,6 +769,7 @@ class Controller:
         if self.frame_residual is not None:
             state["retraction"] = {"residual": self.frame_residual.clone(), "by_qr": torch.tensor(self.retracts_by_qr)}
         made_by = {"method": self.config.kind, "layers": self._shapes()}
+        state["changes"] = self.changes().state()
         return {**state, "step": self.steps, "generator": self._generator.get_state(), "controller": made_by}
 
     def _shapes(self) -> dict[str, list[list[int]]]:
@@ -738,15 +802,35 @@ class Controller:
                     "another network, or of a controller with other layers or another method"
                 )
         self._require_alike(made_by)
+        changes = self._changes_in(state)
         self.steps = int(state["step"])
         for layer, key in wanted:
             layer.state[key].copy_(state[key][layer.name])
+        self._counted_since, self._proof_changes = changes.since, dict(changes.proofs)
+        self._changes.load_(changes.control)
+        self._norm_changes.load_(changes.batchnorm)
         retraction = state.get("retraction", {})
         if retraction and self.frame_residual is not None:
             self.frame_residual.copy_(retraction["residual"])
             if retraction["by_qr"]:
                 self.retract_by_qr()
         self._generator.set_state(state["generator"].cpu())
+
+    def _changes_in(self, state: Mapping[str, Any]) -> Changes:
+        """Return what a state of this controller says of changes; of older versions: counted from its step on."""
+        nothing = Changes(
+            max(int(state["step"]), 0),
+            Applications(0, dict.fromkeys(self._changes.names, 0)),
+            Applications(0, dict.fromkeys(self._norm_changes.names, 0)),
+            dict.fromkeys(self._proof_changes, 0),
+        )
+        if "changes" not in state:
+            return nothing
+        found = Changes.of_state(state["changes"])
+        found.require_names(nothing)
+        if found.since > nothing.since:
+            raise UsageError("the counts of what control changed begin after the step of the state")
+        return found
 
     def _require_alike(self, made_by: Any) -> None:
         """Raise a UsageError if a state was made by a controller with another method or other layers.

@@ -93,10 +93,15 @@ class DivideControl(ControlMethod):
             factors |= zip(places[which], shrink(sigma, limit, unit).unbind(), strict=True)
         return [[factors[place] for place in sorted(factors) if place[0] == row] for row in range(len(layers))]
 
-    def step_(self, layers: Sequence[ControlledLayer], config: ControlConfig, context: ControlContext) -> list[bool]:
+    def step_(
+        self, layers: Sequence[ControlledLayer], config: ControlConfig, context: ControlContext
+    ) -> "list[bool | Tensor]":
+        import torch
+
         from svdctl.control.actions import paper_divide_layer_
 
+        factors = []
         for layer in layers:
             assert layer.input_size is not None
-            paper_divide_layer_(layer.module, layer.max_sigma, layer.input_size, context.generator)
-        return [True] * len(layers)
+            factors.append(paper_divide_layer_(layer.module, layer.max_sigma, layer.input_size, context.generator))
+        return list((torch.stack(factors) != 1).unbind())

@@ -111,25 +111,30 @@ class LayerScheduler:
 
     def scaled(
         self, factors: Callable[[list[str]], Sequence[Sequence[Tensor]]], tensors: Callable[[str], Sequence[Tensor]]
-    ) -> None:
+    ) -> dict[str, list[Tensor]]:
         """Multiply tensors of all layers by numbers, which one all-reduce sends; no host synchronisation.
 
         Args:
             factors: the numbers (0-d) of layers.
             tensors: what they multiply, as many.
+
+        Returns:
+            The numbers of each layer, in every process.
         """
         mine = self.mine()
-        own = dict(zip(mine, factors(mine), strict=True))
+        own = {name: list(row) for name, row in zip(mine, factors(mine), strict=True)}
         if not self.group.alone:
             widest = max((len(tensors(name)) for name in self.costs), default=0)
             table = torch.zeros(len(self.costs), widest, dtype=torch.float64, device=self.group.device)
             for row, name in zip(table, self.costs, strict=True):
                 if name in own:
-                    row[: len(own[name])] = torch.stack(list(own[name]))
-            own = {name: list(row) for name, row in zip(self.costs, self.group.summed_(table), strict=True)}
-        pairs = [pair for name in self.costs for pair in zip(tensors(name), own[name], strict=False)]
+                    row[: len(own[name])] = torch.stack(own[name])
+            rows = zip(self.costs, self.group.summed_(table), strict=True)
+            own = {name: list(row[: len(tensors(name))]) for name, row in rows}
+        pairs = [pair for name in self.costs for pair in zip(tensors(name), own[name], strict=True)]
         if pairs:
             multiply_([tensor for tensor, _ in pairs], [factor for _, factor in pairs])
+        return own
 
     def collected(self, work: Callable[[list[str]], Mapping[str, T]]) -> dict[str, T]:
         """Return what the work gives for each layer, small things, in every process; see `on_layers`."""

@@ -10,6 +10,7 @@ from svdctl.checkpoint.checkpoint_file import checkpoint_error_on_mismatch, read
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.config.train_config import TrainConfig
 from svdctl.config.validation_errors import validated
+from svdctl.control.change_counts import Changes
 from svdctl.data.data_source import source_of
 from svdctl.errors import BusyFolderError, CheckpointError, Interrupted, SvdctlError, UsageError
 from svdctl.evaluate import runner
@@ -19,6 +20,7 @@ from svdctl.evaluate.results import fingerprint
 from svdctl.registry import METRICS
 from svdctl.reproduce.run_store import Job, Outcome
 from svdctl.train import start as recipe
+from svdctl.train.effect_of_control import note_without_effect
 from svdctl.train.run_history import read_history, what_lacks
 from svdctl.train.setup import load_parts
 from svdctl.utils.progress import Advance, Pace, Reporter
@@ -241,7 +243,7 @@ def evaluate_run(job: Job, folder: Path, reporter: Reporter, *, kept: bool) -> O
 
 
 def training_figures(folder: Path) -> tuple[dict[str, float], list[str]]:
-    """Return the hours of training and the share of control in it, and footnotes on them and on the data.
+    """Return the hours of training and the share of control in it, and footnotes on them, on control and on the data.
 
     Raises:
         CheckpointError: `last.pt` cannot be read.
@@ -258,6 +260,10 @@ def training_figures(folder: Path) -> tuple[dict[str, float], list[str]]:
     if step := counters.get("other_data_until"):
         what = f" ({counters['other_data']})" if counters.get("other_data") else ""
         notes.append(f"Trained on other data{what} up to step {step:,}.")
+    if (state := history.training["controller"].get("changes")) is not None:
+        with checkpoint_error_on_mismatch(folder):
+            note = note_without_effect(Changes.of_state(state), checkpoint.config)
+        notes += [] if note is None else [note]
     if lacks := what_lacks(history.epochs, checkpoint.config, history.left_out):
         return {}, [*notes, f"Times of training are not known: {lacks}."]
     whole, control = (sum(line[name] for line in history.epochs) for name in ("train_time", "clipping_time"))

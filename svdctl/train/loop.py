@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from svdctl.checkpoint.tensors import digest
+from svdctl.control.change_counts import Changes
 from svdctl.distributed.group import Group
 from svdctl.train.logger import RunLog
 from svdctl.train.metrics_log import line_digest, make_line
@@ -148,6 +149,7 @@ class Loop:
             for row in trainer.report():
                 metrics |= {f"sigma/{row.name}": row.largest, f"bound/{row.name}": row.bound}
                 metrics |= {} if row.allowed is None else {f"max/{row.name}": row.allowed}
+            metrics |= _changed(trainer.controller.changes())
             self.reporter.finish(metrics)
         # Before the maximum is the one that was asked for, none is picked.
         is_final = trainer.max_scale in (None, 1.0)
@@ -224,6 +226,15 @@ class _SyncSchedule:
         stops, saves, ahead = map(int, self._group.summed_(told).tolist())
         self._next = step + ahead
         return stops > 0, saves > 0
+
+
+def _changed(changes: Changes) -> dict[str, float]:
+    """Return how often control and the limit on BatchNorm were applied, and changed each layer."""
+    found: dict[str, float] = {}
+    for key, one in (("control_calls", changes.control), ("batchnorm_calls", changes.batchnorm)):
+        if one.changed:
+            found |= {key: one.applied, **{f"changed/{name}": count for name, count in one.changed.items()}}
+    return found
 
 
 def _certified(trainer: Trainer, held_out: Accuracy) -> dict[str, float]:

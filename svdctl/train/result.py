@@ -10,6 +10,7 @@ from torch import Tensor
 from svdctl.config.train_config import TrainConfig
 from svdctl.control.control_report import LayerReport, Report
 from svdctl.errors import CheckpointError
+from svdctl.train.effect_of_control import effect_of_control
 from svdctl.train.plots import draw
 from svdctl.train.run_history import changes_of_epochs, read_best, what_lacks
 from svdctl.train.setup import Parts
@@ -127,6 +128,7 @@ def finished(
             f"not known whether it was trained on the same data up to step {trainer.counters.unknown_data_until}: an "
             "older version began it"
         )
+    summary += effect_of_control(trainer.controller.changes(), config, trainer.counters.step, layers)
     lacks = what_lacks(trainer.epochs, config)
     if lacks is None:
         metrics["seconds"] = sum(line["train_time"] + line.get("val_time", 0.0) for line in trainer.epochs)

@@ -340,7 +340,9 @@ class Trainer:
         sharp = self._is_sharp
 
         def sealed(controller: Controller) -> dict[str, Bracket]:
-            with self.part("proving bounds") as advance, controller.reporting(advance):
+            # What a seal off the schedule scales is undone, or done again when the run goes on.
+            counting = nullcontext() if scheduled else controller.uncounted()
+            with counting, self.part("proving bounds") as advance, controller.reporting(advance):
                 return controller.seal(sharp=sharp)
 
         if self._average is not None:

@@ -7,6 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from svdctl.checkpoint.checkpoint_file import read_checkpoint
+from svdctl.control.change_counts import Changes
 from tests.distributed.runs import KINDS, make, write
 from tests.distributed.start import HERE, finish, start
 
@@ -43,6 +44,9 @@ def compare(folder: Path, kinds: list[str], devices: int) -> None:
         # Names, shapes and dtypes of what is saved are those of one process too.
         saved, single = (read_checkpoint(folder / f"{kind}-{number}") for number in (devices, 1))
         assert deviation(saved.model, single.model) < CLOSE
+        changes = Changes.of_state(saved.training["controller"]["changes"])
+        assert changes == Changes.of_state(single.training["controller"]["changes"])
+        assert any(changes.control.changed.values()) == bool(changes.control.changed)
         kept, expected = (made.training["controller"]["vectors"] for made in (saved, single))
         assert list(kept) == list(expected)
         assert all(torch.allclose(kept[name], value, rtol=0, atol=1e-6) for name, value in expected.items())

@@ -125,6 +125,9 @@ def trained(
         assert trainer.read(trainer.totals[EPOCH], 0)["loss"] > 0
         state = {"model": trainer.model.state_dict(), "training": trainer.state_dict(), "totals": trainer.totals}
         found = {name: value.cpu().clone() for name, value in tensors(state).items()}
+        changes = trainer.controller.changes()
+        for kind, one in (("control", changes.control), ("batchnorm", changes.batchnorm)):
+            found[f"changes.{kind}"] = torch.tensor([one.applied, *one.changed.values()])
         assert trainer.controller.steps == steps
         return found, 0 if trainer._captured is None else trainer._captured.replayed, said
 

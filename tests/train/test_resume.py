@@ -145,6 +145,8 @@ def assert_same(result: recipe.TrainResult, whole: recipe.TrainResult, case: str
         assert mine.metrics == wanted.metrics, (case, name)
         assert mine.data == wanted.data is not None, (case, name)
         assert mine.training.get("counters") == wanted.training.get("counters"), (case, name)
+        changes = [one.training.get("controller", {}).get("changes") for one in (mine, wanted)]
+        assert changes[0] == changes[1], (case, name)
         lines = [[without_times(line) for line in one.training.get("epochs", [])] for one in (mine, wanted)]
         assert lines[0] == lines[1], (case, name)
         first, second = (tensors({"model": one.model, "training": one.training}) for one in (mine, wanted))

@@ -10,7 +10,7 @@ from svdctl.train.logger import RunEnd
 from svdctl.utils.escapes import markdown, markdown_line, metric_name
 from svdctl.utils.rounded_figures import at_least, at_most
 
-_OF_NETWORK = ("lipschitz", "frame_deviation")
+_OF_NETWORK = ("lipschitz", "frame_deviation", "control_calls", "batchnorm_calls")
 _NO_FIGURES = ("kind", "step", "epochs")
 
 
@@ -29,8 +29,8 @@ def named_figures(line: Mapping[str, Any]) -> dict[str, float]:
     """Return the figures of a line that are known, by names that differ between lines about steps and about epochs.
 
     Figures of the training part are `train/<key>_step` and `train/<key>_epoch`, of the validation part `val/<key>`, of
-    layers `sigma/<layer>`, `bound/<layer>` and `max/<layer>`, of proofs between steps `proof/found` and
-    `proof/bound/<layer>`, of the network `network/<key>`, seconds `time/<key>`.
+    layers `sigma/<layer>`, `bound/<layer>`, `max/<layer>` and `changed/<layer>`, of proofs between steps
+    `proof/found` and `proof/bound/<layer>`, of the network `network/<key>`, seconds `time/<key>`.
     """
     found = {_name(line["kind"], key): value for key, value in line.items() if value is not None}
     return {name: value for name, value in found.items() if name is not None}
