@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from svdctl.utils.printable import encodable
+from svdctl.utils.printable import command_lines, encodable
 
 TEXT_AT = 26
 """Column at which the sentence on an option begins, beside the option or below it."""
@@ -99,16 +99,7 @@ def _example_lines(examples: Iterable[tuple[str, str]], width: int) -> Iterator[
     """Yield the sentence on each example, and its command line as a shell takes it."""
     for sentence, line in examples:
         yield from textwrap.wrap(sentence, width, initial_indent="  ", subsequent_indent="  ")
-        *lines, last = textwrap.wrap(
-            line,
-            width - 2,
-            initial_indent=" " * 4,
-            subsequent_indent=" " * 8,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        yield from (f"{part} \\" for part in lines)
-        yield last
+        yield from command_lines(f"    {line}", width, 8)
 
 
 def _heading(name: str, width: int) -> str:

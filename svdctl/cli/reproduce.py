@@ -161,7 +161,7 @@ def _dry_run(request: Request) -> None:
     from svdctl.reproduce.estimate import dry_run
 
     for line in dry_run(plan, command_line, lambda text: typer.echo(one_line(text), err=True), width_of(sys.stdout)):
-        typer.echo(one_line(line))
+        typer.echo(line)
 
 
 def _planned(request: Request, before: str = "") -> "Plan":

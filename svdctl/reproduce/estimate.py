@@ -12,7 +12,6 @@ over its convolutions: WRN-16-10 full against rank 192, 256, 320 is 5.1, 3.2, 2.
 import math
 import shutil
 import statistics
-import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial
@@ -40,7 +39,9 @@ from svdctl.reproduce.plan import Plan
 from svdctl.reproduce.run_store import Job, RunState, RunStore
 from svdctl.reproduce.timing import classes_of, image_side, in_rounds, timed, trainer_on_noise
 from svdctl.train.trainer import Trainer
-from svdctl.utils.duration import in_hours
+from svdctl.utils.duration import estimated
+from svdctl.utils.escapes import one_line
+from svdctl.utils.printable import command_lines, hanging
 from svdctl.utils.table import Cell, Column, Table, terminal
 
 STEPS = 2
@@ -48,6 +49,9 @@ CPU_BATCH = 16
 """Images of a measured step on a CPU, where a whole batch would take too long; a GPU gets the whole batch."""
 CONTROL_BUDGET = 5.0
 """Seconds after which layers are no longer timed but reckoned by the model of their cost."""
+
+_LABEL = 12
+"""Columns of what stands before the text of a line about a run."""
 
 
 def shape_model(config: TrainConfig) -> nn.Module:
@@ -289,39 +293,45 @@ def dry_run(
         train, evaluate = map(_shown_hours, taken[:2] if taken is not None else (None, None))
         disk = run_bytes(job.config)
         lines.append((job.config.name, _state(job, found), rest, disk))
-        yield from (
+        yield from _hanging(
             f"{job.config.name} ({job.key})",
             f"  serves    {'; '.join(rows[job.id])}",
-            f"  config    {command_line(job)}",
+            width=width,
+        )
+        yield from command_lines(one_line(f"  config    {command_line(job)}"), width, _LABEL)
+        yield from _hanging(
             f"  network   {static['parameters']:,.0f} parameters, {static['compression']:.2f}x smaller than "
             f"uncompressed; {flops} FLOPs a step of {job.config.batch_size}",
-            f"  hours     training {train}, evaluation at most {evaluate}",
+            f"  time      training {train}, evaluation at most {evaluate}",
             f"  disk      {_shown_size(disk)}",
             f"  there     {_there(found)}",
+            width=width,
         )
     for name, figure in plan.figures.items():
-        yield from (name, f"  measured on this machine when it is asked for: {figure.title}")
+        yield from _hanging(name, f"  measured on this machine when it is asked for: {figure.title}", width=width)
     if lines:
         yield from ("", *terminal(_overview(lines), width=width).split("\n"))
     folder = request.out_dir.expanduser().absolute()
     free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
     unknown = f" ({len(jobs) - len(left)} of unknown length)" if len(left) < len(jobs) else ""
-    yield from (
-        "",
-        f"{len(jobs)} runs, {in_hours(sum(rest.train + rest.evaluate for rest in left))} left one after another on "
-        f"this machine{unknown}",
+    yield ""
+    yield from _hanging(
+        f"{len(jobs)} run{'s' * (len(jobs) != 1)}, "
+        f"{estimated(sum(rest.train + rest.evaluate for rest in left))} left one after another on this "
+        f"machine{unknown}",
         f"disk: {_shown_size(disk_needed(jobs, states))} for new runs, {_shown_size(free)} free",
-        *_wrapped(
-            "hours are estimates from a few measured steps on random images (on a CPU of 16 images, scaled to the "
-            "batch); those of attacks hold for images that no attack breaks, and are a bound; nothing is left of "
-            "what is trained, and of metrics that have results",
-            width,
-        ),
+        "times are estimates from a few measured steps on random images (on a CPU of 16 images, scaled to the "
+        "batch); those of attacks hold for images that no attack breaks, and are a bound; nothing is left of "
+        "what is trained, and of metrics that have results",
+        width=width,
+        indent=0,
     )
 
 
-def _wrapped(text: str, width: int | None) -> list[str]:
-    return [text] if width is None else textwrap.wrap(text, width)
+def _hanging(*texts: str, width: int | None, indent: int = _LABEL) -> Iterator[str]:
+    """Yield texts as lines of a terminal, which end at words."""
+    for text in texts:
+        yield from hanging(one_line(text), width, indent)
 
 
 def _overview(lines: Sequence[tuple[str, str, Hours | None, int]]) -> Table:
@@ -341,7 +351,7 @@ def _overview(lines: Sequence[tuple[str, str, Hours | None, int]]) -> Table:
 
 
 def _shown_left(hours: float) -> str:
-    return in_hours(hours) if hours else "-"
+    return estimated(hours) if hours else "-"
 
 
 def _state(job: Job, found: RunState | None) -> str:
@@ -353,7 +363,7 @@ def _state(job: Job, found: RunState | None) -> str:
 
 
 def _shown_hours(hours: float | None) -> str:
-    return "unknown, the data are not here" if hours is None else in_hours(hours)
+    return "unknown, the data are not here" if hours is None else estimated(hours)
 
 
 def _shown_size(count: int) -> str:

@@ -1,5 +1,6 @@
 """Text for a terminal: names of files and folders can hold anything, codes that a terminal obeys too."""
 
+import re
 import textwrap
 import unicodedata
 from typing import IO
@@ -36,6 +37,26 @@ def hanging(text: str, width: int | None, indent: int = 9) -> list[str]:
     return textwrap.wrap(
         text, max(width, 2 * indent), subsequent_indent=spaces, break_long_words=False, break_on_hyphens=False
     )
+
+
+def command_lines(text: str, width: int | None, indent: int = 8) -> list[str]:
+    """Return a command line on as many lines of a terminal as it takes, each but the last with a backslash at its end.
+
+    Args:
+        text: as `  config    svdctl train --set seed=3`, of which a shell takes the part from `svdctl` on as it is;
+            an option and its value stay together, and quoted words whole.
+        width: columns of the terminal; None: the text is one line.
+        indent: of the lines after the first.
+    """
+    if width is None or columns_of(text) <= width:
+        return [text]
+    lines: list[str] = []
+    for word in re.findall(r"""\s*(?:--[\w-]+ (?!-))?(?:'[^']*'|"[^"]*"|\S)+""", text):
+        if lines and columns_of(lines[-1] + word) <= width - 2:
+            lines[-1] += word
+        else:
+            lines.append(" " * indent + word.lstrip() if lines else word)
+    return [*(f"{line} \\" for line in lines[:-1]), lines[-1]]
 
 
 def shown(value: object) -> str:

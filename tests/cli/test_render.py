@@ -1,6 +1,7 @@
 """What a person sees: plain lines without escape codes, or the same lines under a live bar."""
 
 import io
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest.mock import Mock, patch
@@ -17,7 +18,7 @@ from svdctl.cli.training_progress import (
 )
 from svdctl.config.control_config import NOT_CONTROLLED
 from svdctl.utils.duration import duration
-from svdctl.utils.printable import hanging
+from svdctl.utils.printable import command_lines, hanging
 from tests.utils.test_escapes import NAMES, OBEYED
 
 STEP = {"epoch": 2, "epochs": 12, "loss": 0.25, "acc": 0.9375, "images_per_second": 1234.4, "seconds_left": 65.0}
@@ -271,3 +272,13 @@ def test_long_facts_hang_below_their_label() -> None:
     assert hanging("data     " + "word " * 20, 40)[1].startswith("         word")
     assert all(len(line) <= 40 for line in hanging("data     " + "word " * 20, 40))
     assert hanging("data     " + "word " * 20, None) == ["data     " + "word " * 20]
+
+
+def test_a_command_line_on_several_lines_means_the_same_to_a_shell() -> None:
+    line = """    svdctl reproduce t.toml --rows 'clip a*' "b c" --set layer.rank=64 --dry-run --seeds 1 2 3"""
+    for width in range(30, 100):
+        lines = command_lines(line, width)
+        assert shlex.split("\n".join(lines).replace("\\\n", "")) == shlex.split(line)
+        assert all(len(part) <= width for part in lines)
+        assert not any(part.endswith("--set \\") for part in lines)
+    assert command_lines(line, None) == [line]

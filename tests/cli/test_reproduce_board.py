@@ -1,6 +1,7 @@
 """The board of `svdctl reproduce` on a real terminal, and the time that it says is left."""
 
 import re
+import shlex
 import sys
 from pathlib import Path
 from unittest.mock import patch
@@ -67,8 +68,14 @@ with (
 
 
 @pytest.mark.parametrize("columns", [80, 120, 160])
-def test_the_table_of_a_dry_run_fits_a_terminal(tmp_path: Path, columns: int) -> None:
-    text = run_in_terminal([sys.executable, "-c", DRY_RUN, tmp_path, "2.9"], columns, 200)
+def test_the_lines_of_a_dry_run_fit_a_terminal(tmp_path: Path, columns: int) -> None:
+    text = run_in_terminal([sys.executable, "-c", DRY_RUN, "runs", "2.9"], columns, 200, scrollback=True, cwd=tmp_path)
+    assert all(len(line) <= columns for line in text.splitlines())
+    # A shell takes a command line from the screen as it is.
+    words = [shlex.split(line) for line in text.replace("\\\n", " ").splitlines() if line.startswith("  config ")]
+    assert len(words) == 12
+    wanted = ["--preset wrn-cifar10-tt", "checkpoint.every_epochs=1", "layer.rank=256", "seed=3407"]
+    assert words[2] == shlex.split(f"config svdctl train {' --set '.join(wanted)}")
     table = text[text.rindex("  there ") :].split("\n\n", 1)[1].splitlines()
     cut = columns == 80
     assert cut == (table[0] == "run: all begin with table2-")

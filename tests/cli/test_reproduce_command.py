@@ -294,6 +294,8 @@ def test_a_dry_run_shows_every_run_and_needs_no_data(tmp_path: Path) -> None:
     ):
         request = Request(tables=("table2", "figure-speed"), out_dir=tmp_path / "runs")
         text = "\n".join(dry_run(make_plan(request), command_line, lambda text: None))
+        one = Request(tables=("table2",), rows=("clip-tt192",), out_dir=tmp_path / "runs")
+        assert "1 run, " in "\n".join(dry_run(make_plan(one), command_line, lambda text: None))
     assert text.count("  serves ") == 12
     for part in (
         "table2-divide-tt192-s3407",
