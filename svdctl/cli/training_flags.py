@@ -390,7 +390,7 @@ FLAGS: Flags = {
     "select": Flag(
         "evaluation.select",
         Panel.RUN,
-        "Epoch whose network is the result: the last; the best on a part of the training images (validation); or the "
+        "Epoch that best.pt is of: none beside last.pt (last); the best on a part of the training images (validation); or the "
         "best on the test images, as in the paper's code, which is said in every output.",
     ),
     "max_steps": Flag(

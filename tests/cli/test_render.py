@@ -127,6 +127,14 @@ def test_controlled_layers_are_shown_alone_and_all_without_control() -> None:
     assert "layer" not in "\n".join(result_lines(result()))
 
 
+def test_which_checkpoint_the_next_commands_take_is_said_where_there_are_two() -> None:
+    picked = result(*LAYERS)
+    assert not any("--which" in line for line in result_lines(picked))
+    picked.files.append(Path("runs/x/best.pt"))
+    assert "these take last.pt, of the last epoch" in " ".join(" ".join(result_lines(picked, 40)).split())
+    assert max(map(len, result_lines(picked, 40)[-4:])) <= 40
+
+
 @pytest.mark.parametrize("live", [False, True])
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_a_layer_has_one_line_and_gives_the_terminal_no_code(
