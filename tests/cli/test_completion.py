@@ -77,7 +77,7 @@ def test_zsh_and_fish_are_told_what_an_option_does(home: Path) -> None:
         assert re.fullmatch(r"--[a-z-]+\t.{,60}", line)
 
 
-@pytest.mark.skipif(shutil.which("fish") is None, reason="there is no fish")
+@pytest.mark.skipif(shutil.which("fish") is None and "CI" not in os.environ, reason="there is no fish")
 def test_fish_completes_from_where_it_is_installed(home: Path) -> None:
     run(home, "svdctl", "--install-completion", "fish")
     command = 'complete --do-complete "svdctl train --clip-t"; complete --do-complete "svdctl reproduce --scale s"'
@@ -87,7 +87,7 @@ def test_fish_completes_from_where_it_is_installed(home: Path) -> None:
     ]
 
 
-@pytest.mark.skipif(shutil.which("zsh") is None, reason="there is no zsh")
+@pytest.mark.skipif(shutil.which("zsh") is None and "CI" not in os.environ, reason="there is no zsh")
 def test_zsh_completes_from_where_it_is_installed(home: Path) -> None:
     run(home, "svdctl", "--install-completion", "zsh")
     variables = {"HOME": str(home), "ZDOTDIR": str(home), "PATH": f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}"}

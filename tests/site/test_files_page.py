@@ -1,17 +1,28 @@
 """The page on files names every key and file that a training and an evaluation write, and no others."""
 
+import csv
 import json
 import re
 from pathlib import Path
 
 import pytest
 
+from svdctl.cli.evaluation_progress import result_json
 from svdctl.config.configuration import configuration
 from svdctl.evaluate.results import Record
+from svdctl.evaluate.runner import run as evaluate
+from svdctl.reproduce.plan import make_plan
+from svdctl.reproduce.run_store import Outcome
+from svdctl.reproduce.speed import Point, SpeedResults
+from svdctl.reproduce.table_files import Request
+from svdctl.reproduce.table_results import assemble
 from svdctl.train import start
 from svdctl.train.metrics_log import _NEEDED
+from svdctl.utils import table as formats
 from svdctl.utils.measurement_cache import MeasurementCache
 from svdctl.utils.progress import Reporter
+from tests.evaluate.small import make, write_data, write_linear
+from tests.reproduce.conftest import TINY
 from tests.site.test_references import hook
 
 PAGE = (Path(__file__).parents[2] / "docs/files.md").read_text(encoding="utf-8")
@@ -62,6 +73,48 @@ def test_keys_of_checkpoints_and_results_are_on_the_page(tmp_path: Path) -> None
     cache = MeasurementCache(tmp_path / "results.json", Record, {"weights": "0"})
     cache.write()
     assert set(json.loads(cache.path.read_text())) <= words(section("`results.json`"))
+
+
+def test_tables_and_json_of_an_evaluation_are_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = write_data(tmp_path / "data.npz")
+    file = write_linear(tmp_path / "linear.pth", data)
+    metrics = ["cifar-c", "autoattacks", "certified"]
+    config = make(file, model="tests.evaluate.small:build", dataset=f"npz:{data}", metrics=metrics)
+    result = evaluate(config, reporter=Reporter())
+    text = section("`results.json`")
+    tables = {path.name: path for path in (tmp_path / "eval-linear").glob("*.csv")}
+    assert sorted(tables) == ["attacks.csv", "certified.csv", "corruptions.csv"]
+    for name, path in tables.items():
+        with path.open(newline="") as rows:
+            header = next(csv.reader(rows))
+        (row,) = re.findall(rf"^\| `{name}` \| .*$", text, re.M)
+        assert [word for word in re.findall(r"`(\w+)`", row.rpartition(" | ")[2]) if word in header] == header
+    printed = json.loads(result_json(result))
+    assert list(printed) == re.findall(r"^\| `(checkpoints|failures|report)` \|", text, re.M)
+    (listed,) = printed["checkpoints"]
+    (row,) = re.findall(r"^\| `checkpoints` \| .*$", text, re.M)
+    assert set(listed) <= words(row)
+    assert {"kept", "other_data"} <= words(row) & set(listed["metrics"]["autoattacks"])
+
+
+def test_tables_of_reproduce_are_on_the_page(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    request = Request.model_validate({"tables": [str(tmp_path / "tiny.toml")], "out_dir": tmp_path / "runs"})
+    (plan,) = make_plan(request).tables
+    outcomes = {job.id: Outcome(values={"accuracy": 0.9}) for row in plan.rows for job in row.jobs}
+    found = assemble(plan, outcomes, {"tiny": {"none-full": {"accuracy": 91.0}}})
+    text = section("Tables of `reproduce`")
+    as_csv, as_json = text.partition("`tables/NAME.json`")[0], text
+    for name in formats.records(found.table)[0]:
+        place = name.removeprefix(next((figure for figure in plan.columns if name.startswith(figure)), ""))
+        assert not place or place in words(as_csv), name
+    contents = found.contents(lambda job: "")
+    assert set(contents) | set(contents["rows"][0]) | set(contents["rows"][0]["runs"][0]) <= words(as_json)
+    assert set(contents["rows"][0]["cells"]["accuracy"]) | {"header", "shown_factor"} <= words(as_json)
+    point = Point("width", 16, 16, 4, 8, "all values", (2.0,), (1.0,), 2.0)
+    speed = SpeedResults("speed", smoke=True, points=(point,), machine="one")
+    assert {*speed.contents, *speed.contents["points"][0], *speed.records[0]} - {"figure"} <= words(as_json)
 
 
 def test_parts_of_pages_are_made() -> None:
