@@ -390,8 +390,8 @@ FLAGS: Flags = {
     "select": Flag(
         "evaluation.select",
         Panel.RUN,
-        "Epoch that best.pt is of: none beside last.pt (last); the best on a part of the training images (validation); or the "
-        "best on the test images, as in the paper's code, which is said in every output.",
+        "Epoch that best.pt is of: none beside last.pt (last); the best on a part of the training images (validation); "
+        "or the best on the test images, as in the paper's code, which is said in every output.",
     ),
     "max_steps": Flag(
         "max_steps", Panel.RUN, "Stop after this many steps; the learning-rate schedule still spans --epochs."

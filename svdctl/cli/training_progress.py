@@ -178,7 +178,7 @@ def result_lines(
     lines += ["", "files", *(f"  {path}" for path in result.files)]
     lines += ["", "next", *(f"  svdctl {command}" for command in _next_commands(result))]
     if any(path.name == "best.pt" for path in result.files):
-        told = "these take last.pt, of the last epoch; eval-robust --which best takes best.pt, of the epoch that was picked"
+        told = "these take last.pt, of the last epoch; eval-robust --which best takes best.pt, of the epoch picked"
         lines += hanging(told, width)
     return lines
 

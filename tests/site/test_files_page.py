@@ -122,5 +122,5 @@ def test_parts_of_pages_are_made() -> None:
     pages = [path.read_text(encoding="utf-8") for path in (Path(__file__).parents[2] / "docs").glob("*.md")]
     used = [name for page in pages for name in re.findall(r"<!-- made: (\w+) -->\n.*?<!-- end -->\n", page, re.S)]
     assert sorted(used) == sorted(parts)
-    for make in parts.values():
-        assert len(make()) > 200
+    for part in parts.values():
+        assert len(part()) > 200

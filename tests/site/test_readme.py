@@ -55,7 +55,8 @@ def test_there_are_no_tables_of_measurements() -> None:
 
 
 def test_its_figures_of_a_card_are_those_of_the_benchmarks() -> None:
-    told = re.search(r"On one H200, .* takes ([\d.]+) ms, .* step ([\d.]+), .* code ([\d.]+) ", README.replace("\n", " "))
+    text = README.replace("\n", " ")
+    told = re.search(r"On one H200, .* takes ([\d.]+) ms, .* step ([\d.]+), .* code ([\d.]+) ", text)
     assert told is not None
     figures = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8").partition("### Figures")[2]
     assert "One NVIDIA H200" in figures.partition("|")[0]
