@@ -27,8 +27,10 @@ from svdctl.train.logger import RunEnd, RunInfo, RunLog
 from svdctl.train.loop import Loop
 from svdctl.train.plots import spectra
 from svdctl.train.result import TrainResult, finished, interrupted
+from svdctl.train.run_hash import starting_hash
 from svdctl.train.run_history import History, picked_by, read_best
 from svdctl.train.setup import Parts, chosen_kernels
+from svdctl.train.starting_spectrum import read_starting_spectrum, write_starting_spectrum
 from svdctl.train.trainer import Trainer
 from svdctl.utils.atomic_write import write_atomically
 from svdctl.utils.progress import Reporter
@@ -100,13 +102,7 @@ class TrainingRun:
         config = self.config
         # Until the steps begin, reading a weight is none of them: torch's spectral norm makes one in training.
         self.model.eval()
-        # Made anew from the seed even when resuming: the picture shows the weights before any training. The file that
-        # they were read from is not read again.
-        is_random = history is None or config.initial is None
-        before: dict[str, Tensor] = {}
-        if self.fabric.is_global_zero and is_random:
-            with self.reporter.part("singular values at the start") as advance:
-                before = spectra(self.model, self.sizes, advance)
+        before = self._starting_spectra(is_resumed=history is not None) if self.fabric.is_global_zero else {}
         if history is not None:
             with checkpoint_error_on_mismatch(self.folder):
                 state = {**history.checkpoint.model, **history.training["unsealed"]}
@@ -183,6 +179,24 @@ class TrainingRun:
                 result = interrupted(self.trainer, self.folder)
         self.reporter.finish(result)
         return result
+
+    def _starting_spectra(self, *, is_resumed: bool) -> dict[str, Tensor]:
+        """Return the singular values of the network before any training, which the run folder keeps.
+
+        Of a resumed run that began with trained weights, in a folder that lacks them, there are none.
+        """
+        train = self.parts.train
+        network = starting_hash(self.config, len(train.classes), train.image_shape)
+        kept = read_starting_spectrum(self.folder, network) if is_resumed else None
+        if kept is not None:
+            return kept
+        if is_resumed and self.config.initial is not None:
+            return {}  # the file of those weights is not read again
+        # The network was made anew from the seed, also where the run is resumed.
+        with self.reporter.part("singular values at the start") as advance:
+            found = spectra(self.model, self.sizes, advance)
+        write_starting_spectrum(self.folder, network, found)
+        return found
 
     def _report_lost_lines(self, history: History) -> None:
         log, lines = self.folder / "metrics.jsonl", self.trainer.counters.step_lines

@@ -50,6 +50,19 @@ def run_hash(config: TrainConfig, *, recorded: bool = False) -> str:
     return json_digest(_deciding(config, recorded=recorded))[:12]
 
 
+def starting_hash(config: TrainConfig, classes: int, image_shape: tuple[int, ...]) -> str:
+    """Return the SHA-256 of all that decides the network of a run before its first step.
+
+    Args:
+        config: of the run, with the hash of its initial weights.
+        classes: their number.
+        image_shape: `(C, H, W)` of the images that it is for.
+    """
+    deciding = _deciding(config, recorded=True)
+    kept = {name: deciding.get(name) for name in ("seed", "init", "initial", "model", "layer", "normalize")}
+    return json_digest({**kept, "classes": classes, "image_shape": list(image_shape)})
+
+
 def differing(first: TrainConfig, second: TrainConfig) -> list[str]:
     """Return names of the sections by which two recorded configurations are not one run; none where they are.
 
