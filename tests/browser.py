@@ -75,10 +75,12 @@ def chromium() -> Iterator[Browser]:
     binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if binary is None or driver is None:
         why = "chromium and chromedriver are not installed"
+        # CI installs both: there a test that is skipped would hide that they are lost.
         pytest.fail(why) if os.environ.get("CI") == "true" else pytest.skip(why)
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
+    # Processes of the browser that outlive `quit` for a moment may still write into its profile.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         options = webdriver.ChromeOptions()
         options.binary_location = binary

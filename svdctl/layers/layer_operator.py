@@ -74,6 +74,7 @@ def _read(read: Callable[[Sequence[nn.Module]], T], layers: Sequence[nn.Module])
                 stack.enter_context(evaluation_mode(layer))
             return read(layers)
     except NotImplementedError as error:
+        # torch has no QR factorisation and no matrix exponential in half precision, which its `orthogonal` needs.
         kind = type_before_parametrizations(layers[0]).__name__
         raise ShapeError(
             f"torch cannot make the weight of this {kind} from its parametrization ({error}); convert the network with "
@@ -98,7 +99,8 @@ def why_not_writable(layer: nn.Module) -> str | None:
     try:
         with evaluation_mode(layer):
             written = ops_of(layer).tensors(layer)
-    except NotImplementedError:  # a parametrization that torch cannot compute in this precision
+    except NotImplementedError:
+        # Of a parametrization that torch cannot compute in this precision; that there is one is what is said below.
         written = []
     if any(tensor is None for tensor in written):
         return "it has no weight; give it one first"
