@@ -151,7 +151,7 @@ def remove_parametrizations(module: M, name: str = "weight") -> M:
     with evaluation_mode(module):
         remove_by_torch(module, name)
     if maximum is not None and bool(module.weight.isfinite().all()):  # type: ignore[operator]
-        found = layer_norm_bound(module, allowed=maximum).upper
+        found = layer_norm_bound(module, maximum=maximum).upper
         if not found <= maximum:
             raise ShapeError(f"the weight that is left has a norm of at most {found:g}, not {maximum:g}")
     return module

@@ -47,7 +47,6 @@ from svdctl.layers.padding import kernel_limit_of
 from svdctl.layers.spectral_norm import StoredNorm
 from svdctl.models.external_architecture import is_network
 from svdctl.plugins import grant_factory, is_factory
-from svdctl.spectral.bounds import TOLERANCE as PROOF_TOLERANCE
 from svdctl.spectral.bounds import Bracket, is_bounded, norm_bound
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.parallel_map import parallel_map
@@ -176,7 +175,8 @@ def _inspect(path: Path, config: InspectConfig, reporter: Reporter) -> NetworkSp
         weights = read_tensors(path, key=config.key)
     model, shape, told, misfit, maxima = None, None, "", Misfit((), ()), RunMaxima()
     checkpoint = read_checkpoint(weights.path) if weights.format == "svdctl" and config.key is None else None
-    if checkpoint is not None and (config.model is None or is_network(checkpoint.config.model, config.model)):
+    is_own = checkpoint is not None and (config.model is None or is_network(checkpoint.config.model, config.model))
+    if checkpoint is not None and is_own:
         model = network_of(checkpoint, weights.path)
         shape, maxima = _image(config.input_size or checkpoint.image_shape), run_maxima(checkpoint, model)
     elif config.model is not None:
@@ -202,7 +202,7 @@ def _inspect(path: Path, config: InspectConfig, reporter: Reporter) -> NetworkSp
         found = requested_spectrum(
             model,
             shape,
-            _request(config, TOLERANCE if checkpoint is None else PROOF_TOLERANCE, maxima.of_layers),
+            _request(config, maxima.of_layers, as_certified=is_own and config.tolerance is None),
             name=f"{path}{told}",
             layers=config.layers if config.layers != ("*",) else "*",
             tell=reporter.advance,
@@ -210,6 +210,8 @@ def _inspect(path: Path, config: InspectConfig, reporter: Reporter) -> NetworkSp
             log=reporter.notice,
         )
         found = replace(found, maxima_note=maxima.note)
+        if found.lipschitz is not None and not (is_own and config.tolerance is None):
+            found = replace(found, lipschitz_note=_why_another(config.tolerance or TOLERANCE))
         found = replace(found, layers=(*found.layers, *_unaccounted_rows(model, found, config)))
         found = _with_misfit(found, misfit, weights, config)
     rows = *found.layers, *_rows_of_left_out_parts(weights, config, has_network=model is not None)
@@ -239,20 +241,29 @@ def _origin(path: Path, weights: WeightFile, checkpoint: Checkpoint | None) -> I
         yield "data", describe_data(config.data)
 
 
-def _request(config: InspectConfig, tolerance: float, maxima: Mapping[str, float]) -> SpectrumRequest:
+def _why_another(tolerance: float) -> str:
+    """Return why the Lipschitz constant may be another than that of `eval-robust`."""
+    return (
+        f"each layer's bound is within {100 * tolerance:.2g} % of its norm here, and may be sharper in eval-robust, "
+        "which then proves a smaller constant"
+    )
+
+
+def _request(config: InspectConfig, maxima: Mapping[str, float], *, as_certified: bool = False) -> SpectrumRequest:
     """Return what is to be computed of a network's layers.
 
     Args:
         config: what is asked for.
-        tolerance: of bounds, where it names none.
         maxima: of layers by name.
+        as_certified: see `SpectrumRequest`.
     """
     return SpectrumRequest(
-        config.tolerance or tolerance,
+        config.tolerance or TOLERANCE,
         config.accuracy,
         at_most=config.max_sigma,
         bounds_only=config.bounds_only,
         maxima=maxima,
+        as_certified=as_certified,
         affordable=math.inf if config.needs_values else _AFFORDABLE,
     )
 
@@ -454,7 +465,7 @@ def _described_spectrum(
         ops = ops_of(layer)
         axes = len(ops.shape(layer)) - 2
         sizes[name] = (1,) if ops.is_linear else None if axes < 1 else _size_for(config, axes)
-    found = rows_of_layers(chosen, sizes, _request(config, TOLERANCE, {}), tell=reporter.advance)
+    found = rows_of_layers(chosen, sizes, _request(config, {}), tell=reporter.advance)
     rows = *found, *(_stored_row(layer, config, pairs=False) for layer in beside)
     return NetworkSpectrum(str(path), rows, None, _NO_CALLS)
 

@@ -18,8 +18,8 @@ from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizat
 
 from svdctl.analysis.exponential_spectrum import exponential_row
 from svdctl.analysis.layer_spectrum import LayerSpectrum, as_it_runs, circular_size, norm_as_it_runs, with_values
-from svdctl.errors import MissingExtraError, ShapeError, SvdctlError, first_line, nearest_few
-from svdctl.layers.layer_bounds import FINEST, layer_gain, matrix_tolerance
+from svdctl.errors import MissingExtraError, ShapeError, SvdctlError, first_line, is_out_of_memory, nearest_few
+from svdctl.layers.layer_bounds import FINEST, layer_gain, matrix_tolerance, sharp_tolerance
 from svdctl.layers.layer_operator import operator_of, why_not_read
 from svdctl.layers.layer_ops import (
     LayerOps,
@@ -30,7 +30,7 @@ from svdctl.layers.layer_ops import (
     ops_of,
     require_module,
 )
-from svdctl.layers.norms import are_layers_bounded, kernel_limit, layer_norm_bounds, stated_maximum
+from svdctl.layers.norms import bounds_within, kernel_limit, stated_maximum
 from svdctl.layers.padding import Convolutional, padding_factor
 from svdctl.layers.shapes import Calls, image_sizes, observed_calls
 from svdctl.layers.stiefel import frame_error
@@ -53,6 +53,8 @@ _PROVING = "bounds of all layers, the costliest first"
 _WHOLE = "Lipschitz constant of the whole network, after its layers"
 _LONG = 60.0  # seconds from which `log` is told what to expect
 OPERATIONS_PER_SECOND = 1.5e10  # of one CPU core, in float64
+_PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+"""Classes of layers that compute with the numbers that they store; parametrised layers are of others."""
 _PROJECTIONS = re.compile(r"(in_proj|out_proj\.|[qkv]_proj)_?(weight|bias)")
 """Names, within attention, of the tensors of its linear maps."""
 _GAIN_ERROR = 1e-8  # at least of `channel_gain`; far less than a limited BatchNorm is below its maximum
@@ -68,7 +70,7 @@ class NetworkSpectrum:
     lipschitz: float | None = None
     """Proved l2 Lipschitz constant in evaluation mode, in units of the input; None when the graph is not known."""
     lipschitz_note: str = ""
-    """Why there is none."""
+    """Why there is none, or why another one may be proved elsewhere."""
     origin: tuple[tuple[str, str], ...] = ()
     """Where the weights come from, as names and texts; empty where nobody asked for it."""
     maxima_note: str = ""
@@ -156,14 +158,22 @@ class SpectrumRequest:
     at_most: float | None = None
     bounds_only: bool = False
     maxima: Mapping[str, float] = field(default_factory=dict)
-    """Of layers by name, as the run allowed that trained them: whether each is within its own is proved exactly, and
+    """Of layers by name, of the run that trained them: whether each is within its own is proved exactly, and
     its row says so. A layer under svdctl's spectral norm has that maximum without it."""
+    as_certified: bool = False
+    """Whether bounds are within `sharp_tolerance`, and the network's Lipschitz constant is that of its certificates."""
     affordable: float = math.inf
     """Seconds of one CPU core that singular values may take; where they take longer, bounds alone are proved."""
 
     def maximum(self, name: str, module: nn.Module) -> float | None:
         """Return the maximum of a layer: the one that is given, or what its own spectral norm says."""
         return self.maxima.get(name, stated_maximum(module))
+
+    def tolerance_of(self, module: nn.Module) -> float:
+        """Return the tolerance of a layer's bound; of a small matrix that of its gain, which costs little."""
+        if self.as_certified:
+            return sharp_tolerance(operator_of(module))
+        return min(self.tolerance, _finest_for_little(module))
 
     def questions(self, name: str, module: nn.Module) -> list[float]:
         """Return the maxima that a layer's bound is held against."""
@@ -272,6 +282,11 @@ def requested_spectrum(
     except SvdctlError:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        # What torch and a network's own code raise for an input that does not fit; an error of another kind is a fault
+        # of the network, and is shown as it is.
+        if is_out_of_memory(error):
+            raise
+        # Some of torch's functions do not compute in 16 bits and less on a CPU.
         coarse = isinstance(error, NotImplementedError) and any(p.dtype.itemsize < 4 for p in model.parameters())
         hint = "; convert it with .float() first" if coarse else ""
         raise ShapeError(
@@ -291,7 +306,7 @@ def requested_spectrum(
         with nullcontext() if tell_proofs is None else _told_of_proofs(tell_proofs, len(chosen)):
             proved = _bounds_together(chosen, calls, asked)
         whole = {key: bracket for key, bracket in proved.items() if key not in made_of}
-        kept = _kept(chosen, whole) if layers == "*" and not bounds_only else {}
+        kept = _kept(chosen, whole, asked) if layers == "*" and not bounds_only else {}
         values = {} if bounds_only else _values_together(chosen, calls, asked.accuracy)
         bounded = {key: chosen[key] for key in proved}
         lowers = {} if bounds_only or not asked.zero_padded else _norms_together(bounded, calls)
@@ -305,7 +320,7 @@ def requested_spectrum(
         why = "only the bounds of layers were asked for" if bounds_only else "only some layers were asked for"
         return NetworkSpectrum(name, tuple(rows), None, why)
     tell(len(chosen), len(chosen), _WHOLE)
-    lipschitz, why = _lipschitz(model, input_shape, asked.tolerance, kept)
+    lipschitz, why = _lipschitz(model, input_shape, asked, kept)
     return NetworkSpectrum(name, tuple(rows), lipschitz, why)
 
 
@@ -482,21 +497,34 @@ def _own_numbers(module: nn.Module) -> list[torch.Tensor]:
     return [tensor for tensor in tensors if tensor.is_floating_point() or tensor.is_complex()]
 
 
-def _kept(modules: Mapping[str, nn.Module], brackets: Mapping[str, Bracket]) -> "dict[str, ProvedLayer]":
+def _kept(
+    modules: Mapping[str, nn.Module], brackets: Mapping[str, Bracket], asked: SpectrumRequest
+) -> "dict[str, ProvedLayer]":
     """Return what is proved of layers, with what they hold now, for the network's Lipschitz constant."""
-    from svdctl.certificates.interpreter import ProvedLayer
+    from svdctl.certificates.interpreter import ProvedLayer, freeze_copy
 
-    return {name: ProvedLayer.of(modules[name], bracket.upper) for name, bracket in brackets.items()}
+    if not asked.as_certified:
+        return {name: ProvedLayer.of(modules[name], bracket.upper) for name, bracket in brackets.items()}
+    if asked.at_most is not None:
+        return {}  # certificates know nothing of that number
+    # In float64 they hold the same numbers; what is computed from others is another there.
+    return {
+        name: ProvedLayer.of(freeze_copy(modules[name], torch.float64), bracket.upper)
+        for name, bracket in brackets.items()
+        if type(modules[name]) in _PLAIN
+    }
 
 
 def _lipschitz(
-    model: nn.Module, input_shape: tuple[int, ...], tolerance: float, proved: "Mapping[str, ProvedLayer]"
+    model: nn.Module, input_shape: tuple[int, ...], asked: SpectrumRequest, proved: "Mapping[str, ProvedLayer]"
 ) -> tuple[float | None, str]:
     """Return the network's proved Lipschitz constant and an empty text, or None and why there is none."""
-    from svdctl.certificates.lipschitz import bound_of_proved_layers
+    from svdctl.certificates.lipschitz import bound_of_proved_layers, certificate_bound
 
     try:
-        return bound_of_proved_layers(model, input_shape, proved, tolerance=tolerance).value, ""
+        if asked.as_certified:
+            return certificate_bound(model, input_shape, asked.maxima, proved).value, ""
+        return bound_of_proved_layers(model, input_shape, proved, tolerance=asked.tolerance).value, ""
     except SvdctlError as error:
         return None, str(error)
 
@@ -647,8 +675,7 @@ def _bounds_together(
             and is_controllable(module)
             and not _is_unstrided(module, calls[name].sizes if name in calls else [])
         }
-        tolerances = [min(asked.tolerance, _finest_for_little(module)) for module in chosen.values()]
-        return _brackets(chosen, tolerances, asked)
+        return _brackets(chosen, [asked.tolerance_of(module) for module in chosen.values()], asked)
     except ShapeError:
         return {}
 
@@ -659,24 +686,12 @@ def _brackets(
     """Return the bracket of each layer, its maximum proved instead where that is possible and sharper.
 
     Raises:
-        ShapeError: as `layer_norm_bounds`.
+        ShapeError: as `bounds_within`.
     """
-    questions = [asked.questions(name, module) for name, module in modules.items()]
-    found = layer_norm_bounds(list(modules.values()), tolerance=tolerances, allowed=questions)
-    brackets = dict(zip(modules, found, strict=True))
-    maxima = {name: asked.maximum(name, module) for name, module in modules.items()}
-    open_ = {
-        name: maximum
-        for name, maximum in maxima.items()
-        if maximum is not None and brackets[name].lower <= maximum < brackets[name].upper
-    }
-    # The proof by which a run has sealed its layers decides about norms that are closer to the maximum.
-    proved = are_layers_bounded([modules[name] for name in open_], list(open_.values()))
-    return brackets | {
-        name: Bracket(brackets[name].lower, maximum)
-        for (name, maximum), is_proved in zip(open_.items(), proved, strict=True)
-        if is_proved
-    }
+    others = [[] if asked.at_most is None else [asked.at_most]] * len(modules)
+    maxima = [asked.maximum(name, module) for name, module in modules.items()]
+    found = bounds_within(list(modules.values()), maxima, tolerance=tolerances, others=others)
+    return dict(zip(modules, found, strict=True))
 
 
 def _finest_for_little(module: nn.Module) -> float:
@@ -707,4 +722,5 @@ def _bound(name: str, module: nn.Module, sizes: Sequence[tuple[int, ...]], asked
             if m < upper and is_bounded(unstrided, kernel_limit(module, m))
         )
         return Bracket(0.0, next(provable, upper))
-    return _brackets({name: module}, [asked.tolerance], asked)[name]
+    tolerance = asked.tolerance_of(module) if asked.as_certified else asked.tolerance
+    return _brackets({name: module}, [tolerance], asked)[name]

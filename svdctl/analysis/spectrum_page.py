@@ -94,8 +94,9 @@ def _told(networks: Sequence[NetworkSpectrum]) -> Iterator[str]:
     if any(network.lipschitz is not None for network in networks):
         yield "The Lipschitz constant is that of the whole network in l2, in units of its input."
     for network in networks:
-        if network.lipschitz is None and network.lipschitz_note:
-            yield f"{network.name}: no Lipschitz constant, {network.lipschitz_note}."
+        if network.lipschitz_note:
+            what = "no Lipschitz constant, " if network.lipschitz is None else ""
+            yield f"{network.name}: {what}{network.lipschitz_note}."
         if told := told_by_shape(network):
             yield f"{network.name}: {told}."
         yield from (f"{network.name}, the maximum of its training: {line}." for line in maxima_lines(network))
@@ -128,7 +129,9 @@ def _facts(networks: Sequence[NetworkSpectrum], config: InspectConfig) -> Iterat
     """Yield the origin of each file, and how the figures were computed."""
     for network in networks:
         yield FactList(network.origin)
-    slack = "2 %, 0.5 % in checkpoints of svdctl" if config.tolerance is None else f"{100 * config.tolerance:.2g} %"
+    slack = (
+        "2 %, 0.5 % or less in checkpoints of svdctl" if config.tolerance is None else f"{100 * config.tolerance:.2g} %"
+    )
     accuracy = "exact but for rounding" if config.accuracy == "full" else "to 1e-3 of the largest"
     own = [
         ("network", config.model),

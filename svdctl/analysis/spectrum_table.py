@@ -177,7 +177,10 @@ def totals(network: NetworkSpectrum) -> list[str]:
     lines = [f"{len(analysed)} layers{values}; product of all bounds {at_most(network.bound_product)}"]
     lines += maxima_lines(network)
     if network.lipschitz is not None:
-        lines.append(f"Lipschitz bound of the network, proved: {at_most(network.lipschitz)} (l2, units of its input)")
+        why = f"; {network.lipschitz_note}" if network.lipschitz_note else ""
+        lines.append(
+            f"Lipschitz bound of the network, proved: {at_most(network.lipschitz)} (l2, units of its input){why}"
+        )
     elif network.lipschitz_note:
         lines.append(f"no Lipschitz bound of the network: {network.lipschitz_note}")
     if told := told_by_shape(network):

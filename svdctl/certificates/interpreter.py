@@ -9,7 +9,7 @@ import copy
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,9 +26,10 @@ from svdctl.certificates.error_bounds import Affine, Arithmetic, ValueBounds, ou
 from svdctl.certificates.op_rules import apply
 from svdctl.certificates.traced_tensor import Contribution, FailureRecorder, Traced, Tracer
 from svdctl.errors import ShapeError
-from svdctl.layers.layer_bounds import forward_of, layer_gain, layer_gains
+from svdctl.layers.layer_bounds import forward_of, layer_gain, layer_gains, sharp_tolerance
+from svdctl.layers.layer_operator import operator_of
 from svdctl.layers.layer_ops import LayerOps, find_ops, is_controllable, known_class
-from svdctl.layers.norms import compute_stated_weights, state_maximum, stated_maximum
+from svdctl.layers.norms import bounds_within, compute_stated_weights, state_maximum, stated_maximum
 from svdctl.layers.padding import Convolutional, is_cyclic
 from svdctl.layers.stored_weight import forwards_as, made_by, read_flags, require_memory, tensor_of_own_class
 from svdctl.spectral.faster_device import few_batches_are_faster
@@ -264,6 +265,27 @@ def _proved_norms(network: nn.Module, proved: Mapping[str, ProvedLayer]) -> dict
     return {module: upper for (module, upper), alike in zip(found, same, strict=True) if alike}
 
 
+def _norms_within(network: nn.Module, maxima: Mapping[str, float], known: Collection[int]) -> dict[int, float]:
+    """Return at least the norms of a frozen network's layers by identity: their maxima, where these are proved.
+
+    None of any if one of them cannot be read: the pass comes to that layer, and says why.
+
+    Args:
+        network: frozen.
+        maxima: of its layers by name.
+        known: layers that are left out, by identity.
+    """
+    layers = {
+        name: module for name, module in network.named_modules() if is_controllable(module) and id(module) not in known
+    }
+    try:
+        tolerances = [sharp_tolerance(operator_of(layer)) for layer in layers.values()]
+        found = bounds_within(list(layers.values()), [maxima.get(name) for name in layers], tolerance=tolerances)
+    except ShapeError:
+        return {}
+    return {id(layer): bracket.upper for layer, bracket in zip(layers.values(), found, strict=True)}
+
+
 @dataclass(frozen=True)
 class Trace:
     """Bounds of the output, and what led to them."""
@@ -308,6 +330,7 @@ def interpret(
     *,
     tolerance: float | None = None,
     proved: Mapping[str, ProvedLayer] | None = None,
+    maxima: Mapping[str, float] | None = None,
 ) -> Trace:
     """Run a frozen network around one image `(1, *shape)`; the bounds hold for all images, by their distance from it.
 
@@ -316,12 +339,16 @@ def interpret(
         centre: the image.
         tolerance: see `layer_gain`.
         proved: what is proved of its layers already, by name; of those that have changed since it is not used.
+        maxima: of its layers by name. Norms of convolutions and linear layers are then within `sharp_tolerance`, or at
+            most the maximum where this is proved, however near to it they are. None: within `tolerance`.
 
     Raises:
         ShapeError: an operation without a rule, or a network that does not compute the same each time.
     """
     tracer = Tracer(apply, tolerance, Arithmetic(centre.dtype), shape=tuple(centre.shape[1:]))
     norms = _proved_norms(network, proved or {})
+    if maxima is not None:
+        norms |= _norms_within(network, maxima, norms)
     with _watched(network, tracer) as known:
         _keep_gains(tracer, known, norms)
         output, bounds = _traced_pass(network, tracer, centre)
@@ -384,13 +411,14 @@ def prove(
     *,
     tolerance: float | None = None,
     proved: Mapping[str, ProvedLayer] | None = None,
+    maxima: Mapping[str, float] | None = None,
 ) -> tuple[nn.Module, Trace]:
     """Return a frozen copy of the caller's network in the image's precision, and what is proved of both.
 
     Args:
         model: the caller's network.
         centre: an image `(1, *shape)`.
-        tolerance, proved: see `interpret`.
+        tolerance, proved, maxima: see `interpret`.
 
     Raises:
         ShapeError: what `interpret` refuses, or a copy that does not compute what the caller's network computes in
@@ -398,7 +426,7 @@ def prove(
     """
     model = _without_compilation(model)
     network = freeze_copy(model, centre.dtype)
-    trace = interpret(network, centre, tolerance=tolerance, proved=proved)
+    trace = interpret(network, centre, tolerance=tolerance, proved=proved, maxima=maxima)
     with _in_evaluation_mode(model), _without_compiling():
         _require_as_given(model, network, trace, centre)
     return network, trace

@@ -67,6 +67,11 @@ def zero_image(model: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtyp
     return torch.zeros(1, *image_sizes(input_shape), dtype=dtype or own_dtype(model), device=device_of(model))
 
 
+def grey_image(model: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Return the middle of [0, 1]^n, around which certificates are proved; raises as `zero_image`."""
+    return zero_image(model, input_shape, dtype) + 0.5
+
+
 def lipschitz_bound(
     model: nn.Module, input_shape: tuple[int, ...], *, tolerance: float | None = None
 ) -> LipschitzBound:
@@ -123,6 +128,25 @@ def bound_of_proved_layers(
     with torch.inference_mode(False), exact_arithmetic(torch.get_default_dtype()):
         centre = zero_image(model, input_shape, None)
         _, result = prove(model, centre, tolerance=tolerance, proved=proved)
+    return LipschitzBound(result.bounds.lipschitz, result.contributions)
+
+
+def certificate_bound(
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    maxima: Mapping[str, float],
+    proved: Mapping[str, ProvedLayer] | None = None,
+) -> LipschitzBound:
+    """Return the constant that a `Certifier` of these maxima has: of the network in float64.
+
+    Args:
+        model, input_shape: as in `lipschitz_bound`.
+        maxima: as of `Certifier`.
+        proved: what is proved of its layers in float64 already, by name, in the way in which it would be proved here.
+    """
+    with torch.inference_mode(False), torch.no_grad(), exact_arithmetic(torch.get_default_dtype()):
+        grey = grey_image(model, input_shape, torch.float64)
+        _, result = prove(model, grey, maxima=maxima, proved=proved)
     return LipschitzBound(result.bounds.lipschitz, result.contributions)
 
 

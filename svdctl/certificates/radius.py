@@ -7,7 +7,7 @@ docs/theory.md, "Certified radius", has the proof.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from svdctl.certificates.error_bounds import INWARD, ValueBounds, outward
 from svdctl.certificates.interpreter import differ_by_at_most, prove, require_same
-from svdctl.certificates.lipschitz import LipschitzBound, zero_image
+from svdctl.certificates.lipschitz import LipschitzBound, grey_image
 from svdctl.errors import DataError, ShapeError
 from svdctl.spectral.exact_arithmetic import exact_arithmetic
 from svdctl.spectral.rounding import norm_above, times, times_power, to_unit_size
@@ -89,6 +89,8 @@ class Certifier:
         input_shape: `(C, H, W)`.
         dtype: float64 or float32.
         tolerance: see `lipschitz_bound`.
+        maxima: of layers by name, as of the run that trained them: where one is proved it is the bound of that layer,
+            and bounds of the others are within 0.5 %; absent: within `tolerance`.
 
     Raises:
         ShapeError: what `lipschitz_bound` refuses, another dtype, an output that is not `(N, classes)`, or logits that
@@ -102,17 +104,18 @@ class Certifier:
         *,
         dtype: torch.dtype = torch.float64,
         tolerance: float | None = None,
+        maxima: Mapping[str, float] | None = None,
     ) -> None:
         if dtype not in (torch.float64, torch.float32):
             raise ShapeError(f"certificates are evaluated in float64 or float32, not {dtype}")
         self.dtype = dtype
         # Constants that the network makes in its forward pass are of the default dtype.
         self._default_dtype = torch.get_default_dtype()
-        grey = zero_image(model, input_shape, dtype) + 0.5
+        grey = grey_image(model, input_shape, dtype)
         self._unread: list[Callable[[], None]] | None = None
         """What `checks_at_the_end` leaves for the end; None: nothing is left."""
         with self._arithmetic():
-            self.network, result = prove(model, grey, tolerance=tolerance)
+            self.network, result = prove(model, grey, tolerance=tolerance, maxima=maxima)
             if result.output.ndim != 2 or result.output.shape[1] < 2:
                 shape = tuple(result.output.shape)
                 raise ShapeError(f"certificates need logits of shape (1, classes) for one image, not {shape}")

@@ -125,7 +125,7 @@ def _settings(control: "Controller") -> dict[str, Any]:
     batchnorm = control.batchnorm
     return {
         "control": control.config.model_dump(mode="json"),
-        "maxima": {name: maximum for name in control.layers if (maximum := control.allowed(name)) is not None},
+        "maxima": {name: maximum for name in control.layers if (maximum := control.maximum(name)) is not None},
         "batchnorm": None if batchnorm is None else batchnorm.model_dump(mode="json"),
     }
 

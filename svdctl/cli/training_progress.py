@@ -103,7 +103,7 @@ _LAYERS = (
     Column("layer", "layer", "left", elastic=True),
     Column("largest", "largest"),
     Column("bound", "bound"),
-    Column("allowed", "allowed"),
+    Column("maximum", "maximum"),
     Column("type", "type", "left", spare=2),
     Column("shape", "shape", "left", spare=1),
 )
@@ -118,7 +118,7 @@ def layer_table(rows: Sequence["LayerReport"]) -> Table:
                 Cell(one_line(row.name)),
                 Cell(with_decimals(row.largest, 4, up=False)),
                 Cell(with_decimals(row.bound, 4, up=True)),
-                Cell(at_most(row.allowed)),
+                Cell(at_most(row.maximum)),
                 Cell(row.kind),
                 Cell(str(row.shape)),
             ]
@@ -171,7 +171,7 @@ def result_lines(
     lines = ["", *(line for text in result.summary for line in hanging(one_line(with_flags(text, flags)), width))]
     if result.certified:
         lines += certified_lines(result.certified, width)
-    controlled = [row for row in result.layers if row.allowed is not None]
+    controlled = [row for row in result.layers if row.maximum is not None]
     if rows := controlled or result.layers:
         lines += ["", *terminal(layer_table(rows), width=width, rule=False).splitlines()]
         lines.append("largest: a singular value that is reached; bound: proved, at every input size")

@@ -1,4 +1,4 @@
-"""What is reached, proved and allowed of each layer, as a list whose text is a table."""
+"""What is reached and proved of each layer, and its maximum, as a list whose text is a table."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _COLUMNS = (
     Column("shape", "shape", "left"),
     Column("largest", "largest"),
     Column("bound", "bound"),
-    Column("allowed", "allowed"),
+    Column("maximum", "maximum"),
     Column("is_proved", "proved"),
 )
 _NARROWEST = 6  # of names
@@ -32,12 +32,13 @@ class LayerReport:
     """A value that is reached."""
     bound: float
     """A proved bound at every input size."""
-    allowed: float | None
+    maximum: float | None
+    """The largest singular value that it may have, or gain of BatchNorm; None: any."""
 
     @property
     def is_proved(self) -> bool | None:
         """Return whether the layer is proved to be within its maximum; None: it has none."""
-        return None if self.allowed is None else self.bound <= self.allowed
+        return None if self.maximum is None else self.bound <= self.maximum
 
 
 class Report(list[LayerReport]):
@@ -83,7 +84,7 @@ def _cells(row: LayerReport) -> list[Cell]:
         Cell(row.kind, row.kind),
         Cell(row.shape.replace(" x ", "x").replace(", rank ", " r"), row.shape),
         Cell(at_least(row.largest), row.largest),
-        *(Cell(at_most(value), value) for value in (row.bound, row.allowed)),
+        *(Cell(at_most(value), value) for value in (row.bound, row.maximum)),
         Cell(proved, row.is_proved),
     ]
 

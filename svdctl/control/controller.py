@@ -321,16 +321,16 @@ class Controller:
         self._group_layers()
 
     def _limited(self) -> dict[str, nn.Module]:
-        """Return layers that have an allowed maximum, those that keep themselves and limited BatchNorm among them."""
+        """Return layers that have a maximum, those that keep themselves and limited BatchNorm among them."""
         kept = {name: self.layers[name] for name in self._kept}
         return {**self.controlled(), **kept, **(self.norms if self.batchnorm is not None else {})}
 
     def controlled(self) -> dict[str, nn.Module]:
-        """Return the layers that have an allowed maximum."""
+        """Return the layers that have a maximum."""
         return {name: layer.module for name, layer in self._controlled.items()}
 
-    def allowed(self, name: str) -> float | None:
-        """Return the largest singular value allowed for a layer, or gain of BatchNorm; None: any.
+    def maximum(self, name: str) -> float | None:
+        """Return the largest singular value that a layer may have, or gain of BatchNorm; None: any.
 
         Raises:
             UsageError: no convolution, linear layer or BatchNorm has this name.
@@ -692,7 +692,7 @@ class Controller:
 
     @exact_products()
     def report(self, proved: Mapping[str, Bracket] = MappingProxyType({}), *, tolerance: float = TOLERANCE) -> Report:
-        """Return largest value, proved bound and allowed maximum of every convolution, linear layer and BatchNorm.
+        """Return largest value, proved bound and maximum of every convolution, linear layer and BatchNorm.
 
         It is a list of rows, and `print` shows it as a table. Weights stay as they are: where the last `seal` lies some
         steps back, layers may be above their maximum, and are shown so. A layer that is left alone and cannot be read
@@ -714,7 +714,7 @@ class Controller:
         def brackets(names: list[str]) -> dict[str, Bracket]:
             sharp = {name: proved[name] for name in names if name in proved and proved[name].lower > 0}
             unknown = [name for name in names if name not in sharp]
-            maxima = [None if name in proved else self.allowed(name) for name in unknown]
+            maxima = [None if name in proved else self.maximum(name) for name in unknown]
             try:
                 found = self._bounds(unknown, maxima, tolerance)
             except ShapeError:
@@ -731,7 +731,7 @@ class Controller:
         for name, bracket in self._reading.collected(brackets).items():
             ops, layer = self._known[name]
             kind, shape = type_before_parametrizations(layer).__name__, ops.shape_text(layer)
-            rows.append(LayerReport(name, kind, shape, bracket.lower, bracket.upper, self.allowed(name)))
+            rows.append(LayerReport(name, kind, shape, bracket.lower, bracket.upper, self.maximum(name)))
         limit = self.batchnorm.max_gain if self.batchnorm else None
         for name, norm in self.norms.items():
             gain = float(batchnorm_gain(norm, torch.float64))
@@ -743,14 +743,14 @@ class Controller:
         """Return a bracket of the norm of each layer, its maximum proved instead where that is possible and sharper."""
         layers = [self.layers[name] for name in names]
         with actions.naming_what_is_not_finite(dict(zip(names, layers, strict=True))):
-            return dict(zip(names, layer_norm_bounds(layers, tolerance=tolerance, allowed=maxima), strict=True))
+            return dict(zip(names, layer_norm_bounds(layers, tolerance=tolerance, maxima=maxima), strict=True))
 
     def _bounds_if_left_alone(self, name: str, maximum: float | None, tolerance: float) -> Bracket:
         """Return a bracket of the norm of a layer; from 0 to infinity where it has no maximum and cannot be read."""
         try:
             return self._bounds([name], [maximum], tolerance)[name]
         except ShapeError:
-            if self.allowed(name) is not None:
+            if self.maximum(name) is not None:
                 raise
             return Bracket(0.0, math.inf)
 

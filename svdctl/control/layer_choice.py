@@ -234,7 +234,7 @@ def kept_brackets(layers: Mapping[str, nn.Module], maxima: Mapping[str, float], 
     """
     limits = [maxima[name] for name in layers]
     with naming_what_is_not_finite(layers):
-        found = dict(zip(layers, layer_norm_bounds(list(layers.values()), allowed=limits), strict=True))
+        found = dict(zip(layers, layer_norm_bounds(list(layers.values()), maxima=limits), strict=True))
     for name, bracket in found.items():
         if not bracket.upper <= maxima[name]:
             raise ShapeError(

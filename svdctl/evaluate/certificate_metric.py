@@ -65,7 +65,8 @@ def certifier_device(classifier: Classifier) -> torch.device:
 def _certifier(context: MeasurementContext) -> Certifier:
     classifier = context.classifier
     try:
-        return Certifier(classifier.model.to(certifier_device(classifier)), context.data.test.image_shape)
+        model = classifier.model.to(certifier_device(classifier))
+        return Certifier(model, context.data.test.image_shape, maxima=context.model.maxima)
     except ShapeError as error:
         raise UnprovedError(f"nothing is certified of this network: {error}") from error
     finally:

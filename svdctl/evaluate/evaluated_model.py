@@ -11,6 +11,7 @@ from torch import nn
 from svdctl.checkpoint.checkpoint_file import Checkpoint, network_of, read_checkpoint
 from svdctl.checkpoint.model_factory import Misfit, load_model, load_model_leniently
 from svdctl.checkpoint.paper_checkpoints import PAPER_IMAGE_SHAPE, open_paper_network
+from svdctl.checkpoint.run_maxima import run_maxima
 from svdctl.checkpoint.tensors import digest
 from svdctl.checkpoint.weight_file import WeightFile, read_tensors
 from svdctl.config.base import Config
@@ -44,6 +45,8 @@ class EvaluatedModel:
     """Fingerprints of the parts of the data that it was trained on; None: not known."""
     other_data_until: int = 0
     """Last step that was trained on other data than those."""
+    maxima: Mapping[str, float] | None = None
+    """Of layers by name, of the run that trained them; each is used where it is proved. None: of no run of svdctl."""
 
     @property
     def follows_paper(self) -> bool:
@@ -130,6 +133,7 @@ def _own(checkpoint: Checkpoint, path: Path, config: EvaluateConfig) -> Evaluate
         notices,
         checkpoint.data,
         _other_data_until(checkpoint),
+        run_maxima(checkpoint, model).of_layers,
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from svdctl.errors import ShapeError
 from svdctl.layers.layer_ops import LayerOps, find_ops, known_class, ops_of
 from svdctl.layers.stored_weight import forwards_as, read_flags, same_bits, tensor_of_own_class
-from svdctl.spectral.bounds import norm_bound, norm_bounds
+from svdctl.spectral.bounds import TOLERANCE, norm_bound, norm_bounds
 from svdctl.spectral.convolution import Convolution
 from svdctl.spectral.gram import operations_of_grams
 from svdctl.spectral.rounding import gamma, times
@@ -112,6 +112,25 @@ def matrix_tolerance(operations: float) -> float:
     return _TIGHT if operations > _LARGE else FINEST
 
 
+def tolerance_for(conv: Convolution, tolerance: float | None = None) -> float:
+    """Return how far the norm of a convolution may be overestimated, relatively; see `layer_gain`.
+
+    Args:
+        conv: the convolution.
+        tolerance: of kernels with several taps; None: what costs little.
+    """
+    if math.prod(conv.taps) == 1:
+        return matrix_tolerance(operations_of_grams(conv))
+    if tolerance is not None:
+        return tolerance
+    return _TIGHT if min(conv.polyphase_shape[1:3]) <= _WIDE else _AFFORDABLE
+
+
+def sharp_tolerance(conv: Convolution) -> float:
+    """Return the tolerance of bounds of a checkpoint's layers: `tolerance_for` by default, and at most `TOLERANCE`."""
+    return min(tolerance_for(conv), TOLERANCE)
+
+
 def norm_above_of(conv: Convolution, tolerance: float | None, at_most: float | None = None) -> float:
     """Return at least the norm of a convolution; that of a matrix to 1e-6, or where that takes long to 1e-3.
 
@@ -120,10 +139,7 @@ def norm_above_of(conv: Convolution, tolerance: float | None, at_most: float | N
         tolerance: of kernels with several taps.
         at_most: a maximum that is proved instead, where that is possible and sharper.
     """
-    if math.prod(conv.taps) == 1:
-        tolerance = matrix_tolerance(operations_of_grams(conv))
-    elif tolerance is None:
-        tolerance = _TIGHT if min(conv.polyphase().shape[1:3]) <= _WIDE else _AFFORDABLE
+    tolerance = tolerance_for(conv, tolerance)
     norms = _norms_of_gain.get()
     if norms is None:
         return times(norm_bound(conv, tolerance=tolerance, at_most=at_most).upper)

@@ -43,7 +43,7 @@ def compute_stated_weights(model: nn.Module) -> None:
                 _ = layer.weight
 
 
-def layer_norm_bound(layer: nn.Module, *, tolerance: float = TOLERANCE, allowed: float | None = None) -> Bracket:
+def layer_norm_bound(layer: nn.Module, *, tolerance: float = TOLERANCE, maximum: float | None = None) -> Bracket:
     """Return a proved bracket of a layer's norm over every input size.
 
     The lower end is reached in the limit of large inputs, where the edges tell little.
@@ -51,45 +51,79 @@ def layer_norm_bound(layer: nn.Module, *, tolerance: float = TOLERANCE, allowed:
     Args:
         layer: a convolution, linear or TT layer.
         tolerance: wanted `upper / lower - 1` of the norm of its kernel; padding that repeats pixels has a factor.
-        allowed: a maximum that is proved instead, where that is possible and sharper; absent, or above it, the one that
+        maximum: a maximum that is proved instead, where that is possible and sharper; absent, or above it, the one that
             the layer's spectral norm states.
 
     Raises:
         ShapeError: a layer that is not known or need not compute with its weight as it is stored.
     """
-    return layer_norm_bounds([layer], tolerance=tolerance, allowed=[allowed])[0]
+    return layer_norm_bounds([layer], tolerance=tolerance, maxima=[maximum])[0]
 
 
 def layer_norm_bounds(
     layers: Sequence[nn.Module],
     *,
     tolerance: float | Sequence[float] = TOLERANCE,
-    allowed: Sequence[float | Sequence[float] | None] | None = None,
+    maxima: Sequence[float | Sequence[float] | None] | None = None,
 ) -> list[Bracket]:
     """Return `layer_norm_bound` of each layer, all refined together.
 
     Args:
         layers: any number.
         tolerance: of all, or of each.
-        allowed: of each: none, one, or several, of which the least that can be proved counts.
+        maxima: of each: none, one, or several, of which the least that can be proved counts.
 
     Raises:
         ShapeError: as `layer_norm_bound`, of any of them.
     """
-    given = [None] * len(layers) if allowed is None else allowed
+    given = [None] * len(layers) if maxima is None else maxima
     tolerances = [tolerance] * len(layers) if isinstance(tolerance, int | float) else tolerance
-    maxima = [_ascending(each, stated_maximum(layer)) for layer, each in zip(layers, given, strict=True)]
-    found = _norm_bounds(layers, tolerances, [each[0] if each else None for each in maxima])
+    asked = [_ascending(each, stated_maximum(layer)) for layer, each in zip(layers, given, strict=True)]
+    found = _norm_bounds(layers, tolerances, [each[0] if each else None for each in asked])
     # What is above a smaller maximum may still be within a larger one.
-    for number in range(1, max([2, *map(len, maxima)])):
-        again = [place for place, own in enumerate(maxima) if number < len(own) and found[place].upper > own[number]]
+    for number in range(1, max([2, *map(len, asked)])):
+        again = [place for place, own in enumerate(asked) if number < len(own) and found[place].upper > own[number]]
         beyond = _norm_bounds(
             [layers[place] for place in again],
             [tolerances[place] for place in again],
-            [maxima[place][number] for place in again],
+            [asked[place][number] for place in again],
         )
         for place, bracket in zip(again, beyond, strict=True):
             found[place] = bracket
+    return found
+
+
+def bounds_within(
+    layers: Sequence[nn.Module],
+    maxima: Sequence[float | None],
+    *,
+    tolerance: float | Sequence[float],
+    others: Sequence[Sequence[float]] | None = None,
+) -> list[Bracket]:
+    """Return `layer_norm_bounds` of each layer, its maximum in place of the upper end wherever that is proved.
+
+    Args:
+        layers: any number.
+        maxima: of each; None: it has none.
+        tolerance: of all, or of each.
+        others: further numbers that the bound of each is held against; none if absent.
+
+    Raises:
+        ShapeError: as `layer_norm_bounds`.
+    """
+    further = [()] * len(layers) if others is None else others
+    questions = [[*own, *([] if maximum is None else [maximum])] for own, maximum in zip(further, maxima, strict=True)]
+    found = layer_norm_bounds(layers, tolerance=tolerance, maxima=questions)
+    open_ = {
+        place: maximum
+        for place, maximum in enumerate(maxima)
+        if maximum is not None and found[place].lower <= maximum < found[place].upper
+    }
+    # The proof by which a run has sealed its layers decides about norms that are closer to the maximum.
+    proved = are_layers_bounded([layers[place] for place in open_], list(open_.values()))
+    for (place, maximum), is_proved in zip(open_.items(), proved, strict=True):
+        if is_proved:
+            found[place] = Bracket(found[place].lower, maximum)
     return found
 
 

@@ -67,7 +67,7 @@ def _of_method(changes: Changes, config: TrainConfig, step: int) -> str:
 def _what_would(changes: Changes, config: TrainConfig, layers: Sequence[LayerReport]) -> str:
     """Return which maximum would have changed a layer, as far as its norms at the end tell."""
     shares: Mapping[float, LayerReport] = {
-        row.largest / row.allowed: row for row in layers if row.name in changes.control.changed and row.allowed
+        row.largest / row.maximum: row for row in layers if row.name in changes.control.changed and row.maximum
     }
     if config.ema is not None or not shares:
         return "; a lower `control.max_sigma` would"
@@ -75,7 +75,7 @@ def _what_would(changes: Changes, config: TrainConfig, layers: Sequence[LayerRep
     key = "linear_max" if "Linear" in row.kind and config.control.linear_max is not None else "max_sigma"
     reached = at_least(row.largest)
     return (
-        f"; the nearest, {row.name or '(top)'}, is at {reached} of {row.allowed:g}, so that a `control.{key}` below "
+        f"; the nearest, {row.name or '(top)'}, is at {reached} of {row.maximum:g}, so that a `control.{key}` below "
         f"{reached} would have changed this training"
     )
 

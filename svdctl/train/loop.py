@@ -148,7 +148,7 @@ class Loop:
             metrics.update(_certified(trainer, held_out), val_time=time.perf_counter() - began)
             for row in trainer.report():
                 metrics |= {f"sigma/{row.name}": row.largest, f"bound/{row.name}": row.bound}
-                metrics |= {} if row.allowed is None else {f"max/{row.name}": row.allowed}
+                metrics |= {} if row.maximum is None else {f"max/{row.name}": row.maximum}
             metrics |= _changed(trainer.controller.changes())
             self.reporter.finish(metrics)
         # Before the maximum is the one that was asked for, none is picked.

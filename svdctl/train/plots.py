@@ -100,7 +100,7 @@ def draw(
     steps = [line for line in read_log(folder / "metrics.jsonl") if line["kind"] in ("step", "proof", "extended")]
     per_epoch = trainer.batches.steps_per_epoch
     # Gains of BatchNorm that nothing limits are no singular values to look at.
-    unlimited = [name for name in controller.norms if controller.allowed(name) is None]
+    unlimited = [name for name in controller.norms if controller.maximum(name) is None]
     hidden = {f"{figure}/{name}" for name in unlimited for figure in ("sigma", "bound")}
     epochs = [{key: value for key, value in line.items() if key not in hidden} for line in trainer.epochs]
     plot_curves(
@@ -109,9 +109,9 @@ def draw(
     )  # fmt: skip
     with reporter.part("singular values at the end") as advance:
         after = spectra(trainer.judged, sizes, advance)
-    allowed = {name: controller.allowed(name) if name in controller.layers else None for name in after}
+    maxima = {name: controller.maximum(name) if name in controller.layers else None for name in after}
     skew = [name for name in after if name not in controller.layers]
-    plot_spectra(before, after, allowed, spectrum, skew=skew, about=about)
+    plot_spectra(before, after, maxima, spectrum, skew=skew, about=about)
     proved = {f"{name} epoch": made.certificates.curve() for name, made in judged.items() if made.certificates}
     if config.certificate is None or not proved:
         return [curves, spectrum]
@@ -221,7 +221,7 @@ def plot_curves(
 def plot_spectra(
     before: Mapping[str, Tensor],
     after: Mapping[str, Tensor],
-    allowed: Mapping[str, float | None],
+    maxima: Mapping[str, float | None],
     path: Path,
     *,
     skew: Collection[str] = (),
@@ -230,8 +230,8 @@ def plot_spectra(
     """Draw singular values against their index, a panel a layer, at start and end of training, and the maximum.
 
     Args:
-        before, after: values by the layer's name; `before` lacks all of a resumed run that began with trained weights.
-        allowed: the maximum, where there is one.
+        before, after: values by the layer's name; `before` is empty where they are not known.
+        maxima: the maximum, where there is one.
         path: the picture's file.
         skew: layers whose values are those of the skew convolution that they exponentiate.
         about: of which run and data it is, for the title.
@@ -249,7 +249,7 @@ def plot_spectra(
                     continue
                 places = [100 * i / max(1, len(values) - 1) for i in range(len(values))]
                 panel.plot(places, values.tolist(), color=color, label=label)
-            limit = allowed[name]
+            limit = maxima[name]
             if limit is not None:
                 panel.axhline(limit, color=MAXIMUM, ls="--", lw=1, label="maximum")
     of_skew = "of skew orthogonal layers exp(J), whose own values are 1, those of J" if skew else ""

@@ -372,7 +372,9 @@ class Trainer:
     def _certifier(self, image_shape: tuple[int, ...]) -> Certifier:
         def certifier() -> Certifier:
             with self.part("proving the network's Lipschitz constant"):
-                return Certifier(self.judged, image_shape)
+                maxima = {name: self.judge.maximum(name) for name in self.judge.layers}
+                known = {name: maximum for name, maximum in maxima.items() if maximum is not None}
+                return Certifier(self.judged, image_shape, maxima=known)
 
         return self._of_this_state("certifier", self.judged, certifier)
 

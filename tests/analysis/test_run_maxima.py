@@ -236,7 +236,7 @@ def test_the_maxima_of_a_run_are_those_of_its_controller(tmp_path: Path) -> None
     controller = Controller.from_config(network, None, config.control, config.batchnorm)
     maxima = run_maxima(read_checkpoint(written(tmp_path, config, network.state_dict())), network).of_layers
     names = [*controller.layers, *controller.norms]
-    assert {name: controller.allowed(name) for name in names} == {name: maxima.get(name) for name in names}
+    assert {name: controller.maximum(name) for name in names} == {name: maxima.get(name) for name in names}
 
 
 def test_maxima_beyond_all_floats_are_none() -> None:

@@ -32,7 +32,7 @@ class Row:
     shape: tuple[int, ...]
     largest: float
     bound: float
-    allowed: float | None
+    maximum: float | None
 
 
 def result(*layers: Row, certified: tuple[Mock, ...] = ()) -> Mock:

@@ -85,7 +85,7 @@ def test_layers_and_their_maxima(name: str) -> None:
     before = copy.deepcopy(net)
     given: dict[str, Any] = {"layers": layers, "max_sigma": max_sigma, "linear_max": linear_max}
     control = Controller(net, method="divide-exact", every_steps=1, **given)
-    known = {row.name: row.allowed for row in control.report() if row.kind != "BatchNorm2d"}
+    known = {row.name: row.maximum for row in control.report() if row.kind != "BatchNorm2d"}
     assert {layer: limit for layer, limit in known.items() if limit is not None} == wanted
     for parameter in net.parameters():
         parameter.data.mul_(3)
@@ -143,7 +143,7 @@ def test_choices_of_nothing_are_sentences(name: str) -> None:
 def test_maxima_are_python_numbers_whatever_is_given(value: Any) -> None:
     for given in (value, {"conv1": value}):
         control = Controller(network(), max_sigma=given, linear_max=value)
-        assert [type(control.allowed(name)) for name in ("conv1", "fc")] == [float, float]
+        assert [type(control.maximum(name)) for name in ("conv1", "fc")] == [float, float]
         assert control.seal()["conv1"].upper <= 0.5
 
 
@@ -313,7 +313,7 @@ def test_what_cannot_be_controlled_is_refused_by_name(name: str, process_group: 
     assert all(torch.equal(*pair) for pair in zip(model.parameters(), before, strict=True))
     if "FSDP" not in name:  # whose names have those of its wrappers inside
         rows = {row.name: row for row in Controller(model, max_sigma=0.1, layers="layer1*").report()}
-        assert rows["layer1.0.conv1"].allowed == 0.1
+        assert rows["layer1.0.conv1"].maximum == 0.1
         if name in ("own forward", "complex", "integers"):
             assert (rows["conv1"].largest, rows["conv1"].bound, rows["conv1"].is_proved) == (0, torch.inf, None)
 
@@ -333,7 +333,7 @@ def test_layers_under_svdctls_own_spectral_norm_are_kept_proved_and_reported(max
     assert control.seal()["conv1"].upper <= 0.4
     assert control.seal(sharp=False)["conv1"].upper == 0.4
     [row] = [row for row in control.report() if row.name == "conv1"]
-    assert (row.allowed, row.is_proved) == (0.4, True)
+    assert (row.maximum, row.is_proved) == (0.4, True)
     assert torch.equal(net.conv1.parametrizations.weight.original, stored)
     assert set(control.seal(copy.deepcopy(net))) == CONVS
     net.conv1.parametrizations.weight[0].max_sigma = 0.6
@@ -464,7 +464,7 @@ def test_a_report_is_a_list_and_a_table_of_80_columns() -> None:
     assert isinstance(report, list)
     lines = str(report).splitlines()
     assert max(map(len, lines)) <= 80
-    assert lines[0].split() == ["layer", "type", "shape", "largest", "bound", "allowed", "proved"]
+    assert lines[0].split() == ["layer", "type", "shape", "largest", "bound", "maximum", "proved"]
     assert [line.split()[-1] for line in lines[2:]] == ["no", "no", "-", "yes"]
     assert lines[2].split()[0].endswith("n_1")
     control.seal()
@@ -622,7 +622,7 @@ def test_arguments_of_methods_that_are_none_are_sentences() -> None:
     with pytest.raises(UsageError, match="report takes brackets by layer, as seal returns them, not 'x'"):
         control.report("x")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"has the name 'layer1\.0\.conv'; did you mean layer1\.0\.conv"):
-        control.allowed("layer1.0.conv")
+        control.maximum("layer1.0.conv")
     with pytest.raises(UsageError, match="a step is a whole number, counted from 1, not 'a'"):
         control.due("a")  # type: ignore[arg-type]
-    assert [control.allowed(name) for name in ("conv1", "fc", "layer1.0.bn1")] == [0.4, None, 0.9]
+    assert [control.maximum(name) for name in ("conv1", "fc", "layer1.0.bn1")] == [0.4, None, 0.9]

@@ -82,7 +82,7 @@ def context(folder: Path, data: ImageData, model: nn.Module, **flags: Any) -> Me
     classifier = Classifier(model, config, print)
     images = probe_images(data.images)
     probe = Probe.of(images, classifier.answers(images))
-    origin = cast("Any", SimpleNamespace(weights="weights", training=None, trained_on=None))
+    origin = cast("Any", SimpleNamespace(weights="weights", training=None, trained_on=None, maxima=None))
     return MeasurementContext(classifier, origin, test, config, probe, folder, lambda *_: None, print)
 
 

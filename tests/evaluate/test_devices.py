@@ -40,7 +40,7 @@ def measured(folder: Path, device: str, kind: str, **flags: Any) -> tuple[dict[s
     config = make(accelerator=device, **flags)
     classifier = Classifier(model, config, print)
     probe = Probe.of(images[:1], classifier.answers(images[:1]))
-    origin = cast("Any", SimpleNamespace(weights="weights"))
+    origin = cast("Any", SimpleNamespace(weights="weights", maxima=None))
     context = MeasurementContext(classifier, origin, test, config, probe, folder, lambda *_: None, print)
     metric = METRICS.get(kind)
     found = metric.measure(context, metric.settings(config, test.data), Unfinished(folder / "unfinished.json", {}))

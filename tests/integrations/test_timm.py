@@ -24,10 +24,10 @@ def test_the_recipe_controls_a_network_of_timm() -> None:
     assert control.steps == 3
     assert len(control.controlled()) > 10
     for name, layer in control.controlled().items():
-        assert is_layer_bounded(layer, control.allowed(name))
+        assert is_layer_bounded(layer, control.maximum(name))
         averaged = average.get_submodule(name)
         assert averaged is not layer
-        assert is_layer_bounded(averaged, control.allowed(name))
+        assert is_layer_bounded(averaged, control.maximum(name))
 
 
 @pytest.mark.parametrize("name", ["ModelEma", "ModelEmaV2", "ModelEmaV3"])

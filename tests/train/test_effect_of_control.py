@@ -85,7 +85,7 @@ def test_frames_are_said_not_to_be_counted(tmp_path: Path) -> None:
 def test_a_run_below_its_maximum_says_so_and_which_maximum_would_have_changed_it(tmp_path: Path) -> None:
     result = recipe.run(make(tmp_path, "train", *HIGH), base="test", reporter=Recorder())
     said = next(line for line in result.summary if line.startswith("control"))
-    controlled = [row for row in result.layers if row.allowed and "BatchNorm" not in row.kind]
+    controlled = [row for row in result.layers if row.maximum and "BatchNorm" not in row.kind]
     largest = max(row.largest for row in controlled)
     row = next(row for row in controlled if row.largest == largest)
     key = "linear_max" if row.kind == "Linear" else "max_sigma"

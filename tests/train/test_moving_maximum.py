@@ -54,8 +54,8 @@ def test_layers_are_within_the_maximum_of_each_step(kind: str, tmp_path: Path) -
                     if kind != "divide":
                         assert norm <= allowed * (1 + 1e-9), (name, step)
                         assert kind != "assign" or norm >= 0.9 * allowed, (name, step)
-                    assert trainer.controller.allowed(name) == pytest.approx(allowed, rel=1e-12)
-        assert trainer.controller.allowed(name) == 0.6
+                    assert trainer.controller.maximum(name) == pytest.approx(allowed, rel=1e-12)
+        assert trainer.controller.maximum(name) == 0.6
         proved = trainer.seal()
         assert all(
             bracket.upper <= (0.6 if "head" in name or "fc" in name or "linear" in name else 0.3)
@@ -75,7 +75,7 @@ def test_seals_logs_and_checkpoints_have_the_maximum_of_the_moment(tmp_path: Pat
         convolutions = [norm for name, norm in norms.items() if not name.startswith(("head", "linear", "fc"))]
         # The steps between pass the maximum, so that the seal has brought layers down to it.
         assert 0.95 * maximum < max(convolutions) <= maximum
-    assert result.layers[0].allowed == 0.3
+    assert result.layers[0].maximum == 0.3
     # The first epoch's network is not bounded as asked, and cannot be the picked one.
     assert read_checkpoint(result.folder / "best.pt").metrics["step"] >= 6
 

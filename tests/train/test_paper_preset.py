@@ -45,9 +45,9 @@ def test_two_steps_of_wrn_cifar100_divide(tmp_path: Path, monkeypatch: pytest.Mo
     recorder = Recorder()
     result = recipe.run(resolve(flags).config, base="test", reporter=recorder)
     assert read_checkpoint(result.folder).training["counters"]["step"] == 2
-    controlled = [row for row in result.layers if row.allowed is not None]
+    controlled = [row for row in result.layers if row.maximum is not None]
     assert len(controlled) == 13 + 1 + 13
-    assert all(row.bound <= row.allowed for row in controlled)
+    assert all(row.bound <= row.maximum for row in controlled)
     assert WORDS["wrn-cifar100-divide"] in recorder.lines[1]
 
 

@@ -74,7 +74,7 @@ def test_layers_are_within_their_maxima_after_each_proof(
     proofs = lines_of(run.folder, "proof")
     assert [line["step"] for line in proofs] == steps
     assert [line["found"] > 1 for line in proofs] == above == [True] * len(steps)
-    names = {row.name for row in run.layers if row.allowed == LIMIT}
+    names = {row.name for row in run.layers if row.maximum == LIMIT}
     assert len(names) > 6
     for line in proofs:
         assert {f"bound/{name}" for name in names} == {key for key in line if key.startswith("bound/")}

@@ -157,7 +157,7 @@ def test_a_run_leaves_what_it_promises(data: Path) -> None:
     assert result.metrics["test_acc"] > 0.9
     assert_bounded(result.folder, config)
     for row in result.layers:
-        assert row.allowed is None or row.bound <= row.allowed
+        assert row.maximum is None or row.bound <= row.maximum
     model = svdctl.load(result.folder)
     images = torch.from_numpy(np.load(data)["x_test"]).permute(0, 3, 1, 2).float() / 255
     accuracy = (model(images).argmax(1).numpy() == np.load(data)["y_test"]).mean()

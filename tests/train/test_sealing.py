@@ -115,7 +115,7 @@ def test_a_layer_is_proved_once_an_epoch(data: Path, monkeypatch: pytest.MonkeyP
     # before and after it.
     assert set(found.values()) == {1}
     assert 16 <= len(found) <= 32
-    assert [row.largest <= row.bound <= LIMIT for row in result.layers if row.allowed == LIMIT] == [True] * 8
+    assert [row.largest <= row.bound <= LIMIT for row in result.layers if row.maximum == LIMIT] == [True] * 8
 
 
 def training_lines(folder: Path) -> list[dict[str, Any]]:

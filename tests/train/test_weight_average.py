@@ -114,9 +114,9 @@ def test_it_is_what_is_sealed_evaluated_and_saved(tmp_path: Path) -> None:
     for name in ("last.pt", "best.pt", "epoch-2.pt"):
         network = svdctl.load(result.folder / name)
         report = Controller.from_config(network, None, config.control, config.batchnorm).report()
-        assert sum(row.allowed is not None for row in report) > 5
-        assert all(row.allowed is None or row.bound <= row.allowed for row in report)
-        assert any(row.allowed is not None and row.largest > 0.9 * row.allowed for row in report)
+        assert sum(row.maximum is not None for row in report) > 5
+        assert all(row.maximum is None or row.bound <= row.maximum for row in report)
+        assert any(row.maximum is not None and row.largest > 0.9 * row.maximum for row in report)
         framed = [layer for layer in network.modules() if isinstance(layer, TTConv2d) and layer.has_frames]
         assert framed
         assert all(float(frame_error(layer.frame_out.double())) < 1e-5 for layer in framed)

@@ -91,7 +91,7 @@ def summary_text(end: RunEnd) -> str:
     lines = [f"{markdown_line(sentence)}\n" for sentence in end.sentences]
     lines += ["| layer | kind | largest singular value | proved bound | maximum |", "| --- | --- | --- | --- | --- |"]
     for row in end.layers:
-        limit = "" if row.allowed is None else at_most(row.allowed, 6)
+        limit = "" if row.maximum is None else at_most(row.maximum, 6)
         figures = f"{at_least(row.largest, 6)} | {at_most(row.bound, 6)} | {limit}"
         lines.append(f"| {markdown(row.name)} | {markdown(row.kind)} | {figures} |")
     return "\n".join(lines)

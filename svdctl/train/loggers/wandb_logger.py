@@ -86,7 +86,7 @@ class _WandbWriter:
         import wandb
 
         columns = ["layer", "kind", "largest singular value", "proved bound", "maximum"]
-        rows = [[row.name, row.kind, row.largest, row.bound, row.allowed] for row in end.layers]
+        rows = [[row.name, row.kind, row.largest, row.bound, row.maximum] for row in end.layers]
         shown: dict[str, Any] = {f"pictures/{name}": wandb.Image(str(path)) for name, path in end.pictures.items()}
         self._run.log({**shown, "layers": wandb.Table(columns=columns, data=rows)}, step=end.step)
         self._run.summary.update({**named_results(end), "text": "\n".join(end.sentences)})
