@@ -198,7 +198,7 @@ def board_lines(rows: Sequence[RowState], width: int, height: int, caption: str)
     # As wide as the longest state, so that columns stay where they are.
     columns = [Column("run", "run", "left", elastic=True), Column("state", f"{'state':<{WIDEST}}", "left")]
     cells = [[Cell(row.name), Cell(row.state)] for row in shown]
-    lines = terminal(Table(columns, cells), width=max(width // 2, 20), rule=False).split("\n")
+    lines = terminal(Table(columns, cells), width=max(width // 2, 20), rule=False, single=True).split("\n")
     head, body = lines[: -len(shown)], lines[-len(shown) :]
     edge = columns_of(head[-1]) - len("state") + WIDEST
     found = [(line, "bold" if line == head[-1] else "") for line in head]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TextIO
 
 from svdctl.errors import OutputError
-from svdctl.utils.printable import printable
+from svdctl.utils.printable import ASCII_FORMS, printable
 
 OnFailure = Literal["note", "ignore", "raise"]
 """What the first failed write causes: a note on stderr, nothing, or an `OutputError`."""
@@ -94,7 +94,7 @@ def guard_output(*, lasting: bool) -> None:
         if stream is not None:
             # Names of files can hold what the stream's encoding has no sign for.
             if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="backslashreplace")
+                stream.reconfigure(errors=ASCII_FORMS)
             setattr(sys, name, Output(stream, on_failure))
             continue
         # Closed by the shell (>&-): its number may have become that of any file.

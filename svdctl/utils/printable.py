@@ -1,10 +1,15 @@
 """Text for a terminal: names of files and folders can hold anything, codes that a terminal obeys too."""
 
+import codecs
 import re
 import textwrap
 import unicodedata
 from typing import IO
 
+ASCII_FORMS = "svdctl-ascii"
+"""What an encoding does with signs that it lacks: svdctl's own have forms in ASCII, others are escape codes."""
+_OWN = {"…": "~", "±": "+-"}
+"""Forms of the signs that svdctl writes; the one for what was left out is as wide, so that columns stay straight."""
 _SHOWN = 80
 """Signs of a wrong value that a sentence repeats."""
 
@@ -69,7 +74,7 @@ def shown(value: object) -> str:
 
 
 def print_line(text: str, stream: IO[str] | None) -> None:
-    """Print a line at once, with escapes for what the stream's encoding has no sign for.
+    """Print a line at once, with ASCII forms of what the stream's encoding has no sign for.
 
     Args:
         text: the line.
@@ -80,6 +85,17 @@ def print_line(text: str, stream: IO[str] | None) -> None:
 
 
 def encodable(text: str, stream: IO[str]) -> str:
-    """Return a text with escapes for what the stream's encoding has no sign for."""
+    """Return a text with ASCII forms (`ASCII_FORMS`) of what the stream's encoding has no sign for."""
     encoding = getattr(stream, "encoding", None) or "utf-8"  # streams in memory have none
-    return text.encode(encoding, errors="backslashreplace").decode(encoding)
+    return text.encode(encoding, errors=ASCII_FORMS).decode(encoding)
+
+
+def _ascii_forms(error: UnicodeError) -> tuple[str, int]:
+    """Return the text in place of signs that an encoding lacks, and where they end."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    signs = error.object[error.start : error.end]
+    return "".join(_OWN.get(sign) or ascii(sign)[1:-1] for sign in signs), error.end
+
+
+codecs.register_error(ASCII_FORMS, _ascii_forms)

@@ -26,6 +26,12 @@ _COMFORTABLE = 24
 """Columns of a terminal that an elastic column keeps before another column is left out."""
 _NARROWEST = 8
 """Columns of a terminal that an elastic column keeps in any case."""
+_MOST_LINES = 4
+"""Lines of a terminal over which a text is folded before its middle is cut."""
+_INDENT = 2
+"""Columns by which further lines of a folded text are indented."""
+_BETWEEN = "._-/,: "
+"""Signs behind which a text is folded."""
 _SHORT = 4
 """Columns of a terminal that are not worth a line which says that all cells begin with them."""
 _SHARES = (0.5, 0.7, 0.3, 0.9, 0.1)
@@ -49,7 +55,7 @@ class Column:
     droppable: bool = False
     """A terminal and a page leave it out where no row has anything in it."""
     elastic: bool = False
-    """A terminal of too few columns cuts what all its cells begin with, and the middle of long ones."""
+    """A terminal of too few columns cuts what all its cells begin with, and folds long ones over several lines."""
     spare: int = 0
     """A terminal of too few columns leaves out those of the largest number first, together; those of 0 stay."""
     basis: Basis = ""
@@ -151,26 +157,32 @@ def width_of(stream: IO[str] | None) -> int | None:
         return None
 
 
-def terminal(table: Table, *, width: int | None = None, rule: bool = True, fold: bool = False) -> str:
+def terminal(
+    table: Table, *, width: int | None = None, rule: bool = True, fold: bool = False, single: bool = False
+) -> str:
     """Return lines for a terminal, columns padded to one width, without a final line feed.
 
     Args:
         table: of which columns that are `droppable` and empty are left out.
         width: columns of the terminal (`width_of`). Where the table has more, `elastic` columns lose what all their
-            cells begin with, which is said above, and are shortened to `_COMFORTABLE` columns; then `spare` columns are
-            left out; then elastic ones are shortened further, to `_NARROWEST`. Figures are never cut, nor texts made
-            alike by it: such lines run over. None: whatever it takes.
+            cells begin with, which is said above, and are folded, over two lines at least `_COMFORTABLE` wide; then
+            `spare` columns are left out; then elastic ones are folded further, to `_NARROWEST`. Of texts that would take more than
+            `_MOST_LINES` lines the middle is cut. Figures are never cut, nor texts made alike by it: such lines run
+            over. None: whatever it takes.
         rule: whether there is one below the header.
         fold: break headers at spaces where lines would run over, and put columns that still have no room below the
             others, beside the first column once more.
+        single: cut the middle of texts in place of folding them, so that a row is one line.
     """
-    columns, said = _laid_out(table, width)
+    columns, said = _laid_out(table, width, 1 if single else _MOST_LINES)
     blocks = _folded(columns, width) if fold and width is not None else [columns]
     lines: list[str] = []
     for block in blocks:
         height = max(len(column.head) for column in block)
-        texts = [column.padded(height) for column in block]
-        found = ["  ".join(line).rstrip() for line in zip(*texts, strict=True)]
+        rows = [[[*[""] * (height - len(column.head)), *column.head] for column in block]]
+        rows += [list(row) for row in zip(*(column.lines for column in block), strict=True)]
+        sides = [(column.width, column.column.align) for column in block]
+        found = [line for row in rows for line in _side_by_side(row, sides)]
         if rule:
             found.insert(height, "  ".join("-" * column.width for column in block))
         lines += ["", *found] if lines else found
@@ -184,9 +196,34 @@ def columns_that_fit(table: Table, width: int | None) -> list[str]:
     return [column.column.key for column in _laid_out(table, width)[0]]
 
 
-def _laid_out(table: Table, width: int | None) -> "tuple[list[_Texts], list[str]]":
-    """Return the columns that a terminal shows, as it shows them, and what is said above."""
-    columns = [_Texts(place, table) for place in range(len(table.columns))]
+def _side_by_side(row: Sequence[Sequence[str]], sides: Sequence[tuple[int, str]]) -> list[str]:
+    """Return the lines of a row.
+
+    Args:
+        row: the lines of each of its cells.
+        sides: of each column how wide it is, and at which side its texts stand.
+    """
+    return [
+        "  ".join(itertools.starmap(_padded, zip(texts, sides, strict=True))).rstrip()
+        for texts in itertools.zip_longest(*row, fillvalue="")
+    ]
+
+
+def _padded(text: str, side: tuple[int, str]) -> str:
+    width, align = side
+    space = " " * (width - columns_of(text))
+    return space + text if align == "right" else text + space
+
+
+def _laid_out(table: Table, width: int | None, most: int = _MOST_LINES) -> "tuple[list[_Texts], list[str]]":
+    """Return the columns that a terminal shows, as it shows them, and what is said above.
+
+    Args:
+        table: whose columns they are.
+        width: columns of the terminal; None: any.
+        most: lines that a text is folded over.
+    """
+    columns = [_Texts(place, table, most) for place in range(len(table.columns))]
     columns = [column for column in columns if column.is_shown]
     return columns, [] if width is None else _fit(columns, width)
 
@@ -201,10 +238,10 @@ def wrapped(text: str, width: int | None) -> str:
 
 
 class _Texts:
-    """What a terminal shows of one column: its header, then its cells."""
+    """What a terminal shows of one column: its header, then its cells, each folded over at most so many lines."""
 
-    def __init__(self, place: int, table: Table) -> None:
-        self.column = table.columns[place]
+    def __init__(self, place: int, table: Table, most: int) -> None:
+        self.column, self._most = table.columns[place], most
         cells = [row[place] for row in table.rows]
         self.is_shown = table.is_shown(place)
         texts = [self.column.header or "", *map(_bracketed, cells)]
@@ -212,18 +249,13 @@ class _Texts:
         self._whole = self.texts
         self.head = self.texts[:1]
         """The header in lines."""
+        self.lines = [[text] for text in self.texts[1:]]
+        """Each cell in lines."""
 
     @property
     def width(self) -> int:
         """Return how many columns of the terminal it takes."""
-        return max(map(columns_of, [*self.head, *self.texts[1:]]))
-
-    def padded(self, height: int) -> list[str]:
-        """Return its texts, all of one width, below a header of so many lines."""
-        width, is_right = self.width, self.column.align == "right"
-        texts = [*[""] * (height - len(self.head)), *self.head, *self.texts[1:]]
-        spaces = [" " * (width - columns_of(text)) for text in texts]
-        return [space + text if is_right else text + space for space, text in zip(spaces, texts, strict=True)]
+        return max(map(columns_of, [*self.head, *itertools.chain.from_iterable(self.lines)]))
 
     def break_header(self) -> None:
         """Put a header that is wider than all cells on several lines, words whole."""
@@ -242,22 +274,63 @@ class _Texts:
         if len(beginning) < _SHORT:
             return ""
         self._whole = self.texts = [header, *(text[len(beginning) :] for text in cells)]
+        self.lines = [[text] for text in self.texts[1:]]
         return beginning
 
+    def comfortable(self, most: int) -> int:
+        """Return the width from `_COMFORTABLE` to `most` at which its cells take two lines or less; `most` if none."""
+        if self._most == 1:
+            return _COMFORTABLE
+        cells = _cut_apart(self._whole[1:], 2 * most)
+        found = bisect.bisect_left(
+            range(_COMFORTABLE, most), True, key=lambda room: all(len(folded(text, room)) < 3 for text in cells)
+        )
+        return _COMFORTABLE + found
+
     def shorten(self, width: int) -> None:
-        """Cut the middle of cells that are wider than this, as far as different ones stay different."""
+        """Fold cells that are wider than this, and cut the middle of those that are too long for it.
+
+        Different ones stay different, whatever the width.
+        """
         header, *cells = self._whole
-        rulers = [_Ruler(text) for text in cells]
-        allowed, widest = max(width, columns_of(header), 1), max((ruler.width for ruler in rulers), default=0)
-        while allowed < widest:
-            for share in _SHARES:
-                short = [ruler.without_middle(allowed, share) for ruler in rulers]
-                if len(set(short)) == len(set(cells)):
-                    self.texts = [header, *short]
-                    return
-            # Names can have thousands of signs: beyond what terminals are wide, steps grow.
-            allowed += max(1, (allowed - 64) // 4)
-        self.texts = self._whole
+        room = max(width, columns_of(header), 1)
+        short = _cut_apart(cells, room if self._most == 1 else room + (self._most - 1) * max(room - _INDENT, 1))
+        self.texts = [header, *short]
+        self.lines = [[text] if self._most == 1 else folded(text, room) for text in short]
+
+
+def _cut_apart(texts: list[str], allowed: int) -> list[str]:
+    """Return texts without the middle of those that are wider, as far as different ones stay different."""
+    rulers = [_Ruler(text) for text in texts]
+    widest, count = max((ruler.width for ruler in rulers), default=0), len(set(texts))
+    while allowed < widest:
+        for share in _SHARES:
+            short = [ruler.without_middle(allowed, share) for ruler in rulers]
+            if len(set(short)) == count:
+                return short
+        # Names can have thousands of signs: beyond what terminals are wide, steps grow.
+        allowed += max(1, (allowed - 64) // 4)
+    return texts
+
+
+def folded(text: str, width: int) -> list[str]:
+    """Return a text on lines of at most so many columns of a terminal, ended between its words where it can be.
+
+    Further lines are indented where there is room for it.
+
+    >>> from svdctl.utils.table import folded
+    >>> folded("layer4.0.downsample.0", 16)
+    ['layer4.0.', '  downsample.0']
+    """
+    ruler, indent = _Ruler(text), " " * (_INDENT if width > 3 * _INDENT else 0)
+    lines, start, room = [], 0, width
+    while (end := ruler.end(start, room)) < len(text):
+        between = (at for at in range(end, start + (end - start) // 3, -1) if text[at - 1] in _BETWEEN)
+        end = next(between, end)
+        lines.append(text[start:end].rstrip())
+        start, room = end, width - len(indent)
+    lines.append(text[start:])
+    return [lines[0], *(indent + line for line in lines[1:])]
 
 
 class _Ruler:
@@ -273,6 +346,10 @@ class _Ruler:
         """Return how many columns the text takes."""
         return self._ends[-1]
 
+    def end(self, start: int, width: int) -> int:
+        """Return where a part of at most so many columns ends; it has one sign in any case."""
+        return max(bisect.bisect_right(self._ends, self._ends[start] + width) - 1, start + 1)
+
     def without_middle(self, width: int, share: float) -> str:
         """Return a text of at most so many columns: of a longer one, `share` of what stays is after the ellipsis."""
         if self.width <= width:
@@ -284,17 +361,18 @@ class _Ruler:
 
 
 def _fit(columns: list[_Texts], width: int) -> list[str]:
-    """Shorten columns and leave out some until they fit side by side; return what is to be said above them."""
+    """Fold columns and leave out some until they fit side by side; return what is to be said above them."""
     said = []
     for column in columns:
         if column.column.elastic and _excess(columns, width) > 0 and (beginning := column.cut_beginning()):
             said += [f"{column.texts[0] or 'names'}: all begin with {beginning}", ""]
-    _shorten(columns, width, _COMFORTABLE)
+    comfortable = {column.column.key: column.comfortable(width // 2) for column in columns if column.column.elastic}
+    _shorten(columns, width, comfortable)
     while _excess(columns, width) > 0 and (spare := [column for column in columns if column.column.spare]):
         largest = max(column.column.spare for column in spare)
         columns[:] = [column for column in columns if column.column.spare != largest]
-        _shorten(columns, width, _COMFORTABLE)
-    _shorten(columns, width, _NARROWEST)
+        _shorten(columns, width, comfortable)
+    _shorten(columns, width, dict.fromkeys(comfortable, _NARROWEST))
     return said
 
 
@@ -318,15 +396,15 @@ def _excess(columns: Sequence[_Texts], width: int) -> int:
     return sum(column.width for column in columns) + 2 * (len(columns) - 1) - width
 
 
-def _shorten(columns: Sequence[_Texts], width: int, narrowest: int) -> None:
-    """Shorten elastic columns until all fit, or they have come to this many columns of the terminal."""
+def _shorten(columns: Sequence[_Texts], width: int, narrowest: Mapping[str, int]) -> None:
+    """Fold elastic columns until all fit, or they have come to the width that `narrowest` has under their key."""
     elastic = [column for column in columns if column.column.elastic]
     for column in elastic:
         column.shorten(width)
-    # The widest first, so that short names stay whole.
+    # The widest first, so that short names stay on one line.
     for column in sorted(elastic, key=lambda column: -column.width):
         if (excess := _excess(columns, width)) > 0:
-            column.shorten(max(column.width - excess, narrowest))
+            column.shorten(max(column.width - excess, narrowest[column.column.key]))
 
 
 def markdown(table: Table) -> str:

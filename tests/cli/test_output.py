@@ -17,6 +17,7 @@ from svdctl.checkpoint.checkpoint_file import read_checkpoint
 from svdctl.cli.messages import report
 from svdctl.cli.progress_display import ProgressDisplay
 from svdctl.errors import UsageError
+from svdctl.utils.printable import ASCII_FORMS, encodable
 from tests.evaluate.small import write_data as write_labelled
 from tests.evaluate.small import write_linear
 from tests.reproduce.conftest import TINY as TABLE
@@ -237,3 +238,13 @@ def test_a_display_of_a_program_without_streams_and_with_ascii_ones(monkeypatch:
     assert stream.buffer.getvalue().decode().splitlines() == [
         "\\u0436", "\\u0436", "note: \\u0436", "svdctl: \\u0436"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("ascii", "a~b 1+-2 \\u0436"), ("latin-1", "a~b 1±2 \\u0436"), ("utf-8", "a…b 1±2 ж")]
+)
+def test_signs_of_svdctl_have_forms_that_every_terminal_shows(encoding: str, shown: str) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    assert encodable("a…b 1±2 ж", stream) == shown
+    with pytest.raises(UnicodeDecodeError):  # they are no way to read
+        b"\xff".decode("ascii", ASCII_FORMS)

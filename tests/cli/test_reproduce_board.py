@@ -133,10 +133,11 @@ def test_a_screen_too_small_shows_those_at_work_failed_and_next_and_counts_the_r
     assert "2 of 12 done" in lines[-1]
 
 
-def test_a_terminal_without_an_ellipsis_gets_an_escape(tmp_path: Path) -> None:
+def test_a_terminal_without_an_ellipsis_gets_a_sign_that_it_has(tmp_path: Path) -> None:
     lines = board(tmp_path, 80, 40, LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0", PYTHONIOENCODING="ascii")
     text = "\n".join(lines)
     assert text.isascii()
+    assert "\\u" not in text
     assert re.search(r"none-tt192-s3407 +failed +the loss was not finite", text)
 
 
