@@ -52,11 +52,13 @@ def plot_networks(networks: Sequence[NetworkSpectrum], *, max_sigma: float | Non
         for network, color in zip(networks, SERIES * len(networks), strict=False):
             for layer in network:
                 if layer.values is not None:
-                    _draw(panels[layer.name], layer, color, figure_text(network.name), alone=len(networks) == 1)
+                    name = figure_text(network.name) if len(networks) > 1 else ""
+                    _draw(panels[layer.name], layer, color, name, alone=len(networks) == 1)
         if max_sigma is not None:
             for panel in panels.values():
                 panel.axhline(max_sigma, color=MAXIMUM, lw=1, ls="--", label=f"maximum {max_sigma:g}")
-    about = [network.name for network in networks] if len(networks) < 4 else [f"{len(networks)} networks"]
+    # The names of several stand in the legend.
+    about = [network.name for network in networks] if len(networks) == 1 else [f"{len(networks)} networks"]
     titled(figure, "Singular values of each layer, circular padding", *about)
     figure.dpi = 150
     assert isinstance(figure, Picture)
@@ -68,6 +70,9 @@ def _draw(panel: Axes, layer: LayerSpectrum, color: str, title: str, *, alone: b
     values = layer.values.double().numpy()
     index = np.unique(np.linspace(0, len(values) - 1, min(len(values), _POINTS)).round().astype(int))
     share = 100 * index / (len(values) - 1 or 1)
-    panel.plot(share, values[index], color=color, marker="." if len(index) < 12 else None, label=title or "values")
+    panel.plot(
+        share, values[index], color=color, marker="." if len(index) < 12 else None, label=title or "singular values"
+    )
     if layer.bound is not None:
-        panel.axhline(layer.bound.upper, color=BOUND if alone else color, ls=":", lw=1.2, label="proved bound")
+        told = "proved bound" if alone else "proved bound of the network of this color"
+        panel.axhline(layer.bound.upper, color=BOUND if alone else color, ls=":", lw=1.2, label=told)

@@ -9,10 +9,12 @@ from typing import Any
 from svdctl.config.corruption_names import BENCHMARK
 from svdctl.utils.atomic_write import write_picture
 from svdctl.utils.certified_plot import AccuracyCurve, draw_certified
-from svdctl.utils.figure_style import BOUND, START, VALUE, gridded, styled, titled
+from svdctl.utils.figure_style import BOUND, START, VALUE, gridded, legend_below, styled, titled
 from svdctl.utils.matplotlib_defaults import Figure, PercentFormatter, colormaps
 from svdctl.utils.rounded_figures import at_most
 
+_SMALLEST_DROP = 0.25
+"""Below clean accuracy that has the darkest color of a map: small drops look small."""
 NO_DATA: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -61,13 +63,12 @@ def plot_reliability(
     above.set(ylabel="accuracy, % of the bin's images", xlim=(0, 1), ylim=(0, 1))
     handles, texts = above.get_legend_handles_labels()
     order = sorted(range(len(texts)), key=lambda place: not texts[place].startswith("accuracy"))
-    figure.legend([handles[place] for place in order], [texts[place] for place in order],
-                  loc="outside lower center", ncols=2)  # fmt: skip
+    legend_below(figure, {texts[place]: handles[place] for place in order}, 2)
     scaled = ""
     temperature = results.get("temperature")
     if temperature is not None and temperature["determined"]:
         scaled = f"; {temperature['ece']:.2%} at temperature {temperature['value']:.2f}"
-    above.set_title(f"expected calibration error {results['ece']:.2%}{scaled}", fontsize=9, loc="center")
+    above.set_title(f"expected calibration error {results['ece']:.2%}{scaled}", fontsize=9)
     for at, count in zip(centres, counts, strict=True):
         below.bar(at, count, width, color=START, alpha=0.4 if count == 1 else 1.0)
         if count:
@@ -77,7 +78,7 @@ def plot_reliability(
         axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=""))
     gridded(above)
     faint = "; faint: bins of one image" * (1 in counts)
-    titled(figure, "Reliability", title, _data_text(data), f"{sum(counts):,} test images{faint}")
+    titled(figure, "Reliability diagram", title, _data_text(data), f"{sum(counts):,} test images{faint}")
     return _written(figure, path)
 
 
@@ -101,11 +102,11 @@ def plot_corruptions(
     figure = Figure(figsize=(3.6 + 0.62 * len(columns), max(2.8, 2.0 + 0.26 * len(names))), layout="constrained")
     panel = figure.subplots()
     drops = [[max(clean - share, 0.0) for share in row] for row in shares]
-    largest = max(0.05, *(drop for row in drops for drop in row))
+    largest = max(_SMALLEST_DROP, *(drop for row in drops for drop in row))
     image = panel.imshow(drops, aspect="auto", cmap=colormaps["Reds"], vmin=0, vmax=largest, interpolation="nearest")
     for place, (row, lost) in enumerate(zip(shares, drops, strict=True)):
         for column, (share, drop) in enumerate(zip(row, lost, strict=True)):
-            color = "white" if drop > 0.6 * largest else "0.15"
+            color = "white" if drop > 0.5 * largest else "0.15"
             weight = "bold" if column == len(columns) - 1 else "normal"
             text = panel.text(column, place, f"{100 * share:.1f}", ha="center", va="center", fontsize=7.5)
             text.set(color=color, weight=weight)

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 from svdctl.reproduce.table_files import known_columns
 from svdctl.reproduce.table_results import Results
-from svdctl.utils.escapes import one_line
-from svdctl.utils.figure_style import FAINT, SERIES, STYLE, gridded, shortened
-from svdctl.utils.matplotlib_defaults import Axes, Figure, with_defaults
+from svdctl.utils.escapes import figure_text, one_line
+from svdctl.utils.figure_style import FAINT, SERIES, gridded, shortened, styled, titled
+from svdctl.utils.matplotlib_defaults import Axes, Figure
 
 
-@with_defaults({**STYLE, "text.parse_math": False})
+@styled
 def draw_bars(results: Results) -> Figure:
     """Return a picture of means with their spread, the paper's numbers as diamonds; empty cells stay empty."""
     columns, rows = results.plan.columns, results.rows
@@ -21,7 +21,7 @@ def draw_bars(results: Results) -> Figure:
     groups = list(dict.fromkeys(row.row.group for row in rows))
     colors = [SERIES[groups.index(row.row.group) % len(SERIES)] for row in rows]
     labels = [
-        shortened(one_line(row.shown), 60) + (f" [{', '.join(map(str, row.notes))}]" if row.notes else "")
+        figure_text(shortened(one_line(row.shown), 60)) + (f" [{', '.join(map(str, row.notes))}]" if row.notes else "")
         for row in rows
     ]
     for panel, column in zip(panels, columns, strict=False):
@@ -33,16 +33,10 @@ def draw_bars(results: Results) -> Figure:
     keys = {label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
     if keys:
         figure.legend(list(keys.values()), list(keys), loc="outside lower right", ncols=2)
-    width = figure.get_figwidth()
     about = results.caption if results.plan.names_data else f"Data: {results.plan.data}. {results.caption}"
-    figure.suptitle(
-        _wrapped([shortened(results.plan.title, 400), shortened(about, 400)], 13 * width),
-        fontsize=10,
-        x=0.01,
-        ha="left",
-    )
+    titled(figure, shortened(results.plan.title, 400), about)
     if results.notes:
-        notes = _wrapped(results.table.numbered_notes, 14 * width)
+        notes = _wrapped(results.table.numbered_notes, 14 * figure.get_figwidth())
         figure.set_figheight(figure.get_figheight() + 0.15 * (notes.count("\n") + 1))
         figure.supxlabel(notes, fontsize=8, x=0.01, ha="left")
     return figure
@@ -86,4 +80,4 @@ def _draw_column(panel: Axes, results: Results, column: str, colors: Sequence[st
 
 def _wrapped(lines: Sequence[str], width: float) -> str:
     """Return the lines, each broken to about this many letters."""
-    return "\n".join(textwrap.fill(one_line(line), int(width)) for line in lines)
+    return "\n".join(textwrap.fill(figure_text(line), int(width)) for line in lines)

@@ -30,7 +30,7 @@ Table = list[list[float]]
 
 @dataclass(frozen=True)
 class LayerCurves:
-    """What the log says of layers: of those with a maximum where there are any, else of all."""
+    """What the log says of layers: of those with a maximum where these are half of all or more, else of all."""
 
     names: list[str]
     epochs: list[float]
@@ -49,7 +49,7 @@ class LayerCurves:
         known = [line for line in evaluated if any(key.startswith("sigma/") for key in line)]
         every = list(dict.fromkeys(key[6:] for line in known for key in line if key.startswith("sigma/")))
         limited = [name for name in every if any(f"max/{name}" in line for line in known)]
-        names = limited or every
+        names = limited if 2 * len(limited) >= len(every) and limited else every
 
         def table(kind: str) -> Table:
             return [[line.get(f"{kind}/{name}", math.nan) for line in known] for name in names]
@@ -66,8 +66,9 @@ class LayerCurves:
 
     @property
     def has_maxima(self) -> bool:
-        """Return whether values are drawn over their maxima."""
-        return bool(self.proofs) or any(not math.isnan(value) for row in self.maxima for value in row)
+        """Return whether values are drawn over their maxima: each has one."""
+        every = [any(not math.isnan(value) for value in row) for row in self.maxima]
+        return bool(self.proofs) or (bool(every) and all(every))
 
     @property
     def height(self) -> float:
@@ -132,7 +133,7 @@ def _draw_curves(panel: Axes, layers: LayerCurves) -> None:
         panel.set_ylabel(f"{panel.get_ylabel()}, log scale")
     count = len(layers.names)
     some = f", {_told_of_maxima(values, bounds)}" if layers.has_maxima else ""
-    panel.set(title=f"{count} layers{some}" if count else "Proofs between steps", xlabel="epoch")
+    panel.set(title=f"{count} layer{'s' * (count != 1)}{some}" if count else "Proofs between steps", xlabel="epoch")
     panel.set_xlim(0, None)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     gridded(panel)
@@ -159,18 +160,27 @@ def _draw_map(figure: Figure | SubFigure, panel: Axes, layers: LayerCurves) -> N
         image = panel.imshow(values, aspect="auto", cmap=colors, vmin=0, vmax=1, interpolation="nearest")
         label = "value / maximum; red: above it"
     else:
-        colors = colormaps["viridis"].with_extremes(bad=FAINT)
+        colors = colormaps["Blues"].with_extremes(bad=FAINT)
         norm = LogNorm(min(seen, default=1.0), max(seen, default=1.0) * 1.0001)
         image = panel.imshow(values, aspect="auto", cmap=colors, norm=norm, interpolation="nearest")
-        label = "largest singular value"
-    figure.colorbar(image, ax=panel, extend="max" if layers.has_maxima else "neither", label=label, pad=0.02)
-    count = len(layers.epochs)
-    every = max(1, -(-count // 7))
-    places = list(range(count - 1, -1, -every))[::-1]
-    panel.set_xticks(places, [f"{layers.epochs[place]:.3g}" for place in places])
+        label = "largest singular value, log scale"
+    bar = figure.colorbar(image, ax=panel, extend="max" if layers.has_maxima else "neither", extendfrac=0.03,
+                          label=label, pad=0.02)  # fmt: skip
+    if not layers.has_maxima:
+        logarithmic(bar.ax)
+    places = _round_epochs(layers.epochs)
+    panel.set_xticks(places, [f"{layers.epochs[place]:.4g}" for place in places])
     panel.set(xlabel="epoch of the evaluation", title="Each layer over training")
     _name_rows(panel, layers)
     panel.spines[:].set_visible(False)
+
+
+def _round_epochs(epochs: Sequence[float]) -> list[int]:
+    """Return the places of at most eight evaluations: those of round epochs where there are two, else evenly spread."""
+    ticks = MaxNLocator(7, integer=True).tick_values(0, max(epochs))
+    found = [place for place, epoch in enumerate(epochs) if any(abs(epoch - tick) < 1e-6 for tick in ticks)]
+    every = max(1, -(-len(epochs) // 7))
+    return found if len(found) > 1 else list(range(len(epochs) - 1, -1, -every))[::-1]
 
 
 def _name_rows(panel: Axes, layers: LayerCurves) -> None:
@@ -188,7 +198,7 @@ def _draw_end(panel: Axes, layers: LayerCurves) -> None:
     value, bound, most = ([row[-1] for row in table] for table in (layers.values, layers.bounds, layers.maxima))
     panel.hlines(places, value, [b if b < math.inf else math.nan for b in bound], color=BOUND, lw=1.2, alpha=0.6)
     size = 9 if len(places) <= 40 else 5
-    if layers.has_maxima:
+    if any(not math.isnan(one) for one in most):
         panel.plot(most, places, "|", color=MAXIMUM, ms=1.5 * size, mew=1.6, label="maximum")
     panel.plot(bound, places, "|", color=BOUND, ms=size, mew=2.2, label="proved bound")
     panel.plot(value, places, "o", color=VALUE, ms=0.5 * size, label="largest value")

@@ -183,7 +183,8 @@ def plot_curves(
     loss, accuracy = panels[:2]
     of = f", {CROSS_ENTROPY}" if loss_name != CROSS_ENTROPY else ""
     dot = marker_of(epochs)
-    loss.plot(at(steps), [r["loss"] for r in steps], color=START, lw=0.8, alpha=0.6, label="training, some steps")
+    if steps:
+        loss.plot(at(steps), [r["loss"] for r in steps], color=START, lw=0.8, alpha=0.6, label="training, some steps")
     loss.plot(at(epochs), [r["loss"] for r in epochs], color=START, marker=dot, label="training, epochs")
     loss.plot(at(evaluated), [r["val_loss"] for r in evaluated], color=VALUE, marker=dot, label=f"{held_out}{of}")
     loss.set(title="Loss", ylabel=f"{figure_text(loss_name)}, log scale")
@@ -197,11 +198,14 @@ def plot_curves(
         label = f"{held_out}, certified at {exact(certified[-1]['epsilon'])}/255"
         values = [100 * r["val_certified_acc"] for r in certified]
         accuracy.plot(at(certified), values, color=CERTIFIED, marker=dot, label=label)
-    accuracy.set(title="Accuracy", ylabel="right, % of images", ylim=(None, 100.5))
+    shown = [share for line in accuracy.lines for share in map(float, line.get_ydata()) if math.isfinite(share)]
+    lowest = max(0.0, 1.06 * min(shown, default=0.0) - 6)
+    accuracy.set(title="Accuracy", ylabel="accuracy, % of images", ylim=(lowest - 0.5, 100.5))
     if has_penalty:
         penalty = panels[2]
-        penalty.semilogy(at(epochs), [r["orthogonal_loss"] for r in epochs], color=START, marker=dot, label="training")
+        penalty.plot(at(epochs), [r["orthogonal_loss"] for r in epochs], color=START, marker=dot, label="training")
         penalty.set(title="Penalty on frames", ylabel="penalty, log scale")
+        logarithmic(penalty)
     extended = [record for record in records if record["kind"] == "extended"]
     for panel, line in itertools.product(panels, extended):
         panel.axvline(line["step"] / per, color="0.6", ls=":", lw=1)
@@ -254,7 +258,7 @@ def plot_spectra(
                 panel.axhline(limit, color=MAXIMUM, ls="--", lw=1, label="maximum")
     of_skew = "of skew orthogonal layers exp(J), whose own values are 1, those of J" if skew else ""
     when = "the start and the end" if before else "the end"
-    titled(figure, f"Singular values of each layer at {when} of training", *about, of_skew)
+    titled(figure, f"Singular values at {when} of training", *about, of_skew)
     write_picture(figure, path)
 
 

@@ -6,9 +6,14 @@ from pathlib import Path
 
 from svdctl.utils.atomic_write import write_picture
 from svdctl.utils.escapes import figure_text
-from svdctl.utils.figure_style import ATTACK, CERTIFIED, FAINT, MAXIMUM, START, gridded, styled, titled
+from svdctl.utils.figure_style import ATTACK, CERTIFIED, FAINT, MAXIMUM, START, gridded, legend_below, styled, titled
 from svdctl.utils.matplotlib_defaults import Figure, PercentFormatter
 from svdctl.utils.rounded_figures import exact
+
+_ACROSS = 5.7
+"""Width of the panel, in inches, at least."""
+_LETTER = 0.065
+"""Width of a letter above it."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +68,38 @@ def draw_certified(
         panel.axvline(mark / 255, color=FAINT, lw=0.8, zorder=0)
         panel.plot(mark / 255, share, "o", color=CERTIFIED, ms=4, clip_on=False)
     above = panel.secondary_xaxis("top")
-    at = [mark / 255 for mark in marks]
-    above.set_xticks(at, [f"{exact(mark)}/255\n{share:.1%}" for mark, share in zip(marks, shares, strict=True)])
+    texts = [f"{exact(mark)}\n{100 * share:.1f}" for mark, share in zip(marks, shares, strict=True)]
+    kept = _apart([mark / 255 for mark in marks], texts, 1.1 * end)
+    above.set_xticks([marks[place] / 255 for place in kept], [texts[place] for place in kept])
     above.tick_params(colors=CERTIFIED, labelsize=8)
+    above.set_xlabel("radius in 255ths, and % of images certified there", fontsize=8, color=CERTIFIED)
     if max(shares, default=0.0) == 0:
         panel.text(
             0.5, 0.06, "nothing is certified at these radii", transform=panel.transAxes, ha="center", color=MAXIMUM
         )
-    panel.set(xlabel="l2 radius of the change, pixels in [0, 1]", ylabel="right and robust, % of images")
+    panel.set(
+        xlabel="l2 radius of the change, pixels in [0, 1]",
+        ylabel=f"certified{' or not broken' * bool(attacked)}, % of images",
+    )
     panel.set(xlim=(0, 1.1 * end), ylim=(0, 1))
     panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=""))
     gridded(panel)
-    figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    handles, labels = panel.get_legend_handles_labels()
+    legend_below(figure, dict(zip(labels, handles, strict=True)), 2)
     titled(figure, "Certified accuracy", *about)
     if path is not None:
         write_picture(figure, path)
     return figure
+
+
+def _apart(places: Sequence[float], texts: Sequence[str], end: float) -> list[int]:
+    """Return which texts above a panel have room, from the left on, given where they stand on its axis up to `end`."""
+    kept: list[int] = []
+    free = 0.0
+    for number in sorted(range(len(places)), key=places.__getitem__):
+        half = (0.5 + max(map(len, texts[number].split("\n")))) * _LETTER / 2
+        at = _ACROSS * places[number] / end
+        if at - half >= free or not kept:
+            kept.append(number)
+            free = at + half
+    return kept

@@ -8,14 +8,16 @@ from contextlib import contextmanager
 import numpy as np
 
 from svdctl.utils.escapes import figure_text
-from svdctl.utils.figure_style import gridded, logarithmic, told_apart
-from svdctl.utils.matplotlib_defaults import Axes, Figure, Line2D
+from svdctl.utils.figure_style import gridded, legend_below, logarithmic, told_apart
+from svdctl.utils.matplotlib_defaults import Artist, Axes, Figure, Line2D
 
 _MOST_LINEAR = 12.0
 """Ratio of the layers' largest values above which the common scale is logarithmic."""
 _DECADES = 3.0
 """Decades below the largest value that a logarithmic scale shows."""
 
+_LIMITS = ("proved bound", "maximum")
+"""Entries of a legend that stand behind the others begin so."""
 ZEROS = (
     "Curves that fall to 0: the layer does not read all of its input (a 1 x 1 convolution with stride 2 reads one "
     "value in four), or its weight has a lower rank."
@@ -35,11 +37,12 @@ def layer_panels(
         top: the largest value of each curve that is drawn.
         kind: of the figure.
     """
-    columns = min(10, max(1, math.ceil((1.3 * len(names)) ** 0.5)))
+    columns = min(10, max(1, math.ceil((1.3 * len(names)) ** 0.5) if len(names) > 1 else 1))
     rows = -(-len(names) // columns) or 1
     small = len(names) > 40
     width, height = (1.35, 1.15) if small else (2.1, 1.7)
-    figure = kind(figsize=(max(width * columns + 0.6, 5.0), height * rows + 1.2), layout="constrained")
+    height = max(height, 2.6 / rows)
+    figure = kind(figsize=(max(width * columns + 0.6, 6.4), height * rows + 1.3), layout="constrained")
     # Each has axes of its own with the same limits: the time of shared ones grows with the square of their number.
     every = figure.subplots(rows, columns, squeeze=False).flatten()
     panels = dict(zip(names, every, strict=False))
@@ -65,19 +68,20 @@ def layer_panels(
         is_lowest = place >= len(names) - columns
         panel.set(xlim=(-3, 103), ylim=(lowest, highest))
         panel.tick_params(labelleft=place % columns == 0, labelbottom=is_lowest, which="both")
-        if is_lowest:
+        if place // columns == rows - 1:
             panel.set_xlabel("share of the layer's values,\nlargest first, %", fontsize=5.5 if small else 7.5)
-    found = {
-        label: handle
-        for panel in panels.values()
-        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
-    }
+    found: dict[str, Artist] = {}
+    for panel in panels.values():
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
     figure.supylabel("singular value" + ", log scale" * is_logarithmic, fontsize=9, color="0.25")
     if found:
-        legend = figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=4)
+        legend = legend_below(figure, dict(sorted(found.items(), key=lambda entry: entry[0].startswith(_LIMITS))))
         if any(_reaches_zero(line) for panel in panels.values() for line in panel.lines):
-            legend.set_title(textwrap.fill(ZEROS, int(13 * figure.get_figwidth())))
-            legend.get_title().set_fontsize(8)
+            told = textwrap.wrap(ZEROS, int(13 * figure.get_figwidth()))
+            figure.set_figheight(figure.get_figheight() + 0.15 * len(told))
+            legend.set_title("\n".join(told), {"size": 8})
+            legend.get_title().set_color("0.35")
 
 
 def _reaches_zero(line: Line2D) -> bool:

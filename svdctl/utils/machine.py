@@ -25,4 +25,6 @@ def machine(device: "torch.device | None" = None) -> str:
     import torch
 
     name = torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else processor()
-    return f"{name}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    threads = torch.get_num_threads()
+    shown = f"{threads} thread{'s' * (threads != 1)}"
+    return f"{name}, {os.cpu_count()} CPUs, {shown}, torch {torch.__version__}"

@@ -30,10 +30,13 @@ def _in_its_folder() -> Iterator[None]:
 with _in_its_folder():
     import matplotlib
     from matplotlib import colormaps
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure, SubFigure
+    from matplotlib.legend import Legend
     from matplotlib.lines import Line2D
+    from matplotlib.text import Annotation
     from matplotlib.ticker import (
         FixedLocator,
         LogFormatter,
@@ -43,11 +46,15 @@ with _in_its_folder():
         PercentFormatter,
         ScalarFormatter,
     )
+    from matplotlib.transforms import offset_copy
 
 __all__ = [
+    "Annotation",
+    "Artist",
     "Axes",
     "Figure",
     "FixedLocator",
+    "Legend",
     "Line2D",
     "LogFormatter",
     "LogNorm",
@@ -58,6 +65,7 @@ __all__ = [
     "ScalarFormatter",
     "SubFigure",
     "colormaps",
+    "offset_copy",
     "with_defaults",
 ]
 

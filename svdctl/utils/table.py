@@ -40,6 +40,8 @@ Basis = Literal["", "proved", "assumed", "computed", "measured", "reached", "est
 """What a figure rests on (`html_page` says what each means, and marks figures by it); empty: it is no such figure."""
 _LONG = 48
 """Signs of HTML from which on a cell of a page gets a box of its own, whose height is limited."""
+_AFTER_WORD = re.compile(r"(?<=\w)[._/-](?=\w)")
+"""Signs of a name behind which it may be broken."""
 _LEADING_NUMBER = re.compile(r"[<>≤≥≈~= ]*([+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?)")
 
 
@@ -166,9 +168,9 @@ def terminal(
         table: of which columns that are `droppable` and empty are left out.
         width: columns of the terminal (`width_of`). Where the table has more, `elastic` columns lose what all their
             cells begin with, which is said above, and are folded, over two lines at least `_COMFORTABLE` wide; then
-            `spare` columns are left out; then elastic ones are folded further, to `_NARROWEST`. Of texts that would take more than
-            `_MOST_LINES` lines the middle is cut. Figures are never cut, nor texts made alike by it: such lines run
-            over. None: whatever it takes.
+            `spare` columns are left out; then elastic ones are folded further, to `_NARROWEST`. Texts that would take
+            more than `_MOST_LINES` lines lose their middle. Figures are never cut, nor texts made alike by it: such
+            lines run over. None: whatever it takes.
         rule: whether there is one below the header.
         fold: break headers at spaces where lines would run over, and put columns that still have no room below the
             others, beside the first column once more.
@@ -491,16 +493,18 @@ def sortable_html(table: Table) -> str:
     numbers = [" data-numbers" * any(row[place] is not None for row in values) for place in range(len(columns))]
     head = (
         f'<th scope="col" aria-sort="none"{_class_of(align)}{kind}>'
-        f'<button type="button">{html_text(column.header or "name")}</button></th>'
-        for column, align, kind in zip(columns, figures, numbers, strict=True)
+        f'<button type="button">{html_text(column.header or ("notes" if place else "name"))}</button></th>'
+        for place, (column, align, kind) in enumerate(zip(columns, figures, numbers, strict=True))
     )
     lines = ["<table>", *_html_caption(table), f"<thead><tr>{''.join(head)}</tr></thead>", "<tbody>"]
     for number, row in enumerate(rows):
         cells = []
-        for column, align, cell, value in zip(columns, figures, row, values[number], strict=True):
+        for place, (column, align, cell, value) in enumerate(zip(columns, figures, row, values[number], strict=True)):
             classes = _class_of(align, "" if cell.is_empty else cell.basis or column.basis)
             data = "" if value is None else f' data-value="{_javascript_number(value)}"'
             text = _html_cell(cell)
+            if place == 0 and not align:  # on a narrow page names end lines at their dots, not within words
+                text = _AFTER_WORD.sub(r"\g<0><wbr>", text)
             cells.append(f"<td{classes}{data}>{f'<div>{text}</div>' if len(text) > _LONG else text}</td>")
         lines.append(f"<tr{_class_of('group' * table.starts_group(number))}>{''.join(cells)}</tr>")
     return "\n".join([*lines, "</tbody></table>", *_html_notes(table)]) + "\n"

@@ -59,8 +59,8 @@ def test_reliability_shows_the_bins_that_hold_something(counts: list[int], tmp_p
     faint = [count for count, patch in zip(counts, below.patches, strict=True) if (patch.get_alpha() or 1) < 1]
     assert faint == [count for count in counts if count == 1]
     assert len(above.collections) == 2 * len(above.patches)  # the gap and the mean confidence of each
-    assert "10.00%" in above.get_title()
-    assert "5.00% at temperature 1.50" in above.get_title()
+    assert "10.00%" in above.get_title(loc="left")
+    assert "5.00% at temperature 1.50" in above.get_title(loc="left")
 
 
 def test_the_top_of_a_bar_is_the_accuracy_whether_confidence_is_above_or_below(

@@ -58,6 +58,20 @@ def test_a_run_without_a_maximum_shows_the_values_themselves(tmp_path: Path, dra
     assert "maximum" not in " ".join(panel.get_title(loc="left") for panel in panels)
 
 
+def test_where_few_layers_have_a_maximum_all_are_shown_by_their_values(tmp_path: Path, drawn: list[Figure]) -> None:
+    """As of a run without control, whose normalisations alone are limited."""
+    records = [{**line(epoch, {"bn": 1.0}), "sigma/a": 9.0, "sigma/b": 7.0} for epoch in (1, 2)]
+    plot_curves(records, tmp_path / "x.png", held_out="test set")
+    curves, heat, end, *_ = drawn[0].subfigs[1].axes
+    assert curves.get_title(loc="left") == "3 layers"
+    assert curves.get_ylabel().startswith("largest singular value")
+    assert "maximum" not in curves.get_ylabel()
+    assert [label.get_text() for label in heat.get_yticklabels()] == ["bn", "a", "b"]
+    assert [list(row) for row in heat.images[0].get_array()] == [[1.0, 1.0], [9.0, 9.0], [7.0, 7.0]]
+    assert "left out" not in end.get_xlabel()
+    assert "maximum" in [text.get_text() for text in end.get_legend().get_texts()]
+
+
 def test_lines_without_layers_and_infinite_bounds_are_drawn(tmp_path: Path, drawn: list[Figure]) -> None:
     plot_curves([line(1, {})], tmp_path / "x.png", held_out="test set")
     assert not drawn[0].subfigs
