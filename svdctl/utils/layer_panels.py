@@ -80,8 +80,8 @@ def layer_panels(
         if any(_reaches_zero(line) for panel in panels.values() for line in panel.lines):
             told = textwrap.wrap(ZEROS, int(13 * figure.get_figwidth()))
             figure.set_figheight(figure.get_figheight() + 0.15 * len(told))
-            legend.set_title("\n".join(told), {"size": 8})
-            legend.get_title().set_color("0.35")
+            legend.set_title("\n".join(told))
+            legend.get_title().set(fontsize=8, color="0.35")
 
 
 def _reaches_zero(line: Line2D) -> bool:
