@@ -280,10 +280,10 @@ class _Texts:
         return beginning
 
     def comfortable(self, most: int) -> int:
-        """Return the width from `_COMFORTABLE` to `most` at which its cells take two lines or less; `most` if none."""
+        """Return the width from `_COMFORTABLE` to `most` at which cells that two lines can hold take no more."""
         if self._most == 1:
             return _COMFORTABLE
-        cells = _cut_apart(self._whole[1:], 2 * most)
+        cells = [text for text in self._whole[1:] if columns_of(text) <= 2 * most and len(folded(text, most)) < 3]
         found = bisect.bisect_left(
             range(_COMFORTABLE, most), True, key=lambda room: all(len(folded(text, room)) < 3 for text in cells)
         )
