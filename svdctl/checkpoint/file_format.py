@@ -2,6 +2,7 @@
 
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -64,6 +65,17 @@ def resolve(path: Path) -> Path:
     if not stat.S_ISREG(mode):
         raise CheckpointError(f"{path} is no ordinary file; give a run folder or a file that holds weights")
     return path
+
+
+def require_existing(paths: Iterable[Path]) -> None:
+    """Raise what `resolve` raises of the first path that does not exist: at once, before torch is imported.
+
+    Raises:
+        CheckpointError: a path does not exist.
+    """
+    for path in paths:
+        if not os.path.exists(path):
+            resolve(path)
 
 
 def container_of(path: Path) -> Container:

@@ -15,6 +15,7 @@ from svdctl.cli.options import with_options
 from svdctl.cli.variadic import Takes
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.errors import EvaluationFailures, Interrupted
+from svdctl.evaluate.find_checkpoints import require_any_existing
 from svdctl.registry import METRICS
 from svdctl.utils.escapes import one_line
 from svdctl.utils.signals import stops_answered, terminated_as_interrupt
@@ -70,6 +71,7 @@ def eval_robust(flags: dict[str, Any]) -> None:
 
 
 def _evaluate(config: EvaluateConfig, form: str, *, debug: bool) -> None:
+    require_any_existing(config)
     from svdctl.cli.evaluation_progress import EvaluationDisplay, result_json, result_table
 
     again = one_line(shlex.join(["svdctl", *sys.argv[1:]]))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from svdctl.analysis.inspect_config import InspectConfig
+from svdctl.checkpoint.file_format import require_existing
 from svdctl.cli.help_page import Panel
 from svdctl.cli.messages import with_flags
 from svdctl.cli.opening import say_opening
@@ -118,6 +119,7 @@ def inspect_spectrum(flags: dict[str, Any]) -> None:
     input.
     """
     config = _config(flags)
+    require_existing(config.files)
     say_opening("inspect-spectrum", _opening(config))
     display = ProgressDisplay("stderr", "layer {done} of {total}: {text}", flags_by_key(INSPECT))
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from svdctl.checkpoint.file_format import DISTRIBUTED, INDEX, weights_of
 from svdctl.config.evaluate_config import DEFAULT_CHECKPOINTS, EvaluateConfig
 from svdctl.config.presets import run_name
-from svdctl.errors import CheckpointError, FileError, SvdctlError
+from svdctl.errors import CheckpointError, FileError, SvdctlError, UsageError
 from svdctl.utils.files import read_text
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
@@ -62,10 +62,8 @@ def discover(config: EvaluateConfig) -> Discovery:
                 "or `out_dir`"
             )
             found = []
-        if text is None and not path.exists() and config.checkpoints == DEFAULT_CHECKPOINTS:
-            text = f"there is no folder {path} here to be read; give checkpoints, run folders or folders above them"
-        elif text is None and not path.exists():
-            text = f"there is no checkpoint or folder {path}; give files, run folders or folders above them"
+        if text is None and not path.exists():
+            text = _absence(path, config)
         elif not found and text is None and len(faults) == before:
             text = f"there is no checkpoint ({', '.join(SUFFIXES)}) in or below {path}; give another folder"
         if text is not None:
@@ -82,6 +80,35 @@ def discover(config: EvaluateConfig) -> Discovery:
     folders = [path.expanduser() for path in config.checkpoints] if out is None else [out]
     is_one = out is not None or (len(folders) == 1 and folders[0].is_dir())
     return Discovery(checkpoints, tuple(faults), folders[0] if is_one else Path(), is_one)
+
+
+def require_any_existing(config: EvaluateConfig) -> None:
+    """Raise what `discover` finds of the paths if none of them exists: at once, before torch is imported.
+
+    Raises:
+        UsageError: no path exists.
+    """
+    paths = [given.expanduser() for given in config.checkpoints]
+    if all(map(_is_absent, paths)):
+        raise UsageError([_absence(path, config) for path in paths])
+
+
+def _is_absent(path: Path) -> bool:
+    """Return whether a path is known not to exist; of one that may not be looked at it is not."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _absence(path: Path, config: EvaluateConfig) -> str:
+    """Return what is said of a path that does not exist."""
+    if config.checkpoints == DEFAULT_CHECKPOINTS:
+        return f"there is no folder {path} here to be read; give checkpoints, run folders or folders above them"
+    return f"there is no checkpoint or folder {path}; give files, run folders or folders above them"
 
 
 def placed(found: FoundCheckpoint, config: EvaluateConfig, weights: str) -> FoundCheckpoint:

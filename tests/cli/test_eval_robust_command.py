@@ -19,14 +19,18 @@ from svdctl.cli.evaluation_progress import EvaluationDisplay
 from svdctl.cli.progress_display import amount
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.errors import CheckpointError, DataError, UsageError
+from svdctl.evaluate.find_checkpoints import discover, require_any_existing
 from svdctl.evaluate.measure_checkpoint import Failure, FinishedMetric
 from svdctl.registry import DATA, METRICS
 from tests.cli.test_train_command import svdctl_exits
 
 
 @pytest.fixture
-def recipe() -> Iterator[Mock]:
-    """The recipe, replaced whole."""
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mock]:
+    """The recipe, replaced whole, in a folder in which what the tests name is there."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs", "chk", "a", "b", "x"):
+        (tmp_path / name).mkdir()
     fake = Mock(spec=["run", "show_corruptions"])
     fake.run.return_value = Mock(evaluations=(), failures=(), report=None)
     module = ModuleType("svdctl.evaluate.runner")
@@ -81,12 +85,7 @@ def test_the_papers_command_is_understood(recipe: Mock) -> None:
         "--corruptions natural",
     ],
 )
-def test_several_values_in_any_spelling(
-    recipe: Mock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
+def test_several_values_in_any_spelling(recipe: Mock, line: str) -> None:
     config = config_for(recipe, *line.split())
     assert config.checkpoints == (Path("a"), Path("b"))
     assert config.metrics == ("ece", "cifar-c")
@@ -220,6 +219,41 @@ def test_wrong_usage_is_a_sentence(recipe: Mock, capsys: pytest.CaptureFixture[s
     assert svdctl_exits("eval-robust", *line.split()) == 2
     assert words in capsys.readouterr().err
     recipe.run.assert_not_called()
+
+
+@pytest.mark.parametrize(
+    ("given", "sentences"),
+    [
+        ([], ["there is no folder runs here to be read; give checkpoints, run folders or folders above them"]),
+        (["no/a.pt", "no"], [f"there is no checkpoint or folder {name}; give files, run folders or folders above them"
+                             for name in ("no/a.pt", "no")]),
+    ],
+)  # fmt: skip
+def test_paths_of_which_none_exists_are_sentences_before_the_recipe(
+    recipe: Mock, tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str], sentences: list[str]
+) -> None:
+    (tmp_path / "runs").rmdir()
+    assert svdctl_exits("eval-robust", *given) == 2
+    assert capsys.readouterr().err.splitlines() == [f"svdctl: {sentence}" for sentence in sentences]
+    recipe.run.assert_not_called()
+
+
+def test_paths_of_which_some_exist_are_the_recipes_affair(recipe: Mock) -> None:
+    assert config_for(recipe, "a", "no").checkpoints == (Path("a"), Path("no"))
+
+
+def test_what_is_said_before_the_recipe_is_what_the_recipe_says(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    (tmp_path / "data.npz").touch()
+    for given in (["no", "no/a.pt"], ["~/no"], ["data.npz/no"], ["link"], ["runs"]):
+        config = EvaluateConfig(checkpoints=tuple(tmp_path / name if name[0] != "~" else Path(name) for name in given))
+        found = discover(config)
+        if given == ["link"]:
+            require_any_existing(config)  # there is something
+            continue
+        with pytest.raises(UsageError) as caught:
+            require_any_existing(config)
+        assert list(caught.value.faults) == [str(error) for _, error in found.faults]
 
 
 def test_faults_come_without_torch() -> None:

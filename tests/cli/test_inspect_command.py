@@ -94,7 +94,8 @@ def test_a_users_network(invoke, tmp_path: Path, monkeypatch) -> None:
     ("arguments", "words"),
     [
         ((), "no file is given"),
-        (("missing.pt",), "missing.pt"),
+        (("missing.pt",), "svdctl: missing.pt does not exist; give a run folder or a file that holds weights"),
+        (("{weights}", "missing.pt"), "svdctl: missing.pt does not exist; give a run folder or a file"),
         (("{weights}", "--layer", "nothing*"), "nothing*"),
         (("{weights}", "--input-size", "a"), "--input-size"),
         (("{weights}", "--all", "--top", "3"), "exclude each other"),

@@ -25,6 +25,9 @@ HEAVY = ("torch", "torchvision", "lightning_fabric", "numpy", "matplotlib", "skl
                 ["train", "--dataset", "folder:nowhere"],
                 ["train", "--dataset", "npz:nowhere.npz"],
                 ["train", "--init-from", "nowhere.pt"],
+                ["eval-robust", "nowhere"],
+                ["inspect-spectrum", "nowhere.pt"],
+                ["inspect-spectrum", "pyproject.toml", "nowhere.pt"],
             )
         ),
         "import sys; from svdctl.cli.app import main; sys.argv = ['svdctl', 'train', '--rank', '3']\n"

@@ -31,7 +31,7 @@ def test_the_command_that_goes_on_is_one_line_in_a_narrow_terminal(
     monkeypatch.setattr(eval_robust, "stops_answered", at_once)
     monkeypatch.setattr(eval_robust.sys, "argv", ["svdctl", *words])
     monkeypatch.setattr(progress_display, "width_of", lambda stream: 40)
-    config = EvaluateConfig(checkpoints=(Path("runs"),), force=force)
+    config = EvaluateConfig(checkpoints=(Path(),), force=force)
     with pytest.raises(Interrupted) as ended:
         eval_robust._evaluate(config, "table", debug=False)
     lines = capsys.readouterr().err.splitlines()

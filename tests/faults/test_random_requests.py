@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from svdctl.analysis import inspect_files
 from svdctl.cli import app as command_line
-from svdctl.cli import reproduce
+from svdctl.cli import eval_robust, inspect_spectrum, reproduce
 from svdctl.cli.training_flags import LIPCONV, TRAIN, resolve
 from svdctl.config.presets import list_presets
 from svdctl.config.train_config import TrainConfig
@@ -52,6 +52,9 @@ def assert_answered(arguments: list[str]) -> int:
         patch.object(runner, "run", _reached),
         patch.object(runner, "show_corruptions", _reached),
         patch.object(inspect_files, "run", _reached),
+        # Whether a random name is that of a file is not this test's business.
+        patch.object(eval_robust, "require_any_existing"),
+        patch.object(inspect_spectrum, "require_existing"),
         patch.object(reproduce, "_dry_run", make_plan),
         patch.object(reproduce, "_reproduce", make_plan),
         contextlib.redirect_stdout(out),
