@@ -7,7 +7,8 @@ from typing import Any, get_args
 
 from svdctl.cli.help_page import Panel
 from svdctl.cli.options import Flag, Flags, Merge, Resolved, spelled, unknown_word
-from svdctl.cli.training_flags import DEBUG, FORMS_OF_DATA, PLUGIN, SET, data_table, set_image_size, set_of_folder
+from svdctl.cli.training_rules import data_table, set_image_size, set_of_folder
+from svdctl.cli.training_table import DEBUG, FORMS_OF_DATA, PLUGIN, SET
 from svdctl.config.corruption_names import CORRUPTIONS, SEVERITIES
 from svdctl.config.evaluate_config import EvaluateConfig
 from svdctl.errors import UsageError

@@ -12,7 +12,7 @@ from svdctl.cli.messages import with_flags
 from svdctl.cli.opening import say_opening
 from svdctl.cli.options import Flag, Flags, Merge, flags_by_key, with_options
 from svdctl.cli.progress_display import ProgressDisplay
-from svdctl.cli.training_flags import DEBUG, PLUGIN
+from svdctl.cli.training_table import DEBUG, PLUGIN
 from svdctl.errors import Interrupted, LimitExceeded, UsageError
 from svdctl.utils.escapes import one_line
 from svdctl.utils.printable import printable

@@ -12,7 +12,8 @@ from svdctl.cli.help_page import Panel
 from svdctl.cli.opening import device_line, say_opening
 from svdctl.cli.options import Flag, Flags, Merge, with_options
 from svdctl.cli.training_commands import print_names
-from svdctl.cli.training_flags import DEBUG, PLUGIN, SET, command_of
+from svdctl.cli.training_flags import command_of
+from svdctl.cli.training_table import DEBUG, PLUGIN, SET
 from svdctl.errors import Interrupted, UsageError
 from svdctl.reproduce.table_files import Request, list_rows, list_tables
 from svdctl.utils.escapes import one_line

@@ -14,7 +14,8 @@ from svdctl.checkpoint.file_format import resolve as resolve_file
 from svdctl.cli.messages import print_notices
 from svdctl.cli.opening import device_line, is_first_process, may_have_gpu, say_opening
 from svdctl.cli.options import listed, spelled, with_options
-from svdctl.cli.training_flags import PAPER_BASIS, Command, resolve, resolve_resume
+from svdctl.cli.training_flags import Command, resolve, resolve_resume
+from svdctl.cli.training_table import PAPER_BASIS
 from svdctl.config import presets
 from svdctl.config.model_config import PUBLISHED
 from svdctl.config.run_config import Hardware
