@@ -1,5 +1,6 @@
 """Several checkpoints in one picture: each figure as dots with intervals, curves of certificates and corruptions."""
 
+import math
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -122,6 +123,8 @@ def _columns(lines: Sequence[_Line]) -> dict[str, list[_Dot | None]]:
                         value = float(text.removesuffix("%").replace(",", ""))
                     except ValueError:
                         continue
+                    if not math.isfinite(value):
+                        continue
                     low, high = (100 * end for end in intervals[header]) if header in intervals else (value, value)
                     dots[number] = dots[number] or _Dot(value, low, high, text)
     return {header: dots for header, dots in columns.items() if any(dots)}
@@ -206,7 +209,7 @@ def _draw_corruptions(panel: Axes, lines: Sequence[_Line], shares: Mapping[int, 
     """Draw accuracy on corrupted images against the severity, a curve for each checkpoint."""
     for place, own in shares.items():
         line = lines[place]
-        panel.plot([*own], [*own.values()], "o", ls=line.style, color=line.color, ms=4, label=line.name)
+        panel.plot([*own], [*own.values()], "o", ls=line.style, color=line.color, ms=4, label=line.name, clip_on=False)
     panel.set(xlabel="severity (0: clean images)", ylabel="accuracy, % of images", ylim=(0, 1))
     panel.set_xticks(sorted({severity for own in shares.values() for severity in own}))
     panel.set_title("Corrupted images, mean over the corruptions that all have", fontsize=9)

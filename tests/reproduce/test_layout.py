@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from svdctl.reproduce.table_files import Request
 from svdctl.reproduce.table_results import Results, assemble, write_table
 from svdctl.utils import table as formats
 from svdctl.utils.escapes import tex
+from tests.figures import faults_of
 
 
 def markdown(found: Results) -> str:
@@ -276,3 +278,22 @@ def test_the_picture_has_readable_footnotes_and_an_axis_around_equal_dots(planne
     low, high = next(ends for name, ends in limits.items() if "ECE" in name or "calibration" in name.lower())
     assert low <= 0
     assert high >= 100  # every row has the same error: shown on the whole scale
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_no_texts_of_the_picture_collide_and_a_column_without_figures_says_so(
+    rows: int, planned: Callable[..., Plan], tiny: Path, paper: Path
+) -> None:
+    from svdctl.reproduce.bar_plot import draw_bars
+
+    parts = tiny.read_text().replace("no control & full_width", f"{'a_name_' * 10} $x$").split("[[rows]]")
+    tiny.write_text("[[rows]]".join(parts[: rows + 1]))
+    found = results(planned(seeds=(1, 2)), paper=paper)
+    assert not faults_of(draw_bars(found))
+    table = planned(scale="smoke").tables[0]
+    nothing = {job.id: Outcome("", "done", {"ece": math.nan}, (), "runs/x") for row in table.rows for job in row.jobs}
+    for outcomes in ({}, nothing):
+        empty = draw_bars(assemble(table, outcomes, {}))
+        assert not faults_of(empty)
+        shown = {panel.get_title(loc="left"): [text.get_text() for text in panel.texts] for panel in empty.axes}
+        assert all(("no figures yet" in texts) is not title.startswith("compression") for title, texts in shown.items())

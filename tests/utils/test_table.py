@@ -25,6 +25,7 @@ from svdctl.utils.table import (
     latex,
     markdown,
     records,
+    sortable_html,
     terminal,
     width_of,
 )
@@ -322,3 +323,15 @@ def test_a_text_is_cut_to_at_most_the_columns_allowed(text: str, width: int, sha
         # A sign more, and its combining ones, would be too much.
         assert columns_of(last) <= round((width - 1) * share)
         assert columns_of(text[: len(first) + 1]) + 1 + columns_of(last) > width
+
+
+def test_names_of_a_page_may_be_broken_at_their_dots_and_notes_have_a_header() -> None:
+    table = Table(
+        [Column("name", "layer", "left"), Column("note", "", "left")],
+        [[Cell("layer4.0.down_sample & 0.5"), Cell("a.b", notes=(1,))]],
+        notes=["said"],
+    )
+    page = sortable_html(table)
+    assert "<td>layer4.<wbr>0.<wbr>down_<wbr>sample &amp; 0.<wbr>5</td>" in page
+    assert "<td>a.b<sup>1</sup></td>" in page
+    assert [button.partition("<")[0] for button in page.split('<button type="button">')[1:]] == ["layer", "notes"]
