@@ -503,9 +503,10 @@ def sortable_html(table: Table) -> str:
             classes = _class_of(align, "" if cell.is_empty else cell.basis or column.basis)
             data = "" if value is None else f' data-value="{_javascript_number(value)}"'
             text = _html_cell(cell)
+            is_long = len(text) > _LONG
             if place == 0 and not align:  # on a narrow page names end lines at their dots, not within words
                 text = _AFTER_WORD.sub(r"\g<0><wbr>", text)
-            cells.append(f"<td{classes}{data}>{f'<div>{text}</div>' if len(text) > _LONG else text}</td>")
+            cells.append(f"<td{classes}{data}>{f'<div>{text}</div>' if is_long else text}</td>")
         lines.append(f"<tr{_class_of('group' * table.starts_group(number))}>{''.join(cells)}</tr>")
     return "\n".join([*lines, "</tbody></table>", *_html_notes(table)]) + "\n"
 
