@@ -63,29 +63,30 @@ def reproduce(plan: Plan, reporter: Reporter, command_line: Callable[[Job], str]
         measured = sum(outcome.state == "done" for outcome in list(outcomes.values()))
         return f"what is trained and measured is kept in {request.out_dir}, {measured} of {len(jobs)} runs whole"
 
-    try:
-        with answer_to_stop(kept), terminated_as_interrupt():
-            if jobs:
-                states = store.states(jobs)
-                check_disk(jobs, store, states)
-                check_data(jobs, reporter)
-                # Those that are there first: their figures are seen at once, and all the others take time.
-                jobs.sort(key=lambda job: not is_finished(states[job.key]))
-                reporter.begin(plan)
-                for outcome in drive(jobs, executor, reporter):
-                    outcomes[outcome.id] = outcome
-                    reporter.finish(outcome)
-                    # A table of an earlier call has more than one of the first runs that are there.
-                    if not outcome.is_reused:
-                        _write(plan, outcomes, command_line, pictures=False)
-            results, files = _write(plan, outcomes, command_line, pictures=True)
-            for name, figure in plan.figures.items():
-                files += write_figure(request, name, figure, store, reporter.say)
-    except (KeyboardInterrupt, Interrupted) as error:
-        raise Interrupted(f"stopped; {kept()}; {GO_ON}") from error
-    finally:
-        executor.stop()
-        reporter.close()
+    with terminated_as_interrupt():  # until the workers have stopped too
+        try:
+            with answer_to_stop(kept):
+                if jobs:
+                    states = store.states(jobs)
+                    check_disk(jobs, store, states)
+                    check_data(jobs, reporter)
+                    # Those that are there first: their figures are seen at once, and all the others take time.
+                    jobs.sort(key=lambda job: not is_finished(states[job.key]))
+                    reporter.begin(plan)
+                    for outcome in drive(jobs, executor, reporter):
+                        outcomes[outcome.id] = outcome
+                        reporter.finish(outcome)
+                        # A table of an earlier call has more than one of the first runs that are there.
+                        if not outcome.is_reused:
+                            _write(plan, outcomes, command_line, pictures=False)
+                results, files = _write(plan, outcomes, command_line, pictures=True)
+                for name, figure in plan.figures.items():
+                    files += write_figure(request, name, figure, store, reporter.say)
+        except (KeyboardInterrupt, Interrupted) as error:
+            raise Interrupted(f"stopped; {kept()}; {GO_ON}") from error
+        finally:
+            executor.stop()
+            reporter.close()
     failed = [f"{table.plan.name}: {line}" for table in results for line in table.table.failures]
     return ReproduceResult(tuple(results), tuple(files), tuple(failed))
 

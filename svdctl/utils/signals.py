@@ -143,7 +143,7 @@ def requests_noticed(
     def watch() -> None:
         count = 0
         while numbers := os.read(reading, 64):
-            before, count = count, count + sum(number in REQUESTS for number in numbers)
+            before, count = count, _requests(numbers, count)
             if before == 0 < count:
                 _answer_request()
                 on_request()
@@ -163,11 +163,22 @@ def requests_noticed(
         os.close(reading)
 
 
+def _requests(numbers: bytes, before: int) -> int:
+    """Return how many requests to stop there are with these signals.
+
+    A terminal that is closed sends a hang-up twice, through its shell too: it makes no second request.
+    """
+    count = before
+    for number in numbers:
+        count += number in REQUESTS and (count == 0 or number != _HANG_UP)
+    return count
+
+
 @contextmanager
 def stop_on_signal(
     on_request: Callable[[], None] = lambda: None, at_once: Callable[[], None] = _end_interrupted
 ) -> Iterator[threading.Event]:
-    """Yield an event that a request to stop sets; a second request ends the process at once.
+    """Yield an event that a request to stop sets; a second request, other than a hang-up, ends the process at once.
 
     A hang-up that is ignored, as under nohup, stays ignored.
 
@@ -177,34 +188,44 @@ def stop_on_signal(
     event = threading.Event()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if event.is_set():
+        if event.is_set() and number != _HANG_UP:
             raise KeyboardInterrupt
         event.set()
 
-    ignored = _HANG_UP is not None and signal.getsignal(_HANG_UP) == signal.SIG_IGN
-    handled = [number for number in REQUESTS if number != _HANG_UP or not ignored]
-    with requests_noticed(on_request, at_once), _handled(handled, handle):
+    with requests_noticed(on_request, at_once), _handled(REQUESTS, handle):
         yield event
 
 
 @contextmanager
 def terminated_as_interrupt() -> Iterator[None]:
-    """Raise KeyboardInterrupt on SIGTERM, for work that saves as it goes; trainings have `stop_on_signal`."""
+    """Raise KeyboardInterrupt on SIGTERM and the first hang-up, for work that saves as it goes.
+
+    Trainings have `stop_on_signal`. A hang-up that is ignored, as under nohup, stays ignored.
+    """
+    is_hung_up = False
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        nonlocal is_hung_up
+        was_hung_up, is_hung_up = is_hung_up, is_hung_up or number == _HANG_UP
+        if not (was_hung_up and number == _HANG_UP):
+            raise KeyboardInterrupt
 
-    with _handled([signal.SIGTERM], interrupt):
+    with _interrupts_not_lost(), _handled([number for number in REQUESTS if number != signal.SIGINT], interrupt):
         yield
 
 
 @contextmanager
 def _handled(numbers: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle signals meanwhile; in another thread than the main one, where Python does not allow it, do nothing."""
+    """Handle signals meanwhile, but for a hang-up that is ignored.
+
+    In another thread than the main one, where Python does not allow it, do nothing.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number in numbers}
+    ignored = _HANG_UP is not None and signal.getsignal(_HANG_UP) == signal.SIG_IGN
+    heeded = [number for number in numbers if number != _HANG_UP or not ignored]
+    before = {number: signal.signal(number, handler) for number in heeded}
     try:
         yield
     finally:

@@ -124,6 +124,41 @@ def test_a_second_request_is_heeded_where_the_answer_fails() -> None:
     assert (ended.returncode, ended.stdout) == (130, "stopping: nothing was begun\n")
 
 
+TWICE = """
+import os, signal, sys, time
+from svdctl.utils.signals import stop_on_signal, stops_answered, terminated_as_interrupt
+with stops_answered(lambda text: print(text, file=sys.stderr, flush=True), "nothing was begun"):
+    try:
+        with BODY as stop:
+            for _ in range(2):  # as of a terminal that is closed: its shell sends one, the system another
+                try:
+                    os.kill(os.getpid(), signal.SIGHUP)
+                    time.sleep(0.1)
+                except KeyboardInterrupt:
+                    print("interrupted", flush=True)
+            time.sleep(1.5)
+            print("saved", stop and stop.is_set(), flush=True)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("stop_on_signal()", ["saved True", "stopped"]),
+        ("terminated_as_interrupt()", ["interrupted", "saved None", "stopped"]),
+    ],
+)
+def test_a_hang_up_that_comes_twice_is_one_request(body: str, said: list[str]) -> None:
+    code = TWICE.replace("BODY", body)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "stopping: nothing was begun\n")
+    assert ended.stdout.splitlines() == said
+
+
 class Interrupted:
     """An object in whose `__del__` Ctrl-C comes, where Python drops the exception."""
 
