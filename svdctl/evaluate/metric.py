@@ -303,10 +303,15 @@ class Metric(ABC):
         """
         yield from ()
 
-    def passes(self, evaluate: Evaluate, images: int) -> tuple[float, float]:
+    def passes(self, evaluate: Evaluate, images: int, classes: int) -> tuple[float, float]:
         """Return the passes of one image, forward alone and forward and backward, that a measurement takes at most.
 
         Those for `logits` are not counted.
+
+        Args:
+            evaluate: how a table is evaluated.
+            images: of the test set.
+            classes: of the network.
         """
         return 0.0, 0.0
 

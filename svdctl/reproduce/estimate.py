@@ -154,7 +154,8 @@ def hours(job: Job, measured: dict[str, Any]) -> Hours | None:
     steps = min(steps, config.max_steps or steps)
     seconds = steps * (config.batch_size * speed.gradient + measured[method])
     seconds += config.epochs / config.evaluation.every_epochs * counts[1] * speed.forward
-    return Hours(seconds / 3600, evaluation_seconds(job.evaluate, job.metrics, counts[1], speed) / 3600, steps)
+    evaluation = evaluation_seconds(job.evaluate, job.metrics, counts[1], classes_of(config), speed)
+    return Hours(seconds / 3600, evaluation / 3600, steps)
 
 
 def hours_left(job: Job, whole: Hours, found: RunState | None) -> Hours:
@@ -223,10 +224,12 @@ def measure_control(config: TrainConfig) -> float:
     return seconds + total / every
 
 
-def evaluation_seconds(evaluate: Evaluate, metrics: tuple[str, ...], test_images: int, speed: Speed) -> float:
+def evaluation_seconds(
+    evaluate: Evaluate, metrics: tuple[str, ...], test_images: int, classes: int, speed: Speed
+) -> float:
     """Return the seconds of an evaluation by its passes through the network; of attacks at most."""
     found = [METRICS.get(metric) for metric in metrics]
-    passes = [metric.passes(evaluate, test_images) for metric in found]
+    passes = [metric.passes(evaluate, test_images, classes) for metric in found]
     logits = test_images * any(metric.uses_logits for metric in found)
     forwards, gradients = logits + sum(one for one, _ in passes), sum(one for _, one in passes)
     return forwards * speed.forward + gradients * speed.gradient
@@ -321,8 +324,8 @@ def dry_run(
         f"machine{unknown}",
         f"disk: {_shown_size(disk_needed(jobs, states))} for new runs, {_shown_size(free)} free",
         "times are estimates from a few measured steps on random images (on a CPU of 16 images, scaled to the "
-        "batch); those of attacks hold for images that no attack breaks, and are a bound; nothing is left of "
-        "what is trained, and of metrics that have results",
+        "batch); those of attacks are at most so many: with every restart, for images that no attack breaks; nothing "
+        "is left of what is trained, and of metrics that have results",
         width=width,
         indent=0,
     )

@@ -454,7 +454,7 @@ def test_the_share_of_an_attack_that_is_done_grows_to_all_of_it() -> None:
     from svdctl.evaluate.attack.attack_metric import share_done
 
     def share(passes: int) -> float:
-        return share_done(state, 2, [MostWork(100, 3.0), MostWork(5000, 1.0)], passes)
+        return share_done(state, 2, [MostWork(100, 100), MostWork(5000, 0)], passes)
 
     predictions = torch.zeros(4, dtype=torch.int64)
     state = AttackState(
@@ -497,17 +497,26 @@ def test_work_of_attacks_is_the_passes_that_they_make_where_an_image_holds_out(
     model, images, _, labels = victim(3, 2)
     settings = AttackSettings(norm=norm, eps=HOLDING, attacks=attacks)
     state = begin(model, images, labels, settings)
-    passes = 0
+    passes = backward = 0
 
     def count() -> None:
         nonlocal passes
         passes += 1
 
-    made: list[int] = []
+    def count_backward(*_: object) -> None:
+        nonlocal backward
+        backward += 1
+
+    def watch(_: nn.Module, __: Any, logits: torch.Tensor) -> None:
+        if logits.requires_grad:
+            logits.register_hook(count_backward)
+
+    model.register_forward_hook(watch)
+    made: list[tuple[int, int]] = []
     for _ in attack_batches(model, images, labels, settings, state, on_pass=count):
-        made.append(passes)
-        passes = 0
-    assert made == [work.passes for work in most_work(settings, state)]
+        made.append((passes, backward))
+        passes = backward = 0
+    assert made == [(work.passes, work.backward) for work in most_work(settings, state.attacks, state.classes)]
 
 
 def test_images_are_robust_only_after_an_attack_was_tried_on_them() -> None:

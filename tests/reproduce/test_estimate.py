@@ -60,13 +60,33 @@ def test_hours_follow_the_configuration(planned: Callable[..., Plan]) -> None:
         (Evaluate(), ("accuracy", "ece"), 10.0),
         (Evaluate(), ("accuracy", "cifar-c"), 10 + 19 * 5 * 10),
         (Evaluate(corruptions=("benchmark",), severities=(1,), corruption_examples=100), ("cifar-c",), 15 * 0.1),
-        (Evaluate(examples=10), ("autoattacks",), 10 * (1900 * 0.003 + 5000 * 0.001)),
-        (Evaluate(examples=10, attacks=("apgd-ce",)), ("autoattacks",), 10 * 100 * 0.003),
         (Evaluate(), (), 0.0),
     ],
 )
 def test_passes_of_an_evaluation(evaluate: Evaluate, metrics: tuple[str, ...], seconds: float) -> None:
-    assert evaluation_seconds(evaluate, metrics, 10_000, SPEED) == pytest.approx(seconds)
+    assert evaluation_seconds(evaluate, metrics, 10_000, 10, SPEED) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("attacks", "classes", "forward", "backward"),
+    [
+        # Of the standard list only targets are many: 9 of 10 classes, 2 of 3.
+        ((), 10, 101 + 909 + 1800 + 5000, 101 + 909 + 900),
+        ((), 3, 101 + 202 + 400 + 5000, 101 + 202 + 200),
+        # In a list of one's own APGD and FAB begin five times; FAB goes backward from every logit.
+        (("apgd-ce",), 10, 505, 505),
+        (("fab",), 10, 1000, 5000),
+        (("square",), 10, 5000, 0),
+        # `rand` takes the mean of 20 gradients.
+        (("rand",), 10, 2 * 101 * 20, 2 * 101 * 20),
+    ],
+)
+def test_an_attack_takes_at_most_the_passes_of_all_its_restarts(
+    attacks: tuple[str, ...], classes: int, forward: int, backward: int
+) -> None:
+    seconds = evaluation_seconds(Evaluate(examples=10, attacks=attacks), ("autoattacks",), 10_000, classes, SPEED)
+    forward = max(forward, backward)
+    assert seconds == pytest.approx(10 * (forward * 0.001 + backward * 0.002), rel=0.02)
 
 
 def test_layers_beyond_the_budget_follow_the_model(planned: Callable[..., Plan]) -> None:

@@ -6,7 +6,7 @@ resumes by the list of attacks alone.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -33,7 +33,7 @@ def perturb(predict: Predict, x: Tensor, labels: Tensor, settings: AttackSetting
             the logits: targeted attacks aim at all other classes at most.
     """
     attack = state.attacks[state.attack]
-    suite = _suite(predict, x.device, settings, state, state.attack)
+    suite = _suite(predict, x.device, settings, state.attacks[: state.attack + 1], state.classes)
     if attack in ("fab", "fab-t"):
         suite.fab.targeted = attack == "fab-t"
         return suite.fab.perturb(x, labels)
@@ -46,9 +46,9 @@ def perturb(predict: Predict, x: Tensor, labels: Tensor, settings: AttackSetting
 
 
 def _suite(
-    predict: Predict, device: torch.device, settings: AttackSettings, state: AttackState, number: int
+    predict: Predict, device: torch.device, settings: AttackSettings, attacks: Sequence[str], classes: int
 ) -> AutoAttack:
-    """Return pyautoattack's attacks as the one of this number runs, anew: they keep what the last one changed."""
+    """Return pyautoattack's attacks as the last of `attacks` runs, anew: they keep what the last one changed."""
     listed = None if isinstance(settings.attacks, str) else list(settings.attacks)
     suite = AutoAttack(
         predict,
@@ -59,9 +59,9 @@ def _suite(
         seed=settings.seed,
         version=settings.attacks if listed is None else "custom",
     )
-    suite.apgd_targeted.n_target_classes = min(suite.apgd_targeted.n_target_classes, state.classes - 1)
-    suite.fab.n_target_classes = min(suite.fab.n_target_classes, state.classes - 1)
-    if "fab-t" in state.attacks[: number + 1]:
+    suite.apgd_targeted.n_target_classes = min(suite.apgd_targeted.n_target_classes, classes - 1)
+    suite.fab.n_target_classes = min(suite.fab.n_target_classes, classes - 1)
+    if "fab-t" in attacks:
         suite.fab.n_restarts = 1
     return suite
 
@@ -71,32 +71,44 @@ class MostWork:
     """What an attack does with a batch in which an image holds out to the end; where none does, it ends earlier."""
 
     passes: int
-    cost: float
-    """Of one pass, in forward passes: backward through the network takes twice as long as forward."""
+    """Forward."""
+    backward: int
+    """How often it goes backward besides."""
+
+    @property
+    def cost(self) -> float:
+        """Return the cost of one pass, in forward passes: backward through the network takes twice as long."""
+        return 1 + 2 * self.backward / self.passes
 
 
-def most_work(settings: AttackSettings, state: AttackState) -> list[MostWork]:
-    """Return the work of each attack of a state, from pyautoattack's own numbers of restarts, targets and steps."""
+def most_work(settings: AttackSettings, attacks: Sequence[str], classes: int) -> list[MostWork]:
+    """Return the work of each of the attacks, from pyautoattack's own numbers of restarts, targets and steps.
+
+    Args:
+        settings: norm and version; a list of attacks has more restarts than the same ones in a version.
+        attacks: those that run, in order.
+        classes: of the network.
+    """
     found = []
-    for number, attack in enumerate(state.attacks):
-        suite = _suite(lambda x: x, torch.device("cpu"), settings, state, number)
+    for number, attack in enumerate(attacks):
+        suite = _suite(lambda x: x, torch.device("cpu"), settings, attacks[: number + 1], classes)
         if attack == "fab-t":
             # A step has a pass for the gradient and one for the label; besides, each run has three passes.
             runs = suite.fab.n_target_classes * suite.fab.n_restarts
-            found.append(MostWork(1 + runs * (2 * suite.fab.n_iter + 3), 2.0))
+            found.append(MostWork(1 + runs * (2 * suite.fab.n_iter + 3), runs * suite.fab.n_iter))
         elif attack == "fab":
             # It goes backward from every logit.
             passes = 1 + suite.fab.n_restarts * (2 * suite.fab.n_iter + 2)
-            found.append(MostWork(passes, 1.0 + state.classes))
+            found.append(MostWork(passes, suite.fab.n_restarts * suite.fab.n_iter * classes))
         elif attack == "square":
-            found.append(MostWork(1 + suite.square.n_restarts * (suite.square.n_queries + 2), 1.0))
+            found.append(MostWork(1 + suite.square.n_restarts * (suite.square.n_queries + 2), 0))
         else:
             apgd = suite.apgd_targeted if attack == "apgd-t" else suite.apgd
             runs = apgd.n_restarts * (apgd.n_target_classes if attack == "apgd-t" else 1)
             # In L1 a run may have three parts; each begins with a pass of its own. A target takes one more.
             begins = 3 if apgd.use_largereps else 1
-            passes = (apgd.n_iter + begins) * apgd.eot_iter + (attack == "apgd-t")
-            found.append(MostWork(1 + runs * passes, 3.0))
+            steps = (apgd.n_iter + begins) * apgd.eot_iter
+            found.append(MostWork(1 + runs * (steps + (attack == "apgd-t")), runs * steps))
     return found
 
 

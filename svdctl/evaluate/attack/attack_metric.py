@@ -21,6 +21,9 @@ from svdctl.utils.measurement_cache import MeasurementCache
 
 HALVINGS = 12
 """Steps of bisection towards the clean image: the distance is known to 1/4096 of itself."""
+LOOKS = 5
+"""Forward passes over an image apart from attacks and bisection, at most: clean, those that look for signs of cheating,
+and the one that shows an adversarial image again; what an attack found is looked at once more each."""
 SHOWN_EVERY = 0.5
 """Seconds between two reports of how far an attack is."""
 
@@ -45,7 +48,7 @@ def run(context: MeasurementContext, work: Assignment, kept: MeasurementCache[At
     state = progress.state
     for warning in state.warnings:
         say(warning)
-    work_of, passes, shown = most_work(settings, state), 0, -math.inf  # passes: of this batch
+    work_of, passes, shown = most_work(settings, state.attacks, state.classes), 0, -math.inf  # passes: of this batch
 
     def show() -> None:
         nonlocal shown

@@ -29,11 +29,6 @@ if TYPE_CHECKING:
     from svdctl.evaluate.attack.attack_progress import Assignment
     from svdctl.evaluate.results import Record
 
-# Of AutoAttack's standard list on an image that holds out: three attacks of 100 steps, two of them on 9 targets.
-GRADIENTS = 100 * (1 + 9 + 9)
-QUERIES = 5000
-STEPS = {"apgd-ce": 100, "apgd-dlr": 100, "apgd-t": 900, "fab": 100, "fab-t": 900, "square": 0}
-
 
 class AttackFigures(Figures):
     """Accuracy under attack."""
@@ -214,11 +209,18 @@ class AutoAttacks(Metric):
         if results["left_out"]:
             yield f"Left out of AutoAttack for want of classes: {', '.join(results['left_out'])}."
 
-    def passes(self, evaluate: Evaluate, images: int) -> tuple[float, float]:
+    def passes(self, evaluate: Evaluate, images: int, classes: int) -> tuple[float, float]:
+        from svdctl.evaluate.attack.adversary import most_work
+        from svdctl.evaluate.attack.attack_metric import HALVINGS, LOOKS
+        from svdctl.evaluate.attack.attack_plan import wanted
+
+        attacks: Any = tuple(dict.fromkeys(evaluate.attacks)) or "standard"
+        settings = AttackSettings(norm=evaluate.norm, eps=evaluate.eps, attacks=attacks)
+        work = most_work(settings, wanted(settings), classes)
+        forward = sum(one.passes + 1 for one in work) + HALVINGS + LOOKS
+        backward = 1 + sum(one.backward for one in work)
         attacked = min(images, evaluate.examples or images)
-        single = set(evaluate.attacks) & STEPS.keys()
-        steps = sum(STEPS[name] for name in single) if single else GRADIENTS
-        return (attacked * QUERIES * (not single or "square" in single), attacked * steps)
+        return attacked * max(forward - backward, 0), attacked * backward
 
 
 def _work(context: MeasurementContext, config: AttackSettings) -> "Assignment":

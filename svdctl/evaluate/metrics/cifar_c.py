@@ -235,7 +235,7 @@ class CorruptionAccuracy(Metric):
         if parts:
             yield f"Accuracy on corruptions: mean over {'; '.join(parts)}."
 
-    def passes(self, evaluate: Evaluate, images: int) -> tuple[float, float]:
+    def passes(self, evaluate: Evaluate, images: int, classes: int) -> tuple[float, float]:
         names = sum(name != CLEAN for name in evaluate.corruption_names)
         return names * len(evaluate.severities) * min(images, evaluate.corruption_examples or images), 0.0
 
