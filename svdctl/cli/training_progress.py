@@ -81,7 +81,6 @@ def evaluation_line(
         return figure(name, "-" if math.isnan(value) else format(value, form))
 
     bound = "-" if math.isnan(metrics.get("lipschitz", math.nan)) else at_most(metrics["lipschitz"])
-    proofs = f", proofs {metrics['proof_time']:.1f} s" if "proof_time" in metrics else ""
     parts = [
         (f"epoch {metrics['epoch']:3.0f}/{metrics['epochs']:.0f}", 0),
         (f"loss {known('loss', '.4f')}", 2),
@@ -95,7 +94,10 @@ def evaluation_line(
     if "frame_deviation" in metrics:
         parts.append((f"frames orthonormal to {metrics['frame_deviation']:.1e}", 4))
     parts.append((f"{known('train_time', '.1f')} s", 0))
-    parts.append((f"(control {known('clipping_time', '.1f')} s{proofs})", 6))
+    if "proof_time" in metrics:
+        share = metrics["proof_time"] / metrics["train_time"]
+        parts.append((f"(proofs {known('proof_time', '.1f')} s, {share:.1%})", 2))
+    parts.append((f"(control {known('clipping_time', '.1f')} s)", 6))
     return fitting(parts, width, "  ")
 
 

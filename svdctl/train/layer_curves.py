@@ -42,6 +42,8 @@ class LayerCurves:
     """Layers without a maximum, beside others that have one."""
     proofs: list[tuple[float, float]]
     """Epoch of each proof between steps, and the largest bound over its maximum that it found before it scaled."""
+    between: Table
+    """Bound over the maximum that each of these proofs left: a column for each proof."""
 
     @classmethod
     def of(cls, evaluated: Sequence[Mapping[str, Any]], proofs: Sequence[Mapping[str, Any]], per_epoch: float) -> Self:
@@ -54,6 +56,12 @@ class LayerCurves:
         def table(kind: str) -> Table:
             return [[line.get(f"{kind}/{name}", math.nan) for line in known] for name in names]
 
+        def left(name: str) -> list[float]:
+            # Lines about proofs name the maxima where they move; else there is one for all.
+            every = {line[f"max/{name}"] for line in known if f"max/{name}" in line}
+            one = every.pop() if len(every) == 1 else math.nan
+            return [line.get(f"bound/{name}", math.nan) / line.get(f"max/{name}", one) for line in proofs]
+
         return cls(
             names,
             [line["step"] / per_epoch for line in known],
@@ -62,6 +70,7 @@ class LayerCurves:
             table("max"),
             len(every) - len(names),
             [(line["step"] / per_epoch, line["found"]) for line in proofs],
+            [left(name) for name in names],
         )
 
     @property
@@ -105,8 +114,13 @@ def draw_layers(figure: Figure | SubFigure, layers: LayerCurves) -> None:
 def _draw_curves(panel: Axes, layers: LayerCurves) -> None:
     values, bounds = layers.over_maxima(layers.values), layers.over_maxima(layers.bounds)
     if layers.proofs:
-        panel.plot([at for at, _ in layers.proofs], [found for _, found in layers.proofs], ".", color=BOUND,
+        proved = [at for at, _ in layers.proofs]
+        panel.plot(proved, [found for _, found in layers.proofs], ".", color=BOUND,
                    label="bound found between steps, before it was scaled")  # fmt: skip
+        label = "bound of each layer proved there"
+        for row in layers.between:
+            panel.plot(proved, row, color=BOUND, lw=0.8, alpha=0.5, marker=marker_of(proved), ms=2, label=label)
+            label = "_"
     marker = marker_of(layers.epochs)
     order = sorted(range(len(values)), key=lambda place: _last(values[place]))
     for place in order[:-1]:
@@ -118,7 +132,8 @@ def _draw_curves(panel: Axes, layers: LayerCurves) -> None:
         panel.plot(layers.epochs, values[order[-1]], color=VALUE, marker=marker, label=label)
         highest = [max((b for b in column if b < math.inf), default=math.nan) for column in zip(*bounds, strict=True)]
         panel.plot(layers.epochs, highest, color=BOUND, lw=2.6, alpha=0.6, label="largest proved bound", zorder=1.5)
-    seen = [v for row in [*values, *bounds, [found for _, found in layers.proofs]] for v in row if 0 < v < math.inf]
+    found = [found for _, found in layers.proofs]
+    seen = [v for row in [*values, *bounds, *layers.between, found] for v in row if 0 < v < math.inf]
     top, low = max(seen, default=1.0), min(seen, default=1.0)
     if layers.has_maxima:
         panel.axhline(1, color=MAXIMUM, ls="--", lw=1, label="maximum")

@@ -106,7 +106,7 @@ class Loop:
         )
 
     def _prove(self, epoch: int) -> None:
-        """Prove all layers to be within their maxima, and log a line with the bounds.
+        """Prove all layers to be within their maxima, and log a line with the bounds, and the maxima where these move.
 
         The bound of a layer that was proved to be at most its maximum, and no more, is that maximum.
         """
@@ -116,6 +116,9 @@ class Loop:
         # Of the largest bound over its maximum, as it was found: what is above 1 was scaled.
         found = 1 / trainer.controller.smallest_factor
         bounds = {f"bound/{name}": bracket.upper for name, bracket in proved.items()}
+        if trainer.max_scale is not None:
+            maxima = {name: trainer.controller.maximum(name) for name in proved}
+            bounds |= {f"max/{name}": most for name, most in maxima.items() if most is not None}
         self._record("proof", {"epoch": epoch + 1, "found": found, **bounds})
 
     def _note_time(self) -> None:

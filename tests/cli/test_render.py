@@ -226,7 +226,7 @@ def test_what_is_needed_least_goes_first() -> None:
     whole = evaluation_line(CERTIFIED)
     parts = whole.split("  ")
     for gone in (
-        "(control 0.5 s, proofs 12.5 s)",
+        "(control 0.5 s)",
         "held-out loss 0.3000",
         "frames orthonormal to 3.1e-07",
         "L 2.00012",

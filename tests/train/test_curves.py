@@ -72,6 +72,35 @@ def test_where_few_layers_have_a_maximum_all_are_shown_by_their_values(tmp_path:
     assert "maximum" in [text.get_text() for text in end.get_legend().get_texts()]
 
 
+def proof(step: int, figures: dict[str, float]) -> dict[str, Any]:
+    return {"kind": "proof", "step": step, "epoch": 1, "found": 1.0, **figures}
+
+
+def test_the_bound_of_each_layer_is_drawn_at_proofs_between_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plots, "write_picture", lambda figure, path: drawn.append(figure))
+    fixed = [line(1, {"a": 1.0, "b": 1.5}), line(2, {"a": 1.0, "b": 1.5})]
+    moved = [line(1, {"a": 1.0, "b": 1.5}, 4.0), line(2, {"a": 1.0, "b": 1.5})]
+    bounds = [{"bound/a": 1.5, "bound/b": 2.0}, {"bound/a": 1.0}]
+    maxima = [{"max/a": 3.0, "max/b": 4.0}, {"max/a": 2.5}]
+    plain = [proof(2, bounds[0]), proof(3, bounds[1])]
+    named = [proof(2, bounds[0] | maxima[0]), proof(3, bounds[1] | maxima[1])]
+    none = math.nan
+    for records, a, b in (
+        ([*fixed, *plain], [0.75, 0.5], [1.0, none]),
+        ([*moved, *named], [0.5, 0.4], [0.5, none]),
+        ([*moved, *plain], [none, none], [none, none]),  # which of the maxima held is not known
+    ):
+        plot_curves(records, tmp_path / "x.png", held_out="test set")
+        panel = drawn.pop().subfigs[1].axes[0]
+        shown = [list(curve.get_ydata()) for curve in panel.lines if list(curve.get_xdata()) == [0.4, 0.6]]
+        assert shown == [pytest.approx(row, nan_ok=True) for row in ([1.0, 1.0], a, b)]
+        legend = [text.get_text() for text in panel.get_legend().get_texts()]
+        assert legend.count("bound of each layer proved there") == 1
+
+
 def test_lines_without_layers_and_infinite_bounds_are_drawn(tmp_path: Path, drawn: list[Figure]) -> None:
     plot_curves([line(1, {})], tmp_path / "x.png", held_out="test set")
     assert not drawn[0].subfigs

@@ -64,9 +64,18 @@ def test_layers_are_within_the_maximum_of_each_step(kind: str, tmp_path: Path) -
 
 
 def test_seals_logs_and_checkpoints_have_the_maximum_of_the_moment(tmp_path: Path) -> None:
-    config = make(tmp_path, "train", "control.kind=clip", "control.every_steps=100", *MOVED)
+    proved = "control.prove_every_steps=2"
+    config = make(tmp_path, "train", "control.kind=clip", "control.every_steps=100", proved, *MOVED)
     result = recipe.run(config, base="test", reporter=Recorder())
-    lines = [line for line in read_log(result.folder / "metrics.jsonl") if line["kind"] == "epoch"]
+    log = read_log(result.folder / "metrics.jsonl")
+    for line in (proofs := [line for line in log if line["kind"] == "proof"]):
+        maxima = {key[4:]: value for key, value in line.items() if key.startswith("max/")}
+        assert maxima.keys() == {key[6:] for key in line if key.startswith("bound/")}
+        assert {round(value, 9) for value in maxima.values()} == {
+            round(share * MAXIMA[line["step"]], 9) for share in (1, 2)
+        }
+    assert [line["step"] for line in proofs] == [2, 4, 8]
+    lines = [line for line in log if line["kind"] == "epoch"]
     assert [line["max_sigma"] for line in lines] == pytest.approx([0.6, 0.3, 0.3])
     for epoch, maximum in ((1, 0.6), (2, 0.3), (3, 0.3)):
         checkpoint = read_checkpoint(result.folder / f"epoch-{epoch}.pt")

@@ -185,4 +185,6 @@ def test_proofs_are_drawn_and_their_time_is_shown(tmp_path: Path, monkeypatch: p
     assert panel.lines[0].get_xydata().tolist() == [[pytest.approx(2 / 3), 1.25]]  # epochs: step 2 of 3
     figures = {**epoch, "val_loss": 1.0, "val_acc": 0.5}
     assert "proofs" not in evaluation_line(figures)
-    assert evaluation_line({**figures, "proof_time": 0.25}).endswith("(control 0.1 s, proofs 0.2 s)")
+    known = {**figures, "proof_time": 0.0175, "train_time": 1.25}
+    assert evaluation_line(known).endswith("  1.2 s  (proofs 0.0 s, 1.4%)  (control 0.1 s)")
+    assert evaluation_line(known, 80).endswith("  1.2 s  (proofs 0.0 s, 1.4%)")  # what is wanted stays in 80 columns

@@ -30,7 +30,7 @@ def named_figures(line: Mapping[str, Any]) -> dict[str, float]:
 
     Figures of the training part are `train/<key>_step` and `train/<key>_epoch`, of the validation part `val/<key>`, of
     layers `sigma/<layer>`, `bound/<layer>`, `max/<layer>` and `changed/<layer>`, of proofs between steps
-    `proof/found` and `proof/bound/<layer>`, of the network `network/<key>`, seconds `time/<key>`.
+    `proof/found`, `proof/bound/<layer>` and `proof/max/<layer>`, of the network `network/<key>`, seconds `time/<key>`.
     """
     found = {_name(line["kind"], key): value for key, value in line.items() if value is not None}
     return {name: value for name, value in found.items() if name is not None}
