@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 CUDA = torch.device("cuda", 0)
 
@@ -25,14 +27,29 @@ def is_possible() -> bool:
 def without_numbers(*things: object) -> Iterator[None]:
     """Move networks and what keeps tensors beside them to the device, and run the body; all numbers are lost.
 
-    In the body a number that is read, and an operation on tensors of two devices, raise an error.
+    In the body a number that is read raises an error, and so does what `OneDevice` refuses.
     """
     mode = FakeTensorMode()
     move = _Move(mode)
     for thing in things:
         move(thing)
-    with mode:
+    with mode, OneDevice():
         yield
+
+
+class OneDevice(TorchDispatchMode):
+    """Refuses operations on tensors of two devices, numbers (0-d) on the host among them, and copies between devices.
+
+    torch takes a number of the host beside tensors of a device; a CUDA graph would keep the one of its recording.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [value.device for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        found = func(*args, **(kwargs or {}))
+        made = [value.device for value in tree_leaves(found) if isinstance(value, Tensor)]
+        if len(devices := sorted({*map(str, given), *(map(str, made) if given else ())})) > 1:
+            raise RuntimeError(f"{func} has to do with tensors of more than one device: {', '.join(devices)}")
+        return found
 
 
 class _Move:

@@ -3,24 +3,24 @@
 What is on another device than what it is used with, and what reads a number, is an error.
 """
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from svdctl.cli.training_flags import LIPCONV, TRAIN, resolve
 from svdctl.config.train_config import TrainConfig
 from svdctl.control.controller import Controller
-from svdctl.data.augment import augment
-from svdctl.data.batches import Batch, Batches, to_pixels
 from svdctl.data.images import ImageData
 from svdctl.layers import stored_weight
 from svdctl.models.build import build_model
-from svdctl.train.weight_average import WeightAverage
+from svdctl.train.setup import launch
+from svdctl.train.trainer import Trainer
 from tests import fake_cuda
 from tests.fake_cuda import CUDA, backward, without_numbers
 
@@ -58,74 +58,92 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def make(kind: str) -> TrainConfig:
     lipconv = kind.startswith("lipconv")
-    flags = {"preset": "lipconv-quickstart" if lipconv else "quickstart",
+    flags = {"preset": "lipconv-quickstart" if lipconv else "quickstart", "batch_size": 4, "accelerator": "cpu",
              "set": ["model.in_channels=2" if lipconv else "model.width=1", "augment.flip=true"]}  # fmt: skip
     table = resolve(flags, LIPCONV if lipconv else TRAIN).config.model_dump()
     return TrainConfig.model_validate({**table, **KINDS[kind]})
 
 
 def optimizer_of(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Return the run's optimiser; its fused form has no shapes without a GPU."""
+    """Return the run's optimiser; its fused form, as a captured step has it, has no shapes without a GPU."""
     settings = config.optimizer.model_dump(exclude={"kind", "clip_norm"})
     kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    return kinds[config.optimizer.kind](model.parameters(), foreach=True, **settings)
+    found = kinds[config.optimizer.kind](model.parameters(), foreach=True, **settings)
+    for group in found.param_groups:
+        if "capturable" in group:  # SGD takes the rate from a tensor in its fused form alone
+            group |= {"lr": torch.ones((), device=CUDA), "capturable": True}
+    return found
+
+
+def trainer_of(config: TrainConfig) -> Trainer:
+    model = build_model(config, 10).train()
+    controller = Controller.from_config(model, None, config.control, config.batchnorm)
+    data = ImageData(torch.zeros(8, 3, 32, 32, dtype=torch.uint8), torch.zeros(8, dtype=torch.long), ("a", "b"))
+    return Trainer(config, model, launch(config), data, data, controller)
+
+
+@contextmanager
+def on_the_device(trainer: Trainer, *more: object) -> Iterator[None]:
+    """Let the trainer's own steps be made on the device, by tensors without numbers."""
+    without_gradient: list[str] = []
+
+    def backward_of_all(loss: Tensor) -> None:
+        backward(loss)
+        without_gradient.extend(name for name, value in trainer.model.named_parameters() if value.grad is None)
+
+    with without_numbers(trainer, *more):
+        trainer.optimizer = trainer.stepper = trainer.controller.optimizer = optimizer_of(trainer.config, trainer.model)
+        trainer.fabric = SimpleNamespace(world_size=1, backward=backward_of_all, strategy=trainer.fabric.strategy)
+        yield
+        assert without_gradient == []
+
+
+@pytest.fixture(autouse=True)
+def shown_as_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Weights of a class of tensors of its own are refused, and these are.
+    shown = lambda value: Tensor if isinstance(value, FakeTensor) else type(value)  # noqa: E731
+    monkeypatch.setattr(stored_weight, "type", shown, raising=False)
 
 
 @needs_fakes
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_step_stays_on_its_device(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Weights of a class of tensors of its own are refused, and these are.
-    shown = lambda value: Tensor if isinstance(value, FakeTensor) else type(value)  # noqa: E731
-    monkeypatch.setattr(stored_weight, "type", shown, raising=False)
-    config = make(kind)
-    model = build_model(config, 10).train().to(memory_format=torch.channels_last)
-    controller = Controller.from_config(model, None, config.control, config.batchnorm)
-    average = None if config.ema is None else WeightAverage(model, config.ema.decay)
-    if is_whole := kind == "recipe":
-        controller.scale_maxima(4.0)
-    data = ImageData(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.zeros(4, dtype=torch.long), ("a", "b"))
-    batches = Batches(data, 4, 0, config.augment)
-    with without_numbers(model, controller, average):
-        controller.optimizer = optimizer = optimizer_of(config, model)
-        before = {name: value.shape for name, value in model.state_dict().items()}
-        images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8, device=CUDA)
-        draws, labels = torch.rand(4, 3).to(CUDA), torch.zeros(4, dtype=torch.long, device=CUDA)
-        # The last of these has all that is done now and then.
-        for step in (1, 2, 1000):
-            pixels = to_pixels(augment(images, draws, flip=True, crop=2, pad_mode="symmetric"))
-            passes = [(pixels, labels)]
-            if is_whole:
-                parts = Batch(images, draws, labels, torch.rand((), device=CUDA), (1, 1)).parts()
-                passes = [(batches.pixels(part), part.own_labels) for part in parts]
-            for pixels, wanted in passes:
-                loss = F.cross_entropy(model(pixels.contiguous(memory_format=torch.channels_last)), wanted)
-                penalty = controller.penalty()
-                total = loss if penalty is None else loss + penalty
-                backward(total)
-            missing = [name for name, value in model.named_parameters() if value.grad is None]
-            assert missing == []
-            if is_whole:
-                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            # By QR, a GPU's retraction reads whether its way by products has held.
-            reads = controller.why_not_captured(step) is not None
+def test_a_step_stays_on_its_device(kind: str) -> None:
+    trainer = trainer_of(make(kind))
+    batch = next(trainer.batches.epoch(0))
+    before = {name: value.shape for name, value in trainer.model.state_dict().items()}
+    with on_the_device(trainer, batch):
+        # The first makes the optimiser's state, the other has all that is done now and then.
+        for step in (1, 1000):
+            trainer.counters.step = step - 1
+            # By QR, a GPU's retraction sends to the host whether its way by products has held.
+            reads = trainer.controller.why_not_captured(step) is not None
             assert reads == (kind == "retract-qr")
-            with pytest.raises(DataDependentOutputException) if reads else nullcontext():
-                controller.apply_(step)
-            if average is not None:
-                controller.scale_maxima(4.0 - step / 1000)
-                average.set_step(step)
-                average.update_()
-        state = model.state_dict()
+            with pytest.raises(RuntimeError, match="more than one device: cpu, cuda") if reads else nullcontext():
+                trainer.train_step(batch)
+        state = trainer.model.state_dict()
         assert {name: value.shape for name, value in state.items()} == before
-        assert {value.device for value in state.values()} == {CUDA}
+        assert {value.device for value in (*state.values(), trainer.totals)} == {CUDA}
+
+
+@needs_fakes
+def test_a_constant_in_the_step_that_comes_from_the_host_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_of(make("dense-alone"))
+    batch = next(trainer.batches.epoch(0))
+    whole = trainer.batches.pixels
+    with on_the_device(trainer, batch):
+        for constant in (lambda: torch.ones(()), lambda: torch.tensor(1.0, device=CUDA)):
+            pixels = lambda part, constant=constant: whole(part) * constant()  # noqa: E731
+            monkeypatch.setattr(type(trainer.batches), "pixels", lambda self, part, pixels=pixels: pixels(part))
+            with pytest.raises(RuntimeError, match="more than one device"):
+                trainer.train_step(batch)
 
 
 @needs_fakes
 def test_what_is_on_the_host_is_found() -> None:
-    with without_numbers(), pytest.raises(RuntimeError, match=r"(?i)device"):
-        torch.zeros(2, 3, 8, 8, device=CUDA) * torch.zeros(3, 1, 1)
+    # A fake tensor alone lets a number on the host through.
+    for shape in ((3, 1, 1), ()):
+        with without_numbers(), pytest.raises(RuntimeError, match=r"(?i)device"):
+            torch.zeros(2, 3, 8, 8, device=CUDA) * torch.zeros(shape)
 
 
 @needs_fakes
