@@ -65,7 +65,8 @@ def result_table(result: "EvaluationResult", width: int | None = None) -> str:
 
     Args:
         result: of a call.
-        width: columns of the terminal; a table that is wider goes on below, with the checkpoints again. None: any.
+        width: columns of the terminal, on which one or two checkpoints stand across and figures down; a wider table
+            goes on below, with the checkpoints again. None: any.
     """
     measured = [evaluation for evaluation in result.evaluations if evaluation.records]
     lines: list[str] = []
@@ -97,6 +98,11 @@ def _in_parts(table: "Table", width: int | None) -> list[str]:
     if width is not None and len(marks) == 1 and marks != {""}:  # once in place of behind every figure
         said = ["", f"all figures: {next(iter(marks))}"]
         table = replace(table, rows=[[replace(cell, mark="") for cell in row] for row in table.rows])
+    title = [one_line(table.title)] if table.title else []
+    numbered = [_filled(f"[{number}] {one_line(note)}", width) for number, note in enumerate(table.notes, 1)]
+    after = [*said, *([""] if numbered else []), *numbered]
+    if width is not None and len(table.rows) < 3:
+        return [*title, *_figures_down(table, width), *after]
     names = max(columns_of(row[0].text) for row in table.rows)
     parts: list[list[int]] = [[]]
     for place in range(1, len(table.columns)):
@@ -104,10 +110,31 @@ def _in_parts(table: "Table", width: int | None) -> list[str]:
         if parts[-1] and width is not None and needed > width:
             parts.append([])
         parts[-1].append(place)
-    title = [one_line(table.title)] if table.title else []
     shown = [line for places in parts for line in (*part(places, width).splitlines(), "")]
-    numbered = [_filled(f"[{number}] {one_line(note)}", width) for number, note in enumerate(table.notes, 1)]
-    return [*title, *shown[:-1], *said, *([""] if numbered else []), *numbered]
+    return [*title, *shown[:-1], *after]
+
+
+def _figures_down(table: "Table", width: int) -> list[str]:
+    """Return a line for each figure, the checkpoints side by side; names that have no room there stand above."""
+    from svdctl.utils.table import Cell, Column, Table, terminal
+
+    def lines(names: Sequence[str]) -> list[str]:
+        columns = [Column("figure", "", "left"), *(Column(name, name) for name in names)]
+        rows = [
+            [Cell(column.header or ""), *(row[place] for row in table.rows)]
+            for place, column in enumerate(table.columns)
+        ]
+        return terminal(Table(columns, rows[1:]), rule=False).splitlines()
+
+    names = [row[0].text for row in table.rows]
+    found = lines(names)
+    if max(map(columns_of, found)) <= width:
+        return found
+    if len(names) == 1:
+        return [_filled(one_line(names[0]), width), *lines([""])[1:]]
+    short = [f"checkpoint {number}" for number in range(1, len(names) + 1)]
+    above = (f"{number}: {one_line(name)}" for number, name in zip(short, names, strict=True))
+    return [*(_filled(line, width) for line in above), "", *lines(short)]
 
 
 def _remarks(measured: "Sequence[Evaluation]") -> list[str]:
@@ -121,7 +148,9 @@ def _remarks(measured: "Sequence[Evaluation]") -> list[str]:
                 names.setdefault((metric, one_line(text)), []).append(one_line(evaluation.found.name))
     count = {metric: sum(metric in evaluation.records for evaluation in measured) for metric, _ in names}
     return [
-        f"{metric}: {text}" if len(found) == count[metric] > 1 else f"{', '.join(found)}, {metric}: {text}"
+        f"{metric}: {text}"
+        if len(found) == count[metric] and (count[metric] > 1 or len(measured) == 1)
+        else f"{', '.join(found)}, {metric}: {text}"
         for (metric, text), found in names.items()
     ]
 

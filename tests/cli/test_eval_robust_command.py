@@ -523,3 +523,22 @@ def test_a_mark_of_all_figures_is_said_once_on_a_terminal() -> None:
     assert _in_parts(table, 80)[-1] == "all figures: kept"
     assert "(kept)" not in "".join(_in_parts(table, 80))
     assert "(kept)" in "".join(_in_parts(table, None))
+
+
+@pytest.mark.parametrize("names", [("run-20261127/last",), ("a/last", "b/last"), ("x" * 90, "run/best" * 9)])
+def test_figures_of_one_or_two_checkpoints_stand_below_each_other(names: tuple[str, ...]) -> None:
+    from svdctl.cli.evaluation_progress import _in_parts
+    from svdctl.utils.table import Cell, Column, Table
+
+    figures = ["accuracy", "corrupted, benchmark (15)", "apgd-ce + apgd-t L2 0.2", "certified 36/255"]
+    columns = [Column("checkpoint", "checkpoint", "left", elastic=True), *(Column(text, text) for text in figures)]
+    rows = [[Cell(name), *(Cell(f"{number}{at}.25%") for at in range(4))] for number, name in enumerate(names)]
+    rows[-1][2] = Cell("77.00%", notes=(1,))
+    lines = _in_parts(Table(columns, rows, title="On digits", notes=["Measured otherwise."]), 80)
+    assert lines[0] == "On digits"
+    assert lines[-1] == "[1] Measured otherwise."
+    for at, figure in enumerate(figures):
+        (line,) = (line for line in lines if line.startswith(figure))
+        assert [word for word in line[len(figure) :].split() if "%" in word] == [row[at + 1].text for row in rows]
+    assert all("\n".join(lines).count(name) == 1 for name in names)
+    assert all(len(line) <= 80 or " " not in line.partition(": ")[2] for line in lines)

@@ -56,7 +56,7 @@ def row(lines: list[str], name: str) -> str:
 def test_fewer_metrics_and_fewer_checkpoints_leave_the_report_as_large(shared: Path, folder: Path) -> None:
     first = lines_of(measure(shared, folder, metrics=["accuracy", "certified"], radii=["36"]))
     header = next(line for line in first if line.startswith("| checkpoint"))
-    assert header == "| checkpoint | accuracy | cert. 36 |"
+    assert header == "| checkpoint | accuracy | certified 36/255 |"
     # Results in another place than beside the checkpoint are those of the same weights.
     again = lines_of(measure(shared, folder / "a.pth", metrics=["accuracy"], out_dir=folder))
     assert row(again, "a ").split(" | ")[1:] == [row(first, "a ").split(" | ")[1], *row(again, "a ").split(" | ")[2:]]
@@ -175,9 +175,9 @@ def test_several_checkpoints_are_one_picture(shared: Path, folder: Path, monkeyp
     (figure,) = drawn
     panels = [panel for part in figure.subfigs for panel in part.axes]
     titles = [panel.get_title(loc="left") for panel in panels]
-    assert titles[:3] == ["accuracy, %", "corrupted, 1 corruption, %", "cert. 36, %"]
+    assert titles[:3] == ["accuracy, %", "corrupted, 1 corruption, %", "certified 36/255, %"]
     assert titles[3:] == ["Certified accuracy", "Corrupted images, mean over the corruptions that all have"]
-    assert "0 for every checkpoint: cert. 3000" in figure.get_suptitle()
+    assert "0 for every checkpoint: certified 3000/255" in figure.get_suptitle()
     assert [label.get_text() for label in panels[0].get_yticklabels()] == ["a", "b"]
     for panel in panels[3:]:
         assert len(panel.lines) == 2

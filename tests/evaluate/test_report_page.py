@@ -84,8 +84,8 @@ def test_what_is_proved_is_told_from_what_is_measured(browser: Browser, made: tu
         "accuracy": "measured",
         "ECE": "measured",
         "ECE at T": "measured",
-        "cert. 1": "proved",
-        "cert. 36": "proved",
+        "certified 1/255": "proved",
+        "certified 36/255": "proved",
         next(text for text in headers if text.startswith("apgd-ce L")): "reached",
     }
     assert "an upper bound: a stronger attack may break more images" in browser.column("rests on", 1)

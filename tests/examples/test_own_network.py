@@ -116,7 +116,7 @@ def test_the_page_from_pictures_to_onnx(tmp_path: Path) -> None:
 
     done = shell(evaluate, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    for metric in ("accuracy", "ECE", "3 corruptions", "AutoAttack", "cert. 36"):
+    for metric in ("accuracy", "ECE", "3 corruptions", "AutoAttack", "certified 36/255"):
         assert metric in done.stdout, metric
 
     assert_gate_closes(gate, run, "model.layer3.0.conv1", tmp_path)

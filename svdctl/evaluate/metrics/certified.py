@@ -130,7 +130,7 @@ class CertifiedAccuracy(Metric):
         )
 
     def cells(self, record: "Record") -> dict[str, str]:
-        return {f"cert. {radius}": f"{share:.2%}" for radius, share in record.results["accuracy"].items()}
+        return {f"certified {radius}/255": f"{share:.2%}" for radius, share in record.results["accuracy"].items()}
 
     def intervals(self, record: "Record") -> dict[str, tuple[float, float]]:
         count, shares = record.results["count"], record.results["accuracy"].values()

@@ -140,7 +140,7 @@ class CorruptionAccuracy(Metric):
         if results["mean"] is None:
             return f"clean {results['clean']:.2%}, no corruption asked for"
         means = ", ".join(f"{_in_words(name)}: {share:.2%}" for name, share in results["figures"].items())
-        return f"{means} (clean {results['clean']:.2%}; {which_of_all(results['accuracy'])})"
+        return f"{means} (clean {results['clean']:.2%})"
 
     def protocol_text(self, record: "Record") -> str:
         results, protocol = record.results, record.protocol
