@@ -49,7 +49,9 @@ from svdctl.models.external_architecture import is_network
 from svdctl.plugins import grant_factory, is_factory
 from svdctl.spectral.bounds import Bracket, is_bounded, norm_bound
 from svdctl.spectral.convolution import Convolution
+from svdctl.spectral.gram import bytes_of_bound
 from svdctl.spectral.parallel_map import parallel_map
+from svdctl.spectral.values import bytes_of_values
 from svdctl.utils.atomic_write import require_place
 from svdctl.utils.content_hash import file_digest
 from svdctl.utils.escapes import one_line
@@ -416,7 +418,8 @@ def _weights_spectrum(path: Path, weights: WeightFile, config: InspectConfig, re
         return _stored_row(layer, config, pairs=pairs)
 
     costliest_first = sorted(range(len(chosen)), key=lambda place: -_operations(chosen[place]))
-    found = parallel_map(lambda place: row(chosen[place]), costliest_first)
+    sizes = [_bytes(layer, config) for layer in chosen]
+    found = parallel_map(lambda place: row(chosen[place]), costliest_first, sizes.__getitem__)
     rows = [made for _, made in sorted(zip(costliest_first, found, strict=True), key=lambda pair: pair[0])]
     told = f" ({weights.wrapping})" if weights.wrapping else ""
     return NetworkSpectrum(f"{path}{told}", tuple(rows), None, _NO_NETWORK)
@@ -425,6 +428,14 @@ def _weights_spectrum(path: Path, weights: WeightFile, config: InspectConfig, re
 def _operations(layer: StoredLayer) -> float:
     """Return about how many operations the eigenvalues of one matrix of a stored layer take."""
     return 4.0 * min(layer.shape[:2], default=0) ** 3
+
+
+def _bytes(layer: StoredLayer, config: InspectConfig) -> int:
+    """Return about how much memory the row of a stored layer takes while it is computed."""
+    if layer.reason or len(layer.shape) < 2:
+        return 0
+    size = _size_for(config, len(layer.shape) - 2)
+    return bytes_of_bound(layer.shape) + (0 if size is None else bytes_of_values(layer.shape, size))
 
 
 def _seconds_of_values(layers: Sequence[StoredLayer], config: InspectConfig) -> float:

@@ -15,6 +15,7 @@ from svdctl.cli.progress_display import ProgressDisplay
 from svdctl.cli.training_table import DEBUG, PLUGIN
 from svdctl.errors import Interrupted, LimitExceeded, UsageError
 from svdctl.utils.escapes import one_line
+from svdctl.utils.freed_memory import return_freed_tensors
 from svdctl.utils.printable import printable
 from svdctl.utils.signals import stops_answered
 from svdctl.utils.table import width_of
@@ -121,6 +122,7 @@ def inspect_spectrum(flags: dict[str, Any]) -> None:
     config = _config(flags)
     require_existing(config.files)
     say_opening("inspect-spectrum", _opening(config))
+    return_freed_tensors()
     display = ProgressDisplay("stderr", "layer {done} of {total}: {text}", flags_by_key(INSPECT))
     try:
         with stops_answered(display.say, "nothing is written; a second Ctrl-C ends at once"):

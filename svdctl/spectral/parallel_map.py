@@ -19,15 +19,26 @@ from svdctl.spectral.exact_arithmetic import exact_arithmetic, is_exact_here
 S = TypeVar("S")
 T = TypeVar("T")
 
+_BYTES_PER_THREAD = 1 << 27
 
-def parallel_map(function: Callable[[S], T], items: Iterable[S]) -> list[T]:
+
+def parallel_map(function: Callable[[S], T], items: Iterable[S], memory: Callable[[S], int] | None = None) -> list[T]:
     """Return `[function(item) for item in items]`, without gradients, on as many threads as torch may use.
 
     Inside, `torch.get_num_threads()` is 1: what is called there splits nothing any further. The first item is begun
     first, so that the costliest should be the first. An error of an item is raised after the others have ended.
+
+    Args:
+        function: of an item.
+        items: any number.
+        memory: returns about how many bytes an item takes while it is computed. All that are computed at once take
+            128 MiB for each thread at most; items that take more than half of that are computed first, one after the
+            other, in this thread, where what is called may use all threads. Absent: it is little.
     """
     threads = torch.get_num_threads()
     items = list(items)
+    if memory is not None and threads > 1 and not getattr(_here, "is_worker", False):
+        return _within_memory(function, items, [memory(item) for item in items], threads * _BYTES_PER_THREAD)
     if threads == 1 or len(items) < 2 or getattr(_here, "is_worker", False):
         with torch.no_grad():
             return [function(item) for item in items]
@@ -47,6 +58,36 @@ def parallel_map(function: Callable[[S], T], items: Iterable[S]) -> list[T]:
         wait(futures)
         raise
     return [future.result() for future in futures]
+
+
+def _within_memory(function: Callable[[S], T], items: list[S], sizes: list[int], most: int) -> list[T]:
+    """Return what `parallel_map` does of items that take memory.
+
+    Args:
+        function: of an item.
+        items: any number.
+        sizes: bytes that each takes.
+        most: bytes that may be taken at once.
+    """
+    changed, taken = threading.Condition(), 0
+
+    def when_there_is_room(place: int) -> T:
+        nonlocal taken
+        with changed:
+            changed.wait_for(lambda: taken + sizes[place] <= most)
+            taken += sizes[place]
+        try:
+            return function(items[place])
+        finally:
+            with changed:
+                taken -= sizes[place]
+                changed.notify_all()
+
+    with torch.no_grad():
+        alone = {place: function(items[place]) for place, size in enumerate(sizes) if size > most / 2}
+    others = [place for place in range(len(items)) if place not in alone]
+    found = alone | dict(zip(others, parallel_map(when_there_is_room, others), strict=True))
+    return [found[place] for place in range(len(items))]
 
 
 _here = threading.local()

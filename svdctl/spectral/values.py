@@ -129,6 +129,12 @@ def operations_of_values(conv: Convolution, input_size: tuple[int, ...]) -> floa
     return each * _count(conv, input_size)
 
 
+def bytes_of_values(shape: tuple[int, ...], input_size: tuple[int, ...]) -> int:
+    """Return about how much memory the values of a kernel `(O, I, *k)` on one input take on a CPU besides its bound."""
+    matrices = math.prod(input_size) // 2 + 1
+    return min(_BYTES_AT_ONCE["cpu"], 64 * matrices * min(shape[:2]) ** 2) + 8 * math.prod(input_size) * min(shape[:2])
+
+
 def _bytes_at_once(device: torch.device) -> int:
     return _BYTES_AT_ONCE.get(device.type, _BYTES_ON_DEVICE)
 

@@ -36,11 +36,11 @@ def inspect(large: Path, folder: Path, room: int | None) -> Command:
 
 
 def test_the_analysis_of_a_large_network(large: Path, tmp_path: Path) -> None:
-    """At every limit the same figures or one sentence; with 800 MB besides the program, the figures."""
+    """At every limit the same figures or one sentence; with 400 MB besides the program, the figures."""
     whole = inspect(large, tmp_path, None).end()
     assert whole.code == 0
     told = []
-    for room in (20, 100, 180, 260, 800):
+    for room in (20, 100, 180, 260, 400):
         ended = inspect(large, tmp_path, room).end()
         if ended.code == 0:
             assert ended.out == whole.out
@@ -53,6 +53,45 @@ def test_the_analysis_of_a_large_network(large: Path, tmp_path: Path) -> None:
         told.append(ended.code == 0)
     assert told[0] is False
     assert told[-1] is True
+
+
+PEAK = """
+import sys
+import torch
+from pathlib import Path
+import svdctl.cli.app, svdctl.analysis.inspect_files
+
+def megabytes(key):
+    return int(Path("/proc/self/status").read_text().split(key)[1].split()[0]) / 1024
+
+torch.set_num_threads(2)
+before = megabytes("VmRSS:")
+try:
+    svdctl.cli.app.main()
+finally:
+    print(megabytes("VmHWM:") - before, file=sys.stderr)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell the peak of a process")
+def test_layers_side_by_side_take_no_more_than_fits(tmp_path: Path) -> None:
+    """Of 33 MB of weights on two threads: large layers one after the other, small ones at once, within 400 MB."""
+    file = tmp_path / "weights.pt"
+    torch.manual_seed(0)
+    shapes = [(512, 512)] * 3 + [(128, 128)] * 8
+    torch.save({f"layer{place}.weight": torch.randn(*shape, 3, 3) / 50 for place, shape in enumerate(shapes)}, file)
+    arguments = ["inspect-spectrum", str(file), "--tolerance", "0.3", "--format", "csv"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "2"}
+    ended = subprocess.run(
+        [sys.executable, "-c", PEAK, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=280,
+        check=True,
+    )
+    assert ended.stdout.count("\n") == 1 + len(shapes)
+    assert float(ended.stderr.splitlines()[-1]) < 400
 
 
 @pytest.mark.slow
