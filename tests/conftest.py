@@ -3,6 +3,7 @@
 import os
 import signal
 from itertools import islice
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -17,6 +18,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 # Worker processes are told the width of the terminal that the tests were started from, which output would be fitted to.
 os.environ.pop("COLUMNS", None)
+
+# Processes that tests start import this checkout's packages, and no torchmetrics.
+HERE = Path(__file__).parent
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    dict.fromkeys(
+        [str(HERE / "without_torchmetrics"), str(HERE.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    )
+).rstrip(os.pathsep)
 
 # A shell starts what runs in the background with Ctrl-C ignored, and children inherit that: tests send it to theirs.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

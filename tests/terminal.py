@@ -118,9 +118,7 @@ def terminal(
         pytest.skip("tmux is not installed")
     folder = Path(tempfile.mkdtemp(prefix="svdctl"))  # the name of a socket may have no more than 107 letters
     kept = {name: value for name, value in os.environ.items() if name not in LEFT_OUT}
-    # `python -m svdctl` is this svdctl in every folder.
-    places = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [kept.get("PYTHONPATH")])])
-    shown = Terminal(folder, {**kept, "PYTHONPATH": places, "LC_ALL": "C.UTF-8", **env})
+    shown = Terminal(folder, {**kept, "LC_ALL": "C.UTF-8", **env})
     (folder / "settings").write_text(SETTINGS)
     words = {"folder": cwd or Path.cwd(), "code": folder / "code"}
     quoted = {name: shlex.quote(str(path)) for name, path in words.items()}

@@ -1,6 +1,5 @@
 """The tables of `svdctl inspect-spectrum` on real terminals, and what is said while it works."""
 
-import os
 import re
 import sys
 from itertools import pairwise
@@ -31,8 +30,7 @@ def command(*arguments: object) -> list[str | Path]:
 
 
 def shown(columns: int, *arguments: object, **further: object) -> str:
-    path = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    return run_in_terminal(command(*arguments), columns, 60, env=path, **further)  # type: ignore[arg-type]
+    return run_in_terminal(command(*arguments), columns, 60, env={"OMP_NUM_THREADS": "1"}, **further)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

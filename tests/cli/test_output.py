@@ -74,7 +74,7 @@ def svdctl(*arguments: str, stdout: int, stderr: int = subprocess.PIPE, cwd: Pat
     return subprocess.run(
         [sys.executable, "-m", "svdctl", *arguments], stdout=stdout, stderr=stderr, text=True, timeout=120, cwd=cwd,
         # Unbuffered, Python itself passes over a full pipe.
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": ""},
+        env={**os.environ, "PYTHONUNBUFFERED": ""},
     )  # fmt: skip
 
 
@@ -167,7 +167,7 @@ def test_streams_that_the_shell_has_closed(
     for arguments, (code, words) in (("--print-config", prints), ("--resume none", fails)):
         done = subprocess.run(
             f"exec {sys.executable} -m svdctl train {arguments} {closed}", shell=True, capture_output=True, text=True,
-            timeout=120, check=False, cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            timeout=120, check=False, cwd=tmp_path,
         )  # fmt: skip
         assert done.returncode == code, done.stderr
         assert done.stderr.startswith(words)
@@ -188,7 +188,7 @@ def test_a_name_that_the_output_has_no_sign_for_is_escaped(tmp_path: Path, local
     file = "wж.pt" if locale != "strict ascii" else "noж.pt"
     found = subprocess.run(
         [sys.executable, "-m", "svdctl", "inspect-spectrum", file], capture_output=True, cwd=tmp_path, check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **LOCALES[locale]},
+        env={**os.environ, **LOCALES[locale]},
     )  # fmt: skip
     shown = found.stdout if file == "wж.pt" else found.stderr
     assert f"{file[:-4]}\\u0436.pt".encode() in shown
@@ -201,7 +201,7 @@ def test_a_training_on_an_ascii_terminal_draws_its_bar_and_ends(tmp_path: Path) 
     """A live bar, and a folder whose name has no sign there."""
     write_data(tmp_path / "data.npz", 12)
     mine, theirs = pty.openpty()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TERM": "xterm", **LOCALES["strict ascii"]}
+    environment = {**os.environ, "TERM": "xterm", **LOCALES["strict ascii"]}
     command = [sys.executable, "-m", "svdctl", *TINY, "--out-dir", "rж"]
     process = subprocess.Popen(command, stdout=theirs, stderr=theirs, cwd=tmp_path, env=environment)
     os.close(theirs)

@@ -27,7 +27,7 @@ def environment(**more: str) -> dict[str, str]:
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "MASTER_", "PL_"))}
     for key in ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE"):
         clean.pop(key, None)
-    return {**clean, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more}
+    return {**clean, "OMP_NUM_THREADS": "1", **more}
 
 
 def start(arguments: Sequence[str], **more: str) -> "subprocess.Popen[str]":

@@ -35,7 +35,7 @@ def environment(folder: Path) -> dict[str, str]:
         (names / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {call} "$@"\n')
         (names / name).chmod(0o755)
     path = f"{names}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "SVDCTL_CACHE": "off"}
+    return {**os.environ, "PATH": path, "SVDCTL_CACHE": "off"}
 
 
 def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:

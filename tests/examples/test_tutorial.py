@@ -22,7 +22,7 @@ def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     (names / "svdctl").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m svdctl "$@"\n')
     (names / "svdctl").chmod(0o755)
     path = f"{names}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "SVDCTL_CACHE": "off"}
+    environment = {**os.environ, "PATH": path, "SVDCTL_CACHE": "off"}
     return subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -49,7 +49,7 @@ def test_the_tutorial_from_training_to_certificates(tmp_path: Path) -> None:
     assert shell(free, tmp_path).returncode == 0
     (python,) = blocks("python")
     done = subprocess.run(
-        [sys.executable, "-c", python], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        [sys.executable, "-c", python], cwd=tmp_path,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -21,7 +21,7 @@ SMALL = [
 
 
 def svdctl(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, "-m", "svdctl", *arguments],
         cwd=folder, capture_output=True, text=True, timeout=120, check=False, env=environment,

@@ -4,7 +4,6 @@ Attacks and evaluations, which halve their batches: `tests/evaluate/test_attacks
 `tests/checkpoint/test_refuse.py`.
 """
 
-import os
 import re
 import subprocess
 import sys
@@ -117,9 +116,8 @@ def test_a_training_that_does_not_fit(tmp_path: Path) -> None:
 def within(limit: int, *arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
     """`svdctl ARGUMENTS` in an address space of this many bytes from its start on, as after `ulimit -v`."""
     prepared = f"ulimit -v {limit // 1024}; exec {sys.executable} -m svdctl {' '.join(arguments)}"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = ["sh", "-c", prepared]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120, check=False)
 
 
 def test_too_little_address_space_for_torch_is_a_sentence_with_what_is_needed(tmp_path: Path) -> None:

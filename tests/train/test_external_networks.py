@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
@@ -384,11 +383,10 @@ def test_resnet18_is_killed_and_resumed_to_the_bit(tmp_path: Path) -> None:
 
 def test_commands_on_a_run_of_a_factory(tmp_path: Path, net: str) -> None:
     folder = train(config_of(tmp_path, net, max_steps=2)).folder
-    environment = {**os.environ, "PYTHONPATH": str(Path(svdctl.__file__).parents[1])}
 
     def command(*words: object) -> subprocess.CompletedProcess[str]:
         line = [sys.executable, "-m", "svdctl", *map(str, words)]
-        return subprocess.run(line, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+        return subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=False)
 
     for words in (("inspect-spectrum", folder), ("eval-robust", folder, "--metrics", "accuracy")):
         refused = command(*words)
