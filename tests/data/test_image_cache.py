@@ -1,7 +1,6 @@
 """Decoded images in the user's cache folder: used while no file has changed, and never when anything is wrong."""
 
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -9,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import SimpleQueue
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from svdctl.train.setup import load_parts
 from svdctl.utils.content_hash import json_digest
 from svdctl.utils.progress import Advance, Reporter
 from svdctl.utils.user_cache import user_cache_folder
+from tests.faults.small import SERVER
 
 SIZE = 8
 
@@ -263,8 +264,9 @@ def test_few_images_are_not_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not (folder.parent / "cache").exists()
 
 
-def _reads(folder: Path, size: int, wanted: torch.Tensor, right: "multiprocessing.SimpleQueue[bool]") -> None:
+def _reads(folder: Path, size: int, wanted: torch.Tensor, right: "SimpleQueue[bool]") -> None:
     image_cache.FEWEST = 1
+    os.environ["SVDCTL_CACHE"] = str(folder.parent / "cache")
     right.put(all(torch.equal(pixels(read(folder)), wanted) for _ in range(3)))
 
 
@@ -272,9 +274,8 @@ def test_two_processes_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("SVDCTL_CACHE", "off")
     wanted = pixels(read(folder))
     monkeypatch.setenv("SVDCTL_CACHE", str(folder.parent / "cache"))
-    context = multiprocessing.get_context("spawn")
-    right = context.SimpleQueue()
-    others = [context.Process(target=_reads, args=(folder, SIZE, wanted, right)) for _ in range(2)]
+    right = SERVER.SimpleQueue()
+    others = [SERVER.Process(target=_reads, args=(folder, SIZE, wanted, right)) for _ in range(2)]
     for other in others:
         other.start()
     for other in others:

@@ -1,12 +1,8 @@
 """A process killed in the middle of an attack: the next call goes on, and ends with equal figures."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +10,19 @@ import torch
 
 from svdctl.evaluate.runner import run
 from tests.evaluate.small import Recorder, make
+from tests.faults.small import Command, Ended
 
 BATCHES = 3
 """Of each attack at first."""
-ROOT = Path(__file__).parent.parent.parent
 
 
-def command(weights: Path, data: Path) -> list[str]:
-    return [
-        sys.executable, "-m", "svdctl", "eval-robust", str(weights), "--model", "tests.evaluate.small:build_slow",
-        "--dataset", f"npz:{data}", "--metrics", "autoattacks", "--attacks", "apgd-ce", "apgd-t", "--examples", "24",
-        "--batch-size", "8", "--eps", "0.4",
+def start(weights: Path, data: Path) -> Command:
+    arguments = [
+        "eval-robust", weights, "--model", "tests.evaluate.small:build_slow", "--dataset", f"npz:{data}",
+        "--metrics", "autoattacks", "--attacks", "apgd-ce", "apgd-t", "--examples", "24", "--batch-size", "8",
+        "--eps", "0.4",
     ]  # fmt: skip
-
-
-def start(weights: Path, data: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command(weights, data), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return Command(arguments, weights.parent.parent / "log")
 
 
 def finish(weights: Path, data: Path) -> tuple[dict[str, Any], list[str]]:
@@ -48,21 +38,20 @@ def finish(weights: Path, data: Path) -> tuple[dict[str, Any], list[str]]:
     return {"protocol": record.protocol, "results": record.results}, recorder.notices
 
 
-def kill_within_attack(weights: Path, data: Path, number: signal.Signals, batches: int) -> subprocess.Popen[str]:
+def kill_within_attack(weights: Path, data: Path, number: signal.Signals, batches: int) -> Ended:
     """Start, and stop it by a signal once this many batches are kept."""
-    process = start(weights, data)
-    deadline = time.monotonic() + 90
-    done = 0
-    while done < batches:
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    command = start(weights, data)
+
+    def enough() -> bool:
+        done = 0
         for file in (weights.parent / f"eval-{weights.stem}" / "unfinished").glob("attack-*.pt"):
             state = torch.load(file, weights_only=True)["records"][0]["state"]
             done = state["batches_done"] + BATCHES * state["attack"]
-    process.send_signal(number)
-    process.wait(timeout=60)
-    return process
+        return done >= batches
+
+    command.wait_for(enough, 90)
+    command.signal(number)
+    return command.end(60)
 
 
 def test_resume_after_sigkill_ctrl_c_and_sigterm_ends_with_equal_figures(shared: Path, tmp_path: Path) -> None:
@@ -72,14 +61,13 @@ def test_resume_after_sigkill_ctrl_c_and_sigterm_ends_with_equal_figures(shared:
         shutil.copy(shared / "linear.pth", tmp_path / name)
     whole, _ = finish(tmp_path / "whole/linear.pth", data)
     cut = tmp_path / "cut/linear.pth"
-    assert kill_within_attack(cut, data, signal.SIGKILL, 1).returncode == -signal.SIGKILL
+    assert kill_within_attack(cut, data, signal.SIGKILL, 1).code == -signal.SIGKILL
     assert json.loads((tmp_path / "cut/eval-linear/results.json").read_text())["records"] == []
     for number, batches in ((signal.SIGINT, BATCHES + 1), (signal.SIGTERM, BATCHES + 2)):
         stopped = kill_within_attack(cut, data, number, batches)
-        assert stopped.returncode == 130
-        said = stopped.stderr.read()  # type: ignore[union-attr]
-        assert "finished metrics and batches are kept" in said
-        assert "Traceback" not in said
+        assert stopped.code == 130
+        assert "finished metrics and batches are kept" in stopped.err
+        assert "Traceback" not in stopped.err
     resumed, notices = finish(cut, data)
     assert any("going on after batch" in notice for notice in notices)
     assert resumed == whole
