@@ -149,7 +149,7 @@ def test_every_command_that_works_goes_on_without_its_output(tmp_path: Path, com
 
 def test_a_failure_keeps_its_exit_code_without_any_output(tmp_path: Path) -> None:
     with broken("full disk") as number:
-        assert svdctl("train", "--resume", "none", stdout=number, stderr=number, cwd=tmp_path).returncode == 2
+        assert svdctl("train", "--dataset", "npz:none.npz", stdout=number, stderr=number, cwd=tmp_path).returncode == 2
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_a_failure_keeps_its_exit_code_without_any_output(tmp_path: Path) -> Non
 def test_streams_that_the_shell_has_closed(
     closed: str, prints: tuple[int, str], fails: tuple[int, str], tmp_path: Path
 ) -> None:
-    for arguments, (code, words) in (("--print-config", prints), ("--resume none", fails)):
+    for arguments, (code, words) in (("--print-config", prints), ("--dataset npz:none.npz", fails)):
         done = subprocess.run(
             f"exec {sys.executable} -m svdctl train {arguments} {closed}", shell=True, capture_output=True, text=True,
             timeout=120, check=False, cwd=tmp_path,

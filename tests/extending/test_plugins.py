@@ -1,9 +1,7 @@
 """Plugins are imported when a user names them, handed to child processes, and never because a checkpoint says so."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pytest
 
 from svdctl.errors import UsageError
 from svdctl.plugins import import_file, load_plugins, missing_plugins, plugin_name
+from tests.several import svdctl
 
 HERE = Path(__file__).parent
 SMALL = [
@@ -18,14 +17,6 @@ SMALL = [
     *("--set", "model.width=1", "--set", "layer.kind=standard", "--set", "control.kind=none"),
     *("--set", "augment.crop=0"),
 ]
-
-
-def svdctl(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "svdctl", *arguments],
-        cwd=folder, capture_output=True, text=True, timeout=120, check=False, env=environment,
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -37,23 +28,25 @@ def place(tmp_path: Path) -> Path:
 
 
 def test_a_file_is_trained_with_evaluated_and_resumed_with_only_where_it_is_named(place: Path) -> None:
-    trained = svdctl(place, "train", "--plugin", "./stripes.py", *SMALL, "--name", "a")
-    assert trained.returncode == 0, trained.stderr
+    [trained] = svdctl(place, ("train", "--plugin", "./stripes.py", *SMALL, "--name", "a"))
+    assert trained.code == 0, trained.stderr
     assert "IMPORTED svdctl_plugin_stripes" in trained.stderr
     (run,) = (place / "runs").iterdir()
     assert json.dumps(str(place / "stripes.py")) in (run / "config.toml").read_text()
 
-    evaluate = ("eval-robust", str(run), "--metrics", "accuracy", "--format", "json")
-    for arguments in (evaluate, ("train", "--resume", str(run))):
-        refused = svdctl(place, *arguments)
-        assert refused.returncode == 2
-        assert f"--plugin {place / 'stripes.py'}" in refused.stderr
-        assert "IMPORTED" not in refused.stderr
-        assert svdctl(place, *arguments, "--plugin", "stripes.py").returncode == 0
+    evaluate, resume = ("eval-robust", run, "--metrics", "accuracy", "--format", "json"), ("train", "--resume", run)
+    named = ("--plugin", "stripes.py")
+    *refused, evaluated, resumed = svdctl(place, evaluate, resume, (*evaluate, *named), (*resume, *named))
+    for one in refused:
+        assert one.code == 2
+        assert f"--plugin {place / 'stripes.py'}" in one.stderr
+        assert "IMPORTED" not in one.stderr
+    assert (evaluated.code, resumed.code) == (0, 0), evaluated.stderr + resumed.stderr
+    assert "IMPORTED" in evaluated.stderr
 
     # A run folder's own configuration, named by the user, is a grant.
-    again = svdctl(place, "train", "--preset", str(run / "config.toml"), "--dry-run")
-    assert again.returncode == 0, again.stderr
+    [again] = svdctl(place, ("train", "--preset", run / "config.toml", "--dry-run"))
+    assert again.code == 0, again.stderr
     assert "IMPORTED" in again.stderr
 
 
@@ -66,8 +59,8 @@ def test_workers_of_reproduce_get_the_plugins(place: Path) -> None:
         '[[rows]]\nname = "one"\npreset = "quickstart"\n'
     )
     (place / "table.toml").write_text(table)
-    done = svdctl(place, "reproduce", "table.toml", "--jobs", "2")
-    assert done.returncode == 0, done.stderr + done.stdout
+    [done] = svdctl(place, ("reproduce", "table.toml", "--jobs", "2"))
+    assert done.code == 0, done.stderr + done.stdout
     assert "one" in done.stdout
 
 

@@ -39,17 +39,16 @@ def sections() -> Iterator[tuple[str, Any]]:
             yield title, section
 
 
-@pytest.mark.parametrize("title", configuration.ROOTS)
-def test_each_key_of_a_configuration_has_a_description(title: str) -> None:
+def test_each_key_of_a_configuration_has_a_description() -> None:
     # In a process of its own: other tests register variants of their own, without descriptions.
-    code = f"from tests.site.test_references import check_descriptions; check_descriptions({title!r})"
+    code = "from tests.site.test_references import *; [check_descriptions(title) for title in configuration.ROOTS]"
     ended = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
 
 
 def check_descriptions(title: str) -> None:
     found = [section for of, section in sections() if of == title]
-    assert found
+    assert found, title
     assert [key.path for section in found for key in section.keys if not key.text.endswith((".", ")"))] == []
     assert [section.path for section in found if section.path and not section.text and not section.kinds] == []
     kinds = [(section.path, kind, text) for section in found for kind, text in section.kinds.items()]

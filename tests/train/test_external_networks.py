@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +29,7 @@ from svdctl.reproduce.run_store import RunStore
 from svdctl.train import plots
 from svdctl.train import start as recipe
 from svdctl.train.run_hash import run_hash
+from tests import several
 from tests.train.test_resume import assert_same, draw_nothing, write_data
 from tests.train.test_runs import Recorder
 
@@ -209,6 +209,7 @@ def test_initial_weights_are_read_once(tmp_path: Path, net: str) -> None:
     assert run_hash(read_checkpoint(whole.folder).config) == planned
 
 
+@pytest.mark.drawn
 def test_pictures_of_a_resumed_run_that_began_with_trained_weights(
     tmp_path: Path, net: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +221,7 @@ def test_pictures_of_a_resumed_run_that_began_with_trained_weights(
     assert (part.folder / "spectrum.png").stat().st_size > 1000
 
 
+@pytest.mark.drawn
 def test_a_layer_that_nobody_can_read_is_left_alone(tmp_path: Path, net: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is in the report and the log, without a bound, and in no picture of spectra."""
     own = "class Half(nn.Conv2d):\n    def forward(self, x):\n        return super().forward(x) / 2\n\n\nclass Net"
@@ -383,19 +385,16 @@ def test_resnet18_is_killed_and_resumed_to_the_bit(tmp_path: Path) -> None:
 
 def test_commands_on_a_run_of_a_factory(tmp_path: Path, net: str) -> None:
     folder = train(config_of(tmp_path, net, max_steps=2)).folder
-
-    def command(*words: object) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-m", "svdctl", *map(str, words)]
-        return subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=False)
-
-    for words in (("inspect-spectrum", folder), ("eval-robust", folder, "--metrics", "accuracy")):
-        refused = command(*words)
+    commands = ("inspect-spectrum", folder), ("eval-robust", folder, "--metrics", "accuracy")
+    named = [(*words, "--model", "./own_net.py:Net") for words in commands]
+    found = several.svdctl(tmp_path, *commands, *named)
+    for refused, accepted in zip(found[:2], found[2:], strict=True):
         assert "add --model" in refused.stderr
         assert "own_net.py:Net" in refused.stderr
-        assert refused.returncode == 2
+        assert refused.code == 2
         assert "imported" not in refused.stdout
-        accepted = command(*words, "--model", "./own_net.py:Net")
-        assert accepted.returncode == 0, accepted.stderr
+        assert accepted.code == 0, accepted.stderr
+    assert "imported" in found[2].stdout
 
 
 @pytest.mark.parametrize("network", ["os:abort", "antigravity:fly", "/tmp/hostile_net.py:build", "./hostile_net.py:f"])
