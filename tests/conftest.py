@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import dots
+
 # Hypothesis does not judge how fast the machine draws its examples.
 settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared machine")
@@ -30,6 +32,17 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 # A shell starts what runs in the background with Ctrl-C ignored, and children inherit that: tests send it to theirs.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    dots.looked_at = item.get_closest_marker("drawn") is not None
+
+
+@pytest.fixture(autouse=True, scope="session")
+def pictures_cost_nothing() -> None:
+    """Before those that are drawn by any other fixture."""
+    dots.put()
 
 
 @pytest.hookimpl(trylast=True)

@@ -14,6 +14,8 @@ from svdctl.evaluate.corruptions.corruption_metric import summary
 from svdctl.evaluate.evaluation_plots import plot_certified, plot_corruptions, plot_reliability
 from svdctl.utils.inline_svg import svg_text
 
+pytestmark = pytest.mark.drawn
+
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:

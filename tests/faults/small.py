@@ -21,7 +21,9 @@ from svdctl.config.train_config import TrainConfig
 
 SERVER = multiprocessing.get_context("forkserver")
 """Forks processes that have torch imported already: seconds less for each."""
-SERVER.set_forkserver_preload(["svdctl.cli.app", "svdctl.train.start", "svdctl.analysis.inspect_files"])
+SERVER.set_forkserver_preload(
+    ["svdctl.cli.app", "svdctl.train.start", "svdctl.analysis.inspect_files", "tests.faults.preloaded"]
+)
 
 Prepare = Callable[..., Callable[[], object] | None]
 

@@ -16,6 +16,7 @@ import pytest
 from svdctl.checkpoint.checkpoint_file import read_checkpoint
 from svdctl.evaluate.results import read_rows
 from svdctl.train.metrics_log import read_log
+from tests import dots
 from tests.evaluate.small import write_data, write_linear
 from tests.faults.small import (
     Command,
@@ -82,13 +83,19 @@ def test_a_log_that_may_not_grow(begun: Path, tmp_path: Path) -> None:
     assert all("svdctl goes on without it" in note for note in notes)
 
 
+def _draw_within(size: int) -> None:
+    """For `Command`: pictures are drawn, and no file may be larger than this."""
+    dots.looked_at = True
+    limit(resource.RLIMIT_FSIZE, size)
+
+
 def test_a_picture_that_may_not_grow_leaves_the_one_that_was_there(tmp_path: Path) -> None:
     assert train(tmp_path, make(tmp_path, epochs=1)).end().code == 0
     run = only_run(tmp_path)
     size = (run / "last.pt").stat().st_size
     (run / "curves.png").write_bytes(bytes(2 * size))
     with unchanged(run / "curves.png"):
-        ended = resume(tmp_path, run, limit, resource.RLIMIT_FSIZE, size).end()
+        ended = resume(tmp_path, run, _draw_within, size).end()
     assert ended.code == 1
     assert str(run / "curves.png") in ended.sentence
     assert not halves(run)

@@ -20,6 +20,8 @@ from tests.evaluate.small import CLASSES, SIDE, write_data
 from tests.faults.small import Command
 from tests.utils.test_escapes import OBEYED
 
+pytestmark = pytest.mark.drawn
+
 NAMES = (
     "\x1b[31mred", "\x9b31m", "\u202egnp", "two\nlines\nsvdctl: proved", "back\rover", "=1+1", "+1", "@SUM(A1)",
     "<script>alert(1)</script>", "a|b", "\\input{x}", "[a](javascript:b)", "$x^", "`code`",

@@ -29,6 +29,9 @@ SCALE = SpeedScale(
 FIGURE = SpeedFigure(title="Speed", full=SCALE, smoke=SCALE)
 
 
+ONCE = FIGURE.model_copy(update={"smoke": SCALE.model_copy(update={"repeats": 1})})
+
+
 def some_speed() -> SpeedResults:
     points = [
         Point("width", 8, 8, 2, 4, "all values", (2.0, 4.0, 3.0), (1.0, 1.0, 3.0), 64.0),
@@ -44,6 +47,7 @@ def prepared(folder: Path) -> RunStore:
     return store
 
 
+@pytest.mark.drawn
 def test_everything_is_measured_and_written(tmp_path: Path) -> None:
     said: list[str] = []
     request = Request(tables=("figure-speed",), scale="smoke", out_dir=tmp_path)
@@ -79,12 +83,12 @@ def test_a_measurement_that_was_cut_off_goes_on(tmp_path: Path) -> None:
         return say
 
     with pytest.raises(KeyboardInterrupt):
-        write_figure(request, "figure-speed", FIGURE, prepared(tmp_path), until(5))
+        write_figure(request, "figure-speed", ONCE, prepared(tmp_path), until(5))
     (file,) = (tmp_path / "tables").iterdir()
     four = json.loads(file.read_text())["records"]
     assert len(four) == 4
     asked.clear()
-    files = write_figure(request, "figure-speed", FIGURE, prepared(tmp_path), until(-1))
+    files = write_figure(request, "figure-speed", ONCE, prepared(tmp_path), until(-1))
     assert [text.endswith("(kept)") for text in asked] == [True] * 4 + [False] * 4
     points = json.loads(files[3].read_text())["points"]
     kept = [point for measured in four for point in measured["points"]]
@@ -102,7 +106,7 @@ def test_two_commands_do_not_measure_at_the_same_time(tmp_path: Path) -> None:
     # The module's own: threads that other tests left would spin without a sleep.
     clock = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: other.__exit__(None, None, None)})
     with patch.object(module, "time", clock):
-        assert write_figure(request, "figure-speed", FIGURE, store, said.append)
+        assert write_figure(request, "figure-speed", ONCE, store, said.append)
     assert said[0] == "another command measures figure-speed: waiting for it"
 
 

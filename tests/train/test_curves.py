@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from svdctl.train import plots
 from svdctl.train.plots import plot_curves, plot_spectra
 
+pytestmark = pytest.mark.drawn
+
 LIMIT = 2.0
 
 

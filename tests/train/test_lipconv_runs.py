@@ -91,7 +91,7 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_undisturbed_one(
     kind: str, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(svdctl.layers.ops.soc_ops, "REFINE_EVERY", 5)
-    config = of_layer(make(data), **KINDS[kind])
+    config = of_layer(make(data, epochs=2), **KINDS[kind])
     whole = recipe.run(config, base="test", reporter=Recorder())
     part = recipe.run(config, base="test", reporter=Recorder(interrupt_after=7))
     assert result_lines(part)[-1] == f"  svdctl train-lipconv --resume {part.folder}"
@@ -116,6 +116,7 @@ def check_layers(model: torch.nn.Module, config: TrainConfig) -> None:
     assert cores == 5 * config.model.block_size + 1
 
 
+@pytest.mark.drawn
 def test_a_run_leaves_certificates_that_its_checkpoint_gives_again(data: Path) -> None:
     config = make(data, "evaluation.select=validation", epochs=8)
     recorder = Recorder()

@@ -102,13 +102,13 @@ KINDS = [
 @pytest.mark.parametrize("sets", KINDS, ids=lambda sets: "-".join(s.split("=")[1] for s in sets[::2]) or "quick")
 def test_an_interrupted_run_ends_with_the_weights_of_an_undisturbed_one(data: Path, sets: tuple[str, ...]) -> None:
     if "layer.kind=standard" in sets:
-        config = make(data)
+        config = make(data, epochs=2)
         config = TrainConfig.model_validate(
             {**config.model_dump(), "layer": {"kind": "standard"}, "optimizer": {"kind": "adam", "lr": 0.01},
              "control": {"kind": "divide-exact", "max_sigma": 1.5}}
         )  # fmt: skip
     else:
-        config = make(data, *sets)
+        config = make(data, *sets, epochs=2)
     whole = recipe.run(config, base="test", reporter=Recorder())
     part = recipe.run(config, base="test", reporter=Recorder(interrupt_after=6))
     assert not part.completed
@@ -137,6 +137,7 @@ def assert_bounded(folder: Path, config: TrainConfig) -> None:
     assert layers == 7
 
 
+@pytest.mark.drawn
 def test_a_run_leaves_what_it_promises(data: Path) -> None:
     config = make(data, "evaluation.select=validation", "control.prove_every_steps=0", epochs=12)
     recorder = Recorder()
@@ -165,7 +166,7 @@ def test_a_run_leaves_what_it_promises(data: Path) -> None:
 
 
 def test_the_same_run_twice_is_bitwise_equal(data: Path) -> None:
-    first, second = (recipe.run(make(data), base="test", reporter=Recorder()) for _ in range(2))
+    first, second = (recipe.run(make(data, epochs=2), base="test", reporter=Recorder()) for _ in range(2))
     assert first.folder != second.folder
     assert_equal(weights(first.folder), weights(second.folder))
 

@@ -20,6 +20,8 @@ from svdctl.utils import escapes
 from svdctl.utils.matplotlib_defaults import Figure, with_defaults
 from svdctl.utils.table import Cell, Column, Table, csv_text, html, json_text, latex, markdown, records, terminal
 
+pytestmark = pytest.mark.drawn
+
 NAMES = (
     "\x1b[31mred\x1b[0m", "\x1b]0;title\x07", "\x9b31m", "\u202egnp.exe", "\u2066a\u2069", "two\nlines\nsvdctl: proved",
     "back\rover", "\u2028a\u2029", "bell\x07\x08\x00", "=cmd|' /C calc'!A0", "+1+1", "-2+3+cmd", "@SUM(A1)", "\t=1",
