@@ -1,6 +1,6 @@
 """The trainings that several processes must do as one does, in float64.
 
-    python runs.py train DATA OUT DEVICES KIND ...     # leaves the weights of every process
+    python runs.py train DATA OUT DEVICES STEPS KIND ... # leaves the weights of every process
     python runs.py lose DATA OUT DEVICES KIND          # process 1 kills itself after step 9
     python runs.py stop DATA OUT DEVICES KIND          # stopped by SIGTERM in step 8; `whole`: not stopped
     python runs.py resume FOLDER DEVICES
@@ -76,25 +76,25 @@ def write(path: Path, count: int, side: int = 32) -> Path:
     return path
 
 
-def make(data: Path, out: Path, kind: str, **hardware: Any) -> TrainConfig:
-    """Twenty steps; of 38 images three are for validation, so that the last batch of an epoch has three."""
+def make(data: Path, out: Path, kind: str, *, steps: int = 20, **hardware: Any) -> TrainConfig:
+    """Of 38 images three are for validation, so that the last batch of an epoch, its third step, has three."""
     lipconv = kind.startswith("lipconv")
     base = ["model.in_channels=2"] if lipconv else ["model.width=1"]
     flags: dict[str, Any] = {
         "preset": "lipconv-quickstart" if lipconv else "quickstart", "dataset": f"npz:{data}", "batch_size": 16,
-        "epochs": 7, "max_steps": 20, "out_dir": str(out), "name": kind,
+        "epochs": 7, "max_steps": steps, "out_dir": str(out), "name": kind,
         "set": [*base, "log.every_steps=1", "augment.flip=true", "evaluation.every_epochs=7"],
     }  # fmt: skip
     table = resolve(flags, LIPCONV if lipconv else TRAIN).config.model_dump()
     return TrainConfig.model_validate({**table, **KINDS[kind], "hardware": {"accelerator": "cpu", **hardware}})
 
 
-def train(data: Path, out: Path, devices: int, kinds: Sequence[str]) -> None:
+def train(data: Path, out: Path, devices: int, steps: int, kinds: Sequence[str]) -> None:
     """Train each kind; every process leaves its own weights as `KIND-DEVICES.RANK.pt`."""
     fabric = launch(make(data, out, kinds[0], devices=devices))
     with end_together(fabric, lambda: ""):
         for kind in kinds:
-            config = make(data, out, kind, devices=devices)
+            config = make(data, out, kind, steps=steps, devices=devices)
             folder = out / f"{kind}-{devices}"
             if fabric.is_global_zero:
                 folder.mkdir(parents=True)
@@ -141,4 +141,4 @@ if __name__ == "__main__":
     elif mode == "lose":
         lose(Path(rest[0]), Path(rest[1]), int(rest[2]), rest[3])
     else:
-        train(Path(rest[0]), Path(rest[1]), int(rest[2]), rest[3:])
+        train(Path(rest[0]), Path(rest[1]), int(rest[2]), int(rest[3]), rest[4:])

@@ -29,10 +29,10 @@ def deviation(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
     return max(gaps)
 
 
-def compare(folder: Path, kinds: list[str], devices: int) -> None:
+def compare(folder: Path, kinds: list[str], devices: int, steps: int) -> None:
     """Run all kinds on one process and on several, at the same time."""
     data = str(write(folder / "data.npz", 38))
-    started = [start([SCRIPT, "train", data, str(folder), str(number), *kinds]) for number in (1, devices)]
+    started = [start([SCRIPT, "train", data, str(folder), str(number), str(steps), *kinds]) for number in (1, devices)]
     for process in started:
         finish(process, 280)
     for kind in kinds:
@@ -53,14 +53,15 @@ def compare(folder: Path, kinds: list[str], devices: int) -> None:
 
 
 def test_two_processes_end_with_the_weights_of_one(tmp_path: Path) -> None:
-    compare(tmp_path, QUICK, 2)
+    # Almost three epochs, and two passes of a control that runs at every fourth step.
+    compare(tmp_path, QUICK, 2, steps=8)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [2, 5])
 def test_any_number_of_processes_ends_with_the_weights_of_one(tmp_path: Path, devices: int) -> None:
     # Of five processes two have none of the three images of an epoch's last batch.
-    compare(tmp_path, list(KINDS), devices)
+    compare(tmp_path, list(KINDS), devices, steps=20)
 
 
 def test_a_batch_smaller_than_the_processes_is_refused_before_they_start(tmp_path: Path) -> None:
