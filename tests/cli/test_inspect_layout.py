@@ -19,7 +19,7 @@ from svdctl.utils.progress import Reporter
 from svdctl.utils.table import records
 from tests.terminal import run_in_terminal
 
-WIDTHS = (80, 120, 160)
+WIDTHS = (80, 120, pytest.param(160, marks=pytest.mark.slow))
 BLOCK = "encoder.stage1.block.{}.attention.projection_of_values"
 NAMES = (BLOCK.format(0), BLOCK.format(1), "encoder.stage2.downsample", "encoder.head")
 ALWAYS = ("layer", "kernel", "largest", "bound", "condition")

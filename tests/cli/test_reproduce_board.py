@@ -67,7 +67,7 @@ with (
 """
 
 
-@pytest.mark.parametrize("columns", [80, 120, 160])
+@pytest.mark.parametrize("columns", [80, 120, pytest.param(160, marks=pytest.mark.slow)])
 def test_the_lines_of_a_dry_run_fit_a_terminal(tmp_path: Path, columns: int) -> None:
     text = run_in_terminal([sys.executable, "-c", DRY_RUN, "runs", "2.9"], columns, 200, scrollback=True, cwd=tmp_path)
     assert all(len(line) <= columns for line in text.splitlines())
@@ -97,7 +97,7 @@ def board(folder: Path, columns: int, rows: int, **env: str) -> list[str]:
     return lines[:-1]
 
 
-@pytest.mark.parametrize("columns", [80, 120, 160])
+@pytest.mark.parametrize("columns", [80, 120, pytest.param(160, marks=pytest.mark.slow)])
 def test_every_run_has_its_state_on_a_terminal(tmp_path: Path, columns: int) -> None:
     lines = board(tmp_path, columns, 40)
     text = "\n".join(lines)

@@ -13,7 +13,7 @@ TRAIN = [sys.executable, "-m", "svdctl", "train", "--set", "model.width=1", "--s
 ENOUGH = {"OMP_NUM_THREADS": "1"}
 
 
-@pytest.mark.parametrize("columns", [80, 120, pytest.param(160, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("columns", [80, *(pytest.param(wide, marks=pytest.mark.slow) for wide in (120, 160))])
 def test_every_line_of_a_training_fits(columns: int, tmp_path: Path) -> None:
     command = [*TRAIN, "--epochs", "2"]
     shown = run_in_terminal(command, columns, 60, cwd=tmp_path, env=ENOUGH, scrollback=True)

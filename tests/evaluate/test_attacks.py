@@ -487,8 +487,15 @@ HOLDING = 1e-6
 """A radius within which every image of a victim holds out."""
 
 
-@pytest.mark.parametrize("norm", ["L1", "L2", "Linf"])
-@pytest.mark.parametrize("attacks", ["standard", ("apgd-ce", "apgd-dlr", "fab"), ("fab-t", "fab"), ("square",)])
+@pytest.mark.parametrize(
+    ("norm", "attacks"),
+    [
+        *((norm, ("apgd-ce", "apgd-dlr", "fab")) for norm in ("L1", "L2", "Linf")),
+        *((norm, ("square",)) for norm in ("L1", "L2", "Linf")),
+        *((norm, attacks) for norm in ("L2", "Linf") for attacks in ("standard", ("fab-t", "fab"))),
+        *(pytest.param("L1", attacks, marks=pytest.mark.slow) for attacks in ("standard", ("fab-t", "fab"))),
+    ],
+)
 def test_work_of_attacks_is_the_passes_that_they_make_where_an_image_holds_out(
     norm: str, attacks: str | tuple[str, ...]
 ) -> None:

@@ -19,6 +19,7 @@ def test_it_is_stored_without_outputs() -> None:
         assert cell.get("execution_count") is None
 
 
+@pytest.mark.slow  # .ci/run executes it twice: by itself, and for the site
 @pytest.mark.timeout(600)
 def test_it_runs_and_its_page_has_what_it_prints(monkeypatch: pytest.MonkeyPatch) -> None:
     # Whatever other tests did to the paths of this process: the kernel imports this package.

@@ -153,14 +153,17 @@ def autoattack(victim: Victim, index: Tensor, eps: float, attacks: tuple[str, ..
 
 
 @pytest.mark.parametrize(
-    "attacks",
+    ("frames", "attacks"),
     [
-        ("apgd-ce",),
-        pytest.param(("apgd-ce", "apgd-t", "fab-t", "square"), marks=[pytest.mark.slow, pytest.mark.timeout(1500)]),
+        ("penalty", ("apgd-ce",)),
+        pytest.param("retract", ("apgd-ce",), marks=pytest.mark.slow),
+        pytest.param(
+            "retract", ("apgd-ce", "apgd-t", "fab-t", "square"), marks=[pytest.mark.slow, pytest.mark.timeout(1500)]
+        ),
     ],
 )
-def test_autoattack_flips_none_either(attacks: tuple[str, ...]) -> None:
-    victim = victims("retract")[1]
+def test_autoattack_flips_none_either(frames: str, attacks: tuple[str, ...]) -> None:
+    victim = victims(frames)[1]
     order = victim.proved.radii.argsort()
     order = order[victim.proved.radii[order] > 0]
     # One radius for all images of a band: the smallest.

@@ -95,7 +95,7 @@ def test_a_run_that_ends_before_the_maximum_is_reached_picks_none(tmp_path: Path
     assert any("before `control.max_sigma` was reached" in line for line in result.summary)
 
 
-@pytest.mark.parametrize("kind", ["clip", "divide"])
+@pytest.mark.parametrize("kind", [pytest.param("clip", marks=pytest.mark.slow), "divide"])
 def test_stopped_and_resumed_it_is_the_same(kind: str, tmp_path: Path) -> None:
     sets = (f"control.kind={kind}", "control.every_steps=2", "control.prove_every_steps=1", *MOVED, "ema.decay=0.8")
     config = make(tmp_path, "train", *sets, "checkpoint.every_steps=4")
