@@ -28,6 +28,7 @@ from svdctl.train import start as recipe
 from svdctl.train.setup import launch, load_parts
 from svdctl.train.trainer import Trainer
 from svdctl.utils.progress import Reporter
+from tests import dots
 
 TT = {"kind": "tt", "rank": 4}
 KINDS: dict[str, dict[str, Any]] = {
@@ -132,6 +133,7 @@ def stop(data: Path, out: Path, devices: int, kind: str, at: int | None) -> None
 
 
 if __name__ == "__main__":
+    dots.put()
     module.build_model = lambda *given: build_model(*given).double()
     mode, *rest = sys.argv[1:]
     if mode == "resume":
