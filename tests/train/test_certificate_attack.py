@@ -153,21 +153,21 @@ def autoattack(victim: Victim, index: Tensor, eps: float, attacks: tuple[str, ..
 
 
 @pytest.mark.parametrize(
-    ("frames", "attacks"),
+    ("frames", "attacks", "bands"),
     [
-        ("penalty", ("apgd-ce",)),
-        pytest.param("retract", ("apgd-ce",), marks=pytest.mark.slow),
+        ("penalty", ("apgd-ce",), 1),
+        pytest.param("retract", ("apgd-ce",), 2, marks=pytest.mark.slow),
         pytest.param(
-            "retract", ("apgd-ce", "apgd-t", "fab-t", "square"), marks=[pytest.mark.slow, pytest.mark.timeout(1500)]
+            "retract", ("apgd-ce", "apgd-t", "fab-t", "square"), 2, marks=[pytest.mark.slow, pytest.mark.timeout(1500)]
         ),
     ],
 )
-def test_autoattack_flips_none_either(frames: str, attacks: tuple[str, ...]) -> None:
+def test_autoattack_flips_none_either(frames: str, attacks: tuple[str, ...], bands: int) -> None:
     victim = victims(frames)[1]
     order = victim.proved.radii.argsort()
     order = order[victim.proved.radii[order] > 0]
     # One radius for all images of a band: the smallest.
-    for band in order.chunk(8)[1::4]:
+    for band in order.chunk(8)[1::4][:bands]:
         band = band[:4]
         eps = float(victim.proved.radii[band[0]])
         assert autoattack(victim, band, eps, attacks)[0] == 0
