@@ -99,6 +99,11 @@ def load_command(name: str) -> LoadedCommand:
 class CommandGroup(TyperGroup):
     """The commands, listed by their sentences; one is imported when it is called."""
 
+    examples = (
+        ("A first training, on embedded images, singular values of at most 4:", "svdctl train"),
+        ("What is reached and proved of each layer of a run:", "svdctl inspect-spectrum runs/RUN"),
+    )
+
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         self.commands = {name: TyperCommand(name, help=sentence) for name, (sentence, _) in COMMANDS.items()}

@@ -43,7 +43,7 @@ def takers() -> Mapping[str, Takes]:
 
 
 EXAMPLES = (
-    ("All that is known of a run: accuracy, calibration, corruptions, attacks, certificates:",
+    ("Accuracy, calibration, accuracy under corruptions and attacks, and certificates of a run:",
      "svdctl eval-robust runs/RUN"),
     ("Two runs under attack alone, on 100 images each:",
      "svdctl eval-robust runs/A runs/B --metrics autoattacks --norm L2 --eps 0.5 --examples 100"),

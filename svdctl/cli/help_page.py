@@ -64,16 +64,19 @@ class OptionsCommand(TyperCommand):
 
 
 def page(command: TyperCommand | TyperGroup, ctx: Any) -> str:
-    """Return the help of a command: its use, its sentences, its options by group, and its examples."""
+    """Return the help of a command: its use, its sentences, its commands, its options by group, and its examples."""
     width = max(50, min(shutil.get_terminal_size().columns, WIDEST))
     lines = [command.get_usage(ctx), ""]
     for paragraph in (command.help or "").split("\n\n"):
-        lines += [*textwrap.wrap(" ".join(paragraph.split()), width, break_on_hyphens=False), ""]
-    for panel, params in _panels(command, ctx).items():
-        lines += _panel(panel, (_entry(param) for param in params), width, PANEL_NOTES.get(panel, ""))
+        text, is_item = " ".join(paragraph.split()), paragraph.startswith("- ")
+        if is_item and lines[-2].startswith(("- ", "  ")):
+            lines.pop()  # items of a list stand below each other
+        lines += [*textwrap.wrap(text, width, subsequent_indent="  " * is_item, break_on_hyphens=False), ""]
     if isinstance(command, TyperGroup):
         entries = ((name, one.help or "") for name, one in command.commands.items())
         lines += _panel("Commands", entries, width)
+    for panel, params in _panels(command, ctx).items():
+        lines += _panel(panel, (_entry(param) for param in params), width, PANEL_NOTES.get(panel, ""))
     if examples := getattr(command, "examples", ()):
         lines += [_heading("Examples", width), *_example_lines(examples, width)]
     return "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")

@@ -65,7 +65,8 @@ def with_flags(text: str, flags: Mapping[str, str]) -> str:
             unknown = f"--set {key}={value}" if "set" in flags and "." in key else f"{key} = {value}"
             return (f"{found} {value}" if found else unknown) + colon
         if found is None or (colon and found != "--" + key.replace("_", "-")):
-            return (f"{found} ({key})" if found else key) + colon
+            told = f"{above}, item {int(last) + 1}" if last.isdigit() else key
+            return (f"{found} ({told})" if found else key) + colon
         return found + colon
 
     return re.sub(r"`([a-z_][a-z_0-9]*(?:\.[a-z_0-9-]+)*)(?: = ([^`]+))?`(:?)", flag, text)

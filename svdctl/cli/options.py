@@ -4,6 +4,7 @@ import inspect
 import keyword
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -82,12 +83,19 @@ def spelled(name: str) -> str:
 
 
 def flags_by_key(flags: Flags) -> dict[str, str]:
-    """Return the flag of each key of a configuration that has one; the first, where there are several."""
+    """Return the flag of each key of a configuration that has one; the first, where there are several.
+
+    A value that the flag has another word for is a key too: `control.kind = divide` is `--clipping divide-by-largest`.
+    """
     found: dict[str, str] = {}
     for name, flag in flags.items():
         found.setdefault(flag.key, spelled(name))
     for name in flags:
         found.setdefault(name, spelled(name))
+    for name, flag in flags.items():
+        for word, value in (flag.words or {}).items():
+            if word in flag.choices:
+                found.setdefault(f"{flag.key} = {value}", f"{spelled(name)} {word}")
     # Sections of other commands' configurations, which messages of shared code name.
     shared = {"data.root": "dataset_root", "settings.cifar-c.root": "cifar_c_root"}
     found = {key: spelled(name) for key, name in shared.items() if name in flags} | found
@@ -165,10 +173,14 @@ class Base:
     Attributes:
         name: what the help calls it.
         config: the configuration; None: each flag has its field's default.
+        other: what `other_config` is called.
+        other_config: what holds instead with another flag; what differs is told too. None: there is none.
     """
 
     name: str = "default"
     config: Config | None = None
+    other: str = ""
+    other_config: Config | None = None
 
 
 def with_options(
@@ -273,14 +285,23 @@ def _default(flag: Flag, fields: Sequence[FieldInfo], kind: Any, base: Base) -> 
         # A key of another variant than the base has: what all variants that have it agree on.
         defaults = [field.get_default(call_default_factory=True) for field in fields if not field.is_required()]
         if not defaults or any(default != defaults[0] for default in defaults):
-            return "default: as the base has it" if kind is not bool else ""
+            return "default: as the method has it" if kind is not bool else ""
         name, value = "default", defaults[0]
     if kind is bool:
         return f"{name}: on" if value else ""
     if flag.default is not None:
         return f"{name}: {flag.default}"
     spelling = {word: text for text, word in (flag.words or {}).items()}
-    return f"{name}: {spelling.get(str(value)) or _shown(value)}"
+
+    def told(value: Any) -> str:
+        return spelling.get(str(value)) or _shown(value)
+
+    also = ""
+    if base.other_config is not None and flag.key:
+        with suppress(LookupError):  # it has no such key
+            if (other := _value_at(base.other_config, flag.key)) != value:
+                also = f"; {base.other}: {told(other)}"
+    return f"{name}: {told(value)}{also}"
 
 
 def _value_at(config: Any, key: str) -> Any:

@@ -44,11 +44,19 @@ def training_command(command: Command) -> Callable[..., None]:
             raise Interrupted("interrupted; nothing was begun") from error
 
     paper = listed(spelled(name) for name in PAPER_BASIS if name in command.flags)
+    own = "\n    - else, with --model: optimiser and schedule of the quick start alone, no control;\n"
+    own *= "model" in command.flags
     run.__doc__ = f"""Train a {command.trains}; alone, the quick start on embedded images.
 
-    What the options change is the preset of --preset; without it, with {paper}, the settings of the paper's code;
-    without these, the quick start (preset {command.quickstart}). The first line that is printed says which.
-    [quick start: ...] is what holds there when an option is not given; --print-config shows what holds elsewhere.
+    What the options do not say is taken from
+
+    - the preset of --preset, where one is given;
+{own}
+    - else, with {paper}, the defaults of the paper's code;
+
+    - else the quick start (preset {command.quickstart}), whose values are shown as [quick start: ...].
+
+    The first line that is printed says which of them it is; --print-config shows all values.
     """
     return with_options(command.flags, TrainConfig, base=command.base)(run)
 

@@ -45,14 +45,20 @@ class Command:
 
     @property
     def flags(self) -> Flags:
-        """Return its options; of presets, a shell is offered those that it trains."""
-        presets = replace(FLAGS["preset"], candidates=partial(list_presets, lipconv=self is LIPCONV))
-        return {name: flag for name, flag in (FLAGS | {"preset": presets}).items() if flag.of in ("", self.name)}
+        """Return its options, with what they mean for it; of presets, a shell is offered those that it trains."""
+        own = {"preset": replace(FLAGS["preset"], candidates=partial(list_presets, lipconv=self is LIPCONV))}
+        if self is TRAIN:
+            own["dec_rank"] = replace(FLAGS["dec_rank"], text="Rank of the TT layers.")
+        return {name: flag for name, flag in (FLAGS | own).items() if flag.of in ("", self.name)}
 
     @property
     def base(self) -> Base:
         """Return the quick start, which holds where neither a preset nor an option of `PAPER_BASIS` is given."""
-        return Base("quick start", TrainConfig.model_validate(read_preset(self.quickstart)))
+        table = read_preset(self.quickstart)
+        base = Base("quick start", TrainConfig.model_validate(table))
+        if "model" not in self.flags:
+            return base
+        return replace(base, other="with --model", other_config=TrainConfig.model_validate(_without_layers(table)))
 
     def to_resume(self, folder: Path, model: str | None = None) -> str:
         """Return the command line that goes on with the run in a folder; a factory that makes its `model` is named."""
@@ -211,12 +217,16 @@ def _base(command: Command, given: Mapping[str, Any], faults: list[str]) -> tupl
         if "model" not in given:
             basis = listed(spelled(name) for name in ("preset", *PAPER_BASIS) if name in command.flags)
             return table, f"preset {command.quickstart} (no {basis} is given)"
-        for section in ("model", "layer", "control", "batchnorm"):
-            table.pop(section, None)
+        table = _without_layers(table)
         why = "--model is given: layers stay as they are, without a control unless flags say so"
         return table, f"optimiser and schedule of preset {command.quickstart} ({why})"
     named = listed((spelled(name) for name in PAPER_BASIS if name in given), "and")
     return defaults, f"the paper's defaults ({named} given)"
+
+
+def _without_layers(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a preset without its network and what is done to layers, for a network of the user's."""
+    return {key: value for key, value in table.items() if key not in ("model", "layer", "control", "batchnorm")}
 
 
 def _is_quickstart(given: Mapping[str, Any]) -> bool:

@@ -24,6 +24,8 @@ def data_table(text: str) -> dict[str, Any]:
     """
     kind, _, path = text.partition(":")
     source = DATA.find(kind)
+    if source is None and "imagenet" in kind.lower().replace("-", "").replace("_", ""):
+        raise UsageError(f"--dataset {text}: write folder:PATH, the folder in which it was unpacked")
     if source is None or (path and not source.takes_path):
         raise UsageError(unknown_word("--dataset", text, (one.form for one in DATA.variants())))
     table: dict[str, Any] = source.from_text(path)

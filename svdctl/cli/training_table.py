@@ -193,8 +193,8 @@ FLAGS: Flags = {
     "dec_rank": Flag(
         "layer.rank",
         Panel.LAYER,
-        "Rank of the TT or SOTT layers; of LipConvNet also '64, 64, 64, 128, 128, 128': one for each of the five "
-        "stages and for the last layer.",
+        "Rank of the TT or SOTT layers, or '64, 64, 64, 128, 128, 128': one for each of the five stages and for the "
+        "last layer.",
         type=str,
         off=(-1, "-1"),
         rule=rules.set_rank,

@@ -81,8 +81,9 @@ class Hardware(Config):
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
     """Floating point of 32 bits, or autocast to 16: bfloat16 (bf16-mixed) or float16 (16-mixed)."""
     compile: bool = False
-    """Compile the network with torch.compile: some 20 s, after which steps of ordinary convolutions take a quarter less
-    time. That is with CUDA graphs; what it gains is not measured for TT, SOC and SOTT layers."""
+    """Compile the network with torch.compile, which takes some 20 s (a WRN-16-10 of ordinary convolutions on one H100,
+    captured in CUDA graphs, then took a quarter less time for a step; measured for nothing else). What it gains for TT,
+    SOC and SOTT layers is not known."""
     capture: Literal["auto", "off"] = "auto"
     """Replay training steps as CUDA graphs, which saves the time of Python and of kernel launches.
     `auto`: where a step reads nothing back; `off`: never."""

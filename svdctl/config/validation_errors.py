@@ -20,8 +20,21 @@ WANTED = {
     **dict.fromkeys(("tuple_type", "list_type"), "write a list, in [ ]"),
     **dict.fromkeys(("string_type", "path_type"), "write a text, in quotation marks"),
     **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), SECTION),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "write a whole number"),
+    "int_parsing_size": "the number has too many digits",
+    **dict.fromkeys(("float_type", "float_parsing"), "write a number, as 0.5"),
+    "finite_number": "write a finite number",
+    **dict.fromkeys(("bool_type", "bool_parsing"), "write true or false"),
+    "greater_than": "a number above {gt} is wanted",
+    "greater_than_equal": "a number of at least {ge} is wanted",
+    "less_than": "a number below {lt} is wanted",
+    "less_than_equal": "a number of at most {le} is wanted",
+    "too_long": "at most {max_length} are wanted",
+    "string_too_short": "a text of at least {min_length} letters is wanted",
+    "string_too_long": "a text of at most {max_length} letters is wanted",
+    "string_pattern_mismatch": "a text of the form {pattern} is wanted",
 }
-"""What to write instead, by pydantic's kind of fault."""
+"""What to write instead, by pydantic's kind of fault, with the names of what it tells of the fault in braces."""
 MOST_FAULTS = 20
 """Fields at fault that are told of; the others are counted."""
 C = TypeVar("C", bound=Config)
@@ -116,7 +129,13 @@ def _wanted(fault: Any) -> str:
         *first, last = words
         wanted = f"one of {', '.join(first)} and {last}" if first else last
         return f"{wanted} is wanted{nearest(str(fault['input']), words)}"
-    return WANTED.get(fault["type"], fault["msg"][0].lower() + fault["msg"][1:])
+    if (wanted := WANTED.get(fault["type"])) is None:
+        return str(fault["msg"][0].lower() + fault["msg"][1:])
+    return wanted.format_map({name: _plain(limit) for name, limit in fault.get("ctx", {}).items()})
+
+
+def _plain(limit: Any) -> Any:
+    return f"{limit:g}" if isinstance(limit, float) else limit
 
 
 def _unknown(key: str, keys: set[str], model: type[Config], table: Mapping[str, Any], value: Any) -> Iterator[str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic_core import PydanticCustomError
 
 from svdctl.config.base import Config
 from svdctl.errors import nearest
@@ -22,11 +23,18 @@ LARGE_LINF = 0.1
 
 
 def fraction(value: Any) -> Any:
-    """Return the number that a text such as `8/255` stands for; anything else as it is."""
-    match = re.fullmatch(
-        r"(\d{1,9}(?:\.\d{1,9})?)/(\d{1,9}(?:\.\d{1,9})?)", value.strip() if isinstance(value, str) else ""
-    )
-    return float(match[1]) / float(match[2]) if match and float(match[2]) > 0 else value
+    """Return the number that a text such as `8/255` stands for; what is no text, as it is.
+
+    Raises:
+        PydanticCustomError: another text.
+    """
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)/(\d{1,9}(?:\.\d{1,9})?)", value.strip())
+    try:
+        return float(match[1]) / float(match[2]) if match else float(value)
+    except (ValueError, ZeroDivisionError) as error:
+        raise PydanticCustomError("fraction", "write 0.5 or 8/255") from error
 
 
 Radius = Annotated[PositiveFloat, BeforeValidator(fraction)]

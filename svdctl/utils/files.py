@@ -245,7 +245,8 @@ def parse_toml(text: str, name: str) -> dict[str, Any]:
     except RecursionError as error:
         raise MalformedFileError(name, f"nests deeper than {DEPTH_LIMIT} levels", _MEND) from error
     except ValueError as error:
-        raise MalformedFileError(name, f"is no TOML ({_of_parser(error)})", _MEND) from error
+        text = re.sub(r"\(at (line \d+), (column \d+)\)$", r"(\1, \2)", _of_parser(error))
+        raise MalformedFileError(name, f"is no TOML: {text[:1].lower()}{text[1:]}", _MEND) from error
     _require_plain(table, name, finite=False)
     return table
 

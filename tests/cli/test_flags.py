@@ -185,7 +185,7 @@ def test_any_flags_give_a_configuration_or_faults(flags: dict[str, Any]) -> None
     ("message", "shown"),
     [
         ("`layer.rank`: 'x' is not valid", "--dec-rank (layer.rank): 'x' is not valid"),
-        ("`layer.rank.5`: 0 is not valid", "--dec-rank (layer.rank.5): 0 is not valid"),
+        ("`layer.rank.5`: 0 is not valid", "--dec-rank (layer.rank, item 6): 0 is not valid"),
         ("add `layer.kind = tt`, or leave `out_dir` out", "add --new-layer tt, or leave --out-dir out"),
         ("use `data.resize = true` or `hardware.x`", "use --set data.resize=true or hardware.x"),
         ("start it with `ray start --head`", "start it with `ray start --head`"),

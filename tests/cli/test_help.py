@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import pytest
 
-from svdctl.cli.app import main
+from svdctl.cli.app import app, main
 from svdctl.cli.command_table import COMMANDS, load_command
 from svdctl.cli.evaluation_flags import EVALUATION
 from svdctl.cli.help_page import PANEL_NOTES, Panel
@@ -126,8 +126,10 @@ def test_each_flag_says_in_a_sentence_what_it_does_and_what_holds_without_it(nam
 
 def test_what_holds_without_a_flag_is_that_of_the_quick_start() -> None:
     train, lipconv = options_of("train"), options_of("train-lipconv")
-    for name, value in {"epochs": "20", "init_lr": "0.05", "clip_to": "4", "clipping": "divide-by-largest",
-                        "new_layer": "tt", "dec_rank": "24", "lr_schedule": "cosine", "nesterov": "on",
+    for name, value in {"epochs": "20", "init_lr": "0.05", "clip_to": "4",
+                        "clipping": "divide-by-largest; with --model: none",
+                        "new_layer": "tt; with --model: standard",
+                        "dec_rank": "24", "lr_schedule": "cosine", "nesterov": "on",
                         "batch_size": "64", "dataset": "digits", "select": "validation"}.items():  # fmt: skip
         assert train[name].show_default == f"quick start: {value}"
     for name, value in {
@@ -139,8 +141,35 @@ def test_what_holds_without_a_flag_is_that_of_the_quick_start() -> None:
     }.items():
         assert lipconv[name].show_default == f"quick start: {value}"
     # No control there, and methods differ in it.
-    assert lipconv["assigning_freq"].show_default == "default: as the base has it"
+    assert lipconv["assigning_freq"].show_default == "default: as the method has it"
     assert options_of("eval-robust")["seed"].show_default == "default: 3407"
+
+
+def test_the_help_of_all_commands_begins_with_them_and_ends_with_examples(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    app(["--help"], prog_name="svdctl", standalone_mode=False)
+    text = capsys.readouterr().out
+    assert re.findall(r"─ (\w+) ", text) == ["Commands", "Run", "Examples"]
+    lines = [line.split() for line in text.splitlines() if line.startswith("    svdctl ")]
+    assert len(lines) == 2
+    assert all(line[1] in COMMANDS for line in lines)
+
+
+def test_the_help_of_a_training_lists_what_options_change_in_their_order(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, bases in {"train": 4, "train-lipconv": 3}.items():
+        about = shown(name, 80, monkeypatch, capsys).partition("─ Data")[0]
+        items = re.findall(r"^- .*(?:\n  .*)*", about, re.M)
+        assert about.count("\n- ") == about.count("\n\n- ") + bases - 1 == bases
+        assert "--preset" in items[0]
+        assert ("with --model" in items[1] and "no control" in " ".join(items[1].split())) == (name == "train")
+        assert "quick start" in items[-1]
+    assert (
+        "LipConvNet" not in shown("train", 200, monkeypatch, capsys).partition("─ Layer")[2].partition("─ Control")[0]
+    )
 
 
 @pytest.mark.parametrize("name", COMMANDS)

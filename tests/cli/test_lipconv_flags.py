@@ -99,7 +99,7 @@ def test_layers(flags: dict[str, Any], layer: object) -> None:
     [
         ({**SOTT, "dec_rank": "1,2,3"}, "6 ranks are needed, one for each stage"),
         ({**SOTT, "dec_rank": "one"}, "--dec-rank '64, 64, 64'"),
-        ({**SOTT, "dec_rank": "1,2,3,4,5,0"}, r"--dec-rank \(layer.rank.5\): 0 is not valid"),
+        ({**SOTT, "dec_rank": "1,2,3,4,5,0"}, r"--dec-rank \(layer.rank, item 6\): 0 is not valid"),
         ({"conv_type": "sott"}, "--dec-rank"),
         ({"conv_type": "sot"}, r"--conv-type \(layer.kind\): 'sot' is not one of"),
         ({"block_size": 0}, r"--block-size \(model.block_size\): 0 is not valid"),

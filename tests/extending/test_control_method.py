@@ -65,7 +65,7 @@ def test_layers_that_share_memory_are_brought_down_together() -> None:
     ("settings", "fault"),
     [
         ({"method": "gradul"}, "there is no control method 'gradul': there are none, clip, .* did you mean gradual"),
-        ({"method": "gradual", "every_steps": 0}, "`every_steps`: 0 is not valid; input should be greater than 0"),
+        ({"method": "gradual", "every_steps": 0}, "`every_steps`: 0 is not valid; a number above 0 is wanted"),
         ({"method": "none"}, "the control method 'none' takes no max_sigma"),
     ],
 )
