@@ -72,7 +72,7 @@ def measurement_context(
     """Return what metrics measure with, saying nothing."""
     images = test.test.images[:1]
     probe = Probe.of(images, classifier.answers(images))
-    model = cast("Any", SimpleNamespace(weights="weights"))
+    model = cast("Any", SimpleNamespace(weights="weights", maxima=None))
     return MeasurementContext(classifier, model, test, config, probe, folder, lambda *_: None, lambda _: None)
 
 

@@ -3,15 +3,17 @@
     python benchmarks/gpu.py [--only steps control] [--seconds 240] [--tree BEFORE] [--paper-code DIR]
 
 Parts, most important first. `steps`: training steps of WRN-16-10 at batch 128, as svdctl's whole loop, in plain torch
-on one resident batch without control, and the latter captured as one CUDA graph. `control`: control alone, and `clip_`
-of a network. `proofs`: spectrum, "every layer at most t" and a seal, beside Gram matrices and `eigvalsh` at the layers'
-input sizes. `lipconv`: steps of LipConvNet-5. `evaluation`: corrupted images, certificates and attacks beside the
-forward passes alone. `corruptions`: svdctl's own corruptions, drawn. `kernels`: kernels that one step of the loop
-launches. `compiled`: the dense step again, with `--compile`.
+on one resident batch without control, and the latter captured as one CUDA graph; an epoch with proofs and evaluation,
+and how long 200 of these take. `control`: control alone, and `clip_` of a network. `proofs`: spectrum, "every layer at
+most t" and a seal, beside Gram matrices and `eigvalsh` at the layers' input sizes. `lipconv`: steps of LipConvNet-5.
+`evaluation`: corrupted images, certificates and attacks beside the forward passes alone. `corruptions`: svdctl's own
+corruptions, drawn. `kernels`: kernels that one step of the loop launches. `compiled`: the dense step again, with
+`--compile`. `paper`: the clip of the paper's code, which takes a minute and more of a CPU.
 
-A figure that fails costs itself alone; one that no time is left for says so. `--tree` measures the sources in another
-folder too, in a process of its own, after these. `--paper-code` adds the training step and the control of the paper's
-public code, from a checkout of it. `--device cpu --quick` runs everything on tiny networks, to see that it works.
+A figure that fails costs itself alone, and a part that fails outside of its figures the rest of itself; a figure that
+no time is left for says so. `--tree` measures the sources in another folder too, in a process of its own, after these.
+`--paper-code` adds the training step and the clip of the paper's public code, from a checkout of it, which needs
+`einops`. `--device cpu --quick` runs everything on tiny networks, to see that it works.
 """
 
 import argparse
@@ -27,7 +29,7 @@ import threading
 import time
 import traceback
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -131,11 +133,14 @@ class Bench:
                 break
         return {"unit": "ms", "values": values}
 
-    def config(self, preset: str, *, precision: str = "bf16-mixed", **flags: Any) -> TrainConfig:
-        """Return a preset that evaluates and saves nothing; tiny where it is to be quick."""
+    def config(
+        self, preset: str, *, precision: str = "bf16-mixed", evaluates: bool = False, **flags: Any
+    ) -> TrainConfig:
+        """Return a preset that saves nothing and evaluates after each epoch or never; tiny where it is to be quick."""
         lipconv = preset.startswith("lipconv")
         # Of random labels nothing is learned: a small rate keeps the numbers finite.
-        sets = ["epochs=1000", "evaluation.every_epochs=1000", "checkpoint.every_epochs=1000", "optimizer.lr=0.001"]
+        sets = ["epochs=1000", "checkpoint.every_epochs=1000", "optimizer.lr=0.001"]
+        sets.append(f"evaluation.every_epochs={1 if evaluates else 1000}")
         if self.quick:
             sets += ["batch_size=8", "log.every_steps=2"]
             sets += ["model.in_channels=2"] if lipconv else ["model.width=1", "model.depth=10"]
@@ -175,8 +180,23 @@ class Intervals(Reporter):
             self.stop.set()
 
 
-def run_loop(bench: Bench, config: TrainConfig, reporter: Any) -> list[str]:
-    """Run svdctl's whole loop on CIFAR's number of random images, without evaluations and checkpoints.
+class Epochs(Intervals):
+    """Stops a loop after some evaluations: milliseconds from each to the next."""
+
+    def advance(self, done: int, total: int, now: object) -> None:
+        pass
+
+    def finish(self, metrics: Mapping[str, float]) -> None:
+        here = time.perf_counter()
+        if self.last is not None:
+            self.values.append((here - self.last[1]) * 1e3)
+        self.last = 0, here
+        if len(self.values) >= self.wanted:
+            self.stop.set()
+
+
+def run_loop(bench: Bench, config: TrainConfig, reporter: Any, held_out: int = 16) -> list[str]:
+    """Run svdctl's whole loop on CIFAR's number of random images, without checkpoints.
 
     Returns what the trainer said.
     """
@@ -185,9 +205,9 @@ def run_loop(bench: Bench, config: TrainConfig, reporter: Any) -> list[str]:
     with kernels(config.hardware, fabric.device):
         model = bench.network(config)
         controller = Controller.from_config(model, None, config.control, config.batchnorm)
-        data, held_out = bench.images(60 if bench.quick else 50_000), bench.images(16)
+        data, test = bench.images(60 if bench.quick else 50_000), bench.images(held_out)
         more = {"notice": said.append} if "notice" in Trainer.__dataclass_fields__ else {}  # older sources have none
-        trainer = Trainer(config, model, fabric, data, held_out, controller, **more)
+        trainer = Trainer(config, model, fabric, data, test, controller, **more)
         Loop(trainer, reporter, None, lambda kind: None, reporter.stop).run()
     return said
 
@@ -196,6 +216,15 @@ def whole_loop(bench: Bench, config: TrainConfig) -> dict[str, Any]:
     reporter = Intervals(*((4, 3, 2.0) if bench.quick else (60, 12, 8.0)))
     said = run_loop(bench, config, reporter)
     return {"unit": "ms", "values": reporter.values, "batch": config.batch_size, **({"said": said} if said else {})}
+
+
+def whole_epochs(bench: Bench, config: TrainConfig) -> dict[str, Any]:
+    """Time epochs with the proofs between steps that a run on this device has, the seal, evaluation and report."""
+    resolved = getattr(setup, "with_proofs", lambda config, device: config)  # older sources have none
+    reporter = Epochs(0, 1 if bench.quick else 2, 0.0)
+    run_loop(bench, resolved(config, bench.device), reporter, 16 if bench.quick else 10_000)
+    minutes = 200 * statistics.median(reporter.values) / 60e3
+    return {"unit": "ms", "values": reporter.values, "200 epochs, minutes": round(minutes, 2)}
 
 
 def bare_step(bench: Bench, config: TrainConfig) -> Callable[[], None]:
@@ -257,6 +286,10 @@ def training_steps(bench: Bench, part: str, row: str, config: TrainConfig) -> No
 def steps(bench: Bench) -> None:
     for row, (preset, flags) in STEPS.items():
         training_steps(bench, "steps", row, bench.config(preset, **flags))
+    row = list(STEPS)[1]
+    preset, flags = STEPS[row]
+    whole = bench.config(preset, evaluates=True, **flags)
+    bench.measure("steps", row, "an epoch with proofs and evaluation", lambda: whole_epochs(bench, whole))
     if bench.paper_code:
         for row, rank in (("dense", None), ("TT 192, penalty, division, BatchNorm limit", 192)):
             bench.measure("steps", row, "the paper's code", lambda rank=rank: paper_step(bench, rank))
@@ -275,9 +308,6 @@ def control(bench: Bench) -> None:
         preset, flags = STEPS[row]
         config = bench.config(preset, **flags)
         bench.measure("control", row, "control after a step, eager", lambda config=config: control_step(bench, config))
-    if bench.paper_code:
-        for row, rank in (("dense", None), ("TT 192", 192)):
-            bench.measure("control", row, "the paper's clip", lambda rank=rank: paper_clip(bench, rank))
 
 
 def clip(bench: Bench, preset: str, n: int) -> dict[str, Any]:
@@ -454,10 +484,10 @@ def certificates(bench: Bench, count: int) -> dict[str, Any]:
     context = context_of(bench, model, count, {})
     proofs: list[float] = []
 
-    def timed_proof(*given: Any) -> Certifier:
+    def timed_proof(*given: Any, **named: Any) -> Certifier:
         bench.wait()
         began = time.perf_counter()
-        certifier = Certifier(*given)
+        certifier = Certifier(*given, **named)
         bench.wait()
         proofs.append((time.perf_counter() - began) * 1e3)
         return certifier
@@ -582,7 +612,11 @@ def compiled(bench: Bench) -> None:
 
 
 def paper_modules(folder: Path) -> Any:
-    """Import the paper's public code; packages for logs that it imports and this does not need may be missing."""
+    """Import the paper's public code; packages for logs that it imports and this does not need may be missing.
+
+    Raises:
+        ModuleNotFoundError: the checkout, or a package that the paper's code needs, is not there.
+    """
     for name in ("wandb", "torchsummary"):
         try:
             importlib.import_module(name)
@@ -591,7 +625,16 @@ def paper_modules(folder: Path) -> Any:
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     names = ("WideResNet", "tt_dec_layer", "SOTT", "utils")
-    return types.SimpleNamespace(**{name: importlib.import_module(f"src.{name}") for name in names})
+    try:
+        return types.SimpleNamespace(**{name: importlib.import_module(f"src.{name}") for name in names})
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        told = (
+            f"{folder} holds no checkout of the paper's code: {error.name} is missing there"
+            if missing == "src"
+            else f"the paper's code needs {missing}: pip install {missing}"
+        )
+        raise ModuleNotFoundError(told, name=error.name) from error
 
 
 def paper_network(bench: Bench, rank: int | None) -> tuple[Any, nn.Module, list[tuple[int, ...]]]:
@@ -647,6 +690,12 @@ def paper_clip(bench: Bench, rank: int | None) -> dict[str, Any]:
     return {"unit": "ms", "values": [(time.perf_counter() - began) * 1e3]}
 
 
+def paper(bench: Bench) -> None:
+    if bench.paper_code:
+        for row, rank in (("TT 192", 192), ("dense", None)):
+            bench.measure("paper", row, "the paper's clip", lambda rank=rank: paper_clip(bench, rank))
+
+
 PARTS: dict[str, Callable[[Bench], None]] = {
     "steps": steps,
     "control": control,
@@ -656,6 +705,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "corruptions": corruptions,
     "kernels": kernels,
     "compiled": compiled,
+    "paper": paper,  # last: nothing stops it in time
 }
 
 
@@ -675,8 +725,13 @@ def main(arguments: list[str] | None = None) -> None:
         bench = Bench(options)
         bench.say(part="machine", cpus=os.cpu_count(), threads=torch.get_num_threads(), cuda=torch.version.cuda)
         for part, work in PARTS.items():
-            if part in options.only:
+            if part not in options.only:
+                continue
+            try:
                 work(bench)
+            except Exception as error:
+                bench.say(part=part, error=f"{type(error).__name__}: {error}"[:400])
+                traceback.print_exc(limit=6)
         bench.say(part="end")
     if options.tree is not None:
         flags = ["--device", options.device, "--only", *options.only, "--seconds", str(options.seconds)]

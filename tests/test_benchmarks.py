@@ -5,6 +5,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from textwrap import dedent
 from types import ModuleType
 from typing import Any
 
@@ -40,10 +41,96 @@ def test_every_part_of_the_benchmark_for_a_gpu_runs(
     gpu.main(["--device", "cpu", "--quick"])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line for line in lines if "error" in line or "skipped" in line] == []
-    assert {line["part"] for line in lines} == {"machine", *gpu.PARTS, "end"}
+    assert {line["part"] for line in lines} == {"machine", *gpu.PARTS, "end"} - {"paper"}
     figures = [line for line in lines if line["part"] not in ("machine", "end")]
     assert all(line["median"] > 0 and line["n"] > 0 for line in figures)
     assert {line["row"] for line in figures if line["part"] == "steps"} == set(gpu.STEPS)
+    (epoch,) = [line for line in figures if line["way"] == "an epoch with proofs and evaluation"]
+    assert epoch["200 epochs, minutes"] == pytest.approx(epoch["median"] / 300, abs=0.006)
+
+
+def test_a_part_that_fails_costs_itself_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpu = imported(FOLDER / "gpu.py", monkeypatch)
+
+    def fails(bench: Any) -> None:
+        raise RuntimeError("no such preset")
+
+    monkeypatch.setattr(gpu, "PARTS", {"steps": fails, "control": lambda bench: bench.say(part="control", n=1)})
+    gpu.main(["--device", "cpu"])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["part"] for line in lines] == ["machine", "steps", "control", "end"]
+    assert lines[1]["error"] == "RuntimeError: no such preset"
+    assert not any("error" in line for line in lines[2:])
+
+
+PAPER = {
+    "WideResNet": """
+        from torch import nn
+
+        def wide_resnet16_10(num_classes):
+            end = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes)
+            return nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), *end)
+        """,
+    "tt_dec_layer": """
+        from torch import nn
+
+        class ConvDecomposed2D_t(nn.Conv2d):
+            pass
+
+        def conv2tt(model, kind, no_compress_first, decomposition_rank):
+            model[0] = kind(3, 4, 3, 2)
+        """,
+    "SOTT": """
+        def orthogonal_loss(model):
+            return model[0].weight.square().sum(), 1
+        """,
+    "utils": """
+        called = []
+
+        def clip_batch_norm(model, limit):
+            called.append(("batch norm", limit))
+
+        def constrain_conv(model, mode, outputs, **limits):
+            called.append((mode, type(model[0]).__name__, outputs))
+        """,
+}
+
+
+def test_the_code_of_the_paper_is_measured_from_its_checkout_or_says_what_it_needs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    gpu = imported(FOLDER / "gpu.py", monkeypatch)
+
+    def lines() -> list[dict[str, Any]]:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "src"]:
+            monkeypatch.delitem(sys.modules, name)
+        gpu.main(["--device", "cpu", "--quick", "--paper-code", str(tmp_path), "--rows", "the paper's"])
+        found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        return [line for line in found if line["part"] not in ("machine", "end")]
+
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in ("wandb", "torchsummary"):  # which it may put in their place
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    parts = ["steps", "steps", "paper", "paper"]
+    missing = lines()
+    assert [line["part"] for line in missing] == parts
+    assert all(f"{tmp_path} holds no checkout of the paper's code" in line["error"] for line in missing)
+    (tmp_path / "src").mkdir()
+    for name, text in PAPER.items():
+        (tmp_path / f"src/{name}.py").write_text(dedent(text))
+    found = lines()
+    assert [(line["part"], line["row"], line["n"]) for line in found] == [
+        ("steps", "dense", 1), ("steps", "TT 192, penalty, division, BatchNorm limit", 1),
+        ("paper", "TT 192", 1), ("paper", "dense", 1),
+    ]  # fmt: skip
+    divided = ("divide-by-largest", "ConvDecomposed2D_t", [(15, 15)])
+    clips = [("clip", "ConvDecomposed2D_t", [(15, 15)]), ("clip", "Conv2d", [(15, 15)])]
+    assert sys.modules["src.utils"].called == [*[("batch norm", 10), divided] * 2, *clips]
+    (tmp_path / "src/utils.py").write_text("import einops_that_is_not_there\n")
+    needs = "the paper's code needs einops_that_is_not_there: pip install einops_that_is_not_there"
+    assert [line["error"] for line in lines()] == [f"ModuleNotFoundError: {needs}"] * 4
 
 
 class Tiny(nn.Module):
