@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from svdctl.config.train_config import TrainConfig
 from svdctl.control.change_counts import Applications, Changes
 from svdctl.control.control_report import LayerReport
-from svdctl.utils.rounded_figures import at_least
+from svdctl.registry import CONTROLS
+from svdctl.utils.rounded_figures import at_least, at_most
 
 _FRAMES = {
     "retract": "frames are put back to orthonormal columns after every step",
@@ -53,7 +54,7 @@ def _of_method(changes: Changes, config: TrainConfig, step: int) -> str:
     proofs = f"proofs at evaluations and checkpoints scaled {_layers(len(scaled))}" if scaled else ""
     if not control.applied:
         text = f"control was never applied: it is due every {every} steps, and the run made {step - changes.since:,}"
-        return f"{text}; {proofs or 'no proof found a layer above its maximum'}" if _proves(config) else text
+        return f"{text}; {proofs or 'no proof found a layer above its maximum'}" if _seals(config) else text
     if not control.layers:
         text = f"control changed none of {_layers(len(names))} in {_applications(control.applied, every)}"
         return f"{text}; {proofs}" if proofs else f"{text}: none was found above its maximum"
@@ -66,18 +67,22 @@ def _of_method(changes: Changes, config: TrainConfig, step: int) -> str:
 
 def _what_would(changes: Changes, config: TrainConfig, layers: Sequence[LayerReport]) -> str:
     """Return which maximum would have changed a layer, as far as its norms at the end tell."""
+    # Only the proof at the end meets the norms that are known here; the paper's estimates may be below them.
+    is_sealed = _seals(config)
+    if not is_sealed and not changes.control.applied:
+        return ""
     shares: Mapping[float, LayerReport] = {
         row.largest / row.maximum: row for row in layers if row.name in changes.control.changed and row.maximum
     }
     if config.ema is not None or not shares:
-        return "; a lower `control.max_sigma` would"
+        return "; a lower `control.max_sigma` would" if is_sealed else ""
     row = shares[max(shares)]
     key = "linear_max" if "Linear" in row.kind and config.control.linear_max is not None else "max_sigma"
     reached = at_least(row.largest)
-    return (
-        f"; the nearest, {row.name or '(top)'}, is at {reached} of {row.maximum:g}, so that a `control.{key}` below "
-        f"{reached} would have changed this training"
-    )
+    nearest = f"; the nearest, {row.name or '(top)'}, is at {reached} of {at_most(row.maximum)}"
+    if not is_sealed:
+        return f"{nearest} at the end"
+    return f"{nearest}, so that a `control.{key}` below {reached} would have changed this training"
 
 
 def _of_batchnorm(changes: Changes, most: float, every: int) -> str:
@@ -106,5 +111,5 @@ def _layers(count: int) -> str:
     return f"{count} layer{'s' * (count != 1)}"
 
 
-def _proves(config: TrainConfig) -> bool:
-    return config.control.procedure == "certified"
+def _seals(config: TrainConfig) -> bool:
+    return CONTROLS.get(config.control.kind).seals(config.control)

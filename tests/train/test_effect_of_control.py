@@ -8,6 +8,7 @@ from svdctl.checkpoint.checkpoint_file import read_checkpoint, write_checkpoint
 from svdctl.cli.messages import with_flags
 from svdctl.cli.training_flags import TRAIN
 from svdctl.control.change_counts import Applications, Changes
+from svdctl.control.control_report import LayerReport
 from svdctl.reproduce.execute import training_figures
 from svdctl.train import start as recipe
 from svdctl.train.effect_of_control import effect_of_control
@@ -60,6 +61,10 @@ CASES: dict[str, tuple[Changes, str, tuple[str, ...]]] = {
         changes(0, applied=0), "control was never applied: it is due every 100 steps, and the run made 9; no proof "
         "found a layer above its maximum; a lower `control.max_sigma` would", ("control.every_steps=100",),
     ),
+    "never applied, and nothing is proved": (
+        changes(0, applied=0), "control was never applied: it is due every 100 steps, and the run made 9",
+        ("control.kind=clip", "control.every_steps=100", "control.procedure=paper"),
+    ),
     "begun by an older version": (
         changes(0, 0, applied=4, since=5), "control changed none of 2 layers in 4 steps: none was found above its "
         "maximum; not counted up to step 5, which an older version made", (),
@@ -73,6 +78,14 @@ def test_sentences(name: str, tmp_path: Path) -> None:
     counts, wanted, sets = CASES[name]
     config = make(tmp_path, "train", *HIGH[3:], *sets)
     assert next(effect_of_control(counts, config, 9), "") == wanted
+
+
+def test_a_run_that_proves_nothing_names_no_maximum_that_would_have_changed_it(tmp_path: Path) -> None:
+    """Its estimates lie below the norms of the report, and its last application before the last step."""
+    config = make(tmp_path, "train", "control.max_sigma=10", "control.procedure=paper")
+    row = LayerReport("conv0", "Conv2d", "4 x 3 x 3 x 3", 5.0, 5.1, 10.0)
+    said = next(effect_of_control(changes(0), config, 9, [row]))
+    assert said.endswith("none was found above its maximum; the nearest, conv0, is at 5 of 10 at the end")
 
 
 def test_frames_are_said_not_to_be_counted(tmp_path: Path) -> None:
