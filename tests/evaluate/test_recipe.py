@@ -214,6 +214,7 @@ def test_certificates_of_a_linear_network_are_exact(shared: Path, linear: Path) 
     assert found["largest_radius"] == pytest.approx(float(radii.max()))
 
 
+@pytest.mark.drawn
 def test_everything_at_once_is_in_order_and_drawn(run: Path) -> None:
     recorder = Recorder()
     result = evaluate(make(run.parent), reporter=recorder)

@@ -207,6 +207,7 @@ def test_every_line_of_the_csv_has_all_of_its_notes(planned: Callable[..., Plan]
         assert "not the paper's experiment" in row["notes"]
 
 
+@pytest.mark.drawn
 def test_labels_and_notes_of_any_kind_are_laid_out(planned: Callable[..., Plan], tmp_path: Path) -> None:
     plan = planned()
     (table,) = plan.tables
@@ -247,6 +248,7 @@ def test_latex_compiles(planned: Callable[..., Plan], paper: Path, tmp_path: Pat
     assert (tmp_path / "t.pdf").stat().st_size > 1000
 
 
+@pytest.mark.drawn
 def test_all_files_are_written(planned: Callable[..., Plan], tmp_path: Path, paper: Path) -> None:
     for plan in (planned(seeds=(1, 2)), planned(scale="smoke", rows=("none*",))):
         files = write_table(tmp_path / "out", results(plan, paper=paper), command_line, picture=True)
