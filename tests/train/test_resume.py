@@ -197,7 +197,7 @@ def test_a_kill_at_every_change_of_a_file(command: str, sets: Sequence[str], tmp
     assert len(crash(command, sets, tmp_path, lambda name: True)) > 40
 
 
-@pytest.mark.parametrize("command", ["train", "train-lipconv"])
+@pytest.mark.parametrize("command", ["train", pytest.param("train-lipconv", marks=pytest.mark.slow)])
 def test_a_kill_at_the_end_of_an_epoch(command: str, tmp_path: Path) -> None:
     """After each change of a file that the first epoch's end makes; it is the best one."""
     passed: list[str] = []
