@@ -6,7 +6,7 @@ they are made.
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -36,6 +36,16 @@ def changed(owner: Any, **values: Any) -> Iterator[None]:
             setattr(owner, name, value)
 
 
+@contextmanager
+def all_at_once(device: str) -> Iterator[None]:
+    """Enter every setting but float16, of which autocast takes one number format."""
+    with ExitStack() as stack:
+        for name in ("cuDNN in TF32", "reduced sums", "medium", "autocast"):
+            stack.enter_context(SETTINGS[name](device))
+        assert MATMUL.allow_tf32  # by "medium"; both by themselves could not be given back
+        yield
+
+
 SETTINGS: dict[str, Callable[[str], AbstractContextManager[object]]] = {
     "autocast": lambda device: torch.autocast(device, torch.bfloat16),
     "autocast to float16": lambda device: torch.autocast(device, torch.float16),
@@ -45,8 +55,9 @@ SETTINGS: dict[str, Callable[[str], AbstractContextManager[object]]] = {
     "reduced sums": lambda _: changed(
         MATMUL, allow_fp16_reduced_precision_reduction=True, allow_bf16_reduced_precision_reduction=True
     ),
+    "all at once": all_at_once,
 }
-ON_CPU = ("autocast", "medium")  # what a CPU obeys
+ON_CPU = ("autocast", "all at once")  # a CPU obeys autocast and "medium"; what leaves "medium" on fails the second
 NEEDS_CUDA = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 coarsely = pytest.mark.parametrize(
     ("device", "setting"),
