@@ -17,7 +17,11 @@ from torch import Tensor
 from svdctl.config.data_config import Augment
 from svdctl.data.augment import augment, resized_crop
 from svdctl.data.images import ImageData
-from svdctl.data.streamed_images import is_streamed, read_ahead
+from svdctl.data.streamed_images import is_streamed, read_ahead, to_device
+
+DRAWN_AHEAD = 2**13
+"""Images whose random numbers are drawn, and sent to the device together, at most; those of a step at least. They take
+28 bytes each or less."""
 
 
 def derived_seed(seed: int, *what: int | str) -> int:
@@ -142,17 +146,29 @@ class Batches:
         shuffle = torch.Generator().manual_seed(derived_seed(self.seed, "order", number))
         order = torch.randperm(len(self.data), generator=shuffle)
         steps = range(start, self.steps_per_epoch)
-        rows = self._rows_of(order.to(device), steps)
+        rows = self._rows_of(to_device(order, device), steps)
         # Files are found by numbers on the host, and reading those of the device would wait for it.
         numbers = self._rows_of(order, steps) if is_streamed(self.data.images) else rows
-        for step, part, read in zip(steps, rows, read_ahead(self.data.images, numbers), strict=True):
-            draws = self._rows(self._draws(number, step), step)
-            batch = Batch(read, draws.to(device, non_blocking=True), self.data.labels[part])
+        images = read_ahead(self.data.images, numbers)
+        for step, part, read, (draws, mix) in zip(steps, rows, images, self._sent(number, steps), strict=True):
+            batch = Batch(read, draws, self.data.labels[part])
             sizes = tuple(map(len, self._own(step)))
-            mix = self._mix(number, step)
             if mix is not None or len(sizes) > 1:
-                batch = replace(batch, mix=None if mix is None else mix.to(device, non_blocking=True), sizes=sizes)
+                batch = replace(batch, mix=mix, sizes=sizes)
             yield batch
+
+    def _sent(self, epoch: int, steps: range) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield this process's random numbers of each step, on the device: of its images, and of their mixture.
+
+        Those of many steps are sent together, so that between most steps nothing goes to the device.
+        """
+        device, ahead = self.data.images.device, max(1, DRAWN_AHEAD // self.batch_size)
+        while steps:
+            chunk, steps = steps[:ahead], steps[ahead:]
+            drawn = [self._rows(self._draws(epoch, step), step) for step in chunk]
+            draws = to_device(torch.cat(drawn), device).split([*map(len, drawn)])
+            mixes = [mix for step in chunk if (mix := self._mix(epoch, step)) is not None]
+            yield from zip(draws, to_device(torch.stack(mixes), device) if mixes else [None] * len(chunk), strict=True)
 
     def _mix(self, epoch: int, step: int) -> Tensor | None:
         """Return the share of each image in its mixture (0-d), drawn from Beta(a, a); None: images are not mixed."""

@@ -136,8 +136,8 @@ def made_ahead(calls: Iterable[Callable[[], Tensor]]) -> Iterator[Tensor]:
         yield from (coming.result() for coming in waiting)
 
 
-def to_device(images: Tensor, device: torch.device) -> Tensor:
-    """Return images on a device; nothing waits for it."""
-    if device.type == "cuda" and images.device.type == "cpu":
-        images = images.pin_memory()  # from other memory a transfer waits for what the device has still to do
-    return images.to(device, non_blocking=True)
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Return images, or what belongs to them, on a device; nothing waits for it."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()  # from other memory a transfer waits for what the device has still to do
+    return values.to(device, non_blocking=True)
