@@ -24,7 +24,7 @@ from svdctl.spectral.bounds import Bracket
 from svdctl.train import plots
 from svdctl.train.plots import plot_curves, plot_spectra
 from svdctl.utils.certified_plot import AccuracyCurve, draw_certified
-from svdctl.utils.figure_style import told_apart
+from svdctl.utils.figure_style import MAXIMUM, told_apart
 from tests.figures import faults_of
 
 RUN = "wrn_16_10_cifar100_divide_clip_to_4_every_50_steps_seed_3407-0123abcd"
@@ -140,6 +140,23 @@ def test_spectra_of_files(count: int, networks: int) -> None:
         for number in range(networks)
     ]
     assert not faults_of(plot_networks(found, max_sigma=4.0))
+
+
+def test_the_picture_of_a_spectrum_has_the_maximum_of_each_layer() -> None:
+    values = torch.linspace(2, 0.1, 72)
+
+    def limits(maxima: Sequence[float | None], max_sigma: float | None = None) -> list[list[float]]:
+        layers = (
+            LayerSpectrum(name, "conv2d", (8, 8, 3, 3), Bracket(2.0, 2.01), values, maximum=maximum)
+            for name, maximum in zip("abc", maxima, strict=True)
+        )
+        figure = plot_networks([NetworkSpectrum("last.pt", tuple(layers))], max_sigma=max_sigma)
+        lines = ([line for line in panel.lines if line.get_color() == MAXIMUM] for panel in figure.axes[:3])
+        return [[float(line.get_ydata()[0]) for line in drawn] for drawn in lines]
+
+    assert limits([4.0, None, 3.0]) == [[4.0], [], [3.0]]
+    assert limits([4.0, None, 3.0], 5.0) == [[5.0], [5.0], [5.0]]
+    assert limits([None, None, None]) == [[], [], []]
 
 
 def reliability(counts: Sequence[int]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from svdctl.utils.rounded_figures import number
 from svdctl.utils.table import Cell, Column, Table, columns_that_fit, terminal, wrapped
 
 _BESIDE = ("largest_circular", "bound_upper", "condition_number")
-_HEADERS = {"largest_circular": "largest", "bound_upper": "bound", "condition_number": "condition"}
+_HEADERS = {"largest_circular": "circular", "bound_upper": "bound", "condition_number": "condition"}
 _SPARE = {"condition_number": 1}
 _MISSING = Cell("-")
 
@@ -28,7 +28,8 @@ def are_comparable(networks: Sequence[NetworkSpectrum]) -> bool:
 def comparison_table(first: NetworkSpectrum, second: NetworkSpectrum) -> Table:
     """Return a table with one row for each name of a layer, in the order of the first network.
 
-    Columns of the two are called a and b; `b / a` is of their largest values, where both are known, else of bounds.
+    Columns of the two are called a and b; `b / a` is of their largest values with circular padding, where both are
+    known, else of bounds.
     """
     columns = [Column("name", "layer", "left", elastic=True), Column("shape", "kernel", "left", spare=2)]
     for key in _BESIDE:

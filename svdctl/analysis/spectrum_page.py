@@ -121,7 +121,7 @@ def _pictures(networks: Sequence[NetworkSpectrum], config: InspectConfig) -> Ite
     if any(layer.values is not None for network in networks for layer in network):
         figure = plot_networks(networks, max_sigma=config.max_sigma)
         svg = svg_text(figure, "spectrum", "Singular values of each layer; the table below has the figures.")
-        caption = "A panel for each layer: its singular values from the largest to the smallest, and its proved bound."
+        caption = "A panel for each layer: its singular values, the largest first, its proved bound and its maximum."
         yield PageSection("Picture", [PagePicture(svg, caption)])
 
 

@@ -44,7 +44,12 @@ class Picture(Figure):
 
 @styled
 def plot_networks(networks: Sequence[NetworkSpectrum], *, max_sigma: float | None = None) -> Picture:
-    """Draw a panel for each layer: values of all networks, their bounds as dashed lines, `max_sigma` as a red one."""
+    """Draw a panel for each layer: values of all networks, their bounds as dotted lines, its maximum as a red one.
+
+    Args:
+        networks: of the layers.
+        max_sigma: the maximum of all; None: each layer's own, where it is known.
+    """
     names = list(dict.fromkeys(layer.name for network in networks for layer in network if layer.values is not None))
     found = [layer.values for network in networks for layer in network if layer.values is not None]
     top = [float(values.max()) for values in found if len(values)]
@@ -54,15 +59,27 @@ def plot_networks(networks: Sequence[NetworkSpectrum], *, max_sigma: float | Non
                 if layer.values is not None:
                     name = figure_text(network.name) if len(networks) > 1 else ""
                     _draw(panels[layer.name], layer, color, name, alone=len(networks) == 1)
-        if max_sigma is not None:
-            for panel in panels.values():
-                panel.axhline(max_sigma, color=MAXIMUM, lw=1, ls="--", label=f"maximum {max_sigma:g}")
+        maxima = _maxima(networks) if max_sigma is None else {name: {max_sigma} for name in panels}
+        told = set[float]().union(*maxima.values())
+        label = f"maximum {next(iter(told)):g}" if len(told) == 1 else "maximum of the layer"
+        for name, values in maxima.items():
+            for value in values:
+                panels[name].axhline(value, color=MAXIMUM, lw=1, ls="--", label=label)
     # The names of several stand in the legend.
     about = [network.name for network in networks] if len(networks) == 1 else [f"{len(networks)} networks"]
     titled(figure, "Singular values of each layer, circular padding", *about)
     figure.dpi = 150
     assert isinstance(figure, Picture)
     return figure
+
+
+def _maxima(networks: Sequence[NetworkSpectrum]) -> dict[str, set[float]]:
+    """Return the maxima of the layers that are drawn, by name: several where networks differ in them."""
+    found: dict[str, set[float]] = {}
+    for layer in (layer for network in networks for layer in network):
+        if layer.values is not None and layer.maximum is not None:
+            found.setdefault(layer.name, set()).add(layer.maximum)
+    return found
 
 
 def _draw(panel: Axes, layer: LayerSpectrum, color: str, title: str, *, alone: bool) -> None:

@@ -25,8 +25,8 @@ from svdctl.utils.table import (
 
 SCHEMA = 1
 LEGEND: Mapping[str, str] = {
-    "largest_circular": "largest: largest singular value with circular padding on this input, exact",
-    "zero_padded_lower": "as it runs: norm with the layer's own padding on this input, at least",
+    "largest_circular": "circular: largest singular value with circular padding on this input, exact",
+    "zero_padded_lower": "as it runs: proved to be reached with the layer's own padding on this input, rounded down",
     "bound_upper": "bound: proved for every input size (circular padding: those that the stride divides), rounded up",
     "maximum": "maximum: the run's own, or that of the layer's spectral norm; the bound is held against it exactly",
     "condition_number": "condition: largest over smallest value that is not 0",
@@ -56,10 +56,8 @@ COLUMNS: dict[str, _Shown] = {
     "input_size": _Shown(lambda row: row.input_size, "input", 3),
     "rank": _Shown(lambda row: row.rank, "TT rank", 5),
     "count": _Shown(lambda row: None if row.values is None else len(row.values), "values", 8),
-    "largest_circular": _Shown(lambda row: row.largest, "largest", basis="computed"),
-    "zero_padded_lower": _Shown(
-        lambda row: row.zero_padded and row.zero_padded.lower, "as it runs", 1, basis="computed"
-    ),
+    "largest_circular": _Shown(lambda row: row.largest, "circular", basis="computed"),
+    "zero_padded_lower": _Shown(lambda row: row.zero_padded and row.zero_padded.lower, "as it runs", 1, basis="proved"),
     "zero_padded_upper": _Shown(lambda row: row.zero_padded and row.zero_padded.upper),
     "bound_lower": _Shown(lambda row: row.bound and row.bound.lower),
     "bound_upper": _Shown(lambda row: row.bound and row.bound.upper, "bound", droppable=False, basis="proved"),

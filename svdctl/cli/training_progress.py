@@ -103,7 +103,7 @@ def evaluation_line(
 
 _LAYERS = (
     Column("layer", "layer", "left", elastic=True),
-    Column("largest", "largest"),
+    Column("largest", "reached"),
     Column("bound", "bound"),
     Column("maximum", "maximum"),
     Column("type", "type", "left", spare=2),
@@ -112,7 +112,7 @@ _LAYERS = (
 
 
 def layer_table(rows: Sequence["LayerReport"]) -> Table:
-    """Return the table of largest values, bounds and maxima."""
+    """Return the table of values that are reached, bounds and maxima."""
     return Table(
         _LAYERS,
         [
@@ -176,7 +176,7 @@ def result_lines(
     controlled = [row for row in result.layers if row.maximum is not None]
     if rows := controlled or result.layers:
         lines += ["", *terminal(layer_table(rows), width=width, rule=False).splitlines()]
-        lines.append("largest: a singular value that is reached; bound: proved, at every input size")
+        lines.append("reached: in the limit of large inputs; bound: proved, at every input size")
     lines += ["", "files", *(f"  {path}" for path in result.files)]
     lines += ["", "next", *(f"  svdctl {command}" for command in _next_commands(result))]
     if any(path.name == "best.pt" for path in result.files):

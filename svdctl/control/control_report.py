@@ -10,7 +10,7 @@ _COLUMNS = (
     Column("name", "layer", "left", elastic=True),
     Column("kind", "type", "left", spare=2),
     Column("shape", "shape", "left", spare=1),
-    Column("largest", "largest"),
+    Column("largest", "reached"),
     Column("bound", "bound"),
     Column("maximum", "maximum"),
     Column("is_proved", "proved"),

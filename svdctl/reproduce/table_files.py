@@ -106,6 +106,8 @@ class Row(Config):
     """Changes to the preset."""
     smoke: Assignments = ()
     """Further changes at smoke scale, after those of the whole table."""
+    notes: tuple[Line, ...] = ()
+    """Footnotes of this row."""
 
     @property
     def shown(self) -> str:
@@ -142,7 +144,7 @@ class ResultTable(TableFile):
     """Changes to every row, before the row's own."""
     evaluate: Evaluate = Evaluate()
     notes: tuple[Line, ...] = ()
-    """Footnotes that the file itself asks for."""
+    """Footnotes of the whole table that the file itself asks for."""
     smoke: Smoke | None = None
     rows: Annotated[tuple[Row, ...], Field(min_length=1), BeforeValidator(_named_rows), AfterValidator(_once)]
 

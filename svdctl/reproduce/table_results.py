@@ -218,6 +218,7 @@ def assemble(plan: TablePlan, outcomes: Mapping[str, Outcome], paper: PaperNumbe
     for row in plan.rows:
         own = tuple(outcomes.get(job.id, Outcome()) for job in row.jobs)
         texts = dict.fromkeys(text for one in own for text in one.deviations if text not in everywhere)
+        texts |= dict.fromkeys(row.row.notes * plan.trains)
         marks = tuple(notes.setdefault(text, len(notes) + 1) for text in texts)
         static = static_figures(row.config) if {*STATIC} & {*plan.columns} else {}
         given = paper.get(plan.source.stem, {}).get(row.row.name, {})

@@ -64,7 +64,7 @@ def found_device_line(config: TrainConfig, device: torch.device, processes: int,
     if device.type != "cpu":
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     where = name if processes == 1 else f"{name}, {processes} processes"
-    return f"runs on  {where}, {_capture_text(config, device, processes, by_qr=by_qr)}"
+    return f"runs on  {where}{_capture_text(config, device, processes, by_qr=by_qr)}"
 
 
 def selection(config: TrainConfig, parts: Parts) -> str:
@@ -143,11 +143,11 @@ def _device_line(config: TrainConfig) -> str:
         found = torch.accelerator.current_accelerator(check_available=True)
         kind = "cpu" if found is None else found.type
     processes = 1 if hardware.devices == 1 and hardware.num_nodes == 1 else 2
-    return f"{kind}, precision {hardware.precision}, {_capture_text(config, torch.device(kind), processes)}"
+    return f"{kind}, precision {hardware.precision}{_capture_text(config, torch.device(kind), processes)}"
 
 
 def _capture_text(config: TrainConfig, device: torch.device, processes: int, *, by_qr: bool = False) -> str:
-    """Return whether steps are compiled, and whether they are CUDA graphs."""
+    """Return whether steps are compiled, and whether they are CUDA graphs, each behind a comma; none without CUDA."""
     control, method = config.control, CONTROLS.get(config.control.kind)
     reads_back = control.kind != "none" and not method.has_factors(control)
     reason = why_not_captured(config.hardware, device, processes, config.schedule)
@@ -158,11 +158,11 @@ def _capture_text(config: TrainConfig, device: torch.device, processes: int, *, 
     parts = []
     if config.hardware.compile:
         parts.append(f"compiled ({_expected_of_compiling(config, is_captured=reason is None)})")
-    if reason is not None:
+    if device.type == "cuda" and reason is not None:
         parts.append(f"steps run eagerly: {reason}")
-    else:
+    elif reason is None:
         parts.append("steps are CUDA graphs" + f", but those with a {control.kind}" * reads_back)
-    return ", ".join(parts)
+    return "".join(f", {part}" for part in parts)
 
 
 def _retracts_by_qr(config: TrainConfig) -> bool:

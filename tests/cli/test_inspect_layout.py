@@ -22,7 +22,7 @@ from tests.terminal import run_in_terminal
 WIDTHS = (80, 120, pytest.param(160, marks=pytest.mark.slow))
 BLOCK = "encoder.stage1.block.{}.attention.projection_of_values"
 NAMES = (BLOCK.format(0), BLOCK.format(1), "encoder.stage2.downsample", "encoder.head")
-ALWAYS = ("layer", "kernel", "largest", "bound", "condition")
+ALWAYS = ("layer", "kernel", "circular", "bound", "condition")
 
 
 def command(*arguments: object) -> list[str | Path]:
@@ -70,7 +70,7 @@ def test_two_files_stand_side_by_side(weights: Path, columns: int, tmp_path: Pat
         columns, weights, tmp_path / "b.pt", "--input-size", 8, "--layer", "*.h*", "--layer", "more"
     ).splitlines()
     rule = next(at for at, line in enumerate(lines) if re.fullmatch(r"-+(  -+)+", line))
-    assert re.search(r"largest a +largest b +b / a +bound a +bound b", lines[rule - 1])
+    assert re.search(r"circular a +circular b +b / a +bound a +bound b", lines[rule - 1])
     (first,) = [line for line in lines[rule + 1 :] if re.search("head|projection", line)][:1]
     assert re.search(r" 2 ", first)
     assert max(map(len, lines)) <= columns

@@ -464,7 +464,7 @@ def test_a_report_is_a_list_and_a_table_of_80_columns() -> None:
     assert isinstance(report, list)
     lines = str(report).splitlines()
     assert max(map(len, lines)) <= 80
-    assert lines[0].split() == ["layer", "type", "shape", "largest", "bound", "maximum", "proved"]
+    assert lines[0].split() == ["layer", "type", "shape", "reached", "bound", "maximum", "proved"]
     assert [line.split()[-1] for line in lines[2:]] == ["no", "no", "-", "yes"]
     assert lines[2].split()[0].endswith("n_1")
     control.seal()

@@ -268,6 +268,15 @@ def test_notes_of_the_file_stand_in_trained_tables_alone(tiny: Path) -> None:
         assert "Changed on the command line: epochs=9." in text
 
 
+@pytest.mark.parametrize(("rows", "marked"), [(("clip*",), 4), (("divide*",), 0), (("*",), 4)])
+def test_notes_of_a_row_stand_where_the_row_does(rows: tuple[str, ...], marked: int, tmp_path: Path) -> None:
+    (table,) = make_plan(Request(tables=("table2",), rows=rows, scale="smoke", out_dir=tmp_path)).tables
+    outcomes = {job.id: Outcome(values={"accuracy": 0.5}) for row in table.rows for job in row.jobs}
+    text = markdown(assemble(table, outcomes, {}))
+    assert text.count("Clip to 2 is the value published") == (marked > 0)
+    assert sum(line.startswith("| ") and "[1]" in line for line in text.splitlines()) == marked
+
+
 def test_the_picture_has_readable_footnotes_and_an_axis_around_equal_dots(planned: Callable[..., Plan]) -> None:
     from svdctl.reproduce.bar_plot import draw_bars
 

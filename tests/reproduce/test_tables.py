@@ -102,7 +102,7 @@ GOOD = 'title = "T"\ncolumns = ["accuracy"]\n[[rows]]\nname = "a"\npreset = "wrn
     [
         (GOOD + "prest = 1\n", ["row 'a'", "prest: there is no such key", "did you mean preset?"]),
         (GOOD + "prest = 1\n", ["mine.toml: row 'a': prest: ", "did you mean preset? (known: name, label, group,"]),
-        (GOOD + "bogs = 1\n", ["bogs: there is no such key (known: name, label, group, preset, set, smoke)"]),
+        (GOOD + "bogs = 1\n", ["bogs: there is no such key (known: name, label, group, preset, set, smoke, notes)"]),
         ("bogus = 1\n" + GOOD, ["bogus: there is no such key; did you mean columns? (known: title, plugins, kind, "]),
         (GOOD + "[evaluate]\nradii = [1]\n", ["evaluate.radii: there is no such key (known: examples, attacks, eps,"]),
         (GOOD + "set = 'epochs=3'\n", ["row 'a': set: 'epochs=3' is not valid; write a list, in [ ]"]),

@@ -131,7 +131,11 @@ def test_it_is_told_which_images_pick_the_best_epoch() -> None:
 
 def test_the_device_that_was_found_repeats_nothing_of_the_one_asked_for() -> None:
     config = resolve({"preset": "quickstart", "accelerator": "cpu"}).config
-    line = found_device_line(config, torch.device("cpu"), 1)
     threads = torch.get_num_threads()
-    assert line.startswith(f"runs on  {threads} thread{'s' * (threads > 1)} of the CPU, steps run eagerly")
-    assert "precision" not in line
+    cpu = f"runs on  {threads} thread{'s' * (threads > 1)} of the CPU"
+    # Of CUDA graphs nothing is said where there is no CUDA device.
+    assert found_device_line(config, torch.device("cpu"), 1) == cpu
+    compiled = resolve({"preset": "quickstart", "accelerator": "cpu", "compile": True}).config
+    assert found_device_line(compiled, torch.device("cpu"), 1).startswith(f"{cpu}, compiled (")
+    (line,) = [line for line in plan(config, "test") if line.startswith("device")]
+    assert line == "device   cpu, precision 32"
