@@ -27,7 +27,10 @@ def why_not_captured(
     if device.type != "cuda":
         return "CUDA graphs need a CUDA device"
     if processes > 1:
-        return "messages between processes are not captured"
+        return (
+            "messages between processes are not captured: torch captures those of DDP only where its handling of their "
+            "errors is off, and all processes must record and replay at the same steps, whatever their parts of a batch"
+        )
     if hardware.precision == "16-mixed":
         return "16-mixed reads the scale of the loss in every step; bf16-mixed does not"
     if schedule is not None and schedule.cycles_momentum:
