@@ -54,18 +54,18 @@ def discover(config: EvaluateConfig) -> Discovery:
         before, found, text = len(faults), list[Path](), None
         try:
             found = list(_below(path, config.which, faults)) if path.is_dir() else [path] * path.exists()
+            if config.out_dir is None and path.is_symlink() and path.is_dir():
+                text = (
+                    f"{path} is a link to {path.readlink()}, and results would be written there; give the folder "
+                    "itself, or `out_dir`"
+                )
+                found = []
+            elif not path.exists():
+                text = _absence(path, config)
+            elif not found and len(faults) == before:
+                text = f"there is no checkpoint ({', '.join(SUFFIXES)}) in or below {path}; give another folder"
         except OSError as error:
-            text = f"{path} cannot be read ({error.strerror}); check its rights"
-        if config.out_dir is None and path.is_symlink() and path.is_dir():
-            text = (
-                f"{path} is a link to {path.readlink()}, and results would be written there; give the folder itself, "
-                "or `out_dir`"
-            )
-            found = []
-        if text is None and not path.exists():
-            text = _absence(path, config)
-        elif not found and text is None and len(faults) == before:
-            text = f"there is no checkpoint ({', '.join(SUFFIXES)}) in or below {path}; give another folder"
+            text = f"{path} cannot be read ({error.strerror}); check its name and its rights"
         if text is not None:
             faults.append((str(given), CheckpointError(text)))
         have = {path.resolve() for path in files}
@@ -78,7 +78,7 @@ def discover(config: EvaluateConfig) -> Discovery:
         for path, name in names_of(files).items()
     )
     folders = [path.expanduser() for path in config.checkpoints] if out is None else [out]
-    is_one = out is not None or (len(folders) == 1 and folders[0].is_dir())
+    is_one = out is not None or (len(folders) == 1 and os.path.isdir(folders[0]))
     return Discovery(checkpoints, tuple(faults), folders[0] if is_one else Path(), is_one)
 
 

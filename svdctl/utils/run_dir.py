@@ -30,7 +30,7 @@ def require_folder(parent: Path) -> None:
     """Check that a folder is there or can be made, as far as its name tells.
 
     Raises:
-        UsageError: a file is in its place or above it.
+        UsageError: a file, or a link to nothing, is in its place or above it.
     """
     parent = parent.expanduser()
     for place in (parent, *parent.parents):
@@ -38,6 +38,8 @@ def require_folder(parent: Path) -> None:
             return
         if place.exists():
             raise UsageError(f"{place} is a file; give `out_dir` a folder")
+        if place.is_symlink():
+            raise UsageError(f"{place} is a link to nothing; give `out_dir` a folder")
 
 
 def create_run_folder(parent: Path, name: str) -> Path:

@@ -98,6 +98,15 @@ def test_empty_and_missing_folders_are_sentences(tmp_path: Path) -> None:
     assert "no checkpoint or folder" in str(found.faults[1][1])
 
 
+def test_a_path_that_the_system_refuses_is_a_sentence_and_others_are_found(tree: Path) -> None:
+    long = Path("a" * 300)
+    found = find(long, tree / "b")
+    assert [item.name for item in found.checkpoints] == ["b/last"]
+    assert "cannot be read (File name too long)" in str(found.faults[0][1])
+    alone = find(long)
+    assert (alone.report, alone.all_below, len(alone.faults)) == (Path(), False, 1)
+
+
 def test_a_checkpoint_below_very_many_folders_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path / "a/b/z.pt", tmp_path / "a/c/d/y.pt", tmp_path / "a/x.pt")
     assert [path.path.stem for path in find(tmp_path).checkpoints] == ["x", "z", "y"]

@@ -99,6 +99,10 @@ def test_a_place_for_runs_that_is_no_folder_is_a_sentence(tmp_path: Path) -> Non
     for place in ("/dev/null", tmp_path / "file", tmp_path / "file/below"):
         with pytest.raises(UsageError, match="is a file; give `out_dir` a folder"):
             device_line(out_dir=place)
+    (tmp_path / "link").symlink_to("none")
+    for place in (tmp_path / "link", tmp_path / "link/below"):
+        with pytest.raises(UsageError, match="link is a link to nothing; give `out_dir` a folder"):
+            device_line(out_dir=place)
     assert device_line(out_dir=tmp_path / "new/below")
     assert not (tmp_path / "new").exists()
 
