@@ -39,12 +39,13 @@ def stops_answered(say: Callable[[str], None], text: str) -> Iterator[None]:
         text: what is kept when nothing below knows better: `nothing was begun`.
     """
     global _say
-    before, _say = _say, say
+    before, _say, known = _say, say, len(_answers)
     try:
         with answer_to_stop(lambda: text), requests_noticed(), _interrupts_not_lost():
             yield
     finally:
         _say = before
+        del _answers[known:]
 
 
 @contextmanager
@@ -81,10 +82,15 @@ def answer_to_stop(answer: Answer) -> Iterator[None]:
         answer: called in another thread at the first request, so that it reads numbers and paths alone.
     """
     _answers.append(answer)
+    is_over = True
     try:
         yield
+    except KeyboardInterrupt:
+        is_over = _say is None  # the thread that answers may look only after the interrupt has left the body
+        raise
     finally:
-        _answers.remove(answer)
+        if is_over:
+            _answers.remove(answer)
 
 
 def _answer_request() -> None:

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from svdctl.utils import signals
 from svdctl.utils.signals import answer_to_stop, stop_on_signal, stops_answered
 
 BLOCKED = """
@@ -79,6 +80,22 @@ def test_a_first_request_is_answered_at_once_by_what_runs(body: str, said: str) 
     code = BUSY.replace("BODY", body)
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False)
     assert (ended.stdout, ended.stderr) == (said, "")
+
+
+def test_what_ran_answers_also_where_the_interrupt_leaves_it_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    left, counted, said = threading.Event(), signals._requests, list[str]()
+
+    def count_late(numbers: bytes, before: int) -> int:
+        assert left.wait(5)
+        return counted(numbers, before)
+
+    monkeypatch.setattr(signals, "_requests", count_late)
+    with stops_answered(said.append, "nothing was begun"):
+        with pytest.raises(KeyboardInterrupt), answer_to_stop(lambda: "step 3 is saved"):
+            signal.raise_signal(signal.SIGINT)
+        left.set()
+    assert said == ["stopping: step 3 is saved"]
+    assert not signals._answers
 
 
 def test_nobody_answers_where_no_command_does() -> None:
