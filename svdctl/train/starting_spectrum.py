@@ -3,10 +3,10 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from svdctl.errors import FileError
@@ -17,6 +17,9 @@ from svdctl.utils.files import read_json
 FILE = "starting_spectrum.json"
 """File of a run folder with the singular values of each layer before the first step."""
 
+_LARGEST = 1e40
+"""More than any value of a network whose weights are float32; beyond it matplotlib fails to draw an axis."""
+
 
 class _StartingSpectrum(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
@@ -25,7 +28,7 @@ class _StartingSpectrum(BaseModel):
     version: Literal[1]
     network: str
     """`starting_hash` of the network that they are of."""
-    values: dict[str, list[NonNegativeFloat]]
+    values: dict[str, list[Annotated[float, Field(ge=0, le=_LARGEST)]]]
     """Of each layer by name, descending, as `spectra` returns them."""
     sha256: str
     """Over all the others."""

@@ -79,9 +79,11 @@ def test_what_is_damaged_or_of_another_network_is_computed_again(tmp_path: Path,
     contents = json.loads(sound)
     changed = {**contents, "values": {name: [9.0] * len(own) for name, own in contents["values"].items()}}
     of_another = {**changed, "network": "0" * 64}
-    del of_another["sha256"]
-    of_another["sha256"] = json_digest(of_another)
-    bad = (json.dumps(changed), json.dumps(of_another), sound[:-9], "[" * 200, None)
+    of_no_float32 = {**changed, "values": {name: [1e300] for name in contents["values"]}}
+    for one in (of_another, of_no_float32):
+        del one["sha256"]
+        one["sha256"] = json_digest(one)
+    bad = (json.dumps(changed), json.dumps(of_another), json.dumps(of_no_float32), sound[:-9], "[" * 200, None)
     for step, text in enumerate(bad, 3):
         watched.computed = 0
         if text is None:
