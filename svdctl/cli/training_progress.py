@@ -1,6 +1,7 @@
 """What a person sees of a training: a live bar on a terminal, plain lines elsewhere."""
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, cast
@@ -186,14 +187,15 @@ def result_lines(
 
 
 def _next_commands(result: "TrainResult") -> list[str]:
-    """Return what may be typed next, without the name of the program."""
-    train, folder = command_of(result.config.model.kind).name, result.folder
+    """Return what may be typed next, without the name of the program; a shell takes it as it is."""
+    train = command_of(result.config.model.kind).name
+    folder, last, preset = (shlex.quote(str(result.folder / file)) for file in ("", "last.pt", "config.toml"))
     network = getattr(result.config.model, "network", "")
     # A factory that has moved is where the user has named it, and not where config.toml says.
     factory = granted_factory(network) or network if network and is_factory(network) else ""
-    model = f" --model {factory}" if factory else ""
+    model = f" --model {shlex.quote(factory)}" if factory else ""
     if not result.completed:
         return [f"{train} --resume {folder}{model}"]
     moved = model if factory != network else ""
-    again = f"{train} --preset {folder / 'config.toml'}{moved} --seed {result.config.seed + 1}"
-    return [f"inspect-spectrum {folder / 'last.pt'}{model}", f"eval-robust {folder}{model}", again]
+    again = f"{train} --preset {preset}{moved} --seed {result.config.seed + 1}"
+    return [f"inspect-spectrum {last}{model}", f"eval-robust {folder}{model}", again]

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import stat
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -116,7 +117,9 @@ def write_picture(figure: "Figure", path: Path) -> None:
     """
     from svdctl.utils.matplotlib_defaults import with_defaults  # a second to import
 
-    with with_defaults():
+    with with_defaults(), warnings.catch_warnings():
+        # A sign that matplotlib's fonts lack is drawn as a box.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from")
         write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130))
 
 

@@ -135,6 +135,20 @@ def test_which_checkpoint_the_next_commands_take_is_said_where_there_are_two() -
     assert max(map(len, result_lines(picked, 40)[-4:])) <= 40
 
 
+def test_a_shell_takes_the_next_commands_whatever_the_folder_is_called() -> None:
+    found, folder = result(*LAYERS), Path("my runs/<b>&x")
+    found.folder = folder
+    lines = result_lines(found)
+    first = lines.index("next") + 1
+    words = [shlex.split(line, posix=True) for line in lines[first : first + 3]]
+    assert [line[:3] for line in words] == [
+        ["svdctl", "inspect-spectrum", str(folder / "last.pt")],
+        ["svdctl", "eval-robust", str(folder)],
+        ["svdctl", "train", "--preset"],
+    ]
+    assert words[2][3] == str(folder / "config.toml")
+
+
 @pytest.mark.parametrize("live", [False, True])
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_a_layer_has_one_line_and_gives_the_terminal_no_code(

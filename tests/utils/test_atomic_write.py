@@ -10,7 +10,8 @@ from unittest.mock import patch
 import pytest
 
 from svdctl.errors import UnusableFileError, UsageError
-from svdctl.utils.atomic_write import remove_unfinished, require_place, write_atomically
+from svdctl.utils.atomic_write import remove_unfinished, require_place, write_atomically, write_picture
+from svdctl.utils.matplotlib_defaults import Figure
 
 
 def fill(file: BinaryIO) -> None:
@@ -89,6 +90,15 @@ def test_no_device_is_replaced(tmp_path: Path) -> None:
     ):
         write_atomically(tmp_path / "null", "text")
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.drawn
+@pytest.mark.filterwarnings("error")
+def test_of_a_sign_that_no_font_has_a_picture_says_nothing(tmp_path: Path) -> None:
+    figure = Figure(figsize=(1, 1))
+    figure.suptitle("\u6f22\U000f0000")
+    write_picture(figure, tmp_path / "it.png")
+    assert (tmp_path / "it.png").stat().st_size
 
 
 PLACES: dict[str, tuple[Callable[[Path], object], str]] = {
