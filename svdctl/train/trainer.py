@@ -114,13 +114,8 @@ class Trainer:
         self._captured: CapturedSteps | None = None
         if why_not_captured(self.config.hardware, device, self.fabric.world_size, self.config.schedule) is None:
             self._captured = CapturedSteps(self._step_on_device, device, self.notice)
-            for group in self.optimizer.param_groups:
-                # A graph reads the rate of each step from where it lies.
-                group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=device)
-                if "capturable" in group:
-                    # Adam refuses to be recorded otherwise; its fused kernel is the same.
-                    group["capturable"] = True
-            self.optimizer._warned_capturable_if_run_uncaptured = True  # nor eager steps a warning
+        if device.type == "cuda":
+            self._keep_rates_in_tensors()  # whether steps are captured or not, so that they are the same
         runnable: Any = self._compiled() if self.config.hardware.compile else self.model
         self.runnable, self.stepper = self.fabric.setup(runnable, self.optimizer)
         self._average = None if self.config.ema is None else WeightAverage(self.model, self.config.ema.decay)
@@ -144,6 +139,15 @@ class Trainer:
         self._set_rate()
         self._set_maximum(self.counters.step)
         self.start_epoch()
+
+    def _keep_rates_in_tensors(self) -> None:
+        """Let each step read its learning rate from a tensor (0-d, float32) on the device, as a CUDA graph has to."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=self.fabric.device)
+            if "capturable" in group:
+                # Adam refuses to be recorded otherwise; its fused kernel is the same.
+                group["capturable"] = True
+        self.optimizer._warned_capturable_if_run_uncaptured = True  # nor eager steps a warning
 
     def _compiled(self) -> Any:
         """Return the network, compiled when it is first run; what depends on shapes is chosen before."""

@@ -90,8 +90,7 @@ def make(data: Path, kind: str, **hardware: Any) -> TrainConfig:
     flags = {"preset": "lipconv-quickstart" if lipconv else "quickstart", "dataset": f"npz:{data}", "batch_size": 16,
              "epochs": 5, "select": "last"}  # fmt: skip
     table = resolve(flags, LIPCONV if lipconv else TRAIN).config.model_dump()
-    # Rates that float32 holds: a graph reads the rate from a tensor.
-    table["optimizer"]["lr"] = 2.0**-6
+    table["optimizer"]["lr"] = 0.02  # which float32 rounds
     table |= {"schedule": {"kind": "steps", "at": [0.5], "factor": 0.5}, **KINDS[kind], "hardware": hardware}
     if not kind.startswith("vgg"):
         name, value = ("in_channels", 2) if lipconv else ("width", 1)
@@ -161,6 +160,26 @@ def test_replayed_steps_are_the_eager_ones(
         torch.testing.assert_close(replayed[".totals"][0, :2], eager[".totals"][0, :2], rtol=0.05, atol=0.0)
     else:
         assert different(replayed, eager) == []
+
+
+@pytest.mark.parametrize("kind", ["divide-retract", "recipe"])
+def test_a_rate_in_a_tensor_is_that_of_its_step(tmp_path: Path, kind: str) -> None:
+    config = make(data_of(tmp_path), kind, accelerator="cpu")
+    # A rate that float32 holds; it halves after 2 of 4 steps.
+    optimizer = config.optimizer.model_copy(update={"lr": 2.0**-8})
+    config = config.model_copy(update={"epochs": 1, "optimizer": optimizer})
+    ends = []
+    for in_tensors in (False, True):
+        with training(config) as (trainer, _):
+            if in_tensors:
+                for group in trainer.optimizer.param_groups:
+                    group["lr"] = 1.0
+                trainer._keep_rates_in_tensors()
+                trainer._set_rate()
+            for batch in trainer.batches.epoch(0):
+                trainer.train_step(batch)
+            ends.append({name: value.clone() for name, value in trainer.model.state_dict().items()})
+    assert different(*ends) == []
 
 
 @pytest.mark.parametrize("device", DEVICES)
