@@ -196,9 +196,11 @@ def work(tmp_path: Path) -> Iterator[Work]:
         for outcome in outcomes:
             board.finish(outcome)
 
-    yield Work(plain, live, screen, end)
-    plain.close()
-    live.close()
+    # Somebody is at work on both.
+    with store.lock(runs[2].key), store.lock(runs[3].key):
+        yield Work(plain, live, screen, end)
+        plain.close()
+        live.close()
 
 
 def test_plain_lines(work: Work, capsys: pytest.CaptureFixture[str]) -> None:
@@ -241,8 +243,9 @@ def test_a_long_plan_fits_a_small_terminal(tmp_path: Path) -> None:
     board.console = Console(file=screen, force_terminal=True, width=100, height=14, highlight=False)
     board.begin(plan)
     store.write_status(runs[-1].key, state="training", epoch=3.0, epochs=10.0, loss=0.5)
-    time.sleep(0.8)
-    board.close()
+    with store.lock(runs[-1].key):
+        time.sleep(0.8)
+        board.close()
     last = screen.getvalue().rpartition("run ")[2]
     assert "training" in last
     assert "0 of 18 done" in last

@@ -464,12 +464,13 @@ def test_a_report_is_a_list_and_a_table_of_80_columns() -> None:
     assert isinstance(report, list)
     lines = str(report).splitlines()
     assert max(map(len, lines)) <= 80
-    assert lines[0].split() == ["layer", "type", "shape", "reached", "bound", "maximum", "proved"]
-    assert [line.split()[-1] for line in lines[2:]] == ["no", "no", "-", "yes"]
-    assert lines[2].split()[0].endswith("n_1")
+    # A long name is folded, and what matters least has no room beside it.
+    assert lines[0].split() == ["layer", "reached", "bound", "maximum", "proved"]
+    assert [line.split()[-1] for line in lines[2:] if line[0] != " "] == ["no", "no", "-", "yes"]
+    assert lines[2].split()[0] + lines[3].strip() == "encoder_of_the_first_stage.bottleneck_projection_1"
     control.seal()
     assert [row.is_proved for row in control.report()] == [True, True, None, True]
-    assert "512x512x3x3 r192x192" in str(report)
+    assert "512x512x3x3 r192x192" in [cell.text for cell in report.table().rows[1]]
     assert report.table().rows[0][0].text == "encoder_of_the_first_stage.bottleneck_projection_1"
 
 

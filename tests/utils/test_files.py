@@ -191,6 +191,7 @@ ELSEWHERE = {
     "distributed/failure_detector.py": "messages of svdctl's own processes",
     "evaluate/corruptions/digital.py": "a JPEG in memory that it has just written",
     "evaluate/results.py": "JSON of figures that it has just made",
+    "utils/lock.py": "the system's own list of locks",
     "utils/matplotlib_defaults.py": "the current folder, to return to",
     "reproduce/worker.py": "a job of svdctl's own command",
     "utils/atomic_write.py": "the folder, flushed",
