@@ -263,15 +263,14 @@ def _zeros_beside(layer: nn.Module, conv: Convolution) -> tuple[int, ...]:
 def paper_clip_layer_(layer: nn.Module, max_sigma: float, size: tuple[int, ...], optimizer: Optimizer = None) -> bool:
     """Clip as the paper does, once on the grid of the layer's input over its strides; nothing is proved.
 
-    A grid smaller than the kernel is enlarged to hold it. Return whether a value was above the maximum; a layer without
-    one is left as it is.
+    A grid smaller than the kernel is enlarged to hold it. Return whether a value was above the maximum. Frames of TT
+    layers become orthonormal in any case, as in the paper's code, so that the steps that follow are its steps.
     """
     before = operator_of(layer)
     after = paper_clip(before, max_sigma, size)
-    if torch.equal(after.kernel, before.kernel):
-        return False
+    changed = not torch.equal(after.kernel, before.kernel)
     ops_of(layer).write_([layer], [after], optimizer)
-    return True
+    return changed
 
 
 @torch.no_grad()

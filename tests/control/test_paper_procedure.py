@@ -45,6 +45,21 @@ def test_a_clip_is_that_of_the_dense_circular_matrix_cut_to_the_kernel(stride: i
     assert float((layer.weight - before).norm()) > 0.1 * float(before.norm())
 
 
+def test_frames_become_orthonormal_where_nothing_is_above_the_maximum_too() -> None:
+    torch.manual_seed(0)
+    layer = TTConv2d(6, 8, 3, rank=(4, 5), padding=1, bias=False, frames="free").double()
+    layer.frame_in.mul_(1.5)
+    before = layer.contracted().clone()
+    assert not paper_clip_layer_(layer, 1e3, (SIDE, SIDE))
+    torch.testing.assert_close(layer.frame_in.T @ layer.frame_in, torch.eye(4).double(), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(layer.contracted(), before, rtol=1e-10, atol=1e-12)
+    plain = nn.Conv2d(3, 4, 3).double()
+    weight = plain.weight.clone()
+    assert not paper_clip_layer_(plain, 1e3, (SIDE, SIDE))
+    assert torch.equal(plain.weight, weight)
+    assert paper_clip_layer_(plain, 0.1, (SIDE, SIDE))
+
+
 def test_a_clip_of_a_tt_layer_is_that_of_its_dense_kernel() -> None:
     torch.manual_seed(0)
     layer = TTConv2d(6, 8, 3, rank=(4, 5), stride=2, padding=1, bias=False, frames="free").double()

@@ -9,13 +9,33 @@ from svdctl.config.presets import list_presets, read_preset
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = re.split(r"^## ", (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8"), flags=re.M)[1:]
-TABLES = [part for part in BENCHMARKS if "|---" in part]
+TABLES = [
+    "".join(told)
+    for section in BENCHMARKS
+    for told in re.findall(r"((?:.+\n)+)\n((?:\|.*\n)+)", section)
+    if re.search(r"\| *[\d.,]+ *[|;(]", told[1])  # figures
+]
+"""Each table of figures, after the paragraph before it."""
 
 
-@pytest.mark.parametrize("section", TABLES, ids=lambda section: section.splitlines()[0])
-def test_tables_of_benchmarks_say_machine_and_number(section: str) -> None:
-    assert re.search(r"AMD EPYC|Intel Xeon|NVIDIA H\d00", section)
-    assert re.search(r"\bn = \d|\| n \||[Mm]edians of \d|\d rounds", section)
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: re.findall(r"^\|.*", table, re.M)[0])
+def test_tables_of_benchmarks_say_machine_and_number(table: str) -> None:
+    assert re.search(r"AMD EPYC|Intel Xeon|\bH\d00\b|counted on a CPU", table)
+    assert re.search(r"\bn = \d|\| n \||[Mm]edians of \d|\d rounds|n not recorded", table)
+
+
+def test_runs_are_rows_each_with_card_seed_and_commit() -> None:
+    text = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    head, _, *runs = [[cell.strip() for cell in row.split("|")[1:-1]] for row in re.findall(r"^\|.*\|$", text, re.M)]
+    assert head[0] == "preset and changes"
+    assert len(runs) >= 2
+    for row in runs:
+        run = dict(zip(head, row, strict=True))
+        assert run["preset and changes"].partition(",")[0].strip("`") in list_presets()
+        assert run["card"]
+        assert run["seed"].isdigit()
+        assert re.fullmatch(r"[0-9a-f]{7,}", run["commit"])
+        assert all(run.values())  # what is not known says so
 
 
 def test_the_page_on_presets_has_their_maxima() -> None:

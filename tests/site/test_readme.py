@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+import pytest
+
 from svdctl.config.configuration import configuration
 
 ROOT = Path(__file__).parents[2]
@@ -56,10 +58,25 @@ def test_there_are_no_tables_of_measurements() -> None:
 
 def test_its_figures_of_a_card_are_those_of_the_benchmarks() -> None:
     text = README.replace("\n", " ")
-    told = re.search(r"On one H200, .* takes ([\d.]+) ms, .* step ([\d.]+), .* code ([\d.]+) ", text)
+    told = re.search(r"On one H200, .* takes ([\d.]+) ms, .* step ([\d.]+) \(commit (\w+)\), .* code ([\d.]+) ", text)
     assert told is not None
+    loop, bare, commit, paper = told.groups()
     figures = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8").partition("### Figures")[2]
     assert "One NVIDIA H200" in figures.partition("|")[0]
     rows = figures[figures.index("| `steps` | TT 192, penalty, division") :].splitlines()[:5]
-    shown = {row.split("|")[3].strip(): row.split("|")[6].split()[0] for row in reversed(rows)}
-    assert (shown["svdctl's loop"], shown["bare captured"], shown["the paper's code, float32"]) == told.groups()
+    cells = [[cell.strip() for cell in row.split("|")] for row in rows]
+    shown = {(row[3], row[4]): row[6].split()[0] for row in cells}
+    assert shown["svdctl's loop", commit] == loop
+    assert shown["bare captured", commit] == bare
+    assert shown["the paper's code, float32", ""] == paper
+
+
+@pytest.mark.parametrize(
+    "page",
+    ["README.md", "CHANGELOG.md", *(f"docs/{name}.md" for name in ("own-network", "networks", "library", "training"))],
+)
+def test_equal_bits_after_a_stop_are_promised_on_a_gpu_in_deterministic_mode_alone(page: str) -> None:
+    text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+    promises = re.findall(r"[^.|]*(?:resum|undisturbed)[^.|]*\b(?:bits?)\b[^|]{0,60}", text)
+    assert promises
+    assert [told for told in promises if "on a GPU with" not in told] == []
