@@ -11,7 +11,8 @@ import math
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -96,11 +97,44 @@ def _changed(write: Callable[[Any], object], before: Any, inside: Any) -> Iterat
         write(before)
 
 
+@dataclass(eq=False)
+class _Asked:
+    """A default dtype that one body asks for."""
+
+    dtype: torch.dtype
+
+
+class _DefaultDtypes:
+    """The default dtypes that bodies ask for, in whatever threads: torch has one for the whole process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._asked: list[_Asked] = []
+        self._outside = torch.float32
+
+    @contextmanager
+    def inside(self, dtype: torch.dtype) -> Iterator[None]:
+        """Hold it for one body: that of the last one that entered and has not left holds."""
+        mine = _Asked(dtype)
+        with self._lock:
+            if not self._asked:
+                self._outside = torch.get_default_dtype()
+            self._asked.append(mine)
+            torch.set_default_dtype(dtype)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._asked.remove(mine)
+                torch.set_default_dtype(self._asked[-1].dtype if self._asked else self._outside)
+
+
+_DEFAULT_DTYPES = _DefaultDtypes()
+
+
 def default_dtype_of(dtype: torch.dtype) -> AbstractContextManager[None]:
-    """Make `dtype` torch's default inside."""
-    before = torch.get_default_dtype()
-    # Not written where it is so already: another thread may give it back meanwhile.
-    return nullcontext() if before == dtype else _changed(torch.set_default_dtype, before, dtype)
+    """Make `dtype` torch's default inside, also while other threads enter and leave with the same."""
+    return _DEFAULT_DTYPES.inside(dtype)
 
 
 class _Shared:

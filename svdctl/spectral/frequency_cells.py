@@ -54,7 +54,7 @@ class FrequencyCells:
         inner = self.half_widths[-CELL_AXES:]
         steps = torch.zeros(2 * len(inner), self.centres.shape[1], dtype=torch.float64)
         for axis, width in enumerate(inner):
-            steps[2 * axis : 2 * axis + 2, axis - len(inner)] = torch.tensor([-half, half]) / width
+            steps[2 * axis : 2 * axis + 2, axis - len(inner)] = torch.tensor([-half, half], dtype=torch.float64) / width
         centres = (self.centres[:, None, :] + steps).flatten(0, 1)
         return FrequencyCells(centres, half, self.lead, self.half_widths)
 

@@ -403,6 +403,22 @@ def test_a_resumed_loop_is_the_undisturbed_one_bit_for_bit(method: str) -> None:
     assert not torch.equal(whole[0].conv1.weight, half[0].conv1.weight)
 
 
+def test_layers_side_by_side_in_threads_have_the_same_bits_each_time() -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first = None
+        for _ in range(20):
+            net = network()
+            control = Controller(net, method="clip", max_sigma=0.4)
+            control.step()
+            found = torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
+            first = found if first is None else first
+            assert torch.equal(found, first)
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_that_the_scaler_skipped_does_no_harm(method: str) -> None:
     net = network()

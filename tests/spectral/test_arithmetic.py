@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from svdctl.spectral.exact_arithmetic import exact_arithmetic, float32_is_exact
+from svdctl.spectral.exact_arithmetic import default_dtype_of, exact_arithmetic, float32_is_exact
+from svdctl.spectral.frequency_cells import cover
 from svdctl.spectral.parallel_map import parallel_map
 
 CPU = torch.device("cpu")
@@ -218,3 +219,37 @@ def test_threads_of_svdctl_that_flush_do_not_flush_inside() -> None:
         assert parallel_map(lambda _: flushes(), range(6)) == [True] * 6
     finally:
         torch.set_num_threads(before)
+
+
+def test_the_default_dtype_stays_until_the_last_thread_leaves() -> None:
+    entered, leave = threading.Event(), threading.Event()
+    seen = []
+
+    def other() -> None:
+        with exact_arithmetic():
+            entered.set()
+            leave.wait(30)
+            seen.append(torch.get_default_dtype())
+
+    thread = threading.Thread(target=other)
+    with exact_arithmetic():
+        thread.start()
+        assert entered.wait(30)
+        with exact_arithmetic(torch.float32):
+            assert torch.get_default_dtype() == torch.float32
+        assert torch.get_default_dtype() == torch.float64
+    # The first that entered has left.
+    leave.set()
+    thread.join()
+    assert seen == [torch.float64]
+    assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_centres_of_cells_are_exact_whatever_the_default_dtype(dtype: torch.dtype) -> None:
+    with default_dtype_of(dtype):
+        cells = cover((3, 3), 0.4)
+        halved = cells.halved()
+    assert halved.centres.dtype == torch.float64
+    apart = (halved.centres.view(-1, 4, 2) - cells.centres[:, None]).abs()
+    assert float((apart.sum(2) - cells.radius / 2).abs().max()) < 1e-15
