@@ -435,7 +435,8 @@ def _bytes(layer: StoredLayer, config: InspectConfig) -> int:
     if layer.reason or len(layer.shape) < 2:
         return 0
     size = _size_for(config, len(layer.shape) - 2)
-    return bytes_of_bound(layer.shape) + (0 if size is None else bytes_of_values(layer.shape, size))
+    # One after the other.
+    return max(bytes_of_bound(layer.shape), 0 if size is None else bytes_of_values(layer.shape, size))
 
 
 def _seconds_of_values(layers: Sequence[StoredLayer], config: InspectConfig) -> float:

@@ -6,6 +6,7 @@ layers, gain all of it. Each piece is computed alone either way, so that results
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import nullcontext
@@ -19,7 +20,7 @@ from svdctl.spectral.exact_arithmetic import exact_arithmetic, is_exact_here
 S = TypeVar("S")
 T = TypeVar("T")
 
-_BYTES_PER_THREAD = 1 << 27
+_BYTES_PER_THREAD = 320 << 20
 
 
 def parallel_map(function: Callable[[S], T], items: Iterable[S], memory: Callable[[S], int] | None = None) -> list[T]:
@@ -32,13 +33,12 @@ def parallel_map(function: Callable[[S], T], items: Iterable[S], memory: Callabl
         function: of an item.
         items: any number.
         memory: returns about how many bytes an item takes while it is computed. All that are computed at once take
-            128 MiB for each thread at most; items that take more than half of that are computed first, one after the
-            other, in this thread, where what is called may use all threads. Absent: it is little.
+            320 MiB for each thread at most; an item that takes more by itself is computed alone. Absent: it is little.
     """
     threads = torch.get_num_threads()
     items = list(items)
     if memory is not None and threads > 1 and not getattr(_here, "is_worker", False):
-        return _within_memory(function, items, [memory(item) for item in items], threads * _BYTES_PER_THREAD)
+        function = _when_there_is_room(function, memory, threads * _BYTES_PER_THREAD)
     if threads == 1 or len(items) < 2 or getattr(_here, "is_worker", False):
         with torch.no_grad():
             return [function(item) for item in items]
@@ -60,34 +60,34 @@ def parallel_map(function: Callable[[S], T], items: Iterable[S], memory: Callabl
     return [future.result() for future in futures]
 
 
-def _within_memory(function: Callable[[S], T], items: list[S], sizes: list[int], most: int) -> list[T]:
-    """Return what `parallel_map` does of items that take memory.
+def _when_there_is_room(function: Callable[[S], T], memory: Callable[[S], int], most: int) -> Callable[[S], T]:
+    """Return a function of an item that waits while others take the memory that it needs; the first to wait goes first.
 
     Args:
         function: of an item.
-        items: any number.
-        sizes: bytes that each takes.
-        most: bytes that may be taken at once.
+        memory: returns the bytes that an item takes.
+        most: bytes that may be taken at once, unless one item takes more.
     """
     changed, taken = threading.Condition(), 0
+    waiting: deque[object] = deque()
 
-    def when_there_is_room(place: int) -> T:
+    def wait_and_call(item: S) -> T:
         nonlocal taken
+        size, mine = memory(item), object()
         with changed:
-            changed.wait_for(lambda: taken + sizes[place] <= most)
-            taken += sizes[place]
+            waiting.append(mine)
+            changed.wait_for(lambda: waiting[0] is mine and (taken == 0 or taken + size <= most))
+            waiting.popleft()
+            taken += size
+            changed.notify_all()
         try:
-            return function(items[place])
+            return function(item)
         finally:
             with changed:
-                taken -= sizes[place]
+                taken -= size
                 changed.notify_all()
 
-    with torch.no_grad():
-        alone = {place: function(items[place]) for place, size in enumerate(sizes) if size > most / 2}
-    others = [place for place in range(len(items)) if place not in alone]
-    found = alone | dict(zip(others, parallel_map(when_there_is_room, others), strict=True))
-    return [found[place] for place in range(len(items))]
+    return wait_and_call
 
 
 _here = threading.local()

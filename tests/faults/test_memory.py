@@ -75,7 +75,7 @@ finally:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell the peak of a process")
 def test_layers_side_by_side_take_no_more_than_fits(tmp_path: Path) -> None:
-    """Of 33 MB of weights on two threads: large layers one after the other, small ones at once, within 400 MB."""
+    """Of 33 MB of weights on two threads: as many layers at once as fit, within 500 MB."""
     file = tmp_path / "weights.pt"
     torch.manual_seed(0)
     shapes = [(512, 512)] * 3 + [(128, 128)] * 8
@@ -91,7 +91,7 @@ def test_layers_side_by_side_take_no_more_than_fits(tmp_path: Path) -> None:
         check=True,
     )
     assert ended.stdout.count("\n") == 1 + len(shapes)
-    assert float(ended.stderr.splitlines()[-1]) < 400
+    assert float(ended.stderr.splitlines()[-1]) < 500
 
 
 @pytest.mark.slow
