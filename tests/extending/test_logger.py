@@ -44,7 +44,7 @@ def test_it_has_the_figures_of_the_log_also_after_a_resume(data: Path) -> None:
     [
         ('[{kind="cvs"}]', "log.loggers.0.kind"),
         ('[{kind="csv", colums=["loss"]}]', "log.loggers.0.colums"),
-        ('[{kind="csv", columns=3}]', "log.loggers.0"),
+        ('[{kind="csv", columns=3}]', "log.loggers, item 1"),
     ],
 )
 def test_a_wrong_section_is_refused_before_the_run(data: Path, text: str, fault: str) -> None:

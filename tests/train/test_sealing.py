@@ -44,8 +44,8 @@ def proofs(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, float]]:
         return call
 
     class CountedCertifier(training.Certifier):
-        def __init__(self, model: torch.nn.Module, *rest: Any) -> None:
-            super().__init__(model, *rest)
+        def __init__(self, model: torch.nn.Module, *rest: Any, **settings: Any) -> None:
+            super().__init__(model, *rest, **settings)
             found["certifier", state(model)] += 1
 
     for kind in ("seal", "report"):

@@ -144,6 +144,7 @@ def test_a_second_request_is_heeded_where_the_answer_fails() -> None:
 TWICE = """
 import os, signal, sys, time
 from svdctl.utils.signals import stop_on_signal, stops_answered, terminated_as_interrupt
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 with stops_answered(lambda text: print(text, file=sys.stderr, flush=True), "nothing was begun"):
     try:
         with BODY as stop:
