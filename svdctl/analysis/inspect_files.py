@@ -246,8 +246,8 @@ def _origin(path: Path, weights: WeightFile, checkpoint: Checkpoint | None) -> I
 def _why_another(tolerance: float) -> str:
     """Return why the Lipschitz constant may be another than that of `eval-robust`."""
     return (
-        f"each layer's bound is within {100 * tolerance:.2g} % of its norm here, and may be sharper in eval-robust, "
-        "which then proves a smaller constant"
+        f"each layer's bound is within {at_most(100 * tolerance, 2)} % of its norm here, or of the factor of its "
+        "padding; eval-robust bounds them to another tolerance, and so proves another constant"
     )
 
 

@@ -34,6 +34,7 @@ from svdctl.models.external_architecture import External, missing_factory
 from svdctl.plugins import is_factory, missing_plugins
 from svdctl.utils.atomic_write import write_atomically
 from svdctl.utils.files import file_path
+from svdctl.utils.run_dir import checkpoint_at
 
 MAX_IMAGE = 2**20
 """Numbers in an image that a network of any size may be for, 3 x 591 x 591; for larger ones it has as many weights. The
@@ -96,11 +97,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def _opened(path: Path) -> tuple[Path, object]:
     """Return the file of a checkpoint, which is `last.pt` of a run folder, and what is in it."""
-    if path.is_dir():
-        path = path / "last.pt"
-    if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path}; give a run folder or one of its .pt files")
-    return path, read_torch(path)
+    file = checkpoint_at(path)
+    return file, read_torch(file)
 
 
 def _checkpoint_of(path: Path, contents: object) -> Checkpoint:

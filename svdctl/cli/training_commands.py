@@ -25,7 +25,7 @@ from svdctl.errors import DataError, Interrupted, UsageError
 from svdctl.models.external_architecture import is_network
 from svdctl.plugins import grant_factory, is_factory
 from svdctl.utils.progress import Reporter
-from svdctl.utils.run_dir import named_path
+from svdctl.utils.run_dir import checkpoint_at, named_path
 from svdctl.utils.signals import stops_answered
 from svdctl.utils.table import width_of
 
@@ -135,6 +135,8 @@ def go_on(command: Command, path: Path, flags: dict[str, Any], allow_changed_dat
         grant_factory(model)
     path = named_path(path)
     changes = resolve_resume(flags, command, path)
+    if not path.is_dir():  # a folder may hold others than last.pt, which are told of later
+        checkpoint_at(path)
     say_opening(command.name, f"resume {path}", stream="stdout")
     with _reporter(command) as reporter:
         with reporter.part("loading torch"):

@@ -96,7 +96,7 @@ def require_any_existing(config: EvaluateConfig) -> None:
 def _is_absent(path: Path) -> bool:
     """Return whether a path is known not to exist; of one that may not be looked at it is not."""
     try:
-        path.lstat()
+        path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return True
     except OSError:

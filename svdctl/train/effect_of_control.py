@@ -41,7 +41,7 @@ def effect_of_control(
 
 def note_without_effect(changes: Changes, config: TrainConfig) -> str | None:
     """Return the footnote of a row of a table whose control changed nothing; None: it did, or that is not known."""
-    if config.control.kind == "none" or not changes.control.changed or not changes.is_none:
+    if config.control.kind == "none" or config.ema is not None or not changes.control.changed or not changes.is_none:
         return None
     return "Control changed no layer in a run of this row: none was found above its maximum."
 
@@ -57,7 +57,9 @@ def _of_method(changes: Changes, config: TrainConfig, step: int) -> str:
         return f"{text}; {proofs or 'no proof found a layer above its maximum'}" if _seals(config) else text
     if not control.layers:
         text = f"control changed none of {_layers(len(names))} in {_applications(control.applied, every)}"
-        return f"{text}; {proofs}" if proofs else f"{text}: none was found above its maximum"
+        # What seals do to the averaged copy is not counted.
+        where = " in the weights that are trained" * (config.ema is not None)
+        return f"{text}; {proofs}" if proofs else f"{text}: none was found above its maximum{where}"
     text = f"control changed {control.layers} of {_layers(len(names))}, {_most(control, every)}"
     below = sum(not control.changed[name] and name not in scaled for name in names)
     if below:

@@ -35,7 +35,7 @@ from svdctl.train.trainer import Trainer
 from svdctl.utils.atomic_write import write_atomically
 from svdctl.utils.progress import Reporter
 from svdctl.utils.run_dir import locked
-from svdctl.utils.signals import answer_to_stop, stop_on_signal
+from svdctl.utils.signals import answer_to_stop, stop_on_signal, terminated_as_interrupt
 
 
 class TrainingRun:
@@ -169,7 +169,8 @@ class TrainingRun:
                         kept = "nothing was saved" if self._saved_step is None else saved
                         raise TrainingError(f"{error}; {kept}") from error
             if completed:
-                with answer_to_stop(lambda: f"all steps are saved in {last}; what is made of them now is not"):
+                said = f"all steps are saved in {last}; what is made of them now is not"
+                with terminated_as_interrupt(), answer_to_stop(lambda: said):
                     result = finished(self.trainer, self.parts, self.folder, before, self.sizes, self.reporter)
                 if log is not None:
                     pictures = {file.stem: file for file in result.files if file.suffix == ".png"}

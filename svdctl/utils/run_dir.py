@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from svdctl.errors import UsageError
+from svdctl.errors import CheckpointError, UsageError
 from svdctl.utils.atomic_write import remove_unfinished, write_atomically
 from svdctl.utils.lock import held_folder
 from svdctl.utils.machine import processor
@@ -24,6 +24,18 @@ def named_path(path: Path) -> Path:
     """Return the path of a run or of a checkpoint in it, `.` and the like resolved, so that messages name the run."""
     folder = path.parent if path.suffix == ".pt" else path
     return path.resolve() if folder.name in ("", "..") else path
+
+
+def checkpoint_at(path: Path) -> Path:
+    """Return the file of a checkpoint, which is `last.pt` of a run folder.
+
+    Raises:
+        CheckpointError: there is no such file.
+    """
+    file = path / "last.pt" if path.is_dir() else path
+    if not file.is_file():
+        raise CheckpointError(f"there is no checkpoint {file}; give a run folder or one of its .pt files")
+    return file
 
 
 def require_folder(parent: Path) -> None:

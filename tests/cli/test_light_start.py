@@ -25,6 +25,8 @@ HEAVY = ("torch", "torchvision", "lightning_fabric", "numpy", "matplotlib", "skl
                 ["train", "--dataset", "folder:nowhere"],
                 ["train", "--dataset", "npz:nowhere.npz"],
                 ["train", "--init-from", "nowhere.pt"],
+                ["train", "--resume", "nowhere"],
+                ["train-lipconv", "--resume", "nowhere/last.pt"],
                 ["eval-robust", "nowhere"],
                 ["inspect-spectrum", "nowhere.pt"],
                 ["inspect-spectrum", "pyproject.toml", "nowhere.pt"],

@@ -49,6 +49,10 @@ CASES: dict[str, tuple[Changes, str, tuple[str, ...]]] = {
         changes(0, 0), "control changed none of 2 layers in 9 steps: none was found above its maximum; a lower "
         "`control.max_sigma` would", (),
     ),
+    "none, of two copies": (
+        changes(0, 0), "control changed none of 2 layers in 9 steps: none was found above its maximum in the weights "
+        "that are trained; a lower `control.max_sigma` would", ("ema.decay=0.9",),
+    ),
     "none but by proofs": (
         changes(0, 0, proofs=(1, 0)), "control changed none of 2 layers in 9 steps; proofs at evaluations and "
         "checkpoints scaled 1 layer", (),

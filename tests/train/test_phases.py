@@ -1,6 +1,8 @@
 """What a training says of itself, in which order; the bar of each phase, and the answer to Ctrl-C in it."""
 
+import os
 import re
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from svdctl.checkpoint.checkpoint_file import read_checkpoint
 from svdctl.cli.training_flags import LIPCONV, resolve
 from svdctl.config.train_config import TrainConfig
-from svdctl.errors import TrainingError
+from svdctl.errors import Interrupted, TrainingError
 from svdctl.train import start as recipe
 from svdctl.utils import signals
 from svdctl.utils.progress import Advance, Reporter
@@ -98,6 +101,26 @@ def test_what_is_said_and_shown_of_a_run_and_of_its_resumption(data: Path) -> No
     assert labels(again)[:3] == ["resume", "runs on", "data"]
     assert {"model", "control", "training"} <= set(labels(again))
     assert again.answers["reading npz"] == f"{last} stays as it is"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_request_while_pictures_are_drawn_ends_in_a_sentence(data: Path, number: signal.Signals) -> None:
+    class Stopped(Phases):
+        @contextmanager
+        def part(self, work: str) -> Iterator[Advance]:
+            if work == "drawing pictures":
+                os.kill(os.getpid(), number)
+            with super().part(work) as advance:
+                yield advance
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
+    try:
+        with pytest.raises(Interrupted, match="interrupted; go on from what was saved with resume"):
+            recipe.run(make(data, "epochs=1", "max_steps=2"), base="test", reporter=Stopped())
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    (last,) = data.parent.glob("runs/*/last.pt")
+    assert read_checkpoint(last).metrics["step"] == 2
 
 
 def test_an_evaluation_within_a_training_is_answered_with_what_is_saved(data: Path) -> None:
