@@ -112,10 +112,10 @@ def test_a_figure_of_an_earlier_call_is_marked_in_every_format(
 @pytest.mark.parametrize(
     ("corruptions", "severities", "header"),
     [
-        ("", "", "CIFAR-C all (19), %"),
-        ('corruptions = ["benchmark"]', "", "CIFAR-C benchmark (15), %"),
-        ('corruptions = ["all"]', "", "CIFAR-C all (19), %"),
-        ('corruptions = ["fog", "frost"]', "severities = [1, 5]", "CIFAR-C 2 corruptions, severity 1, 5, %"),
+        ("", "", "corrupted, all (19), %"),
+        ('corruptions = ["benchmark"]', "", "corrupted, benchmark (15), %"),
+        ('corruptions = ["all"]', "", "corrupted, all (19), %"),
+        ('corruptions = ["fog", "frost"]', "severities = [1, 5]", "corrupted, 2 corruptions, severity 1, 5, %"),
     ],
 )
 def test_the_header_says_over_which_corruptions_the_mean_is(

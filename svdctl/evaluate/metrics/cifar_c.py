@@ -91,7 +91,7 @@ def _same(value: Any, other: Any) -> bool:
 def _header(evaluate: Evaluate) -> str:
     """Return a header that says over which corruptions the figure is the mean."""
     names = [name for name in evaluate.corruption_names if name != CLEAN]
-    return f"CIFAR-C {list_name(names, evaluate.severities)}, %"
+    return f"corrupted, {list_name(names, evaluate.severities)}, %"
 
 
 @register_metric
