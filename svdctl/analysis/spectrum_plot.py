@@ -91,5 +91,5 @@ def _draw(panel: Axes, layer: LayerSpectrum, color: str, title: str, *, alone: b
         share, values[index], color=color, marker="." if len(index) < 12 else None, label=title or "singular values"
     )
     if layer.bound is not None:
-        told = "proved bound" if alone else "proved bound of the network of this color"
+        told = "proved bound" if alone else "proved bound of the network of this colour"
         panel.axhline(layer.bound.upper, color=BOUND if alone else color, ls=":", lw=1.2, label=told)

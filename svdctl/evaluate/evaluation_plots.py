@@ -14,7 +14,7 @@ from svdctl.utils.matplotlib_defaults import Figure, PercentFormatter, colormaps
 from svdctl.utils.rounded_figures import at_most
 
 _SMALLEST_DROP = 0.25
-"""Below clean accuracy that has the darkest color of a map: small drops look small."""
+"""Below clean accuracy that has the darkest colour of a map: small drops look small."""
 NO_DATA: Mapping[str, Any] = MappingProxyType({})
 
 

@@ -26,8 +26,9 @@ _BYTES_PER_THREAD = 320 << 20
 def parallel_map(function: Callable[[S], T], items: Iterable[S], memory: Callable[[S], int] | None = None) -> list[T]:
     """Return `[function(item) for item in items]`, without gradients, on as many threads as torch may use.
 
-    Inside, `torch.get_num_threads()` is 1: what is called there splits nothing any further. The first item is begun
-    first, so that the costliest should be the first. An error of an item is raised after the others have ended.
+    While several are computed, `torch.get_num_threads()` is 1: what is called there splits nothing any further. The
+    first item is begun first, so that the costliest should be the first. An error of an item is raised after the others
+    have ended.
 
     Args:
         function: of an item.

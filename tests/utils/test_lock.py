@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from io import BufferedRandom
 from pathlib import Path
 
 import pytest
@@ -71,15 +72,29 @@ def test_without_waiting_it_is_answered_at_once(tmp_path: Path) -> None:
     assert time.monotonic() - began < lock.WAIT_SECONDS
 
 
-@pytest.mark.parametrize("later", [0.0, 0.2])
-def test_ctrl_c_ends_the_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, later: float) -> None:
+@pytest.mark.parametrize("is_said", [False, True])
+def test_ctrl_c_ends_the_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_said: bool) -> None:
     """Before anything was said of it, and after."""
-    monkeypatch.setattr(lock, "WAIT_SECONDS", 60.0 if later == 0 else 0.05)
-    file, said = tmp_path / "lock", list[str]()
+    monkeypatch.setattr(lock, "WAIT_SECONDS", 0.05 if is_said else 60.0)
+    file, said, taken = tmp_path / "lock", list[str](), lock._taken
+
+    def ask() -> None:
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    def take(handle: BufferedRandom) -> bool:
+        if not is_said:
+            monkeypatch.setattr(lock, "_taken", taken)
+            ask()
+        return taken(handle)
+
+    def on_wait(text: str) -> None:
+        said.append(text)
+        ask()
+
     with held(file):
-        threading.Timer(0.3 + later, os.kill, (os.getpid(), signal.SIGINT)).start()
-        with pytest.raises(KeyboardInterrupt), held(file, wait=True, on_wait=said.append):
+        monkeypatch.setattr(lock, "_taken", take)
+        with pytest.raises(KeyboardInterrupt), held(file, wait=True, on_wait=on_wait):
             pass
-    assert len(said) == (later > 0)
+    assert len(said) == is_said
     with held(file) as mine:
         assert mine
