@@ -30,7 +30,10 @@ Table = list[list[float]]
 
 @dataclass(frozen=True)
 class LayerCurves:
-    """What the log says of layers: of those with a maximum where these are half of all or more, else of all."""
+    """What the log says of layers: of those with a maximum where these are half of all or more, else of all.
+
+    Beside proofs between steps it is of those with a maximum in any case.
+    """
 
     names: list[str]
     epochs: list[float]
@@ -51,7 +54,8 @@ class LayerCurves:
         known = [line for line in evaluated if any(key.startswith("sigma/") for key in line)]
         every = list(dict.fromkeys(key[6:] for line in known for key in line if key.startswith("sigma/")))
         limited = [name for name in every if any(f"max/{name}" in line for line in known)]
-        names = limited if 2 * len(limited) >= len(every) and limited else every
+        # Proofs between steps are drawn over maxima, which all curves beside them then need.
+        names = limited if limited and (proofs or 2 * len(limited) >= len(every)) else every
 
         def table(kind: str) -> Table:
             return [[line.get(f"{kind}/{name}", math.nan) for line in known] for name in names]

@@ -78,6 +78,16 @@ def proof(step: int, figures: dict[str, float]) -> dict[str, Any]:
     return {"kind": "proof", "step": step, "epoch": 1, "found": 1.0, **figures}
 
 
+def test_beside_proofs_only_layers_with_a_maximum_are_shown_however_few_they_are(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
+    records = [{**line(epoch, {"a": 1.0}), "sigma/b": 9.0, "sigma/c": 7.0} for epoch in (1, 2)]
+    plot_curves([*records, proof(2, {"bound/a": 1.5})], tmp_path / "x.png", held_out="test set")
+    curves, heat, *_ = drawn[0].subfigs[1].axes
+    assert curves.get_title(loc="left") == "1 layer, all within the maximum"
+    assert [label.get_text() for label in heat.get_yticklabels()] == ["a"]
+
+
 def test_the_bound_of_each_layer_is_drawn_at_proofs_between_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
