@@ -87,7 +87,9 @@ class ProgressDisplay(Reporter):
             room = self.console.width - _BAR - _ELAPSED - len(amount(done, total)) - 6 if self.live else None
             text = describe(now, room)
         elif (left := self._pace.left(done, total)) is not None:
-            text = f"{now}, {duration(left)} left" if now else f"{duration(left)} left"
+            rest = f"{duration(left)} left"
+            # Behind a bar the end is cut where the terminal has no room for it.
+            text = ", ".join(filter(None, [rest, now] if self.live else [now, rest]))
         else:
             text = now
         text = one_line(text)
@@ -153,6 +155,7 @@ _ELAPSED = 8
 def _new_bar(console: Any) -> Any:
     """Return started bars of rich, to which tasks are added; their field `shown` is the text behind the bar."""
     from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+    from rich.table import Column
     from rich.text import Text
 
     # rich's own columns stand still once all is counted, though the work may go on for a while.
@@ -170,9 +173,10 @@ def _new_bar(console: Any) -> Any:
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=_BAR),
         Elapsed(),
-        TextColumn("{task.fields[shown]}", markup=False),
+        # What there is no room for is cut here, and bar and time stay.
+        TextColumn("{task.fields[shown]}", markup=False, table_column=Column(no_wrap=True, ratio=1)),
     )
-    progress = Progress(*columns, console=console, transient=True)
+    progress = Progress(*columns, console=console, transient=True, expand=True)
     progress.start()
     return progress
 

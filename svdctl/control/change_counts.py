@@ -63,10 +63,10 @@ class Changes:
         """
         needed = {"since": int, "control": dict, "batchnorm": dict, "proofs": dict}
         if not isinstance(state, dict) or not all(type(state.get(key)) is kind for key, kind in needed.items()):
-            raise UsageError("the counts of what control changed are none")
+            raise UsageError("what is stored of the layers that control changed is no table of counts")
         tables = [state[key] for key in ("control", "batchnorm")]
         if not all(table.keys() == {"applied", "changed"} and type(table["changed"]) is dict for table in tables):
-            raise UsageError("the counts of what control changed are none")
+            raise UsageError("what is stored of the layers that control changed is no table of counts")
         by_layer = [table["changed"] for table in tables]
         counts = [state["since"], *(table["applied"] for table in tables), *state["proofs"].values()]
         for count in [*counts, *(count for table in by_layer for count in table.values())]:

@@ -129,6 +129,12 @@ class TrainingRun:
             notice=self.reporter.notice,
             part=self.reporter.part,
         )
+        every = 1 if config.control.kind == "none" else config.control.every_steps
+        if every > (steps := self.trainer.total_steps):
+            self.reporter.notice(
+                f"control is due every {every:,} steps, and the run makes {steps:,}: only proofs at evaluations and "
+                "checkpoints keep layers within their maximum; lower `control.every_steps` to control in between"
+            )
         if history is not None:
             with checkpoint_error_on_mismatch(self.folder):
                 self.trainer.load_state_dict(history.training)

@@ -1,6 +1,7 @@
 """What a person sees: plain lines without escape codes, or the same lines under a live bar."""
 
 import io
+import re
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from unittest.mock import Mock, patch
 import pytest
 from rich.console import Console
 
+from svdctl.cli.evaluation_progress import EvaluationDisplay
 from svdctl.cli.progress_display import describe
 from svdctl.cli.training_flags import TRAIN, resolve
 from svdctl.cli.training_progress import (
@@ -109,6 +111,20 @@ def test_the_live_bar_is_drawn_and_taken_away() -> None:
     ):
         assert part in shown
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1  # the cursor is hidden, then given back
+
+
+def test_where_a_terminal_is_narrow_the_text_is_cut_and_label_bar_and_time_stay() -> None:
+    display = EvaluationDisplay(live=True)
+    screen = io.StringIO()
+    display.console = Console(file=screen, force_terminal=True, width=80, highlight=False)
+    display.begin("autoattacks")
+    with patch.object(display._pace, "left", return_value=70.0):
+        display.advance(13, 100, f"apgd-t (2 of 4), {'of many images ' * 9}")
+    display._bar.refresh()
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue()).splitlines()[-1].strip("\r")
+    display.close()
+    assert re.search(r"autoattacks .* 0:00 13/100 1:10 left, apgd-t \(2 of 4\), of m", last), last
+    assert len(last.rstrip()) <= 80
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -99,6 +99,14 @@ def test_frames_are_said_not_to_be_counted(tmp_path: Path) -> None:
         assert (words in last) if words else last.startswith("control changed")
 
 
+@pytest.mark.parametrize(("every", "said"), [(9, False), (10, True)])
+def test_a_control_that_is_never_due_is_told_before_the_first_step(tmp_path: Path, every: int, said: bool) -> None:
+    recorder = Recorder()
+    recipe.run(make(tmp_path, "train", f"control.every_steps={every}"), base="test", reporter=recorder)
+    told = [text for text in recorder.lines if "control is due every 10 steps, and the run makes 9" in text]
+    assert bool(told) == said
+
+
 def test_a_run_below_its_maximum_says_so_and_which_maximum_would_have_changed_it(tmp_path: Path) -> None:
     result = recipe.run(make(tmp_path, "train", *HIGH), base="test", reporter=Recorder())
     said = next(line for line in result.summary if line.startswith("control"))

@@ -58,7 +58,7 @@ def run(context: MeasurementContext, work: Assignment, kept: MeasurementCache[At
         done = int(100 * share_done(state, settings.batch_size, work_of, passes))
         # What is left after the last pass, as the check of what was found, may take a while too.
         done = done if state.finished else min(done, 99)
-        context.progress(done, 100, f"% {attack}, pass {passes:,} of the batch, {outcome_so_far(state, settings)}")
+        context.progress(done, 100, f"{attack}, {outcome_so_far(state, settings)}, pass {passes:,} of the batch")
 
     def count() -> None:
         nonlocal passes

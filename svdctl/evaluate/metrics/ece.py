@@ -135,7 +135,10 @@ class ExpectedCalibrationError(Metric):
         results, after = record.results, record.results["temperature"]
         scaled = ""
         if after and after["determined"]:
-            scaled = f"; ECE after temperature scaling (T = {after['value']:.3g}): {after['ece']:.2%}"
+            scaled = (
+                f"; of {after['count']:,} of them, which T is not fitted on, before and after temperature scaling "
+                f"(T = {after['value']:.3g}): {after['ece_before']:.2%}, {after['ece']:.2%}"
+            )
         return f"ECE {results['ece']:.2%}, NLL {results['nll']:.3f}, Brier {results['brier']:.3f}{scaled}"
 
     def protocol_text(self, record: "Record") -> str:
