@@ -75,7 +75,7 @@ def draw_certified(
     above.set_xlabel("radius in 255ths, and % of images certified there", fontsize=8, color=CERTIFIED)
     if max(shares, default=0.0) == 0:
         panel.text(
-            0.5, 0.06, "nothing is certified at these radii", transform=panel.transAxes, ha="center", color=MAXIMUM
+            0.97, 0.93, "nothing is certified at these radii", transform=panel.transAxes, ha="right", color=MAXIMUM
         )
     panel.set(
         xlabel="l2 radius of the change, pixels in [0, 1]",
