@@ -24,7 +24,7 @@ COMMANDS = (TRAIN, LIPCONV)
 
 @pytest.fixture
 def recipe() -> Iterator[Mock]:
-    """The recipe, replaced whole, so that torch is not imported."""
+    """The recipe, replaced whole, so that torch is not imported; checkpoints need not be there."""
     fake = Mock(spec=["plan", "run", "resume"])
     fake.plan.return_value = ["base     X", "model    Y"]
     fake.run.return_value = fake.resume.return_value = Mock(completed=True)
@@ -33,6 +33,7 @@ def recipe() -> Iterator[Mock]:
     with (
         patch.dict(sys.modules, {"svdctl.train.start": module}),
         patch.object(svdctl.train, "start", module, create=True),
+        patch.object(training_commands, "checkpoint_at"),
     ):
         yield fake
 
