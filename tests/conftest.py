@@ -1,5 +1,6 @@
 """What holds for all tests, on a terminal, in the background and on a shared machine."""
 
+import gc
 import os
 import signal
 from itertools import islice
@@ -32,6 +33,12 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 # A shell starts what runs in the background with Ctrl-C ignored, and children inherit that: tests send it to theirs.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Leave the ten thousand tests and what their modules import out of what Python's collector looks through."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,11 +1,15 @@
-"""Dots in place of the PNG files that matplotlib lays out and draws: two take as long as 30 steps of training."""
+"""Dots in place of the pictures that matplotlib lays out and draws: two take as long as 30 steps of training."""
 
 from base64 import b64decode
 from typing import Any
 
 looked_at = False
 """Whether pictures are drawn, for tests that look at them: those marked `drawn`."""
-DOT = b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
+DOTS = {
+    "png": b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="),
+    "svg": b'<svg xmlns="http://www.w3.org/2000/svg" width="1pt" height="1pt" viewBox="0 0 1 1" version="1.1"></svg>',
+}
+"""One of each format."""
 
 
 def put() -> None:
@@ -15,9 +19,10 @@ def put() -> None:
     real = Figure.savefig
 
     def savefig(figure: Figure, file: Any, *given: Any, **options: Any) -> None:
-        if looked_at or options.get("format") != "png":
+        dot = DOTS.get(options.get("format", ""))
+        if looked_at or dot is None:
             real(figure, file, *given, **options)
         else:
-            file.write(DOT)
+            file.write(dot)
 
     Figure.savefig = savefig  # type: ignore[method-assign]

@@ -127,7 +127,7 @@ def test_spectra_of_a_training(count: int, kind: str, factor: float, monkeypatch
     assert not faults_of(figure)
 
 
-@pytest.mark.parametrize(("count", "networks"), [(1, 1), (1, 5), (7, 2), (100, 1)])
+@pytest.mark.parametrize(("count", "networks"), [(1, 1), (1, 5), (7, 2), pytest.param(100, 1, marks=pytest.mark.slow)])
 def test_spectra_of_files(count: int, networks: int) -> None:
     found = [
         NetworkSpectrum(

@@ -88,6 +88,7 @@ def test_a_spectrum_reads_as_a_table_and_turns_into_a_data_frame() -> None:
     assert frame.loc["0", "largest_circular"] == found["0"].largest
 
 
+@pytest.mark.drawn
 def test_a_picture_of_a_spectrum_needs_no_file_and_leaves_the_backend_alone(tmp_path: Path) -> None:
     import matplotlib as mpl
 

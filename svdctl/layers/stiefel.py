@@ -206,8 +206,9 @@ def frame_error(frame: Tensor) -> Tensor:
 
 
 def random_frame(rows: int, columns: int) -> Tensor:
-    """Return a frame `(rows, columns)`, uniformly distributed."""
-    return qr_positive(torch.randn(rows, columns))[0]
+    """Return a frame `(rows, columns)`, uniformly distributed; on the meta device its shape alone."""
+    drawn = torch.randn(rows, columns)
+    return drawn if drawn.is_meta else qr_positive(drawn)[0]
 
 
 def mean_gradients(optimizer: torch.optim.Optimizer | None, parameter: Tensor) -> list[Tensor]:

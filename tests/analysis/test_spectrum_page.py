@@ -23,6 +23,8 @@ from svdctl.utils.html_page import render
 from svdctl.utils.printable import printable
 from tests.browser import Browser, chromium
 
+pytestmark = pytest.mark.drawn
+
 HOSTILE = "</script><img src=x onerror='window.hit=1'>\"\u202e$x$" + "y" * 900
 GATE_TEXT = "1 of 3 layers are proved to be at most the maximum (layers with weights 0.5)."
 

@@ -160,6 +160,7 @@ def _less(path: Path) -> Path:
     return path
 
 
+@pytest.mark.drawn
 def test_several_checkpoints_are_one_picture(shared: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from svdctl.evaluate import comparison_plot
 

@@ -18,6 +18,8 @@ from svdctl.utils.html_page import render
 from tests.browser import Browser, chromium
 from tests.evaluate.small import Recorder, make
 
+pytestmark = pytest.mark.drawn
+
 ODD = "</script><img src=x onerror='window.hit=1'>\" $x$ " + "y" * 5000
 
 

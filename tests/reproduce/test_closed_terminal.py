@@ -33,7 +33,7 @@ def runs(pid: int) -> bool:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells which processes there are")
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("jobs", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_a_table_whose_terminal_is_closed_is_saved_and_leaves_no_process(tmp_path: Path, jobs: str) -> None:
     (tmp_path / "tiny.toml").write_text(
         TINY.replace('"max_steps=6"', '"max_steps=6000"').replace("epochs=2", "epochs=900")

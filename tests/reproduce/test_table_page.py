@@ -17,6 +17,8 @@ from tests.browser import Browser, chromium
 from tests.reproduce.test_layout import results
 from tests.reproduce.test_speed import some_speed
 
+pytestmark = pytest.mark.drawn
+
 ODD = "</script><img src=x onerror='window.hit=1'>\" $x$ " + "y" * 5000
 
 

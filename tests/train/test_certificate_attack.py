@@ -129,7 +129,8 @@ def test_no_certified_answer_flips_inside_its_radius(frames: str, stage: int) ->
     # The network is worth an attack: it is right, and proved to be, on most images.
     assert victim.proved.accuracy > 0.6
     assert victim.proved.certified_accuracy(1 / 255) > 0.9 * victim.proved.accuracy
-    images, labels, radii = victim.only(certified)
+    # Every third image of the network that the default suite trains, all of the others.
+    images, labels, radii = victim.only(certified.nonzero()[:: 3 if frames == "penalty" else 1, 0])
     attacked = pgd(victim.model, images, labels, radii)
     distance = (attacked - images.double()).flatten(1).norm(dim=1)
     assert bool((distance <= radii).all())
@@ -188,6 +189,7 @@ def test_a_frame_scaled_behind_its_back_shows_in_the_constant(frames: str) -> No
     radii = broken.radii(broken.logits(victim.images), victim.labels)
     # What it answers now is another network's; the proof knows.
     assert (radii > 0).double().mean() > 0
-    images, labels = victim.images[radii > 0], victim.labels[radii > 0]
-    attacked = pgd(model, images, labels, radii[radii > 0], steps=4, restarts=1)
+    chosen = (radii > 0).nonzero()[::3, 0]
+    images, labels = victim.images[chosen], victim.labels[chosen]
+    attacked = pgd(model, images, labels, radii[chosen], steps=4, restarts=1)
     assert not (broken.logits(attacked).argmax(1) != labels).any()

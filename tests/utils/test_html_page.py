@@ -17,6 +17,8 @@ from svdctl.utils.printable import printable
 from svdctl.utils.table import Cell, Column, Table
 from tests.browser import Browser, chromium
 
+pytestmark = pytest.mark.drawn
+
 HOSTILE = {
     "script": "</script><script>window.hit = 1</script>",
     "image": "\"><img src=x onerror='window.hit = 1'>",
