@@ -34,6 +34,7 @@ def test_what_a_benchmark_imports_exists(path: Path, monkeypatch: pytest.MonkeyP
     imported(path, monkeypatch)
 
 
+@pytest.mark.slow
 def test_every_part_of_the_benchmark_for_a_gpu_runs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

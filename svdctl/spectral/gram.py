@@ -10,6 +10,7 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -363,10 +364,18 @@ def on_host(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def interpolation(frequencies: Tensor, taps: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Return weights `(F, samples)` of the samples' real and imaginary parts at frequencies `(F, d)`, float64."""
-    samples, shares = _samples(taps)
-    points = frequencies[:, None, :]
-    there, mirrored = _dirichlet(torch.stack((points - samples, points + samples)), taps)
-    return (there + mirrored) * shares, there - mirrored
+    if not taps:
+        return torch.ones(len(frequencies), 1, dtype=torch.float64), torch.zeros(
+            len(frequencies), 1, dtype=torch.float64
+        )
+    nodes = _nodes(taps)
+    points = frequencies[:, nodes.axes]
+    ratios = _dirichlet(torch.stack((points - nodes.angles, points + nodes.angles)), nodes.counts)
+    first, *others = (ratios[..., chosen] for chosen in nodes.of_samples)
+    for ratio in others:
+        first *= ratio
+    there, mirrored = first
+    return (there + mirrored) * nodes.shares, there - mirrored
 
 
 def power_of_two(value: float) -> float:
@@ -427,15 +436,37 @@ def _samples(taps: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return angles(index, sizes), counts.double() / 2
 
 
-def _dirichlet(gap: Tensor, taps: tuple[int, ...]) -> Tensor:
-    """Return `prod_a sin(n_a g_a / 2) / (n_a sin(g_a / 2))`, `n = 2 taps - 1`, of gaps `(..., d)`, float64."""
-    if not taps:
-        return torch.ones(gap.shape[:-1], dtype=torch.float64)
-    points = 2.0 * torch.tensor(taps, dtype=torch.float64) - 1
+@dataclass(frozen=True)
+class _Nodes:
+    """What the samples are made of: along an axis few angles are different, 5 of the 13 samples of 3x3 taps."""
+
+    angles: Tensor
+    """The different ones of all axes, one axis after the other."""
+    axes: Tensor
+    """Of each angle."""
+    counts: Tensor
+    """`2 taps - 1` of each angle's axis, float64."""
+    of_samples: tuple[Tensor, ...]
+    """For each axis, which of the angles each sample has."""
+    shares: Tensor
+    """Half of how often each sample counts."""
+
+
+@lru_cache(maxsize=64)
+def _nodes(taps: tuple[int, ...]) -> _Nodes:
+    samples, shares = _samples(taps)
+    found = [samples[:, axis].unique(return_inverse=True) for axis in range(len(taps))]
+    lengths = torch.tensor([len(each) for each, _ in found])
+    begins = (lengths.cumsum(0) - lengths).tolist()
+    axes = torch.arange(len(taps)).repeat_interleave(lengths)
+    counts = 2.0 * torch.tensor(taps, dtype=torch.float64)[axes] - 1
+    of_samples = tuple(places + begin for (_, places), begin in zip(found, begins, strict=True))
+    return _Nodes(torch.cat([each for each, _ in found]), axes, counts, of_samples, shares)
+
+
+def _dirichlet(gap: Tensor, points: Tensor) -> Tensor:
+    """Return `sin(n g / 2) / (n sin(g / 2))` of gaps `(..., m)` between points of n `(m,)` on a circle, float64."""
     # Half the gap to the nearest multiple of 2 pi: rounding is then small against the denominator.
     half = torch.sub(gap, (gap / (2 * math.pi)).round_(), alpha=2 * math.pi).div_(2)
     ratios = torch.sin(half * points).div_(torch.sin(half).mul_(points))
-    first, *others = ratios.masked_fill_(half == 0, 1.0).unbind(-1)
-    for ratio in others:
-        first = first * ratio
-    return first
+    return ratios.masked_fill_(half == 0, 1.0)

@@ -67,7 +67,7 @@ with (
 """
 
 
-@pytest.mark.parametrize("columns", [80, 120, pytest.param(160, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("columns", [80, *(pytest.param(wide, marks=pytest.mark.slow) for wide in (120, 160))])
 def test_the_lines_of_a_dry_run_fit_a_terminal(tmp_path: Path, columns: int) -> None:
     text = run_in_terminal([sys.executable, "-c", DRY_RUN, "runs", "2.9"], columns, 200, scrollback=True, cwd=tmp_path)
     assert all(len(line) <= columns for line in text.splitlines())

@@ -11,7 +11,7 @@ from svdctl.control.change_counts import Changes
 from tests.distributed.runs import KINDS, make, write
 from tests.distributed.start import HERE, finish, start
 
-QUICK = ["clip-retract", "divide-penalty", "clip-parametrize", "recipe", "lipconv-sott"]
+QUICK = ["clip-retract", "recipe", "lipconv-sott"]
 SCRIPT = str(HERE / "runs.py")
 
 

@@ -20,7 +20,7 @@ from svdctl.evaluate.metric import METRICS, Unfinished
 from tests.evaluate.large_images import CLASSES, Levels, context, drawn, labels_of, measured, parts
 from tests.evaluate.small import make
 
-SHAPES = [(3, 64, 64), (3, 48, 80), (3, 224, 224), (1, 64, 64), (1, 40, 230)]
+SHAPES = [(3, 64, 64), (3, 48, 80), pytest.param((3, 224, 224), marks=pytest.mark.slow), (1, 64, 64), (1, 40, 230)]
 ALL = ("accuracy", "ece", "cifar-c", "autoattacks", "certified")
 SHORT: dict[str, Any] = {
     "corruptions": ["gaussian_noise", "glass_blur", "fog", "jpeg_compression", "saturate"],

@@ -188,6 +188,7 @@ def same_weights(first: Path, second: Path) -> None:
         assert all(torch.equal(value, right[name]) for name, value in left.items())
 
 
+@pytest.mark.slow
 def test_a_plugin_reaches_the_workers(tiny: Path, tmp_path: Path) -> None:
     text = tiny.read_text().replace('columns = ["compression", ', 'columns = ["confidence"] #')
     tiny.write_text(text)

@@ -14,10 +14,11 @@ from unittest.mock import Mock, patch
 
 import pytest
 
+from svdctl import plugins
 from svdctl.config.presets import to_toml
 from svdctl.data.npz import Npz
 from svdctl.errors import Interrupted, UsageError
-from svdctl.reproduce import executors
+from svdctl.reproduce import executors, worker
 from svdctl.reproduce import reproduction as module
 from svdctl.reproduce.estimate import run_bytes
 from svdctl.reproduce.executors import ATTEMPTS, Executor, OnRay, Processes
@@ -356,6 +357,24 @@ def test_a_plan_that_the_disk_cannot_hold_is_refused_before_training(jobs: list[
 def test_figures_survive_the_way_from_a_worker(jobs: list[Job]) -> None:
     outcome = Outcome("x", "done", {"accuracy": 0.1 + 0.2}, ("a", "b"), "f")
     assert OUTCOME.validate_json(OUTCOME.dump_json(outcome)) == outcome
+
+
+def test_a_worker_loads_the_plugins_of_its_job_before_it_begins(
+    jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "named.py").write_text("import sys\nsys.plugin_of_a_worker = __name__\n")
+    monkeypatch.setattr(sys, "plugin_of_a_worker", None, raising=False)
+    monkeypatch.setattr(plugins, "_loaded", {})
+    begun = []
+
+    def execute(job: Job) -> Outcome:
+        begun.append(sys.plugin_of_a_worker)  # type: ignore[attr-defined]
+        return Outcome(job.id, "done")
+
+    monkeypatch.setattr("svdctl.reproduce.execute.execute", execute)
+    config = jobs[0].config.model_copy(update={"plugins": (str(tmp_path / "named.py"),)})
+    worker.work(JOB.dump_json(replace(jobs[0], config=config)).decode())
+    assert begun == ["svdctl_plugin_named"]
 
 
 def test_a_worker_imports_nothing_from_the_current_folder(jobs: list[Job], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from tests.reproduce.conftest import TINY
 from tests.terminal import run_in_terminal
 
 
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("jobs", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_the_first_ctrl_c_is_answered_and_the_same_command_goes_on(tmp_path: Path, jobs: str) -> None:
     table = TINY.replace('"max_steps=6"', '"max_steps=60"').replace('"epochs=2"', '"epochs=9"')
     (tmp_path / "tiny.toml").write_text(

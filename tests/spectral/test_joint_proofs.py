@@ -93,7 +93,7 @@ def test_rough_lower_bounds_are_lower_and_enough(monkeypatch: pytest.MonkeyPatch
         assert 0.8 * norm <= lower * field.scale <= norm
         assert float(samples.max()) * field.scale <= norm * (1 + 1e-5)
     monkeypatch.setattr(bounds, "coarse_lower_bounds", rough_lower_bounds)
-    for factor in (1.3, 1.05, 1.005, 1.0001):
+    for factor in (1.05, 1.0001):
         assert are_bounded(convs, [norm * factor for norm in norms]) == [True] * len(convs)
         assert are_bounded(convs, [norm / factor * (1 - 1e-5) for norm in norms]) == [False] * len(convs)
 

@@ -92,8 +92,13 @@ def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]
 KINDS = [
     (),
     ("control.kind=clip", "control.max_sigma=1.5", "control.every_steps=3"),
-    ("control.kind=divide", "control.max_sigma=1.5", "layer.frames.kind=penalty", "layer.frames.weight=10"),
-    ("control.kind=divide-each", "control.max_sigma=1.5", "layer.frames.kind=free"),
+    pytest.param(
+        ("control.kind=divide", "control.max_sigma=1.5", "layer.frames.kind=penalty", "layer.frames.weight=10"),
+        marks=pytest.mark.slow,
+    ),
+    pytest.param(
+        ("control.kind=divide-each", "control.max_sigma=1.5", "layer.frames.kind=free"), marks=pytest.mark.slow
+    ),
     ("control.kind=assign", "control.max_sigma=1.5", "control.every_steps=5", "layer.frames.kind=parametrize"),
     ("control.kind=divide-exact", "control.max_sigma=1.5", "layer.kind=standard", "optimizer.kind=adam"),
 ]
