@@ -114,7 +114,13 @@ def test_curves_of_all_that_a_training_can_have(limit: float | None, monkeypatch
 
 @pytest.mark.parametrize(
     ("count", "kind", "factor"),
-    [(1, "short", 1.0), (2, "long", 100.0), (5, "long", 1.0), (16, "short", 100.0), (54, "long", 1.0)],
+    [
+        (1, "short", 1.0),
+        (2, "long", 100.0),
+        (5, "long", 1.0),
+        pytest.param(16, "short", 100.0, marks=pytest.mark.slow),
+        (54, "long", 1.0),
+    ],
 )
 def test_spectra_of_a_training(count: int, kind: str, factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
     names = layer_names(count, kind)
@@ -216,7 +222,13 @@ def accuracy_record(correct: int) -> Record:
 
 
 @pytest.mark.parametrize(
-    ("count", "missing", "values"), [(2, 0, "equal"), (2, 1, "all right"), (3, 0, "spread"), (30, 1, "spread")]
+    ("count", "missing", "values"),
+    [
+        (2, 0, "equal"),
+        (2, 1, "all right"),
+        (3, 0, "spread"),
+        pytest.param(30, 1, "spread", marks=pytest.mark.slow),
+    ],
 )
 def test_comparison(count: int, missing: int, values: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from svdctl.evaluate import comparison_plot

@@ -90,6 +90,7 @@ def test_work_without_bound_is_refused(contents: bytes, tmp_path: Path) -> None:
     assert len(str(caught.value)) < 1_000
 
 
+@pytest.mark.slow
 def test_nor_does_it_take_much_memory(tmp_path: Path) -> None:
     """In a process of its own, whose address space is limited."""
     command = [sys.executable, "-m", "tests.checkpoint.test_work", str(tmp_path / "work.pt")]

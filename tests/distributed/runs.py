@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from svdctl.cli.training_flags import LIPCONV, TRAIN, resolve
 from svdctl.config.train_config import TrainConfig
@@ -104,6 +105,11 @@ def train(data: Path, out: Path, devices: int, steps: int, kinds: Sequence[str])
             torch.save(run.model.state_dict(), out / f"{kind}-{devices}.{fabric.global_rank}.pt")
 
 
+def double_network(*given: Any) -> nn.Module:
+    """What a run trains in place of its network: the same in float64, whose sums hardly depend on their order."""
+    return build_model(*given).double()
+
+
 def lose(data: Path, out: Path, devices: int, kind: str) -> None:
     """Train with a checkpoint every four steps, until process 1 is gone."""
     step = Trainer.train_step
@@ -134,7 +140,7 @@ def stop(data: Path, out: Path, devices: int, kind: str, at: int | None) -> None
 
 if __name__ == "__main__":
     dots.put()
-    module.build_model = lambda *given: build_model(*given).double()
+    module.build_model = double_network
     mode, *rest = sys.argv[1:]
     if mode == "resume":
         recipe.resume(Path(rest[0]), changes={"hardware": {"devices": int(rest[1])}}, reporter=Reporter())

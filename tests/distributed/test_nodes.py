@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from svdctl.checkpoint.checkpoint_file import read_checkpoint
+from svdctl.cli.app import app
 from tests.distributed.runs import write
 from tests.distributed.start import free_ports, own_words, start
 from tests.distributed.test_same_weights import deviation
@@ -67,11 +69,11 @@ def slurm(data: Path, folder: Path) -> Started:
 )
 def test_two_nodes_train_one_network_and_the_first_alone_writes_and_speaks(launcher, tmp_path: Path) -> None:
     data = write(tmp_path / "data.npz", 38)
-    alone = start(["-m", "svdctl", *arguments(data, tmp_path / "alone")])
     started = launcher(data, tmp_path)
+    alone = CliRunner().invoke(app, arguments(data, tmp_path / "alone"))
+    assert alone.exit_code == 0, alone.output
     outputs = [process.communicate(timeout=250) for process in started]
     assert [process.returncode for process in started] == [0, 0], outputs
-    assert alone.communicate(timeout=100) is not None
     first, second = (output for output, _ in outputs)
     assert "test accuracy" in first
     assert own_words(second) == ""

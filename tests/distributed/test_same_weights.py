@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from svdctl.checkpoint.checkpoint_file import read_checkpoint
 from svdctl.control.change_counts import Changes
-from tests.distributed.runs import KINDS, make, write
+from svdctl.train import run
+from tests.distributed.runs import KINDS, double_network, make, train, write
 from tests.distributed.start import HERE, finish, start
 
 QUICK = ["clip-retract", "recipe", "lipconv-sott"]
@@ -30,11 +31,13 @@ def deviation(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 
 
 def compare(folder: Path, kinds: list[str], devices: int, steps: int) -> None:
-    """Run all kinds on one process and on several, at the same time."""
-    data = str(write(folder / "data.npz", 38))
-    started = [start([SCRIPT, "train", data, str(folder), str(number), str(steps), *kinds]) for number in (1, devices)]
-    for process in started:
-        finish(process, 280)
+    """Run all kinds on one process, this one, and on several, at the same time."""
+    data = write(folder / "data.npz", 38)
+    shared_run = start([SCRIPT, "train", str(data), str(folder), str(devices), str(steps), *kinds])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "build_model", double_network)
+        train(data, folder, 1, steps, kinds)
+    finish(shared_run, 280)
     for kind in kinds:
         alone = torch.load(folder / f"{kind}-1.0.pt")
         shared = [torch.load(folder / f"{kind}-{devices}.{rank}.pt") for rank in range(devices)]

@@ -346,6 +346,7 @@ def test_a_network_of_torchvision_needs_nothing_more(tmp_path: Path) -> None:
     assert torch.equal(svdctl.load(result.folder, squeezenet1_1(num_classes=3))(pixels), model(pixels))
 
 
+@pytest.mark.slow
 def test_timms_convnext_under_division(tmp_path: Path) -> None:
     pytest.importorskip("timm")
     flags = {"clipping": "divide", "clip_to": 2.0, "clip_linear": True, "max_steps": 2}

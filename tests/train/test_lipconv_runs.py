@@ -85,7 +85,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize(
-    "kind", ["soc", "sott-retract", *(pytest.param(kind, marks=pytest.mark.slow) for kind in list(KINDS)[2:])]
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "sott-retract")) for kind in KINDS]
 )
 def test_an_interrupted_run_ends_with_the_weights_of_an_undisturbed_one(
     kind: str, data: Path, monkeypatch: pytest.MonkeyPatch

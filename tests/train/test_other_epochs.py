@@ -177,7 +177,7 @@ RECIPES = {
 
 @pytest.mark.parametrize(
     "sets",
-    [pytest.param(sets, id=name, marks=[pytest.mark.slow] * (name == "mixed")) for name, sets in RECIPES.items()],
+    [pytest.param(sets, id=name, marks=[pytest.mark.slow] * (name != "average")) for name, sets in RECIPES.items()],
 )
 def test_extensions_of_other_recipes_repeat_themselves(tmp_path: Path, sets: tuple[str, ...]) -> None:
     """Also after a kill between the checkpoint that knows of the extension and the first step."""
