@@ -11,6 +11,8 @@ import sys
 import types
 from pathlib import Path
 
+import pytest
+
 import svdctl
 
 ROOT = Path(__file__).parents[1]
@@ -191,6 +193,7 @@ def test_the_library_names_no_flags() -> None:
     assert not found
 
 
+@pytest.mark.slow
 def test_every_public_name_is_used_twice_and_again_after_every_import() -> None:
     """In a process of its own, where nothing was imported before."""
     # With torchmetrics, which Lightning's integrations need.

@@ -33,7 +33,7 @@ def read_shortened(path: Path) -> None:
     print(found.digest)
 
 
-@pytest.mark.parametrize("kind", SAVES)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "zip")) for kind in SAVES])
 def test_a_file_that_gets_shorter_after_it_was_read(kind: str, tmp_path: Path) -> None:
     """Its tensors are views of the file where it is mapped: reading them then ends the process by SIGBUS."""
     SAVES[kind](state_dict(), tmp_path / "a")

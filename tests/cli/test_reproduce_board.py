@@ -97,7 +97,7 @@ def board(folder: Path, columns: int, rows: int, **env: str) -> list[str]:
     return lines[:-1]
 
 
-@pytest.mark.parametrize("columns", [80, 120, pytest.param(160, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("columns", [80, *(pytest.param(wide, marks=pytest.mark.slow) for wide in (120, 160))])
 def test_every_run_has_its_state_on_a_terminal(tmp_path: Path, columns: int) -> None:
     lines = board(tmp_path, columns, 40)
     text = "\n".join(lines)

@@ -65,7 +65,7 @@ def slurm(data: Path, folder: Path) -> Started:
 
 
 @pytest.mark.parametrize(
-    "launcher", [lightning, *(pytest.param(other, marks=pytest.mark.slow) for other in (torchrun, slurm))]
+    "launcher", [pytest.param(launcher, marks=pytest.mark.slow) for launcher in (lightning, torchrun, slurm)]
 )
 def test_two_nodes_train_one_network_and_the_first_alone_writes_and_speaks(launcher, tmp_path: Path) -> None:
     data = write(tmp_path / "data.npz", 38)

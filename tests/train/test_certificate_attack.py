@@ -156,7 +156,7 @@ def autoattack(victim: Victim, index: Tensor, eps: float, attacks: tuple[str, ..
 @pytest.mark.parametrize(
     ("frames", "attacks", "bands"),
     [
-        ("penalty", ("apgd-ce",), 1),
+        pytest.param("penalty", ("apgd-ce",), 1, marks=pytest.mark.slow),
         pytest.param("retract", ("apgd-ce",), 2, marks=pytest.mark.slow),
         pytest.param(
             "retract", ("apgd-ce", "apgd-t", "fab-t", "square"), 2, marks=[pytest.mark.slow, pytest.mark.timeout(1500)]

@@ -37,7 +37,7 @@ def test_it_is_that_of_torch(kind: type[torch.optim.Optimizer]) -> None:
         torchs.step()
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", pytest.param("adam", marks=pytest.mark.slow)])
 def test_a_training_uses_it_and_goes_on_with_it(
     optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

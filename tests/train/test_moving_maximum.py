@@ -41,7 +41,9 @@ def norms_of(network: nn.Module) -> dict[str, float]:
     return {name: svdctl.spectral_norm_bound(layer).lower for name, layer in found.items()}
 
 
-@pytest.mark.parametrize("kind", ["clip", "assign", "divide-exact", "divide"])
+@pytest.mark.parametrize(
+    "kind", ["clip", "divide", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("assign", "divide-exact"))]
+)
 def test_layers_are_within_the_maximum_of_each_step(kind: str, tmp_path: Path) -> None:
     config = make(tmp_path, "train", f"control.kind={kind}", "control.every_steps=1", *MOVED)
     with training(config) as (trainer, _):

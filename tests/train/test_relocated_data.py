@@ -117,7 +117,14 @@ def test_other_data_at_the_new_place_are_refused_unless_they_are_wanted(
     assert (last.config.data, last.training["counters"]["other_data_until"]) == (Npz(path=place), 5)
 
 
-@pytest.mark.parametrize("when", ["before last.pt", "after last.pt", "before config.toml", "after config.toml"])
+@pytest.mark.parametrize(
+    "when",
+    [
+        "before config.toml",
+        "after last.pt",
+        *(pytest.param(when, marks=pytest.mark.slow) for when in ("before last.pt", "after config.toml")),
+    ],
+)
 def test_a_kill_on_the_way(moved: tuple[Path, Path, recipe.TrainResult], tmp_path: Path, when: str) -> None:
     part, place, whole = moved
     moments = Moments(tmp_path / "moments", lambda name: name in [f"{n} {when}" for n in range(4)])

@@ -54,6 +54,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "lipconv-sott-penalty": {"layer": {"kind": "sott", "rank": 4, "frames": {"kind": "penalty"}}},
     "lipconv-tt": {"layer": {**TT, "frames": {"kind": "retract"}}},
 }  # fmt: skip
+ALSO = ("dense-adam", "retract-qr", "retract-each", "free-each", "lipconv-sott-retract", "lipconv-tt")
+"""Of which the others have each part too."""
 
 
 def make(kind: str) -> TrainConfig:
@@ -106,7 +108,7 @@ def shown_as_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_fakes
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in ALSO)) for kind in KINDS])
 def test_a_step_stays_on_its_device(kind: str) -> None:
     trainer = trainer_of(make(kind))
     batch = next(trainer.batches.epoch(0))
