@@ -1,5 +1,6 @@
 """Exceptions to one sentence on stderr and an exit code: 1 the run failed, 2 wrong usage, 130 interrupted."""
 
+import difflib
 import errno
 import os
 import re
@@ -113,15 +114,46 @@ def parser_sentence(error: BaseException) -> str:
     if faults and option is not None and (kind := faults[0]["type"].partition("_")[0]) in NUMBERS:
         name, (wanted, example) = max(option.opts, key=len), NUMBERS[kind]
         return f"{name} {str(faults[0]['input'])[:80]}: {wanted} is wanted, as {name} {example}"
-    near = getattr(error, "possibilities", None)
-    if near:
-        return f"{error.args[0] if error.args else error} (did you mean {', '.join(near)}?)"
+    if hasattr(error, "possibilities"):
+        near = near_options(error)
+        hint = f" (did you mean {', '.join(near)}?)" if near else ""
+        return f"{error.args[0] if error.args else error}{hint}"
     message = str(getattr(error, "format_message", error.__str__)()).replace("\n", " ").rstrip(".")
     if lacking := re.fullmatch(r"Option '(--[a-z-]+)' requires an argument", message):
         return f"{lacking[1]}: a value is wanted behind it"
     if further := re.fullmatch(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)", message):
         return f"{further[1]}: no such argument is taken here; a value stands behind its option"
     return message
+
+
+def near_options(error: BaseException) -> list[str]:
+    """Return options that resemble one that the parser does not know, the nearest first: by name or by their help.
+
+    `--learning-rate` is near to an option whose help begins with "Learning rate".
+    """
+    typed, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
+    if typed is None or context is None:
+        return sorted(getattr(error, "possibilities", None) or ())
+    typed = typed.lstrip("-").replace("_", "-").lower()
+    likeness: dict[str, float] = {}
+    for option in context.command.params:
+        names = [name for name in (*option.opts, *option.secondary_opts) if name.startswith("--")]
+        words = re.split(r"[^a-z -]", (getattr(option, "help", None) or "").lower())[0].split()
+        described = ["-".join(words[:count]) for count in (1, 2, 3)] if names else []
+        # Of a name and a description that are as near, the name is meant.
+        rated = [(name, _likeness(typed, name[2:])) for name in names]
+        rated += [(names[0], difflib.SequenceMatcher(None, typed, text).ratio() - 0.15) for text in described]
+        for name, value in rated:
+            likeness[name] = max(value, likeness.get(name, 0.0))
+    nearest = max(likeness.values(), default=0.0)
+    near = [name for name, value in likeness.items() if value >= max(0.6, nearest - 0.05)]
+    return sorted(near, key=lambda name: -likeness[name])[:3]
+
+
+def _likeness(one: str, other: str) -> float:
+    """Return how alike two names are, 1 for equal ones; at least 0.8 where one is a part of the other, or begins it."""
+    part = one in other.split("-") or other in one.split("-") or one.startswith(other) or other.startswith(one)
+    return max(0.8 if part else 0.0, difflib.SequenceMatcher(None, one, other).ratio())
 
 
 def os_sentence(error: OSError) -> str:

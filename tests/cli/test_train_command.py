@@ -289,6 +289,10 @@ def test_tracebacks_on_request(
         (["train", "extra"], "extra"),
         (["trian"], "trian"),
         (["train-lipconv", "--blok-size", "3"], "--block-size"),
+        (["train", "--lerning-rate", "0.1"], "did you mean --init-lr, --lr-schedule?)"),
+        (["train", "--lr", "0.1"], "did you mean --init-lr, --lr-schedule?)"),
+        (["train", "--optimizer", "sgd"], "did you mean --opt?)"),
+        (["train", "--nothing-of-this-kind", "0.1"], "No such option: --nothing-of-this-kind (--help shows all)"),
     ],
 )
 def test_what_the_parser_refuses(

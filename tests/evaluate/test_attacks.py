@@ -161,7 +161,9 @@ def test_shards_join_and_mixed_or_unfinished_ones_do_not() -> None:
         join(shards)
 
 
-@pytest.mark.parametrize(("norm", "dual"), [("L2", 2.0), ("Linf", 1.0), ("L1", float("inf"))])
+@pytest.mark.parametrize(
+    ("norm", "dual"), [("L2", 2.0), ("Linf", 1.0), pytest.param("L1", float("inf"), marks=pytest.mark.slow)]
+)
 def test_linear_classifier_breaks_just_above_its_exact_distance_and_never_below(norm: str, dual: float) -> None:
     """Without clamping, the nearest point of another class is `gap / ||w_label - w_other||_dual` away."""
     generator = torch.Generator().manual_seed(1)
