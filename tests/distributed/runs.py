@@ -26,6 +26,7 @@ from svdctl.distributed.failure_detector import end_together
 from svdctl.models.build import build_model
 from svdctl.train import run as module
 from svdctl.train import start as recipe
+from svdctl.train import starting_network
 from svdctl.train.setup import launch, load_parts
 from svdctl.train.trainer import Trainer
 from svdctl.utils.progress import Reporter
@@ -140,8 +141,8 @@ def stop(data: Path, out: Path, devices: int, kind: str, at: int | None) -> None
 
 if __name__ == "__main__":
     dots.put()
-    module.build_model = double_network
     mode, *rest = sys.argv[1:]
+    module.build_model = starting_network.build_model = double_network
     if mode == "resume":
         recipe.resume(Path(rest[0]), changes={"hardware": {"devices": int(rest[1])}}, reporter=Reporter())
     elif mode in ("stop", "whole"):
