@@ -44,7 +44,15 @@ def evaluated(checkpoint: Path) -> float:
     return float(record["results"]["lipschitz"])
 
 
-@pytest.mark.parametrize("case", [pytest.param("clipped", marks=pytest.mark.slow), "TT", "divided", "without control"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param("clipped", marks=pytest.mark.slow),
+        "TT",
+        "divided",
+        pytest.param("without control", marks=pytest.mark.slow),
+    ],
+)
 def test_inspect_spectrum_and_eval_robust_prove_one_constant(case: str, tmp_path: Path) -> None:
     checkpoint = trained(tmp_path, *CASES[case])
     found = inspected(checkpoint)

@@ -16,6 +16,7 @@ from svdctl.layers.batchnorm import share_statistics_
 from tests.distributed.start import HERE, finish, members, start
 
 
+@pytest.mark.slow
 def test_messages_shared_control_and_batch_statistics() -> None:
     started = [start([str(HERE / "checks.py")], **variables) for variables in members(3)]
     for process in started:

@@ -27,6 +27,7 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_file_is_trained_with_evaluated_and_resumed_with_only_where_it_is_named(place: Path) -> None:
     [trained] = svdctl(place, ("train", "--plugin", "./stripes.py", *SMALL, "--name", "a"))
     assert trained.code == 0, trained.stderr

@@ -259,6 +259,7 @@ def test_average_of_weights():
     averaged(IMAGES).sum().backward()
 
 
+@pytest.mark.slow
 def test_processes_keep_the_same_bits():
     started = [start([f"{HERE}/ddp_checks.py"], **variables) for variables in members(2)]
     for process in started:

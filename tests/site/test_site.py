@@ -86,6 +86,7 @@ def test_no_fence_of_code_is_shown_as_text(site: Path) -> None:
         assert "```" not in page.read_text(encoding="utf-8"), page.name
 
 
+@pytest.mark.slow
 def test_no_table_is_wider_than_a_screen(site: Path) -> None:
     wider = """return [...document.querySelectorAll(".md-typeset__scrollwrap")]
         .filter(box => box.scrollWidth > box.clientWidth + 2).map(box => box.innerText.slice(0, 60))"""

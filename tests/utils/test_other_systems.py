@@ -26,6 +26,7 @@ def run_without(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", whole, *arguments], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_library_works(tmp_path: Path) -> None:
     svdctl.save(torch.nn.Conv2d(3, 4, 3), tmp_path / "a.pt")
     code = """
