@@ -365,9 +365,8 @@ def on_host(tensors: Sequence[Tensor]) -> list[Tensor]:
 def interpolation(frequencies: Tensor, taps: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Return weights `(F, samples)` of the samples' real and imaginary parts at frequencies `(F, d)`, float64."""
     if not taps:
-        return torch.ones(len(frequencies), 1, dtype=torch.float64), torch.zeros(
-            len(frequencies), 1, dtype=torch.float64
-        )
+        own = torch.ones(len(frequencies), 1, dtype=torch.float64)
+        return own, torch.zeros_like(own)
     nodes = _nodes(taps)
     points = frequencies[:, nodes.axes]
     ratios = _dirichlet(torch.stack((points - nodes.angles, points + nodes.angles)), nodes.counts)
